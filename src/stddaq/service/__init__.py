@@ -1,0 +1,1 @@
+"""What every daemon shares: arguments, log lines, statistics, signals."""

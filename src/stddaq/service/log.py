@@ -1,0 +1,46 @@
+"""Log lines of the daemons: `[MM-DD HH:MM:SS.mmm][service][vVERSION][level] message` on standard output.
+
+Lines of user-visible events start their message with `[event] ` (see `event`).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+from stddaq import __version__
+
+_COLOURS = {"debug": "36", "info": "32", "warning": "33", "error": "31", "critical": "1;31"}
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+logger = logging.getLogger("stddaq")
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, service: str, colour: bool) -> None:
+        super().__init__()
+        self._service, self._colour = service, colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = record.levelname.lower()
+        if self._colour:
+            level = f"\x1b[{_COLOURS.get(level, '0')}m{level}\x1b[0m"
+        stamp = time.strftime("%m-%d %H:%M:%S", time.localtime(record.created))
+        message = record.getMessage()
+        if record.exc_info and record.exc_info[0] is not None:
+            message += "\n" + self.formatException(record.exc_info)
+        return f"[{stamp}.{int(record.msecs):03d}][{self._service}][v{__version__}][{level}] {message}"
+
+
+def set_up(service: str, level: str) -> None:
+    """Send the log lines of this process to standard output. `level` as `log_level` in the configuration."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Formatter(service, colour=sys.stdout.isatty()))
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(_LEVELS.get(level, logging.CRITICAL + 1))
+
+
+def event(message: str, *args: object) -> None:
+    """Log something that a user sees happen (a run starts, a file is closed)."""
+    logger.info("[event] " + message, *args)

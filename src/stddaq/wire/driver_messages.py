@@ -1,0 +1,181 @@
+"""The driver's WebSocket messages: JSON text frames, one object each.
+
+Commands come from clients, `StatusMessage` and its kin go to them. The names are those of the std_daq
+driver; clients written for the C++ service look only at `status`, `count` and `reason`. The driver parses with
+`parse_command`, the client composes with the same models.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from stddaq.errors import StdDaqError
+
+DEFAULT_PORT = 8080
+DEFAULT_FILE_PREFIX = "file"
+# Largest image id of a GigaFRoST, and the std_daq's default for "until stopped".
+DEFAULT_N_IMAGE = 2**24 - 1
+STATUS_PERIOD_S = 0.1
+
+Status = Literal[
+    "idle",
+    "started",
+    "creating_file",
+    "file_created",
+    "waiting_for_first_image",
+    "recording",
+    "stop",
+    "saving_file",
+    "file_saved",
+    "error",
+    "rejected",
+]
+# What a reply of status `error` or `rejected` carries as `error`, so that programs need not read `reason`.
+ErrorType = Literal[
+    "invalid_json",
+    "invalid_message",
+    "unknown_command",
+    "missing_field",
+    "invalid_field",
+    "unknown_field",
+    "path_not_allowed",
+    "path_not_usable",
+    "file_exists",
+    "disk_full",
+    "user_not_allowed",
+    "busy",
+]
+
+
+class CommandError(StdDaqError):
+    """A command that cannot be carried out. `error` is its `ErrorType`."""
+
+    def __init__(self, error: ErrorType, reason: str) -> None:
+        super().__init__(reason)
+        self.error: ErrorType = error
+
+
+class StartCommand(BaseModel):
+    """Begin a run. The fields from `overwrite` on are ours; the C++ driver ignores them."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    command: Literal["start"] = "start"
+    path: str
+    """Existing directory, absolute."""
+    file_prefix: str = DEFAULT_FILE_PREFIX
+    n_image: Annotated[int, Field(ge=0, lt=2**63)] = DEFAULT_N_IMAGE
+    writer_id: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """uid that the files shall belong to; 0: as the writers themselves."""
+    start_id: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    """Images with a lower id are not recorded."""
+    overwrite: bool = False
+    """Allow existing files to be replaced."""
+    strict: bool = False
+    """End the run as `error` when an image was overwritten in the ring buffer before it was written."""
+    first_image_timeout: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    """Seconds in `waiting_for_first_image` after which the run is an `error`; None: no limit."""
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: str) -> str:
+        if not path.startswith("/") or "\0" in path:
+            raise ValueError("the absolute path of an existing directory")
+        return path
+
+    @field_validator("file_prefix")
+    @classmethod
+    def _one_file_name(cls, prefix: str) -> str:
+        # NAME_MAX is 255 bytes; the writer's number, `Master` and `.h5` follow the prefix.
+        if (
+            not prefix
+            or "/" in prefix
+            or "\0" in prefix
+            or prefix.startswith(".")
+            or len(prefix.encode()) > 230
+        ):
+            raise ValueError(
+                "the beginning of a file name: not empty, no '/', not starting with '.', up to 230 bytes"
+            )
+        return prefix
+
+
+class PlainCommand(BaseModel):
+    """`stop` ends the run (valid in every state); `status` and `last_result` ask."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    command: Literal["stop", "status", "last_result"]
+
+
+def parse_command(frame: str | bytes) -> StartCommand | PlainCommand:
+    """Decode one WebSocket frame. Raises `CommandError`."""
+    if isinstance(frame, bytes):
+        raise CommandError(
+            "invalid_message", "found a binary frame, allowed are text frames with a JSON object"
+        )
+    try:
+        content = json.loads(frame)
+    except (ValueError, RecursionError) as error:
+        raise CommandError("invalid_json", f"found no JSON ({error}), allowed is a JSON object") from error
+    if not isinstance(content, dict):
+        raise CommandError("invalid_message", f"found {_shown(content)}, allowed is a JSON object")
+    if "command" not in content:
+        raise CommandError("missing_field", f"command: missing; allowed are {_COMMANDS}")
+    if not isinstance(content["command"], str):
+        raise CommandError(
+            "invalid_field", f"command: found {_shown(content['command'])}, allowed are {_COMMANDS}"
+        )
+    model = _MODELS.get(content["command"])
+    if model is None:
+        raise CommandError(
+            "unknown_command", f"command: found {_shown(content['command'])}, allowed are {_COMMANDS}"
+        )
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise _command_error(error) from error
+
+
+_MODELS: dict[str, type[StartCommand | PlainCommand]] = {
+    "start": StartCommand,
+    "stop": PlainCommand,
+    "status": PlainCommand,
+    "last_result": PlainCommand,
+}
+_COMMANDS = ", ".join(_MODELS)
+
+
+def _command_error(error: ValidationError) -> CommandError:
+    first = error.errors()[0]
+    key = str(first["loc"][0]) if first["loc"] else "command"
+    if first["type"] == "missing":
+        return CommandError("missing_field", f"{key}: missing, it is mandatory")
+    if first["type"] == "extra_forbidden":
+        allowed = ", ".join(StartCommand.model_fields)
+        return CommandError("unknown_field", f"{key}: unknown field; allowed are {allowed}")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return CommandError("invalid_field", f"{key}: found {_shown(first['input'])}, allowed is {message}")
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def raw_file_name(prefix: str, writer: int) -> str:
+    """Name of the raw file of writer `writer`."""
+    return f"{prefix}{writer}.h5"
+
+
+def metadata_file_name(prefix: str) -> str:
+    """Name of the file of the metadata writer."""
+    return f"{prefix}Meta.h5"
+
+
+def master_file_name(prefix: str) -> str:
+    """Name of the master file of a run."""
+    return f"{prefix}Master.h5"

@@ -1,0 +1,100 @@
+"""Names of the ipc sockets, and binding them without taking them from a service that is alive.
+
+The directory is /tmp by the std_daq contract; the environment variable STDDAQ_IPC_DIR moves it, for
+several deployments side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import zmq
+
+from stddaq.errors import EndpointError
+
+IPC_DIRECTORY_VARIABLE = "STDDAQ_IPC_DIR"
+# sun_path holds 108 bytes with its terminating zero.
+MAX_PATH_BYTES = 107
+# Messages that a socket queues. A consumer that is this far behind has lost its images in the ring anyway.
+QUEUE_LIMIT = 100_000
+# A peer that hangs as a whole process (SIGSTOP, a dead host) is found within their sum.
+HEARTBEAT_INTERVAL_MS = 400
+HEARTBEAT_TIMEOUT_MS = 1000
+
+
+def ipc_directory() -> Path:
+    """Where the ipc sockets of this deployment are."""
+    return Path(os.environ.get(IPC_DIRECTORY_VARIABLE) or "/tmp")
+
+
+def ipc_endpoint(name: str) -> str:
+    """The ZeroMQ endpoint of the ipc socket `name`. Raises `EndpointError` when the path is too long."""
+    path = ipc_directory() / name
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise EndpointError(
+            f"ipc socket {path}: found a path of {len(os.fsencode(path))} bytes, "
+            f"allowed are {MAX_PATH_BYTES}; "
+            f"shorten detector_name or {IPC_DIRECTORY_VARIABLE}"
+        )
+    return f"ipc://{path}"
+
+
+def metadata_stream(detector_name: str, suffix: str) -> str:
+    """Where the producer of `suffix` publishes one `ImageMetadata` per image."""
+    return ipc_endpoint(f"{detector_name}-{suffix}")
+
+
+def driver_to_writer(detector_name: str, writer: int | str) -> str:
+    """Where the driver pushes `WriterAction` to a writer: its number, or `meta`."""
+    return ipc_endpoint(f"{detector_name}-driver-{writer}")
+
+
+def writer_to_driver(detector_name: str, writer: int | str) -> str:
+    """Where a writer, its number or `meta`, pushes `WriterResponse` to the driver."""
+    return ipc_endpoint(f"{detector_name}-writer-{writer}")
+
+
+def software_trigger(detector_name: str) -> str:
+    """Where a simulator takes software triggers (REP, JSON)."""
+    return ipc_endpoint(f"{detector_name}-trigger")
+
+
+def bind(zmq_socket: zmq.Socket, endpoint: str) -> None:
+    """Bind an ipc endpoint, unless a living process listens there.
+
+    ZeroMQ itself would remove the other's socket file and take over, unnoticed by both.
+    Raises `EndpointError`.
+    """
+    path = endpoint.removeprefix("ipc://")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            pass  # Nobody, or the file that a killed service left behind.
+        except OSError as error:
+            raise EndpointError(f"{endpoint}: cannot be bound: {error.strerror}") from error
+        else:
+            raise EndpointError(
+                f"{endpoint}: another running service is bound there; stop it, or change detector_name, "
+                f"or set {IPC_DIRECTORY_VARIABLE} for a deployment of its own"
+            )
+    try:
+        zmq_socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        raise EndpointError(f"{endpoint}: cannot be bound: {error.strerror}") from error
+
+
+def open_socket(context: zmq.Context, kind: int) -> zmq.Socket:
+    """A socket with the project's limits: bounded queues, heartbeats, no lingering, quick reconnects."""
+    zmq_socket = context.socket(kind)
+    zmq_socket.linger = 0
+    zmq_socket.sndhwm = QUEUE_LIMIT
+    zmq_socket.rcvhwm = QUEUE_LIMIT
+    zmq_socket.reconnect_ivl = 20
+    zmq_socket.reconnect_ivl_max = 200
+    zmq_socket.heartbeat_ivl = HEARTBEAT_INTERVAL_MS
+    zmq_socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
+    return zmq_socket

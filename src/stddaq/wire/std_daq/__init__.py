@@ -1,0 +1,1 @@
+"""Protobuf messages generated from proto/std_daq by proto/generate; never edited by hand."""
