@@ -1,0 +1,35 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.processes import Deployment
+
+
+@pytest.fixture
+def make_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Deployment]]:
+    """Makes deployments with other configurations: `make_deployment(number_of_writers=8)`.
+
+    The test's own process is in the ipc directory of the one made last. Afterwards all services are ended,
+    and it fails the test when one of them ends badly or leaves something behind.
+    """
+    with ExitStack() as made:
+
+        def make(**overrides: Any) -> Deployment:
+            deployment = Deployment(tmp_path, **overrides)
+            made.callback(deployment.close)
+            monkeypatch.setenv("STDDAQ_IPC_DIR", str(deployment.ipc_directory))
+            return deployment
+
+        yield make
+
+
+@pytest.fixture
+def deployment(make_deployment: Callable[..., Deployment]) -> Deployment:
+    """A deployment of a small GigaFRoST with two writers; nothing is started yet."""
+    return make_deployment()
