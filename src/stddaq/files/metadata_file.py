@@ -1,0 +1,139 @@
+"""The metadata file `<prefix>Meta.h5` of a run: the detector's own fields of every image, in arrival order.
+
+Layout (std_daq): `/<detector_name>/metadata`, one compound row per image; which fields depends on the detector.
+Readable by SWMR while it grows, like the raw files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stddaq.files.growing_rows import GrowingRows
+from stddaq.files.raw_file import create_swmr_file
+from stddaq.wire.std_daq import image_metadata_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataLayout:
+    """The rows of one detector type."""
+
+    dtype: np.dtype
+    row_of: Callable[[pb.ImageMetadata], tuple[int, ...]]
+
+
+def _gigafrost(metadata: pb.ImageMetadata) -> tuple[int, ...]:
+    gf = metadata.gf
+    return (
+        metadata.image_id,
+        gf.scan_id,
+        gf.scan_time,
+        gf.sync_time,
+        gf.frame_timestamp,
+        gf.exposure_time,
+    )
+
+
+def _jungfrau(metadata: pb.ImageMetadata) -> tuple[int, ...]:
+    return metadata.image_id, metadata.jf.daq_rec
+
+
+def _eiger(metadata: pb.ImageMetadata) -> tuple[int, ...]:
+    return metadata.image_id, metadata.eg.exptime
+
+
+def _pco(metadata: pb.ImageMetadata) -> tuple[int, ...]:
+    return metadata.image_id, metadata.pco.global_timestamp_sec, metadata.pco.global_timestamp_ns
+
+
+GIGAFROST = MetadataLayout(
+    np.dtype(
+        [
+            ("image_id", "<u8"),
+            ("scan_id", "<u8"),
+            ("scan_time", "<u4"),
+            ("sync_time", "<u4"),
+            ("frame_timestamp", "<u8"),
+            ("exposure_time", "<u8"),
+        ]
+    ),
+    _gigafrost,
+)
+JUNGFRAU = MetadataLayout(np.dtype([("image_id", "<u8"), ("daq_rec", "<u8")]), _jungfrau)
+EIGER = MetadataLayout(np.dtype([("image_id", "<u8"), ("exptime", "<u8")]), _eiger)
+PCO = MetadataLayout(
+    np.dtype([("image_id", "<u8"), ("global_timestamp_sec", "<u8"), ("global_timestamp_ns", "<u8")]), _pco
+)
+
+
+class MetadataFile:
+    """A metadata file being written. Not thread-safe; one process per file."""
+
+    def __init__(
+        self,
+        path: Path,
+        detector_name: str,
+        layout: MetadataLayout,
+        attributes: Mapping[str, object],
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        """Create the file and begin SWMR. Raises `FileExistsError`, unless `overwrite`, and `OSError`."""
+        self.path = path
+        self._row_of = layout.row_of
+        self._rows: list[tuple[int, ...]] = []
+        self._file = create_swmr_file(path, overwrite=overwrite)
+        try:
+            group = self._file.create_group(detector_name)
+            for name, value in attributes.items():
+                group.attrs[name] = value
+            self._metadata = GrowingRows(group, "metadata", layout.dtype)
+            self._file.swmr_mode = True
+        except BaseException:
+            self._file.close()
+            path.unlink(missing_ok=True)
+            raise
+
+    @property
+    def n_images(self) -> int:
+        """Rows so far, visible or not."""
+        return self._metadata.n_rows + len(self._rows)
+
+    @property
+    def n_visible(self) -> int:
+        """Rows that other processes can read."""
+        return self._metadata.n_rows
+
+    def add(self, metadata: pb.ImageMetadata) -> None:
+        """Add the row of one image."""
+        self._rows.append(self._row_of(metadata))
+
+    def flush(self) -> None:
+        """Make all rows visible to other processes."""
+        if self._rows:
+            self._metadata.append(self._rows)
+            self._rows.clear()
+
+    def close(self) -> None:
+        """Flush and close. Raises `OSError`; rows that were visible stay readable with SWMR."""
+        try:
+            self.flush()
+        finally:
+            self._close_file()
+
+    def abandon(self) -> None:
+        """Close after an error, keeping what is visible, whatever happens."""
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            self._close_file()
+
+    def _close_file(self) -> None:
+        self._metadata.close()
+        try:
+            self._file.close()
+        except RuntimeError as error:
+            raise OSError(errno.EIO, f"HDF5 cannot close the file: {error}", str(self.path)) from error

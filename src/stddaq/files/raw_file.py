@@ -1,0 +1,337 @@
+"""The raw file of one writer, written so that a crash or a reader can come at any time.
+
+Uncompressed pixels go by one `pwritev` from the ring buffer into chunks that HDF5 has allocated and never
+touches itself; compressed images are stored as they are by direct chunk write. `flush` makes rows visible to
+SWMR readers: first `data`, then `metadata`, so that a row that can be read is a row that is there.
+
+Layout (std_daq): group `/<detector_name>` with `data` (n, H, W) and `metadata` (n,) of `METADATA_DTYPE`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import h5py
+import hdf5plugin  # noqa: F401  (registers the filters of compressed sources)
+import numpy as np
+from h5py import h5d, h5p, h5s, h5t, h5z
+
+from stddaq.config import DetectorConfig
+from stddaq.errors import FileLayoutError
+from stddaq.files.growing_rows import GrowingRows
+from stddaq.wire.metadata import compression_of
+from stddaq.wire.std_daq import image_metadata_pb2 as pb
+
+METADATA_DTYPE = np.dtype([("image_id", "<u8"), ("status", "<u8")])
+# Registered HDF5 filters, with the options that say lz4 inside bitshuffle, and blosc2's defaults.
+FILTERS = {pb.h5bitshuffle_lz4: (32008, (0, 2)), pb.blosc2: (32026, ())}
+# Chunks start on pages, so that the kernel copies whole ones.
+PAGE = 4096
+# What a chunk may waste, beside its last images, of a file: with the HDF5 structures (about 150 KiB) a file
+# stays within 5 % + 1 MiB of its pixels.
+SLACK_FRACTION = 0.04
+SLACK_BYTES = 512 * 1024
+# Linux refuses more pieces in one pwritev.
+MAX_PIECES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RawLayout:
+    """What the raw files of a detector and source look like."""
+
+    detector_name: str
+    image_shape: tuple[int, int]
+    dtype: np.dtype
+    block_bytes: int
+    compression: int
+    """`ImageMetadataCompression` of the images as they come."""
+
+    @classmethod
+    def of(cls, config: DetectorConfig, suffix: str) -> RawLayout:
+        """The layout for images from the ring buffer `suffix`."""
+        return cls(
+            config.detector_name,
+            config.image_shape,
+            config.dtype,
+            config.gpfs_block_size,
+            compression_of(suffix),
+        )
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of an uncompressed image."""
+        return self.image_shape[0] * self.image_shape[1] * self.dtype.itemsize
+
+    def chunk_images(self, expected_images: int) -> int:
+        """Images per chunk of a file that gets `expected_images` (0: not known)."""
+        if self.compression:
+            return 1
+        largest = max(1, self.block_bytes // self.image_bytes)
+        if not expected_images:
+            return largest
+        n_chunks = -(-expected_images // largest)
+        if not self.wastes(expected_images, largest):
+            return largest
+        while self.wastes(expected_images, -(-expected_images // n_chunks)):
+            n_chunks += 1
+        return -(-expected_images // n_chunks)
+
+    def wastes(self, n_images: int, chunk_images: int) -> bool:
+        """Whether the last chunk of a file of `n_images` would make the file too large."""
+        unused = -n_images % chunk_images * self.image_bytes
+        return unused > SLACK_FRACTION * n_images * self.image_bytes + SLACK_BYTES
+
+
+class RawFile:
+    """A raw file being written. Not thread-safe; one process per file.
+
+    Images are put behind the last one (`put`), declared with id and status (`declare`), made visible by
+    `flush`. Errors of the file system come as `OSError`; what was flushed before stays readable.
+
+    Attributes:
+        n_images: images put so far, which is the row of the next one.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        layout: RawLayout,
+        attributes: Mapping[str, object],
+        *,
+        expected_images: int = 0,
+        overwrite: bool = False,
+    ) -> None:
+        """Create the file and begin SWMR. Raises `FileExistsError`, unless `overwrite`, and `OSError`."""
+        self.path = path
+        self._layout = layout
+        self._attributes = dict(attributes)
+        self._image_bytes = layout.image_bytes
+        self._chunk_images = layout.chunk_images(expected_images)
+        self._chunk_offsets: list[int] = []
+        self._declared: list[tuple[int, int]] = []
+        self.n_images = 0
+        self._file = create_swmr_file(path, overwrite=overwrite)
+        try:
+            self._lay_out()
+            self._fd: int = self._file.id.get_vfd_handle()
+        except BaseException:
+            self._file.close()
+            path.unlink(missing_ok=True)
+            raise
+
+    def _lay_out(self) -> None:
+        layout = self._layout
+        group = self._file.create_group(layout.detector_name)
+        for name, value in self._attributes.items():
+            group.attrs[name] = value
+        creation = h5p.create(h5p.DATASET_CREATE)
+        creation.set_chunk((self._chunk_images, *layout.image_shape))
+        creation.set_fill_time(h5d.FILL_TIME_NEVER)
+        if layout.compression:
+            filter_id, options = FILTERS[layout.compression]
+            creation.set_filter(filter_id, h5z.FLAG_MANDATORY, options)
+        else:
+            creation.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+        access = h5p.create(h5p.DATASET_ACCESS)
+        access.set_chunk_cache(1, 0, 0.0)  # Nothing is read or written through it.
+        space = h5s.create_simple((0, *layout.image_shape), (h5s.UNLIMITED, *layout.image_shape))
+        self._data = h5d.create(
+            group.id, b"data", h5t.py_create(layout.dtype), space, dcpl=creation, dapl=access
+        )
+        self._metadata = GrowingRows(group, "metadata", METADATA_DTYPE)
+        self._file.swmr_mode = True
+
+    @property
+    def n_visible(self) -> int:
+        """Rows that other processes can read."""
+        return self._metadata.n_rows
+
+    def put(self, images: Sequence[memoryview]) -> None:
+        """Put images behind the last one: uncompressed slots, or compressed bytes as they are.
+
+        When the file system fails in the middle, `n_images` counts those that are complete.
+        """
+        if self._layout.compression:
+            self._put_compressed(images)
+        else:
+            self._put_uncompressed(images)
+
+    def _put_uncompressed(self, images: Sequence[memoryview]) -> None:
+        # One system call for as many images as fit into the chunk: 3 us + the kernel's copy.
+        first, chunk_images = 0, self._chunk_images
+        while first < len(images):
+            chunk, row = divmod(self.n_images, chunk_images)
+            if chunk == len(self._chunk_offsets):
+                self._allocate_chunk()
+            n = min(len(images) - first, chunk_images - row, MAX_PIECES)
+            self._write(images[first : first + n], self._chunk_offsets[chunk] + row * self._image_bytes)
+            first += n
+
+    def _allocate_chunk(self) -> None:
+        # The extent ends at the first image of the new chunk, not at the chunk's end, so that no reader ever
+        # sees rows that are not there; it is not flushed before the image is.
+        self._data.set_extent((self.n_images + 1, *self._layout.image_shape))
+        chunk = self._data.get_chunk_info_by_coord((self.n_images, 0, 0))
+        if chunk.byte_offset is None:
+            raise FileLayoutError(f"{self.path}: HDF5 allocated no space for a chunk")
+        self._chunk_offsets.append(chunk.byte_offset)
+
+    def _write(self, images: Sequence[memoryview], offset: int) -> None:
+        size = len(images) * self._image_bytes
+        written = os.pwritev(self._fd, images, offset)
+        while written < size:
+            self.n_images += written // self._image_bytes
+            images = images[written // self._image_bytes :]
+            offset += written - written % self._image_bytes
+            size = len(images) * self._image_bytes
+            # A full disk says so only to the second try.
+            partial = images[0][written % self._image_bytes :]
+            written = written % self._image_bytes
+            written += os.pwritev(self._fd, [partial, *images[1:]], offset + written)
+        self.n_images += len(images)
+
+    def _put_compressed(self, images: Sequence[memoryview]) -> None:
+        self._data.set_extent((self.n_images + len(images), *self._layout.image_shape))
+        for image in images:
+            self._data.write_direct_chunk((self.n_images, 0, 0), image)
+            self.n_images += 1
+
+    def put_blank(self) -> None:
+        """Put a row without pixels (zeros when read): of an image that was lost in the ring buffer."""
+        if self._layout.compression:
+            # No chunk is stored for the row; HDF5 reads the fill value, zero.
+            self.n_images += 1
+            self._data.set_extent((self.n_images, *self._layout.image_shape))
+        else:
+            self._put_uncompressed([memoryview(bytes(self._image_bytes))])
+
+    def blank(self, row: int) -> None:
+        """Take the pixels of `row`, not flushed yet, away again: they turned out to be another image's."""
+        if self._layout.compression:
+            raise ValueError("compressed images are checked before they are put")
+        chunk, place = divmod(row, self._chunk_images)
+        offset = self._chunk_offsets[chunk] + place * self._image_bytes
+        zeros = memoryview(bytes(self._image_bytes))
+        written = 0
+        while written < self._image_bytes:
+            written += os.pwrite(self._fd, zeros[written:], offset + written)
+
+    def declare(self, image_id: int, status: int) -> None:
+        """Give the next row without id and status its own, in the order of `put`."""
+        self._declared.append((image_id, status))
+
+    def flush(self) -> None:
+        """Make all declared rows visible to other processes: pixels first, then the rows' metadata."""
+        if not self._declared:
+            return
+        n_rows = self._metadata.n_rows + len(self._declared)
+        if n_rows > self.n_images:
+            raise FileLayoutError(f"{self.path}: {n_rows} rows declared, {self.n_images} images put")
+        self._data.set_extent((n_rows, *self._layout.image_shape))
+        self._data.flush()
+        self._metadata.append(self._declared)
+        self._declared.clear()
+
+    def close(self, passes: Sequence[tuple[int, int]] = ()) -> None:
+        """Flush, cut to the exact length, and close.
+
+        `passes` are (first row, pass) of each restart of the image ids. Raises `OSError`, also when an
+        earlier write had failed; rows that were visible stay readable with SWMR.
+        """
+        try:
+            self.flush()
+            self._data.set_extent((self.n_visible, *self._layout.image_shape))
+        finally:
+            self._close_file()
+        n_images = self.n_visible
+        if passes:
+            with h5py.File(self.path, "r+", libver="latest", locking="best-effort") as file:
+                file[self._layout.detector_name].attrs["passes"] = np.array(passes, np.uint64)
+        if not self._layout.compression and self._layout.wastes(n_images, self._chunk_images):
+            self._trim(passes)
+
+    def abandon(self) -> None:
+        """Close after an error, keeping what is visible, whatever happens."""
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            self._close_file()
+
+    def _close_file(self) -> None:
+        # The identifiers go first: HDF5 closes a file only with the last of them.
+        del self._data
+        self._metadata.close()
+        try:
+            self._file.close()
+        except RuntimeError as error:
+            raise OSError(errno.EIO, f"HDF5 cannot close the file: {error}", str(self.path)) from error
+
+    def _trim(self, passes: Sequence[tuple[int, int]]) -> None:
+        """Write a run that ended early again, in chunks that fit: small runs make small files.
+
+        Happens to files of less than about 300 MB only, whose last chunk is the larger part of them. When
+        the disk has no room for the second copy, the first stays.
+        """
+        temporary = self.path.with_name(f".{self.path.name}.trim")
+        temporary.unlink(missing_ok=True)
+        try:
+            trimmed = RawFile(temporary, self._layout, self._attributes, expected_images=self.n_visible)
+            try:
+                self._copy_into(trimmed)
+                trimmed.close(passes)
+            except BaseException:
+                trimmed.abandon()
+                raise
+            temporary.replace(self.path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+
+    def _copy_into(self, trimmed: RawFile) -> None:
+        with h5py.File(self.path, "r", locking="best-effort") as file:
+            rows = cast("h5py.Dataset", file[f"{self._layout.detector_name}/metadata"])
+            trimmed._declared.extend(rows[:].tolist())
+        with self.path.open("rb", buffering=0) as source:
+            for chunk, offset in enumerate(self._chunk_offsets):
+                n_images = min(self._chunk_images, self.n_visible - chunk * self._chunk_images)
+                trimmed._put_from(source.fileno(), offset, n_images)
+
+    def _put_from(self, source: int, offset: int, n_images: int) -> None:
+        """Put images that lie one behind the other in another file, by the kernel alone."""
+        while n_images:
+            chunk, row = divmod(self.n_images, self._chunk_images)
+            if chunk == len(self._chunk_offsets):
+                self._allocate_chunk()
+            n = min(n_images, self._chunk_images - row)
+            target, left = self._chunk_offsets[chunk] + row * self._image_bytes, n * self._image_bytes
+            while left:
+                copied = os.copy_file_range(source, self._fd, left, offset, target)
+                if not copied:
+                    raise OSError(errno.EIO, "the file is shorter than its images", str(self.path))
+                offset, target, left = offset + copied, target + copied, left - copied
+            self.n_images += n
+            n_images -= n
+
+
+def create_swmr_file(path: Path, *, overwrite: bool) -> h5py.File:
+    """A new HDF5 file in the newest format (SWMR needs it), data aligned to pages.
+
+    Raises `FileExistsError`, unless `overwrite`, and `OSError`.
+    """
+    if overwrite:
+        # A new inode: somebody who still reads the old file keeps it whole.
+        path.unlink(missing_ok=True)
+    try:
+        return h5py.File(
+            path,
+            "x",
+            libver="latest",
+            locking="best-effort",
+            alignment_threshold=16 * PAGE,
+            alignment_interval=PAGE,
+        )
+    except FileExistsError as error:
+        raise FileExistsError(errno.EEXIST, "the file exists", str(path)) from error
