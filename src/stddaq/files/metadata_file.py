@@ -1,6 +1,7 @@
 """The metadata file `<prefix>Meta.h5` of a run: the detector's own fields of every image, in arrival order.
 
-Layout (std_daq): `/<detector_name>/metadata`, one compound row per image; which fields depends on the detector.
+Layout (std_daq): `/<detector_name>/metadata`, one compound row per image; its fields are those
+of the detector.
 Readable by SWMR while it grows, like the raw files.
 """
 

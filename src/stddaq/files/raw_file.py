@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
 import h5py
 import hdf5plugin  # noqa: F401  (registers the filters of compressed sources)
 import numpy as np
-from h5py import h5d, h5p, h5s, h5t, h5z
+from h5py import h5d, h5p, h5s, h5t, h5z  # pyright: ignore[reportAttributeAccessIssue]
 
 from stddaq.config import DetectorConfig
 from stddaq.errors import FileLayoutError
@@ -30,7 +32,10 @@ from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 METADATA_DTYPE = np.dtype([("image_id", "<u8"), ("status", "<u8")])
 # Registered HDF5 filters, with the options that say lz4 inside bitshuffle, and blosc2's defaults.
-FILTERS = {pb.h5bitshuffle_lz4: (32008, (0, 2)), pb.blosc2: (32026, ())}
+FILTERS: dict[int, tuple[int, tuple[int, ...]]] = {
+    pb.h5bitshuffle_lz4: (32008, (0, 2)),
+    pb.blosc2: (32026, ()),
+}
 # Chunks start on pages, so that the kernel copies whole ones.
 PAGE = 4096
 # What a chunk may waste, beside its last images, of a file: with the HDF5 structures (about 150 KiB) a file
@@ -132,12 +137,12 @@ class RawFile:
             group.attrs[name] = value
         creation = h5p.create(h5p.DATASET_CREATE)
         creation.set_chunk((self._chunk_images, *layout.image_shape))
-        creation.set_fill_time(h5d.FILL_TIME_NEVER)
         if layout.compression:
             filter_id, options = FILTERS[layout.compression]
             creation.set_filter(filter_id, h5z.FLAG_MANDATORY, options)
         else:
             creation.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+            creation.set_fill_time(h5d.FILL_TIME_NEVER)
         access = h5p.create(h5p.DATASET_ACCESS)
         access.set_chunk_cache(1, 0, 0.0)  # Nothing is read or written through it.
         space = h5s.create_simple((0, *layout.image_shape), (h5s.UNLIMITED, *layout.image_shape))
@@ -152,15 +157,16 @@ class RawFile:
         """Rows that other processes can read."""
         return self._metadata.n_rows
 
-    def put(self, images: Sequence[memoryview]) -> None:
+    def put(self, images: Sequence[memoryview | None]) -> None:
         """Put images behind the last one: uncompressed slots, or compressed bytes as they are.
 
-        When the file system fails in the middle, `n_images` counts those that are complete.
+        None is a row without pixels, zeros when read: an image that was lost in the ring buffer. When the
+        file system fails in the middle, `n_images` counts those that are complete.
         """
         if self._layout.compression:
             self._put_compressed(images)
         else:
-            self._put_uncompressed(images)
+            self._put_uncompressed([self._zeros() if image is None else image for image in images])
 
     def _put_uncompressed(self, images: Sequence[memoryview]) -> None:
         # One system call for as many images as fit into the chunk: 3 us + the kernel's copy.
@@ -196,31 +202,33 @@ class RawFile:
             written += os.pwritev(self._fd, [partial, *images[1:]], offset + written)
         self.n_images += len(images)
 
-    def _put_compressed(self, images: Sequence[memoryview]) -> None:
+    def _put_compressed(self, images: Sequence[memoryview | None]) -> None:
         self._data.set_extent((self.n_images + len(images), *self._layout.image_shape))
         for image in images:
-            self._data.write_direct_chunk((self.n_images, 0, 0), image)
+            if image is not None:  # Without a stored chunk HDF5 reads the fill value, zero.
+                self._data.write_direct_chunk((self.n_images, 0, 0), image)
             self.n_images += 1
-
-    def put_blank(self) -> None:
-        """Put a row without pixels (zeros when read): of an image that was lost in the ring buffer."""
-        if self._layout.compression:
-            # No chunk is stored for the row; HDF5 reads the fill value, zero.
-            self.n_images += 1
-            self._data.set_extent((self.n_images, *self._layout.image_shape))
-        else:
-            self._put_uncompressed([memoryview(bytes(self._image_bytes))])
 
     def blank(self, row: int) -> None:
         """Take the pixels of `row`, not flushed yet, away again: they turned out to be another image's."""
         if self._layout.compression:
-            raise ValueError("compressed images are checked before they are put")
+            # The filter mask says that this chunk did not go through the filter.
+            self._data.write_direct_chunk((row, 0, 0), self._zeros(), 1)
+            return
         chunk, place = divmod(row, self._chunk_images)
         offset = self._chunk_offsets[chunk] + place * self._image_bytes
-        zeros = memoryview(bytes(self._image_bytes))
         written = 0
         while written < self._image_bytes:
-            written += os.pwrite(self._fd, zeros[written:], offset + written)
+            written += os.pwrite(self._fd, self._zeros()[written:], offset + written)
+
+    @staticmethod
+    @lru_cache(maxsize=1)
+    def _zero_image(image_bytes: int) -> memoryview:
+        # Anonymous memory that is only read costs nothing: the kernel maps its one page of zeros.
+        return memoryview(mmap.mmap(-1, image_bytes))
+
+    def _zeros(self) -> memoryview:
+        return self._zero_image(self._image_bytes)
 
     def declare(self, image_id: int, status: int) -> None:
         """Give the next row without id and status its own, in the order of `put`."""

@@ -32,9 +32,9 @@ SEGMENT_GRANULARITY = 2 * 2**20
 SEGMENT_MODE = 0o777
 ATTACH_TIMEOUT_S = 2.0
 
-# Cursor segment: a header of 8 uint64 (native order), then one uint64 per slot.
-_MAGIC, _IMAGE_BYTES, _N_SLOTS, _HEIGHT, _WIDTH, _DTYPE, _RING_IS_OURS, _SEQUENCE = range(8)
-_HEADER = 8
+# Cursor segment: a header of 16 uint64 (native order), then one uint64 per slot.
+_MAGIC, _IMAGE_BYTES, _N_SLOTS, _HEIGHT, _WIDTH, _DTYPE, _RING_IS_OURS, _SEQUENCE, _N_COMMITS = range(9)
+_HEADER = 16
 _MAGIC_VALUE = int.from_bytes(b"stddaq-1", "little")
 
 
@@ -230,6 +230,11 @@ class RingBuffer:
         """The slot of image `image_id` as an array (height, width) of the pixel type, not copied."""
         return np.frombuffer(self.slot(image_id), self.dtype).reshape(self.shape)
 
+    @property
+    def has_cursor(self) -> bool:
+        """Whether a source of ours has written to this ring, so that `holds` means something."""
+        return self._words[_N_COMMITS] != 0
+
     def holds(self, image_id: int, sequence: int) -> bool:
         """Whether the slot of `image_id` holds, complete, the image that was put there as `sequence`."""
         return self._stamps[image_id % self._n_slots] == sequence
@@ -243,6 +248,7 @@ class RingBuffer:
         """Declare the slot of `image_id` written. Returns the sequence number to announce it with."""
         sequence = self._words[_SEQUENCE] + 1
         self._words[_SEQUENCE] = sequence
+        self._words[_N_COMMITS] += 1
         self._stamps[image_id % self._n_slots] = sequence
         return sequence
 

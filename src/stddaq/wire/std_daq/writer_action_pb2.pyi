@@ -43,11 +43,12 @@ class CreateWriterFile(_message.Message):
     def __init__(self, path: _Optional[str] = ..., writer_id: _Optional[int] = ..., overwrite: _Optional[bool] = ..., number_of_writers: _Optional[int] = ..., division: _Optional[_Union[ImageDivision, str]] = ..., expected_images: _Optional[int] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class RecordImage(_message.Message):
-    __slots__ = ("image_metadata",)
+    __slots__ = ("image_metadata", "restarts")
     IMAGE_METADATA_FIELD_NUMBER: _ClassVar[int]
-    PASS_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
     image_metadata: _image_metadata_pb2.ImageMetadata
-    def __init__(self, image_metadata: _Optional[_Union[_image_metadata_pb2.ImageMetadata, _Mapping]] = ..., **kwargs) -> None: ...
+    restarts: int
+    def __init__(self, image_metadata: _Optional[_Union[_image_metadata_pb2.ImageMetadata, _Mapping]] = ..., restarts: _Optional[int] = ...) -> None: ...
 
 class CloseWriterFile(_message.Message):
     __slots__ = ()
