@@ -1,0 +1,145 @@
+"""What a driver says about itself: one status message, and a bounded queue of them for each watcher.
+
+Only `status`, `count` and `reason` are sent by every implementation of the driver; the other fields are
+None, or empty, when they are not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# The states of a run, in their order. `error` and `idle` may follow any of them.
+RUN_STATES = (
+    "started",
+    "creating_file",
+    "file_created",
+    "waiting_for_first_image",
+    "recording",
+    "stop",
+    "saving_file",
+    "file_saved",
+)
+BUSY_STATES = frozenset(RUN_STATES) - {"file_saved"}
+END_STATES = frozenset({"file_saved", "error"})
+# State changes that a watcher may leave unread; some hundred runs.
+HISTORY_LIMIT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class DriverStatus:
+    """One status message of a driver. Counts are numbers of images of the run `run_id`."""
+
+    status: str
+    count: int | None = None
+    """Images recorded so far: written, flushed and readable, when the driver is ours."""
+    reason: str | None = None
+    """Why, with `error` and `rejected`."""
+    run_id: str | None = None
+    n_image: int | None = None
+    """Images asked for."""
+    n_received: int | None = None
+    n_damaged: int | None = None
+    n_overwritten: int | None = None
+    n_failed: int | None = None
+    n_skipped: int | None = None
+    n_written: Mapping[int, int] = field(default_factory=dict)
+    """Images in the file of each writer, by the writer's number."""
+    files: Mapping[str, Any] = field(default_factory=dict)
+    """Paths: `raw` (one per writer), `metadata`, `master`."""
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """The whole message."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a run is going on."""
+        return self.status in BUSY_STATES
+
+    @property
+    def is_end(self) -> bool:
+        """Whether this is the last state of a run: its files are closed."""
+        return self.status in END_STATES
+
+    @property
+    def n_missing(self) -> int | None:
+        """Images that the files lack, or hold without pixels; None when the driver does not say."""
+        counts = (self.n_skipped, self.n_overwritten, self.n_failed)
+        known = [count for count in counts if count is not None]
+        return sum(known) if known else None
+
+    def has_reached(self, state: str) -> bool:
+        """Whether the run is in `state` or past it. States may be missed, so compare with this."""
+        if self.status not in RUN_STATES:
+            return False
+        return RUN_STATES.index(self.status) >= RUN_STATES.index(state)
+
+
+def parse_status(message: str | bytes) -> DriverStatus | None:
+    """The status in a WebSocket frame of a driver, or None when there is none."""
+    try:
+        content = json.loads(message)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict) or not isinstance(content.get("status"), str):
+        return None
+    writers = content.get("writers")
+    files = content.get("files")
+    return DriverStatus(
+        status=content["status"],
+        count=_count(content, "count"),
+        reason=_text(content, "reason"),
+        run_id=_text(content, "run_id"),
+        n_image=_count(content, "n_image"),
+        n_received=_count(content, "n_received"),
+        n_damaged=_count(content, "n_damaged"),
+        n_overwritten=_count(content, "n_overwritten"),
+        n_failed=_count(content, "n_failed"),
+        n_skipped=_count(content, "n_skipped"),
+        n_written={
+            writer["writer"]: writer["n_written"]
+            for writer in (writers if isinstance(writers, list) else [])
+            if isinstance(writer, dict)
+            and isinstance(writer.get("writer"), int)
+            and isinstance(writer.get("n_written"), int)
+        },
+        files=files if isinstance(files, dict) else {},
+        raw=content,
+    )
+
+
+def _count(content: dict[str, Any], key: str) -> int | None:
+    value = content.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _text(content: dict[str, Any], key: str) -> str | None:
+    value = content.get(key)
+    return value if isinstance(value, str) else None
+
+
+class StatusQueue:
+    """Statuses that a watcher has not read yet: all changes of state, of the counts only the newest.
+
+    Ten statuses a second would otherwise pile up when nobody reads. Of more than `HISTORY_LIMIT` changes the
+    oldest are dropped.
+    """
+
+    def __init__(self) -> None:
+        self._statuses: deque[DriverStatus] = deque(maxlen=HISTORY_LIMIT)
+
+    def put(self, status: DriverStatus) -> None:
+        if self._statuses:
+            newest = self._statuses[-1]
+            if (newest.status, newest.run_id) == (status.status, status.run_id):
+                self._statuses.pop()
+        self._statuses.append(status)
+
+    def get(self) -> DriverStatus:
+        """The oldest; raises IndexError when there is none."""
+        return self._statuses.popleft()
+
+    def __len__(self) -> int:
+        return len(self._statuses)
