@@ -87,6 +87,16 @@ def bind(zmq_socket: zmq.Socket, endpoint: str) -> None:
         raise EndpointError(f"{endpoint}: cannot be bound: {error.strerror}") from error
 
 
+def unbind(zmq_socket: zmq.Socket, endpoint: str) -> None:
+    """Close a socket that `bind` has bound, and remove its file, which ZeroMQ leaves behind.
+
+    What is already on its way is still delivered, for as long as the socket lingers.
+    """
+    # The file first: as long as the socket listens, nobody else binds there whose file this could be.
+    Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+    zmq_socket.close()
+
+
 def open_socket(context: zmq.Context, kind: int) -> zmq.Socket:
     """A socket with the project's limits: bounded queues, heartbeats, no lingering, quick reconnects."""
     zmq_socket = context.socket(kind)

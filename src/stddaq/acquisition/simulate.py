@@ -1,0 +1,45 @@
+"""`stddaq simulate`: publishes the images of `stddaq.acquisition.scenes` as a detector would."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import numpy as np
+
+from stddaq.acquisition.options import IntegerRange, add_source_options, source_options
+from stddaq.acquisition.scenes import SCENE_KINDS, Scene
+from stddaq.acquisition.source import run_source
+from stddaq.config import DetectorConfig
+from stddaq.service.daemon import ArgumentParser, StopRequest, run
+
+
+class _SceneProvider:
+    length: int | None = None
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+
+    def fill(self, slot: np.ndarray, position: int, image_id: int) -> None:
+        del position  # What a scene shows depends on the id alone.
+        self._scene.write(image_id, slot)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the simulator; the exit code."""
+    parser = ArgumentParser("stddaq simulate", "Publish simulated images of a detector.")
+    parser.add_config()
+    parser.add_argument(
+        "--scene", choices=SCENE_KINDS, default="rings", help="what is shown (default: rings)"
+    )
+    parser.add_argument(
+        "--seed", type=IntegerRange(0, 2**63), default=0, metavar="N", help="of the noise (default: 0)"
+    )
+    add_source_options(parser)
+    return run(parser, _serve, argv)
+
+
+def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) -> None:
+    options = source_options(config, args)
+    scene = Scene.of(config, args.scene, args.seed)
+    run_source(config, _SceneProvider(scene), options, stop)

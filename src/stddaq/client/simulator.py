@@ -1,0 +1,135 @@
+"""Fire the software trigger of a simulated source, and set it up, from another process.
+
+`SimulatorClient` is what detector devices use in place of a trigger line. Every call is one request with a
+time limit, and an error that says what went wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import zmq
+
+from stddaq.config import DetectorConfig
+from stddaq.errors import StdDaqError
+from stddaq.wire.endpoints import open_socket, software_trigger
+from stddaq.wire.source_messages import Configure, Plain, Rearm, Request, Trigger
+
+
+class SimulatorError(StdDaqError):
+    """A request to a simulated source had no success."""
+
+
+class SimulatorNotReachableError(SimulatorError):
+    """Nobody answered in time."""
+
+
+class SimulatorRefusedError(SimulatorError):
+    """The source answered that it cannot do it; the message is its reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class TriggeredBurst:
+    """The images that a trigger causes: `n_images`, the first of them with `first_id`."""
+
+    first_id: int
+    n_images: int
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatorState:
+    """What a source is doing. Rate in images per second (0: as fast as possible), times in seconds."""
+
+    free_running: bool
+    rate: float
+    burst: int
+    exposure_time: float
+    next_id: int
+    n_published: int
+    n_pending: int
+    """Triggered images that are still to come."""
+    n_left: int | None
+    """Images until the source ends; None: it does not end."""
+    n_subscribers: int
+    scan_id: int
+
+
+class SimulatorClient:
+    """Talks to the simulator or replay of one detector; not for several threads at once.
+
+    Every method raises `SimulatorNotReachableError` when there is no answer within the time limit, and
+    `SimulatorRefusedError` when the answer is no. A request that was not answered may have been carried out.
+    """
+
+    def __init__(self, detector: str | DetectorConfig, timeout: float = 5.0) -> None:
+        """`detector` by its name or configuration; `timeout` of each request in seconds."""
+        name = detector if isinstance(detector, str) else detector.detector_name
+        self.endpoint = software_trigger(name)
+        self._timeout = timeout
+        self._context = zmq.Context()
+        self._socket = self._connect()
+
+    def trigger(self, n_images: int | None = None) -> TriggeredBurst:
+        """Publish one burst, of `n_images` instead of the configured number."""
+        answer = self._ask(Trigger(n_images=n_images))
+        return TriggeredBurst(answer["first_id"], answer["n_images"])
+
+    def configure(
+        self, rate: float | None = None, burst: int | None = None, exposure_time: float | None = None
+    ) -> SimulatorState:
+        """Change the given settings: images per second, images per trigger, seconds."""
+        given = None if rate is None else float(rate), None if exposure_time is None else float(exposure_time)
+        return self._state(Configure(rate=given[0], burst=burst, exposure_time=given[1]))
+
+    def rearm(self, first_id: int = 0) -> SimulatorState:
+        """Let the image ids start again at `first_id`."""
+        return self._state(Rearm(first_id=first_id))
+
+    def start(self) -> SimulatorState:
+        """Publish without trigger, at the configured rate."""
+        return self._state(Plain(command="start"))
+
+    def stop(self) -> SimulatorState:
+        """Publish nothing until the next trigger or start; a burst in progress ends."""
+        return self._state(Plain(command="stop"))
+
+    def status(self) -> SimulatorState:
+        """What the source is doing."""
+        return self._state(Plain(command="status"))
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+    def _connect(self) -> zmq.Socket:
+        socket = open_socket(self._context, zmq.REQ)
+        socket.connect(self.endpoint)
+        return socket
+
+    def _state(self, request: Request) -> SimulatorState:
+        answer = self._ask(request)
+        return SimulatorState(**{name: answer[name] for name in SimulatorState.__dataclass_fields__})
+
+    def _ask(self, request: Request) -> dict[str, Any]:
+        self._socket.send(request.model_dump_json(exclude_none=True).encode())
+        if not self._socket.poll(int(self._timeout * 1000)):
+            # A REQ socket cannot ask again before the answer, which may come late: begin anew.
+            self._socket.close(linger=0)
+            self._socket = self._connect()
+            raise SimulatorNotReachableError(
+                f"{self.endpoint}: no answer within {self._timeout:g} s; is the simulator running?"
+            )
+        answer = json.loads(self._socket.recv())
+        if answer["status"] != "ok":
+            raise SimulatorRefusedError(answer["reason"])
+        return answer
+
+    def __enter__(self) -> SimulatorClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
