@@ -23,3 +23,7 @@ class FileLayoutError(StdDaqError):
 
 class SourceError(StdDaqError):
     """A source of images (simulator, replay) cannot deliver what was asked for."""
+
+
+class OutputExistsError(StdDaqError):
+    """A file that is to be made exists already, and may not be replaced."""

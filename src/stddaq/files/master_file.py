@@ -1,0 +1,225 @@
+"""The master file `<prefix>Master.h5`: all images of a run as one array, in image order, without copying them.
+
+NeXus: `/entry/data` (NXdata) holds the virtual dataset `data` (n, H, W) over the raw files, its first axis
+`image_id`, and the rows `metadata` beside it; `/entry/instrument/detector` the detector's own metadata when
+there is a metadata file; `/entry/stddaq` the account of the run. The names of the raw files are relative, so that
+a directory can be moved. Sources are checked before, and read back through the new file, because HDF5
+shows fill values for what it does not find.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+import stddaq
+from stddaq.errors import FileLayoutError, OutputExistsError
+from stddaq.files.opening import relative_name
+from stddaq.files.run import Run, read_run
+from stddaq.files.virtual import FILE_FORMAT, Source, create_virtual_dataset, n_mappings, stretches
+
+DATA = "/entry/data/data"
+IMAGE_ID = "/entry/data/image_id"
+IMAGE_METADATA = "/entry/data/metadata"
+DETECTOR = "/entry/instrument/detector"
+ACCOUNT = "/entry/stddaq/account"
+
+
+@dataclass(frozen=True, slots=True)
+class MasterFile:
+    """What a master file shows.
+
+    Attributes:
+        image_shape: (height, width) in pixels.
+        n_mappings: of the images; grows with the gaps, not with the images.
+        n_gaps: ranges of image ids that are skipped.
+        n_restarts: how often the ids restart.
+        image_division: "image_id", "arrival", or None when the raw files do not tell.
+    """
+
+    path: Path
+    detector_name: str
+    n_images: int
+    image_shape: tuple[int, int]
+    dtype: np.dtype
+    n_mappings: int
+    n_gaps: int
+    n_restarts: int
+    image_division: str | None
+    raw_files: tuple[Path, ...]
+    metadata_file: Path | None
+
+
+def create_master_file(
+    path: Path,
+    raw_files: Sequence[Path],
+    *,
+    metadata_file: Path | None = None,
+    account: str | None = None,
+    overwrite: bool = False,
+) -> MasterFile:
+    """Make the master file `path` over all raw files of a run (any order), which must be closed.
+
+    `account` is the JSON object of the driver. The file appears complete or not at all. Raises `FileLayoutError`
+    that names the raw or metadata file at fault, `OutputExistsError`.
+    """
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path}: exists already; allowed is a new file, or to say overwrite")
+    run = read_run(raw_files, metadata_file)
+    if any(file.path.resolve() == path.resolve() for file in run.raw_files):
+        raise OutputExistsError(f"{path}: is a raw file of the run; the master file needs another name")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        summary = _write(temporary, path, run, account)
+        _verify(temporary, run)
+        _put_in_place(temporary, path, overwrite)
+    except OSError as error:
+        raise FileLayoutError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return summary
+
+
+def _write(temporary: Path, path: Path, run: Run, account: str | None) -> MasterFile:
+    with h5py.File(temporary, "w", libver=FILE_FORMAT) as file:
+        file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "stddaq"})
+        entry = _group(file, "entry", "NXentry", default="data")
+        _write_entry_times(entry, run, account)
+        images = _write_data(entry, run, path.parent)
+        _write_detector(entry, run, path.parent)
+        _write_account(entry, run, account)
+        file["interleaved_data"] = file[DATA]
+        file["interleaved_metadata"] = file[IMAGE_METADATA]
+        mappings = n_mappings(images)
+    return MasterFile(
+        path=path,
+        detector_name=run.detector_name,
+        n_images=run.order.n_images,
+        image_shape=run.image_shape,
+        dtype=run.dtype,
+        n_mappings=mappings,
+        n_gaps=run.order.n_gaps,
+        n_restarts=run.order.n_restarts,
+        image_division=run.order.image_division,
+        raw_files=tuple(raw.path for raw in run.raw_files),
+        metadata_file=run.metadata_file.path if run.metadata_file else None,
+    )
+
+
+def _write_entry_times(entry: h5py.Group, run: Run, account: str | None) -> None:
+    said = json.loads(account) if account else {}
+    run_id = said.get("run_id") or run.raw_files[0].origin.run_id
+    entry["title"] = f"{run.detector_name} {run_id}" if run_id else run.detector_name
+    if run_id:
+        entry["entry_identifier"] = run_id
+    for name, key in (("start_time", "started_at"), ("end_time", "finished_at")):
+        if said.get(key):
+            entry[name] = said[key]
+
+
+def _write_data(entry: h5py.Group, run: Run, directory: Path) -> h5py.Dataset:
+    data = _group(entry, "data", "NXdata", signal="data", interpretation="image", image_id_indices=0)
+    data.attrs["axes"] = ["image_id", ".", "."]
+    sources = [
+        (raw, relative_name(raw.path, directory), stretches(positions))
+        for raw, positions in zip(run.raw_files, run.order.positions, strict=True)
+    ]
+    n_images = run.order.n_images
+    images = create_virtual_dataset(
+        data,
+        "data",
+        (n_images, *run.image_shape),
+        run.dtype,
+        [Source(name, f"/{raw.detector_name}/data", raw.n_stored, found) for raw, name, found in sources],
+        fill=_not_there(run.dtype),
+    )
+    images.attrs.update({"interpretation": "image", "long_name": run.detector_name, "target": DATA})
+    data["image_id"] = run.order.image_ids
+    # Status 0, undefined, is what HDF5 shows for a raw file that was lost after this.
+    metadata = create_virtual_dataset(
+        data,
+        "metadata",
+        (n_images,),
+        run.raw_files[0].row_dtype,
+        [Source(name, f"/{raw.detector_name}/metadata", raw.n_rows, found) for raw, name, found in sources],
+    )
+    metadata.attrs["target"] = IMAGE_METADATA
+    return images
+
+
+def _write_detector(entry: h5py.Group, run: Run, directory: Path) -> None:
+    instrument = _group(entry, "instrument", "NXinstrument")
+    detector = _group(instrument, "detector", "NXdetector")
+    detector["local_name"] = run.detector_name
+    detector["data"] = entry["data/data"]
+    if run.metadata_file is None or run.metadata_rows is None:
+        return
+    table = run.metadata_file
+    source = Source(
+        relative_name(table.path, directory),
+        f"/{table.detector_name}/metadata",
+        table.n_rows,
+        stretches(run.metadata_rows),
+        rows_are_values=True,
+    )
+    create_virtual_dataset(detector, "metadata", (run.order.n_images,), table.row_dtype, [source])
+
+
+def _write_account(entry: h5py.Group, run: Run, account: str | None) -> None:
+    group = _group(entry, "stddaq", "NXcollection")
+    group["version"] = stddaq.__version__
+    group["raw_files"] = [raw.path.name for raw in run.raw_files]
+    if run.order.image_division is not None:
+        group["image_division"] = run.order.image_division
+    if run.order.n_restarts:
+        group["passes"] = run.order.passes
+    if account is not None:
+        group["account"] = account
+
+
+def _group(parent: h5py.Group, name: str, nx_class: str, **attributes: object) -> h5py.Group:
+    group = parent.create_group(name)
+    group.attrs.update({"NX_class": nx_class, **attributes})
+    return group
+
+
+def _not_there(dtype: np.dtype) -> np.ndarray:
+    """What viewers take for no measurement: NaN, or the largest value as Eiger detectors have it."""
+    return np.array(np.nan if dtype.kind == "f" else np.iinfo(dtype).max, dtype)
+
+
+def _verify(temporary: Path, run: Run) -> None:
+    """Read every row of metadata through the new file: it uses the same mappings as the images."""
+    with h5py.File(temporary, "r") as file:
+        rows = file[IMAGE_METADATA]
+        assert isinstance(rows, h5py.Dataset)
+        found = rows.fields("image_id")[()]
+    wrong = np.flatnonzero(found != run.order.image_ids)
+    if not len(wrong):
+        return
+    first = int(wrong[0])
+    raw = next(raw for raw, places in zip(run.raw_files, run.order.positions, strict=True) if first in places)
+    raise FileLayoutError(
+        f"{raw.path}: cannot be read through the master file: image {run.order.image_ids[first]} is shown "
+        f"as {found[first]}; the environment variable HDF5_VDS_PREFIX is {os.environ.get('HDF5_VDS_PREFIX')!r}"
+    )
+
+
+def _put_in_place(temporary: Path, path: Path, overwrite: bool) -> None:
+    if not overwrite:
+        try:
+            # Unlike a rename, a link never replaces a file that somebody made in the meantime.
+            path.hardlink_to(temporary)
+        except FileExistsError as error:
+            raise OutputExistsError(f"{path}: exists already") from error
+        except OSError:
+            pass  # A file system without hard links.
+        else:
+            return
+    temporary.replace(path)

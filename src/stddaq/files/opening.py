@@ -1,0 +1,97 @@
+"""Opening HDF5 files of any origin for reading, with errors that name the file and say what to do.
+
+Everything in `stddaq.files` that reads opens its files here. A file whose consistency flag is set (a writer
+has it open, or was killed) is opened only by those who ask for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+
+from stddaq.errors import FileLayoutError
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# What h5py raises, depending on the place, when the content of a file makes no sense.
+DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
+
+
+class UnclosedFileError(FileLayoutError):
+    """A writer has the file open, or left it without closing it; HDF5 refuses a plain open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A file open for reading. `unclosed`: its consistency flag is set, it may grow while it is read."""
+
+    file: h5py.File
+    unclosed: bool
+
+
+@contextmanager
+def open_file(path: Path, allow_unclosed: bool = False) -> Iterator[Opened]:
+    """Open `path` for reading; with `allow_unclosed` also while it is written in SWMR mode.
+
+    Raises `FileLayoutError` when it cannot be opened, or when what the caller reads from it is damaged;
+    `UnclosedFileError` when its writer has not closed it.
+    """
+    opened = _open(path, allow_unclosed)
+    try:
+        yield opened
+    except DAMAGE as error:
+        raise FileLayoutError(f"{path}: is damaged: {_short(error)}") from error
+    finally:
+        opened.file.close()
+
+
+def _open(path: Path, allow_unclosed: bool) -> Opened:
+    try:
+        with path.open("rb"):
+            pass
+        return Opened(h5py.File(path, "r"), unclosed=False)
+    except FileNotFoundError as error:
+        raise FileLayoutError(f"{path}: is missing, no such file") from error
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise FileLayoutError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except BlockingIOError as error:
+        raise UnclosedFileError(f"{path}: another process is writing it (HDF5 file lock)") from error
+    except DAMAGE as error:
+        if "file is already open for" not in str(error):
+            raise _unreadable(path, error) from error
+        if not allow_unclosed:
+            raise UnclosedFileError(
+                f"{path}: was not closed: it is being written, or its writer was killed; "
+                f"in the latter case `stddaq repair {path}` makes it readable"
+            ) from error
+    try:
+        return Opened(h5py.File(path, "r", swmr=True), unclosed=True)
+    except DAMAGE as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> FileLayoutError:
+    text = str(error)
+    if "truncated file" in text:
+        return FileLayoutError(f"{path}: is truncated, {path.stat().st_size} bytes are left of a longer file")
+    if "signature not found" in text:
+        size = path.stat().st_size
+        return FileLayoutError(f"{path}: is not an HDF5 file ({'empty' if not size else f'{size} bytes'})")
+    return FileLayoutError(f"{path}: is damaged: {_short(error)}")
+
+
+def _short(error: Exception) -> str:
+    """The reason inside HDF5's long messages, on one line."""
+    if isinstance(error, MemoryError):
+        return "asks for more memory than there is"
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def relative_name(path: Path, directory: Path) -> str:
+    """`path` as seen from `directory`, both resolved, so that the two can be moved together."""
+    return os.path.relpath(path.parent.resolve() / path.name, directory.resolve())

@@ -1,0 +1,229 @@
+"""What a raw file or a metadata file says about its images: ids, status, restarts, origin; never pixels.
+
+The master file, `stddaq info`, `stddaq repair` and the reading back of runs all start from here. Files made by
+the C++ services hold the same datasets without the attributes that say where a file belongs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from stddaq.errors import FileLayoutError
+from stddaq.files.opening import Opened, open_file
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a file belongs, from the attributes of its group; None where C++-made files say nothing."""
+
+    writer: int | None = None
+    number_of_writers: int | None = None
+    image_division: str | None = None
+    run_id: str | None = None
+    source: str | None = None
+
+    @classmethod
+    def of(cls, attributes: Mapping[str, object]) -> Origin:
+        """Read the attributes of an HDF5 group."""
+        return cls(
+            writer=_integer(attributes.get("writer")),
+            number_of_writers=_integer(attributes.get("number_of_writers")),
+            image_division=_text(attributes.get("image_division")),
+            run_id=_text(attributes.get("run_id")),
+            source=_text(attributes.get("source")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRows:
+    """The rows of one file, in the order in which its writer received the images.
+
+    Attributes:
+        image_ids: (n,) uint64.
+        passes: (n,) uint64: how often the ids had restarted within the run; (pass, id) orders a run.
+        passes_known: False when `passes` was concluded from ids that do not increase.
+    """
+
+    path: Path
+    detector_name: str
+    origin: Origin
+    image_ids: np.ndarray
+    passes: np.ndarray
+    passes_known: bool
+    row_dtype: np.dtype
+    unclosed: bool
+
+    @property
+    def n_rows(self) -> int:
+        """Images of this file."""
+        return len(self.image_ids)
+
+    @property
+    def n_restarts(self) -> int:
+        """How often the ids restart from one row to the next."""
+        return int(np.count_nonzero(self.passes[1:] != self.passes[:-1]))
+
+
+@dataclass(frozen=True, slots=True)
+class RawRows(ImageRows):
+    """One raw file.
+
+    Attributes:
+        status: (n,) uint64 as in `ImageMetadata`, 1 is good.
+        image_shape: (height, width) in pixels.
+        dtype: type of a pixel.
+        n_stored: images in `data`; more than `n_rows` when the writer was killed between the two.
+    """
+
+    status: np.ndarray
+    image_shape: tuple[int, int]
+    dtype: np.dtype
+    n_stored: int
+
+
+def read_raw_file(path: Path, allow_unclosed: bool = False) -> RawRows:
+    """Read everything but the pixels of the raw file at `path`.
+
+    Raises `FileLayoutError` when it is missing, damaged, no raw file, or holds fewer images than rows.
+    """
+    with open_file(path, allow_unclosed) as opened:
+        return raw_file_of(path, opened)
+
+
+def read_metadata_file(path: Path, allow_unclosed: bool = False) -> ImageRows:
+    """Read the rows of the detector's metadata file at `path`. Raises `FileLayoutError`."""
+    with open_file(path, allow_unclosed) as opened:
+        return metadata_file_of(path, opened)
+
+
+def raw_group(file: h5py.File) -> h5py.Group | None:
+    """The group of a raw file, with datasets `data` and `metadata`; None when this is no raw file."""
+    groups = [group for group in _groups(file) if _has(group, "data") and _has(group, "metadata")]
+    return groups[0] if len(groups) == 1 else None
+
+
+def metadata_group(file: h5py.File) -> h5py.Group | None:
+    """The group of a metadata file, with the dataset `metadata` only; None when this is none."""
+    groups = [group for group in _groups(file) if _has(group, "metadata") and "data" not in group]
+    return groups[0] if len(groups) == 1 else None
+
+
+def raw_file_of(path: Path, opened: Opened) -> RawRows:
+    """The same as `read_raw_file` for a file that is open."""
+    group = raw_group(opened.file)
+    if group is None:
+        raise FileLayoutError(
+            f"{path}: is not a raw file: found {_content(opened.file)}, "
+            "expected one group /<detector_name> with datasets data and metadata"
+        )
+    metadata, data = group["metadata"], group["data"]
+    assert isinstance(data, h5py.Dataset) and isinstance(metadata, h5py.Dataset)
+    # metadata first: in a growing file `data` is always ahead of it.
+    rows = _table(path, metadata, ("image_id", "status"))
+    if data.ndim != 3:
+        raise FileLayoutError(f"{path}: {data.name}: found shape {data.shape}, expected (n, height, width)")
+    if data.shape[0] < len(rows):
+        raise FileLayoutError(
+            f"{path}: is short: {data.name} holds {data.shape[0]} images, its metadata {len(rows)} rows"
+        )
+    image_ids = rows["image_id"].astype(np.uint64)
+    passes, known = _passes(path, group, image_ids)
+    return RawRows(
+        path=path,
+        detector_name=(group.name or "").lstrip("/"),
+        origin=Origin.of(group.attrs),
+        image_ids=image_ids,
+        passes=passes,
+        passes_known=known,
+        row_dtype=metadata.dtype,
+        unclosed=opened.unclosed,
+        status=rows["status"].astype(np.uint64),
+        image_shape=(data.shape[1], data.shape[2]),
+        dtype=data.dtype,
+        n_stored=data.shape[0],
+    )
+
+
+def metadata_file_of(path: Path, opened: Opened) -> ImageRows:
+    """The same as `read_metadata_file` for a file that is open."""
+    group = metadata_group(opened.file)
+    if group is None:
+        raise FileLayoutError(
+            f"{path}: is not a metadata file: found {_content(opened.file)}, "
+            "expected one group /<detector_name> with a dataset metadata"
+        )
+    metadata = group["metadata"]
+    assert isinstance(metadata, h5py.Dataset)
+    image_ids = _table(path, metadata, ("image_id",))["image_id"].astype(np.uint64)
+    passes, known = _passes(path, group, image_ids)
+    return ImageRows(
+        path=path,
+        detector_name=(group.name or "").lstrip("/"),
+        origin=Origin.of(group.attrs),
+        image_ids=image_ids,
+        passes=passes,
+        passes_known=known,
+        row_dtype=metadata.dtype,
+        unclosed=opened.unclosed,
+    )
+
+
+def _table(path: Path, dataset: h5py.Dataset, columns: tuple[str, ...]) -> np.ndarray:
+    names = dataset.dtype.names or ()
+    missing = [name for name in columns if name not in names or dataset.dtype[name].kind not in "ui"]
+    if dataset.ndim != 1 or missing:
+        raise FileLayoutError(
+            f"{path}: {dataset.name}: found shape {dataset.shape} of {dataset.dtype}, "
+            f"expected one row per image with integer fields {', '.join(columns)}"
+        )
+    return dataset.fields(list(columns))[()] if len(names) > len(columns) else dataset[()]
+
+
+def _passes(path: Path, group: h5py.Group, image_ids: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The pass of each row: from the attribute `passes`, else each id that does not increase begins one."""
+    if "passes" not in group.attrs:
+        drops = np.zeros(len(image_ids), np.uint64)
+        drops[1:] = image_ids[1:] <= image_ids[:-1]
+        return np.cumsum(drops, dtype=np.uint64), False
+    stored = np.asarray(group.attrs["passes"])
+    if stored.ndim != 2 or stored.shape[1] != 2 or stored.dtype.kind not in "ui":
+        raise FileLayoutError(
+            f"{path}: attribute passes: found shape {stored.shape} of {stored.dtype}, "
+            "expected integers (restarts, 2): first row, pass"
+        )
+    table = np.vstack([np.zeros((1, 2), np.uint64), stored.astype(np.uint64)])
+    entry = np.searchsorted(table[:, 0], np.arange(len(image_ids), dtype=np.uint64), side="right") - 1
+    passes = table[entry, 1]
+    forward = (passes[1:] > passes[:-1]) | ((passes[1:] == passes[:-1]) & (image_ids[1:] > image_ids[:-1]))
+    if np.any(table[1:, 0] < table[:-1, 0]) or not forward.all():
+        raise FileLayoutError(f"{path}: attribute passes: does not fit the image ids: {stored[:5].tolist()}")
+    return passes, True
+
+
+def _groups(file: h5py.File) -> list[h5py.Group]:
+    members = (file.get(name) for name in file)
+    return [member for member in members if isinstance(member, h5py.Group)]
+
+
+def _has(group: h5py.Group, name: str) -> bool:
+    return isinstance(group.get(name), h5py.Dataset)
+
+
+def _content(file: h5py.File) -> str:
+    names = [f"/{name}" for name in file]
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
+
+
+def _integer(value: object) -> int | None:
+    return int(value) if isinstance(value, int | np.integer) else None
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if isinstance(value, str) else None

@@ -1,0 +1,150 @@
+"""A run as its files tell it: whether they belong together, and the order of the images in them.
+
+`read_run` is the gate that the master file and the reading back of runs go through: HDF5 itself shows fill values
+where a file is missing or short, and says nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stddaq.errors import FileLayoutError
+from stddaq.files.image_order import ImageOrder, order_images, rows_of_images
+from stddaq.files.raw_rows import ImageRows, RawRows, read_metadata_file, read_raw_file
+from stddaq.files.run_files import in_writer_order, missing_between, sibling
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The files of one run, checked to be complete and consistent.
+
+    Attributes:
+        raw_files: of writer 0, 1, ...
+        metadata_rows: (n,) int64, for each image its row in `metadata_file`; None without one.
+    """
+
+    raw_files: tuple[RawRows, ...]
+    metadata_file: ImageRows | None
+    metadata_rows: np.ndarray | None
+    order: ImageOrder
+
+    @property
+    def detector_name(self) -> str:
+        """The detector that made the images."""
+        return self.raw_files[0].detector_name
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.raw_files[0].image_shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of a pixel."""
+        return self.raw_files[0].dtype
+
+    def in_order(self, columns: Sequence[np.ndarray]) -> np.ndarray:
+        """Put one array per raw file (rows,) together to one array (n,) in the order of the images."""
+        result = np.empty(self.order.n_images, columns[0].dtype)
+        for column, positions in zip(columns, self.order.positions, strict=True):
+            result[positions] = column
+        return result
+
+
+def read_run(raw_files: Sequence[Path], metadata_file: Path | None = None) -> Run:
+    """Read the rows of all files of a run, in any order given.
+
+    Raises `FileLayoutError`, which names the file that is missing, short, damaged, not closed, or not of the run.
+    """
+    if not raw_files:
+        raise FileLayoutError("found no raw files, expected at least one")
+    paths = in_writer_order(raw_files)
+    absent = missing_between(paths)
+    if absent is not None:
+        raise FileLayoutError(f"{absent}: is missing, though there is {paths[-1].name}")
+    files = _in_place([read_raw_file(path) for path in paths])
+    _check_alike(files)
+    order = order_images(files)
+    if metadata_file is None:
+        _check_last_writers(files, order)
+        return Run(tuple(files), None, None, order)
+    table = read_metadata_file(metadata_file)
+    _check_same(table, files[0], _IDENTITY)
+    return Run(tuple(files), table, rows_of_images(order, table), order)
+
+
+Property = tuple[str, Callable[[ImageRows], object]]
+_IDENTITY: tuple[Property, ...] = (
+    ("detector_name", lambda rows: rows.detector_name),
+    ("run_id", lambda rows: rows.origin.run_id),
+)
+_LAYOUT: tuple[Property, ...] = (
+    ("number_of_writers", lambda rows: rows.origin.number_of_writers),
+    ("image_division", lambda rows: rows.origin.image_division),
+    ("source", lambda rows: rows.origin.source),
+    ("type of the metadata rows", lambda rows: rows.row_dtype),
+    ("image shape", lambda rows: rows.image_shape if isinstance(rows, RawRows) else None),
+    ("pixel type", lambda rows: rows.dtype if isinstance(rows, RawRows) else None),
+)
+
+
+def _check_alike(files: Sequence[RawRows]) -> None:
+    for file in files[1:]:
+        _check_same(file, files[0], (*_IDENTITY, *_LAYOUT))
+
+
+def _check_same(file: ImageRows, first: ImageRows, properties: Sequence[Property]) -> None:
+    for name, of in properties:
+        if of(file) != of(first):
+            raise FileLayoutError(
+                f"{file.path}: is not of the same run as {first.path}: {name}: "
+                f"found {of(file)}, expected {of(first)}"
+            )
+
+
+def _in_place(files: list[RawRows]) -> list[RawRows]:
+    """The files by their writers, as far as they say whose they are; all must be there."""
+    n_writers = next(
+        (f.origin.number_of_writers for f in files if f.origin.number_of_writers is not None), None
+    )
+    if n_writers is None or any(file.origin.writer is None for file in files):
+        return files
+    by_writer: dict[int, RawRows] = {}
+    for file in files:
+        writer = file.origin.writer
+        assert writer is not None
+        if writer in by_writer:
+            raise FileLayoutError(f"{file.path}: is of writer {writer}, like {by_writer[writer].path}")
+        if writer >= n_writers:
+            raise FileLayoutError(f"{file.path}: is of writer {writer}, expected are 0 to {n_writers - 1}")
+        by_writer[writer] = file
+    for writer in range(n_writers):
+        if writer not in by_writer:
+            absent = sibling([file.path for file in files], writer)
+            raise FileLayoutError(f"{absent}: is missing, the run has {n_writers} writers")
+    return [by_writer[writer] for writer in range(n_writers)]
+
+
+def _check_last_writers(files: Sequence[RawRows], order: ImageOrder) -> None:
+    """Refuse files 0 to k of more writers, which say nothing of their number.
+
+    Ids that are all `i` modulo some larger number in each file i are what a run of that many writers leaves.
+    """
+    if len(files) < 2 or files[0].origin.number_of_writers is not None or order.image_division == "image_id":
+        return
+    if any(file.n_rows < 2 for file in files):
+        return
+    n_writers = math.gcd(
+        *(int(np.gcd.reduce(file.image_ids.astype(object) - i)) for i, file in enumerate(files))
+    )
+    if n_writers > len(files):
+        absent = sibling([file.path for file in files], len(files))
+        raise FileLayoutError(
+            f"{absent}: is missing: the image ids in the {len(files)} files are those of writers "
+            f"0 to {len(files) - 1} of {n_writers}; with the run's metadata file this could be decided"
+        )

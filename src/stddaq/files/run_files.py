@@ -1,0 +1,166 @@
+"""Which files belong to a run: `<prefix>0.h5`, `<prefix>1.h5`, ..., `<prefix>Meta.h5`, `<prefix>Master.h5`.
+
+Found from the directory and the prefix, or from any one of the files. Only names are looked at here; whether the
+files fit together is for `stddaq.files.run` to say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stddaq.errors import FileLayoutError
+from stddaq.wire.driver_messages import (
+    DEFAULT_FILE_PREFIX,
+    master_file_name,
+    metadata_file_name,
+    raw_file_name,
+)
+
+_NUMBER = re.compile(r"0|[1-9]\d*")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """The files of one run that exist, and where its master file belongs.
+
+    Attributes:
+        raw: in the order of their writers.
+        metadata: None when the run has no metadata file.
+        master: may not exist yet.
+    """
+
+    directory: Path
+    prefix: str
+    raw: tuple[Path, ...]
+    metadata: Path | None
+    master: Path
+
+
+def find_run(path: Path, prefix: str | None = None) -> RunFiles:
+    """The run of `prefix` (default "file") in the directory `path`, or the run that the file `path` is of.
+
+    Raises `FileLayoutError` when there are no raw files, or one in the middle is missing.
+    """
+    if path.is_dir():
+        return _run_of(path, DEFAULT_FILE_PREFIX if prefix is None else prefix)
+    if prefix is not None:
+        return _run_of(path.parent, prefix)
+    candidates = [candidate for candidate in _prefixes(path.name) if _writers(path.parent, candidate)]
+    for candidate in candidates:
+        if not _absent(_writers(path.parent, candidate)):
+            return _run_of(path.parent, candidate)
+    if candidates:
+        return _run_of(path.parent, candidates[0])
+    if not path.exists():
+        raise FileLayoutError(f"{path}: is missing, no such file or directory")
+    raise FileLayoutError(
+        f"{path}: its name is not that of a file of a run: "
+        "allowed are <prefix><number>.h5, <prefix>Meta.h5, <prefix>Master.h5 beside the raw files"
+    )
+
+
+def in_writer_order(paths: Sequence[Path]) -> list[Path]:
+    """`paths` sorted by the number at the end of their names, as far as all have one."""
+    numbers = _numbers_behind_common_prefix([path.name for path in paths])
+    if numbers is None:
+        return list(paths)
+    return [path for _, path in sorted(zip(numbers, paths, strict=True), key=lambda pair: pair[0])]
+
+
+def missing_between(paths: Sequence[Path]) -> Path | None:
+    """The first raw file that is not among `paths` though files of higher and lower number are."""
+    numbers = _numbers_behind_common_prefix([path.name for path in paths])
+    if numbers is None or not paths:
+        return None
+    absent = _absent(numbers)
+    return sibling(paths, absent[0]) if absent else None
+
+
+def sibling(paths: Sequence[Path], writer: int) -> Path:
+    """Where the raw file of `writer` would be, beside `paths`."""
+    names = [path.name for path in paths]
+    numbers = _numbers_behind_common_prefix(names)
+    if numbers is None:
+        return paths[0].with_name(f"(raw file of writer {writer})")
+    prefix = names[0].removesuffix(".h5").removesuffix(str(numbers[0]))
+    return paths[0].with_name(raw_file_name(prefix, writer))
+
+
+def _run_of(directory: Path, prefix: str) -> RunFiles:
+    writers = _writers(directory, prefix)
+    if not writers:
+        raise FileLayoutError(
+            f"{directory / raw_file_name(prefix, 0)}: is missing, no raw files of this prefix"
+        )
+    absent = _absent(writers)
+    if absent:
+        raise FileLayoutError(
+            f"{directory / raw_file_name(prefix, absent[0])}: is missing, "
+            f"though there is {raw_file_name(prefix, writers[-1])}"
+        )
+    metadata = directory / metadata_file_name(prefix)
+    return RunFiles(
+        directory=directory,
+        prefix=prefix,
+        raw=tuple(directory / raw_file_name(prefix, writer) for writer in writers),
+        metadata=metadata if metadata.exists() else None,
+        master=directory / master_file_name(prefix),
+    )
+
+
+def _writers(directory: Path, prefix: str) -> list[int]:
+    """Numbers of the raw files of `prefix`, sorted."""
+    name = re.compile(re.escape(prefix) + rf"({_NUMBER.pattern})\.h5")
+    try:
+        matches = [name.fullmatch(path.name) for path in directory.iterdir()]
+    except OSError as error:
+        raise FileLayoutError(f"{directory}: cannot be read: {error.strerror}") from error
+    numbers = {int(match[1]) for match in matches if match}
+    first_absent = next(i for i in range(len(numbers) + 1) if i not in numbers)
+    return sorted(
+        number for number in numbers if number < first_absent or not _of_longer_prefix(str(number), numbers)
+    )
+
+
+def _of_longer_prefix(digits: str, numbers: set[int]) -> bool:
+    """Whether `scan10.h5` is writer 0 of `scan1`: then all from `scan10.h5` to it are there."""
+    splits = ((digits[:i], digits[i:]) for i in range(1, len(digits)))
+    return any(
+        _NUMBER.fullmatch(rest) and all(int(f"{head}{i}") in numbers for i in range(int(rest)))
+        for head, rest in splits
+    )
+
+
+def _absent(numbers: Sequence[int]) -> list[int]:
+    """Numbers below the highest that are not there."""
+    return sorted(set(range(max(numbers))) - set(numbers))
+
+
+def _prefixes(name: str) -> list[str]:
+    """Prefixes that a file of this name may have, the likeliest first."""
+    for kind in (metadata_file_name(""), master_file_name("")):
+        if name.endswith(kind):
+            return [name.removesuffix(kind)]
+    stem = name.removesuffix(".h5")
+    digits = re.search(r"\d*$", stem)
+    n_digits = len(digits[0]) if digits and name.endswith(".h5") else 0
+    # `scan10.h5` is writer 10 of `scan`, or writer 0 of `scan1`.
+    return [stem[: len(stem) - n] for n in range(n_digits, 0, -1)]
+
+
+def _numbers_behind_common_prefix(names: Sequence[str]) -> list[int] | None:
+    """The writers' numbers, behind a prefix that all names share; None when there are none.
+
+    The prefix may end in digits: `scan10.h5` and `scan11.h5` are writers 0 and 1 of `scan1`, unless
+    `scan0.h5` is there too.
+    """
+    readings: list[list[int]] = []
+    for prefix in _prefixes(names[0]) if names else ():
+        rests = [name.removeprefix(prefix).removesuffix(".h5") for name in names]
+        fits = all(name.startswith(prefix) and name.endswith(".h5") for name in names)
+        if fits and all(_NUMBER.fullmatch(rest) for rest in rests):
+            readings.append([int(rest) for rest in rests])
+    return min(readings, key=max, default=None)

@@ -1,0 +1,149 @@
+"""Raw and metadata files made with plain h5py: those of writers of ours, and those of C++ writers.
+
+Every pixel tells its image, so that a wrong mapping cannot go unnoticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import hdf5plugin
+import numpy as np
+
+ROW = np.dtype([("image_id", "<u8"), ("status", "<u8")])
+GF_ROW = np.dtype(
+    [
+        ("image_id", "<u8"),
+        ("scan_id", "<u8"),
+        ("scan_time", "<u4"),
+        ("sync_time", "<u4"),
+        ("frame_timestamp", "<u8"),
+        ("exposure_time", "<u8"),
+    ]
+)
+
+
+class Image(NamedTuple):
+    """One image of a run: how often ids had restarted before it, and its id."""
+
+    in_pass: int
+    image_id: int
+
+
+def pixels(images: Sequence[Image], shape: tuple[int, int] = (2, 3), dtype: str = "<u2") -> np.ndarray:
+    """(n, height, width): every image has values of its own."""
+    keys = np.array([image.image_id * 7 + image.in_pass * 1009 for image in images], np.int64)
+    offsets = np.arange(shape[0] * shape[1]).reshape(shape)
+    return (keys[:, None, None] + offsets).astype(dtype)
+
+
+def stream(*passes: Sequence[int]) -> list[Image]:
+    """The images of a run in their order: one sequence of increasing ids for each pass."""
+    return [Image(number, image_id) for number, ids in enumerate(passes) for image_id in ids]
+
+
+def divide(images: Sequence[Image], n_writers: int, division: str) -> list[list[Image]]:
+    """Which writer gets which images."""
+    files: list[list[Image]] = [[] for _ in range(n_writers)]
+    for index, image in enumerate(images):
+        files[(image.image_id if division == "image_id" else index) % n_writers].append(image)
+    return files
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """How the files of a run are to be made."""
+
+    n_writers: int = 2
+    division: str = "image_id"
+    ours: bool = True
+    prefix: str = "file"
+    detector: str = "det"
+    shape: tuple[int, int] = (2, 3)
+    dtype: str = "<u2"
+    run_id: str = "run-1"
+    filter: Any = None
+    metadata_file: bool = False
+
+    def raw_paths(self, directory: Path) -> list[Path]:
+        return [directory / f"{self.prefix}{writer}.h5" for writer in range(self.n_writers)]
+
+
+def write_run(directory: Path, images: Sequence[Image], spec: RunSpec | None = None) -> list[Path]:
+    """Make the raw files (and metadata file) of a run in `directory`. Returns the raw files' paths."""
+    spec = spec or RunSpec()
+    paths = spec.raw_paths(directory)
+    for writer, (path, mine) in enumerate(
+        zip(paths, divide(images, spec.n_writers, spec.division), strict=True)
+    ):
+        write_raw_file(path, mine, spec, writer)
+    if spec.metadata_file:
+        write_metadata_file(directory / f"{spec.prefix}Meta.h5", images, spec)
+    return paths
+
+
+def write_raw_file(path: Path, images: Sequence[Image], spec: RunSpec, writer: int = 0) -> None:
+    """Make one raw file. C++-made ones have no attributes."""
+    rows = np.array([(image.image_id, 1) for image in images], ROW)
+    with h5py.File(path, "w", libver="latest" if spec.ours else "earliest") as file:
+        group = file.create_group(spec.detector)
+        data = group.create_dataset(
+            "data",
+            shape=(len(images), *spec.shape),
+            maxshape=(None, *spec.shape),
+            chunks=(1 if spec.filter else 4, *spec.shape),
+            dtype=spec.dtype,
+            **(spec.filter or {}),
+        )
+        if images:
+            data[...] = pixels(images, spec.shape, spec.dtype)
+        group.create_dataset("metadata", data=rows, maxshape=(None,), chunks=(64,))
+        if spec.ours:
+            group.attrs.update(_attributes(spec), writer=writer)
+            passes = _passes(images)
+            if passes:
+                group.attrs["passes"] = np.array(passes, np.uint64)
+
+
+def write_metadata_file(path: Path, images: Sequence[Image], spec: RunSpec) -> None:
+    """Make the GigaFRoST metadata file: one row per image in the order of arrival."""
+    rows = np.zeros(len(images), GF_ROW)
+    rows["image_id"] = [image.image_id for image in images]
+    rows["frame_timestamp"] = np.arange(len(images)) + 1000
+    with h5py.File(path, "w", libver="latest") as file:
+        group = file.create_group(spec.detector)
+        group.create_dataset("metadata", data=rows, maxshape=(None,), chunks=(64,))
+        if spec.ours:
+            group.attrs.update(_attributes(spec))
+
+
+def bitshuffle() -> Any:
+    return dict(hdf5plugin.Bitshuffle(cname="lz4"))
+
+
+def blosc2() -> Any:
+    return dict(hdf5plugin.Blosc2())
+
+
+def _attributes(spec: RunSpec) -> dict[str, object]:
+    return {
+        "number_of_writers": spec.n_writers,
+        "image_division": spec.division,
+        "run_id": spec.run_id,
+        "source": "image",
+        "stddaq_version": "0.1.0",
+    }
+
+
+def _passes(images: Sequence[Image]) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    current = 0
+    for row, image in enumerate(images):
+        if image.in_pass != current:
+            current = image.in_pass
+            found.append((row, current))
+    return found
