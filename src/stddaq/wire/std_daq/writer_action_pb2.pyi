@@ -25,7 +25,7 @@ by_image_id: ImageDivision
 by_arrival: ImageDivision
 
 class CreateWriterFile(_message.Message):
-    __slots__ = ("path", "writer_id", "overwrite", "number_of_writers", "division", "expected_images", "run_id")
+    __slots__ = ("path", "writer_id", "overwrite", "number_of_writers", "division", "expected_images", "run_id", "source")
     PATH_FIELD_NUMBER: _ClassVar[int]
     WRITER_ID_FIELD_NUMBER: _ClassVar[int]
     OVERWRITE_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class CreateWriterFile(_message.Message):
     DIVISION_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_IMAGES_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     path: str
     writer_id: int
     overwrite: bool
@@ -40,7 +41,8 @@ class CreateWriterFile(_message.Message):
     division: ImageDivision
     expected_images: int
     run_id: str
-    def __init__(self, path: _Optional[str] = ..., writer_id: _Optional[int] = ..., overwrite: _Optional[bool] = ..., number_of_writers: _Optional[int] = ..., division: _Optional[_Union[ImageDivision, str]] = ..., expected_images: _Optional[int] = ..., run_id: _Optional[str] = ...) -> None: ...
+    source: str
+    def __init__(self, path: _Optional[str] = ..., writer_id: _Optional[int] = ..., overwrite: _Optional[bool] = ..., number_of_writers: _Optional[int] = ..., division: _Optional[_Union[ImageDivision, str]] = ..., expected_images: _Optional[int] = ..., run_id: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
 
 class RecordImage(_message.Message):
     __slots__ = ("image_metadata", "restarts")
@@ -89,22 +91,20 @@ class WriterAction(_message.Message):
     def __init__(self, create_file: _Optional[_Union[CreateWriterFile, _Mapping]] = ..., record_image: _Optional[_Union[RecordImage, _Mapping]] = ..., close_file: _Optional[_Union[CloseWriterFile, _Mapping]] = ..., confirm_last_image: _Optional[_Union[ConfirmLastImage, _Mapping]] = ..., create_master_file: _Optional[_Union[CreateMasterFile, _Mapping]] = ..., request: _Optional[int] = ...) -> None: ...
 
 class WriterProgress(_message.Message):
-    __slots__ = ("n_written", "n_overwritten", "n_failed", "n_malformed", "overwritten_ids", "failed_ids", "failure")
+    __slots__ = ("n_written", "n_overwritten", "n_failed", "overwritten_ids", "failed_ids", "failure")
     N_WRITTEN_FIELD_NUMBER: _ClassVar[int]
     N_OVERWRITTEN_FIELD_NUMBER: _ClassVar[int]
     N_FAILED_FIELD_NUMBER: _ClassVar[int]
-    N_MALFORMED_FIELD_NUMBER: _ClassVar[int]
     OVERWRITTEN_IDS_FIELD_NUMBER: _ClassVar[int]
     FAILED_IDS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     n_written: int
     n_overwritten: int
     n_failed: int
-    n_malformed: int
     overwritten_ids: _containers.RepeatedScalarFieldContainer[int]
     failed_ids: _containers.RepeatedScalarFieldContainer[int]
     failure: str
-    def __init__(self, n_written: _Optional[int] = ..., n_overwritten: _Optional[int] = ..., n_failed: _Optional[int] = ..., n_malformed: _Optional[int] = ..., overwritten_ids: _Optional[_Iterable[int]] = ..., failed_ids: _Optional[_Iterable[int]] = ..., failure: _Optional[str] = ...) -> None: ...
+    def __init__(self, n_written: _Optional[int] = ..., n_overwritten: _Optional[int] = ..., n_failed: _Optional[int] = ..., overwritten_ids: _Optional[_Iterable[int]] = ..., failed_ids: _Optional[_Iterable[int]] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class WriterResponse(_message.Message):
     __slots__ = ("code", "reason", "request", "progress", "run_id")

@@ -1,0 +1,1 @@
+"""The writing services: the driver, its writers, and the metadata writers."""

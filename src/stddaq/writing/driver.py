@@ -1,0 +1,419 @@
+"""The driver's state machine: what a run is, from `start` to `idle`, and what every client is told of it.
+
+Lives in one asyncio loop, which alone changes the state; images and writers are the distributor's thread's
+business. A run is one coroutine, `_run`, that reads like the order of the states.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from stddaq.config import DetectorConfig
+from stddaq.errors import StdDaqError
+from stddaq.service import log
+from stddaq.wire.driver_messages import (
+    CommandError,
+    PlainCommand,
+    StartCommand,
+    Status,
+    parse_command,
+)
+from stddaq.wire.metadata import compression_of
+from stddaq.wire.std_daq import writer_action_pb2 as pb
+from stddaq.writing.distributor import META, SUBSCRIPTION_TIMEOUT_S, Distributor, Recording
+from stddaq.writing.run_account import RunAccount
+from stddaq.writing.start_check import RunFiles, check_start
+from stddaq.writing.writer_peer import Answer
+
+# A writer that is being started may take so long to connect; within 2 s a run without it is an error.
+WRITER_CONNECT_S = 1.5
+POLL_S = 0.01
+
+
+class RunError(StdDaqError):
+    """The run cannot go on."""
+
+
+class Client(Protocol):
+    """Somebody who is connected: gets one JSON object per call, at once or never."""
+
+    def tell(self, message: str) -> None:
+        """Send, without waiting. A client that does not read is the server's business."""
+        ...
+
+
+class Run:
+    """One run: what was asked, what came of it."""
+
+    def __init__(self, start: StartCommand, files: RunFiles, account: RunAccount) -> None:
+        self.id = uuid.uuid4().hex
+        self.start, self.files, self.account = start, files, account
+        self.started_at = datetime.now(UTC)
+        self.began = time.monotonic()
+        self.stop_requested = asyncio.Event()
+        self.first_image = asyncio.Event()
+        self.recorded = asyncio.Event()
+        self.trouble = ""
+
+
+class Driver:
+    """The one run at a time, and the clients that watch it."""
+
+    def __init__(
+        self, config: DetectorConfig, suffix: str, distributor: Distributor, roots: Sequence[Path]
+    ) -> None:
+        self._config, self._suffix, self._distributor, self._roots = config, suffix, distributor, roots
+        self._by_arrival = config.image_division == "arrival"
+        self._status: Status = "idle"
+        self._reason = ""
+        self._run: Run | None = None
+        self._last_result: dict[str, Any] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._starting = False
+        self._stop_early = False
+        self.clients: set[Client] = set()
+
+    # What clients say.
+
+    async def answer(self, client: Client, frame: str | bytes) -> None:
+        """Carry out one frame of a client, and reply to it."""
+        try:
+            command = parse_command(frame)
+        except CommandError as error:
+            client.tell(_encode({"status": "error", "reason": str(error), "error": error.error}))
+            return
+        log.event("received %s", command.model_dump_json(exclude_defaults=True, exclude={"overwrite"}))
+        if isinstance(command, StartCommand):
+            await self._start(client, command)
+        else:
+            self._answer_plain(client, command)
+
+    def _answer_plain(self, client: Client, command: PlainCommand) -> None:
+        if command.command == "stop":
+            self.request_stop()
+        reply = self._message() | {"command": command.command}
+        if command.command == "last_result":
+            reply["result"] = self._last_result
+        client.tell(_encode(reply))
+
+    async def _start(self, client: Client, start: StartCommand) -> None:
+        refusal: dict[str, Any] = {"status": "error", "command": "start"}
+        # Between this look and setting `_starting` nothing else can run: of two starts one is admitted.
+        if self._starting or self._task:
+            log.event("start rejected: the driver is busy")
+            reason = f"the driver is busy: its state is {self._status}"
+            client.tell(_encode(refusal | {"status": "rejected", "reason": reason, "error": "busy"}))
+            return
+        self._starting, self._stop_early = True, False
+        try:
+            with_metadata = len(self._distributor.peers) > len(self._distributor.writers)
+            files = RunFiles.of(start, self._config.number_of_writers, with_metadata)
+            compressed = bool(compression_of(self._suffix))
+            await asyncio.to_thread(
+                check_start, start, files, self._config, self._roots, compressed=compressed
+            )
+        except CommandError as error:
+            log.event("start refused: %s", error)
+            client.tell(_encode(refusal | {"reason": str(error), "error": error.error}))
+            return
+        finally:
+            self._starting = False
+        self._run = Run(start, files, RunAccount(follows_sequence=self._suffix == "image"))
+        if self._stop_early:
+            self._run.stop_requested.set()
+        self._enter("started", replied_to=client)
+        client.tell(_encode(self._message() | {"command": "start"}))
+        self._task = asyncio.create_task(self._conduct(self._run))
+
+    def request_stop(self) -> None:
+        """End the run, whatever its state; nothing when there is none."""
+        self._stop_early = True
+        if self._run:
+            self._run.stop_requested.set()
+
+    # The course of a run.
+
+    async def _conduct(self, run: Run) -> None:
+        """Carry out a run; whatever happens, the driver is idle and usable afterwards."""
+        reason = ""
+        try:
+            await self._record(run)
+        except RunError as error:
+            reason = str(error)
+        except Exception as error:  # noqa: BLE001  (a defect of ours must not leave the driver busy)
+            log.logger.exception("the run failed unexpectedly")
+            reason = f"unexpected {type(error).__name__}: {error}"
+        if reason:
+            await self._close_after_error()
+        self._last_result = self._result(run, reason)
+        self._enter("error" if reason else "file_saved", reason)
+        log.event(
+            "run %s: %s, %d images", run.id, f"error: {reason}" if reason else "file_saved", run.account.count
+        )
+        self._run = self._task = None
+        self._enter("idle")
+
+    async def _record(self, run: Run) -> None:
+        """All states between `started` and `file_saved`."""
+        self._enter("creating_file")
+        await self._wait_for_writers()
+        await self._call(lambda: self._distributor.begin_run(run.id))
+        await self._ask_all(self._create_file_actions(run))
+        self._enter("file_created")
+        if not run.stop_requested.is_set():
+            await self._wait_for_images(run)
+        if run.stop_requested.is_set() and not run.trouble:
+            self._enter("stop")
+        await self._call(self._distributor.end_recording)
+        if run.trouble:
+            raise RunError(run.trouble)
+        # Still `recording` (or `stop`) until all images are in the files: then the count is exact.
+        await self._ask_all(self._same_action(confirm_last_image=pb.ConfirmLastImage()))
+        self._enter("saving_file")
+        await self._ask_all(self._same_action(close_file=pb.CloseWriterFile()))
+        await self._finish(run)
+
+    async def _wait_for_images(self, run: Run) -> None:
+        """`waiting_for_first_image` and `recording`, until all images are there, or a stop, or trouble."""
+        deadline = time.monotonic() + SUBSCRIPTION_TIMEOUT_S
+        while not await self._call(self._distributor.is_subscribed) and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_S)
+        loop = asyncio.get_running_loop()
+
+        def end(trouble: str) -> None:
+            run.trouble = trouble
+            run.recorded.set()
+
+        recording = Recording(
+            run.start.n_image,
+            run.start.start_id,
+            self._by_arrival,
+            run.account,
+            on_first_image=lambda: _from_thread(loop, run.first_image.set),
+            on_end=lambda trouble: _from_thread(loop, end, trouble),
+        )
+        # Announced when it is true: whoever triggers the camera upon it misses nothing.
+        await self._call(lambda: self._distributor.record(recording))
+        self._enter("waiting_for_first_image")
+        await _first_of(
+            run.first_image, run.recorded, run.stop_requested, timeout=run.start.first_image_timeout
+        )
+        if run.first_image.is_set():
+            self._enter("recording")
+        elif not (run.recorded.is_set() or run.stop_requested.is_set()):
+            run.trouble = f"no image came within {run.start.first_image_timeout:g} s"
+            return
+        await _first_of(run.recorded, run.stop_requested)
+
+    async def _finish(self, run: Run) -> None:
+        """What belongs to a run whose raw files are complete and closed."""
+        failed = [peer for peer in self._distributor.writers if peer.reported.n_failed]
+        if failed:
+            raise RunError(
+                "; ".join(f"writer {p.name} failed to write {p.reported.n_failed} images" for p in failed)
+            )
+        await self._create_master_file(run)
+        n_overwritten = sum(peer.reported.n_overwritten for peer in self._distributor.writers)
+        if run.start.strict and n_overwritten:
+            raise RunError(
+                f"{n_overwritten} images were overwritten in the ring buffer before they were written"
+            )
+
+    async def _close_after_error(self) -> None:
+        """Let the writers that are still there close valid files."""
+        await self._call(self._distributor.end_recording)
+        actions = self._same_action(close_file=pb.CloseWriterFile())
+        connected = {p.name: actions[p.name] for p in self._distributor.peers if p.connected}
+        await self._answers(connected)
+
+    # The writers.
+
+    async def _wait_for_writers(self) -> None:
+        deadline = time.monotonic() + WRITER_CONNECT_S
+        while missing := [peer.name for peer in self._distributor.peers if not peer.connected]:
+            if time.monotonic() > deadline:
+                names = ", ".join("the metadata writer" if n == META else f"writer {n}" for n in missing)
+                raise RunError(f"not connected: {names}; nothing was created")
+            await asyncio.sleep(POLL_S)
+
+    def _create_file_actions(self, run: Run) -> dict[str, pb.WriterAction]:
+        start, n_writers = run.start, self._config.number_of_writers
+        common = pb.CreateWriterFile(
+            writer_id=start.writer_id,
+            overwrite=start.overwrite,
+            number_of_writers=n_writers,
+            division=pb.by_arrival if self._by_arrival else pb.by_image_id,
+            run_id=run.id,
+            source=self._suffix,
+        )
+        actions: dict[str, pb.WriterAction] = {}
+        for i, path in enumerate(run.files.raw):
+            action = pb.WriterAction(create_file=common)
+            action.create_file.path = str(path)
+            action.create_file.expected_images = -(-start.n_image // n_writers)
+            actions[str(i)] = action
+        if run.files.metadata:
+            action = pb.WriterAction(create_file=common)
+            action.create_file.path = str(run.files.metadata)
+            actions[META] = action
+        return actions
+
+    def _same_action(
+        self,
+        confirm_last_image: pb.ConfirmLastImage | None = None,
+        close_file: pb.CloseWriterFile | None = None,
+    ) -> dict[str, pb.WriterAction]:
+        return {
+            peer.name: pb.WriterAction(confirm_last_image=confirm_last_image, close_file=close_file)
+            for peer in self._distributor.peers
+        }
+
+    async def _answers(self, actions: dict[str, pb.WriterAction]) -> dict[str, Answer]:
+        return await asyncio.wrap_future(self._distributor.ask(actions))
+
+    async def _ask_all(self, actions: dict[str, pb.WriterAction]) -> None:
+        """Ask all writers named, wait for their answers. Raises `RunError` with every failure."""
+        answers = await self._answers(actions)
+        for peer in self._distributor.peers:
+            # A foreign writer reports no numbers; what it confirms is all that it got.
+            if (answer := answers.get(peer.name)) and not answer.reason and not answer.is_ours:
+                peer.reported.n_written = peer.n_forwarded
+        reasons = [answer.reason for answer in answers.values() if answer.reason]
+        reasons += [
+            f"writer {p.name}: {p.reported.failure}" for p in self._distributor.peers if p.reported.failure
+        ]
+        if reasons:
+            raise RunError("; ".join(dict.fromkeys(reasons)))
+
+    async def _create_master_file(self, run: Run) -> None:
+        action = pb.WriterAction(
+            create_master_file=pb.CreateMasterFile(
+                path=str(run.files.master),
+                raw_files=[str(path) for path in run.files.raw],
+                metadata_file=str(run.files.metadata or ""),
+                account=json.dumps(self._result(run, "")),
+                overwrite=run.start.overwrite,
+            )
+        )
+        # The writers act as the user that owns the files, and have HDF5 loaded.
+        await self._ask_all({self._distributor.writers[0].name: action})
+
+    async def _call(self, function: Any) -> Any:
+        return await asyncio.wrap_future(self._distributor.call(function))
+
+    # What clients are told.
+
+    def _enter(self, status: Status, reason: str = "", replied_to: Client | None = None) -> None:
+        """Change the state, and tell everybody at once (but not a client that gets it as its reply)."""
+        self._status, self._reason = status, reason
+        log.logger.debug("state %s", status)
+        self.tell_all(except_for=replied_to)
+
+    def tell_all(self, except_for: Client | None = None) -> None:
+        """Send the status to every client."""
+        if not self.clients:
+            return
+        message = _encode(self._message())
+        for client in self.clients:
+            if client is not except_for:
+                client.tell(message)
+
+    def greeting(self) -> str:
+        """The status, for a client that has just connected."""
+        return _encode(self._message())
+
+    def _message(self) -> dict[str, Any]:
+        message: dict[str, Any] = {"status": self._status}
+        run = self._run
+        if self._status in ("recording", "stop", "saving_file", "file_saved", "error"):
+            message["count"] = self._count()
+        if self._reason:
+            message["reason"] = self._reason
+        if run:
+            writers = self._distributor.writers
+            message |= {
+                "run_id": run.id,
+                "n_image": run.start.n_image,
+                "n_received": run.account.count,
+                "n_damaged": len(run.account.damaged_ids),
+                "n_overwritten": sum(peer.reported.n_overwritten for peer in writers),
+                "n_failed": sum(peer.reported.n_failed for peer in writers),
+                "n_skipped": run.account.n_skipped,
+                "writers": [
+                    {"writer": int(p.name), "n_forwarded": p.n_forwarded, "n_written": p.reported.n_written}
+                    for p in writers
+                ],
+                "files": run.files.as_json(),
+            }
+        return message
+
+    def _count(self) -> int:
+        """Images recorded: written and readable by other processes, or failed."""
+        return sum(p.reported.n_written + p.reported.n_failed for p in self._distributor.writers)
+
+    def _result(self, run: Run, reason: str) -> dict[str, Any]:
+        """The account of a run, as in the master file; see `RunAccount`."""
+        overwritten: list[int] = []
+        failed: list[int] = []
+        for number, peer in enumerate(self._distributor.writers):
+            overwritten += peer.reported.overwritten_ids
+            failed += self._failed_ids(run, number)
+        finished = datetime.now(UTC)
+        return {
+            "run_id": run.id,
+            "outcome": "error" if reason else "file_saved",
+            **({"reason": reason} if reason else {}),
+            "source": self._suffix,
+            "image_division": self._config.image_division,
+            "number_of_writers": self._config.number_of_writers,
+            "n_image": run.start.n_image,
+            "start_id": run.start.start_id,
+            **run.account.result(sorted(overwritten), sorted(failed)),
+            "files": run.files.as_json(),
+            "started_at": run.started_at.isoformat(),
+            "finished_at": finished.isoformat(),
+            "duration_s": round(time.monotonic() - run.began, 6),
+        }
+
+    def _failed_ids(self, run: Run, number: int) -> list[int]:
+        """Ids that a writer got and did not confirm; what it named itself, when it confirmed the rest."""
+        reported = self._distributor.writers[number].reported
+        ids = run.account.ids_of(number, self._config.number_of_writers, self._by_arrival)
+        named = set(reported.failed_ids)
+        unwritten = [image_id for image_id in ids if image_id not in named][reported.n_written :]
+        return reported.failed_ids + unwritten
+
+    async def shut_down(self, within: float) -> None:
+        """End the run that goes on, if any, as by `stop`; give up after `within` seconds."""
+        self.request_stop()
+        if task := self._task:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(task), within)
+
+
+async def _first_of(*events: asyncio.Event, timeout: float | None = None) -> None:
+    """Wait until one of the events is set."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+def _from_thread(loop: asyncio.AbstractEventLoop, function: Any, *arguments: Any) -> None:
+    """Run `function` in the loop, which may have ended already."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *arguments)
+
+
+def _encode(message: dict[str, Any]) -> str:
+    return json.dumps(message)

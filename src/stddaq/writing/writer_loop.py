@@ -1,0 +1,286 @@
+"""The main loop of every writer: takes `WriterAction` from the driver, answers, reports progress.
+
+What is written is the business of a `Recorder` (images, or metadata of one detector type). The loop has one
+thread and never waits for anything but its sockets, with a timeout: a driver that vanishes leaves a closed,
+valid file behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import zmq
+from google.protobuf.message import DecodeError
+from zmq.utils.monitor import recv_monitor_message
+
+from stddaq.config import DetectorConfig
+from stddaq.errors import StdDaqError
+from stddaq.files.master_file import create_master_file
+from stddaq.service import log
+from stddaq.service.daemon import StopRequest
+from stddaq.service.statistics import StatisticsTimer
+from stddaq.wire import endpoints
+from stddaq.wire.std_daq import writer_action_pb2 as pb
+from stddaq.writing.file_owner import FileOwner
+
+# Age at which an image becomes visible to readers; a flush costs 0.2 ms.
+FLUSH_PERIOD_S = 0.025
+# Messages are let gather for so long while images come quickly: one wake-up and one pwritev for many.
+GATHER_S = 0.001
+BATCH_LIMIT = 256
+# Records of a run that are taken out of the socket ahead of being written.
+LOOK_AHEAD_LIMIT = endpoints.QUEUE_LIMIT
+# A driver that is gone for so long does not come back to this run: its file is closed.
+DRIVER_ABSENCE_S = 1.0
+STOP_DRAIN_S = 0.5
+RESPONSE_TIMEOUT_MS = 500
+
+RecordImages = Sequence[pb.RecordImage]
+
+
+class Recorder(Protocol):
+    """What one kind of writer does with a run. Errors of `open` and `close` become the driver's reason."""
+
+    def open(self, action: pb.CreateWriterFile) -> None:
+        """Create the file of a run. Raises `OSError` or `StdDaqError`, then nothing was created."""
+        ...
+
+    def record(self, images: RecordImages, look_ahead: Callable[[], RecordImages]) -> None:
+        """Write the images. `look_ahead` gives those that wait behind them. Never raises for one image."""
+        ...
+
+    def flush(self) -> None:
+        """Make what was recorded visible to other processes."""
+        ...
+
+    def close(self) -> None:
+        """Flush and close the file. Raises `OSError`."""
+        ...
+
+    def progress(self, complete: bool) -> pb.WriterProgress:
+        """The account of the run so far; with `complete`, with the ids of what was lost."""
+        ...
+
+    def log_statistics(self, elapsed: float) -> None:
+        """Print the line of the period of `elapsed` seconds that ends now."""
+        ...
+
+
+class WriterLoop:
+    """One writer of one driver; see the module."""
+
+    def __init__(self, config: DetectorConfig, writer: int | str, recorder: Recorder) -> None:
+        """Bind and connect the sockets of `writer` (its number, or `meta`). Raises `EndpointError`."""
+        self._recorder = recorder
+        self._owner = FileOwner(config.switch_user_active)
+        self._statistics = StatisticsTimer(config.stats_collection_period)
+        self._context = zmq.Context()
+        self._responses = endpoints.open_socket(self._context, zmq.PUSH)
+        # A driver that has just been started may not be connected to us yet.
+        self._responses.sndtimeo = RESPONSE_TIMEOUT_MS
+        self._actions = endpoints.open_socket(self._context, zmq.PULL)
+        self._monitor = self._actions.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
+        try:
+            endpoints.bind(self._responses, endpoints.writer_to_driver(config.detector_name, writer))
+            self._actions.connect(endpoints.driver_to_writer(config.detector_name, writer))
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
+        self._waiting: deque[pb.WriterAction] = deque()
+        self._n_malformed = 0
+        self._open_path: Path | None = None
+        self._uid = 0
+        self._run_id = ""
+        self._reports_progress = False
+        self._unflushed_since: float | None = None
+        self._driver_gone_since: float | None = None
+        self._busy = False
+
+    def serve(self, stop: StopRequest) -> None:
+        """Work until asked to stop; then close the file of a run that is going on, and the sockets."""
+        poller = zmq.Poller()
+        for source in (self._actions, self._monitor, stop.fileno()):
+            poller.register(source, zmq.POLLIN)
+        try:
+            while not stop:
+                poller.poll(self._timeout_ms())
+                if self._busy:
+                    time.sleep(GATHER_S)
+                self._work()
+                self._watch_driver()
+                if self._statistics.due_in == 0:
+                    self._recorder.log_statistics(self._statistics.restart())
+                    self._log_malformed()
+            deadline = time.monotonic() + STOP_DRAIN_S
+            while self._work() and time.monotonic() < deadline:
+                pass
+            self._close_left_open("this writer was asked to stop")
+        finally:
+            self._actions.disable_monitor()
+            self._context.destroy(linger=200)
+
+    def _timeout_ms(self) -> int:
+        timeout = self._statistics.due_in
+        if self._unflushed_since is not None:
+            timeout = min(timeout, max(0.0, self._unflushed_since + FLUSH_PERIOD_S - time.monotonic()))
+        if self._driver_gone_since is not None and self._open_path:
+            timeout = min(timeout, DRIVER_ABSENCE_S)
+        return int(timeout * 1000) + 1
+
+    def _work(self) -> bool:
+        """Take what waits, in order, and flush when it is time. False when nothing was there."""
+        waiting = self._waiting
+        self._receive(BATCH_LIMIT - len(waiting))
+        found = bool(waiting)
+        self._busy = len(waiting) > 1
+        while waiting:
+            images: list[pb.RecordImage] = []
+            while waiting and len(images) < BATCH_LIMIT and waiting[0].HasField("record_image"):
+                images.append(waiting.popleft().record_image)
+            if images:
+                self._record(images)
+            self._flush_when_due()
+            if waiting and not waiting[0].HasField("record_image"):
+                self._act(waiting.popleft())
+        self._flush_when_due()
+        return found
+
+    def _flush_when_due(self) -> None:
+        since = self._unflushed_since
+        if since is not None and time.monotonic() - since >= FLUSH_PERIOD_S:
+            self._flush()
+
+    def _receive(self, limit: int) -> None:
+        """Move up to `limit` messages from the socket to `_waiting`."""
+        receive, decode, append = self._actions.recv, pb.WriterAction.FromString, self._waiting.append
+        for _ in range(limit):
+            try:
+                append(decode(receive(zmq.NOBLOCK)))
+            except zmq.Again:
+                return
+            except DecodeError:
+                self._n_malformed += 1
+
+    def _look_ahead(self) -> RecordImages:
+        self._receive(LOOK_AHEAD_LIMIT - len(self._waiting))
+        return [action.record_image for action in self._waiting if action.HasField("record_image")]
+
+    def _record(self, images: list[pb.RecordImage]) -> None:
+        if self._open_path is None:
+            return  # Left over from a run that this writer does not take part in.
+        self._recorder.record(images, self._look_ahead)
+        if self._unflushed_since is None:
+            self._unflushed_since = time.monotonic()
+
+    def _flush(self) -> None:
+        self._unflushed_since = None
+        self._recorder.flush()
+        if self._reports_progress:
+            progress = self._recorder.progress(complete=False)
+            report = pb.WriterResponse(code=pb.SUCCESS, progress=progress, run_id=self._run_id)
+            with contextlib.suppress(zmq.Again):  # The next report says more.
+                self._responses.send(report.SerializeToString(), zmq.NOBLOCK)
+
+    def _act(self, action: pb.WriterAction) -> None:
+        """Carry out one request and answer it, with the reason when it fails."""
+        kind = action.WhichOneof("action")
+        response = pb.WriterResponse(code=pb.SUCCESS, request=action.request)
+        try:
+            if kind == "create_file":
+                self._create(action)
+            elif kind == "confirm_last_image":
+                self._flush()
+            elif kind == "close_file":
+                self._close()
+            elif kind == "create_master_file":
+                self._create_master(action.create_master_file)
+            else:
+                self._n_malformed += 1
+                return
+        except (OSError, StdDaqError) as error:
+            response.code, response.reason = pb.FAILURE, _reason(error)
+            log.logger.error("%s failed: %s", kind, response.reason)
+        if action.request:
+            response.progress.CopyFrom(self._recorder.progress(complete=True))
+            response.run_id = self._run_id
+        elif failure := self._recorder.progress(complete=False).failure:
+            response.code, response.reason = pb.FAILURE, failure
+        self._send(response)
+
+    def _create(self, action: pb.WriterAction) -> None:
+        self._close_left_open("the driver began another run")
+        create = action.create_file
+        self._owner.become(create.writer_id)
+        try:
+            self._recorder.open(create)
+        except BaseException:
+            self._owner.return_to_self()
+            raise
+        self._open_path, self._uid = Path(create.path), create.writer_id
+        self._run_id, self._reports_progress = create.run_id, bool(action.request)
+        log.event("file %s created for uid %d", create.path, create.writer_id)
+
+    def _close(self) -> None:
+        if self._open_path is None:
+            return
+        path, self._open_path, self._unflushed_since = self._open_path, None, None
+        try:
+            self._recorder.close()
+        finally:
+            self._owner.return_to_self()
+        log.event("file %s closed, %d images", path, self._recorder.progress(complete=False).n_written)
+
+    def _close_left_open(self, why: str) -> None:
+        if self._open_path is None:
+            return
+        log.logger.warning("closing %s: %s", self._open_path, why)
+        try:
+            self._close()
+        except OSError as error:
+            log.logger.error("closing failed: %s", _reason(error))
+
+    def _create_master(self, action: pb.CreateMasterFile) -> None:
+        self._owner.become(self._uid)
+        try:
+            create_master_file(
+                Path(action.path),
+                [Path(file) for file in action.raw_files],
+                metadata_file=Path(action.metadata_file) if action.metadata_file else None,
+                account=action.account,
+                overwrite=action.overwrite,
+            )
+        finally:
+            self._owner.return_to_self()
+
+    def _send(self, response: pb.WriterResponse) -> None:
+        try:
+            self._responses.send(response.SerializeToString())
+        except zmq.Again:
+            log.logger.warning("no driver takes the response %s", pb.ResponseCode.Name(response.code))
+
+    def _watch_driver(self) -> None:
+        """Notice a driver that vanished, and close the file of its run after a while."""
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            self._driver_gone_since = time.monotonic() if event == zmq.EVENT_DISCONNECTED else None
+        gone = self._driver_gone_since
+        if gone is not None and self._open_path and time.monotonic() - gone >= DRIVER_ABSENCE_S:
+            self._close_left_open("the driver is gone")
+
+    def _log_malformed(self) -> None:
+        if self._n_malformed:
+            log.logger.warning("%d messages from the driver were no valid WriterAction", self._n_malformed)
+            self._n_malformed = 0
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__

@@ -1,0 +1,158 @@
+"""The driver's end of the connection to one writer: requests and their answers, liveness, progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import zmq
+from google.protobuf.message import DecodeError
+from zmq.utils.monitor import recv_monitor_message
+
+from stddaq.wire import endpoints
+from stddaq.wire.std_daq import writer_action_pb2 as pb
+
+
+@dataclass(slots=True)
+class Answer:
+    """How a writer answered a request: `reason` is empty when it did what was asked."""
+
+    reason: str = ""
+    is_ours: bool = False
+    """The answer carries the number of its request, as our writers do."""
+
+
+@dataclass(slots=True)
+class _Request:
+    number: int
+    sent_at: float
+    done: Callable[[Answer], None]
+
+
+@dataclass(slots=True)
+class WriterProgress:
+    """What a writer has reported of the current run."""
+
+    n_written: int = 0
+    n_overwritten: int = 0
+    n_failed: int = 0
+    overwritten_ids: list[int] = field(default_factory=list)
+    failed_ids: list[int] = field(default_factory=list)
+    failure: str = ""
+
+
+class WriterPeer:
+    """One writer as the driver sees it. Belongs to the distributor's thread.
+
+    Attributes:
+        name: `0`, `1`, ... or `meta`.
+        connected: whether a writer process holds the other end.
+        n_forwarded: images of the current run that were sent to it.
+    """
+
+    def __init__(self, context: zmq.Context, detector_name: str, name: str) -> None:
+        """Bind and connect the sockets. Raises `EndpointError`."""
+        self.name = name
+        self.connected = False
+        self.n_forwarded = 0
+        self.reported = WriterProgress()
+        self.last_heard = 0.0
+        self.actions = endpoints.open_socket(context, zmq.PUSH)
+        self.responses = endpoints.open_socket(context, zmq.PULL)
+        self.monitor = self.actions.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        endpoints.bind(self.actions, endpoints.driver_to_writer(detector_name, name))
+        self.responses.connect(endpoints.writer_to_driver(detector_name, name))
+        self._requests: list[_Request] = []
+        self._run_id = ""
+
+    def begin_run(self, run_id: str) -> None:
+        """Forget what was reported of the run before."""
+        self._run_id = run_id
+        self.n_forwarded = 0
+        self.reported = WriterProgress()
+
+    def ask(self, action: pb.WriterAction, done: Callable[[Answer], None]) -> None:
+        """Send a request; `done` is called once, with the answer or with why there is none."""
+        if not self.connected:
+            done(Answer(f"writer {self.name} is not connected"))
+            return
+        try:
+            self.actions.send(action.SerializeToString(), zmq.NOBLOCK)
+        except zmq.Again:
+            done(Answer(f"writer {self.name} takes no messages ({endpoints.QUEUE_LIMIT} are waiting for it)"))
+            return
+        self._requests.append(_Request(action.request, time.monotonic(), done))
+
+    def take_responses(self) -> None:
+        """Read what the writer sent: answers and progress reports."""
+        while True:
+            try:
+                response = pb.WriterResponse.FromString(self.responses.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                return
+            except DecodeError:
+                continue
+            self.last_heard = time.monotonic()
+            if response.run_id == self._run_id and response.HasField("progress"):
+                self._note_progress(response.progress)
+            if response.request or not response.HasField("progress"):
+                self._match(response)
+
+    def _note_progress(self, progress: pb.WriterProgress) -> None:
+        reported = self.reported
+        reported.n_written = progress.n_written
+        reported.n_overwritten = progress.n_overwritten
+        reported.n_failed = progress.n_failed
+        reported.failure = progress.failure
+        if progress.overwritten_ids:
+            reported.overwritten_ids = list(progress.overwritten_ids)
+        if progress.failed_ids:
+            reported.failed_ids = list(progress.failed_ids)
+
+    def _match(self, response: pb.WriterResponse) -> None:
+        """Give the answer to its request. One of a request that nobody waits for any more is dropped.
+
+        A writer that does not return numbers (C++) answers in order.
+        """
+        for position, request in enumerate(self._requests):
+            if response.request in (0, request.number):
+                del self._requests[position]
+                failed = response.code != pb.SUCCESS
+                reason = (
+                    f"writer {self.name}: {response.reason or 'failed without a reason'}" if failed else ""
+                )
+                request.done(Answer(reason, is_ours=bool(response.request)))
+                return
+
+    def watch(self, patience: float) -> str:
+        """Notice a writer that is gone or does not answer for `patience` seconds.
+
+        Returns what is wrong, an empty string when nothing is new.
+        """
+        trouble = ""
+        while self.monitor.poll(0):
+            if recv_monitor_message(self.monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.connected = True
+            else:
+                self.connected = False
+                trouble = f"writer {self.name} is gone or hangs; {self.reported.n_written} of "
+                trouble += f"{self.n_forwarded} images of this run that it got were written"
+                self._drop_requests(trouble)
+        now = time.monotonic()
+        overdue = [r for r in self._requests if now - max(r.sent_at, self.last_heard) > patience]
+        if overdue:
+            trouble = f"writer {self.name} did not answer within {patience:g} s; "
+            trouble += f"{self.reported.n_written} of {self.n_forwarded} images were written"
+            self._drop_requests(trouble)
+        return trouble
+
+    def _drop_requests(self, reason: str) -> None:
+        requests, self._requests = self._requests, []
+        for request in requests:
+            request.done(Answer(reason))
+
+    def close(self) -> None:
+        """Stop monitoring; the sockets go with their context."""
+        self._drop_requests("the driver ends")
+        self.actions.disable_monitor()

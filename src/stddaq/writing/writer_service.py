@@ -1,0 +1,273 @@
+"""`std_det_writer`: one of the parallel writers. Pixels go from the ring buffer to the raw file, copied once.
+
+The path of an image: one receive, one parse, a check that the slot holds it, `pwritev` together with the
+images that came with it, the same check again, and a row in the metadata.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from stddaq import __version__
+from stddaq.config import DetectorConfig
+from stddaq.errors import StdDaqError
+from stddaq.files.raw_file import RawFile, RawLayout
+from stddaq.service import daemon, log, statistics
+from stddaq.wire.metadata import ID_MISSMATCH, MetadataRules
+from stddaq.wire.ring_buffer import RingBuffer
+from stddaq.wire.std_daq import writer_action_pb2 as pb
+from stddaq.writing.overrun import safety_margin, suspects
+from stddaq.writing.writer_loop import RecordImages, WriterLoop
+
+NAME = "std_det_writer"
+DIVISIONS = {pb.by_image_id: "image_id", pb.by_arrival: "arrival"}
+
+
+class ImageRecorder:
+    """Records the images of one writer from the ring buffer into its raw file."""
+
+    def __init__(self, config: DetectorConfig, suffix: str, writer_id: int) -> None:
+        """Attach to the ring buffer. Raises `GeometryError`."""
+        self._config, self._suffix, self._writer_id = config, suffix, writer_id
+        self._ring = RingBuffer(config, suffix)
+        self._rules = MetadataRules(config, suffix)
+        self._margin = safety_margin(config.n_slots, config.number_of_writers)
+        self._file: RawFile | None = None
+        self._begin_account()
+        self._n_written = self._n_lost = 0
+        self._write_time = self._longest_write = 0.0
+
+    def _begin_account(self) -> None:
+        self._overwritten_ids: list[int] = []
+        self._failed_ids: list[int] = []
+        self._passes: list[tuple[int, int]] = []
+        self._pass = 0
+        self._n_visible = 0
+        self._failure = ""
+        self._refused: str | None = None
+
+    def open(self, action: pb.CreateWriterFile) -> None:
+        """See `Recorder`."""
+        if not self._ring.is_current():
+            # Somebody removed the segment by hand; the source may have made a new one.
+            self._ring.close()
+            self._ring = RingBuffer(self._config, self._suffix)
+        self._begin_account()
+        attributes = file_attributes(self._config, self._suffix, action) | {"writer": self._writer_id}
+        self._file = RawFile(
+            Path(action.path),
+            RawLayout.of(self._config, self._suffix),
+            attributes,
+            expected_images=action.expected_images,
+            overwrite=action.overwrite,
+        )
+
+    def record(self, images: RecordImages, look_ahead: Callable[[], RecordImages]) -> None:
+        """See `Recorder`."""
+        file = self._file
+        if file is None:
+            return
+        images = [image for image in images if self._accepts(image)]
+        if self._failure or not images:
+            self._failed_ids.extend(image.image_metadata.image_id for image in images)
+            return
+        begin = time.perf_counter()
+        first_row = file.n_images
+        try:
+            lost = self._put(file, images)
+            for row, is_lost in enumerate(self._lost_meanwhile(images, look_ahead)):
+                if is_lost and not lost[row]:
+                    lost[row] = True
+                    file.blank(first_row + row)
+        except (OSError, RuntimeError, StdDaqError) as error:  # HDF5 fails as RuntimeError, too.
+            self._fail(file, images, error)
+            return
+        self._declare(file, images, lost, first_row)
+        self._count(len(images), time.perf_counter() - begin)
+
+    def _accepts(self, image: pb.RecordImage) -> bool:
+        if self._rules.accepts(image.image_metadata):
+            return True
+        self._failed_ids.append(image.image_metadata.image_id)
+        self._refused = self._rules.problem(image.image_metadata)
+        return False
+
+    def _put(self, file: RawFile, images: RecordImages) -> list[bool]:
+        """Put the images whose slots still hold them, and blanks for the others. Returns which are lost."""
+        ring, compressed = self._ring, self._rules.compression
+        has_cursor = ring.has_cursor
+        memory, offset, holds = ring.memory, ring.offset, ring.holds
+        image_bytes = self._config.image_bytes
+        slots: list[memoryview | None] = []
+        lost: list[bool] = []
+        for image in images:
+            metadata = image.image_metadata
+            image_id, sequence = metadata.image_id, metadata.sequence
+            is_lost = has_cursor and sequence != 0 and not holds(image_id, sequence)
+            lost.append(is_lost)
+            start = offset(image_id)
+            size = metadata.size if compressed else image_bytes
+            slots.append(None if is_lost else memory[start : start + size])
+        file.put(slots)
+        return lost
+
+    def _lost_meanwhile(self, images: RecordImages, look_ahead: Callable[[], RecordImages]) -> Sequence[bool]:
+        """Which slots were, or may have been, written anew before the copy was complete."""
+        ring = self._ring
+        metadata = [image.image_metadata for image in images]
+        if ring.has_cursor and all(m.sequence for m in metadata):
+            return [not ring.holds(m.image_id, m.sequence) for m in metadata]
+        later = [image.image_metadata.image_id for image in look_ahead()]
+        return suspects([m.image_id for m in metadata], later, ring.geometry.n_slots, self._margin)
+
+    def _declare(self, file: RawFile, images: RecordImages, lost: list[bool], first_row: int) -> None:
+        declare = file.declare
+        for row, (image, is_lost) in enumerate(zip(images, lost, strict=True), first_row):
+            metadata = image.image_metadata
+            if image.restarts != self._pass:
+                self._pass = image.restarts
+                self._passes.append((row, image.restarts))
+            if is_lost:
+                self._overwritten_ids.append(metadata.image_id)
+                declare(metadata.image_id, ID_MISSMATCH)
+            else:
+                declare(metadata.image_id, metadata.status)
+
+    def _fail(self, file: RawFile, images: RecordImages, error: Exception) -> None:
+        """Stop writing. Images declared before are still made visible, if that is possible."""
+        self._failure = f"{file.path}: {getattr(error, 'strerror', None) or error}"
+        log.logger.error("writing failed: %s", self._failure)
+        file.drop_undeclared()
+        self._failed_ids.extend(image.image_metadata.image_id for image in images)
+        self.flush()
+
+    def _count(self, n_images: int, seconds: float) -> None:
+        self._n_written += n_images
+        self._write_time += seconds
+        self._longest_write = max(self._longest_write, seconds / n_images)
+
+    def flush(self) -> None:
+        """See `Recorder`."""
+        if self._file is None:
+            return
+        try:
+            self._file.flush()
+        except (OSError, RuntimeError) as error:
+            self._failure = self._failure or f"{self._file.path}: {error}"
+            log.logger.error("flushing failed: %s", error)
+            self._give_up(self._file)
+        self._n_visible = self._file.n_visible
+
+    def _give_up(self, file: RawFile) -> None:
+        """Count the images that could not be made visible as failed, whatever else had happened to them."""
+        failed = file.drop_declared()
+        self._failed_ids.extend(failed)
+        self._overwritten_ids = [i for i in self._overwritten_ids if i not in set(failed)]
+
+    def close(self) -> None:
+        """See `Recorder`."""
+        file, self._file = self._file, None
+        if file is None:
+            return
+        try:
+            file.close(self._passes)
+        except (OSError, RuntimeError) as error:
+            self._give_up(file)
+            file.abandon()
+            self._failure = self._failure or f"{file.path}: {error}"
+            raise OSError(f"{self._failure}; {self._n_visible} images are readable") from error
+        self._n_visible = file.n_visible
+
+    def progress(self, complete: bool) -> pb.WriterProgress:
+        """See `Recorder`."""
+        progress = pb.WriterProgress(
+            n_written=self._n_visible,
+            n_overwritten=len(self._overwritten_ids),
+            n_failed=len(self._failed_ids),
+            failure=self._failure,
+        )
+        if complete:
+            progress.overwritten_ids.extend(self._overwritten_ids)
+            progress.failed_ids.extend(self._failed_ids)
+        return progress
+
+    def log_statistics(self, elapsed: float) -> None:
+        """See `Recorder`."""
+        n, seconds = self._n_written, self._write_time
+        statistics.log_statistics(
+            self._config.detector_name,
+            {
+                "source": self._suffix,
+                "id": self._writer_id,
+                "n_written_images": n,
+                "avg_buffer_write_us": round(seconds / n * 1e6) if n else 0,
+                "max_buffer_write_us": round(self._longest_write * 1e6),
+                "avg_throughput": n * self._config.image_bytes / 2**20 / seconds if seconds else 0.0,
+            },
+        )
+        lost = len(self._overwritten_ids) + len(self._failed_ids)
+        if lost != self._n_lost:
+            self._n_lost = lost
+            statistics.log_statistics(
+                self._config.detector_name,
+                {
+                    "source": self._suffix,
+                    "id": self._writer_id,
+                    "n_overwritten_images": len(self._overwritten_ids),
+                    "n_failed_images": len(self._failed_ids),
+                },
+            )
+        if self._refused:
+            log.logger.warning("images do not fit the configuration: %s", self._refused)
+            self._refused = None
+        self._n_written, self._write_time, self._longest_write = 0, 0.0, 0.0
+
+    def detach(self) -> None:
+        """Leave the ring buffer."""
+        self._ring.close()
+
+
+def file_attributes(config: DetectorConfig, suffix: str, action: pb.CreateWriterFile) -> dict[str, object]:
+    """What every file of a run says of the run. A driver that does not tell (C++) divides as configured."""
+    return {
+        "number_of_writers": action.number_of_writers or config.number_of_writers,
+        "image_division": DIVISIONS[action.division] if action.number_of_writers else config.image_division,
+        "run_id": action.run_id,
+        "source": action.source or suffix,
+        "stddaq_version": __version__,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `std_det_writer`."""
+    parser = daemon.ArgumentParser(
+        NAME, "Write images from the ring buffer to an HDF5 file, as the driver says."
+    )
+    parser.add_config()
+    parser.add_argument("writer_id", type=_writer_id, help="number of this writer, from 0")
+    parser.add_source_suffix('suffix of the ring buffer (default "image")')
+    return daemon.run(parser, _serve, argv)
+
+
+def _writer_id(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed is a number from 0")
+    return int(text)
+
+
+def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
+    if args.writer_id >= config.number_of_writers:
+        log.event(
+            "writer %d is not needed: number_of_writers is %d", args.writer_id, config.number_of_writers
+        )
+        return
+    recorder = ImageRecorder(config, args.source_suffix, args.writer_id)
+    try:
+        loop = WriterLoop(config, args.writer_id, recorder)
+        log.event("ready: writer %d of %s", args.writer_id, config.detector_name)
+        loop.serve(stop)
+    finally:
+        recorder.detach()
