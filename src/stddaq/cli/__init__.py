@@ -1,0 +1,90 @@
+"""The command `stddaq`: services in one terminal, runs, files, and a demonstration.
+
+Each sub-command is a module with `add_arguments` and `run`; what is expensive to import is imported by `run`,
+so that `stddaq --help` is quick. A `StdDaqError` becomes one line on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, Protocol, cast
+
+from stddaq import __version__
+from stddaq.errors import StdDaqError
+
+REFUSED = 2
+
+
+class SubCommand(Protocol):
+    """What a module of this package offers."""
+
+    SUMMARY: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add what the command takes."""
+        ...
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it. Returns the exit code."""
+        ...
+
+
+# In the order in which a newcomer needs them.
+_MODULES = ("demo", "up", "record", "status", "stop", "trigger", "info", "aggregate", "repair")
+# Services with argument parsers of their own.
+_SERVICES = {
+    "simulate": "publish simulated images as a detector would",
+    "replay": "publish recorded images as a detector would",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        _refuse(self.prog, f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit code: 0, 1 when a run or a check failed, 2 when refused."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in _SERVICES:
+        service = importlib.import_module(f"stddaq.acquisition.{argv[0]}")
+        return service.main(argv[1:])
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except StdDaqError as error:
+        _refuse(f"stddaq {args.command}", str(error))
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; keep the interpreter from flushing into the void.
+        sys.stdout = None
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="stddaq", description="Data acquisition from detector to file.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    for name in _MODULES:
+        module = cast(SubCommand, importlib.import_module(f"stddaq.cli.{name}"))
+        command = commands.add_parser(
+            name, help=module.SUMMARY, description=_sentence(module.SUMMARY), allow_abbrev=False
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    for name, summary in _SERVICES.items():
+        commands.add_parser(name, help=f"{summary}; see stddaq {name} --help", add_help=False)
+    return parser
+
+
+def _sentence(summary: str) -> str:
+    return summary[0].upper() + summary[1:] + "."
+
+
+def _refuse(prog: str, reason: str) -> NoReturn:
+    print(f"{prog}: error: {' '.join(reason.split())}", file=sys.stderr)
+    raise SystemExit(REFUSED)

@@ -1,0 +1,84 @@
+"""The account of a run in words, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stddaq.cli.text import bytes_text
+
+# Ids and ranges of a kind that are shown; the files and the driver hold them all.
+SHOWN = 5
+
+
+def account_lines(account: Mapping[str, Any], image_bytes: int | None = None) -> list[str]:
+    """Lines of `name: value`; the rate in GB/s only when `image_bytes` is known."""
+    lines = []
+    if account.get("outcome") == "error":
+        lines.append(f"outcome     error: {account.get('reason')}")
+    else:
+        lines.append("outcome     saved")
+    lines.append(f"images      {_images(account)}")
+    for what, number, ids in (
+        ("damaged", "n_damaged", "damaged_ids"),
+        ("overwritten", "n_overwritten", "overwritten_ids"),
+        ("failed", "n_failed", "failed_ids"),
+        ("skipped", "n_skipped", "skipped"),
+    ):
+        if account.get(number):
+            lines.append(f"{what:<11} {account[number]}: {_ids(account.get(ids) or [], account[number])}")
+    if account.get("n_restarts"):
+        lines.append(f"ids         started again {account['n_restarts']} times")
+    lines.append(f"duration    {_duration(account, image_bytes)}")
+    lines += file_lines(account.get("files") or {})
+    return lines
+
+
+def file_lines(files: Mapping[str, Any]) -> list[str]:
+    """The files of a run with their sizes; the master file, which shows all images, last."""
+    paths = [*(files.get("raw") or []), files.get("metadata"), files.get("master")]
+    return [f"file        {path} ({_size(path)})" for path in paths if path]
+
+
+def _images(account: Mapping[str, Any]) -> str:
+    count, good, damaged = account.get("count", 0), account.get("n_good", 0), account.get("n_damaged", 0)
+    text = f"{count}, {good} of them good"
+    if not damaged and good == count:
+        text = f"{count}, all good"
+    first, last = account.get("first_id"), account.get("last_id")
+    if first is not None:
+        text += f", ids {first} to {last}"
+    lost = account.get("n_lost")
+    if lost is None:
+        return text
+    return f"{text}, {lost} lost" if lost else f"{text}, none lost"
+
+
+def _ids(ids: Sequence[int | Sequence[int]], number: int) -> str:
+    shown = [
+        str(item)
+        if isinstance(item, int)
+        else (str(item[0]) if item[0] == item[1] else f"{item[0]}-{item[1]}")
+        for item in ids[:SHOWN]
+    ]
+    return (
+        "image ids " + ", ".join(shown) + (", ..." if len(ids) > SHOWN or number > len(ids) > SHOWN else "")
+    )
+
+
+def _duration(account: Mapping[str, Any], image_bytes: int | None) -> str:
+    seconds, count = account.get("duration_s") or 0.0, account.get("count", 0)
+    text = f"{seconds:.2f} s"
+    if seconds > 0 and count:
+        text += f", {count / seconds:.1f} images/s"
+        if image_bytes:
+            text += f", {count * image_bytes / seconds / 1e9:.3f} GB/s"
+    return text
+
+
+def _size(path: str) -> str:
+    try:
+        return bytes_text(Path(path).stat().st_size)
+    except OSError:
+        return "not visible from here"

@@ -1,0 +1,33 @@
+"""`stddaq aggregate`: a master file over raw files that exist already, C++-made ones included."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "make a master file, which shows all images of a run as one, over existing raw files"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="directory of the run, any one of its files, or all its raw files",
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="the master file (beside the raw files)")
+    parser.add_argument("--prefix", help="beginning of the files' names, with a directory (file)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing master file")
+
+
+def run(args: argparse.Namespace) -> int:
+    from stddaq.files.aggregate import aggregate_run
+
+    output = None if args.output is None else Path(args.output)
+    master = aggregate_run([Path(path) for path in args.paths], output, args.prefix, args.overwrite)
+    height, width = master.image_shape
+    print(
+        f"{master.path}: {master.n_images} images of {height}x{width} {master.dtype} from "
+        f"{len(master.raw_files)} raw files, {master.n_gaps} gaps in the ids"
+    )
+    return 0

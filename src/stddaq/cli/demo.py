@@ -1,0 +1,273 @@
+"""`stddaq demo`: the main job in one command, and proof that it was done.
+
+A simulated detector, the driver, two writers and the metadata writer record a run; then every pixel of every
+image is read back from the master file and compared with what the simulator shows. It uses a free port,
+names and an ipc directory of its own, and leaves nothing but its files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stddaq.errors import StdDaqError
+
+if TYPE_CHECKING:
+    import h5py
+    import numpy as np
+
+    from stddaq.config import DetectorConfig
+
+SUMMARY = "record simulated images, check every pixel of the files, and show them"
+PREFIX = "demo"
+N_WRITERS = 2
+N_SLOTS = 1000
+# The largest that fits into the machine's shared memory is taken: N_SLOTS images of two bytes per pixel.
+IMAGE_SIZES = (512, 256, 128, 64)
+READY_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 15.0
+N_SHOWN = 7
+
+
+class DemoError(StdDaqError):
+    """The demonstration cannot run here, or a check of it failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What was read back."""
+
+    n_images: int
+    n_pixels: int
+    shown: list[tuple[str, np.ndarray]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--directory", default="demo", help="where the files go; made when missing (./demo)")
+    parser.add_argument("-n", "--n-images", type=int, default=1000, help="images to record (1000)")
+    parser.add_argument("--rate", type=float, default=200.0, help="images per second (200)")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.n_images < 1 or not 0.1 <= args.rate <= 10_000:
+        raise DemoError(
+            f"found {args.n_images} images at {args.rate:g} per second, allowed are 1 or more at 0.1 to 10000"
+        )
+    directory = _prepare_directory(Path(args.directory))
+    config_path, config = _write_config(directory)
+    side = config.image_shape[0]
+    print(
+        f"stddaq demo: {args.n_images} images of {side}x{side} pixels, {args.rate:g} per second\n", flush=True
+    )
+    with _deployment(directory, config_path, args.rate) as url:
+        account = _record(url, directory, config, args.n_images)
+    master = account["files"]["master"]
+    if not master:
+        raise DemoError("the run has no master file")
+    begin = time.monotonic()
+    print("\nchecking every pixel of every image ...", flush=True)
+    checked = _check(Path(master), config, account, args.n_images)
+    seconds = time.monotonic() - begin
+    png = directory / f"{PREFIX}.png"
+    _draw(png, checked, config, account)
+    _summarise(checked, seconds, account, master, png)
+    return 0
+
+
+def _prepare_directory(directory: Path) -> Path:
+    """Make it, and be sure that the files which the demo replaces are its own."""
+    directory = directory.absolute()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DemoError(f"{directory}: cannot be made: {error.strerror}") from error
+    if not _config_path(directory).exists() and any(directory.glob(f"{PREFIX}*.h5")):
+        raise DemoError(
+            f"{directory}: found files {PREFIX}*.h5 that are not of a demo; allowed is a directory without"
+        )
+    return directory
+
+
+def _config_path(directory: Path) -> Path:
+    return directory / f"{PREFIX}.json"
+
+
+def _write_config(directory: Path) -> tuple[Path, DetectorConfig]:
+    from stddaq.config import DetectorConfig
+
+    side = _image_side(directory)
+    content = {
+        "detector_name": f"demo-{uuid.uuid4().hex[:8]}",
+        "detector_type": "gigafrost",
+        "n_modules": 1,
+        "bit_depth": 16,
+        "image_pixel_height": side,
+        "image_pixel_width": side,
+        "start_udp_port": 2000,
+        "module_positions": {},
+        "number_of_writers": N_WRITERS,
+        "stats_collection_period": 10,
+    }
+    path = _config_path(directory)
+    try:
+        path.write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise DemoError(f"{path}: cannot be written: {error.strerror}") from error
+    return path, DetectorConfig.load(path)
+
+
+def _image_side(directory: Path) -> int:
+    free = {place: shutil.disk_usage(place).free for place in (Path("/dev/shm"), directory)}
+    for side in IMAGE_SIZES:
+        # A tenth more than the pixels, so that the demo does not take the last of a machine.
+        if all(N_SLOTS * side * side * 2 * 1.1 < n_bytes for n_bytes in free.values()):
+            return side
+    found = ", ".join(f"{place} {n_bytes // 2**20} MiB" for place, n_bytes in free.items())
+    raise DemoError(f"found free space: {found}; allowed is 10 MiB or more in each")
+
+
+@contextlib.contextmanager
+def _deployment(directory: Path, config_path: Path, rate: float) -> Iterator[str]:
+    """`stddaq up` in a process of its own, its output in demo.log. Gives the driver's url."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log_path = directory / f"{PREFIX}.log"
+    up = [sys.executable, "-m", "stddaq", "up", str(config_path), "--port", str(port), "-m"]
+    up += ["--source", "simulate", "--scene", "rings", "--rate", f"{rate:g}"]
+    # Socket paths are limited to 107 bytes, so not below the demo's directory.
+    with tempfile.TemporaryDirectory(prefix="stddaq-", dir="/tmp") as ipc, log_path.open("w") as log:
+        process = subprocess.Popen(
+            up,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "STDDAQ_IPC_DIR": ipc},
+            # Ctrl-C stops the recording first; the services end after that.
+            start_new_session=True,
+        )
+        try:
+            _wait_until_ready(process, log_path)
+            yield f"ws://127.0.0.1:{port}"
+        finally:
+            _end(process)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], log_path: Path) -> None:
+    print("starting simulator, driver, writers ...", flush=True)
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while "all services ready" not in log_path.read_text(errors="replace"):
+        if process.poll() is not None or time.monotonic() > deadline:
+            lines = log_path.read_text(errors="replace").strip().splitlines()
+            raise DemoError(
+                f"the services did not start, see {log_path}; last line: {lines[-1] if lines else ''}"
+            )
+        time.sleep(0.05)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _record(url: str, directory: Path, config: DetectorConfig, n_images: int) -> dict[str, Any]:
+    from stddaq.cli.record import follow
+    from stddaq.client import DriverClient
+
+    with DriverClient(url) as driver:
+        driver.start(directory, file_prefix=PREFIX, n_image=n_images, overwrite=True, first_image_timeout=30)
+        follow(driver, config.image_bytes)
+        driver.wait_until_saved(timeout=30)
+        account = driver.last_result()
+    if account is None or not account["count"]:
+        raise DemoError("no image was recorded")
+    return account
+
+
+def _check(master: Path, config: DetectorConfig, account: dict[str, Any], asked: int) -> _Checked:
+    """Compare every pixel of the master file with the simulator's scene. Raises `DemoError`."""
+    import h5py
+    import numpy as np
+
+    from stddaq.acquisition.scenes import Scene
+
+    scene = Scene.of(config, "rings")
+    with h5py.File(master) as file:
+        images = _dataset(file, "/entry/data/data")
+        rows = _dataset(file, "/entry/data/metadata")[()]
+        detector_ids = _dataset(file, "/entry/instrument/detector/metadata")[()]["image_id"]
+        _expect("images in the master file", len(images), account["count"])
+        _expect("rows of the metadata file", len(detector_ids), account["count"])
+        if account["count"] < asked:
+            print(f"stopped early: {account['count']} of {asked} images")
+        _expect("images that are good", int((rows["status"] == 1).sum()), account["count"])
+        ids = rows["image_id"].astype(int)
+        _expect("missing image ids", int((np.diff(ids) != 1).sum()), 0)
+        if not np.array_equal(detector_ids, ids):
+            raise DemoError("check failed: the rows of the metadata file are not those of the images")
+        expected = np.empty(config.image_shape, config.dtype)
+        for position, image_id in enumerate(ids):
+            scene.write(int(image_id), expected)
+            if not np.array_equal(images[position], expected):
+                raise DemoError(f"check failed: image {image_id} of {master} differs from what was simulated")
+        places = np.linspace(0, len(ids) - 1, min(N_SHOWN, len(ids))).astype(int)
+        shown = [(f"image {ids[place]}", images[place]) for place in places]
+    return _Checked(len(ids), len(ids) * scene.shape[0] * scene.shape[1], shown)
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    import h5py
+
+    found = file.get(name)
+    if not isinstance(found, h5py.Dataset):
+        raise DemoError(f"check failed: {file.filename} has no dataset {name}")
+    return found
+
+
+def _expect(what: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise DemoError(f"check failed: {what}: found {found}, expected {expected}")
+
+
+def _draw(path: Path, checked: _Checked, config: DetectorConfig, account: dict[str, Any]) -> None:
+    from stddaq.cli.preview import write_preview
+
+    side = config.image_shape[0]
+    caption = (
+        f"{checked.n_images} images of {side}x{side} {config.dtype.name}, "
+        f"{account['number_of_writers']} writers, read back from {PREFIX}Master.h5, every pixel checked; "
+        "logarithmic scale"
+    )
+    write_preview(path, checked.shown, "stddaq demo: simulated powder diffraction", caption)
+
+
+def _summarise(checked: _Checked, seconds: float, account: dict[str, Any], master: str, png: Path) -> None:
+    from stddaq.cli.account import account_lines
+
+    image_bytes = checked.shown[0][1].nbytes
+    print()
+    print("\n".join(account_lines(account, image_bytes)))
+    print(f"checked     {checked.n_images} images, {checked.n_pixels} pixels, 0 differ ({seconds:.1f} s)")
+    print(f"preview     {png}")
+    print("\nTry next:")
+    print(f"  stddaq info {master}")
+    print(f"  silx view {master}")
+    print("  stddaq up CONFIG --source simulate --rate 100    (and stddaq record PATH beside it)")

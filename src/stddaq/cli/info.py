@@ -1,0 +1,27 @@
+"""`stddaq info`: what a raw, metadata or master file holds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+SUMMARY = "say what files hold: images, types, gaps, what is missing"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="raw, metadata or master file")
+
+
+def run(args: argparse.Namespace) -> int:
+    from stddaq.errors import StdDaqError
+    from stddaq.files.info import describe
+
+    code = 0
+    for name in args.files:
+        try:
+            print("\n".join(describe(Path(name)).lines()))
+        except StdDaqError as error:
+            print(f"stddaq info: error: {error}", file=sys.stderr)
+            code = 2
+    return code

@@ -1,0 +1,70 @@
+"""A picture of a run for people: a few of its images on a logarithmic colour scale, with a caption (PNG)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Points of the colour map, dark to bright; between them it is linear.
+_COLOURS = (
+    (4, 4, 20),
+    (40, 11, 84),
+    (101, 21, 110),
+    (159, 42, 99),
+    (212, 72, 66),
+    (245, 125, 21),
+    (250, 193, 39),
+    (252, 255, 200),
+)
+_BACKGROUND, _TEXT, _FAINT = (16, 16, 24), (235, 235, 240), (150, 150, 165)
+_LARGE, _MARGIN = 640, 24
+
+
+def write_preview(path: Path, images: Sequence[tuple[str, np.ndarray]], title: str, caption: str) -> None:
+    """Write a PNG: the first image large, up to six more beside it, each with its label.
+
+    `images` are labels and arrays (H, W) of counts; `title` and `caption` one line each.
+    """
+    counts = np.concatenate([image.reshape(-1)[:: max(1, image.size // 65536)] for _, image in images])
+    brightest = max(1.0, float(np.percentile(counts, 99.8)))
+    small = (_LARGE - 2 * _MARGIN) // 3
+    width = _LARGE + 2 * (small + _MARGIN) + 2 * _MARGIN
+    canvas = Image.new("RGB", (width, _LARGE + 5 * _MARGIN), _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((_MARGIN, _MARGIN // 2), title, _TEXT, _font(22))
+    draw.text((_MARGIN, _LARGE + 3 * _MARGIN + 4), caption, _FAINT, _font(15))
+    places = [(_MARGIN, 2 * _MARGIN, _LARGE)]
+    places += [
+        (2 * _MARGIN + _LARGE + column * (small + _MARGIN), 2 * _MARGIN + row * (small + _MARGIN), small)
+        for row in range(3)
+        for column in range(2)
+    ]
+    for (label, image), (x, y, size) in zip(images, places, strict=False):
+        tile = _colour(image, brightest)
+        tile.thumbnail((size, size), Image.Resampling.BOX)
+        if max(tile.size) < size:
+            factor = size / max(tile.size)
+            tile = tile.resize(
+                (round(tile.width * factor), round(tile.height * factor)), Image.Resampling.NEAREST
+            )
+        canvas.paste(tile, (x + (size - tile.width) // 2, y + (size - tile.height) // 2))
+        draw.text((x + 8, y + 6), label, _TEXT, _font(13), stroke_width=2, stroke_fill=_BACKGROUND)
+    canvas.save(path, optimize=True)
+
+
+def _colour(image: np.ndarray, brightest: float) -> Image.Image:
+    """Counts on a logarithmic scale from 0 to `brightest`, coloured."""
+    scaled = np.log1p(np.clip(image, 0, brightest).astype(np.float32)) / np.log1p(brightest)
+    steps = np.linspace(0, 1, len(_COLOURS))
+    table = np.stack(
+        [np.interp(np.linspace(0, 1, 256), steps, [colour[c] for colour in _COLOURS]) for c in range(3)],
+        axis=1,
+    ).astype(np.uint8)
+    return Image.fromarray(table[(scaled * 255).astype(np.uint8)])
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

@@ -1,0 +1,233 @@
+"""`stddaq record`: one run, with a progress bar and a summary."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stddaq.cli.text import add_url, bytes_text, status_line
+
+if TYPE_CHECKING:
+    from stddaq.client import DriverClient, DriverStatus
+
+SUMMARY = "record images into files, with a progress bar and a summary"
+# After Ctrl-C, or when a driver sends nothing that would end the wait.
+LINE_PERIOD_S = 1.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", help="existing directory for the files, as the driver sees it")
+    parser.add_argument("-n", "--n-images", type=int, metavar="N", help="images to record (until Ctrl-C)")
+    parser.add_argument("--prefix", default="file", help="beginning of the files' names (file)")
+    parser.add_argument("--start-id", type=int, metavar="ID", help="do not record images with a lower id")
+    parser.add_argument("--writer-id", type=int, metavar="UID", help="user that the files shall belong to")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    parser.add_argument("--strict", action="store_true", help="fail when an image is overwritten in the ring")
+    parser.add_argument("--config", help="configuration file, to know the image size for GB/s")
+    add_url(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from stddaq.client import CommandRefused, DriverClient, RunFailed
+
+    image_bytes = _image_bytes(args.config)
+    with DriverClient(args.url) as driver:
+        try:
+            driver.start(args.path, **_fields(args))
+            follow(driver, image_bytes)
+            driver.wait_until_saved(timeout=1.0)
+        except CommandRefused as error:
+            print(f"stddaq record: refused: {error.reason}", file=sys.stderr)
+            return 1
+        except RunFailed as error:
+            print(f"stddaq record: run failed: {error.reason}", file=sys.stderr)
+            if error.result is not None:
+                _print_summary(error.result, image_bytes)
+            return 1
+        _summarise(driver, args, image_bytes)
+    return 0
+
+
+def _fields(args: argparse.Namespace) -> dict[str, Any]:
+    """What the user gave; a driver of another implementation need not know the rest."""
+    fields = {
+        "file_prefix": args.prefix,
+        "n_image": args.n_images,
+        "start_id": args.start_id,
+        "writer_id": args.writer_id,
+        "overwrite": args.overwrite or None,
+        "strict": args.strict or None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def follow(driver: DriverClient, image_bytes: int | None) -> None:
+    """Show the progress of the run that `driver` started, to its end. The first Ctrl-C stops the run.
+
+    Raises `ConnectionLost`; `KeyboardInterrupt` at the second Ctrl-C: the run then goes on to its end.
+    """
+    statuses = driver.watch_run()
+    stopped = False
+    with _progress(image_bytes) as progress:
+        while True:
+            try:
+                for status in statuses:
+                    progress.show(status)
+                return
+            except KeyboardInterrupt:
+                if stopped:
+                    raise
+                stopped = True
+                progress.say("stopping; once more Ctrl-C leaves without waiting for the files")
+                driver.stop()
+
+
+class _Progress(Protocol):
+    def show(self, status: DriverStatus) -> None: ...
+    def say(self, message: str) -> None: ...
+
+
+@contextlib.contextmanager
+def _progress(image_bytes: int | None) -> Iterator[_Progress]:
+    if not sys.stdout.isatty():
+        yield _Lines(image_bytes)
+        return
+    with _Bar(image_bytes) as bar:
+        yield bar
+
+
+class _Rate:
+    """Images per second since the first one was seen."""
+
+    def __init__(self, image_bytes: int | None) -> None:
+        self._image_bytes = image_bytes
+        self._begin: tuple[float, int] | None = None
+
+    def text(self, status: DriverStatus) -> str:
+        """`200.1 images/s, 0.105 GB/s`; empty before there is something to divide."""
+        now, count = time.monotonic(), status.count or 0
+        if count and self._begin is None:
+            self._begin = now, count
+        if self._begin is None or now - self._begin[0] < 0.05:
+            return ""
+        rate = (count - self._begin[1]) / (now - self._begin[0])
+        image_bytes = self._image_bytes or _image_bytes_of_files(status)
+        self._image_bytes = image_bytes
+        return f"{rate:.1f} images/s" + (f", {rate * image_bytes / 1e9:.3f} GB/s" if image_bytes else "")
+
+
+class _Lines:
+    """For files and pipes: a line for each change of state, and one a second in between."""
+
+    def __init__(self, image_bytes: int | None) -> None:
+        self._rate = _Rate(image_bytes)
+        self._last: tuple[str, float] = ("", 0.0)
+
+    def show(self, status: DriverStatus) -> None:
+        rate = self._rate.text(status)
+        now = time.monotonic()
+        if status.status == self._last[0] and now - self._last[1] < LINE_PERIOD_S:
+            return
+        self._last = status.status, now
+        self.say(status_line(status) + (f", {rate}" if rate and status.status == "recording" else ""))
+
+    def say(self, message: str) -> None:
+        print(message, flush=True)
+
+
+class _Bar:
+    """For terminals."""
+
+    def __init__(self, image_bytes: int | None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._rate = _Rate(image_bytes)
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("images  {task.fields[rate]}  {task.fields[missing]}"),
+            TimeElapsedColumn(),
+            console=Console(highlight=False),
+        )
+        self._task = self._bar.add_task("starting", total=None, rate="", missing="")
+
+    def show(self, status: DriverStatus) -> None:
+        from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
+
+        endless = status.n_image is None or status.n_image >= DEFAULT_N_IMAGE
+        self._bar.update(
+            self._task,
+            description=status.status.replace("_", " "),
+            total=None if endless else status.n_image,
+            completed=status.count or 0,
+            rate=self._rate.text(status),
+            missing=f"[red]{status.n_missing} missing" if status.n_missing else "",
+        )
+
+    def say(self, message: str) -> None:
+        self._bar.console.print(message)
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+def _summarise(driver: DriverClient, args: argparse.Namespace, image_bytes: int | None) -> None:
+    from stddaq.client import Unsupported
+
+    try:
+        account = driver.last_result()
+    except Unsupported:
+        account = None
+    if account is not None:
+        _print_summary(account, image_bytes)
+        return
+    # A driver of another implementation: what can be seen from here.
+    print("saved; this driver keeps no account of the run")
+    for path in sorted(Path(args.path).glob(f"{args.prefix}*.h5")):
+        print(f"file        {path} ({bytes_text(path.stat().st_size)})")
+
+
+def _print_summary(account: dict[str, Any], image_bytes: int | None) -> None:
+    from stddaq.cli.account import account_lines
+
+    print("\n".join(account_lines(account, image_bytes or _image_bytes_of(account.get("files")))))
+
+
+def _image_bytes(config: str | None) -> int | None:
+    if config is None:
+        return None
+    from stddaq.config import DetectorConfig
+
+    return DetectorConfig.load(config).image_bytes
+
+
+def _image_bytes_of_files(status: DriverStatus) -> int | None:
+    return _image_bytes_of(status.files)
+
+
+def _image_bytes_of(files: Any) -> int | None:
+    """Bytes of one uncompressed image, from a raw file, when it can be seen from here."""
+    paths = files.get("raw") if files else None
+    if not paths or not Path(paths[0]).exists():
+        return None
+    import h5py
+
+    try:
+        with h5py.File(paths[0], "r", swmr=True, locking=False) as file:
+            for group in file.values():
+                if isinstance(group, h5py.Group) and isinstance(data := group.get("data"), h5py.Dataset):
+                    return data.dtype.itemsize * data.shape[1] * data.shape[2]
+    except (OSError, RuntimeError):
+        return None  # Another program's file, or one that is just being created.
+    return None

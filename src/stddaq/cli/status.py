@@ -1,0 +1,35 @@
+"""`stddaq status`: what the driver is doing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from stddaq.cli.text import add_url, status_line
+
+SUMMARY = "say what the driver is doing, and how the last run ended"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_url(parser)
+    parser.add_argument("--json", action="store_true", help="print the driver's messages as they are")
+
+
+def run(args: argparse.Namespace) -> int:
+    from stddaq.cli.account import account_lines
+    from stddaq.client import DriverClient, Unsupported
+
+    with DriverClient(args.url) as driver:
+        status = driver.status()
+        try:
+            result = driver.last_result()
+        except Unsupported:
+            result = None
+    if args.json:
+        print(json.dumps({"status": dict(status.raw), "last_result": result}))
+        return 0
+    print(status_line(status))
+    if result is not None:
+        print("last run:")
+        print("\n".join(f"  {line}" for line in account_lines(result)))
+    return 0

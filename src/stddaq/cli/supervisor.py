@@ -1,0 +1,232 @@
+"""Runs the services of a deployment as child processes: readiness, restarts, a clean end.
+
+The children's lines appear in one stream, each after the name of its service. Children never outlive the
+supervisor: they end in good order when it is asked to, and get SIGTERM from the kernel when it is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+REFUSED = 2
+READY_TIMEOUT_S = 30.0
+# How long a service may take to end after SIGTERM; it promises 2 s.
+END_TIMEOUT_S = 4.0
+RESTART_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+# More restarts than there are delays, within this time, and the service is given up.
+RESTART_WINDOW_S = 60.0
+PROBE_TIMEOUT_S = 0.5
+_PR_SET_PDEATHSIG = 1
+_COLOURS = ("36", "32", "33", "35", "34", "96", "92", "93", "95", "94")
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+EndReason = Literal["asked", "refused", "gave up"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    """One service to run: its name in the output, its command, and where it listens when it is ready."""
+
+    name: str
+    command: tuple[str, ...]
+    address: str
+    """`ipc://PATH`, or `tcp://HOST:PORT`."""
+    may_finish: bool = False
+    """Exit code 0 is a natural end (a replay), not a crash."""
+
+
+@dataclass(slots=True)
+class _Child:
+    spec: ServiceSpec
+    process: asyncio.subprocess.Process | None = None
+    restarts: list[float] = field(default_factory=list)
+    finished: bool = False
+
+
+class Supervisor:
+    """Runs services until asked to end, until one is refused, or until one keeps crashing."""
+
+    def __init__(self, specs: Sequence[ServiceSpec]) -> None:
+        """`specs` in the order in which they are to be ended: sources first, writers last."""
+        self._children = [_Child(spec) for spec in specs]
+        self._width = max(len(spec.name) for spec in specs)
+        self._colour = sys.stdout.isatty()
+        self._end = asyncio.Event()
+        self._reason: EndReason = "asked"
+        self._hurry = False
+
+    async def run(self, on_ready: Callable[[], str]) -> int:
+        """Run all. `on_ready` gives the line to print when all are ready. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._ask_to_end)
+        tasks = [asyncio.create_task(self._keep_running(child)) for child in self._children]
+        ready = asyncio.create_task(self._announce(on_ready))
+        await self._end.wait()
+        ready.cancel()
+        await self._end_all()
+        await asyncio.gather(*tasks)
+        self._say("all services have ended")
+        return {"asked": 0, "refused": REFUSED, "gave up": 1}[self._reason]
+
+    def _ask_to_end(self) -> None:
+        if self._end.is_set() and not self._hurry:
+            self._hurry = True
+            self._say("asked again: the services are killed")
+        self._end.set()
+
+    def _end_because(self, reason: EndReason) -> None:
+        if not self._end.is_set():
+            self._reason = reason
+            self._end.set()
+
+    async def _announce(self, on_ready: Callable[[], str]) -> None:
+        begin = time.monotonic()
+        waiting = list(self._children)
+        complained = False
+        while waiting:
+            waiting = [child for child in waiting if not (child.finished or is_listening(child.spec.address))]
+            if waiting and not complained and time.monotonic() - begin > READY_TIMEOUT_S:
+                names = ", ".join(child.spec.name for child in waiting)
+                self._say(f"not ready after {READY_TIMEOUT_S:g} s: {names}; still waiting")
+                complained = True
+            await asyncio.sleep(0.05)
+        self._say(on_ready())
+
+    async def _keep_running(self, child: _Child) -> None:
+        """Start a service, and again when it crashes."""
+        while True:
+            code = await self._run_once(child)
+            if self._end.is_set():
+                return
+            if code == REFUSED:
+                self._say(f"{child.spec.name} refuses to start; ending")
+                self._end_because("refused")
+                return
+            if code == 0 and child.spec.may_finish:
+                self._say(f"{child.spec.name} has finished")
+                child.finished = True
+                return
+            how = (
+                f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            )
+            delay = self._restart_delay(child)
+            if delay is None:
+                self._say(
+                    f"{child.spec.name} {how}, {len(RESTART_DELAYS_S) + 1} times within "
+                    f"{RESTART_WINDOW_S:g} s; ending"
+                )
+                self._end_because("gave up")
+                return
+            self._say(f"{child.spec.name} {how}; starting it again in {delay:g} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._end.wait(), delay)
+                return
+
+    def _restart_delay(self, child: _Child) -> float | None:
+        """Seconds to wait before the next start; None when there were too many."""
+        now = time.monotonic()
+        child.restarts = [moment for moment in child.restarts if now - moment < RESTART_WINDOW_S]
+        if len(child.restarts) >= len(RESTART_DELAYS_S):
+            return None
+        child.restarts.append(now)
+        return RESTART_DELAYS_S[len(child.restarts) - 1]
+
+    async def _run_once(self, child: _Child) -> int:
+        supervisor = os.getpid()
+
+        def die_with_supervisor() -> None:
+            # SIGTERM, not SIGKILL: files are closed, sockets and segments removed even then.
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != supervisor:
+                os._exit(1)  # It died before the line above.
+
+        child.process = await asyncio.create_subprocess_exec(
+            *child.spec.command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            # Ctrl-C in the terminal is for the supervisor, which ends the services in good order.
+            start_new_session=True,
+            preexec_fn=die_with_supervisor,
+        )
+        if self._end.is_set():  # It was not there yet when the others were asked to end.
+            self._signal(child, signal.SIGTERM)
+        assert child.process.stdout is not None
+        await self._print_lines(child, child.process.stdout)
+        return await child.process.wait()
+
+    async def _print_lines(self, child: _Child, stream: asyncio.StreamReader) -> None:
+        name = child.spec.name.ljust(self._width)
+        if self._colour:
+            colour = _COLOURS[self._children.index(child) % len(_COLOURS)]
+            name = f"\x1b[{colour}m{name}\x1b[0m"
+        while True:
+            try:
+                line = await stream.readline()
+            except ValueError:  # Longer than the reader's limit: shown in parts is shown enough.
+                continue
+            if not line:
+                return
+            print(f"{name} | {line.decode(errors='replace').rstrip()}", flush=True)
+
+    async def _end_all(self) -> None:
+        """SIGTERM one after the other in the order given, writers together; SIGKILL who does not obey."""
+        groups: dict[str, list[_Child]] = {}
+        for child in self._children:
+            groups.setdefault(child.spec.name.split()[0], []).append(child)
+        for group in groups.values():
+            running = [child for child in group if child.process and child.process.returncode is None]
+            for child in running:
+                self._signal(child, signal.SIGKILL if self._hurry else signal.SIGTERM)
+            await asyncio.gather(*(self._wait_or_kill(child) for child in running))
+
+    async def _wait_or_kill(self, child: _Child) -> None:
+        assert child.process is not None
+        deadline = time.monotonic() + END_TIMEOUT_S
+        waiting = asyncio.ensure_future(child.process.wait())
+        while time.monotonic() < deadline and not self._hurry:
+            if (await asyncio.wait((waiting,), timeout=0.1))[0]:
+                return
+        if not self._hurry:
+            self._say(f"{child.spec.name} does not end within {END_TIMEOUT_S:g} s of SIGTERM; killing it")
+        self._signal(child, signal.SIGKILL)
+        await waiting
+
+    @staticmethod
+    def _signal(child: _Child, number: int) -> None:
+        assert child.process is not None
+        with contextlib.suppress(ProcessLookupError):
+            child.process.send_signal(number)
+
+    def _say(self, message: str) -> None:
+        name = "stddaq".ljust(self._width)
+        if self._colour:
+            name, message = f"\x1b[1m{name}\x1b[0m", f"\x1b[1m{message}\x1b[0m"
+        print(f"{name} | {message}", flush=True)
+
+
+def is_listening(address: str) -> bool:
+    """Whether a process accepts connections at `ipc://PATH` or `tcp://HOST:PORT`."""
+    scheme, _, place = address.partition("://")
+    try:
+        if scheme == "ipc":
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.settimeout(PROBE_TIMEOUT_S)
+                probe.connect(place)
+        else:
+            host, _, port = place.rpartition(":")
+            socket.create_connection((host, int(port)), PROBE_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True

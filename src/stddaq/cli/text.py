@@ -1,0 +1,38 @@
+"""Arguments and words that several sub-commands share. Imports nothing that is slow."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stddaq.client import DriverStatus
+
+DEFAULT_URL = "ws://127.0.0.1:8080"
+
+
+def add_url(parser: argparse.ArgumentParser) -> None:
+    """`--url` of the driver."""
+    parser.add_argument("--url", default=DEFAULT_URL, help=f"the driver ({DEFAULT_URL})")
+
+
+def status_line(status: DriverStatus) -> str:
+    """A status in one line: `recording: 120 of 1000 images, 2 missing`."""
+    parts = []
+    if status.count is not None:
+        of = "" if status.n_image is None else f" of {status.n_image}"
+        parts.append(f"{status.count}{of} images")
+    if status.n_missing:
+        parts.append(f"{status.n_missing} missing")
+    if status.reason:
+        parts.append(status.reason)
+    return f"{status.status}: {', '.join(parts)}" if parts else status.status
+
+
+def bytes_text(n_bytes: float) -> str:
+    """A size for people: `41.9 MB` (powers of ten)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} TB"
