@@ -331,7 +331,8 @@ class Driver:
         return _encode(self._message())
 
     def _message(self) -> dict[str, Any]:
-        message: dict[str, Any] = {"status": self._status}
+        # `run_id` even when there is no run: by it clients know a driver that marks its replies.
+        message: dict[str, Any] = {"status": self._status, "run_id": None}
         run = self._run
         if self._status in ("recording", "stop", "saving_file", "file_saved", "error"):
             message["count"] = self._count()
