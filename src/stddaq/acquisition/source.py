@@ -96,12 +96,17 @@ class Pacer:
 
     def __init__(self, rate: float) -> None:
         self.n_dropped = 0
+        self._done, self._period = 0, 0.0
+        self.restart()
         self.set_rate(rate)
 
     def set_rate(self, rate: float) -> None:
-        self._period = 1 / rate if rate else 0.0
+        """Images per second, 0: as fast as possible. The next image is due one new period after the last."""
+        old_period, self._period = self._period, 1 / rate if rate else 0.0
         self._batch = max(1, int(BATCH_S * rate))
-        self.restart()
+        if self._done:
+            self._began += (self._done - 1) * old_period + self._period
+            self._done = 0
 
     def restart(self) -> None:
         """Begin a schedule: its first image is due now."""

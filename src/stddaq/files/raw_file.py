@@ -225,7 +225,7 @@ class RawFile:
     @lru_cache(maxsize=1)
     def _zero_image(image_bytes: int) -> memoryview:
         # Anonymous memory that is only read costs nothing: the kernel maps its one page of zeros.
-        return memoryview(mmap.mmap(-1, image_bytes))
+        return memoryview(mmap.mmap(-1, image_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
     def _zeros(self) -> memoryview:
         return self._zero_image(self._image_bytes)
@@ -245,6 +245,17 @@ class RawFile:
         self._data.flush()
         self._metadata.append(self._declared)
         self._declared.clear()
+
+    def drop_undeclared(self) -> None:
+        """Forget images that were put but not declared: writing them failed."""
+        self.n_images = self.n_visible + len(self._declared)
+
+    def drop_declared(self) -> list[int]:
+        """Forget the rows that could not be made visible. Returns their image ids."""
+        ids = [image_id for image_id, _status in self._declared]
+        self._declared.clear()
+        self.n_images = self.n_visible
+        return ids
 
     def close(self, passes: Sequence[tuple[int, int]] = ()) -> None:
         """Flush, cut to the exact length, and close.
@@ -332,14 +343,17 @@ def create_swmr_file(path: Path, *, overwrite: bool) -> h5py.File:
     if overwrite:
         # A new inode: somebody who still reads the old file keeps it whole.
         path.unlink(missing_ok=True)
+    # HDF5's own errors are a paragraph each; the system's say the same in two words.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         return h5py.File(
             path,
-            "x",
+            "w",
             libver="latest",
             locking="best-effort",
             alignment_threshold=16 * PAGE,
             alignment_interval=PAGE,
         )
-    except FileExistsError as error:
-        raise FileExistsError(errno.EEXIST, "the file exists", str(path)) from error
+    except (OSError, RuntimeError) as error:
+        path.unlink(missing_ok=True)
+        raise OSError(errno.EIO, f"HDF5 cannot create the file: {error}", str(path)) from error

@@ -87,8 +87,9 @@ class WriterLoop:
         self._monitor = self._actions.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         )
+        self._responses_endpoint = endpoints.writer_to_driver(config.detector_name, writer)
         try:
-            endpoints.bind(self._responses, endpoints.writer_to_driver(config.detector_name, writer))
+            endpoints.bind(self._responses, self._responses_endpoint)
             self._actions.connect(endpoints.driver_to_writer(config.detector_name, writer))
         except BaseException:
             self._context.destroy(linger=0)
@@ -124,6 +125,7 @@ class WriterLoop:
             self._close_left_open("this writer was asked to stop")
         finally:
             self._actions.disable_monitor()
+            endpoints.unbind(self._responses, self._responses_endpoint)
             self._context.destroy(linger=200)
 
     def _timeout_ms(self) -> int:

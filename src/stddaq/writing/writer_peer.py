@@ -61,7 +61,8 @@ class WriterPeer:
         self.actions = endpoints.open_socket(context, zmq.PUSH)
         self.responses = endpoints.open_socket(context, zmq.PULL)
         self.monitor = self.actions.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        endpoints.bind(self.actions, endpoints.driver_to_writer(detector_name, name))
+        self._endpoint = endpoints.driver_to_writer(detector_name, name)
+        endpoints.bind(self.actions, self._endpoint)
         self.responses.connect(endpoints.writer_to_driver(detector_name, name))
         self._requests: list[_Request] = []
         self._run_id = ""
@@ -153,6 +154,7 @@ class WriterPeer:
             request.done(Answer(reason))
 
     def close(self) -> None:
-        """Stop monitoring; the sockets go with their context."""
+        """Remove the socket file; the sockets go with their context."""
         self._drop_requests("the driver ends")
         self.actions.disable_monitor()
+        endpoints.unbind(self.actions, self._endpoint)
