@@ -99,4 +99,7 @@ def run(parser: ArgumentParser, serve: Serve, argv: Sequence[str] | None = None)
         serve(config, args, stop)
     except StdDaqError as error:
         refuse(parser.prog, error)
+    # The interpreter takes down our handlers before it has ended; a signal then would be another exit code.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     return 0
