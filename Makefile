@@ -1,0 +1,47 @@
+# `make demo` and `make test` need Debian's or Ubuntu's make and python3 (3.11 or later), nothing else:
+# the environment is made in .venv, and kept until pyproject.toml changes.
+# `make PYTHON=python3.13 test` takes another Python; `make test ARGS="-k ring"` hands arguments on.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean
+# Nothing here gains from -j, and two installations into one environment would disturb each other.
+.NOTPARALLEL:
+
+VENV := .venv
+BIN := $(VENV)/bin
+# pyright looks on the internet for a later version of itself, otherwise.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+help: ## say what there is
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+demo: $(VENV)/.installed ## record simulated images and check every pixel of the files (in ./demo)
+	@$(BIN)/stddaq demo $(ARGS)
+
+test: $(VENV)/.installed-dev ## run the tests
+	@$(BIN)/pytest -n auto $(ARGS)
+
+check: $(VENV)/.installed-dev ## formatting, lint, types, import contracts
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo
+
+clean: ## remove the environment and everything that can be made again
+	rm -rf $(VENV) demo build dist .hypothesis .pytest_cache .ruff_cache .import_linter_cache
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Editable, so that a changed source needs no new installation.
+$(VENV)/.installed: $(VENV)/.created pyproject.toml src/stddaq/__init__.py
+	@echo "installing stddaq into $(VENV) ..."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing the test tools into $(VENV) ..."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.created:
+	@PYTHON='$(PYTHON)' sh .ci/make-environment $(VENV)
+	@touch $@
