@@ -176,6 +176,11 @@ class Deployment:
         self.env = {**os.environ, "STDDAQ_IPC_DIR": str(self.ipc_directory), "PYTHONUNBUFFERED": "1"}
         self.services: list[Service] = []
 
+    @property
+    def stddaq(self) -> str:
+        """The command `stddaq`, for `run`."""
+        return console_script("stddaq")
+
     def write_config(self, **changes: Any) -> Path:
         """Write the configuration file again, with changed keys. Returns its path."""
         self.config.update(changes)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stddaq.client import DriverClient, DriverStatus
 
 SUMMARY = "record images into files, with a progress bar and a summary"
-# After Ctrl-C, or when a driver sends nothing that would end the wait.
+# Between two lines of progress when the output is no terminal.
 LINE_PERIOD_S = 1.0
 
 
@@ -102,23 +102,27 @@ def _progress(image_bytes: int | None) -> Iterator[_Progress]:
 
 
 class _Rate:
-    """Images per second since the first one was seen."""
+    """Images per second since the first one was seen; stays as it was when the recording is over."""
 
     def __init__(self, image_bytes: int | None) -> None:
         self._image_bytes = image_bytes
         self._begin: tuple[float, int] | None = None
+        self._text = ""
 
     def text(self, status: DriverStatus) -> str:
         """`200.1 images/s, 0.105 GB/s`; empty before there is something to divide."""
         now, count = time.monotonic(), status.count or 0
-        if count and self._begin is None:
+        if status.status != "recording" or not count:
+            return self._text
+        if self._begin is None:
             self._begin = now, count
-        if self._begin is None or now - self._begin[0] < 0.05:
-            return ""
-        rate = (count - self._begin[1]) / (now - self._begin[0])
-        image_bytes = self._image_bytes or _image_bytes_of_files(status)
-        self._image_bytes = image_bytes
-        return f"{rate:.1f} images/s" + (f", {rate * image_bytes / 1e9:.3f} GB/s" if image_bytes else "")
+            self._image_bytes = self._image_bytes or _image_bytes_of(status.files)
+        elif now > self._begin[0]:
+            rate = (count - self._begin[1]) / (now - self._begin[0])
+            self._text = f"{rate:.1f} images/s"
+            if self._image_bytes:
+                self._text += f", {rate * self._image_bytes / 1e9:.3f} GB/s"
+        return self._text
 
 
 class _Lines:
@@ -210,10 +214,6 @@ def _image_bytes(config: str | None) -> int | None:
     from stddaq.config import DetectorConfig
 
     return DetectorConfig.load(config).image_bytes
-
-
-def _image_bytes_of_files(status: DriverStatus) -> int | None:
-    return _image_bytes_of(status.files)
 
 
 def _image_bytes_of(files: Any) -> int | None:

@@ -41,6 +41,7 @@ SILENCE_TIMEOUT_S = 5.0
 # A driver of another implementation leaves `file_saved` or `error` by itself within this time.
 SETTLING_TIMEOUT_S = 1.0
 RECONNECT_PERIOD_S = 0.2
+CLOSE_TIMEOUT_S = 1.0
 # An account lists up to some thousand image ids.
 MAX_MESSAGE_BYTES = 64 * 2**20
 
@@ -107,8 +108,8 @@ class AsyncDriverClient:
         """Start a run; the files appear in the directory `path`, which the driver must be able to see.
 
         `fields` are those of `stddaq.wire.driver_messages.StartCommand`: `n_image`, `file_prefix`,
-        `writer_id`, `start_id`; with our driver also `overwrite`, `strict`, `first_image_timeout`. Returns the
-        status of the admitted run; `wait_until_ready` and `wait_until_saved` then follow it.
+        `writer_id`, `start_id`; with our driver also `overwrite`, `strict`, `first_image_timeout`.
+        Returns the status of the admitted run; `wait_until_ready` and `wait_until_saved` then follow it.
         Raises `CommandRefused` with the driver's reason, of it `DriverBusy` while another run is going on;
         `DriverTimeout`, `ConnectionLost`.
         """
@@ -208,7 +209,7 @@ class AsyncDriverClient:
 
         Raises `DriverTimeout` after `timeout` seconds, naming `what`; `ConnectionLost`.
         """
-        if condition(self.latest):
+        if self._lost is None and condition(self.latest):
             return self.latest
         with self._expect(condition) as wait:
             return await wait.result(timeout, what)
@@ -243,7 +244,9 @@ class AsyncDriverClient:
         if status.status != "file_saved" and self._speaks_replies:
             # The end itself was missed while we were not connected.
             account = await self._account(run)
-            if account is not None and account.get("outcome") == "error":
+            if account is None:
+                raise RunFailed("how it ended is not known: the driver does not know this run any more")
+            if account.get("outcome") == "error":
                 raise RunFailed(str(account.get("reason")), account)
         return status
 
@@ -264,24 +267,31 @@ class AsyncDriverClient:
         return result if result is not None and result.get("run_id") == run.run_id else None
 
     def _current_run(self) -> _Run:
+        if self._run is not None and (self._run.is_own or self._run.ended is None):
+            return self._run
         latest = self.latest
-        if self._run is None or (self._run.ended is not None and not self._run.is_own and latest.is_busy):
-            if not latest.is_busy:
-                raise DriverError(f"{self.url}: no run is going on, the driver is {latest.status}")
+        if latest.is_busy:
             self._run = _Run(latest.run_id, is_own=False)
             self._run.observe(latest)
+        elif self._run is None:
+            raise DriverError(f"{self.url}: no run is going on, the driver is {latest.status}")
         return self._run
 
     async def _ask(self, command: dict[str, Any], timeout: float) -> DriverStatus:
         """Send a command and return the reply to it, which is told from broadcasts by its `command`."""
+        self._check_connected()
         name = command["command"]
         reply: asyncio.Future[DriverStatus] = asyncio.get_running_loop().create_future()
         # Replies come in the order of the commands. One that is not waited for any more keeps its place,
         # so that its late reply never counts for a later command.
         self._replies.setdefault(name, deque()).append(reply)
-        await self._send(command)
         try:
-            status = await asyncio.wait_for(reply, timeout)
+            await self._send(command)
+            async with asyncio.timeout(timeout):
+                status = await reply
+        except ConnectionLost:
+            reply.cancel()
+            raise
         except TimeoutError:
             raise DriverTimeout(f"{self.url}: no answer to {name} within {timeout:g} s") from None
         _raise_refusal(status)
@@ -304,7 +314,8 @@ class AsyncDriverClient:
     @contextlib.contextmanager
     def _expect(self, condition: Callable[[DriverStatus], bool]) -> Iterator[_Wait]:
         """A wait that sees every status received inside the `with` block."""
-        self._check_connected()
+        if self._lost is None or not self._reconnect:
+            self._check_connected()
         wait = _Wait(condition, self.url)
         self._waits.add(wait)
         try:
@@ -318,7 +329,12 @@ class AsyncDriverClient:
             async with asyncio.timeout(timeout):
                 # Liveness is seen from the statuses; a proxy from the environment is never meant.
                 connection = await connect(
-                    self.url, proxy=None, ping_interval=None, max_size=MAX_MESSAGE_BYTES, open_timeout=None
+                    self.url,
+                    proxy=None,
+                    ping_interval=None,
+                    max_size=MAX_MESSAGE_BYTES,
+                    open_timeout=None,
+                    close_timeout=CLOSE_TIMEOUT_S,
                 )
                 try:
                     status = None
@@ -359,11 +375,13 @@ class AsyncDriverClient:
         assert self._connection is not None
         try:
             while True:
-                message = await asyncio.wait_for(self._connection.recv(), SILENCE_TIMEOUT_S)
+                # Not wait_for: before Python 3.12 it can swallow the cancellation by `close`.
+                async with asyncio.timeout(SILENCE_TIMEOUT_S):
+                    message = await self._connection.recv()
                 if (status := parse_status(message)) is not None:
                     self._take(status)
         except TimeoutError:
-            await self._connection.close()
+            self._connection.transport.abort()  # A hung driver would not answer a proper end either.
             return ConnectionLost(f"{self.url}: the driver said nothing for {SILENCE_TIMEOUT_S:g} s")
         except ConnectionClosed:
             return ConnectionLost(f"{self.url}: the driver closed the connection, or was killed")
@@ -504,7 +522,8 @@ class _Wait:
 
     async def result(self, timeout: float, what: str) -> DriverStatus:
         try:
-            return await asyncio.wait_for(self.future, timeout)
+            async with asyncio.timeout(timeout):
+                return await self.future
         except TimeoutError:
             raise DriverTimeout(f"{self._url}: waited {timeout:g} s in vain for {what}") from None
 

@@ -1,0 +1,253 @@
+"""The clients against a driver of another implementation, and against what is no driver at all."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from support.basic_driver import BasicDriver
+from support.processes import free_port
+
+from stddaq.client import (
+    AsyncDriverClient,
+    CommandRefused,
+    ConnectionLost,
+    DriverBusy,
+    DriverClient,
+    DriverError,
+    DriverTimeout,
+    DriverUnreachable,
+    RunFailed,
+    Unsupported,
+)
+
+
+def test_a_run_is_recorded_and_followed_to_its_end(basic_driver: BasicDriver, directory: Path):
+    with DriverClient(basic_driver.url) as driver:
+        first = driver.start(directory, n_image=200, file_prefix="scan")
+        assert first.is_busy
+        states = [status.status for status in driver.watch_run()]
+        assert states[-1] == "file_saved"
+        assert driver.wait_until_saved(timeout=1).count == 200
+    assert basic_driver.commands == [
+        {"command": "start", "path": str(directory), "n_image": 200, "file_prefix": "scan"}
+    ]
+
+
+def test_states_that_were_missed_do_not_hold_up_a_wait(directory: Path):
+    with BasicDriver(image_rate=1e6, preparation_s=0.001) as peer, DriverClient(peer.url) as driver:
+        driver.start(directory, n_image=1)
+        driver.wait_until_ready(timeout=5)
+        # Nothing between `started` and `idle` was ever sent.
+        assert driver.wait_until_saved(timeout=5).status in ("file_saved", "idle")
+
+
+def test_runs_follow_each_other(basic_driver: BasicDriver, directory: Path):
+    with DriverClient(basic_driver.url) as driver:
+        for n_image in (1, 50, 10):
+            driver.start(directory, n_image=n_image)
+            assert driver.wait_until_saved(timeout=5).status in ("file_saved", "idle")
+
+
+def test_stop_ends_a_run_without_limit(basic_driver: BasicDriver, directory: Path):
+    with DriverClient(basic_driver.url) as driver:
+        driver.start(directory)
+        driver.wait_for(lambda status: bool(status.count), timeout=5)
+        driver.stop()
+        assert driver.wait_until_saved(timeout=5).status in ("file_saved", "idle")
+
+
+def test_a_failing_run_raises_with_the_reason(basic_driver: BasicDriver, directory: Path):
+    basic_driver.fails_with = "disk full"
+    with DriverClient(basic_driver.url) as driver:
+        driver.start(directory)
+        with pytest.raises(RunFailed, match="disk full") as failure:
+            driver.wait_until_saved(timeout=5)
+    assert failure.value.result is None
+
+
+def test_a_directory_that_the_driver_refuses_fails_the_run_at_once(basic_driver: BasicDriver, tmp_path: Path):
+    with DriverClient(basic_driver.url) as driver:
+        driver.start(tmp_path / "absent")
+        with pytest.raises(RunFailed, match="not a directory"):
+            driver.wait_until_ready(timeout=5)
+
+
+def test_a_second_start_is_busy(basic_driver: BasicDriver, directory: Path):
+    with DriverClient(basic_driver.url) as driver, DriverClient(basic_driver.url) as other:
+        driver.start(directory)
+        other.wait(["recording"], timeout=5)
+        with pytest.raises(DriverBusy, match="busy"):
+            other.start(directory)
+        driver.stop()
+        assert driver.wait_until_saved(timeout=5).status in ("file_saved", "idle")
+
+
+def test_a_bad_start_is_refused_before_it_is_sent(basic_driver: BasicDriver, directory: Path):
+    with DriverClient(basic_driver.url) as driver:
+        with pytest.raises(CommandRefused, match="n_image") as refused:
+            driver.start(directory, n_image="10")
+        assert refused.value.error_type == "invalid_field"
+        with pytest.raises(CommandRefused, match="n_images") as refused:
+            driver.start(directory, n_images=10)
+        assert refused.value.error_type == "unknown_field"
+    assert basic_driver.commands == []
+
+
+def test_an_account_is_unsupported(basic_driver: BasicDriver):
+    with DriverClient(basic_driver.url) as driver, pytest.raises(Unsupported):
+        driver.last_result()
+
+
+def test_there_is_nothing_to_wait_for_without_a_run(basic_driver: BasicDriver):
+    with DriverClient(basic_driver.url) as driver, pytest.raises(DriverError, match="no run is going on"):
+        driver.wait_until_saved(timeout=1)
+
+
+def test_a_run_of_another_client_can_be_followed_and_stopped(basic_driver: BasicDriver, directory: Path):
+    with DriverClient(basic_driver.url) as starter:
+        starter.start(directory)
+    with DriverClient(basic_driver.url) as driver:
+        driver.stop()
+        assert driver.wait_until_saved(timeout=5).status in ("file_saved", "idle")
+
+
+def test_a_wait_ends_in_time_and_the_client_stays_usable(basic_driver: BasicDriver):
+    with DriverClient(basic_driver.url) as driver:
+        with pytest.raises(DriverTimeout, match=r"0\.2 s.*recording"):
+            driver.wait(["recording"], timeout=0.2)
+        assert driver.status().status == "idle"
+
+
+def test_an_error_in_a_condition_is_the_callers(basic_driver: BasicDriver):
+    with DriverClient(basic_driver.url) as driver:
+        with pytest.raises(ZeroDivisionError):
+            driver.wait_for(lambda status: 1 // 0 == 1, timeout=1)
+        assert driver.status().status == "idle"
+
+
+def test_a_driver_that_vanishes_ends_watching_and_waiting(directory: Path):
+    with BasicDriver() as peer:
+        driver = DriverClient(peer.url).connect()
+        driver.start(directory)
+        statuses = driver.watch()
+        outcome: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                driver.wait_until_saved(timeout=20)
+            except DriverError as error:
+                outcome.append(error)
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+    waiting.join(5)
+    assert isinstance(outcome[0], ConnectionLost)
+    with pytest.raises(ConnectionLost):
+        list(statuses)
+    with pytest.raises(ConnectionLost):
+        driver.start(directory)
+    with pytest.raises(ConnectionLost):
+        _ = driver.latest
+    driver.close()
+
+
+def test_watching_and_waiting_survive_a_restart_of_the_driver_when_asked(directory: Path):
+    with BasicDriver() as peer:
+        driver = DriverClient(peer.url, reconnect=True).connect()
+        statuses = driver.watch()
+        assert next(statuses).status == "idle"
+    with pytest.raises(ConnectionLost):
+        driver.start(directory)
+    with BasicDriver(port=peer.port) as peer:
+        driver.wait(["idle"], timeout=10)
+        driver.start(directory, n_image=100)
+        assert next(status for status in statuses if status.status == "recording")
+    driver.close()
+
+
+def test_a_sync_client_works_inside_a_running_event_loop(basic_driver: BasicDriver, directory: Path):
+    async def record() -> int | None:
+        with DriverClient(basic_driver.url) as driver:
+            driver.start(directory, n_image=150)
+            *_, last = driver.watch_run()
+            return last.count
+
+    assert asyncio.run(record()) in (150, None)
+
+
+def test_a_client_is_shared_by_threads(basic_driver: BasicDriver):
+    with DriverClient(basic_driver.url) as driver:
+        seen: list[str] = []
+        threads = [
+            threading.Thread(target=lambda: seen.append(driver.status(timeout=5).status)) for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+    assert seen == ["idle"] * 8
+
+
+def test_async_client_watches_while_it_waits(basic_driver: BasicDriver, directory: Path):
+    async def record() -> list[str]:
+        async with AsyncDriverClient(basic_driver.url) as driver:
+            await driver.start(directory, n_image=300)
+            saved = asyncio.create_task(driver.wait_until_saved(timeout=10))
+            states = [status.status async for status in driver.watch_run()]
+            await saved
+            return states
+
+    states = asyncio.run(record())
+    assert states[0] == "started"
+    assert states[-1] == "file_saved"
+
+
+def test_nobody_at_the_url_is_unreachable():
+    with pytest.raises(DriverUnreachable, match="is it started"):
+        DriverClient(f"ws://127.0.0.1:{free_port()}").connect()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1:1", "ws://"])
+def test_a_bad_url_is_unreachable(url: str):
+    with pytest.raises(DriverUnreachable):
+        DriverClient(url).connect()
+
+
+def test_a_web_server_is_no_driver():
+    with _web_server() as port, pytest.raises(DriverUnreachable, match="no driver"):
+        DriverClient(f"ws://127.0.0.1:{port}").connect()
+
+
+def test_a_silent_peer_is_no_driver():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        begin = time.monotonic()
+        with pytest.raises(DriverUnreachable, match=r"0\.3 s"):
+            DriverClient(f"ws://127.0.0.1:{silent.getsockname()[1]}").connect(timeout=0.3)
+        assert time.monotonic() - begin < 3
+
+
+@contextmanager
+def _web_server() -> Iterator[int]:
+    class Quiet(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,197 @@
+"""The clients against our driver, its writers and a simulator, all as real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from client.conftest import RealDriver
+from support.processes import Deployment
+
+from stddaq.client import (
+    AsyncDriverClient,
+    CommandRefused,
+    ConnectionLost,
+    DriverBusy,
+    DriverClient,
+    DriverTimeout,
+    RunFailed,
+)
+
+RUN_STATES = [
+    "started",
+    "creating_file",
+    "file_created",
+    "waiting_for_first_image",
+    "recording",
+    "saving_file",
+    "file_saved",
+]
+
+
+def test_a_run_is_recorded_and_accounted_for(real_driver: RealDriver, directory: Path):
+    real_driver.publish_continuously()
+    with DriverClient(real_driver.url) as driver:
+        first = driver.start(directory, n_image=101, file_prefix="scan")
+        assert (first.status, first.n_image) == ("started", 101)
+        last = driver.wait_until_saved(timeout=20)
+        account = driver.last_result()
+    assert (last.status, last.count, last.run_id) == ("file_saved", 101, first.run_id)
+    assert last.n_written.keys() == {0, 1}
+    assert sum(last.n_written.values()) == 101
+    assert account is not None
+    assert (account["run_id"], account["outcome"], account["n_good"]) == (first.run_id, "file_saved", 101)
+    assert sorted(path.name for path in directory.iterdir()) == ["scan0.h5", "scan1.h5", "scanMaster.h5"]
+
+
+def test_all_watchers_see_every_state_of_a_run_once_in_order(real_driver: RealDriver, directory: Path):
+    real_driver.publish_continuously()
+    with DriverClient(real_driver.url) as driver, DriverClient(real_driver.url) as other:
+        own, others = driver.watch(), other.watch()
+        run = driver.start(directory, n_image=20)
+        driver.wait_until_saved(timeout=20)
+        for statuses in (own, others):
+            seen = itertools.takewhile(lambda status: status.status != "file_saved", statuses)
+            states = [status.status for status in seen if status.run_id == run.run_id]
+            assert [state for state, _ in itertools.groupby(states)] == RUN_STATES[:-1]
+
+
+def test_there_is_no_result_before_the_first_run(real_driver: RealDriver):
+    with DriverClient(real_driver.url) as driver:
+        assert driver.last_result() is None
+
+
+def test_a_refusal_is_raised_at_once_with_the_drivers_reason(real_driver: RealDriver, directory: Path):
+    begin = time.monotonic()
+    with DriverClient(real_driver.url) as driver:
+        with pytest.raises(CommandRefused, match="absent") as refused:
+            driver.start(directory / "absent")
+        assert refused.value.error_type == "path_not_usable"
+        (directory / "file1.h5").touch()
+        with pytest.raises(CommandRefused, match=r"file1\.h5") as refused:
+            driver.start(directory)
+        assert refused.value.error_type == "file_exists"
+        assert driver.latest.status == "idle"
+    assert time.monotonic() - begin < 3
+
+
+def test_of_two_starts_one_is_busy(real_driver: RealDriver, directory: Path):
+    with DriverClient(real_driver.url) as driver, DriverClient(real_driver.url) as other:
+        own = driver.start(directory)
+        with pytest.raises(DriverBusy, match="busy"):
+            other.start(directory, file_prefix="other")
+        other.stop()
+        assert other.wait_until_saved(timeout=10).run_id == own.run_id
+        assert driver.wait_until_saved(timeout=10).count == 0
+
+
+def test_starts_at_the_same_instant_are_told_apart(real_driver: RealDriver, directory: Path):
+    async def compete() -> list[str | None]:
+        async with AsyncDriverClient(real_driver.url) as a, AsyncDriverClient(real_driver.url) as b:
+            outcomes = await asyncio.gather(
+                a.start(directory, file_prefix="a"),
+                b.start(directory, file_prefix="b"),
+                return_exceptions=True,
+            )
+            await a.stop()
+            return [getattr(outcome, "status", type(outcome).__name__) for outcome in outcomes]
+
+    assert sorted(map(str, asyncio.run(compete()))) == ["DriverBusy", "started"]
+
+
+def test_stop_while_waiting_for_the_first_image_saves_empty_files(real_driver: RealDriver, directory: Path):
+    with DriverClient(real_driver.url) as driver:
+        driver.start(directory)
+        assert driver.wait_until_ready(timeout=10).status == "waiting_for_first_image"
+        driver.stop()
+        assert driver.wait_until_saved(timeout=10).count == 0
+
+
+def test_a_run_without_its_writers_fails_and_names_them(deployment: Deployment, directory: Path):
+    _, url = deployment.start_driver()
+    with DriverClient(url) as driver:
+        driver.start(directory)
+        with pytest.raises(RunFailed, match="writer 0, writer 1") as failure:
+            driver.wait_until_ready(timeout=10)
+    assert failure.value.result is not None
+    assert failure.value.result["outcome"] == "error"
+
+
+def test_a_killed_writer_fails_the_run_and_is_named(real_driver: RealDriver, directory: Path):
+    real_driver.publish_continuously()
+    with DriverClient(real_driver.url) as driver:
+        driver.start(directory)
+        driver.wait_for(lambda status: (status.count or 0) > 20, timeout=10)
+        real_driver.writers[1].kill()
+        with pytest.raises(RunFailed, match="writer 1") as failure:
+            driver.wait_until_saved(timeout=10)
+        assert failure.value.result is not None
+        assert failure.value.result["count"] > 20
+        driver.wait(["idle"], timeout=5)
+
+
+def test_a_killed_driver_is_a_lost_connection(real_driver: RealDriver, directory: Path):
+    with DriverClient(real_driver.url) as driver:
+        driver.start(directory)
+        driver.wait_until_ready(timeout=10)
+        killer = threading.Timer(0.2, real_driver.process.kill)
+        killer.start()
+        begin = time.monotonic()
+        with pytest.raises(ConnectionLost):
+            driver.wait_until_saved(timeout=30)
+        assert time.monotonic() - begin < 3
+        killer.join()
+
+
+def test_a_hung_driver_is_a_lost_connection(real_driver: RealDriver):
+    with DriverClient(real_driver.url) as driver:
+        real_driver.process.send(signal.SIGSTOP)
+        begin = time.monotonic()
+        with pytest.raises(ConnectionLost, match="said nothing"):
+            driver.wait(["recording"], timeout=30)
+        assert time.monotonic() - begin < 10
+
+
+def test_a_run_that_the_restarted_driver_does_not_know_is_not_taken_for_saved(
+    real_driver: RealDriver, directory: Path
+):
+    with DriverClient(real_driver.url, reconnect=True) as driver:
+        driver.start(directory)
+        real_driver.process.kill()
+        with pytest.raises(ConnectionLost):
+            driver.stop()
+        real_driver.deployment.start_driver("--port", real_driver.port)
+        with pytest.raises(RunFailed, match="does not know this run"):
+            driver.wait_until_saved(timeout=10)
+
+
+def test_a_late_reply_never_counts_for_a_later_command(real_driver: RealDriver, directory: Path):
+    with DriverClient(real_driver.url) as driver:
+        real_driver.process.send(signal.SIGSTOP)
+        with pytest.raises(DriverTimeout, match="no answer to start within"):
+            driver.start(directory, file_prefix="a", timeout=0.3)
+        real_driver.process.send(signal.SIGCONT)
+        # The first start was carried out after all; its reply does not make the second look admitted.
+        with pytest.raises(DriverBusy):
+            driver.start(directory, file_prefix="b")
+        driver.stop()
+        driver.wait(["idle"], timeout=10)
+
+
+def test_metadata_writer_of_each_detector_takes_part(
+    make_deployment: Callable[..., Deployment], directory: Path
+):
+    deployment = make_deployment(number_of_writers=1)
+    deployment.start("std_det_meta_writer_gf")
+    _, url = deployment.start_driver("-m")
+    deployment.start_writers()
+    with DriverClient(url) as driver:
+        run = driver.start(directory, n_image=0)
+        assert run.files["metadata"] == str(directory / "fileMeta.h5")
+        assert driver.wait_until_saved(timeout=10).count == 0
