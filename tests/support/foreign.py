@@ -1,0 +1,279 @@
+"""Services as other implementations (C++) have them: the std_daq contract and nothing else.
+
+No cursor segment, no protobuf field from 100 on, no SWMR, plain sockets. As a program it is a writer:
+`foreign.py CONFIG WRITER_ID [SECONDS before it answers create_file]`. It never tidies up a ring buffer that is not its own.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+import zmq
+from stddaq.wire.std_daq import image_metadata_pb2 as images_pb
+from stddaq.wire.std_daq import writer_action_pb2 as pb
+
+METADATA = np.dtype([("image_id", "<u8"), ("status", "<u8")])
+DTYPE_CODES = {8: 1, 16: 2, 32: 4}
+
+
+class Names:
+    """Sizes and names that follow from the configuration."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.detector_name: str = config["detector_name"]
+        self.shape = (config["image_pixel_height"], config["image_pixel_width"])
+        self.dtype = np.dtype(f"<u{config['bit_depth'] // 8}")
+        self.dtype_code = DTYPE_CODES[config["bit_depth"]]
+        self.image_bytes = self.shape[0] * self.shape[1] * self.dtype.itemsize
+        self.n_slots = max(1000, config.get("ram_buffer_gb", 0) * 2**30 // self.image_bytes)
+        self.number_of_writers: int = config["number_of_writers"]
+
+    def endpoint(self, name: str) -> str:
+        return f"ipc://{os.environ.get('STDDAQ_IPC_DIR', '/tmp')}/{self.detector_name}-{name}"
+
+
+class ForeignRing:
+    """The ring buffer, mapped plainly. A context manager."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._path = Path("/dev/shm") / f"{names.detector_name}-image"
+        size = -(-names.image_bytes * names.n_slots // 2**21) * 2**21
+        self._created = not self._path.exists()
+        with open(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o777), "r+b", buffering=0) as file:
+            os.ftruncate(file.fileno(), size)
+            self._map = mmap.mmap(file.fileno(), size)
+
+    def write(self, image_id: int, pixels: np.ndarray) -> None:
+        start = image_id % self._names.n_slots * self._names.image_bytes
+        self._map[start : start + self._names.image_bytes] = pixels.tobytes()
+
+    def read(self, image_id: int) -> np.ndarray:
+        start = image_id % self._names.n_slots * self._names.image_bytes
+        content = self._map[start : start + self._names.image_bytes]
+        return np.frombuffer(content, self._names.dtype).reshape(self._names.shape)
+
+    def close(self) -> None:
+        self._map.close()
+        if self._created:
+            self._path.unlink(missing_ok=True)
+
+
+class ForeignSource:
+    """Publishes images; a context manager."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._names = Names(config)
+        self.ring = ForeignRing(self._names)
+        self._context = zmq.Context()
+        # To a subscriber an XPUB is a PUB; it lets the test wait for the subscription.
+        self._socket = self._context.socket(zmq.XPUB)
+        self._socket.sndhwm = 0
+        self._endpoint = self._names.endpoint("image")
+        self._socket.bind(self._endpoint)
+
+    def wait_for_subscriber(self) -> None:
+        assert self._socket.poll(5000), "nobody subscribes"
+        self._socket.recv()
+
+    def publish(self, image_id: int, pixels: np.ndarray, status: int = 1) -> None:
+        self.ring.write(image_id, pixels)
+        self.announce(self.message(image_id, status))
+
+    def message(self, image_id: int, status: int = 1) -> images_pb.ImageMetadata:
+        return images_pb.ImageMetadata(
+            image_id=image_id,
+            height=self._names.shape[0],
+            width=self._names.shape[1],
+            size=self._names.image_bytes,
+            dtype=self._names.dtype_code,  # pyright: ignore[reportArgumentType]
+            status=status,  # pyright: ignore[reportArgumentType]
+            gf=images_pb.GFImageMetadata(scan_id=3, frame_timestamp=image_id * 1000),
+        )
+
+    def announce(self, message: images_pb.ImageMetadata | bytes) -> None:
+        self._socket.send(message if isinstance(message, bytes) else message.SerializeToString())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._context.destroy(linger=1000)
+        Path(self._endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+        self.ring.close()
+
+
+class ForeignDriver:
+    """Tells writers what to do, and divides images by arrival; a context manager."""
+
+    def __init__(self, config: Mapping[str, Any], with_metadata_writer: bool = False) -> None:
+        names = Names(config)
+        self._context = zmq.Context()
+        self._writers = [str(i) for i in range(names.number_of_writers)]
+        self.peers = [*self._writers, *(["meta"] if with_metadata_writer else [])]
+        self._actions = {name: self._context.socket(zmq.PUSH) for name in self.peers}
+        self._responses = {name: self._context.socket(zmq.PULL) for name in self.peers}
+        self._bound = [names.endpoint(f"driver-{name}") for name in self.peers]
+        for name, endpoint in zip(self.peers, self._bound, strict=True):
+            self._actions[name].bind(endpoint)
+            self._responses[name].connect(names.endpoint(f"writer-{name}"))
+        self._stream = self._context.socket(zmq.SUB)
+        self._stream.rcvhwm = 0
+        self._stream.subscribe(b"")
+        self._stream.connect(names.endpoint("image"))
+
+    def create(self, directory: Path, prefix: str = "file", uid: int = 0) -> None:
+        """Have all files created."""
+        for name in self.peers:
+            path = str(directory / f"{prefix}{name.capitalize()}.h5")
+            self._send(name, pb.WriterAction(create_file=pb.CreateWriterFile(path=path, writer_id=uid)))
+        self.expect_success()
+
+    def forward(self, n_images: int) -> None:
+        """Pass on the next images of the metadata stream."""
+        for position in range(n_images):
+            assert self._stream.poll(5000), f"{position} of {n_images} images came"
+            record = pb.RecordImage()
+            record.image_metadata.ParseFromString(self._stream.recv())
+            for name in {self._writers[position % len(self._writers)], *self.peers[len(self._writers) :]}:
+                self._send(name, pb.WriterAction(record_image=record))
+
+    def finish(self) -> None:
+        """Have the last images confirmed, and the files closed."""
+        self.broadcast(pb.WriterAction(confirm_last_image=pb.ConfirmLastImage()))
+        self.expect_success()
+        self.broadcast(pb.WriterAction(close_file=pb.CloseWriterFile()))
+        self.expect_success()
+
+    def broadcast(self, action: pb.WriterAction) -> None:
+        for name in self.peers:
+            self._send(name, action)
+
+    def _send(self, name: str, action: pb.WriterAction) -> None:
+        assert self._actions[name].poll(5000, zmq.POLLOUT), f"writer {name} is not there"
+        self._actions[name].send(action.SerializeToString())
+
+    def expect_success(self) -> None:
+        """One answer from each, as C++ writers give it."""
+        for name in self.peers:
+            response = self.response(name)
+            assert response.code == pb.SUCCESS, f"writer {name}: {response.reason}"
+
+    def response(self, name: str) -> pb.WriterResponse:
+        """The next message of a writer, which must hold nothing from field 100 on."""
+        assert self._responses[name].poll(5000), f"writer {name} does not answer"
+        response = pb.WriterResponse.FromString(self._responses[name].recv())
+        plain = pb.WriterResponse(code=response.code, reason=response.reason)
+        assert response == plain, f"a C++ driver does not expect {response}"
+        return response
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._context.destroy(linger=1000)
+        for endpoint in self._bound:
+            Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+
+
+class ForeignWriter:
+    """Answers its requests in order, and writes a plain HDF5 file."""
+
+    def __init__(self, config: Mapping[str, Any], writer: int, create_delay_s: float) -> None:
+        names = Names(config)
+        self._names, self._create_delay_s = names, create_delay_s
+        self._context = zmq.Context()
+        self._actions = self._context.socket(zmq.PULL)
+        self._actions.rcvhwm = 0
+        self._responses = self._context.socket(zmq.PUSH)
+        self._endpoint = names.endpoint(f"writer-{writer}")
+        self._responses.bind(self._endpoint)
+        self._actions.connect(names.endpoint(f"driver-{writer}"))
+        self._file: h5py.File | None = None
+        self._rows: list[tuple[int, int]] = []
+
+    def serve(self) -> None:
+        ring = ForeignRing(self._names)
+        print("ready", flush=True)
+        try:
+            while True:
+                action = pb.WriterAction.FromString(self._actions.recv())
+                kind = action.WhichOneof("action")
+                if kind == "record_image":
+                    self._record(action.record_image.image_metadata, ring)
+                elif kind in ("create_file", "confirm_last_image", "close_file"):
+                    self._act(kind, action)
+        finally:
+            self._context.destroy(linger=200)
+            Path(self._endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+            ring.close()
+
+    def _act(self, kind: str, action: pb.WriterAction) -> None:
+        if kind == "create_file":
+            time.sleep(self._create_delay_s)
+            self._create(action.create_file.path)
+        elif kind == "close_file":
+            self._close()
+        self._responses.send(pb.WriterResponse(code=pb.SUCCESS).SerializeToString())
+
+    def _create(self, path: str) -> None:
+        self._close()
+        height, width = self._names.shape
+        self._rows = []
+        self._file = h5py.File(path, "w")
+        group = self._file.create_group(self._names.detector_name)
+        group.create_dataset(
+            "data",
+            (0, height, width),
+            maxshape=(None, height, width),
+            chunks=(4, height, width),
+            dtype=self._names.dtype,
+        )
+        group.create_dataset("metadata", (0,), maxshape=(None,), chunks=(64,), dtype=METADATA)
+
+    def _record(self, metadata: images_pb.ImageMetadata, ring: ForeignRing) -> None:
+        if self._file is None:
+            return
+        data: Any = self._file[f"{self._names.detector_name}/data"]
+        data.resize(len(self._rows) + 1, axis=0)
+        data[len(self._rows)] = ring.read(metadata.image_id)
+        self._rows.append((metadata.image_id, metadata.status))
+
+    def _close(self) -> None:
+        if self._file is None:
+            return
+        rows: Any = self._file[f"{self._names.detector_name}/metadata"]
+        rows.resize(len(self._rows), axis=0)
+        rows[:] = np.array(self._rows, METADATA)
+        self._file.close()
+        self._file = None
+
+
+def main(argv: Sequence[str]) -> None:
+    """The foreign writer as a process."""
+
+    def end(_signal: int, _frame: object) -> None:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    config = json.loads(Path(argv[0]).read_text())
+    ForeignWriter(config, int(argv[1]), float(argv[2]) if len(argv) > 2 else 0.0).serve()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,156 @@
+"""Beside services of other implementations (C++): none of the partners notices a difference."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from support import foreign
+from support.foreign import ForeignDriver, ForeignSource
+from support.processes import Deployment, wait_until
+from support.runs import (
+    DAMAGED,
+    MakeRig,
+    Rig,
+    assert_raw_files_hold,
+    assert_saved,
+    image_of,
+    images_of,
+)
+
+from stddaq.files.aggregate import aggregate_run
+
+
+def start_foreign_writers(rig: Rig, which: Sequence[int], *args: object) -> None:
+    for i in which:
+        rig.deployment.run(
+            sys.executable, foreign.__file__, rig.deployment.config_path, i, *args, ready="ready"
+        )
+
+
+@pytest.mark.parametrize("foreign_writers", [(0, 1, 2), (0,), (2,)], ids=["all", "first", "last"])
+def test_our_driver_records_with_foreign_writers(make_rig: MakeRig, foreign_writers: tuple[int, ...]):
+    rig = make_rig(writers=False, number_of_writers=3)
+    start_foreign_writers(rig, foreign_writers)
+    for i in {0, 1, 2} - set(foreign_writers):
+        rig.deployment.start("std_det_writer", i)
+    next_id = 0
+    for run in range(2):
+        images = images_of(range(next_id, next_id + 31))
+        next_id += 31
+        account = rig.record(images, file_prefix=f"run{run}_")
+        assert_saved(account, images)
+        assert account["n_good"] == 31
+
+
+def test_a_run_with_foreign_writers_can_be_stopped(make_rig: MakeRig):
+    rig = make_rig(writers=False)
+    start_foreign_writers(rig, (0, 1))
+    images = images_of(range(9))
+    rig.begin()
+    rig.publish(images)
+    rig.client.wait_for(lambda status: status.n_received == 9, 5)
+    assert_saved(rig.end(stop=True), images)
+
+
+@pytest.mark.parametrize("division", ["image_id", "arrival"])
+def test_foreign_source_is_recorded(make_rig: MakeRig, division: str):
+    rig = make_rig(image_division=division)
+    source = rig.enter(ForeignSource(rig.deployment.config))
+    source.wait_for_subscriber()
+    images = [image_of(i, status=DAMAGED if i == 9 else 1) for i in range(3, 60, 2)]
+    rig.client.start(rig.directory, n_image=len(images))
+    rig.client.wait_until_ready(10)
+    for image in images:
+        source.publish(image.image_id, image.pixels, image.status)
+    account = rig.end()
+    assert_saved(account, images, by_arrival=division == "arrival")
+    assert account["n_lost"] is None
+    assert account["n_skipped"] == 28
+    assert account["damaged_ids"] == [9]
+
+
+def test_a_ring_that_a_foreign_source_made_outlives_our_services(make_deployment: Callable[..., Deployment]):
+    deployment = make_deployment(number_of_writers=1)
+    with ForeignSource(deployment.config):
+        segment = Path("/dev/shm") / f"{deployment.detector_name}-image"
+        inode = segment.stat().st_ino
+        writer = deployment.start("std_det_writer", 0)
+        assert writer.end() == 0
+        assert segment.stat().st_ino == inode
+
+
+def test_our_writers_obey_a_foreign_driver(
+    make_deployment: Callable[..., Deployment], directory: Path
+):
+    """Images come in turn, without anything of ours in the messages; a run follows the other."""
+    deployment = make_deployment(number_of_writers=3)
+    with ForeignSource(deployment.config) as source, ForeignDriver(deployment.config, True) as driver:
+        source.wait_for_subscriber()
+        deployment.start_writers()
+        deployment.start("std_det_meta_writer_gf")
+        for prefix, ids in (("a", range(0, 60, 3)), ("b", range(100, 107)), ("c", range(0))):
+            images = images_of(ids)
+            driver.create(directory, prefix)
+            for image in images:
+                source.publish(image.image_id, image.pixels)
+            driver.forward(len(images))
+            driver.finish()
+            files = [directory / f"{prefix}{i}.h5" for i in range(3)]
+            assert_raw_files_hold(files, images, by_arrival=True)
+            with h5py.File(directory / f"{prefix}Meta.h5") as file:
+                rows = np.asarray(file[f"{deployment.detector_name}/metadata"])
+            assert rows["image_id"].tolist() == list(ids)
+            assert rows["frame_timestamp"].tolist() == [i * 1000 for i in ids]
+
+
+def test_our_writer_tells_a_foreign_driver_why_it_cannot_create_a_file(
+    make_deployment: Callable[..., Deployment], directory: Path
+):
+    deployment = make_deployment(number_of_writers=1)
+    (directory / "file0.h5").write_text("precious")
+    with ForeignDriver(deployment.config) as driver:
+        deployment.start_writers()
+        with pytest.raises(AssertionError, match=r"file0\.h5: File exists"):
+            driver.create(directory)
+        assert (directory / "file0.h5").read_text() == "precious"
+        driver.create(directory, "other")
+        driver.finish()
+        assert_raw_files_hold([directory / "other0.h5"], [])
+
+
+def test_files_of_our_writers_under_a_foreign_driver_are_valid_when_it_is_gone(
+    make_deployment: Callable[..., Deployment], directory: Path
+):
+    deployment = make_deployment(number_of_writers=1)
+    images = images_of(range(12))
+    with ForeignSource(deployment.config) as source:
+        with ForeignDriver(deployment.config) as driver:
+            source.wait_for_subscriber()
+            (writer,) = deployment.start_writers()
+            driver.create(directory)
+            for image in images:
+                source.publish(image.image_id, image.pixels)
+            driver.forward(len(images))
+        writer.wait_for_line("closed, 12 images", timeout=3)
+    wait_until((directory / "file0.h5").exists)
+    assert_raw_files_hold([directory / "file0.h5"], images)
+
+
+def test_files_of_a_foreign_run_are_aggregated(make_deployment: Callable[..., Deployment], directory: Path):
+    deployment = make_deployment(number_of_writers=2)
+    images = images_of(range(5, 14))
+    with ForeignSource(deployment.config) as source, ForeignDriver(deployment.config) as driver:
+        source.wait_for_subscriber()
+        for i in range(2):
+            deployment.run(sys.executable, foreign.__file__, deployment.config_path, i, ready="ready")
+        driver.create(directory)
+        for image in images:
+            source.publish(image.image_id, image.pixels)
+        driver.forward(len(images))
+        driver.finish()
+    assert aggregate_run([directory]).n_images == 9
