@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from support.processes import Deployment
+
+# Examples share the machine with services of other tests, so their time says nothing.
+settings.register_profile("stddaq", deadline=None)
+settings.load_profile("stddaq")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -26,12 +26,15 @@ ImageDivision = Literal["image_id", "arrival"]
 
 DEFAULT_BLOCK_SIZE = 16 * 2**20
 MIN_SLOTS = 1000
-# HDF5 chunks, and so images, are smaller than 4 GiB.
+# HDF5 chunks, and so images and blocks, are smaller than 4 GiB.
 MAX_IMAGE_BYTES = 2**32 - 1
+# 64 TiB, half of what a process can address.
+MAX_RAM_BUFFER_GB = 2**16
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
+# The upper limits are those of the C++ services' int; they also keep arithmetic with the values exact.
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+NotNegative = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class DetectorConfig(BaseModel):
@@ -50,9 +53,9 @@ class DetectorConfig(BaseModel):
 
     log_level: LogLevel = "info"
     stats_collection_period: Positive = 10
-    ram_buffer_gb: NotNegative | None = None
+    ram_buffer_gb: Annotated[int, Field(ge=0, le=MAX_RAM_BUFFER_GB)] | None = None
     number_of_writers: NotNegative = 0
-    gpfs_block_size: Positive = DEFAULT_BLOCK_SIZE
+    gpfs_block_size: Annotated[int, Field(ge=1, le=MAX_IMAGE_BYTES)] = DEFAULT_BLOCK_SIZE
     live_stream_configs: dict[str, dict[str, Any]] = Field(default_factory=dict)
     switch_user_active: bool = False
     delay_filter_timeout: Positive = 10
@@ -69,15 +72,19 @@ class DetectorConfig(BaseModel):
         """Read and validate the JSON file at `path`. Raises `ConfigError`, a message of one line."""
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # Editors of Windows put a mark in front.
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
         try:
-            content = json.loads(text)
+            content = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path}: is not JSON: {error.msg}, line {error.lineno}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        except ValueError as error:
+            raise ConfigError(f"{path}: is not usable JSON: a number of thousands of digits") from error
         except RecursionError as error:
             raise ConfigError(f"{path}: is not usable JSON: nested too deeply") from error
         return cls.parse(content, where=str(path))
@@ -119,7 +126,7 @@ class DetectorConfig(BaseModel):
 
     def _check_position(self, index: str, position: list[int]) -> None:
         where = f"module_positions[{index!r}]"
-        if not index.isdecimal():
+        if not (index.isascii() and index.isdecimal()):
             raise ValueError(f"{where}: found key {index!r}, allowed is the decimal index of a module")
         if len(position) != 4:
             raise ValueError(f"{where}: found {position}, allowed are exactly 4 ints [x0, y0, x1, y1]")
@@ -156,18 +163,40 @@ class DetectorConfig(BaseModel):
         return max(MIN_SLOTS, self.ram_buffer_gb * 2**30 // self.image_bytes)
 
 
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two values for one key, JSON readers silently take either; nobody can mean both."""
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ConfigError(f"{_key(twice)}: found more than once in one object, allowed is once")
+    return content
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ConfigError(f"found {name}, allowed are the numbers of JSON")
+
+
 def _explain(error: ErrorDetails) -> str:
     """One mistake in words: key, what was found, what is allowed."""
-    key = ".".join(str(part) for part in error["loc"])
+    key = ".".join(_key(str(part)) for part in error["loc"])
     if error["type"] == "missing":
         return f"{key}: missing, it is mandatory"
     message = error["msg"].removeprefix("Value error, ")
     if not key:  # A mistake of several keys together says itself what was found.
         return message
     message = (
-        message.removeprefix("Input should be ").replace("a valid ", "a ").replace("a integer", "an integer")
+        message.removeprefix("Input should be ")
+        .replace("a valid ", "a ")
+        .replace("a integer", "an integer")
+        .replace("a dictionary", "an object")
     )
     return f"{key}: found {_shown(error['input'])}, allowed is {message}"
+
+
+def _key(key: str) -> str:
+    """A key as it stands in the message: foreign ones may hold line breaks, or nothing at all."""
+    return key if re.fullmatch(r"[\w.:/-]{1,60}", key, re.ASCII) else _shown(key)
 
 
 def _shown(value: object) -> str:
