@@ -72,9 +72,7 @@ def recorded_images(name: str, dataset: str, shape: tuple[int, int, int], dtype:
 
 def k11_images() -> np.ndarray:
     """The tomography scan of 3201 small images, (3201, 22, 26) uint16."""
-    return recorded_images(
-        "k11-imaging-3201x22x26-u16.h5", "entry/detector/detector", (3201, 22, 26), "<u2"
-    )
+    return recorded_images("k11-imaging-3201x22x26-u16.h5", "entry/detector/detector", (3201, 22, 26), "<u2")
 
 
 def eiger_images() -> np.ndarray:

@@ -84,9 +84,7 @@ def test_a_ring_that_a_foreign_source_made_outlives_our_services(make_deployment
         assert segment.stat().st_ino == inode
 
 
-def test_our_writers_obey_a_foreign_driver(
-    make_deployment: Callable[..., Deployment], directory: Path
-):
+def test_our_writers_obey_a_foreign_driver(make_deployment: Callable[..., Deployment], directory: Path):
     """Images come in turn, without anything of ours in the messages; a run follows the other."""
     deployment = make_deployment(number_of_writers=3)
     with ForeignSource(deployment.config) as source, ForeignDriver(deployment.config, True) as driver:

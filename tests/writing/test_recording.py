@@ -22,9 +22,7 @@ from stddaq.wire.endpoints import bind, metadata_stream, open_socket, unbind
 @pytest.mark.parametrize("n_writers", [1, 2, 3, 8])
 def test_every_pixel_of_a_scan_of_3201_images_is_in_the_files(make_rig: MakeRig, n_writers: int):
     pixels = k11_images()
-    rig = make_rig(
-        number_of_writers=n_writers, image_pixel_height=22, image_pixel_width=26, ram_buffer_gb=1
-    )
+    rig = make_rig(number_of_writers=n_writers, image_pixel_height=22, image_pixel_width=26, ram_buffer_gb=1)
     images = [Image(i, pixels[i]) for i in range(len(pixels))]
     account = rig.record(images)
     assert_saved(account, images)

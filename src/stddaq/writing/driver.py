@@ -29,6 +29,7 @@ from stddaq.wire.driver_messages import (
 from stddaq.wire.metadata import compression_of
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.distributor import META, SUBSCRIPTION_TIMEOUT_S, Distributor, Recording
+from stddaq.writing.master_process import create_in_own_process
 from stddaq.writing.run_account import RunAccount
 from stddaq.writing.start_check import RunFiles, check_start
 from stddaq.writing.writer_peer import Answer
@@ -284,7 +285,7 @@ class Driver:
         answers = await self._answers(actions)
         for peer in self._distributor.peers:
             # A foreign writer reports no numbers; what it confirms is all that it got.
-            if (answer := answers.get(peer.name)) and not answer.reason and not answer.is_ours:
+            if (answer := answers.get(peer.name)) and not answer.reason and not peer.is_ours:
                 peer.reported.n_written = peer.n_forwarded
         reasons = [answer.reason for answer in answers.values() if answer.reason]
         reasons += [
@@ -294,17 +295,24 @@ class Driver:
             raise RunError("; ".join(dict.fromkeys(reasons)))
 
     async def _create_master_file(self, run: Run) -> None:
-        action = pb.WriterAction(
-            create_master_file=pb.CreateMasterFile(
-                path=str(run.files.master),
-                raw_files=[str(path) for path in run.files.raw],
-                metadata_file=str(run.files.metadata or ""),
-                account=json.dumps(self._result(run, "")),
-                overwrite=run.start.overwrite,
-            )
+        action = pb.CreateMasterFile(
+            path=str(run.files.master),
+            raw_files=[str(path) for path in run.files.raw],
+            metadata_file=str(run.files.metadata or ""),
+            account=json.dumps(self._result(run, "")),
+            overwrite=run.start.overwrite,
         )
-        # The writers act as the user that owns the files, and have HDF5 loaded.
-        await self._ask_all({self._distributor.writers[0].name: action})
+        ours = next((peer for peer in self._distributor.writers if peer.is_ours), None)
+        if ours:
+            # Our writers act as the user that owns the files, and have HDF5 loaded.
+            await self._ask_all({ours.name: pb.WriterAction(create_master_file=action)})
+            return
+        try:
+            await create_in_own_process(
+                action, run.start.writer_id, switch_user_active=self._config.switch_user_active
+            )
+        except (OSError, RuntimeError, StdDaqError) as error:
+            raise RunError(f"the master file was not made: {error}") from error
 
     async def _call(self, function: Any) -> Any:
         return await asyncio.wrap_future(self._distributor.call(function))

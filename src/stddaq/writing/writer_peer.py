@@ -19,8 +19,6 @@ class Answer:
     """How a writer answered a request: `reason` is empty when it did what was asked."""
 
     reason: str = ""
-    is_ours: bool = False
-    """The answer carries the number of its request, as our writers do."""
 
 
 @dataclass(slots=True)
@@ -49,6 +47,7 @@ class WriterPeer:
         name: `0`, `1`, ... or `meta`.
         connected: whether a writer process holds the other end.
         n_forwarded: images of the current run that were sent to it.
+        is_ours: whether it returned the number of the request that it answered last; C++ writers do not.
     """
 
     def __init__(self, context: zmq.Context, detector_name: str, name: str) -> None:
@@ -56,6 +55,7 @@ class WriterPeer:
         self.name = name
         self.connected = False
         self.n_forwarded = 0
+        self.is_ours = False
         self.reported = WriterProgress()
         self.last_heard = 0.0
         self.actions = endpoints.open_socket(context, zmq.PUSH)
@@ -123,7 +123,8 @@ class WriterPeer:
                 reason = (
                     f"writer {self.name}: {response.reason or 'failed without a reason'}" if failed else ""
                 )
-                request.done(Answer(reason, is_ours=bool(response.request)))
+                self.is_ours = bool(response.request)
+                request.done(Answer(reason))
                 return
 
     def watch(self, patience: float) -> str:

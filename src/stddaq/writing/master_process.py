@@ -1,0 +1,41 @@
+"""The master file of a run: made by a writer of ours, or, where all writers are C++ ones, by a process for it.
+
+It has to belong to the user that the raw files belong to, and the driver itself never switches its user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from stddaq.wire.std_daq import writer_action_pb2 as pb
+from stddaq.writing.file_owner import FileOwner
+
+
+def carry_out(action: pb.CreateMasterFile) -> None:
+    """Make the master file, as the user that this process acts as. Raises `StdDaqError`, `OSError`."""
+    # Imported late: the driver needs no HDF5 as long as a writer does this for it.
+    from stddaq.files.master_file import create_master_file
+
+    create_master_file(
+        Path(action.path),
+        [Path(file) for file in action.raw_files],
+        metadata_file=Path(action.metadata_file) if action.metadata_file else None,
+        account=action.account,
+        overwrite=action.overwrite,
+    )
+
+
+async def create_in_own_process(action: pb.CreateMasterFile, uid: int, *, switch_user_active: bool) -> None:
+    """Make the master file as `uid` (0: as this service). Raises `StdDaqError`, `OSError`, `RuntimeError`."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(pool, _carry_out_as, uid, switch_user_active, action.SerializeToString())
+
+
+def _carry_out_as(uid: int, switch_user_active: bool, action: bytes) -> None:
+    FileOwner(switch_user_active).become(uid)
+    carry_out(pb.CreateMasterFile.FromString(action))
