@@ -224,6 +224,13 @@ class Deployment:
         """Names of the files in the ipc directory."""
         return sorted(path.name for path in self.ipc_directory.iterdir())
 
+    def remove_leftovers(self) -> None:
+        """Remove segments and sockets: of services that a test killed by other means than `Service.kill`."""
+        for name in self.segments():
+            (SHM_DIRECTORY / name).unlink(missing_ok=True)
+        for name in self.sockets():
+            (self.ipc_directory / name).unlink(missing_ok=True)
+
     def close(self) -> None:
         """End all services, later ones first, and check that they ended well and left nothing behind.
 
@@ -249,8 +256,7 @@ class Deployment:
                 complaints += [f"left behind: {SHM_DIRECTORY / name}" for name in self.segments()]
                 complaints += [f"left behind: {self.ipc_directory / name}" for name in self.sockets()]
         finally:
-            for name in self.segments():
-                (SHM_DIRECTORY / name).unlink(missing_ok=True)
+            self.remove_leftovers()
             shutil.rmtree(self.ipc_directory, ignore_errors=True)
         assert not complaints, "\n".join(complaints)
 

@@ -56,8 +56,14 @@ class _Child:
 class Supervisor:
     """Runs services until asked to end, until one is refused, or until one keeps crashing."""
 
-    def __init__(self, specs: Sequence[ServiceSpec]) -> None:
-        """`specs` in the order in which they are to be ended: sources first, writers last."""
+    def __init__(
+        self, specs: Sequence[ServiceSpec], restart_delays: Sequence[float] = RESTART_DELAYS_S
+    ) -> None:
+        """`specs` in the order in which they are to be ended: sources first, writers last.
+
+        `restart_delays` in seconds before the first, second, ... restart of a service; one more is not made.
+        """
+        self._restart_delays = tuple(restart_delays)
         self._children = [_Child(spec) for spec in specs]
         self._width = max(len(spec.name) for spec in specs)
         self._colour = sys.stdout.isatty()
@@ -123,7 +129,7 @@ class Supervisor:
             delay = self._restart_delay(child)
             if delay is None:
                 self._say(
-                    f"{child.spec.name} {how}, {len(RESTART_DELAYS_S) + 1} times within "
+                    f"{child.spec.name} {how}, {len(self._restart_delays) + 1} times within "
                     f"{RESTART_WINDOW_S:g} s; ending"
                 )
                 self._end_because("gave up")
@@ -137,10 +143,10 @@ class Supervisor:
         """Seconds to wait before the next start; None when there were too many."""
         now = time.monotonic()
         child.restarts = [moment for moment in child.restarts if now - moment < RESTART_WINDOW_S]
-        if len(child.restarts) >= len(RESTART_DELAYS_S):
+        if len(child.restarts) >= len(self._restart_delays):
             return None
         child.restarts.append(now)
-        return RESTART_DELAYS_S[len(child.restarts) - 1]
+        return self._restart_delays[len(child.restarts) - 1]
 
     async def _run_once(self, child: _Child) -> int:
         supervisor = os.getpid()

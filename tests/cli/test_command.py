@@ -1,0 +1,101 @@
+"""The command itself: help, errors, and that it starts quickly."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import stddaq
+from stddaq.cli import main
+
+HEAVY = ("h5py", "numpy", "pydantic", "websockets", "zmq", "google.protobuf", "rich", "PIL", "asyncio")
+COMMANDS = ("demo", "up", "record", "status", "stop", "trigger", "info", "aggregate", "repair")
+
+
+def imported_by(code: str) -> set[str]:
+    """Names of the modules that a fresh interpreter has after `code`."""
+    script = f"import sys, json\n{code}\nprint(json.dumps(list(sys.modules)))"
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    return set(json.loads(output.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import stddaq",
+        "from stddaq.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+        "from stddaq.cli import main\ntry: main(['up', '--help'])\nexcept SystemExit: pass",
+    ],
+)
+def test_import_and_help_pull_in_nothing_heavy(code: str):
+    assert imported_by(code).isdisjoint(HEAVY)
+
+
+def test_client_pulls_in_no_file_library():
+    assert imported_by("import stddaq.client").isdisjoint(("h5py", "numpy", "PIL", "rich"))
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "simulate", "replay"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: stddaq {command}" in capsys.readouterr().out
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"    {command}" in text for command in (*COMMANDS, "simulate", "replay"))
+
+
+def test_python_m_stddaq_is_the_command():
+    output = subprocess.run(
+        [sys.executable, "-m", "stddaq", "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    assert output.strip() == stddaq.__version__
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["fly"],
+        ["up"],
+        ["up", "/absent.json"],
+        ["info"],
+        ["info", "/absent.h5"],
+        ["aggregate", "/absent"],
+        ["repair", "/absent.h5"],
+        ["trigger", "/absent.json"],
+        ["simulate"],
+        ["replay", "/absent.json"],
+    ],
+)
+def test_a_bad_argument_is_exit_code_2_and_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]):
+    try:
+        code = main(argv)
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert captured.err.startswith("stddaq")
+
+
+def test_output_that_nobody_reads_is_no_error(tmp_path: Path):
+    process = subprocess.run(
+        f"{sys.executable} -m stddaq info {tmp_path}/a.h5 2>&1 | true; exit ${{PIPESTATUS[0]}}",
+        shell=True,
+        check=False,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in process.stdout + process.stderr

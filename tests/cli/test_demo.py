@@ -1,0 +1,82 @@
+"""`stddaq demo`: what a newcomer sees first."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import h5py
+import pytest
+from PIL import Image
+from support.processes import Deployment, Service
+
+SHM = Path("/dev/shm")
+
+
+def demo(deployment: Deployment, *args: object) -> Service:
+    """Start `stddaq demo`. It makes a deployment of its own; the given one only watches over it."""
+    return deployment.run(deployment.stddaq, "demo", "--rate", 200, *args)
+
+
+def detector_name(directory: Path) -> str:
+    text = (directory / "demo.json").read_text()
+    match = re.search(r'"detector_name": "([^"]+)"', text)
+    assert match
+    return match[1]
+
+
+def leftovers(name: str) -> list[str]:
+    """Segments and processes that carry the name of the detector."""
+    found = [path.name for path in SHM.glob(f"{name}*")]
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            if name in (directory / "cmdline").read_text():
+                found.append(directory.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_every_pixel_is_checked_and_nothing_is_left(deployment: Deployment, tmp_path: Path):
+    directory = tmp_path / "out"
+    process = demo(deployment, "--directory", directory, "-n", 100)
+    assert process.wait(timeout=55) == 0, process.output
+    with Image.open(directory / "demo.png") as preview:
+        assert min(preview.size) > 600
+    with h5py.File(directory / "demoMaster.h5") as file:
+        data = file["/entry/data/data"]
+        assert isinstance(data, h5py.Dataset)
+        assert re.search(rf"checked +100 images, {data.size} pixels, 0 differ", process.output)
+    assert "100, all good" in process.output
+    assert "stddaq info" in process.output
+    assert leftovers(detector_name(directory)) == []
+
+
+def test_it_can_be_repeated_in_the_same_directory(deployment: Deployment, tmp_path: Path):
+    for _ in range(2):
+        process = demo(deployment, "--directory", tmp_path, "-n", 5)
+        assert process.wait(timeout=50) == 0, process.output
+
+
+def test_ctrl_c_ends_it_early_and_checks_what_is_there(deployment: Deployment, tmp_path: Path):
+    process = demo(deployment, "--directory", tmp_path, "-n", 100_000)
+    process.wait_for_line(r"recording: \d+ of 100000 images", timeout=40)
+    assert process.end(signal.SIGINT, timeout=40) == 0, process.output
+    assert "stopped early" in process.output
+    assert leftovers(detector_name(tmp_path)) == []
+
+
+def test_files_of_others_are_not_replaced(deployment: Deployment, tmp_path: Path):
+    (tmp_path / "demo0.h5").write_text("mine")
+    process = demo(deployment, "--directory", tmp_path)
+    assert process.wait() == 2
+    assert "not of a demo" in process.stderr[0]
+    assert (tmp_path / "demo0.h5").read_text() == "mine"
+
+
+@pytest.mark.parametrize("args", [("-n", 0), ("--rate", 0), ("--directory", "/proc/demo")])
+def test_a_bad_argument_is_one_line(deployment: Deployment, tmp_path: Path, args: tuple[object, ...]):
+    process = deployment.run(deployment.stddaq, "demo", *args, cwd=tmp_path)
+    assert process.wait() == 2
+    assert len(process.stderr) == 1

@@ -1,0 +1,180 @@
+"""`stddaq record`, `status` and `stop` beside `stddaq up`."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import pytest
+from cli.conftest import Up
+from support.basic_driver import BasicDriver
+from support.processes import Deployment, free_port
+
+SIMULATE = ("-m", "--source", "simulate", "--rate", "500")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    path = tmp_path / "files"
+    path.mkdir()
+    return path
+
+
+def test_a_run_ends_with_its_account(up: Callable[..., Up], directory: Path):
+    running = up(*SIMULATE)
+    record = running.record(directory, "-n", 120, "--prefix", "scan")
+    assert record.wait(timeout=20) == 0
+    assert "outcome     saved" in record.stdout
+    assert re.search(r"images +120, all good, ids \d+ to \d+, none lost", record.output)
+    assert re.search(r"duration .* images/s, .* GB/s", record.output)
+    for name in ("scan0.h5", "scan1.h5", "scanMeta.h5", "scanMaster.h5"):
+        assert re.search(rf"{name} \(.* kB\)", record.output)
+    with h5py.File(directory / "scanMaster.h5") as file:
+        data = file["/entry/data/data"]
+        assert isinstance(data, h5py.Dataset)
+        assert data.shape == (120, 32, 48)
+
+
+def test_on_a_terminal_there_is_a_progress_bar(up: Callable[..., Up], directory: Path):
+    running = up(*SIMULATE)
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [running.deployment.stddaq, "record", directory, "-n", "500", "--url", running.url],
+        env={**running.deployment.env, "TERM": "xterm", "COLUMNS": "120"},
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            part = os.read(controller, 65536)
+        except OSError:  # The terminal's other end is closed.
+            break
+        if not part:
+            break
+        shown += part
+    os.close(controller)
+    assert process.wait(10) == 0
+    assert b"recording" in shown
+    assert "━".encode() in shown
+    assert re.search(rb"images/s, .*GB/s", shown)
+
+
+def test_ctrl_c_stops_the_run_and_saves_it(up: Callable[..., Up], directory: Path):
+    running = up(*SIMULATE)
+    record = running.record(directory)
+    record.wait_for_line("recording: .*images")
+    assert record.end(signal.SIGINT) == 0
+    assert any("stopping" in line for line in record.stdout)
+    assert "outcome     saved" in record.stdout
+    assert (directory / "fileMaster.h5").exists()
+
+
+def test_existing_files_are_refused_unless_overwrite_is_said(up: Callable[..., Up], directory: Path):
+    running = up(*SIMULATE)
+    (directory / "file0.h5").touch()
+    refused = running.record(directory, "-n", 5)
+    assert refused.wait() == 1
+    assert "refused" in refused.stderr[0]
+    assert "file0.h5" in refused.stderr[0]
+    assert running.record(directory, "-n", 5, "--overwrite").wait() == 0
+
+
+def test_a_failed_run_is_exit_code_1_with_the_reason(deployment: Deployment, directory: Path):
+    _, url = deployment.start_driver()
+    record = deployment.run(deployment.stddaq, "record", directory, "--url", url)
+    assert record.wait() == 1
+    assert re.search("run failed: .*writer 0", record.stderr[0])
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (("/absent/directory",), 1, "/absent/directory"),
+        ((".", "-n", "many"), 2, "argument -n"),
+        ((".", "-n", "-3"), 1, "n_image: found -3"),
+        ((".", "--prefix", "a/b"), 1, "file_prefix"),
+        ((".", "--config", "/absent.json"), 2, "/absent.json"),
+        ((), 2, "path"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    deployment: Deployment, args: tuple[str, ...], code: int, message: str, directory: Path
+):
+    _, url = deployment.start_driver()
+    record = deployment.run(deployment.stddaq, "record", *args, "--url", url, cwd=directory)
+    assert record.wait() == code
+    assert len(record.stderr) == 1
+    assert message in record.stderr[0]
+
+
+@pytest.mark.parametrize("command", [("record", "."), ("status",), ("stop",)])
+def test_a_driver_that_is_not_there_is_one_line(deployment: Deployment, command: tuple[str, ...]):
+    url = f"ws://127.0.0.1:{free_port()}"
+    process = deployment.run(deployment.stddaq, *command, "--url", url)
+    assert process.wait() == 2
+    assert len(process.stderr) == 1
+    assert "is it started?" in process.stderr[0]
+
+
+def test_a_basic_driver_can_be_used(deployment: Deployment, directory: Path):
+    with BasicDriver() as peer:
+        record = deployment.run(deployment.stddaq, "record", directory, "-n", 150, "--url", peer.url)
+        assert record.wait() == 0
+        assert "keeps no account" in record.output
+        status = deployment.run(deployment.stddaq, "status", "--url", peer.url)
+        assert status.wait() == 0
+        assert status.stdout == ["idle"]
+
+
+def test_status_tells_the_state_and_the_last_run(up: Callable[..., Up], directory: Path):
+    running = up(*SIMULATE)
+    stddaq = running.deployment.stddaq
+    before = running.deployment.run(stddaq, "status", "--url", running.url)
+    assert before.wait() == 0
+    assert before.stdout == ["idle"]
+    assert running.record(directory, "-n", 7).wait() == 0
+    after = running.deployment.run(stddaq, "status", "--url", running.url)
+    assert after.wait() == 0
+    assert "  outcome     saved" in after.stdout
+    machine = running.deployment.run(stddaq, "status", "--json", "--url", running.url)
+    assert machine.wait() == 0
+    assert json.loads(machine.stdout[0])["last_result"]["count"] == 7
+
+
+def test_stop_ends_a_run_that_somebody_else_started(up: Callable[..., Up], directory: Path):
+    running = up(*SIMULATE)
+    record = running.record(directory)
+    record.wait_for_line("recording: ")
+    stop = running.deployment.run(running.deployment.stddaq, "stop", "--url", running.url)
+    assert stop.wait() == 0
+    assert re.search(r"^file_saved: \d+ of \d+ images", stop.stdout[-1])
+    assert record.wait() == 0
+
+
+def test_stop_without_a_run_says_so(up: Callable[..., Up]):
+    running = up()
+    stop = running.deployment.run(running.deployment.stddaq, "stop", "--url", running.url)
+    assert stop.wait() == 0
+    assert "no run is going on" in stop.stdout[0]
+
+
+def test_a_trigger_is_fired(up: Callable[..., Up], directory: Path):
+    running = up("--source", "simulate", "--trigger", "--rate", "500")
+    record = running.record(directory, "-n", 30)
+    record.wait_for_line("waiting_for_first_image")
+    trigger = running.deployment.run(
+        running.deployment.stddaq, "trigger", running.deployment.config_path, "-n", 30
+    )
+    assert trigger.wait() == 0
+    assert "30 images" in trigger.stdout[0]
+    assert record.wait() == 0
+    assert (directory / "fileMaster.h5").exists()

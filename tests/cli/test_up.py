@@ -1,0 +1,184 @@
+"""`stddaq up`: start, supervise, end; with real services."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli.conftest import Up
+from support.processes import Deployment, free_port, wait_until
+
+from stddaq.cli.supervisor import ServiceSpec, Supervisor
+
+SIMULATE = ("--source", "simulate", "--rate", "500")
+
+
+def children(pid: int) -> list[int]:
+    """Processes whose parent is `pid`."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def child_named(up: Up, script: str, *args: str) -> int:
+    """The child of `stddaq up` that runs `script` with `args` somewhere in its command."""
+
+    def find() -> int | None:
+        for pid in children(up.process.pid):
+            command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            if any(part.endswith(script) for part in command) and all(arg in command for arg in args):
+                return pid
+        return None
+
+    return wait_until(find, what=script)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_all_services_start_and_end_cleanly(up: Callable[..., Up], signal_number: int):
+    running = up("-m", *SIMULATE)
+    pids = children(running.process.pid)
+    assert len(pids) == 5
+    begin = time.monotonic()
+    assert running.process.end(signal_number) == 0
+    assert time.monotonic() - begin < 8
+    assert not any(is_running(pid) for pid in pids)
+    assert "all services have ended" in running.process.stdout[-1]
+    assert not any("killing it" in line for line in running.process.stdout)
+    assert running.deployment.sockets() == []
+    assert running.deployment.segments() == []
+
+
+def test_lines_carry_the_name_of_their_service(up: Callable[..., Up]):
+    running = up("-m", *SIMULATE)
+    for name in ("driver", "writer 0", "writer 1", "meta writer", "simulate"):
+        running.process.wait_for_line(rf"^{name} +\| .*ready")
+
+
+def test_a_killed_writer_is_started_again_and_takes_part_in_the_next_run(
+    up: Callable[..., Up], tmp_path: Path
+):
+    running = up(*SIMULATE)
+    n_lines = len(running.process.stdout)
+    os.kill(child_named(running, "std_det_writer", "1"), signal.SIGKILL)
+    running.process.wait_for_line(r"writer 1 was killed by SIGKILL; starting it again in 0\.5 s")
+    running.process.wait_for_line(r"^writer 1 .*ready", start=n_lines)
+    assert running.record(tmp_path, "-n", 10).wait(timeout=20) == 0
+
+
+def test_a_service_that_keeps_crashing_ends_everything(capsys: pytest.CaptureFixture[str]):
+    good = ServiceSpec("good", ("sleep", "100"), "ipc:///absent")
+    bad = ServiceSpec("bad", ("false",), "ipc:///absent")
+    supervisor = Supervisor([good, bad], restart_delays=(0.05, 0.1))
+    assert asyncio.run(supervisor.run(lambda: "ready")) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "stddaq | bad ended with exit code 1; starting it again in 0.05 s",
+        "stddaq | bad ended with exit code 1; starting it again in 0.1 s",
+        "stddaq | bad ended with exit code 1, 3 times within 60 s; ending",
+        "stddaq | all services have ended",
+    ]
+
+
+def test_children_do_not_outlive_a_killed_supervisor(up: Callable[..., Up]):
+    running = up("-m", *SIMULATE)
+    pids = children(running.process.pid)
+    running.process.kill()
+    wait_until(lambda: not any(is_running(pid) for pid in pids), what="the end of all services")
+    # SIGTERM, so they even cleaned up behind themselves.
+    assert running.deployment.sockets() == []
+    assert running.deployment.segments() == []
+
+
+def test_a_hung_service_is_killed_at_the_end_and_it_is_said(up: Callable[..., Up]):
+    running = up()
+    os.kill(child_named(running, "std_det_writer", "1"), signal.SIGSTOP)
+    assert running.process.end() == 0
+    assert any("writer 1 does not end within" in line for line in running.process.stdout)
+    running.deployment.remove_leftovers()
+
+
+def test_asked_twice_it_does_not_wait_for_a_hung_service(up: Callable[..., Up]):
+    running = up()
+    os.kill(child_named(running, "std_det_driver"), signal.SIGSTOP)
+    running.process.send(signal.SIGINT)
+    time.sleep(0.3)  # Two at once would be one to the kernel.
+    begin = time.monotonic()
+    assert running.process.end(signal.SIGINT) == 0
+    assert time.monotonic() - begin < 3
+    running.process.wait_for_line("asked again")
+    running.deployment.remove_leftovers()
+
+
+def test_a_refused_service_is_not_started_again(deployment: Deployment):
+    process = deployment.run(
+        *(deployment.stddaq, "up", deployment.config_path, "--port", free_port()),
+        *("--source", "simulate", "--rate", "fast"),
+    )
+    assert process.wait(timeout=20) == 2
+    refusals = [line for line in process.stdout if "error: argument --rate" in line]
+    assert len(refusals) == 1
+    assert any("simulate refuses to start" in line for line in process.stdout)
+
+
+def test_a_second_deployment_of_the_same_detector_is_refused(up: Callable[..., Up]):
+    running = up()
+    second = running.deployment.run(
+        running.deployment.stddaq, "up", running.deployment.config_path, "--port", free_port()
+    )
+    assert second.wait() == 2
+    assert second.stdout == []
+    assert re.search("another service listens there already", "".join(second.stderr))
+    assert len(second.stderr) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--port", "0"), "--port: found 0"),
+        (("--port", "many"), "argument -p/--port"),
+        (("--source", "camera"), "--source: found 'camera'"),
+    ],
+)
+def test_a_bad_argument_is_one_line(deployment: Deployment, args: tuple[str, ...], message: str):
+    process = deployment.run(deployment.stddaq, "up", deployment.config_path, *args)
+    assert process.wait() == 2
+    assert len(process.stderr) == 1
+    assert message in process.stderr[0]
+
+
+def test_a_configuration_without_writers_is_refused(make_deployment: Callable[..., Deployment]):
+    deployment = make_deployment(number_of_writers=0)
+    process = deployment.run(deployment.stddaq, "up", deployment.config_path)
+    assert process.wait() == 2
+    assert "number_of_writers: found 0" in process.stderr[0]
+
+
+def test_a_replay_that_is_over_is_no_crash(deployment: Deployment, tmp_path: Path):
+    import numpy as np
+
+    images = tmp_path / "images.npy"
+    np.save(images, np.zeros((5, 32, 48), np.uint16))
+    process = deployment.run(
+        *(deployment.stddaq, "up", deployment.config_path, "--port", free_port()),
+        *("--source", "replay", images, "--rate", "100"),
+        ready="replay has finished",
+    )
+    process.wait_for_line("all services ready")
+    assert process.end() == 0
+
+
+def test_readiness_does_not_depend_on_the_log_level(make_deployment: Callable[..., Deployment]):
+    running = Up(make_deployment(log_level="error"), *SIMULATE)
+    assert running.process.end() == 0
