@@ -19,9 +19,9 @@ def aggregate_run(
 ) -> MasterFile:
     """Make the master file of a run, C++-made ones included.
 
-    `paths` is a directory (with `prefix`, default "file"), any one file of the run, or several raw files. Of several,
-    the metadata file is used when it is among them, and a master file is passed over. Without `output` the
-    master file is made beside the raw files. Raises `FileLayoutError` and `OutputExistsError`.
+    `paths` is a directory (with `prefix`, default "file"), any one file of the run, or several raw files. Of
+    several, the metadata file is used when it is among them, and a master file is passed over. Without
+    `output` the master file is made beside the raw files. Raises `FileLayoutError` and `OutputExistsError`.
     """
     if not paths:
         raise FileLayoutError("found no path, expected a directory or the raw files of a run")

@@ -1,9 +1,9 @@
-"""The master file `<prefix>Master.h5`: all images of a run as one array, in image order, without copying them.
+"""The master file `<prefix>Master.h5`: all images of a run as one array, in image order, nothing copied.
 
 NeXus: `/entry/data` (NXdata) holds the virtual dataset `data` (n, H, W) over the raw files, its first axis
 `image_id`, and the rows `metadata` beside it; `/entry/instrument/detector` the detector's own metadata when
-there is a metadata file; `/entry/stddaq` the account of the run. The names of the raw files are relative, so that
-a directory can be moved. Sources are checked before, and read back through the new file, because HDF5
+there is a metadata file; `/entry/stddaq` the account of the run. The names of the raw files are relative, so
+that a directory can be moved. Sources are checked before, and read back through the new file, because HDF5
 shows fill values for what it does not find.
 """
 
@@ -29,6 +29,7 @@ IMAGE_ID = "/entry/data/image_id"
 IMAGE_METADATA = "/entry/data/metadata"
 DETECTOR = "/entry/instrument/detector"
 ACCOUNT = "/entry/stddaq/account"
+RAW_FILES = "/entry/stddaq/raw_files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,8 @@ def create_master_file(
 ) -> MasterFile:
     """Make the master file `path` over all raw files of a run (any order), which must be closed.
 
-    `account` is the JSON object of the driver. The file appears complete or not at all. Raises `FileLayoutError`
-    that names the raw or metadata file at fault, `OutputExistsError`.
+    `account` is the JSON object of the driver. The file appears complete or not at all. Raises
+    `FileLayoutError` that names the raw or metadata file at fault, `OutputExistsError`.
     """
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path}: exists already; allowed is a new file, or to say overwrite")
@@ -93,7 +94,7 @@ def _write(temporary: Path, path: Path, run: Run, account: str | None) -> Master
         _write_entry_times(entry, run, account)
         images = _write_data(entry, run, path.parent)
         _write_detector(entry, run, path.parent)
-        _write_account(entry, run, account)
+        _write_account(entry, run, path.parent, account)
         file["interleaved_data"] = file[DATA]
         file["interleaved_metadata"] = file[IMAGE_METADATA]
         mappings = n_mappings(images)
@@ -171,10 +172,10 @@ def _write_detector(entry: h5py.Group, run: Run, directory: Path) -> None:
     create_virtual_dataset(detector, "metadata", (run.order.n_images,), table.row_dtype, [source])
 
 
-def _write_account(entry: h5py.Group, run: Run, account: str | None) -> None:
+def _write_account(entry: h5py.Group, run: Run, directory: Path, account: str | None) -> None:
     group = _group(entry, "stddaq", "NXcollection")
     group["version"] = stddaq.__version__
-    group["raw_files"] = [raw.path.name for raw in run.raw_files]
+    group["raw_files"] = [relative_name(raw.path, directory) for raw in run.raw_files]
     if run.order.image_division is not None:
         group["image_division"] = run.order.image_division
     if run.order.n_restarts:
@@ -195,20 +196,18 @@ def _not_there(dtype: np.dtype) -> np.ndarray:
 
 
 def _verify(temporary: Path, run: Run) -> None:
-    """Read every row of metadata through the new file: it uses the same mappings as the images."""
+    """Look for the first and last row of each raw file through the new file, which maps rows like images."""
     with h5py.File(temporary, "r") as file:
         rows = file[IMAGE_METADATA]
         assert isinstance(rows, h5py.Dataset)
-        found = rows.fields("image_id")[()]
-    wrong = np.flatnonzero(found != run.order.image_ids)
-    if not len(wrong):
-        return
-    first = int(wrong[0])
-    raw = next(raw for raw, places in zip(run.raw_files, run.order.positions, strict=True) if first in places)
-    raise FileLayoutError(
-        f"{raw.path}: cannot be read through the master file: image {run.order.image_ids[first]} is shown "
-        f"as {found[first]}; the environment variable HDF5_VDS_PREFIX is {os.environ.get('HDF5_VDS_PREFIX')!r}"
-    )
+        for raw, positions in zip(run.raw_files, run.order.positions, strict=True):
+            for position in (positions[0], positions[-1]) if len(positions) else ():
+                found, expected = rows[position]["image_id"], run.order.image_ids[position]
+                if found != expected:
+                    raise FileLayoutError(
+                        f"{raw.path}: cannot be read through the master file: image {expected} is shown as "
+                        f"{found}; HDF5_VDS_PREFIX is {os.environ.get('HDF5_VDS_PREFIX', 'not set')}"
+                    )
 
 
 def _put_in_place(temporary: Path, path: Path, overwrite: bool) -> None:

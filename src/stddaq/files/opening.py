@@ -34,19 +34,32 @@ class Opened:
 
 
 @contextmanager
+def examine(path: Path, allow_unclosed: bool = False) -> Iterator[Opened]:
+    """Open `path` to see what it is, as `open_file`; whatever goes wrong meanwhile is damage to the file."""
+    with open_file(path, allow_unclosed) as opened, damage_named(path):
+        yield opened
+
+
+@contextmanager
 def open_file(path: Path, allow_unclosed: bool = False) -> Iterator[Opened]:
     """Open `path` for reading; with `allow_unclosed` also while it is written in SWMR mode.
 
-    Raises `FileLayoutError` when it cannot be opened, or when what the caller reads from it is damaged;
-    `UnclosedFileError` when its writer has not closed it.
+    Raises `FileLayoutError` when it cannot be opened, `UnclosedFileError` when its writer has not closed it.
     """
     opened = _open(path, allow_unclosed)
     try:
         yield opened
-    except DAMAGE as error:
-        raise FileLayoutError(f"{path}: is damaged: {_short(error)}") from error
     finally:
         opened.file.close()
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Turn what h5py raises for a damaged file into a `FileLayoutError` that names `path`."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise FileLayoutError(f"{path}: is damaged: {_short(error)}") from error
 
 
 def _open(path: Path, allow_unclosed: bool) -> Opened:

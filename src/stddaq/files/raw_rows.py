@@ -1,7 +1,7 @@
 """What a raw file or a metadata file says about its images: ids, status, restarts, origin; never pixels.
 
-The master file, `stddaq info`, `stddaq repair` and the reading back of runs all start from here. Files made by
-the C++ services hold the same datasets without the attributes that say where a file belongs.
+The master file, `stddaq info`, `stddaq repair` and the reading back of runs all start from here. Files made
+by the C++ services hold the same datasets without the attributes that say where a file belongs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from stddaq.errors import FileLayoutError
-from stddaq.files.opening import Opened, open_file
+from stddaq.files.opening import Opened, examine
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +91,13 @@ def read_raw_file(path: Path, allow_unclosed: bool = False) -> RawRows:
 
     Raises `FileLayoutError` when it is missing, damaged, no raw file, or holds fewer images than rows.
     """
-    with open_file(path, allow_unclosed) as opened:
+    with examine(path, allow_unclosed) as opened:
         return raw_file_of(path, opened)
 
 
 def read_metadata_file(path: Path, allow_unclosed: bool = False) -> ImageRows:
     """Read the rows of the detector's metadata file at `path`. Raises `FileLayoutError`."""
-    with open_file(path, allow_unclosed) as opened:
+    with examine(path, allow_unclosed) as opened:
         return metadata_file_of(path, opened)
 
 
@@ -122,7 +122,8 @@ def raw_file_of(path: Path, opened: Opened) -> RawRows:
             "expected one group /<detector_name> with datasets data and metadata"
         )
     metadata, data = group["metadata"], group["data"]
-    assert isinstance(data, h5py.Dataset) and isinstance(metadata, h5py.Dataset)
+    assert isinstance(data, h5py.Dataset)
+    assert isinstance(metadata, h5py.Dataset)
     # metadata first: in a growing file `data` is always ahead of it.
     rows = _table(path, metadata, ("image_id", "status"))
     if data.ndim != 3:

@@ -1,7 +1,7 @@
 """A run as its files tell it: whether they belong together, and the order of the images in them.
 
-`read_run` is the gate that the master file and the reading back of runs go through: HDF5 itself shows fill values
-where a file is missing or short, and says nothing.
+`read_run` is the gate that the master file and the reading back of runs go through: HDF5 itself shows fill
+values where a file is missing or short, and says nothing.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Run:
 def read_run(raw_files: Sequence[Path], metadata_file: Path | None = None) -> Run:
     """Read the rows of all files of a run, in any order given.
 
-    Raises `FileLayoutError`, which names the file that is missing, short, damaged, not closed, or not of the run.
+    Raises `FileLayoutError`, which names the file that is missing, short, damaged, not closed, or not of the
+    run.
     """
     if not raw_files:
         raise FileLayoutError("found no raw files, expected at least one")
@@ -94,13 +95,15 @@ _LAYOUT: tuple[Property, ...] = (
 
 
 def _check_alike(files: Sequence[RawRows]) -> None:
-    for file in files[1:]:
-        _check_same(file, files[0], (*_IDENTITY, *_LAYOUT))
+    first = next((file for file in files if file.origin.run_id is not None), files[0])
+    for file in files:
+        _check_same(file, first, (*_IDENTITY, *_LAYOUT))
 
 
 def _check_same(file: ImageRows, first: ImageRows, properties: Sequence[Property]) -> None:
     for name, of in properties:
-        if of(file) != of(first):
+        # A file of a C++ writer, which may take part in a run beside ours, says nothing of these.
+        if of(file) is not None and of(first) is not None and of(file) != of(first):
             raise FileLayoutError(
                 f"{file.path}: is not of the same run as {first.path}: {name}: "
                 f"found {of(file)}, expected {of(first)}"

@@ -1,7 +1,7 @@
 """Which files belong to a run: `<prefix>0.h5`, `<prefix>1.h5`, ..., `<prefix>Meta.h5`, `<prefix>Master.h5`.
 
-Found from the directory and the prefix, or from any one of the files. Only names are looked at here; whether the
-files fit together is for `stddaq.files.run` to say.
+Found from the directory and the prefix, or from any one of the files. Only names are looked at here; whether
+the files fit together is for `stddaq.files.run` to say.
 """
 
 from __future__ import annotations

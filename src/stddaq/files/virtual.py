@@ -14,17 +14,18 @@ import h5py
 import numpy as np
 from h5py import h5d, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 
-# Readable with every HDF5 since 1.10, the first that knows virtual datasets.
-FILE_FORMAT = ("earliest", "v110")
+# Readable with every HDF5 since 1.10, the first that knows virtual datasets. An earlier lower bound would
+# store progressions as lists of all their rows, which HDF5 opens in quadratic time (10^4 rows: a second).
+FILE_FORMAT = ("v110", "v110")
 
 
 class Stretch(NamedTuple):
-    """`count` consecutive indices from `start`, whose values are `first`, `first + step`, ..."""
+    """`length` consecutive indices from `start`, whose values are `first`, `first + step`, ..."""
 
     start: int
     first: int
     step: int
-    count: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,13 @@ def stretches(values: np.ndarray) -> list[Stretch]:
     if n < 2:
         return [Stretch(0, int(values[0]), 1, 1)] if n else []
     steps = np.diff(values)
-    # First and one-past-last index of each series of equal steps.
-    edges = [0, *(np.flatnonzero(steps[1:] != steps[:-1]) + 1).tolist(), n - 1]
+    # Index of the last value of each series of equal steps.
+    ends = [*(np.flatnonzero(steps[1:] != steps[:-1]) + 1).tolist(), n - 1]
     found: list[tuple[int, int]] = []
     start = 0
-    for series, end in zip(edges, edges[1:], strict=False):
-        # The value between two series belongs to the earlier one; what is left of a single step begins the next.
-        if end - max(series, start) >= 1 and end > start:
+    for end in ends:
+        # The value between two series belongs to the earlier, if that is more than a step between others.
+        if end > start:
             found.append((start, end))
             start = end + 1
     if start < n:
@@ -92,9 +93,9 @@ def create_virtual_dataset(
         file, dataset = (text.replace("%", "%%").encode() for text in (source.file, source.dataset))
         rows = h5s.create_simple((source.n_rows, *image))
         places, indices = (rows, virtual) if source.rows_are_values else (virtual, rows)
-        for start, first, step, count in source.stretches:
-            indices.select_hyperslab((start, *whole), (1, *ones), block=(count, *image))
-            places.select_hyperslab((first, *whole), (count, *ones), (step, *ones), (1, *image))
+        for start, first, step, length in source.stretches:
+            indices.select_hyperslab((start, *whole), (1, *ones), block=(length, *image))
+            places.select_hyperslab((first, *whole), (length, *ones), (step, *ones), (1, *image))
             creation.set_virtual(virtual, file, dataset, rows)
     virtual.select_all()
     h5d.create(group.id, name.encode(), h5t.py_create(dtype, logical=True), virtual, creation)

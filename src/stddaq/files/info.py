@@ -1,0 +1,342 @@
+"""What a file holds, for `stddaq info` and the REST API: `describe` looks, `FileInfo.lines` tells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+
+from stddaq.files.master_file import ACCOUNT, DATA, DETECTOR, IMAGE_ID, IMAGE_METADATA
+from stddaq.files.opening import Opened, examine
+from stddaq.files.raw_rows import ImageRows, metadata_file_of, metadata_group, raw_file_of, raw_group
+from stddaq.files.reading import sources_of_master
+from stddaq.files.repair import writers_of
+
+Kind = Literal["raw", "metadata", "master", "other"]
+FILTER_NAMES = {1: "gzip", 2: "shuffle", 32000: "lzf", 32004: "lz4", 32008: "bitshuffle", 32026: "blosc2"}
+GOOD, OVERWRITTEN = 1, 3
+MAX_LISTED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetInfo:
+    """One dataset of a file. `filters`: names, or numbers of filters without a name here."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: tuple[int, ...] | None = None
+    filters: tuple[str, ...] = ()
+    virtual: bool = False
+
+    def __str__(self) -> str:
+        layout = f"chunks {_shape(self.chunks)}" if self.chunks else "contiguous"
+        if self.virtual:
+            layout = "virtual"
+        filters = "+".join(self.filters) or "not compressed"
+        return f"{self.name}  {_shape(self.shape)} {self.dtype}, {layout}, {filters}"
+
+
+@dataclass(frozen=True, slots=True)
+class IdsInfo:
+    """The image ids of a file or run.
+
+    Attributes:
+        step: usual distance of one id to the next: the number of writers in a raw file divided by image id.
+        gaps: ranges (first, last) of ids within a pass that such steps would have met and that are not there.
+        n_skipped: how many ids those are.
+    """
+
+    first: int
+    last: int
+    step: int
+    gaps: tuple[tuple[int, int], ...]
+    n_skipped: int
+    n_restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatusInfo:
+    """Images by status. Lists are image ids."""
+
+    n_good: int
+    damaged: tuple[int, ...]
+    overwritten: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """What a file holds.
+
+    Attributes:
+        kind: "other" is any HDF5 file that is not of a run.
+        size: bytes of the file.
+        pixel_bytes: bytes of its images, uncompressed; None when it holds none itself.
+        unclosed: "being written" or "left by a killed writer", as far as this host tells; None when closed.
+        missing: raw files of a master file that are not there; HDF5 shows fill values instead.
+        datasets: of a file of kind "other" all, otherwise those of the layout.
+    """
+
+    path: Path
+    kind: Kind
+    size: int
+    datasets: tuple[DatasetInfo, ...]
+    detector_name: str | None = None
+    n_images: int | None = None
+    image_shape: tuple[int, int] | None = None
+    dtype: str | None = None
+    pixel_bytes: int | None = None
+    ids: IdsInfo | None = None
+    status: StatusInfo | None = None
+    origin: dict[str, str | int] = field(default_factory=dict)
+    unclosed: str | None = None
+    sources: tuple[Path, ...] = ()
+    missing: tuple[Path, ...] = ()
+    account: dict[str, object] | None = None
+
+    def lines(self) -> list[str]:
+        """The same for a person, line by line."""
+        return [str(self.path), *(f"  {name + ':':<18}{value}" for name, value in self._properties())]
+
+    def _properties(self) -> Iterator[tuple[str, str]]:
+        yield "kind", f"{self.kind} file" if self.kind != "other" else "HDF5 file, not of a run"
+        if self.unclosed:
+            yield "not closed", self.unclosed
+        if self.detector_name:
+            yield "detector", self.detector_name
+        if self.n_images is not None:
+            yield "images", str(self.n_images)
+        if self.image_shape:
+            yield "image", f"{self.image_shape[0]} x {self.image_shape[1]} {self.dtype}"
+        yield "size", self._size()
+        for dataset in self.datasets:
+            yield "dataset", str(dataset)
+        if self.ids:
+            yield from _id_properties(self.ids)
+        if self.status:
+            yield from _status_properties(self.status)
+        for name, value in self.origin.items():
+            yield name.replace("_", " "), str(value)
+        if self.sources:
+            yield "raw files", _listed([path.name for path in self.sources])
+        if self.missing:
+            yield "missing", f"{_listed([path.name for path in self.missing])}: fill values are shown instead"
+        if self.account is not None:
+            yield "account", json.dumps(self.account)
+
+    def _size(self) -> str:
+        if not self.pixel_bytes:
+            return f"{self.size} bytes"
+        return f"{self.size} bytes, {self.size / self.pixel_bytes:.3f} of the pixels' {self.pixel_bytes}"
+
+
+def describe(path: Path) -> FileInfo:
+    """Look at any HDF5 file, also while it is written or after its writer was killed.
+
+    Raises `FileLayoutError` when it is missing, not HDF5 or damaged.
+    """
+    with examine(path, allow_unclosed=True) as opened:
+        file = opened.file
+        if raw_group(file) is not None:
+            return _raw(path, opened)
+        if metadata_group(file) is not None:
+            return _metadata(path, opened)
+        images = file.get(DATA)
+        if isinstance(images, h5py.Dataset) and IMAGE_ID in file and IMAGE_METADATA in file:
+            return _master(path, opened, images)
+        return FileInfo(
+            path, "other", path.stat().st_size, _all_datasets(file), unclosed=_unclosed(path, opened)
+        )
+
+
+def _raw(path: Path, opened: Opened) -> FileInfo:
+    raw = raw_file_of(path, opened)
+    group = raw_group(opened.file)
+    assert group is not None
+    return FileInfo(
+        path,
+        "raw",
+        path.stat().st_size,
+        tuple(_dataset(dataset) for dataset in group.values() if isinstance(dataset, h5py.Dataset)),
+        detector_name=raw.detector_name,
+        n_images=raw.n_rows,
+        image_shape=raw.image_shape,
+        dtype=str(raw.dtype),
+        pixel_bytes=raw.n_rows * raw.image_shape[0] * raw.image_shape[1] * raw.dtype.itemsize,
+        ids=ids_info(raw.image_ids, raw.passes, _step_of(raw)),
+        status=status_info(raw.image_ids, raw.status),
+        origin=_origin(raw),
+        unclosed=_unclosed(path, opened),
+    )
+
+
+def _metadata(path: Path, opened: Opened) -> FileInfo:
+    rows = metadata_file_of(path, opened)
+    group = metadata_group(opened.file)
+    assert group is not None
+    return FileInfo(
+        path,
+        "metadata",
+        path.stat().st_size,
+        tuple(_dataset(dataset) for dataset in group.values() if isinstance(dataset, h5py.Dataset)),
+        detector_name=rows.detector_name,
+        n_images=rows.n_rows,
+        ids=ids_info(rows.image_ids, rows.passes, 1),
+        origin=_origin(rows),
+        unclosed=_unclosed(path, opened),
+    )
+
+
+def _master(path: Path, opened: Opened, images: h5py.Dataset) -> FileInfo:
+    file = opened.file
+    image_ids, rows, passes = (file.get(name) for name in (IMAGE_ID, IMAGE_METADATA, "entry/stddaq/passes"))
+    assert isinstance(image_ids, h5py.Dataset)
+    assert isinstance(rows, h5py.Dataset)
+    ids = image_ids[()]
+    in_pass = passes[()] if isinstance(passes, h5py.Dataset) else np.zeros(len(ids), np.uint64)
+    sources = sources_of_master(path, images)
+    missing = tuple(source for source in sources if not source.exists())
+    return FileInfo(
+        path,
+        "master",
+        path.stat().st_size,
+        tuple(_dataset(dataset) for dataset in (images, image_ids, rows)),
+        detector_name=_string(file, f"{DETECTOR}/local_name"),
+        n_images=images.shape[0],
+        image_shape=(images.shape[1], images.shape[2]),
+        dtype=str(images.dtype),
+        ids=ids_info(ids, in_pass, 1),
+        # Without all sources the rows are fill values.
+        status=None if missing else status_info(ids, rows.fields("status")[()]),
+        unclosed=_unclosed(path, opened),
+        sources=tuple(sources),
+        missing=missing,
+        account=_account(file),
+    )
+
+
+def ids_info(image_ids: np.ndarray, passes: np.ndarray, step: int) -> IdsInfo | None:
+    """Summarise ids (n,) that grow by `step` within each of `passes` (n,); None for no images."""
+    if not len(image_ids):
+        return None
+    same_pass = passes[1:] == passes[:-1]
+    distance = (image_ids[1:] - image_ids[:-1]).astype(np.int64)
+    before = np.flatnonzero(same_pass & (distance > step))
+    n_skipped = int((distance[before] // step - 1 + (distance[before] % step > 0)).sum())
+    gaps = ((int(image_ids[i]) + step, int(image_ids[i + 1]) - step) for i in before)
+    return IdsInfo(
+        first=int(image_ids[0]),
+        last=int(image_ids[-1]),
+        step=step,
+        gaps=tuple((first, max(first, last)) for first, last in gaps),
+        n_skipped=n_skipped,
+        n_restarts=int(np.count_nonzero(~same_pass)),
+    )
+
+
+def status_info(image_ids: np.ndarray, status: np.ndarray) -> StatusInfo:
+    """Sort ids (n,) by status (n,)."""
+    overwritten, good = status == OVERWRITTEN, status == GOOD
+    return StatusInfo(
+        int(np.count_nonzero(good)),
+        tuple(image_ids[~good & ~overwritten].tolist()),
+        tuple(image_ids[overwritten].tolist()),
+    )
+
+
+def _step_of(raw: ImageRows) -> int:
+    if raw.origin.image_division == "image_id" and raw.origin.number_of_writers:
+        return raw.origin.number_of_writers
+    distances = np.diff(raw.image_ids.astype(np.int64))
+    grown = distances[distances > 0]
+    # C++-made files do not tell; the usual distance does.
+    return int(np.median(grown)) if len(grown) else 1
+
+
+def _origin(rows: ImageRows) -> dict[str, str | int]:
+    origin = rows.origin
+    known = {
+        "run_id": origin.run_id,
+        "writer": origin.writer,
+        "number_of_writers": origin.number_of_writers,
+        "image_division": origin.image_division,
+        "source": origin.source,
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _unclosed(path: Path, opened: Opened) -> str | None:
+    if not opened.unclosed:
+        return None
+    writers = writers_of(path)
+    if writers:
+        return f"being written by process {', '.join(map(str, writers))}"
+    return (
+        f"no process on this host writes it, its writer was killed: `stddaq repair {path}` makes it readable"
+    )
+
+
+def _account(file: h5py.File) -> dict[str, object] | None:
+    stored = _string(file, ACCOUNT)
+    account = json.loads(stored) if stored is not None else None
+    return account if isinstance(account, dict) else None
+
+
+def _string(file: h5py.File, name: str) -> str | None:
+    dataset = file.get(name)
+    return str(dataset.asstr()[()]) if isinstance(dataset, h5py.Dataset) and dataset.shape == () else None
+
+
+def _all_datasets(file: h5py.File) -> tuple[DatasetInfo, ...]:
+    found: list[DatasetInfo] = []
+
+    def visit(_name: str, member: h5py.HLObject) -> None:
+        if isinstance(member, h5py.Dataset):
+            found.append(_dataset(member))
+
+    file.visititems(visit)
+    return tuple(found)
+
+
+def _dataset(dataset: h5py.Dataset) -> DatasetInfo:
+    creation = dataset.id.get_create_plist()
+    filters = (creation.get_filter(i)[0] for i in range(creation.get_nfilters()))
+    return DatasetInfo(
+        name=dataset.name or "",
+        shape=dataset.shape or (),
+        dtype=str(dataset.dtype),
+        chunks=dataset.chunks,
+        filters=tuple(FILTER_NAMES.get(number, f"filter {number}") for number in filters),
+        virtual=dataset.is_virtual,
+    )
+
+
+def _id_properties(ids: IdsInfo) -> Iterator[tuple[str, str]]:
+    step = f", every {ids.step}" if ids.step > 1 else ""
+    restarts = f", restarted {ids.n_restarts} times" if ids.n_restarts else ""
+    yield "image ids", f"{ids.first} to {ids.last}{step}{restarts}"
+    if ids.gaps:
+        shown = [f"{first}-{last}" if last > first else str(first) for first, last in ids.gaps[:MAX_LISTED]]
+        more = f", and {len(ids.gaps) - MAX_LISTED} more" if len(ids.gaps) > MAX_LISTED else ""
+        yield "skipped ids", f"{ids.n_skipped}: {', '.join(shown)}{more}"
+
+
+def _status_properties(status: StatusInfo) -> Iterator[tuple[str, str]]:
+    parts = [f"{status.n_good} good"]
+    for name, image_ids in (("damaged", status.damaged), ("overwritten", status.overwritten)):
+        parts.append(f"{len(image_ids)} {name}" + (f" ({_listed(image_ids)})" if image_ids else ""))
+    yield "status", ", ".join(parts)
+
+
+def _listed(values: Sequence[object]) -> str:
+    shown = ", ".join(str(value) for value in values[:MAX_LISTED])
+    return f"{shown}, and {len(values) - MAX_LISTED} more" if len(values) > MAX_LISTED else shown
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "(" + ", ".join(map(str, shape)) + ")" if shape else "scalar"

@@ -1,0 +1,262 @@
+"""`stddaq repair`: make a file whose writer was killed openable for everyone, and say what it holds.
+
+HDF5 refuses a plain open because the superblock still says that a writer is at work. Every image that the
+writer had flushed is there; what lies behind the last flushed row is cut off. A file that cannot be made
+whole truthfully stays as it is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from h5py import h5d  # pyright: ignore[reportAttributeAccessIssue]
+
+from stddaq.errors import FileLayoutError
+from stddaq.files.opening import DAMAGE, SIGNATURE, Opened, examine
+from stddaq.files.raw_rows import metadata_file_of, metadata_group, raw_file_of, raw_group
+
+# Superblock of version 2 and 3 with 8-byte addresses (HDF5 file format specification, II.B): place of the
+# consistency flags and of the end-of-file address, and a lookup3 checksum of all before it.
+_VERSION, _ADDRESS_BYTES, _FLAGS, _END_OF_FILE, _CHECKSUM, _SIZE = 8, 9, 11, slice(28, 36), 44, 48
+
+
+@dataclass(frozen=True, slots=True)
+class RepairResult:
+    """What was done to a file.
+
+    Attributes:
+        n_images: images (rows of metadata) that it holds; None when it is no raw or metadata file.
+        n_cut: images without metadata, never flushed as a whole, that were cut off.
+        repaired: False when there was nothing to repair.
+    """
+
+    path: Path
+    n_images: int | None
+    n_cut: int
+    repaired: bool
+
+    def __str__(self) -> str:
+        images = "" if self.n_images is None else f": {self.n_images} images"
+        if not self.repaired:
+            return f"{self.path}: nothing to repair{images}"
+        cut = f", {self.n_cut} incomplete ones cut off" if self.n_cut else ""
+        return f"{self.path}: repaired{images}{cut}"
+
+
+def repair(path: Path) -> RepairResult:
+    """Repair the file at `path`, in place; may be repeated.
+
+    Raises `FileLayoutError` when a living process has it open for writing, when it is no HDF5 file, or when
+    flushed images lie behind the end of a truncated file; then it stays as it is.
+    """
+    superblock = _read_superblock(path)
+    if superblock is None or (not superblock.flags and superblock.end_of_file <= path.stat().st_size):
+        with examine(path) as opened:
+            return RepairResult(path, _n_images(path, opened), 0, repaired=False)
+    with _nobody_else_writes(path) as fd:
+        n_images = _declare_closed(path, fd, superblock)
+    return RepairResult(path, n_images, _cut(path), repaired=True)
+
+
+def _declare_closed(path: Path, fd: int, superblock: _Superblock) -> int | None:
+    """Clear the flags and set the true end of the file, unless what it holds then cannot be read."""
+    size = os.fstat(fd).st_size
+    original = os.pread(fd, _SIZE, 0)
+    try:
+        if superblock.end_of_file > size:
+            # Space that HDF5 had allocated, and into which nothing had been written: `_n_images` makes sure.
+            os.ftruncate(fd, superblock.end_of_file)
+        # SWMR writers leave an outdated end behind, and a plain open looks no further than it.
+        _write_superblock(fd, original, max(superblock.end_of_file, size))
+        with examine(path) as opened:
+            n_images = _n_images(path, opened)
+            _check_inside(path, opened.file, size)
+    except BaseException:
+        os.pwrite(fd, original, 0)
+        os.ftruncate(fd, size)
+        raise
+    return n_images
+
+
+def writers_of(path: Path) -> list[int]:
+    """Process ids that have `path` open for writing, as far as this user may see them on this host."""
+    status = path.stat()
+    found: set[int] = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            other = link.stat()
+            if (other.st_dev, other.st_ino) != (status.st_dev, status.st_ino):
+                continue
+            flags = (link.parent.parent / "fdinfo" / link.name).read_text().split("flags:", 1)[1].split()[0]
+        except (OSError, IndexError):
+            continue
+        if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
+            found.add(int(link.parent.parent.name))
+    return sorted(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Superblock:
+    flags: int
+    end_of_file: int
+
+
+def _read_superblock(path: Path) -> _Superblock | None:
+    """The superblock; None when there is none with flags, so that no writer can have left any."""
+    try:
+        with path.open("rb") as file:
+            block = file.read(_SIZE)
+    except OSError as error:
+        raise FileLayoutError(f"{path}: cannot be read: {error.strerror}") from error
+    if (
+        len(block) < _SIZE
+        or block[:8] != SIGNATURE
+        or block[_VERSION] not in (2, 3)
+        or block[_ADDRESS_BYTES] != 8
+    ):
+        return None
+    if lookup3(block[:_CHECKSUM]) != int.from_bytes(block[_CHECKSUM:], "little"):
+        raise FileLayoutError(f"{path}: is damaged: the checksum of its superblock does not fit")
+    return _Superblock(block[_FLAGS], int.from_bytes(block[_END_OF_FILE], "little"))
+
+
+def _write_superblock(fd: int, original: bytes, end_of_file: int) -> None:
+    block = bytearray(original)
+    block[_FLAGS] = 0
+    block[_END_OF_FILE] = end_of_file.to_bytes(8, "little")
+    block[_CHECKSUM:] = lookup3(bytes(block[:_CHECKSUM])).to_bytes(4, "little")
+    # One write of 48 bytes inside a page: there is no moment with half of it.
+    os.pwrite(fd, block, 0)
+    os.fsync(fd)
+
+
+@contextmanager
+def _nobody_else_writes(path: Path) -> Iterator[int]:
+    """A descriptor for writing, after a look at HDF5's lock and at the processes that have the file open.
+
+    A SWMR writer gives its lock up, so that readers can come: the processes tell.
+    """
+    writers = writers_of(path)
+    if writers:
+        raise FileLayoutError(
+            f"{path}: is being written by process {', '.join(map(str, writers))}; "
+            "repair it when that has ended"
+        )
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise FileLayoutError(f"{path}: cannot be written: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileLayoutError(f"{path}: another process has it open (HDF5 file lock)") from error
+        # From here on HDF5 opens it itself, under locks of its own.
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _check_inside(path: Path, file: h5py.File, size: int) -> None:
+    """Refuse a file of which rows lie behind its end as found, `size`: HDF5 reads zeros there."""
+    group = raw_group(file) or metadata_group(file)
+    for dataset in group.values() if group is not None else ():
+        lost = _n_lost(dataset, size) if isinstance(dataset, h5py.Dataset) else 0
+        if lost:
+            raise FileLayoutError(
+                f"{path}: is truncated to {size} bytes: {lost} of {len(dataset)} rows of {dataset.name} "
+                "are not in it any more"
+            )
+
+
+def _n_lost(dataset: h5py.Dataset, size: int) -> int:
+    """Rows of which some bytes lie behind `size`, of those that `metadata` declares."""
+    rows = dataset.parent.get("metadata")
+    assert isinstance(rows, h5py.Dataset)
+    n_rows, chunks = rows.shape[0], dataset.chunks
+    if chunks is None:
+        offset = dataset.id.get_offset()
+        return n_rows if offset is not None and offset + dataset.nbytes > size else 0
+    row_bytes = dataset.dtype.itemsize * int(np.prod(dataset.shape[1:]))
+    filtered = dataset.id.get_create_plist().get_nfilters() > 0
+    lost = 0
+
+    def count(chunk: h5d.StoreInfo) -> None:
+        nonlocal lost
+        declared = min(chunks[0], n_rows - chunk.chunk_offset[0])
+        room = max(size - chunk.byte_offset, 0)
+        there = (declared if room >= chunk.size else 0) if filtered else room // row_bytes
+        lost += max(declared - there, 0)
+
+    dataset.id.chunk_iter(count)
+    return lost
+
+
+def _n_images(path: Path, opened: Opened) -> int | None:
+    if raw_group(opened.file) is not None:
+        return raw_file_of(path, opened).n_rows
+    if metadata_group(opened.file) is not None:
+        return metadata_file_of(path, opened).n_rows
+    return None
+
+
+def _cut(path: Path) -> int:
+    """Cut `data` to the rows of `metadata`. Returns how many images that were."""
+    try:
+        with h5py.File(path, "r+", libver="latest") as file:
+            group = raw_group(file)
+            if group is None:
+                return 0
+            data, metadata = group["data"], group["metadata"]
+            assert isinstance(data, h5py.Dataset)
+            assert isinstance(metadata, h5py.Dataset)
+            n_cut = data.shape[0] - metadata.shape[0]
+            if n_cut > 0:
+                data.resize(metadata.shape[0], axis=0)
+            return max(n_cut, 0)
+    except DAMAGE as error:
+        raise FileLayoutError(f"{path}: is openable now, but its end cannot be cut: {error}") from error
+
+
+def lookup3(data: bytes) -> int:
+    """Bob Jenkins' hash `hashlittle` (public domain) with initial value 0: the checksum in HDF5 metadata."""
+    a = b = c = (0xDEADBEEF + len(data)) & 0xFFFFFFFF
+    while len(data) > 12:
+        a, b, c = _mix(*_add(a, b, c, data[:12]))
+        data = data[12:]
+    if not data:
+        return c
+    return _final(*_add(a, b, c, data.ljust(12, b"\0")))
+
+
+def _add(a: int, b: int, c: int, block: bytes) -> tuple[int, int, int]:
+    words = (int.from_bytes(block[i : i + 4], "little") for i in (0, 4, 8))
+    x, y, z = ((value + word) & 0xFFFFFFFF for value, word in zip((a, b, c), words, strict=True))
+    return x, y, z
+
+
+def _rotated(value: int, bits: int) -> int:
+    return ((value << bits) | (value >> (32 - bits))) & 0xFFFFFFFF
+
+
+def _mix(a: int, b: int, c: int) -> tuple[int, int, int]:
+    for bits in (4, 6, 8, 16, 19, 4):
+        a = ((a - c) & 0xFFFFFFFF) ^ _rotated(c, bits)
+        c = (c + b) & 0xFFFFFFFF
+        a, b, c = b, c, a
+    return a, b, c
+
+
+def _final(a: int, b: int, c: int) -> int:
+    for bits in (14, 11, 25, 16, 4, 14, 24):
+        c = ((c ^ b) - _rotated(b, bits)) & 0xFFFFFFFF
+        a, b, c = b, c, a
+    return b
