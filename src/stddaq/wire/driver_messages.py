@@ -1,8 +1,8 @@
 """The driver's WebSocket messages: JSON text frames, one object each.
 
 Commands come from clients, `StatusMessage` and its kin go to them. The names are those of the std_daq
-driver; clients written for the C++ service look only at `status`, `count` and `reason`. The driver parses with
-`parse_command`, the client composes with the same models.
+driver; clients written for the C++ service look only at `status`, `count` and `reason`. The driver parses
+with `parse_command`, the client composes with the same models.
 """
 
 from __future__ import annotations

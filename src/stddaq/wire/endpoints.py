@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from stddaq.errors import EndpointError
 
@@ -95,6 +98,17 @@ def unbind(zmq_socket: zmq.Socket, endpoint: str) -> None:
     # The file first: as long as the socket listens, nobody else binds there whose file this could be.
     Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
     zmq_socket.close()
+
+
+def watch_connection(zmq_socket: zmq.Socket) -> zmq.Socket:
+    """A monitor of the socket's connections; `connection_changes` reads it."""
+    return zmq_socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+
+
+def connection_changes(monitor: zmq.Socket) -> Iterator[bool]:
+    """What happened since the last call: True for a connection made, False for one lost. 1 us if nothing."""
+    while cast(int, monitor.get(zmq.EVENTS)) & zmq.POLLIN:
+        yield recv_monitor_message(monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
 def open_socket(context: zmq.Context, kind: int) -> zmq.Socket:

@@ -77,8 +77,14 @@ class _Segment:
     def __init__(self, name: str, size: int, describe: str) -> None:
         self.path = SHM_DIRECTORY / name
         self.created = False
-        self._fd = self._open(size, describe)
-        self.map = mmap.mmap(self._fd, size)
+        try:
+            self._fd = self._open(size, describe)
+            self.map = self._map(size)
+        except (OSError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "more than can be addressed"
+            raise GeometryError(
+                f"shared memory {self.path}: this configuration needs {describe}: found {reason}"
+            ) from error
         self.view = memoryview(self.map)
 
     def _open(self, size: int, describe: str) -> int:
@@ -94,6 +100,15 @@ class _Segment:
             os.close(fd)
             time.sleep(0.005)
         raise GeometryError(f"shared memory {self.path}: another service holds it locked while creating it")
+
+    def _map(self, size: int) -> mmap.mmap:
+        try:
+            return mmap.mmap(self._fd, size)
+        except BaseException:
+            if self.created:
+                self.path.unlink(missing_ok=True)
+            os.close(self._fd)
+            raise
 
     def _settle(self, fd: int, size: int, describe: str) -> bool:
         """Size a new segment, check an existing one, take the shared lock. False: try again."""
@@ -111,7 +126,11 @@ class _Segment:
             return False
         found = os.fstat(fd).st_size
         if found == 0:
-            os.ftruncate(fd, size)
+            try:
+                os.ftruncate(fd, size)
+            except BaseException:
+                self.path.unlink(missing_ok=True)
+                raise
             self.created = True
         elif found != size:
             if self._is_abandoned(fd):

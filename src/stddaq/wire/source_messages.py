@@ -1,8 +1,8 @@
 """Requests to a simulated source (REQ/REP, one JSON object each way): its software trigger and settings.
 
 The source answers every request: `{"status": "ok", ...}`, or `{"status": "error", "reason": "..."}` for one
-that it cannot carry out, which changes nothing. The source parses with `parse_request`, `SimulatorClient`
-asks.
+that it cannot carry out, which changes nothing. The source parses with `parse_request`;
+`stddaq.client.simulator` asks.
 """
 
 from __future__ import annotations

@@ -23,20 +23,18 @@ from typing import TypeVar
 
 import zmq
 from google.protobuf.message import DecodeError
-from zmq.utils.monitor import recv_monitor_message
 
 from stddaq.config import DetectorConfig
 from stddaq.service import log
 from stddaq.wire import endpoints
 from stddaq.wire.metadata import ImageMetadata, MetadataRules
 from stddaq.wire.std_daq import writer_action_pb2 as pb
+from stddaq.writing.gathering import Gathering
 from stddaq.writing.run_account import RunAccount
 from stddaq.writing.writer_peer import Answer, WriterPeer
 
 T = TypeVar("T")
 META = "meta"
-# While images come quickly they are let gather for so long: one wake-up for many.
-GATHER_S = 0.001
 # Between runs the stream is read and forgotten, at leisure.
 IDLE_GATHER_S = 0.01
 BATCH_LIMIT = 1000
@@ -102,6 +100,7 @@ class Distributor:
         self._recording: Recording | None = None
         self._connected_at: float | None = None
         self._control_at = 0.0
+        self._gathering = Gathering()
         self._ended = False
         self.n_received = 0
         self._thread = threading.Thread(target=self._serve, name="distributor", daemon=True)
@@ -111,9 +110,7 @@ class Distributor:
         self._intake = endpoints.open_socket(self._context, zmq.SUB)
         self._intake.reconnect_ivl = self._intake.reconnect_ivl_max = SUB_RECONNECT_MS
         self._intake.subscribe(b"")
-        self._intake_monitor = self._intake.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        )
+        self._intake_monitor = endpoints.watch_connection(self._intake)
         self._intake.connect(self._stream)
 
     def start(self) -> None:
@@ -209,8 +206,8 @@ class Distributor:
             poller.poll(POLL_MS)
             self._control()
             n_images = self._take_images()
-            while n_images > 1 and self._recording and not self._ended:
-                time.sleep(GATHER_S)
+            while (pause := self._gathering.pause_after(n_images)) and self._recording and not self._ended:
+                time.sleep(pause)
                 n_images = self._take_images()
                 if time.monotonic() - self._control_at >= CONTROL_PERIOD_S:
                     self._control()
@@ -237,8 +234,7 @@ class Distributor:
             if trouble and self._recording:
                 log.logger.error("%s", trouble)
                 self._end_recording(trouble)
-        while self._intake_monitor.poll(0):
-            connected = recv_monitor_message(self._intake_monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        for connected in endpoints.connection_changes(self._intake_monitor):
             self._connected_at = time.monotonic() if connected else None
 
     def _take_images(self) -> int:

@@ -1,4 +1,4 @@
-"""The master file of a run: made by a writer of ours, or, where all writers are C++ ones, by a process for it.
+"""The master file of a run: made by a writer of ours or, where all are C++ ones, by a process of its own.
 
 It has to belong to the user that the raw files belong to, and the driver itself never switches its user.
 """

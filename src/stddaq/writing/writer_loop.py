@@ -16,22 +16,20 @@ from typing import Protocol
 
 import zmq
 from google.protobuf.message import DecodeError
-from zmq.utils.monitor import recv_monitor_message
 
 from stddaq.config import DetectorConfig
 from stddaq.errors import StdDaqError
-from stddaq.files.master_file import create_master_file
 from stddaq.service import log
 from stddaq.service.daemon import StopRequest
 from stddaq.service.statistics import StatisticsTimer
 from stddaq.wire import endpoints
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.file_owner import FileOwner
+from stddaq.writing.gathering import Gathering
+from stddaq.writing.master_process import carry_out
 
 # Age at which an image becomes visible to readers; a flush costs 0.2 ms.
 FLUSH_PERIOD_S = 0.025
-# Messages are let gather for so long while images come quickly: one wake-up and one pwritev for many.
-GATHER_S = 0.001
 BATCH_LIMIT = 256
 # Records of a run that are taken out of the socket ahead of being written.
 LOOK_AHEAD_LIMIT = endpoints.QUEUE_LIMIT
@@ -84,9 +82,7 @@ class WriterLoop:
         # A driver that has just been started may not be connected to us yet.
         self._responses.sndtimeo = RESPONSE_TIMEOUT_MS
         self._actions = endpoints.open_socket(self._context, zmq.PULL)
-        self._monitor = self._actions.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        )
+        self._monitor = endpoints.watch_connection(self._actions)
         self._responses_endpoint = endpoints.writer_to_driver(config.detector_name, writer)
         try:
             endpoints.bind(self._responses, self._responses_endpoint)
@@ -102,19 +98,19 @@ class WriterLoop:
         self._reports_progress = False
         self._unflushed_since: float | None = None
         self._driver_gone_since: float | None = None
-        self._busy = False
 
     def serve(self, stop: StopRequest) -> None:
         """Work until asked to stop; then close the file of a run that is going on, and the sockets."""
         poller = zmq.Poller()
         for source in (self._actions, self._monitor, stop.fileno()):
             poller.register(source, zmq.POLLIN)
+        gathering, pause = Gathering(), 0.0
         try:
             while not stop:
                 poller.poll(self._timeout_ms())
-                if self._busy:
-                    time.sleep(GATHER_S)
-                self._work()
+                if pause:
+                    time.sleep(pause)
+                pause = gathering.pause_after(self._work())
                 self._watch_driver()
                 if self._statistics.due_in == 0:
                     self._recorder.log_statistics(self._statistics.restart())
@@ -136,12 +132,11 @@ class WriterLoop:
             timeout = min(timeout, DRIVER_ABSENCE_S)
         return int(timeout * 1000) + 1
 
-    def _work(self) -> bool:
-        """Take what waits, in order, and flush when it is time. False when nothing was there."""
+    def _work(self) -> int:
+        """Take what waits, in order, and flush when it is time. Returns how many messages were there."""
         waiting = self._waiting
         self._receive(BATCH_LIMIT - len(waiting))
-        found = bool(waiting)
-        self._busy = len(waiting) > 1
+        found = len(waiting)
         while waiting:
             images: list[pb.RecordImage] = []
             while waiting and len(images) < BATCH_LIMIT and waiting[0].HasField("record_image"):
@@ -251,13 +246,7 @@ class WriterLoop:
     def _create_master(self, action: pb.CreateMasterFile) -> None:
         self._owner.become(self._uid)
         try:
-            create_master_file(
-                Path(action.path),
-                [Path(file) for file in action.raw_files],
-                metadata_file=Path(action.metadata_file) if action.metadata_file else None,
-                account=action.account,
-                overwrite=action.overwrite,
-            )
+            carry_out(action)
         finally:
             self._owner.return_to_self()
 
@@ -269,9 +258,8 @@ class WriterLoop:
 
     def _watch_driver(self) -> None:
         """Notice a driver that vanished, and close the file of its run after a while."""
-        while self._monitor.poll(0):
-            event = recv_monitor_message(self._monitor)["event"]
-            self._driver_gone_since = time.monotonic() if event == zmq.EVENT_DISCONNECTED else None
+        for connected in endpoints.connection_changes(self._monitor):
+            self._driver_gone_since = None if connected else time.monotonic()
         gone = self._driver_gone_since
         if gone is not None and self._open_path and time.monotonic() - gone >= DRIVER_ABSENCE_S:
             self._close_left_open("the driver is gone")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import zmq
 from google.protobuf.message import DecodeError
-from zmq.utils.monitor import recv_monitor_message
 
 from stddaq.wire import endpoints
 from stddaq.wire.std_daq import writer_action_pb2 as pb
@@ -60,7 +60,7 @@ class WriterPeer:
         self.last_heard = 0.0
         self.actions = endpoints.open_socket(context, zmq.PUSH)
         self.responses = endpoints.open_socket(context, zmq.PULL)
-        self.monitor = self.actions.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self.monitor = endpoints.watch_connection(self.actions)
         self._endpoint = endpoints.driver_to_writer(detector_name, name)
         endpoints.bind(self.actions, self._endpoint)
         self.responses.connect(endpoints.writer_to_driver(detector_name, name))
@@ -87,11 +87,9 @@ class WriterPeer:
 
     def take_responses(self) -> None:
         """Read what the writer sent: answers and progress reports."""
-        while True:
+        while cast(int, self.responses.get(zmq.EVENTS)) & zmq.POLLIN:
             try:
                 response = pb.WriterResponse.FromString(self.responses.recv(zmq.NOBLOCK))
-            except zmq.Again:
-                return
             except DecodeError:
                 continue
             self.last_heard = time.monotonic()
@@ -133,21 +131,21 @@ class WriterPeer:
         Returns what is wrong, an empty string when nothing is new.
         """
         trouble = ""
-        while self.monitor.poll(0):
-            if recv_monitor_message(self.monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self.connected = True
-            else:
-                self.connected = False
+        for connected in endpoints.connection_changes(self.monitor):
+            self.connected = connected
+            if not connected:
                 trouble = f"writer {self.name} is gone or hangs; {self.reported.n_written} of "
                 trouble += f"{self.n_forwarded} images of this run that it got were written"
                 self._drop_requests(trouble)
-        now = time.monotonic()
-        overdue = [r for r in self._requests if now - max(r.sent_at, self.last_heard) > patience]
-        if overdue:
+        if self._requests and self._is_overdue(patience):
             trouble = f"writer {self.name} did not answer within {patience:g} s; "
             trouble += f"{self.reported.n_written} of {self.n_forwarded} images were written"
             self._drop_requests(trouble)
         return trouble
+
+    def _is_overdue(self, patience: float) -> bool:
+        since = max(min(request.sent_at for request in self._requests), self.last_heard)
+        return time.monotonic() - since > patience
 
     def _drop_requests(self, reason: str) -> None:
         requests, self._requests = self._requests, []
