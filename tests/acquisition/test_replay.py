@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tifffile
 from support.processes import Deployment
-from support.sources import ImageReader, ReceivedImage, start_source
+from support.sources import ImageReader, ReceivedImage, refusal, start_source
 
+from stddaq.acquisition.replay import main
 from stddaq.client.simulator import SimulatorClient
 
 SHAPE = (32, 48)  # Of the images of a test's deployment.
@@ -300,14 +301,13 @@ def test_file_that_cannot_be_replayed_is_refused_with_one_line(
     deployment: Deployment,
     tmp_path: Path,
     images: np.ndarray,
+    capsys: pytest.CaptureFixture[str],
     write: Callable[[Path, np.ndarray], str],
     reason: str,
 ) -> None:
-    source = start_source(deployment, "replay", write(tmp_path / "a file", images), ready=None)
-    assert source.wait() == 2
-    assert len(source.stderr) == 1, source.output
-    assert source.stderr[0].startswith(f"stddaq replay: error: {tmp_path / 'a file'}")
-    assert reason in source.stderr[0]
+    line = refusal(capsys, main, deployment.config_path, write(tmp_path / "a file", images))
+    assert line.startswith(f"stddaq replay: error: {tmp_path / 'a file'}")
+    assert reason in line
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,12 @@ def test_file_that_cannot_be_replayed_is_refused_with_one_line(
     ],
 )
 def test_bad_list_of_ids_is_refused_with_one_line(
-    deployment: Deployment, tmp_path: Path, images: np.ndarray, ids: str, reason: str
+    deployment: Deployment,
+    tmp_path: Path,
+    images: np.ndarray,
+    capsys: pytest.CaptureFixture[str],
+    ids: str,
+    reason: str,
 ) -> None:
     with h5py.File(tmp_path / "ids.h5", "w") as file:
         file["six"] = np.arange(6)
@@ -331,7 +336,4 @@ def test_bad_list_of_ids_is_refused_with_one_line(
         file["negative"] = np.arange(-2, 5)
         file["large"] = np.arange(7) + 2**24 - 6
     file = write_npy(tmp_path / "x.npy", images)
-    source = start_source(deployment, "replay", file, "--ids", tmp_path / ids, ready=None)
-    assert source.wait() == 2
-    assert len(source.stderr) == 1, source.output
-    assert reason in source.stderr[0]
+    assert reason in refusal(capsys, main, deployment.config_path, file, "--ids", tmp_path / ids)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import zmq
 from support.processes import Deployment, wait_until
-from support.sources import ImageReader, start_source
+from support.sources import ImageReader, refusal, start_source
 
 from stddaq.acquisition.scenes import SCENE_KINDS, Scene, SceneKind
+from stddaq.acquisition.simulate import main
 from stddaq.client.simulator import (
     SimulatorClient,
     SimulatorNotReachableError,
@@ -256,13 +257,11 @@ def test_simulator_ends_while_a_subscriber_hangs(deployment: Deployment) -> None
     ],
 )
 def test_bad_argument_is_refused_with_one_line(
-    deployment: Deployment, arguments: tuple[str, ...], reason: str
+    deployment: Deployment, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], reason: str
 ) -> None:
-    source = start_source(deployment, "simulate", *arguments, ready=None)
-    assert source.wait() == 2
-    assert len(source.stderr) == 1
-    assert source.stderr[0].startswith("stddaq simulate: error: ")
-    assert reason in source.stderr[0]
+    line = refusal(capsys, main, deployment.config_path, *arguments)
+    assert line.startswith("stddaq simulate: error: ")
+    assert reason in line
 
 
 def test_preallocated_ring_has_all_its_memory_before_the_first_image(deployment: Deployment) -> None:

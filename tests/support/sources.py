@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
 import numpy as np
+import pytest
 import zmq
 from support.processes import Deployment, Service
 
 from stddaq.config import DetectorConfig
+from stddaq.service.log import logger
 from stddaq.wire.endpoints import metadata_stream, open_socket
 from stddaq.wire.metadata import ImageMetadata
 from stddaq.wire.ring_buffer import RingBuffer
@@ -24,6 +28,23 @@ def start_source(
     """Start `stddaq simulate` or `stddaq replay` with the deployment's configuration."""
     code = f"from stddaq.acquisition.{command} import main; raise SystemExit(main())"
     return deployment.run(sys.executable, "-c", code, deployment.config_path, *args, ready=ready)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], *argv: object) -> str:
+    """The one line with which `main`, called in the test's own process, refuses to start."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    log_handlers = logger.handlers[:]
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in argv])
+    finally:
+        logger.handlers[:] = log_handlers
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
 
 
 @dataclass(frozen=True)
