@@ -1,7 +1,7 @@
 """Services as other implementations (C++) have them: the std_daq contract and nothing else.
 
 No cursor segment, no protobuf field from 100 on, no SWMR, plain sockets. As a program it is a writer:
-`foreign.py CONFIG WRITER_ID [SECONDS before it answers create_file]`. It never tidies up a ring buffer that is not its own.
+`foreign.py CONFIG WRITER_ID [SECONDS before it answers create_file]`.
 """
 
 from __future__ import annotations
@@ -51,9 +51,10 @@ class ForeignRing:
         self._path = Path("/dev/shm") / f"{names.detector_name}-image"
         size = -(-names.image_bytes * names.n_slots // 2**21) * 2**21
         self._created = not self._path.exists()
-        with open(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o777), "r+b", buffering=0) as file:
-            os.ftruncate(file.fileno(), size)
-            self._map = mmap.mmap(file.fileno(), size)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o777)
+        os.ftruncate(fd, size)
+        self._map = mmap.mmap(fd, size)
+        os.close(fd)
 
     def write(self, image_id: int, pixels: np.ndarray) -> None:
         start = image_id % self._names.n_slots * self._names.image_bytes

@@ -21,7 +21,7 @@ import hdf5plugin  # noqa: F401  (registers the filters)
 import numpy as np
 from support.processes import Deployment, Service, wait_until
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 from stddaq.acquisition.publisher import ImagePublisher
 from stddaq.client import DriverClient
@@ -84,14 +84,13 @@ class Watcher:
     """A client that only listens: every message of the driver, in order. A context manager."""
 
     def __init__(self, url: str) -> None:
-        self._connection = connect(url, max_size=None)
-        self.messages: list[dict[str, Any]] = [json.loads(self._connection.recv(timeout=5))]
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
+        self._url = url
+        self._close = ExitStack()
+        self.messages: list[dict[str, Any]] = []
 
-    def _listen(self) -> None:
+    def _listen(self, connection: ClientConnection) -> None:
         with suppress(ConnectionClosed):
-            for frame in self._connection:
+            for frame in connection:
                 self.messages.append(json.loads(frame))
 
     @property
@@ -106,13 +105,16 @@ class Watcher:
         return next(m for m in reversed(self.messages) if m["status"] == state)
 
     def __enter__(self) -> Self:
+        connection = self._close.enter_context(connect(self._url, max_size=None))
+        thread = threading.Thread(target=self._listen, args=(connection,), daemon=True)
+        thread.start()
+        wait_until(lambda: self.messages, what="the greeting of the driver")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._connection.close()
-        self._thread.join(5)
+        self._close.close()
 
 
 class Rig:
@@ -147,9 +149,10 @@ class Rig:
     @property
     def source(self) -> ImagePublisher:
         """Our publisher, in this process, made when it is needed first."""
-        if self._source is None:
-            self._source = self.enter(ImagePublisher(self.config))
-        return self._source
+        source = self._source
+        if source is None:
+            source = self._source = self.enter(ImagePublisher(self.config))
+        return source
 
     def enter(self, resource: Any) -> Any:
         """Close `resource`, a context manager, before the services end."""

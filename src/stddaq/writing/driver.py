@@ -190,7 +190,8 @@ class Driver:
         loop = asyncio.get_running_loop()
 
         def end(trouble: str) -> None:
-            run.trouble = trouble
+            # Ending the recording of a run that is in trouble already brings no reason of its own.
+            run.trouble = run.trouble or trouble
             run.recorded.set()
 
         recording = Recording(

@@ -1,0 +1,284 @@
+"""The course of a run as clients see it: every state in order, stop in each of them, one run at a time."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+from support import foreign
+from support.runs import MakeRig, Rig, Watcher, assert_raw_files_hold, assert_saved, images_of
+from websockets.sync.client import connect
+
+from stddaq.client import DriverBusy, DriverClient, RunFailed
+
+RECORDED = [
+    "idle",
+    "started",
+    "creating_file",
+    "file_created",
+    "waiting_for_first_image",
+    "recording",
+    "saving_file",
+    "file_saved",
+    "idle",
+]
+STOPPED = [*RECORDED[:6], "stop", *RECORDED[6:]]
+
+
+def test_every_watcher_sees_every_state_once_in_order(rig: Rig):
+    watchers = [rig.enter(Watcher(rig.url)) for _ in range(3)]
+    images = images_of(range(10))
+    rig.record(images)
+    with Watcher(rig.url) as late:
+        assert late.states == ["idle"]
+    for watcher in watchers:
+        watcher.wait_for("idle", times=2)
+        assert watcher.states == RECORDED
+        for message in watcher.messages:
+            if message["status"] in ("recording", "saving_file"):
+                assert 0 <= message["count"] <= 10
+        assert watcher.wait_for("file_saved")["count"] == 10
+        counts = [m["count"] for m in watcher.messages if m["status"] == "recording"]
+        assert counts == sorted(counts)
+
+
+def test_late_client_can_ask_for_the_last_result(rig: Rig):
+    assert rig.client.last_result() is None
+    images = images_of(range(4, 9))
+    account = rig.record(images)
+    with DriverClient(rig.url) as late:
+        assert late.latest.status == "idle"
+        assert late.last_result() == account
+
+
+def test_stop_while_recording_saves_what_was_published_before(rig: Rig):
+    watcher = rig.enter(Watcher(rig.url))
+    images = images_of(range(25))
+    rig.begin()
+    rig.publish(images)
+    rig.wait_for_count(25)
+    account = rig.end(stop=True)
+    rig.publish(images_of(range(25, 30)))
+    assert_saved(account, images)
+    watcher.wait_for("idle", times=2)
+    assert watcher.states == STOPPED
+
+
+def test_images_published_before_a_stop_are_recorded_though_nobody_waited_for_them(rig: Rig):
+    images = images_of(range(500))
+    rig.begin()
+    rig.publish(images[:1])
+    rig.wait_for_count(1)
+    rig.publish(images[1:])
+    account = rig.end(stop=True)
+    # The last of them may still have been on their way; whatever came is complete and in order.
+    assert account["n_lost"] == 0
+    assert_saved(account, images[: account["count"]])
+
+
+def test_stop_while_waiting_for_the_first_image_ends_the_run_without_images(rig: Rig):
+    watcher = rig.enter(Watcher(rig.url))
+    rig.begin(n_image=10)
+    assert_saved(rig.end(stop=True), [])
+    watcher.wait_for("idle", times=2)
+    assert watcher.states == ["idle", *RECORDED[1:5], "stop", *RECORDED[6:]]
+
+
+def test_stop_while_files_are_created_ends_the_run(make_rig: MakeRig):
+    rig = make_rig(writers=False, number_of_writers=1)
+    rig.deployment.run(
+        sys.executable, foreign.__file__, rig.deployment.config_path, 0, 0.5, ready="ready"
+    )
+    watcher = rig.enter(Watcher(rig.url))
+    rig.client.start(rig.directory, n_image=10)
+    watcher.wait_for("creating_file")
+    rig.client.stop()
+    rig.client.wait_until_saved(5)
+    assert_saved(rig.account(), [])
+    watcher.wait_for("idle", times=2)
+    assert "waiting_for_first_image" not in watcher.states
+    assert watcher.states[-4:] == ["stop", "saving_file", "file_saved", "idle"]
+
+
+def test_stop_while_files_are_saved_changes_nothing(make_rig: MakeRig):
+    rig = make_rig(number_of_writers=1)
+    images = images_of(range(3))
+    rig.begin(n_image=3)
+    rig.publish(images[:2])
+    rig.wait_for_count(2)
+    rig.writers[0].send(signal.SIGSTOP)
+    rig.publish(images[2:])
+    rig.client.wait_for(lambda status: status.n_received == 3, 5)
+    rig.client.stop()
+    rig.writers[0].send(signal.SIGCONT)
+    assert_saved(rig.end(), images)
+
+
+def test_stop_when_idle_does_nothing_and_the_next_run_is_not_stopped_by_it(rig: Rig):
+    assert rig.client.stop().status == "idle"
+    assert rig.client.last_result() is None
+    images = images_of(range(5))
+    assert_saved(rig.record(images), images)
+
+
+def test_of_two_starts_at_once_exactly_one_is_admitted(rig: Rig):
+    for attempt in range(4):
+        barrier = threading.Barrier(3)
+        replies: list[dict[str, Any]] = []
+
+        def start(prefix: str, barrier: Any = barrier, replies: Any = replies) -> None:
+            command = {"command": "start", "path": str(rig.directory), "file_prefix": prefix}
+            with connect(rig.url) as connection:
+                barrier.wait(5)
+                connection.send(json.dumps(command))
+                replies.append(reply_to(connection, "start"))
+
+        threads = [threading.Thread(target=start, args=(f"n{attempt}{i}_",)) for i in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(5)
+        assert sorted(reply["status"] for reply in replies) == ["rejected"] * 2 + ["started"], replies
+        rejected = next(reply for reply in replies if reply["status"] == "rejected")
+        assert rejected["error"] == "busy"
+        assert rejected["reason"]
+        rig.client.stop()
+        rig.client.wait(["idle"], 10)
+        assert len(list(rig.directory.glob("*Master.h5"))) == attempt + 1
+
+
+def reply_to(connection: Any, command: str) -> dict[str, Any]:
+    """The direct reply; broadcasts come between."""
+    while True:
+        message = json.loads(connection.recv(timeout=5))
+        if message.get("command") == command:
+            return message
+
+
+def test_start_while_recording_is_rejected_and_the_run_goes_on_undisturbed(rig: Rig):
+    images = images_of(range(20))
+    rig.begin(n_image=20)
+    rig.publish(images[:10])
+    rig.wait_for_count(10)
+    with DriverClient(rig.url) as other, pytest.raises(DriverBusy):
+        other.start(rig.directory, file_prefix="other")
+    rig.publish(images[10:])
+    assert_saved(rig.end(), images)
+    assert not list(rig.directory.glob("other*"))
+
+
+def test_a_writer_that_is_absent_at_the_start_is_an_error_that_names_it(make_rig: MakeRig):
+    rig = make_rig(writers=False)
+    rig.deployment.start("std_det_writer", 0)
+    begin = time.monotonic()
+    rig.client.start(rig.directory, n_image=4)
+    with pytest.raises(RunFailed, match="writer 1"):
+        rig.client.wait_until_saved(10)
+    assert time.monotonic() - begin < 2.0
+    assert list(rig.directory.iterdir()) == []
+    account = rig.account()
+    assert (account["outcome"], account["count"]) == ("error", 0)
+    rig.deployment.start("std_det_writer", 1)
+    images = images_of(range(4))
+    assert_saved(rig.record(images), images)
+
+
+def test_a_metadata_writer_that_is_absent_at_the_start_is_an_error_that_names_it(make_rig: MakeRig):
+    rig = make_rig(driver=["-m"], number_of_writers=1)
+    rig.client.start(rig.directory)
+    with pytest.raises(RunFailed, match="the metadata writer"):
+        rig.client.wait_until_saved(10)
+    assert list(rig.directory.iterdir()) == []
+
+
+def test_no_image_within_the_time_given_is_an_error(rig: Rig):
+    rig.begin(first_image_timeout=0.2)
+    with pytest.raises(RunFailed, match=r"no image came within 0\.2 s"):
+        rig.client.wait_until_saved(10)
+    images = images_of(range(4))
+    assert_saved(rig.record(images, file_prefix="next"), images)
+
+
+def test_nothing_published_before_the_start_is_recorded(rig: Rig):
+    rig.wait_for_subscription()
+    rig.publish(images_of(range(300)))
+    images = images_of(range(300, 320))
+    assert_saved(rig.record(images, file_prefix="a"), images)
+    # Between the end of a run and the next start, too, though the driver receives them.
+    rig.publish(images_of(range(320, 400)))
+    images = images_of(range(400, 410))
+    assert_saved(rig.record(images, file_prefix="b"), images)
+
+
+def test_of_a_source_that_never_pauses_only_newer_images_are_recorded(rig: Rig):
+    rig.wait_for_subscription()
+    ended = threading.Event()
+    newest = 0
+
+    def publish() -> None:
+        nonlocal newest
+        image_id = 0
+        while not ended.wait(0.0005):
+            rig.publish(images_of([image_id]))
+            newest = image_id
+            image_id += 1
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    try:
+        for run in range(3):
+            rig.client.wait(["idle"], 5)
+            before = newest
+            rig.client.start(rig.directory, n_image=50, file_prefix=f"run{run}_")
+            rig.client.wait_until_saved(10)
+            account = rig.account()
+            assert account["first_id"] > before
+            assert account["n_lost"] == account["n_skipped"] == 0
+            first = account["first_id"]
+            assert_saved(account, images_of(range(first, first + 50)))
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_source_that_comes_after_the_start_is_recorded_from_its_first_image(rig: Rig):
+    rig.client.start(rig.directory, n_image=10)
+    rig.client.wait_until_ready(5)
+    rig.wait_for_subscription()
+    images = images_of(range(10))
+    rig.publish(images)
+    assert_saved(rig.end(), images)
+
+
+def test_a_client_that_vanishes_leaves_the_run_to_others(rig: Rig):
+    images = images_of(range(20))
+    rig.wait_for_subscription()
+    with DriverClient(rig.url) as starter:
+        starter.start(rig.directory)
+        starter.wait_until_ready(5)
+    rig.publish(images)
+    rig.wait_for_count(20)
+    with DriverClient(rig.url) as other:
+        other.stop()
+        other.wait_until_saved(5)
+    assert_saved(rig.account(), images)
+
+
+def test_files_are_readable_when_the_driver_says_saved(rig: Rig):
+    """No later close, no later rename: `file_saved` is the last that happens."""
+    with Watcher(rig.url) as watcher:
+        images = images_of(range(6))
+        rig.begin(n_image=6)
+        rig.publish(images)
+        files = watcher.wait_for("file_saved")["files"]
+        assert_raw_files_hold(files["raw"], images)
+    assert sorted(path.name for path in rig.directory.iterdir()) == [
+        "file0.h5",
+        "file1.h5",
+        "fileMaster.h5",
+    ]
