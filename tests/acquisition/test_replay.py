@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from support.processes import Deployment
+from support.runs import eiger_images, k11_images
 from support.sources import ImageReader, ReceivedImage, refusal, start_source
 
 from stddaq.acquisition.replay import main
@@ -27,6 +28,7 @@ def images() -> np.ndarray:
 def replay(deployment: Deployment, file: object, n_images: int, *arguments: object) -> list[ReceivedImage]:
     """The first `n_images` images that a replay publishes, as another process sees them."""
     with ImageReader(deployment) as reader:
+        # A rate among `arguments` comes later, and counts.
         arguments = ("--rate", 0, "--n-images", n_images, "--wait-for-subscribers", 1, *arguments)
         source = start_source(deployment, "replay", file, *arguments)
         received = reader.receive(n_images)
@@ -105,6 +107,30 @@ def test_recorded_images_are_published_to_the_last_pixel(
     received = replay(deployment, write(tmp_path / "a file", images), 7)
     assert [image.image_id for image in received] == list(range(7))
     np.testing.assert_array_equal([image.pixels for image in received], images)
+
+
+def test_whole_scan_of_small_images_is_published_to_the_last_pixel(
+    make_deployment: Callable[..., Deployment], tmp_path: Path
+) -> None:
+    images = k11_images()
+    deployment = make_deployment(image_pixel_height=22, image_pixel_width=26)
+    file = write_npy(tmp_path / "k11.npy", images)
+    received = replay(deployment, file, len(images), "--rate", 1500)
+    np.testing.assert_array_equal([image.pixels for image in received], images)
+
+
+def test_images_of_40_megabytes_are_published_to_the_last_pixel(
+    make_deployment: Callable[..., Deployment], tmp_path: Path
+) -> None:
+    images = eiger_images()[:3]
+    deployment = make_deployment(
+        detector_type="eiger", bit_depth=32, image_pixel_height=3264, image_pixel_width=3106
+    )
+    path = tmp_path / "eiger.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("data", data=images, chunks=(1, 3264, 3106), **hdf5plugin.Bitshuffle())
+    for image, recorded in zip(replay(deployment, path, 3), images, strict=True):
+        assert np.array_equal(image.pixels, recorded)
 
 
 @pytest.mark.parametrize("write", [write_npy, write_tiff])
