@@ -163,14 +163,30 @@ class _Segment:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return unused
 
-    def unlink(self) -> None:
-        self.path.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        self.view.release()
+    def let_go(self) -> None:
+        """Unmap and unlock: no other that leaves takes us for a user any more. Then `close`."""
         # A view of a slot that somebody still holds keeps the mapping; it goes with the last of them.
         with contextlib.suppress(BufferError):
+            self.view.release()
             self.map.close()
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def remove_if_last(self) -> bool:
+        """After `let_go`: remove the segment unless others use it. Whether it was removed.
+
+        Of several that leave at once one succeeds: a refused exclusive lock leaves no lock behind.
+        """
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if not self.is_current() or _mapped_by_others(self.path):
+            return False
+        self.path.unlink(missing_ok=True)
+        return True
+
+    def close(self) -> None:
+        self.let_go()
         os.close(self._fd)
 
 
@@ -202,6 +218,8 @@ class RingBuffer:
             if self._cursor.created:
                 self._initialise()
             self._check_cursor()
+            if self._ring.created:  # The cursor may be another's, who came between our two segments.
+                self._words[_RING_IS_OURS] = True
         except BaseException:
             self.close()
             raise
@@ -213,9 +231,11 @@ class RingBuffer:
         words, geometry = self._words, self.geometry
         words[_IMAGE_BYTES], words[_N_SLOTS] = geometry.image_bytes, geometry.n_slots
         words[_HEIGHT], words[_WIDTH], words[_DTYPE] = geometry.height, geometry.width, geometry.dtype
-        words[_RING_IS_OURS] = self._ring.created
-        # Starting from the clock, no number is used twice even when somebody removed the segments by hand.
-        words[_SEQUENCE] = time.time_ns() // 1_000_000
+        # A left-over of ours stays ours when it gets another geometry of the same size.
+        words[_RING_IS_OURS] = self._ring.created or words[_RING_IS_OURS]
+        # Starting from the clock, no number is used twice even when somebody removed the segments by hand:
+        # no source puts images there faster than one per microsecond.
+        words[_SEQUENCE] = time.time_ns() // 1000
         words[_MAGIC] = _MAGIC_VALUE
 
     def _check_cursor(self) -> None:
@@ -280,18 +300,19 @@ class RingBuffer:
         ring_is_ours = bool(self._words[_RING_IS_OURS])
         self._stamps.release()
         self._words.release()
-        if self._cursor.is_ours_alone():
-            self._cursor.unlink()
-            if ring_is_ours and self._ring.is_ours_alone():
-                self._ring.unlink()
+        self._ring.let_go()
+        self._cursor.let_go()
+        if self._cursor.remove_if_last() and ring_is_ours:
+            self._ring.remove_if_last()
         self._cursor.close()
         self._ring.close()
 
     @staticmethod
     def _discard(segment: _Segment) -> None:
         """Undo an attachment that failed half-way."""
-        if segment.created and segment.is_ours_alone():
-            segment.unlink()
+        segment.let_go()
+        if segment.created:
+            segment.remove_if_last()
         segment.close()
 
     def __enter__(self) -> RingBuffer:
