@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from stddaq.errors import ConfigError
+from stddaq.errors import ConfigError, shown, shown_key
 
 DetectorType = Literal["gigafrost", "eiger", "pco", "jungfrau-raw", "jungfrau-converted"]
 LogLevel = Literal["debug", "info", "warning", "error", "off"]
@@ -94,7 +94,7 @@ class DetectorConfig(BaseModel):
         """Validate `content`, the decoded JSON. `where` opens the message of a `ConfigError`."""
         if not isinstance(content, dict):
             raise ConfigError(
-                f"{where}: found {_shown(content)}, allowed is a JSON object of configuration keys"
+                f"{where}: found {shown(content)}, allowed is a JSON object of configuration keys"
             )
         try:
             return cls.model_validate(content)
@@ -169,7 +169,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ConfigError(f"{_key(twice)}: found more than once in one object, allowed is once")
+        raise ConfigError(f"{shown_key(twice)}: found more than once in one object, allowed is once")
     return content
 
 
@@ -179,7 +179,7 @@ def _no_constant(name: str) -> NoReturn:
 
 def _explain(error: ErrorDetails) -> str:
     """One mistake in words: key, what was found, what is allowed."""
-    key = ".".join(_key(str(part)) for part in error["loc"])
+    key = ".".join(shown_key(str(part)) for part in error["loc"])
     if error["type"] == "missing":
         return f"{key}: missing, it is mandatory"
     message = error["msg"].removeprefix("Value error, ")
@@ -191,14 +191,4 @@ def _explain(error: ErrorDetails) -> str:
         .replace("a integer", "an integer")
         .replace("a dictionary", "an object")
     )
-    return f"{key}: found {_shown(error['input'])}, allowed is {message}"
-
-
-def _key(key: str) -> str:
-    """A key as it stands in the message: foreign ones may hold line breaks, or nothing at all."""
-    return key if re.fullmatch(r"[\w.:/-]{1,60}", key, re.ASCII) else _shown(key)
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return f"{key}: found {shown(error['input'])}, allowed is {message}"

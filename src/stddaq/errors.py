@@ -1,4 +1,13 @@
-"""The exceptions of stddaq. Every message says what was found, what is allowed, and where."""
+"""The exceptions of stddaq. Every message says, in one line, what was found, what is allowed, and where.
+
+`shown` and `shown_key` bring into such a message what a file or a peer has sent, whatever it is.
+"""
+
+import json
+import re
+
+_SHOWN_LENGTH = 60
+_encoder = json.JSONEncoder(default=str)
 
 
 class StdDaqError(Exception):
@@ -10,7 +19,7 @@ class ConfigError(StdDaqError):
 
 
 class GeometryError(StdDaqError):
-    """A shared-memory segment exists with another geometry than the configuration's."""
+    """A shared-memory segment has another geometry than the configuration's, or cannot be had at all."""
 
 
 class EndpointError(StdDaqError):
@@ -27,3 +36,19 @@ class SourceError(StdDaqError):
 
 class OutputExistsError(StdDaqError):
     """A file that is to be made exists already, and may not be replaced."""
+
+
+def shown(value: object) -> str:
+    """A value as JSON, cut to 60 characters."""
+    text = ""
+    # Piece by piece: what is not shown of a value of megabytes is not composed either.
+    for piece in _encoder.iterencode(value):
+        text += piece[: _SHOWN_LENGTH + 1]
+        if len(text) > _SHOWN_LENGTH:
+            return text[: _SHOWN_LENGTH - 3] + "..."
+    return text
+
+
+def shown_key(key: str) -> str:
+    """A key of a JSON object: as it is, or as JSON when it holds line breaks and the like."""
+    return key if re.fullmatch(r"[\w.:/-]{1,60}", key, re.ASCII) else shown(key)

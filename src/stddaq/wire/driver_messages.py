@@ -8,11 +8,11 @@ with `parse_command`, the client composes with the same models.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from stddaq.errors import StdDaqError
+from stddaq.errors import StdDaqError, shown, shown_key
 
 DEFAULT_PORT = 8080
 DEFAULT_FILE_PREFIX = "file"
@@ -82,7 +82,7 @@ class StartCommand(BaseModel):
     @field_validator("path")
     @classmethod
     def _absolute(cls, path: str) -> str:
-        if not path.startswith("/") or "\0" in path:
+        if not path.startswith("/") or "\0" in path or not _is_unicode(path):
             raise ValueError("the absolute path of an existing directory")
         return path
 
@@ -95,6 +95,7 @@ class StartCommand(BaseModel):
             or "/" in prefix
             or "\0" in prefix
             or prefix.startswith(".")
+            or not _is_unicode(prefix)
             or len(prefix.encode()) > 230
         ):
             raise ValueError(
@@ -122,17 +123,17 @@ def parse_command(frame: str | bytes) -> StartCommand | PlainCommand:
     except (ValueError, RecursionError) as error:
         raise CommandError("invalid_json", f"found no JSON ({error}), allowed is a JSON object") from error
     if not isinstance(content, dict):
-        raise CommandError("invalid_message", f"found {_shown(content)}, allowed is a JSON object")
+        raise CommandError("invalid_message", f"found {shown(content)}, allowed is a JSON object")
     if "command" not in content:
         raise CommandError("missing_field", f"command: missing; allowed are {_COMMANDS}")
     if not isinstance(content["command"], str):
         raise CommandError(
-            "invalid_field", f"command: found {_shown(content['command'])}, allowed are {_COMMANDS}"
+            "invalid_field", f"command: found {shown(content['command'])}, allowed are {_COMMANDS}"
         )
     model = _MODELS.get(content["command"])
     if model is None:
         raise CommandError(
-            "unknown_command", f"command: found {_shown(content['command'])}, allowed are {_COMMANDS}"
+            "unknown_command", f"command: found {shown(content['command'])}, allowed are {_COMMANDS}"
         )
     try:
         return model.model_validate(content)
@@ -149,21 +150,21 @@ _MODELS: dict[str, type[StartCommand | PlainCommand]] = {
 _COMMANDS = ", ".join(_MODELS)
 
 
+def _is_unicode(text: str) -> bool:
+    """JSON can hold half of a surrogate pair, which neither protobuf nor a file system takes."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def _command_error(error: ValidationError) -> CommandError:
     first = error.errors()[0]
-    key = str(first["loc"][0]) if first["loc"] else "command"
+    key = shown_key(str(first["loc"][0])) if first["loc"] else "command"
     if first["type"] == "missing":
         return CommandError("missing_field", f"{key}: missing, it is mandatory")
     if first["type"] == "extra_forbidden":
         allowed = ", ".join(StartCommand.model_fields)
         return CommandError("unknown_field", f"{key}: unknown field; allowed are {allowed}")
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return CommandError("invalid_field", f"{key}: found {_shown(first['input'])}, allowed is {message}")
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return CommandError("invalid_field", f"{key}: found {shown(first['input'])}, allowed is {message}")
 
 
 def raw_file_name(prefix: str, writer: int) -> str:

@@ -8,11 +8,11 @@ that it cannot carry out, which changes nothing. The source parses with `parse_r
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from stddaq.errors import StdDaqError
+from stddaq.errors import StdDaqError, shown, shown_key
 
 MAX_BURST = 2**32
 MAX_RATE_HZ = 1e6
@@ -77,21 +77,16 @@ def parse_request(message: bytes) -> Request:
     except (ValueError, RecursionError) as error:
         raise RequestError("found no JSON, allowed is a JSON object") from error
     if not isinstance(content, dict):
-        raise RequestError(f"found {_shown(content)}, allowed is a JSON object")
+        raise RequestError(f"found {shown(content)}, allowed is a JSON object")
     if content.get("command") not in _COMMANDS:
-        found = _shown(content["command"]) if "command" in content else "none"
+        found = shown(content["command"]) if "command" in content else "none"
         raise RequestError(f"command: found {found}, allowed are {', '.join(_COMMANDS)}")
     try:
         return _ADAPTER.validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
-        key = str(first["loc"][-1])
+        key = shown_key(str(first["loc"][-1]))
         if first["type"] == "extra_forbidden":
             raise RequestError(f"{key}: unknown field of {content['command']}") from error
         allowed = first["msg"].removeprefix("Input should be ")
-        raise RequestError(f"{key}: found {_shown(first['input'])}, allowed is {allowed}") from error
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
+        raise RequestError(f"{key}: found {shown(first['input'])}, allowed is {allowed}") from error
