@@ -91,9 +91,7 @@ def test_stop_while_waiting_for_the_first_image_ends_the_run_without_images(rig:
 
 def test_stop_while_files_are_created_ends_the_run(make_rig: MakeRig):
     rig = make_rig(writers=False, number_of_writers=1)
-    rig.deployment.run(
-        sys.executable, foreign.__file__, rig.deployment.config_path, 0, 0.5, ready="ready"
-    )
+    rig.deployment.run(sys.executable, foreign.__file__, rig.deployment.config_path, 0, 0.5, ready="ready")
     watcher = rig.enter(Watcher(rig.url))
     rig.client.start(rig.directory, n_image=10)
     watcher.wait_for("creating_file")
