@@ -121,7 +121,8 @@ class Deployment:
             await client.wait_until_saved(timeout=120)
             result = await client.last_result()
         if not result or result["n_good"] != self._n_images:
-            raise SystemExit(f"the run lost images: {json.dumps(result)}")
+            counts = {key: value for key, value in (result or {}).items() if key.startswith("n_")}
+            raise SystemExit(f"the machine does not keep up, measure at a lower --rate: {counts}")
 
     def _announce(self, rate: float) -> None:
         """Announce images at `rate`, in bursts of a millisecond, without touching their pixels."""

@@ -41,6 +41,7 @@ BATCH_LIMIT = 1000
 # Requests, progress reports and lost writers are looked at this often while images come without a pause.
 CONTROL_PERIOD_S = 0.005
 POLL_MS = 100
+CRASHED = 70
 # The publisher acts on a subscription that has reached it within a millisecond.
 SUBSCRIPTION_SETTLE_S = 0.03
 SUBSCRIPTION_TIMEOUT_S = 1.0
@@ -173,7 +174,10 @@ class Distributor:
             if self._take_images() < BATCH_LIMIT:
                 break
         self._recording = recording
-        if recording.n_image == 0:
+        gone = [peer.name for peer in self.peers if not peer.connected]
+        if gone:
+            self._end_recording(f"writer {', '.join(gone)} is gone since its file was created")
+        elif recording.n_image == 0:
             self._end_recording("")
 
     def end_recording(self) -> None:
@@ -195,6 +199,14 @@ class Distributor:
         return not _somebody_listens(self._stream)
 
     def _serve(self) -> None:
+        try:
+            self._work()
+        except BaseException:  # noqa: BLE001
+            # Without its data path the driver is a lie; systemd or `stddaq up` start a new one.
+            log.logger.exception("the data path failed unexpectedly, the driver ends")
+            os._exit(CRASHED)
+
+    def _work(self) -> None:
         poller = zmq.Poller()
         poller.register(self._wake, zmq.POLLIN)
         poller.register(self._intake, zmq.POLLIN)

@@ -11,7 +11,7 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +37,7 @@ from stddaq.writing.writer_peer import Answer
 # A writer that is being started may take so long to connect; within 2 s a run without it is an error.
 WRITER_CONNECT_S = 1.5
 POLL_S = 0.01
+CHECK_TIMEOUT_S = 10.0
 
 
 class RunError(StdDaqError):
@@ -118,9 +119,14 @@ class Driver:
             with_metadata = len(self._distributor.peers) > len(self._distributor.writers)
             files = RunFiles.of(start, self._config.number_of_writers, with_metadata)
             compressed = bool(compression_of(self._suffix))
-            await asyncio.to_thread(
+            check = asyncio.to_thread(
                 check_start, start, files, self._config, self._roots, compressed=compressed
             )
+            await asyncio.wait_for(check, CHECK_TIMEOUT_S)
+        except TimeoutError:
+            reason = f"path: the file system of {start.path} did not answer within {CHECK_TIMEOUT_S:g} s"
+            client.tell(_encode(refusal | {"reason": reason, "error": "path_not_usable"}))
+            return
         except CommandError as error:
             log.event("start refused: %s", error)
             client.tell(_encode(refusal | {"reason": str(error), "error": error.error}))
@@ -144,16 +150,9 @@ class Driver:
 
     async def _conduct(self, run: Run) -> None:
         """Carry out a run; whatever happens, the driver is idle and usable afterwards."""
-        reason = ""
-        try:
-            await self._record(run)
-        except RunError as error:
-            reason = str(error)
-        except Exception as error:  # noqa: BLE001  (a defect of ours must not leave the driver busy)
-            log.logger.exception("the run failed unexpectedly")
-            reason = f"unexpected {type(error).__name__}: {error}"
+        reason = await self._attempt(self._record(run))
         if reason:
-            await self._close_after_error()
+            await self._attempt(self._close_after_error(run))
         self._last_result = self._result(run, reason)
         self._enter("error" if reason else "file_saved", reason)
         log.event(
@@ -161,6 +160,17 @@ class Driver:
         )
         self._run = self._task = None
         self._enter("idle")
+
+    async def _attempt(self, step: Coroutine[Any, Any, None]) -> str:
+        """Why the step failed; an empty string when it did not."""
+        try:
+            await step
+        except RunError as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001  (a defect must not leave the driver busy)
+            log.logger.exception("the run failed unexpectedly")
+            return f"unexpected {type(error).__name__}: {error}"
+        return ""
 
     async def _record(self, run: Run) -> None:
         """All states between `started` and `file_saved`."""
@@ -178,6 +188,7 @@ class Driver:
             raise RunError(run.trouble)
         # Still `recording` (or `stop`) until all images are in the files: then the count is exact.
         await self._ask_all(self._same_action(confirm_last_image=pb.ConfirmLastImage()))
+        self._check_all_written()
         self._enter("saving_file")
         await self._ask_all(self._same_action(close_file=pb.CloseWriterFile()))
         await self._finish(run)
@@ -215,6 +226,16 @@ class Driver:
             return
         await _first_of(run.recorded, run.stop_requested)
 
+    def _check_all_written(self) -> None:
+        """Raise `RunError` when a writer does not account for each image that it got."""
+        for peer in self._distributor.peers:
+            accounted = peer.reported.n_written + peer.reported.n_failed
+            if accounted != peer.n_forwarded:
+                raise RunError(
+                    f"writer {peer.name} has written {peer.reported.n_written} of the {peer.n_forwarded} "
+                    "images that it got"
+                )
+
     async def _finish(self, run: Run) -> None:
         """What belongs to a run whose raw files are complete and closed."""
         failed = [peer for peer in self._distributor.writers if peer.reported.n_failed]
@@ -229,10 +250,11 @@ class Driver:
                 f"{n_overwritten} images were overwritten in the ring buffer before they were written"
             )
 
-    async def _close_after_error(self) -> None:
+    async def _close_after_error(self, run: Run) -> None:
         """Let the writers that are still there close valid files."""
         await self._call(self._distributor.end_recording)
-        actions = self._same_action(close_file=pb.CloseWriterFile())
+        # Empty files of a run that recorded nothing would only be in the way of the next try.
+        actions = self._same_action(close_file=pb.CloseWriterFile(discard_if_empty=not run.account.count))
         connected = {p.name: actions[p.name] for p in self._distributor.peers if p.connected}
         await self._answers(connected)
 

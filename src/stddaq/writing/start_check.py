@@ -19,7 +19,7 @@ from stddaq.wire.driver_messages import (
 )
 from stddaq.writing.file_owner import groups_of
 
-CHECK_TIMEOUT_S = 10.0
+ACCESS_TIMEOUT_S = 5.0
 _WRITE_AND_SEARCH = os.W_OK | os.X_OK
 
 
@@ -114,6 +114,15 @@ def _may_write(path: str, uid: int) -> bool:
         return True  # Only the writers, which are root then, can know; they refuse before they create.
     # Groups and access lists of a network file system are known to the kernel alone, and becoming the user
     # in this process would do so for all its threads.
+    try:
+        return _access_as(uid, path)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise CommandError(
+            "path_not_usable", f"path: {path} cannot be checked as uid {uid}: {error}"
+        ) from error
+
+
+def _access_as(uid: int, path: str) -> bool:
     gid, groups = groups_of(uid)
     check = subprocess.run(
         ["/usr/bin/test", "-w", path, "-a", "-x", path],
@@ -121,7 +130,7 @@ def _may_write(path: str, uid: int) -> bool:
         group=gid,
         extra_groups=groups,
         cwd="/",
-        timeout=CHECK_TIMEOUT_S,
+        timeout=ACCESS_TIMEOUT_S,
         check=False,
     )
     return check.returncode == 0

@@ -195,7 +195,7 @@ class WriterLoop:
             elif kind == "confirm_last_image":
                 self._flush()
             elif kind == "close_file":
-                self._close()
+                self._close(discard_if_empty=action.close_file.discard_if_empty)
             elif kind == "create_master_file":
                 self._create_master(action.create_master_file)
             else:
@@ -224,15 +224,18 @@ class WriterLoop:
         self._run_id, self._reports_progress = create.run_id, bool(action.request)
         log.event("file %s created for uid %d", create.path, create.writer_id)
 
-    def _close(self) -> None:
+    def _close(self, discard_if_empty: bool = False) -> None:
         if self._open_path is None:
             return
         path, self._open_path, self._unflushed_since = self._open_path, None, None
         try:
             self._recorder.close()
+            n_images = self._recorder.progress(complete=False).n_written
+            if discard_if_empty and not n_images:
+                path.unlink(missing_ok=True)
         finally:
             self._owner.return_to_self()
-        log.event("file %s closed, %d images", path, self._recorder.progress(complete=False).n_written)
+        log.event("file %s closed, %d images", path, n_images)
 
     def _close_left_open(self, why: str) -> None:
         if self._open_path is None:

@@ -10,6 +10,7 @@ from typing import cast
 import zmq
 from google.protobuf.message import DecodeError
 
+from stddaq.service import log
 from stddaq.wire import endpoints
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
@@ -133,6 +134,7 @@ class WriterPeer:
         trouble = ""
         for connected in endpoints.connection_changes(self.monitor):
             self.connected = connected
+            log.event("writer %s %s", self.name, "connected" if connected else "disconnected")
             if not connected:
                 trouble = f"writer {self.name} is gone or hangs; {self.reported.n_written} of "
                 trouble += f"{self.n_forwarded} images of this run that it got were written"

@@ -53,8 +53,10 @@ class RecordImage(_message.Message):
     def __init__(self, image_metadata: _Optional[_Union[_image_metadata_pb2.ImageMetadata, _Mapping]] = ..., restarts: _Optional[int] = ...) -> None: ...
 
 class CloseWriterFile(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("discard_if_empty",)
+    DISCARD_IF_EMPTY_FIELD_NUMBER: _ClassVar[int]
+    discard_if_empty: bool
+    def __init__(self, discard_if_empty: _Optional[bool] = ...) -> None: ...
 
 class ConfirmLastImage(_message.Message):
     __slots__ = ()
