@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import hdf5plugin  # noqa: F401
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from support.raw_files import Image, RunSpec, pixels, stream, write_run
+from silx.io.nxdata.parse import get_default
+from support.raw_files import (
+    Image,
+    RunSpec,
+    bitshuffle,
+    blosc2,
+    dataset,
+    pixels,
+    stream,
+    write_metadata_file,
+    write_raw_file,
+    write_run,
+)
 
-from stddaq.files.master_file import DATA, DETECTOR, IMAGE_ID, IMAGE_METADATA, create_master_file
+from stddaq.errors import FileLayoutError, OutputExistsError
+from stddaq.files.master_file import ACCOUNT, DATA, DETECTOR, IMAGE_ID, IMAGE_METADATA, create_master_file
+from stddaq.files.virtual import stretches
 
 
 def check_shows(master: Path, images: list[Image], spec: RunSpec) -> None:
     """The reference: the run's images in their order, pixel by pixel and row by row."""
+    ids = [image.image_id for image in images]
     with h5py.File(master) as file:
-        np.testing.assert_array_equal(file[DATA][()], pixels(images, spec.shape, spec.dtype))
-        ids = [image.image_id for image in images]
-        assert file[IMAGE_METADATA]["image_id"].tolist() == ids == file[IMAGE_ID][()].tolist()
-        assert (file[IMAGE_METADATA]["status"] == 1).all()
+        np.testing.assert_array_equal(dataset(file, DATA)[()], pixels(images, spec.shape, spec.dtype))
+        assert (
+            dataset(file, IMAGE_METADATA)["image_id"].tolist() == ids == dataset(file, IMAGE_ID)[()].tolist()
+        )
+        assert (dataset(file, IMAGE_METADATA)["status"] == 1).all()
         if spec.metadata_file:
-            assert file[f"{DETECTOR}/metadata"]["image_id"].tolist() == ids
+            assert dataset(file, f"{DETECTOR}/metadata")["image_id"].tolist() == ids
 
 
 increasing_ids = st.lists(st.integers(0, 60), unique=True, max_size=25).map(sorted)
@@ -32,7 +51,7 @@ increasing_ids = st.lists(st.integers(0, 60), unique=True, max_size=25).map(sort
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[Image]:
-    """A stream as a driver sees it: ids with gaps, restarted up to three times at an id not above the last."""
+    """A stream as a driver sees it: ids with gaps, that restart at an id not above the last."""
     passes = [ids for ids in draw(st.lists(increasing_ids, max_size=3)) if ids]
     kept = passes[:1]
     for ids in passes[1:]:
@@ -57,7 +76,288 @@ def test_master_file_shows_every_image_in_order(
         raw = write_run(directory, images, spec)
         master = directory / "fileMaster.h5"
         meta = directory / "fileMeta.h5" if metadata_file else None
-        summary = create_master_file(master, raw, metadata_file=meta)
+        summary = create_master_file(master, raw[::-1], metadata_file=meta)
         assert summary.n_images == len(images)
         check_shows(master, images, spec)
-        assert sorted(path.name for path in directory.iterdir() if path.name.startswith(".")) == []
+        assert not [path.name for path in directory.iterdir() if path.name.startswith(".")]
+
+
+@settings(deadline=None, max_examples=60)
+@given(images=streams(), n_writers=st.integers(1, 12), division=st.sampled_from(["image_id", "arrival"]))
+@example(images=stream(range(20), range(20)), n_writers=3, division="image_id")
+@example(images=stream(range(20), range(7)), n_writers=3, division="arrival")
+@example(images=stream(range(1000, 1031)), n_writers=3, division="arrival")
+def test_cpp_made_files_are_shown_in_order_or_refused(
+    images: list[Image], n_writers: int, division: str
+) -> None:
+    spec = RunSpec(n_writers=n_writers, division=division, ours=False)
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        raw = write_run(directory, images, spec)
+        try:
+            create_master_file(directory / "fileMaster.h5", raw)
+        except FileLayoutError:
+            # Only what these files cannot tell: in which pass a row is, or whether they are all.
+            restarts = any(image.in_pass for image in images)
+            assert restarts or (division == "arrival" and n_writers > 1)
+            assert not (directory / "fileMaster.h5").exists()
+            return
+        assume(division == "arrival" or not any(image.in_pass for image in images))
+        check_shows(directory / "fileMaster.h5", images, spec)
+
+
+@pytest.mark.parametrize("division", ["image_id", "arrival"])
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize(("n_writers", "n_images"), [(1, 2), (2, 5), (3, 100), (12, 100), (14, 15)])
+def test_restarted_dense_streams_are_shown_in_order(
+    tmp_path: Path, division: str, ours: bool, n_writers: int, n_images: int
+) -> None:
+    images = stream(range(n_images), range(n_images - 1))
+    spec = RunSpec(n_writers=n_writers, division=division, ours=ours)
+    create_master_file(tmp_path / "m.h5", write_run(tmp_path, images, spec))
+    check_shows(tmp_path / "m.h5", images, spec)
+
+
+@given(st.lists(st.integers(0, 200), unique=True).map(sorted))
+def test_stretches_are_the_values_again(values: list[int]) -> None:
+    found = stretches(np.array(values, np.int64))
+    again = [first + step * i for _, first, step, length in found for i in range(length)]
+    assert again == values
+    assert [start for start, *_ in found] == np.cumsum([0, *(s.length for s in found)])[:-1].tolist()
+
+
+@pytest.mark.parametrize("n_writers", [1, 2, 7, 12])
+@pytest.mark.parametrize("division", ["image_id", "arrival"])
+@pytest.mark.parametrize("n_images", [1000, 1003])
+def test_mappings_grow_with_gaps_and_not_with_images(
+    tmp_path: Path, n_writers: int, division: str, n_images: int
+) -> None:
+    spec = RunSpec(n_writers=n_writers, division=division)
+    raw = write_run(tmp_path, stream(range(n_images)), spec)
+    assert create_master_file(tmp_path / "whole.h5", raw).n_mappings == n_writers
+    with_gaps = stream([i for i in range(n_images) if i not in (100, 101, 500)])
+    raw = write_run(tmp_path, with_gaps, spec)
+    summary = create_master_file(tmp_path / "gaps.h5", raw)
+    assert summary.n_gaps == 2
+    assert summary.n_mappings <= (n_writers * 4 if division == "image_id" else n_writers)
+
+
+@pytest.mark.parametrize("images", [stream([]), stream([5]), stream(range(5))])
+def test_zero_one_and_few_images_are_shown(tmp_path: Path, images: list[Image]) -> None:
+    spec = RunSpec(n_writers=4)
+    raw = write_run(tmp_path, images, spec)
+    create_master_file(tmp_path / "fileMaster.h5", raw)
+    check_shows(tmp_path / "fileMaster.h5", images, spec)
+
+
+@pytest.mark.parametrize("compression", [bitshuffle, blosc2])
+def test_compressed_images_are_shown(tmp_path: Path, compression) -> None:
+    spec = RunSpec(filter=compression(), shape=(16, 16))
+    raw = write_run(tmp_path, stream(range(9)), spec)
+    create_master_file(tmp_path / "fileMaster.h5", raw)
+    check_shows(tmp_path / "fileMaster.h5", stream(range(9)), spec)
+
+
+def test_moved_directory_still_shows_its_images(tmp_path: Path) -> None:
+    spec = RunSpec(prefix="scan%b 100%", metadata_file=True)
+    (tmp_path / "here").mkdir()
+    raw = write_run(tmp_path / "here", stream(range(9)), spec)
+    meta = tmp_path / "here" / f"{spec.prefix}Meta.h5"
+    create_master_file(tmp_path / "here" / "m.h5", raw, metadata_file=meta)
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    check_shows(tmp_path / "there" / "m.h5", stream(range(9)), spec)
+
+
+def test_master_file_in_another_directory_shows_the_images(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "raw")
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    write_run(tmp_path / "raw", stream(range(9)))
+    create_master_file(tmp_path / "out" / "deep" / "m.h5", RunSpec().raw_paths(tmp_path / "link"))
+    (tmp_path / "moved").mkdir()
+    shutil.move(tmp_path / "raw", tmp_path / "moved" / "raw")
+    shutil.move(tmp_path / "out", tmp_path / "moved" / "out")
+    check_shows(tmp_path / "moved" / "out" / "deep" / "m.h5", stream(range(9)), RunSpec())
+
+
+def test_silx_opens_on_the_images(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, stream(range(9)), RunSpec(metadata_file=True))
+    create_master_file(tmp_path / "m.h5", raw, metadata_file=tmp_path / "fileMeta.h5")
+    with h5py.File(tmp_path / "m.h5") as file:
+        found = get_default(file)
+        assert found is not None
+        assert found.is_valid
+        assert isinstance(found.signal, h5py.Dataset)
+        assert found.signal.shape == (9, 2, 3)
+        assert found.interpretation == "image"
+        assert found.axes_dataset_names == ["image_id", None, None]
+
+
+def test_older_names_and_account_are_there(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, stream(range(9)))
+    account = json.dumps({"run_id": "run-1", "started_at": "2026-01-01T00:00:00Z", "count": 9})
+    create_master_file(tmp_path / "m.h5", raw, account=account)
+    with h5py.File(tmp_path / "m.h5") as file:
+        assert file["interleaved_data"] == file[DATA]
+        assert file["interleaved_metadata"] == file[IMAGE_METADATA]
+        assert dataset(file, ACCOUNT).asstr()[()] == account
+        assert dataset(file, "entry/start_time").asstr()[()] == "2026-01-01T00:00:00Z"
+
+
+def test_rows_beyond_metadata_are_not_shown(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, stream(range(10)))
+    with h5py.File(raw[1], "r+") as file:
+        dataset(file, "det/data").resize(9, axis=0)
+    create_master_file(tmp_path / "m.h5", raw)
+    check_shows(tmp_path / "m.h5", stream(range(10)), RunSpec())
+
+
+def test_existing_file_is_kept_unless_overwrite_is_said(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, stream(range(9)))
+    master = tmp_path / "m.h5"
+    master.write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"m\.h5: exists already"):
+        create_master_file(master, raw)
+    assert master.read_text() == "mine"
+    create_master_file(master, raw, overwrite=True)
+    check_shows(master, stream(range(9)), RunSpec())
+    with pytest.raises(OutputExistsError, match="is a raw file"):
+        create_master_file(raw[0], raw, overwrite=True)
+
+
+def refused(directory: Path, raw: list[Path], match: str, metadata_file: Path | None = None) -> None:
+    """The master file is refused, with one line, and nothing of it is left behind."""
+    before = sorted(directory.iterdir())
+    with pytest.raises(FileLayoutError, match=match) as caught:
+        create_master_file(directory / "m.h5", raw, metadata_file=metadata_file)
+    assert len(str(caught.value).splitlines()) == 1
+    assert sorted(directory.iterdir()) == before
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_missing_raw_file_is_named(tmp_path: Path, ours: bool) -> None:
+    raw = write_run(tmp_path, stream(range(40)), RunSpec(n_writers=12, ours=ours))
+    refused(tmp_path, [*raw[:10], *raw[11:]], r"file10\.h5: is missing")
+    refused(tmp_path, raw[:11], r"file11\.h5: is missing")
+    raw[10].unlink()
+    refused(tmp_path, raw, r"file10\.h5: is missing")
+    refused(tmp_path, [], "no raw files")
+
+
+def test_short_data_is_named(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, stream(range(9)))
+    with h5py.File(raw[1], "r+") as file:
+        dataset(file, "det/data").resize(2, axis=0)
+    refused(tmp_path, raw, r"file1\.h5: is short: /det/data holds 2 images, its metadata 4 rows")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"shape": (3, 3)}, "image shape"),
+        ({"dtype": "<u4"}, "pixel type"),
+        ({"detector": "other"}, "detector_name"),
+        ({"run_id": "run-2"}, "run_id"),
+        ({"division": "arrival"}, "image_division"),
+        ({"n_writers": 3}, "number_of_writers"),
+    ],
+)
+def test_file_of_another_run_is_named(tmp_path: Path, change: dict[str, object], what: str) -> None:
+    raw = write_run(tmp_path, stream(range(9)))
+    write_raw_file(raw[1], stream([1, 3]), replace(RunSpec(), **change), 1)
+    refused(tmp_path, raw, rf"file1\.h5: is not of the same run as .*file0\.h5: {what}: found .* expected")
+
+
+def test_image_of_another_writer_is_named(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, stream(range(9)))
+    write_raw_file(raw[1], stream([1, 4]), RunSpec(), 1)
+    refused(tmp_path, raw, r"file1\.h5: holds image 4, which belongs to writer 0 of 2")
+
+
+def test_image_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    spec = RunSpec(division="arrival")
+    raw = write_run(tmp_path, stream(range(9)), spec)
+    write_raw_file(raw[1], stream([1, 4]), spec, 1)
+    refused(tmp_path, raw, r"file0\.h5 and .*file1\.h5: both hold image 4")
+
+
+def test_same_writer_twice_is_named(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, stream(range(9)))
+    write_raw_file(raw[1], stream([0]), RunSpec(), 0)
+    refused(tmp_path, raw, r"file1\.h5: is of writer 0, like .*file0\.h5")
+
+
+@pytest.mark.parametrize("content", [b"", b"no HDF5 at all"])
+def test_file_that_is_not_hdf5_is_named(tmp_path: Path, content: bytes) -> None:
+    raw = write_run(tmp_path, stream(range(9)))
+    raw[1].write_bytes(content)
+    refused(tmp_path, raw, r"file1\.h5: is not an HDF5 file")
+
+
+def test_truncated_file_is_named(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, stream(range(9)))
+    raw[1].write_bytes(raw[1].read_bytes()[:-100])
+    refused(tmp_path, raw, r"file1\.h5: is truncated")
+
+
+def test_file_that_is_no_raw_file_is_named(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, stream(range(9)))
+    with h5py.File(raw[1], "w") as file:
+        file["else"] = 1
+    refused(tmp_path, raw, r"file1\.h5: is not a raw file: found /else, expected")
+
+
+def test_file_that_is_being_written_is_named(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, stream(range(9)))
+    with h5py.File(raw[1], "r+", libver="latest") as file:
+        file.swmr_mode = True
+        flagged = raw[1].read_bytes()
+    raw[1].write_bytes(flagged)
+    refused(tmp_path, raw, r"file1\.h5: was not closed: .*stddaq repair")
+
+
+def test_metadata_file_without_an_image_is_named(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, stream(range(9)))
+    meta = tmp_path / "fileMeta.h5"
+    write_metadata_file(meta, stream([0, 1, 2, 4, 5, 6, 7, 8]), RunSpec())
+    refused(tmp_path, raw, r"fileMeta\.h5: is short: .* 1 of the run's 9 images, the first is image 3", meta)
+
+
+def test_more_rows_in_the_metadata_file_are_passed_over(tmp_path: Path) -> None:
+    spec = RunSpec(metadata_file=True)
+    stored = stream([0, 1, 2, 5, 6], [1, 2, 3])
+    raw = write_run(tmp_path, stored, spec)
+    meta = tmp_path / "fileMeta.h5"
+    write_metadata_file(meta, stream(range(9), range(9)), spec)
+    create_master_file(tmp_path / "m.h5", raw, metadata_file=meta)
+    check_shows(tmp_path / "m.h5", stored, spec)
+
+
+def test_restarts_that_cpp_made_files_do_not_tell_are_refused(tmp_path: Path) -> None:
+    spec = RunSpec(ours=False)
+    raw = spec.raw_paths(tmp_path)
+    write_raw_file(raw[0], stream([0, 2, 4], [2, 4]), spec, 0)
+    write_raw_file(raw[1], stream([1, 3, 5]), spec, 1)
+    refused(tmp_path, raw, r"file1\.h5: its image ids restart 0 times, .* order .* cannot be known")
+
+
+def test_passes_that_do_not_fit_the_ids_are_refused(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, stream(range(9)))
+    with h5py.File(raw[1], "r+") as file:
+        file["det"].attrs["passes"] = np.array([[3, 2], [1, 1]], np.uint64)
+    refused(tmp_path, raw, r"file1\.h5: attribute passes: does not fit")
+
+
+def test_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, stream(range(9)))
+    with pytest.raises(FileLayoutError, match=r"nowhere/m\.h5: cannot be written"):
+        create_master_file(tmp_path / "nowhere" / "m.h5", raw)
+
+
+def test_lost_raw_file_shows_as_the_largest_value_and_undefined_status(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, stream(range(4)))
+    create_master_file(tmp_path / "m.h5", raw)
+    raw[1].unlink()
+    with h5py.File(tmp_path / "m.h5") as file:
+        assert dataset(file, IMAGE_METADATA)["status"].tolist() == [1, 0, 1, 0]
+        assert (dataset(file, DATA)[1] == 65535).all()

@@ -121,6 +121,13 @@ def write_metadata_file(path: Path, images: Sequence[Image], spec: RunSpec) -> N
             group.attrs.update(_attributes(spec))
 
 
+def dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """The dataset `name` of an open file."""
+    found = file[name]
+    assert isinstance(found, h5py.Dataset)
+    return found
+
+
 def bitshuffle() -> Any:
     return dict(hdf5plugin.Bitshuffle(cname="lz4"))
 

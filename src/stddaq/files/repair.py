@@ -61,7 +61,10 @@ def repair(path: Path) -> RepairResult:
         with examine(path) as opened:
             return RepairResult(path, _n_images(path, opened), 0, repaired=False)
     with _nobody_else_writes(path) as fd:
-        n_images = _declare_closed(path, fd, superblock)
+        try:
+            n_images = _declare_closed(path, fd, superblock)
+        except OSError as error:
+            raise FileLayoutError(f"{path}: cannot be repaired: {error.strerror}") from error
     return RepairResult(path, n_images, _cut(path), repaired=True)
 
 
@@ -70,14 +73,15 @@ def _declare_closed(path: Path, fd: int, superblock: _Superblock) -> int | None:
     size = os.fstat(fd).st_size
     original = os.pread(fd, _SIZE, 0)
     try:
-        if superblock.end_of_file > size:
-            # Space that HDF5 had allocated, and into which nothing had been written: `_n_images` makes sure.
-            os.ftruncate(fd, superblock.end_of_file)
-        # SWMR writers leave an outdated end behind, and a plain open looks no further than it.
-        _write_superblock(fd, original, max(superblock.end_of_file, size))
+        # SWMR writers leave an outdated end behind, and a plain open looks no further. The true one may lie
+        # in space that was allocated and never written: `_end_of_rows` refuses a file that lost more.
+        end = max(superblock.end_of_file, size)
+        _write_superblock(fd, original, end)
         with examine(path) as opened:
             n_images = _n_images(path, opened)
-            _check_inside(path, opened.file, size)
+            end_of_rows = _end_of_rows(path, opened.file, size)
+        if end_of_rows > end:
+            _write_superblock(fd, original, end_of_rows)
     except BaseException:
         os.pwrite(fd, original, 0)
         os.ftruncate(fd, size)
@@ -132,6 +136,7 @@ def _write_superblock(fd: int, original: bytes, end_of_file: int) -> None:
     block[_FLAGS] = 0
     block[_END_OF_FILE] = end_of_file.to_bytes(8, "little")
     block[_CHECKSUM:] = lookup3(bytes(block[:_CHECKSUM])).to_bytes(4, "little")
+    os.ftruncate(fd, end_of_file)
     # One write of 48 bytes inside a page: there is no moment with half of it.
     os.pwrite(fd, block, 0)
     os.fsync(fd)
@@ -165,39 +170,48 @@ def _nobody_else_writes(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def _check_inside(path: Path, file: h5py.File, size: int) -> None:
-    """Refuse a file of which rows lie behind its end as found, `size`: HDF5 reads zeros there."""
+def _end_of_rows(path: Path, file: h5py.File, size: int) -> int:
+    """Where the space of the run's datasets ends. Refuses a file with rows behind `size`, its end as found."""
     group = raw_group(file) or metadata_group(file)
-    for dataset in group.values() if group is not None else ():
-        lost = _n_lost(dataset, size) if isinstance(dataset, h5py.Dataset) else 0
+    if group is None:
+        return 0
+    rows = group["metadata"]
+    assert isinstance(rows, h5py.Dataset)
+    end = 0
+    for dataset in group.values():
+        if not isinstance(dataset, h5py.Dataset):
+            continue
+        lost, end_of_dataset = _rows_behind(dataset, len(rows), size)
+        end = max(end, end_of_dataset)
         if lost:
             raise FileLayoutError(
-                f"{path}: is truncated to {size} bytes: {lost} of {len(dataset)} rows of {dataset.name} "
+                f"{path}: is truncated to {size} bytes: {lost} of {len(rows)} rows of {dataset.name} "
                 "are not in it any more"
             )
+    return end
 
 
-def _n_lost(dataset: h5py.Dataset, size: int) -> int:
-    """Rows of which some bytes lie behind `size`, of those that `metadata` declares."""
-    rows = dataset.parent.get("metadata")
-    assert isinstance(rows, h5py.Dataset)
-    n_rows, chunks = rows.shape[0], dataset.chunks
+def _rows_behind(dataset: h5py.Dataset, n_rows: int, size: int) -> tuple[int, int]:
+    """How many of the first `n_rows` lie, even in part, behind `size`; where the dataset's space ends."""
+    chunks = dataset.chunks
     if chunks is None:
         offset = dataset.id.get_offset()
-        return n_rows if offset is not None and offset + dataset.nbytes > size else 0
+        end = 0 if offset is None else offset + dataset.nbytes
+        return (n_rows if end > size else 0), end
     row_bytes = dataset.dtype.itemsize * int(np.prod(dataset.shape[1:]))
     filtered = dataset.id.get_create_plist().get_nfilters() > 0
-    lost = 0
+    lost = end = 0
 
-    def count(chunk: h5d.StoreInfo) -> None:
-        nonlocal lost
+    def add(chunk: h5d.StoreInfo) -> None:
+        nonlocal lost, end
+        end = max(end, chunk.byte_offset + chunk.size)
         declared = min(chunks[0], n_rows - chunk.chunk_offset[0])
         room = max(size - chunk.byte_offset, 0)
         there = (declared if room >= chunk.size else 0) if filtered else room // row_bytes
         lost += max(declared - there, 0)
 
-    dataset.id.chunk_iter(count)
-    return lost
+    dataset.id.chunk_iter(add)
+    return lost, end
 
 
 def _n_images(path: Path, opened: Opened) -> int | None:

@@ -50,7 +50,8 @@ def find_run(path: Path, prefix: str | None = None) -> RunFiles:
         return _run_of(path.parent, prefix)
     candidates = [candidate for candidate in _prefixes(path.name) if _writers(path.parent, candidate)]
     for candidate in candidates:
-        if not _absent(_writers(path.parent, candidate)):
+        numbers = _writers(path.parent, candidate)
+        if not _absent(numbers) and path.name in [raw_file_name(candidate, number) for number in numbers]:
             return _run_of(path.parent, candidate)
     if candidates:
         return _run_of(path.parent, candidates[0])

@@ -1,0 +1,74 @@
+"""Finding the files of a run by directory and prefix, or by any one of its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.raw_files import RunSpec, stream, write_run
+
+from stddaq.errors import FileLayoutError, OutputExistsError
+from stddaq.files.aggregate import aggregate_run
+from stddaq.files.run_files import find_run, in_writer_order
+
+
+def touch(directory: Path, *names: str) -> None:
+    for name in names:
+        (directory / name).touch()
+
+
+def test_run_is_found_from_any_of_its_files_in_the_order_of_its_writers(tmp_path: Path) -> None:
+    names = [f"file{writer}.h5" for writer in range(12)]
+    touch(tmp_path, *names, "fileMeta.h5", "other0.h5", "file01.h5", "notes.txt")
+    for path in (tmp_path, *(tmp_path / name for name in names), tmp_path / "fileMeta.h5"):
+        found = find_run(path)
+        assert [raw.name for raw in found.raw] == names
+        assert found.metadata == tmp_path / "fileMeta.h5"
+        assert found.master == tmp_path / "fileMaster.h5"
+        # The master file need not exist to name its run.
+        assert find_run(found.master) == found
+    assert find_run(tmp_path, "other").metadata is None
+
+
+def test_prefixes_that_end_in_digits_are_kept_apart(tmp_path: Path) -> None:
+    touch(tmp_path, "scan0.h5", "scan1.h5", "scan10.h5", "scan11.h5", "scan2020.h5", "scan2021.h5")
+    assert [raw.name for raw in find_run(tmp_path, "scan").raw] == ["scan0.h5", "scan1.h5"]
+    assert [raw.name for raw in find_run(tmp_path, "scan1").raw] == ["scan10.h5", "scan11.h5"]
+    assert find_run(tmp_path / "scan2021.h5").prefix == "scan202"
+
+
+@pytest.mark.parametrize("given", ["file0.h5", "file3.h5", "fileMeta.h5", "."])
+def test_missing_raw_file_in_the_middle_is_named(tmp_path: Path, given: str) -> None:
+    touch(tmp_path, "file0.h5", "file1.h5", "file3.h5")
+    with pytest.raises(FileLayoutError, match=r"file2\.h5: is missing, though there is file3\.h5"):
+        find_run(tmp_path / given)
+
+
+@pytest.mark.parametrize("given", ["nowhere", "nothing0.h5", "nowhere/file0.h5", "name.txt", "nameMeta.h5"])
+def test_path_without_a_run_is_named(tmp_path: Path, given: str) -> None:
+    touch(tmp_path, "name.txt")
+    with pytest.raises(FileLayoutError, match=given.split("/")[0]):
+        find_run(tmp_path / given)
+    with pytest.raises(FileLayoutError, match=r"file0\.h5: is missing"):
+        find_run(tmp_path)
+
+
+def test_order_of_a_shell_pattern_becomes_that_of_the_writers() -> None:
+    names = [f"run7_{writer}.h5" for writer in range(23)]
+    assert [path.name for path in in_writer_order([Path(name) for name in sorted(names)])] == names
+
+
+def test_aggregate_takes_a_directory_a_file_or_a_shell_pattern(tmp_path: Path) -> None:
+    write_run(tmp_path, stream(range(30)), RunSpec(n_writers=12, metadata_file=True))
+    assert aggregate_run([tmp_path]).path == tmp_path / "fileMaster.h5"
+    with pytest.raises(OutputExistsError):
+        aggregate_run([tmp_path / "file3.h5"])
+    assert aggregate_run([tmp_path / "file3.h5"], overwrite=True).n_images == 30
+    pattern = sorted(tmp_path.glob("file*.h5"))
+    again = aggregate_run(pattern, overwrite=True)
+    assert again.n_images == 30
+    assert again.metadata_file == tmp_path / "fileMeta.h5"
+    elsewhere = aggregate_run([tmp_path], output=tmp_path / "all.h5", prefix="file")
+    assert elsewhere.path == tmp_path / "all.h5"
+    with pytest.raises(FileLayoutError):
+        aggregate_run([])
