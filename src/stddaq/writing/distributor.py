@@ -40,12 +40,12 @@ IDLE_GATHER_S = 0.01
 BATCH_LIMIT = 1000
 # Requests, progress reports and lost writers are looked at this often while images come without a pause.
 CONTROL_PERIOD_S = 0.005
-POLL_MS = 100
+POLL_MS = 250
 CRASHED = 70
 # The publisher acts on a subscription that has reached it within a millisecond.
 SUBSCRIPTION_SETTLE_S = 0.03
 SUBSCRIPTION_TIMEOUT_S = 1.0
-SUB_RECONNECT_MS = 20
+SUB_RECONNECT_MS = 50
 
 
 @dataclass(slots=True)
