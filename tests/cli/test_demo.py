@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import pytest
 from PIL import Image
-from support.processes import Deployment, Service
+from support.processes import Deployment, Service, wait_until
 
 SHM = Path("/dev/shm")
 
@@ -55,16 +55,27 @@ def test_every_pixel_is_checked_and_nothing_is_left(deployment: Deployment, tmp_
 
 def test_it_can_be_repeated_in_the_same_directory(deployment: Deployment, tmp_path: Path):
     for _ in range(2):
-        process = demo(deployment, "--directory", tmp_path, "-n", 5)
+        process = demo(deployment, "--directory", tmp_path, "-n", 5, "--size", 64)
         assert process.wait(timeout=50) == 0, process.output
 
 
 def test_ctrl_c_ends_it_early_and_checks_what_is_there(deployment: Deployment, tmp_path: Path):
-    process = demo(deployment, "--directory", tmp_path, "-n", 100_000)
+    process = demo(deployment, "--directory", tmp_path, "-n", 100_000, "--size", 64)
     process.wait_for_line(r"recording: \d+ of 100000 images", timeout=40)
     assert process.end(signal.SIGINT, timeout=40) == 0, process.output
     assert "stopped early" in process.output
     assert leftovers(detector_name(tmp_path)) == []
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_a_demo_that_is_ended(
+    deployment: Deployment, tmp_path: Path, signal_number: signal.Signals
+):
+    process = demo(deployment, "--directory", tmp_path, "-n", 100_000, "--size", 64)
+    process.wait_for_line(r"recording: \d+ of 100000 images", timeout=40)
+    process.send(signal_number)
+    assert process.wait(timeout=30) in (-signal.SIGKILL, 128 + signal.SIGTERM)
+    wait_until(lambda: leftovers(detector_name(tmp_path)) == [], timeout=15, what="the end of its services")
 
 
 def test_files_of_others_are_not_replaced(deployment: Deployment, tmp_path: Path):

@@ -60,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--directory", default="demo", help="where the files go; made when missing (./demo)")
     parser.add_argument("-n", "--n-images", type=int, default=1000, help="images to record (1000)")
     parser.add_argument("--rate", type=float, default=200.0, help="images per second (200)")
+    parser.add_argument(
+        "--size", type=int, choices=IMAGE_SIZES, help="height and width in pixels (the largest that fits)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,8 +70,10 @@ def run(args: argparse.Namespace) -> int:
         raise DemoError(
             f"found {args.n_images} images at {args.rate:g} per second, allowed are 1 or more at 0.1 to 10000"
         )
+    # As Ctrl-C while nothing is recorded: what was started is ended first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     directory = _prepare_directory(Path(args.directory))
-    config_path, config = _write_config(directory)
+    config_path, config = _write_config(directory, args.size)
     side = config.image_shape[0]
     print(
         f"stddaq demo: {args.n_images} images of {side}x{side} pixels, {args.rate:g} per second\n", flush=True
@@ -106,10 +111,10 @@ def _config_path(directory: Path) -> Path:
     return directory / f"{PREFIX}.json"
 
 
-def _write_config(directory: Path) -> tuple[Path, DetectorConfig]:
+def _write_config(directory: Path, size: int | None) -> tuple[Path, DetectorConfig]:
     from stddaq.config import DetectorConfig
 
-    side = _image_side(directory)
+    side = size or _image_side(directory)
     content = {
         "detector_name": f"demo-{uuid.uuid4().hex[:8]}",
         "detector_type": "gigafrost",
@@ -146,19 +151,24 @@ def _deployment(directory: Path, config_path: Path, rate: float) -> Iterator[str
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    from stddaq.cli.supervisor import end_with_parent
+    from stddaq.wire.endpoints import IPC_DIRECTORY_VARIABLE, ipc_directory
+
     log_path = directory / f"{PREFIX}.log"
     up = [sys.executable, "-m", "stddaq", "up", str(config_path), "--port", str(port), "-m"]
     up += ["--source", "simulate", "--scene", "rings", "--rate", f"{rate:g}"]
     # Socket paths are limited to 107 bytes, so not below the demo's directory.
-    with tempfile.TemporaryDirectory(prefix="stddaq-", dir="/tmp") as ipc, log_path.open("w") as log:
+    ipc_parent = ipc_directory()
+    with tempfile.TemporaryDirectory(prefix="stddaq-", dir=ipc_parent) as ipc, log_path.open("w") as log:
         process = subprocess.Popen(
             up,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "STDDAQ_IPC_DIR": ipc},
+            env={**os.environ, IPC_DIRECTORY_VARIABLE: ipc},
             # Ctrl-C stops the recording first; the services end after that.
             start_new_session=True,
+            preexec_fn=end_with_parent(),  # noqa: PLW1509 - there is no other thread yet
         )
         try:
             _wait_until_ready(process, log_path)

@@ -75,7 +75,7 @@ class Supervisor:
         """Run all. `on_ready` gives the line to print when all are ready. Returns the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._ask_to_end)
+            loop.add_signal_handler(number, self._ask_to_end, number)
         tasks = [asyncio.create_task(self._keep_running(child)) for child in self._children]
         ready = asyncio.create_task(self._announce(on_ready))
         await self._end.wait()
@@ -85,8 +85,9 @@ class Supervisor:
         self._say("all services have ended")
         return {"asked": 0, "refused": REFUSED, "gave up": 1}[self._reason]
 
-    def _ask_to_end(self) -> None:
-        if self._end.is_set() and not self._hurry:
+    def _ask_to_end(self, number: int) -> None:
+        # Only a person asks twice: SIGTERM comes more than once when our parent, with several threads, dies.
+        if self._end.is_set() and number == signal.SIGINT and not self._hurry:
             self._hurry = True
             self._say("asked again: the services are killed")
         self._end.set()
@@ -149,14 +150,6 @@ class Supervisor:
         return self._restart_delays[len(child.restarts) - 1]
 
     async def _run_once(self, child: _Child) -> int:
-        supervisor = os.getpid()
-
-        def die_with_supervisor() -> None:
-            # SIGTERM, not SIGKILL: files are closed, sockets and segments removed even then.
-            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != supervisor:
-                os._exit(1)  # It died before the line above.
-
         child.process = await asyncio.create_subprocess_exec(
             *child.spec.command,
             stdin=asyncio.subprocess.DEVNULL,
@@ -164,7 +157,7 @@ class Supervisor:
             stderr=asyncio.subprocess.STDOUT,
             # Ctrl-C in the terminal is for the supervisor, which ends the services in good order.
             start_new_session=True,
-            preexec_fn=die_with_supervisor,
+            preexec_fn=end_with_parent(),
         )
         if self._end.is_set():  # It was not there yet when the others were asked to end.
             self._signal(child, signal.SIGTERM)
@@ -220,6 +213,21 @@ class Supervisor:
         if self._colour:
             name, message = f"\x1b[1m{name}\x1b[0m", f"\x1b[1m{message}\x1b[0m"
         print(f"{name} | {message}", flush=True)
+
+
+def end_with_parent() -> Callable[[], None]:
+    """A `preexec_fn`: the kernel sends the child SIGTERM when this process dies, in whatever way.
+
+    SIGTERM, not SIGKILL: files are closed, sockets and segments removed even then.
+    """
+    parent = os.getpid()
+
+    def in_child() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)  # It died before the line above.
+
+    return in_child
 
 
 def is_listening(address: str) -> bool:
