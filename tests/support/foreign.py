@@ -20,6 +20,7 @@ from typing import Any, Self
 import h5py
 import numpy as np
 import zmq
+
 from stddaq.wire.std_daq import image_metadata_pb2 as images_pb
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 

@@ -297,3 +297,36 @@ def assert_master_file_holds(path: Path, images: Sequence[Image]) -> None:
 
 
 MakeRig = Callable[..., Rig]
+
+
+class Publishing:
+    """A source that publishes image after image in the background; a context manager."""
+
+    def __init__(self, rig: Rig, first_id: int = 0, pause_s: float = 0.001) -> None:
+        self._rig, self._next_id, self._pause_s = rig, first_id, pause_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._publish, daemon=True)
+        self.images: list[Image] = []
+
+    def _publish(self) -> None:
+        while not self._ended.wait(self._pause_s):
+            image = image_of(self._next_id)
+            self._rig.publish([image])
+            self.images.append(image)
+            self._next_id += 1
+
+    def wait_for(self, n_images: int) -> None:
+        """Wait until so many more images were published."""
+        target = len(self.images) + n_images
+        wait_until(lambda: len(self.images) >= target, what=f"{target} images")
+
+    def __enter__(self) -> Self:
+        self._rig.wait_for_subscription()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()

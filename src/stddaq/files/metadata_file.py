@@ -88,6 +88,7 @@ class MetadataFile:
         self.path = path
         self._row_of = layout.row_of
         self._rows: list[tuple[int, ...]] = []
+        self._is_closed = False
         self._file = create_swmr_file(path, overwrite=overwrite)
         try:
             group = self._file.create_group(detector_name)
@@ -133,6 +134,9 @@ class MetadataFile:
             self._close_file()
 
     def _close_file(self) -> None:
+        if self._is_closed:
+            return  # Also when that failed: there is no second chance to close a file.
+        self._is_closed = True
         self._metadata.close()
         try:
             self._file.close()

@@ -121,6 +121,7 @@ class RawFile:
         self._chunk_offsets: list[int] = []
         self._declared: list[tuple[int, int]] = []
         self.n_images = 0
+        self._is_closed = False
         self._file = create_swmr_file(path, overwrite=overwrite)
         try:
             self._lay_out()
@@ -281,6 +282,9 @@ class RawFile:
             self._close_file()
 
     def _close_file(self) -> None:
+        if self._is_closed:
+            return  # Also when that failed: there is no second chance to close a file.
+        self._is_closed = True
         # The identifiers go first: HDF5 closes a file only with the last of them.
         del self._data
         self._metadata.close()

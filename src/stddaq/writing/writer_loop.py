@@ -212,6 +212,7 @@ class WriterLoop:
         self._send(response)
 
     def _create(self, action: pb.WriterAction) -> None:
+        self._watch_driver()  # What happened to the connection before concerns earlier runs.
         self._close_left_open("the driver began another run")
         create = action.create_file
         self._owner.become(create.writer_id)
@@ -262,6 +263,9 @@ class WriterLoop:
     def _watch_driver(self) -> None:
         """Notice a driver that vanished, and close the file of its run after a while."""
         for connected in endpoints.connection_changes(self._monitor):
+            if connected and self._driver_gone_since is not None and self._reports_progress:
+                # To a driver of ours a writer that was gone for a moment (stopped) is out of the run.
+                self._close_left_open("the connection to the driver was broken")
             self._driver_gone_since = None if connected else time.monotonic()
         gone = self._driver_gone_since
         if gone is not None and self._open_path and time.monotonic() - gone >= DRIVER_ABSENCE_S:
