@@ -18,9 +18,12 @@ from silx.io.nxdata.parse import get_default
 from support.raw_files import (
     Image,
     RunSpec,
+    attributes,
     bitshuffle,
     blosc2,
     dataset,
+    divide,
+    passes,
     pixels,
     stream,
     write_metadata_file,
@@ -30,7 +33,9 @@ from support.raw_files import (
 
 from stddaq.errors import FileLayoutError, OutputExistsError
 from stddaq.files.master_file import ACCOUNT, DATA, DETECTOR, IMAGE_ID, IMAGE_METADATA, create_master_file
+from stddaq.files.raw_file import RawFile, RawLayout
 from stddaq.files.virtual import stretches
+from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 
 def check_shows(master: Path, images: list[Image], spec: RunSpec) -> None:
@@ -116,6 +121,31 @@ def test_restarted_dense_streams_are_shown_in_order(
     spec = RunSpec(n_writers=n_writers, division=division, ours=ours)
     create_master_file(tmp_path / "m.h5", write_run(tmp_path, images, spec))
     check_shows(tmp_path / "m.h5", images, spec)
+
+
+@pytest.mark.parametrize("compression", [pb.none, pb.h5bitshuffle_lz4])
+@pytest.mark.parametrize("division", ["image_id", "arrival"])
+def test_files_of_our_writers_are_shown_in_order(tmp_path: Path, division: str, compression: int) -> None:
+    images = stream(range(3, 40), [5, 9], range(8, 20))
+    spec = RunSpec(n_writers=3, division=division, shape=(8, 16))
+    layout = RawLayout(spec.detector, spec.shape, np.dtype(spec.dtype), 4096, compression)
+    raw = spec.raw_paths(tmp_path)
+    for writer, mine in enumerate(divide(images, spec.n_writers, division)):
+        file = RawFile(raw[writer], layout, {**attributes(spec), "writer": writer})
+        for image, pixel in zip(mine, pixels(mine, spec.shape, spec.dtype), strict=True):
+            stored = direct_chunk(pixel) if compression else pixel
+            file.put([memoryview(stored).cast("B")])
+            file.declare(image.image_id, 1)
+        file.close(passes(mine))
+    create_master_file(tmp_path / "m.h5", raw)
+    check_shows(tmp_path / "m.h5", images, spec)
+
+
+def direct_chunk(image: np.ndarray) -> bytes:
+    """An image compressed as the compressor does it, by HDF5's own filter."""
+    with h5py.File.in_memory() as file:
+        stored = file.create_dataset("d", data=image, chunks=image.shape, **bitshuffle())
+        return stored.id.read_direct_chunk((0, 0))[1]
 
 
 @given(st.lists(st.integers(0, 200), unique=True).map(sorted))

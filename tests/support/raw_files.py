@@ -103,10 +103,9 @@ def write_raw_file(path: Path, images: Sequence[Image], spec: RunSpec, writer: i
             data[...] = pixels(images, spec.shape, spec.dtype)
         group.create_dataset("metadata", data=rows, maxshape=(None,), chunks=(64,))
         if spec.ours:
-            group.attrs.update(_attributes(spec), writer=writer)
-            passes = _passes(images)
-            if passes:
-                group.attrs["passes"] = np.array(passes, np.uint64)
+            group.attrs.update(attributes(spec), writer=writer)
+            if passes(images):
+                group.attrs["passes"] = np.array(passes(images), np.uint64)
 
 
 def write_metadata_file(path: Path, images: Sequence[Image], spec: RunSpec) -> None:
@@ -118,7 +117,7 @@ def write_metadata_file(path: Path, images: Sequence[Image], spec: RunSpec) -> N
         group = file.create_group(spec.detector)
         group.create_dataset("metadata", data=rows, maxshape=(None,), chunks=(64,))
         if spec.ours:
-            group.attrs.update(_attributes(spec))
+            group.attrs.update(attributes(spec))
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:
@@ -129,14 +128,17 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset:
 
 
 def bitshuffle() -> Any:
+    """Arguments of `create_dataset` for bitshuffle with lz4."""
     return dict(hdf5plugin.Bitshuffle(cname="lz4"))
 
 
 def blosc2() -> Any:
+    """Arguments of `create_dataset` for blosc2."""
     return dict(hdf5plugin.Blosc2())
 
 
-def _attributes(spec: RunSpec) -> dict[str, object]:
+def attributes(spec: RunSpec) -> dict[str, object]:
+    """What files of ours say of the run."""
     return {
         "number_of_writers": spec.n_writers,
         "image_division": spec.division,
@@ -146,7 +148,8 @@ def _attributes(spec: RunSpec) -> dict[str, object]:
     }
 
 
-def _passes(images: Sequence[Image]) -> list[tuple[int, int]]:
+def passes(images: Sequence[Image]) -> list[tuple[int, int]]:
+    """(first row, pass) of each restart in a file, as a writer of ours notes them."""
     found: list[tuple[int, int]] = []
     current = 0
     for row, image in enumerate(images):

@@ -22,7 +22,7 @@ import stddaq
 from stddaq.errors import FileLayoutError, OutputExistsError
 from stddaq.files.opening import relative_name
 from stddaq.files.run import Run, read_run
-from stddaq.files.virtual import FILE_FORMAT, Source, create_virtual_dataset, n_mappings, stretches
+from stddaq.files.virtual import FILE_FORMAT, Source, create_virtual_dataset, stretches
 
 DATA = "/entry/data/data"
 IMAGE_ID = "/entry/data/image_id"
@@ -92,19 +92,18 @@ def _write(temporary: Path, path: Path, run: Run, account: str | None) -> Master
         file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "stddaq"})
         entry = _group(file, "entry", "NXentry", default="data")
         _write_entry_times(entry, run, account)
-        images = _write_data(entry, run, path.parent)
+        n_mappings = _write_data(entry, run, path.parent)
         _write_detector(entry, run, path.parent)
         _write_account(entry, run, path.parent, account)
         file["interleaved_data"] = file[DATA]
         file["interleaved_metadata"] = file[IMAGE_METADATA]
-        mappings = n_mappings(images)
     return MasterFile(
         path=path,
         detector_name=run.detector_name,
         n_images=run.order.n_images,
         image_shape=run.image_shape,
         dtype=run.dtype,
-        n_mappings=mappings,
+        n_mappings=n_mappings,
         n_gaps=run.order.n_gaps,
         n_restarts=run.order.n_restarts,
         image_division=run.order.image_division,
@@ -124,7 +123,8 @@ def _write_entry_times(entry: h5py.Group, run: Run, account: str | None) -> None
             entry[name] = said[key]
 
 
-def _write_data(entry: h5py.Group, run: Run, directory: Path) -> h5py.Dataset:
+def _write_data(entry: h5py.Group, run: Run, directory: Path) -> int:
+    """Images, their ids and rows. Returns how many mappings the images take."""
     data = _group(entry, "data", "NXdata", signal="data", interpretation="image", image_id_indices=0)
     data.attrs["axes"] = ["image_id", ".", "."]
     sources = [
@@ -151,7 +151,7 @@ def _write_data(entry: h5py.Group, run: Run, directory: Path) -> h5py.Dataset:
         [Source(name, f"/{raw.detector_name}/metadata", raw.n_rows, found) for raw, name, found in sources],
     )
     metadata.attrs["target"] = IMAGE_METADATA
-    return images
+    return sum(len(found) for _, _, found in sources)
 
 
 def _write_detector(entry: h5py.Group, run: Run, directory: Path) -> None:

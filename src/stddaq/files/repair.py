@@ -171,7 +171,7 @@ def _nobody_else_writes(path: Path) -> Iterator[int]:
 
 
 def _end_of_rows(path: Path, file: h5py.File, size: int) -> int:
-    """Where the space of the run's datasets ends. Refuses a file with rows behind `size`, its end as found."""
+    """Where the space of the run's datasets ends. Refuses rows behind `size`, its end as found."""
     group = raw_group(file) or metadata_group(file)
     if group is None:
         return 0

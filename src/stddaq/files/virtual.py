@@ -104,11 +104,6 @@ def create_virtual_dataset(
     return created
 
 
-def n_mappings(dataset: h5py.Dataset) -> int:
-    """Mappings of a virtual dataset, as stored."""
-    return dataset.id.get_create_plist().get_virtual_count()
-
-
 def source_files(dataset: h5py.Dataset) -> list[str]:
     """Names of the source files of a virtual dataset, as stored (relative), each once, in order."""
     creation = dataset.id.get_create_plist()
