@@ -81,7 +81,7 @@ class MetadataRecorder:
             raise OSError(f"{self._failure}; {self._n_visible} rows are readable") from error
         self._n_visible = file.n_visible
 
-    def progress(self, complete: bool) -> pb.WriterProgress:
+    def progress(self, told: tuple[int, int] = (0, 0)) -> pb.WriterProgress:
         """See `Recorder`; the metadata writer has no ids to list."""
         return pb.WriterProgress(n_written=self._n_visible, n_failed=self._n_failed, failure=self._failure)
 

@@ -60,8 +60,11 @@ class Recorder(Protocol):
         """Flush and close the file. Raises `OSError`."""
         ...
 
-    def progress(self, complete: bool) -> pb.WriterProgress:
-        """The account of the run so far; with `complete`, with the ids of what was lost."""
+    def progress(self, told: tuple[int, int] = (0, 0)) -> pb.WriterProgress:
+        """The account of the run so far, with the ids of what was lost.
+
+        `told`: how many overwritten and failed ids to leave out, because they were reported before.
+        """
         ...
 
     def log_statistics(self, elapsed: float) -> None:
@@ -96,6 +99,7 @@ class WriterLoop:
         self._uid = 0
         self._run_id = ""
         self._reports_progress = False
+        self._told = (0, 0)
         self._unflushed_since: float | None = None
         self._driver_gone_since: float | None = None
 
@@ -180,10 +184,11 @@ class WriterLoop:
         self._unflushed_since = None
         self._recorder.flush()
         if self._reports_progress:
-            progress = self._recorder.progress(complete=False)
+            progress = self._recorder.progress(self._told)
             report = pb.WriterResponse(code=pb.SUCCESS, progress=progress, run_id=self._run_id)
             with contextlib.suppress(zmq.Again):  # The next report says more.
                 self._responses.send(report.SerializeToString(), zmq.NOBLOCK)
+                self._told = (progress.n_overwritten, progress.n_failed)
 
     def _act(self, action: pb.WriterAction) -> None:
         """Carry out one request and answer it, with the reason when it fails."""
@@ -205,9 +210,9 @@ class WriterLoop:
             response.code, response.reason = pb.FAILURE, _reason(error)
             log.logger.error("%s failed: %s", kind, response.reason)
         if action.request:
-            response.progress.CopyFrom(self._recorder.progress(complete=True))
+            response.progress.CopyFrom(self._recorder.progress())
             response.run_id = self._run_id
-        elif failure := self._recorder.progress(complete=False).failure:
+        elif failure := self._recorder.progress().failure:
             response.code, response.reason = pb.FAILURE, failure
         self._send(response)
 
@@ -223,6 +228,7 @@ class WriterLoop:
             raise
         self._open_path, self._uid = Path(create.path), create.writer_id
         self._run_id, self._reports_progress = create.run_id, bool(action.request)
+        self._told = (0, 0)
         log.event("file %s created for uid %d", create.path, create.writer_id)
 
     def _close(self, discard_if_empty: bool = False) -> None:
@@ -231,7 +237,7 @@ class WriterLoop:
         path, self._open_path, self._unflushed_since = self._open_path, None, None
         try:
             self._recorder.close()
-            n_images = self._recorder.progress(complete=False).n_written
+            n_images = self._recorder.progress().n_written
             if discard_if_empty and not n_images:
                 path.unlink(missing_ok=True)
         finally:

@@ -95,20 +95,21 @@ class WriterPeer:
                 continue
             self.last_heard = time.monotonic()
             if response.run_id == self._run_id and response.HasField("progress"):
-                self._note_progress(response.progress)
+                self._note_progress(response.progress, complete=bool(response.request))
             if response.request or not response.HasField("progress"):
                 self._match(response)
 
-    def _note_progress(self, progress: pb.WriterProgress) -> None:
+    def _note_progress(self, progress: pb.WriterProgress, *, complete: bool) -> None:
         reported = self.reported
         reported.n_written = progress.n_written
         reported.n_overwritten = progress.n_overwritten
         reported.n_failed = progress.n_failed
         reported.failure = progress.failure
-        if progress.overwritten_ids:
-            reported.overwritten_ids = list(progress.overwritten_ids)
-        if progress.failed_ids:
-            reported.failed_ids = list(progress.failed_ids)
+        if complete:
+            reported.overwritten_ids.clear()
+            reported.failed_ids.clear()
+        reported.overwritten_ids.extend(progress.overwritten_ids)
+        reported.failed_ids.extend(progress.failed_ids)
 
     def _match(self, response: pb.WriterResponse) -> None:
         """Give the answer to its request. One of a request that nobody waits for any more is dropped.

@@ -181,18 +181,17 @@ class ImageRecorder:
             raise OSError(f"{self._failure}; {self._n_visible} images are readable") from error
         self._n_visible = file.n_visible
 
-    def progress(self, complete: bool) -> pb.WriterProgress:
+    def progress(self, told: tuple[int, int] = (0, 0)) -> pb.WriterProgress:
         """See `Recorder`."""
-        progress = pb.WriterProgress(
+        n_overwritten, n_failed = told
+        return pb.WriterProgress(
             n_written=self._n_visible,
             n_overwritten=len(self._overwritten_ids),
             n_failed=len(self._failed_ids),
+            overwritten_ids=self._overwritten_ids[n_overwritten:],
+            failed_ids=self._failed_ids[n_failed:],
             failure=self._failure,
         )
-        if complete:
-            progress.overwritten_ids.extend(self._overwritten_ids)
-            progress.failed_ids.extend(self._failed_ids)
-        return progress
 
     def log_statistics(self, elapsed: float) -> None:
         """See `Recorder`."""

@@ -1,0 +1,77 @@
+"""Messages on the metadata stream that fit no image are dropped and counted; the run goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from support.foreign import ForeignSource
+from support.runs import MakeRig, Rig, assert_saved, images_of
+
+
+def broken_messages(source: ForeignSource) -> list[bytes]:
+    """Everything that must not reach a file."""
+
+    def changed(**fields: Any) -> bytes:
+        message = source.message(5)
+        for name, value in fields.items():
+            setattr(message, name, value)
+        return message.SerializeToString()
+
+    return [
+        b"no protobuf at all \xff\xff\xff",
+        b"\x08",
+        changed(height=33),
+        changed(height=2**63),
+        changed(width=0xFFFFFFFF),
+        changed(size=2**40),
+        changed(size=10),
+        changed(dtype=4),
+        changed(compression=1),
+        source.message(5).SerializeToString() + b"\x28\x63",  # dtype 99
+        source.message(5).SerializeToString() + b"\x30\x63",  # status 99
+        source.message(5).SerializeToString() + b"\x38\x63",  # compression 99
+    ]
+
+
+def test_malformed_messages_are_dropped_and_counted_and_the_run_goes_on(make_rig: MakeRig):
+    rig = make_rig(driver=["-m"])
+    rig.deployment.start("std_det_meta_writer_gf")
+    source = rig.enter(ForeignSource(rig.deployment.config))
+    source.wait_for_subscriber()
+    images = images_of(range(30))
+    broken = broken_messages(source)
+    rig.client.start(rig.directory, n_image=30)
+    rig.client.wait_until_ready(5)
+    source.announce(broken[0])  # Also as the very first of a run.
+    for image, message in zip(images, broken * 3, strict=False):
+        source.announce(message)
+        source.publish(image.image_id, image.pixels)
+    account = rig.end()
+    assert_saved(account, images)
+    assert account["n_malformed"] == 31
+
+
+def test_fields_that_a_source_leaves_unset_are_taken_to_agree(rig: Rig):
+    source = rig.enter(ForeignSource(rig.deployment.config))
+    source.wait_for_subscriber()
+    images = images_of(range(4))
+    rig.client.start(rig.directory, n_image=4)
+    rig.client.wait_until_ready(5)
+    for image in images:
+        source.ring.write(image.image_id, image.pixels)
+        message = source.message(image.image_id)
+        for name in ("height", "width", "dtype", "size"):
+            message.ClearField(name)
+        source.announce(message)
+    assert_saved(rig.end(), images)
+
+
+def test_an_empty_message_is_image_0_without_a_known_status(rig: Rig):
+    """Protobuf cannot tell it from one with all fields unset; it is recorded as damaged, never as good."""
+    source = rig.enter(ForeignSource(rig.deployment.config))
+    source.wait_for_subscriber()
+    rig.client.start(rig.directory, n_image=1)
+    rig.client.wait_until_ready(5)
+    source.announce(b"")
+    account = rig.end()
+    assert (account["count"], account["n_good"], account["damaged_ids"]) == (1, 0, [0])

@@ -1,0 +1,145 @@
+"""A writer that falls behind by more than the ring: no image is ever stored as good with another's pixels."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.foreign import ForeignSource
+from support.runs import (
+    OVERWRITTEN,
+    Image,
+    MakeRig,
+    Rig,
+    assert_master_file_holds,
+    image_of,
+    images_of,
+    read_raw_file,
+)
+
+from stddaq.client import RunFailed
+
+SHAPE = (8, 16)
+
+
+def publish_past_a_stopped_writer(rig: Rig, n_images: int, publish: Any) -> dict[str, Any]:
+    """Writer 1 stands still while `n_images` are published; then the run is finished."""
+    rig.writers[1].send(signal.SIGSTOP)
+    publish(images_of(range(n_images), shape=SHAPE))
+    rig.client.wait_for(lambda status: status.n_received == n_images, 10, "all images")
+    rig.writers[1].send(signal.SIGCONT)
+    rig.client.wait_until_saved(20)
+    return rig.account()
+
+
+def assert_only_overwritten_images_are_missing(account: dict[str, Any], n_images: int) -> list[Image]:
+    """Every image has its row; those that are not good are named and have no pixels. Returns the images."""
+    expected = []
+    overwritten = set(account["overwritten_ids"])
+    for writer, path in enumerate(account["files"]["raw"]):
+        rows, data = read_raw_file(Path(path))
+        assert rows["image_id"].tolist() == list(range(writer, n_images, 2))
+        for row, pixels in zip(rows, data, strict=True):
+            image_id = int(row["image_id"])
+            if row["status"] == 1:
+                assert np.array_equal(pixels, image_of(image_id, SHAPE).pixels), f"image {image_id}"
+                assert image_id not in overwritten
+            else:
+                assert row["status"] == OVERWRITTEN
+                assert not pixels.any(), f"image {image_id} has pixels of another"
+                assert image_id in overwritten
+    for image_id in range(n_images):
+        image = image_of(image_id, SHAPE)
+        lost = image_id in overwritten
+        expected.append(Image(image_id, np.zeros_like(image.pixels), OVERWRITTEN) if lost else image)
+    assert account["n_overwritten"] == len(overwritten)
+    assert account["n_good"] == n_images - len(overwritten)
+    return expected
+
+
+def small_images(make_rig: MakeRig) -> Rig:
+    return make_rig(image_pixel_height=SHAPE[0], image_pixel_width=SHAPE[1])
+
+
+def test_with_our_source_exactly_the_overwritten_images_are_named(make_rig: MakeRig):
+    rig = small_images(make_rig)
+    rig.begin(n_image=1800)
+
+    def publish(images: Sequence[Image]) -> None:
+        # Writer 0 keeps up; writer 1 takes what it got before it was stopped or after it woke up.
+        for first in range(0, len(images), 300):
+            rig.publish(images[first : first + 300])
+            rig.client.wait_for(
+                lambda status, n=first + 300: status.n_written[0] >= n // 2, 10, "images of writer 0"
+            )
+
+    account = publish_past_a_stopped_writer(rig, 1800, publish)
+    images = assert_only_overwritten_images_are_missing(account, 1800)
+    # Ids 0 to 799 share their slots with 1000 to 1799; what the writer had got before it stood still is good.
+    assert account["overwritten_ids"] == list(range(1, 800, 2))
+    assert_master_file_holds(Path(account["files"]["master"]), images)
+    assert account["outcome"] == "file_saved"
+
+
+@pytest.mark.parametrize("n_images", [900, 1500])
+def test_with_a_foreign_source_the_account_is_on_the_safe_side(make_rig: MakeRig, n_images: int):
+    rig = small_images(make_rig)
+    source = rig.enter(ForeignSource(rig.deployment.config))
+    source.wait_for_subscriber()
+    rig.client.start(rig.directory, n_image=n_images)
+    rig.client.wait_until_ready(5)
+
+    def publish(images: Sequence[Image]) -> None:
+        for first in range(0, len(images), 300):
+            for image in images[first : first + 300]:
+                source.publish(image.image_id, image.pixels)
+            rig.client.wait_for(
+                lambda status, n=first + 300: status.n_written[0] >= n // 2, 10, "images of writer 0"
+            )
+
+    account = publish_past_a_stopped_writer(rig, n_images, publish)
+    assert_only_overwritten_images_are_missing(account, n_images)
+    truly = set(range(1, max(0, n_images - 1000), 2))
+    named = set(account["overwritten_ids"])
+    assert named >= truly
+    # As many more as the margin allows: images that could have been in the making.
+    assert all(image_id < n_images - 1000 + 60 for image_id in named)
+
+
+def test_a_strict_run_with_overwritten_images_is_an_error_with_all_files_kept(make_rig: MakeRig):
+    rig = small_images(make_rig)
+    rig.begin(n_image=1100, strict=True)
+    rig.writers[1].send(signal.SIGSTOP)
+    images = images_of(range(1100), shape=SHAPE)
+    for first in range(0, 1100, 550):
+        rig.publish(images[first : first + 550])
+        rig.client.wait_for(lambda status, n=first + 550: status.n_written[0] >= n // 2, 10, "writer 0")
+    rig.writers[1].send(signal.SIGCONT)
+    with pytest.raises(RunFailed, match="50 images were overwritten"):
+        rig.client.wait_until_saved(10)
+    account = rig.account()
+    assert account["outcome"] == "error"
+    assert_only_overwritten_images_are_missing(account, 1100)
+
+
+def test_overwritten_images_of_a_writer_that_is_killed_afterwards_are_not_counted_as_good(make_rig: MakeRig):
+    rig = small_images(make_rig)
+    rig.begin()
+    rig.writers[1].send(signal.SIGSTOP)
+    images = images_of(range(1200), shape=SHAPE)
+    for first in range(0, 1200, 300):
+        rig.publish(images[first : first + 300])
+        rig.client.wait_for(lambda status, n=first + 300: status.n_written[0] >= n // 2, 10, "writer 0")
+    rig.writers[1].send(signal.SIGCONT)
+    rig.wait_for_count(1200)
+    rig.writers[1].kill()
+    with pytest.raises(RunFailed, match="writer 1"):
+        rig.client.wait_until_saved(10)
+    account = rig.account()
+    rows, _ = read_raw_file(rig.path("file1.h5"), swmr=True)
+    assert account["overwritten_ids"] == rows["image_id"][rows["status"] == OVERWRITTEN].tolist()
+    assert account["n_good"] == 1200 - 100
