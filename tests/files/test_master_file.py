@@ -148,6 +148,20 @@ def direct_chunk(image: np.ndarray) -> bytes:
         return stored.id.read_direct_chunk((0, 0))[1]
 
 
+@pytest.mark.parametrize("division", ["image_id", "arrival"])
+def test_cpp_made_files_may_stand_beside_ours(tmp_path: Path, division: str) -> None:
+    images = stream(range(1, 30))
+    spec = RunSpec(n_writers=3, division=division, metadata_file=True)
+    raw = write_run(tmp_path, images, spec)
+    for writer in (0, 2):
+        cpp_made = replace(spec, ours=False)
+        write_raw_file(raw[writer], divide(images, 3, division)[writer], cpp_made, writer)
+        create_master_file(tmp_path / "m.h5", raw, metadata_file=tmp_path / "fileMeta.h5", overwrite=True)
+        check_shows(tmp_path / "m.h5", images, spec)
+    (tmp_path / "m.h5").unlink()
+    refused(tmp_path, raw[:2], r"file2\.h5: is missing, the run has 3 writers")
+
+
 @given(st.lists(st.integers(0, 200), unique=True).map(sorted))
 def test_stretches_are_the_values_again(values: list[int]) -> None:
     found = stretches(np.array(values, np.int64))
@@ -369,6 +383,11 @@ def test_restarts_that_cpp_made_files_do_not_tell_are_refused(tmp_path: Path) ->
     write_raw_file(raw[0], stream([0, 2, 4], [2, 4]), spec, 0)
     write_raw_file(raw[1], stream([1, 3, 5]), spec, 1)
     refused(tmp_path, raw, r"file1\.h5: its image ids restart 0 times, .* order .* cannot be known")
+    # The metadata file has seen them all.
+    images = [*stream(range(5)), Image(1, 2), Image(1, 4), Image(1, 5)]
+    raw = write_run(tmp_path, images, replace(spec, metadata_file=True))
+    create_master_file(tmp_path / "m.h5", raw, metadata_file=tmp_path / "fileMeta.h5")
+    check_shows(tmp_path / "m.h5", images, spec)
 
 
 def test_passes_that_do_not_fit_the_ids_are_refused(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ Images are ordered by (pass, image id), which is the order of their arrival. Fil
 they are and where ids restarted. Files without attributes (C++-made) are ordered by these rules, or refused:
 
 * every file i holds only ids with `id % n_files == i`: division by image id; each id that does not increase
-  begins the next pass, and all files that hold images must agree how many passes there are;
+  begins the next pass, and all files that hold images must agree how many passes there are, unless a metadata
+  file tells the passes;
 * otherwise division by arrival: row k of file i is image `k * n_files + i` of the run, if the lengths fit;
 * otherwise, if no id repeats or decreases within a file, the order of the ids.
 """

@@ -283,7 +283,7 @@ def _unclosed(path: Path, opened: Opened) -> str | None:
 
 def _account(file: h5py.File) -> dict[str, object] | None:
     stored = _string(file, ACCOUNT)
-    account = json.loads(stored) if stored is not None else None
+    account = json.loads(stored) if stored else None
     return account if isinstance(account, dict) else None
 
 

@@ -180,7 +180,7 @@ def _write_account(entry: h5py.Group, run: Run, directory: Path, account: str | 
         group["image_division"] = run.order.image_division
     if run.order.n_restarts:
         group["passes"] = run.order.passes
-    if account is not None:
+    if account:
         group["account"] = account
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,14 +68,17 @@ def read_run(raw_files: Sequence[Path], metadata_file: Path | None = None) -> Ru
     absent = missing_between(paths)
     if absent is not None:
         raise FileLayoutError(f"{absent}: is missing, though there is {paths[-1].name}")
-    files = _in_place([read_raw_file(path) for path in paths])
-    _check_alike(files)
-    order = order_images(files)
+    files = [read_raw_file(path) for path in paths]
+    _check_same(files, (*_IDENTITY, *_LAYOUT))
+    files = _in_place(files)
     if metadata_file is None:
+        order = order_images(files)
         _check_last_writers(files, order)
         return Run(tuple(files), None, None, order)
     table = read_metadata_file(metadata_file)
-    _check_same(table, files[0], _IDENTITY)
+    _check_same([*files, table], _IDENTITY)
+    files = [_with_passes_of(table, file, writer, len(files)) for writer, file in enumerate(files)]
+    order = order_images(files)
     return Run(tuple(files), table, rows_of_images(order, table), order)
 
 
@@ -94,33 +97,26 @@ _LAYOUT: tuple[Property, ...] = (
 )
 
 
-def _check_alike(files: Sequence[RawRows]) -> None:
-    first = next((file for file in files if file.origin.run_id is not None), files[0])
-    for file in files:
-        _check_same(file, first, (*_IDENTITY, *_LAYOUT))
-
-
-def _check_same(file: ImageRows, first: ImageRows, properties: Sequence[Property]) -> None:
+def _check_same(files: Sequence[ImageRows], properties: Sequence[Property]) -> None:
+    """All files must say the same, as far as they say anything: C++-made ones may stand beside ours."""
     for name, of in properties:
-        # A file of a C++ writer, which may take part in a run beside ours, says nothing of these.
-        if of(file) is not None and of(first) is not None and of(file) != of(first):
-            raise FileLayoutError(
-                f"{file.path}: is not of the same run as {first.path}: {name}: "
-                f"found {of(file)}, expected {of(first)}"
-            )
+        telling = [file for file in files if of(file) is not None]
+        for file in telling[1:]:
+            if of(file) != of(telling[0]):
+                raise FileLayoutError(
+                    f"{file.path}: is not of the same run as {telling[0].path}: {name}: "
+                    f"found {of(file)}, expected {of(telling[0])}"
+                )
 
 
 def _in_place(files: list[RawRows]) -> list[RawRows]:
-    """The files by their writers, as far as they say whose they are; all must be there."""
-    n_writers = next(
-        (f.origin.number_of_writers for f in files if f.origin.number_of_writers is not None), None
-    )
-    if n_writers is None or any(file.origin.writer is None for file in files):
+    """The files by their writers (those that do not say theirs: by their names); all must be there."""
+    n_writers = _number_of_writers(files)
+    if n_writers is None:
         return files
     by_writer: dict[int, RawRows] = {}
-    for file in files:
-        writer = file.origin.writer
-        assert writer is not None
+    for place, file in enumerate(files):
+        writer = place if file.origin.writer is None else file.origin.writer
         if writer in by_writer:
             raise FileLayoutError(f"{file.path}: is of writer {writer}, like {by_writer[writer].path}")
         if writer >= n_writers:
@@ -133,12 +129,30 @@ def _in_place(files: list[RawRows]) -> list[RawRows]:
     return [by_writer[writer] for writer in range(n_writers)]
 
 
+def _number_of_writers(files: Sequence[RawRows]) -> int | None:
+    said = (file.origin.number_of_writers for file in files)
+    return next((number for number in said if number is not None), None)
+
+
+def _with_passes_of(table: ImageRows, file: RawRows, writer: int, n_writers: int) -> RawRows:
+    """The file with the passes of its rows from the metadata file, which has every image in order of arrival.
+
+    Only where the file does not tell them itself, and holds the images of its writer from the first on.
+    """
+    if file.passes_known or not table.n_restarts:
+        return file
+    mine = np.flatnonzero(table.image_ids % np.uint64(n_writers) == writer)[: file.n_rows]
+    if not np.array_equal(table.image_ids[mine], file.image_ids):
+        return file
+    return replace(file, passes=table.passes[mine], passes_known=True)
+
+
 def _check_last_writers(files: Sequence[RawRows], order: ImageOrder) -> None:
     """Refuse files 0 to k of more writers, which say nothing of their number.
 
     Ids that are all `i` modulo some larger number in each file i are what a run of that many writers leaves.
     """
-    if len(files) < 2 or files[0].origin.number_of_writers is not None or order.image_division == "image_id":
+    if len(files) < 2 or _number_of_writers(files) is not None or order.image_division == "image_id":
         return
     if any(file.n_rows < 2 for file in files):
         return
