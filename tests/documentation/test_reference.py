@@ -1,0 +1,114 @@
+"""The documentation against the code: what it names exists, and what exists is named."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from stddaq.acquisition import replay, simulate
+from stddaq.cli import main as stddaq
+from stddaq.config import DetectorConfig
+from stddaq.wire.driver_messages import ErrorType, StartCommand, Status
+from stddaq.writing import driver_service, meta_writer_service, writer_service
+from stddaq.writing.run_account import RunAccount
+
+Main = Callable[[list[str]], int]
+SERVICES: dict[str, Main] = {
+    "std_det_driver": driver_service.main,
+    "std_det_writer": writer_service.main,
+    "std_det_meta_writer_gf": meta_writer_service.main_gf,
+    "stddaq simulate": simulate.main,
+    "stddaq replay": replay.main,
+}
+SUB_COMMANDS = ("demo", "up", "record", "status", "stop", "trigger", "info", "aggregate", "repair")
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+
+
+def reference(name: str) -> str:
+    return (DOCS / "reference" / f"{name}.md").read_text()
+
+
+def anchors(page: Path) -> set[str]:
+    """What `#...` of a link to the page may be."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith("http"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_every_decision_has_context_decision_and_consequence() -> None:
+    decisions = sorted((DOCS / "explanations" / "decisions").glob("*.md"))
+    assert decisions
+    for number, decision in enumerate(decisions, 1):
+        text = decision.read_text()
+        assert decision.name.startswith(f"{number:04d}-")
+        assert text.startswith(f"# {number}. ")
+        assert re.findall(r"^\*\*(\w+)\.\*\*", text, re.MULTILINE) == ["Context", "Decision", "Consequence"]
+
+
+def test_every_key_of_the_configuration_is_described_with_its_default() -> None:
+    rows = re.findall(r"^\| (`.+?) \| .+? \| (.+?) \|", reference("configuration"), re.MULTILINE)
+    described = {key: default for keys, default in rows for key in re.findall(r"`(\w+)`", keys)}
+    for key, field in DetectorConfig.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = "unset" if default is None else json.dumps(default)
+        shown = "mandatory" if field.is_required() else shown.strip('"')
+        assert described[key].strip("`") == shown, key
+    assert described.keys() == DetectorConfig.model_fields.keys()
+
+
+def test_every_field_status_and_error_of_the_websocket_is_described() -> None:
+    text = reference("websocket")
+    for name in (*StartCommand.model_fields, *get_args(Status), *get_args(ErrorType)):
+        assert re.search(rf"\b{name}\b", text), name
+
+
+def test_every_key_of_the_account_is_described() -> None:
+    account = reference("websocket").split("## The account of a run")[1]
+    for key in RunAccount(follows_sequence=True).result([], []):
+        assert f"`{key}`" in account, key
+
+
+def _options(main: Main, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> set[str]:
+    """The long options that `--help` shows."""
+    with pytest.raises(SystemExit):
+        main([*arguments, "--help"])
+    # At the beginning of a line; in the explanations they belong to other commands.
+    return set(re.findall(r"^ +(?:-\w(?: \w+)?, )?(--[\w-]+)", capsys.readouterr().out, re.MULTILINE))
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_option_of_a_service_is_described(service: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = reference("command-lines")
+    options = _options(SERVICES[service], [], capsys)
+    assert "--version" in options
+    assert [option for option in sorted(options) if option not in text] == []
+
+
+@pytest.mark.parametrize("name", SUB_COMMANDS)
+def test_every_option_of_stddaq_is_described(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    described = re.findall(rf"^stddaq {name} .*(?:\n .*)*", reference("command-lines"), re.MULTILINE)
+    assert len(described) == 1
+    options = _options(stddaq, [name], capsys) - {"--help"}
+    # The reference gives the short form where there is one.
+    short = {"--n-images": "-n", "--port": "-p", "--source_suffix": "-s", "--output": "-o"}
+    short["--with_metadata_writer"] = "-m"
+    missing = [o for o in sorted(options) if not re.search(rf"{short.get(o, o)}\b", described[0])]
+    assert missing == []
