@@ -42,6 +42,14 @@ def test_a_run_ends_with_its_account(up: Callable[..., Up], directory: Path):
         assert data.shape == (120, 32, 48)
 
 
+def test_skipped_ids_are_shown_with_their_ranges(up: Callable[..., Up], directory: Path):
+    running = up("--source", "simulate", "--rate", "500", "--skip-every", "10")
+    record = running.record(directory, "-n", 100)
+    assert record.wait(timeout=20) == 0
+    assert re.search(r"100 of 100 images, \d+ ids skipped", record.output)
+    assert re.search(r"skipped +\d+: image ids \d+, .*, \.\.\.", record.output)
+
+
 def test_on_a_terminal_there_is_a_progress_bar(up: Callable[..., Up], directory: Path):
     running = up(*SIMULATE)
     controller, terminal = pty.openpty()

@@ -37,7 +37,8 @@ def test_status_of_our_driver_is_complete():
     assert status is not None
     assert (status.run_id, status.n_image, status.reason) == ("abc", 10, "writer 1 vanished")
     assert status.n_written == {0: 2, 1: 1}
-    assert status.n_missing == 7
+    assert status.n_missing == 5
+    assert status.n_skipped == 2
     assert status.is_end
     assert status.raw == message
 
@@ -54,6 +55,10 @@ def test_no_value_of_another_key_breaks_a_status(content: dict[str, object]):
     status = parse_status(json.dumps({**content, "writers": [content], "files": 3, "status": "idle"}))
     assert status is not None
     assert status.status == "idle"
+
+
+def test_status_shows_what_the_driver_said_and_no_more():
+    assert repr(DriverStatus("recording", count=0)) == "DriverStatus(status='recording', count=0)"
 
 
 def test_states_can_be_compared_though_some_were_missed():

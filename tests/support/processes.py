@@ -228,8 +228,8 @@ class Deployment:
         """Remove segments and sockets: of services that a test killed by other means than `Service.kill`."""
         for name in self.segments():
             (SHM_DIRECTORY / name).unlink(missing_ok=True)
-        for name in self.sockets():
-            (self.ipc_directory / name).unlink(missing_ok=True)
+        shutil.rmtree(self.ipc_directory, ignore_errors=True)
+        self.ipc_directory.mkdir()
 
     def close(self) -> None:
         """End all services, later ones first, and check that they ended well and left nothing behind.

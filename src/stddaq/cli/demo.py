@@ -280,4 +280,6 @@ def _summarise(checked: _Checked, seconds: float, account: dict[str, Any], maste
     print("\nTry next:")
     print(f"  stddaq info {master}")
     print(f"  silx view {master}")
-    print("  stddaq up CONFIG --source simulate --rate 100    (and stddaq record PATH beside it)")
+    directory = Path(master).parent
+    print(f"  stddaq up {directory}/{PREFIX}.json -m --source simulate --rate 100")
+    print(f"  stddaq record {directory} --prefix mine -n 500    (in another terminal)")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from stddaq.cli.text import add_url, bytes_text, status_line
+from stddaq.cli.text import add_url, bytes_text, gaps_text, status_line
 
 if TYPE_CHECKING:
     from stddaq.client import DriverClient, DriverStatus
@@ -156,11 +156,12 @@ class _Bar:
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("images  {task.fields[rate]}  {task.fields[missing]}"),
+            TextColumn("images  {task.fields[rate]}  {task.fields[gaps]}"),
             TimeElapsedColumn(),
             console=Console(highlight=False),
         )
-        self._task = self._bar.add_task("starting", total=None, rate="", missing="")
+        self._state = ""
+        self._task = self._bar.add_task("starting", total=None, rate="", gaps="")
 
     def show(self, status: DriverStatus) -> None:
         from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
@@ -172,8 +173,11 @@ class _Bar:
             total=None if endless else status.n_image,
             completed=status.count or 0,
             rate=self._rate.text(status),
-            missing=f"[red]{status.n_missing} missing" if status.n_missing else "",
+            gaps=f"[red]{gaps_text(status)}" if gaps_text(status) else "",
         )
+        if status.status != self._state:  # Every state is seen, however short.
+            self._state = status.status
+            self._bar.refresh()
 
     def say(self, message: str) -> None:
         self._bar.console.print(message)

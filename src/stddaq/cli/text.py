@@ -22,11 +22,19 @@ def status_line(status: DriverStatus) -> str:
     if status.count is not None:
         of = "" if status.n_image is None else f" of {status.n_image}"
         parts.append(f"{status.count}{of} images")
-    if status.n_missing:
-        parts.append(f"{status.n_missing} missing")
+    if gaps := gaps_text(status):
+        parts.append(gaps)
     if status.reason:
         parts.append(status.reason)
     return f"{status.status}: {', '.join(parts)}" if parts else status.status
+
+
+def gaps_text(status: DriverStatus) -> str:
+    """What is not as it should be: `2 missing, 3 ids skipped`; empty when nothing is."""
+    parts = [f"{status.n_missing} missing"] if status.n_missing else []
+    if status.n_skipped:
+        parts.append(f"{status.n_skipped} ids skipped")
+    return ", ".join(parts)
 
 
 def bytes_text(n_bytes: float) -> str:

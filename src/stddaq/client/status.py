@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 # The states of a run, in their order. `error` and `idle` may follow any of them.
@@ -29,7 +29,7 @@ END_STATES = frozenset({"file_saved", "error"})
 HISTORY_LIMIT = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class DriverStatus:
     """One status message of a driver. Counts are numbers of images of the run `run_id`."""
 
@@ -53,6 +53,12 @@ class DriverStatus:
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The whole message."""
 
+    def __repr__(self) -> str:
+        # Only what the driver said, so that a line of IPython shows it.
+        said = {item.name: getattr(self, item.name) for item in fields(self) if item.repr}
+        shown = ", ".join(f"{name}={value!r}" for name, value in said.items() if value not in (None, {}))
+        return f"DriverStatus({shown})"
+
     @property
     def is_busy(self) -> bool:
         """Whether a run is going on."""
@@ -65,8 +71,11 @@ class DriverStatus:
 
     @property
     def n_missing(self) -> int | None:
-        """Images that the files lack, or hold without pixels; None when the driver does not say."""
-        counts = (self.n_skipped, self.n_overwritten, self.n_failed)
+        """Images that came, but are not in the files, or without their pixels; None when not said.
+
+        Ids that the source skipped are not among them: on a filtered stream that is normal.
+        """
+        counts = (self.n_overwritten, self.n_failed)
         known = [count for count in counts if count is not None]
         return sum(known) if known else None
 
