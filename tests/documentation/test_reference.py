@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from pydantic.fields import FieldInfo
 
 from stddaq.acquisition import replay, simulate
 from stddaq.cli import main as stddaq
@@ -67,11 +68,15 @@ def test_every_key_of_the_configuration_is_described_with_its_default() -> None:
     rows = re.findall(r"^\| (`.+?) \| .+? \| (.+?) \|", reference("configuration"), re.MULTILINE)
     described = {key: default for keys, default in rows for key in re.findall(r"`(\w+)`", keys)}
     for key, field in DetectorConfig.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        shown = "unset" if default is None else json.dumps(default)
-        shown = "mandatory" if field.is_required() else shown.strip('"')
-        assert described[key].strip("`") == shown, key
+        assert described[key].strip("`") == _default(field), key
     assert described.keys() == DetectorConfig.model_fields.keys()
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "mandatory"
+    default = field.get_default(call_default_factory=True)
+    return "unset" if default is None else json.dumps(default).strip('"')
 
 
 def test_every_field_status_and_error_of_the_websocket_is_described() -> None:
