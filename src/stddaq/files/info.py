@@ -36,10 +36,9 @@ class DatasetInfo:
 
     def __str__(self) -> str:
         layout = f"chunks {_shape(self.chunks)}" if self.chunks else "contiguous"
-        if self.virtual:
-            layout = "virtual"
         filters = "+".join(self.filters) or "not compressed"
-        return f"{self.name}  {_shape(self.shape)} {self.dtype}, {layout}, {filters}"
+        where = "virtual" if self.virtual else f"{layout}, {filters}"
+        return f"{self.name}  {_shape(self.shape)} {self.dtype}, {where}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ class FileInfo:
 
     def lines(self) -> list[str]:
         """The same for a person, line by line."""
-        return [str(self.path), *(f"  {name + ':':<18}{value}" for name, value in self._properties())]
+        return [str(self.path), *(f"  {name + ':':<20}{value}" for name, value in self._properties())]
 
     def _properties(self) -> Iterator[tuple[str, str]]:
         yield "kind", f"{self.kind} file" if self.kind != "other" else "HDF5 file, not of a run"
@@ -309,11 +308,17 @@ def _dataset(dataset: h5py.Dataset) -> DatasetInfo:
     return DatasetInfo(
         name=dataset.name or "",
         shape=dataset.shape or (),
-        dtype=str(dataset.dtype),
+        dtype=_type(dataset.dtype),
         chunks=dataset.chunks,
         filters=tuple(FILTER_NAMES.get(number, f"filter {number}") for number in filters),
         virtual=dataset.is_virtual,
     )
+
+
+def _type(dtype: np.dtype) -> str:
+    if dtype.names is None:
+        return str(dtype)
+    return "{" + ", ".join(f"{name} {dtype[name]}" for name in dtype.names) + "}"
 
 
 def _id_properties(ids: IdsInfo) -> Iterator[tuple[str, str]]:
