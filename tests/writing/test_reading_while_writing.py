@@ -1,0 +1,151 @@
+"""Other processes read the files of a run that is going on: what they see is right, and it comes soon."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from support.processes import Service
+from support.runs import MakeRig, Publishing, Rig, image_of, images_of, read_raw_file
+
+READER = '''
+"""Looks at a growing raw file until the rows of the last image are there; prints how often it looked."""
+import json
+import sys
+import time
+
+import h5py
+import numpy as np
+
+sys.path.insert(0, sys.argv[1])
+from support.runs import image_of
+
+path, last_id, keeps_open = sys.argv[2], int(sys.argv[3]), sys.argv[4] == "keep"
+
+
+def look(group, checked, every):
+    """Check the images that were not seen before, and some of the others. Returns how many rows there are."""
+    metadata = group["metadata"]
+    if keeps_open:
+        metadata.refresh()
+    rows = metadata[:]
+    data = group["data"]
+    if keeps_open:
+        data.refresh()
+    assert data.shape[0] >= len(rows), (data.shape, len(rows))
+    for row in [*range(0, checked, every), *range(checked, len(rows))]:
+        image = image_of(int(rows["image_id"][row]))
+        assert np.array_equal(data[row], image.pixels), f"row {row}"
+        assert rows["status"][row] == 1
+    return len(rows), bool(len(rows)) and rows["image_id"][-1] >= last_id
+
+
+looks, growths, n_rows, done = 0, 0, 0, False
+print("ready", flush=True)
+deadline = time.monotonic() + 20
+file = h5py.File(path, "r", swmr=True) if keeps_open else None
+while not done and time.monotonic() < deadline:
+    opened = file or h5py.File(path, "r", swmr=True)
+    n_before = n_rows
+    n_rows, done = look(next(iter(opened.values())), n_rows, 17)
+    assert n_rows >= n_before
+    growths += n_rows > n_before
+    looks += 1
+    if not keeps_open:
+        opened.close()
+    time.sleep(0.002)
+assert done, f"{n_rows} rows, {looks} looks"
+print(json.dumps({"looks": looks, "growths": growths, "rows": n_rows}), flush=True)
+'''
+
+
+def start_reader(rig: Rig, path: Path, last_id: int, how: str) -> Service:
+    tests = Path(__file__).parents[1]
+    return rig.deployment.run(sys.executable, "-c", READER, tests, path, last_id, how, ready="ready")
+
+
+@pytest.mark.parametrize("how", ["open anew", "keep"])
+def test_a_reader_sees_every_pixel_of_what_is_visible_while_the_run_goes_on(rig: Rig, how: str):
+    rig.begin()
+    readers = [start_reader(rig, rig.path(f"file{i}.h5"), 598 + i, how) for i in range(2)]
+    images = images_of(range(600))
+    rig.publish(images, pause_s=0.001)
+    for reader in readers:
+        assert reader.wait(25) == 0, reader.output
+        seen = json.loads(reader.stdout[-1])
+        assert seen["rows"] == 300
+        assert seen["growths"] > 3, seen
+    assert rig.client.status().status == "recording"
+    account = rig.end(stop=True)
+    assert account["n_good"] == 600
+
+
+def test_what_the_driver_counts_is_readable_by_others(rig: Rig):
+    """`count` is never ahead of the files."""
+    with Publishing(rig, pause_s=0.002):
+        rig.client.start(rig.directory)
+        for n in (1, 30, 80, 150):
+            rig.wait_for_count(n)
+            count = rig.client.status().count or 0
+            n_rows = sum(len(read_raw_file(rig.path(f"file{i}.h5"), swmr=True)[0]) for i in range(2))
+            assert n_rows >= count >= n
+        rig.end(stop=True)
+
+
+def test_a_single_image_is_readable_soon_after_it_was_published(rig: Rig):
+    rig.begin()
+    for image_id in range(5):
+        image = image_of(image_id)
+        rig.publish([image])
+        begin = time.monotonic()
+        while not visible(rig.path(f"file{image_id % 2}.h5"), image_id):
+            assert time.monotonic() - begin < 1.0
+        # The file is that of a run that waits for more.
+    rig.end(stop=True)
+
+
+def visible(path: Path, image_id: int) -> bool:
+    rows, data = read_raw_file(path, swmr=True)
+    if image_id not in rows["image_id"]:
+        return False
+    return np.array_equal(data[rows["image_id"].tolist().index(image_id)], image_of(image_id).pixels)
+
+
+def test_images_larger_than_the_block_are_readable_while_the_run_goes_on(make_rig: MakeRig):
+    rig = make_rig(number_of_writers=1, gpfs_block_size=1000)
+    rig.begin()
+    images = images_of(range(3))
+    for n, image in enumerate(images, 1):
+        rig.publish([image])
+        rig.wait_for_count(n)
+        rows, data = read_raw_file(rig.path("file0.h5"), swmr=True)
+        assert rows["image_id"].tolist() == list(range(n))
+        assert np.array_equal(data[-1], image.pixels)
+    rig.end(stop=True)
+
+
+def test_all_services_killed_at_once_leave_files_with_everything_that_was_counted(rig: Rig):
+    with Publishing(rig):
+        rig.client.start(rig.directory)
+        rig.wait_for_count(200)
+        count = rig.client.status().count or 0
+        for service in (rig.driver, *rig.writers):
+            os.kill(service.pid, signal.SIGKILL)
+        for service in (rig.driver, *rig.writers):
+            service.wait()
+    n_rows = 0
+    for i in range(2):
+        with pytest.raises(OSError, match="already open for"):
+            h5py.File(rig.path(f"file{i}.h5"))
+        rows, data = read_raw_file(rig.path(f"file{i}.h5"), swmr=True)
+        n_rows += len(rows)
+        for row, pixels in zip(rows, data, strict=True):
+            assert np.array_equal(pixels, image_of(int(row["image_id"])).pixels)
+    assert n_rows >= count
