@@ -29,13 +29,18 @@ from stddaq.client import (
 )
 
 
+# Statuses come at 10 Hz; that the files are saved may fall between two of them.
+ENDED = ("file_saved", "idle")
+
+
 def test_a_run_is_recorded_and_followed_to_its_end(basic_driver: BasicDriver, directory: Path):
     with DriverClient(basic_driver.url) as driver:
         first = driver.start(directory, n_image=200, file_prefix="scan")
         assert first.is_busy
         states = [status.status for status in driver.watch_run()]
-        assert states[-1] == "file_saved"
-        assert driver.wait_until_saved(timeout=1).count == 200
+        assert states[-1] in ENDED
+        last = driver.wait_until_saved(timeout=1)
+        assert last.count == (200 if last.status == "file_saved" else None)
     assert basic_driver.commands == [
         {"command": "start", "path": str(directory), "n_image": 200, "file_prefix": "scan"}
     ]
@@ -46,14 +51,14 @@ def test_states_that_were_missed_do_not_hold_up_a_wait(directory: Path):
         driver.start(directory, n_image=1)
         driver.wait_until_ready(timeout=5)
         # Nothing between `started` and `idle` was ever sent.
-        assert driver.wait_until_saved(timeout=5).status in ("file_saved", "idle")
+        assert driver.wait_until_saved(timeout=5).status in ENDED
 
 
 def test_runs_follow_each_other(basic_driver: BasicDriver, directory: Path):
     with DriverClient(basic_driver.url) as driver:
         for n_image in (1, 50, 10):
             driver.start(directory, n_image=n_image)
-            assert driver.wait_until_saved(timeout=5).status in ("file_saved", "idle")
+            assert driver.wait_until_saved(timeout=5).status in ENDED
 
 
 def test_stop_ends_a_run_without_limit(basic_driver: BasicDriver, directory: Path):
@@ -61,7 +66,7 @@ def test_stop_ends_a_run_without_limit(basic_driver: BasicDriver, directory: Pat
         driver.start(directory)
         driver.wait_for(lambda status: bool(status.count), timeout=5)
         driver.stop()
-        assert driver.wait_until_saved(timeout=5).status in ("file_saved", "idle")
+        assert driver.wait_until_saved(timeout=5).status in ENDED
 
 
 def test_a_failing_run_raises_with_the_reason(basic_driver: BasicDriver, directory: Path):
@@ -87,7 +92,7 @@ def test_a_second_start_is_busy(basic_driver: BasicDriver, directory: Path):
         with pytest.raises(DriverBusy, match="busy"):
             other.start(directory)
         driver.stop()
-        assert driver.wait_until_saved(timeout=5).status in ("file_saved", "idle")
+        assert driver.wait_until_saved(timeout=5).status in ENDED
 
 
 def test_a_bad_start_is_refused_before_it_is_sent(basic_driver: BasicDriver, directory: Path):
@@ -116,7 +121,7 @@ def test_a_run_of_another_client_can_be_followed_and_stopped(basic_driver: Basic
         starter.start(directory)
     with DriverClient(basic_driver.url) as driver:
         driver.stop()
-        assert driver.wait_until_saved(timeout=5).status in ("file_saved", "idle")
+        assert driver.wait_until_saved(timeout=5).status in ENDED
 
 
 def test_a_wait_ends_in_time_and_the_client_stays_usable(basic_driver: BasicDriver):
@@ -207,7 +212,7 @@ def test_async_client_watches_while_it_waits(basic_driver: BasicDriver, director
 
     states = asyncio.run(record())
     assert states[0] == "started"
-    assert states[-1] == "file_saved"
+    assert states[-1] in ENDED
 
 
 def test_nobody_at_the_url_is_unreachable():
