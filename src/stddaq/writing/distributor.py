@@ -141,8 +141,14 @@ class Distributor:
 
     # Everything below runs in the thread, by `call` or from `_serve`.
 
-    def ask(self, actions: Mapping[str, pb.WriterAction]) -> Future[dict[str, Answer]]:
-        """Send each writer named its request; the future has the answers of all of them."""
+    def ask(
+        self, actions: Mapping[str, pb.WriterAction], patience: float | None = None
+    ) -> Future[dict[str, Answer]]:
+        """Send each writer named its request; the future has the answers of all of them.
+
+        `patience` in seconds, when the request may take longer than the usual.
+        """
+        patience = patience or self._patience
         future: Future[dict[str, Answer]] = Future()
         answers: dict[str, Answer] = {}
 
@@ -157,7 +163,7 @@ class Distributor:
             for peer in self.peers:
                 if action := actions.get(peer.name):
                     action.request = next(self._request_numbers)
-                    peer.ask(action, functools.partial(note, peer.name))
+                    peer.ask(action, patience, functools.partial(note, peer.name))
 
         self.call(send)
         return future
@@ -242,7 +248,7 @@ class Distributor:
             self._inbox.get()()
         for peer in self.peers:
             peer.take_responses()
-            trouble = peer.watch(self._patience) or peer.reported.failure
+            trouble = peer.watch() or peer.reported.failure
             if trouble and self._recording:
                 log.logger.error("%s", trouble)
                 self._end_recording(trouble)
@@ -270,8 +276,9 @@ class Distributor:
         try:
             metadata = ImageMetadata.FromString(message)
         except DecodeError:
-            account.n_malformed += 1
+            account.hear_malformed()
             return
+        account.hear(metadata.sequence)
         if not self._rules.accepts(metadata):
             account.n_malformed += 1
             return

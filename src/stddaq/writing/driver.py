@@ -38,6 +38,10 @@ from stddaq.writing.writer_peer import Answer
 WRITER_CONNECT_S = 1.5
 POLL_S = 0.01
 CHECK_TIMEOUT_S = 10.0
+# The master file of a run with very many gaps takes its time: 0.3 s for a thousand, 3 s for ten thousand.
+MASTER_FILE_PATIENCE_S = 600.0
+# Ids or ranges that a message names one by one; the counts are always exact.
+LIST_LIMIT = 1000
 
 
 class RunError(StdDaqError):
@@ -300,12 +304,14 @@ class Driver:
             for peer in self._distributor.peers
         }
 
-    async def _answers(self, actions: dict[str, pb.WriterAction]) -> dict[str, Answer]:
-        return await asyncio.wrap_future(self._distributor.ask(actions))
+    async def _answers(
+        self, actions: dict[str, pb.WriterAction], patience: float | None = None
+    ) -> dict[str, Answer]:
+        return await asyncio.wrap_future(self._distributor.ask(actions, patience))
 
-    async def _ask_all(self, actions: dict[str, pb.WriterAction]) -> None:
+    async def _ask_all(self, actions: dict[str, pb.WriterAction], patience: float | None = None) -> None:
         """Ask all writers named, wait for their answers. Raises `RunError` with every failure."""
-        answers = await self._answers(actions)
+        answers = await self._answers(actions, patience)
         for peer in self._distributor.peers:
             # A foreign writer reports no numbers; what it confirms is all that it got.
             if (answer := answers.get(peer.name)) and not answer.reason and not peer.is_ours:
@@ -322,13 +328,14 @@ class Driver:
             path=str(run.files.master),
             raw_files=[str(path) for path in run.files.raw],
             metadata_file=str(run.files.metadata or ""),
-            account=json.dumps(self._result(run, "")),
+            account=json.dumps(self._result(run, "", list_limit=None)),
             overwrite=run.start.overwrite,
         )
         ours = next((peer for peer in self._distributor.writers if peer.is_ours), None)
         if ours:
             # Our writers act as the user that owns the files, and have HDF5 loaded.
-            await self._ask_all({ours.name: pb.WriterAction(create_master_file=action)})
+            request = pb.WriterAction(create_master_file=action)
+            await self._ask_all({ours.name: request}, patience=MASTER_FILE_PATIENCE_S)
             return
         try:
             await create_in_own_process(
@@ -391,8 +398,8 @@ class Driver:
         """Images recorded: written and readable by other processes, or failed."""
         return sum(p.reported.n_written + p.reported.n_failed for p in self._distributor.writers)
 
-    def _result(self, run: Run, reason: str) -> dict[str, Any]:
-        """The account of a run, as in the master file; see `RunAccount`."""
+    def _result(self, run: Run, reason: str, list_limit: int | None = LIST_LIMIT) -> dict[str, Any]:
+        """The account of a run, as in the master file, which lists everything; see `RunAccount`."""
         overwritten: list[int] = []
         failed: list[int] = []
         for number, peer in enumerate(self._distributor.writers):
@@ -408,7 +415,7 @@ class Driver:
             "number_of_writers": self._config.number_of_writers,
             "n_image": run.start.n_image,
             "start_id": run.start.start_id,
-            **run.account.result(sorted(overwritten), sorted(failed)),
+            **run.account.result(sorted(overwritten), sorted(failed), list_limit),
             "files": run.files.as_json(),
             "started_at": run.started_at.isoformat(),
             "finished_at": finished.isoformat(),

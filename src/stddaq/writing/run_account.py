@@ -6,13 +6,11 @@ at the end. The key names are those of the driver's last result and of the maste
 
 from __future__ import annotations
 
+import itertools
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
-
-# Ids or ranges that a result names one by one; the counts are always exact.
-LIST_LIMIT = 1000
 
 
 class RunAccount:
@@ -31,10 +29,22 @@ class RunAccount:
         self.restarts = 0
         self.n_skipped = 0
         """How many ids are missing between recorded ones."""
-        self.damaged_ids: list[int] = []
+        self.damaged_ids = array("Q")
         self.n_lost = 0
         self.n_malformed = 0
         self.n_before_start_id = 0
+
+    def hear(self, sequence: int) -> None:
+        """Take the sequence number of a message, recorded or not, into account; 0: the source has none."""
+        if sequence:
+            if self._knows_sequence and sequence > self._sequence + 1:
+                self.n_lost += sequence - self._sequence - 1
+            self._sequence, self._knows_sequence = sequence, True
+
+    def hear_malformed(self) -> None:
+        """Count a message that is not the metadata of an image."""
+        self.n_malformed += 1
+        self._sequence += 1  # It was received; should it have had a number, this was it.
 
     def note(self, metadata: pb.ImageMetadata) -> None:
         """Take the next recorded image into account."""
@@ -46,11 +56,6 @@ class RunAccount:
         self.count += 1
         if metadata.status != pb.good_image:
             self.damaged_ids.append(image_id)
-        sequence = metadata.sequence
-        if sequence:
-            if self._knows_sequence and sequence > self._sequence + 1:
-                self.n_lost += sequence - self._sequence - 1
-            self._sequence, self._knows_sequence = sequence, True
 
     def _begin_range(self, image_id: int) -> None:
         if self.count and image_id < self.due:
@@ -89,12 +94,17 @@ class RunAccount:
         for first, last in self.ranges:
             yield from range(first, last + 1)
 
-    def result(self, overwritten: Sequence[int], failed: Sequence[int]) -> dict[str, object]:
-        """The account as JSON values, given what the writers could not record."""
+    def result(
+        self, overwritten: Sequence[int], failed: Sequence[int], list_limit: int | None
+    ) -> dict[str, object]:
+        """The account as JSON values, given what the writers could not record.
+
+        Lists are cut to `list_limit` entries, if any; `lists_truncated` says so. The counts are always exact.
+        """
         lost = set(overwritten) | set(failed)
-        damaged = self.damaged_ids if not lost else [i for i in self.damaged_ids if i not in lost]
-        skipped, n_ranges = _head(self.skipped())
-        lists = (damaged, overwritten, failed)
+        damaged = [i for i in self.damaged_ids if i not in lost] if lost else self.damaged_ids
+        skipped = list(itertools.islice(self.skipped(), None if list_limit is None else list_limit + 1))
+        lists = (damaged, overwritten, failed, skipped)
         return {
             "count": self.count,
             "n_good": self.count - len(damaged) - len(overwritten) - len(failed),
@@ -108,19 +118,9 @@ class RunAccount:
             "n_restarts": self.restarts,
             "first_id": self._first[0] if self.count else None,
             "last_id": self._last[-1] if self.count else None,
-            "damaged_ids": list(damaged[:LIST_LIMIT]),
-            "overwritten_ids": list(overwritten[:LIST_LIMIT]),
-            "failed_ids": list(failed[:LIST_LIMIT]),
-            "skipped": [list(r) for r in skipped],
-            "lists_truncated": n_ranges > LIST_LIMIT or any(len(ids) > LIST_LIMIT for ids in lists),
+            "damaged_ids": list(damaged[:list_limit]),
+            "overwritten_ids": list(overwritten[:list_limit]),
+            "failed_ids": list(failed[:list_limit]),
+            "skipped": [list(ids) for ids in skipped[:list_limit]],
+            "lists_truncated": list_limit is not None and any(len(ids) > list_limit for ids in lists),
         }
-
-
-def _head(ranges: Iterable[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]:
-    """The first ranges, and how many there are."""
-    head: list[tuple[int, int]] = []
-    n = 0
-    for n, item in enumerate(ranges, 1):
-        if n <= LIST_LIMIT:
-            head.append(item)
-    return head, n

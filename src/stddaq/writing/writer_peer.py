@@ -26,6 +26,7 @@ class Answer:
 class _Request:
     number: int
     sent_at: float
+    patience: float
     done: Callable[[Answer], None]
 
 
@@ -66,6 +67,7 @@ class WriterPeer:
         endpoints.bind(self.actions, self._endpoint)
         self.responses.connect(endpoints.writer_to_driver(detector_name, name))
         self._requests: list[_Request] = []
+        self._n_late = 0  # Answers that a connected writer still owes to requests that were given up.
         self._run_id = ""
 
     def begin_run(self, run_id: str) -> None:
@@ -74,8 +76,11 @@ class WriterPeer:
         self.n_forwarded = 0
         self.reported = WriterProgress()
 
-    def ask(self, action: pb.WriterAction, done: Callable[[Answer], None]) -> None:
-        """Send a request; `done` is called once, with the answer or with why there is none."""
+    def ask(self, action: pb.WriterAction, patience: float, done: Callable[[Answer], None]) -> None:
+        """Send a request; `done` is called once, with the answer or with why there is none.
+
+        A connected writer from which nothing is heard for `patience` seconds is given up.
+        """
         if not self.connected:
             done(Answer(f"writer {self.name} is not connected"))
             return
@@ -84,7 +89,7 @@ class WriterPeer:
         except zmq.Again:
             done(Answer(f"writer {self.name} takes no messages ({endpoints.QUEUE_LIMIT} are waiting for it)"))
             return
-        self._requests.append(_Request(action.request, time.monotonic(), done))
+        self._requests.append(_Request(action.request, time.monotonic(), patience, done))
 
     def take_responses(self) -> None:
         """Read what the writer sent: answers and progress reports."""
@@ -116,6 +121,9 @@ class WriterPeer:
 
         A writer that does not return numbers (C++) answers in order.
         """
+        if not response.request and self._n_late:
+            self._n_late -= 1
+            return
         for position, request in enumerate(self._requests):
             if response.request in (0, request.number):
                 del self._requests[position]
@@ -127,8 +135,8 @@ class WriterPeer:
                 request.done(Answer(reason))
                 return
 
-    def watch(self, patience: float) -> str:
-        """Notice a writer that is gone or does not answer for `patience` seconds.
+    def watch(self) -> str:
+        """Notice a writer that is gone, or does not answer.
 
         Returns what is wrong, an empty string when nothing is new.
         """
@@ -137,18 +145,22 @@ class WriterPeer:
             self.connected = connected
             log.event("writer %s %s", self.name, "connected" if connected else "disconnected")
             if not connected:
+                self._n_late = 0
                 trouble = f"writer {self.name} is gone or hangs; {self.reported.n_written} of "
                 trouble += f"{self.n_forwarded} images of this run that it got were written"
                 self._drop_requests(trouble)
-        if self._requests and self._is_overdue(patience):
+        if self._requests and (patience := self._overdue()):
             trouble = f"writer {self.name} did not answer within {patience:g} s; "
             trouble += f"{self.reported.n_written} of {self.n_forwarded} images were written"
+            self._n_late += len(self._requests)
             self._drop_requests(trouble)
         return trouble
 
-    def _is_overdue(self, patience: float) -> bool:
-        since = max(min(request.sent_at for request in self._requests), self.last_heard)
-        return time.monotonic() - since > patience
+    def _overdue(self) -> float:
+        """How long the oldest request was waited for, in vain; 0 while there is hope."""
+        oldest = self._requests[0]
+        waited = time.monotonic() - max(oldest.sent_at, self.last_heard)
+        return oldest.patience if waited > oldest.patience else 0.0
 
     def _drop_requests(self, reason: str) -> None:
         requests, self._requests = self._requests, []

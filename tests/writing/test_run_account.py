@@ -1,0 +1,147 @@
+"""Division, account and overrun rules against references of a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from stddaq.wire.std_daq import image_metadata_pb2 as pb
+from stddaq.writing.overrun import suspects
+from stddaq.writing.run_account import RunAccount
+
+# Mostly consecutive ids, with gaps, repetitions and restarts.
+Ids = st.lists(
+    st.one_of(
+        st.integers(0, 30), st.tuples(st.integers(0, 40), st.integers(1, 8)).map(lambda r: range(*r, 1))
+    ),
+    max_size=12,
+).map(lambda parts: [i for part in parts for i in ([part] if isinstance(part, int) else part)])
+HUGE = 2**64 - 1
+
+
+def account_of(
+    ids: Sequence[int], damaged: Sequence[bool] = (), sequences: Sequence[int] = (), follows: bool = True
+) -> RunAccount:
+    account = RunAccount(follows_sequence=follows)
+    for position, image_id in enumerate(ids):
+        status = pb.missing_packets if position < len(damaged) and damaged[position] else pb.good_image
+        account.hear(sequences[position] if position < len(sequences) else 0)
+        account.note(pb.ImageMetadata(image_id=image_id, status=status))
+    return account
+
+
+@given(Ids)
+def test_ranges_are_the_ids_in_order_of_arrival(ids: list[int]):
+    account = account_of(ids)
+    assert [i for first, last in account.ranges for i in range(first, last + 1)] == ids
+    assert account.count == len(ids)
+
+
+@given(Ids)
+@example([])
+@example([HUGE])
+@example([0, HUGE])
+@example([HUGE, 0])
+def test_skipped_ids_are_those_between_neighbours_that_are_not_there(ids: list[int]):
+    account = account_of(ids)
+    pairs = list(pairwise(ids))
+    assert list(account.skipped()) == [(a + 1, b - 1) for a, b in pairs if b > a + 1]
+    assert account.n_skipped == sum(b - a - 1 for a, b in pairs if b > a)
+    assert account.restarts == sum(b <= a for a, b in pairs)
+
+
+@given(Ids, st.integers(1, 5), st.booleans())
+def test_every_image_goes_to_exactly_one_writer(ids: list[int], n_writers: int, by_arrival: bool):
+    account = account_of(ids)
+    for writer in range(n_writers):
+        mine = [i for place, i in enumerate(ids) if (place if by_arrival else i) % n_writers == writer]
+        assert list(account.ids_of(writer, n_writers, by_arrival)) == mine
+
+
+@given(st.data(), st.lists(st.integers(0, 50), unique=True, max_size=20).map(sorted))
+def test_every_recorded_image_is_exactly_one_of_good_damaged_overwritten_and_failed(
+    data: st.DataObject, ids: list[int]
+):
+    damaged = data.draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
+    fates = data.draw(st.lists(st.sampled_from("-of"), min_size=len(ids), max_size=len(ids)))
+    overwritten = [i for i, fate in zip(ids, fates, strict=True) if fate == "o"]
+    failed = [i for i, fate in zip(ids, fates, strict=True) if fate == "f"]
+    result = account_of(ids, damaged).result(overwritten, failed, list_limit=None)
+    is_damaged = [i for i, d, fate in zip(ids, damaged, fates, strict=True) if d and fate == "-"]
+    assert result["damaged_ids"] == is_damaged
+    assert result["n_good"] == len(ids) - len(is_damaged) - len(overwritten) - len(failed)
+    assert (result["overwritten_ids"], result["failed_ids"]) == (overwritten, failed)
+    assert (result["first_id"], result["last_id"]) == ((ids[0], ids[-1]) if ids else (None, None))
+    assert not result["lists_truncated"]
+
+
+def test_long_lists_are_cut_and_the_result_says_so():
+    ids = list(range(0, 40, 2))
+    account = account_of(ids, damaged=[True] * len(ids))
+    result = account.result([], [], list_limit=10)
+    assert result["damaged_ids"] == ids[:10]
+    assert result["skipped"] == [[i + 1, i + 1] for i in ids[:10]]
+    assert result["lists_truncated"] is True
+    assert (result["n_damaged"], result["n_skipped"]) == (20, 19)
+    for limit in (None, 20):
+        result = account.result([], [], list_limit=limit)
+        assert result["damaged_ids"] == ids
+        assert result["lists_truncated"] is False
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=30), st.booleans())
+def test_lost_messages_are_the_sequence_numbers_that_did_not_come(steps: list[int], follows: bool):
+    sequences = [1000 + sum(steps[: i + 1]) for i in range(len(steps))]
+    account = account_of(range(len(steps)), sequences=sequences, follows=follows)
+    missing = set(range(sequences[0], sequences[-1] + 1)) - set(sequences)
+    assert account.lost() == (len(missing) if follows else None)
+
+
+def test_losses_of_a_source_without_sequence_numbers_are_not_known():
+    assert account_of([1, 2, 7]).lost() is None
+
+
+def test_damage_of_an_id_that_came_twice_is_counted_twice():
+    result = account_of([3, 4, 3, 4], damaged=[True, False, True, False]).result([], [], list_limit=None)
+    assert (result["n_damaged"], result["n_good"], result["damaged_ids"]) == (2, 2, [3, 3])
+
+
+Stream = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), min_size=1, max_size=5).map(
+    lambda passes: [i for first, n in passes for i in range(first, first + n)]
+)
+
+
+@given(Stream, st.integers(0, 60), st.integers(1, 40), st.integers(0, 3))
+def test_every_slot_that_was_written_anew_is_suspect(ids: list[int], split: int, n_slots: int, margin: int):
+    """Also when up to `margin` images more than the announced ones are there or in the making."""
+    known, later = ids[:split], ids[split:]
+    result = suspects(known, later, n_slots, margin)
+    assert len(result) == len(known)
+    written = [*ids, *range(ids[-1] + 1, ids[-1] + 1 + margin)]
+    for position, image_id in enumerate(known):
+        if any(other % n_slots == image_id % n_slots for other in written[position + 1 :]):
+            assert result[position], f"image {image_id} at {position}"
+
+
+@given(st.integers(0, 1000), st.integers(1, 50), st.integers(0, 50), st.integers(0, 10))
+def test_images_of_one_pass_that_are_young_enough_are_not_suspect(
+    first: int, n_known: int, n_later: int, margin: int
+):
+    known = list(range(first, first + n_known))
+    later = list(range(first + n_known, first + n_known + n_later))
+    n_slots = n_known + n_later + margin
+    assert not any(suspects(known, later, n_slots, margin))
+
+
+def test_messages_that_were_received_but_not_recorded_are_not_lost():
+    account = RunAccount(follows_sequence=True)
+    for sequence in (10, 11):  # 10 is recorded, 11 has an id below start_id.
+        account.hear(sequence)
+    account.hear_malformed()
+    account.hear(13)
+    assert account.lost() == 0
+    account.hear(16)
+    assert account.lost() == 2
