@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -277,9 +278,17 @@ def _summarise(checked: _Checked, seconds: float, account: dict[str, Any], maste
     print("\n".join(account_lines(account, image_bytes)))
     print(f"checked     {checked.n_images} images, {checked.n_pixels} pixels, 0 differ ({seconds:.1f} s)")
     print(f"preview     {png}")
+    command, directory = _own_command(), shlex.quote(str(Path(master).parent))
     print("\nTry next:")
-    print(f"  stddaq info {master}")
-    print(f"  silx view {master}")
-    directory = Path(master).parent
-    print(f"  stddaq up {directory}/{PREFIX}.json -m --source simulate --rate 100")
-    print(f"  stddaq record {directory} --prefix mine -n 500    (in another terminal)")
+    print(f"  {command} info {shlex.quote(master)}")
+    print(f"  silx view {shlex.quote(master)}    (pip install silx; any NeXus viewer does)")
+    print(f"  {command} up {directory}/{PREFIX}.json -m --source simulate --rate 100")
+    print(f"  {command} record {directory} --prefix mine -n 500    (in another terminal)")
+
+
+def _own_command() -> str:
+    """How this command is called from here: by name, or by its path when the environment is not active."""
+    if shutil.which("stddaq"):
+        return "stddaq"
+    path = Path(sys.executable).with_name("stddaq")
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
