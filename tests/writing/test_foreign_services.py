@@ -11,25 +11,27 @@ import numpy as np
 import pytest
 from support import foreign
 from support.foreign import ForeignDriver, ForeignSource
-from support.processes import Deployment, wait_until
+from support.processes import Deployment, Service, wait_until
 from support.runs import (
     DAMAGED,
     MakeRig,
     Rig,
+    assert_raw_file_holds,
     assert_raw_files_hold,
     assert_saved,
     image_of,
     images_of,
 )
 
+from stddaq.client import RunFailed
 from stddaq.files.aggregate import aggregate_run
 
 
-def start_foreign_writers(rig: Rig, which: Sequence[int], *args: object) -> None:
-    for i in which:
-        rig.deployment.run(
-            sys.executable, foreign.__file__, rig.deployment.config_path, i, *args, ready="ready"
-        )
+def start_foreign_writers(rig: Rig, which: Sequence[int]) -> list[Service]:
+    return [
+        rig.deployment.run(sys.executable, foreign.__file__, rig.deployment.config_path, i, ready="ready")
+        for i in which
+    ]
 
 
 @pytest.mark.parametrize("foreign_writers", [(0, 1, 2), (0,), (2,)], ids=["all", "first", "last"])
@@ -55,6 +57,26 @@ def test_a_run_with_foreign_writers_can_be_stopped(make_rig: MakeRig):
     rig.publish(images)
     rig.client.wait_for(lambda status: status.n_received == 9, 5)
     assert_saved(rig.end(stop=True), images)
+
+
+def test_a_foreign_writer_that_is_killed_is_named_and_nothing_of_it_is_taken_for_recorded(make_rig: MakeRig):
+    rig = make_rig(writers=False)
+    (killed,) = start_foreign_writers(rig, (0,))
+    rig.deployment.start("std_det_writer", 1)
+    images = images_of(range(20))
+    rig.begin()
+    rig.publish(images)
+    rig.wait_for_count(10)
+    killed.kill()
+    with pytest.raises(RunFailed, match="writer 0"):
+        rig.client.wait_until_saved(3)
+    account = rig.account()
+    assert (account["count"], account["n_good"]) == (20, 10)
+    assert account["failed_ids"] == list(range(0, 20, 2))
+    assert_raw_file_holds(rig.path("file1.h5"), images[1::2])
+    start_foreign_writers(rig, (0,))
+    images = images_of(range(100, 110))
+    assert_saved(rig.record(images, file_prefix="next"), images)
 
 
 @pytest.mark.parametrize("division", ["image_id", "arrival"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from support.foreign import ForeignSource
@@ -143,3 +145,19 @@ def test_overwritten_images_of_a_writer_that_is_killed_afterwards_are_not_counte
     rows, _ = read_raw_file(rig.path("file1.h5"), swmr=True)
     assert account["overwritten_ids"] == rows["image_id"][rows["status"] == OVERWRITTEN].tolist()
     assert account["n_good"] == 1200 - 100
+
+
+def test_whatever_a_burst_of_many_rings_does_no_image_has_pixels_of_another(make_rig: MakeRig):
+    """Nobody waits for anybody: copies race with the source all the time."""
+    n_images = 6000
+    rig = small_images(make_rig)
+    rig.begin(n_image=n_images)
+    rig.publish(images_of(range(n_images), shape=SHAPE))
+    account = rig.end()
+    # The account in the master file has all ids, however many they are.
+    with h5py.File(account["files"]["master"]) as file:
+        text: Any = file["entry/stddaq/account"]
+        account |= json.loads(text[()])
+    assert not account["lists_truncated"]
+    images = assert_only_overwritten_images_are_missing(account, n_images)
+    assert_master_file_holds(Path(account["files"]["master"]), images)
