@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from support.processes import Service, console_script, wait_until
 from support.runs import (
+    GOOD,
+    OVERWRITTEN,
     Image,
     MakeRig,
     Publishing,
@@ -54,9 +56,15 @@ def assert_account_matches_files(account: Mapping[str, Any], writer: int, n_writ
     failed = set(account["failed_ids"])
     confirmed = [i for i in received if i % n_writers == writer and i not in failed]
     assert rows["image_id"].tolist()[: len(confirmed)] == confirmed
-    for row, image_data in zip(rows, data, strict=True):
-        assert np.array_equal(image_data, image_of(int(row["image_id"])).pixels)
-        assert row["status"] == 1
+    for row, pixels in zip(rows, data, strict=True):
+        image_id = int(row["image_id"])
+        if row["status"] == OVERWRITTEN:
+            # What a writer that hung found too late in the ring buffer is not part of the account.
+            assert image_id in failed
+            assert not pixels.any()
+        else:
+            assert row["status"] == GOOD
+            assert np.array_equal(pixels, image_of(image_id).pixels)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
