@@ -299,6 +299,7 @@ class Distributor:
             self._end_recording("")
 
     def _send(self, peer: WriterPeer, action: bytes) -> bool:
+        peer.n_forwarded += 1
         try:
             peer.actions.send(action, zmq.NOBLOCK)
         except zmq.Again:
@@ -306,7 +307,6 @@ class Distributor:
                 f"writer {peer.name} does not keep up: {endpoints.QUEUE_LIMIT} images are waiting for it"
             )
             return False
-        peer.n_forwarded += 1
         return True
 
 

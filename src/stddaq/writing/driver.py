@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
+import threading
 import time
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -123,10 +126,10 @@ class Driver:
             with_metadata = len(self._distributor.peers) > len(self._distributor.writers)
             files = RunFiles.of(start, self._config.number_of_writers, with_metadata)
             compressed = bool(compression_of(self._suffix))
-            check = asyncio.to_thread(
-                check_start, start, files, self._config, self._roots, compressed=compressed
+            await _aside(
+                lambda: check_start(start, files, self._config, self._roots, compressed=compressed),
+                CHECK_TIMEOUT_S,
             )
-            await asyncio.wait_for(check, CHECK_TIMEOUT_S)
         except TimeoutError:
             reason = f"path: the file system of {start.path} did not answer within {CHECK_TIMEOUT_S:g} s"
             client.tell(_encode(refusal | {"reason": reason, "error": "path_not_usable"}))
@@ -424,11 +427,14 @@ class Driver:
 
     def _failed_ids(self, run: Run, number: int) -> list[int]:
         """Ids that a writer got and did not confirm; what it named itself, when it confirmed the rest."""
-        reported = self._distributor.writers[number].reported
+        peer = self._distributor.writers[number]
+        reported = peer.reported
+        if reported.n_written + len(reported.failed_ids) == peer.n_forwarded:
+            return reported.failed_ids
         ids = run.account.ids_of(number, self._config.number_of_writers, self._by_arrival)
         named = set(reported.failed_ids)
-        unwritten = [image_id for image_id in ids if image_id not in named][reported.n_written :]
-        return reported.failed_ids + unwritten
+        others = (image_id for image_id in ids if image_id not in named)
+        return [*reported.failed_ids, *itertools.islice(others, reported.n_written, None)]
 
     async def shut_down(self, within: float) -> None:
         """End the run that goes on, if any, as by `stop`; give up after `within` seconds."""
@@ -446,6 +452,20 @@ async def _first_of(*events: asyncio.Event, timeout: float | None = None) -> Non
     finally:
         for task in waiting:
             task.cancel()
+
+
+async def _aside(function: Callable[[], None], timeout: float) -> None:
+    """Run `function` in a thread that may hang without keeping the process. Raises `TimeoutError`."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except Exception as error:  # noqa: BLE001  (it belongs to the caller)
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), timeout)
 
 
 def _from_thread(loop: asyncio.AbstractEventLoop, function: Any, *arguments: Any) -> None:

@@ -138,7 +138,10 @@ def _access_as(uid: int, path: str) -> bool:
 
 def _check_space(start: StartCommand, config: DetectorConfig) -> None:
     needed = start.n_image * config.image_bytes
-    space = os.statvfs(start.path)
+    try:
+        space = os.statvfs(start.path)
+    except OSError as error:
+        raise CommandError("path_not_usable", f"path: {start.path}: {error.strerror}") from error
     free = (space.f_bavail if start.writer_id else space.f_bfree) * space.f_frsize
     if needed > free:
         raise CommandError(
