@@ -165,14 +165,22 @@ class Service:
 class Deployment:
     """One detector: configuration, ipc directory, and the services started for it."""
 
-    def __init__(self, directory: Path, **overrides: Any) -> None:
-        """Write the configuration into `directory`; `overrides` as for `make_config`."""
+    def __init__(self, directory: Path, *, user: int | None = None, **overrides: Any) -> None:
+        """Write the configuration into `directory`; `overrides` as for `make_config`.
+
+        `user` is a uid that services are started as, which takes root; without, they run as we do.
+        """
         self.config = make_config(**overrides)
         self.detector_name: str = self.config["detector_name"]
-        self.config_path = directory / f"{self.detector_name}.json"
-        self.write_config()
+        self._user = user
         # Paths of sockets are limited to 107 bytes; pytest's own directories are longer than that.
         self.ipc_directory = Path(tempfile.mkdtemp(prefix="sd-", dir="/tmp"))
+        self.config_path = directory / f"{self.detector_name}.json"
+        if user is not None:
+            # pytest's own directories are closed to other users.
+            self.ipc_directory.chmod(0o777)
+            self.config_path = self.ipc_directory.with_suffix(".json")
+        self.write_config()
         self.env = {**os.environ, "STDDAQ_IPC_DIR": str(self.ipc_directory), "PYTHONUNBUFFERED": "1"}
         self.services: list[Service] = []
 
@@ -185,6 +193,7 @@ class Deployment:
         """Write the configuration file again, with changed keys. Returns its path."""
         self.config.update(changes)
         self.config_path.write_text(json.dumps(self.config, indent=2))
+        self.config_path.chmod(0o644)
         return self.config_path
 
     def start(self, service: str, *args: object, ready: str | None = r"ready") -> Service:
@@ -192,7 +201,10 @@ class Deployment:
 
         `service` is a console script (`std_det_driver`). Waits for a line that matches `ready`, unless None.
         """
-        return self.run(console_script(service), self.config_path, *args, ready=ready)
+        command: list[object] = [console_script(service)]
+        if self._user is not None:
+            command = [sys.executable, "-P", Path(__file__).with_name("as_user.py"), self._user, service]
+        return self.run(*command, self.config_path, *args, ready=ready)
 
     def run(self, *command: object, ready: str | None = None, cwd: Path | None = None) -> Service:
         """Start any command in the environment of this deployment."""
@@ -258,6 +270,7 @@ class Deployment:
         finally:
             self.remove_leftovers()
             shutil.rmtree(self.ipc_directory, ignore_errors=True)
+            self.config_path.unlink(missing_ok=True)
         assert not complaints, "\n".join(complaints)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,14 @@ from websockets.sync.client import ClientConnection, connect
 
 from stddaq.client import CommandRefused, RunFailed
 
-# A user that is neither root nor we.
-NOBODY = 65534 if os.geteuid() != 65534 else 65533
+IS_ROOT = os.geteuid() == 0
+NOBODY = 65534
+# A user that is neither root, nor we, nor nobody.
+OTHER = 65533 if os.geteuid() != 65533 else 65532
+# Services that are not root: started as nobody where we are root, and as we are otherwise.
+NO_ROOT = NOBODY if IS_ROOT else None
+# A user whom the services can write as: anybody where they are root, otherwise only themselves.
+ASKED_FOR = NOBODY if IS_ROOT else os.geteuid()
 
 BAD_FRAMES = [
     ("{", "invalid_json"),
@@ -51,6 +58,14 @@ BAD_FRAMES = [
     ('{"command": "start", "path": "/tmp\\u0000", "file_prefix": "x"}', "invalid_field"),
     ('{"command": "start", "path": "/tmp", "overwrite": 1}', "invalid_field"),
 ]
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """An empty directory in which everybody may write; pytest's own are closed to other users."""
+    with tempfile.TemporaryDirectory(prefix="stddaq-", dir="/tmp") as path:
+        Path(path).chmod(0o777)
+        yield Path(path)
 
 
 def refusal_of(connection: ClientConnection) -> dict[str, Any]:
@@ -182,59 +197,53 @@ def test_paths_outside_the_allowed_roots_are_refused(make_rig: MakeRig, tmp_path
         assert (path / f"{prefix}0.h5").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can ask for another user")
 def test_a_directory_not_writable_for_the_uid_is_refused_before_anything_is_created(make_rig: MakeRig):
     rig = make_rig(switch_user_active=True)
-    rig.directory.chmod(0o700)
-    with pytest.raises(CommandRefused, match=f"uid {NOBODY} may not write") as refused:
-        rig.client.start(rig.directory, writer_id=NOBODY)
+    rig.directory.chmod(0o500)
+    with pytest.raises(CommandRefused, match=f"uid {ASKED_FOR} may not write") as refused:
+        rig.client.start(rig.directory, writer_id=ASKED_FOR)
     assert refused.value.error_type == "path_not_usable"
     assert list(rig.directory.iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_directory_that_the_service_may_not_write_to_is_refused(rig: Rig):
-    rig.directory.chmod(0o500)
-    try:
-        with pytest.raises(CommandRefused, match="may not write"):
-            rig.client.start(rig.directory)
-    finally:
-        rig.directory.chmod(0o700)
+def test_a_directory_that_the_service_may_not_write_to_is_refused(make_rig: MakeRig, open_directory: Path):
+    rig = make_rig(user=NO_ROOT)
+    open_directory.chmod(0o555)
+    with pytest.raises(CommandRefused, match=f"uid {NO_ROOT or os.geteuid()} may not write") as refused:
+        rig.client.start(open_directory)
+    assert refused.value.error_type == "path_not_usable"
+    assert list(open_directory.iterdir()) == []
 
 
 def test_another_uid_is_refused_when_switching_is_not_configured(rig: Rig):
     with pytest.raises(CommandRefused, match="switch_user_active") as refused:
-        rig.client.start(rig.directory, writer_id=NOBODY)
+        rig.client.start(rig.directory, writer_id=OTHER)
     assert refused.value.error_type == "user_not_allowed"
     assert list(rig.directory.iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root can switch")
-def test_another_uid_is_refused_when_the_service_is_not_root(make_rig: MakeRig):
-    rig = make_rig(switch_user_active=True)
-    rig.client.start(rig.directory, writer_id=NOBODY)
+def test_another_uid_is_refused_when_the_service_is_not_root(make_rig: MakeRig, open_directory: Path):
+    rig = make_rig(user=NO_ROOT, switch_user_active=True)
+    rig.client.start(open_directory, writer_id=OTHER)
     with pytest.raises(RunFailed, match="only root can switch"):
         rig.client.wait_until_saved(10)
-    assert list(rig.directory.iterdir()) == []
+    assert list(open_directory.iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can switch")
-def test_files_belong_to_the_uid_that_was_asked_for(make_rig: MakeRig):
+def test_files_belong_to_the_uid_that_was_asked_for(make_rig: MakeRig, open_directory: Path):
     rig = make_rig(switch_user_active=True, driver=["-m"])
     rig.deployment.start("std_det_meta_writer_gf")
-    # pytest's own directories are closed to other users.
-    rig.directory = Path(rig.enter(tempfile.TemporaryDirectory(dir="/tmp")))
-    rig.directory.chmod(0o777)
+    rig.directory = open_directory
     images = images_of(range(9))
-    account = rig.record(images, writer_id=NOBODY)
+    account = rig.record(images, writer_id=ASKED_FOR)
     assert_saved(account, images)
     names = {path.name: path.stat() for path in rig.directory.iterdir()}
     assert sorted(names) == ["file0.h5", "file1.h5", "fileMaster.h5", "fileMeta.h5"]
-    assert {stat.st_uid for stat in names.values()} == {NOBODY}
-    assert {stat.st_gid for stat in names.values()} == {NOBODY}
+    assert {stat.st_uid for stat in names.values()} == {ASKED_FOR}
+    assert {stat.st_gid for stat in names.values()} == {NOBODY if IS_ROOT else os.getegid()}
     # The services are themselves again: the next run belongs to them.
     assert_saved(rig.record(images_of(range(20, 24)), file_prefix="own"), images_of(range(20, 24)))
-    assert {path.stat().st_uid for path in rig.directory.glob("own*")} == {0}
+    assert {path.stat().st_uid for path in rig.directory.glob("own*")} == {os.geteuid()}
 
 
 def test_more_images_than_the_disk_can_hold_are_refused_with_both_numbers(rig: Rig):

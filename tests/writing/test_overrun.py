@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from support.foreign import ForeignSource
 from support.runs import (
     OVERWRITTEN,
@@ -24,6 +27,7 @@ from support.runs import (
 )
 
 from stddaq.client import RunFailed
+from stddaq.writing.overrun import MIN_MARGIN, Passes
 
 SHAPE = (8, 16)
 
@@ -147,12 +151,22 @@ def test_overwritten_images_of_a_writer_that_is_killed_afterwards_are_not_counte
     assert account["n_good"] == 1200 - 100
 
 
-def test_whatever_a_burst_of_many_rings_does_no_image_has_pixels_of_another(make_rig: MakeRig):
+@pytest.mark.parametrize("source", ["ours", "foreign"])
+def test_whatever_a_burst_of_many_rings_does_no_image_has_pixels_of_another(make_rig: MakeRig, source: str):
     """Nobody waits for anybody: copies race with the source all the time."""
     n_images = 6000
     rig = small_images(make_rig)
-    rig.begin(n_image=n_images)
-    rig.publish(images_of(range(n_images), shape=SHAPE))
+    images = images_of(range(n_images), shape=SHAPE)
+    if source == "ours":
+        rig.begin(n_image=n_images)
+        rig.publish(images)
+    else:
+        foreign = rig.enter(ForeignSource(rig.deployment.config))
+        foreign.wait_for_subscriber()
+        rig.client.start(rig.directory, n_image=n_images)
+        rig.client.wait_until_ready(5)
+        for image in images:
+            foreign.publish(image.image_id, image.pixels)
     account = rig.end()
     # The account in the master file has all ids, however many they are.
     with h5py.File(account["files"]["master"]) as file:
@@ -161,3 +175,37 @@ def test_whatever_a_burst_of_many_rings_does_no_image_has_pixels_of_another(make
     assert not account["lists_truncated"]
     images = assert_only_overwritten_images_are_missing(account, n_images)
     assert_master_file_holds(Path(account["files"]["master"]), images)
+
+
+Stream = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), min_size=1, max_size=5).map(
+    lambda passes: [i for first, n in passes for i in range(first, first + n)]
+)
+
+
+@given(Stream, st.integers(1, 40), st.data())
+def test_every_slot_that_was_announced_anew_is_suspect(ids: list[int], n_slots: int, data: st.DataObject):
+    """Also when up to `MIN_MARGIN` images more than the announced ones are there or in the making."""
+    recorded = sorted(data.draw(st.sets(st.integers(0, len(ids) - 1), max_size=len(ids))))
+    passes = Passes(n_slots)
+    for image_id in ids:
+        passes.announce(image_id)
+    written = [*ids, *range(ids[-1] + 1, ids[-1] + 1 + MIN_MARGIN)]
+    # A restart that none of the recorded images shows cannot be told from images that come late.
+    assume(restarts(ids) == restarts([ids[i] for i in recorded]))
+    for position in recorded:
+        suspect = passes.is_suspect(ids[position])
+        if any(other % n_slots == ids[position] % n_slots for other in written[position + 1 :]):
+            assert suspect, f"image {ids[position]} at {position}"
+
+
+def restarts(ids: Sequence[int]) -> int:
+    return sum(following <= image_id for image_id, following in pairwise(ids))
+
+
+@given(st.integers(0, 1000), st.integers(1, 50))
+def test_images_of_one_pass_that_are_young_enough_are_not_suspect(first: int, n_images: int):
+    passes = Passes(n_images + MIN_MARGIN)
+    ids = range(first, first + n_images)
+    for image_id in ids:
+        passes.announce(image_id)
+    assert not any(passes.is_suspect(image_id) for image_id in ids)

@@ -9,7 +9,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
-from stddaq.writing.overrun import suspects
 from stddaq.writing.run_account import RunAccount
 
 # Mostly consecutive ids, with gaps, repetitions and restarts.
@@ -107,33 +106,6 @@ def test_losses_of_a_source_without_sequence_numbers_are_not_known():
 def test_damage_of_an_id_that_came_twice_is_counted_twice():
     result = account_of([3, 4, 3, 4], damaged=[True, False, True, False]).result([], [], list_limit=None)
     assert (result["n_damaged"], result["n_good"], result["damaged_ids"]) == (2, 2, [3, 3])
-
-
-Stream = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), min_size=1, max_size=5).map(
-    lambda passes: [i for first, n in passes for i in range(first, first + n)]
-)
-
-
-@given(Stream, st.integers(0, 60), st.integers(1, 40), st.integers(0, 3))
-def test_every_slot_that_was_written_anew_is_suspect(ids: list[int], split: int, n_slots: int, margin: int):
-    """Also when up to `margin` images more than the announced ones are there or in the making."""
-    known, later = ids[:split], ids[split:]
-    result = suspects(known, later, n_slots, margin)
-    assert len(result) == len(known)
-    written = [*ids, *range(ids[-1] + 1, ids[-1] + 1 + margin)]
-    for position, image_id in enumerate(known):
-        if any(other % n_slots == image_id % n_slots for other in written[position + 1 :]):
-            assert result[position], f"image {image_id} at {position}"
-
-
-@given(st.integers(0, 1000), st.integers(1, 50), st.integers(0, 50), st.integers(0, 10))
-def test_images_of_one_pass_that_are_young_enough_are_not_suspect(
-    first: int, n_known: int, n_later: int, margin: int
-):
-    known = list(range(first, first + n_known))
-    later = list(range(first + n_known, first + n_known + n_later))
-    n_slots = n_known + n_later + margin
-    assert not any(suspects(known, later, n_slots, margin))
 
 
 def test_messages_that_were_received_but_not_recorded_are_not_lost():

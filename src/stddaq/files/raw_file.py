@@ -121,6 +121,7 @@ class RawFile:
         self._chunk_offsets: list[int] = []
         self._declared: list[tuple[int, int]] = []
         self.n_images = 0
+        self._extent = 0
         self._is_closed = False
         self._file = create_swmr_file(path, overwrite=overwrite)
         try:
@@ -180,10 +181,16 @@ class RawFile:
             self._write(images[first : first + n], self._chunk_offsets[chunk] + row * self._image_bytes)
             first += n
 
+    def _extend(self, n_rows: int) -> None:
+        """Make room for `n_rows` rows. Never less than before: HDF5 would free chunks beyond the extent."""
+        if n_rows > self._extent:
+            self._data.set_extent((n_rows, *self._layout.image_shape))
+            self._extent = n_rows
+
     def _allocate_chunk(self) -> None:
         # The extent ends at the first image of the new chunk, not at the chunk's end, so that no reader ever
         # sees rows that are not there; it is not flushed before the image is.
-        self._data.set_extent((self.n_images + 1, *self._layout.image_shape))
+        self._extend(self.n_images + 1)
         chunk = self._data.get_chunk_info_by_coord((self.n_images, 0, 0))
         if chunk.byte_offset is None:
             raise FileLayoutError(f"{self.path}: HDF5 allocated no space for a chunk")
@@ -204,7 +211,7 @@ class RawFile:
         self.n_images += len(images)
 
     def _put_compressed(self, images: Sequence[memoryview | None]) -> None:
-        self._data.set_extent((self.n_images + len(images), *self._layout.image_shape))
+        self._extend(self.n_images + len(images))
         for image in images:
             if image is not None:  # Without a stored chunk HDF5 reads the fill value, zero.
                 self._data.write_direct_chunk((self.n_images, 0, 0), image)
@@ -242,7 +249,7 @@ class RawFile:
         n_rows = self._metadata.n_rows + len(self._declared)
         if n_rows > self.n_images:
             raise FileLayoutError(f"{self.path}: {n_rows} rows declared, {self.n_images} images put")
-        self._data.set_extent((n_rows, *self._layout.image_shape))
+        self._extend(n_rows)
         self._data.flush()
         self._metadata.append(self._declared)
         self._declared.clear()

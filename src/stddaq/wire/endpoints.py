@@ -100,6 +100,20 @@ def unbind(zmq_socket: zmq.Socket, endpoint: str) -> None:
     zmq_socket.close()
 
 
+def somebody_listens(endpoint: str) -> bool:
+    """Whether a process accepts connections at an ipc endpoint."""
+    path = endpoint.removeprefix("ipc://")
+    if not Path(path).exists():
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0.1)
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
+
+
 def watch_connection(zmq_socket: zmq.Socket) -> zmq.Socket:
     """A monitor of the socket's connections; `connection_changes` reads it."""
     return zmq_socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)

@@ -12,13 +12,11 @@ import functools
 import itertools
 import os
 import queue
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import zmq
@@ -202,7 +200,7 @@ class Distributor:
         """Whether a publisher has our subscription, or there is none that could."""
         if self._connected_at is not None:
             return time.monotonic() - self._connected_at >= SUBSCRIPTION_SETTLE_S
-        return not _somebody_listens(self._stream)
+        return not endpoints.somebody_listens(self._stream)
 
     def _serve(self) -> None:
         try:
@@ -330,17 +328,3 @@ def _length(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
-
-
-def _somebody_listens(endpoint: str) -> bool:
-    """Whether a process accepts connections at an ipc endpoint."""
-    path = endpoint.removeprefix("ipc://")
-    if not Path(path).exists():
-        return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(0.1)
-        try:
-            probe.connect(path)
-        except OSError:
-            return False
-    return True

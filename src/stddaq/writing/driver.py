@@ -398,8 +398,14 @@ class Driver:
         return message
 
     def _count(self) -> int:
-        """Images recorded: written and readable by other processes, or failed."""
-        return sum(p.reported.n_written + p.reported.n_failed for p in self._distributor.writers)
+        """Images recorded: written and readable by other processes, or failed.
+
+        Of a foreign writer, which reports nothing before the end, those that it got.
+        """
+        return sum(
+            peer.reported.n_written + peer.reported.n_failed if peer.is_ours else peer.n_forwarded
+            for peer in self._distributor.writers
+        )
 
     def _result(self, run: Run, reason: str, list_limit: int | None = LIST_LIMIT) -> dict[str, Any]:
         """The account of a run, as in the master file, which lists everything; see `RunAccount`."""

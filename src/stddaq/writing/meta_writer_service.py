@@ -6,7 +6,7 @@ One program for all detector types; they differ in the rows of the file only.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from stddaq.config import DetectorConfig
@@ -46,7 +46,7 @@ class MetadataRecorder:
             overwrite=action.overwrite,
         )
 
-    def record(self, images: RecordImages, look_ahead: Callable[[], RecordImages]) -> None:
+    def record(self, images: RecordImages) -> None:
         """See `Recorder`."""
         if self._file is None:
             return
@@ -57,16 +57,20 @@ class MetadataRecorder:
             self._file.add(image.image_metadata)
         self._counter.count += len(images)
 
-    def flush(self) -> None:
+    def settle(self) -> None:
+        """See `Recorder`; metadata cannot be overwritten."""
+
+    def flush(self) -> bool:
         """See `Recorder`."""
         if self._file is None:
-            return
+            return False
         try:
             self._file.flush()
         except (OSError, RuntimeError) as error:
             self._failure = self._failure or f"{self._file.path}: {error}"
             log.logger.error("flushing failed: %s", self._failure)
         self._n_visible = self._file.n_visible
+        return False
 
     def close(self) -> None:
         """See `Recorder`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -31,8 +31,6 @@ from stddaq.writing.master_process import carry_out
 # Age at which an image becomes visible to readers; a flush costs 0.2 ms.
 FLUSH_PERIOD_S = 0.025
 BATCH_LIMIT = 256
-# Records of a run that are taken out of the socket ahead of being written.
-LOOK_AHEAD_LIMIT = endpoints.QUEUE_LIMIT
 # A driver that is gone for so long does not come back to this run: its file is closed.
 DRIVER_ABSENCE_S = 1.0
 STOP_DRAIN_S = 0.5
@@ -48,12 +46,16 @@ class Recorder(Protocol):
         """Create the file of a run. Raises `OSError` or `StdDaqError`, then nothing was created."""
         ...
 
-    def record(self, images: RecordImages, look_ahead: Callable[[], RecordImages]) -> None:
-        """Write the images. `look_ahead` gives those that wait behind them. Never raises for one image."""
+    def record(self, images: RecordImages) -> None:
+        """Write the images. Never raises for one image."""
         ...
 
-    def flush(self) -> None:
-        """Make what was recorded visible to other processes."""
+    def settle(self) -> None:
+        """Wait, for milliseconds, until it is clear of all images recorded whether they are good."""
+        ...
+
+    def flush(self) -> bool:
+        """Make the images of which that is clear visible to other processes. Whether others are left."""
         ...
 
     def close(self) -> None:
@@ -139,7 +141,7 @@ class WriterLoop:
     def _work(self) -> int:
         """Take what waits, in order, and flush when it is time. Returns how many messages were there."""
         waiting = self._waiting
-        self._receive(BATCH_LIMIT - len(waiting))
+        self._receive(BATCH_LIMIT)
         found = len(waiting)
         while waiting:
             images: list[pb.RecordImage] = []
@@ -169,20 +171,16 @@ class WriterLoop:
             except DecodeError:
                 self._n_malformed += 1
 
-    def _look_ahead(self) -> RecordImages:
-        self._receive(LOOK_AHEAD_LIMIT - len(self._waiting))
-        return [action.record_image for action in self._waiting if action.HasField("record_image")]
-
     def _record(self, images: list[pb.RecordImage]) -> None:
         if self._open_path is None:
             return  # Left over from a run that this writer does not take part in.
-        self._recorder.record(images, self._look_ahead)
+        self._recorder.record(images)
         if self._unflushed_since is None:
             self._unflushed_since = time.monotonic()
 
     def _flush(self) -> None:
-        self._unflushed_since = None
-        self._recorder.flush()
+        are_left = self._recorder.flush()
+        self._unflushed_since = time.monotonic() if are_left else None
         if self._reports_progress:
             progress = self._recorder.progress(self._told)
             report = pb.WriterResponse(code=pb.SUCCESS, progress=progress, run_id=self._run_id)
@@ -198,6 +196,7 @@ class WriterLoop:
             if kind == "create_file":
                 self._create(action)
             elif kind == "confirm_last_image":
+                self._recorder.settle()
                 self._flush()
             elif kind == "close_file":
                 self._close(discard_if_empty=action.close_file.discard_if_empty)

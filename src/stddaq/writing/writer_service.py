@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stddaq import __version__
@@ -16,14 +18,32 @@ from stddaq.config import DetectorConfig
 from stddaq.errors import StdDaqError
 from stddaq.files.raw_file import RawFile, RawLayout
 from stddaq.service import daemon, log, statistics
-from stddaq.wire.metadata import ID_MISSMATCH, MetadataRules
+from stddaq.wire import endpoints
+from stddaq.wire.metadata import ID_MISSMATCH, ImageMetadata, MetadataRules, ring_suffix
 from stddaq.wire.ring_buffer import RingBuffer
 from stddaq.wire.std_daq import writer_action_pb2 as pb
-from stddaq.writing.overrun import safety_margin, suspects
+from stddaq.writing.overrun import HOLD_S, Announcements
 from stddaq.writing.writer_loop import RecordImages, WriterLoop
 
 NAME = "std_det_writer"
 DIVISIONS = {pb.by_image_id: "image_id", pb.by_arrival: "arrival"}
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Images that are in the file, from `first_row` on, but not declared yet."""
+
+    images: RecordImages
+    first_row: int
+    is_judged: bool
+    """Whether `lost` is final: known from the ring's cursor."""
+    lost: list[bool] = field(default_factory=list)
+    put_at: float = 0.0
+
+    @property
+    def age(self) -> float:
+        """Seconds since the images were copied."""
+        return time.monotonic() - self.put_at
 
 
 class ImageRecorder:
@@ -34,13 +54,15 @@ class ImageRecorder:
         self._config, self._suffix, self._writer_id = config, suffix, writer_id
         self._ring = RingBuffer(config, suffix)
         self._rules = MetadataRules(config, suffix)
-        self._margin = safety_margin(config.n_slots, config.number_of_writers)
+        self._stream = endpoints.metadata_stream(config.detector_name, ring_suffix(suffix))
+        self._announcements: Announcements | None = None
         self._file: RawFile | None = None
         self._begin_account()
         self._n_written = self._n_lost = 0
         self._write_time = self._longest_write = 0.0
 
     def _begin_account(self) -> None:
+        self._undecided: deque[_Batch] = deque()
         self._overwritten_ids: list[int] = []
         self._failed_ids: list[int] = []
         self._passes: list[tuple[int, int]] = []
@@ -64,8 +86,10 @@ class ImageRecorder:
             expected_images=action.expected_images,
             overwrite=action.overwrite,
         )
+        if not self._ring.has_cursor:
+            self._announcements = Announcements(self._stream, self._ring.geometry.n_slots)
 
-    def record(self, images: RecordImages, look_ahead: Callable[[], RecordImages]) -> None:
+    def record(self, images: RecordImages) -> None:
         """See `Recorder`."""
         file = self._file
         if file is None:
@@ -75,18 +99,27 @@ class ImageRecorder:
             self._failed_ids.extend(image.image_metadata.image_id for image in images)
             return
         begin = time.perf_counter()
-        first_row = file.n_images
+        batch = _Batch(images, file.n_images, is_judged=self._can_tell(images))
         try:
-            lost = self._put(file, images)
-            for row, is_lost in enumerate(self._lost_meanwhile(images, look_ahead)):
-                if is_lost and not lost[row]:
-                    lost[row] = True
-                    file.blank(first_row + row)
+            self._put(file, batch)
+            if batch.is_judged:
+                self._judge(file, batch, self._is_overwritten)
         except (OSError, RuntimeError, StdDaqError) as error:  # HDF5 fails as RuntimeError, too.
             self._fail(file, images, error)
             return
-        self._declare(file, images, lost, first_row)
+        self._undecided.append(batch)
+        self._decide()
         self._count(len(images), time.perf_counter() - begin)
+
+    def _can_tell(self, images: RecordImages) -> bool:
+        """Whether the ring says what its slots hold; if not, hear what its source announces."""
+        if self._ring.has_cursor and all(image.image_metadata.sequence for image in images):
+            return True
+        if self._announcements is None:
+            self._announcements = Announcements(self._stream, self._ring.geometry.n_slots)
+        for image in images:
+            self._announcements.expect(image.image_metadata.image_id)
+        return False
 
     def _accepts(self, image: pb.RecordImage) -> bool:
         if self._rules.accepts(image.image_metadata):
@@ -95,37 +128,58 @@ class ImageRecorder:
         self._refused = self._rules.problem(image.image_metadata)
         return False
 
-    def _put(self, file: RawFile, images: RecordImages) -> list[bool]:
-        """Put the images whose slots still hold them, and blanks for the others. Returns which are lost."""
-        ring, compressed = self._ring, self._rules.compression
-        has_cursor = ring.has_cursor
-        memory, offset, holds = ring.memory, ring.offset, ring.holds
-        image_bytes = self._config.image_bytes
+    def _put(self, file: RawFile, batch: _Batch) -> None:
+        """Put the images into the file; those that are known to be overwritten as blanks."""
+        compressed, image_bytes = self._rules.compression, self._config.image_bytes
+        memory, offset = self._ring.memory, self._ring.offset
         slots: list[memoryview | None] = []
-        lost: list[bool] = []
-        for image in images:
+        for image in batch.images:
             metadata = image.image_metadata
-            image_id, sequence = metadata.image_id, metadata.sequence
-            is_lost = has_cursor and sequence != 0 and not holds(image_id, sequence)
-            lost.append(is_lost)
-            start = offset(image_id)
+            is_lost = batch.is_judged and self._is_overwritten(metadata)
+            batch.lost.append(is_lost)
+            start = offset(metadata.image_id)
             size = metadata.size if compressed else image_bytes
             slots.append(None if is_lost else memory[start : start + size])
         file.put(slots)
-        return lost
+        batch.put_at = time.monotonic()
 
-    def _lost_meanwhile(self, images: RecordImages, look_ahead: Callable[[], RecordImages]) -> Sequence[bool]:
-        """Which slots were, or may have been, written anew before the copy was complete."""
-        ring = self._ring
-        metadata = [image.image_metadata for image in images]
-        if ring.has_cursor and all(m.sequence for m in metadata):
-            return [not ring.holds(m.image_id, m.sequence) for m in metadata]
-        later = [image.image_metadata.image_id for image in look_ahead()]
-        return suspects([m.image_id for m in metadata], later, ring.geometry.n_slots, self._margin)
+    def _is_overwritten(self, metadata: ImageMetadata) -> bool:
+        return not self._ring.holds(metadata.image_id, metadata.sequence)
 
-    def _declare(self, file: RawFile, images: RecordImages, lost: list[bool], first_row: int) -> None:
+    def _judge(self, file: RawFile, batch: _Batch, is_lost: Callable[[ImageMetadata], bool]) -> None:
+        """Take the pixels away of images whose slots were, or may have been, written anew during the copy."""
+        for row, image in enumerate(batch.images):
+            if not batch.lost[row] and is_lost(image.image_metadata):
+                batch.lost[row] = True
+                file.blank(batch.first_row + row)
+
+    def _decide(self) -> None:
+        """Declare, in order, the images about which it is clear by now what they are."""
+        file, undecided = self._file, self._undecided
+        if file is None or not undecided:
+            return
+        if self._announcements and not undecided[0].is_judged:
+            self._announcements.catch_up()
+        while undecided and (undecided[0].is_judged or undecided[0].age >= HOLD_S):
+            batch = undecided[0]
+            if self._announcements and not batch.is_judged:
+                try:
+                    self._judge(file, batch, self._announcements.is_suspect)
+                except (OSError, RuntimeError) as error:
+                    self._fail(file, [], error)
+                    return
+            self._declare(file, batch)
+            undecided.popleft()
+
+    def settle(self) -> None:
+        """See `Recorder`."""
+        while self._undecided:
+            time.sleep(max(0.0, HOLD_S - self._undecided[-1].age))
+            self._decide()
+
+    def _declare(self, file: RawFile, batch: _Batch) -> None:
         declare = file.declare
-        for row, (image, is_lost) in enumerate(zip(images, lost, strict=True), first_row):
+        for row, (image, is_lost) in enumerate(zip(batch.images, batch.lost, strict=True), batch.first_row):
             metadata = image.image_metadata
             if image.restarts != self._pass:
                 self._pass = image.restarts
@@ -141,6 +195,7 @@ class ImageRecorder:
         self._failure = f"{file.path}: {getattr(error, 'strerror', None) or error}"
         log.logger.error("writing failed: %s", self._failure)
         file.drop_undeclared()
+        self._fail_undecided()
         self._failed_ids.extend(image.image_metadata.image_id for image in images)
         self.flush()
 
@@ -149,10 +204,11 @@ class ImageRecorder:
         self._write_time += seconds
         self._longest_write = max(self._longest_write, seconds / n_images)
 
-    def flush(self) -> None:
+    def flush(self) -> bool:
         """See `Recorder`."""
         if self._file is None:
-            return
+            return False
+        self._decide()
         try:
             self._file.flush()
         except (OSError, RuntimeError) as error:
@@ -160,18 +216,29 @@ class ImageRecorder:
             log.logger.error("flushing failed: %s", error)
             self._give_up(self._file)
         self._n_visible = self._file.n_visible
+        return bool(self._undecided)
 
     def _give_up(self, file: RawFile) -> None:
         """Count the images that could not be made visible as failed, whatever else had happened to them."""
-        failed = file.drop_declared()
+        failed = set(file.drop_declared())
         self._failed_ids.extend(failed)
-        self._overwritten_ids = [i for i in self._overwritten_ids if i not in set(failed)]
+        self._overwritten_ids = [i for i in self._overwritten_ids if i not in failed]
+        self._fail_undecided()
+
+    def _fail_undecided(self) -> None:
+        while self._undecided:
+            batch = self._undecided.popleft()
+            self._failed_ids.extend(image.image_metadata.image_id for image in batch.images)
 
     def close(self) -> None:
         """See `Recorder`."""
-        file, self._file = self._file, None
-        if file is None:
+        if self._file is None:
             return
+        self.settle()
+        file, self._file = self._file, None
+        if self._announcements:
+            self._announcements.close()
+            self._announcements = None
         try:
             file.close(self._passes)
         except (OSError, RuntimeError) as error:
