@@ -3,7 +3,7 @@
 # `make PYTHON=python3.13 test` takes another Python; `make test ARGS="-k ring"` hands arguments on.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test check bench clean
 # Nothing here gains from -j, and two installations into one environment would disturb each other.
 .NOTPARALLEL:
 
@@ -26,6 +26,9 @@ check: $(VENV)/.installed-dev ## formatting, lint, types, import contracts
 	$(BIN)/ruff check --quiet .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
+
+bench: $(VENV)/.installed ## what the writing path costs, beside a bare pwritev loop
+	@$(BIN)/python benchmarks/writing.py $(ARGS)
 
 clean: ## remove the environment and everything that can be made again
 	rm -rf $(VENV) demo build dist .hypothesis .pytest_cache .ruff_cache .import_linter_cache
