@@ -197,13 +197,15 @@ def test_paths_outside_the_allowed_roots_are_refused(make_rig: MakeRig, tmp_path
         assert (path / f"{prefix}0.h5").exists()
 
 
-def test_a_directory_not_writable_for_the_uid_is_refused_before_anything_is_created(make_rig: MakeRig):
+def test_a_directory_not_writable_for_the_uid_is_refused_before_anything_is_created(
+    make_rig: MakeRig, open_directory: Path
+):
     rig = make_rig(switch_user_active=True)
-    rig.directory.chmod(0o500)
+    open_directory.chmod(0o555)
     with pytest.raises(CommandRefused, match=f"uid {ASKED_FOR} may not write") as refused:
-        rig.client.start(rig.directory, writer_id=ASKED_FOR)
+        rig.client.start(open_directory, writer_id=ASKED_FOR)
     assert refused.value.error_type == "path_not_usable"
-    assert list(rig.directory.iterdir()) == []
+    assert list(open_directory.iterdir()) == []
 
 
 def test_a_directory_that_the_service_may_not_write_to_is_refused(make_rig: MakeRig, open_directory: Path):
