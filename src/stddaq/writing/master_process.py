@@ -8,24 +8,9 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.file_owner import FileOwner
-
-
-def carry_out(action: pb.CreateMasterFile) -> None:
-    """Make the master file, as the user that this process acts as. Raises `StdDaqError`, `OSError`."""
-    # Imported late: the driver needs no HDF5 as long as a writer does this for it.
-    from stddaq.files.master_file import create_master_file
-
-    create_master_file(
-        Path(action.path),
-        [Path(file) for file in action.raw_files],
-        metadata_file=Path(action.metadata_file) if action.metadata_file else None,
-        account=action.account,
-        overwrite=action.overwrite,
-    )
 
 
 async def create_in_own_process(action: pb.CreateMasterFile, uid: int, *, switch_user_active: bool) -> None:
@@ -37,5 +22,9 @@ async def create_in_own_process(action: pb.CreateMasterFile, uid: int, *, switch
 
 
 def _carry_out_as(uid: int, switch_user_active: bool, action: bytes) -> None:
+    # Imported late, for the driver needs no HDF5 as long as a writer does this for it; and before the switch,
+    # for that user need not be able to read our installation.
+    from stddaq.writing.master_request import create_as_asked
+
     FileOwner(switch_user_active).become(uid)
-    carry_out(pb.CreateMasterFile.FromString(action))
+    create_as_asked(pb.CreateMasterFile.FromString(action))

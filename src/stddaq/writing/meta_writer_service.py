@@ -25,6 +25,8 @@ SOURCE = "image"
 class MetadataRecorder:
     """Records the metadata of every image of a run."""
 
+    batch_limit = 1000
+
     def __init__(self, config: DetectorConfig, layout: MetadataLayout) -> None:
         self._config, self._layout = config, layout
         self._file: MetadataFile | None = None
@@ -34,6 +36,9 @@ class MetadataRecorder:
     def _begin_account(self) -> None:
         self._n_visible = self._n_failed = 0
         self._failure = ""
+
+    def prepare(self) -> None:
+        """See `Recorder`; there is nothing to prepare."""
 
     def open(self, action: pb.CreateWriterFile) -> None:
         """See `Recorder`."""

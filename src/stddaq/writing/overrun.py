@@ -15,14 +15,15 @@ from dataclasses import dataclass
 import zmq
 
 from stddaq.wire import endpoints
-from stddaq.wire.metadata import ImageMetadata, parse
+from stddaq.wire.metadata import ImageMetadata, MetadataRules, parse
 
 # An image is judged so long after it was copied: by then announcements that were under way have come.
 HOLD_S = 0.01
+UNHEARD_HOLD_S = 0.1
 # Share of the slots that a source may be writing ahead of its announcements.
 MARGIN_FRACTION = 0.05
 MIN_MARGIN = 16
-SUBSCRIPTION_TIMEOUT_S = 0.1
+CATCH_UP_LIMIT_S = 1.0
 
 
 @dataclass(slots=True)
@@ -41,10 +42,6 @@ class Passes:
         self._margin = max(MIN_MARGIN, int(n_slots * MARGIN_FRACTION))
         self._passes: deque[_Pass] = deque()
         self._judged = -1
-
-    def forget(self) -> None:
-        """Begin anew."""
-        self._passes.clear()
 
     def announce(self, image_id: int) -> None:
         """Take the next announcement into account."""
@@ -73,41 +70,63 @@ class Passes:
 
 
 class Announcements:
-    """Hears what the source of a ring buffer announces, for as long as a run lasts."""
+    """Hears what the source of a ring buffer announces, while it is asked to.
 
-    def __init__(self, stream: str, n_slots: int) -> None:
-        """Subscribe to the metadata stream `stream`, an endpoint, and wait shortly until that is known."""
+    Connected for good, which has to happen as the service's own user, but subscribed only while a foreign
+    source is recorded: other subscribers are counted by sources, and cost them time.
+    """
+
+    def __init__(self, stream: str, rules: MetadataRules, n_slots: int) -> None:
+        """Connect to the metadata stream `stream`, an endpoint."""
+        self._rules, self._n_slots = rules, n_slots
         self._passes = Passes(n_slots)
-        self._heard = False
+        self._is_listening = self._has_heard = False
         self._context = zmq.Context()
         self._socket = endpoints.open_socket(self._context, zmq.SUB)
         # As long as not even this is full, the oldest unheard announcement is newer than all in the ring.
         self._socket.rcvhwm = max(endpoints.QUEUE_LIMIT, 2 * n_slots)
-        self._socket.subscribe(b"")
-        monitor = endpoints.watch_connection(self._socket)
         self._socket.connect(stream)
-        if endpoints.somebody_listens(stream):
-            monitor.poll(int(SUBSCRIPTION_TIMEOUT_S * 1000))
-        self._socket.disable_monitor()
+
+    @property
+    def hold(self) -> float:
+        """Seconds after which an image can be judged.
+
+        As long as nothing was heard, the driver's messages are all that is known, and they may wait long.
+        """
+        return HOLD_S if self._has_heard else UNHEARD_HOLD_S
+
+    def listen(self) -> None:
+        """Begin to hear; nothing changes when that is so already."""
+        if not self._is_listening:
+            self._socket.subscribe(b"")
+            self._passes = Passes(self._n_slots)
+            self._is_listening, self._has_heard = True, False
+
+    def ignore(self) -> None:
+        """Hear no more, and forget what was heard."""
+        if self._is_listening:
+            self._socket.unsubscribe(b"")
+            self._is_listening = False
+            self.catch_up()
 
     def expect(self, image_id: int) -> None:
         """Note an image that came by way of the driver: all that is known until the source is heard."""
-        if not self._heard:
+        if not self._has_heard:
             self._passes.announce(image_id)
 
     def catch_up(self) -> None:
         """Take everything that was announced so far into account."""
-        deadline = time.monotonic() + 1.0
+        deadline = time.monotonic() + CATCH_UP_LIMIT_S
         while time.monotonic() < deadline:
             try:
                 metadata = parse(self._socket.recv(zmq.NOBLOCK))
             except zmq.Again:
                 return
-            if metadata is None:
+            if metadata is None or not self._rules.accepts(metadata):
                 continue
-            if not self._heard:
-                self._heard = True
-                self._passes.forget()
+            if not self._has_heard:
+                self._has_heard = True
+                self._passes = Passes(self._n_slots)
             self._passes.announce(metadata.image_id)
 
     def is_suspect(self, metadata: ImageMetadata) -> bool:
@@ -115,5 +134,5 @@ class Announcements:
         return self._passes.is_suspect(metadata.image_id)
 
     def close(self) -> None:
-        """Unsubscribe."""
+        """Disconnect."""
         self._context.destroy(linger=0)

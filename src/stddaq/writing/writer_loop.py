@@ -26,11 +26,11 @@ from stddaq.wire import endpoints
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.file_owner import FileOwner
 from stddaq.writing.gathering import Gathering
-from stddaq.writing.master_process import carry_out
+from stddaq.writing.master_request import create_as_asked
 
 # Age at which an image becomes visible to readers; a flush costs 0.2 ms.
 FLUSH_PERIOD_S = 0.025
-BATCH_LIMIT = 256
+RECEIVE_LIMIT = 1000
 # A driver that is gone for so long does not come back to this run: its file is closed.
 DRIVER_ABSENCE_S = 1.0
 STOP_DRAIN_S = 0.5
@@ -40,7 +40,17 @@ RecordImages = Sequence[pb.RecordImage]
 
 
 class Recorder(Protocol):
-    """What one kind of writer does with a run. Errors of `open` and `close` become the driver's reason."""
+    """What one kind of writer does with a run. Errors of `open` and `close` become the driver's reason.
+
+    Attributes:
+        batch_limit: images that it takes at a time.
+    """
+
+    batch_limit: int
+
+    def prepare(self) -> None:
+        """Do, before a run, what only the service's own user may do. Raises `StdDaqError`."""
+        ...
 
     def open(self, action: pb.CreateWriterFile) -> None:
         """Create the file of a run. Raises `OSError` or `StdDaqError`, then nothing was created."""
@@ -141,11 +151,13 @@ class WriterLoop:
     def _work(self) -> int:
         """Take what waits, in order, and flush when it is time. Returns how many messages were there."""
         waiting = self._waiting
-        self._receive(BATCH_LIMIT)
+        self._receive(RECEIVE_LIMIT)
         found = len(waiting)
         while waiting:
             images: list[pb.RecordImage] = []
-            while waiting and len(images) < BATCH_LIMIT and waiting[0].HasField("record_image"):
+            while (
+                waiting and len(images) < self._recorder.batch_limit and waiting[0].HasField("record_image")
+            ):
                 images.append(waiting.popleft().record_image)
             if images:
                 self._record(images)
@@ -219,6 +231,7 @@ class WriterLoop:
         self._watch_driver()  # What happened to the connection before concerns earlier runs.
         self._close_left_open("the driver began another run")
         create = action.create_file
+        self._recorder.prepare()
         self._owner.become(create.writer_id)
         try:
             self._recorder.open(create)
@@ -255,7 +268,7 @@ class WriterLoop:
     def _create_master(self, action: pb.CreateMasterFile) -> None:
         self._owner.become(self._uid)
         try:
-            carry_out(action)
+            create_as_asked(action)
         finally:
             self._owner.return_to_self()
 

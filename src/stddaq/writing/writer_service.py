@@ -22,10 +22,13 @@ from stddaq.wire import endpoints
 from stddaq.wire.metadata import ID_MISSMATCH, ImageMetadata, MetadataRules, ring_suffix
 from stddaq.wire.ring_buffer import RingBuffer
 from stddaq.wire.std_daq import writer_action_pb2 as pb
-from stddaq.writing.overrun import HOLD_S, Announcements
+from stddaq.writing.overrun import Announcements
 from stddaq.writing.writer_loop import RecordImages, WriterLoop
 
 NAME = "std_det_writer"
+# Of large images fewer are written at a stretch, so that flushing and stopping need not wait.
+BATCH_IMAGES = 256
+BATCH_BYTES = 32 * 2**20
 DIVISIONS = {pb.by_image_id: "image_id", pb.by_arrival: "arrival"}
 
 
@@ -52,10 +55,12 @@ class ImageRecorder:
     def __init__(self, config: DetectorConfig, suffix: str, writer_id: int) -> None:
         """Attach to the ring buffer. Raises `GeometryError`."""
         self._config, self._suffix, self._writer_id = config, suffix, writer_id
-        self._ring = RingBuffer(config, suffix)
+        stream = endpoints.metadata_stream(config.detector_name, ring_suffix(suffix))
+        self.batch_limit = min(BATCH_IMAGES, max(1, BATCH_BYTES // config.image_bytes))
         self._rules = MetadataRules(config, suffix)
-        self._stream = endpoints.metadata_stream(config.detector_name, ring_suffix(suffix))
-        self._announcements: Announcements | None = None
+        self._ring = RingBuffer(config, suffix)
+        self._announcements = Announcements(stream, self._rules, config.n_slots)
+        self._source_is_foreign = False
         self._file: RawFile | None = None
         self._begin_account()
         self._n_written = self._n_lost = 0
@@ -71,12 +76,15 @@ class ImageRecorder:
         self._failure = ""
         self._refused: str | None = None
 
-    def open(self, action: pb.CreateWriterFile) -> None:
+    def prepare(self) -> None:
         """See `Recorder`."""
         if not self._ring.is_current():
             # Somebody removed the segment by hand; the source may have made a new one.
             self._ring.close()
             self._ring = RingBuffer(self._config, self._suffix)
+
+    def open(self, action: pb.CreateWriterFile) -> None:
+        """See `Recorder`."""
         self._begin_account()
         attributes = file_attributes(self._config, self._suffix, action) | {"writer": self._writer_id}
         self._file = RawFile(
@@ -86,8 +94,8 @@ class ImageRecorder:
             expected_images=action.expected_images,
             overwrite=action.overwrite,
         )
-        if not self._ring.has_cursor:
-            self._announcements = Announcements(self._stream, self._ring.geometry.n_slots)
+        if self._source_is_foreign:
+            self._announcements.listen()
 
     def record(self, images: RecordImages) -> None:
         """See `Recorder`."""
@@ -114,9 +122,10 @@ class ImageRecorder:
     def _can_tell(self, images: RecordImages) -> bool:
         """Whether the ring says what its slots hold; if not, hear what its source announces."""
         if self._ring.has_cursor and all(image.image_metadata.sequence for image in images):
+            self._source_is_foreign = False
             return True
-        if self._announcements is None:
-            self._announcements = Announcements(self._stream, self._ring.geometry.n_slots)
+        self._source_is_foreign = True
+        self._announcements.listen()
         for image in images:
             self._announcements.expect(image.image_metadata.image_id)
         return False
@@ -158,13 +167,14 @@ class ImageRecorder:
         file, undecided = self._file, self._undecided
         if file is None or not undecided:
             return
-        if self._announcements and not undecided[0].is_judged:
-            self._announcements.catch_up()
-        while undecided and (undecided[0].is_judged or undecided[0].age >= HOLD_S):
+        announcements = self._announcements
+        if not undecided[0].is_judged:
+            announcements.catch_up()
+        while undecided and (undecided[0].is_judged or undecided[0].age >= announcements.hold):
             batch = undecided[0]
-            if self._announcements and not batch.is_judged:
+            if not batch.is_judged:
                 try:
-                    self._judge(file, batch, self._announcements.is_suspect)
+                    self._judge(file, batch, announcements.is_suspect)
                 except (OSError, RuntimeError) as error:
                     self._fail(file, [], error)
                     return
@@ -174,7 +184,7 @@ class ImageRecorder:
     def settle(self) -> None:
         """See `Recorder`."""
         while self._undecided:
-            time.sleep(max(0.0, HOLD_S - self._undecided[-1].age))
+            time.sleep(max(0.0, self._announcements.hold - self._undecided[-1].age))
             self._decide()
 
     def _declare(self, file: RawFile, batch: _Batch) -> None:
@@ -236,9 +246,7 @@ class ImageRecorder:
             return
         self.settle()
         file, self._file = self._file, None
-        if self._announcements:
-            self._announcements.close()
-            self._announcements = None
+        self._announcements.ignore()
         try:
             file.close(self._passes)
         except (OSError, RuntimeError) as error:
@@ -292,7 +300,8 @@ class ImageRecorder:
         self._n_written, self._write_time, self._longest_write = 0, 0.0, 0.0
 
     def detach(self) -> None:
-        """Leave the ring buffer."""
+        """Leave the ring buffer and the source."""
+        self._announcements.close()
         self._ring.close()
 
 
