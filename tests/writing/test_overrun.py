@@ -151,22 +151,12 @@ def test_overwritten_images_of_a_writer_that_is_killed_afterwards_are_not_counte
     assert account["n_good"] == 1200 - 100
 
 
-@pytest.mark.parametrize("source", ["ours", "foreign"])
-def test_whatever_a_burst_of_many_rings_does_no_image_has_pixels_of_another(make_rig: MakeRig, source: str):
+def test_whatever_a_burst_of_many_rings_does_no_image_has_pixels_of_another(make_rig: MakeRig):
     """Nobody waits for anybody: copies race with the source all the time."""
     n_images = 6000
     rig = small_images(make_rig)
-    images = images_of(range(n_images), shape=SHAPE)
-    if source == "ours":
-        rig.begin(n_image=n_images)
-        rig.publish(images)
-    else:
-        foreign = rig.enter(ForeignSource(rig.deployment.config))
-        foreign.wait_for_subscriber()
-        rig.client.start(rig.directory, n_image=n_images)
-        rig.client.wait_until_ready(5)
-        for image in images:
-            foreign.publish(image.image_id, image.pixels)
+    rig.begin(n_image=n_images)
+    rig.publish(images_of(range(n_images), shape=SHAPE))
     account = rig.end()
     # The account in the master file has all ids, however many they are.
     with h5py.File(account["files"]["master"]) as file:

@@ -17,8 +17,12 @@ import zmq
 from stddaq.wire import endpoints
 from stddaq.wire.metadata import ImageMetadata, MetadataRules, parse
 
-# An image is judged so long after it was copied: by then announcements that were under way have come.
-HOLD_S = 0.01
+# An image is judged a while after it was copied: by then announcements that were under way have come. Longer
+# is safer, but the ring must not have gone round by then: 10 ms for 1000 slots at the rate of the fastest
+# detector, 50 ms for the rings of real deployments.
+LONGEST_HOLD_S = 0.05
+HOLD_ROUNDS = 0.4
+FASTEST_SOURCE_HZ = 40_000
 UNHEARD_HOLD_S = 0.1
 # Share of the slots that a source may be writing ahead of its announcements.
 MARGIN_FRACTION = 0.05
@@ -79,6 +83,7 @@ class Announcements:
     def __init__(self, stream: str, rules: MetadataRules, n_slots: int) -> None:
         """Connect to the metadata stream `stream`, an endpoint."""
         self._rules, self._n_slots = rules, n_slots
+        self._hold = min(LONGEST_HOLD_S, HOLD_ROUNDS * n_slots / FASTEST_SOURCE_HZ)
         self._passes = Passes(n_slots)
         self._is_listening = self._has_heard = False
         self._context = zmq.Context()
@@ -93,7 +98,7 @@ class Announcements:
 
         As long as nothing was heard, the driver's messages are all that is known, and they may wait long.
         """
-        return HOLD_S if self._has_heard else UNHEARD_HOLD_S
+        return self._hold if self._has_heard else UNHEARD_HOLD_S
 
     def listen(self) -> None:
         """Begin to hear; nothing changes when that is so already."""
