@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.processes import make_config
 
 ROUNDS = 40
@@ -36,10 +37,38 @@ for round in range(int(sys.argv[2])):
         assert service.exitcode == 0
 """
 
+# Services that come while others leave, at times of their own.
+COMING_AND_GOING = """
+import json, multiprocessing, random, sys, time
+from stddaq.config import DetectorConfig
+from stddaq.wire.ring_buffer import RingBuffer
 
-def test_services_that_come_and_go_at_once_leave_no_segment():
+def come_and_go(config, seed):
+    times = random.Random(seed)
+    for _ in range(12):
+        time.sleep(times.uniform(0, 0.003))
+        with RingBuffer(config, "image"):
+            time.sleep(times.uniform(0, 0.004))
+
+for round in range(int(sys.argv[2])):
+    content = json.loads(sys.argv[1])
+    content["detector_name"] += f"-{round}"
+    config = DetectorConfig.parse(content)
+    services = [
+        multiprocessing.Process(target=come_and_go, args=(config, 10 * round + i)) for i in range(4)
+    ]
+    for service in services:
+        service.start()
+    for service in services:
+        service.join()
+        assert service.exitcode == 0
+"""
+
+
+@pytest.mark.parametrize("program", [PROGRAM, COMING_AND_GOING], ids=["at-once", "at-times-of-their-own"])
+def test_services_that_come_and_go_leave_no_segment(program: str):
     config = make_config()
-    subprocess.run([sys.executable, "-c", PROGRAM, json.dumps(config), str(ROUNDS)], check=True, timeout=50)
+    subprocess.run([sys.executable, "-c", program, json.dumps(config), str(ROUNDS)], check=True, timeout=50)
     left = sorted(Path("/dev/shm").glob(f"{config['detector_name']}*"))
     for path in left:
         path.unlink()

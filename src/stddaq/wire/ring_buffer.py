@@ -171,8 +171,8 @@ class _Segment:
             self.map.close()
         fcntl.flock(self._fd, fcntl.LOCK_UN)
 
-    def remove_if_last(self) -> bool:
-        """After `let_go`: remove the segment unless others use it. Whether it was removed.
+    def is_last(self) -> bool:
+        """After `let_go`: whether nobody else uses the segment. If so, nobody can attach before `close`.
 
         Of several that leave at once one succeeds: a refused exclusive lock leaves no lock behind.
         """
@@ -180,10 +180,10 @@ class _Segment:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        if not self.is_current() or _mapped_by_others(self.path):
-            return False
+        return self.is_current() and not _mapped_by_others(self.path)
+
+    def unlink(self) -> None:
         self.path.unlink(missing_ok=True)
-        return True
 
     def close(self) -> None:
         self.let_go()
@@ -302,8 +302,12 @@ class RingBuffer:
         self._words.release()
         self._ring.let_go()
         self._cursor.let_go()
-        if self._cursor.remove_if_last() and ring_is_ours:
-            self._ring.remove_if_last()
+        # The ring decides for both: whoever attaches begins with it, and waits while we hold it alone. A new
+        # cursor beside a ring that stays could not know that the ring is ours.
+        if self._ring.is_last():
+            self._cursor.unlink()
+            if ring_is_ours:
+                self._ring.unlink()
         self._cursor.close()
         self._ring.close()
 
@@ -311,8 +315,8 @@ class RingBuffer:
     def _discard(segment: _Segment) -> None:
         """Undo an attachment that failed half-way."""
         segment.let_go()
-        if segment.created:
-            segment.remove_if_last()
+        if segment.created and segment.is_last():
+            segment.unlink()
         segment.close()
 
     def __enter__(self) -> RingBuffer:
