@@ -308,6 +308,8 @@ class RingBuffer:
             self._cursor.unlink()
             if ring_is_ours:
                 self._ring.unlink()
+        elif not self._ring.is_current() and self._cursor.is_last():
+            self._cursor.unlink()  # Somebody removed the ring by hand.
         self._cursor.close()
         self._ring.close()
 
