@@ -172,7 +172,7 @@ class _Segment:
         fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def is_last(self) -> bool:
-        """After `let_go`: whether nobody else uses the segment. If so, nobody can attach before `close`.
+        """After `let_go`: whether no service of ours uses the segment. If so, none can attach before `close`.
 
         Of several that leave at once one succeeds: a refused exclusive lock leaves no lock behind.
         """
@@ -180,7 +180,7 @@ class _Segment:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        return self.is_current() and not _mapped_by_others(self.path)
+        return self.is_current()
 
     def unlink(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -306,7 +306,7 @@ class RingBuffer:
         # cursor beside a ring that stays could not know that the ring is ours.
         if self._ring.is_last():
             self._cursor.unlink()
-            if ring_is_ours:
+            if ring_is_ours and not _mapped_by_others(self._ring.path):
                 self._ring.unlink()
         elif not self._ring.is_current() and self._cursor.is_last():
             self._cursor.unlink()  # Somebody removed the ring by hand.
@@ -317,7 +317,7 @@ class RingBuffer:
     def _discard(segment: _Segment) -> None:
         """Undo an attachment that failed half-way."""
         segment.let_go()
-        if segment.created and segment.is_last():
+        if segment.created and segment.is_last() and not _mapped_by_others(segment.path):
             segment.unlink()
         segment.close()
 
