@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,11 @@ from support.processes import Deployment
 # Examples share the machine with services of other tests, so their time says nothing.
 settings.register_profile("stddaq", deadline=None)
 settings.load_profile("stddaq")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts background jobs so, and services would inherit it; the tests interrupt some of them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
