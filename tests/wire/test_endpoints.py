@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -130,4 +131,24 @@ def test_unbind_leaves_no_file_and_still_delivers(open_socket: OpenSocket, ipc_d
 
     assert list(ipc_directory.iterdir()) == []
     assert pull.poll(5000)
+    assert pull.recv() == b"last"
+
+
+def test_receiver_that_does_not_read_keeps_its_connection(
+    open_socket: OpenSocket, ipc_directory: Path
+) -> None:
+    """With heartbeats and a receiver at its limit, libzmq drops the connection, and may abort the process."""
+    n_messages = 3 * endpoints.QUEUE_LIMIT
+    endpoint = endpoints.driver_to_writer("d", 0)
+    push, pull = open_socket(zmq.PUSH), open_socket(zmq.PULL)
+    endpoints.watch_for_hanging_peers(push)
+    endpoints.bind(push, endpoint)
+    pull.connect(endpoint)
+    push.sndtimeo = pull.rcvtimeo = 20_000
+    for _ in range(n_messages):
+        push.send(b"image")
+    time.sleep(2 * (endpoints.HEARTBEAT_INTERVAL_MS + endpoints.HEARTBEAT_TIMEOUT_MS) / 1000)
+    push.send(b"last")
+
+    assert {pull.recv() for _ in range(n_messages)} == {b"image"}
     assert pull.recv() == b"last"

@@ -20,8 +20,11 @@ from stddaq.errors import EndpointError
 IPC_DIRECTORY_VARIABLE = "STDDAQ_IPC_DIR"
 # sun_path holds 108 bytes with its terminating zero.
 MAX_PATH_BYTES = 107
-# Messages that a socket queues. A consumer that is this far behind has lost its images in the ring anyway.
+# Messages that a sender queues for a peer. One that is so far behind has lost its images in the ring anyway.
 QUEUE_LIMIT = 100_000
+# Messages that a receiver queues, about 200 MB. Larger than what can gather by any means short of a defect:
+# libzmq 4.3.5 aborts the process when a connection breaks whose receiver had stopped reading at its limit.
+RECEIVE_LIMIT = 1_000_000
 # A peer that hangs as a whole process (SIGSTOP, a dead host) is found within their sum.
 HEARTBEAT_INTERVAL_MS = 400
 HEARTBEAT_TIMEOUT_MS = 1000
@@ -126,13 +129,21 @@ def connection_changes(monitor: zmq.Socket) -> Iterator[bool]:
 
 
 def open_socket(context: zmq.Context, kind: int) -> zmq.Socket:
-    """A socket with the project's limits: bounded queues, heartbeats, no lingering, quick reconnects."""
+    """A socket with the project's limits: bounded queues, no lingering, quick reconnects."""
     zmq_socket = context.socket(kind)
     zmq_socket.linger = 0
     zmq_socket.sndhwm = QUEUE_LIMIT
-    zmq_socket.rcvhwm = QUEUE_LIMIT
+    zmq_socket.rcvhwm = RECEIVE_LIMIT
     zmq_socket.reconnect_ivl = 20
     zmq_socket.reconnect_ivl_max = 200
+    return zmq_socket
+
+
+def watch_for_hanging_peers(zmq_socket: zmq.Socket) -> None:
+    """Drop the connection to a peer that hangs. Call it before `bind` or `connect`.
+
+    Only for sockets that send: a receiver at its limit does not read the answers to its heartbeats, and
+    would drop a healthy connection.
+    """
     zmq_socket.heartbeat_ivl = HEARTBEAT_INTERVAL_MS
     zmq_socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
-    return zmq_socket

@@ -174,7 +174,7 @@ class Distributor:
     def record(self, recording: Recording) -> None:
         """Record from now on; what was published before is left out."""
         self._recording = None
-        for _ in range(endpoints.QUEUE_LIMIT // BATCH_LIMIT):
+        for _ in range(endpoints.RECEIVE_LIMIT // BATCH_LIMIT):
             if self._take_images() < BATCH_LIMIT:
                 break
         self._recording = recording
@@ -302,7 +302,7 @@ class Distributor:
             peer.actions.send(action, zmq.NOBLOCK)
         except zmq.Again:
             self._end_recording(
-                f"writer {peer.name} does not keep up: {endpoints.QUEUE_LIMIT} images are waiting for it"
+                f"writer {peer.name} does not keep up: more than {endpoints.QUEUE_LIMIT} images wait for it"
             )
             return False
         return True

@@ -89,7 +89,7 @@ class Announcements:
         self._context = zmq.Context()
         self._socket = endpoints.open_socket(self._context, zmq.SUB)
         # As long as not even this is full, the oldest unheard announcement is newer than all in the ring.
-        self._socket.rcvhwm = max(endpoints.QUEUE_LIMIT, 2 * n_slots)
+        self._socket.rcvhwm = max(endpoints.RECEIVE_LIMIT, 2 * n_slots)
         self._socket.connect(stream)
 
     @property

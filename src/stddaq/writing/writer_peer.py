@@ -61,6 +61,7 @@ class WriterPeer:
         self.reported = WriterProgress()
         self.last_heard = 0.0
         self.actions = endpoints.open_socket(context, zmq.PUSH)
+        endpoints.watch_for_hanging_peers(self.actions)
         self.responses = endpoints.open_socket(context, zmq.PULL)
         self.monitor = endpoints.watch_connection(self.actions)
         self._endpoint = endpoints.driver_to_writer(detector_name, name)
@@ -87,7 +88,11 @@ class WriterPeer:
         try:
             self.actions.send(action.SerializeToString(), zmq.NOBLOCK)
         except zmq.Again:
-            done(Answer(f"writer {self.name} takes no messages ({endpoints.QUEUE_LIMIT} are waiting for it)"))
+            done(
+                Answer(
+                    f"writer {self.name} takes no messages (more than {endpoints.QUEUE_LIMIT} wait for it)"
+                )
+            )
             return
         self._requests.append(_Request(action.request, time.monotonic(), patience, done))
 
