@@ -87,7 +87,7 @@ def test_every_field_status_and_error_of_the_websocket_is_described() -> None:
 
 def test_every_key_of_the_account_is_described() -> None:
     account = reference("websocket").split("## The account of a run")[1]
-    for key in RunAccount(follows_sequence=True).result([], [], list_limit=None):
+    for key in RunAccount().result([], [], list_limit=None):
         assert f"`{key}`" in account, key
 
 

@@ -27,7 +27,7 @@ from support.runs import (
 )
 
 from stddaq.client import RunFailed
-from stddaq.writing.overrun import MIN_MARGIN, Passes
+from stddaq.wire.overrun import MIN_MARGIN, Passes
 
 SHAPE = (8, 16)
 

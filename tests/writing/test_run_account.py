@@ -22,9 +22,9 @@ HUGE = 2**64 - 1
 
 
 def account_of(
-    ids: Sequence[int], damaged: Sequence[bool] = (), sequences: Sequence[int] = (), follows: bool = True
+    ids: Sequence[int], damaged: Sequence[bool] = (), sequences: Sequence[int] = ()
 ) -> RunAccount:
-    account = RunAccount(follows_sequence=follows)
+    account = RunAccount()
     for position, image_id in enumerate(ids):
         status = pb.missing_packets if position < len(damaged) and damaged[position] else pb.good_image
         account.hear(sequences[position] if position < len(sequences) else 0)
@@ -91,12 +91,12 @@ def test_long_lists_are_cut_and_the_result_says_so():
         assert result["lists_truncated"] is False
 
 
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=30), st.booleans())
-def test_lost_messages_are_the_sequence_numbers_that_did_not_come(steps: list[int], follows: bool):
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=30))
+def test_lost_messages_are_the_sequence_numbers_that_did_not_come(steps: list[int]):
     sequences = [1000 + sum(steps[: i + 1]) for i in range(len(steps))]
-    account = account_of(range(len(steps)), sequences=sequences, follows=follows)
+    account = account_of(range(len(steps)), sequences=sequences)
     missing = set(range(sequences[0], sequences[-1] + 1)) - set(sequences)
-    assert account.lost() == (len(missing) if follows else None)
+    assert account.lost() == len(missing)
 
 
 def test_losses_of_a_source_without_sequence_numbers_are_not_known():
@@ -109,7 +109,7 @@ def test_damage_of_an_id_that_came_twice_is_counted_twice():
 
 
 def test_messages_that_were_received_but_not_recorded_are_not_lost():
-    account = RunAccount(follows_sequence=True)
+    account = RunAccount()
     for sequence in (10, 11):  # 10 is recorded, 11 has an id below start_id.
         account.hear(sequence)
     account.hear_malformed()

@@ -7,21 +7,15 @@ one `ImageMetadata` per image goes out.
 
 from __future__ import annotations
 
-import os
-import time
 from types import TracebackType
 
 import numpy as np
-import zmq
 
 from stddaq.config import DetectorConfig
 from stddaq.errors import SourceError
-from stddaq.wire.endpoints import bind, metadata_stream, open_socket, unbind
 from stddaq.wire.metadata import GOOD_IMAGE, ImageMetadata, dtype_code
-from stddaq.wire.ring_buffer import SHM_DIRECTORY, RingBuffer
-
-# How long `close` waits for announcements that are still on their way to subscribers.
-DELIVERY_LINGER_MS = 1000
+from stddaq.wire.metadata_publisher import MetadataPublisher
+from stddaq.wire.ring_buffer import RingBuffer
 
 
 class ImagePublisher:
@@ -41,7 +35,6 @@ class ImagePublisher:
         Raises `EndpointError` when another service publishes there, `GeometryError` when the ring buffer
         exists with another geometry.
         """
-        self.endpoint = metadata_stream(config.detector_name, suffix)
         self.metadata = ImageMetadata(
             height=config.image_pixel_height,
             width=config.image_pixel_width,
@@ -49,60 +42,34 @@ class ImagePublisher:
             dtype=dtype_code(config.dtype),  # pyright: ignore[reportArgumentType]
         )
         self.n_published = 0
-        self._n_subscribers = 0
-        self._context = zmq.Context()
-        # To subscribers an XPUB is a PUB; it also tells us of subscriptions, which a PUB keeps to itself.
-        self.socket = open_socket(self._context, zmq.XPUB)
-        self.socket.setsockopt(zmq.XPUB_VERBOSER, 1)
-        try:
-            bind(self.socket, self.endpoint)
-        except BaseException:
-            self._context.destroy()
-            raise
+        self._stream = MetadataPublisher(config, suffix)
+        self.endpoint, self.socket = self._stream.endpoint, self._stream.socket
         try:
             self._ring = RingBuffer(config, suffix)
         except BaseException:
-            self._leave_stream()
+            self._stream.close()
             raise
         geometry = self._ring.geometry
         self.n_slots = geometry.n_slots
         used = self._ring.memory[: geometry.n_slots * geometry.image_bytes]
         self._slots = np.frombuffer(used, config.dtype).reshape(geometry.n_slots, *config.image_shape)
-        self._is_reserved = bytearray(geometry.n_slots)
 
     @property
     def n_subscribers(self) -> int:
         """Subscriptions that the stream has now; images published from now on are sent to all of them."""
-        while True:
-            try:
-                message = self.socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return self._n_subscribers
-            # First byte 1: subscribed, 0: unsubscribed or gone. Anything else is a peer's own message.
-            if message[:1] == b"\1":
-                self._n_subscribers += 1
-            elif message[:1] == b"\0":
-                self._n_subscribers -= 1
+        return self._stream.n_subscribers
 
     def wait_for_subscribers(self, count: int, timeout: float) -> bool:
         """Wait, up to `timeout` seconds, for `count` subscriptions. Returns whether they are there."""
-        deadline = time.monotonic() + timeout
-        while self.n_subscribers < count:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0 or not self.socket.poll(max(1, int(remaining * 1000))):
-                return self.n_subscribers >= count
-        return True
+        return self._stream.wait_for_subscribers(count, timeout)
 
     def begin(self, image_id: int) -> np.ndarray:
         """Open the slot of image `image_id`: an array (height, width) of the pixel type to fill in place.
 
         Readers do not trust the slot until `commit`. Raises `SourceError` when there is no memory for it.
         """
-        slot = image_id % self.n_slots
-        if not self._is_reserved[slot]:
-            self.reserve(slot)
         self._ring.begin(image_id)
-        return self._slots[slot]
+        return self._slots[image_id % self.n_slots]
 
     def commit(self, image_id: int, status: int = GOOD_IMAGE) -> int:
         """Announce the image that was put into its slot since `begin`. Returns its sequence number."""
@@ -110,7 +77,7 @@ class ImagePublisher:
         metadata.sequence = sequence = self._ring.commit(image_id)
         metadata.image_id = image_id
         metadata.status = status  # pyright: ignore[reportAttributeAccessIssue]
-        self.socket.send(metadata.SerializeToString())
+        self._stream.send(metadata)
         self.n_published += 1
         return sequence
 
@@ -133,32 +100,13 @@ class ImagePublisher:
 
         Raises `SourceError` when there is none.
         """
-        # Writing to a slot that the full shared memory has no page for would kill the process (SIGBUS).
-        path = SHM_DIRECTORY / self._ring.name
-        size = self._ring.geometry.image_bytes
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                os.posix_fallocate(fd, slot * size, size)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise SourceError(
-                f"shared memory {path}: no room for slot {slot} of {self.n_slots} slots of {size} bytes: "
-                f"{error.strerror}; the ring buffer needs {self.n_slots * size} bytes"
-            ) from error
-        self._is_reserved[slot] = True
+        self._ring.reserve(slot)
 
     def close(self) -> None:
         """Deliver what is on its way, up to a second; release the socket and the ring buffer."""
-        self._leave_stream()
+        self._stream.close()
         del self._slots
         self._ring.close()
-
-    def _leave_stream(self) -> None:
-        self.socket.linger = DELIVERY_LINGER_MS
-        unbind(self.socket, self.endpoint)
-        self._context.term()
 
     def __enter__(self) -> ImagePublisher:
         return self

@@ -36,6 +36,11 @@ def ring_suffix(stream_suffix: str) -> str:
     return RING_OF_STREAM.get(stream_suffix, stream_suffix)
 
 
+def is_ring(suffix: str) -> bool:
+    """Whether a metadata stream's images lie in a ring buffer of its own name."""
+    return ring_suffix(suffix) == suffix
+
+
 def compression_of(suffix: str) -> int:
     """The `ImageMetadataCompression` of the images of a ring buffer or stream."""
     return COMPRESSION_OF_SUFFIX.get(ring_suffix(suffix), pb.none)

@@ -17,6 +17,7 @@ import fcntl
 import mmap
 import os
 import time
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,7 @@ from types import TracebackType
 import numpy as np
 
 from stddaq.config import DetectorConfig
-from stddaq.errors import GeometryError
+from stddaq.errors import GeometryError, SourceError
 from stddaq.wire.metadata import dtype_code, ring_suffix
 
 SHM_DIRECTORY = Path("/dev/shm")
@@ -143,6 +144,11 @@ class _Segment:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return True
 
+    def reserve(self, offset: int, size: int) -> None:
+        """Have memory for these bytes. Raises `OSError`."""
+        # Writing to a place that the full shared memory has no page for would kill the process (SIGBUS).
+        os.posix_fallocate(self._fd, offset, size)
+
     def is_current(self) -> bool:
         """Whether a service that attaches now gets this same segment."""
         try:
@@ -226,6 +232,8 @@ class RingBuffer:
         self.memory = self._ring.view
         self._image_bytes = self.geometry.image_bytes
         self._n_slots = self.geometry.n_slots
+        # Bytes of each slot that are sure to have memory.
+        self._reserved = array("Q", bytes(8 * self._n_slots))
 
     def _initialise(self) -> None:
         words, geometry = self._words, self.geometry
@@ -278,10 +286,34 @@ class RingBuffer:
         """Whether the slot of `image_id` holds, complete, the image that was put there as `sequence`."""
         return self._stamps[image_id % self._n_slots] == sequence
 
-    def begin(self, image_id: int) -> memoryview:
-        """Open the slot of image `image_id` for writing; nobody trusts it until `commit`."""
-        self._stamps[image_id % self._n_slots] = 0
+    def begin(self, image_id: int, size: int | None = None) -> memoryview:
+        """Open the slot of image `image_id` for writing; nobody trusts it until `commit`.
+
+        `size` in bytes, when less than the whole slot will be used. Raises `SourceError` when there is no
+        memory for it.
+        """
+        slot = image_id % self._n_slots
+        if self._reserved[slot] < (size or self._image_bytes):
+            self.reserve(slot, size)
+        self._stamps[slot] = 0
         return self.slot(image_id)
+
+    def reserve(self, slot: int, size: int | None = None) -> None:
+        """Get the memory of a slot, or of its first `size` bytes.
+
+        `begin` does it when a slot is used first, and takes longer then. Raises `SourceError` when there is
+        none.
+        """
+        size = size or self._image_bytes
+        try:
+            self._ring.reserve(slot * self._image_bytes, size)
+        except OSError as error:
+            raise SourceError(
+                f"shared memory {self._ring.path}: no room for slot {slot} of {self._n_slots} slots of "
+                f"{self._image_bytes} bytes: {error.strerror}; "
+                f"the ring buffer needs {self._n_slots * self._image_bytes} bytes"
+            ) from error
+        self._reserved[slot] = size
 
     def commit(self, image_id: int) -> int:
         """Declare the slot of `image_id` written. Returns the sequence number to announce it with."""

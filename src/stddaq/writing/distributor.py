@@ -24,10 +24,10 @@ from google.protobuf.message import DecodeError
 
 from stddaq.config import DetectorConfig
 from stddaq.service import log
+from stddaq.service.gathering import Gathering
 from stddaq.wire import endpoints
-from stddaq.wire.metadata import ImageMetadata, MetadataRules
+from stddaq.wire.metadata import ImageMetadata, MetadataRules, is_ring
 from stddaq.wire.std_daq import writer_action_pb2 as pb
-from stddaq.writing.gathering import Gathering
 from stddaq.writing.run_account import RunAccount
 from stddaq.writing.writer_peer import Answer, WriterPeer
 
@@ -76,7 +76,8 @@ class Distributor:
         """
         self._patience = patience
         self._rules = MetadataRules(config, suffix)
-        self._follows_sequence = suffix == "image"
+        # A stream of metadata only carries the sequence numbers of the ring, and leaves some out.
+        self._sequence_counts = is_ring(suffix)
         self._stream = endpoints.metadata_stream(config.detector_name, suffix)
         self._context = zmq.Context()
         try:
@@ -276,7 +277,7 @@ class Distributor:
         except DecodeError:
             account.hear_malformed()
             return
-        account.hear(metadata.sequence)
+        account.hear(metadata.number or (metadata.sequence if self._sequence_counts else 0))
         if not self._rules.accepts(metadata):
             account.n_malformed += 1
             return

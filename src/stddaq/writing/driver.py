@@ -140,7 +140,7 @@ class Driver:
             return
         finally:
             self._starting = False
-        self._run = Run(start, files, RunAccount(follows_sequence=self._suffix == "image"))
+        self._run = Run(start, files, RunAccount())
         if self._stop_early:
             self._run.stop_requested.set()
         self._enter("started", replied_to=client)

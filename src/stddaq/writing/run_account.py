@@ -16,11 +16,9 @@ from stddaq.wire.std_daq import image_metadata_pb2 as pb
 class RunAccount:
     """Which images one run has seen, as ranges of consecutive ids in order of arrival."""
 
-    def __init__(self, follows_sequence: bool) -> None:
-        """`follows_sequence`: whether each sequence number of the source is due in this stream."""
+    def __init__(self) -> None:
         self._first = array("Q")
         self._last = array("Q")
-        self._follows_sequence = follows_sequence
         self._sequence = 0
         self._knows_sequence = False
         self.due = -1
@@ -35,7 +33,7 @@ class RunAccount:
         self.n_before_start_id = 0
 
     def hear(self, sequence: int) -> None:
-        """Take the sequence number of a message, recorded or not, into account; 0: the source has none."""
+        """Take the running number of a message, recorded or not, into account; 0: the stream has none."""
         if sequence:
             if self._knows_sequence and sequence > self._sequence + 1:
                 self.n_lost += sequence - self._sequence - 1
@@ -78,7 +76,7 @@ class RunAccount:
 
     def lost(self) -> int | None:
         """Images that the source published and we did not receive; None when it does not number them."""
-        return self.n_lost if self._knows_sequence and self._follows_sequence else None
+        return self.n_lost if self._knows_sequence else None
 
     def ids_of(self, writer: int, number_of_writers: int, by_arrival: bool) -> Iterator[int]:
         """The ids that went to `writer`, in order."""

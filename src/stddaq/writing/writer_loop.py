@@ -21,11 +21,11 @@ from stddaq.config import DetectorConfig
 from stddaq.errors import StdDaqError
 from stddaq.service import log
 from stddaq.service.daemon import StopRequest
+from stddaq.service.gathering import Gathering
 from stddaq.service.statistics import StatisticsTimer
 from stddaq.wire import endpoints
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.file_owner import FileOwner
-from stddaq.writing.gathering import Gathering
 from stddaq.writing.master_request import create_as_asked
 
 # Age at which an image becomes visible to readers; a flush costs 0.2 ms.

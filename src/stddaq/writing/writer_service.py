@@ -20,9 +20,9 @@ from stddaq.files.raw_file import RawFile, RawLayout
 from stddaq.service import daemon, log, statistics
 from stddaq.wire import endpoints
 from stddaq.wire.metadata import ID_MISSMATCH, ImageMetadata, MetadataRules, ring_suffix
+from stddaq.wire.overrun import Announcements
 from stddaq.wire.ring_buffer import RingBuffer
 from stddaq.wire.std_daq import writer_action_pb2 as pb
-from stddaq.writing.overrun import Announcements
 from stddaq.writing.writer_loop import RecordImages, WriterLoop
 
 NAME = "std_det_writer"
