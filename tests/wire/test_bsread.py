@@ -126,7 +126,8 @@ def test_blobs_and_those_of_psi_bsread_are_read_by_each_other(
 ) -> None:
     array = array_of(shape, dtype)
     name = dtype.str.replace("|", "<")
-    for compression, theirs in (("bitshuffle_lz4", BitshuffleLZ4), ("lz4", LZ4)):
+    peers: dict[Compression, Any] = {"bitshuffle_lz4": BitshuffleLZ4, "lz4": LZ4}
+    for compression, theirs in peers.items():
         channel = Channel.of_image("X", shape, dtype, compression)
         if compression == "lz4" and channel.encoding == "big":
             continue  # psi-bsread writes this size in little-endian and reads it in big-endian.

@@ -267,7 +267,7 @@ def encode_value(channel: Channel, value: np.ndarray) -> Buffer:
         return compress_bitshuffle_lz4(value)
     if channel.compression == "lz4":
         return compress_lz4(value, channel.encoding)
-    return memoryview(value).cast("B")
+    return value.data.cast("B")
 
 
 def check_value(channel: Channel, value: Buffer) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from stddaq.errors import StdDaqError
 
-Buffer = bytes | bytearray | memoryview | np.ndarray
+Buffer = bytes | bytearray | memoryview
 ByteOrder = Literal["little", "big"]
 
 # bitshuffle's own default: blocks of 8192 bytes, but never of less than 128 elements.
@@ -96,7 +96,7 @@ def compress_bitshuffle_lz4(array: np.ndarray, block_bytes: int = 0) -> memoryvi
     multiple of eight elements. Raises `CompressionError` when it is not.
     """
     blob = np.empty(bitshuffle_lz4_bound(array.nbytes, array.itemsize, block_bytes), np.uint8)
-    return memoryview(blob)[: compress_bitshuffle_lz4_into(array, blob, block_bytes)]
+    return blob.data[: compress_bitshuffle_lz4_into(array, blob, block_bytes)]
 
 
 def compress_bitshuffle_lz4_into(array: np.ndarray, blob: np.ndarray, block_bytes: int = 0) -> int:
@@ -111,7 +111,7 @@ def compress_bitshuffle_lz4_into(array: np.ndarray, blob: np.ndarray, block_byte
     needed = bitshuffle_lz4_bound(array.nbytes, itemsize, block_bytes)
     if blob.nbytes < needed or not blob.flags.c_contiguous:
         raise CompressionError(f"found room for a blob of {blob.nbytes} bytes, needed are {needed}")
-    _HEADER.pack_into(blob, 0, array.nbytes, block_bytes)
+    _HEADER.pack_into(blob.data, 0, array.nbytes, block_bytes)
     target = blob.ctypes.data + _HEADER.size
     n = _codec().compress(array.ctypes.data, target, array.size, itemsize, block)
     if n < 0:
@@ -149,13 +149,13 @@ def _checked_blocks(data: np.ndarray, n_bytes: int, itemsize: int) -> int:
     """Elements per block, after a walk over the lengths of all blocks, which the codec does not check."""
     if data.size < _HEADER.size:
         raise CompressionError(f"found a bitshuffle_lz4 blob of {data.size} bytes, its header has 12")
-    found, block_bytes = _HEADER.unpack_from(data)
+    found, block_bytes = _HEADER.unpack_from(data.data)
     if found != n_bytes:
         raise CompressionError(f"found a bitshuffle_lz4 blob of {found} bytes of data, allowed are {n_bytes}")
     block = _block_elements(block_bytes, itemsize)
     n_elements = n_bytes // itemsize
     n_blocks = n_elements // block + (n_elements % block >= _BLOCK_MULTIPLE)
-    view, position, end = memoryview(data), _HEADER.size, data.size
+    view, position, end = data.data, _HEADER.size, data.size
     length_at = _BLOCK_LENGTH.unpack_from
     for _ in range(n_blocks):
         if position + 4 > end:
@@ -191,7 +191,7 @@ def compress_lz4(array: np.ndarray, byte_order: ByteOrder = "little") -> memoryv
     n = codec.lz4_compress(array.ctypes.data, blob.ctypes.data + 4, array.nbytes, blob.size - 4)
     if n <= 0:
         raise CompressionError(f"LZ4 failed with {n} on {array.nbytes} bytes")
-    return memoryview(blob)[: 4 + n]
+    return blob.data[: 4 + n]
 
 
 def decompress_lz4_into(blob: Buffer, array: np.ndarray, byte_order: ByteOrder = "little") -> None:
@@ -200,7 +200,7 @@ def decompress_lz4_into(blob: Buffer, array: np.ndarray, byte_order: ByteOrder =
     The GIL is released. Raises `CompressionError`; the array's content is then undefined.
     """
     data = np.frombuffer(blob, np.uint8)
-    check_lz4(data, array.nbytes, byte_order)
+    check_lz4(blob, array.nbytes, byte_order)
     n = _codec().lz4_decompress(data.ctypes.data + 4, _address(array), data.size - 4, array.nbytes)
     if n != array.nbytes:
         raise CompressionError(f"found an lz4 blob whose data are damaged (LZ4: {n})")
