@@ -8,7 +8,9 @@ was found and what is allowed. The keys are those of the std_daq configuration f
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -17,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from stddaq.errors import ConfigError, shown, shown_key
+from stddaq.live_streams import LiveStreamSetting
 
 DetectorType = Literal["gigafrost", "eiger", "pco", "jungfrau-raw", "jungfrau-converted"]
 LogLevel = Literal["debug", "info", "warning", "error", "off"]
@@ -56,7 +59,7 @@ class DetectorConfig(BaseModel):
     ram_buffer_gb: Annotated[int, Field(ge=0, le=MAX_RAM_BUFFER_GB)] | None = None
     number_of_writers: NotNegative = 0
     gpfs_block_size: Annotated[int, Field(ge=1, le=MAX_IMAGE_BYTES)] = DEFAULT_BLOCK_SIZE
-    live_stream_configs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    live_stream_configs: dict[str, LiveStreamSetting] = Field(default_factory=dict)
     switch_user_active: bool = False
     delay_filter_timeout: Positive = 10
     max_number_of_forwarders_spawned: Positive = 8
@@ -66,40 +69,31 @@ class DetectorConfig(BaseModel):
 
     # Ours: not in the configuration of the C++ services, which tolerate it.
     image_division: ImageDivision = "image_id"
+    services: list[str] = Field(default_factory=list)
 
     @classmethod
     def load(cls, path: str | Path) -> DetectorConfig:
         """Read and validate the JSON file at `path`. Raises `ConfigError`, a message of one line."""
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8-sig")  # Editors of Windows put a mark in front.
+            content = parse_json(path.read_bytes())
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-        try:
-            content = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}: is not JSON: {error.msg}, line {error.lineno}") from error
         except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
-        except ValueError as error:
-            raise ConfigError(f"{path}: is not usable JSON: a number of thousands of digits") from error
-        except RecursionError as error:
-            raise ConfigError(f"{path}: is not usable JSON: nested too deeply") from error
+            raise ConfigError(f"{path}: {error}", error.mistakes) from error
         return cls.parse(content, where=str(path))
 
     @classmethod
     def parse(cls, content: object, where: str = "configuration") -> DetectorConfig:
         """Validate `content`, the decoded JSON. `where` opens the message of a `ConfigError`."""
         if not isinstance(content, dict):
-            raise ConfigError(
-                f"{where}: found {shown(content)}, allowed is a JSON object of configuration keys"
-            )
+            mistake = f"found {shown(content)}, allowed is a JSON object of configuration keys"
+            raise ConfigError(f"{where}: {mistake}", [mistake])
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise ConfigError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from error
+            mistakes = _mistakes(error, content)
+            raise ConfigError(f"{where}: " + "; ".join(mistakes), mistakes) from error
 
     @field_validator("detector_name")
     @classmethod
@@ -111,39 +105,15 @@ class DetectorConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> DetectorConfig:
-        if self.detector_type == "gigafrost" and self.bit_depth != 16:
-            raise ValueError(
-                f"bit_depth: found {self.bit_depth}, allowed for gigafrost is 16 (2 bytes per pixel)"
-            )
-        if self.image_bytes > MAX_IMAGE_BYTES:
-            raise ValueError(
-                f"image_pixel_height x image_pixel_width: found an image of {self.image_bytes} bytes, "
-                f"allowed are up to {MAX_IMAGE_BYTES}"
-            )
-        for index, position in self.module_positions.items():
-            self._check_position(index, position)
+        mistakes = _inconsistencies(self.__dict__)
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
         return self
-
-    def _check_position(self, index: str, position: list[int]) -> None:
-        where = f"module_positions[{index!r}]"
-        if not (index.isascii() and index.isdecimal()):
-            raise ValueError(f"{where}: found key {index!r}, allowed is the decimal index of a module")
-        if len(position) != 4:
-            raise ValueError(f"{where}: found {position}, allowed are exactly 4 ints [x0, y0, x1, y1]")
-        width, height = self.image_pixel_width, self.image_pixel_height
-        limits = (width, height, width, height)
-        if not all(0 <= value < limit for value, limit in zip(position, limits, strict=True)):
-            raise ValueError(
-                f"{where}: found {position}, allowed is a place inside the image: "
-                f"x from 0 to {width - 1}, y from 0 to {height - 1}"
-            )
 
     @property
     def dtype(self) -> np.dtype:
         """Type of one pixel, little-endian."""
-        if self.detector_type == "jungfrau-converted":
-            return np.dtype("<f4")
-        return np.dtype(f"<u{self.bit_depth // 8}")
+        return _dtype(self.detector_type, self.bit_depth)
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -163,6 +133,26 @@ class DetectorConfig(BaseModel):
         return max(MIN_SLOTS, self.ram_buffer_gb * 2**30 // self.image_bytes)
 
 
+def parse_json(text: bytes) -> Any:
+    """Decode the JSON of a configuration. Raises `ConfigError`, which does not name the file."""
+    try:
+        # Editors of Windows put a mark in front.
+        return json.loads(
+            text.decode("utf-8-sig"),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"is not UTF-8 text (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"is not JSON: {error.msg}, line {error.lineno}") from error
+    except ValueError as error:
+        raise ConfigError("is not usable JSON: a number of thousands of digits") from error
+    except RecursionError as error:
+        raise ConfigError("is not usable JSON: nested too deeply") from error
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Of two values for one key, JSON readers silently take either; nobody can mean both."""
     content = dict(pairs)
@@ -177,16 +167,78 @@ def _no_constant(name: str) -> NoReturn:
     raise ConfigError(f"found {name}, allowed are the numbers of JSON")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ConfigError(f"found {text[:60]}, allowed are numbers up to 1.8e308")
+    return value
+
+
+def _mistakes(error: ValidationError, content: dict[str, Any]) -> list[str]:
+    """Every mistake in words: of single keys, and of those together that are good by themselves."""
+    mistakes: list[str] = []
+    for single in error.errors():
+        if single["loc"]:
+            mistakes.append(_explain(single))
+        else:  # Of several keys together; it says itself what was found.
+            mistakes += single["msg"].removeprefix("Value error, ").split("\n")
+    wrong = {single["loc"][0] for single in error.errors() if single["loc"]}
+    if wrong:
+        mistakes += _inconsistencies({key: value for key, value in content.items() if key not in wrong})
+    return mistakes
+
+
+def _inconsistencies(values: Mapping[str, Any]) -> list[str]:
+    """What does not fit together among the keys that are there."""
+    mistakes = []
+    kind, depth = values.get("detector_type"), values.get("bit_depth")
+    height, width = values.get("image_pixel_height"), values.get("image_pixel_width")
+    if kind == "gigafrost" and depth not in (None, 16):
+        mistakes.append(f"bit_depth: found {depth}, allowed for gigafrost is 16 (2 bytes per pixel)")
+    if kind and depth and height and width:
+        image_bytes = height * width * _dtype(kind, depth).itemsize
+        if image_bytes > MAX_IMAGE_BYTES:
+            mistakes.append(
+                f"image_pixel_height x image_pixel_width: found an image of {image_bytes} bytes, "
+                f"allowed are up to {MAX_IMAGE_BYTES}"
+            )
+    for index, position in values.get("module_positions", {}).items():
+        mistakes += _position_mistakes(index, position, height, width)
+    return mistakes
+
+
+def _position_mistakes(index: str, position: list[int], height: int | None, width: int | None) -> list[str]:
+    where = f"module_positions[{index!r}]"
+    mistakes = []
+    if not (index.isascii() and index.isdecimal()):
+        mistakes.append(f"{where}: found key {index!r}, allowed is the decimal index of a module")
+    if len(position) != 4:
+        mistakes.append(f"{where}: found {position}, allowed are exactly 4 ints [x0, y0, x1, y1]")
+    elif height and width:
+        limits = (width, height, width, height)
+        if not all(0 <= value < limit for value, limit in zip(position, limits, strict=True)):
+            mistakes.append(
+                f"{where}: found {position}, allowed is a place inside the image: "
+                f"x from 0 to {width - 1}, y from 0 to {height - 1}"
+            )
+    return mistakes
+
+
+def _dtype(detector_type: str, bit_depth: int) -> np.dtype:
+    if detector_type == "jungfrau-converted":
+        return np.dtype("<f4")
+    return np.dtype(f"<u{bit_depth // 8}")
+
+
 def _explain(error: ErrorDetails) -> str:
-    """One mistake in words: key, what was found, what is allowed."""
+    """One mistake of one key in words: key, what was found, what is allowed."""
     key = ".".join(shown_key(str(part)) for part in error["loc"])
     if error["type"] == "missing":
         return f"{key}: missing, it is mandatory"
-    message = error["msg"].removeprefix("Value error, ")
-    if not key:  # A mistake of several keys together says itself what was found.
-        return message
     message = (
-        message.removeprefix("Input should be ")
+        error["msg"]
+        .removeprefix("Value error, ")
+        .removeprefix("Input should be ")
         .replace("a valid ", "a ")
         .replace("a integer", "an integer")
         .replace("a dictionary", "an object")

@@ -5,6 +5,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 
 _SHOWN_LENGTH = 60
 _encoder = json.JSONEncoder(default=str)
@@ -15,7 +16,15 @@ class StdDaqError(Exception):
 
 
 class ConfigError(StdDaqError):
-    """The configuration file, or an argument, cannot be used."""
+    """The configuration file, or an argument, cannot be used.
+
+    Attributes:
+        mistakes: each of them on its own, without the name of the file; at least one.
+    """
+
+    def __init__(self, message: str, mistakes: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.mistakes = tuple(mistakes) or (message,)
 
 
 class GeometryError(StdDaqError):

@@ -148,9 +148,8 @@ def describe(path: Path) -> FileInfo:
         images = file.get(DATA)
         if isinstance(images, h5py.Dataset) and IMAGE_ID in file and IMAGE_METADATA in file:
             return _master(path, opened, images)
-        return FileInfo(
-            path, "other", path.stat().st_size, _all_datasets(file), unclosed=_unclosed(path, opened)
-        )
+        datasets = tuple(info for info, _ in describe_datasets(file))
+        return FileInfo(path, "other", path.stat().st_size, datasets, unclosed=_unclosed(path, opened))
 
 
 def _raw(path: Path, opened: Opened) -> FileInfo:
@@ -291,15 +290,16 @@ def _string(file: h5py.File, name: str) -> str | None:
     return str(dataset.asstr()[()]) if isinstance(dataset, h5py.Dataset) and dataset.shape == () else None
 
 
-def _all_datasets(file: h5py.File) -> tuple[DatasetInfo, ...]:
-    found: list[DatasetInfo] = []
+def describe_datasets(file: h5py.File) -> list[tuple[DatasetInfo, h5py.Dataset]]:
+    """All datasets of the file itself; links to other files are not followed."""
+    found: list[tuple[DatasetInfo, h5py.Dataset]] = []
 
     def visit(_name: str, member: h5py.HLObject) -> None:
         if isinstance(member, h5py.Dataset):
-            found.append(_dataset(member))
+            found.append((_dataset(member), member))
 
     file.visititems(visit)
-    return tuple(found)
+    return found
 
 
 def _dataset(dataset: h5py.Dataset) -> DatasetInfo:

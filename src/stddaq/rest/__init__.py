@@ -1,0 +1,1 @@
+"""The configuration service `stddaq-rest`: configuration files, HDF5 files and simulators over HTTP."""
