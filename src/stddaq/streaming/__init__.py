@@ -1,0 +1,1 @@
+"""Live streams: images to viewers over TCP, as array-1.0 or bsread."""

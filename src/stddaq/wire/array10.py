@@ -1,0 +1,93 @@
+"""array-1.0: one uncompressed image in two parts, a JSON header and the pixels (little-endian, row-major).
+
+The header is `{"htype":"array-1.0", "shape":[2016,2016], "type":"uint16", "frame":3}`, shape [height, width],
+frame the image id. Of an image whose status is not good a further key says so: `"status":"missing_packets"`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stddaq.errors import StdDaqError, shown
+
+HTYPE = "array-1.0"
+MAX_HEADER_BYTES = 64 * 1024
+PixelType = Literal[
+    "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64"
+]
+
+
+class Array10Error(StdDaqError):
+    """A message that is not array-1.0."""
+
+
+class HeaderMaker:
+    """Makes the headers of one stream."""
+
+    def __init__(self, shape: tuple[int, int], dtype: np.dtype) -> None:
+        """`shape` (height, width)."""
+        height, width = shape
+        self._begin = f'{{"htype":"{HTYPE}", "shape":[{height},{width}], "type":"{dtype.name}", "frame":'
+
+    def header(self, image_id: int, status: str | None = None) -> bytes:
+        """The header of an image; `status` only when it is not good."""
+        end = "}" if status is None else f', "status":"{status}"}}'
+        return f"{self._begin}{image_id}{end}".encode()
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    htype: Literal["array-1.0"]
+    shape: Annotated[
+        list[Annotated[int, Field(ge=1, lt=2**32)]],
+        Field(min_length=2, max_length=2),
+    ]
+    type: PixelType
+    frame: Annotated[int, Field(ge=0, lt=2**64)]
+    status: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayMessage:
+    """A decoded message. `status` is None for a good image, and of streams that do not tell."""
+
+    image_id: int
+    pixels: np.ndarray
+    status: str | None
+
+
+def decode(parts: Sequence[bytes | memoryview]) -> ArrayMessage:
+    """Take a message apart; the pixels (height, width) are those of its second part, not copied.
+
+    Raises `Array10Error`.
+    """
+    if len(parts) != 2:
+        raise Array10Error(f"found a message of {len(parts)} parts, allowed are 2")
+    header = _parse(bytes(parts[0][: MAX_HEADER_BYTES + 1]))
+    dtype = np.dtype(header.type).newbyteorder("<")
+    n_bytes = header.shape[0] * header.shape[1] * dtype.itemsize
+    found = memoryview(parts[1]).nbytes
+    if found != n_bytes:
+        raise Array10Error(f"found {found} bytes of pixels, announced are {n_bytes}")
+    return ArrayMessage(
+        header.frame, np.frombuffer(parts[1], dtype).reshape(header.shape), header.status
+    )
+
+
+def _parse(content: bytes) -> _Header:
+    try:
+        return _Header.model_validate(json.loads(content))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False)[0]
+            key = ".".join(map(str, first["loc"]))
+            raise Array10Error(f"{key}: found {shown(first['input'])}, {first['msg']}") from error
+        raise Array10Error(f"found {shown(content[:60].decode(errors='replace'))}, allowed is JSON") from error
+
