@@ -17,7 +17,6 @@ import fcntl
 import mmap
 import os
 import time
-from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -232,8 +231,7 @@ class RingBuffer:
         self.memory = self._ring.view
         self._image_bytes = self.geometry.image_bytes
         self._n_slots = self.geometry.n_slots
-        # Bytes of each slot that are sure to have memory.
-        self._reserved = array("Q", bytes(8 * self._n_slots))
+        self._is_reserved = bytearray(self._n_slots)
 
     def _initialise(self) -> None:
         words, geometry = self._words, self.geometry
@@ -286,34 +284,31 @@ class RingBuffer:
         """Whether the slot of `image_id` holds, complete, the image that was put there as `sequence`."""
         return self._stamps[image_id % self._n_slots] == sequence
 
-    def begin(self, image_id: int, size: int | None = None) -> memoryview:
+    def begin(self, image_id: int) -> memoryview:
         """Open the slot of image `image_id` for writing; nobody trusts it until `commit`.
 
-        `size` in bytes, when less than the whole slot will be used. Raises `SourceError` when there is no
-        memory for it.
+        Raises `SourceError` when there is no memory for it.
         """
         slot = image_id % self._n_slots
-        if self._reserved[slot] < (size or self._image_bytes):
-            self.reserve(slot, size)
+        if not self._is_reserved[slot]:
+            self.reserve(slot)
         self._stamps[slot] = 0
         return self.slot(image_id)
 
-    def reserve(self, slot: int, size: int | None = None) -> None:
-        """Get the memory of a slot, or of its first `size` bytes.
+    def reserve(self, slot: int) -> None:
+        """Get the memory of a slot. `begin` does it when a slot is used first, and takes longer then.
 
-        `begin` does it when a slot is used first, and takes longer then. Raises `SourceError` when there is
-        none.
+        Raises `SourceError` when there is none.
         """
-        size = size or self._image_bytes
         try:
-            self._ring.reserve(slot * self._image_bytes, size)
+            self._ring.reserve(slot * self._image_bytes, self._image_bytes)
         except OSError as error:
             raise SourceError(
                 f"shared memory {self._ring.path}: no room for slot {slot} of {self._n_slots} slots of "
                 f"{self._image_bytes} bytes: {error.strerror}; "
                 f"the ring buffer needs {self._n_slots * self._image_bytes} bytes"
             ) from error
-        self._reserved[slot] = size
+        self._is_reserved[slot] = True
 
     def commit(self, image_id: int) -> int:
         """Declare the slot of `image_id` written. Returns the sequence number to announce it with."""

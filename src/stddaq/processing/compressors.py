@@ -1,0 +1,90 @@
+"""`std_data_compress_h5bitshuffle_lz4` and `std_data_compress_blosc2`: images as HDF5's filters store them.
+
+Writers put the bytes into files as they are. Each image is compressed by one thread, without the GIL.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from stddaq.config import DetectorConfig
+from stddaq.errors import ConfigError
+from stddaq.processing.codecs import BitshuffleLz4, Blosc2
+from stddaq.processing.outputs import Compress, CompressedOutput
+from stddaq.processing.service import ServiceParser, serve_stage, thread_count
+from stddaq.service import daemon
+from stddaq.wire.compression import CompressionError
+
+SOURCE = "image"
+
+
+def main_h5bitshuffle_lz4(argv: Sequence[str] | None = None) -> int:
+    """The command `std_data_compress_h5bitshuffle_lz4`."""
+    parser = _parser("std_data_compress_h5bitshuffle_lz4", "Compress images with bitshuffle and LZ4.")
+    parser.add_argument(
+        "-b",
+        "--block_size",
+        type=_block_size,
+        default=0,
+        metavar="BLOCK",
+        help="pixels per block, a multiple of 8; 0: blocks of 8192 bytes (default: 0)",
+    )
+
+    def serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
+        block_bytes = args.block_size * config.dtype.itemsize
+        try:
+            codec = BitshuffleLz4(config, block_bytes)
+        except CompressionError as error:
+            raise ConfigError(f"--block_size: {error}") from error
+        _serve(config, args, stop, "h5bitshuffle-lz4", codec)
+
+    return daemon.run(parser, serve, argv)
+
+
+def main_blosc2(argv: Sequence[str] | None = None) -> int:
+    """The command `std_data_compress_blosc2`."""
+    parser = _parser("std_data_compress_blosc2", "Compress images with Blosc2 (shuffle, BloscLZ).")
+    parser.add_argument(
+        "-l",
+        "--level",
+        type=_level,
+        default=5,
+        metavar="LEVEL",
+        help="0: not at all, to 9: best and slowest (default: 5)",
+    )
+
+    def serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
+        _serve(config, args, stop, "blosc2", Blosc2(config, args.level))
+
+    return daemon.run(parser, serve, argv)
+
+
+def _parser(prog: str, description: str) -> ServiceParser:
+    parser = ServiceParser(prog, description)
+    parser.add_argument(
+        "-t", "--threads", type=thread_count, required=True, metavar="THREADS", help="threads that compress"
+    )
+    return parser
+
+
+def _block_size(text: str) -> int:
+    if not text.isdecimal() or int(text) % 8:
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed are multiples of 8, or 0")
+    return int(text)
+
+
+def _level(text: str) -> int:
+    if not text.isdecimal() or int(text) > 9:
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed is a level from 0 to 9")
+    return int(text)
+
+
+def _serve(
+    config: DetectorConfig,
+    args: argparse.Namespace,
+    stop: daemon.StopRequest,
+    suffix: str,
+    compress: Compress,
+) -> None:
+    serve_stage(config, args, stop, lambda: CompressedOutput(config, suffix, compress), suffix, args.threads)

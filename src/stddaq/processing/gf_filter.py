@@ -1,0 +1,45 @@
+"""`std_gf_filter`: of the GigaFRoST's images, those that its control system wants stored."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from stddaq.config import DetectorConfig
+from stddaq.errors import ConfigError
+from stddaq.processing.image import Image
+from stddaq.processing.outputs import FilterOutput
+from stddaq.processing.service import ServiceParser, serve_stage
+from stddaq.service import daemon
+
+NAME = "std_gf_filter"
+SUFFIX = "filter"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `std_gf_filter`."""
+    parser = ServiceParser(NAME, "Pass on the metadata of images whose store_image is set.")
+    parser.add_argument("-n", "--no_filter", action="store_true", help="pass on all images")
+    return daemon.run(parser, _serve, argv)
+
+
+def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
+    if config.detector_type != "gigafrost":
+        raise ConfigError(
+            f"{args.detector_json_filename}: detector_type: found {config.detector_type!r}, "
+            f"allowed for {NAME} is 'gigafrost'"
+        )
+    keep = _any_image if args.no_filter else _is_to_be_stored
+    # Threads would cost more than they do: nothing but the metadata is looked at.
+    serve_stage(
+        config, args, stop, lambda: FilterOutput(config, SUFFIX, keep, looks_at_pixels=False), SUFFIX, 0
+    )
+
+
+def _is_to_be_stored(image: Image) -> bool:
+    return image.metadata.gf.store_image
+
+
+def _any_image(image: Image) -> bool:
+    del image
+    return True
