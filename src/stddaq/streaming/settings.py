@@ -17,7 +17,8 @@ def setting_at(config: DetectorConfig, address: str, path: Path) -> LiveStreamSe
     if setting is None:
         known = ", ".join(config.live_stream_configs) or "none"
         raise ConfigError(
-            f"{path}: live_stream_configs: found no entry for {shown(address)}, allowed are those given: {known}"
+            f"{path}: live_stream_configs: found no entry for {shown(address)}, "
+            f"allowed are the addresses given there: {known}"
         )
     return setting
 
@@ -32,7 +33,9 @@ class FollowedSetting:
     def __init__(self, path: Path, address: str, current: LiveStreamSetting) -> None:
         self._path, self._address = path, address
         self.current = current
-        self._seen = self._read = self._signature()
+        self._seen: _Signature = None
+        # What `current` was read from may have been replaced since.
+        self._read: _Signature = (0, 0, 0)
 
     def look(self) -> bool:
         """Whether there is another setting now. Raises `ConfigError`, once, for a change that is bad.
