@@ -2,6 +2,7 @@
 
 The children's lines appear in one stream, each after the name of its service. Children never outlive the
 supervisor: they end in good order when it is asked to, and get SIGTERM from the kernel when it is killed.
+What is to run can change meanwhile, but nothing that takes part in a run changes during one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,6 +27,8 @@ RESTART_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 # More restarts than there are delays, within this time, and the service is given up.
 RESTART_WINDOW_S = 60.0
 PROBE_TIMEOUT_S = 0.5
+# A driver that conducts no run ends within this time after SIGUSR1.
+RETIRED_SOON_S = 2.5
 _PR_SET_PDEATHSIG = 1
 _COLOURS = ("36", "32", "33", "35", "34", "96", "92", "93", "95", "94")
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -40,9 +43,15 @@ class ServiceSpec:
     name: str
     command: tuple[str, ...]
     address: str
-    """`ipc://PATH`, or `tcp://HOST:PORT`."""
+    """`ipc://PATH`, or `tcp://HOST:PORT`; empty when it cannot be known."""
     may_finish: bool = False
     """Exit code 0 is a natural end (a replay), not a crash."""
+    start_up: str = ""
+    """What it reads of the configuration when it starts: with another text it has to be started again."""
+    records: bool = False
+    """It takes part in runs."""
+    conducts: bool = False
+    """It decides when runs begin, and ends after the one that goes on when it gets SIGUSR1."""
 
 
 @dataclass(slots=True)
@@ -51,6 +60,16 @@ class _Child:
     process: asyncio.subprocess.Process | None = None
     restarts: list[float] = field(default_factory=list)
     finished: bool = False
+    down: bool = False
+    """It refuses to start, and is not tried again before something changes."""
+    end: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it is not to be started again."""
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether it is not ready, and may still become so."""
+        return not (self.finished or self.down or is_listening(self.spec.address))
 
 
 class Supervisor:
@@ -67,29 +86,94 @@ class Supervisor:
         self._children = [_Child(spec) for spec in specs]
         self._width = max(len(spec.name) for spec in specs)
         self._colour = sys.stdout.isatty()
+        self._was_ready = False
         self._end = asyncio.Event()
         self._reason: EndReason = "asked"
         self._hurry = False
 
-    async def run(self, on_ready: Callable[[], str]) -> int:
-        """Run all. `on_ready` gives the line to print when all are ready. Returns the exit code."""
+    async def run(
+        self, on_ready: Callable[[], str], follow: Callable[[Supervisor], Awaitable[None]] | None = None
+    ) -> int:
+        """Run all. `on_ready` gives the line to print when all are ready. Returns the exit code.
+
+        `follow` runs from then on, to call `change_to` when something else is to run.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._ask_to_end, number)
-        tasks = [asyncio.create_task(self._keep_running(child)) for child in self._children]
-        ready = asyncio.create_task(self._announce(on_ready))
-        await self._end.wait()
-        ready.cancel()
-        await self._end_all()
-        await asyncio.gather(*tasks)
-        self._say("all services have ended")
+        self._start(self._children)
+        following = asyncio.create_task(self._follow(on_ready, follow))
+        ended = asyncio.create_task(self._end.wait())
+        await asyncio.wait((ended, *((following,) if follow else ())), return_when=asyncio.FIRST_COMPLETED)
+        self._end.set()
+        following.cancel()
+        await self._end_in_order(self._children)
+        self.say("all services have ended")
+        with contextlib.suppress(asyncio.CancelledError):
+            await following
         return {"asked": 0, "refused": REFUSED, "gave up": 1}[self._reason]
+
+    async def _follow(
+        self, on_ready: Callable[[], str], follow: Callable[[Supervisor], Awaitable[None]] | None
+    ) -> None:
+        await self._announce(on_ready)
+        self._was_ready = True
+        if follow:
+            await follow(self)
+
+    async def change_to(self, specs: Sequence[ServiceSpec]) -> None:
+        """Let `specs` be what runs, in the order in which they end. What is not concerned runs on.
+
+        When it concerns a service that takes part in runs, the one that goes on ends first, and no other
+        begins before the change is made.
+        """
+        wanted = {spec.name: spec for spec in specs}
+        present = {child.spec.name: child for child in self._children}
+        leaving = [child for child in self._children if self._has_to_leave(child, wanted)]
+        joining = [spec for spec in specs if spec.name not in present or present[spec.name] in leaving]
+        if not leaving and not joining:
+            return
+        if any(spec.records for spec in (*joining, *(child.spec for child in leaving))):
+            conductors = [child for child in self._children if child.spec.conducts]
+            await asyncio.gather(*(self._retire(child) for child in conductors))
+            leaving += [child for child in conductors if child not in leaving]
+        ending = [child.spec for child in leaving]
+        staying = {child.spec.name for child in self._children if child not in leaving}
+        starting = [spec for spec in specs if spec.name not in staying]
+        self.say(f"the configuration has changed; ending: {_names(ending)}; starting: {_names(starting)}")
+        await self._end_in_order([child for child in self._children if child in leaving])
+        self._children = [present[spec.name] if spec.name in staying else _Child(spec) for spec in specs]
+        new = [child for child in self._children if child.task is None]
+        self._width = max(len(spec.name) for spec in specs)
+        self._start(new)
+        await self._announce(lambda: "all services ready, with the changed configuration")
+
+    @staticmethod
+    def _has_to_leave(child: _Child, wanted: dict[str, ServiceSpec]) -> bool:
+        spec = wanted.get(child.spec.name)
+        # What has finished (a replay) is not wanted once more.
+        return spec is None or (not child.finished and (child.down or child.spec != spec))
+
+    async def _retire(self, child: _Child) -> None:
+        """Wait for the end of the run that goes on, if any, and of the service that conducts it."""
+        assert child.task is not None
+        child.end.set()
+        self._signal(child, signal.SIGUSR1)
+        done, _ = await asyncio.wait((child.task,), timeout=RETIRED_SOON_S)
+        if not done:
+            self.say("the configuration has changed; waiting for the end of the run")
+            await asyncio.wait((child.task,))
+
+    def _start(self, children: Sequence[_Child]) -> None:
+        """Start services in the reverse order of their end: receivers are there before who sends."""
+        for child in reversed(children):
+            child.task = asyncio.create_task(self._keep_running(child))
 
     def _ask_to_end(self, number: int) -> None:
         # Only a person asks twice: SIGTERM comes more than once when our parent, with several threads, dies.
         if self._end.is_set() and number == signal.SIGINT and not self._hurry:
             self._hurry = True
-            self._say("asked again: the services are killed")
+            self.say("asked again: the services are killed")
         self._end.set()
 
     def _end_because(self, reason: EndReason) -> None:
@@ -102,42 +186,48 @@ class Supervisor:
         waiting = list(self._children)
         complained = False
         while waiting:
-            waiting = [child for child in waiting if not (child.finished or is_listening(child.spec.address))]
+            waiting = [child for child in waiting if child.awaited]
             if waiting and not complained and time.monotonic() - begin > READY_TIMEOUT_S:
                 names = ", ".join(child.spec.name for child in waiting)
-                self._say(f"not ready after {READY_TIMEOUT_S:g} s: {names}; still waiting")
+                self.say(f"not ready after {READY_TIMEOUT_S:g} s: {names}; still waiting")
                 complained = True
             await asyncio.sleep(0.05)
-        self._say(on_ready())
+        self.say(on_ready())
 
     async def _keep_running(self, child: _Child) -> None:
         """Start a service, and again when it crashes."""
         while True:
             code = await self._run_once(child)
-            if self._end.is_set():
+            if self._end.is_set() or child.end.is_set():
                 return
-            if code == REFUSED:
-                self._say(f"{child.spec.name} refuses to start; ending")
+            if code == REFUSED and not self._was_ready:
+                self.say(f"{child.spec.name} refuses to start; ending")
                 self._end_because("refused")
                 return
             if code == 0 and child.spec.may_finish:
-                self._say(f"{child.spec.name} has finished")
+                self.say(f"{child.spec.name} has finished")
                 child.finished = True
                 return
             how = (
                 f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             )
             delay = self._restart_delay(child)
+            if delay is None and code == REFUSED:
+                # The others can do without it, and the next configuration may be a better one.
+                self.say(f"{child.spec.name} refuses to start; it stays down until the configuration changes")
+                child.down = True
+                return
             if delay is None:
-                self._say(
+                self.say(
                     f"{child.spec.name} {how}, {len(self._restart_delays) + 1} times within "
                     f"{RESTART_WINDOW_S:g} s; ending"
                 )
                 self._end_because("gave up")
                 return
-            self._say(f"{child.spec.name} {how}; starting it again in {delay:g} s")
+            self.say(f"{child.spec.name} {how}; starting it again in {delay:g} s")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._end.wait(), delay)
+                await asyncio.wait_for(child.end.wait(), delay)
+            if self._end.is_set() or child.end.is_set():
                 return
 
     def _restart_delay(self, child: _Child) -> float | None:
@@ -159,7 +249,7 @@ class Supervisor:
             start_new_session=True,
             preexec_fn=end_with_parent(),
         )
-        if self._end.is_set():  # It was not there yet when the others were asked to end.
+        if child.end.is_set():  # It was not there yet when it was asked to end.
             self._signal(child, signal.SIGTERM)
         assert child.process.stdout is not None
         await self._print_lines(child, child.process.stdout)
@@ -179,16 +269,19 @@ class Supervisor:
                 return
             print(f"{name} | {line.decode(errors='replace').rstrip()}", flush=True)
 
-    async def _end_all(self) -> None:
+    async def _end_in_order(self, children: Sequence[_Child]) -> None:
         """SIGTERM one after the other in the order given, writers together; SIGKILL who does not obey."""
         groups: dict[str, list[_Child]] = {}
-        for child in self._children:
+        for child in children:
             groups.setdefault(child.spec.name.split()[0], []).append(child)
         for group in groups.values():
+            for child in group:
+                child.end.set()
             running = [child for child in group if child.process and child.process.returncode is None]
             for child in running:
                 self._signal(child, signal.SIGKILL if self._hurry else signal.SIGTERM)
             await asyncio.gather(*(self._wait_or_kill(child) for child in running))
+            await asyncio.gather(*(child.task for child in group if child.task))
 
     async def _wait_or_kill(self, child: _Child) -> None:
         assert child.process is not None
@@ -198,21 +291,25 @@ class Supervisor:
             if (await asyncio.wait((waiting,), timeout=0.1))[0]:
                 return
         if not self._hurry:
-            self._say(f"{child.spec.name} does not end within {END_TIMEOUT_S:g} s of SIGTERM; killing it")
+            self.say(f"{child.spec.name} does not end within {END_TIMEOUT_S:g} s of SIGTERM; killing it")
         self._signal(child, signal.SIGKILL)
         await waiting
 
     @staticmethod
     def _signal(child: _Child, number: int) -> None:
-        assert child.process is not None
-        with contextlib.suppress(ProcessLookupError):
-            child.process.send_signal(number)
+        if child.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                child.process.send_signal(number)
 
-    def _say(self, message: str) -> None:
+    def say(self, message: str) -> None:
         name = "stddaq".ljust(self._width)
         if self._colour:
             name, message = f"\x1b[1m{name}\x1b[0m", f"\x1b[1m{message}\x1b[0m"
         print(f"{name} | {message}", flush=True)
+
+
+def _names(specs: Iterable[ServiceSpec]) -> str:
+    return ", ".join(spec.name for spec in specs) or "none"
 
 
 def end_with_parent() -> Callable[[], None]:
@@ -231,7 +328,9 @@ def end_with_parent() -> Callable[[], None]:
 
 
 def is_listening(address: str) -> bool:
-    """Whether a process accepts connections at `ipc://PATH` or `tcp://HOST:PORT`."""
+    """Whether a process accepts connections at `ipc://PATH` or `tcp://HOST:PORT`; at no address it does."""
+    if not address:
+        return True
     scheme, _, place = address.partition("://")
     try:
         if scheme == "ipc":
@@ -240,7 +339,7 @@ def is_listening(address: str) -> bool:
                 probe.connect(place)
         else:
             host, _, port = place.rpartition(":")
-            socket.create_connection((host, int(port)), PROBE_TIMEOUT_S).close()
+            socket.create_connection((host.strip("[]"), int(port)), PROBE_TIMEOUT_S).close()
     except OSError:
         return False
     return True

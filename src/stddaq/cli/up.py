@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stddaq.errors import ConfigError, EndpointError
 
 if TYPE_CHECKING:
-    from stddaq.cli.supervisor import ServiceSpec
+    from stddaq.cli.services import Commands
+    from stddaq.cli.supervisor import ServiceSpec, Supervisor
     from stddaq.config import DetectorConfig
 
 SUMMARY = "start the services of a configuration in this terminal, and supervise them"
-_META_WRITERS = {
-    "gigafrost": "gf",
-    "jungfrau-raw": "jf",
-    "jungfrau-converted": "jf",
-    "eiger": "eg",
-    "pco": "pco",
-}
 _SOURCES = ("none", "simulate", "replay")
 
 
@@ -57,63 +50,68 @@ def run(args: argparse.Namespace) -> int:
     config = DetectorConfig.load(args.config)
     specs = _services(config, args)
     for spec in specs:
-        if is_listening(spec.address):
+        if spec.address and is_listening(spec.address):
             raise EndpointError(
                 f"{spec.address}: another service listens there already, so {spec.name} cannot; "
                 "is this configuration up elsewhere?"
             )
     url = f"ws://{args.host}:{args.port}"
     return asyncio.run(
-        Supervisor(specs).run(lambda: f"all services ready, driver at {url}, Ctrl-C ends them")
+        Supervisor(specs).run(
+            lambda: f"all services ready, driver at {url}, Ctrl-C ends them",
+            lambda supervisor: _follow(supervisor, args),
+        )
     )
+
+
+async def _follow(supervisor: Supervisor, args: argparse.Namespace) -> None:
+    """Let what runs follow the configuration file."""
+    from stddaq.cli.config_changes import config_changes
+
+    async for config in config_changes(Path(args.config), supervisor.say):
+        try:
+            specs = _services(config, args)
+        except ConfigError as error:
+            supervisor.say(f"ignored, the services run on as they are: {error}")
+            continue
+        await supervisor.change_to(specs)
 
 
 def _services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceSpec]:
-    """What is to run, in the order in which it ends: source, driver (which saves a run), writers."""
-    from stddaq.cli.supervisor import ServiceSpec
+    """What is to run, in the order in which it ends: sources, processing, driver (saves a run), writers."""
+    from stddaq.cli.services import Commands
+    from stddaq.service.programs import META_WRITERS, service_mistakes
     from stddaq.wire import endpoints
 
+    mistakes = service_mistakes(config)
     if config.number_of_writers < 1:
-        raise ConfigError(
-            f"{args.config}: number_of_writers: found {config.number_of_writers}, "
-            "allowed for stddaq up is 1 or more"
+        mistakes.append(
+            f"number_of_writers: found {config.number_of_writers}, allowed for stddaq up is 1 or more"
         )
+    if mistakes:
+        raise ConfigError(f"{args.config}: " + "; ".join(mistakes), mistakes)
     if not 1 <= args.port <= 65535:
         raise ConfigError(f"--port: found {args.port}, allowed is a port from 1 to 65535")
     name, suffix = config.detector_name, args.source_suffix
-    specs = _source(config, args)
+    commands = Commands(config, args.config)
     driver = ["--port", str(args.port), "--host", args.host, "-s", suffix]
     if args.with_metadata_writer:
         driver.append("-m")
+    specs = _source(commands, args) + commands.requested() + commands.live_streams()
     specs.append(
-        ServiceSpec("driver", _service("std_det_driver", args, *driver), f"tcp://{args.host}:{args.port}")
+        commands.service("driver", "std_det_driver", driver, f"tcp://{args.host}:{args.port}", conducts=True)
     )
     for i in range(config.number_of_writers):
-        command = _service("std_det_writer", args, str(i), "-s", suffix)
-        specs.append(ServiceSpec(f"writer {i}", command, endpoints.writer_to_driver(name, i)))
+        address = endpoints.writer_to_driver(name, i)
+        specs.append(commands.service(f"writer {i}", "std_det_writer", [str(i), "-s", suffix], address))
     if args.with_metadata_writer:
-        command = _service(f"std_det_meta_writer_{_META_WRITERS[config.detector_type]}", args)
-        specs.append(ServiceSpec("meta writer", command, endpoints.writer_to_driver(name, "meta")))
+        address = endpoints.writer_to_driver(name, "meta")
+        specs.append(commands.service("meta writer", META_WRITERS[config.detector_type], [], address))
     return specs
 
 
-def _source(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceSpec]:
-    from stddaq.cli.supervisor import ServiceSpec
-    from stddaq.wire.endpoints import metadata_stream
-
+def _source(commands: Commands, args: argparse.Namespace) -> list[ServiceSpec]:
     kind, *rest = args.source or ["none"]
     if kind not in _SOURCES:
         raise ConfigError(f"--source: found {kind!r}, allowed are {', '.join(_SOURCES)}")
-    if kind == "none":
-        return []
-    command = (sys.executable, "-m", "stddaq", kind, args.config, *rest)
-    address = metadata_stream(config.detector_name, args.source_suffix)
-    return [ServiceSpec(kind, command, address, may_finish=True)]
-
-
-def _service(script: str, args: argparse.Namespace, *rest: str) -> tuple[str, ...]:
-    """The command of a service: the console script that was installed beside this interpreter."""
-    path = Path(sys.executable).parent / script
-    if not path.exists():
-        raise ConfigError(f"{path}: missing; install stddaq into this environment")
-    return (str(path), args.config, *rest)
+    return [] if kind == "none" else [commands.source(kind, rest)]

@@ -1,4 +1,4 @@
-"""Clients of the services: the driver's, sync and asyncio, and the simulator's software trigger.
+"""Clients of the services: the driver's, sync and asyncio, the configuration service's, the simulator's.
 
 from stddaq.client import DriverClient
 
@@ -8,6 +8,17 @@ with DriverClient("ws://127.0.0.1:8080") as driver:
 """
 
 from stddaq.client.async_client import DEFAULT_URL, AsyncDriverClient
+from stddaq.client.config_client import (
+    ConfigChange,
+    ConfigClient,
+    ConfigOutdated,
+    ConfigRefused,
+    ConfigServiceError,
+    ConfigServiceUnreachable,
+    NotAllowed,
+    NotFound,
+    RequestRefused,
+)
 from stddaq.client.errors import (
     CommandRefused,
     ConnectionLost,
@@ -25,6 +36,12 @@ __all__ = [
     "DEFAULT_URL",
     "AsyncDriverClient",
     "CommandRefused",
+    "ConfigChange",
+    "ConfigClient",
+    "ConfigOutdated",
+    "ConfigRefused",
+    "ConfigServiceError",
+    "ConfigServiceUnreachable",
     "ConnectionLost",
     "DriverBusy",
     "DriverClient",
@@ -32,6 +49,9 @@ __all__ = [
     "DriverStatus",
     "DriverTimeout",
     "DriverUnreachable",
+    "NotAllowed",
+    "NotFound",
+    "RequestRefused",
     "RunFailed",
     "Unsupported",
 ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stddaq.config import DetectorConfig
-from stddaq.errors import shown
+from stddaq.errors import shown, shown_key
 
 _LOGS = frozenset({"log_level", "stats_collection_period"})
 _IMAGES = frozenset(
@@ -101,6 +101,11 @@ def service_mistakes(config: DetectorConfig) -> list[str]:
             mistakes.append(
                 f"{where}: found {shown(line)}, allowed is one of {', '.join(ON_REQUEST)} and its arguments "
                 "without CONFIG"
+            )
+        elif words[0] == "std_live_stream" and not any(word in config.live_stream_configs for word in words):
+            mistakes.append(
+                f"{where}: found {shown(line)}, allowed is an address of live_stream_configs: "
+                f"{', '.join(map(shown_key, config.live_stream_configs)) or 'there is none'}"
             )
     repeated = {line for line in config.services if config.services.count(line) > 1}
     mistakes += [f"services: found {shown(line)} more than once" for line in sorted(repeated)]

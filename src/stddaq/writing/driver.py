@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import threading
 import time
 import uuid
@@ -43,6 +44,8 @@ POLL_S = 0.01
 CHECK_TIMEOUT_S = 10.0
 # The master file of a run with very many gaps takes its time: 0.3 s for a thousand, 3 s for ten thousand.
 MASTER_FILE_PATIENCE_S = 600.0
+# How long the client of a run that has ended may ask for its account before a retiring driver ends.
+RESULT_LINGER_S = 2.0
 # Ids or ranges that a message names one by one; the counts are always exact.
 LIST_LIMIT = 1000
 
@@ -88,6 +91,8 @@ class Driver:
         self._task: asyncio.Task[None] | None = None
         self._starting = False
         self._stop_early = False
+        self._retiring = False
+        self._run_ended = -math.inf
         self.clients: set[Client] = set()
 
     # What clients say.
@@ -115,6 +120,11 @@ class Driver:
 
     async def _start(self, client: Client, start: StartCommand) -> None:
         refusal: dict[str, Any] = {"status": "error", "command": "start"}
+        if self._retiring:
+            log.event("start rejected: the driver is about to end")
+            reason = "the driver is about to end and be started again; try again in a moment"
+            client.tell(_encode(refusal | {"status": "rejected", "reason": reason, "error": "busy"}))
+            return
         # Between this look and setting `_starting` nothing else can run: of two starts one is admitted.
         if self._starting or self._task:
             log.event("start rejected: the driver is busy")
@@ -165,6 +175,7 @@ class Driver:
         log.event(
             "run %s: %s, %d images", run.id, f"error: {reason}" if reason else "file_saved", run.account.count
         )
+        self._run_ended = time.monotonic()
         self._run = self._task = None
         self._enter("idle")
 
@@ -441,6 +452,13 @@ class Driver:
         named = set(reported.failed_ids)
         others = (image_id for image_id in ids if image_id not in named)
         return [*reported.failed_ids, *itertools.islice(others, reported.n_written, None)]
+
+    async def retire(self) -> None:
+        """Admit no further run; return when the present one has ended and its account could be asked for."""
+        self._retiring = True
+        while self._starting or self._task:
+            await asyncio.sleep(POLL_S)
+        await asyncio.sleep(self._run_ended + RESULT_LINGER_S - time.monotonic())
 
     async def shut_down(self, within: float) -> None:
         """End the run that goes on, if any, as by `stop`; give up after `within` seconds."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,9 +55,10 @@ class DriverServer:
         # Handshakes that fail (port scanners, browsers) are the library's errors and nobody's news.
         quiet = logging.getLogger("stddaq.websockets")
         quiet.propagate, quiet.disabled = False, True
-        stopped = asyncio.Event()
+        stopped, retire = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_reader(stop.fileno(), stopped.set)
+        loop.add_signal_handler(signal.SIGUSR1, retire.set)
         try:
             server = await serve(self._session, host, port, max_size=MAX_FRAME_BYTES, logger=quiet)
         except OSError as error:
@@ -68,10 +70,12 @@ class DriverServer:
             log.event("ready: listening on ws://%s:%d", bound[0], bound[1])
             ticker = asyncio.create_task(self._tick())
             reporter = asyncio.create_task(self._report())
+            retiring = asyncio.create_task(self._retire(retire, stopped))
             await stopped.wait()
             await self._driver.shut_down(within=SHUT_DOWN_S)
             ticker.cancel()
             reporter.cancel()
+            retiring.cancel()
             server.close(close_connections=False)
             for connection in server.connections:
                 connection.transport.abort()
@@ -89,6 +93,13 @@ class DriverServer:
         finally:
             self._driver.clients.discard(session)
             log.event("client %s disconnected", connection.id)
+
+    async def _retire(self, asked: asyncio.Event, stopped: asyncio.Event) -> None:
+        """End when nobody is disturbed by it: after the run that goes on, without another one."""
+        await asked.wait()
+        log.event("asked to end after the run: no further run is admitted")
+        await self._driver.retire()
+        stopped.set()
 
     async def _tick(self) -> None:
         """The status at 10 Hz."""
