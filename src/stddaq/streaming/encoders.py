@@ -16,7 +16,11 @@ from stddaq.config import DetectorConfig
 from stddaq.streaming.subscribers import ImageBuffers
 from stddaq.wire.array10 import HeaderMaker
 from stddaq.wire.bsread import Channel, MessageEncoder
-from stddaq.wire.compression import compress_bitshuffle_lz4, decompress_bitshuffle_lz4_into
+from stddaq.wire.compression import (
+    CompressionError,
+    compress_bitshuffle_lz4,
+    decompress_bitshuffle_lz4_into,
+)
 from stddaq.wire.metadata import GOOD_IMAGE, ImageMetadata, compression_of
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
@@ -164,11 +168,24 @@ def make_encoder(
 
 
 def _decoder(compression: int) -> Decode:
-    return decompress_bitshuffle_lz4_into if compression == pb.h5bitshuffle_lz4 else _decode_blosc2
+    return decompress_bitshuffle_lz4_into if compression == pb.h5bitshuffle_lz4 else _blosc2_decoder()
 
 
-def _decode_blosc2(blob: memoryview, image: np.ndarray) -> None:
-    raise NotImplementedError
+def _blosc2_decoder() -> Decode:
+    import blosc2  # Takes a while, and most streams do without.
+
+    def decode(blob: memoryview, image: np.ndarray) -> None:
+        try:
+            frame = blosc2.schunk_from_cframe(bytes(blob), copy=False)
+            if frame.nbytes != image.nbytes:
+                raise CompressionError(
+                    f"found a Blosc2 frame of {frame.nbytes} bytes of data, allowed are {image.nbytes}"
+                )
+            frame.get_slice(out=image.reshape(-1).view(np.uint8))
+        except (RuntimeError, ValueError) as error:
+            raise CompressionError(f"found no Blosc2 frame that can be decoded: {error}") from error
+
+    return decode
 
 
 def status_name(metadata: ImageMetadata) -> str | None:
