@@ -76,9 +76,7 @@ def decode(parts: Sequence[bytes | memoryview]) -> ArrayMessage:
     found = memoryview(parts[1]).nbytes
     if found != n_bytes:
         raise Array10Error(f"found {found} bytes of pixels, announced are {n_bytes}")
-    return ArrayMessage(
-        header.frame, np.frombuffer(parts[1], dtype).reshape(header.shape), header.status
-    )
+    return ArrayMessage(header.frame, np.frombuffer(parts[1], dtype).reshape(header.shape), header.status)
 
 
 def _parse(content: bytes) -> _Header:
@@ -89,5 +87,6 @@ def _parse(content: bytes) -> _Header:
             first = error.errors(include_url=False)[0]
             key = ".".join(map(str, first["loc"]))
             raise Array10Error(f"{key}: found {shown(first['input'])}, {first['msg']}") from error
-        raise Array10Error(f"found {shown(content[:60].decode(errors='replace'))}, allowed is JSON") from error
-
+        raise Array10Error(
+            f"found {shown(content[:60].decode(errors='replace'))}, allowed is JSON"
+        ) from error
