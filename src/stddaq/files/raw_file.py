@@ -13,7 +13,7 @@ import contextlib
 import errno
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +36,8 @@ FILTERS: dict[int, tuple[int, tuple[int, ...]]] = {
     pb.h5bitshuffle_lz4: (32008, (0, 2)),
     pb.blosc2: (32026, ()),
 }
+# Filter mask of a chunk that did not go through the (only) filter.
+FILTER_SKIPPED = 1
 # Chunks start on pages, so that the kernel copies whole ones.
 PAGE = 4096
 # What a chunk may waste, beside its last images, of a file: with the HDF5 structures (about 150 KiB) a file
@@ -159,14 +161,15 @@ class RawFile:
         """Rows that other processes can read."""
         return self._metadata.n_rows
 
-    def put(self, images: Sequence[memoryview | None]) -> None:
+    def put(self, images: Sequence[memoryview | None], uncompressed: Collection[int] = ()) -> None:
         """Put images behind the last one: uncompressed slots, or compressed bytes as they are.
 
-        None is a row without pixels, zeros when read: an image that was lost in the ring buffer. When the
-        file system fails in the middle, `n_images` counts those that are complete.
+        None is a row without pixels, zeros when read: an image that was lost in the ring buffer.
+        `uncompressed` are the positions in `images` of those that a compressor has left as they were. When
+        the file system fails in the middle, `n_images` counts those that are complete.
         """
         if self._layout.compression:
-            self._put_compressed(images)
+            self._put_compressed(images, uncompressed)
         else:
             self._put_uncompressed([self._zeros() if image is None else image for image in images])
 
@@ -210,18 +213,18 @@ class RawFile:
             written += os.pwritev(self._fd, [partial, *images[1:]], offset + written)
         self.n_images += len(images)
 
-    def _put_compressed(self, images: Sequence[memoryview | None]) -> None:
+    def _put_compressed(self, images: Sequence[memoryview | None], uncompressed: Collection[int]) -> None:
         self._extend(self.n_images + len(images))
-        for image in images:
+        for position, image in enumerate(images):
             if image is not None:  # Without a stored chunk HDF5 reads the fill value, zero.
-                self._data.write_direct_chunk((self.n_images, 0, 0), image)
+                mask = FILTER_SKIPPED if position in uncompressed else 0
+                self._data.write_direct_chunk((self.n_images, 0, 0), image, mask)
             self.n_images += 1
 
     def blank(self, row: int) -> None:
         """Take the pixels of `row`, not flushed yet, away again: they turned out to be another image's."""
         if self._layout.compression:
-            # The filter mask says that this chunk did not go through the filter.
-            self._data.write_direct_chunk((row, 0, 0), self._zeros(), 1)
+            self._data.write_direct_chunk((row, 0, 0), self._zeros(), FILTER_SKIPPED)
             return
         chunk, place = divmod(row, self._chunk_images)
         offset = self._chunk_offsets[chunk] + place * self._image_bytes

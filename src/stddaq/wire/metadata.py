@@ -58,6 +58,8 @@ class MetadataRules:
     """What the metadata of an image of this detector and suffix must say.
 
     A field that the source left unset (zero, as proto3 has it) is taken to agree with the configuration.
+    Of a compressed stream, an image that compression did not make smaller may lie in its slot as it is, with
+    compression `none` and the size of the slot.
     """
 
     def __init__(self, config: DetectorConfig, suffix: str) -> None:
@@ -89,11 +91,14 @@ class MetadataRules:
             if self.compression
             else metadata.size in (0, self.image_bytes)
         )
+        compression_fits = metadata.compression == self.compression or (
+            metadata.compression == pb.none and metadata.size == self.image_bytes
+        )
         checks = (
             ("height", metadata.height, metadata.height in (0, self.height), self.height),
             ("width", metadata.width, metadata.width in (0, self.width), self.width),
             ("dtype", metadata.dtype, metadata.dtype in (0, self.dtype), self.dtype),
-            ("compression", metadata.compression, metadata.compression == self.compression, self.compression),
+            ("compression", metadata.compression, compression_fits, self.compression),
             ("status", metadata.status, 0 <= metadata.status <= ID_MISSMATCH, f"0 to {ID_MISSMATCH}"),
             ("size", metadata.size, size_fits, allowed_size),
         )

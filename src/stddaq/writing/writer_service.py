@@ -142,14 +142,17 @@ class ImageRecorder:
         compressed, image_bytes = self._rules.compression, self._config.image_bytes
         memory, offset = self._ring.memory, self._ring.offset
         slots: list[memoryview | None] = []
-        for image in batch.images:
+        uncompressed: set[int] = set()
+        for row, image in enumerate(batch.images):
             metadata = image.image_metadata
             is_lost = batch.is_judged and self._is_overwritten(metadata)
             batch.lost.append(is_lost)
             start = offset(metadata.image_id)
             size = metadata.size if compressed else image_bytes
             slots.append(None if is_lost else memory[start : start + size])
-        file.put(slots)
+            if metadata.compression != compressed:
+                uncompressed.add(row)
+        file.put(slots, uncompressed)
         batch.put_at = time.monotonic()
 
     def _is_overwritten(self, metadata: ImageMetadata) -> bool:

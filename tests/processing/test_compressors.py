@@ -1,0 +1,332 @@
+"""The compressors: what they make is what HDF5's filters and the libraries themselves read."""
+
+from __future__ import annotations
+
+import signal
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bitshuffle
+import blosc2
+import h5py
+import hdf5plugin
+import numpy as np
+import pytest
+from support.foreign import ForeignSource
+from support.processes import Deployment, Service
+from support.processing import PublishedImage, StreamReader
+from support.runs import Image, image_of, images_of
+from support.sources import refusal
+
+from stddaq.acquisition.publisher import ImagePublisher
+from stddaq.config import DetectorConfig
+from stddaq.processing import compressors
+from stddaq.wire.compression import compress_bitshuffle_lz4, decompress_bitshuffle_lz4
+from stddaq.wire.metadata import COMPRESSION_OF_SUFFIX
+
+SERVICES = {
+    "h5bitshuffle-lz4": "std_data_compress_h5bitshuffle_lz4",
+    "blosc2": "std_data_compress_blosc2",
+}
+SUFFIXES = sorted(SERVICES)
+MakeDeployment = Callable[..., Deployment]
+
+
+def start_compressor(deployment: Deployment, suffix: str, *args: object, threads: int = 2) -> Service:
+    return deployment.start(SERVICES[suffix], "-t", threads, *args)
+
+
+def decoded(image: PublishedImage, suffix: str, config: DetectorConfig) -> np.ndarray:
+    """The pixels, by the library that defines the format."""
+    if suffix == "blosc2":
+        content = blosc2.schunk_from_cframe(image.content).decompress_chunk(0)
+        return np.frombuffer(content, config.dtype).reshape(config.image_shape)
+    total, block_bytes = struct.unpack_from(">qi", image.content)
+    assert total == config.image_bytes
+    return bitshuffle.decompress_lz4(
+        np.frombuffer(image.content, np.uint8, offset=12),
+        config.image_shape,
+        config.dtype,
+        block_bytes // config.dtype.itemsize,
+    )
+
+
+def noise_of(image_id: int, config: DetectorConfig) -> Image:
+    """An image that no compression makes smaller."""
+    bytes_ = np.random.default_rng(image_id).bytes(config.image_bytes)
+    return Image(image_id, np.frombuffer(bytes_, config.dtype).reshape(config.image_shape))
+
+
+def publish(source: ImagePublisher, images: list[Image]) -> None:
+    for image in images:
+        source.publish(image.image_id, image.pixels, image.status)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"detector_type": "eiger", "bit_depth": 8, "image_pixel_height": 31, "image_pixel_width": 37},
+        {"detector_type": "eiger", "bit_depth": 32},
+        {"detector_type": "jungfrau-converted", "bit_depth": 32},
+    ],
+    ids=["u2", "u1-odd", "u4", "f4"],
+)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_compressed_images_are_those_of_the_source_in_its_order(
+    make_deployment: MakeDeployment, suffix: str, overrides: dict[str, Any]
+):
+    deployment = make_deployment(**overrides)
+    config = DetectorConfig.parse(deployment.config)
+    with ImagePublisher(config) as source:
+        start_compressor(deployment, suffix, threads=3)
+        assert source.wait_for_subscribers(1, 5)
+        with StreamReader(deployment, suffix) as reader:
+            how = {"shape": config.image_shape, "dtype": config.dtype.str}
+            images = [image_of(i, status=1 + i % 2, **how) for i in range(5, 500, 3)]
+            publish(source, images)
+            received = reader.receive(len(images))
+    assert [(image.image_id, image.status) for image in received] == [(i.image_id, i.status) for i in images]
+    sequences = [image.metadata.sequence for image in received]
+    assert sequences == list(range(sequences[0], sequences[0] + len(images)))
+    for image, original in zip(received, images, strict=True):
+        assert image.is_held
+        metadata = image.metadata
+        assert (metadata.compression, metadata.size) == (COMPRESSION_OF_SUFFIX[suffix], len(image.content))
+        assert metadata.dtype == source.metadata.dtype
+        np.testing.assert_array_equal(decoded(image, suffix, config), original.pixels)
+
+
+def test_detector_fields_stay_beside_compressed_images(deployment: Deployment):
+    config = DetectorConfig.parse(deployment.config)
+    with ImagePublisher(config) as source:
+        start_compressor(deployment, "blosc2")
+        assert source.wait_for_subscribers(1, 5)
+        with StreamReader(deployment, "blosc2") as reader:
+            source.metadata.gf.scan_id = 17
+            publish(source, images_of(range(3)))
+            assert [image.metadata.gf.scan_id for image in reader.receive(3)] == [17, 17, 17]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_images_that_do_not_become_smaller_stay_as_they_are(deployment: Deployment, suffix: str):
+    config = DetectorConfig.parse(deployment.config)
+    images = [noise_of(0, config), image_of(1), noise_of(2, config), image_of(3)]
+    with ImagePublisher(config) as source:
+        service = start_compressor(deployment, suffix)
+        assert source.wait_for_subscribers(1, 5)
+        with StreamReader(deployment, suffix) as reader:
+            publish(source, images)
+            received = reader.receive(4)
+    for image, original in zip(received, images, strict=True):
+        is_compressed = image.metadata.compression != 0
+        assert is_compressed == (image.image_id % 2 == 1)
+        pixels = decoded(image, suffix, config) if is_compressed else image.pixels(config)
+        np.testing.assert_array_equal(pixels, original.pixels)
+    service.wait_for_line("n_uncompressed_images=2")
+
+
+def test_blob_has_blocks_of_the_size_asked_for(deployment: Deployment):
+    config = DetectorConfig.parse(deployment.config)
+    image = image_of(0)
+    with ImagePublisher(config) as source:
+        start_compressor(deployment, "h5bitshuffle-lz4", "-b", 256)
+        assert source.wait_for_subscribers(1, 5)
+        with StreamReader(deployment, "h5bitshuffle-lz4") as reader:
+            publish(source, [image])
+            (received,) = reader.receive(1)
+    assert struct.unpack_from(">qi", received.content) == (config.image_bytes, 512)
+    assert received.content[12:] == bitshuffle.compress_lz4(image.pixels, 256).tobytes()
+
+
+def test_levels_of_blosc2_differ_in_what_they_make(deployment: Deployment):
+    sizes = {}
+    config = DetectorConfig.parse(deployment.config)
+    image = Image(0, np.random.default_rng(1).poisson(20, (32, 48)).astype("<u2"))
+    with ImagePublisher(config) as source:
+        for level in (0, 9):
+            service = start_compressor(deployment, "blosc2", "-l", level)
+            assert source.wait_for_subscribers(1, 5)
+            with StreamReader(deployment, "blosc2") as reader:
+                publish(source, [image])
+                (received,) = reader.receive(1)
+                sizes[level] = received.metadata.size
+            assert service.end() == 0
+    # Level 0 does not compress: with its header the image would not fit.
+    assert sizes[9] < sizes[0] == config.image_bytes
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2", "<u4", "<f4"])
+def test_blobs_of_bitshuffle_and_ours_are_each_others(dtype: str):
+    pixels = np.random.default_rng(3).poisson(9, (61, 53)).astype(dtype)
+    theirs = struct.pack(">qi", pixels.nbytes, 8192) + bitshuffle.compress_lz4(pixels).tobytes()
+    ours = bytes(compress_bitshuffle_lz4(pixels))
+    assert ours == theirs
+    np.testing.assert_array_equal(decompress_bitshuffle_lz4(theirs, pixels.shape, pixels.dtype), pixels)
+    decoded = bitshuffle.decompress_lz4(np.frombuffer(ours[12:], "u1"), pixels.shape, pixels.dtype)
+    np.testing.assert_array_equal(decoded, pixels)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_hdf5_filters_read_what_compressors_make(
+    make_deployment: MakeDeployment, tmp_path: Path, suffix: str
+):
+    # Larger than a block of either codec; uniform images are a case of their own in Blosc2.
+    deployment = make_deployment(image_pixel_height=200, image_pixel_width=300)
+    config = DetectorConfig.parse(deployment.config)
+    images = [
+        Image(0, np.zeros(config.image_shape, "<u2")),
+        Image(1, np.full(config.image_shape, 777, "<u2")),
+        Image(2, np.random.default_rng(1).poisson(50, config.image_shape).astype("<u2")),
+    ]
+    with ImagePublisher(config) as source:
+        start_compressor(deployment, suffix)
+        assert source.wait_for_subscribers(1, 5)
+        with StreamReader(deployment, suffix) as reader:
+            publish(source, images)
+            received = reader.receive(3)
+    filters: Any = {"blosc2": hdf5plugin.Blosc2(), "h5bitshuffle-lz4": hdf5plugin.Bitshuffle()}
+    with h5py.File(tmp_path / "compressed.h5", "w") as file:
+        data = file.create_dataset("data", (3, 200, 300), "<u2", chunks=(1, 200, 300), **filters[suffix])
+        for row, image in enumerate(received):
+            data.id.write_direct_chunk((row, 0, 0), image.content)
+        for row, original in enumerate(images):
+            np.testing.assert_array_equal(data[row], original.pixels)
+
+
+def test_overwritten_images_are_passed_on_as_such_and_without_pixels(deployment: Deployment):
+    config = DetectorConfig.parse(deployment.config)
+    with ImagePublisher(config) as source:
+        service = start_compressor(deployment, "h5bitshuffle-lz4")
+        assert source.wait_for_subscribers(1, 5)
+        with StreamReader(deployment, "h5bitshuffle-lz4") as reader:
+            service.send(signal.SIGSTOP)
+            images = images_of(range(1010))
+            publish(source, images)
+            service.send(signal.SIGCONT)
+            received = reader.receive(len(images))
+    assert [image.image_id for image in received] == list(range(1010))
+    assert [image.image_id for image in received if image.status == 3] == list(range(10))
+    for image, original in zip(received, images, strict=True):
+        pixels = np.zeros((32, 48), "<u2") if image.status == 3 else original.pixels
+        if image.is_held:  # The derived ring has gone round as well.
+            np.testing.assert_array_equal(decoded(image, "h5bitshuffle-lz4", config), pixels)
+    assert sum(image.is_held for image in received) >= 900
+    service.wait_for_line("n_overwritten_images=10")
+
+
+def test_source_without_cursor_is_compressed_after_a_while_that_tells(deployment: Deployment):
+    config = DetectorConfig.parse(deployment.config)
+    with ForeignSource(deployment.config) as source:
+        service = start_compressor(deployment, "blosc2")
+        source.wait_for_subscriber()
+        with StreamReader(deployment, "blosc2") as reader:
+            images = images_of(range(50))
+            for image in images:
+                source.publish(image.image_id, image.pixels)
+            received = reader.receive(50)
+            for image, original in zip(received, images, strict=True):
+                assert image.status == 1
+                np.testing.assert_array_equal(decoded(image, "blosc2", config), original.pixels)
+            service.send(signal.SIGSTOP)
+            for image in images_of(range(50, 1200)):
+                source.publish(image.image_id, image.pixels)
+            service.send(signal.SIGCONT)
+            received = reader.receive(1150)
+    lost = [image.image_id for image in received if image.status == 3]
+    # 150 were overwritten; the newest id alone tells, so that some more are not trusted.
+    assert lost == list(range(50, 50 + len(lost)))
+    assert 150 <= len(lost) <= 300
+
+
+def test_restart_of_image_ids_is_passed_on_in_order(deployment: Deployment):
+    config = DetectorConfig.parse(deployment.config)
+    images = [*images_of(range(40)), *images_of(range(40), salt=1), *images_of([7] * 5, salt=2)]
+    with ImagePublisher(config) as source:
+        start_compressor(deployment, "h5bitshuffle-lz4", threads=4)
+        assert source.wait_for_subscribers(1, 5)
+        with StreamReader(deployment, "h5bitshuffle-lz4") as reader:
+            for image in images:
+                source.publish(image.image_id, image.pixels)
+                (received,) = reader.receive(1)
+                assert received.image_id == image.image_id
+                np.testing.assert_array_equal(decoded(received, "h5bitshuffle-lz4", config), image.pixels)
+            publish(source, images)
+            received = reader.receive(len(images))
+    assert [image.image_id for image in received] == [image.image_id for image in images]
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_compressor_ends_at_once_also_when_it_has_work(deployment: Deployment, signal_number: int):
+    config = DetectorConfig.parse(deployment.config)
+    with ImagePublisher(config) as source:
+        service = start_compressor(deployment, "blosc2")
+        assert source.wait_for_subscribers(1, 5)
+        publish(source, images_of(range(900)))
+        assert service.end(signal_number, timeout=5) == 0
+    assert service.stderr == []
+
+
+def test_compressor_that_is_started_again_goes_on(deployment: Deployment):
+    config = DetectorConfig.parse(deployment.config)
+    with ImagePublisher(config) as source:
+        service = start_compressor(deployment, "blosc2")
+        with StreamReader(deployment, "blosc2") as reader:
+            for begin in (0, 10):
+                assert source.wait_for_subscribers(1, 5)
+                images = images_of(range(begin, begin + 5))
+                publish(source, images)
+                received = reader.receive(5)
+                for image, original in zip(received, images, strict=True):
+                    assert image.is_held
+                    np.testing.assert_array_equal(decoded(image, "blosc2", config), original.pixels)
+                if begin == 0:
+                    service.kill()
+                    reader.wait_for_publisher(False)
+                    service = start_compressor(deployment, "blosc2")
+                    reader.wait_for_publisher()
+
+
+def test_messages_that_were_lost_and_malformed_ones_are_counted(deployment: Deployment):
+    config = DetectorConfig.parse(deployment.config)
+    with ImagePublisher(config) as source:
+        service = start_compressor(deployment, "blosc2")
+        assert source.wait_for_subscribers(1, 5)
+        with StreamReader(deployment, "blosc2") as reader:
+            publish(source, images_of([0]))
+            source.socket.send(b"\xff")
+            publish(source, images_of([1]))
+            assert [image.image_id for image in reader.receive(2)] == [0, 1]
+    service.wait_for_line("n_overwritten_images=0,n_failed_images=0,n_lost_messages=0,n_malformed=1 ")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "arguments", "reason"),
+    [
+        ("blosc2", [], "the following arguments are required: -t/--threads"),
+        ("blosc2", ["-t", 0], "found '0', allowed is a number from 1 to 1024"),
+        ("blosc2", ["-t", 1, "-l", 10], "found '10', allowed is a level from 0 to 9"),
+        ("blosc2", ["-t", 1, "-s", "blosc2"], "found 'blosc2', allowed is any but that of the output"),
+        ("h5bitshuffle-lz4", ["-t", 1, "-b", 12], "found '12', allowed are multiples of 8, or 0"),
+        ("h5bitshuffle-lz4", ["-t", 1, "-b", 2**32], "--block_size: found bitshuffle blocks of 8589934592"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_reason(
+    deployment: Deployment,
+    capsys: pytest.CaptureFixture[str],
+    suffix: str,
+    arguments: list[object],
+    reason: str,
+):
+    mains = {"blosc2": compressors.main_blosc2, "h5bitshuffle-lz4": compressors.main_h5bitshuffle_lz4}
+    line = refusal(capsys, mains[suffix], *arguments, deployment.config_path)
+    assert line.startswith(f"{SERVICES[suffix]}: error: ")
+    assert reason in line
+
+
+def test_second_compressor_of_a_stream_is_refused(deployment: Deployment, capsys: pytest.CaptureFixture[str]):
+    start_compressor(deployment, "blosc2")
+    line = refusal(capsys, compressors.main_blosc2, "-t", 1, deployment.config_path)
+    assert "another running service is bound there" in line
