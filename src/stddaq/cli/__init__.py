@@ -33,11 +33,12 @@ class SubCommand(Protocol):
 
 
 # In the order in which a newcomer needs them.
-_MODULES = ("demo", "up", "record", "status", "stop", "trigger", "info", "aggregate", "repair")
+_MODULES = ("demo", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "repair")
 # Services with argument parsers of their own.
 _SERVICES = {
     "simulate": "publish simulated images as a detector would",
     "replay": "publish recorded images as a detector would",
+    "simulate-pco": "push simulated images over the network as a PCO camera server would",
 }
 
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit code: 0, 1 when a run or a check failed, 2 when refused."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in _SERVICES:
-        service = importlib.import_module(f"stddaq.acquisition.{argv[0]}")
+        service = importlib.import_module(f"stddaq.acquisition.{argv[0].replace('-', '_')}")
         return service.main(argv[1:])
     args = _parser().parse_args(argv)
     try:

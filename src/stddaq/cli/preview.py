@@ -8,17 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Points of the colour map, dark to bright; between them it is linear.
-_COLOURS = (
-    (4, 4, 20),
-    (40, 11, 84),
-    (101, 21, 110),
-    (159, 42, 99),
-    (212, 72, 66),
-    (245, 125, 21),
-    (250, 193, 39),
-    (252, 255, 200),
-)
+from stddaq.cli.image_preview import Contrast, coloured
+
 _BACKGROUND, _TEXT, _FAINT = (16, 16, 24), (235, 235, 240), (150, 150, 165)
 _LARGE, _MARGIN = 640, 24
 
@@ -57,13 +48,7 @@ def write_preview(path: Path, images: Sequence[tuple[str, np.ndarray]], title: s
 
 def _colour(image: np.ndarray, brightest: float) -> Image.Image:
     """Counts on a logarithmic scale from 0 to `brightest`, coloured."""
-    scaled = np.log1p(np.clip(image, 0, brightest).astype(np.float32)) / np.log1p(brightest)
-    steps = np.linspace(0, 1, len(_COLOURS))
-    table = np.stack(
-        [np.interp(np.linspace(0, 1, 256), steps, [colour[c] for colour in _COLOURS]) for c in range(3)],
-        axis=1,
-    ).astype(np.uint8)
-    return Image.fromarray(table[(scaled * 255).astype(np.uint8)])
+    return coloured(Contrast(0.0, brightest, is_logarithmic=True).scaled(image)).convert("RGB")
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
