@@ -46,7 +46,17 @@ class NumberRange:
 
 
 def add_source_options(parser: ArgumentParser) -> None:
-    """Rate, trigger, ids and end of a source."""
+    """Rate, trigger, ids, end and memory of a source that publishes through the ring buffer."""
+    add_image_options(parser)
+    parser.add_argument(
+        "--preallocate",
+        action="store_true",
+        help="get the memory of the whole ring buffer first, so that its first images are not slower",
+    )
+
+
+def add_image_options(parser: ArgumentParser) -> None:
+    """Rate, trigger, ids and end of any source."""
     add = parser.add_argument
     add(
         "--rate",
@@ -93,11 +103,6 @@ def add_source_options(parser: ArgumentParser) -> None:
         metavar="S",
         help="give up when they have not come by then (default: 10)",
     )
-    add(
-        "--preallocate",
-        action="store_true",
-        help="get the memory of the whole ring buffer first, so that its first images are not slower",
-    )
 
 
 def source_options(
@@ -118,5 +123,5 @@ def source_options(
         exposure_time=args.exposure_time,
         wait_for_subscribers=args.wait_for_subscribers,
         wait_timeout=args.wait_timeout,
-        preallocate=args.preallocate,
+        preallocate="preallocate" in args and args.preallocate,
     )

@@ -1,14 +1,15 @@
 """The loop of every source without a detector: images at a rate, or in bursts by software trigger.
 
-An `ImageProvider` says what is in the images; `run_source` decides when they are due, gives them their ids,
-publishes them, answers requests (see `stddaq.wire.source_messages`) and prints statistics. One thread; a
-request is answered between two images.
+An `ImageProvider` says what is in the images, an `ImageOutput` takes them (the ring buffer, or a camera
+server's socket); `run_source` decides when they are due, gives them their ids, answers requests (see
+`stddaq.wire.source_messages`) and prints statistics. One thread; a request is answered between two images.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +23,8 @@ from stddaq.errors import SourceError
 from stddaq.service.daemon import StopRequest
 from stddaq.service.log import event, logger
 from stddaq.service.statistics import RateCounter, StatisticsTimer, log_statistics
-from stddaq.wire.endpoints import bind, metadata_stream, open_socket, software_trigger, unbind
+from stddaq.wire.endpoints import bind, open_socket, software_trigger, unbind
+from stddaq.wire.metadata import ImageMetadata
 from stddaq.wire.source_messages import Configure, Rearm, Request, RequestError, Trigger, parse_request
 
 ENDLESS = 2**63
@@ -48,6 +50,61 @@ class ImageProvider(Protocol):
         Raises `SourceError` when it cannot be read.
         """
         ...
+
+
+class ImageOutput(Protocol):
+    """Where the images go. `ImagePublisher` is the usual one."""
+
+    metadata: ImageMetadata
+    """Of the next image, reused; the detector's own fields are set before it is committed."""
+    endpoint: str
+    """Where its consumers find it."""
+    socket: zmq.Socket
+    """Becomes readable when consumers come or go."""
+
+    @property
+    def n_subscribers(self) -> int:
+        """Consumers that there are now."""
+        ...
+
+    def preallocate(self, stop: StopRequest) -> None:
+        """Get the memory for all images first, unless asked to stop. Raises `SourceError`."""
+        ...
+
+    def can_take(self, timeout: float) -> bool:
+        """Whether an image can be published now, or within `timeout` seconds."""
+        ...
+
+    def begin(self, image_id: int) -> np.ndarray:
+        """The array (height, width) to put the next image into. Raises `SourceError`."""
+        ...
+
+    def commit(self, image_id: int) -> int:
+        """Publish the image that was put there."""
+        ...
+
+    def close(self) -> None:
+        """Release everything, after what is on its way was delivered."""
+        ...
+
+
+OpenOutput = Callable[[DetectorConfig], ImageOutput]
+
+
+class RingOutput(ImagePublisher):
+    """The ring buffer and the metadata stream, which wait for nobody."""
+
+    def preallocate(self, stop: StopRequest) -> None:
+        """Get the memory of the whole ring buffer. Raises `SourceError` when there is not as much."""
+        for slot in range(self.n_slots):
+            if stop:
+                return
+            self.reserve(slot)
+
+    def can_take(self, timeout: float) -> bool:
+        """Always."""
+        del timeout
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +196,14 @@ class Pacer:
 class Source:
     """A running source: state and the loop. Use `run_source`."""
 
-    def __init__(self, config: DetectorConfig, provider: ImageProvider, options: SourceOptions) -> None:
+    def __init__(
+        self,
+        config: DetectorConfig,
+        provider: ImageProvider,
+        options: SourceOptions,
+        open_output: OpenOutput,
+        trigger_name: str,
+    ) -> None:
         self._config, self._provider, self._options = config, provider, options
         self._ids = options.ids
         self._rate, self._burst = options.rate, options.burst
@@ -156,9 +220,9 @@ class Source:
         self._statistics = StatisticsTimer(config.stats_collection_period)
         self._context = zmq.Context()
         self._control = open_socket(self._context, zmq.REP)
-        self._endpoint = software_trigger(config.detector_name)
+        self._endpoint = software_trigger(trigger_name)
         try:
-            self._publisher = ImagePublisher(config)
+            self._publisher = open_output(config)
         except BaseException:
             self._context.destroy()
             raise
@@ -169,6 +233,16 @@ class Source:
             self._context.destroy()
             raise
 
+    @property
+    def trigger_endpoint(self) -> str:
+        """Where software triggers are taken."""
+        return self._endpoint
+
+    @property
+    def endpoint(self) -> str:
+        """Where consumers find the images."""
+        return self._publisher.endpoint
+
     def close(self) -> None:
         """Release sockets and ring buffer, after what is on its way was delivered."""
         self._control.linger = ANSWER_LINGER_MS
@@ -177,11 +251,8 @@ class Source:
         self._publisher.close()
 
     def preallocate(self, stop: StopRequest) -> None:
-        """Get the memory of the whole ring buffer. Raises `SourceError` when there is not as much."""
-        for slot in range(self._publisher.n_slots):
-            if stop:
-                return
-            self._publisher.reserve(slot)
+        """Get the memory for all images first. Raises `SourceError` when there is not as much."""
+        self._publisher.preallocate(stop)
 
     def serve(self, stop: StopRequest) -> None:
         """Publish until all images are published, or asked to stop. Raises `SourceError`."""
@@ -221,7 +292,7 @@ class Source:
         n = min(self._pacer.due(), self._n_wanted)
         turn_ends = time.monotonic() + TURN_S
         done = 0
-        while done < n and not stop:
+        while done < n and not stop and self._publisher.can_take(TURN_S):
             self._publish_next()
             done += 1
             if time.monotonic() >= turn_ends:
@@ -347,14 +418,20 @@ class Source:
 
 
 def run_source(
-    config: DetectorConfig, provider: ImageProvider, options: SourceOptions, stop: StopRequest
+    config: DetectorConfig,
+    provider: ImageProvider,
+    options: SourceOptions,
+    stop: StopRequest,
+    open_output: OpenOutput = RingOutput,
+    trigger_name: str | None = None,
 ) -> None:
     """Run a source until it has published all its images, or `stop`.
 
-    Raises `EndpointError` and `GeometryError` when the detector's sockets or ring buffer are not to be had,
-    `SourceError` when an image cannot be read or not enough subscribers came in time.
+    Software triggers are taken under `trigger_name` (default: the detector's name). Raises `EndpointError`
+    and `GeometryError` when the sockets or the ring buffer are not to be had, `SourceError` when an image
+    cannot be read or not enough subscribers came in time.
     """
-    source = Source(config, provider, options)
+    source = Source(config, provider, options, open_output, trigger_name or config.detector_name)
     try:
         if options.preallocate:
             source.preallocate(stop)
@@ -363,8 +440,8 @@ def run_source(
             "ready: %s at %s on %s, software trigger at %s",
             "bursts on trigger" if options.triggered else "free-running",
             pace,
-            metadata_stream(config.detector_name, "image"),
-            software_trigger(config.detector_name),
+            source.endpoint,
+            source.trigger_endpoint,
         )
         source.serve(stop)
     finally:
