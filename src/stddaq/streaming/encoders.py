@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Literal, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from stddaq.wire.compression import (
     compress_bitshuffle_lz4,
     decompress_bitshuffle_lz4_into,
 )
-from stddaq.wire.metadata import GOOD_IMAGE, ImageMetadata, compression_of
+from stddaq.wire.metadata import GOOD_IMAGE, ImageMetadata
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 StreamType = Literal["array-1.0", "bsread"]
@@ -33,8 +34,8 @@ _EARLIEST_NS = 10**18
 class Encoder(Protocol):
     """Makes the messages of one live stream."""
 
-    def take(self, slot: memoryview, size: int) -> memoryview:
-        """Take an image of `size` bytes out of its slot (uint8), whatever is there."""
+    def take(self, metadata: ImageMetadata, slot: memoryview) -> memoryview:
+        """Take an image out of its slot (uint8), whatever is there."""
         ...
 
     def parts(self, metadata: ImageMetadata, taken: memoryview) -> tuple[Sequence[Buffer], memoryview | None]:
@@ -44,68 +45,49 @@ class Encoder(Protocol):
         """
         ...
 
-    def discard(self, taken: memoryview) -> None:
+    def discard(self, metadata: ImageMetadata, taken: memoryview) -> None:
         """Give up what was taken of an image that is not sent."""
         ...
 
 
-class _Array10FromPixels:
-    """Uncompressed images as array-1.0; copied once."""
+class Array10Encoder:
+    """array-1.0: pixels are copied once, compressed images decoded."""
 
     def __init__(self, config: DetectorConfig, pool: ImageBuffers) -> None:
         self._headers = HeaderMaker(config.image_shape, config.dtype)
-        self._pool = pool
+        self._config, self._pool = config, pool
 
-    def take(self, slot: memoryview, size: int) -> memoryview:
+    def take(self, metadata: ImageMetadata, slot: memoryview) -> memoryview:
         """See `Encoder`."""
-        del size
+        if metadata.compression:
+            return memoryview(bytes(slot[: metadata.size]))
         taken = self._pool.take()
         taken[:] = slot
         return taken
 
     def parts(self, metadata: ImageMetadata, taken: memoryview) -> tuple[Sequence[Buffer], memoryview | None]:
         """See `Encoder`."""
-        return (self._headers.header(metadata.image_id, status_name(metadata)), taken), taken
-
-    def discard(self, taken: memoryview) -> None:
-        """See `Encoder`."""
-        self._pool.give_back(taken)
-
-
-class _Compressed:
-    """What is common where the source or the stream is compressed: nothing of it is in the pool."""
-
-    def take(self, slot: memoryview, size: int) -> memoryview:
-        """See `Encoder`."""
-        return memoryview(bytes(slot[:size]))
-
-    def discard(self, taken: memoryview) -> None:
-        """See `Encoder`."""
-
-
-Decode = Callable[[memoryview, np.ndarray], None]
-
-
-class _Array10FromBlobs(_Compressed):
-    """Compressed images as array-1.0."""
-
-    def __init__(self, config: DetectorConfig, pool: ImageBuffers, decode: Decode) -> None:
-        self._headers = HeaderMaker(config.image_shape, config.dtype)
-        self._config, self._pool, self._decode = config, pool, decode
-
-    def parts(self, metadata: ImageMetadata, taken: memoryview) -> tuple[Sequence[Buffer], memoryview | None]:
-        """See `Encoder`."""
-        image = self._pool.take()
-        try:
-            self._decode(taken, np.frombuffer(image, self._config.dtype).reshape(self._config.image_shape))
-        except BaseException:
-            self._pool.give_back(image)
-            raise
+        image = self._decoded(metadata, taken) if metadata.compression else taken
         return (self._headers.header(metadata.image_id, status_name(metadata)), image), image
 
+    def _decoded(self, metadata: ImageMetadata, taken: memoryview) -> memoryview:
+        image = self._pool.take()
+        pixels = np.frombuffer(image, self._config.dtype).reshape(self._config.image_shape)
+        try:
+            _decoder(metadata.compression)(taken, pixels)
+        except CompressionError:
+            self._pool.give_back(image)
+            raise
+        return image
 
-class _BsreadFromBlobs(_Compressed):
-    """Images that are compressed as bsread compresses them: the blob goes out as it is."""
+    def discard(self, metadata: ImageMetadata, taken: memoryview) -> None:
+        """See `Encoder`."""
+        if not metadata.compression:
+            self._pool.give_back(taken)
+
+
+class BsreadEncoder:
+    """bsread: pixels are compressed out of their slots, blobs that bsread knows go out as they are."""
 
     def __init__(self, config: DetectorConfig) -> None:
         self._config = config
@@ -116,8 +98,18 @@ class _BsreadFromBlobs(_Compressed):
         shape, dtype = self._config.image_shape, self._config.dtype
         return MessageEncoder([Channel.of_image(name, shape, dtype, "bitshuffle_lz4")])
 
+    def take(self, metadata: ImageMetadata, slot: memoryview) -> memoryview:
+        """See `Encoder`."""
+        if metadata.compression:
+            return memoryview(bytes(slot[: metadata.size]))
+        return compress_bitshuffle_lz4(np.frombuffer(slot, self._config.dtype))
+
     def parts(self, metadata: ImageMetadata, taken: memoryview) -> tuple[Sequence[Buffer], memoryview | None]:
         """See `Encoder`."""
+        if metadata.compression not in (pb.none, pb.h5bitshuffle_lz4):
+            image = np.empty(self._config.image_shape, self._config.dtype)
+            _decoder(metadata.compression)(taken, image)
+            taken = compress_bitshuffle_lz4(image)
         name = metadata.pco.bsread_name or self._config.detector_name
         if name != self._name:
             self._name, self._encoder = name, self._encoder_of(name)
@@ -127,50 +119,24 @@ class _BsreadFromBlobs(_Compressed):
             parts[0] = bytes(parts[0][:-1]) + f',"status":"{status}"}}'.encode()
         return parts, None
 
-
-class _BsreadFromPixels(_BsreadFromBlobs):
-    """Uncompressed images as bsread: compressed out of their slots."""
-
-    def take(self, slot: memoryview, size: int) -> memoryview:
+    def discard(self, metadata: ImageMetadata, taken: memoryview) -> None:
         """See `Encoder`."""
-        del size
-        return compress_bitshuffle_lz4(np.frombuffer(slot, self._config.dtype))
 
 
-class _BsreadFromOtherBlobs(_BsreadFromBlobs):
-    """Images of another compression as bsread: compressed anew."""
-
-    def __init__(self, config: DetectorConfig, decode: Decode) -> None:
-        super().__init__(config)
-        self._decode = decode
-
-    def parts(self, metadata: ImageMetadata, taken: memoryview) -> tuple[Sequence[Buffer], memoryview | None]:
-        """See `Encoder`."""
-        image = np.empty(self._config.image_shape, self._config.dtype)
-        self._decode(taken, image)
-        return super().parts(metadata, compress_bitshuffle_lz4(image))
+def make_encoder(stream_type: StreamType, config: DetectorConfig, pool: ImageBuffers) -> Encoder:
+    """The encoder of a stream of `stream_type`."""
+    return Array10Encoder(config, pool) if stream_type == "array-1.0" else BsreadEncoder(config)
 
 
-def make_encoder(
-    stream_type: StreamType, image_suffix: str, config: DetectorConfig, pool: ImageBuffers
-) -> Encoder:
-    """The encoder from the ring buffer `image_suffix` to a stream of `stream_type`."""
-    compression = compression_of(image_suffix)
-    if stream_type == "array-1.0":
-        if compression == pb.none:
-            return _Array10FromPixels(config, pool)
-        return _Array10FromBlobs(config, pool, _decoder(compression))
-    if compression == pb.none:
-        return _BsreadFromPixels(config)
-    if compression == pb.h5bitshuffle_lz4:
-        return _BsreadFromBlobs(config)
-    return _BsreadFromOtherBlobs(config, _decoder(compression))
+Decode = Callable[[memoryview, np.ndarray], None]
 
 
 def _decoder(compression: int) -> Decode:
+    """Decodes a blob into an image (height, width). Raises `CompressionError`."""
     return decompress_bitshuffle_lz4_into if compression == pb.h5bitshuffle_lz4 else _blosc2_decoder()
 
 
+@cache
 def _blosc2_decoder() -> Decode:
     import blosc2  # Takes a while, and most streams do without.
 

@@ -170,14 +170,14 @@ class LiveStream:
             self._announcements.expect(image_id)
             if len(self._held) >= self._max_held:
                 self._wait_for_judgement()
-        taken = self._encoder.take(ring.slot(image_id), metadata.size)
+        taken = self._encoder.take(metadata, ring.slot(image_id))
         if not can_tell:
             self._held.append(_Held(metadata, taken, time.monotonic()))
         elif ring.holds(image_id, sequence):
             self._send(metadata, taken)
         else:
             self._n_overwritten += 1
-            self._encoder.discard(taken)
+            self._encoder.discard(metadata, taken)
 
     def _wait_for_judgement(self) -> None:
         time.sleep(max(0.0, self._held[0].taken_at + self._announcements.hold - time.monotonic()))
@@ -193,7 +193,7 @@ class LiveStream:
             image = held.popleft()
             if announcements.is_suspect(image.metadata):
                 self._n_overwritten += 1
-                self._encoder.discard(image.taken)
+                self._encoder.discard(image.metadata, image.taken)
             else:
                 self._send(image.metadata, image.taken)
 

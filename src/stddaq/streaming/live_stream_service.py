@@ -57,7 +57,7 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
     )
     setting = FollowedSetting(path, args.stream_address, setting_at(config, args.stream_address, path))
     pool = ImageBuffers(config.image_bytes)
-    encoder = make_encoder(args.type, source.image, config, pool)
+    encoder = make_encoder(args.type, config, pool)
     with ExitStack() as stack:
         subscribers = Subscribers(args.stream_address, pool)
         stack.callback(subscribers.close)
