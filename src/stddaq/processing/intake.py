@@ -78,6 +78,10 @@ class Intake:
         """Whether the slot holds another image by now, where `can_tell`. For any thread."""
         return not self._ring.holds(metadata.image_id, metadata.sequence)
 
+    def slots_left(self, metadata: ImageMetadata) -> int:
+        """How many images the source can still publish before it is at this one's slot, where `can_tell`."""
+        return self._config.n_slots - (self._ring.sequence - metadata.sequence)
+
     @property
     def hold(self) -> float:
         """Seconds after which `is_suspect` may be asked."""

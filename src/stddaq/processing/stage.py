@@ -29,6 +29,8 @@ RECEIVE_BATCH = 1000
 # Small images are worked on several at a time: handing over a task costs as much as a small image.
 TASK_BYTES = 2**20
 TASK_IMAGES = 64
+# How many slots the source must be away from an image, once images were lost while they were worked on.
+LEAST_SLOTS_NEEDED = 16
 # How long work that has begun may take when the service is asked to end.
 STOP_PATIENCE_S = 1.0
 
@@ -96,6 +98,7 @@ class Stage(Generic[Made]):
         self._gathering = Gathering()
         self._n_overwritten = self._n_failed = 0
         self._last_error: Exception | None = None
+        self._slots_needed = 0
 
     def serve(self, stop: StopRequest) -> None:
         """Work until asked to stop; what has been begun by then is still published.
@@ -168,13 +171,14 @@ class Stage(Generic[Made]):
         """Make what is to be published of one image. Called by any thread."""
         image, output = job.image, self._output
         try:
-            job.is_lost = self._is_known_lost(job)
+            job.is_lost = self._is_known_lost(job) or self._is_too_late_for(job)
             if not job.is_lost:
                 try:
                     job.made = output.make(image)
                 except Exception as error:  # noqa: BLE001  (whatever it is, it belongs to this image)
                     job.error = error
                 job.is_lost = self._is_known_lost(job)
+                self._learn_from(job)
             if job.is_lost or job.error:
                 job.made = output.blank(image)
         except SourceError as error:
@@ -186,6 +190,23 @@ class Stage(Generic[Made]):
         return (
             job.is_judged and self._output.looks_at_pixels and self._intake.is_overwritten(job.image.metadata)
         )
+
+    def _is_too_late_for(self, job: _Job[Made]) -> bool:
+        """Whether an image would be overwritten while it is worked on, as those before it were.
+
+        A stage that is slower than its source would else spend all its time on images that it loses.
+        """
+        needed = self._slots_needed
+        return needed > 0 and job.is_judged and self._intake.slots_left(job.image.metadata) < needed
+
+    def _learn_from(self, job: _Job[Made]) -> None:
+        if not (job.is_judged and self._output.looks_at_pixels):
+            return
+        if job.is_lost:
+            n_slots = self._config.n_slots
+            self._slots_needed = min(n_slots // 2, max(LEAST_SLOTS_NEEDED, 2 * self._slots_needed))
+        elif self._slots_needed and self._intake.slots_left(job.image.metadata) > self._config.n_slots // 2:
+            self._slots_needed = 0
 
     def _publish(self, settle: bool = False) -> None:
         """Publish the images that are done, in order, up to the first that is not.

@@ -280,6 +280,11 @@ class RingBuffer:
         """Whether a source of ours has written to this ring, so that `holds` means something."""
         return self._words[_N_COMMITS] != 0
 
+    @property
+    def sequence(self) -> int:
+        """The sequence number given last."""
+        return self._words[_SEQUENCE]
+
     def holds(self, image_id: int, sequence: int) -> bool:
         """Whether the slot of `image_id` holds, complete, the image that was put there as `sequence`."""
         return self._stamps[image_id % self._n_slots] == sequence

@@ -1,0 +1,54 @@
+"""`std_gf_filter`: the metadata of the images that are to be stored."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from support.processes import Deployment
+from support.processing import StreamReader
+from support.runs import images_of
+from support.sources import refusal
+
+from stddaq.acquisition.publisher import ImagePublisher
+from stddaq.config import DetectorConfig
+from stddaq.processing import gf_filter
+
+
+def test_messages_of_the_filter_are_those_of_the_source_with_numbers_of_their_own(deployment: Deployment):
+    with ImagePublisher(DetectorConfig.parse(deployment.config)) as source:
+        service = deployment.start("std_gf_filter")
+        assert source.wait_for_subscribers(1, 5)
+        with StreamReader(deployment, "filter") as reader:
+            sent = []
+            for image in images_of(range(3000)):
+                source.metadata.gf.store_image = image.image_id % 5 == 2
+                source.publish(image.image_id, image.pixels)
+                if image.image_id % 5 == 2:
+                    sent.append(source.metadata.SerializeToString())
+            received = reader.receive(600)
+    assert [image.metadata.number for image in received] == list(range(1, 601))
+    for image, message in zip(received, sent, strict=True):
+        image.metadata.ClearField("number")
+        assert image.metadata.SerializeToString() == message
+    service.wait_for_line(r"source=image,processed_times=\d+,.*n_passed_images=")
+
+
+def test_images_that_the_filter_comes_too_late_for_are_the_readers_business(deployment: Deployment):
+    with ImagePublisher(DetectorConfig.parse(deployment.config)) as source:
+        service = deployment.start("std_gf_filter", "-n")
+        assert source.wait_for_subscribers(1, 5)
+        with StreamReader(deployment, "filter") as reader:
+            service.send(signal.SIGSTOP)
+            for image in images_of(range(1100)):
+                source.publish(image.image_id, image.pixels)
+            service.send(signal.SIGCONT)
+            received = reader.receive(1100)
+    assert [image.status for image in received] == [1] * 1100
+    assert [image.is_held for image in received] == [False] * 100 + [True] * 1000
+
+
+def test_other_detectors_are_refused(make_deployment: type[Deployment], capsys: pytest.CaptureFixture[str]):
+    deployment = make_deployment(detector_type="eiger")
+    line = refusal(capsys, gf_filter.main, deployment.config_path)
+    assert "detector_type: found 'eiger', allowed for std_gf_filter is 'gigafrost'" in line

@@ -1,0 +1,255 @@
+"""The base of a user's own service: everything but the function is taken care of."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import user_services
+from support.foreign import ForeignSource
+from support.processes import Deployment, Service
+from support.processing import StreamReader
+from support.runs import Image, MakeRig, assert_saved, image_of, images_of
+from support.sources import refusal
+
+from stddaq.acquisition.publisher import ImagePublisher
+from stddaq.config import DetectorConfig
+from stddaq.errors import SourceError
+from stddaq.processing.image import Image as SourceImage
+from stddaq.wire.metadata import ImageMetadata
+from stddaq.wire.ring_buffer import RingBuffer
+
+PROGRAM = Path(user_services.__file__)
+
+
+def start(deployment: Deployment, role: str, *args: object) -> Service:
+    return deployment.run(sys.executable, PROGRAM, role, deployment.config_path, *args, ready="ready")
+
+
+@pytest.fixture
+def config(deployment: Deployment) -> DetectorConfig:
+    return DetectorConfig.parse(deployment.config)
+
+
+@pytest.fixture
+def opened() -> Iterator[ExitStack]:
+    """What is closed before the services end."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def source(deployment: Deployment, config: DetectorConfig) -> Iterator[ImagePublisher]:
+    with ImagePublisher(config) as publisher:
+        yield publisher
+
+
+def publish(source: ImagePublisher, images: list[Image]) -> None:
+    for image in images:
+        source.publish(image.image_id, image.pixels, image.status)
+
+
+def negated(image: Image) -> Image:
+    return Image(image.image_id, np.invert(image.pixels), image.status)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_new_images_are_published_in_the_order_of_the_source(
+    deployment: Deployment, config: DetectorConfig, source: ImagePublisher, threads: int
+):
+    start(deployment, "negate", "-t", threads)
+    assert source.wait_for_subscribers(1, 5)
+    images = [image_of(i, status=1 + i % 2) for i in range(300)]
+    with StreamReader(deployment, "negated") as reader:
+        source.metadata.gf.scan_time = 5
+        publish(source, images)
+        received = reader.receive(300)
+    for image, original in zip(received, images, strict=True):
+        assert (image.image_id, image.status, image.is_held) == (original.image_id, original.status, True)
+        assert image.metadata.gf.scan_time == 5
+        np.testing.assert_array_equal(image.pixels(config), np.invert(original.pixels))
+
+
+def test_writers_follow_a_new_stream_by_its_suffix(make_rig: MakeRig):
+    rig = make_rig(driver=["-s", "negated"], writers=False)
+    for i in range(2):
+        rig.deployment.start("std_det_writer", i, "-s", "negated")
+    start(rig.deployment, "negate", "-t", 2)
+    assert rig.source.wait_for_subscribers(1, 5)
+    rig.client.start(rig.directory, n_image=50)
+    rig.client.wait_until_ready(10)
+    images = images_of(range(50))
+    rig.publish(images)
+    account = rig.end()
+    assert_saved(account, [negated(image) for image in images])
+    assert (account["source"], account["n_lost"]) == ("negated", 0)
+
+
+def test_image_that_cannot_be_processed_is_passed_on_as_undefined_and_the_service_goes_on(
+    deployment: Deployment, config: DetectorConfig, source: ImagePublisher
+):
+    service = start(deployment, "negate")
+    assert source.wait_for_subscribers(1, 5)
+    with StreamReader(deployment, "negated") as reader:
+        for image in images_of(range(3)):
+            source.metadata.gf.scan_id = 13 if image.image_id == 1 else 12
+            publish(source, [image])
+        received = reader.receive(3)
+    assert [image.status for image in received] == [1, 0, 1]
+    assert not received[1].pixels(config).any()
+    service.wait_for_line(r"n_failed_images=1,")
+    service.wait_for_line(r"\[error\] processing failed: a scan that it cannot stand")
+    service.wait_for_line(r"user_services\.py")  # The traceback says where.
+
+
+def test_filter_that_looks_at_pixels_passes_on_what_it_likes(make_rig: MakeRig):
+    rig = make_rig(driver=["-s", "bright"], writers=False)
+    for i in range(2):
+        rig.deployment.start("std_det_writer", i)  # The images stay in the ring of the source.
+    service = start(rig.deployment, "bright", "-t", 2)
+    assert rig.source.wait_for_subscribers(1, 5)
+    images = [Image(i, np.full((32, 48), i * 7 % 200, "<u2")) for i in range(120)]
+    bright = [image for image in images if image.pixels[0, 0] >= 100]
+    rig.client.start(rig.directory, n_image=len(bright))
+    rig.client.wait_until_ready(10)
+    rig.publish(images)
+    account = rig.end()
+    assert_saved(account, bright)
+    assert (account["source"], account["n_lost"]) == ("bright", 0)
+    service.wait_for_line(f"n_passed_images={len(bright)},")
+
+
+def test_filter_passes_on_as_overwritten_what_it_could_not_judge(
+    deployment: Deployment, source: ImagePublisher
+):
+    service = start(deployment, "bright")
+    assert source.wait_for_subscribers(1, 5)
+    with StreamReader(deployment, "bright") as reader:
+        service.send(signal.SIGSTOP)
+        dark = np.zeros((32, 48), "<u2")
+        publish(source, [Image(i, dark) for i in range(1005)])
+        publish(source, [Image(1005, dark + np.uint16(100))])
+        service.send(signal.SIGCONT)
+        received = reader.receive(7)
+    assert [(image.image_id, image.status) for image in received] == [
+        *((i, 3) for i in range(6)),
+        (1005, 1),
+    ]
+
+
+def test_images_of_another_size_have_a_configuration_of_their_own(
+    deployment: Deployment, source: ImagePublisher, tmp_path: Path
+):
+    halved = {**deployment.config, "image_pixel_height": 16, "image_pixel_width": 24}
+    path = tmp_path / "halved.json"
+    path.write_text(json.dumps(halved))
+    start(deployment, "halve", "--output_config", path)
+    assert source.wait_for_subscribers(1, 5)
+    config = DetectorConfig.parse(halved)
+    with StreamReader(deployment, "halved", config) as reader:
+        publish(source, images_of(range(4)))
+        received = reader.receive(4)
+    for image, original in zip(received, images_of(range(4)), strict=True):
+        assert (image.metadata.height, image.metadata.width, image.metadata.size) == (16, 24, 768)
+        np.testing.assert_array_equal(image.pixels(config), original.pixels[::2, ::2])
+
+
+def test_service_that_is_slower_than_its_source_still_gets_images(
+    deployment: Deployment, source: ImagePublisher
+):
+    start(deployment, "negate", "--pause", 0.005)
+    assert source.wait_for_subscribers(1, 5)
+    image = image_of(0)
+    with StreamReader(deployment, "negated") as reader:
+        for image_id in range(4000):
+            source.publish(image_id, image.pixels)
+            if image_id % 4 == 0:
+                time.sleep(0.002)
+        received = reader.receive(4000)
+    assert [image.image_id for image in received] == list(range(4000))
+    statuses = [image.status for image in received]
+    assert 3 in statuses, "the source was not fast enough"
+    # Between the first that was lost and the last 1000, which the ring still had when the source had ended.
+    assert 1 in statuses[statuses.index(3) : 3000]
+
+
+def test_source_without_cursor_is_served(deployment: Deployment, config: DetectorConfig):
+    with ForeignSource(deployment.config) as source:
+        start(deployment, "negate", "-t", 2)
+        source.wait_for_subscriber()
+        images = images_of(range(100))
+        with StreamReader(deployment, "negated") as reader:
+            for image in images:
+                source.publish(image.image_id, image.pixels)
+            received = reader.receive(100)
+    for image, original in zip(received, images, strict=True):
+        assert (image.status, image.is_held) == (1, True)
+        np.testing.assert_array_equal(image.pixels(config), np.invert(original.pixels))
+
+
+def test_function_that_hangs_does_not_keep_the_service(deployment: Deployment, source: ImagePublisher):
+    service = start(deployment, "negate", "--pause", 600)
+    assert source.wait_for_subscribers(1, 5)
+    publish(source, images_of(range(3)))
+    service.wait_for_line("processed_times=0")
+    began = time.monotonic()
+    assert service.end() == 0
+    assert time.monotonic() - began < 5
+    service.wait_for_line("left while an image was still being processed")
+    assert service.stderr == []
+    # Its threads were in the ring buffers until the end.
+    assert deployment.sockets() == [f"{deployment.detector_name}-image"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["negate", "--pause", "-1"], "negate: error: --pause: found -1.0, allowed is 0 and more"),
+        (["negate", "-t", "many"], "found 'many', allowed is a number from 1 to 1024"),
+        (["negate", "-s", "negated"], "found 'negated', allowed is any but that of the output"),
+        (["negate", "-s", "../x"], "allowed are letters, digits"),
+        (["halve", "--output_config", "/none.json"], "/none.json: cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_reason(
+    deployment: Deployment, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+):
+    role, *options = arguments
+    main: Callable[[list[str]], int] = user_services.main
+    assert reason in refusal(capsys, lambda argv: main([role, *argv]), *options, deployment.config_path)
+
+
+def test_output_of_another_detector_is_refused(
+    deployment: Deployment, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps({**deployment.config, "detector_name": "another"}))
+    line = refusal(
+        capsys,
+        lambda argv: user_services.main(["halve", *argv]),
+        "--output_config",
+        path,
+        deployment.config_path,
+    )
+    assert "detector_name: found 'another', allowed is that of the source" in line
+
+
+def test_compressed_images_have_bytes_and_no_pixels(config: DetectorConfig):
+    with RingBuffer(config, "blosc2") as ring:
+        ring.slot(3)[:4] = b"abcd"
+        metadata = ImageMetadata(image_id=3, size=4, compression=2)  # pyright: ignore[reportArgumentType]
+        image = SourceImage(metadata, ring)
+        content = image.content
+        assert bytes(content) == b"abcd"
+        assert content.readonly
+        with pytest.raises(SourceError, match="image 3: is compressed"):
+            _ = image.pixels
+        content.release()
+        del image
