@@ -79,7 +79,7 @@ class ConfigStore:
         """Put the configuration `text` (JSON) in place of the file.
 
         Raises `RequestRefused`: 422 with every mistake, 412 when the file is not the expected one any more,
-        409 when the file system does not allow it. Then nothing has changed.
+        403 when `services` differs, 409 when the file system does not allow it. Then nothing has changed.
         """
         content, config = _validated(text)
         path = Path(os.path.realpath(self.path))
@@ -132,6 +132,10 @@ def _replace(
         raise RequestRefused(412, f"{path}: has changed since it was read; read it again")
     old_content, old_config = _previous(before)
     changed = changed_keys(old_content, content)
+    if "services" in changed:
+        raise RequestRefused(
+            403, "services: differs from the file's; what runs, and with which options, is changed there only"
+        )
     if old_config is not None and not changed:
         return Change(config, _etag(before), [], [], [], None)
     after = (json.dumps(content, indent=2) + "\n").encode()
@@ -167,7 +171,7 @@ def _write(path: Path, content: bytes, like: Path) -> None:
     model = like.stat()
     # Whoever left a temporary file of this name is dead: writers take turns.
     path.unlink(missing_ok=True)
-    with path.open("xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
         if (model.st_uid, model.st_gid) != (os.geteuid(), os.getegid()):
             os.fchown(file.fileno(), model.st_uid, model.st_gid)

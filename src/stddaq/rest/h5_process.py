@@ -10,6 +10,10 @@ import json
 import resource
 import signal
 import sys
+from typing import Any
+
+from stddaq.rest.errors import RequestRefused
+from stddaq.rest.roots import Roots
 
 # A damaged file can ask for any amount of memory.
 MEMORY_LIMIT = 4 * 2**30
@@ -21,15 +25,24 @@ def main() -> None:
     # Ctrl-C in a terminal is for the service, which waits for us; its SIGTERM removes what is half made.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    from stddaq.rest.errors import RequestRefused
-    from stddaq.rest.h5_requests import carry_out
-
     asked = json.load(sys.stdin)
     try:
-        answer = {"result": carry_out(asked["roots"], asked["request"], asked["arguments"])}
+        answer = {"result": _carry_out(**asked)}
     except RequestRefused as refusal:
         answer = {"status": refusal.status, "detail": refusal.detail}
     json.dump(answer, sys.stdout, allow_nan=False)
+
+
+def _carry_out(roots: list[str], request: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    allowed = Roots(roots)
+    if "filename" in arguments:
+        arguments["filename"] = allowed.existing_file(arguments["filename"], "filename")
+    if "base_path" in arguments:
+        arguments["base_path"] = allowed.existing_directory(arguments["base_path"], "base_path")
+    # Loading HDF5 takes longer than anything else here: only when there is a file to look at.
+    from stddaq.rest.h5_requests import carry_out
+
+    return carry_out(allowed, request, arguments)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ that hangs nor a file that makes HDF5 crash is to take the service along.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from stddaq.files.info import DatasetInfo, describe, describe_datasets
 from stddaq.files.opening import UnclosedFileError, examine
 from stddaq.files.run_files import find_run
 from stddaq.rest.errors import RequestRefused
+from stddaq.rest.roots import Roots, check_text
 
 MAX_DATASETS = 1000
 MAX_BYTES_OF_ROWS = 64 * 2**20
@@ -29,14 +30,11 @@ MAX_ATTRIBUTE_ITEMS = 1000
 MAX_LEVELS = 4
 
 
-def carry_out(roots: Sequence[str], name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Carry out the request `name`. Raises `RequestRefused`."""
-    allowed = _Roots(roots)
+def carry_out(roots: Roots, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Carry out the request `name`; paths are resolved ones that exist. Raises `RequestRefused`."""
     try:
-        return _REQUESTS[name](allowed, **arguments)
-    except OutputExistsError as error:
-        raise RequestRefused(409, str(error)) from error
-    except UnclosedFileError as error:
+        return _REQUESTS[name](roots, **arguments)
+    except (OutputExistsError, UnclosedFileError) as error:
         raise RequestRefused(409, str(error)) from error
     except FileLayoutError as error:
         raise RequestRefused(422, str(error)) from error
@@ -46,49 +44,9 @@ def carry_out(roots: Sequence[str], name: str, arguments: Mapping[str, Any]) -> 
         raise RequestRefused(409, f"{error.filename}: {error.strerror or error}") from error
 
 
-class _Roots:
-    """The directories below which files may be used."""
-
-    def __init__(self, roots: Sequence[str]) -> None:
-        self._roots = [Path(root).resolve() for root in roots]
-
-    def check(self, path: Path) -> Path:
-        """`path` without links and `..`. Raises `RequestRefused` when it is not below a root."""
-        try:
-            resolved = path.resolve()
-        except (OSError, RuntimeError, ValueError) as error:
-            raise RequestRefused(422, f"{_printable(path)}: cannot be resolved: {error}") from error
-        if not any(resolved.is_relative_to(root) for root in self._roots):
-            roots = ", ".join(map(str, self._roots)) or "none: the service was started without --root"
-            raise RequestRefused(403, f"{_printable(path)}: allowed are files below {roots}")
-        return resolved
-
-    def existing(self, name: str, key: str, kind: Callable[[Path], bool], kind_name: str) -> Path:
-        path = self.check(_absolute(name, key))
-        if not path.exists():
-            raise RequestRefused(404, f"{key}: {path} does not exist")
-        if not kind(path):
-            raise RequestRefused(422, f"{key}: {path} is not {kind_name}")
-        return path
-
-
-def _absolute(name: str, key: str) -> Path:
-    if not name.startswith("/") or "\0" in name or not _is_unicode(name):
-        raise RequestRefused(422, f"{key}: found {_printable(name)}, allowed is an absolute path")
-    return Path(name)
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in text)
-
-
-def _printable(path: object) -> str:
-    return ascii(str(path))[1:-1][:300]
-
-
-def get_metadata_status(roots: _Roots, filename: str) -> dict[str, Any]:
+def get_metadata_status(roots: Roots, filename: Path) -> dict[str, Any]:
     """Kind of the file, and name, shape, type and attributes of its datasets."""
-    path = roots.existing(filename, "filename", Path.is_file, "a file")
+    path = filename
     with examine(path, allow_unclosed=True) as opened:
         found = describe_datasets(opened.file)
         for _, dataset in found:
@@ -130,9 +88,9 @@ def _as_json(info: DatasetInfo) -> dict[str, Any]:
     }
 
 
-def read_metadata(roots: _Roots, filename: str, first_row: int, max_rows: int) -> dict[str, Any]:
+def read_metadata(roots: Roots, filename: Path, first_row: int, max_rows: int) -> dict[str, Any]:
     """The rows of all tables (one row per image) of the file, column by column."""
-    path = roots.existing(filename, "filename", Path.is_file, "a file")
+    path = filename
     with examine(path, allow_unclosed=True) as opened:
         found = []
         for dataset in _datasets(opened.file):
@@ -161,22 +119,15 @@ def _table(dataset: h5py.Dataset, first_row: int, max_rows: int) -> dict[str, An
 
 
 def create_interleaved_vds(
-    roots: _Roots, base_path: str, output_file: str, file_prefix: str
+    roots: Roots, base_path: Path, output_file: str, file_prefix: str
 ) -> dict[str, Any]:
     """Make a master file over the raw files `<base_path>/<file_prefix><i>.h5`."""
-    directory = roots.existing(base_path, "base_path", Path.is_dir, "a directory")
-    _absolute(f"/{output_file}", "output_file")
-    given = directory / output_file
-    output = roots.check(given.parent) / given.name
-    if given.name in ("", "..") or not output.parent.is_dir():
-        raise RequestRefused(
-            422, f"output_file: found {_printable(output_file)}, allowed is a file in a directory that exists"
-        )
-    _absolute(f"/{file_prefix}", "file_prefix")
-    run = find_run(directory, file_prefix)
+    output = roots.new_file(base_path, output_file, "output_file")
+    check_text(file_prefix, "file_prefix")
+    run = find_run(base_path, file_prefix)
     for path in (*run.raw, *([run.metadata] if run.metadata else [])):
         _check_file(roots, roots.check(path))
-    master = aggregate_run([directory], output, file_prefix)
+    master = aggregate_run([base_path], output, file_prefix)
     return {
         "filename": str(master.path),
         "n_images": master.n_images,
@@ -200,13 +151,13 @@ def _datasets(file: h5py.File) -> Iterator[h5py.Dataset]:
     return (dataset for _, dataset in describe_datasets(file))
 
 
-def _check_file(roots: _Roots, path: Path) -> None:
+def _check_file(roots: Roots, path: Path) -> None:
     with examine(path, allow_unclosed=True) as opened:
         for dataset in _datasets(opened.file):
             _check_sources(roots, path, dataset)
 
 
-def _check_sources(roots: _Roots, path: Path, dataset: h5py.Dataset, level: int = 0) -> None:
+def _check_sources(roots: Roots, path: Path, dataset: h5py.Dataset, level: int = 0) -> None:
     """Raise `RequestRefused` when the dataset shows bytes of files that are not below the roots."""
     if level > MAX_LEVELS:
         raise RequestRefused(

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="SECONDS",
         help="a request for a file takes so long at most (default 20)",
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     try:
         _serve(args)
     except StdDaqError as error:

@@ -1,0 +1,277 @@
+"""`stddaq up` and the configuration: what it asks for runs, and a change never disturbs a run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from cli.conftest import Up
+from support.processes import Deployment, free_port, wait_until
+
+from stddaq.cli.config_changes import config_changes
+from stddaq.cli.supervisor import ServiceSpec, Supervisor
+from stddaq.client import CommandRefused, ConfigClient, DriverClient
+from stddaq.config import DetectorConfig
+
+SIMULATE = ("--source", "simulate", "--rate", "200")
+CHANGED = "all services ready, with the changed configuration"
+
+MakeDeployment = Callable[..., Deployment]
+
+
+def rest_line(port: int) -> str:
+    return f"stddaq-rest --port {port}"
+
+
+def pid_of(up: Up, *words: str) -> int | None:
+    """The child of `stddaq up` with all `words` in its command; None when there is none."""
+    pid = up.process.pid
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        try:
+            command = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if all(any(part.endswith(word) for part in command) for word in words):
+            return int(child)
+    return None
+
+
+def width_of(path: str) -> int:
+    with h5py.File(path) as file:
+        data = next(iter(file.values()))["data"]  # pyright: ignore[reportIndexIssue]
+        assert isinstance(data, h5py.Dataset)
+        return data.shape[2]
+
+
+def test_a_change_during_a_run_waits_for_its_end_and_the_next_run_is_recorded_with_it(
+    make_deployment: MakeDeployment, tmp_path: Path
+) -> None:
+    port = free_port()
+    running = Up(make_deployment(number_of_writers=1, services=[rest_line(port)]), "-m", *SIMULATE)
+    service = ConfigClient(f"http://127.0.0.1:{port}", user="me")
+    with DriverClient(running.url) as driver:
+        driver.start(tmp_path, file_prefix="before", n_image=1_000_000)
+        driver.wait_for(lambda status: (status.count or 0) > 10, timeout=20)
+        change = service.set(service.get() | {"number_of_writers": 2, "image_pixel_width": 64})
+        assert "std_det_writer" in change.restarted
+        running.process.wait_for_line("waiting for the end of the run")
+        seen = driver.status().count or 0
+        driver.wait_for(lambda status: (status.count or 0) > seen + 100, timeout=20)
+        driver.stop()
+        driver.wait_until_saved(timeout=20)
+        before = driver.last_result()
+    assert before is not None
+    assert before["outcome"] == "file_saved"
+    assert before["count"] == before["n_good"] > seen + 100
+    assert (before["n_skipped"], before["n_lost"], before["number_of_writers"]) == (0, 0, 1)
+    assert [width_of(path) for path in before["files"]["raw"]] == [48]
+
+    running.process.wait_for_line(CHANGED)
+    with DriverClient(running.url) as driver:
+        driver.start(tmp_path, file_prefix="after", n_image=50)
+        driver.wait_until_saved(timeout=20)
+        after = driver.last_result()
+    assert after is not None
+    assert (after["outcome"], after["n_good"], after["number_of_writers"]) == ("file_saved", 50, 2)
+    assert [width_of(path) for path in after["files"]["raw"]] == [64, 64]
+
+
+def test_what_is_not_concerned_runs_on(make_deployment: MakeDeployment, tmp_path: Path) -> None:
+    running = Up(make_deployment(), *SIMULATE)
+    source, writer = pid_of(running, "simulate"), pid_of(running, "std_det_writer", "0")
+    running.deployment.write_config(number_of_writers=3)
+    running.process.wait_for_line(CHANGED)
+    assert pid_of(running, "simulate") == source
+    assert pid_of(running, "std_det_writer", "0") != writer
+    assert pid_of(running, "std_det_writer", "2")
+    assert running.record(tmp_path, "-n", 10).wait(timeout=20) == 0
+    running.deployment.write_config(number_of_writers=1)
+    running.process.wait_for_line(CHANGED, start=len(running.process.stdout))
+    assert not pid_of(running, "std_det_writer", "1")
+    assert running.record(tmp_path, "-n", 10, "--overwrite").wait(timeout=20) == 0
+
+
+def test_live_streams_come_and_go_while_a_run_goes_on(
+    make_deployment: MakeDeployment, tmp_path: Path
+) -> None:
+    first, second = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
+    forward, batch = {"type": "forward", "config": []}, {"type": "batch", "config": [1, 10]}
+    running = Up(make_deployment(live_stream_configs={first: forward}), *SIMULATE)
+    driver_pid, stream_pid = pid_of(running, "std_det_driver"), pid_of(running, first)
+    assert stream_pid
+    with DriverClient(running.url) as driver:
+        driver.start(tmp_path, n_image=1_000_000)
+        driver.wait_for(lambda status: (status.count or 0) > 10, timeout=20)
+        running.deployment.write_config(live_stream_configs={first: batch, second: forward})
+        running.process.wait_for_line(CHANGED)
+        assert pid_of(running, first) == stream_pid
+        assert pid_of(running, second)
+        n_lines = len(running.process.stdout)
+        running.deployment.write_config(live_stream_configs={first: batch})
+        running.process.wait_for_line(CHANGED, start=n_lines)
+        assert not pid_of(running, second)
+        assert pid_of(running, "std_det_driver") == driver_pid
+        assert driver.status().status == "recording"
+        driver.stop()
+        driver.wait_until_saved(timeout=20)
+        result = driver.last_result()
+    assert result is not None
+    assert result["n_lost"] == result["n_skipped"] == 0
+
+
+def test_services_that_the_configuration_asks_for_are_started_and_record(
+    make_deployment: MakeDeployment, tmp_path: Path
+) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    deployment = make_deployment(
+        services=["std_data_compress_blosc2 -t 1", f"std_live_stream {address} -s blosc2 -t bsread"],
+        live_stream_configs={address: {"type": "forward", "config": []}},
+    )
+    running = Up(deployment, "-s", "blosc2", *SIMULATE)
+    assert pid_of(running, "std_data_compress_blosc2", "-t", "1")
+    assert pid_of(running, "std_live_stream", address, "blosc2")
+    assert running.record(tmp_path, "-n", 10).wait(timeout=20) == 0
+    import hdf5plugin  # noqa: F401  (registers the filter)
+
+    with h5py.File(tmp_path / "fileMaster.h5") as file:
+        images = np.asarray(file["entry/data/data"])
+    assert images.shape == (10, 32, 48)
+    assert images.any()
+    assert running.process.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("services", "mistake"),
+    [
+        (["rm -rf /"], 'services.0: found "rm -rf /", allowed is one of std_bsread_recv'),
+        (["stddaq-rest", "std_gf_filter 'x"], "services.1: found"),
+        (["std_live_stream tcp://127.0.0.1:1"], "an address of live_stream_configs: there is none"),
+        (["stddaq-rest", "stddaq-rest"], "more than once"),
+        ("stddaq-rest", "services: found"),
+    ],
+)
+def test_a_service_that_there_is_not_is_refused_in_one_line(
+    make_deployment: MakeDeployment, services: object, mistake: str
+) -> None:
+    deployment = make_deployment(services=services)
+    process = deployment.run(deployment.stddaq, "up", deployment.config_path)
+    assert process.wait() == 2
+    assert len(process.stderr) == 1
+    assert mistake in process.stderr[0]
+
+
+def test_a_bad_configuration_is_said_once_and_everything_runs_on(up: Callable[..., Up]) -> None:
+    running = up(*SIMULATE)
+    driver = pid_of(running, "std_det_driver")
+    config = running.deployment.config
+    running.deployment.config_path.write_text("{")
+    running.process.wait_for_line(r"ignored, the services run on as they are: .*is not JSON")
+    running.deployment.config_path.write_text(json.dumps(config | {"number_of_writers": 0}))
+    running.process.wait_for_line(r"ignored, .*number_of_writers: found 0")
+    running.deployment.write_config(stats_collection_period=2)
+    running.process.wait_for_line(CHANGED)
+    assert pid_of(running, "std_det_driver") != driver
+    assert sum("ignored" in line for line in running.process.stdout) == 2
+
+
+def test_it_ends_cleanly_while_a_change_waits_for_a_run(up: Callable[..., Up], tmp_path: Path) -> None:
+    running = up(*SIMULATE)
+    with DriverClient(running.url) as driver:
+        driver.start(tmp_path, n_image=1_000_000)
+        driver.wait_for(lambda status: (status.count or 0) > 10, timeout=20)
+        running.deployment.write_config(number_of_writers=1)
+        running.process.wait_for_line("waiting for the end of the run")
+        assert running.process.end(signal.SIGINT) == 0
+    with h5py.File(tmp_path / "fileMaster.h5") as file:
+        assert file["entry/data/data"].shape[0] > 10  # pyright: ignore
+
+
+def test_a_driver_that_is_to_end_after_the_run_finishes_it_and_admits_no_other(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    process, url = deployment.start_driver()
+    deployment.start_writers()
+    deployment.run(deployment.stddaq, "simulate", deployment.config_path, "--rate", 200, ready="ready")
+    with DriverClient(url) as driver:
+        driver.start(tmp_path, n_image=300)
+        driver.wait_for(lambda status: (status.count or 0) > 10, timeout=20)
+        process.send(signal.SIGUSR1)
+        process.wait_for_line("no further run is admitted")
+        driver.wait_until_saved(timeout=20)
+        with pytest.raises(CommandRefused, match="about to end"):
+            driver.start(tmp_path, file_prefix="other")
+        result = driver.last_result()
+    assert result is not None
+    assert (result["outcome"], result["count"]) == ("file_saved", 300)
+    assert process.wait() == 0
+
+
+def test_an_idle_driver_that_is_to_end_after_the_run_ends_at_once(deployment: Deployment) -> None:
+    process, _ = deployment.start_driver()
+    process.send(signal.SIGUSR1)
+    assert process.wait() == 0
+
+
+def test_a_service_that_refuses_a_changed_configuration_stays_down_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good = ServiceSpec("good", ("sleep", "100"), "")
+    bad = ServiceSpec("bad", ("sh", "-c", "exit 2"), "")
+    better = ServiceSpec("bad", ("sleep", "100"), "")
+
+    async def follow(supervisor: Supervisor) -> None:
+        await supervisor.change_to([good, bad])
+        while "stays down" not in capsys_text():
+            await asyncio.sleep(0.01)
+        await supervisor.change_to([good, better])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    said = ""
+
+    def capsys_text() -> str:
+        nonlocal said
+        said += capsys.readouterr().out
+        return said
+
+    supervisor = Supervisor([good], restart_delays=(0.05, 0.05))
+    assert asyncio.run(asyncio.wait_for(supervisor.run(lambda: "ready", follow), 30)) == 0
+    text = capsys_text()
+    assert "bad refuses to start; it stays down until the configuration changes" in text
+    assert "good was killed" not in text
+
+
+def test_a_file_that_is_being_written_is_read_when_it_is_complete(deployment: Deployment) -> None:
+    said: list[str] = []
+
+    async def follow() -> list[DetectorConfig]:
+        changes = config_changes(deployment.config_path, said.append, poll=0.1)
+        found = [await anext(changes)]
+        text = json.dumps(deployment.config | {"number_of_writers": 7})
+        deployment.config_path.write_text(text[:50])
+        waiting = asyncio.ensure_future(anext(changes))
+        await asyncio.sleep(0.02)
+        deployment.config_path.write_text(text)
+        found.append(await asyncio.wait_for(waiting, 10))
+        return found
+
+    before, after = asyncio.run(follow())
+    assert (before.number_of_writers, after.number_of_writers) == (2, 7)
+    assert len(said) <= 1
+
+
+def test_the_wait_for_a_listener_knows_what_listens_on_all_interfaces(
+    make_deployment: MakeDeployment,
+) -> None:
+    port = free_port()
+    address = f"tcp://0.0.0.0:{port}"
+    deployment = make_deployment(live_stream_configs={address: {"type": "forward", "config": []}})
+    running = Up(deployment, *SIMULATE)
+    wait_until(lambda: pid_of(running, address), what="the live stream")
+    assert running.process.end() == 0
