@@ -160,7 +160,7 @@ class ImageOrder(Generic[Content]):
 
     def take(self, now: float) -> list[Arrival[Content]]:
         """The images that leave now, `now` in s (monotonic). Ids are increasing but for a restart."""
-        if self._doubtful and now - self._doubtful[0].arrived >= MAX_DOUBT_S:
+        if self._doubtful and now >= self._doubtful[0].arrived + MAX_DOUBT_S:
             begins = self._doubtful[0].image_id in (0, 1, self._first)
             is_one = len(self._doubtful) == 1
             self._judge_doubtful(is_restart=begins and (is_one or self._is_ascending()))
@@ -177,7 +177,7 @@ class ImageOrder(Generic[Content]):
         return (
             (len(delivered) >= self._n_connections and min(delivered.values()) >= lowest)
             or len(self._lowest) > self._max_held
-            or now - self._oldest[0].arrived >= MAX_WAIT_S
+            or now >= self._oldest[0].arrived + MAX_WAIT_S
         )
 
     def _release_lowest(self) -> None:
