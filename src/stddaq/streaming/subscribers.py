@@ -207,6 +207,7 @@ class Subscribers:
                 self._remove(subscriber, f"said nothing for {HANDSHAKE_TIMEOUT_S:g} s")
 
     def _serve(self, subscriber: _Subscriber) -> None:
+        had_topics = bool(subscriber.session.topics)
         try:
             subscriber.read()
             subscriber.flush()
@@ -218,6 +219,8 @@ class Subscribers:
             return
         self._await(subscriber)
         self._count()
+        if not had_topics and subscriber.session.topics:
+            log.event("%s subscribed", subscriber.peer)
 
     def _accept(self) -> None:
         while len(self._all) < MAX_SUBSCRIBERS:

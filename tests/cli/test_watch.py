@@ -1,0 +1,217 @@
+"""`stddaq watch` as users run it, and what it draws."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from support.live_streams import LiveStreamService, image_of, start_live_stream
+from support.processes import Deployment, Service, free_port, wait_until
+
+from stddaq.acquisition.publisher import ImagePublisher
+from stddaq.cli.image_preview import Contrast, TerminalImage, write_png
+from stddaq.config import DetectorConfig
+
+
+@contextmanager
+def stream_of(
+    deployment: Deployment, *args: object
+) -> Iterator[tuple[LiveStreamService, Callable[[range], None]]]:
+    """A live stream, and a function that publishes images of these ids."""
+    with ImagePublisher(DetectorConfig.parse(deployment.config)) as source:
+        stream = start_live_stream(deployment, *args)
+        assert source.wait_for_subscribers(1, 5)
+
+        def publish(ids: range) -> None:
+            for image_id in ids:
+                source.publish(image_id, image_of(deployment, image_id))
+
+        yield stream, publish
+
+
+def watch(deployment: Deployment, stream: LiveStreamService, *args: object) -> Service:
+    """`stddaq watch` into a pipe, after it has subscribed."""
+    watching = deployment.run(deployment.stddaq, "watch", stream.address, *args)
+    stream.process.wait_for_line(" subscribed")
+    return watching
+
+
+@pytest.mark.parametrize("stream_type", ["array-1.0", "bsread"])
+def test_images_of_either_protocol_are_counted_and_saved(
+    deployment: Deployment, tmp_path: Path, stream_type: str
+) -> None:
+    with stream_of(deployment, "-t", stream_type) as (stream, publish):
+        watching = watch(deployment, stream, "-n", 3, "--save", tmp_path / "new" / "images")
+        publish(range(5, 8))
+        assert watching.wait() == 0
+    assert "3 images, the last with id 7" in watching.stdout
+    saved = sorted((tmp_path / "new" / "images").iterdir())
+    assert [path.name for path in saved] == [f"image-{image_id:08d}.png" for image_id in (5, 6, 7)]
+    for path in saved:
+        with Image.open(path) as picture:
+            assert picture.size == (48, 32)
+            assert picture.format == "PNG"
+
+
+def test_image_that_was_saved_before_is_not_overwritten(deployment: Deployment, tmp_path: Path) -> None:
+    with stream_of(deployment) as (stream, publish):
+        watching = watch(deployment, stream, "-n", 3, "--save", tmp_path)
+        for _ in range(3):
+            publish(range(1, 2))
+        assert watching.wait() == 0
+    names = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert names == ["image-00000001-2.png", "image-00000001-3.png", "image-00000001.png"]
+
+
+def test_ids_that_did_not_come_are_said(deployment: Deployment) -> None:
+    with stream_of(deployment) as (stream, publish):
+        watching = watch(deployment, stream, "-n", 2)
+        publish(range(1, 12, 10))
+        assert watching.wait() == 0
+    assert watching.stdout[-1] == "2 images, the last with id 11; 9 ids not seen"
+
+
+def test_interrupt_ends_it_in_peace(deployment: Deployment) -> None:
+    with stream_of(deployment) as (stream, publish):
+        watching = watch(deployment, stream)
+        publish(range(1, 3))
+        wait_until(lambda: stream.statistics().get("n_sent") == 2)
+        # A line a second as long as images come.
+        while not watching.stdout:
+            publish(range(3, 4))
+            time.sleep(0.05)
+        assert watching.end(signal.SIGINT) == 0
+    assert re.match(r"id \d+, [\d.]+ Hz, .*48x32 uint16 array-1\.0", watching.stdout[0])
+    assert watching.stderr == []
+
+
+def test_address_where_nothing_comes_from_ends_it_with_the_reason(deployment: Deployment) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    nobody = deployment.run(deployment.stddaq, "watch", address, "--timeout", 0.2)
+    with stream_of(deployment) as (stream, _):
+        silent = deployment.run(deployment.stddaq, "watch", stream.address, "--timeout", 1)
+        assert (nobody.wait(), silent.wait()) == (1, 1)
+    (line,) = nobody.stderr
+    assert address in line
+    assert "nobody answers there" in line
+    (line,) = silent.stderr
+    assert "sends nothing" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["nonsense"], "allowed is tcp://HOST:PORT"),
+        (["tcp://127.0.0.1:1", "-n", "0"], "allowed is 1 or more"),
+        (["tcp://127.0.0.1:1", "--timeout", "0"], "seconds above 0"),
+        (["tcp://127.0.0.1:1", "--save", "/dev/null/x"], "--save /dev/null/x"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(
+    deployment: Deployment, arguments: list[str], reason: str
+) -> None:
+    refused = deployment.run(deployment.stddaq, "watch", *arguments)
+    assert refused.wait() == 2
+    (line,) = refused.stderr
+    assert reason in line
+
+
+def test_terminal_shows_image_and_facts_and_is_left_as_it_was(deployment: Deployment) -> None:
+    with stream_of(deployment) as (stream, publish):
+        shown = b""
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.environ.update(deployment.env, TERM="xterm-256color", COLUMNS="80", LINES="24")
+            os.execv(deployment.stddaq, [deployment.stddaq, "watch", stream.address, "-n", "3"])
+        try:
+            stream.process.wait_for_line(" subscribed")
+            publish(range(1, 3))
+            deadline = time.monotonic() + 20
+            while b"id 1" not in shown and time.monotonic() < deadline:
+                shown += read(terminal)
+            publish(range(3, 4))
+            while (more := read(terminal)) and time.monotonic() < deadline:
+                shown += more
+        finally:
+            os.close(terminal)
+            _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    text = shown.decode()
+    assert "▀" in text
+    assert stream.address in text
+    assert "nothing missing" in text
+    assert "3 images, the last with id 3" in text
+    # The other screen, and back again.
+    assert text.index("\x1b[?1049h") < text.index("\x1b[?1049l") < text.rindex("3 images")
+
+
+def read(terminal: int) -> bytes:
+    """What is on the terminal; empty when its program has ended."""
+    if not select.select([terminal], [], [], 10)[0]:
+        return b""
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        return b""
+
+
+def drawn(image: np.ndarray, width: int = 40, height: int = 20) -> list[str]:
+    """The lines of an image in a terminal of that size, with their colours."""
+    console = Console(
+        width=width, height=height, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+    )
+    options = console.options.update(width=width, height=height)
+    lines = console.render_lines(TerminalImage(image, Contrast.of(image)), options, pad=False)
+    return ["".join(segment.text for segment in line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("shape", "lines", "columns"),
+    [((20, 20), 20, 40), ((2016, 2016), 20, 40), ((10, 1000), 1, 40), ((1000, 10), 20, 1), ((1, 1), 20, 40)],
+)
+def test_image_keeps_its_proportions_and_fits(shape: tuple[int, int], lines: int, columns: int) -> None:
+    found = drawn(np.arange(shape[0] * shape[1], dtype=np.uint32).reshape(shape))
+    assert len([line for line in found if line.strip()]) == lines
+    assert {len(line.strip()) for line in found if line.strip()} == {columns}
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "f4"])
+def test_image_without_contrast_and_with_odd_values_can_be_drawn(dtype: str, tmp_path: Path) -> None:
+    for fill in (0, 200):
+        image = np.full((8, 8), fill, dtype)
+        assert drawn(image)
+        write_png(tmp_path / "x.png", image, Contrast.of(image))
+    if dtype == "f4":
+        odd = np.array([[np.nan, np.inf], [-np.inf, 3.0]], "f4")
+        assert drawn(odd)
+        assert drawn(np.full((4, 4), np.nan, "f4"))
+
+
+def test_single_hot_pixels_do_not_set_the_contrast() -> None:
+    image = np.random.default_rng(0).poisson(100, (500, 500)).astype("u2")
+    image[3, 3] = 65535
+    contrast = Contrast.of(image)
+    assert 50 < contrast.darkest < 100 < contrast.brightest < 150
+
+
+def test_png_is_dark_where_the_image_is_and_bright_where_it_is(tmp_path: Path) -> None:
+    image = np.zeros((20, 30), "u2")
+    image[:, 15:] = 1000
+    for is_logarithmic in (False, True):
+        write_png(tmp_path / "x.png", image, Contrast(0.0, 1000.0, is_logarithmic))
+        with Image.open(tmp_path / "x.png") as picture:
+            pixels = np.asarray(picture.convert("L"))
+        assert pixels.shape == (20, 30)
+        assert pixels[:, :15].max() < 20 < 200 < pixels[:, 15:].min()

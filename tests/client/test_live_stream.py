@@ -1,0 +1,223 @@
+"""The clients of live streams, against our service and against plain publishers as others run them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import zmq
+from support.live_streams import image_of, start_live_stream
+from support.processes import Deployment, free_port, wait_until
+
+from stddaq.acquisition.publisher import ImagePublisher
+from stddaq.client import (
+    AsyncLiveStreamClient,
+    LiveStreamClient,
+    LiveStreamError,
+    LiveStreamTimeout,
+    live_stream,
+)
+from stddaq.config import DetectorConfig
+from stddaq.wire.array10 import HeaderMaker
+from stddaq.wire.bsread import Channel, MessageEncoder, encode_value
+
+PIXELS = np.arange(12, dtype="<u2").reshape(3, 4)
+TYPES = ("array-1.0", "bsread")
+
+
+class Publisher:
+    """A plain PUB socket; knows when somebody has subscribed."""
+
+    def __init__(self) -> None:
+        self.context = zmq.Context()
+        self.socket = self.context.socket(zmq.XPUB)
+        self.socket.sndhwm = 0
+        self.address = f"tcp://127.0.0.1:{self.socket.bind_to_random_port('tcp://127.0.0.1')}"
+
+    def wait_for_subscriber(self) -> None:
+        assert self.socket.poll(5000), "nobody subscribes"
+        self.socket.recv()
+
+    def send_array(self, image_id: int, pixels: np.ndarray = PIXELS) -> None:
+        height, width = pixels.shape
+        header = HeaderMaker((height, width), pixels.dtype).header(image_id)
+        self.socket.send_multipart([header, pixels.tobytes()])
+
+
+@pytest.fixture
+def publisher() -> Iterator[Publisher]:
+    publisher = Publisher()
+    yield publisher
+    publisher.context.destroy(linger=0)
+
+
+@pytest.mark.parametrize("stream_type", TYPES)
+def test_client_yields_the_images_of_the_service_with_their_ids(
+    deployment: Deployment, stream_type: str
+) -> None:
+    with ImagePublisher(DetectorConfig.parse(deployment.config)) as source:
+        stream = start_live_stream(deployment, "-t", stream_type)
+        assert source.wait_for_subscribers(1, 5)
+        with LiveStreamClient(stream.address) as client:
+            stream.process.wait_for_line(" subscribed")
+            source.metadata.gf.frame_timestamp = 1_700_000_000_123_456_789
+            for image_id in (3, 4, 8):
+                source.publish(image_id, image_of(deployment, image_id), status=2 if image_id == 4 else 1)
+            for image_id, image in zip((3, 4, 8), client, strict=False):
+                assert image.image_id == image_id
+                assert image.protocol == stream_type
+                assert image.status == ("missing_packets" if image_id == 4 else None)
+                np.testing.assert_array_equal(image.pixels, image_of(deployment, image_id))
+                if stream_type == "bsread":
+                    assert image.timestamp_ns == 1_700_000_000_123_456_789
+                    assert image.name == deployment.detector_name
+            assert (client.n_received, client.n_skipped, client.n_dropped) == (3, 3, 0)
+
+
+@pytest.mark.parametrize("stream_type", TYPES)
+def test_asyncio_client_yields_the_same(deployment: Deployment, stream_type: str) -> None:
+    async def receive(address: str, source: ImagePublisher) -> list[int]:
+        ids = []
+        async with AsyncLiveStreamClient(address) as client:
+            await asyncio.to_thread(stream.process.wait_for_line, " subscribed")
+            for image_id in range(5):
+                source.publish(image_id, image_of(deployment, image_id))
+            async for image in client:
+                np.testing.assert_array_equal(image.pixels, image_of(deployment, image.image_id))
+                ids.append(image.image_id)
+                if len(ids) == 5:
+                    return ids
+        return ids
+
+    with ImagePublisher(DetectorConfig.parse(deployment.config)) as source:
+        stream = start_live_stream(deployment, "-t", stream_type)
+        assert source.wait_for_subscribers(1, 5)
+        assert asyncio.run(receive(stream.address, source)) == [0, 1, 2, 3, 4]
+
+
+def test_timeout_says_whether_somebody_answers(publisher: Publisher) -> None:
+    with (
+        LiveStreamClient(f"tcp://127.0.0.1:{free_port()}") as client,
+        pytest.raises(LiveStreamTimeout, match="nobody answers there"),
+    ):
+        client.receive(timeout=0.1)
+    with LiveStreamClient(publisher.address) as client:
+        wait_until(lambda: client.is_connected)
+        with pytest.raises(LiveStreamTimeout, match="sends nothing"):
+            client.receive(timeout=0.1)
+        publisher.wait_for_subscriber()
+        publisher.send_array(1)
+        assert client.receive(timeout=5).image_id == 1
+
+
+def test_asyncio_timeout_says_so_and_leaves_the_client_usable(publisher: Publisher) -> None:
+    async def receive() -> int:
+        async with AsyncLiveStreamClient(publisher.address) as client:
+            with pytest.raises(LiveStreamTimeout):
+                await client.receive(timeout=0.1)
+            await asyncio.to_thread(publisher.wait_for_subscriber)
+            publisher.send_array(7)
+            return (await client.receive(timeout=5)).image_id
+
+    assert asyncio.run(receive()) == 7
+
+
+def test_address_that_is_none_is_refused_with_what_is_allowed() -> None:
+    for address in ("nonsense", "http://127.0.0.1:1", "tcp://127.0.0.1"):
+        with pytest.raises(LiveStreamError, match=r"allowed is tcp://HOST:PORT"):
+            LiveStreamClient(address).connect()
+
+
+def test_client_that_is_not_connected_says_so() -> None:
+    with pytest.raises(LiveStreamError, match="not connected"):
+        LiveStreamClient("tcp://127.0.0.1:1").receive(timeout=1)
+
+
+def test_messages_that_are_no_images_are_counted_and_left_out(publisher: Publisher) -> None:
+    channel = Channel.of_image("camera", (3, 4), PIXELS.dtype, "bitshuffle_lz4")
+    good = MessageEncoder([channel]).message(5, 1, 2, [encode_value(channel, PIXELS)])
+    with LiveStreamClient(publisher.address) as client:
+        publisher.wait_for_subscriber()
+        for bad in (
+            [b"hello"],
+            [b"{}", b""],
+            [b'{"htype":"array-1.0"}', b""],
+            [b'{"htype":["array-1.0"]}', b""],
+            [good[0], bytes(good[1]) + b" ", *good[2:]],
+            [*good[:2], b"no blob", good[3]],
+            [*good[:2], b"", b""],
+        ):
+            publisher.socket.send_multipart(bad)
+        with pytest.raises(LiveStreamTimeout, match="what comes is no image"):
+            client.receive(timeout=0.5)
+        publisher.socket.send_multipart(good)
+        image = client.receive(timeout=5)
+        assert client.n_malformed == 7
+    np.testing.assert_array_equal(image.pixels, PIXELS)
+    assert (image.image_id, image.timestamp_ns, image.name) == (5, 1_000_000_002, "camera")
+
+
+def test_first_channel_with_an_image_is_taken_of_several(publisher: Publisher) -> None:
+    channels = [
+        Channel(name="scalar"),
+        Channel.of_image("empty", (3, 4), PIXELS.dtype),
+        Channel.of_image("camera", (3, 4), PIXELS.dtype),
+    ]
+    message = MessageEncoder(channels).message(
+        5, 1, 2, [np.float64(1).tobytes(), None, encode_value(channels[2], PIXELS)]
+    )
+    with LiveStreamClient(publisher.address) as client:
+        publisher.wait_for_subscriber()
+        publisher.socket.send_multipart(message)
+        assert client.receive(timeout=5).name == "camera"
+
+
+def test_slow_user_gets_the_newest_images_and_the_count_of_the_others(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = PIXELS.nbytes + len(HeaderMaker((3, 4), PIXELS.dtype).header(100))
+    monkeypatch.setattr(live_stream, "MAX_WAITING_BYTES", 10 * size)
+    with LiveStreamClient(publisher.address) as client:
+        publisher.wait_for_subscriber()
+        for image_id in range(100, 200):
+            publisher.send_array(image_id)
+        wait_until(lambda: client.n_dropped == 90)
+        assert [client.receive(timeout=5).image_id for _ in range(10)] == list(range(190, 200))
+        assert client.n_received == 10
+
+
+def test_ids_that_start_again_are_no_gap(publisher: Publisher) -> None:
+    with LiveStreamClient(publisher.address) as client:
+        publisher.wait_for_subscriber()
+        for image_id in (5, 7, 0, 1):
+            publisher.send_array(image_id)
+        assert [client.receive(timeout=5).image_id for _ in range(4)] == [5, 7, 0, 1]
+        assert client.n_skipped == 1
+
+
+def test_asyncio_client_does_not_hold_up_the_loop(publisher: Publisher) -> None:
+    async def longest_pause() -> float:
+        longest, before = 0.0, time.monotonic()
+        async with AsyncLiveStreamClient(publisher.address) as client:
+            waiting = asyncio.create_task(client.receive())
+            for _ in range(20):
+                await asyncio.sleep(0.005)
+                now = time.monotonic()
+                longest, before = max(longest, now - before), now
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        return longest
+
+    # Without end, had it waited in the loop; what a loaded machine adds does not matter.
+    assert asyncio.run(asyncio.wait_for(longest_pause(), 20)) < 10
+
+
+def test_address_of_every_interface_is_that_of_this_host(publisher: Publisher) -> None:
+    port = publisher.address.rpartition(":")[2]
+    with LiveStreamClient(f"tcp://*:{port}") as client:
+        publisher.wait_for_subscriber()
+        publisher.send_array(1)
+        assert client.receive(timeout=5).image_id == 1

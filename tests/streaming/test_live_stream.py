@@ -1,0 +1,496 @@
+"""`std_live_stream` as it runs: what viewers get, and what it does to others when they do not take it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bitshuffle
+import numpy as np
+import pytest
+import zmq
+from bsread import Source
+from support.foreign import ForeignSource
+from support.live_streams import (
+    FORWARD,
+    LiveStreamService,
+    StageOutput,
+    Subscriber,
+    image_of,
+    start_live_stream,
+    subscribed,
+)
+from support.processes import Deployment, console_script, wait_until
+
+from stddaq.acquisition.publisher import ImagePublisher
+from stddaq.config import DetectorConfig
+from stddaq.wire import array10
+from stddaq.wire.compression import compress_bitshuffle_lz4
+from stddaq.wire.metadata import MISSING_PACKETS
+from stddaq.wire.metadata_publisher import MetadataPublisher
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:bsread")
+
+
+@pytest.fixture
+def publisher(deployment: Deployment):
+    with ImagePublisher(DetectorConfig.parse(deployment.config)) as publisher:
+        yield publisher
+
+
+def publish(publisher: ImagePublisher, deployment: Deployment, ids: range, **options: Any) -> None:
+    for image_id in ids:
+        publisher.publish(image_id, image_of(deployment, image_id), **options)
+
+
+def started(deployment: Deployment, publisher: ImagePublisher, *args: object, **options: Any):
+    """A live stream that hears of every image published from now on."""
+    n_before = publisher.n_subscribers
+    stream = start_live_stream(deployment, *args, **options)
+    assert publisher.wait_for_subscribers(n_before + 1, 5)
+    return stream
+
+
+def test_subscriber_gets_every_image_with_the_specified_header(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    stream = started(deployment, publisher)
+    with subscribed(stream) as subscriber:
+        publish(publisher, deployment, range(3, 60))
+        for image_id in range(3, 60):
+            header, pixels = subscriber.receive()
+            expected = '{"htype":"array-1.0", "shape":[32,48], "type":"uint16", "frame":%d}'
+            assert header == (expected % image_id).encode()
+            assert pixels == image_of(deployment, image_id).tobytes()
+    stream.wait_for(processed_times=57, n_sent=57, n_viewer_drops=0, n_overwritten=0, n_skipped_ids=0)
+
+
+def test_statistics_line_has_the_specified_pairs_first(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    stream = started(deployment, publisher)
+    port = stream.address.rpartition(":")[2]
+    name = re.escape(deployment.detector_name)
+    stream.process.wait_for_line(
+        rf"detector={name},port={port},type=array10,source=image,"
+        rf"processed_times=0,repetition_rate_hz=0\.00,n_subscribers=0,.* \d+$"
+    )
+
+
+def test_ids_that_the_source_left_out_and_messages_that_were_lost_have_counters_of_their_own(
+    deployment: Deployment,
+) -> None:
+    with StageOutput(deployment, "image") as source:
+        stream = start_live_stream(deployment)
+        assert source.stream.wait_for_subscribers(1, 5)
+        pixels = image_of(deployment, 1).tobytes()
+        # Sequence numbers as the ring gives them, but for one that leaves out two.
+        source.publish(5, pixels)
+        source.publish(8, pixels)
+        source.publish(1, pixels)
+        source.publish(2, pixels, number=2**62)
+        source.publish(3, pixels, number=2**62 + 3)
+        source.publish(4, pixels, height=99)
+        source.stream.socket.send(b"\xff\xff")
+        stream.wait_for(n_skipped_ids=2, n_malformed=2, processed_times=6)
+        assert stream.statistics()["n_lost_messages"] >= 2
+
+
+def test_without_subscriber_no_slot_is_looked_at(deployment: Deployment, publisher: ImagePublisher) -> None:
+    stream = started(deployment, publisher)
+    stream.process.send(signal.SIGSTOP)
+    # Whoever looks at the slots of the first hundred finds that they hold others.
+    publish(publisher, deployment, range(1100))
+    stream.process.send(signal.SIGCONT)
+    stream.wait_for(processed_times=1100, n_overwritten=0, n_sent=0)
+
+
+def test_image_that_was_overwritten_before_it_was_copied_is_counted_and_never_sent(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    stream = started(deployment, publisher)
+    with subscribed(stream, queue=0) as subscriber:
+        stream.process.send(signal.SIGSTOP)
+        publish(publisher, deployment, range(1100))
+        stream.process.send(signal.SIGCONT)
+        for image_id in range(100, 1100):
+            header, pixels = subscriber.receive()
+            assert json.loads(header)["frame"] == image_id
+            assert pixels == image_of(deployment, image_id).tobytes()
+    stream.wait_for(processed_times=1100, n_overwritten=100, n_sent=1000)
+
+
+def test_slot_that_is_being_written_is_not_sent(deployment: Deployment, publisher: ImagePublisher) -> None:
+    stream = started(deployment, publisher)
+    with subscribed(stream) as subscriber:
+        stream.process.send(signal.SIGSTOP)
+        publish(publisher, deployment, range(1, 4))
+        publisher.begin(2)[:] = 0  # A later image of that slot, which is never finished.
+        stream.process.send(signal.SIGCONT)
+        assert subscriber.receive_ids(2) == [1, 3]
+    stream.wait_for(n_overwritten=1, n_sent=2)
+
+
+def test_images_of_a_source_without_cursor_are_sent_and_suspect_ones_are_not(deployment: Deployment) -> None:
+    with ForeignSource(deployment.config) as source:
+        stream = start_live_stream(deployment)
+        source.wait_for_subscriber()
+        with subscribed(stream, queue=0) as subscriber:
+            # The first is how the service finds out that this source has no cursor.
+            source.publish(0, image_of(deployment, 0))
+            source.wait_for_subscriber()
+            assert subscriber.receive_ids(1) == [0]
+            for image_id in range(1, 20):
+                source.publish(image_id, image_of(deployment, image_id))
+            for image_id in range(1, 20):
+                header, pixels = subscriber.receive()
+                assert json.loads(header)["frame"] == image_id
+                assert pixels == image_of(deployment, image_id).tobytes()
+            stream.process.send(signal.SIGSTOP)
+            for image_id in range(20, 1320):
+                source.publish(image_id, image_of(deployment, image_id))
+            stream.process.send(signal.SIGCONT)
+            last = -1
+            while last < 1319:
+                header, pixels = subscriber.receive()
+                last = json.loads(header)["frame"]
+                # Those that are sent are good; that some good ones are held back is the price.
+                assert pixels == image_of(deployment, last).tobytes()
+        wait_until(lambda: stream.statistics()["n_overwritten"] >= 300)
+
+
+def test_filtered_stream_over_the_ring_of_acquired_images(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    config = DetectorConfig.parse(deployment.config)
+    with MetadataPublisher(config, "filter") as passed_on:
+        stream = start_live_stream(
+            deployment, "--source_suffix_meta", "filter", "--source_suffix_image", "image"
+        )
+        assert passed_on.wait_for_subscribers(1, 5)
+        with subscribed(stream) as subscriber:
+            for image_id in range(1, 10):
+                sequence = publisher.publish(image_id, image_of(deployment, image_id))
+                if image_id % 3 == 0:
+                    message = type(publisher.metadata)()
+                    message.CopyFrom(publisher.metadata)
+                    message.sequence = sequence
+                    passed_on.send(message)
+            assert subscriber.receive_ids(3) == [3, 6, 9]
+        stream.process.wait_for_line("source=filter,")
+
+
+def test_damaged_image_is_sent_and_says_so(deployment: Deployment, publisher: ImagePublisher) -> None:
+    array10 = started(deployment, publisher)
+    bsread = started(deployment, publisher, "-t", "bsread")
+    with subscribed(array10) as one, subscribed(bsread) as other:
+        publish(publisher, deployment, range(1, 2), status=MISSING_PACKETS)
+        publish(publisher, deployment, range(2, 3))
+        assert json.loads(one.receive()[0])["status"] == "missing_packets"
+        assert "status" not in json.loads(one.receive()[0])
+        assert json.loads(other.receive()[0])["status"] == "missing_packets"
+        assert "status" not in json.loads(other.receive()[0])
+
+
+def test_batch_sends_consecutive_ids_of_every_n(deployment: Deployment, publisher: ImagePublisher) -> None:
+    stream = started(deployment, publisher, setting={"type": "batch", "config": [2, 7]})
+    with subscribed(stream) as subscriber:
+        publish(publisher, deployment, range(5, 25))
+        assert subscriber.receive_ids(6) == [7, 8, 14, 15, 21, 22]
+        assert subscriber.is_quiet()
+
+
+def test_periodic_sends_consecutive_images_now_and_then(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    stream = started(deployment, publisher, setting={"type": "periodic", "config": [3, 0.01]})
+    with subscribed(stream) as subscriber:
+        publish(publisher, deployment, range(10, 90))
+        assert subscriber.receive_ids(3) == [10, 11, 12]
+        assert subscriber.is_quiet()
+
+
+def test_setting_is_changed_while_running_and_no_subscriber_is_lost(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    stream = started(deployment, publisher)
+    with subscribed(stream) as subscriber:
+        publish(publisher, deployment, range(1, 4))
+        assert subscriber.receive_ids(3) == [1, 2, 3]
+        change(deployment, stream, {"type": "batch", "config": [1, 10]})
+        stream.process.wait_for_line(r"\[event\] setting changed to batch 1 10")
+        publish(publisher, deployment, range(4, 25))
+        assert subscriber.receive_ids(2) == [10, 20]
+        change(deployment, stream, FORWARD)
+        stream.process.wait_for_line(r"\[event\] setting changed to forward")
+        publish(publisher, deployment, range(25, 28))
+        assert subscriber.receive_ids(3) == [25, 26, 27]
+    assert sum(" subscribed" in line for line in stream.process.stdout) == 1
+
+
+def test_bad_change_is_reported_once_and_the_running_setting_stays(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    stream = started(deployment, publisher)
+    with subscribed(stream) as subscriber:
+        change(deployment, stream, {"type": "batch", "config": [5, 2]})
+        stream.process.wait_for_line(r"\[error\] the setting stays forward: .*1 <= Y <= N")
+        deployment.config_path.write_text("{")
+        stream.process.wait_for_line(r"\[error\] the setting stays forward: .*is not JSON")
+        deployment.write_config(live_stream_configs={})
+        stream.process.wait_for_line(r"\[error\] the setting stays forward: .*no entry for")
+        publish(publisher, deployment, range(1, 4))
+        assert subscriber.receive_ids(3) == [1, 2, 3]
+    n_lines = len(stream.process.stdout)
+    stream.process.wait_for_line(",port=", start=n_lines)
+    assert sum("the setting stays" in line for line in stream.process.stdout) == 3
+
+
+def change(deployment: Deployment, stream: LiveStreamService, setting: object) -> None:
+    configs = deployment.config["live_stream_configs"]
+    deployment.write_config(live_stream_configs=configs | {stream.address: setting})
+
+
+def test_stopped_subscriber_costs_nobody_anything_and_its_drops_are_counted(
+    make_deployment: Callable[..., Deployment], tmp_path: Path
+) -> None:
+    deployment = make_deployment(image_pixel_height=1024, image_pixel_width=1024, ram_buffer_gb=1)
+    config = DetectorConfig.parse(deployment.config)
+    n_images = 100
+    with ImagePublisher(config) as publisher:
+        stream = started(deployment, publisher)
+        with subscribed(stream) as good:
+            # It has subscribed, and then takes nothing: its process is stopped.
+            script = tmp_path / "subscriber.py"
+            script.write_text(STOPPED)
+            stopped = deployment.run(console_script("python"), script, stream.address, ready="subscribed")
+            publisher.publish(0, image_of(deployment, 0))
+            assert good.receive_ids(1) == [0]
+            stopped.wait_for_line("got 0")
+            stopped.send(signal.SIGSTOP)
+            for image_id in range(1, n_images):
+                publisher.publish(image_id, image_of(deployment, image_id))
+                assert good.receive_ids(1) == [image_id]
+            wait_until(lambda: stream.statistics()["n_viewer_drops"] > 0)
+            assert stream.statistics()["n_overwritten"] == 0
+            stopped.send(signal.SIGCONT)
+            # What it gets in the end and what was dropped are all there was.
+            wait_until(
+                lambda: (
+                    sum(line.startswith("got") for line in stopped.stdout)
+                    + stream.statistics()["n_viewer_drops"]
+                    == n_images
+                ),
+                20,
+            )
+            stopped.kill()
+        assert stream.process.end() == 0
+
+
+STOPPED = """
+import json, sys, zmq
+socket = zmq.Context().socket(zmq.SUB)
+socket.rcvhwm = 2
+socket.subscribe(b"")
+socket.connect(sys.argv[1])
+print("subscribed", flush=True)
+while True:
+    header, pixels = socket.recv_multipart()
+    print("got", json.loads(header)["frame"], flush=True)
+"""
+
+
+def test_peers_that_are_no_subscribers_disturb_nobody(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    stream = started(deployment, publisher)
+    host, port = "127.0.0.1", int(stream.address.rpartition(":")[2])
+    with subscribed(stream) as subscriber, socket.create_connection((host, port)) as silent:
+        with socket.create_connection((host, port)) as browser:
+            browser.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            stream.process.wait_for_line("is no subscriber: found byte 0x47")
+        socket.create_connection((host, port)).close()
+        with zmq.Context() as context, context.socket(zmq.PULL) as foreign:
+            foreign.linger = 0
+            foreign.connect(stream.address)
+            stream.process.wait_for_line("is no subscriber: found a socket of type")
+        publish(publisher, deployment, range(1, 4))
+        assert subscriber.receive_ids(3) == [1, 2, 3]
+        assert silent.recv(100)[:1] == b"\xff"
+
+
+def test_subscriber_that_left_and_came_back_is_served_again(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    stream = started(deployment, publisher)
+    for round_ in range(3):
+        with subscribed(stream) as subscriber:
+            publish(publisher, deployment, range(10 * round_, 10 * round_ + 3))
+            assert subscriber.receive_ids(3) == [10 * round_ + i for i in range(3)]
+
+
+def test_subscriber_of_a_topic_gets_what_begins_with_it(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    stream = started(deployment, publisher)
+    with subscribed(stream, topic=b"something else") as other, subscribed(stream, topic=b'{"htype"') as one:
+        publish(publisher, deployment, range(1, 3))
+        assert one.receive_ids(2) == [1, 2]
+        assert other.is_quiet()
+
+
+@pytest.fixture
+def bsread_source():
+    """Makes psi-bsread's own client for an address."""
+    made: list[Source] = []
+
+    def make(address: str) -> Source:
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        source = Source(host=host, port=int(port), mode=zmq.SUB, receive_timeout=10_000)
+        made.append(source)
+        source.connect()
+        return source
+
+    yield make
+    for source in made:
+        source.disconnect()
+
+
+@pytest.mark.parametrize("detector", ["gigafrost", "pco", "eiger", "jungfrau-converted"])
+def test_psi_bsread_decodes_what_is_sent(
+    make_deployment: Callable[..., Deployment], bsread_source: Callable[[str], Source], detector: str
+) -> None:
+    deployment = make_deployment(detector_type=detector, image_pixel_height=33, image_pixel_width=47)
+    began = time.time()
+    with ImagePublisher(DetectorConfig.parse(deployment.config)) as publisher:
+        stream = started(deployment, publisher, "-t", "bsread")
+        source = bsread_source(stream.address)
+        stream.process.wait_for_line(" subscribed")
+        name = deployment.detector_name
+        if detector == "pco":
+            name = "SAROP11-PCO:FPICTURE"
+            publisher.metadata.pco.global_timestamp_sec = 1_700_000_000
+            publisher.metadata.pco.global_timestamp_ns = 123_456_789
+            publisher.metadata.pco.bsread_name = name
+        elif detector == "gigafrost":
+            publisher.metadata.gf.frame_timestamp = 1_700_000_000_123_456_789
+        for image_id in (7, 9):
+            publisher.publish(image_id, image_of(deployment, image_id))
+            message = source.receive()
+            assert message.data.pulse_id == image_id
+            value = message.data.data[name]
+            expected = image_of(deployment, image_id)
+            assert (value.value.dtype, value.value.shape) == (expected.dtype, expected.shape)
+            np.testing.assert_array_equal(value.value, expected)
+            if detector in ("pco", "gigafrost"):
+                assert (value.timestamp, value.timestamp_offset) == (1_700_000_000, 123_456_789)
+                assert message.data.global_timestamp == 1_700_000_000
+            else:
+                assert began - 1 <= value.timestamp <= time.time()
+
+
+def test_compressed_image_goes_out_as_bsread_byte_for_byte(
+    deployment: Deployment, bsread_source: Callable[[str], Source]
+) -> None:
+    with StageOutput(deployment, "h5bitshuffle-lz4") as output:
+        stream = start_live_stream(deployment, "-s", "h5bitshuffle-lz4", "-t", "bsread")
+        assert output.stream.wait_for_subscribers(1, 5)
+        source = bsread_source(stream.address)
+        stream.process.wait_for_line(" subscribed")
+        with subscribed(stream) as subscriber:
+            pixels = image_of(deployment, 5)
+            # In a block size of its own, so that nobody can have made the blob anew.
+            blob = bytes(compress_bitshuffle_lz4(pixels, block_bytes=512))
+            output.publish(5, blob)
+            parts = subscriber.receive()
+            assert parts[2] == blob
+            decoded = bitshuffle.decompress_lz4(
+                np.frombuffer(parts[2][12:], np.uint8), pixels.shape, pixels.dtype, 256
+            )
+            np.testing.assert_array_equal(decoded, pixels)
+        message = source.receive()
+        np.testing.assert_array_equal(message.data.data[deployment.detector_name].value, pixels)
+
+
+@pytest.mark.parametrize("suffix", ["h5bitshuffle-lz4", "blosc2"])
+@pytest.mark.parametrize("stream_type", ["array-1.0", "bsread"])
+def test_stream_of_a_compressor_is_what_the_images_were(
+    make_deployment: Callable[..., Deployment],
+    bsread_source: Callable[[str], Source],
+    suffix: str,
+    stream_type: str,
+) -> None:
+    deployment = make_deployment(image_pixel_height=64, image_pixel_width=96)
+    with ImagePublisher(DetectorConfig.parse(deployment.config)) as publisher:
+        stream = start_live_stream(deployment, "-s", suffix, "-t", stream_type)
+        compressor = f"std_data_compress_{suffix.replace('-', '_')}"
+        deployment.start(compressor, "-t", 1)
+        assert publisher.wait_for_subscribers(1, 5)
+        with subscribed(stream) as subscriber:
+            source = bsread_source(stream.address) if stream_type == "bsread" else None
+            if source is not None:
+                wait_until(lambda: sum(" subscribed" in line for line in stream.process.stdout) == 2)
+            noise = np.random.default_rng(1).integers(0, 2**16, (64, 96)).astype("<u2")
+            images = [image_of(deployment, 1), noise, np.zeros((64, 96), "<u2")]
+            # The compressor may hear of the live stream after its first images.
+            last = 0
+            while last < 100 and not subscriber.socket.poll(100):
+                last += 1
+                publisher.publish(last, images[last % 3])
+            for image_id in range(last + 1, last + 4):
+                publisher.publish(image_id, images[image_id % 3])
+            image_id = 0
+            while image_id < last + 3:
+                image_id, pixels = received(subscriber, source)
+                np.testing.assert_array_equal(pixels, images[image_id % 3])
+
+
+def received(subscriber: Subscriber, source: Source | None) -> tuple[int, np.ndarray]:
+    """Id and pixels of the next image: of array-1.0, or, where there is one, of a bsread source."""
+    if source is None:
+        message = array10.decode(subscriber.receive())
+        return message.image_id, message.pixels
+    message = source.receive()
+    (value,) = message.data.data.values()
+    return message.data.pulse_id, value.value
+
+
+def test_compressed_image_that_cannot_be_decoded_is_counted_and_not_sent(deployment: Deployment) -> None:
+    with StageOutput(deployment, "h5bitshuffle-lz4") as output:
+        stream = start_live_stream(deployment, "-s", "h5bitshuffle-lz4")
+        assert output.stream.wait_for_subscribers(1, 5)
+        with subscribed(stream) as subscriber:
+            output.publish(1, b"no blob")
+            output.publish(2, bytes(compress_bitshuffle_lz4(image_of(deployment, 2))))
+            assert subscriber.receive_ids(1) == [2]
+        stream.wait_for(n_undecodable=1, n_sent=1)
+
+
+def test_service_ends_with_0_and_leaves_nothing_while_subscribers_are_there(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    stream = started(deployment, publisher)
+    with subscribed(stream):
+        publish(publisher, deployment, range(3))
+        assert stream.process.end(signal.SIGINT, timeout=5) == 0
+    assert stream.process.stderr == []
+
+
+def test_restarted_service_gets_its_address_and_its_subscribers_back(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    stream = started(deployment, publisher)
+    with subscribed(stream) as subscriber:
+        stream.process.end()
+        wait_until(lambda: publisher.n_subscribers == 0)
+        again = deployment.start("std_live_stream", stream.address)
+        again.wait_for_line(" subscribed")
+        assert publisher.wait_for_subscribers(1, 5)
+        publish(publisher, deployment, range(1, 3))
+        assert subscriber.receive_ids(2) == [1, 2]
