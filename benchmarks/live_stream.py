@@ -165,9 +165,7 @@ def _paced(n_images: int, rate: float) -> Iterator[int]:
 @contextmanager
 def _subscriber(address: str, n_images: int) -> Iterator[None]:
     """A process that receives; it must have received every image in the end."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SUBSCRIBER, address], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", SUBSCRIBER, address], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()
     try:

@@ -13,7 +13,7 @@ import stddaq
 from stddaq.cli import main
 
 HEAVY = ("h5py", "numpy", "pydantic", "websockets", "zmq", "google.protobuf", "rich", "PIL", "asyncio")
-COMMANDS = ("demo", "up", "record", "status", "stop", "trigger", "info", "aggregate", "repair")
+COMMANDS = ("demo", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "repair")
 
 
 def imported_by(code: str) -> set[str]:

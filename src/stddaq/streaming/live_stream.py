@@ -106,7 +106,7 @@ class LiveStream:
             if period.due_in == 0:
                 self._log_statistics(period.restart())
             if pause:
-                time.sleep(pause)
+                self._subscribers.attend(pause)
 
     def _timeout_ms(self, seconds: float) -> int:
         if self._held:
@@ -204,8 +204,7 @@ class LiveStream:
             self._n_undecodable += 1
             self._refused = f"image {metadata.image_id}: {error}"
             return
-        self._subscribers.send(parts, image)
-        self._n_sent += 1
+        self._n_sent += self._subscribers.send(parts, image)
 
     def _look_around(self) -> None:
         """What need not be seen at once: a changed setting, silent connections, a ring that was removed."""

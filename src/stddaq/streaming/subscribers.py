@@ -174,15 +174,20 @@ class Subscribers:
         """Readable when `attend` has something to do."""
         return self._epoll.fileno()
 
-    def send(self, parts: Sequence[Buffer], image: memoryview | None = None) -> None:
-        """Send one message to all subscribers. `image` is the buffer of the pool that the parts use."""
-        message = _Message(parts, image, self._pool)
+    def send(self, parts: Sequence[Buffer], image: memoryview | None = None) -> bool:
+        """Send one message to all subscribers. Returns whether there is one who gets it.
+
+        `image` is the buffer of the pool that the parts use.
+        """
+        message, is_sent = _Message(parts, image, self._pool), False
         for subscriber in list(self._all.values()):
             if not subscriber.session.topics or not subscriber.session.wants(parts[0]):
                 continue
             had_more = subscriber.has_more
             try:
-                if not subscriber.offer(message):
+                if subscriber.offer(message):
+                    is_sent = True
+                else:
                     self.n_dropped += 1
             except OSError:
                 self._remove(subscriber, "is gone")
@@ -190,10 +195,14 @@ class Subscribers:
             if subscriber.has_more != had_more:
                 self._await(subscriber)
         message.release()
+        return is_sent
 
-    def attend(self) -> None:
-        """Do what is possible without waiting: new connections, subscriptions, queued messages."""
-        for fd, _ in self._epoll.poll(0):
+    def attend(self, timeout: float = 0.0) -> None:
+        """Do what can be done by now: new connections, subscriptions, queued messages.
+
+        Waits up to `timeout` seconds for the first of these.
+        """
+        for fd, _ in self._epoll.poll(timeout):
             if fd == self._listener.fileno():
                 self._accept()
             elif (subscriber := self._all.get(fd)) is not None:
