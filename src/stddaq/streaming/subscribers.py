@@ -21,7 +21,8 @@ from stddaq.wire.zmtp import Buffer, PublisherSession, ZmtpError, frames
 
 # Per subscriber: eight images of 4 megapixels, a tenth of a second of a fast stream. One image always fits.
 MAX_QUEUED_BYTES = 64 * 2**20
-MAX_QUEUED_BUFFERS = 200_000
+# Small images and answers to pings; more than this is a peer that only asks.
+MAX_QUEUED_BUFFERS = 500_000
 MAX_SUBSCRIBERS = 64
 HANDSHAKE_TIMEOUT_S = 10.0
 # A host that vanished without a word is noticed within a minute or so.

@@ -1,0 +1,143 @@
+"""The publishing socket by itself: bounded in bytes, exact in what it counts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+import zmq
+from support.live_streams import Subscriber
+from support.processes import wait_until
+
+from stddaq.streaming import subscribers as module
+from stddaq.streaming.subscribers import ImageBuffers, Subscribers
+
+SIZE = 100_000
+
+
+@pytest.fixture
+def publisher() -> Iterator[Subscribers]:
+    publisher = Subscribers("tcp://127.0.0.1:0", ImageBuffers(SIZE))
+    yield publisher
+    publisher.close()
+
+
+def until(publisher: Subscribers, condition: Callable[[], object]) -> None:
+    """Attend until the condition holds."""
+
+    def attended() -> bool:
+        publisher.attend()
+        return bool(condition())
+
+    wait_until(attended)
+
+
+def received(publisher: Subscribers, subscriber: Subscriber) -> list[bytes]:
+    until(publisher, lambda: subscriber.socket.poll(0))
+    return subscriber.receive()
+
+
+def test_port_that_the_system_chose_is_said(publisher: Subscribers) -> None:
+    assert publisher.endpoint == f"tcp://127.0.0.1:{publisher.port}"
+    assert publisher.port > 0
+
+
+def test_messages_of_any_size_and_number_of_parts_arrive_as_they_are(publisher: Subscribers) -> None:
+    messages = [[b""], [b"a", b""], [b"", b"b"], [bytes(255), bytes(256)], [b"h", os.urandom(10**7), b"t"]]
+    with Subscriber(publisher.endpoint) as subscriber:
+        until(publisher, lambda: publisher.n_subscribed)
+        for message in messages:
+            assert publisher.send(message)
+        for message in messages:
+            assert received(publisher, subscriber) == message
+
+
+def test_message_without_subscriber_is_sent_to_nobody_and_not_counted(publisher: Subscribers) -> None:
+    assert not publisher.send([b"x"])
+    assert publisher.n_dropped == 0
+
+
+def test_what_a_slow_subscriber_gets_and_its_drops_are_all_there_was(
+    publisher: Subscribers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_QUEUED_BYTES", 10 * SIZE)
+    n_messages = 300
+    with Subscriber(publisher.endpoint, queue=1) as slow, Subscriber(publisher.endpoint) as good:
+        until(publisher, lambda: publisher.n_subscribed == 2)
+        for i in range(n_messages):
+            publisher.send([b"%d" % i, bytes(SIZE)])
+            assert received(publisher, good)[0] == b"%d" % i
+        assert publisher.n_dropped > 0
+        got: list[int] = []
+        until(
+            publisher,
+            lambda: (
+                got.append(int(slow.receive()[0])) if slow.socket.poll(10) else None,
+                len(got) + publisher.n_dropped >= n_messages,
+            )[1],
+        )
+        assert got == sorted(set(got))
+        assert len(got) + publisher.n_dropped == n_messages
+
+
+def test_one_image_is_taken_however_large_it_is(
+    publisher: Subscribers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_QUEUED_BYTES", 10)
+    with Subscriber(publisher.endpoint) as subscriber:
+        until(publisher, lambda: publisher.n_subscribed)
+        assert publisher.send([b"h", bytes(10**8)])
+        assert not publisher.send([b"h", bytes(100)])
+        assert len(received(publisher, subscriber)[1]) == 10**8
+        assert publisher.n_dropped == 1
+
+
+def test_more_subscribers_than_are_admitted_wait_until_one_leaves(
+    publisher: Subscribers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_SUBSCRIBERS", 1)
+    with Subscriber(publisher.endpoint) as second:
+        with Subscriber(publisher.endpoint):
+            until(publisher, lambda: publisher.n_subscribed == 1)
+        until(publisher, lambda: publisher.send([b"x"]) and second.socket.poll(0))
+
+
+def test_connection_that_says_nothing_is_closed_after_a_while(
+    publisher: Subscribers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zmq.Context() as context, context.socket(zmq.STREAM) as silent:
+        silent.linger = 0
+        silent.connect(publisher.endpoint)
+        # Its own connection, then our greeting.
+        until(publisher, lambda: silent.poll(0))
+        silent.recv_multipart()
+        until(publisher, lambda: silent.poll(0))
+        assert silent.recv_multipart()[1]
+        publisher.drop_silent()
+        assert not silent.poll(100)
+        monkeypatch.setattr(module, "HANDSHAKE_TIMEOUT_S", 0)
+        publisher.drop_silent()
+        assert silent.poll(5000)
+        assert silent.recv_multipart()[1] == b""
+
+
+def test_buffer_is_used_again_only_when_every_subscriber_has_got_it() -> None:
+    pool = ImageBuffers(10**7)
+    publisher = Subscribers("tcp://127.0.0.1:0", pool)
+    used: set[int] = set()
+    try:
+        with Subscriber(publisher.endpoint, queue=1) as one, Subscriber(publisher.endpoint) as other:
+            until(publisher, lambda: publisher.n_subscribed == 2)
+            for i in range(5):
+                image = pool.take()
+                image[:] = bytes([i]) * len(image)
+                used.add(id(image.obj))
+                publisher.send([b"h", image], image)
+            # Had a buffer been taken again too early, an earlier image would be a later one by now.
+            for subscriber in (other, one):
+                for i in range(5):
+                    assert set(received(publisher, subscriber)[1][::1000]) == {i}
+        assert id(pool.take().obj) in used
+    finally:
+        publisher.close()
