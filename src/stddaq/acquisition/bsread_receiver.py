@@ -44,9 +44,6 @@ MAX_QUEUE = 100_000
 # Images that are held back together for a missing one at most.
 HELD_BYTES = 256 * 2**20
 MAX_HELD = 10_000
-# A part that is longer than so many images breaks its connection, before memory is used for it.
-MAX_PART_IMAGES = 16
-MAX_PART_EXTRA_BYTES = 2 * 2**20
 # A camera's host that is gone without a word is found after KEEPALIVE_IDLE_S + 3 * KEEPALIVE_INTERVAL_S.
 KEEPALIVE_IDLE_S = 5
 KEEPALIVE_INTERVAL_S = 2
@@ -84,7 +81,7 @@ class BsreadReceiver:
         zmq_socket = open_socket(self._context, kind)
         queue = QUEUE_BYTES // self._config.image_bytes // n_connections
         zmq_socket.rcvhwm = min(max(queue, MIN_QUEUE), MAX_QUEUE)
-        zmq_socket.maxmsgsize = MAX_PART_IMAGES * self._config.image_bytes + MAX_PART_EXTRA_BYTES
+        # No limit of a message's size: libzmq would close the connection for good.
         zmq_socket.tcp_keepalive = 1
         zmq_socket.tcp_keepalive_idle = KEEPALIVE_IDLE_S
         zmq_socket.tcp_keepalive_intvl = KEEPALIVE_INTERVAL_S
