@@ -41,7 +41,7 @@ def start_compressor(deployment: Deployment, suffix: str, *args: object, threads
 def decoded(image: PublishedImage, suffix: str, config: DetectorConfig) -> np.ndarray:
     """The pixels, by the library that defines the format."""
     if suffix == "blosc2":
-        content = blosc2.schunk_from_cframe(image.content).decompress_chunk(0)
+        content: Any = blosc2.schunk_from_cframe(image.content).decompress_chunk(0)
         return np.frombuffer(content, config.dtype).reshape(config.image_shape)
     total, block_bytes = struct.unpack_from(">qi", image.content)
     assert total == config.image_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 
 import pytest
 from support.processes import Deployment
@@ -48,7 +49,9 @@ def test_images_that_the_filter_comes_too_late_for_are_the_readers_business(depl
     assert [image.is_held for image in received] == [False] * 100 + [True] * 1000
 
 
-def test_other_detectors_are_refused(make_deployment: type[Deployment], capsys: pytest.CaptureFixture[str]):
+def test_other_detectors_are_refused(
+    make_deployment: Callable[..., Deployment], capsys: pytest.CaptureFixture[str]
+):
     deployment = make_deployment(detector_type="eiger")
     line = refusal(capsys, gf_filter.main, deployment.config_path)
     assert "detector_type: found 'eiger', allowed for std_gf_filter is 'gigafrost'" in line

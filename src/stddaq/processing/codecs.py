@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Sequence
+from typing import Any, cast
 
 import blosc2
 import numpy as np
@@ -38,7 +39,7 @@ class BitshuffleLz4:
         except AttributeError:
             blob = self._of_thread.blob = np.empty(self._bound, np.uint8)
         n = compress_bitshuffle_lz4_into(pixels, blob, self._block_bytes)
-        return [memoryview(blob)[:n]]
+        return [blob.data[:n]]
 
 
 class Blosc2:
@@ -47,7 +48,8 @@ class Blosc2:
     def __init__(self, config: DetectorConfig, level: int) -> None:
         """`level` 0 to 9."""
         blosc2.set_releasegil(True)
-        self._parameters = blosc2.CParams(
+        # The library's own annotations do not know these.
+        self._parameters: Any = blosc2.CParams(
             codec=blosc2.Codec.BLOSCLZ,
             clevel=level,
             typesize=config.dtype.itemsize,
@@ -57,16 +59,15 @@ class Blosc2:
         # Only two numbers in the frame depend on the image. The library makes it once: each time would
         # copy the image twice.
         noise = np.random.default_rng(0).bytes(config.image_bytes)
-        frame = blosc2.SChunk(
-            chunksize=config.image_bytes, contiguous=True, data=noise, cparams=self._parameters
-        ).to_cframe()
-        begin, end = _read(_HEADER_LENGTH, frame), 0
+        options: Any = {"contiguous": True, "data": noise, "cparams": self._parameters}
+        frame = blosc2.SChunk(chunksize=config.image_bytes, **options).to_cframe()
+        begin = _read(_HEADER_LENGTH, frame)
         end = begin + _read(_CHUNK_LENGTH, frame)
         self._header, self._trailer = frame[:begin], frame[end:]
 
     def __call__(self, pixels: np.ndarray) -> Sequence[bytes]:
         """Compress an image."""
-        chunk = blosc2.compress2(pixels, cparams=self._parameters)
+        chunk = cast(bytes, blosc2.compress2(pixels, cparams=self._parameters))
         header = bytearray(self._header)
         _write(_FRAME_LENGTH, header, len(header) + len(chunk) + len(self._trailer))
         _write(_CHUNK_LENGTH, header, len(chunk))
