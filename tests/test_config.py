@@ -40,6 +40,7 @@ DEFAULTS = {
     "sender_sends_full_images": False,
     "module_sync_queue_size": 50,
     "image_division": "image_id",
+    "services": [],
 }
 
 

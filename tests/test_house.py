@@ -15,7 +15,19 @@ import stddaq
 
 ROOT = Path(__file__).parent.parent
 # What takes a noticeable time to import.
-HEAVY = ("h5py", "hdf5plugin", "numpy", "PIL", "pydantic", "rich", "tifffile", "websockets", "zmq")
+HEAVY = (
+    "fastapi",
+    "h5py",
+    "hdf5plugin",
+    "numpy",
+    "PIL",
+    "pydantic",
+    "rich",
+    "tifffile",
+    "uvicorn",
+    "websockets",
+    "zmq",
+)
 
 # Options as the documents that this project implements name them.
 SERVICES = {
@@ -26,10 +38,19 @@ SERVICES = {
         "detector_json_filename",
     ),
     "std_det_writer": ("-s SUFFIX, --source_suffix SUFFIX", "detector_json_filename", "writer_id"),
+    "std_live_stream": (
+        "-s SUFFIX, --source_suffix SUFFIX",
+        "-t {array-1.0,bsread}, --type {array-1.0,bsread}",
+        "--source_suffix_meta SUFFIX",
+        "--source_suffix_image SUFFIX",
+        "detector_json_filename",
+        "stream_address",
+    ),
     "std_det_meta_writer_gf": ("detector_json_filename",),
     "std_det_meta_writer_jf": ("detector_json_filename",),
     "std_det_meta_writer_eg": ("detector_json_filename",),
     "std_det_meta_writer_pco": ("detector_json_filename",),
+    "stddaq-rest": ("-p PORT, --port PORT", "--root DIRECTORY", "--token-file FILE", "CONFIG"),
     "stddaq": ("demo", "up", "record", "simulate", "replay", "info", "aggregate"),
 }
 

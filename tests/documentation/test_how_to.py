@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
-from support.processes import Deployment
+from support.live_streams import start_live_stream
+from support.processes import Deployment, free_port
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
 
@@ -40,3 +44,46 @@ def test_images_are_recorded_and_read_as_the_pages_say(
         *(deployment.config[f"image_pixel_{side}"] for side in ("height", "width")),
     )
     assert names["good"].all()
+
+
+def test_a_configuration_is_changed_as_the_page_says(
+    deployment: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = deployment.start("stddaq-rest", "--port", 0, ready=None)
+    url = service.wait_for_line(r"listening on (http://\S+)")[1]
+    exec(python_of("change-a-configuration.md", **{"http://127.0.0.1:5000": url}), {})
+    assert capsys.readouterr().out.startswith("['number_of_writers'] ['std_det_driver', 'std_det_writer'")
+    assert json.loads(deployment.config_path.read_text())["number_of_writers"] == 4
+
+
+def test_images_are_watched_as_the_page_says(
+    deployment: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = start_live_stream(deployment)
+    deployment.run(deployment.stddaq, "simulate", deployment.config_path, "--rate", 50, ready="ready")
+    exec(python_of("watch-live.md", **{"tcp://127.0.0.1:20000": stream.address}), {})
+    assert capsys.readouterr().out.endswith(" (32, 48) uint16\n")
+
+
+def test_camera_is_recorded_as_the_page_says(
+    make_deployment: Callable[..., Deployment], tmp_path: Path
+) -> None:
+    page = (HOW_TO / "record-a-pco-camera.md").read_text()
+    port, driver_port = free_port(), free_port()
+    (service,) = re.findall(r'"services": \["(.*?)"\]', page)
+    up, record, simulate = (
+        command.replace("9999", str(port)).split()[1:]
+        for command in re.findall(r"^```\n(stddaq .*)\n```", page, re.MULTILINE)
+    )
+    deployment = make_deployment(detector_type="pco", services=[service.replace("9999", str(port))])
+
+    def filled(command: list[str]) -> list[object]:
+        places = {"CONFIG": deployment.config_path, "DIRECTORY": tmp_path / "run"}
+        return [deployment.stddaq, *(places.get(word, word) for word in command)]
+
+    deployment.run(*filled(up), "--port", driver_port, ready="all services ready")
+    deployment.run(*filled(simulate), ready="ready")
+    recording = deployment.run(*filled(record), "--url", f"ws://127.0.0.1:{driver_port}")
+    assert recording.wait(30) == 0, recording.output
+    with h5py.File(tmp_path / "run" / "fileMeta.h5") as file:
+        assert len(file[f"{deployment.detector_name}/metadata"]) == 100  # pyright: ignore

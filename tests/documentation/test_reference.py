@@ -11,9 +11,15 @@ from typing import get_args
 import pytest
 from pydantic.fields import FieldInfo
 
-from stddaq.acquisition import replay, simulate
+from stddaq.acquisition import bsread_receiver, replay, simulate, simulate_pco
 from stddaq.cli import main as stddaq
 from stddaq.config import DetectorConfig
+from stddaq.rest import app as rest_app
+from stddaq.rest import service as rest_service
+from stddaq.rest.app import ConfigChanged, FileStatus, Table
+from stddaq.rest.guard import Guard
+from stddaq.rest.h5_files import H5Files
+from stddaq.streaming import live_stream_service
 from stddaq.wire.driver_messages import ErrorType, StartCommand, Status
 from stddaq.writing import driver_service, meta_writer_service, writer_service
 from stddaq.writing.run_account import RunAccount
@@ -22,11 +28,15 @@ Main = Callable[[list[str]], int]
 SERVICES: dict[str, Main] = {
     "std_det_driver": driver_service.main,
     "std_det_writer": writer_service.main,
+    "std_live_stream": live_stream_service.main,
     "std_det_meta_writer_gf": meta_writer_service.main_gf,
+    "stddaq-rest": rest_service.main,
     "stddaq simulate": simulate.main,
     "stddaq replay": replay.main,
+    "stddaq simulate-pco": simulate_pco.main,
+    "std_bsread_recv": bsread_receiver.main,
 }
-SUB_COMMANDS = ("demo", "up", "record", "status", "stop", "trigger", "info", "aggregate", "repair")
+SUB_COMMANDS = ("demo", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "repair")
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -89,6 +99,21 @@ def test_every_key_of_the_account_is_described() -> None:
     account = reference("websocket").split("## The account of a run")[1]
     for key in RunAccount().result([], [], list_limit=None):
         assert f"`{key}`" in account, key
+
+
+def test_every_path_and_key_of_the_configuration_service_is_described() -> None:
+    text = reference("rest")
+    for path in _paths_of_the_configuration_service():
+        # The end is enough where a parameter is in between.
+        assert path.rpartition("}")[2].removesuffix("/") in text, path
+    for model in (ConfigChanged, FileStatus, Table):
+        for key in model.model_fields.keys() - {"filename", "n_datasets"}:
+            assert f"`{key}`" in text, key
+
+
+def _paths_of_the_configuration_service() -> list[str]:
+    app = rest_app.create_app(rest_app.ConfigStores([]), H5Files([], 1.0), Guard)
+    return list(app.openapi()["paths"])
 
 
 def _options(main: Main, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> set[str]:

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -120,8 +120,9 @@ async def _run(
     from stddaq.rest.h5_files import H5Files
 
     class Server(uvicorn.Server):
-        def capture_signals(self) -> contextlib.AbstractContextManager[None]:
-            return contextlib.nullcontext()
+        @contextlib.contextmanager
+        def capture_signals(self) -> Generator[None, None, None]:
+            yield  # Signals are ours.
 
     _send_to_our_log("uvicorn")
     app = create_app(
