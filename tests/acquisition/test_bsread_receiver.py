@@ -223,9 +223,9 @@ def test_messages_that_are_much_too_long_cost_no_connection(pco: Deployment) -> 
         for _ in range(4):
             camera.send([b"x" * 50_000_000])
             camera.send(with_value(camera, b"x" * 50_000_000))
+        assert wait_for_totals(receiver, n_bad_parts=4, n_bad_size=4)["n_connections"] == 4
         camera.send_images(range(20))
         received = reader.receive(20)
-        assert wait_for_totals(receiver, n_bad_parts=4, n_bad_size=4)["n_connections"] == 4
     assert ids(received) == list(range(20))
 
 
