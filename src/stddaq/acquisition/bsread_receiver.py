@@ -67,13 +67,15 @@ class BsreadReceiver:
         self._n_connected = 0
         self._counter = RateCounter()
         self._statistics = StatisticsTimer(config.stats_collection_period)
+        # Before the connections, over which images come at once.
+        self._publisher = ImagePublisher(config)
         # Reading the network is most of the work: as many threads as can be of use.
         self._context = zmq.Context(io_threads=min(n_connections, os.cpu_count() or 1))
         try:
             self._socket = self._connect(address, kind, n_connections)
-            self._publisher = ImagePublisher(config)
         except BaseException:
             self._context.destroy()
+            self._publisher.close()
             raise
         self._filler = RingFiller(config, self._publisher, self._reject)
 
@@ -99,11 +101,13 @@ class BsreadReceiver:
 
     def close(self) -> None:
         """Publish what was received, then release sockets and ring buffer."""
-        for arrival in self._order.take(math.inf):
-            self._filler.put(arrival.content)
-        self._filler.close()
-        self._context.destroy()
-        self._publisher.close()
+        try:
+            for arrival in self._order.take(math.inf):
+                self._filler.put(arrival.content)
+        finally:
+            self._filler.close()
+            self._context.destroy()
+            self._publisher.close()
 
     def serve(self, stop: StopRequest) -> None:
         """Receive and publish until asked to stop. Raises `SourceError` when the ring gets no memory."""
