@@ -38,6 +38,10 @@ class CompressionError(StdDaqError):
     """A blob cannot be decoded, or not be made as asked for."""
 
 
+class CodecError(StdDaqError):
+    """The library with the codec cannot be used; hdf5plugin is installed otherwise than by its wheel."""
+
+
 class _Codec:
     """The functions of the shared library."""
 
@@ -56,7 +60,7 @@ class _Codec:
             self.lz4_decompress = _function(library.LZ4_decompress_safe, ctypes.c_int, "ppii")
             self.lz4_bound = _function(library.LZ4_compressBound, ctypes.c_int, "i")
         except (OSError, AttributeError) as error:
-            raise CompressionError(
+            raise CodecError(
                 f"{path}: found {error}, needed are bitshuffle and LZ4 as in the wheels of hdf5plugin"
             ) from error
 
