@@ -105,6 +105,15 @@ def test_missing_image_is_given_up_when_every_connection_has_delivered_a_later_o
     assert [image_id for image_id, _ in run.released][:4] == [0, 1, 2, 4]
 
 
+def test_lost_connection_is_not_taken_for_one_that_has_delivered_a_later_image() -> None:
+    run = Run()
+    run.feed(taken_in_order([0, 1, 2, 3]))
+    run.order.connection_lost(camera_is_gone=False)
+    run.feed([(5, 5), (6, 6), (7, 7), (4, 8)])
+    assert [image_id for image_id, _ in run.released] == list(range(8))
+    assert run.counts == (0, 0, 0, 0)
+
+
 def test_missing_image_is_waited_for_no_longer_than_promised() -> None:
     run = Run()
     run.feed(taken_in_order([0, 1, 3]))
@@ -208,7 +217,7 @@ def test_burst_of_late_images_is_no_restart() -> None:
 def test_camera_that_was_gone_may_begin_again_anywhere() -> None:
     run = Run()
     run.feed(taken_in_order(range(10)))
-    run.order.camera_gone()
+    run.order.connection_lost(camera_is_gone=True)
     run.feed([(8, 1)])  # Even with its clock set back.
     run.wait()
     assert run.released[-1] == (8, 1)

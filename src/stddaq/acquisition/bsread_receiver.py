@@ -176,10 +176,11 @@ class BsreadReceiver:
         for made in connection_changes(self._monitor):
             was_connected = self._n_connected
             self._n_connected = max(0, was_connected + (1 if made else -1))
+            if not made:
+                self._order.connection_lost(camera_is_gone=not self._n_connected)
             if made and not was_connected:
                 event("connected to the camera server")
             elif was_connected and not self._n_connected:
-                self._order.camera_gone()
                 event("the camera server is gone")
 
     def _report(self) -> None:

@@ -70,9 +70,9 @@ class ImageOrder(Generic[Content]):
         self._n_older = 0
         self._highest_of: dict[int, int] = {}
 
-    def camera_gone(self) -> None:
-        """All connections were lost: a lower id than the last one is now a restarted camera's."""
-        self._camera_was_gone = True
+    def connection_lost(self, camera_is_gone: bool) -> None:
+        """A connection was lost, and with all of them the camera: a lower id is a restarted camera's then."""
+        self._camera_was_gone = self._camera_was_gone or camera_is_gone
         self._highest_of.clear()
 
     def add(self, arrival: Arrival[Content]) -> None:
