@@ -142,7 +142,8 @@ def push(address: str, shape: tuple[int, int], rate: float, n_images: int, compr
                     camera.send_multipart(
                         encoder.message(first + i, *divmod(now, 10**9), [value]), copy=False
                     )
-                time.sleep(1.5)
+                # Longer than two periods of the receiver's statistics, which say when all is received.
+                time.sleep(2.5)
             camera.unbind(address)
             camera.close()
 

@@ -119,7 +119,6 @@ class BsreadReceiver:
         while not stop:
             if self._receive() < BATCH_LIMIT:
                 self._sleep(poller)
-                self._watch_connections()
             self._filler.settle()
             self._report()
 
@@ -169,8 +168,11 @@ class BsreadReceiver:
         due_at = self._order.due_at
         if due_at is not None:
             delay = min(delay, due_at - time.monotonic())
-        poller.poll(max(0, math.ceil(delay * 1000)))
-        _ = self._publisher.n_subscribers  # Keeps the queue of subscriptions short, and the poller quiet.
+        for readable, _ in poller.poll(max(0, math.ceil(delay * 1000))):
+            if readable is self._monitor:
+                self._watch_connections()
+            elif readable is self._publisher.socket:
+                _ = self._publisher.n_subscribers  # Keeps the queue of subscriptions short.
 
     def _watch_connections(self) -> None:
         for made in connection_changes(self._monitor):
