@@ -68,8 +68,9 @@ def test_images_of_either_protocol_are_counted_and_saved(
 def test_image_that_was_saved_before_is_not_overwritten(deployment: Deployment, tmp_path: Path) -> None:
     with stream_of(deployment) as (stream, publish):
         watching = watch(deployment, stream, "-n", 3, "--save", tmp_path)
-        for _ in range(3):
+        for n_saved in range(1, 4):
             publish(range(1, 2))
+            wait_until(lambda n=n_saved: len(list(tmp_path.glob("*.png"))) == n)
         assert watching.wait() == 0
     names = sorted(path.name for path in tmp_path.glob("*.png"))
     assert names == ["image-00000001-2.png", "image-00000001-3.png", "image-00000001.png"]
@@ -87,7 +88,7 @@ def test_interrupt_ends_it_in_peace(deployment: Deployment) -> None:
     with stream_of(deployment) as (stream, publish):
         watching = watch(deployment, stream)
         publish(range(1, 3))
-        wait_until(lambda: stream.statistics().get("n_sent") == 2)
+        wait_until(lambda: stream.statistics().get("n_sent_images") == 2)
         # A line a second as long as images come.
         while not watching.stdout:
             publish(range(3, 4))

@@ -76,7 +76,7 @@ class Subscriber:
 
     def receive(self, timeout: float = 10.0) -> list[bytes]:
         """The parts of the next message. Fails when none comes."""
-        assert self.socket.poll(timeout * 1000), f"no message within {timeout} s"
+        assert self.socket.poll(int(timeout * 1000)), f"no message within {timeout} s"
         return self.socket.recv_multipart()
 
     def receive_ids(self, count: int) -> list[int]:
@@ -85,7 +85,7 @@ class Subscriber:
 
     def is_quiet(self, seconds: float = 0.3) -> bool:
         """Whether no message comes for a while."""
-        return not self.socket.poll(seconds * 1000)
+        return not self.socket.poll(int(seconds * 1000))
 
     def close(self) -> None:
         self._context.destroy(linger=0)

@@ -18,6 +18,7 @@ from stddaq.streaming.subscribers import ImageBuffers
 from stddaq.wire.array10 import HeaderMaker
 from stddaq.wire.bsread import Channel, MessageEncoder
 from stddaq.wire.compression import (
+    Buffer,
     CompressionError,
     compress_bitshuffle_lz4,
     decompress_bitshuffle_lz4_into,
@@ -26,7 +27,6 @@ from stddaq.wire.metadata import GOOD_IMAGE, ImageMetadata
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 StreamType = Literal["array-1.0", "bsread"]
-Buffer = bytes | memoryview
 # 2001 in ns since 1970: a GigaFRoST whose clock is not set counts from anywhere else.
 _EARLIEST_NS = 10**18
 

@@ -85,7 +85,7 @@ class LiveStream:
         self._last_number = 0
         self._counter = statistics.RateCounter()
         self._n_sent = self._n_skipped = self._n_lost = self._n_malformed = 0
-        self._n_overwritten = self._n_undecodable = self._n_dropped_before = 0
+        self._n_overwritten = self._n_failed = self._n_dropped_before = 0
         self._refused: str | None = None
 
     def serve(self, stop: StopRequest) -> None:
@@ -201,7 +201,7 @@ class LiveStream:
         try:
             parts, image = self._encoder.parts(metadata, taken)
         except CompressionError as error:
-            self._n_undecodable += 1
+            self._n_failed += 1
             self._refused = f"image {metadata.image_id}: {error}"
             return
         self._n_sent += self._subscribers.send(parts, image)
@@ -232,13 +232,13 @@ class LiveStream:
                 "source": self._source.metadata,
                 **self._counter.pairs(elapsed),
                 "n_subscribers": self._subscribers.n_subscribed,
-                "n_sent": self._n_sent,
+                "n_sent_images": self._n_sent,
                 "n_viewer_drops": dropped - self._n_dropped_before,
-                "n_overwritten": self._n_overwritten,
+                "n_overwritten_images": self._n_overwritten,
                 "n_skipped_ids": self._n_skipped,
                 "n_lost_messages": self._n_lost,
                 "n_malformed": self._n_malformed,
-                "n_undecodable": self._n_undecodable,
+                "n_failed_images": self._n_failed,
             },
         )
         if self._refused:
@@ -246,7 +246,7 @@ class LiveStream:
             self._refused = None
         self._n_dropped_before = dropped
         self._n_sent = self._n_skipped = self._n_lost = self._n_malformed = 0
-        self._n_overwritten = self._n_undecodable = 0
+        self._n_overwritten = self._n_failed = 0
 
     def close(self) -> None:
         """Leave the source."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from stddaq.errors import StdDaqError
 
-Buffer = bytes | memoryview
+Buffer = bytes | bytearray | memoryview
 
 _SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
 _VERSION = 3
