@@ -51,6 +51,21 @@ SERVICES = {
     "std_det_meta_writer_eg": ("detector_json_filename",),
     "std_det_meta_writer_pco": ("detector_json_filename",),
     "stddaq-rest": ("-p PORT, --port PORT", "--root DIRECTORY", "--token-file FILE", "CONFIG"),
+    "std_data_compress_h5bitshuffle_lz4": (
+        "-t THREADS, --threads THREADS",
+        "-b BLOCK, --block_size BLOCK",
+        "detector_json_filename",
+    ),
+    "std_data_compress_blosc2": (
+        "-t THREADS, --threads THREADS",
+        "-l LEVEL, --level LEVEL",
+        "detector_json_filename",
+    ),
+    "std_gf_filter": (
+        "-s SUFFIX, --source_suffix SUFFIX",
+        "-n, --no_filter",
+        "detector_json_filename",
+    ),
     "stddaq": ("demo", "up", "record", "simulate", "replay", "info", "aggregate"),
 }
 

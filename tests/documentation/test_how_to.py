@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 from support.live_streams import start_live_stream
 from support.processes import Deployment, free_port
+from support.processing import StreamReader
+
+from stddaq.acquisition.publisher import ImagePublisher
+from stddaq.config import DetectorConfig
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
 
@@ -87,3 +93,17 @@ def test_camera_is_recorded_as_the_page_says(
     assert recording.wait(30) == 0, recording.output
     with h5py.File(tmp_path / "run" / "fileMeta.h5") as file:
         assert len(file[f"{deployment.detector_name}/metadata"]) == 100  # pyright: ignore
+
+
+def test_service_of_the_page_subtracts_the_dark_image(deployment: Deployment, tmp_path: Path) -> None:
+    config = DetectorConfig.parse(deployment.config)
+    program, dark = tmp_path / "subtract_dark.py", tmp_path / "dark.npy"
+    program.write_text(python_of("write-a-processing-service.md"))
+    np.save(dark, np.full(config.image_shape, 10, config.dtype))
+    deployment.run(sys.executable, program, deployment.config_path, "--dark", dark, ready="ready")
+    with ImagePublisher(config) as source, StreamReader(deployment, "subtracted") as reader:
+        assert source.wait_for_subscribers(1, 5)
+        source.publish(0, np.full(config.image_shape, 12, config.dtype))
+        source.publish(1, np.full(config.image_shape, 8, config.dtype))
+        values = [set(image.pixels(config).flat) for image in reader.receive(2)]
+    assert values == [{2}, {0}]

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from stddaq.acquisition import bsread_receiver, replay, simulate, simulate_pco
 from stddaq.cli import main as stddaq
 from stddaq.config import DetectorConfig
+from stddaq.processing import compressors, gf_filter
 from stddaq.rest import app as rest_app
 from stddaq.rest import service as rest_service
 from stddaq.rest.app import ConfigChanged, FileStatus, Table
@@ -30,6 +31,9 @@ SERVICES: dict[str, Main] = {
     "std_det_writer": writer_service.main,
     "std_live_stream": live_stream_service.main,
     "std_det_meta_writer_gf": meta_writer_service.main_gf,
+    "std_data_compress_h5bitshuffle_lz4": compressors.main_h5bitshuffle_lz4,
+    "std_data_compress_blosc2": compressors.main_blosc2,
+    "std_gf_filter": gf_filter.main,
     "stddaq-rest": rest_service.main,
     "stddaq simulate": simulate.main,
     "stddaq replay": replay.main,

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from support.processes import Deployment, free_port
+from support.runs import Image, MakeRig
 
 from stddaq.acquisition.scenes import Scene
 from stddaq.config import DetectorConfig
@@ -56,6 +57,68 @@ def test_averaging_example_averages_all_images(deployment: Deployment, recorded:
         assert example.wait() == 0, example.output
         assert example.stdout == [f"{output}: average of 20 of 20 images"]
         np.testing.assert_allclose(np.load(output), expected)
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> tuple[Path, Path]:
+    """Dark and flat image, .npy; one pixel is dead."""
+    random = np.random.default_rng(2)
+    dark = random.uniform(5, 9, (32, 48))
+    flat = dark + random.uniform(80, 120, (32, 48))
+    flat[3, 4] = dark[3, 4]
+    np.save(tmp_path / "dark.npy", dark)
+    np.save(tmp_path / "flat.npy", flat)
+    return tmp_path / "dark.npy", tmp_path / "flat.npy"
+
+
+@pytest.mark.parametrize("detector_type", ["gigafrost", "jungfrau-converted"])
+def test_flat_field_example_makes_a_stream_that_writers_record(
+    make_rig: MakeRig, calibration: tuple[Path, Path], detector_type: str
+):
+    bit_depth = 16 if detector_type == "gigafrost" else 32
+    rig = make_rig(
+        driver=["-s", "corrected"], writers=False, detector_type=detector_type, bit_depth=bit_depth
+    )
+    for i in range(2):
+        rig.deployment.start("std_det_writer", i, "-s", "corrected")
+    dark, flat = map(np.load, calibration)
+    rig.deployment.run(
+        *(sys.executable, ROOT / "examples/flat_field.py", rig.deployment.config_path, "--threads", 2),
+        *("--dark", calibration[0], "--flat", calibration[1]),
+        ready="ready",
+    )
+    assert rig.source.wait_for_subscribers(1, 5)
+    rig.client.start(rig.directory, n_image=20)
+    rig.client.wait_until_ready(10)
+    illumination = np.linspace(0, 90_000, 20)
+    images = [dark + (flat - dark) * i for i in illumination / 100]
+    rig.publish([Image(i, image.clip(0, 65535).astype(rig.config.dtype)) for i, image in enumerate(images)])
+    account = rig.end()
+    assert (account["source"], account["n_good"]) == ("corrected", 20)
+    mean = (flat - dark)[flat > dark].mean()
+    with h5py.File(account["files"]["master"]) as file:
+        corrected = file["/entry/data/data"]
+        assert isinstance(corrected, h5py.Dataset)
+        for i, light in enumerate(illumination / 100):
+            image = corrected[i].astype(float)
+            assert image[3, 4] == 0
+            is_alive = (flat > dark) & (images[i] < 65535)
+            # A pixel is known to 1 of about 80; where it was clipped, the corrected one is not checked.
+            expected = min(light * mean, 65535) if detector_type == "gigafrost" else light * mean
+            np.testing.assert_allclose(image[is_alive], expected, rtol=1e-3, atol=2.5)
+
+
+def test_flat_field_example_refuses_images_of_another_shape(
+    deployment: Deployment, calibration: tuple[Path, Path]
+):
+    deployment.write_config(image_pixel_height=64)
+    dark, flat = calibration
+    example = deployment.run(
+        *(sys.executable, ROOT / "examples/flat_field.py", deployment.config_path),
+        *("--dark", dark, "--flat", flat),
+    )
+    assert example.wait() == 2
+    assert example.stderr == [f"flat_field: error: {dark}: found shape (32, 48), allowed is (64, 48)"]
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
