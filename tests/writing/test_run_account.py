@@ -21,9 +21,7 @@ Ids = st.lists(
 HUGE = 2**64 - 1
 
 
-def account_of(
-    ids: Sequence[int], damaged: Sequence[bool] = (), sequences: Sequence[int] = ()
-) -> RunAccount:
+def account_of(ids: Sequence[int], damaged: Sequence[bool] = (), sequences: Sequence[int] = ()) -> RunAccount:
     account = RunAccount()
     for position, image_id in enumerate(ids):
         status = pb.missing_packets if position < len(damaged) and damaged[position] else pb.good_image
