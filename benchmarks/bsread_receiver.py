@@ -157,7 +157,7 @@ def cpu_of_receiver(receiver: subprocess.Popen[str], n_images: int) -> float:
     """Seconds of CPU from the end of the warm-up to the last image."""
     assert receiver.stdout is not None
     counts: list[int] = []
-    before = 0.0
+    before, line = 0.0, ""
     for line in receiver.stdout:
         if "processed_times=" not in line:
             continue

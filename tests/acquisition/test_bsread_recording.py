@@ -58,7 +58,9 @@ def test_camera_is_recorded_to_the_last_pixel(make_camera_rig: Callable[..., Rig
     assert_saved(account, [Image(i, scene.image(i), GOOD) for i in range(60)])
     assert (account["n_skipped"], account["n_restarts"], account["n_lost"]) == (0, 0, 0)
     with h5py.File(account["files"]["metadata"]) as file:
-        rows = file[f"{deployment.detector_name}/metadata"][:]  # pyright: ignore
+        stored = file[f"{deployment.detector_name}/metadata"]
+        assert isinstance(stored, h5py.Dataset)
+        rows = stored[:]
     assert rows["image_id"].tolist() == list(range(60))
     taken = rows["global_timestamp_sec"] * 10**9 + rows["global_timestamp_ns"]
     assert np.all(np.diff(taken.astype(np.int64)) > 0)
