@@ -111,6 +111,7 @@ def test_live_streams_come_and_go_while_a_run_goes_on(
         driver.wait_for(lambda status: (status.count or 0) > 10, timeout=20)
         running.deployment.write_config(live_stream_configs={first: batch, second: forward})
         running.process.wait_for_line(CHANGED)
+        running.process.wait_for_line(r"^live_stream .*setting changed to batch 1 10")
         assert pid_of(running, first) == stream_pid
         assert pid_of(running, second)
         n_lines = len(running.process.stdout)
@@ -145,6 +146,18 @@ def test_services_that_the_configuration_asks_for_are_started_and_record(
     assert images.shape == (10, 32, 48)
     assert images.any()
     assert running.process.end() == 0
+
+
+def test_a_camera_on_the_network_is_recorded(make_deployment: MakeDeployment, tmp_path: Path) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    deployment = make_deployment(detector_type="pco", services=[f"std_bsread_recv {address}"])
+    running = Up(deployment, "-m")
+    deployment.run(
+        deployment.stddaq, "simulate-pco", deployment.config_path, address, "--rate", 100, ready="ready"
+    )
+    assert running.record(tmp_path, "-n", 20).wait(timeout=30) == 0
+    with h5py.File(tmp_path / "fileMaster.h5") as file:
+        assert file["entry/data/data"].shape == (20, 32, 48)  # pyright: ignore
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 import threading
 from collections.abc import Callable
@@ -71,12 +70,19 @@ def test_every_mistake_is_in_the_answer_and_nothing_has_changed(rest: RestServic
         "n_modules": "one",
         "module_positions": {"0": [1, 2], "x": [0, 0, 1, 1], "2": [0, 0, 48, 1]},
         "log_level": "loud",
+        "live_stream_configs": {"tcp://127.0.0.1:20000": {"type": "batch", "config": [5, 2]}},
     }
     del bad["start_udp_port"]
     answer = rest.set(bad)
     assert answer.status_code == 422
     mistakes = answer.json()["detail"]
-    for place in ("bit_depth", "n_modules", "log_level", "start_udp_port"):
+    for place in (
+        "live_stream_configs.tcp://127.0.0.1:20000",
+        "bit_depth",
+        "n_modules",
+        "log_level",
+        "start_udp_port",
+    ):
         assert sum(mistake.startswith(f"{place}: ") for mistake in mistakes) == 1, mistakes
     for index in ("0", "x", "2"):
         assert sum(mistake.startswith(f"module_positions['{index}']") for mistake in mistakes) == 1, mistakes
@@ -190,15 +196,14 @@ def test_a_broken_file_is_said_and_can_be_repaired(rest: RestService) -> None:
     assert rest.client.get() == rest.deployment.config
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_directory_that_may_not_be_written_to_is_said(rest: RestService) -> None:
-    directory = rest.deployment.config_path.parent
-    directory.chmod(0o500)
-    try:
-        answer = rest.set(rest.deployment.config | {"log_level": "debug"})
-    finally:
-        directory.chmod(0o700)
+def test_a_file_system_that_does_not_let_it_write_is_said(rest: RestService) -> None:
+    path = rest.deployment.config_path
+    before = path.read_bytes()
+    path.with_name(f"{path.name}.history").write_text("in the way of the directory")
+    answer = rest.set(rest.deployment.config | {"log_level": "debug"})
     assert answer.status_code == 409
+    assert "cannot be replaced: Not a directory" in answer.json()["detail"]
+    assert path.read_bytes() == before
 
 
 def test_of_several_detectors_one_is_chosen_by_its_name(

@@ -102,7 +102,7 @@ class Commands:
             return _reachable(_stream_address(self._config, service) or "")
         host = _option(service.arguments, "", "--host") or "127.0.0.1"
         port = _option(service.arguments, "-p", "--port") or _REST_PORT
-        return "" if port == "0" else _reachable(f"tcp://{host}:{port}")
+        return _reachable(f"tcp://{host}:{port}")
 
 
 def _name(service: RequestedService) -> str:
@@ -124,10 +124,10 @@ def _stream_address(config: DetectorConfig, service: RequestedService) -> str | 
 
 
 def _reachable(address: str) -> str:
-    """Where to look for who listens at `address`, which may mean all interfaces."""
+    """Where to look for who listens at `address`, which may be all interfaces; empty when unknown."""
     scheme, _, place = address.partition("://")
     host, _, port = place.rpartition(":")
-    if scheme != "tcp" or not port.isdecimal():
+    if scheme != "tcp" or not port.isdecimal() or int(port) == 0:
         return address if scheme == "ipc" else ""
     return f"tcp://127.0.0.1:{port}" if host in ("*", "0.0.0.0", "[::]", "::") else address
 
