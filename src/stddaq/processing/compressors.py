@@ -15,8 +15,7 @@ from stddaq.processing.outputs import Compress, CompressedOutput
 from stddaq.processing.service import ServiceParser, serve_stage, thread_count
 from stddaq.service import daemon
 from stddaq.wire.compression import CompressionError
-
-SOURCE = "image"
+from stddaq.wire.metadata import compression_of
 
 
 def main_h5bitshuffle_lz4(argv: Sequence[str] | None = None) -> int:
@@ -87,4 +86,8 @@ def _serve(
     suffix: str,
     compress: Compress,
 ) -> None:
+    if compression_of(args.source_suffix):
+        raise ConfigError(
+            f"--source_suffix: found {args.source_suffix!r}, allowed is a stream of uncompressed images"
+        )
     serve_stage(config, args, stop, lambda: CompressedOutput(config, suffix, compress), suffix, args.threads)
