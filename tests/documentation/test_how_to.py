@@ -84,14 +84,14 @@ def test_camera_is_recorded_as_the_page_says(
     deployment = make_deployment(detector_type="pco", services=[service.replace("9999", str(port))])
 
     def filled(command: list[str]) -> list[object]:
-        places = {"CONFIG": deployment.config_path, "DIRECTORY": tmp_path / "run"}
+        places = {"CONFIG": deployment.config_path, "DIRECTORY": tmp_path}
         return [deployment.stddaq, *(places.get(word, word) for word in command)]
 
     deployment.run(*filled(up), "--port", driver_port, ready="all services ready")
     deployment.run(*filled(simulate), ready="ready")
     recording = deployment.run(*filled(record), "--url", f"ws://127.0.0.1:{driver_port}")
     assert recording.wait(30) == 0, recording.output
-    with h5py.File(tmp_path / "run" / "fileMeta.h5") as file:
+    with h5py.File(tmp_path / "fileMeta.h5") as file:
         assert len(file[f"{deployment.detector_name}/metadata"]) == 100  # pyright: ignore
 
 
