@@ -22,6 +22,7 @@ from support.sources import refusal
 from stddaq.acquisition.publisher import ImagePublisher
 from stddaq.config import DetectorConfig
 from stddaq.errors import SourceError
+from stddaq.processing import ServiceParser, run_processor
 from stddaq.processing.image import Image as SourceImage
 from stddaq.wire.metadata import ImageMetadata
 from stddaq.wire.ring_buffer import RingBuffer
@@ -239,6 +240,18 @@ def test_output_of_another_detector_is_refused(
         deployment.config_path,
     )
     assert "detector_name: found 'another', allowed is that of the source" in line
+
+
+@pytest.mark.parametrize("suffix", ["image", "filter", "blosc2"])
+def test_streams_of_other_services_cannot_be_the_output(
+    deployment: Deployment, capsys: pytest.CaptureFixture[str], suffix: str
+):
+    def main(argv: list[str]) -> int:
+        parser = ServiceParser("misnamed", "A service of the tests.")
+        return run_processor(parser, suffix, user_services.prepare_halve, argv)
+
+    line = refusal(capsys, main, "-s", "delay", deployment.config_path)
+    assert f"suffix of the output: found '{suffix}', allowed is any but" in line
 
 
 def test_compressed_images_have_bytes_and_no_pixels(config: DetectorConfig):

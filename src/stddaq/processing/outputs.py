@@ -159,7 +159,7 @@ class FilterOutput:
 
     def make(self, image: Image) -> bool:
         """See `Output`."""
-        return self._keep(image)
+        return bool(self._keep(image))
 
     def blank(self, image: Image) -> bool:
         """See `Output`: what cannot be judged is passed on."""

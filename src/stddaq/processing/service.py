@@ -18,6 +18,7 @@ from stddaq.processing.outputs import FilterOutput, ImageOutput, KeepImage, Proc
 from stddaq.processing.stage import Output, Stage
 from stddaq.service import daemon, log
 from stddaq.wire.endpoints import metadata_stream
+from stddaq.wire.metadata import compression_of, is_ring
 
 MAX_THREADS = 1024
 Made = TypeVar("Made")
@@ -70,6 +71,10 @@ def run_processor(
     """
 
     def serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
+        if suffix == "image" or not is_ring(suffix) or compression_of(suffix):
+            raise ConfigError(
+                f"suffix of the output: found {suffix!r}, allowed is any but those of std_daq's own streams"
+            )
         process = prepare(config, args)
         output_config = _output_config(config, args)
         serve_stage(
