@@ -49,6 +49,9 @@ KEEPALIVE_IDLE_S = 5
 KEEPALIVE_INTERVAL_S = 2
 # Signals and statistics are looked at after so many messages at the latest.
 BATCH_LIMIT = 100
+# Images that follow each other within BUSY_S gather for GATHER_S: a wake-up costs more than an image.
+GATHER_S = 0.002
+BUSY_S = 0.004
 
 
 class BsreadReceiver:
@@ -65,6 +68,7 @@ class BsreadReceiver:
         self._told: set[Rejection] = set()
         self._n_restarts_told = 0
         self._n_connected = 0
+        self._last_messages = 0.0
         self._counter = RateCounter()
         self._statistics = StatisticsTimer(config.stats_collection_period)
         # Before the connections, over which images come at once.
@@ -117,7 +121,10 @@ class BsreadReceiver:
         poller.register(stop.fileno(), zmq.POLLIN)
         poller.register(self._filler.fileno(), zmq.POLLIN)
         while not stop:
-            if self._receive() < BATCH_LIMIT:
+            n = self._receive()
+            if 0 < n < BATCH_LIMIT and self._is_busy():
+                time.sleep(GATHER_S)
+            elif n < BATCH_LIMIT:
                 self._sleep(poller)
             self._filler.settle()
             self._report()
@@ -161,6 +168,12 @@ class BsreadReceiver:
         if kind not in self._told:  # Once a period; the statistics line counts the others.
             self._told.add(kind)
             logger.warning("message rejected (%s): %s", kind, reason)
+
+    def _is_busy(self) -> bool:
+        """After messages have come: whether it was not long since others came."""
+        now = time.monotonic()
+        since, self._last_messages = now - self._last_messages, now
+        return since < BUSY_S
 
     def _sleep(self, poller: zmq.Poller) -> None:
         """Until something arrives, or an image that is held back is due, or statistics are."""
