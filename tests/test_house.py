@@ -51,6 +51,12 @@ SERVICES = {
     "std_det_meta_writer_eg": ("detector_json_filename",),
     "std_det_meta_writer_pco": ("detector_json_filename",),
     "stddaq-rest": ("-p PORT, --port PORT", "--root DIRECTORY", "--token-file FILE", "CONFIG"),
+    "std_bsread_recv": (
+        "-n CONNECTIONS",
+        "-t {pull,sub}",
+        "detector_json_filename",
+        "stream_address",
+    ),
     "std_data_compress_h5bitshuffle_lz4": (
         "-t THREADS, --threads THREADS",
         "-b BLOCK, --block_size BLOCK",
