@@ -32,6 +32,8 @@ RECEIVE_BATCH = 1000
 # Subscribers are attended to so often at least, whatever the source does.
 ATTEND_PERIOD_S = 0.02
 LOOK_PERIOD_S = 0.2
+# A viewer does not see it, and of a fast source several images come with one wake-up.
+SHORTEST_PAUSE_S = 0.002
 # Images of a foreign source that wait for their judgement, in bytes.
 MAX_HELD_BYTES = 512 * 2**20
 
@@ -98,7 +100,8 @@ class LiveStream:
         while not stop:
             poller.poll(self._timeout_ms(min(period.due_in, look_at - time.monotonic())))
             self._subscribers.attend()
-            pause = gathering.pause_after(self._take_images())
+            n_messages = self._take_images()
+            pause = max(gathering.pause_after(n_messages), SHORTEST_PAUSE_S if n_messages else 0.0)
             self._send_judged()
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + LOOK_PERIOD_S
