@@ -30,6 +30,7 @@ MIN_SLOTS = 1000
 MAX_IMAGE_BYTES = 2**32 - 1
 # 64 TiB, half of what a process can address.
 MAX_RAM_BUFFER_GB = 2**16
+MISTAKES_SHOWN = 10
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 # The upper limits are those of the C++ services' int; they also keep arithmetic with the values exact.
@@ -99,7 +100,10 @@ class DetectorConfig(BaseModel):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise ConfigError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from error
+            mistakes = [_explain(e) for e in error.errors()[:MISTAKES_SHOWN]]
+            if error.error_count() > MISTAKES_SHOWN:
+                mistakes.append(f"and {error.error_count() - MISTAKES_SHOWN} more mistakes")
+            raise ConfigError(f"{where}: {'; '.join(mistakes)}") from error
 
     @field_validator("detector_name")
     @classmethod
@@ -125,16 +129,18 @@ class DetectorConfig(BaseModel):
         return self
 
     def _check_position(self, index: str, position: list[int]) -> None:
-        where = f"module_positions[{index!r}]"
         if not (index.isascii() and index.isdecimal()):
-            raise ValueError(f"{where}: found key {index!r}, allowed is the decimal index of a module")
+            raise ValueError(
+                f"module_positions: found key {shown(index)}, allowed is the decimal index of a module"
+            )
+        where = f"module_positions[{shown(index)}]"
         if len(position) != 4:
-            raise ValueError(f"{where}: found {position}, allowed are exactly 4 ints [x0, y0, x1, y1]")
+            raise ValueError(f"{where}: found {shown(position)}, allowed are exactly 4 ints [x0, y0, x1, y1]")
         width, height = self.image_pixel_width, self.image_pixel_height
         limits = (width, height, width, height)
         if not all(0 <= value < limit for value, limit in zip(position, limits, strict=True)):
             raise ValueError(
-                f"{where}: found {position}, allowed is a place inside the image: "
+                f"{where}: found {shown(position)}, allowed is a place inside the image: "
                 f"x from 0 to {width - 1}, y from 0 to {height - 1}"
             )
 
