@@ -11,6 +11,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
@@ -57,8 +59,21 @@ class DriverServer:
         stopped = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_reader(stop.fileno(), stopped.set)
+        connections: WeakSet[ServerConnection] = WeakSet()
+
+        def connection(*args: Any, **options: Any) -> ServerConnection:
+            connections.add(made := ServerConnection(*args, **options))
+            return made
+
         try:
-            server = await serve(self._session, host, port, max_size=MAX_FRAME_BYTES, logger=quiet)
+            server = await serve(
+                self._session,
+                host,
+                port,
+                max_size=MAX_FRAME_BYTES,
+                logger=quiet,
+                create_connection=connection,
+            )
         except OSError as error:
             raise ConfigError(
                 f"--host {host} --port {port}: cannot listen there: {error.strerror}"
@@ -73,8 +88,10 @@ class DriverServer:
             ticker.cancel()
             reporter.cancel()
             server.close(close_connections=False)
-            for connection in server.connections:
-                connection.transport.abort()
+            await asyncio.sleep(0)  # What was accepted last gets its transport.
+            # All, and not only the open ones: a handshake, or a goodbye, may take ten seconds.
+            for made in connections:
+                made.transport.abort()
 
     async def _session(self, connection: ServerConnection) -> None:
         session = _Session(connection)
