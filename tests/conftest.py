@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from support.processes import Deployment
+from support.runs import MakeRig, Rig
 
-# Examples share the machine with services of other tests, so their time says nothing.
-settings.register_profile("stddaq", deadline=None)
+pytest_plugins = ["support.fault_table"]
+
+# Examples share the machine with services of other tests, so their time says nothing. They are the same ones in
+# every run; the profile `fuzz` (`make fuzz`) takes others, and more of them (see tests/fuzz).
+settings.register_profile("stddaq", deadline=None, derandomize=True, database=None)
+settings.register_profile("fuzz", deadline=None, print_blob=True)
 settings.load_profile("stddaq")
 
 
@@ -44,3 +49,33 @@ def make_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def deployment(make_deployment: Callable[..., Deployment]) -> Deployment:
     """A deployment of a small GigaFRoST with two writers; nothing is started yet."""
     return make_deployment()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """An empty directory for the files of runs."""
+    path = tmp_path / "files"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def make_rig(make_deployment: Callable[..., Deployment], directory: Path) -> Iterator[MakeRig]:
+    """Makes rigs of a configuration: `make_rig(number_of_writers=8, driver=["-m"])`.
+
+    Driver and writers run then, unless `writers=False`; the source is made when it is used first.
+    """
+    with ExitStack() as made:
+
+        def make(driver: Sequence[object] = (), writers: bool = True, **overrides: Any) -> Rig:
+            rig = made.enter_context(Rig(make_deployment(**overrides), directory))
+            rig.start_driver(*driver)
+            return rig.start_writers() if writers else rig
+
+        yield make
+
+
+@pytest.fixture
+def rig(make_rig: MakeRig) -> Rig:
+    """A rig of two writers and images of 32 x 48 pixels of uint16."""
+    return make_rig()
