@@ -3,7 +3,7 @@
 # `make PYTHON=python3.13 test` takes another Python; `make test ARGS="-k ring"` hands arguments on.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test faults check bench clean
 # Nothing here gains from -j, and two installations into one environment would disturb each other.
 .NOTPARALLEL:
 
@@ -20,6 +20,9 @@ demo: $(VENV)/.installed ## record simulated images and check every pixel of the
 
 test: $(VENV)/.installed-dev ## run the tests
 	@$(BIN)/pytest -n auto $(ARGS)
+
+faults: $(VENV)/.installed-dev ## provoke every fault, and write what was seen into docs/explanations/faults.md
+	@$(BIN)/pytest -n auto -m fault --fault-table docs/explanations/faults.md $(ARGS)
 
 check: $(VENV)/.installed-dev ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check --quiet .
