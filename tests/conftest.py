@@ -15,8 +15,8 @@ from support.runs import MakeRig, Rig
 
 pytest_plugins = ["support.fault_table"]
 
-# Examples share the machine with services of other tests, so their time says nothing. They are the same ones in
-# every run; the profile `fuzz` (`make fuzz`) takes others, and more of them (see tests/fuzz).
+# Examples share the machine with services of other tests, so their time says nothing. They are the same ones
+# in every run; the profile `fuzz` (`make fuzz`) takes others, and more of them (see tests/fuzz).
 settings.register_profile("stddaq", deadline=None, derandomize=True, database=None)
 settings.register_profile("fuzz", deadline=None, print_blob=True)
 settings.load_profile("stddaq")
