@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from support.processes import Service
 
@@ -46,9 +46,11 @@ JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
 
 
 def examples(n: int) -> settings:
-    """`n` examples as a part of the tests, many more with the profile of `make fuzz`."""
+    """`n` examples as a part of the tests; with the profile of `make fuzz` many more, made small."""
+    is_longer = not settings.default.derandomize
     return settings(
-        max_examples=n if settings.default.derandomize else n * LONGER,
+        max_examples=n * LONGER if is_longer else n,
+        phases=[Phase.generate, Phase.shrink] if is_longer else [Phase.generate],
         # The fixtures are there once for all examples, which is what is wanted.
         suppress_health_check=list(HealthCheck),
     )
