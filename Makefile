@@ -3,7 +3,7 @@
 # `make PYTHON=python3.13 test` takes another Python; `make test ARGS="-k ring"` hands arguments on.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults check bench clean
+.PHONY: help demo test faults check bench fuzz soak clean
 # Nothing here gains from -j, and two installations into one environment would disturb each other.
 .NOTPARALLEL:
 
@@ -32,6 +32,12 @@ check: $(VENV)/.installed-dev ## formatting, lint, types, import contracts
 
 bench: $(VENV)/.installed ## what the writing path costs, beside a bare pwritev loop
 	@$(BIN)/python benchmarks/writing.py $(ARGS)
+
+fuzz: $(VENV)/.installed-dev ## arbitrary input for every input there is, for ten minutes
+	@PYTHONPATH=tests $(BIN)/python -m support.fuzz $(ARGS)
+
+soak: $(VENV)/.installed-dev ## hundreds of runs back to back, for ten minutes: nothing grows, nothing is lost
+	@PYTHONPATH=tests $(BIN)/python -m support.soak $(ARGS)
 
 clean: ## remove the environment and everything that can be made again
 	rm -rf $(VENV) demo build dist .hypothesis .pytest_cache .ruff_cache .import_linter_cache
