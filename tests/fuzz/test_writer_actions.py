@@ -69,7 +69,7 @@ class DriverSockets:
         self._context.destroy(linger=0)
 
 
-def metadata() -> st.SearchStrategy[dict[str, Any]]:
+def metadata() -> st.SearchStrategy[Any]:
     """Fields of `ImageMetadata`: those of the detector, and any."""
     enums = st.integers(0, 3) | st.sampled_from([24, 99, -1, 2**31 - 1])
     return st.one_of(

@@ -47,12 +47,12 @@ JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
 
 def examples(n: int) -> settings:
     """`n` examples as a part of the tests; with the profile of `make fuzz` many more, made small."""
-    is_longer = not settings.default.derandomize
+    is_longer = settings.get_current_profile_name() == "fuzz"
     return settings(
         max_examples=n * LONGER if is_longer else n,
         phases=[Phase.generate, Phase.shrink] if is_longer else [Phase.generate],
         # The fixtures are there once for all examples, which is what is wanted.
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[*HealthCheck.__members__.values()],
     )
 
 

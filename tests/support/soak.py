@@ -13,6 +13,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import statistics
 import sys
 import tempfile
@@ -153,7 +154,7 @@ class Soak:
 
     def _record(self, directory: Path, length: int, stop: bool) -> None:
         client = self._client
-        begin = {} if stop else {"n_image": length}
+        begin: dict[str, Any] = {} if stop else {"n_image": length}
         client.start(directory, **begin)
         first_id = 0
         if length or stop:
@@ -199,12 +200,13 @@ class Soak:
         """Starts that must not be admitted."""
         existing = directory / "taken0.h5"
         existing.touch()
-        for start in (
+        starts: tuple[dict[str, Any], ...] = (
             {"path": directory / "missing"},
             {"path": directory, "file_prefix": "taken"},
             {"path": directory, "file_prefix": "a/b"},
             {"path": directory, "n_image": 2**62},
-        ):
+        )
+        for start in starts:
             try:
                 self._client.start(**start)
             except CommandRefused:
@@ -219,11 +221,10 @@ class Soak:
         with ExitStack() as stack:
             for _ in range(self._random.randrange(4)):
                 self.n_clients += 1
-                visitor = connect(self._url, max_queue=None)  # Closing takes its time when messages wait.
+                # Closing takes its time when messages wait.
+                visitor = stack.enter_context(connect(self._url, max_queue=None))
                 if self._random.random() < 0.5:
-                    visitor.socket.close()
-                else:
-                    stack.callback(visitor.close)
+                    visitor.socket.shutdown(socket.SHUT_RDWR)
             yield
 
     def _restart_a_writer(self) -> None:
