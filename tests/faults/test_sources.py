@@ -133,10 +133,11 @@ def test_a_source_of_others_may_vanish_and_come_back(make_rig: MakeRig, seen: Se
     images = images_of(range(60), shape=rig.config.image_shape)
     rig.client.start(rig.directory, n_image=60)
     rig.client.wait_until_ready(10)
-    for share in (images[:30], images[30:]):
+    # From its first image on, both writers listen to a source without cursor, too.
+    for share, n_subscribers in ((images[:30], 1), (images[30:], 3)):
         with ForeignSource(rig.deployment.config) as source:
-            source.wait_for_subscriber()
-            # The driver's subscription is one of several: each writer listens, too.
+            for _ in range(n_subscribers):
+                source.wait_for_subscriber()
             for image in share:
                 source.publish(image.image_id, image.pixels)
             rig.wait_for_count(share[-1].image_id + 1)

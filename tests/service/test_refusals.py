@@ -70,11 +70,6 @@ BAD_FILES: dict[str, tuple[bytes | None, str]] = {
 }
 
 
-@pytest.mark.fault(
-    fault="{service} of another geometry is started",
-    state="idle",
-    promise="refused with both sizes; nothing changes",
-)
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("kind", BAD_FILES)
 def test_configuration_that_cannot_be_used_is_refused_by_every_service(

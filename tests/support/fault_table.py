@@ -77,8 +77,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput") and config.getoption("--fault-table"):
-        config.pluginmanager.register(_Table(config.getoption("--fault-table")))
+    path: Path | None = config.getoption("--fault-table")
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Table(path))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
