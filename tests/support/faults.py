@@ -88,6 +88,7 @@ def wait_for_error(rig: Rig, within: float = PROMISED_S) -> tuple[dict[str, Any]
     rig.client.wait(["idle"], 1)
     account = rig.account()
     assert account["outcome"] == "error"
+    assert "keep up" not in account["reason"], "a writer that is gone is not a slow one"
     return account, seconds
 
 
