@@ -301,9 +301,9 @@ class Distributor:
         try:
             peer.actions.send(action, zmq.NOBLOCK)
         except zmq.Again:
-            self._end_recording(
-                f"writer {peer.name} does not keep up: more than {endpoints.QUEUE_LIMIT} images wait for it"
-            )
+            # A writer that has just gone takes nothing either.
+            full = f"{peer.title} does not keep up: more than {endpoints.QUEUE_LIMIT} images wait for it"
+            self._end_recording(peer.watch() or (full if peer.connected else f"{peer.title} is gone"))
             return False
         return True
 
