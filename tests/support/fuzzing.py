@@ -52,7 +52,14 @@ def examples(n: int) -> settings:
         max_examples=n * LONGER if is_longer else n,
         phases=[Phase.generate, Phase.shrink] if is_longer else [Phase.generate],
         # The fixtures are there once for all examples, which is what is wanted.
-        suppress_health_check=[*HealthCheck.__members__.values()],
+        suppress_health_check=[
+            HealthCheck.function_scoped_fixture,
+            HealthCheck.too_slow,
+            HealthCheck.data_too_large,
+            HealthCheck.filter_too_much,
+            HealthCheck.large_base_example,
+            HealthCheck.nested_given,
+        ],
     )
 
 
