@@ -30,8 +30,8 @@ check: $(VENV)/.installed-dev ## formatting, lint, types, import contracts
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.installed ## what the writing path costs, beside a bare pwritev loop
-	@$(BIN)/python benchmarks/writing.py $(ARGS)
+bench: $(VENV)/.installed-dev ## what the writing path costs, beside bare loops (15 minutes, nothing else running)
+	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 fuzz: $(VENV)/.installed-dev ## arbitrary input for every input there is, for ten minutes
 	@PYTHONPATH=tests $(BIN)/python -m support.fuzz $(ARGS)

@@ -99,7 +99,7 @@ class Distributor:
         self._recording: Recording | None = None
         self._connected_at: float | None = None
         self._control_at = 0.0
-        self._gathering = Gathering()
+        self._gathering = Gathering.of_driver(config)
         self._ended = False
         self.n_received = 0
         self._thread = threading.Thread(target=self._serve, name="distributor", daemon=True)
