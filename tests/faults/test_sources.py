@@ -6,11 +6,10 @@ import signal
 from typing import Any
 
 import pytest
-from support.accounts import check_perfect, check_run
+from support.accounts import check_perfect
 from support.fault_table import Seen
 from support.faults import KILL_OR_STOP, SMALL, record_under_load
-from support.foreign import ForeignSource
-from support.runs import Image, MakeRig, Rig, images_of
+from support.runs import Image, MakeRig, Rig
 from support.sources import start_source
 
 from stddaq.acquisition.scenes import Scene
@@ -121,26 +120,3 @@ def test_a_source_that_fails_while_files_are_saved_changes_nothing(
     source.kill()
     record_under_load(rig)
     seen("next run perfect")
-
-
-@pytest.mark.fault(
-    fault="source of others (C++-like), vanishes and comes back",
-    state="recording",
-    promise="what came is recorded; the next source goes on in the same run",
-)
-def test_a_source_of_others_may_vanish_and_come_back(make_rig: MakeRig, seen: Seen):
-    rig = make_rig(**SMALL)
-    images = images_of(range(60), shape=rig.config.image_shape)
-    rig.client.start(rig.directory, n_image=60)
-    rig.client.wait_until_ready(10)
-    # From its first image on, both writers listen to a source without cursor, too.
-    for share, n_subscribers in ((images[:30], 1), (images[30:], 3)):
-        with ForeignSource(rig.deployment.config) as source:
-            for _ in range(n_subscribers):
-                source.wait_for_subscriber()
-            for image in share:
-                source.publish(image.image_id, image.pixels)
-            rig.wait_for_count(share[-1].image_id + 1)
-    checked = check_run(rig.account() if rig.client.latest.is_end else rig.end(), images, numbered=False)
-    assert checked.n_good == 60
-    seen(f"file_saved; {checked}")
