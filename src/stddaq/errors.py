@@ -1,6 +1,6 @@
 """The exceptions of stddaq. Every message says, in one line, what was found, what is allowed, and where.
 
-`shown`, `shown_text` and `shown_key` bring into such a message what a file or a peer has sent, whatever it is.
+`shown`, `shown_text` and `shown_key` bring into such a message what a file or a peer has sent.
 """
 
 import json
