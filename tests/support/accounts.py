@@ -136,7 +136,7 @@ def check_file(
     rows, data = read_raw_file(path, swmr=not is_closed)
     truth = {image.image_id: image for image in images}
     ids = rows["image_id"].tolist()
-    assert ids == sorted(set(ids)), path
+    assert ids == sorted(set(ids)), (path, ids)
     assert set(ids) >= {image.image_id for image in due}, f"{path}: images are missing that were not named"
     n_readable = 0
     for row, pixels in zip(rows, data, strict=True):

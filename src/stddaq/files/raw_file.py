@@ -171,10 +171,15 @@ class RawFile:
         None is a row without pixels, zeros when read: an image that was lost in the ring buffer. When the
         file system fails in the middle, `n_images` counts those that are complete.
         """
-        if self._layout.compression:
-            self._put_compressed(images)
-        else:
-            self._put_uncompressed([self._zeros() if image is None else image for image in images])
+        try:
+            if self._layout.compression:
+                self._put_compressed(images)
+            else:
+                self._put_uncompressed([self._zeros() if image is None else image for image in images])
+        except (OSError, RuntimeError):
+            # Before HDF5 writes again: what it failed to write once is lost, though it says that it is there.
+            self._release_reserve()
+            raise
 
     def _put_uncompressed(self, images: Sequence[memoryview]) -> None:
         # One system call for as many images as fit into the chunk: 3 us + the kernel's copy.
@@ -256,25 +261,19 @@ class RawFile:
         if n_rows > self.n_images:
             raise FileLayoutError(f"{self.path}: {n_rows} rows declared, {self.n_images} images put")
         try:
-            self._make_visible(n_rows)
+            self._extend(n_rows)
+            self._data.flush()
+            self._metadata.append(self._declared)
         except (OSError, RuntimeError):
-            if not self._release_reserve():
-                raise
-            self._make_visible(n_rows)
+            self._release_reserve()  # Closing needs space, too.
+            raise
         self._declared.clear()
 
-    def _make_visible(self, n_rows: int) -> None:
-        self._extend(n_rows)
-        self._data.flush()
-        self._metadata.append(self._declared)
-
-    def _release_reserve(self) -> bool:
-        """Give back the space kept for a full disk. Whether there was some."""
+    def _release_reserve(self) -> None:
+        """Give back the space that was kept for a full disk."""
         reserve, self._reserve = self._reserve, None
-        if reserve is None:
-            return False
-        reserve.close()
-        return True
+        if reserve is not None:
+            reserve.close()
 
     def drop_undeclared(self) -> None:
         """Forget images that were put but not declared: writing them failed."""
