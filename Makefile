@@ -3,7 +3,7 @@
 # `make PYTHON=python3.13 test` takes another Python; `make test ARGS="-k ring"` hands arguments on.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test faults check bench fuzz soak clean
 # Nothing here gains from -j, and two installations into one environment would disturb each other.
 .NOTPARALLEL:
 
@@ -21,14 +21,23 @@ demo: $(VENV)/.installed ## record simulated images and check every pixel of the
 test: $(VENV)/.installed-dev ## run the tests
 	@$(BIN)/pytest -n auto $(ARGS)
 
+faults: $(VENV)/.installed-dev ## provoke every fault, and write what was seen into docs/explanations/faults.md
+	@$(BIN)/pytest -n auto -m fault --fault-table docs/explanations/faults.md $(ARGS)
+
 check: $(VENV)/.installed-dev ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.installed ## what the writing path costs, beside a bare pwritev loop
-	@$(BIN)/python benchmarks/writing.py $(ARGS)
+bench: $(VENV)/.installed-dev ## what the writing path costs, beside bare loops (15 minutes, nothing else running)
+	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+fuzz: $(VENV)/.installed-dev ## arbitrary input for every input there is, for ten minutes
+	@PYTHONPATH=tests $(BIN)/python -m support.fuzz $(ARGS)
+
+soak: $(VENV)/.installed-dev ## hundreds of runs back to back, for ten minutes: nothing grows, nothing is lost
+	@PYTHONPATH=tests $(BIN)/python -m support.soak $(ARGS)
 
 clean: ## remove the environment and everything that can be made again
 	rm -rf $(VENV) demo build dist .hypothesis .pytest_cache .ruff_cache .import_linter_cache

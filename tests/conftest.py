@@ -13,8 +13,12 @@ from hypothesis import settings
 from support.processes import Deployment
 from support.runs import MakeRig, Rig
 
-# Examples share the machine with services of other tests, so their time says nothing.
-settings.register_profile("stddaq", deadline=None)
+pytest_plugins = ["support.fault_table"]
+
+# Examples share the machine with services of other tests, so their time says nothing. They are the same ones
+# in every run; the profile `fuzz` (`make fuzz`) takes others, and more of them (see tests/fuzz).
+settings.register_profile("stddaq", deadline=None, derandomize=True, database=None)
+settings.register_profile("fuzz", deadline=None, print_blob=True)
 settings.load_profile("stddaq")
 
 
@@ -69,3 +73,9 @@ def make_rig(make_deployment: Callable[..., Deployment], directory: Path) -> Ite
             return rig.start_writers() if writers else rig
 
         yield make
+
+
+@pytest.fixture
+def rig(make_rig: MakeRig) -> Rig:
+    """A rig of two writers and images of 32 x 48 pixels of uint16."""
+    return make_rig()

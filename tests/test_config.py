@@ -131,7 +131,7 @@ def test_all_mistakes_are_named_in_one_line(tmp_path: Path) -> None:
         ("module_positions", {"0": [0, 0, 12, 7]}, "[0, 0, 12, 7]"),
         ("module_positions", {"0": [0, 0, 11, 8]}, "[0, 0, 11, 8]"),
         ("module_positions", {"0": [-1, 0, 11, 7]}, "[-1, 0, 11, 7]"),
-        ("module_positions", {"first": [0, 0, 11, 7]}, "'first'"),
+        ("module_positions", {"first": [0, 0, 11, 7]}, '"first"'),
         ("module_positions", {"a\nb": 5}, "5"),
         ("log_level", "trace", '"trace"'),
         ("log_level", "INFO", '"INFO"'),

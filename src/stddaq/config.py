@@ -33,6 +33,7 @@ MIN_SLOTS = 1000
 MAX_IMAGE_BYTES = 2**32 - 1
 # 64 TiB, half of what a process can address.
 MAX_RAM_BUFFER_GB = 2**16
+MISTAKES_SHOWN = 10
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 # The upper limits are those of the C++ services' int; they also keep arithmetic with the values exact.
@@ -93,7 +94,10 @@ class DetectorConfig(BaseModel):
             return cls.model_validate(content)
         except ValidationError as error:
             mistakes = _mistakes(error, content)
-            raise ConfigError(f"{where}: " + "; ".join(mistakes), mistakes) from error
+            told = mistakes[:MISTAKES_SHOWN]
+            if len(mistakes) > MISTAKES_SHOWN:
+                told.append(f"and {len(mistakes) - MISTAKES_SHOWN} more mistakes")
+            raise ConfigError(f"{where}: {'; '.join(told)}", mistakes) from error
 
     @field_validator("detector_name")
     @classmethod
@@ -208,17 +212,17 @@ def _inconsistencies(values: Mapping[str, Any]) -> list[str]:
 
 
 def _position_mistakes(index: str, position: list[int], height: int | None, width: int | None) -> list[str]:
-    where = f"module_positions[{index!r}]"
+    where = f"module_positions[{shown(index)}]"
     mistakes = []
     if not (index.isascii() and index.isdecimal()):
-        mistakes.append(f"{where}: found key {index!r}, allowed is the decimal index of a module")
+        mistakes.append(f"{where}: found key {shown(index)}, allowed is the decimal index of a module")
     if len(position) != 4:
-        mistakes.append(f"{where}: found {position}, allowed are exactly 4 ints [x0, y0, x1, y1]")
+        mistakes.append(f"{where}: found {shown(position)}, allowed are exactly 4 ints [x0, y0, x1, y1]")
     elif height and width:
         limits = (width, height, width, height)
         if not all(0 <= value < limit for value, limit in zip(position, limits, strict=True)):
             mistakes.append(
-                f"{where}: found {position}, allowed is a place inside the image: "
+                f"{where}: found {shown(position)}, allowed is a place inside the image: "
                 f"x from 0 to {width - 1}, y from 0 to {height - 1}"
             )
     return mistakes

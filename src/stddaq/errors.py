@@ -1,6 +1,6 @@
 """The exceptions of stddaq. Every message says, in one line, what was found, what is allowed, and where.
 
-`shown` and `shown_key` bring into such a message what a file or a peer has sent, whatever it is.
+`shown`, `shown_text` and `shown_key` bring into such a message what a file or a peer has sent.
 """
 
 import json
@@ -56,6 +56,12 @@ def shown(value: object) -> str:
         if len(text) > _SHOWN_LENGTH:
             return text[: _SHOWN_LENGTH - 3] + "..."
     return text
+
+
+def shown_text(text: str) -> str:
+    """What a peer says, for the middle of a line: cut to 500 characters, escaped what cannot be printed."""
+    cut = text if len(text) <= 500 else f"{text[:497]}..."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
 def shown_key(key: str) -> str:

@@ -9,6 +9,11 @@ import pytest
 from support.processes import Deployment
 
 
+@pytest.mark.fault(
+    fault="every daemon: {signal_number}",
+    state="idle",
+    promise="exit code 0 within 2 s; sockets and segments removed",
+)
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_every_daemon_with_exit_code_0_within_2_s(
     deployment: Deployment, signal_number: signal.Signals

@@ -29,6 +29,8 @@ from stddaq.config import DetectorConfig
 
 GOOD, DAMAGED, OVERWRITTEN = 1, 2, 3
 SAVED_TIMEOUT_S = 30.0
+# Images of a master file that are read and compared at a time.
+BLOCK_IMAGES = 100
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -225,7 +227,8 @@ def assert_consistent(result: Mapping[str, Any]) -> None:
         ("n_failed", "failed_ids"),
     ):
         assert len(result[ids]) == result[n] or result["lists_truncated"], result
-    assert sum(last - first + 1 for first, last in result["skipped"]) == result["n_skipped"], result
+    skipped = sum(last - first + 1 for first, last in result["skipped"])
+    assert skipped == result["n_skipped"] or result["lists_truncated"], result
     if result["count"] and not result["n_restarts"]:
         assert result["last_id"] - result["first_id"] + 1 == result["count"] + result["n_skipped"], result
 
@@ -292,28 +295,35 @@ def assert_master_file_holds(path: Path, images: Sequence[Image]) -> None:
         ids: Any = file["entry/data/image_id"]
         assert ids[:].tolist() == [image.image_id for image in images]
         assert data.shape[0] == len(images)
-        for position, image in enumerate(images):
-            assert np.array_equal(data[position], image.pixels), f"{path}: image {image.image_id}"
+        for first in range(0, len(images), BLOCK_IMAGES):
+            block = images[first : first + BLOCK_IMAGES]
+            for image, pixels in zip(block, data[first : first + BLOCK_IMAGES], strict=True):
+                assert np.array_equal(pixels, image.pixels), f"{path}: image {image.image_id}"
 
 
 MakeRig = Callable[..., Rig]
 
 
 class Publishing:
-    """A source that publishes image after image in the background; a context manager."""
+    """A source that publishes image after image in the background; a context manager.
+
+    Attributes:
+        next_id: id of the image that comes next, or is being published.
+        images: what was published.
+    """
 
     def __init__(self, rig: Rig, first_id: int = 0, pause_s: float = 0.001) -> None:
-        self._rig, self._next_id, self._pause_s = rig, first_id, pause_s
+        self._rig, self.next_id, self._pause_s = rig, first_id, pause_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._publish, daemon=True)
         self.images: list[Image] = []
 
     def _publish(self) -> None:
         while not self._ended.wait(self._pause_s):
-            image = image_of(self._next_id)
+            image = image_of(self.next_id, self._rig.config.image_shape)
             self._rig.publish([image])
             self.images.append(image)
-            self._next_id += 1
+            self.next_id += 1
 
     def wait_for(self, n_images: int) -> None:
         """Wait until so many more images were published."""

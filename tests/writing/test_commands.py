@@ -86,6 +86,11 @@ def ask_raw(url: str, content: bytes) -> bytes:
     return b""
 
 
+@pytest.mark.fault(
+    fault="names with / or .., arbitrary frames, HTTP, 10 MB, bytes that are no WebSocket",
+    state="recording",
+    promise="a typed reply or a clean close; the run is perfect",
+)
 def test_no_input_disturbs_a_run(rig: Rig):
     images = images_of(range(60))
     rig.begin(n_image=60)
@@ -131,6 +136,11 @@ def test_unknown_fields_of_stop_do_not_keep_a_run_from_being_stopped(rig: Rig):
         rig.client.wait_until_saved(5)
 
 
+@pytest.mark.fault(
+    fault="file exists",
+    state="idle",
+    promise="start is refused with the reason, nothing is created",
+)
 def test_an_existing_file_is_refused_before_anything_is_created(make_rig: MakeRig):
     rig = make_rig(driver=["-m"])
     rig.deployment.start("std_det_meta_writer_gf")
@@ -163,6 +173,11 @@ def test_existing_files_are_replaced_only_when_the_command_says_so(rig: Rig):
         assert old_file.read() == old
 
 
+@pytest.mark.fault(
+    fault="directory missing, or not a directory",
+    state="idle",
+    promise="start is refused with the reason, nothing is created",
+)
 def test_a_path_that_is_no_directory_is_refused(rig: Rig):
     rig.path("a_file").touch()
     rig.path("loop").symlink_to(rig.path("loop"))
@@ -197,6 +212,11 @@ def test_paths_outside_the_allowed_roots_are_refused(make_rig: MakeRig, tmp_path
         assert (path / f"{prefix}0.h5").exists()
 
 
+@pytest.mark.fault(
+    fault="directory not writable for the uid",
+    state="idle",
+    promise="start is refused with the reason, nothing is created",
+)
 def test_a_directory_not_writable_for_the_uid_is_refused_before_anything_is_created(
     make_rig: MakeRig, open_directory: Path
 ):
@@ -248,6 +268,11 @@ def test_files_belong_to_the_uid_that_was_asked_for(make_rig: MakeRig, open_dire
     assert {path.stat().st_uid for path in rig.directory.glob("own*")} == {os.geteuid()}
 
 
+@pytest.mark.fault(
+    fault="disk too small for n_image",
+    state="idle",
+    promise="start is refused with both numbers",
+)
 def test_more_images_than_the_disk_can_hold_are_refused_with_both_numbers(rig: Rig):
     n_image = 2**62
     with pytest.raises(CommandRefused, match="bytes free") as refused:
@@ -264,6 +289,11 @@ def test_the_driver_listens_on_the_loopback_interface_unless_told_otherwise(rig:
     assert f"00000000:{port:04X}" not in addresses
 
 
+@pytest.mark.fault(
+    fault="client that does not read",
+    state="recording",
+    promise="the run is perfect, other clients are told",
+)
 def test_a_client_that_does_not_read_does_not_hold_up_the_others(rig: Rig):
     with connect(rig.url, max_queue=1, close_timeout=0.1):
         images = images_of(range(30))

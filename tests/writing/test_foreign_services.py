@@ -59,6 +59,11 @@ def test_a_run_with_foreign_writers_can_be_stopped(make_rig: MakeRig):
     assert_saved(rig.end(stop=True), images)
 
 
+@pytest.mark.fault(
+    fault="writer of others (C++-like): SIGKILL",
+    state="recording",
+    promise="error that names it; nothing of it is taken for recorded; the next run is perfect",
+)
 def test_a_foreign_writer_that_is_killed_is_named_and_nothing_of_it_is_taken_for_recorded(make_rig: MakeRig):
     rig = make_rig(writers=False)
     (killed,) = start_foreign_writers(rig, (0,))
@@ -143,6 +148,11 @@ def test_our_writer_tells_a_foreign_driver_why_it_cannot_create_a_file(
         assert_raw_files_hold([directory / "other0.h5"], [])
 
 
+@pytest.mark.fault(
+    fault="driver of others (C++-like) is gone",
+    state="recording",
+    promise="our writers close valid files",
+)
 def test_files_of_our_writers_under_a_foreign_driver_are_valid_when_it_is_gone(
     make_deployment: Callable[..., Deployment], directory: Path
 ):

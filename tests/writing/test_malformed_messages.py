@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from support.foreign import ForeignSource
 from support.runs import MakeRig, Rig, assert_saved, images_of
 
@@ -33,6 +34,11 @@ def broken_messages(source: ForeignSource) -> list[bytes]:
     ]
 
 
+@pytest.mark.fault(
+    fault="no protobuf, unknown enums, size larger than a slot, absurd height, on the metadata stream",
+    state="waiting_for_first_image, recording",
+    promise="dropped and counted; the run is perfect",
+)
 def test_malformed_messages_are_dropped_and_counted_and_the_run_goes_on(make_rig: MakeRig):
     rig = make_rig(driver=["-m"])
     rig.deployment.start("std_det_meta_writer_gf")
@@ -66,6 +72,11 @@ def test_fields_that_a_source_leaves_unset_are_taken_to_agree(rig: Rig):
     assert_saved(rig.end(), images)
 
 
+@pytest.mark.fault(
+    fault="empty message on the metadata stream",
+    state="waiting_for_first_image",
+    promise="recorded as damaged, never as good",
+)
 def test_an_empty_message_is_image_0_without_a_known_status(rig: Rig):
     """Protobuf cannot tell it from one with all fields unset; it is recorded as damaged, never as good."""
     source = rig.enter(ForeignSource(rig.deployment.config))

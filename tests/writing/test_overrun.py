@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from support.fault_table import Seen
 from support.foreign import ForeignSource
 from support.runs import (
     OVERWRITTEN,
@@ -30,6 +31,7 @@ from stddaq.client import RunFailed
 from stddaq.wire.overrun import MIN_MARGIN, Passes
 
 SHAPE = (8, 16)
+KEPT = "its row has status 3 and no pixels, it is counted and listed; file_saved"
 
 
 def publish_past_a_stopped_writer(rig: Rig, n_images: int, publish: Any) -> dict[str, Any]:
@@ -71,7 +73,12 @@ def small_images(make_rig: MakeRig) -> Rig:
     return make_rig(image_pixel_height=SHAPE[0], image_pixel_width=SHAPE[1])
 
 
-def test_with_our_source_exactly_the_overwritten_images_are_named(make_rig: MakeRig):
+@pytest.mark.fault(
+    fault="writer lags by almost two rings",
+    state="recording",
+    promise="exactly what was overwritten is named: " + KEPT,
+)
+def test_with_our_source_exactly_the_overwritten_images_are_named(make_rig: MakeRig, seen: Seen):
     rig = small_images(make_rig)
     rig.begin(n_image=1800)
 
@@ -89,10 +96,16 @@ def test_with_our_source_exactly_the_overwritten_images_are_named(make_rig: Make
     assert account["overwritten_ids"] == list(range(1, 800, 2))
     assert_master_file_holds(Path(account["files"]["master"]), images)
     assert account["outcome"] == "file_saved"
+    seen(f"file_saved; {account['n_good']} of 1800 good, 400 overwritten, exactly those")
 
 
+@pytest.mark.fault(
+    fault="writer lags, {n_images} images of a source without cursor (C++-like), ring of 1000",
+    state="recording",
+    promise="at least what was overwritten is named: " + KEPT,
+)
 @pytest.mark.parametrize("n_images", [900, 1500])
-def test_with_a_foreign_source_the_account_is_on_the_safe_side(make_rig: MakeRig, n_images: int):
+def test_with_a_foreign_source_the_account_is_on_the_safe_side(make_rig: MakeRig, n_images: int, seen: Seen):
     rig = small_images(make_rig)
     source = rig.enter(ForeignSource(rig.deployment.config))
     source.wait_for_subscriber()
@@ -114,8 +127,14 @@ def test_with_a_foreign_source_the_account_is_on_the_safe_side(make_rig: MakeRig
     assert named >= truly
     # As many more as the margin allows: images that could have been in the making.
     assert all(image_id < n_images - 1000 + 60 for image_id in named)
+    seen(f"file_saved; {len(truly)} were overwritten, {len(named)} are named")
 
 
+@pytest.mark.fault(
+    fault="writer lags by more than the ring, run asked to be strict",
+    state="recording",
+    promise="error with the counts; all files kept",
+)
 def test_a_strict_run_with_overwritten_images_is_an_error_with_all_files_kept(make_rig: MakeRig):
     rig = small_images(make_rig)
     rig.begin(n_image=1100, strict=True)
@@ -132,6 +151,11 @@ def test_a_strict_run_with_overwritten_images_is_an_error_with_all_files_kept(ma
     assert_only_overwritten_images_are_missing(account, 1100)
 
 
+@pytest.mark.fault(
+    fault="writer lags by more than the ring, then SIGKILL",
+    state="recording",
+    promise="error; the overwritten images are listed, none is taken for good",
+)
 def test_overwritten_images_of_a_writer_that_is_killed_afterwards_are_not_counted_as_good(make_rig: MakeRig):
     rig = small_images(make_rig)
     rig.begin()
@@ -151,7 +175,12 @@ def test_overwritten_images_of_a_writer_that_is_killed_afterwards_are_not_counte
     assert account["n_good"] == 1200 - 100
 
 
-def test_whatever_a_burst_of_many_rings_does_no_image_has_pixels_of_another(make_rig: MakeRig):
+@pytest.mark.fault(
+    fault="burst of six rings, as fast as the source can",
+    state="recording",
+    promise=KEPT,
+)
+def test_whatever_a_burst_of_many_rings_does_no_image_has_pixels_of_another(make_rig: MakeRig, seen: Seen):
     """Nobody waits for anybody: copies race with the source all the time."""
     n_images = 6000
     rig = small_images(make_rig)
@@ -165,6 +194,7 @@ def test_whatever_a_burst_of_many_rings_does_no_image_has_pixels_of_another(make
     assert not account["lists_truncated"]
     images = assert_only_overwritten_images_are_missing(account, n_images)
     assert_master_file_holds(Path(account["files"]["master"]), images)
+    seen(f"file_saved; {account['n_good']} of {n_images} good, {account['n_overwritten']} overwritten")
 
 
 Stream = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), min_size=1, max_size=5).map(

@@ -131,6 +131,11 @@ def test_images_larger_than_the_block_are_readable_while_the_run_goes_on(make_ri
     rig.end(stop=True)
 
 
+@pytest.mark.fault(
+    fault="driver and all writers at once: SIGKILL",
+    state="recording, under load",
+    promise="everything that was reported as written is readable",
+)
 def test_all_services_killed_at_once_leave_files_with_everything_that_was_counted(rig: Rig):
     with Publishing(rig):
         rig.client.start(rig.directory)

@@ -170,6 +170,11 @@ def test_start_while_recording_is_rejected_and_the_run_goes_on_undisturbed(rig: 
     assert not list(rig.directory.glob("other*"))
 
 
+@pytest.mark.fault(
+    fault="writer absent",
+    state="creating_file",
+    promise="error within 2 s that names it, nothing is created",
+)
 def test_a_writer_that_is_absent_at_the_start_is_an_error_that_names_it(make_rig: MakeRig):
     rig = make_rig(writers=False)
     rig.deployment.start("std_det_writer", 0)
@@ -194,6 +199,11 @@ def test_a_metadata_writer_that_is_absent_at_the_start_is_an_error_that_names_it
     assert list(rig.directory.iterdir()) == []
 
 
+@pytest.mark.fault(
+    fault="source never starts, limit given with the start",
+    state="waiting_for_first_image",
+    promise="error after the limit",
+)
 def test_no_image_within_the_time_given_is_an_error(rig: Rig):
     rig.begin(first_image_timeout=0.2)
     with pytest.raises(RunFailed, match=r"no image came within 0\.2 s"):

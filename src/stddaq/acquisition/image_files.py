@@ -6,6 +6,8 @@ than `BLOCK_BYTES` at a time; every mistake is a `SourceError` of one line that 
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,8 @@ from stddaq.errors import SourceError
 # A stack up to this size is read once and kept; a larger one is read in blocks.
 CACHE_BYTES = 256 * 2**20
 BLOCK_BYTES = 32 * 2**20
+# Entry, data, dataset: NeXus has no more levels that name a default.
+MAX_DEFAULTS = 8
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -138,8 +142,8 @@ def _naming(what: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise SourceError(f"{what}: {error.strerror or error}") from error
-    except (ValueError, KeyError, RuntimeError, TypeError, IndexError, EOFError, MemoryError) as error:
-        raise SourceError(f"{what}: {error}") from error
+    except Exception as error:  # Over damaged files, the libraries fail in every way.
+        raise SourceError(f"{what}: {error or type(error).__name__}") from error
 
 
 def _as_stack_shape(shape: tuple[int, ...], dtype: np.dtype, where: str) -> tuple[int, int, int]:
@@ -182,7 +186,9 @@ def _open_hdf5(path: Path, dataset: str | None) -> RecordedImages:
 def _default_images(file: h5py.File) -> h5py.Dataset | None:
     """Where NeXus' `default` and `signal` lead, else the first stack of images."""
     node = file
-    while isinstance(node, h5py.Group) and isinstance(name := node.attrs.get("default"), str):
+    for _ in range(MAX_DEFAULTS):  # They can lead in a circle.
+        if not (isinstance(node, h5py.Group) and isinstance(name := node.attrs.get("default"), str)):
+            break
         node = node.get(name)
     if isinstance(node, h5py.Group) and isinstance(signal := node.attrs.get("signal"), str):
         node = node.get(signal)
@@ -221,7 +227,9 @@ def _described(node: object) -> str:
 
 class _NpyStack:
     def __init__(self, path: Path) -> None:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of headers by other versions of Python.
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
         self.shape, self.dtype = _as_stack_shape(array.shape, array.dtype, str(path)), array.dtype
         self._array: np.ndarray = array.reshape(self.shape)
 
@@ -232,10 +240,20 @@ class _NpyStack:
         del self._array
 
 
+class _Strict(logging.Handler):
+    """What tifffile only logs as an error, and goes on with zeros, is an error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR:
+            raise ValueError(record.getMessage())
+
+
 class _TiffStack:
     """The first series of a TIFF file: its pages, or the one block that ImageJ makes of them."""
 
     def __init__(self, path: Path) -> None:
+        log = tifffile.logger()
+        log.handlers[:], log.propagate = [_Strict()], False
         self._file = tifffile.TiffFile(path)
         try:
             self._series = self._file.series[0]

@@ -28,6 +28,8 @@ from stddaq.wire.metadata import ImageMetadata
 from stddaq.wire.source_messages import Configure, Rearm, Request, RequestError, Trigger, parse_request
 
 ENDLESS = 2**63
+# Thirty years between two images: arithmetic with the period stays finite.
+SLOWEST_HZ = 1e-9
 # Images that are due within this time are published together: a wake-up costs as much as several images.
 BATCH_S = 0.001
 # A source that was held up catches up with this much of its schedule, and drops the rest.
@@ -154,21 +156,24 @@ class Pacer:
 
     def __init__(self, rate: float) -> None:
         self.n_dropped = 0
-        self._done, self._period = 0, 0.0
+        self._period = 0.0
         self.restart()
         self.set_rate(rate)
 
     def set_rate(self, rate: float) -> None:
         """Images per second, 0: as fast as possible. The next image is due one new period after the last."""
-        old_period, self._period = self._period, 1 / rate if rate else 0.0
-        self._batch = max(1, int(BATCH_S * rate))
         if self._done:
-            self._began += (self._done - 1) * old_period + self._period
+            self._last = self._began + (self._done - 1) * self._period
             self._done = 0
+        self._period = 1 / max(rate, SLOWEST_HZ) if rate else 0.0
+        self._batch = max(1, int(BATCH_S * rate))
+        if self._last is not None:
+            self._began = self._last + self._period
 
     def restart(self) -> None:
         """Begin a schedule: its first image is due now."""
         self._began, self._done = time.monotonic(), 0
+        self._last: float | None = None
 
     def due(self) -> int:
         """Number of images that are due now."""
@@ -342,18 +347,20 @@ class Source:
             self._pacer.n_dropped = 0
 
     def _answer_requests(self) -> None:
+        """One request a turn: those that come without a pause keep no image from being published."""
         # Also keeps the queue of subscriptions short, and the poller quiet.
         _ = self._publisher.n_subscribers
-        while True:
-            try:
-                message = self._control.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            try:
-                answer = {"status": "ok", **self._carry_out(parse_request(message))}
-            except RequestError as error:
-                answer = {"status": "error", "reason": str(error)}
-            self._control.send(json.dumps(answer).encode())
+        try:
+            parts = self._control.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return
+        try:
+            if len(parts) > 1:
+                raise RequestError(f"found a message of {len(parts)} parts, allowed is one")
+            answer = {"status": "ok", **self._carry_out(parse_request(parts[0]))}
+        except RequestError as error:
+            answer = {"status": "error", "reason": str(error)}
+        self._control.send(json.dumps(answer).encode())
 
     def _carry_out(self, request: Request) -> dict[str, object]:
         if isinstance(request, Trigger):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+# With very many gaps it takes its time: 3 s for ten thousand.
+MASTER_FILE_PATIENCE_S = 600.0
 SUMMARY = "make a master file, which shows all images of a run as one, over existing raw files"
 
 
@@ -22,9 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from stddaq.files.aggregate import aggregate_run
+    from stddaq.files.apart import apart
 
     output = None if args.output is None else Path(args.output)
-    master = aggregate_run([Path(path) for path in args.paths], output, args.prefix, args.overwrite)
+    paths = [Path(path) for path in args.paths]
+    master = apart(
+        lambda: aggregate_run(paths, output, args.prefix, args.overwrite), paths[0], MASTER_FILE_PATIENCE_S
+    )
     height, width = master.image_shape
     print(
         f"{master.path}: {master.n_images} images of {height}x{width} {master.dtype} from "

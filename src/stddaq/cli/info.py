@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 SUMMARY = "say what files hold: images, types, gaps, what is missing"
@@ -15,12 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from stddaq.errors import StdDaqError
+    from stddaq.files.apart import apart
     from stddaq.files.info import describe
 
     code = 0
     for name in args.files:
+        path = Path(name)
         try:
-            print("\n".join(describe(Path(name)).lines()))
+            print("\n".join(apart(partial(describe, path), path).lines()))
         except StdDaqError as error:
             print(f"stddaq info: error: {error}", file=sys.stderr)
             code = 2

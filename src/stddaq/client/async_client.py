@@ -36,6 +36,8 @@ from stddaq.wire.driver_messages import DEFAULT_PORT, CommandError, parse_comman
 DEFAULT_URL = f"ws://127.0.0.1:{DEFAULT_PORT}"
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 10.0
+# Large files on a slow file system take their time; the driver itself gives up after 60 s.
+REPAIR_TIMEOUT_S = 70.0
 # A driver speaks ten times a second.
 SILENCE_TIMEOUT_S = 5.0
 # A driver of another implementation leaves `file_saved` or `error` by itself within this time.
@@ -181,6 +183,20 @@ class AsyncDriverClient:
         reply = await self._ask({"command": "last_result"}, timeout)
         result = reply.raw.get("result")
         return result if isinstance(result, dict) else None
+
+    async def repair(self, timeout: float = REPAIR_TIMEOUT_S) -> list[dict[str, Any]]:
+        """Make the files of the last run that a writer has not closed (it was killed) openable for everyone.
+
+        For each file: `path`, `n_images` that it holds, `n_cut` images that were incomplete, `repaired`
+        (False when there was nothing to do), and `reason` why that was not possible, or None. Raises
+        `DriverBusy` during a run, `Unsupported` (another implementation), `DriverTimeout`, `ConnectionLost`.
+        """
+        self._check_connected()
+        if not self._speaks_replies:
+            raise Unsupported(f"{self.url}: this driver cannot repair files; use `stddaq repair FILE...`")
+        reply = await self._ask({"command": "repair"}, timeout)
+        repaired = reply.raw.get("repaired")
+        return repaired if isinstance(repaired, list) else []
 
     def watch(self) -> StatusWatcher:
         """An async iterator of statuses, from the latest on, without end.

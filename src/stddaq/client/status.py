@@ -12,17 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-# The states of a run, in their order. `error` and `idle` may follow any of them.
-RUN_STATES = (
-    "started",
-    "creating_file",
-    "file_created",
-    "waiting_for_first_image",
-    "recording",
-    "stop",
-    "saving_file",
-    "file_saved",
-)
+from stddaq.wire.driver_messages import RUN_STATES
+
 BUSY_STATES = frozenset(RUN_STATES) - {"file_saved"}
 END_STATES = frozenset({"file_saved", "error"})
 # State changes that a watcher may leave unread; some hundred runs.

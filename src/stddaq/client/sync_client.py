@@ -18,6 +18,7 @@ from stddaq.client.async_client import (
     COMMAND_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
     DEFAULT_URL,
+    REPAIR_TIMEOUT_S,
     AsyncDriverClient,
     StatusWatcher,
 )
@@ -112,6 +113,13 @@ class DriverClient:
         `ConnectionLost`.
         """
         return self._call(self._client.last_result(timeout))
+
+    def repair(self, timeout: float = REPAIR_TIMEOUT_S) -> list[dict[str, Any]]:
+        """Make the files of the last run that a writer has not closed openable for everyone.
+
+        See `AsyncDriverClient.repair`. Raises `DriverBusy`, `Unsupported`, `DriverTimeout`, `ConnectionLost`.
+        """
+        return self._call(self._client.repair(timeout))
 
     def watch(self) -> Iterator[DriverStatus]:
         """An iterator of statuses, from the latest on, without end; see `AsyncDriverClient.watch`."""

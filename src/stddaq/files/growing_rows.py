@@ -32,6 +32,10 @@ class GrowingRows:
         self._id.flush()
         self.n_rows = n_rows
 
+    def cut(self) -> None:
+        """Take back rows that an append which failed half-way has left."""
+        self._id.set_extent((self.n_rows,))
+
     def close(self) -> None:
         """Let go of the dataset; HDF5 closes a file only with its last open object."""
         del self._id

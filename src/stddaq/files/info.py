@@ -11,6 +11,7 @@ from typing import Literal
 import h5py
 import numpy as np
 
+from stddaq.errors import FileLayoutError
 from stddaq.files.master_file import ACCOUNT, DATA, DETECTOR, IMAGE_ID, IMAGE_METADATA
 from stddaq.files.opening import Opened, examine
 from stddaq.files.raw_rows import ImageRows, metadata_file_of, metadata_group, raw_file_of, raw_group
@@ -145,9 +146,10 @@ def describe(path: Path) -> FileInfo:
             return _raw(path, opened)
         if metadata_group(file) is not None:
             return _metadata(path, opened)
-        images = file.get(DATA)
-        if isinstance(images, h5py.Dataset) and IMAGE_ID in file and IMAGE_METADATA in file:
-            return _master(path, opened, images)
+        found = [file.get(name) for name in (DATA, IMAGE_ID, IMAGE_METADATA)]
+        parts = [dataset for dataset in found if isinstance(dataset, h5py.Dataset)]
+        if len(parts) == len(found):
+            return _master(path, opened, *parts)
         datasets = tuple(info for info, _ in describe_datasets(file))
         return FileInfo(path, "other", path.stat().st_size, datasets, unclosed=_unclosed(path, opened))
 
@@ -190,12 +192,17 @@ def _metadata(path: Path, opened: Opened) -> FileInfo:
     )
 
 
-def _master(path: Path, opened: Opened, images: h5py.Dataset) -> FileInfo:
+def _master(
+    path: Path, opened: Opened, images: h5py.Dataset, image_ids: h5py.Dataset, rows: h5py.Dataset
+) -> FileInfo:
     file = opened.file
-    image_ids, rows, passes = (file.get(name) for name in (IMAGE_ID, IMAGE_METADATA, "entry/stddaq/passes"))
-    assert isinstance(image_ids, h5py.Dataset)
-    assert isinstance(rows, h5py.Dataset)
-    ids = image_ids[()]
+    if images.ndim != 3 or image_ids.shape != images.shape[:1] or image_ids.dtype.kind not in "ui":
+        raise FileLayoutError(
+            f"{path}: is no master file: found images {_shape(images.shape)} and image ids "
+            f"{_shape(image_ids.shape)} of {image_ids.dtype}, expected (n, height, width) and integers (n)"
+        )
+    ids = image_ids[()].astype(np.uint64)
+    passes = file.get("entry/stddaq/passes")
     in_pass = passes[()] if isinstance(passes, h5py.Dataset) else np.zeros(len(ids), np.uint64)
     sources = sources_of_master(path, images)
     missing = tuple(source for source in sources if not source.exists())
@@ -223,9 +230,10 @@ def ids_info(image_ids: np.ndarray, passes: np.ndarray, step: int) -> IdsInfo | 
     if not len(image_ids):
         return None
     same_pass = passes[1:] == passes[:-1]
-    distance = (image_ids[1:] - image_ids[:-1]).astype(np.int64)
+    # Within a pass ids grow, so that the distance is one of uint64 as they are.
+    distance = image_ids[1:] - image_ids[:-1]
     before = np.flatnonzero(same_pass & (distance > step))
-    n_skipped = int((distance[before] // step - 1 + (distance[before] % step > 0)).sum())
+    n_skipped = sum(((distance[before] - 1) // step).tolist())
     gaps = ((int(image_ids[i]) + step, int(image_ids[i + 1]) - step) for i in before)
     return IdsInfo(
         first=int(image_ids[0]),

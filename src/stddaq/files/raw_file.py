@@ -13,11 +13,12 @@ import contextlib
 import errno
 import mmap
 import os
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
+from typing import IO, cast
 
 import h5py
 import hdf5plugin  # noqa: F401  (registers the filters of compressed sources)
@@ -44,6 +45,8 @@ PAGE = 4096
 # stays within 5 % + 1 MiB of its pixels.
 SLACK_FRACTION = 0.04
 SLACK_BYTES = 512 * 1024
+# Space kept back on the disk, so that images put before it was full can still be declared in the file.
+RESERVE_BYTES = 512 * 1024
 # Linux refuses more pieces in one pwritev.
 MAX_PIECES = 1024
 
@@ -126,10 +129,13 @@ class RawFile:
         self._extent = 0
         self._is_closed = False
         self._file = create_swmr_file(path, overwrite=overwrite)
+        self._reserve: IO[bytes] | None = None
         try:
+            self._reserve = _reserve_space(path.parent)
             self._lay_out()
             self._fd: int = self._file.id.get_vfd_handle()
         except BaseException:
+            self._release_reserve()
             self._file.close()
             path.unlink(missing_ok=True)
             raise
@@ -168,10 +174,15 @@ class RawFile:
         `uncompressed` are the positions in `images` of those that a compressor has left as they were. When
         the file system fails in the middle, `n_images` counts those that are complete.
         """
-        if self._layout.compression:
-            self._put_compressed(images, uncompressed)
-        else:
-            self._put_uncompressed([self._zeros() if image is None else image for image in images])
+        try:
+            if self._layout.compression:
+                self._put_compressed(images, uncompressed)
+            else:
+                self._put_uncompressed([self._zeros() if image is None else image for image in images])
+        except (OSError, RuntimeError):
+            # Before HDF5 writes again: what it failed to write once is lost, though it says that it is there.
+            self._release_reserve()
+            raise
 
     def _put_uncompressed(self, images: Sequence[memoryview]) -> None:
         # One system call for as many images as fit into the chunk: 3 us + the kernel's copy.
@@ -252,10 +263,20 @@ class RawFile:
         n_rows = self._metadata.n_rows + len(self._declared)
         if n_rows > self.n_images:
             raise FileLayoutError(f"{self.path}: {n_rows} rows declared, {self.n_images} images put")
-        self._extend(n_rows)
-        self._data.flush()
-        self._metadata.append(self._declared)
+        try:
+            self._extend(n_rows)
+            self._data.flush()
+            self._metadata.append(self._declared)
+        except (OSError, RuntimeError):
+            self._release_reserve()  # Closing needs space, too.
+            raise
         self._declared.clear()
+
+    def _release_reserve(self) -> None:
+        """Give back the space that was kept for a full disk."""
+        reserve, self._reserve = self._reserve, None
+        if reserve is not None:
+            reserve.close()
 
     def drop_undeclared(self) -> None:
         """Forget images that were put but not declared: writing them failed."""
@@ -277,6 +298,7 @@ class RawFile:
         try:
             self.flush()
             self._data.set_extent((self.n_visible, *self._layout.image_shape))
+            self._metadata.cut()
         finally:
             self._close_file()
         n_images = self.n_visible
@@ -295,6 +317,7 @@ class RawFile:
         if self._is_closed:
             return  # Also when that failed: there is no second chance to close a file.
         self._is_closed = True
+        self._release_reserve()
         # The identifiers go first: HDF5 closes a file only with the last of them.
         del self._data
         self._metadata.close()
@@ -371,3 +394,16 @@ def create_swmr_file(path: Path, *, overwrite: bool) -> h5py.File:
     except (OSError, RuntimeError) as error:
         path.unlink(missing_ok=True)
         raise OSError(errno.EIO, f"HDF5 cannot create the file: {error}", str(path)) from error
+
+
+def _reserve_space(directory: Path) -> IO[bytes] | None:
+    """An unnamed file of `RESERVE_BYTES`, gone with this process. Raises `OSError` when the disk is full."""
+    reserve = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115  (kept open)
+    try:
+        os.posix_fallocate(reserve.fileno(), 0, RESERVE_BYTES)
+    except OSError as error:
+        reserve.close()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return None  # A limit on the size of files, or a file system without such means.
+    return reserve

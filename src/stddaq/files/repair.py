@@ -19,6 +19,7 @@ import numpy as np
 from h5py import h5d  # pyright: ignore[reportAttributeAccessIssue]
 
 from stddaq.errors import FileLayoutError
+from stddaq.files.apart import apart
 from stddaq.files.opening import DAMAGE, SIGNATURE, Opened, examine
 from stddaq.files.raw_rows import metadata_file_of, metadata_group, raw_file_of, raw_group
 
@@ -58,8 +59,8 @@ def repair(path: Path) -> RepairResult:
     """
     superblock = _read_superblock(path)
     if superblock is None or (not superblock.flags and superblock.end_of_file <= path.stat().st_size):
-        with examine(path) as opened:
-            return RepairResult(path, _n_images(path, opened), 0, repaired=False)
+        n_images, _ = apart(lambda: _images_and_end(path, path.stat().st_size), path)
+        return RepairResult(path, n_images, 0, repaired=False)
     with _nobody_else_writes(path) as fd:
         try:
             n_images = _declare_closed(path, fd, superblock)
@@ -77,9 +78,7 @@ def _declare_closed(path: Path, fd: int, superblock: _Superblock) -> int | None:
         # in space that was allocated and never written: `_end_of_rows` refuses a file that lost more.
         end = max(superblock.end_of_file, size)
         _write_superblock(fd, original, end)
-        with examine(path) as opened:
-            n_images = _n_images(path, opened)
-            end_of_rows = _end_of_rows(path, opened.file, size)
+        n_images, end_of_rows = apart(lambda: _images_and_end(path, size), path)
         if end_of_rows > end:
             _write_superblock(fd, original, end_of_rows)
     except BaseException:
@@ -87,6 +86,12 @@ def _declare_closed(path: Path, fd: int, superblock: _Superblock) -> int | None:
         os.ftruncate(fd, size)
         raise
     return n_images
+
+
+def _images_and_end(path: Path, size: int) -> tuple[int | None, int]:
+    """How many images the file holds, and where the space of its rows ends."""
+    with examine(path) as opened:
+        return _n_images(path, opened), _end_of_rows(path, opened.file, size)
 
 
 def writers_of(path: Path) -> list[int]:

@@ -95,7 +95,7 @@ class Stage(Generic[Made]):
         self._busy_slots: set[int] = set()
         self._counter = RateCounter()
         self._statistics = StatisticsTimer(config.stats_collection_period)
-        self._gathering = Gathering()
+        self._gathering = Gathering.of_reader(config)
         self._n_overwritten = self._n_failed = 0
         self._last_error: Exception | None = None
         self._slots_needed = 0

@@ -6,23 +6,59 @@ that a service that wakes for each image spends its time waking.
 
 from __future__ import annotations
 
+import time
+
+from stddaq.config import DetectorConfig
+
 # About so many messages are worth one wake-up ...
 TARGET = 48
-# ... but none waits for longer; at 40 kHz the pause is about a millisecond, 4 % of a ring of 1000 slots.
-LONGEST_S = 0.005
-SHORTEST_S = 0.0005
+# ... but none waits for longer than this, ...
+LONGEST_S = 0.05
+# ... nor than the fastest source needs for this part of the ring buffer, should one begin just now.
+RING_FRACTION = 0.2
+FASTEST_SOURCE_HZ = 40_000
+FASTEST_BYTES_PER_S = 20e9
+# The first pause of a stream; each is at most twice the one before, so that a short burst is over soon.
+FIRST_S = 0.0005
+# Images that come more slowly are taken one by one.
+SLOW_GAP_S = 0.005
 
 
 class Gathering:
     """How long to pause before the next look at a socket, from what the last looks have found."""
 
-    def __init__(self) -> None:
-        self._pause = SHORTEST_S
+    def __init__(self, target: int, longest_s: float) -> None:
+        """A look should find `target` messages; no pause is longer than `longest_s` seconds."""
+        self._target, self._longest = target, longest_s
+        self._looked_at = time.monotonic()
+        self._gap = 2 * SLOW_GAP_S
+        self._pause = 0.0
+
+    @classmethod
+    def of_driver(cls, config: DetectorConfig) -> Gathering:
+        """For the driver: enough messages for each of its writers, which wake with it."""
+        return cls(TARGET * max(1, config.number_of_writers), longest_pause(config))
+
+    @classmethod
+    def of_reader(cls, config: DetectorConfig) -> Gathering:
+        """For any other service that reads the ring buffer."""
+        return cls(TARGET, longest_pause(config))
 
     def pause_after(self, n_messages: int) -> float:
-        """Seconds to pause after a look that found `n_messages`; 0 when they come one by one."""
-        if n_messages <= 1:
-            self._pause = SHORTEST_S
+        """Seconds to pause after a look that found `n_messages`; 0 when images come one by one."""
+        if not n_messages:
             return 0.0
-        self._pause = min(LONGEST_S, max(SHORTEST_S, self._pause * TARGET / n_messages))
+        now = time.monotonic()
+        gap, self._looked_at = (now - self._looked_at) / n_messages, now
+        self._gap = (self._gap + min(gap, 2 * SLOW_GAP_S)) / 2
+        if self._gap > SLOW_GAP_S:
+            self._pause = 0.0
+        else:
+            self._pause = min(max(FIRST_S, 2 * self._pause), self._target * self._gap, self._longest)
         return self._pause
+
+
+def longest_pause(config: DetectorConfig) -> float:
+    """Seconds for which a reader of this configuration's ring buffer may look away."""
+    slot_s = max(1 / FASTEST_SOURCE_HZ, config.image_bytes / FASTEST_BYTES_PER_S)
+    return min(LONGEST_S, RING_FRACTION * config.n_slots * slot_s)

@@ -96,7 +96,7 @@ class LiveStream:
         for source in (self._socket, self._subscribers.fileno(), stop.fileno()):
             poller.register(source, zmq.POLLIN)
         period = statistics.StatisticsTimer(self._config.stats_collection_period)
-        gathering, look_at = Gathering(), time.monotonic() + LOOK_PERIOD_S
+        gathering, look_at = Gathering.of_reader(self._config), time.monotonic() + LOOK_PERIOD_S
         while not stop:
             poller.poll(self._timeout_ms(min(period.due_in, look_at - time.monotonic())))
             self._subscribers.attend()

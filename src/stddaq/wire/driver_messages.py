@@ -8,7 +8,7 @@ with `parse_command`, the client composes with the same models.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -33,6 +33,8 @@ Status = Literal[
     "error",
     "rejected",
 ]
+# The states of a run, in their order. `error` and `idle` may follow any of them.
+RUN_STATES: tuple[str, ...] = tuple(s for s in get_args(Status) if s not in ("idle", "error", "rejected"))
 # What a reply of status `error` or `rejected` carries as `error`, so that programs need not read `reason`.
 ErrorType = Literal[
     "invalid_json",
@@ -105,11 +107,12 @@ class StartCommand(BaseModel):
 
 
 class PlainCommand(BaseModel):
-    """`stop` ends the run (valid in every state); `status` and `last_result` ask."""
+    """`stop` ends the run (valid in every state); `status` and `last_result` ask; `repair` is for the files
+    of the last run that a writer has not closed."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
-    command: Literal["stop", "status", "last_result"]
+    command: Literal["stop", "status", "last_result", "repair"]
 
 
 def parse_command(frame: str | bytes) -> StartCommand | PlainCommand:
@@ -146,6 +149,7 @@ _MODELS: dict[str, type[StartCommand | PlainCommand]] = {
     "stop": PlainCommand,
     "status": PlainCommand,
     "last_result": PlainCommand,
+    "repair": PlainCommand,
 }
 _COMMANDS = ", ".join(_MODELS)
 

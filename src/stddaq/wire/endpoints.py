@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -117,15 +119,50 @@ def somebody_listens(endpoint: str) -> bool:
     return True
 
 
+@dataclass(slots=True)
+class _Connections:
+    """Descriptors of the connections of a socket: with a peer, and on their way to one."""
+
+    made: set[int] = field(default_factory=set)
+    begun: list[int] = field(default_factory=list)
+
+
+# Whoever knocks and goes away again (our own `bind`, a stranger) is no peer, and its going no loss of one.
+_connections: WeakKeyDictionary[zmq.Socket, _Connections] = WeakKeyDictionary()
+
+
 def watch_connection(zmq_socket: zmq.Socket) -> zmq.Socket:
     """A monitor of the socket's connections; `connection_changes` reads it."""
-    return zmq_socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+    monitor = zmq_socket.get_monitor_socket(
+        zmq.EVENT_ACCEPTED | zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+    )
+    _connections[monitor] = _Connections()
+    return monitor
 
 
 def connection_changes(monitor: zmq.Socket) -> Iterator[bool]:
-    """What happened since the last call: True for a connection made, False for one lost. 1 us if nothing."""
+    """What happened since the last call: True for a connection made, False for one lost. 1 us if nothing.
+
+    When one of several is lost, True follows for those that are left.
+    """
     while cast(int, monitor.get(zmq.EVENTS)) & zmq.POLLIN:
-        yield recv_monitor_message(monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        message = recv_monitor_message(monitor)
+        event, descriptor = message["event"], message["value"]
+        known = _connections[monitor]
+        if event in (zmq.EVENT_ACCEPTED, zmq.EVENT_CONNECTED):
+            known.begun.append(descriptor)
+        elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            # It does not say of which: the latest, for a handshake takes less than a millisecond.
+            if known.begun:
+                known.made.add(known.begun.pop())
+            yield True
+        elif descriptor in known.made:
+            known.made.remove(descriptor)
+            yield False
+            if known.made:
+                yield True
+        elif descriptor in known.begun:
+            known.begun.remove(descriptor)
 
 
 def open_socket(context: zmq.Context, kind: int) -> zmq.Socket:

@@ -100,7 +100,7 @@ class Distributor:
         self._recording: Recording | None = None
         self._connected_at: float | None = None
         self._control_at = 0.0
-        self._gathering = Gathering()
+        self._gathering = Gathering.of_driver(config)
         self._ended = False
         self.n_received = 0
         self._thread = threading.Thread(target=self._serve, name="distributor", daemon=True)
@@ -302,9 +302,9 @@ class Distributor:
         try:
             peer.actions.send(action, zmq.NOBLOCK)
         except zmq.Again:
-            self._end_recording(
-                f"writer {peer.name} does not keep up: more than {endpoints.QUEUE_LIMIT} images wait for it"
-            )
+            # A writer that has just gone takes nothing either.
+            full = f"{peer.title} does not keep up: more than {endpoints.QUEUE_LIMIT} images wait for it"
+            self._end_recording(peer.watch() or (full if peer.connected else f"{peer.title} is gone"))
             return False
         return True
 

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import math
+import shlex
 import threading
 import time
 import uuid
@@ -18,7 +19,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from stddaq.config import DetectorConfig
 from stddaq.errors import StdDaqError
@@ -34,10 +35,12 @@ from stddaq.wire.metadata import compression_of
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.distributor import META, SUBSCRIPTION_TIMEOUT_S, Distributor, Recording
 from stddaq.writing.master_process import create_in_own_process
+from stddaq.writing.repair_process import repair_as
 from stddaq.writing.run_account import RunAccount
 from stddaq.writing.start_check import RunFiles, check_start
 from stddaq.writing.writer_peer import Answer
 
+T = TypeVar("T")
 # A writer that is being started may take so long to connect; within 2 s a run without it is an error.
 WRITER_CONNECT_S = 1.5
 POLL_S = 0.01
@@ -46,6 +49,7 @@ CHECK_TIMEOUT_S = 10.0
 MASTER_FILE_PATIENCE_S = 600.0
 # How long the client of a run that has ended may ask for its account before a retiring driver ends.
 RESULT_LINGER_S = 2.0
+REPAIR_TIMEOUT_S = 60.0
 # Ids or ranges that a message names one by one; the counts are always exact.
 LIST_LIMIT = 1000
 
@@ -74,6 +78,16 @@ class Run:
         self.first_image = asyncio.Event()
         self.recorded = asyncio.Event()
         self.trouble = ""
+        # Names of the writers, as far as they have confirmed it.
+        self.created: set[str] = set()
+        self.closed: set[str] = set()
+
+    def unclosed_files(self) -> list[Path]:
+        """Files that were created, and that their writer has not closed."""
+        by_writer = {str(i): path for i, path in enumerate(self.files.raw)}
+        if self.files.metadata:
+            by_writer[META] = self.files.metadata
+        return [path for name, path in by_writer.items() if name in self.created - self.closed]
 
 
 class Driver:
@@ -89,6 +103,8 @@ class Driver:
         self._run: Run | None = None
         self._last_result: dict[str, Any] | None = None
         self._task: asyncio.Task[None] | None = None
+        # Of the last run, and the user that they belong to.
+        self._unclosed: tuple[list[Path], int] = [], 0
         self._starting = False
         self._stop_early = False
         self._retiring = False
@@ -107,6 +123,8 @@ class Driver:
         log.event("received %s", command.model_dump_json(exclude_defaults=True, exclude={"overwrite"}))
         if isinstance(command, StartCommand):
             await self._start(client, command)
+        elif command.command == "repair":
+            await self._repair(client)
         else:
             self._answer_plain(client, command)
 
@@ -128,8 +146,7 @@ class Driver:
         # Between this look and setting `_starting` nothing else can run: of two starts one is admitted.
         if self._starting or self._task:
             log.event("start rejected: the driver is busy")
-            reason = f"the driver is busy: its state is {self._status}"
-            client.tell(_encode(refusal | {"status": "rejected", "reason": reason, "error": "busy"}))
+            client.tell(_encode(refusal | self._busy()))
             return
         self._starting, self._stop_early = True, False
         try:
@@ -157,6 +174,33 @@ class Driver:
         client.tell(_encode(self._message() | {"command": "start"}))
         self._task = asyncio.create_task(self._conduct(self._run))
 
+    def _busy(self) -> dict[str, Any]:
+        what = f"its state is {self._status}" if self._task else "it checks a start, or repairs files"
+        return {"status": "rejected", "reason": f"the driver is busy: {what}", "error": "busy"}
+
+    async def _repair(self, client: Client) -> None:
+        """Make the files of the last run, which a writer left behind unclosed, openable for everyone."""
+        reply: dict[str, Any] = {"command": "repair"}
+        if self._starting or self._task:
+            client.tell(_encode(reply | self._busy()))
+            return
+        self._starting = True
+        paths, uid = self._unclosed
+        switch, repaired = self._config.switch_user_active, []
+        try:
+            if paths:
+                repaired = await _aside(
+                    lambda: repair_as(uid, paths, switch_user_active=switch, within=REPAIR_TIMEOUT_S),
+                    REPAIR_TIMEOUT_S + 1.0,
+                )
+        except OSError as error:  # A timeout is one, too.
+            reason = f"the files of the last run cannot be repaired: {error}"
+            client.tell(_encode(reply | {"status": "error", "reason": reason, "error": "path_not_usable"}))
+            return
+        finally:
+            self._starting = False
+        client.tell(_encode(self._message() | reply | {"repaired": repaired}))
+
     def request_stop(self) -> None:
         """End the run, whatever its state; nothing when there is none."""
         self._stop_early = True
@@ -170,14 +214,18 @@ class Driver:
         reason = await self._attempt(self._record(run))
         if reason:
             await self._attempt(self._close_after_error(run))
-        self._last_result = self._result(run, reason)
-        self._enter("error" if reason else "file_saved", reason)
-        log.event(
-            "run %s: %s, %d images", run.id, f"error: {reason}" if reason else "file_saved", run.account.count
-        )
-        self._run_ended = time.monotonic()
-        self._run = self._task = None
-        self._enter("idle")
+            if paths := run.unclosed_files():
+                reason += f"; when its writer has ended: {shlex.join(['stddaq', 'repair', *map(str, paths)])}"
+        self._unclosed = run.unclosed_files(), run.start.writer_id
+        try:
+            self._last_result = self._result(run, reason)
+            self._enter("error" if reason else "file_saved", reason)
+            outcome = f"error: {reason}" if reason else "file_saved"
+            log.event("run %s: %s, %d images", run.id, outcome, run.account.count)
+        finally:
+            self._run_ended = time.monotonic()
+            self._run = self._task = None
+            self._enter("idle")
 
     async def _attempt(self, step: Coroutine[Any, Any, None]) -> str:
         """Why the step failed; an empty string when it did not."""
@@ -250,7 +298,7 @@ class Driver:
             accounted = peer.reported.n_written + peer.reported.n_failed
             if accounted != peer.n_forwarded:
                 raise RunError(
-                    f"writer {peer.name} has written {peer.reported.n_written} of the {peer.n_forwarded} "
+                    f"{peer.title} has written {peer.reported.n_written} of the {peer.n_forwarded} "
                     "images that it got"
                 )
 
@@ -280,10 +328,9 @@ class Driver:
 
     async def _wait_for_writers(self) -> None:
         deadline = time.monotonic() + WRITER_CONNECT_S
-        while missing := [peer.name for peer in self._distributor.peers if not peer.connected]:
+        while missing := [peer.title for peer in self._distributor.peers if not peer.connected]:
             if time.monotonic() > deadline:
-                names = ", ".join("the metadata writer" if n == META else f"writer {n}" for n in missing)
-                raise RunError(f"not connected: {names}; nothing was created")
+                raise RunError(f"not connected: {', '.join(missing)}; nothing was created")
             await asyncio.sleep(POLL_S)
 
     def _create_file_actions(self, run: Run) -> dict[str, pb.WriterAction]:
@@ -321,7 +368,12 @@ class Driver:
     async def _answers(
         self, actions: dict[str, pb.WriterAction], patience: float | None = None
     ) -> dict[str, Answer]:
-        return await asyncio.wrap_future(self._distributor.ask(actions, patience))
+        answers = await asyncio.wrap_future(self._distributor.ask(actions, patience))
+        if run := self._run:
+            done = {name for name, answer in answers.items() if not answer.reason}
+            run.created |= {name for name in done if actions[name].HasField("create_file")}
+            run.closed |= {name for name in done if actions[name].HasField("close_file")}
+        return answers
 
     async def _ask_all(self, actions: dict[str, pb.WriterAction], patience: float | None = None) -> None:
         """Ask all writers named, wait for their answers. Raises `RunError` with every failure."""
@@ -331,9 +383,7 @@ class Driver:
             if (answer := answers.get(peer.name)) and not answer.reason and not peer.is_ours:
                 peer.reported.n_written = peer.n_forwarded
         reasons = [answer.reason for answer in answers.values() if answer.reason]
-        reasons += [
-            f"writer {p.name}: {p.reported.failure}" for p in self._distributor.peers if p.reported.failure
-        ]
+        reasons += [f"{p.title}: {p.reported.failure}" for p in self._distributor.peers if p.reported.failure]
         if reasons:
             raise RunError("; ".join(dict.fromkeys(reasons)))
 
@@ -451,7 +501,11 @@ class Driver:
         ids = run.account.ids_of(number, self._config.number_of_writers, self._by_arrival)
         named = set(reported.failed_ids)
         others = (image_id for image_id in ids if image_id not in named)
-        return [*reported.failed_ids, *itertools.islice(others, reported.n_written, None)]
+        # What a writer claims beyond what it got is not believed.
+        return [
+            *reported.failed_ids,
+            *itertools.islice(others, min(reported.n_written, peer.n_forwarded), None),
+        ]
 
     async def retire(self) -> None:
         """Admit no further run; return when the present one has ended and its account could be asked for."""
@@ -478,9 +532,9 @@ async def _first_of(*events: asyncio.Event, timeout: float | None = None) -> Non
             task.cancel()
 
 
-async def _aside(function: Callable[[], None], timeout: float) -> None:
+async def _aside(function: Callable[[], T], timeout: float) -> T:
     """Run `function` in a thread that may hang without keeping the process. Raises `TimeoutError`."""
-    future: Future[None] = Future()
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
@@ -489,7 +543,7 @@ async def _aside(function: Callable[[], None], timeout: float) -> None:
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), timeout)
+    return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), timeout)
 
 
 def _from_thread(loop: asyncio.AbstractEventLoop, function: Any, *arguments: Any) -> None:

@@ -12,6 +12,8 @@ import logging
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
@@ -59,8 +61,24 @@ class DriverServer:
         loop = asyncio.get_running_loop()
         loop.add_reader(stop.fileno(), stopped.set)
         loop.add_signal_handler(signal.SIGUSR1, retire.set)
+        connections: WeakSet[ServerConnection] = WeakSet()
+
+        class Connection(ServerConnection):
+            def __init__(self, *args: Any, **options: Any) -> None:
+                super().__init__(*args, **options)
+                connections.add(self)
+
         try:
-            server = await serve(self._session, host, port, max_size=MAX_FRAME_BYTES, logger=quiet)
+            server = await serve(
+                self._session,
+                host,
+                port,
+                max_size=MAX_FRAME_BYTES,
+                # It would save little of small messages, for 0.3 MB of memory of each client.
+                compression=None,
+                logger=quiet,
+                create_connection=Connection,
+            )
         except OSError as error:
             raise ConfigError(
                 f"--host {host} --port {port}: cannot listen there: {error.strerror}"
@@ -77,8 +95,10 @@ class DriverServer:
             reporter.cancel()
             retiring.cancel()
             server.close(close_connections=False)
-            for connection in server.connections:
-                connection.transport.abort()
+            await asyncio.sleep(0)  # What was accepted last gets its transport.
+            # All, and not only the open ones: a handshake, or a goodbye, may take ten seconds.
+            for made in connections:
+                made.transport.abort()
 
     async def _session(self, connection: ServerConnection) -> None:
         session = _Session(connection)

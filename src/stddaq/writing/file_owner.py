@@ -38,6 +38,8 @@ class FileOwner:
         """Act as `uid`, with that user's groups. Raises `UserSwitchError`, then nothing has changed."""
         if uid in (0, self._own_uid):
             return
+        if uid < 0:
+            raise UserSwitchError(f"writer_id: found {uid}, allowed is a uid, or 0")
         if not self._switch_user_active:
             raise UserSwitchError(
                 f"writer_id: found {uid}, but switch_user_active is false in the configuration; "

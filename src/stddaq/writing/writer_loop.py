@@ -25,11 +25,16 @@ from stddaq.service.gathering import Gathering
 from stddaq.service.statistics import StatisticsTimer
 from stddaq.wire import endpoints
 from stddaq.wire.std_daq import writer_action_pb2 as pb
+from stddaq.writing.action_check import check_action
 from stddaq.writing.file_owner import FileOwner
 from stddaq.writing.master_request import create_as_asked
 
-# Age at which an image becomes visible to readers; a flush costs 0.2 ms.
-FLUSH_PERIOD_S = 0.025
+# A flush costs 0.2 to 0.5 ms. While images keep coming they become visible to readers so often ...
+FLUSH_PERIOD_S = 0.2
+# ... and at once when they pause, as between the points of a scan ...
+QUIET_S = 0.003
+# ... though not more often than this.
+FLUSH_SPACING_S = 0.01
 RECEIVE_LIMIT = 1000
 # A driver that is gone for so long does not come back to this run: its file is closed.
 DRIVER_ABSENCE_S = 1.0
@@ -105,6 +110,7 @@ class WriterLoop:
         except BaseException:
             self._context.destroy(linger=0)
             raise
+        self._gathering = Gathering.of_reader(config)
         self._waiting: deque[pb.WriterAction] = deque()
         self._n_malformed = 0
         self._open_path: Path | None = None
@@ -113,6 +119,7 @@ class WriterLoop:
         self._reports_progress = False
         self._told = (0, 0)
         self._unflushed_since: float | None = None
+        self._recorded_at = self._flushed_at = 0.0
         self._driver_gone_since: float | None = None
 
     def serve(self, stop: StopRequest) -> None:
@@ -120,14 +127,17 @@ class WriterLoop:
         poller = zmq.Poller()
         for source in (self._actions, self._monitor, stop.fileno()):
             poller.register(source, zmq.POLLIN)
-        gathering, pause = Gathering(), 0.0
+        gathering, pause = self._gathering, 0.0
         try:
             while not stop:
-                poller.poll(self._timeout_ms())
+                events = poller.poll(self._timeout_ms())
                 if pause:
                     time.sleep(pause)
                 pause = gathering.pause_after(self._work())
-                self._watch_driver()
+                if self._driver_gone_since is not None or any(
+                    source is self._monitor for source, _ in events
+                ):
+                    self._watch_driver()
                 if self._statistics.due_in == 0:
                     self._recorder.log_statistics(self._statistics.restart())
                     self._log_malformed()
@@ -143,7 +153,7 @@ class WriterLoop:
     def _timeout_ms(self) -> int:
         timeout = self._statistics.due_in
         if self._unflushed_since is not None:
-            timeout = min(timeout, max(0.0, self._unflushed_since + FLUSH_PERIOD_S - time.monotonic()))
+            timeout = min(timeout, max(0.0, self._flush_due_at - time.monotonic()))
         if self._driver_gone_since is not None and self._open_path:
             timeout = min(timeout, DRIVER_ABSENCE_S)
         return int(timeout * 1000) + 1
@@ -167,9 +177,15 @@ class WriterLoop:
         self._flush_when_due()
         return found
 
+    @property
+    def _flush_due_at(self) -> float:
+        """When the images that are not visible yet become so, if no others come until then."""
+        since = self._unflushed_since or 0.0
+        paused = max(self._recorded_at + QUIET_S, self._flushed_at + FLUSH_SPACING_S)
+        return min(since + FLUSH_PERIOD_S, paused)
+
     def _flush_when_due(self) -> None:
-        since = self._unflushed_since
-        if since is not None and time.monotonic() - since >= FLUSH_PERIOD_S:
+        if self._unflushed_since is not None and time.monotonic() >= self._flush_due_at:
             self._flush()
 
     def _receive(self, limit: int) -> None:
@@ -187,12 +203,14 @@ class WriterLoop:
         if self._open_path is None:
             return  # Left over from a run that this writer does not take part in.
         self._recorder.record(images)
+        self._recorded_at = time.monotonic()
         if self._unflushed_since is None:
-            self._unflushed_since = time.monotonic()
+            self._unflushed_since = self._recorded_at
 
     def _flush(self) -> None:
         are_left = self._recorder.flush()
-        self._unflushed_since = time.monotonic() if are_left else None
+        self._flushed_at = time.monotonic()
+        self._unflushed_since = self._flushed_at if are_left else None
         if self._reports_progress:
             progress = self._recorder.progress(self._told)
             report = pb.WriterResponse(code=pb.SUCCESS, progress=progress, run_id=self._run_id)
@@ -205,6 +223,7 @@ class WriterLoop:
         kind = action.WhichOneof("action")
         response = pb.WriterResponse(code=pb.SUCCESS, request=action.request)
         try:
+            check_action(action)
             if kind == "create_file":
                 self._create(action)
             elif kind == "confirm_last_image":

@@ -10,6 +10,7 @@ from typing import cast
 import zmq
 from google.protobuf.message import DecodeError
 
+from stddaq.errors import shown_text
 from stddaq.service import log
 from stddaq.wire import endpoints
 from stddaq.wire.std_daq import writer_action_pb2 as pb
@@ -47,6 +48,7 @@ class WriterPeer:
 
     Attributes:
         name: `0`, `1`, ... or `meta`.
+        title: the same in words, for messages.
         connected: whether a writer process holds the other end.
         n_forwarded: images of the current run that were sent to it.
         is_ours: whether it returned the number of the request that it answered last; C++ writers do not.
@@ -55,6 +57,7 @@ class WriterPeer:
     def __init__(self, context: zmq.Context, detector_name: str, name: str) -> None:
         """Bind and connect the sockets. Raises `EndpointError`."""
         self.name = name
+        self.title = f"writer {name}" if name.isdecimal() else "the metadata writer"
         self.connected = False
         self.n_forwarded = 0
         self.is_ours = False
@@ -83,16 +86,12 @@ class WriterPeer:
         A connected writer from which nothing is heard for `patience` seconds is given up.
         """
         if not self.connected:
-            done(Answer(f"writer {self.name} is not connected"))
+            done(Answer(f"{self.title} is not connected"))
             return
         try:
             self.actions.send(action.SerializeToString(), zmq.NOBLOCK)
         except zmq.Again:
-            done(
-                Answer(
-                    f"writer {self.name} takes no messages (more than {endpoints.QUEUE_LIMIT} wait for it)"
-                )
-            )
+            done(Answer(f"{self.title} takes no messages (more than {endpoints.QUEUE_LIMIT} wait for it)"))
             return
         self._requests.append(_Request(action.request, time.monotonic(), patience, done))
 
@@ -114,7 +113,7 @@ class WriterPeer:
         reported.n_written = progress.n_written
         reported.n_overwritten = progress.n_overwritten
         reported.n_failed = progress.n_failed
-        reported.failure = progress.failure
+        reported.failure = shown_text(progress.failure)
         if complete:
             reported.overwritten_ids.clear()
             reported.failed_ids.clear()
@@ -133,9 +132,8 @@ class WriterPeer:
             if response.request in (0, request.number):
                 del self._requests[position]
                 failed = response.code != pb.SUCCESS
-                reason = (
-                    f"writer {self.name}: {response.reason or 'failed without a reason'}" if failed else ""
-                )
+                said = shown_text(response.reason) or "failed without a reason"
+                reason = f"{self.title}: {said}" if failed else ""
                 self.is_ours = bool(response.request)
                 request.done(Answer(reason))
                 return
@@ -151,11 +149,11 @@ class WriterPeer:
             log.event("writer %s %s", self.name, "connected" if connected else "disconnected")
             if not connected:
                 self._n_late = 0
-                trouble = f"writer {self.name} is gone or hangs; {self.reported.n_written} of "
+                trouble = f"{self.title} is gone or hangs; {self.reported.n_written} of "
                 trouble += f"{self.n_forwarded} images of this run that it got were written"
                 self._drop_requests(trouble)
         if self._requests and (patience := self._overdue()):
-            trouble = f"writer {self.name} did not answer within {patience:g} s; "
+            trouble = f"{self.title} did not answer within {patience:g} s; "
             trouble += f"{self.reported.n_written} of {self.n_forwarded} images were written"
             self._n_late += len(self._requests)
             self._drop_requests(trouble)

@@ -1,0 +1,111 @@
+"""What the daemons cost while nothing happens, how long they take to be ready, and how flat costs stay."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+from rig import Rig, cpu, end, start, wait_ready
+from tables import Table
+
+IDLE_S = 10.0
+
+
+def idle() -> Table:
+    """CPU of idle daemons, memory, and the time from the command to `ready`."""
+    table = Table(
+        "idle",
+        "Idle daemons",
+        f"CPU over {IDLE_S:g} s in per cent of a core, memory after a first run; `own` is what no other "
+        "process shares. Targets: 0.5 % of a core, 60 MB of its own, ready within 1 s.",
+        ["daemon", "ready after s", "CPU %", "memory MB", "own memory MB"],
+    )
+    with Rig("c", 1, with_meta=True) as rig:
+        rig.fill_ring(100)
+        rig.record(100, 1000.0)
+        services = {
+            "std_det_driver": rig.driver,
+            "std_det_writer": rig.writers[0],
+            "std_det_meta_writer_gf": rig.meta[0],
+        }
+        ready = {"std_det_driver": ("-p", 0), "std_det_writer": (0,), "std_det_meta_writer_gf": ()}
+        shares = {name: _idle_share(process) for name, process in services.items()}
+        memory = {name: _memory(process) for name, process in services.items()}
+    for name, arguments in ready.items():
+        table.add(name, _ready_after(name, *arguments), shares[name] * 100, *memory[name])
+    return table
+
+
+def _idle_share(process: subprocess.Popen[str]) -> float:
+    time.sleep(1.0)
+    before = cpu([process])
+    time.sleep(IDLE_S)
+    return (cpu([process]) - before) / IDLE_S
+
+
+def _memory(process: subprocess.Popen[str]) -> tuple[float, float]:
+    """(resident, own) MB."""
+    lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    kib = {line.split()[0].rstrip(":"): int(line.split()[1]) for line in lines[1:]}
+    return kib["Rss"] / 1000, (kib["Private_Clean"] + kib["Private_Dirty"]) / 1000
+
+
+def _ready_after(service: str, *arguments: object) -> float:
+    """Median seconds of five starts."""
+    seconds = []
+    with Rig("none", 1) as rig:
+        for process in (rig.driver, *rig.writers):
+            end(process)
+        for _ in range(5):
+            begin = time.perf_counter()
+            process = start(service, rig.config_path, *arguments)
+            wait_ready(process)
+            seconds.append(time.perf_counter() - begin)
+            end(process)
+    return statistics.median(seconds)
+
+
+def growth(largest: int = 1_000_000) -> Table:
+    """Cost per image from 10^2 to 10^6 images in a run."""
+    table = Table(
+        "growth",
+        "Cost per image against the number of images in a run",
+        "16x16 images at 20 kHz over 2 writers. The cost of starting and ending a run, taken from runs "
+        "without images, is left out.",
+        ["images", "driver us/image", "writers us/image", "complete"],
+    )
+    with Rig("none", 2) as rig:
+        rig.fill_ring(rig.config.n_slots)
+        empty = [rig.record(0, 1.0) for _ in range(20)]
+        fixed = [statistics.mean(run.driver for run in empty), statistics.mean(run.writers for run in empty)]
+        n_images = 100
+        while n_images <= largest:
+            rig.clear(0)
+            runs = [rig.record(n_images, 20_000.0) for _ in range(max(1, min(20, 20_000 // n_images)))]
+            table.add(
+                n_images,
+                (statistics.mean(run.driver for run in runs) - fixed[0]) / n_images * 1e6,
+                (statistics.mean(run.writers for run in runs) - fixed[1]) / n_images * 1e6,
+                f"{sum(run.is_complete for run in runs)} of {len(runs)}",
+            )
+            n_images *= 10
+    return table
+
+
+def writers(n_images: int = 50_000) -> Table:
+    """Cost per image with 1 to 16 writers."""
+    table = Table(
+        "writers",
+        "Cost per image against the number of writers",
+        f"Runs of {n_images} images of 16x16 at 10 kHz; all writers of a row together.",
+        ["writers", "driver us/image", "writers us/image", "complete"],
+    )
+    for n_writers in (1, 2, 4, 8, 16):
+        with Rig("none", n_writers) as rig:
+            rig.fill_ring(n_images)
+            rig.record(1000, 10_000.0)
+            run = rig.record(n_images, 10_000.0)
+        table.add(n_writers, run.driver / n_images * 1e6, run.writers / n_images * 1e6, str(run.is_complete))
+    return table

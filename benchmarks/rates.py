@@ -1,0 +1,67 @@
+"""The highest rate that one driver and its writers keep up with, beside what a bare loop writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rig import MEBIBYTE, SHAPES, Rig
+from tables import Table
+
+# Several rounds of the ring buffer; with larger ones a virtual machine measures where its host finds memory.
+RUN_BYTES = 800 * MEBIBYTE
+# Rates are tried between these fractions of the bare loop's, so many of them, each so often.
+LOWEST, HIGHEST, STEPS, ATTEMPTS = 0.3, 1.6, 6, 3
+
+
+def sustained(name: str, directory: Path) -> Table:
+    """For the three shapes and 1 and 2 writers, by bisection."""
+    table = Table(
+        name,
+        f"Highest sustained rate, files in {directory}",
+        f"Bisection over runs of {RUN_BYTES // MEBIBYTE} MiB. A rate is sustained when no image is lost and "
+        "all are readable within 10 % + 50 ms of the time that announcing them took; what counts is the "
+        "rate until the last one is readable. Driver, writers, source and measurement share the cores. "
+        "Target: 0.9 of the bare loop, with one writer.",
+        ["shape", "writers", "bare Hz", "bare GB/s", "sustained Hz", "sustained GB/s", "sustained / bare"],
+    )
+    for shape in ("a", "b", "c"):
+        for n_writers in (1, 2):
+            with Rig(shape, n_writers, directory) as rig:
+                size = rig.config.image_bytes
+                n_images = RUN_BYTES // size
+                rig.fill_ring(n_images)
+                bare = max(_bare_rate(rig, n_images) for _ in range(ATTEMPTS))
+                best = _highest(rig, n_images, bare)
+            table.add(
+                f"{shape}: {SHAPES[shape][0]}x{SHAPES[shape][1]}",
+                n_writers,
+                bare,
+                bare * size / 1e9,
+                best,
+                best * size / 1e9,
+                best / bare,
+            )
+    return table
+
+
+def _bare_rate(rig: Rig, n_images: int) -> float:
+    rig.clear(n_images * rig.config.image_bytes)
+    return n_images / rig.bare_loop(n_images)[1]
+
+
+def _highest(rig: Rig, n_images: int, bare: float) -> float:
+    low, high, best = LOWEST * bare, HIGHEST * bare, 0.0
+    for _ in range(STEPS):
+        rate = (low * high) ** 0.5
+        achieved = max(_sustains(rig, n_images, rate) for _ in range(ATTEMPTS))
+        best = max(best, achieved)
+        low, high = (rate, high) if achieved else (low, rate)
+    return best
+
+
+def _sustains(rig: Rig, n_images: int, rate: float) -> float:
+    """The rate at which images became readable, when they are announced at `rate`; 0 when not sustained."""
+    rig.clear(n_images * rig.config.image_bytes)
+    run = rig.record(n_images, rate)
+    keeps_up = run.is_complete and run.elapsed_s <= 1.1 * n_images / rate + 0.05
+    return n_images / run.elapsed_s if keeps_up else 0.0

@@ -1,0 +1,79 @@
+"""All measurements, or some, by one command: `make bench`, `make bench ARGS="cost latency"`.
+
+Prints the figures while they come. When all were measured it also writes them, with plots, into
+docs/explanations/performance.md: quote ratios of one run only, shared machines wander.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import cost
+import daemons
+import rates
+import report
+import times
+from tables import Table
+
+RESULTS = Path(__file__).with_name("results.json")
+MEMORY = Path("/dev/shm")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("measurements", nargs="*", metavar="MEASUREMENT", help="default: all")
+    parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), help="a directory on disk")
+    args = parser.parse_args(argv)
+    available: dict[str, Callable[[], Table]] = {
+        "cost": lambda: cost.writing(MEMORY),
+        "control": cost.control,
+        "compressed": cost.compressed,
+        "rates": lambda: rates.sustained("rates", MEMORY),
+        "disk": lambda: rates.sustained("disk", args.disk),
+        "latency": times.latency,
+        "times": times.control,
+        "idle": daemons.idle,
+        "growth": daemons.growth,
+        "writers": daemons.writers,
+        "master": times.master_file,
+    }
+    unknown = sorted(set(args.measurements) - set(available))
+    if unknown:
+        parser.error(f"found {', '.join(unknown)}, allowed are {', '.join(available)}")
+    print(machine())
+    tables = {name: available[name]() for name in args.measurements or available}
+    if not args.measurements:
+        results = {name: table.as_json() for name, table in tables.items()}
+        RESULTS.write_text(json.dumps({"machine": machine(), "tables": results}, indent=1), encoding="utf-8")
+        report.write(machine(), tables)
+    return 0
+
+
+def machine() -> str:
+    """What the figures were taken on."""
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores ({model}), {gigabytes:.0f} GB of memory, "
+        f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""How long things take: until an image is readable, to start and end a run, to create the master file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import statistics
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from rig import Rig, configuration
+from tables import Table, spread
+
+from stddaq.client import AsyncDriverClient
+from stddaq.config import DetectorConfig
+from stddaq.files.master_file import create_master_file
+from stddaq.files.raw_file import RawFile, RawLayout
+
+READER_TIMEOUT_S = 30.0
+
+
+def latency() -> Table:
+    """From publishing an image to another process reading its row and pixels by SWMR."""
+    table = Table(
+        "latency",
+        "From publishing an image to another process reading it (SWMR)",
+        "528x280, one writer, files in memory; the reader opened the file before and looks every "
+        "millisecond or so, its own time included. Targets: 50 ms in step scans (bursts with pauses), 1 s "
+        "at any rate.",
+        ["images", "median ms", "95 % ms", "longest ms"],
+    )
+    with Rig("b") as rig:
+        rig.fill_ring(rig.config.n_slots)
+        for name, rate, burst, n_images in (
+            ("one every 100 ms", 10, 1, 40),
+            ("one every 20 ms", 50, 1, 100),
+            ("bursts of 10 every 200 ms", 5, 10, 200),
+            ("100 Hz", 100, 1, 200),
+            ("1 kHz", 1000, 1, 1500),
+            ("3 kHz", 3000, 1, 4500),
+        ):
+            rig.clear(n_images * rig.config.image_bytes)
+            delays = sorted(asyncio.run(_delays(rig, rate, burst, n_images)))
+            table.add(
+                name, statistics.median(delays) * 1e3, delays[int(0.95 * len(delays))] * 1e3, delays[-1] * 1e3
+            )
+    return table
+
+
+async def _delays(rig: Rig, rate: float, burst: int, n_images: int) -> list[float]:
+    """Seconds from each image's publication until it is readable."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    async with AsyncDriverClient(rig.url) as client:
+        await client.start(str(rig.files), n_image=n_images, overwrite=True)
+        await client.wait({"waiting_for_first_image"}, timeout=10)
+        arguments = (theirs, str(rig.files / "file0.h5"), rig.config.detector_name, n_images)
+        reader = spawn.Process(target=_watch_rows, args=arguments, daemon=True)
+        reader.start()
+        await asyncio.to_thread(ours.poll, READER_TIMEOUT_S)
+        ours.recv()
+        published = await asyncio.to_thread(_publish, rig, rate, burst, n_images)
+        await client.wait_until_saved(timeout=60)
+    if not ours.poll(READER_TIMEOUT_S):
+        raise SystemExit("the reader did not see all images")
+    seen: list[float] = ours.recv()
+    reader.join(READER_TIMEOUT_S)
+    return [there - here for here, there in zip(published, seen, strict=True)]
+
+
+def _publish(rig: Rig, rate: float, burst: int, n_images: int) -> list[float]:
+    published, begin = [], time.monotonic()
+    for i in range(n_images):
+        time.sleep(max(0.0, begin + i // burst / rate - time.monotonic()))
+        rig.publisher.begin(i)
+        rig.publisher.commit(i)
+        published.append(time.monotonic())
+    return published
+
+
+def _watch_rows(channel: Connection, path: str, detector_name: str, n_images: int) -> None:
+    """Note when each row could first be read, pixels included. Runs in a process of its own."""
+    seen: list[float] = []
+    deadline = time.monotonic() + READER_TIMEOUT_S
+    with h5py.File(path, "r", libver="latest", swmr=True, locking=False) as file:
+        rows: Any = file[f"{detector_name}/metadata"]
+        data: Any = file[f"{detector_name}/data"]
+        channel.send("ready")
+        while len(seen) < n_images and time.monotonic() < deadline:
+            rows.refresh()
+            n_rows = rows.shape[0]
+            if n_rows > len(seen):
+                data.refresh()
+                _ = data[n_rows - 1, 0, 0]
+                seen += [time.monotonic()] * (n_rows - len(seen))
+            else:
+                time.sleep(0.001)
+    channel.send(seen)
+
+
+def control(rounds: int = 20) -> Table:
+    """From `start` to `waiting_for_first_image`, and from the last image to `file_saved`."""
+    table = Table(
+        "times",
+        "Start and end of a run",
+        f"528x280, median (min-max) of {rounds} runs, files in memory. Targets with 2 writers: 100 ms and "
+        "200 ms.",
+        ["writers", "images", "start to waiting_for_first_image ms", "last image to file_saved ms"],
+    )
+    for n_writers in (1, 2):
+        with Rig("b", n_writers) as rig:
+            rig.fill_ring(rig.config.n_slots)
+            for n_images in (1, 1000):
+                rig.clear(n_images * rig.config.image_bytes)
+                pairs = [asyncio.run(_start_and_end(rig, n_images)) for _ in range(rounds + 1)][1:]
+                table.add(
+                    n_writers,
+                    n_images,
+                    spread([a * 1e3 for a, _ in pairs]),
+                    spread([b * 1e3 for _, b in pairs]),
+                )
+    return table
+
+
+async def _start_and_end(rig: Rig, n_images: int) -> tuple[float, float]:
+    async with AsyncDriverClient(rig.url) as client:
+        begin = time.perf_counter()
+        await client.start(str(rig.files), n_image=n_images, overwrite=True)
+        await client.wait({"waiting_for_first_image"}, timeout=10)
+        started = time.perf_counter() - begin
+        await asyncio.to_thread(rig.announce, n_images, 2000.0)
+        begin = time.perf_counter()
+        await client.wait_until_saved(timeout=60)
+        return started, time.perf_counter() - begin
+
+
+def master_file() -> Table:
+    """What creating the master file takes, against the number of images and of gaps in their ids."""
+    table = Table(
+        "master",
+        "Creating the master file",
+        "Two raw files of 16x16 images, their ids with so many gaps. One virtual mapping for each writer "
+        "and each range between gaps.",
+        ["images", "gaps", "seconds", "us per gap"],
+    )
+    for n_images, n_gaps in (
+        (1000, 0),
+        (100_000, 0),
+        (1_000_000, 0),
+        (100_000, 10),
+        (100_000, 100),
+        (100_000, 1000),
+        (100_000, 10_000),
+    ):
+        seconds = _create_master(n_images, n_gaps)
+        table.add(n_images, n_gaps, seconds, seconds / n_gaps * 1e6 if n_gaps else "")
+    return table
+
+
+def _create_master(n_images: int, n_gaps: int) -> float:
+    config = DetectorConfig.parse(configuration("none", 2))
+    ids = np.arange(n_images, dtype=np.uint64)
+    ids += (ids * (n_gaps + 1) // n_images).astype(np.uint64)  # One id is missing at each gap.
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        paths = [Path(directory) / f"file{writer}.h5" for writer in range(2)]
+        for writer, path in enumerate(paths):
+            mine = ids[ids % 2 == writer]
+            attributes = {
+                "number_of_writers": 2,
+                "image_division": "image_id",
+                "run_id": "0" * 32,
+                "source": "image",
+                "writer": writer,
+                "stddaq_version": "0",
+            }
+            raw = RawFile(path, RawLayout.of(config, "image"), attributes, expected_images=len(mine))
+            image = memoryview(bytes(config.image_bytes))
+            for first in range(0, len(mine), 1000):
+                batch = mine[first : first + 1000].tolist()
+                raw.put([image] * len(batch))
+                for image_id in batch:
+                    raw.declare(image_id, 1)
+                raw.flush()
+            with contextlib.closing(raw):
+                pass
+        begin = time.perf_counter()
+        create_master_file(Path(directory) / "fileMaster.h5", paths)
+        return time.perf_counter() - begin

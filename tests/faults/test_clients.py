@@ -1,0 +1,147 @@
+"""Clients that vanish, hang, do not read, or come in hundreds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import struct
+import threading
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+from support.accounts import check_perfect, check_run
+from support.fault_table import Seen
+from support.faults import (
+    KILL_OR_STOP,
+    SMALL,
+    STATES,
+    bring_to,
+    in_seconds,
+    record_from,
+    record_under_load,
+    release,
+)
+from support.processes import Service, wait_until
+from support.runs import MakeRig, Publishing, Rig
+from websockets.asyncio.client import connect
+
+from stddaq.client import DriverClient
+
+RUN_STATES = ["started", "creating_file", "file_created", "waiting_for_first_image", "recording"]
+END_STATES = ["saving_file", "file_saved", "idle"]
+
+
+def start_by_a_process(rig: Rig, n_image: int) -> Service:
+    """Have a client of its own start a run; wait until that records."""
+    rig.wait_for_subscription()
+    client = rig.deployment.run(
+        *(rig.deployment.stddaq, "record", rig.directory, "-n", n_image, "--url", rig.url)
+    )
+    rig.client.wait(["waiting_for_first_image"], 20)
+    return client
+
+
+@pytest.mark.fault(
+    fault="client that started the run: {how}",
+    state="waiting_for_first_image, recording, saving_file",
+    promise="the run goes on; another client can watch and stop it",
+)
+@pytest.mark.parametrize("how", KILL_OR_STOP)
+def test_a_client_that_fails_leaves_the_run_to_others(make_rig: MakeRig, how: signal.Signals, seen: Seen):
+    rig = make_rig(**SMALL)
+    for state in STATES:
+        started: list[Service] = []
+        published = bring_to(rig, state, lambda n, s=started: s.append(start_by_a_process(rig, n)))
+        started[0].send(how)
+        release(rig)
+        with DriverClient(rig.url) as other:
+            other.stop()
+            other.wait(["idle"], 10)
+        account = rig.account()
+        assert account["outcome"] == "file_saved"
+        checked = check_run(account, published)
+        assert checked.n_good == len(published)
+        seen(f"{state}: file_saved, {checked}")
+        started[0].kill()
+        for file in rig.directory.iterdir():
+            file.unlink()
+    record_under_load(rig)
+    seen("next run perfect")
+
+
+def open_raw(url: str) -> socket.socket:
+    """A WebSocket connection that nobody reads: the handshake and nothing more."""
+    host, _, port = url.removeprefix("ws://").partition(":")
+    raw = socket.create_connection((host, int(port)), timeout=10)
+    key = b64encode(os.urandom(16)).decode()
+    raw.sendall(
+        f"GET / HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+    )
+    assert raw.recv(12) == b"HTTP/1.1 101"
+    return raw
+
+
+def vanish(raw: socket.socket) -> None:
+    """End the connection without a word, as a host that crashes and comes back does it."""
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    raw.close()
+
+
+@contextmanager
+def watchers(url: str, n: int) -> Iterator[list[list[str]]]:
+    """So many clients that read everything; for each the states in order, as it was told them."""
+    states: list[list[str]] = [[] for _ in range(n)]
+    ended = threading.Event()
+
+    async def watch(mine: list[str]) -> None:
+        async with connect(url, open_timeout=20) as connection:
+            while not ended.is_set():
+                state = json.loads(await connection.recv())["status"]
+                if mine[-1:] != [state]:
+                    mine.append(state)
+
+    async def watch_all() -> None:
+        await asyncio.gather(*(watch(mine) for mine in states))
+
+    thread = threading.Thread(target=asyncio.run, args=(watch_all(),), daemon=True)
+    thread.start()
+    try:
+        wait_until(lambda: all(states), 20, "all watchers")
+        yield states
+    finally:
+        ended.set()
+        thread.join(20)
+
+
+@pytest.mark.fault(
+    fault="300 clients: 100 watch, 100 never read, 100 vanish without a word",
+    state="recording, under load",
+    promise="the run is perfect; whoever watches sees every state once, in order",
+)
+def test_hundreds_of_clients_disturb_no_run_whatever_they_do(make_rig: MakeRig, seen: Seen):
+    rig = make_rig(**SMALL)
+    with ExitStack() as clients, Publishing(rig) as source:
+        states = clients.enter_context(watchers(rig.url, 100))
+        vanishing = [open_raw(rig.url) for _ in range(100)]
+        for _ in range(100):
+            clients.enter_context(open_raw(rig.url))
+        rig.client.start(rig.directory, n_image=600)
+        rig.client.wait_until_ready(10)
+        due = source.next_id + 1
+        rig.wait_for_count(100)
+        for raw in vanishing:
+            vanish(raw)
+        rig.client.wait_until_saved(20)
+        wait_until(lambda: all(mine[-1] == "idle" for mine in states), 10, "idle at all watchers")
+        account = rig.account()
+        checked = check_perfect(account, source.images[:], due=due)
+        assert all(mine == ["idle", *RUN_STATES, *END_STATES] for mine in states)
+        seconds = in_seconds(rig.client.status)
+        record_from(rig, source)
+    seen(f"file_saved; {checked}; a status asked for comes after {seconds * 1000:.0f} ms; next run perfect")

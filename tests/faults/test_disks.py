@@ -1,0 +1,99 @@
+"""Disks that fill up in the middle of a run. What is refused at the start: tests/writing/test_commands.py."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.accounts import check_run
+from support.fault_table import Seen
+from support.faults import wait_for_error
+from support.processes import console_script
+from support.runs import MakeRig, Rig, assert_saved, images_of
+
+SHAPE = (128, 128)
+DISK = {"image_pixel_height": SHAPE[0], "image_pixel_width": SHAPE[1]}
+PROMISE = "error with the reason; the files are readable up to there; driver and writers are usable"
+
+
+def start_limited_writer(rig: Rig, i: int, file_bytes: int) -> None:
+    """A writer of which no file can grow beyond `file_bytes`: to it the disk is full."""
+    rig.deployment.run(
+        "/bin/bash",
+        "-c",
+        f'trap "" XFSZ; ulimit -f {file_bytes // 1024}; exec "$0" "$@"',
+        console_script("std_det_writer"),
+        rig.deployment.config_path,
+        i,
+        ready="ready",
+    )
+
+
+@pytest.mark.fault(fault="disk full (limit of the file size)", state="recording", promise=PROMISE)
+def test_a_disk_that_fills_up_is_an_error_with_the_reason_and_files_are_readable_up_to_there(
+    make_rig: MakeRig, seen: Seen
+):
+    rig = make_rig(writers=False, **DISK)
+    # The ring buffer is a file as well: it exists before the writer may not make such large ones.
+    assert rig.source.n_published == 0
+    rig.deployment.start("std_det_writer", 0)
+    start_limited_writer(rig, 1, 2 * 2**20)
+    images = images_of(range(200), shape=SHAPE)
+    rig.begin()
+    rig.publish(images, pause_s=0.002)
+    account, _ = wait_for_error(rig)
+    assert "file1.h5" in account["reason"]
+    assert "File too large" in account["reason"]
+    checked = check_run(account, images)
+    assert account["n_failed"]
+    assert all(image_id % 2 == 1 for image_id in account["failed_ids"])
+    # Nothing was killed: here the account is exact.
+    assert checked.n_readable == account["n_good"] > 80
+    seen(f"error: file1.h5: File too large; {checked}")
+    images = images_of(range(1000, 1020), shape=SHAPE)
+    assert_saved(rig.record(images, file_prefix="next"), images)
+    seen("next run perfect")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    where = tmp_path / "small"
+    where.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(where)]
+    if os.geteuid() != 0 or not shutil.which("mount"):
+        pytest.skip("only root can mount; the limit of file sizes is tested above")
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here; the limit of file sizes is tested above")
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", str(where)], check=True)
+
+
+@pytest.mark.fault(fault="disk full (file system of 4 MiB)", state="recording", promise=PROMISE)
+def test_a_full_file_system_is_an_error_with_the_reason(make_rig: MakeRig, small_disk: Path, seen: Seen):
+    rig = make_rig(**DISK)
+    directory, rig.directory = rig.directory, small_disk
+    images = images_of(range(300), shape=SHAPE)
+    rig.begin()
+    rig.publish(images, pause_s=0.001)
+    account, _ = wait_for_error(rig)
+    assert "No space left on device" in account["reason"]
+    checked = check_run(account, images)
+    assert checked.n_readable == account["n_good"] > 80
+    seen(f"error: No space left on device; {checked}")
+    rig.directory = directory
+    images = images_of(range(1000, 1020), shape=SHAPE)
+    assert_saved(rig.record(images, file_prefix="next"), images)
+    seen("next run, elsewhere, perfect")
+
+
+def test_limits_of_this_process_are_not_those_of_a_daemon():
+    """The tests above rely on it: nobody has limited file sizes here."""
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY

@@ -1,0 +1,36 @@
+"""A second configuration that disagrees about the ring's geometry, while a run goes on."""
+
+from __future__ import annotations
+
+import pytest
+from support.accounts import check_perfect
+from support.fault_table import Seen
+from support.runs import MakeRig, Publishing
+
+
+@pytest.mark.fault(
+    fault="service of another geometry is started",
+    state="recording, under load",
+    promise="it refuses to start and says both sizes; the ring keeps its size, the run is perfect",
+)
+@pytest.mark.parametrize("height", [16, 64])
+def test_a_service_of_another_geometry_is_refused_and_disturbs_no_run(
+    make_rig: MakeRig, height: int, seen: Seen
+):
+    rig = make_rig()
+    with Publishing(rig) as source:
+        rig.client.start(rig.directory, n_image=300)
+        rig.client.wait_until_ready(10)
+        due = source.next_id + 1
+        rig.wait_for_count(50)
+        rig.deployment.write_config(image_pixel_height=height, number_of_writers=3)
+        refused = rig.deployment.start("std_det_writer", 2, ready=None)
+        assert refused.wait() == 2
+        (line,) = refused.stderr
+        # A ring has whole pages of 2 MiB.
+        assert f"found {4 * 2**20} bytes" in line
+        assert f"needs 1000 slots of {height * 96} bytes ({height}x48" in line
+        rig.client.wait_until_saved(10)
+        checked = check_perfect(rig.account(), source.images[:], due=due)
+    said = line.split(": ", 3)[-1].split(";")[0]
+    seen(f"exit code 2: {said}; file_saved: {checked}")

@@ -1,0 +1,122 @@
+"""A source that is killed, hangs, or never publishes."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+from support.accounts import check_perfect
+from support.fault_table import Seen
+from support.faults import KILL_OR_STOP, SMALL, record_under_load
+from support.runs import Image, MakeRig, Rig
+from support.sources import start_source
+
+from stddaq.acquisition.scenes import Scene
+
+
+def simulated(rig: Rig, account: dict[str, Any]) -> list[Image]:
+    """What `stddaq simulate` has published up to the last image of a run: without gaps, from id 0."""
+    scene = Scene.of(rig.config, "rings")
+    return [Image(image_id, scene.image(image_id)) for image_id in range((account["last_id"] or 0) + 1)]
+
+
+def check_successor(rig: Rig) -> None:
+    """A new simulator on the same stream is recorded from its first image."""
+    rig.client.start(rig.directory, n_image=50, file_prefix="next")
+    rig.client.wait_until_ready(10)
+    start_source(rig.deployment, "simulate", "--rate", 500, "--wait-for-subscribers", 1, "--wait-timeout", 5)
+    rig.client.wait_until_saved(10)
+    account = rig.account()
+    assert account["count"] == 50
+    check_perfect(account, simulated(rig, account), due=0)
+
+
+@pytest.mark.fault(
+    fault="source: {how}",
+    state="waiting_for_first_image",
+    promise="the run waits on; stop ends it; a new source is recorded from its first image",
+)
+@pytest.mark.parametrize("how", KILL_OR_STOP)
+def test_a_source_that_fails_before_its_first_image_leaves_a_run_that_can_be_stopped(
+    make_rig: MakeRig, how: signal.Signals, seen: Seen
+):
+    rig = make_rig(**SMALL)
+    source = start_source(rig.deployment, "simulate", "--trigger")
+    rig.client.start(rig.directory)
+    rig.client.wait_until_ready(10)
+    source.send(how)
+    assert rig.client.status().status == "waiting_for_first_image"
+    account = rig.end(stop=True)
+    assert (account["outcome"], account["count"]) == ("file_saved", 0)
+    seen("still waiting; file_saved without images after stop")
+    source.kill()
+    check_successor(rig)
+    seen("next source and run perfect")
+
+
+@pytest.mark.fault(
+    fault="source: {how}",
+    state="recording",
+    promise="everything that it announced is recorded; stop works; a new source is recorded",
+)
+@pytest.mark.parametrize("how", KILL_OR_STOP)
+def test_a_source_that_fails_in_mid_run_leaves_a_run_that_can_be_stopped(
+    make_rig: MakeRig, how: signal.Signals, seen: Seen
+):
+    rig = make_rig(**SMALL)
+    source = start_source(rig.deployment, "simulate", "--rate", 500)
+    rig.client.start(rig.directory)
+    rig.wait_for_count(100)
+    source.send(how)
+    rig.client.wait_for(lambda status: status.count == status.n_received, 5)
+    assert rig.client.status().status == "recording"
+    account = rig.end(stop=True)
+    checked = check_perfect(account, simulated(rig, account))
+    assert checked.n_good >= 100
+    seen(f"still recording; file_saved after stop: {checked}")
+    source.kill()
+    check_successor(rig)
+    seen("next source and run perfect")
+
+
+@pytest.mark.fault(
+    fault="source: SIGSTOP and, later, SIGCONT",
+    state="recording",
+    promise="the run goes on where it was",
+)
+def test_a_source_that_stalls_is_recorded_on_when_it_goes_on(make_rig: MakeRig, seen: Seen):
+    rig = make_rig(**SMALL)
+    source = start_source(rig.deployment, "simulate", "--rate", 500)
+    rig.client.start(rig.directory, n_image=300)
+    rig.wait_for_count(100)
+    source.send(signal.SIGSTOP)
+    stalled_at = rig.client.wait_for(lambda status: status.count == status.n_received, 5)
+    source.send(signal.SIGCONT)
+    account = rig.end()
+    assert account["count"] == 300
+    seen(f"stalled at {stalled_at.count}; file_saved: {check_perfect(account, simulated(rig, account))}")
+
+
+@pytest.mark.fault(
+    fault="source: {how}",
+    state="saving_file",
+    promise="file_saved: it is not needed any more",
+)
+@pytest.mark.parametrize("how", KILL_OR_STOP)
+def test_a_source_that_fails_while_files_are_saved_changes_nothing(
+    make_rig: MakeRig, how: signal.Signals, seen: Seen
+):
+    rig = make_rig(**SMALL)
+    source = start_source(rig.deployment, "simulate", "--n-images", 200, "--rate", 1000, ready=None)
+    rig.client.start(rig.directory, n_image=150)
+    rig.wait_for_count(50)
+    rig.writers[0].send(signal.SIGSTOP)
+    rig.client.wait_for(lambda status: status.n_received == 150, 5, "all images")
+    source.send(how)
+    rig.writers[0].send(signal.SIGCONT)
+    account = rig.end()
+    seen(f"file_saved; {check_perfect(account, simulated(rig, account))}")
+    source.kill()
+    record_under_load(rig)
+    seen("next run perfect")

@@ -1,0 +1,28 @@
+"""The table of faults in the documentation against the tests that it comes from."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from support.fault_table import Row, rows_of_page
+
+REPOSITORY = Path(__file__).parents[2]
+PAGE = REPOSITORY / "docs" / "explanations" / "faults.md"
+
+
+def test_table_of_faults_has_a_row_for_each_test_and_no_other():
+    """What was seen is of one time, the rest is that of the tests. Where they differ: `make faults`."""
+    listed = subprocess.run(
+        [sys.executable, "-m", "pytest", "-m", "fault", "--fault-list", "-p", "no:cacheprovider", "tests"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    assert listed.returncode == 0, listed.stdout + listed.stderr
+    (line,) = [line for line in listed.stdout.splitlines() if line.startswith("[[")]
+    assert sorted(rows_of_page(PAGE.read_text())) == sorted(Row(*row) for row in json.loads(line))

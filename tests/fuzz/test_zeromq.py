@@ -1,0 +1,98 @@
+"""Bytes that are no ZeroMQ on the ipc sockets of services, or almost: nobody minds, and the run goes on."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+
+from hypothesis import given
+from hypothesis import strategies as st
+from support.fuzzing import Health, examples, mutated
+from support.runs import MakeRig, assert_saved, images_of
+from support.sources import start_source
+
+from stddaq.client.simulator import SimulatorClient
+
+# ZMTP 3.0: greeting with the mechanism NULL, then the command READY with the type of the socket.
+GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x00NULL" + b"\0" * 48
+KINDS = (b"PULL", b"PUSH", b"SUB", b"PUB", b"REQ", b"DEALER", b"PAIR", b"NONE")
+
+
+def ready(kind: bytes) -> bytes:
+    body = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
+    return bytes([4, len(body)]) + body
+
+
+FRAMES = st.one_of(
+    st.binary(max_size=60),
+    # A size that nobody can mean; a message, more parts of it, a command that is none, a subscription.
+    st.sampled_from(
+        [
+            b"\x02" + b"\xff" * 8,
+            b"\x02\x7f" + b"\xff" * 7,
+            b"\x00\x03abc",
+            b"\x01\x00" * 500,
+            b"\x04\x05\x04PING",
+            b"\x04\x00",
+            b"\x00\x01\x01",
+            b"\x00\x01\x00",
+        ]
+    ),
+)
+HANDSHAKES = st.sampled_from(KINDS).map(lambda kind: GREETING + ready(kind))
+CONVERSATIONS = st.tuples(st.just(b"") | HANDSHAKES | mutated(HANDSHAKES), st.lists(FRAMES, max_size=4)).map(
+    lambda parts: parts[0] + b"".join(parts[1])
+)
+
+
+def test_bytes_that_are_no_zeromq_disturb_no_service(make_rig: MakeRig):
+    rig = make_rig(driver=["-m"])
+    meta_writer = rig.deployment.start("std_det_meta_writer_gf")
+    source = start_source(rig.deployment, "simulate", "--trigger", "--rate", 1000)
+
+    def record(prefix: str) -> None:
+        rig.client.start(rig.directory, n_image=40, file_prefix=prefix)
+        rig.client.wait_until_ready(10)
+        first = simulator.trigger(40).first_id
+        account = rig.end()
+        assert (account["n_good"], account["first_id"], account["n_lost"]) == (40, first, 0)
+
+    with SimulatorClient(rig.deployment.detector_name) as simulator:
+        record("before")
+        health = Health([rig.driver, *rig.writers, meta_writer, source])
+        sockets = rig.deployment.sockets()
+        assert len(sockets) == 8
+
+        @examples(60)
+        @given(st.sampled_from(sockets), CONVERSATIONS)
+        def bytes_are_survived(name: str, content: bytes) -> None:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain:
+                plain.settimeout(5)
+                plain.connect(str(rig.deployment.ipc_directory / name))
+                with suppress(OSError):
+                    plain.sendall(content)
+                    plain.recv(1000)
+            health.check()
+
+        bytes_are_survived()
+        # A stranger on the socket of a writer may have taken the place of the driver's peer for a moment.
+        rig.client.stop()
+        rig.client.wait(["idle"], 20)
+        record("after")
+        health.check()
+
+
+def test_whoever_knocks_at_the_sockets_and_goes_away_again_ends_no_run(make_rig: MakeRig):
+    """Found: so did a second driver, started by mistake, which then was refused."""
+    rig = make_rig()
+    images = images_of(range(20))
+    rig.begin(n_image=20)
+    rig.publish(images[:10])
+    rig.wait_for_count(10)
+    for name in rig.deployment.sockets():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain:
+            plain.connect(str(rig.deployment.ipc_directory / name))
+    second = rig.deployment.start("std_det_driver", "--port", 0, ready=None)
+    assert second.wait() == 2
+    rig.publish(images[10:])
+    assert_saved(rig.end(), images)

@@ -1,0 +1,34 @@
+"""The soak of `make soak`, cut short: that it works, sees what grows, and that fifteen runs leave nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from support.soak import Growth, Sample, Soak
+
+
+def test_fifteen_runs_are_accounted_for_and_leave_no_thread_descriptor_or_segment_behind(
+    tmp_path: Path,
+) -> None:
+    with Soak(tmp_path, seed=3) as soak:
+        for _ in range(15):
+            soak.run(restart=soak.n_runs == 7)
+    assert soak.complaints() == []
+    assert soak.n_runs == 15
+    assert soak.n_images > 0
+    assert soak.n_refused > 0
+    assert soak.n_clients > 0
+    assert soak.n_restarts == 1
+    assert len(soak.table().splitlines()) == 2 + 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_grows_is_named() -> None:
+    samples = [Sample(memory=30_000 + 100 * run, descriptors=20 + run // 50, threads=4) for run in range(100)]
+    growth = Growth("std_det_writer 0", samples)
+    assert growth.complaints() == [
+        "std_det_writer 0: 39450 KiB of memory at the end, 31450 at the beginning",
+        "std_det_writer 0: 21 file descriptors at the end, 20 at the beginning",
+    ]
+    assert round(growth.memory_per_run()) == 100
+    assert Growth("flat", samples[:1] * 100).complaints() == []

@@ -1,0 +1,138 @@
+"""A process that carries out `stddaq` commands one after the other, for tests with damaged files.
+
+One line of JSON on standard input is the arguments; the answer, a line of JSON, is the exit code, the output,
+the traceback if there was one, and the most memory that the process ever had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import select
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+HANG_S = 10.0
+# Of commands with a file that they are not done with.
+PATIENCE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What came of a command. Memory in KiB."""
+
+    code: int | None
+    out: str
+    err: str
+    traceback: str
+    max_memory: int
+
+
+class FileCommands:
+    """The process, started again when a command has brought it down; a context manager."""
+
+    def __init__(self) -> None:
+        self._process = self._start()
+
+    @staticmethod
+    def _start() -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def run(self, *arguments: object) -> Done:
+        """Carry out `stddaq ARGUMENTS`. Fails when that takes the process down, or does not end."""
+        if self._process.poll() is not None:
+            self._close()
+            self._process = self._start()
+        process = self._process
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
+        process.stdin.flush()
+        if not select.select([process.stdout], [], [], HANG_S)[0]:
+            process.kill()
+            process.wait()
+            pytest.fail(f"stddaq {arguments}: still at work after {HANG_S:g} s")
+        answer = process.stdout.readline()
+        assert answer, f"stddaq {arguments}: the process ended with {process.wait()}"
+        return Done(**json.loads(answer))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.communicate(timeout=10)
+        self._close()
+
+    def _close(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                pipe.close()
+
+
+def carry_out(arguments: list[str]) -> Done:
+    """In this process; its children write to the same files."""
+    from stddaq.cli import main
+    from stddaq.files import apart
+
+    apart.PATIENCE_S = PATIENCE_S
+    code, trace = None, ""
+    with collected(1) as out, collected(2) as err:
+        try:
+            code = main(arguments)
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        except BaseException:  # noqa: BLE001  (whatever it is, the test wants to see it)
+            trace = traceback.format_exc()
+    memory = max(
+        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return Done(code, "".join(out), "".join(err), trace, memory)
+
+
+@contextlib.contextmanager
+def collected(fd: int) -> Iterator[list[str]]:
+    """What is written to a descriptor meanwhile, afterwards."""
+    content: list[str] = []
+    with tempfile.TemporaryFile() as file, contextlib.ExitStack() as stack:
+        before = os.dup(fd)
+        stack.callback(os.close, before)
+        sys.stdout.flush()
+        os.dup2(file.fileno(), fd)
+        try:
+            yield content
+        finally:
+            sys.stdout.flush()
+            os.dup2(before, fd)
+            file.seek(0)
+            content.append(file.read().decode(errors="replace"))
+
+
+def main() -> None:
+    for line in sys.stdin:
+        done = carry_out(json.loads(line))
+        answer = {name: getattr(done, name) for name in Done.__slots__}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
