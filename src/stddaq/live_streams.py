@@ -54,8 +54,6 @@ def _is_count(value: object) -> bool:
 
 
 def _is_frequency(value: object) -> bool:
-    return (
-        type(value) in (int, float)
-        and math.isfinite(value)
-        and (MIN_FREQUENCY_HZ <= value <= MAX_FREQUENCY_HZ)
-    )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and MIN_FREQUENCY_HZ <= value <= MAX_FREQUENCY_HZ
