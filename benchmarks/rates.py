@@ -13,11 +13,11 @@ RUN_BYTES = 800 * MEBIBYTE
 LOWEST, HIGHEST, STEPS, ATTEMPTS = 0.3, 1.6, 6, 3
 
 
-def sustained(name: str, directory: Path) -> Table:
+def sustained(name: str, directory: Path, where: str) -> Table:
     """For the three shapes and 1 and 2 writers, by bisection."""
     table = Table(
         name,
-        f"Highest sustained rate, files in {directory}",
+        f"Highest sustained rate, files {where}",
         f"Bisection over runs of {RUN_BYTES // MEBIBYTE} MiB. A rate is sustained when no image is lost and "
         "all are readable within 10 % + 50 ms of the time that announcing them took; what counts is the "
         "rate until the last one is readable. Driver, writers, source and measurement share the cores. "

@@ -37,15 +37,15 @@ def _plot_rates(table: Table, path: Path) -> None:
     names = [f"{row[0]}, {row[1]} writer{'s' if row[1] != 1 else ''}" for row in table.rows]
     places = range(len(names))
     axes.barh(
-        [p + 0.2 for p in places], [float(row[3]) for row in table.rows], 0.4, label="bare pwritev loop"
+        [p - 0.2 for p in places], [float(row[3]) for row in table.rows], 0.4, label="bare pwritev loop"
     )
     axes.barh(
-        [p - 0.2 for p in places], [float(row[5]) for row in table.rows], 0.4, label="driver and writers"
+        [p + 0.2 for p in places], [float(row[5]) for row in table.rows], 0.4, label="driver and writers"
     )
     axes.set_yticks(list(places), names)
     axes.set_xlabel("GB/s, without a lost image")
     axes.invert_yaxis()
-    axes.legend()
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     _save(figure, path)
 
 

@@ -256,6 +256,7 @@ def test_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
         (b"null", "found null, allowed is a JSON object"),
         (b'"text"', 'found "text", allowed is a JSON object'),
         (b"[" * 100_000, "nested too deeply"),
+        (b'{"a":' + b"[" * 100 + b"]" * 100 + b"}", "nested too deeply, allowed are 100 levels"),
         (b'{"a":' * 100_000, "nested too deeply"),
         (b'{"n_modules": ' + b"9" * 5000 + b"}", "a number of thousands of digits"),
         (b'{"n_modules": NaN}', "found NaN"),

@@ -33,6 +33,7 @@ MIN_SLOTS = 1000
 MAX_IMAGE_BYTES = 2**32 - 1
 # 64 TiB, half of what a process can address.
 MAX_RAM_BUFFER_GB = 2**16
+MAX_DEPTH = 100
 MISTAKES_SHOWN = 10
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -141,7 +142,7 @@ def parse_json(text: bytes) -> Any:
     """Decode the JSON of a configuration. Raises `ConfigError`, which does not name the file."""
     try:
         # Editors of Windows put a mark in front.
-        return json.loads(
+        content = json.loads(
             text.decode("utf-8-sig"),
             object_pairs_hook=_unique_keys,
             parse_constant=_no_constant,
@@ -155,6 +156,10 @@ def parse_json(text: bytes) -> Any:
         raise ConfigError("is not usable JSON: a number of thousands of digits") from error
     except RecursionError as error:
         raise ConfigError("is not usable JSON: nested too deeply") from error
+    # Where Python gives up depends on who calls; a service must not refuse what another accepted.
+    if _depth(content) > MAX_DEPTH:
+        raise ConfigError(f"is not usable JSON: nested too deeply, allowed are {MAX_DEPTH} levels")
+    return content
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -248,3 +253,12 @@ def _explain(error: ErrorDetails) -> str:
         .replace("a dictionary", "an object")
     )
     return f"{key}: found {shown(error['input'])}, allowed is {message}"
+
+
+def _depth(content: object) -> int:
+    """How many levels of lists and objects there are, one within the other."""
+    depth, level = 0, [content]
+    while level := [node for node in level if isinstance(node, dict | list)]:
+        depth += 1
+        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
+    return depth

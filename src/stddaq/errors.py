@@ -60,8 +60,14 @@ def shown(value: object) -> str:
 
 def shown_text(text: str) -> str:
     """What a peer says, for the middle of a line: cut to 500 characters, escaped what cannot be printed."""
-    cut = text if len(text) <= 500 else f"{text[:497]}..."
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+    return escaped(text if len(text) <= 500 else f"{text[:497]}...")
+
+
+def escaped(text: str) -> str:
+    """`text` in one line: line breaks and whatever else cannot be printed as escape sequences."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shown_key(key: str) -> str:

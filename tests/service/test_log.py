@@ -155,3 +155,14 @@ def test_level_is_coloured_on_a_terminal_only(deployment: Deployment, tmp_path: 
     ).stdout
     assert "[\x1b[32minfo\x1b[0m] " in on_terminal
     assert "\x1b" not in in_pipe
+
+
+def test_message_with_line_breaks_is_one_line(
+    capsys: pytest.CaptureFixture[str], logger_as_before: None
+) -> None:
+    """Found by fuzzing: the path of a request for a master file had a carriage return in it."""
+    log.set_up("std_det_writer", "info")
+    log.logger.error("create_master_file failed: %s", "\ré\n\u2028a: is missing")
+    out = capsys.readouterr().out
+    assert out.splitlines() == [out.rstrip("\n")]
+    assert out.endswith("create_master_file failed: \\ré\\n\\u2028a: is missing\n")

@@ -74,7 +74,9 @@ def _answer(function: Callable[[], object], write: int) -> None:
 def _read_all(fd: int, deadline: float) -> bytes:
     """Everything up to the end of the pipe. Raises `TimeoutError`."""
     content = bytearray()
-    while select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+    poller = select.poll()  # Other than select() it takes descriptors beyond 1023.
+    poller.register(fd, select.POLLIN)
+    while poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
         part = os.read(fd, 65536)
         if not part:
             return bytes(content)

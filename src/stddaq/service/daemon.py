@@ -83,6 +83,11 @@ class StopRequest:
         with contextlib.suppress(BlockingIOError):  # Full of requests already.
             os.write(self._write, b"x")
 
+    def close(self) -> None:
+        """Close the file descriptor; no signal may ask any more."""
+        os.close(self._read)
+        os.close(self._write)
+
 
 Serve = Callable[[DetectorConfig, argparse.Namespace, StopRequest], None]
 
@@ -90,16 +95,20 @@ Serve = Callable[[DetectorConfig, argparse.Namespace, StopRequest], None]
 def run(parser: ArgumentParser, serve: Serve, argv: Sequence[str] | None = None) -> int:
     """Run a daemon: parse, load the configuration, log, catch signals, serve until asked to stop."""
     args = parser.parse_args(argv)
+    stop = StopRequest()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         config = DetectorConfig.load(args.detector_json_filename)
         log.set_up(parser.prog, config.log_level)
-        stop = StopRequest()
-        signal.signal(signal.SIGTERM, stop.request)
-        signal.signal(signal.SIGINT, stop.request)
+        for number in handlers:
+            signal.signal(number, stop.request)
         serve(config, args, stop)
+        # The interpreter takes down our handlers before it ends; a signal then would be another exit code.
+        handlers = dict.fromkeys(handlers, signal.SIG_IGN)
     except StdDaqError as error:
         refuse(parser.prog, error)
-    # The interpreter takes down our handlers before it has ended; a signal then would be another exit code.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        stop.close()
     return 0

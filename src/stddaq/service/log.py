@@ -10,6 +10,7 @@ import sys
 import time
 
 from stddaq import __version__
+from stddaq.errors import escaped
 
 _COLOURS = {"debug": "36", "info": "32", "warning": "33", "error": "31", "critical": "1;31"}
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -26,7 +27,8 @@ class _Formatter(logging.Formatter):
         if self._colour:
             level = f"\x1b[{_COLOURS.get(level, '0')}m{level}\x1b[0m"
         stamp = time.strftime("%m-%d %H:%M:%S", time.localtime(record.created))
-        message = record.getMessage()
+        # One line, whatever a path or a peer's text brings with it.
+        message = escaped(record.getMessage())
         if record.exc_info and record.exc_info[0] is not None:
             message += "\n" + self.formatException(record.exc_info)
         return f"[{stamp}.{int(record.msecs):03d}][{self._service}][v{__version__}][{level}] {message}"

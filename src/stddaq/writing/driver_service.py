@@ -29,6 +29,7 @@ NAME = "std_det_driver"
 MAX_FRAME_BYTES = 64 * 1024
 # A client that does not read is disconnected when so much waits for it: minutes of status messages.
 MAX_UNREAD_BYTES = 4 * 2**20
+UNWATCHED_PERIOD_S = 0.5
 SHUT_DOWN_S = 1.4
 
 
@@ -124,7 +125,8 @@ class DriverServer:
     async def _tick(self) -> None:
         """The status at 10 Hz."""
         while True:
-            await asyncio.sleep(STATUS_PERIOD_S)
+            # Whoever connects is greeted at once; with nobody there the driver need not wake up so often.
+            await asyncio.sleep(STATUS_PERIOD_S if self._driver.clients else UNWATCHED_PERIOD_S)
             self._driver.tell_all()
 
     async def _report(self) -> None:
