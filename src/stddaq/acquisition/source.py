@@ -343,7 +343,8 @@ class Source:
         pairs = {"source": "image", **pairs, "n_subscribers": self._publisher.n_subscribers}
         log_statistics(self._config.detector_name, pairs)
         if self._pacer.n_dropped:
-            logger.warning("cannot keep %g Hz: %d images behind", self._rate, self._pacer.n_dropped)
+            why = "" if pairs["n_subscribers"] or self._publisher.can_take(0.0) else ", nobody takes them"
+            logger.warning("cannot keep %g Hz: %d images behind%s", self._rate, self._pacer.n_dropped, why)
             self._pacer.n_dropped = 0
 
     def _answer_requests(self) -> None:

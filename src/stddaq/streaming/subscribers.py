@@ -28,6 +28,7 @@ HANDSHAKE_TIMEOUT_S = 10.0
 # A host that vanished without a word is noticed within a minute or so.
 KEEPALIVE_S, KEEPALIVE_PROBES = 30, 4
 _BACKLOG = 100
+_GONE = "is gone"
 _GATHERED = 64
 _RECEIVED_BYTES = 65536
 
@@ -191,7 +192,7 @@ class Subscribers:
                 else:
                     self.n_dropped += 1
             except OSError:
-                self._remove(subscriber, "is gone")
+                self._remove(subscriber, _GONE)
                 continue
             if subscriber.has_more != had_more:
                 self._await(subscriber)
@@ -225,7 +226,7 @@ class Subscribers:
             self._remove(subscriber, f"is no subscriber: {error}")
             return
         except OSError:
-            self._remove(subscriber, "is gone")
+            self._remove(subscriber, _GONE)
             return
         self._await(subscriber)
         self._count()
@@ -264,7 +265,10 @@ class Subscribers:
             self._listens = True
         subscriber.close()
         self._count()
-        log.event(
+        # Whoever only looks whether somebody listens here, as supervisors do, has missed nothing.
+        is_viewer = subscriber.session.is_open or why != _GONE
+        tell = log.event if is_viewer else log.logger.debug
+        tell(
             "%s %s; %d images sent, %d dropped", subscriber.peer, why, subscriber.n_sent, subscriber.n_dropped
         )
 
