@@ -7,10 +7,7 @@ the service.
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import FastAPI, Header, Path, Query, Request, Response
@@ -26,6 +23,7 @@ from stddaq.rest.config_store import ConfigStore, StoredConfig
 from stddaq.rest.errors import RequestRefused
 from stddaq.rest.guard import Guard, JsonAnswer
 from stddaq.rest.h5_files import H5Files
+from stddaq.service.aside import aside
 from stddaq.service.log import event, logger
 
 T = TypeVar("T")
@@ -247,7 +245,7 @@ def _add_config(app: FastAPI, stores: ConfigStores) -> None:
     @app.get("/api/config/get", response_model=dict[str, Any], responses=_refusals(404, 409, 504))
     async def get_config(user: User, detector: Detector = None) -> Response:
         """The configuration file as it is; its `ETag` can be given to `set` as `If-Match`."""
-        stored = await _aside(lambda: _read(stores.of(detector)), CONFIG_TIMEOUT_S)
+        stored = await _aside(lambda: _read(stores.of(detector)))
         event("%s reads the configuration of %s", user, stored.config.detector_name)
         return JsonAnswer(stored.content, headers={"ETag": stored.etag})
 
@@ -270,9 +268,9 @@ def _add_config(app: FastAPI, stores: ConfigStores) -> None:
     ) -> ConfigChanged:
         """Put a whole configuration in place of the file. One with mistakes changes nothing."""
         text = await request.body()
-        store = await _aside(lambda: stores.of(detector), CONFIG_TIMEOUT_S)
+        store = await _aside(lambda: stores.of(detector))
         try:
-            change = await _aside(lambda: store.replace(text, user, if_match), CONFIG_TIMEOUT_S)
+            change = await _aside(lambda: store.replace(text, user, if_match))
         except RequestRefused as refusal:
             event("%s: configuration %s refused: %s", user, store.path, str(refusal)[:1000])
             raise
@@ -329,7 +327,7 @@ def _add_simulator(app: FastAPI, stores: ConfigStores) -> None:
         detector_name: Annotated[str, Path(max_length=64, pattern=NAME)], command: Literal["start", "stop"]
     ) -> SimulatorAnswer:
         """Let the simulator of a detector publish at its rate, or only when it is triggered."""
-        answer = await _aside(lambda: _ask_simulator(stores, detector_name, command), CONFIG_TIMEOUT_S)
+        answer = await _aside(lambda: _ask_simulator(stores, detector_name, command))
         event("simulator of %s: %s", detector_name, command)
         return answer
 
@@ -352,18 +350,8 @@ def _ask_simulator(
     )
 
 
-async def _aside(function: Callable[[], T], timeout: float) -> T:
-    """Run `function` in a thread that may hang without keeping the process. 504 when it takes too long."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(function())
-        except Exception as error:  # noqa: BLE001  (it belongs to the caller)
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
+async def _aside(function: Callable[[], T]) -> T:
     try:
-        return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), timeout)
+        return await aside(function, CONFIG_TIMEOUT_S)
     except TimeoutError as error:
-        raise RequestRefused(504, f"no answer within {timeout:g} s") from error
+        raise RequestRefused(504, f"no answer within {CONFIG_TIMEOUT_S:g} s") from error

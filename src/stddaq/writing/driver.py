@@ -12,18 +12,17 @@ import itertools
 import json
 import math
 import shlex
-import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future
+from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from stddaq.config import DetectorConfig
 from stddaq.errors import StdDaqError
 from stddaq.service import log
+from stddaq.service.aside import aside
 from stddaq.wire.driver_messages import (
     CommandError,
     PlainCommand,
@@ -40,7 +39,6 @@ from stddaq.writing.run_account import RunAccount
 from stddaq.writing.start_check import RunFiles, check_start
 from stddaq.writing.writer_peer import Answer
 
-T = TypeVar("T")
 # A writer that is being started may take so long to connect; within 2 s a run without it is an error.
 WRITER_CONNECT_S = 1.5
 POLL_S = 0.01
@@ -153,7 +151,7 @@ class Driver:
             with_metadata = len(self._distributor.peers) > len(self._distributor.writers)
             files = RunFiles.of(start, self._config.number_of_writers, with_metadata)
             compressed = bool(compression_of(self._suffix))
-            await _aside(
+            await aside(
                 lambda: check_start(start, files, self._config, self._roots, compressed=compressed),
                 CHECK_TIMEOUT_S,
             )
@@ -189,7 +187,7 @@ class Driver:
         switch, repaired = self._config.switch_user_active, []
         try:
             if paths:
-                repaired = await _aside(
+                repaired = await aside(
                     lambda: repair_as(uid, paths, switch_user_active=switch, within=REPAIR_TIMEOUT_S),
                     REPAIR_TIMEOUT_S + 1.0,
                 )
@@ -530,20 +528,6 @@ async def _first_of(*events: asyncio.Event, timeout: float | None = None) -> Non
     finally:
         for task in waiting:
             task.cancel()
-
-
-async def _aside(function: Callable[[], T], timeout: float) -> T:
-    """Run `function` in a thread that may hang without keeping the process. Raises `TimeoutError`."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(function())
-        except Exception as error:  # noqa: BLE001  (it belongs to the caller)
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), timeout)
 
 
 def _from_thread(loop: asyncio.AbstractEventLoop, function: Any, *arguments: Any) -> None:
