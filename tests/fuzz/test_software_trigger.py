@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -147,3 +148,14 @@ def test_a_rate_that_was_very_low_for_a_moment_is_forgotten(
             simulator.configure(rate=rate)
             simulator.configure(rate=1000)
             reader.receive(50)
+
+
+def test_a_peer_that_speaks_zmtp_1_without_envelopes_silences_nobody(deployment: Deployment):
+    """Found: libzmq's REP socket heard no request any more, of anybody."""
+    start_simulator(deployment)
+    path = software_trigger(deployment.detector_name).removeprefix("ipc://")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain:
+        plain.connect(path)
+        plain.sendall(b"\x01\x00" * 500)  # An identity, and messages of one empty part each.
+        assert_triggers(deployment)
+    assert_triggers(deployment)

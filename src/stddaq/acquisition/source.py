@@ -224,7 +224,8 @@ class Source:
         self._counter = RateCounter()
         self._statistics = StatisticsTimer(config.stats_collection_period)
         self._context = zmq.Context()
-        self._control = open_socket(self._context, zmq.REP)
+        # To its clients as REP, which in libzmq hears nobody any more once messages came without envelope.
+        self._control = open_socket(self._context, zmq.ROUTER)
         self._endpoint = software_trigger(trigger_name)
         try:
             self._publisher = open_output(config)
@@ -352,16 +353,19 @@ class Source:
         # Also keeps the queue of subscriptions short, and the poller quiet.
         _ = self._publisher.n_subscribers
         try:
-            parts = self._control.recv_multipart(zmq.NOBLOCK)
+            client, *envelope = self._control.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
             return
+        if envelope[:1] != [b""]:
+            return  # Not from a REQ socket: nobody waits for an answer.
+        parts = envelope[1:]
         try:
-            if len(parts) > 1:
+            if len(parts) != 1:
                 raise RequestError(f"found a message of {len(parts)} parts, allowed is one")
             answer = {"status": "ok", **self._carry_out(parse_request(parts[0]))}
         except RequestError as error:
             answer = {"status": "error", "reason": str(error)}
-        self._control.send(json.dumps(answer).encode())
+        self._control.send_multipart([client, b"", json.dumps(answer).encode()])
 
     def _carry_out(self, request: Request) -> dict[str, object]:
         if isinstance(request, Trigger):
