@@ -85,7 +85,7 @@ def test_every_mistake_is_in_the_answer_and_nothing_has_changed(rest: RestServic
     ):
         assert sum(mistake.startswith(f"{place}: ") for mistake in mistakes) == 1, mistakes
     for index in ("0", "x", "2"):
-        assert sum(mistake.startswith(f"module_positions['{index}']") for mistake in mistakes) == 1, mistakes
+        assert sum(mistake.startswith(f'module_positions["{index}"]') for mistake in mistakes) == 1, mistakes
     with pytest.raises(ConfigRefused) as refused:
         rest.client.set(bad)
     assert refused.value.reasons == mistakes

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+from support.processes import wait_until
 
 from stddaq.errors import EndpointError
 from stddaq.wire import endpoints
@@ -152,3 +153,53 @@ def test_receiver_that_does_not_read_keeps_its_connection(
 
     assert {pull.recv() for _ in range(n_messages)} == {b"image"}
     assert pull.recv() == b"last"
+
+
+def test_connections_of_a_socket_are_counted_as_they_are_made_and_lost(
+    open_socket: OpenSocket, ipc_directory: Path
+) -> None:
+    push = open_socket(zmq.PUSH)
+    monitor = endpoints.watch_connection(push)
+    endpoints.bind(push, endpoints.driver_to_writer("d", 0))
+    counts: list[int] = []
+
+    def seen(*expected: int) -> bool:
+        counts.extend(endpoints.connection_counts(monitor))
+        return counts == list(expected)
+
+    pulls = [open_socket(zmq.PULL) for _ in range(3)]
+    for i, pull in enumerate(pulls):
+        pull.connect(endpoints.driver_to_writer("d", 0))
+        wait_until(lambda n=i + 1: seen(*range(1, n + 1)), what=f"a connection more in {counts}")
+    # Whoever knocks only, is none.
+    with pytest.raises(EndpointError):
+        endpoints.bind(open_socket(zmq.PUSH), endpoints.driver_to_writer("d", 0))
+    for pull in pulls:
+        pull.close()
+    wait_until(lambda: seen(1, 2, 3, 2, 1, 0), what=f"no connection left in {counts}")
+    push.disable_monitor()
+    monitor.close()
+
+
+def test_loss_of_one_of_several_connections_is_told_and_that_others_are_left(
+    open_socket: OpenSocket, ipc_directory: Path
+) -> None:
+    push = open_socket(zmq.PUSH)
+    monitor = endpoints.watch_connection(push)
+    endpoints.bind(push, endpoints.driver_to_writer("d", 0))
+    pulls = [open_socket(zmq.PULL) for _ in range(2)]
+    changes: list[bool] = []
+
+    def seen(*expected: bool) -> bool:
+        changes.extend(endpoints.connection_changes(monitor))
+        return changes == list(expected)
+
+    for pull in pulls:
+        pull.connect(endpoints.driver_to_writer("d", 0))
+    wait_until(lambda: seen(True, True), what=f"two connections in {changes}")
+    pulls[0].close()
+    wait_until(lambda: seen(True, True, False, True), what=f"one that is left in {changes}")
+    pulls[1].close()
+    wait_until(lambda: seen(True, True, False, True, False), what=f"none that is left in {changes}")
+    push.disable_monitor()
+    monitor.close()

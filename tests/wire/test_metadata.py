@@ -221,6 +221,7 @@ def fitting(suffix: str = "image", **changes: int) -> ImageMetadata:
         ("image", {"image_id": 2**64 - 1}),
         ("blosc2", {"size": 1}),
         ("blosc2", {"size": 48}),
+        ("blosc2", {"compression": 0}),
         ("h5bitshuffle-lz4", {"size": 30, "height": 0}),
     ],
 )
@@ -243,7 +244,8 @@ def test_image_that_fits_is_accepted(suffix: str, changes: dict[str, int]) -> No
         ("image", {"compression": 1}, "image 17: compression: found 1, allowed is 0"),
         ("image", {"size": 49}, "image 17: size: found 49, allowed is 48"),
         ("image", {"size": 47}, "image 17: size: found 47, allowed is 48"),
-        ("blosc2", {"compression": 0}, "image 17: compression: found 0, allowed is 2"),
+        ("blosc2", {"compression": 0, "size": 47}, "image 17: compression: found 0, allowed is 2"),
+        ("blosc2", {"compression": 1}, "image 17: compression: found 1, allowed is 2"),
         ("blosc2", {"size": 0}, "image 17: size: found 0, allowed is 1 to 48"),
         ("blosc2", {"size": 49}, "image 17: size: found 49, allowed is 1 to 48"),
     ],

@@ -33,7 +33,7 @@ from stddaq.errors import ConfigError, EndpointError
 from stddaq.service.daemon import ArgumentParser, StopRequest, run
 from stddaq.service.log import event, logger
 from stddaq.service.statistics import RateCounter, StatisticsTimer, log_statistics
-from stddaq.wire.endpoints import connection_changes, metadata_stream, open_socket, watch_connection
+from stddaq.wire.endpoints import connection_counts, metadata_stream, open_socket, watch_connection
 
 DEFAULT_CONNECTIONS = 4
 MAX_CONNECTIONS = 64
@@ -188,14 +188,13 @@ class BsreadReceiver:
                 _ = self._publisher.n_subscribers  # Keeps the queue of subscriptions short.
 
     def _watch_connections(self) -> None:
-        for made in connection_changes(self._monitor):
-            was_connected = self._n_connected
-            self._n_connected = max(0, was_connected + (1 if made else -1))
-            if not made:
-                self._order.connection_lost(camera_is_gone=not self._n_connected)
-            if made and not was_connected:
+        for n_connected in connection_counts(self._monitor):
+            before, self._n_connected = self._n_connected, n_connected
+            if n_connected < before:
+                self._order.connection_lost(camera_is_gone=not n_connected)
+            if n_connected and not before:
                 event("connected to the camera server")
-            elif was_connected and not self._n_connected:
+            elif before and not n_connected:
                 event("the camera server is gone")
 
     def _report(self) -> None:

@@ -23,7 +23,7 @@ from stddaq.config import DetectorConfig
 from stddaq.errors import ConfigError, EndpointError
 from stddaq.service.daemon import ArgumentParser, StopRequest, run
 from stddaq.wire.bsread import Channel, Compression, MessageEncoder, encode_value
-from stddaq.wire.endpoints import connection_changes, open_socket, watch_connection
+from stddaq.wire.endpoints import connection_counts, open_socket, watch_connection
 from stddaq.wire.metadata import ImageMetadata
 
 # Images that wait for one connection; then the camera waits (push), or leaves images out (pub).
@@ -64,8 +64,8 @@ class CameraServer:
     @property
     def n_subscribers(self) -> int:
         """Connections of receivers that there are now."""
-        for made in connection_changes(self.socket):
-            self._n_connected += 1 if made else -1
+        for n_connected in connection_counts(self.socket):
+            self._n_connected = n_connected
         return self._n_connected
 
     def preallocate(self, stop: StopRequest) -> None:

@@ -125,6 +125,13 @@ class _Connections:
 
     made: set[int] = field(default_factory=set)
     begun: list[int] = field(default_factory=list)
+    n_unnamed: int = 0
+    """Made, but their beginning is yet to be told: by another thread, if the context has several."""
+
+    @property
+    def count(self) -> int:
+        """Connections with a peer."""
+        return len(self.made) + self.n_unnamed
 
 
 # Whoever knocks and goes away again (our own `bind`, a stranger) is no peer, and its going no loss of one.
@@ -143,24 +150,39 @@ def watch_connection(zmq_socket: zmq.Socket) -> zmq.Socket:
 def connection_changes(monitor: zmq.Socket) -> Iterator[bool]:
     """What happened since the last call: True for a connection made, False for one lost. 1 us if nothing.
 
-    When one of several is lost, True follows for those that are left.
+    When one of several is lost, True follows for those that are left; `connection_counts` says how many.
     """
+    before = _connections[monitor].count
+    for now in connection_counts(monitor):
+        is_lost, before = now < before, now
+        if is_lost:
+            yield False
+        if now or not is_lost:
+            yield True
+
+
+def connection_counts(monitor: zmq.Socket) -> Iterator[int]:
+    """How many connections there are, after each that was made or lost since the last call."""
     while cast(int, monitor.get(zmq.EVENTS)) & zmq.POLLIN:
         message = recv_monitor_message(monitor)
         event, descriptor = message["event"], message["value"]
         known = _connections[monitor]
         if event in (zmq.EVENT_ACCEPTED, zmq.EVENT_CONNECTED):
-            known.begun.append(descriptor)
+            if known.n_unnamed:
+                known.n_unnamed -= 1
+                known.made.add(descriptor)
+            else:
+                known.begun.append(descriptor)
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             # It does not say of which: the latest, for a handshake takes less than a millisecond.
             if known.begun:
                 known.made.add(known.begun.pop())
-            yield True
+            else:
+                known.n_unnamed += 1
+            yield known.count
         elif descriptor in known.made:
             known.made.remove(descriptor)
-            yield False
-            if known.made:
-                yield True
+            yield known.count
         elif descriptor in known.begun:
             known.begun.remove(descriptor)
 
