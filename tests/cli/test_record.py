@@ -17,6 +17,8 @@ from cli.conftest import Up
 from support.basic_driver import BasicDriver
 from support.processes import Deployment, free_port
 
+from stddaq.client.simulator import SimulatorClient
+
 SIMULATE = ("-m", "--source", "simulate", "--rate", "500")
 
 
@@ -48,6 +50,21 @@ def test_skipped_ids_are_shown_with_their_ranges(up: Callable[..., Up], director
     assert record.wait(timeout=20) == 0
     assert re.search(r"100 of 100 images, \d+ ids skipped", record.output)
     assert re.search(r"skipped +\d+: image ids \d+, .*, \.\.\.", record.output)
+
+
+def test_run_that_shall_end_on_a_restart_says_which_ids_it_was(up: Callable[..., Up], directory: Path):
+    running = up("--source", "simulate", "--trigger", "--rate", "0")
+    record = running.record(directory, "-n", 100, "--end-on-restart")
+    record.wait_for_line("waiting_for_first_image")
+    with SimulatorClient(running.deployment.detector_name) as client:
+        client.trigger(20)
+        client.rearm(0)
+        client.trigger(1)
+    assert record.wait(timeout=20) == 1
+    assert record.stderr[0].startswith(
+        "stddaq record: run failed: the image ids begin again: 0 came after 19, "
+    )
+    assert re.search(r"images +20, all good, ids 0 to 19", record.output)
 
 
 def test_on_a_terminal_there_is_a_progress_bar(up: Callable[..., Up], directory: Path):

@@ -6,10 +6,10 @@ import signal
 from typing import Any
 
 import pytest
-from support.accounts import check_perfect
+from support.accounts import check_perfect, check_run
 from support.fault_table import Seen
-from support.faults import KILL_OR_STOP, SMALL, record_under_load
-from support.runs import Image, MakeRig, Rig
+from support.faults import KILL_OR_STOP, SMALL, first_sentence, record_under_load, wait_for_error
+from support.runs import Image, MakeRig, Rig, assert_saved
 from support.sources import start_source
 
 from stddaq.acquisition.scenes import Scene
@@ -96,6 +96,37 @@ def test_a_source_that_stalls_is_recorded_on_when_it_goes_on(make_rig: MakeRig, 
     account = rig.end()
     assert account["count"] == 300
     seen(f"stalled at {stalled_at.count}; file_saved: {check_perfect(account, simulated(rig, account))}")
+
+
+@pytest.mark.fault(
+    fault="source: SIGKILL, started again; the run asked to end on a restart: {ends}",
+    state="recording",
+    promise="the run goes on, or ends as error with the two ids; nothing announced before is missing",
+)
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_source_that_is_killed_and_started_again_is_recorded_on_or_ends_the_run_as_asked(
+    make_rig: MakeRig, ends: bool, seen: Seen
+):
+    rig = make_rig(**SMALL)
+    source = start_source(rig.deployment, "simulate", "--rate", 500, "--wait-for-subscribers", 1)
+    rig.client.start(rig.directory, end_on_restart=ends)
+    rig.wait_for_count(100)
+    source.kill()
+    before = rig.client.wait_for(lambda status: status.count == status.n_received, 5).count or 0
+    start_source(rig.deployment, "simulate", "--rate", 500, "--wait-for-subscribers", 1)
+    if ends:
+        account, _ = wait_for_error(rig, within=10)
+        last_id = account["last_id"]
+        assert account["reason"].startswith(f"the image ids begin again: 0 came after {last_id}, ")
+        assert (account["count"], account["n_restarts"]) == (before, 0)
+        seen(f"error: {first_sentence(account)}; {check_run(account, simulated(rig, account))}")
+        return
+    rig.wait_for_count(before + 100)
+    account = rig.end(stop=True)
+    assert (account["n_good"], account["n_restarts"]) == (account["count"], 1)
+    first_pass = simulated(rig, {"last_id": account["first_id"] + before - 1})[account["first_id"] :]
+    assert_saved(account, [*first_pass, *simulated(rig, account)])
+    seen(f"file_saved; {before} images before and {account['count'] - before} after, in order of arrival")
 
 
 @pytest.mark.fault(

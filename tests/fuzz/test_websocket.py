@@ -30,6 +30,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "start_id": st.sampled_from([0, 0, 3, 2**64 - 1, 2**64]) | JSON_VALUES,
     "overwrite": st.booleans() | JSON_VALUES,
     "strict": st.booleans(),
+    "end_on_restart": st.booleans() | JSON_VALUES,
     "first_image_timeout": st.sampled_from([None, 0.001, 0.05, 1e9, 1e-300, 0, -1, float("inf")])
     | JSON_VALUES,
 }

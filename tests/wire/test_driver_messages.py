@@ -46,6 +46,7 @@ def test_start_with_a_path_alone_has_the_specified_defaults() -> None:
         "start_id": 0,
         "overwrite": False,
         "strict": False,
+        "end_on_restart": False,
         "first_image_timeout": None,
     }
 
@@ -107,6 +108,7 @@ def test_plain_command_needs_nothing_else_and_minds_nothing_else(name: str) -> N
         ),
         (start(overwrite=1), "invalid_field", "overwrite: found 1"),
         (start(strict="yes"), "invalid_field", 'strict: found "yes"'),
+        (start(end_on_restart=1), "invalid_field", "end_on_restart: found 1"),
         (start(first_image_timeout=0), "invalid_field", "first_image_timeout: found 0"),
         (
             '{"command": "start", "path": "/a", "first_image_timeout": NaN}',

@@ -9,6 +9,7 @@ from support.runs import (
     Image,
     MakeRig,
     Rig,
+    assert_raw_files_hold,
     assert_saved,
     eiger_images,
     image_of,
@@ -16,6 +17,7 @@ from support.runs import (
     k11_images,
 )
 
+from stddaq.client import RunFailed
 from stddaq.wire.endpoints import bind, metadata_stream, open_socket, unbind
 
 
@@ -105,6 +107,23 @@ def test_ids_that_restart_within_a_run_keep_the_order_of_arrival(make_rig: MakeR
     account = rig.end()
     assert_saved(account, images)
     assert account["n_restarts"] == 2
+
+
+@pytest.mark.parametrize("again", [0, 10, 12], ids=lambda again: f"12, then {again}")
+def test_run_that_shall_end_on_a_restart_ends_before_the_image_that_begins_again(rig: Rig, again: int):
+    images = [*images_of(range(5, 8)), *images_of(range(10, 13))]
+    rig.begin(n_image=20, end_on_restart=True)
+    rig.publish(images)
+    rig.wait_for_count(len(images))
+    rig.publish(images_of([again, 13, 14], salt=1))
+    with pytest.raises(RunFailed, match=f"the image ids begin again: {again} came after 12, "):
+        rig.client.wait_until_saved(10)
+    account = rig.account()
+    assert (account["outcome"], account["count"], account["n_good"]) == ("error", 6, 6)
+    assert (account["skipped"], account["n_restarts"], account["last_id"]) == ([[8, 9]], 0, 12)
+    assert_raw_files_hold(account["files"]["raw"], images)
+    following = images_of(range(3, 9))
+    assert_saved(rig.record(following, file_prefix="next", end_on_restart=True), following)
 
 
 def test_images_below_start_id_are_not_recorded(rig: Rig):

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--writer-id", type=int, metavar="UID", help="user that the files shall belong to")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.add_argument("--strict", action="store_true", help="fail when an image is overwritten in the ring")
+    parser.add_argument("--end-on-restart", action="store_true", help="fail when the image ids begin again")
     parser.add_argument("--config", help="configuration file, to know the image size for GB/s")
     add_url(parser)
 
@@ -62,6 +63,7 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
         "writer_id": args.writer_id,
         "overwrite": args.overwrite or None,
         "strict": args.strict or None,
+        "end_on_restart": args.end_on_restart or None,
     }
     return {name: value for name, value in fields.items() if value is not None}
 

@@ -110,7 +110,8 @@ class AsyncDriverClient:
         """Start a run; the files appear in the directory `path`, which the driver must be able to see.
 
         `fields` are those of `stddaq.wire.driver_messages.StartCommand`: `n_image`, `file_prefix`,
-        `writer_id`, `start_id`; with our driver also `overwrite`, `strict`, `first_image_timeout`.
+        `writer_id`, `start_id`; with our driver also `overwrite`, `strict`, `end_on_restart`,
+        `first_image_timeout`.
         Returns the status of the admitted run; `wait_until_ready` and `wait_until_saved` then follow it.
         Raises `CommandRefused` with the driver's reason, of it `DriverBusy` while another run is going on;
         `DriverTimeout`, `ConnectionLost`.

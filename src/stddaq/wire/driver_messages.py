@@ -78,6 +78,8 @@ class StartCommand(BaseModel):
     """Allow existing files to be replaced."""
     strict: bool = False
     """End the run as `error` when an image was overwritten in the ring buffer before it was written."""
+    end_on_restart: bool = False
+    """End the run as `error` when the image ids begin again (camera restarted, detector re-armed)."""
     first_image_timeout: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """Seconds in `waiting_for_first_image` after which the run is an `error`; None: no limit."""
 

@@ -58,6 +58,7 @@ class Recording:
     n_image: int
     start_id: int
     by_arrival: bool
+    end_on_restart: bool
     account: RunAccount
     on_first_image: Callable[[], None]
     on_end: Callable[[str], None]
@@ -284,6 +285,12 @@ class Distributor:
         image_id = metadata.image_id
         if image_id < recording.start_id:
             account.n_before_start_id += 1
+            return
+        if image_id < account.due and recording.end_on_restart:
+            self._end_recording(
+                f"the image ids begin again: {image_id} came after {account.due - 1}, "
+                "and the run was started with end_on_restart"
+            )
             return
         position = account.count
         account.note(metadata)

@@ -273,6 +273,7 @@ class Driver:
             run.start.n_image,
             run.start.start_id,
             self._by_arrival,
+            run.start.end_on_restart,
             run.account,
             on_first_image=lambda: _from_thread(loop, run.first_image.set),
             on_end=lambda trouble: _from_thread(loop, end, trouble),

@@ -1,0 +1,125 @@
+"""A camera server that is killed and started again, and the receiver between it and a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support.cameras import Camera, image_pixels, start_camera, start_receiver, wait_for_totals
+from support.fault_table import Seen
+from support.faults import SMALL, first_sentence, wait_for_error
+from support.processes import Service, free_port, wait_until
+from support.runs import Image, MakeRig, Rig, assert_raw_files_hold, assert_saved, read_raw_file
+
+from stddaq.acquisition.scenes import Scene
+
+CAMERA = {"detector_type": "pco", **SMALL}
+
+
+def record_until_the_camera_is_killed(rig: Rig, **start: Any) -> tuple[Service, int]:
+    """Begin a run, kill the camera in the middle of it. Returns the receiver, and the port of both."""
+    port = free_port()
+    receiver = start_receiver(rig.deployment, f"tcp://127.0.0.1:{port}")
+    wait_for_totals(receiver, n_subscribers=1)
+    rig.client.start(rig.directory, **start)
+    rig.client.wait_until_ready(10)
+    camera, _ = start_camera(rig.deployment, "--rate", 300, "--wait-for-subscribers", 4, port=port)
+    rig.wait_for_count(100)
+    camera.kill()
+    receiver.wait_for_line("the camera server is gone")
+    return receiver, port
+
+
+def images_in_order(rig: Rig, account: dict[str, Any], n_before: int) -> list[Image]:
+    """What the camera showed with the ids of a run, `n_before` of them before its restart."""
+    scene = Scene.of(rig.config, "rings")
+    skipped = {i for first, last in account["skipped"] for i in range(first, last + 1)}
+    first_pass = [i for i in range(n_before + len(skipped)) if i not in skipped]
+    assert len(first_pass) == n_before
+    ids = [*first_pass, *range(account["count"] - n_before)]
+    return [Image(i, scene.image(i)) for i in ids]
+
+
+@pytest.mark.fault(
+    fault="camera server (bsread): SIGKILL, started again",
+    state="recording",
+    promise="the run goes on; its account says that the ids began again",
+)
+def test_a_run_goes_on_when_the_camera_server_is_killed_and_started_again(make_rig: MakeRig, seen: Seen):
+    rig = make_rig(**CAMERA)
+    receiver, port = record_until_the_camera_is_killed(rig)
+    n_before = wait_until(lambda: settled_count(rig), what="images that were on their way")
+    start_camera(rig.deployment, "--rate", 300, "--wait-for-subscribers", 4, port=port)
+    rig.wait_for_count(n_before + 100)
+    account = rig.end(stop=True)
+    assert_saved(account, images_in_order(rig, account, n_before))
+    assert account["n_restarts"] == 1
+    assert account["last_id"] == account["count"] - n_before - 1
+    wait_for_totals(receiver, n_restarts=1)
+    seen(f"file_saved; {n_before} images before and {account['count'] - n_before} after, in order of arrival")
+
+
+def settled_count(rig: Rig) -> int:
+    """Images of the run, when all that were received are written; else 0."""
+    status = rig.client.status()
+    return status.count or 0 if status.count == status.n_received else 0
+
+
+@pytest.mark.fault(
+    fault="camera server (bsread): SIGKILL, started again; the run asked to end on a restart",
+    state="recording",
+    promise="error that names the two ids; the images before it are in the files; the next run is perfect",
+)
+def test_a_run_that_shall_end_on_a_restart_of_the_camera_says_which_ids_it_was(make_rig: MakeRig, seen: Seen):
+    rig = make_rig(**CAMERA)
+    _, port = record_until_the_camera_is_killed(rig, end_on_restart=True)
+    n_before = wait_until(lambda: settled_count(rig), what="images that were on their way")
+    last_id = read_raw_last_id(rig)
+    start_camera(rig.deployment, "--rate", 300, "--wait-for-subscribers", 4, port=port)
+    account, _ = wait_for_error(rig, within=10)
+    assert account["reason"] == (
+        f"the image ids begin again: 0 came after {last_id}, and the run was started with end_on_restart"
+    )
+    assert (account["count"], account["n_good"], account["n_restarts"]) == (n_before, n_before, 0)
+    assert account["last_id"] == last_id
+    assert_raw_files_hold(account["files"]["raw"], images_in_order(rig, account, n_before))
+    seen(f"error: {first_sentence(account)}; all {n_before} images before it good in the files")
+    rig.client.start(rig.directory, n_image=50, file_prefix="next", end_on_restart=True)
+    following = rig.end()
+    scene = Scene.of(rig.config, "rings")
+    ids = range(following["first_id"], following["first_id"] + 50)
+    assert_saved(following, [Image(i, scene.image(i)) for i in ids])
+    seen("next run perfect")
+
+
+def read_raw_last_id(rig: Rig) -> int:
+    """The largest id in the files of a run that goes on."""
+    return max(
+        int(read_raw_file(rig.path(f"file{i}.h5"), swmr=True)[0]["image_id"].max())
+        for i in range(rig.config.number_of_writers)
+    )
+
+
+@pytest.mark.fault(
+    fault="camera receiver: SIGKILL, started again",
+    state="recording",
+    promise="the run goes on; the ids that nobody received are listed as skipped",
+)
+def test_a_run_goes_on_when_the_camera_receiver_is_killed_and_started_again(make_rig: MakeRig, seen: Seen):
+    rig = make_rig(**CAMERA)
+    with Camera(rig.config.image_shape) as camera:
+        receiver = start_receiver(rig.deployment, camera.address)
+        wait_for_totals(receiver, n_subscribers=1, n_connections=4)
+        rig.client.start(rig.directory, n_image=100)
+        rig.client.wait_until_ready(10)
+        camera.send_images(range(40))
+        rig.wait_for_count(40)
+        receiver.kill()
+        receiver = start_receiver(rig.deployment, camera.address)
+        wait_for_totals(receiver, n_subscribers=1, n_connections=4)
+        camera.send_images(range(60, 120))
+        account = rig.end()
+    ids = [*range(40), *range(60, 120)]
+    assert_saved(account, [Image(i, image_pixels(i, rig.config.image_shape)) for i in ids])
+    assert (account["skipped"], account["n_restarts"]) == ([[40, 59]], 0)
+    seen("file_saved; all 100 images good in the files, 20 skipped")

@@ -1,0 +1,83 @@
+"""A compressor that is killed or hangs between the source and a run of compressed images."""
+
+from __future__ import annotations
+
+import signal
+
+import numpy as np
+import pytest
+from support.fault_table import Seen
+from support.faults import SMALL
+from support.processes import Service, wait_until
+from support.runs import Image, MakeRig, Rig, assert_saved, images_of
+
+SUFFIX = "h5bitshuffle-lz4"
+N_SLOTS = 1000
+
+
+def make_compressing_rig(make_rig: MakeRig) -> tuple[Rig, Service]:
+    rig = make_rig(driver=["-s", SUFFIX], writers=False, **SMALL)
+    rig.writers = [rig.deployment.start("std_det_writer", i, "-s", SUFFIX) for i in range(2)]
+    return rig, start_compressor(rig)
+
+
+def start_compressor(rig: Rig) -> Service:
+    """A compressor that hears of all images from now on, and is heard by the driver."""
+    started = rig.deployment.start("std_data_compress_h5bitshuffle_lz4", "-t", 2)
+    assert rig.source.wait_for_subscribers(1, 5)
+    started.wait_for_line("n_subscribers=1")
+    return started
+
+
+def begin(rig: Rig, n_images: int, prefix: str = "file") -> None:
+    rig.client.start(rig.directory, n_image=n_images, file_prefix=prefix)
+    rig.client.wait_until_ready(10)
+
+
+@pytest.mark.fault(
+    fault="compressor: SIGKILL, started again",
+    state="recording",
+    promise="the run goes on; what nobody compressed is listed as skipped, none is stored wrongly",
+)
+def test_a_run_goes_on_when_the_compressor_is_killed_and_started_again(make_rig: MakeRig, seen: Seen):
+    rig, compressor = make_compressing_rig(make_rig)
+    images = images_of(range(150), shape=rig.config.image_shape)
+    begin(rig, 100)
+    rig.publish(images[:50])
+    rig.wait_for_count(50)
+    compressor.kill()
+    wait_until(lambda: rig.source.n_subscribers == 0, what="the end of the compressor")
+    rig.publish(images[50:100])
+    start_compressor(rig)
+    rig.publish(images[100:])
+    account = rig.end()
+    assert_saved(account, [*images[:50], *images[100:]])
+    assert account["skipped"] == [[50, 99]]
+    seen("file_saved; all 100 images good in the files, 50 skipped")
+
+
+@pytest.mark.fault(
+    fault="compressor: SIGSTOP and, after 1.4 rings, SIGCONT",
+    state="recording",
+    promise="each image that it lost is named, and has status 3 and no pixels; the next run is perfect",
+)
+def test_images_that_a_hanging_compressor_has_lost_are_named(make_rig: MakeRig, seen: Seen):
+    rig, compressor = make_compressing_rig(make_rig)
+    images = images_of(range(1400), shape=rig.config.image_shape)
+    begin(rig, 1400)
+    compressor.send(signal.SIGSTOP)
+    rig.publish(images)
+    compressor.send(signal.SIGCONT)
+    account = rig.end()
+    # Those that the source wrote over, and those that it might have reached meanwhile.
+    lost = {*range(1400 - N_SLOTS), *account["damaged_ids"]}
+    assert account["damaged_ids"] == sorted(lost)
+    assert (account["n_overwritten"], account["n_failed"], account["n_lost"]) == (0, 0, 0)
+    nothing = np.zeros(rig.config.image_shape, rig.config.dtype)
+    assert_saved(account, [Image(i.image_id, nothing, 3) if i.image_id in lost else i for i in images])
+    seen(f"file_saved; {account['n_good']} of 1400 good, {len(lost)} lost, 400 of them overwritten")
+    begin(rig, 100, "next")
+    following = images_of(range(2000, 2100), shape=rig.config.image_shape)
+    rig.publish(following)
+    assert_saved(rig.end(), following)
+    seen("next run perfect")

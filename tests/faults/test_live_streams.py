@@ -1,0 +1,142 @@
+"""Viewers of a live stream that are slow, stopped or gone, while what they look at is recorded."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.accounts import check_perfect
+from support.fault_table import Seen
+from support.live_streams import LiveStreamService, start_live_stream, subscribed
+from support.processes import Service, wait_until
+from support.runs import Image, MakeRig, Rig, images_of
+
+# 2 MB: what a connection holds by itself is a few of them, what may wait for it some thirty.
+LARGE = {"image_pixel_height": 1024, "image_pixel_width": 1024, "gpfs_block_size": None, "ram_buffer_gb": 2}
+N_IMAGES = 70
+VIEWER = """
+import json, sys, time, zmq
+socket = zmq.Context().socket(zmq.SUB)
+socket.rcvhwm = 1
+socket.rcvbuf = 65536
+socket.subscribe(b"")
+socket.connect(sys.argv[1])
+while True:
+    header, pixels = socket.recv_multipart()
+    print("got", json.loads(header)["frame"], flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def viewer(tmp_path: Path) -> Callable[..., Service]:
+    """Starts a viewer of a live stream, a process, that pauses after each image."""
+    script = tmp_path / "viewer.py"
+    script.write_text(VIEWER)
+
+    def start(rig: Rig, stream: LiveStreamService, pause_s: float = 0.0) -> Service:
+        started = rig.deployment.run(sys.executable, script, stream.address, pause_s)
+        stream.process.wait_for_line(" subscribed")
+        return started
+
+    return start
+
+
+def ids_got(viewer: Service) -> list[int]:
+    return [int(line.split()[1]) for line in list(viewer.stdout)]
+
+
+def record_beside(rig: Rig, stream: LiveStreamService, images: list[Image]) -> str:
+    """Record `images` while another viewer must get each of them. Both must be perfect."""
+    with subscribed(stream) as good:
+        rig.begin(n_image=len(images))
+        for image in images:
+            rig.publish([image])
+            header, pixels = good.receive()
+            assert f'"frame":{image.image_id}}}'.encode() in header
+            assert pixels == image.pixels.tobytes()
+        checked = check_perfect(rig.end(), images, due=images[0].image_id)
+    return f"file_saved; {checked}; the other viewer got all of them"
+
+
+@pytest.mark.fault(
+    fault="viewer of a live stream: {what}",
+    state="recording",
+    promise="the run is perfect, other viewers get every image; what it missed is counted, to the image",
+)
+@pytest.mark.parametrize("what", ["slow", "SIGSTOP and, later, SIGCONT"])
+def test_a_viewer_that_does_not_keep_up_misses_images_and_nobody_else_does(
+    make_rig: MakeRig, viewer: Callable[..., Service], what: str, seen: Seen
+):
+    rig = make_rig(**LARGE)
+    stream = start_live_stream(rig.deployment)
+    rig.wait_for_subscription()
+    assert rig.source.wait_for_subscribers(2, 5)
+    bad = viewer(rig, stream, 0.05 if what == "slow" else 0.0)
+    images = images_of(range(N_IMAGES), shape=rig.config.image_shape)
+    if what != "slow":
+        bad.send(signal.SIGSTOP)
+    seen(record_beside(rig, stream, images))
+    wait_until(lambda: stream.statistics().get("n_viewer_drops", 0) > 0, what="drops")
+    assert stream.statistics()["n_overwritten_images"] == 0
+    bad.send(signal.SIGCONT)
+    wait_until(
+        lambda: len(ids_got(bad)) + stream.statistics()["n_viewer_drops"] == N_IMAGES,
+        20,
+        "what it gets and what it missed are all there was",
+    )
+    assert ids_got(bad) == sorted(set(ids_got(bad)))
+    seen(f"it got {len(ids_got(bad))} images and missed {N_IMAGES - len(ids_got(bad))}")
+    bad.kill()
+
+
+@pytest.mark.fault(
+    fault="viewer of a live stream: SIGKILL",
+    state="recording",
+    promise="the run is perfect, other viewers get every image; the stream forgets it",
+)
+def test_a_viewer_that_vanishes_disturbs_nobody(
+    make_rig: MakeRig, viewer: Callable[..., Service], seen: Seen
+):
+    rig = make_rig(**LARGE)
+    stream = start_live_stream(rig.deployment)
+    assert rig.source.wait_for_subscribers(2, 5)
+    gone = viewer(rig, stream)
+    images = images_of(range(N_IMAGES), shape=rig.config.image_shape)
+    rig.publish(images[:1])
+    gone.wait_for_line("got 0")
+    gone.kill()
+    seen(record_beside(rig, stream, images[1:]))
+    stream.process.wait_for_line(r"is gone; 1 images sent, 0 dropped")
+
+
+@pytest.mark.fault(
+    fault="live stream: {how}",
+    state="recording, with viewers",
+    promise="the run is perfect; started again, it serves the same viewers",
+)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_live_stream_that_fails_does_not_touch_the_run(make_rig: MakeRig, how: signal.Signals, seen: Seen):
+    rig = make_rig(image_pixel_height=64, image_pixel_width=64)
+    stream = start_live_stream(rig.deployment)
+    assert rig.source.wait_for_subscribers(2, 5)
+    images = images_of(range(N_IMAGES), shape=rig.config.image_shape)
+    with subscribed(stream) as viewer:
+        rig.begin(n_image=N_IMAGES)
+        rig.publish(images[:50])
+        assert viewer.receive_ids(50) == list(range(50))
+        stream.process.send(how)
+        rig.publish(images[50:])
+        seen(f"file_saved; {check_perfect(rig.end(), images, due=0)}")
+        stream.process.kill()
+        wait_until(lambda: rig.source.n_subscribers == 1, what="the end of the live stream")
+        again = rig.deployment.start("std_live_stream", stream.address)
+        assert rig.source.wait_for_subscribers(2, 5)
+        # libzmq subscribes anew when its user looks for messages.
+        wait_until(lambda: viewer.is_quiet(0.01) and any(" subscribed" in line for line in again.stdout))
+        rig.publish(images_of([1000, 1001], shape=rig.config.image_shape))
+        assert viewer.receive_ids(2) == [1000, 1001]
+    seen("the same viewer is served by a new one")
