@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rig import MEBIBYTE, SHAPES, Rig
+from rig import MEBIBYTE, Rig, size_of
 from tables import Table
 
 # Several rounds of the ring buffer; with larger ones a virtual machine measures where its host finds memory.
@@ -33,7 +33,7 @@ def sustained(name: str, directory: Path, where: str) -> Table:
                 bare = max(_bare_rate(rig, n_images) for _ in range(ATTEMPTS))
                 best = _highest(rig, n_images, bare)
             table.add(
-                f"{shape}: {SHAPES[shape][0]}x{SHAPES[shape][1]}",
+                size_of(shape),
                 n_writers,
                 bare,
                 bare * size / 1e9,

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,13 +85,9 @@ class Rig:
         self._stack.close()
 
     def _set_up(self) -> None:
-        ipc = tempfile.mkdtemp(prefix="stddaq-", dir="/tmp")
-        self._stack.callback(shutil.rmtree, ipc, ignore_errors=True)
-        os.environ["STDDAQ_IPC_DIR"] = ipc
+        self.config_path = self._stack.enter_context(detector(self.shape, number_of_writers=self.n_writers))
         self.files = Path(tempfile.mkdtemp(prefix="stddaq-bench-", dir=self.directory))
         self._stack.callback(shutil.rmtree, self.files, ignore_errors=True)
-        self.config_path = Path(ipc) / "bench.json"
-        self.config_path.write_text(json.dumps(configuration(self.shape, self.n_writers)), encoding="utf-8")
         self.config = DetectorConfig.load(self.config_path)
         self.publisher = self._stack.enter_context(ImagePublisher(self.config, self.suffix))
         suffix = ["-s", self.suffix]
@@ -147,13 +143,9 @@ class Rig:
 
     def announce(self, n_images: int, rate: float, first_id: int = 0) -> None:
         """Announce images at `rate`, in bursts of a millisecond."""
-        publisher, begin = self.publisher, time.perf_counter()
-        for i in range(n_images):
-            publisher.begin(first_id + i)
-            publisher.commit(first_id + i)
-            ahead = begin + i / rate - time.perf_counter()
-            if ahead > 0.001:
-                time.sleep(ahead)
+        for i in paced(n_images, rate):
+            self.publisher.begin(first_id + i)
+            self.publisher.commit(first_id + i)
 
     def _cpu(self) -> tuple[float, float, float]:
         return cpu([self.driver]), cpu(self.writers), cpu(self.meta)
@@ -176,8 +168,18 @@ class Rig:
         return used, elapsed
 
 
-def configuration(shape: str, n_writers: int) -> dict[str, Any]:
-    """A GigaFRoST of one of the shapes, with a name that nobody else has."""
+@contextlib.contextmanager
+def detector(shape: str, **fields: object) -> Iterator[Path]:
+    """A configuration file, with IPC addresses that only services started meanwhile use."""
+    with tempfile.TemporaryDirectory(prefix="stddaq-", dir="/tmp") as ipc:
+        os.environ["STDDAQ_IPC_DIR"] = ipc
+        path = Path(ipc) / "bench.json"
+        path.write_text(json.dumps(configuration(shape, **fields)), encoding="utf-8")
+        yield path
+
+
+def configuration(shape: str, **fields: object) -> dict[str, Any]:
+    """A GigaFRoST of one of the shapes, with a name that nobody else has, and what `fields` say."""
     height, width = SHAPES[shape]
     return {
         # The smallest ring, 1000 slots, goes round in 25 ms at 40 kHz: less than a shared machine pauses.
@@ -190,7 +192,7 @@ def configuration(shape: str, n_writers: int) -> dict[str, Any]:
         "image_pixel_width": width,
         "start_udp_port": 2000,
         "module_positions": {},
-        "number_of_writers": n_writers,
+        **fields,
     }
 
 
@@ -198,6 +200,12 @@ def start(service: str, *arguments: object) -> subprocess.Popen[str]:
     """Start a console script of this environment."""
     command = [str(Path(sys.executable).with_name(service)), *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def size_of(shape: str) -> str:
+    """A shape as the tables name it."""
+    height, width = SHAPES[shape]
+    return f"{shape}: {height}x{width}"
 
 
 def wait_ready(process: subprocess.Popen[str]) -> str:
@@ -221,6 +229,16 @@ def end(process: subprocess.Popen[str]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
+
+
+def paced(n: int, rate: float) -> Iterator[int]:
+    """The numbers below `n`, at `rate` per second, in bursts of a millisecond."""
+    begin = time.perf_counter()
+    for i in range(n):
+        yield i
+        ahead = begin + (i + 1) / rate - time.perf_counter()
+        if ahead > 0.001:
+            time.sleep(ahead)
 
 
 def cpu(processes: Sequence[subprocess.Popen[str]]) -> float:

@@ -1,7 +1,7 @@
 """All measurements, or some, by one command: `make bench`, `make bench ARGS="cost latency"`.
 
-Prints the figures while they come. When all were measured it also writes them, with plots, into
-docs/explanations/performance.md: quote ratios of one run only, shared machines wander.
+Prints the figures while they come. When all were measured, or with --write, it also writes them, with plots,
+into docs/explanations/performance.md: quote ratios of one table only, shared machines wander.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import bsread_receiver
+import compressors
 import cost
 import daemons
+import live_stream
 import rates
 import report
 import times
@@ -32,13 +35,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("measurements", nargs="*", metavar="MEASUREMENT", help="default: all")
     parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), help="a directory on disk")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="write the page with these, and with earlier figures of the others",
+    )
     args = parser.parse_args(argv)
     available: dict[str, Callable[[], Table]] = {
-        "cost": lambda: cost.writing(MEMORY),
+        "cost": lambda: cost.writing("cost", MEMORY, "in memory"),
+        "disk-cost": lambda: cost.writing("disk-cost", args.disk, "on disk"),
         "control": cost.control,
         "compressed": cost.compressed,
         "rates": lambda: rates.sustained("rates", MEMORY, "in memory"),
         "disk": lambda: rates.sustained("disk", args.disk, "on disk"),
+        "live": live_stream.forwarding,
+        "receiver": bsread_receiver.receiving,
+        "compressors": compressors.throughput,
         "latency": times.latency,
         "times": times.control,
         "idle": daemons.idle,
@@ -51,11 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"found {', '.join(unknown)}, allowed are {', '.join(available)}")
     print(machine())
     tables = {name: available[name]() for name in args.measurements or available}
-    if not args.measurements:
-        results = {name: table.as_json() for name, table in tables.items()}
+    if args.write:
+        tables = _earlier() | tables
+    if args.write or not args.measurements:
+        ordered = {name: tables[name] for name in available if name in tables}
+        results = {name: table.as_json() for name, table in ordered.items()}
         RESULTS.write_text(json.dumps({"machine": machine(), "tables": results}, indent=1), encoding="utf-8")
-        report.write(machine(), tables)
+        report.write(machine(), ordered)
     return 0
+
+
+def _earlier() -> dict[str, Table]:
+    tables = json.loads(RESULTS.read_text(encoding="utf-8"))["tables"]
+    return {name: Table(**table) for name, table in tables.items()}
 
 
 def machine() -> str:

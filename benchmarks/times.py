@@ -164,7 +164,7 @@ def master_file() -> Table:
 
 
 def _create_master(n_images: int, n_gaps: int) -> float:
-    config = DetectorConfig.parse(configuration("none", 2))
+    config = DetectorConfig.parse(configuration("none", number_of_writers=2))
     ids = np.arange(n_images, dtype=np.uint64)
     ids += (ids * (n_gaps + 1) // n_images).astype(np.uint64)  # One id is missing at each gap.
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
