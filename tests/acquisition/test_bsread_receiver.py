@@ -20,6 +20,7 @@ from support.sources import ImageReader, ReceivedImage, refusal
 
 from stddaq.acquisition.bsread_receiver import main
 from stddaq.acquisition.bsread_receiver_images import REJECTIONS
+from stddaq.acquisition.bsread_receiver_order import MAX_WAIT_S
 from stddaq.acquisition.scenes import Scene
 from stddaq.acquisition.simulate_pco import camera_name
 from stddaq.acquisition.simulate_pco import main as simulate_pco
@@ -248,6 +249,24 @@ def test_missing_image_holds_back_the_others_for_a_limited_time(pco: Deployment)
         camera.send_images([2, 4])
         assert ids(reader.receive(1)) == [4]
         wait_for_totals(receiver, n_missing=1, n_late=1)
+
+
+def test_no_image_is_missing_because_the_receiver_stood_still(pco: Deployment) -> None:
+    with ImageReader(pco) as reader, Camera() as camera:
+        receiver = start_receiver(pco, camera.address)
+        wait_for_totals(receiver, n_subscribers=1)
+        for first in range(0, 400, 4):
+            camera.send_images([first, first + 2])
+            assert ids(reader.receive(1)) == [first]
+            receiver.send(signal.SIGSTOP)
+            camera.send_images([first + 1, first + 3])
+            # Longer than a missing image is waited for.
+            was_too_late = reader.receive_one(2 * MAX_WAIT_S)
+            receiver.send(signal.SIGCONT)
+            if not was_too_late:
+                break
+            assert ids(reader.receive(1)) == [first + 3]
+        assert ids(reader.receive(3)) == [first + 1, first + 2, first + 3]
 
 
 def test_camera_that_is_started_again_is_recognised(pco: Deployment) -> None:

@@ -52,6 +52,8 @@ BATCH_LIMIT = 100
 # Images that follow each other within BUSY_S gather for GATHER_S: a wake-up costs more than an image.
 GATHER_S = 0.002
 BUSY_S = 0.004
+# After this process stood still, the threads that read the network need so long to catch up.
+CATCH_UP_MS = 50
 
 
 class BsreadReceiver:
@@ -150,12 +152,16 @@ class BsreadReceiver:
                     self._reject(error.kind, str(error))
                     continue
                 order.add(Arrival(image.image_id, image.taken_ns, now, connection, image))
-                self._publish(now)
+                # What is missing may be among the messages that wait: no id is given up before.
+                self._publish(-math.inf)
         except zmq.Again:
-            self._publish(time.monotonic())
+            now, due_at = time.monotonic(), order.due_at
+            if due_at is None or now < due_at or not self._socket.poll(CATCH_UP_MS):
+                self._publish(now)
         return n
 
     def _publish(self, now: float) -> None:
+        """Publish what is in order at `now`, s (monotonic), which says how long others were waited for."""
         for arrival in self._order.take(now):
             if self._order.n_restarts != self._n_restarts_told:
                 self._n_restarts_told = self._order.n_restarts
