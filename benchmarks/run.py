@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     available: dict[str, Callable[[], Table]] = {
-        "cost": lambda: cost.writing("cost", MEMORY, "in memory"),
-        "disk-cost": lambda: cost.writing("disk-cost", args.disk, "on disk"),
+        "cost": lambda: cost.writing("cost", MEMORY, "in memory", cost.BYTES_IN_MEMORY),
+        "disk-cost": lambda: cost.writing("disk-cost", args.disk, "on disk", cost.BYTES_ON_DISK),
         "control": cost.control,
         "compressed": cost.compressed,
         "rates": lambda: rates.sustained("rates", MEMORY, "in memory"),
