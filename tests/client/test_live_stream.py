@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 
@@ -134,6 +135,20 @@ def test_address_that_is_none_is_refused_with_what_is_allowed() -> None:
 def test_client_that_is_not_connected_says_so() -> None:
     with pytest.raises(LiveStreamError, match="not connected"):
         LiveStreamClient("tcp://127.0.0.1:1").receive(timeout=1)
+
+
+@pytest.mark.parametrize("status", [{}, 7, ["x"], None])
+def test_status_of_others_that_is_no_text_is_left_out(publisher: Publisher, status: object) -> None:
+    """Found: whatever stood there became the status of the image."""
+    channel = Channel.of_image("camera", (3, 4), PIXELS.dtype, "none")
+    main, *rest = MessageEncoder([channel]).message(7, 1, 2, [encode_value(channel, PIXELS)])
+    header = json.dumps(json.loads(bytes(main)) | {"status": status}).encode()
+    with LiveStreamClient(publisher.address) as client:
+        publisher.wait_for_subscriber()
+        publisher.socket.send_multipart([header, *rest])
+        image = client.receive(timeout=5)
+    assert (image.image_id, image.status) == (7, None)
+    np.testing.assert_array_equal(image.pixels, PIXELS)
 
 
 def test_messages_that_are_no_images_are_counted_and_left_out(publisher: Publisher) -> None:

@@ -7,42 +7,11 @@ from contextlib import suppress
 
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fuzzing import Health, examples, mutated
+from support.fuzzing import ZMTP_CONVERSATIONS, Health, examples
 from support.runs import MakeRig, assert_saved, images_of
 from support.sources import start_source
 
 from stddaq.client.simulator import SimulatorClient
-
-# ZMTP 3.0: greeting with the mechanism NULL, then the command READY with the type of the socket.
-GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x00NULL" + b"\0" * 48
-KINDS = (b"PULL", b"PUSH", b"SUB", b"PUB", b"REQ", b"DEALER", b"PAIR", b"NONE")
-
-
-def ready(kind: bytes) -> bytes:
-    body = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
-    return bytes([4, len(body)]) + body
-
-
-FRAMES = st.one_of(
-    st.binary(max_size=60),
-    # A size that nobody can mean; a message, more parts of it, a command that is none, a subscription.
-    st.sampled_from(
-        [
-            b"\x02" + b"\xff" * 8,
-            b"\x02\x7f" + b"\xff" * 7,
-            b"\x00\x03abc",
-            b"\x01\x00" * 500,
-            b"\x04\x05\x04PING",
-            b"\x04\x00",
-            b"\x00\x01\x01",
-            b"\x00\x01\x00",
-        ]
-    ),
-)
-HANDSHAKES = st.sampled_from(KINDS).map(lambda kind: GREETING + ready(kind))
-CONVERSATIONS = st.tuples(st.just(b"") | HANDSHAKES | mutated(HANDSHAKES), st.lists(FRAMES, max_size=4)).map(
-    lambda parts: parts[0] + b"".join(parts[1])
-)
 
 
 def test_bytes_that_are_no_zeromq_disturb_no_service(make_rig: MakeRig):
@@ -64,7 +33,7 @@ def test_bytes_that_are_no_zeromq_disturb_no_service(make_rig: MakeRig):
         assert len(sockets) == 8
 
         @examples(60)
-        @given(st.sampled_from(sockets), CONVERSATIONS)
+        @given(st.sampled_from(sockets), ZMTP_CONVERSATIONS)
         def bytes_are_survived(name: str, content: bytes) -> None:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain:
                 plain.settimeout(5)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rest.conftest import RestService
 from support.processes import make_config
+from support.rest import RestService
 
 from stddaq.client import ConfigClient, ConfigOutdated, ConfigRefused
 from stddaq.rest import config_store

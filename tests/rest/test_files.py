@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from rest.conftest import RestService
+from support.rest import RestService
 
 from stddaq.client import DriverClient, NotAllowed, NotFound, RequestRefused
 

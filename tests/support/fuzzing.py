@@ -6,6 +6,8 @@ can still find the smallest input that does it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from support.processes import Service
 
 LOG_LINE = re.compile(
-    r"\[\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}\]\[[\w ]+\]\[v[\d.]+\]"
+    r"\[\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}\]\[[\w -]+\]\[v[\d.]+\]"
     r"\[(debug|info|warning|error)\] [^\x00-\x1f\x7f]*"
 )
 # Caches fill, the allocator keeps what it had once; what is fed in would be far more if it were kept.
@@ -87,6 +89,78 @@ def mutated(draw: st.DrawFn, valid: st.SearchStrategy[bytes], max_edits: int = 4
 def deeply_nested(depth: int) -> str:
     """JSON that is valid, and nested deeply."""
     return "[" * depth + "]" * depth
+
+
+def bsread_messages(valid: Sequence[bytes]) -> st.SearchStrategy[list[bytes]]:
+    """Parts of messages that are almost `valid`: main header, data header, value, timestamp.
+
+    Headers have any value in any place, most with a hash that fits; parts are changed, exchanged, too many.
+    """
+
+    @st.composite
+    def almost_valid(draw: st.DrawFn) -> list[bytes]:
+        parts = list(valid)
+        main, data = json.loads(parts[0]), json.loads(parts[1])
+        target = draw(st.sampled_from([main, data, data["channels"][0]]))
+        for _ in range(draw(st.integers(0, 2))):
+            key = draw(st.sampled_from(sorted(target)) | st.sampled_from(["dh_compression", "status", "x"]))
+            target[key] = draw(JSON_VALUES | st.sampled_from(["lz4", "bitshuffle_lz4", "none", "big"]))
+        parts[1] = json.dumps(data).encode()
+        if "hash" in main and draw(st.integers(0, 9)):
+            main["hash"] = hashlib.md5(parts[1]).hexdigest()
+        parts[0] = json.dumps(main).encode()
+        match draw(st.sampled_from(["as it is", "part", "value", "remove", "repeat", "swap"])):
+            case "part":
+                place = draw(st.integers(0, 3))
+                parts[place] = draw(mutated(st.just(parts[place])))
+            case "value":
+                parts[2] = draw(st.binary(max_size=60) | st.just(b""))
+            case "remove":
+                del parts[draw(st.integers(0, 3))]
+            case "repeat":
+                parts += draw(st.sampled_from([parts[2:], [b""], [b""] * 500]))
+            case "swap":
+                parts.reverse()
+            case _:
+                pass
+        return parts
+
+    anything = st.lists(st.binary(max_size=40), min_size=1, max_size=6)
+    nested = st.sampled_from([900, 990, 100_000]).map(lambda n: [deeply_nested(n).encode(), *valid[1:]])
+    return st.one_of(almost_valid(), almost_valid(), anything, nested)
+
+
+# ZMTP 3.0: greeting with the mechanism NULL, then the command READY with the type of the socket.
+ZMTP_GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x00NULL" + b"\0" * 48
+_KINDS = (b"PULL", b"PUSH", b"SUB", b"PUB", b"REQ", b"DEALER", b"PAIR", b"NONE")
+
+
+def zmtp_ready(kind: bytes) -> bytes:
+    body = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
+    return bytes([4, len(body)]) + body
+
+
+_FRAMES = st.one_of(
+    st.binary(max_size=60),
+    # A size that nobody can mean; a message, more parts of it, a command that is none, a subscription.
+    st.sampled_from(
+        [
+            b"\x02" + b"\xff" * 8,
+            b"\x02\x7f" + b"\xff" * 7,
+            b"\x00\x03abc",
+            b"\x01\x00" * 500,
+            b"\x04\x05\x04PING",
+            b"\x04\x10\x09SUBSCRIBE" + b"\x00" * 6,
+            b"\x04\x00",
+            b"\x00\x01\x01",
+            b"\x00\x01\x00",
+        ]
+    ),
+)
+_HANDSHAKES = st.sampled_from(_KINDS).map(lambda kind: ZMTP_GREETING + zmtp_ready(kind))
+ZMTP_CONVERSATIONS = st.tuples(
+    st.just(b"") | _HANDSHAKES | mutated(_HANDSHAKES), st.lists(_FRAMES, max_size=4)
+).map(lambda parts: parts[0] + b"".join(parts[1]))
 
 
 def anonymous_kib(pid: int) -> int:

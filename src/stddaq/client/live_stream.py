@@ -87,7 +87,9 @@ class _Decoder:
             pixels = decode_value(channel, value, MAX_IMAGE_BYTES)
             assert pixels is not None
             sec, ns = decode_timestamp(channel, timestamp)
+            # A key of ours: what others mean by it may be of any type.
             status = json.loads(bytes(parts[0])).get("status")
+            status = status if isinstance(status, str) else None
             pulse_id = message.header.pulse_id
             return LiveImage(pulse_id, pixels, "bsread", status, sec * 10**9 + ns, channel.name, n_bytes)
         raise BsreadError("data_header", "found no channel of two dimensions with a value")

@@ -118,6 +118,7 @@ async def _run(
     from stddaq.rest.config_store import ConfigStore
     from stddaq.rest.guard import Guard
     from stddaq.rest.h5_files import H5Files
+    from stddaq.rest.http_protocol import HttpProtocol
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -132,7 +133,7 @@ async def _run(
     )
     settings = uvicorn.Config(
         app,
-        http="h11",
+        http=HttpProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

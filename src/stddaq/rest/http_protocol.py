@@ -1,0 +1,23 @@
+"""HTTP as uvicorn speaks it, but for one thing: garbage behind a request that is still being answered.
+
+uvicorn refuses the garbage at once, and then fails, with a traceback, to send the answer to the request.
+"""
+
+from __future__ import annotations
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+class HttpProtocol(H11Protocol):
+    """One connection."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what was received; of a request that goes on already, nobody hears any more."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()

@@ -1,0 +1,70 @@
+"""Anything that a camera server may send: an image, or counted as what is wrong with it; never harm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import get_args
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from support.cameras import PCO, Camera, image_pixels, start_receiver, totals, wait_for_totals
+from support.fuzzing import Health, bsread_messages, examples
+from support.processes import Deployment
+from support.sources import ImageReader
+
+from stddaq.acquisition.bsread_receiver_images import REJECTIONS
+from stddaq.wire.bsread import Compression
+
+N_GOOD = 20
+
+
+def messages(camera: Camera) -> st.SearchStrategy[list[bytes]]:
+    """Almost valid messages, compressed or not."""
+    valid = [camera.message(5, compression=compression) for compression in get_args(Compression)]
+    return st.sampled_from(valid).flatmap(bsread_messages)
+
+
+def test_messages_of_a_camera_are_images_or_counted_by_what_is_wrong(
+    make_deployment: Callable[..., Deployment],
+) -> None:
+    pco = make_deployment(**PCO)
+    n_sent = 0
+    with ImageReader(pco) as reader:
+        with Camera() as camera:
+            receiver = start_receiver(pco, camera.address)
+            wait_for_totals(receiver, n_subscribers=1, n_connections=4)
+            camera.send_images(range(N_GOOD))
+            assert len(reader.receive(N_GOOD)) == N_GOOD
+            health = Health([receiver])
+
+            @examples(200)
+            @given(messages(camera))
+            def survived(parts: Sequence[bytes]) -> None:
+                nonlocal n_sent
+                camera.send(parts)
+                n_sent += 1
+                while (image := reader.receive_one(0)) is not None:
+                    assert image.is_good
+                health.check()
+
+            survived()
+            port = camera.port
+        receiver.wait_for_line("the camera server is gone")
+        with Camera(port=port) as camera:
+            camera.send_images(range(N_GOOD))
+            # Among what comes before them may be any id.
+            received = []
+            while [image.image_id for image in received[-N_GOOD:]] != list(range(N_GOOD)):
+                image = reader.receive_one(10)
+                assert image is not None, receiver.output
+                received.append(image)
+        for image in received[-N_GOOD:]:
+            assert image.is_good
+            np.testing.assert_array_equal(image.pixels, image_pixels(image.image_id, image.pixels.shape))
+        health.check()
+        # Each message is an image, or late, repeated, or of one kind of rejected ones.
+        wait_for_totals(receiver, n_restarts=1)
+        found = totals(receiver)
+        assert sum(found[f"n_bad_{kind}"] for kind in REJECTIONS) > 0
+        assert sum(found[f"n_bad_{kind}"] for kind in REJECTIONS) <= n_sent
