@@ -22,7 +22,7 @@ test: $(VENV)/.installed-dev ## run the tests
 	@$(BIN)/pytest -n auto $(ARGS)
 
 faults: $(VENV)/.installed-dev ## provoke every fault, and write what was seen into docs/explanations/faults.md
-	@$(BIN)/pytest -n auto -m fault --fault-table docs/explanations/faults.md $(ARGS)
+	@$(BIN)/pytest -n auto -m fault --fault-table=docs/explanations/faults.md $(ARGS)
 
 check: $(VENV)/.installed-dev ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check --quiet .

@@ -7,7 +7,7 @@ from typing import Any
 
 import h5py
 import pytest
-from support.accounts import check_files_alone, check_run, opens_plainly
+from support.accounts import Checked, check_files_alone, check_run, opens_plainly
 from support.fault_table import Seen
 from support.faults import (
     SMALL,
@@ -17,6 +17,7 @@ from support.faults import (
     record_from,
     wait_for_error,
 )
+from support.processes import Service
 from support.runs import MakeRig, Publishing, Rig, assert_master_file_holds
 from support.sources import start_source
 
@@ -33,6 +34,18 @@ def start_run(rig: Rig) -> None:
     rig.client.start(rig.directory)
     rig.client.wait_until_ready(10)
     rig.wait_for_count(100)
+
+
+def end_in_mid_run(
+    rig: Rig, source: Publishing, service: Service, how: signal.Signals, seen: Seen
+) -> tuple[dict[str, Any], Checked]:
+    """End a service of a run that goes on. Returns the account of the run, and what its files hold."""
+    start_run(rig)
+    seconds = end_in_time(service, how)
+    account, _ = wait_for_error(rig)
+    checked = check_run(account, published_so_far(source, account))
+    seen(f"exit code 0 after {seconds:.2f} s; error: {first_sentence(account)}; {checked}")
+    return account, checked
 
 
 @pytest.mark.fault(
@@ -71,13 +84,9 @@ def test_a_writer_that_is_ended_mid_run_closes_its_file_and_is_named(
 ):
     rig = make_rig(**SMALL)
     with Publishing(rig) as source:
-        start_run(rig)
-        seconds = end_in_time(rig.writers[1], how)
-        account, _ = wait_for_error(rig)
+        account, checked = end_in_mid_run(rig, source, rig.writers[1], how, seen)
         assert "writer 1" in account["reason"]
-        checked = check_run(account, published_so_far(source, account))
         assert checked.unclosed == ()
-        seen(f"exit code 0 after {seconds:.2f} s; error: {first_sentence(account)}; {checked}")
         rig.restart_writer(1)
         record_from(rig, source)
     seen("next run perfect")
@@ -94,14 +103,10 @@ def test_a_metadata_writer_that_is_ended_mid_run_closes_its_file_and_is_named(
 ):
     rig, metadata_writer = make_complete_rig(make_rig)
     with Publishing(rig) as source:
-        start_run(rig)
-        seconds = end_in_time(metadata_writer, how)
-        account, _ = wait_for_error(rig)
+        account, checked = end_in_mid_run(rig, source, metadata_writer, how, seen)
         assert "meta" in account["reason"]
-        checked = check_run(account, published_so_far(source, account))
         assert checked.n_good == account["count"]
         assert opens_plainly(rig.path("fileMeta.h5"))
-        seen(f"exit code 0 after {seconds:.2f} s; error: {first_sentence(account)}; {checked}")
         rig.deployment.start("std_det_meta_writer_gf")
         record_from(rig, source)
     seen("next run perfect")

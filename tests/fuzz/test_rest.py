@@ -88,7 +88,7 @@ def test_body_of_a_configuration_is_used_whole_or_refused_with_every_mistake(
         # 403: other `services` than in the file.
         assert answer.status_code in (200, 400, 403, 422), (body, answer.text)
         if answer.status_code == 200:
-            assert DetectorConfig.load(deployment.config_path).detector_name == deployment.detector_name
+            assert DetectorConfig.load(deployment.config_path) == DetectorConfig.parse(json.loads(body))
         else:
             detail = answer.json()["detail"]
             mistakes = [detail] if isinstance(detail, str) else detail

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 from support.fuzzing import U64, Health, examples, mutated
-from support.runs import MakeRig, assert_saved, images_of
+from support.runs import Background, MakeRig, assert_saved, images_of
 
 from stddaq.wire.endpoints import bind, driver_to_writer, open_socket, unbind, writer_to_driver
 from stddaq.wire.std_daq import writer_action_pb2 as pb
@@ -52,10 +50,11 @@ ANSWERS = st.lists(
 )
 
 
-class LyingWriter:
+class LyingWriter(Background):
     """Answers the k-th request of a run with the k-th of `answers`; a context manager."""
 
     def __init__(self, detector_name: str) -> None:
+        super().__init__()
         self.answers: Sequence[Answers] = []
         self._n_requests = 0
         self._run_id = ""
@@ -65,10 +64,8 @@ class LyingWriter:
         self._endpoint = writer_to_driver(detector_name, 0)
         bind(self._responses, self._endpoint)
         self._actions.connect(driver_to_writer(detector_name, 0))
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
 
-    def _serve(self) -> None:
+    def _work(self) -> None:
         while not self._ended.is_set():
             if not self._actions.poll(50):
                 continue
@@ -93,15 +90,10 @@ class LyingWriter:
             filled.run_id = self._run_id if answer.run_id == THIS_RUN else answer.run_id
             self._responses.send(filled.SerializeToString())
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
-        self._thread.join()
+        super().__exit__(kind, error, trace)
         unbind(self._responses, self._endpoint)
         self._context.destroy(linger=0)
 

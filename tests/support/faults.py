@@ -55,9 +55,12 @@ def bring_to(rig: Rig, state: State, begin: Callable[[int], object] | None = Non
         wait_until(lambda n=first: count_of(rig) >= min(n + BATCH, N_GAPS - 1), what="images of the run")
     rig.publish(images[-1:])
     in_the_making = rig.path(f".fileMaster.h5.{rig.writers[0].pid}")
-    while not in_the_making.exists():
+
+    def is_in_the_making() -> bool:
         assert not rig.path("fileMaster.h5").exists(), "the master file was made before it was noticed"
-        time.sleep(0.001)
+        return in_the_making.exists()
+
+    wait_until(is_in_the_making, 30, "the master file in the making")
     rig.writers[0].send(signal.SIGSTOP)
     return images
 

@@ -304,7 +304,28 @@ def assert_master_file_holds(path: Path, images: Sequence[Image]) -> None:
 MakeRig = Callable[..., Rig]
 
 
-class Publishing:
+class Background:
+    """Runs `_work`, which ends when `_ended` is set, in a thread; a context manager."""
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def _work(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+class Publishing(Background):
     """A source that publishes image after image in the background; a context manager.
 
     Attributes:
@@ -313,12 +334,11 @@ class Publishing:
     """
 
     def __init__(self, rig: Rig, first_id: int = 0, pause_s: float = 0.001) -> None:
+        super().__init__()
         self._rig, self.next_id, self._pause_s = rig, first_id, pause_s
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._publish, daemon=True)
         self.images: list[Image] = []
 
-    def _publish(self) -> None:
+    def _work(self) -> None:
         while not self._ended.wait(self._pause_s):
             image = image_of(self.next_id, self._rig.config.image_shape)
             self._rig.publish([image])
@@ -332,11 +352,4 @@ class Publishing:
 
     def __enter__(self) -> Self:
         self._rig.wait_for_subscription()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
+        return super().__enter__()
