@@ -50,8 +50,8 @@ KEEPALIVE_INTERVAL_S = 2
 # Signals and statistics are looked at after so many messages at the latest.
 BATCH_LIMIT = 100
 # Images that follow each other within BUSY_S gather for GATHER_S: a wake-up costs more than an image.
-GATHER_S = 0.002
-BUSY_S = 0.004
+GATHER_S = 0.005
+BUSY_S = 0.01
 # After this process stood still, the threads that read the network need so long to catch up.
 CATCH_UP_MS = 50
 

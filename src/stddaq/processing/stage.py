@@ -27,7 +27,7 @@ from stddaq.wire.metadata import ID_MISSMATCH, ImageMetadata
 
 RECEIVE_BATCH = 1000
 # Small images are worked on several at a time: handing over a task costs as much as a small image.
-TASK_BYTES = 2**20
+TASK_BYTES = 4 * 2**20
 TASK_IMAGES = 64
 # How many slots the source must be away from an image, once images were lost while they were worked on.
 LEAST_SLOTS_NEEDED = 16
