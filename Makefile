@@ -30,7 +30,7 @@ check: $(VENV)/.installed-dev ## formatting, lint, types, import contracts
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.installed-dev ## what the writing path costs, beside bare loops (15 minutes, nothing else running)
+bench: $(VENV)/.installed-dev ## what the services cost, beside bare loops (half an hour, nothing else running)
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 fuzz: $(VENV)/.installed-dev ## arbitrary input for every input there is, for ten minutes
