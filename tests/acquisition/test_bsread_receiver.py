@@ -14,14 +14,22 @@ import bsread
 import numpy as np
 import pytest
 import zmq
-from support.cameras import NAME, PCO, Camera, image_pixels, start_camera, start_receiver, wait_for_totals
+from support.cameras import (
+    NAME,
+    PCO,
+    Camera,
+    image_pixels,
+    simulated_scene,
+    start_camera,
+    start_receiver,
+    wait_for_totals,
+)
 from support.processes import Deployment, free_port, wait_until
 from support.sources import ImageReader, ReceivedImage, refusal
 
 from stddaq.acquisition.bsread_receiver import main
 from stddaq.acquisition.bsread_receiver_images import REJECTIONS
 from stddaq.acquisition.bsread_receiver_order import MAX_WAIT_S
-from stddaq.acquisition.scenes import Scene
 from stddaq.acquisition.simulate_pco import camera_name
 from stddaq.acquisition.simulate_pco import main as simulate_pco
 from stddaq.client.simulator import SimulatorClient
@@ -58,7 +66,7 @@ def test_every_image_of_the_camera_is_in_the_ring_in_order(
         options = ("--compression", compression, "--rate", 0, "--n-images", n)
         start_camera(pco, *options, "--wait-for-subscribers", 4, port=port)
         received = reader.receive(n)
-        scene = Scene.of(reader.config, "rings")
+        scene = simulated_scene(reader.config.image_shape)
     assert ids(received) == list(range(n))
     for image in received:
         assert image.is_good

@@ -8,11 +8,18 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.cameras import PCO, Camera, image_pixels, start_camera, start_receiver, wait_for_totals
+from support.cameras import (
+    PCO,
+    Camera,
+    image_pixels,
+    simulated_scene,
+    start_camera,
+    start_receiver,
+    wait_for_totals,
+)
 from support.processes import Deployment, free_port
 from support.runs import GOOD, Image, Rig, assert_saved
 
-from stddaq.acquisition.scenes import Scene
 from stddaq.acquisition.simulate_pco import camera_name
 from stddaq.client.simulator import SimulatorClient
 
@@ -54,7 +61,7 @@ def test_camera_is_recorded_to_the_last_pixel(make_camera_rig: Callable[..., Rig
     options = ("--compression", compression, "--rate", 100, "--n-images", 60, "--wait-for-subscribers", 4)
     start_camera(deployment, *options, port=port)
     account = rig.end()
-    scene = Scene.of(rig.config, "rings")
+    scene = simulated_scene(rig.config.image_shape)
     assert_saved(account, [Image(i, scene.image(i), GOOD) for i in range(60)])
     assert (account["n_skipped"], account["n_restarts"], account["n_lost"]) == (0, 0, 0)
     with h5py.File(account["files"]["metadata"]) as file:
@@ -115,5 +122,5 @@ def test_bursts_of_the_simulated_camera_are_recorded(make_camera_rig: Callable[.
             begin(rig, n_image=10, file_prefix=f"run{run}")
             assert client.trigger().first_id == 10 * run
             account = rig.end()
-            scene = Scene.of(rig.config, "rings")
+            scene = simulated_scene(rig.config.image_shape)
             assert_saved(account, [Image(i, scene.image(i), GOOD) for i in range(10 * run, 10 * run + 10)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -11,6 +12,7 @@ import numpy as np
 import zmq
 from support.processes import Deployment, Service, console_script, wait_until
 
+from stddaq.acquisition.scenes import Scene
 from stddaq.wire.bsread import Channel, Compression, MessageEncoder, encode_value
 
 PCO = {"detector_type": "pco"}
@@ -29,6 +31,12 @@ def start_camera(deployment: Deployment, *args: object, port: int = 0) -> tuple[
     command = (deployment.stddaq, "simulate-pco", deployment.config_path, f"tcp://127.0.0.1:{port}")
     camera = deployment.run(*command, *args)
     return camera, camera.wait_for_line(r"ready: .* on (tcp://[\d.:]+)")[1]
+
+
+@functools.cache
+def simulated_scene(shape: tuple[int, int]) -> Scene:
+    """What the simulated camera shows; of large images it takes a second to make."""
+    return Scene("rings", shape, np.dtype("<u2"))
 
 
 def totals(receiver: Service) -> dict[str, int]:
