@@ -34,6 +34,7 @@ from stddaq.wire.compression import (
     bitshuffle_lz4_bound,
     compress_bitshuffle_lz4,
     compress_bitshuffle_lz4_into,
+    compress_bitshuffle_lz4_within,
     decompress_bitshuffle_lz4,
     default_block_bytes,
 )
@@ -156,6 +157,27 @@ def test_blob_is_never_longer_than_its_bound_and_never_written_into_less() -> No
     assert len(noise) < len(compress_bitshuffle_lz4(noise)) <= bound
     with pytest.raises(CompressionError, match="needed are"):
         compress_bitshuffle_lz4_into(noise, np.empty(bound - 1, np.uint8))
+
+
+@given(
+    st.integers(0, 40_000),
+    st.sampled_from(["u1", "<u2", "<u4"]),
+    st.floats(0, 1),
+    st.integers(-20_000, 20_000),
+    st.sampled_from([0, 64, 4096]),
+)
+def test_blob_within_a_room_is_the_same_or_does_not_fit(
+    size: int, dtype: str, share_of_noise: float, spare: int, block_bytes: int
+) -> None:
+    array = np.zeros(size, dtype)
+    noisy = int(size * share_of_noise)
+    array[:noisy] = np.random.default_rng(size).integers(0, np.iinfo(array.dtype).max, noisy, array.dtype)
+    expected = bytes(compress_bitshuffle_lz4(array, block_bytes))
+    memory = np.full(max(0, len(expected) + spare) + 100, 0xAA, np.uint8)
+    n = compress_bitshuffle_lz4_within(array, memory[:-100], block_bytes)
+    assert n == (len(expected) if spare >= 0 else None)
+    assert n is None or bytes(memory[:n]) == expected
+    assert (memory[-100:] == 0xAA).all()
 
 
 def changed(parts: list[bytes], index: int, **fields: Any) -> list[bytes]:

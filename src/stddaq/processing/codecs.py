@@ -1,20 +1,19 @@
 """The two compressions of std_daq, as HDF5's filters 32008 (bitshuffle) and 32026 (Blosc2) read them.
 
-A codec is called with an image and returns its compressed bytes in pieces, without the GIL, in any thread.
+A codec is called with an image and the room for its compressed bytes, in any thread, and works without the
+GIL. It returns how many bytes they are, or None when there are more than the room can take.
 """
 
 from __future__ import annotations
 
 import struct
-import threading
-from collections.abc import Sequence
 from typing import Any, cast
 
 import blosc2
 import numpy as np
 
 from stddaq.config import DetectorConfig
-from stddaq.wire.compression import bitshuffle_lz4_bound, compress_bitshuffle_lz4_into
+from stddaq.wire.compression import bitshuffle_lz4_bound, compress_bitshuffle_lz4_within
 
 # Where a Blosc2 frame says its own length, and that of its chunk, both big-endian; see its format
 # (README_CFRAME_FORMAT of C-Blosc2).
@@ -28,18 +27,12 @@ class BitshuffleLz4:
 
     def __init__(self, config: DetectorConfig, block_bytes: int) -> None:
         """`block_bytes` 0 is the library's own choice. Raises `CompressionError` for an impossible size."""
+        bitshuffle_lz4_bound(config.image_bytes, config.dtype.itemsize, block_bytes)
         self._block_bytes = block_bytes
-        self._bound = bitshuffle_lz4_bound(config.image_bytes, config.dtype.itemsize, block_bytes)
-        self._of_thread = threading.local()
 
-    def __call__(self, pixels: np.ndarray) -> Sequence[memoryview]:
+    def __call__(self, pixels: np.ndarray, room: np.ndarray) -> int | None:
         """Compress an image."""
-        try:
-            blob: np.ndarray = self._of_thread.blob
-        except AttributeError:
-            blob = self._of_thread.blob = np.empty(self._bound, np.uint8)
-        n = compress_bitshuffle_lz4_into(pixels, blob, self._block_bytes)
-        return [blob.data[:n]]
+        return compress_bitshuffle_lz4_within(pixels, room, self._block_bytes)
 
 
 class Blosc2:
@@ -65,13 +58,21 @@ class Blosc2:
         end = begin + _read(_CHUNK_LENGTH, frame)
         self._header, self._trailer = frame[:begin], frame[end:]
 
-    def __call__(self, pixels: np.ndarray) -> Sequence[bytes]:
+    def __call__(self, pixels: np.ndarray, room: np.ndarray) -> int | None:
         """Compress an image."""
         chunk = cast(bytes, blosc2.compress2(pixels, cparams=self._parameters))
+        size = len(self._header) + len(chunk) + len(self._trailer)
+        if size > room.nbytes:
+            return None
         header = bytearray(self._header)
-        _write(_FRAME_LENGTH, header, len(header) + len(chunk) + len(self._trailer))
+        _write(_FRAME_LENGTH, header, size)
         _write(_CHUNK_LENGTH, header, len(chunk))
-        return [bytes(header), chunk, self._trailer]
+        end = 0
+        for piece in (header, chunk, self._trailer):
+            begin, end = end, end + len(piece)
+            # numpy copies without the GIL.
+            np.copyto(room[begin:end], np.frombuffer(piece, np.uint8))
+        return size
 
 
 def _read(field: tuple[struct.Struct, int], frame: bytes) -> int:

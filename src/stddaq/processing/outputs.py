@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 ProcessImage = Callable[[Image, np.ndarray], None]
 KeepImage = Callable[[Image], bool]
-# What an image (height, width) is when compressed, in pieces; it is good until the thread's next call.
-Compress = Callable[[np.ndarray], Sequence[memoryview | bytes]]
+# Compresses an image (height, width) into uint8 (n,); the bytes used, or None when that is too little room.
+Compress = Callable[[np.ndarray, np.ndarray], int | None]
 
 
 class _ImageOutput:
@@ -93,31 +93,31 @@ class CompressedOutput(_ImageOutput):
         super().__init__(config, suffix)
         self._compression, self._image_bytes = COMPRESSION_OF_SUFFIX[suffix], config.image_bytes
         self._compress = compress
-        self._blank = b"".join(compress(np.zeros(config.image_shape, config.dtype)))
+        room = np.empty(config.image_bytes, np.uint8)
+        self._blank = room[: self._make(np.zeros(config.image_shape, config.dtype), room)[0]].copy()
         self._n_bytes = self._n_images = self._n_uncompressed = 0
 
     def make(self, image: Image) -> tuple[int, int]:
         """See `Output`."""
-        pixels = image.pixels
-        pieces = self._compress(pixels)
-        size = sum(len(piece) for piece in pieces)
-        if size >= self._image_bytes:
-            np.copyto(self._open(image), pixels.reshape(-1).view(np.uint8))
+        return self._make(image.pixels, self._open(image))
+
+    def blank(self, image: Image) -> tuple[int, int]:
+        """See `Output`."""
+        size = len(self._blank)
+        self._open(image)[:size] = self._blank
+        return size, self._compression if size < self._image_bytes else pb.none
+
+    def _make(self, pixels: np.ndarray, slot: np.ndarray) -> tuple[int, int]:
+        """Fill the slot. Bytes used, and the compression."""
+        # Room for less than the image, or it is not worth it.
+        size = self._compress(pixels, slot[: self._image_bytes - 1])
+        if size is None:
+            np.copyto(slot, pixels.reshape(-1).view(np.uint8))
             return self._image_bytes, pb.none
-        slot, end = self._open(image), 0
-        for piece in pieces:
-            begin, end = end, end + len(piece)
-            # numpy copies without the GIL.
-            np.copyto(slot[begin:end], np.frombuffer(piece, np.uint8))
         return size, self._compression
 
     def _open(self, image: Image) -> np.ndarray:
         return np.frombuffer(self.ring.begin(image.image_id), np.uint8)
-
-    def blank(self, image: Image) -> tuple[int, int]:
-        """See `Output`."""
-        self.ring.begin(image.image_id)[: len(self._blank)] = self._blank
-        return len(self._blank), self._compression
 
     def publish(self, metadata: ImageMetadata, made: tuple[int, int]) -> None:
         """See `Output`."""

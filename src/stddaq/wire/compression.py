@@ -123,6 +123,41 @@ def compress_bitshuffle_lz4_into(array: np.ndarray, blob: np.ndarray, block_byte
     return _HEADER.size + n
 
 
+def compress_bitshuffle_lz4_within(array: np.ndarray, room: np.ndarray, block_bytes: int = 0) -> int | None:
+    """The same into `room`, uint8, that may be smaller; None when the blob is larger, then with any content.
+
+    The codec does not look for the end of its output, so that only as many blocks go straight into `room` as
+    are certain to fit, which are nearly all of an image when `room` is as large as the image; those behind
+    them do, too, when the first became smaller. The GIL is released. Raises `CompressionError`.
+    """
+    array = np.ascontiguousarray(array)
+    itemsize, size = array.itemsize, array.size
+    block_bytes = block_bytes or default_block_bytes(itemsize)
+    block = _block_elements(block_bytes, itemsize)
+    if room.nbytes < _HEADER.size:
+        return None
+    _HEADER.pack_into(room.data, 0, array.nbytes, block_bytes)
+    end, codec = _HEADER.size, _codec()
+    source, target = array.ctypes.data, _address(room)
+    n_certain = (room.nbytes - end) // codec.bound(block, itemsize, block) * block
+    for first, n in ((0, min(n_certain, size)), (n_certain, size - n_certain)):
+        if n <= 0:
+            continue
+        bound = codec.bound(n, itemsize, block)
+        fits = bound <= room.nbytes - end
+        aside = None if fits else np.empty(bound, np.uint8)
+        into = target + end if aside is None else aside.ctypes.data
+        n_bytes = codec.compress(source + first * itemsize, into, n, itemsize, block)
+        if n_bytes < 0:
+            raise CompressionError(f"bitshuffle failed with {n_bytes} on {array.nbytes} bytes")
+        if aside is not None:
+            if n_bytes > room.nbytes - end:
+                return None
+            room[end : end + n_bytes] = aside[:n_bytes]
+        end += n_bytes
+    return end
+
+
 def decompress_bitshuffle_lz4(blob: Buffer, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """The array of `shape` and `dtype` in a bitshuffle_lz4 blob. Raises `CompressionError`."""
     array = np.empty(shape, dtype)
