@@ -75,6 +75,27 @@ def test_every_image_of_the_camera_is_in_the_ring_in_order(
         np.testing.assert_array_equal(image.pixels, scene.image(image.image_id))
 
 
+@pytest.mark.parametrize("signal_number", [None, signal.SIGTERM], ids=["by itself", "SIGTERM"])
+def test_camera_server_that_has_sent_all_waits_for_a_slow_receiver_unless_asked_to_end(
+    make_deployment: Callable[..., Deployment], signal_number: int | None
+) -> None:
+    """Found: what a receiver had not taken within a second of the last image was thrown away."""
+    pco = make_deployment(**PCO, image_pixel_height=1031, image_pixel_width=1000)
+    camera, address = start_camera(pco, "--rate", 0, "--n-images", 30, "--wait-for-subscribers", 1)
+    with zmq.Context() as context, context.socket(zmq.PULL) as receiver:
+        receiver.linger, receiver.rcvhwm, receiver.rcvtimeo = 0, 1, 10_000
+        receiver.connect(address)
+        camera.wait_for_line("all 30 images published")
+        if signal_number:
+            camera.send(signal_number)
+            assert camera.wait(2) == 0
+            return
+        time.sleep(1.2)  # The receiver hangs for longer than the server waits when it is asked to end.
+        found = [json.loads(receiver.recv_multipart()[0])["pulse_id"] for _ in range(30)]
+        assert found == list(range(30))
+        assert camera.wait(10) == 0
+
+
 @pytest.mark.parametrize("compression", [None, "bitshuffle_lz4", "lz4"])
 def test_images_of_psi_bsread_are_received(pco: Deployment, compression: str | None) -> None:
     port = free_port()

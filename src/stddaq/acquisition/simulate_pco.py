@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import threading
 from collections.abc import Sequence
 from typing import get_args
 
@@ -29,7 +30,9 @@ from stddaq.wire.metadata import ImageMetadata
 # Images that wait for one connection; then the camera waits (push), or leaves images out (pub).
 QUEUE_BYTES = 64 * 2**20
 MIN_QUEUE, MAX_QUEUE = 4, 10_000
-DELIVERY_LINGER_MS = 1000
+# How long receivers may take for the last images when all were sent, and when the server is asked to stop.
+DELIVERY_S = 60.0
+STOP_LINGER_S = 1.0
 
 
 def camera_name(detector_name: str) -> str:
@@ -95,12 +98,25 @@ class CameraServer:
         self._n_published += 1
         return self._n_published
 
+    def deliver(self, stop: StopRequest) -> None:
+        """See `ImageOutput`: receivers may take a minute."""
+        self._close_sockets(DELIVERY_S)
+        # Only the end of the context tells that all was sent, and nothing interrupts it.
+        ending = threading.Thread(target=self._context.term, daemon=True)
+        ending.start()
+        while ending.is_alive() and not stop:
+            ending.join(0.05)
+
     def close(self) -> None:
-        """Deliver what is on its way, up to a second."""
+        """See `ImageOutput`: receivers may take a second."""
+        if not self._images.closed:
+            self._close_sockets(STOP_LINGER_S)
+            self._context.term()
+
+    def _close_sockets(self, linger: float) -> None:
         self._images.disable_monitor()
         self.socket.close()
-        self._images.close(linger=DELIVERY_LINGER_MS)
-        self._context.term()
+        self._images.close(linger=int(linger * 1000))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

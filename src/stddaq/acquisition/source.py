@@ -85,8 +85,12 @@ class ImageOutput(Protocol):
         """Publish the image that was put there."""
         ...
 
+    def deliver(self, stop: StopRequest) -> None:
+        """Wait until consumers that are waited for have the last images, unless asked to stop. The end."""
+        ...
+
     def close(self) -> None:
-        """Release everything, after what is on its way was delivered."""
+        """Release everything; what is on its way is delivered if that takes no time."""
         ...
 
 
@@ -107,6 +111,10 @@ class RingOutput(ImagePublisher):
         """Always."""
         del timeout
         return True
+
+    def deliver(self, stop: StopRequest) -> None:
+        """See `ImageOutput`; nobody is waited for."""
+        del stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +267,10 @@ class Source:
     def preallocate(self, stop: StopRequest) -> None:
         """Get the memory for all images first. Raises `SourceError` when there is not as much."""
         self._publisher.preallocate(stop)
+
+    def deliver(self, stop: StopRequest) -> None:
+        """After `serve`: wait for consumers that want to be waited for, unless asked to stop."""
+        self._publisher.deliver(stop)
 
     def serve(self, stop: StopRequest) -> None:
         """Publish until all images are published, or asked to stop. Raises `SourceError`."""
@@ -456,5 +468,7 @@ def run_source(
             source.trigger_endpoint,
         )
         source.serve(stop)
+        if not stop:
+            source.deliver(stop)
     finally:
         source.close()

@@ -266,8 +266,8 @@ class Subscribers:
         subscriber.close()
         self._count()
         # Whoever only looks whether somebody listens here, as supervisors do, has missed nothing.
-        is_viewer = subscriber.session.is_open or why != _GONE
-        tell = log.event if is_viewer else log.logger.debug
+        is_knock = why == _GONE and not subscriber.session.has_spoken
+        tell = log.logger.debug if is_knock else log.event
         tell(
             "%s %s; %d images sent, %d dropped", subscriber.peer, why, subscriber.n_sent, subscriber.n_dropped
         )

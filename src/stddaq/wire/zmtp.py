@@ -49,6 +49,11 @@ class PublisherSession:
         """What to send first; the rest depends on the peer's version."""
         return _SIGNATURE + bytes([_VERSION])
 
+    @property
+    def has_spoken(self) -> bool:
+        """Whether anything was received."""
+        return bool(self._version or self._received)
+
     def receive(self, data: bytes) -> bytes:
         """Take received bytes in. Returns what to answer. Raises `ZmtpError`."""
         self._received += data
