@@ -86,7 +86,9 @@ class SimulatedCamera(Device):
         """Publish a burst of `n_images`. Raises `AcquisitionError` when the simulator does not answer."""
         try:
             client = self._connected()
-            wanted = float(self.rate.get()), float(self.exposure_time.get())
+            rate: Any = self.rate.get()
+            exposure_time: Any = self.exposure_time.get()
+            wanted = float(rate), float(exposure_time)
             if wanted != self._configured:
                 client.configure(rate=wanted[0], exposure_time=wanted[1])
                 self._configured = wanted

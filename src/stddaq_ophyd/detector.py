@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ophyd import Component, Device, Kind, Signal
 from ophyd.signal import InternalSignal
@@ -30,6 +30,7 @@ from stddaq.config import DetectorConfig
 from stddaq_ophyd.camera import Camera, Trigger, as_camera
 from stddaq_ophyd.core.acquisition import Acquisition, Plan
 from stddaq_ophyd.core.documents import (
+    AREA_DETECTOR_SPEC,
     Announcer,
     DatumAnnouncer,
     Document,
@@ -38,12 +39,12 @@ from stddaq_ophyd.core.documents import (
 )
 from stddaq_ophyd.core.errors import AcquisitionError
 from stddaq_ophyd.core.paths import DirectoryPaths, PathProvider
-from stddaq_ophyd.core.recording import Received, Recording
+from stddaq_ophyd.core.recording import Received
 from stddaq_ophyd.core.worker import Worker
 
 # A program that ends with a run going on waits so long for the files.
 EXIT_TIMEOUT_S = 10.0
-DocumentKind = Literal["stream", "datum"]
+DocumentKind = Literal["stream", "AD_HDF5", "STDDAQ_AGGREGATE", "STDDAQ_RAW"]
 
 
 class AcquisitionStatus(DeviceStatus):
@@ -140,7 +141,8 @@ class StdDaqDetector(Device):
         `trigger_value`, a callable, or a `Camera`; without it, and without a component `camera`, the next
         images that come are those of the point. `exposure_time` in seconds, or the signal that has it.
         `config` (needed with drivers of others for flights) says shape and type of the images. `documents`:
-        "stream" is StreamResource and StreamDatum, "datum" is Resource and Datum of spec AD_HDF5.
+        "stream" is StreamResource and StreamDatum, else it is the spec of Resource and Datum; AD_HDF5 closes
+        the files for each point, because its handlers cannot read files that grow.
         `start_options` are further fields of the driver's `start`, as `writer_id`.
         """
         super().__init__(prefix, name=name, **kwargs)
@@ -151,7 +153,11 @@ class StdDaqDetector(Device):
         if isinstance(exposure_time, int | float):
             self.exposure_time.put(float(exposure_time))
         self._documents, self._start_options = documents, dict(start_options or {})
-        if documents == "datum":
+        if documents not in get_args(DocumentKind):
+            raise AcquisitionError(
+                f"{name}: documents: found {documents!r}, allowed are {', '.join(get_args(DocumentKind))}"
+            )
+        if documents != "stream":
             # Who has it is taken for a device that emits StreamDatum.
             self.get_index = None  # pyright: ignore[reportAttributeAccessIssue]
         self._worker = Worker(f"steps of {name}")
@@ -192,7 +198,7 @@ class StdDaqDetector(Device):
                 self._start_options,
                 self.image_key,
                 self._make_announcer,
-                announce_live=self._documents == "stream",
+                announce_live=self._documents != AREA_DETECTOR_SPEC,
             )
             self.directory.put(str(paths.directory), internal=True)
             self.file_prefix.put(paths.prefix, internal=True)
@@ -256,23 +262,23 @@ class StdDaqDetector(Device):
         `AcquisitionError` when the device is not staged.
         """
         self._check_staged("trigger")
-        status = AcquisitionStatus(self, int(self.images_per_trigger.get()))
+        status = AcquisitionStatus(self, int(_value(self.images_per_trigger)))
         self._pending = status
         return self._submit(self._take_point, status)
 
     def _take_point(self, status: AcquisitionStatus) -> None:
-        plan = self._plan(int(self.images_per_trigger.get()))
+        plan = self._plan(int(_value(self.images_per_trigger)))
         after = self._staged_acquisition().take_point(
             partial(self._fire, plan.images_per_event), plan, status.progress
         )
         self._note_received(plan.images_per_event, after)
 
-    def read(self) -> OrderedDict[str, dict[str, Any]]:
+    def read(self) -> OrderedDict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Scalars of the newest point. Outside of a RunEngine it waits for a point that was triggered."""
         if self._pending is not None and not _in_run_engine():
             self._pending.exception()
-        reading = super().read()
-        if self._documents == "datum" and self._acquisition is not None:
+        reading: Any = super().read()
+        if self._documents != "stream" and self._acquisition is not None:
             documents = self._acquisition.documents()
             self._handed_out += documents
             self._datum_id = next(
@@ -281,12 +287,12 @@ class StdDaqDetector(Device):
             reading[self.image_key] = {"value": self._datum_id, "timestamp": time.time()}
         return reading
 
-    def describe(self) -> OrderedDict[str, dict[str, Any]]:
+    def describe(self) -> OrderedDict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What `read` has, and the images, of which documents tell."""
         if _in_run_engine() and self._acquisition is not None:
             # A RunEngine asks once for each stream of each run, before its first documents.
             self._acquisition.expect_new_stream()
-        description = super().describe()
+        description: Any = super().describe()
         description.update(self._describe_images())
         return description
 
@@ -296,7 +302,7 @@ class StdDaqDetector(Device):
         return f"{self.name}_image"
 
     def _describe_images(self) -> dict[str, dict[str, Any]]:
-        shape = int(self.image_height.get()), int(self.image_width.get())
+        shape = int(_value(self.image_height)), int(_value(self.image_width))
         if not all(shape):
             if not _in_run_engine():
                 return {}
@@ -309,7 +315,7 @@ class StdDaqDetector(Device):
                 "source": self.prefix,
                 "dtype": "array",
                 "dtype_numpy": self.pixel_type.get(),
-                "shape": [int(self.images_per_trigger.get()), *shape],
+                "shape": [int(_value(self.images_per_trigger)), *shape],
                 "dims": ["image", "y", "x"],
                 "external": "STREAM:" if self._documents == "stream" else "FILESTORE:",
             }
@@ -343,21 +349,23 @@ class StdDaqDetector(Device):
         self._check_staged("kickoff")
         if not self._to_fly:
             raise AcquisitionError(
-                f"{self.name}: how many images to take is not known; {self.name}.prepare(n) comes before kickoff()"
+                f"{self.name}: how many images to take is not known; {self.name}.prepare(n) comes first"
             )
         if self._documents != "stream":
-            raise AcquisitionError(f'{self.name}: a flight takes documents="stream", found "datum"')
+            raise AcquisitionError(
+                f'{self.name}: a flight takes a device with documents="stream", found "{self._documents}"'
+            )
         return self._submit(self._kickoff, DeviceStatus(self, call_stop_on_failure=False))
 
     def _kickoff(self, status: DeviceStatus) -> None:
-        plan = self._plan(int(self.images_per_trigger.get()))
+        plan = self._plan(int(_value(self.images_per_trigger)))
         fire = partial(self._fire, self._to_fly * plan.images_per_event)
         self._staged_acquisition().begin_flight(fire, self._to_fly, plan)
 
     def complete(self) -> AcquisitionStatus:
         """Done when all images of the flight are recorded. Fails when they stop coming, or some are lost."""
         self._check_staged("complete")
-        status = AcquisitionStatus(self, self._to_fly * int(self.images_per_trigger.get()))
+        status = AcquisitionStatus(self, self._to_fly * int(_value(self.images_per_trigger)))
         self._pending = status
         return self._submit(self._complete, status)
 
@@ -368,7 +376,7 @@ class StdDaqDetector(Device):
             status.progress(n)
 
         after = self._staged_acquisition().finish_flight(progress)
-        self._note_received(self._to_fly * int(self.images_per_trigger.get()), after)
+        self._note_received(self._to_fly * int(_value(self.images_per_trigger)), after)
 
     def describe_collect(self) -> dict[str, dict[str, Any]]:
         """The images; their documents come by `collect`."""
@@ -396,7 +404,7 @@ class StdDaqDetector(Device):
         state = "staged" if self._is_staged else "not staged"
         return f"{type(self).__name__}({self.prefix!r}, name={self.name!r}: {state}, paths={self._paths})"
 
-    def _summary(self) -> str:
+    def _summary(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         files = f"{self.directory.get()}/{self.file_prefix.get()}*.h5" if self.directory.get() else "none yet"
         head = [
             f"{self.name}: {'staged' if self._is_staged else 'not staged'}",
@@ -437,13 +445,13 @@ class StdDaqDetector(Device):
 
     def _plan(self, images_per_event: int) -> Plan:
         if self._exposure is not None:
-            self.exposure_time.put(float(self._exposure.get()))
+            self.exposure_time.put(float(_value(self._exposure)))
         if images_per_event < 1:
             raise AcquisitionError(
                 f"{self.name}: images_per_trigger: found {images_per_event}, allowed is 1 or more"
             )
-        patience = float(self.exposure_time.get()) * images_per_event + float(self.margin.get())
-        return Plan(images_per_event, patience, bool(self.allow_lost.get()))
+        patience = float(_value(self.exposure_time)) * images_per_event + float(_value(self.margin))
+        return Plan(images_per_event, patience, bool(_value(self.allow_lost)))
 
     def _fire(self, n_images: int) -> None:
         if self._camera is None:
@@ -454,7 +462,9 @@ class StdDaqDetector(Device):
             raise AcquisitionError(f"{self.name}: the camera cannot be triggered: {error}") from error
 
     def _make_announcer(self, source: ImageSource) -> Announcer:
-        return StreamAnnouncer(source) if self._documents == "stream" else DatumAnnouncer(source)
+        if self._documents == "stream":
+            return StreamAnnouncer(source)
+        return DatumAnnouncer(source, self._documents)
 
     def _note_received(self, n_images: int, received: Received) -> None:
         self.n_images.put(n_images, internal=True)
@@ -473,6 +483,10 @@ class StdDaqDetector(Device):
         if self._is_staged:
             self.unstage()
         self._worker.wait_until_idle(EXIT_TIMEOUT_S)
+
+
+def _value(signal: Signal) -> Any:
+    return signal.get()
 
 
 def _in_run_engine() -> bool:

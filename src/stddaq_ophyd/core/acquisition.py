@@ -65,7 +65,7 @@ class _Series:
         self.withdraw()
         self.aggregate.extend(images)
         self.aggregate.write(live=live)
-        yield from self.announcer.announce(n_events)
+        yield from self.announcer.announce(n_events, images)
 
     def withdraw(self) -> bool:
         """Take back what was handed out and thrown away by a pause. Whether there was something."""
@@ -169,7 +169,7 @@ class Acquisition:
             before = recording.received()
             fire()
             after = recording.wait_for(plan.images_per_event, before, plan.patience, on_progress=on_progress)
-            self._check_lost(after, before, plan)
+            self._check_lost(recording, before, after, plan.images_per_event, plan)
             images, is_live = self._images_of_point(recording, before, after, plan)
         except AcquisitionError as error:
             self._keep(error)
@@ -180,14 +180,15 @@ class Acquisition:
             self._point = _Point(images, is_live)
         return after
 
-    def _check_lost(self, after: Received, before: Received, plan: Plan) -> None:
+    def _check_lost(
+        self, recording: Recording, before: Received, after: Received, n_images: int, plan: Plan
+    ) -> None:
         lost = after.lost_since(before)
         if lost and not plan.allow_lost:
             words = ", ".join(f"{n} {how}" for how, n in lost.items())
-            where = self._recording.where if self._recording else ""
             raise AcquisitionError(
-                f"{self._who}: of {plan.images_per_event} images {words}; files {where}, driver {self._url} is "
-                f"{self._recording.state if self._recording else 'unknown'}; allow_lost accepts such images"
+                f"{self._who}: of {n_images} images {words}; files {recording.where}, driver {self._url} is "
+                f"{recording.state}; allow_lost = 1 accepts such images"
             )
 
     def _images_of_point(
@@ -196,9 +197,7 @@ class Acquisition:
         """The images of a point in order, and whether their files may be growing."""
         n, deadline = plan.images_per_event, time.monotonic() + plan.patience
         while self._growing is not None and self._announce_live:
-            images = in_order(
-                self._growing.files, before.rows, self._growing.ids(before.rows, [None] * len(before.rows))
-            )
+            images = in_order(self._growing.files, before.rows, self._growing.ids(before.rows))
             if images is None or not _order_is_sure(images, before, after):
                 break
             if n_settled(images, before.rows, after.rows) >= n:
@@ -206,7 +205,8 @@ class Acquisition:
             # More images came than were waited for, and one writer is behind the others.
             if time.monotonic() > deadline:
                 raise AcquisitionError(
-                    f"{self._who}: {len(images)} images are readable, some before them are not"
+                    f"{self._who}: of {n} images {n_settled(images, before.rows, after.rows)} can be read in "
+                    f"{recording.where}; is one of the files kept open in this process?"
                 )
             time.sleep(SETTLE_S)
         return self._images_of_closed(recording, before, n), False
@@ -238,7 +238,10 @@ class Acquisition:
             raise
 
     def finish_flight(self, on_progress: Callable[[int], None] = lambda _: None) -> Received:
-        """Return when all images of the flight are recorded, and can be announced. Raises `AcquisitionError`."""
+        """Return when all images of the flight are recorded, and can be announced.
+
+        Raises `AcquisitionError`.
+        """
         flight = self._flight
         if flight is None:
             raise AcquisitionError(f"{self._who}: no flight was begun; kickoff comes first")
@@ -251,7 +254,7 @@ class Acquisition:
                 restart_on_progress=True,
                 on_progress=on_progress,
             )
-            self._check_lost(after, flight.before, plan)
+            self._check_lost(recording, flight.before, after, flight.n_images, plan)
             self._look_for_last(flight)
         except AcquisitionError as error:
             self._keep(error)
@@ -285,7 +288,7 @@ class Acquisition:
         flight.looked_at = time.monotonic()
         rows = tuple(flight.next_rows)
         now = flight.recording.received() if flight.recording.is_open else flight.before
-        images = in_order(growing.files, rows, growing.ids(rows, [None] * len(rows)))
+        images = in_order(growing.files, rows, growing.ids(rows))
         if images is None or now.n_restarts != flight.before.n_restarts:
             flight.is_ordered = False
             return
@@ -387,9 +390,9 @@ class Acquisition:
         return found
 
     def _look_now_and_then(self, flight: _Flight) -> None:
-        if not flight.is_complete and self._announce_live:
-            if time.monotonic() - flight.looked_at >= ANNOUNCE_PERIOD_S:
-                self._look_at(flight)
+        is_due = time.monotonic() - flight.looked_at >= ANNOUNCE_PERIOD_S
+        if is_due and not flight.is_complete and self._announce_live:
+            self._look_at(flight)
 
     def _n_ready(self, flight: _Flight) -> int:
         return (flight.n_taken + _length(flight.waiting)) // flight.plan.images_per_event

@@ -16,7 +16,7 @@ import numpy as np
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.master_file import IMAGE_METADATA, nexus_group, not_there
-from stddaq.files.opening import damage_named, relative_name
+from stddaq.files.opening import damage_named, open_file, relative_name
 from stddaq.files.virtual import FILE_FORMAT, Source, Stretch, create_virtual_dataset, stretches
 from stddaq_ophyd.core.raw_rows import Images, RawFile
 
@@ -123,8 +123,11 @@ class AggregateFile:
 
     def _verify(self, temporary: Path, live: bool) -> None:
         """HDF5 shows fill values for what it does not find, and says nothing."""
-        with h5py.File(temporary, "r", swmr=live) as file, damage_named(temporary):
-            rows = file[IMAGE_METADATA]
+        with (
+            open_file(temporary, allow_unclosed=live, as_growing=live) as opened,
+            damage_named(temporary),
+        ):
+            rows = opened.file[IMAGE_METADATA]
             assert isinstance(rows, h5py.Dataset)
             for path, mapped in self._mapped.items():
                 if mapped.last_id is None:

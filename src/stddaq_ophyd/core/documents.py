@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from event_model import (
+    ComposeResourceBundle,
     ComposeStreamResourceBundle,
     StreamDatum,
     StreamRange,
@@ -20,10 +21,14 @@ from event_model import (
 )
 
 from stddaq.files.master_file import DATA
+from stddaq_ophyd.core.datum_rows import datum_rows
+from stddaq_ophyd.core.raw_rows import Images
 
 MIMETYPE = "application/x-hdf5"
-# Handlers for it are everywhere; it reads frames_per_point images of a dataset for each point.
+# The spec of area detectors, whose handlers are everywhere; they cannot read files that grow.
 AREA_DETECTOR_SPEC = "AD_HDF5"
+# Ours, see `stddaq_ophyd.handlers`.
+AGGREGATE_SPEC, RAW_SPEC = "STDDAQ_AGGREGATE", "STDDAQ_RAW"
 Document = tuple[str, Any]
 
 
@@ -57,8 +62,8 @@ class Announcer(Protocol):
         """Events whose documents were emitted, or cannot be taken back."""
         ...
 
-    def announce(self, n_events: int) -> Iterator[Document]:
-        """Documents for the events from `n_published` to `n_events` (not included)."""
+    def announce(self, n_events: int, images: Images) -> Iterator[Document]:
+        """Documents for the events from `n_published` to `n_events` (not included), which are `images`."""
         ...
 
 
@@ -89,7 +94,7 @@ class StreamAnnouncer:
             self._n_published, self._newest = self._newest["indices"]["stop"], None
         return self._n_published
 
-    def announce(self, n_events: int) -> Iterator[Document]:
+    def announce(self, n_events: int, images: Images) -> Iterator[Document]:
         """See `Announcer`."""
         first = self.n_published
         if n_events <= first:
@@ -102,25 +107,47 @@ class StreamAnnouncer:
 
 
 class DatumAnnouncer:
-    """Resource, once, and Datum for each event. What was handed out counts as published."""
+    """Resource and a Datum for each event, of spec AD_HDF5, STDDAQ_AGGREGATE or STDDAQ_RAW.
 
-    def __init__(self, source: ImageSource) -> None:
-        self._bundle = compose_resource(
-            spec=AREA_DETECTOR_SPEC,
-            root="/",
-            resource_path=str(source.path).lstrip("/"),
-            resource_kwargs={"frame_per_point": source.images_per_event},
-            path_semantics="posix",
-        )
+    What was handed out counts as published: nothing is seen of what becomes of a Datum.
+    """
+
+    def __init__(self, source: ImageSource, spec: str) -> None:
+        self._source, self._spec = source, spec
+        self._bundle: ComposeResourceBundle | None = None
+        self._path: Path | None = None
         self.n_published = 0
-        self.datum_id = ""
-        """Of the newest event."""
 
-    def announce(self, n_events: int) -> Iterator[Document]:
+    def announce(self, n_events: int, images: Images) -> Iterator[Document]:
         """See `Announcer`."""
-        if n_events > self.n_published and "run_start" not in self._bundle.resource_doc:
-            yield "resource", self._bundle.resource_doc
-        for point in range(self.n_published, n_events):
-            datum = self._bundle.compose_datum({"point_number": point})
-            self.datum_id, self.n_published = datum["datum_id"], point + 1
+        n, first = self._source.images_per_event, self.n_published
+        for event in range(first, n_events):
+            mine = images[(event - first) * n : (event - first + 1) * n]
+            bundle = self._bundle_for(mine)
+            if "run_start" not in bundle.resource_doc:
+                yield "resource", bundle.resource_doc
+            datum_kwargs: dict[str, Any] = {"point_number": event}
+            if self._spec == RAW_SPEC:
+                parts = datum_rows(mine.files, mine.rows)
+                datum_kwargs["rows"] = [list(part) for part in parts]
+            datum = bundle.compose_datum(datum_kwargs)
+            self.n_published = event + 1
             yield "datum", datum
+
+    def _bundle_for(self, images: Images) -> ComposeResourceBundle:
+        """The Resource of these images: of the aggregate, or of the raw files of one run of the driver."""
+        is_raw = self._spec == RAW_SPEC
+        path = images.raw_files[0].path if is_raw else self._source.path
+        if self._bundle is None or path != self._path:
+            kwargs: dict[str, Any] = {"frame_per_point": self._source.images_per_event}
+            if is_raw:
+                kwargs["template"] = f"{path.name.removesuffix('0.h5')}{{writer}}.h5"
+            self._path = path
+            self._bundle = compose_resource(
+                spec=self._spec,
+                root="/",
+                resource_path=str(path).lstrip("/"),
+                resource_kwargs=kwargs,
+                path_semantics="posix",
+            )
+        return self._bundle

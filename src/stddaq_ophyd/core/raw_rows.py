@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from stddaq.errors import FileLayoutError
-from stddaq.files.opening import damage_named
+from stddaq.files.opening import damage_named, open_file
 from stddaq.files.raw_rows import raw_group
 from stddaq.files.run import Run
 
@@ -69,36 +69,29 @@ class Images:
 
 
 class GrowingFiles:
-    """The raw files of a run that goes on, opened for each look.
-
-    Never refreshed: with a second id of the dataset open in this process, HDF5 shows wrong rows then.
-    """
+    """The raw files of a run that goes on, opened for each look, because HDF5 shows a handle that is kept,
+    and every other one of the same process, what was there when it was opened."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Raises `FileLayoutError`."""
         self.files = tuple(_look(path) for path in paths)
 
-    def ids(self, first: Sequence[int], last: Sequence[int | None]) -> list[np.ndarray]:
-        """Image ids (n,) uint64 of rows `first` to `last` (not included; None: all that are visible) of each file.
+    def ids(self, first: Sequence[int]) -> list[np.ndarray]:
+        """Image ids (n,) uint64 of the rows from `first` on that can be seen, of each file.
 
-        Raises `FileLayoutError` when a file shows fewer rows, or fewer images than rows.
+        Raises `FileLayoutError` when a file holds fewer images than rows.
         """
-        return [
-            self._read(file, *rows) if rows[1] is None or rows[1] > rows[0] else np.empty(0, np.uint64)
-            for file, *rows in zip(self.files, first, last, strict=True)
-        ]
+        return [self._read(file, row) for file, row in zip(self.files, first, strict=True)]
 
-    def _read(self, file: RawFile, first: int, last: int | None) -> np.ndarray:
-        with _opened(file.path, swmr=True) as opened, damage_named(file.path):
-            metadata, data = opened[f"{file.group}/metadata"], opened[f"{file.group}/data"]
+    def _read(self, file: RawFile, first: int) -> np.ndarray:
+        with open_file(file.path, allow_unclosed=True, as_growing=True) as opened, damage_named(file.path):
+            metadata, data = (opened.file[f"{file.group}/{name}"] for name in ("metadata", "data"))
             assert isinstance(metadata, h5py.Dataset)
             assert isinstance(data, h5py.Dataset)
             n_rows = len(metadata)
-            if n_rows < (last or 0):
-                raise FileLayoutError(f"{file.path}: shows {n_rows} rows, expected {last}")
             if len(data) < n_rows:
                 raise FileLayoutError(f"{file.path}: is short: {len(data)} images, {n_rows} rows")
-            return metadata.fields("image_id")[first:last].astype(np.uint64)
+            return metadata.fields("image_id")[first:].astype(np.uint64)
 
 
 def in_order(files: tuple[RawFile, ...], first: Sequence[int], ids: Sequence[np.ndarray]) -> Images | None:
@@ -144,18 +137,11 @@ def of_closed_run(run: Run, first: Sequence[int] = ()) -> Images:
 
 
 def _look(path: Path) -> RawFile:
-    with _opened(path, swmr=True) as opened, damage_named(path):
-        group = raw_group(opened)
+    with open_file(path, allow_unclosed=True, as_growing=True) as opened, damage_named(path):
+        group = raw_group(opened.file)
         if group is None:
             raise FileLayoutError(f"{path}: is not a raw file")
         data, metadata = group["data"], group["metadata"]
         assert isinstance(data, h5py.Dataset)
         assert isinstance(metadata, h5py.Dataset)
         return RawFile(path, group.name or "", (data.shape[1], data.shape[2]), data.dtype, metadata.dtype)
-
-
-def _opened(path: Path, *, swmr: bool) -> h5py.File:
-    try:
-        return h5py.File(path, "r", swmr=swmr)
-    except OSError as error:
-        raise FileLayoutError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -25,7 +25,7 @@ from stddaq.client.errors import (
 )
 from stddaq.errors import FileLayoutError, StdDaqError
 from stddaq.files.opening import open_file
-from stddaq.files.raw_rows import raw_file_of
+from stddaq.files.raw_rows import RawRows, raw_file_of
 from stddaq.files.run_files import find_run
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
 from stddaq_ophyd.core.paths import PathInfo
@@ -84,7 +84,7 @@ class Received:
 
 
 class Recording:
-    """One run of the driver at `url`; see the module. Its methods block and belong to one thread, but `cancel`.
+    """One run of the driver at `url`; see the module. Its methods block; all but `cancel` are for one thread.
 
     Attributes:
         is_live: whether the files can be read while they grow.
@@ -157,20 +157,24 @@ class Recording:
         if self._run_id is None or not files:
             return
         for path in files:
-            try:
-                with open_file(path, allow_unclosed=True) as opened:
-                    raw = raw_file_of(path, opened)
-            except FileLayoutError:
-                if not path.exists():
-                    raise AcquisitionError(
-                        f"the driver records to {self.where}, but {path} is not there; "
-                        "read_directory must be the same directory as this process sees it"
-                    ) from None
+            raw = self._look_at_file(path)
+            if raw is None or raw.origin.run_id != self._run_id:
                 return
-            if raw.origin.run_id != self._run_id:
-                return
+            self.image_shape, self.dtype = raw.image_shape, raw.dtype.str
         self.raw_files, self.is_live = tuple(files), True
-        self.image_shape, self.dtype = raw.image_shape, raw.dtype.str
+
+    def _look_at_file(self, path: Path) -> RawRows | None:
+        """What the file says of itself; None when it cannot be read while it grows."""
+        try:
+            with open_file(path, allow_unclosed=True) as opened:
+                return raw_file_of(path, opened)
+        except FileLayoutError as error:
+            if path.exists():
+                return None
+            raise AcquisitionError(
+                f"the driver records to {self.where}, but {path} is not there; read_directory must be the "
+                "same directory as this process sees it"
+            ) from error
 
     def received(self) -> Received:
         """What has been received by now. Raises `AcquisitionError` when the run is over."""
