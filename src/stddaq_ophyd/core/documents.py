@@ -140,6 +140,8 @@ class DatumAnnouncer:
         path = images.raw_files[0].path if is_raw else self._source.path
         if self._bundle is None or path != self._path:
             kwargs: dict[str, Any] = {"frame_per_point": self._source.images_per_event}
+            if self._spec == AGGREGATE_SPEC:
+                kwargs["dataset"] = DATA  # For TiledWriter, which does not know the spec.
             if is_raw:
                 kwargs["template"] = f"{path.name.removesuffix('0.h5')}{{writer}}.h5"
             self._path = path
