@@ -124,7 +124,8 @@ class Driver:
         except CommandError as error:
             client.tell(_encode({"status": "error", "reason": str(error), "error": error.error}))
             return
-        log.event("received %s", command.model_dump_json(exclude_defaults=True, exclude={"overwrite"}))
+        if command.command != "status":  # Devices ask at each point of a scan.
+            log.event("received %s", command.model_dump_json(exclude_defaults=True, exclude={"overwrite"}))
         if isinstance(command, StartCommand):
             await self._start(client, command)
         elif command.command == "repair":

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from stddaq.errors import FileLayoutError
-from stddaq.files.master_file import IMAGE_METADATA, nexus_group, not_there
+from stddaq.files.master_file import DATA, IMAGE_METADATA, nexus_group, not_there
 from stddaq.files.opening import damage_named, open_file, relative_name
 from stddaq.files.virtual import FILE_FORMAT, Source, Stretch, create_virtual_dataset, stretches
 from stddaq_ophyd.core.raw_rows import Images, RawFile
@@ -65,12 +65,15 @@ class AggregateFile:
     def write(self, *, live: bool) -> None:
         """Put the file in place, after seeing the newest image of each raw file through it.
 
-        `live`: raw files may be growing. Raises `FileLayoutError`.
+        `live`: raw files may be growing, and the file will be written again: what only viewers look at is
+        left out, which takes a third of the time. Raises `FileLayoutError`.
         """
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             with h5py.File(temporary, "w", libver=FILE_FORMAT) as file:
                 self._fill(file)
+                if not live:
+                    self._describe(file)
             self._verify(temporary, live)
             temporary.replace(self.path)
         except OSError as error:
@@ -92,21 +95,21 @@ class AggregateFile:
 
     def _fill(self, file: h5py.File) -> None:
         raw = next(iter(self._mapped.values())).file
-        file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "stddaq_ophyd"})
-        entry = nexus_group(file, "entry", "NXentry", default="data")
-        data = nexus_group(entry, "data", "NXdata", signal="data", interpretation="image")
-        images = create_virtual_dataset(
-            data,
-            "data",
-            (self.n_images, *raw.image_shape),
-            raw.dtype,
-            self._sources("data"),
-            fill=not_there(raw.dtype),
+        data = file.create_group("entry/data")
+        shape = (self.n_images, *raw.image_shape)
+        create_virtual_dataset(
+            data, "data", shape, raw.dtype, self._sources("data"), fill=not_there(raw.dtype)
         )
-        images.attrs["interpretation"] = "image"
         # Status 0, undefined, is what HDF5 shows for a raw file that was lost after this.
-        create_virtual_dataset(data, "metadata", (self.n_images,), raw.row_dtype, self._sources("metadata"))
-        account = nexus_group(entry, "stddaq", "NXcollection")
+        create_virtual_dataset(data, "metadata", shape[:1], raw.row_dtype, self._sources("metadata"))
+
+    def _describe(self, file: h5py.File) -> None:
+        """What NeXus viewers need to open on the images, and readers to look after the raw files."""
+        file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "stddaq_ophyd"})
+        file["entry"].attrs.update({"NX_class": "NXentry", "default": "data"})
+        file["entry/data"].attrs.update({"NX_class": "NXdata", "signal": "data", "interpretation": "image"})
+        file[DATA].attrs["interpretation"] = "image"
+        account = nexus_group(file["entry"], "stddaq", "NXcollection")
         account["raw_files"] = [relative_name(path, self.path.parent) for path in self._mapped]
 
     def _sources(self, dataset: str) -> list[Source]:
@@ -138,6 +141,8 @@ class AggregateFile:
                         f"{path}: cannot be read through {self.path.name}: image {mapped.last_id} is shown "
                         f"as {found}; HDF5_VDS_PREFIX is {os.environ.get('HDF5_VDS_PREFIX', 'not set')}"
                     )
+                if live:
+                    mapped.last_id = None  # Seen; looked at again when more of this file is shown.
 
 
 class _Mapped:
@@ -146,6 +151,7 @@ class _Mapped:
     def __init__(self, file: RawFile) -> None:
         self.file = file
         self.stretches: list[Stretch] = []
+        # Of the newest image, as long as it was not seen in the place where it is shown.
         self.last_id: int | None = None
 
     @property
@@ -185,7 +191,7 @@ class _Mapped:
         """Show nothing at places from `n_images` on."""
         if not self.stretches or self.last_place < n_images:
             return
-        self.last_id = None  # Not known any more; it was seen when it was the last.
+        self.last_id = None
         while self.stretches and self.stretches[-1].first >= n_images:
             self.stretches.pop()
         if self.stretches:
