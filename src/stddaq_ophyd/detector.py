@@ -146,7 +146,7 @@ class StdDaqDetector(Device):
         `start_options` are further fields of the driver's `start`, as `writer_id`.
         """
         super().__init__(prefix, name=name, **kwargs)
-        self._paths = DirectoryPaths(paths) if isinstance(paths, str | Path) else paths
+        self._paths = _as_provider(paths)
         own: Camera | None = getattr(self, "camera", None) if "camera" in self.component_names else None
         self._camera = as_camera(trigger, trigger_value) or own
         self._exposure = exposure_time if isinstance(exposure_time, Signal) else None
@@ -164,6 +164,7 @@ class StdDaqDetector(Device):
         self._acquisition: Acquisition | None = None
         self._is_staged = False
         self._pending: DeviceStatus | None = None
+        self._unfinished: set[DeviceStatus] = set()
         self._to_fly = 0
         self._handed_out: list[Document] = []
         self._datum_id = ""
@@ -172,6 +173,15 @@ class StdDaqDetector(Device):
             loaded = config if isinstance(config, DetectorConfig) else DetectorConfig.load(config)
             self._note_layout(loaded.image_shape, loaded.dtype.str, loaded.number_of_writers)
         _devices.add(self)
+
+    @property
+    def paths(self) -> PathProvider:
+        """Where the files of the next staging go; a directory may be assigned."""
+        return self._paths
+
+    @paths.setter
+    def paths(self, paths: PathProvider | str | Path) -> None:
+        self._paths = _as_provider(paths)
 
     # Staging.
 
@@ -219,9 +229,12 @@ class StdDaqDetector(Device):
         """End the run. Done when the driver is idle and the files are closed.
 
         May be called at any time, any number of times. Fails only when closing the files does; whatever went
-        wrong first is in `error`.
+        wrong first is in `error`. Images that are still waited for are given up.
         """
         self._is_staged = False
+        if _in_run_engine():
+            # Of an aborted plan. Their failure would be taken for one of the cleaning up, and break that off.
+            self._unfinished.clear()
         if self._acquisition is not None:
             self._acquisition.stop()
         return self._submit(self._unstage, DeviceStatus(self, call_stop_on_failure=False))
@@ -426,11 +439,15 @@ class StdDaqDetector(Device):
             try:
                 step(status)
             except Exception as error:  # noqa: BLE001  (it belongs to whoever waits for the status)
-                self.error = self.error or error
-                status.set_exception(error)
+                if status in self._unfinished:
+                    self._unfinished.discard(status)
+                    self.error = self.error or error
+                    status.set_exception(error)
             else:
+                self._unfinished.discard(status)
                 status.set_finished()
 
+        self._unfinished.add(status)
         self._worker.submit(do)
         return status
 
@@ -483,6 +500,10 @@ class StdDaqDetector(Device):
         if self._is_staged:
             self.unstage()
         self._worker.wait_until_idle(EXIT_TIMEOUT_S)
+
+
+def _as_provider(paths: PathProvider | str | Path) -> PathProvider:
+    return DirectoryPaths(paths) if isinstance(paths, str | Path) else paths
 
 
 def _value(signal: Signal) -> Any:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import h5py
 import numpy as np
-from support.runs import Image, Rig, image_of
+from support.runs import DAMAGED, GOOD, Image, Rig, image_of
 
 
 class Documents:
@@ -27,29 +27,49 @@ class Documents:
 
 
 class PointCamera:
-    """Publishes the next images of a rig on each call; `published` are those so far."""
+    """Publishes the next images of a rig on each call.
+
+    Attributes:
+        published: those so far.
+        skip_calls: numbers, from 1, of the calls that publish nothing but call `on_skip`.
+        damaged: ids of images that are published as damaged.
+    """
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
         self.published: list[Image] = []
-        self.next_id = 0
         self.skip_calls: set[int] = set()
-        self.n_calls = 0
+        self.on_skip: Callable[[], None] = lambda: None
+        self.damaged: set[int] = set()
+        self._n_calls = self._next_id = 0
 
     def fire(self, n_images: int) -> None:
-        self.n_calls += 1
-        if self.n_calls in self.skip_calls:
+        self._n_calls += 1
+        if self._n_calls in self.skip_calls:
+            self.on_skip()
             return
-        images = [image_of(self.next_id + i, self.rig.config.image_shape) for i in range(n_images)]
-        self.next_id += n_images
+        ids = range(self._next_id, self._next_id + n_images)
+        self._next_id += n_images
+        images = [
+            image_of(i, self.rig.config.image_shape, status=DAMAGED if i in self.damaged else GOOD)
+            for i in ids
+        ]
         self.rig.publish(images)
         self.published += images
 
 
-def stream_images(found: Documents, key: str = "det_image") -> np.ndarray:
-    """The images that the StreamResource and the StreamData of one key tell of, (n, height, width)."""
-    (resource,) = [doc for doc in found["stream_resource"] if doc["data_key"] == key]
-    data = [doc for doc in found["stream_datum"] if doc["stream_resource"] == resource["uid"]]
+def stream_images(found: Documents, key: str = "det_image", stream: str | None = None) -> np.ndarray:
+    """The images that the StreamResource and the StreamData of one key tell of, (n, height, width).
+
+    In a run of several streams, those of `stream`.
+    """
+    descriptors = {doc["uid"] for doc in found["descriptor"] if stream in (None, doc["name"])}
+    data = [doc for doc in found["stream_datum"] if doc["descriptor"] in descriptors]
+    (resource,) = [
+        doc
+        for doc in found["stream_resource"]
+        if doc["data_key"] == key and doc["uid"] in {datum["stream_resource"] for datum in data}
+    ]
     multiplier = resource["parameters"]["multiplier"]
     path = resource["uri"].removeprefix("file://localhost")
     stop = 0
