@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
     from stddaq_ophyd.core.paths import DirectoryPaths, PathInfo, PathProvider
     from stddaq_ophyd.detector import StdDaqDetector
+    from stddaq_ophyd.live_stream import LiveStreamAddress, LiveStreamError, LiveStreams
 
 # Names by module: handlers must not load ophyd, nor devices the handlers.
 _MODULES = {
@@ -19,6 +20,9 @@ _MODULES = {
     "AcquisitionStoppedError": "core.errors",
     "Camera": "camera",
     "DirectoryPaths": "core.paths",
+    "LiveStreamAddress": "live_stream",
+    "LiveStreamError": "live_stream",
+    "LiveStreams": "live_stream",
     "PathInfo": "core.paths",
     "PathProvider": "core.paths",
     "SimulatedCamera": "camera",
@@ -30,6 +34,9 @@ __all__ = [
     "AcquisitionStoppedError",
     "Camera",
     "DirectoryPaths",
+    "LiveStreamAddress",
+    "LiveStreamError",
+    "LiveStreams",
     "PathInfo",
     "PathProvider",
     "SimulatedCamera",

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from ophyd import Component, Device, Kind, Signal
 from ophyd.signal import InternalSignal
@@ -44,16 +44,31 @@ from stddaq_ophyd.core.worker import Worker
 
 # A program that ends with a run going on waits so long for the files.
 EXIT_TIMEOUT_S = 10.0
+S = TypeVar("S", bound="StepStatus")
 DocumentKind = Literal["stream", "AD_HDF5", "STDDAQ_AGGREGATE", "STDDAQ_RAW"]
 
 
-class AcquisitionStatus(DeviceStatus):
+class StepStatus(DeviceStatus):
+    """A Status of a step of a device; it says why it failed wherever it is shown."""
+
+    def __init__(self, device: Device) -> None:
+        # The device ends what is to be ended by itself.
+        super().__init__(device, call_stop_on_failure=False)
+
+    def __str__(self) -> str:
+        state = f"failed: {self._exception}" if self._exception else "done" if self.done else "going on"
+        return f"{type(self).__name__}({state})"
+
+    __repr__ = __str__
+
+
+class AcquisitionStatus(StepStatus):
     """A Status that tells how many of its images are recorded."""
 
     def __init__(self, device: Device, n_images: int) -> None:
-        super().__init__(device, call_stop_on_failure=False)
         self._n_images, self._n = n_images, 0
         self._began = time.monotonic()
+        super().__init__(device)
 
     def watch(self, func: Callable[..., Any]) -> None:
         """Call `func` with the number of images whenever it changes, as bluesky's progress bars expect."""
@@ -163,8 +178,8 @@ class StdDaqDetector(Device):
         self._worker = Worker(f"steps of {name}")
         self._acquisition: Acquisition | None = None
         self._is_staged = False
-        self._pending: DeviceStatus | None = None
-        self._unfinished: set[DeviceStatus] = set()
+        self._pending: StepStatus | None = None
+        self._unfinished: set[StepStatus] = set()
         self._to_fly = 0
         self._handed_out: list[Document] = []
         self._datum_id = ""
@@ -185,7 +200,7 @@ class StdDaqDetector(Device):
 
     # Staging.
 
-    def stage(self) -> DeviceStatus:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def stage(self) -> StepStatus:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Start a run of the driver. Done when no image that is taken from now on can be missed.
 
         Fails with the driver's reason, and leaves nothing behind then. Raises `RedundantStaging`.
@@ -193,9 +208,9 @@ class StdDaqDetector(Device):
         if self._is_staged:
             raise RedundantStaging(f"{self.name} is staged already; {self.name}.unstage() comes first")
         self._is_staged, self.error = True, None
-        return self._submit(self._stage, DeviceStatus(self, call_stop_on_failure=False))
+        return self._submit(self._stage, StepStatus(self))
 
-    def _stage(self, status: DeviceStatus) -> None:
+    def _stage(self, status: StepStatus) -> None:
         self._acquisition = None
         self._handed_out.clear()
         try:
@@ -225,7 +240,7 @@ class StdDaqDetector(Device):
                 super().unstage()
             raise
 
-    def unstage(self) -> DeviceStatus:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def unstage(self) -> StepStatus:  # pyright: ignore[reportIncompatibleMethodOverride]
         """End the run. Done when the driver is idle and the files are closed.
 
         May be called at any time, any number of times. Fails only when closing the files does; whatever went
@@ -237,9 +252,9 @@ class StdDaqDetector(Device):
             self._unfinished.clear()
         if self._acquisition is not None:
             self._acquisition.stop()
-        return self._submit(self._unstage, DeviceStatus(self, call_stop_on_failure=False))
+        return self._submit(self._unstage, StepStatus(self))
 
-    def _unstage(self, status: DeviceStatus) -> None:
+    def _unstage(self, status: StepStatus) -> None:
         acquisition = self._acquisition
         known = acquisition.error if acquisition else None
         try:
@@ -260,11 +275,11 @@ class StdDaqDetector(Device):
             return
         acquisition.stop()
 
-        def close(_: DeviceStatus) -> None:
+        def close(_: StepStatus) -> None:
             acquisition.end()
             acquisition.pause_over()
 
-        self._submit(close, DeviceStatus(self, call_stop_on_failure=False))
+        self._submit(close, StepStatus(self))
 
     # Points.
 
@@ -282,7 +297,7 @@ class StdDaqDetector(Device):
     def _take_point(self, status: AcquisitionStatus) -> None:
         plan = self._plan(int(_value(self.images_per_trigger)))
         after = self._staged_acquisition().take_point(
-            partial(self._fire, plan.images_per_event), plan, status.progress
+            partial(self._fire, plan.images_per_event), plan, lambda n, _: status.progress(n)
         )
         self._note_received(plan.images_per_event, after)
 
@@ -346,18 +361,18 @@ class StdDaqDetector(Device):
 
     # Flights.
 
-    def prepare(self, value: int) -> DeviceStatus:
+    def prepare(self, value: int) -> StepStatus:
         """Set how many events, of `images_per_trigger` images each, the next flight takes."""
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise AcquisitionError(
                 f"{self.name}: prepare: found {value!r}, allowed is a number of events from 1"
             )
         self._to_fly = value
-        status = DeviceStatus(self, call_stop_on_failure=False)
+        status = StepStatus(self)
         status.set_finished()
         return status
 
-    def kickoff(self) -> DeviceStatus:
+    def kickoff(self) -> StepStatus:
         """Begin a flight of as many events as `prepare` was told. Done when the camera was triggered."""
         self._check_staged("kickoff")
         if not self._to_fly:
@@ -368,9 +383,9 @@ class StdDaqDetector(Device):
             raise AcquisitionError(
                 f'{self.name}: a flight takes a device with documents="stream", found "{self._documents}"'
             )
-        return self._submit(self._kickoff, DeviceStatus(self, call_stop_on_failure=False))
+        return self._submit(self._kickoff, StepStatus(self))
 
-    def _kickoff(self, status: DeviceStatus) -> None:
+    def _kickoff(self, status: StepStatus) -> None:
         plan = self._plan(int(_value(self.images_per_trigger)))
         fire = partial(self._fire, self._to_fly * plan.images_per_event)
         self._staged_acquisition().begin_flight(fire, self._to_fly, plan)
@@ -383,9 +398,8 @@ class StdDaqDetector(Device):
         return self._submit(self._complete, status)
 
     def _complete(self, status: AcquisitionStatus) -> None:
-        def progress(n: int) -> None:
-            self.n_images.put(n, internal=True)
-            self.n_recorded.put(n, internal=True)
+        def progress(n: int, received: Received) -> None:
+            self._note_received(n, received)
             status.progress(n)
 
         after = self._staged_acquisition().finish_flight(progress)
@@ -432,7 +446,7 @@ class StdDaqDetector(Device):
 
     # Within.
 
-    def _submit(self, step: Callable[[Any], None], status: Any) -> Any:
+    def _submit(self, step: Callable[[S], None], status: S) -> S:
         """Let the thread do `step`, and `status` tell of it."""
 
         def do() -> None:

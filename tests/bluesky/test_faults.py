@@ -1,4 +1,4 @@
-"""What goes wrong during a plan. Afterwards the driver is idle, the documents are true, the next plan works."""
+"""What goes wrong during a plan: afterwards the driver is idle, documents are true, the next plan works."""
 
 from __future__ import annotations
 

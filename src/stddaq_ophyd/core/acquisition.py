@@ -21,10 +21,10 @@ from stddaq_ophyd.core.documents import Announcer, Document, ImageSource
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
 from stddaq_ophyd.core.paths import PathInfo
 from stddaq_ophyd.core.raw_rows import GrowingFiles, Images, in_order, n_settled, of_closed_run
-from stddaq_ophyd.core.recording import Received, Recording
+from stddaq_ophyd.core.recording import OnProgress, Received, Recording
 
-# During a flight documents come so often.
-ANNOUNCE_PERIOD_S = 1.0
+# During a flight the files are looked at, and written anew, not more often than this.
+ANNOUNCE_PERIOD_S = 0.25
 # How soon to look again for images that another writer has not flushed yet.
 SETTLE_S = 0.01
 
@@ -158,7 +158,7 @@ class Acquisition:
         return self._recording
 
     def take_point(
-        self, fire: Callable[[], None], plan: Plan, on_progress: Callable[[int], None] = lambda _: None
+        self, fire: Callable[[], None], plan: Plan, on_progress: OnProgress = lambda n, received: None
     ) -> Received:
         """Let the camera take the images of one point; returns when they are recorded, and readable.
 
@@ -237,7 +237,7 @@ class Acquisition:
             self._keep(error)
             raise
 
-    def finish_flight(self, on_progress: Callable[[int], None] = lambda _: None) -> Received:
+    def finish_flight(self, on_progress: OnProgress = lambda n, received: None) -> Received:
         """Return when all images of the flight are recorded, and can be announced.
 
         Raises `AcquisitionError`.

@@ -83,6 +83,10 @@ class Received:
         return {how: n for how, n in lost.items() if n > 0}
 
 
+# Called with the number of images that are there of those waited for, and what the driver says.
+OnProgress = Callable[[int, Received], None]
+
+
 class Recording:
     """One run of the driver at `url`; see the module. Its methods block; all but `cancel` are for one thread.
 
@@ -193,12 +197,12 @@ class Recording:
         patience: float,
         *,
         restart_on_progress: bool = False,
-        on_progress: Callable[[int], None] = lambda _: None,
+        on_progress: OnProgress = lambda n, received: None,
     ) -> Received:
         """Wait until `n_images` more than `before` are recorded, and can be read if the run is live.
 
         `patience` in seconds, of the whole, or with `restart_on_progress` of each image. `on_progress` is
-        called in another thread with the number so far. Raises `AcquisitionError`.
+        called in another thread. Raises `AcquisitionError`.
         """
         latest, progressed_at = before, time.monotonic()
         deadline = progressed_at + patience
@@ -215,7 +219,7 @@ class Recording:
                 so_far = n
                 if restart_on_progress:
                     deadline = time.monotonic() + patience
-                on_progress(min(n, n_images))
+                on_progress(min(n, n_images), latest)
             return n >= n_images
 
         while so_far < n_images:
