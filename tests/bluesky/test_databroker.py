@@ -15,7 +15,7 @@ from bluesky import RunEngine
 from bluesky.plans import count
 from event_model import Filler
 from support import read_with_databroker
-from support.plans import Documents, PointCamera
+from support.plans import Documents, PointCamera, run_plan
 from support.processes import Service
 
 from stddaq_ophyd import StdDaqDetector
@@ -60,7 +60,7 @@ def test_databroker_reads_every_kind_of_datum(
     for spec in SPECS:
         det, camera = make_detector(rig={"number_of_writers": 3}, documents=spec)
         det.images_per_trigger.put(PER_POINT)
-        (uid,) = engine(count([det], 5))
+        uid = run_plan(engine, count([det], 5))
         expected[uid] = pixels_of(camera, PER_POINT)
     found = read(python, documents, tmp_path)
     assert found.keys() == expected.keys()

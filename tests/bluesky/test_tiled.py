@@ -12,7 +12,7 @@ import pytest
 from bluesky import RunEngine
 from bluesky.plans import count
 from bluesky_tiled_plugins import TiledWriter
-from support.plans import PointCamera
+from support.plans import PointCamera, run_plan
 from support.tiled_server import TiledServer
 
 from stddaq_ophyd import StdDaqDetector
@@ -53,7 +53,7 @@ def test_images_are_read_while_the_plan_runs_and_afterwards(
 
     engine.subscribe(TiledWriter(tiled, batch_size=1))
     engine.subscribe(look, "event")
-    (uid,) = engine(count([det], 5))
+    uid = run_plan(engine, count([det], 5))
     assert seen == [1, 2, 3, 4, 5]
     np.testing.assert_array_equal(images_in(tiled[uid]), expected_of(camera, per_point))
 
@@ -65,7 +65,7 @@ def test_resource_and_datum_are_read_as_well(
     det, camera = make_detector(documents=kind)
     det.images_per_trigger.put(3)
     engine.subscribe(TiledWriter(tiled, spec_to_mimetype={"STDDAQ_AGGREGATE": "application/x-hdf5"}))
-    (uid,) = engine(count([det], 4))
+    uid = run_plan(engine, count([det], 4))
     np.testing.assert_array_equal(images_in(tiled[uid]), expected_of(camera, 3))
 
 
@@ -89,7 +89,7 @@ def test_a_server_that_goes_in_the_middle_of_a_run_costs_nothing_with_a_backup_d
     engine.subscribe(kill, "event")
     with mortal.client() as client:
         engine.subscribe(TiledWriter(client, batch_size=1, backup_directory=str(tmp_path / "backup")))
-        (uid,) = engine(count([det], 5))
+        uid = run_plan(engine, count([det], 5))
     (backup,) = (tmp_path / "backup").iterdir()
     written_later = TiledWriter(tiled)
     for line in backup.read_text().splitlines():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import numpy as np
+from bluesky import RunEngine
 from support.runs import DAMAGED, GOOD, Image, Rig, image_of
 
 
@@ -24,6 +25,12 @@ class Documents:
 
     def __getitem__(self, name: str) -> list[dict[str, Any]]:
         return self.by_name[name]
+
+
+def run_plan(engine: RunEngine, plan: Any) -> str:
+    """Let the engine do a plan of one run. Returns the uid of the run."""
+    (uid,) = cast(tuple[str, ...], engine(plan))
+    return uid
 
 
 class PointCamera:
