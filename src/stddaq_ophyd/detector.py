@@ -125,6 +125,12 @@ class StdDaqDetector(Device):
         Signal, value=5.0, kind=Kind.config, doc="seconds beyond the exposure in which images must come"
     )
     allow_lost = Component(Signal, value=0, kind=Kind.config, doc="1: points with lost images are accepted")
+    stream = Component(
+        Signal,
+        value="",
+        kind=Kind.omitted,
+        doc="the stream that the next images belong to, to be set by plans that go back to an earlier stream",
+    )
     image_height = Component(InternalSignal, value=0, kind=Kind.config, doc="pixels")
     image_width = Component(InternalSignal, value=0, kind=Kind.config, doc="pixels")
     pixel_type = Component(InternalSignal, value="", kind=Kind.config, doc="as numpy writes it, like <u2")
@@ -229,6 +235,7 @@ class StdDaqDetector(Device):
             self.file_prefix.put(paths.prefix, internal=True)
             for signal in (self.n_images, self.n_recorded, self.n_lost):
                 signal.put(0, internal=True)
+            self.stream.put("")
             recording = self._acquisition.begin()
             if recording.image_shape and recording.dtype:
                 self._note_layout(recording.image_shape, recording.dtype, len(recording.raw_files))
@@ -307,7 +314,7 @@ class StdDaqDetector(Device):
             self._pending.exception()
         reading: Any = super().read()
         if self._documents != "stream" and self._acquisition is not None:
-            documents = self._acquisition.documents()
+            documents = self._acquisition.documents(stream=str(_value(self.stream)))
             self._handed_out += documents
             self._datum_id = next(
                 (doc["datum_id"] for kind, doc in documents if kind == "datum"), self._datum_id
@@ -352,12 +359,13 @@ class StdDaqDetector(Device):
     def collect_asset_docs(self, index: int | None = None) -> Iterator[Document]:
         """Documents of what is recorded and not announced; of a flight up to event `index`.
 
-        Raises `AcquisitionError` when the files do not show what was recorded.
+        A RunEngine does not say for which stream it asks. That a new one begins is known from `describe`; a
+        plan that goes back to an earlier one sets `stream` before. Raises `AcquisitionError` when the files do not show what was recorded.
         """
         handed_out, self._handed_out = self._handed_out, []
         yield from handed_out
         if self._documents == "stream" and self._acquisition is not None:
-            yield from self._acquisition.documents(index)
+            yield from self._acquisition.documents(index, str(_value(self.stream)))
 
     # Flights.
 

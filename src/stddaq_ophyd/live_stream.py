@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ophyd import Component, Device, Kind, Signal
-from ophyd.status import DeviceStatus, StatusBase
+from ophyd.status import DeviceStatus
 from pydantic import ValidationError
 
 from stddaq.client.config_client import DEFAULT_CONFIG_URL, ConfigClient, ConfigOutdated
@@ -31,7 +31,9 @@ class LiveStreamError(StdDaqError):
 class _Half(Signal):
     """`type` or `config` of an address; setting it applies it together with the other."""
 
-    def set(self, value: Any, *, timeout: Any = None, settle_time: Any = None) -> StatusBase:
+    def set(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, value: Any, *, timeout: Any = None, settle_time: Any = None
+    ) -> DeviceStatus:
         address = self.parent
         assert isinstance(address, LiveStreamAddress)
         return address.set_half(self.attr_name, value)
@@ -91,7 +93,7 @@ class LiveStreamAddress(Device):
             raise LiveStreamError(f"{self.name}: found {value!r}, allowed is like ('periodic', [1, 5])")
         kind, config = value
         try:
-            return LiveStreamSetting(type=kind, config=list(config))
+            return LiveStreamSetting.model_validate({"type": kind, "config": list(config)})
         except (ValidationError, TypeError) as error:
             said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise LiveStreamError(
@@ -123,7 +125,8 @@ class LiveStreams(Device):
             attribute: Component(LiveStreamAddress, address, add_prefix=(), kind=Kind.config)
             for attribute, address in _attributes(addresses).items()
         }
-        return super().__new__(type(cls.__name__, (cls,), components))
+        made: Any = type(cls.__name__, (cls,), components)
+        return super().__new__(made)
 
     def __init__(
         self,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from bluesky import RunEngine
+from bluesky import plan_stubs as bps
+from bluesky import preprocessors as bpp
 from bluesky.plans import count
 from support.plans import Documents, PointCamera, assert_images, stream_images
 
@@ -27,3 +30,39 @@ def test_the_images_of_a_count_are_found_where_its_documents_point(
     engine(count([det], 5))
     assert len(documents["event"]) == 5
     assert_images(stream_images(documents), camera.published)
+
+
+@pytest.mark.parametrize(("streams", "not_in_order"), [("aabbb", False), ("abbab", True)])
+def test_each_stream_and_each_run_of_one_staging_has_an_aggregate_of_its_own(
+    engine: RunEngine,
+    documents: Documents,
+    make_detector: MakeDetector,
+    streams: str,
+    not_in_order: bool,
+):
+    det, camera = make_detector()
+
+    def of(stream: str) -> list[int]:
+        return [place for place, name in enumerate(streams) if name == stream]
+
+    def one_run(streams: str) -> Any:
+        yield from bps.open_run()
+        for stream in streams:
+            if not_in_order:
+                yield from bps.mv(det.stream, stream)
+            yield from bps.trigger_and_read([det], name=stream)
+        yield from bps.close_run()
+
+    def two_runs() -> Any:
+        yield from one_run(streams)
+        yield from one_run("aa")
+
+    engine(bpp.stage_wrapper(two_runs(), [det]))
+    runs: list[Documents] = []
+    for name, doc in documents.all:
+        if name == "start":
+            runs.append(Documents())
+        runs[-1](name, doc)
+    taken = camera.published
+    for run, stream, places in ((0, "a", of("a")), (0, "b", of("b")), (1, "a", (5, 6))):
+        assert_images(stream_images(runs[run], stream=stream), [taken[i] for i in places])

@@ -128,6 +128,7 @@ class Acquisition:
         self._point: _Point | None = None
         self._flight: _Flight | None = None
         self._series: list[_Series] = []
+        self._by_stream: dict[str, _Series] = {}
         self._stream_is_new = True
 
     # Taking images.
@@ -197,7 +198,7 @@ class Acquisition:
         """The images of a point in order, and whether their files may be growing."""
         n, deadline = plan.images_per_event, time.monotonic() + plan.patience
         while self._growing is not None and self._announce_live:
-            images = in_order(self._growing.files, before.rows, self._growing.ids(before.rows))
+            images = in_order(self._growing.files, before.rows, self._growing.ids(before.rows, after.rows))
             if images is None or not _order_is_sure(images, before, after):
                 break
             if n_settled(images, before.rows, after.rows) >= n:
@@ -287,8 +288,8 @@ class Acquisition:
             return
         flight.looked_at = time.monotonic()
         rows = tuple(flight.next_rows)
-        now = flight.recording.received() if flight.recording.is_open else flight.before
-        images = in_order(growing.files, rows, growing.ids(rows))
+        now = flight.recording.received()
+        images = in_order(growing.files, rows, growing.ids(rows, now.rows))
         if images is None or now.n_restarts != flight.before.n_restarts:
             flight.is_ordered = False
             return
@@ -340,14 +341,16 @@ class Acquisition:
         with self._guard:
             self._stream_is_new = True
 
-    def documents(self, limit: int | None = None) -> list[Document]:
+    def documents(self, limit: int | None = None, stream: str = "") -> list[Document]:
         """Documents of what was recorded and not announced yet, up to event `limit` of a flight.
 
-        Raises `AcquisitionError` when the files do not show what they should.
+        They continue those of the same `stream`; without a name, those before. Raises `AcquisitionError` when the files do not show what they should.
         """
         try:
             with self._guard:
-                return self._documents_of_flight(limit) if self._flight else self._documents_of_point()
+                if self._flight is not None:
+                    return self._documents_of_flight(limit, stream)
+                return self._documents_of_point(stream)
         except FileLayoutError as error:
             raise self._keep(AcquisitionError(f"{self._who}: {error}")) from error
 
@@ -359,18 +362,18 @@ class Acquisition:
             self._look_now_and_then(self._flight)
             return self._n_ready(self._flight)
 
-    def _documents_of_point(self) -> list[Document]:
+    def _documents_of_point(self, stream: str) -> list[Document]:
         point = self._point
         if point is None:
             return []
-        series = self._series_of(len(point.images), point.images, point.is_live)
+        series = self._series_of(stream, len(point.images), point.images, point.is_live)
         event = series.announcer.n_published
         if point.series is series and point.event < event:
             return []
         point.series, point.event = series, event
         return list(series.announce(point.images, event + 1, live=point.is_live))
 
-    def _documents_of_flight(self, limit: int | None) -> list[Document]:
+    def _documents_of_flight(self, limit: int | None, stream: str) -> list[Document]:
         flight = self._flight
         assert flight is not None
         self._look_now_and_then(flight)
@@ -382,7 +385,7 @@ class Acquisition:
         images, flight.waiting = flight.waiting[:n], flight.waiting[n:]
         flight.n_taken += n
         is_live = flight.recording.is_live
-        series = self._series_of(m, images, is_live)
+        series = self._series_of(stream, m, images, is_live)
         n_before = series.announcer.n_published
         found = list(series.announce(images, n_before + n // m, live=is_live))
         if flight.is_complete and flight.n_taken == flight.n_images:
@@ -397,9 +400,9 @@ class Acquisition:
     def _n_ready(self, flight: _Flight) -> int:
         return (flight.n_taken + _length(flight.waiting)) // flight.plan.images_per_event
 
-    def _series_of(self, images_per_event: int, images: Images, is_live: bool) -> _Series:
+    def _series_of(self, stream: str, images_per_event: int, images: Images, is_live: bool) -> _Series:
         """The series that goes on, or a new one for a new stream."""
-        last = self._series[-1] if self._series else None
+        last = self._by_stream.get(stream)
         is_new, self._stream_is_new = self._stream_is_new, False
         if last is not None and not (is_new and last.announcer.n_published):
             if last.images_per_event != images_per_event:
@@ -420,6 +423,7 @@ class Acquisition:
         )
         series = _Series(AggregateFile(source.path), self._make_announcer(source), images_per_event)
         self._series.append(series)
+        self._by_stream[stream] = series
         return series
 
 

@@ -106,10 +106,12 @@ class AggregateFile:
     def _describe(self, file: h5py.File) -> None:
         """What NeXus viewers need to open on the images, and readers to look after the raw files."""
         file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "stddaq_ophyd"})
-        file["entry"].attrs.update({"NX_class": "NXentry", "default": "data"})
+        entry = file["entry"]
+        assert isinstance(entry, h5py.Group)
+        entry.attrs.update({"NX_class": "NXentry", "default": "data"})
         file["entry/data"].attrs.update({"NX_class": "NXdata", "signal": "data", "interpretation": "image"})
         file[DATA].attrs["interpretation"] = "image"
-        account = nexus_group(file["entry"], "stddaq", "NXcollection")
+        account = nexus_group(entry, "stddaq", "NXcollection")
         account["raw_files"] = [relative_name(path, self.path.parent) for path in self._mapped]
 
     def _sources(self, dataset: str) -> list[Source]:
