@@ -91,6 +91,10 @@ def test_files_are_read_while_they_are_written_and_afterwards(make_rig: MakeRig,
     if live:
         with pytest.raises(FileLayoutError, match="not closed"):
             handler(point_number=0)
+        points = [handler(rows=[[i % 3, i // 3, 0, 1, 1]]) for i in range(50)]
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(lambda lazy: lazy.compute()[0], points))
+        np.testing.assert_array_equal(found, [image.pixels for image in images])
     rig.end(stop=True)
     for point in range(50):
         np.testing.assert_array_equal(handler(point).compute()[0], images[point].pixels)
@@ -113,3 +117,24 @@ def test_a_raw_file_that_is_deleted_or_shortened_is_an_error(tmp_path: Path, kin
     raw[1].unlink()
     with pytest.raises(FileLayoutError, match=r"file1\.h5: is missing"):
         lazy.compute()
+
+
+def test_somebody_else_s_handle_on_a_growing_file_leads_to_an_error_and_never_to_wrong_images(
+    make_rig: MakeRig,
+):
+    rig = make_rig(number_of_writers=1)
+    images = images_of(range(40))
+    rig.begin(n_image=1000)
+    rig.publish(images[:20])
+    rig.wait_for_count(20)
+    handler = RawFilesHandler(rig.path("file0.h5"), 1)
+    with h5py.File(rig.path("file0.h5"), swmr=True) as file:
+        assert len(dataset(file, f"{rig.config.detector_name}/data")) >= 20
+        rig.publish(images[20:])
+        rig.wait_for_count(40)
+        # HDF5 shows what that handle has seen.
+        with pytest.raises(ImagesMissingError, match="40 were announced"):
+            handler(rows=[[0, 39, 0, 1, 1]])
+        np.testing.assert_array_equal(handler(rows=[[0, 3, 0, 1, 1]]).compute()[0], images[3].pixels)
+    np.testing.assert_array_equal(handler(rows=[[0, 39, 0, 1, 1]]).compute()[0], images[39].pixels)
+    rig.end(stop=True)
