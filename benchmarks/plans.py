@@ -22,10 +22,15 @@ from ophyd.sim import hw
 from rig import Rig, end, wait_ready
 from tables import Table, spread
 
+from stddaq.client import DriverClient
 from stddaq_ophyd import SimulatedCamera, StdDaqDetector
+from stddaq_ophyd.plans import fly
 
 N_POINTS = 200
 ROUNDS = 5
+FLIGHT_HZ = 5000.0
+FLIGHT_IMAGES = 25_000
+FLIGHT_ROUNDS = 3
 STDDAQ = Path(sys.executable).parent / "stddaq"
 
 
@@ -63,6 +68,69 @@ def points() -> Table:
     return table
 
 
+def flights() -> Table:
+    """How late the documents of a fly scan are, and whether intake suffers."""
+    table = Table(
+        "flights",
+        "Documents of a fly scan",
+        f"`fly` of {FLIGHT_IMAGES} images of 16x16 pixels at {FLIGHT_HZ:g} Hz, 2 writers. Late is the time "
+        "from an image to the document that tells of it, for the image that waits longest: at most a second. "
+        "Beside it a run of the same images without a plan.",
+        ("round", "documents", "late, s", "images/s", "without plan", "lost images"),
+    )
+    with ExitStack() as stack:
+        rig = stack.enter_context(Rig("none", n_writers=2, with_source=False))
+        stack.callback(end, simulate(rig, "--trigger"))
+        engine = RunEngine({}, context_managers=[])
+        camera = SimulatedCamera(rig.config.detector_name, name="camera")
+        stack.callback(camera.destroy)
+        camera.rate.put(FLIGHT_HZ)
+        det = StdDaqDetector(rig.url, name="det", paths=rig.files, trigger=camera)
+        for i in range(FLIGHT_ROUNDS):
+            flight = Flight()
+            engine(fly([det], FLIGHT_IMAGES), flight)
+            rate, lost = flight.rate(rig)
+            table.add(i + 1, flight.n_documents, flight.latest_s, rate, bare_rate(rig, camera), lost)
+    return table
+
+
+class Flight:
+    """Notes when documents of a flight come, and of which images they tell."""
+
+    def __init__(self) -> None:
+        self.n_documents = 0
+        self.latest_s = 0.0
+        self._began = 0.0
+
+    def __call__(self, name: str, doc: Any) -> None:
+        if name == "descriptor" and not self._began:
+            self._began = time.perf_counter()  # The camera is triggered after this.
+        elif name == "stream_datum":
+            self.n_documents += 1
+            taken = self._began + doc["indices"]["start"] / FLIGHT_HZ
+            self.latest_s = max(self.latest_s, time.perf_counter() - taken)
+
+    def rate(self, rig: Rig) -> tuple[float, int]:
+        """Images per second of the run of the driver, and how many were lost."""
+        with DriverClient(rig.url) as client:
+            account = client.last_result()
+        assert account is not None
+        lost = FLIGHT_IMAGES - account["n_good"] + account["n_skipped"]
+        return account["count"] / account["duration_s"], lost
+
+
+def bare_rate(rig: Rig, camera: SimulatedCamera) -> float:
+    """Images per second of a run of the same images that nobody watches."""
+    with DriverClient(rig.url) as client:
+        client.start(rig.files, n_image=FLIGHT_IMAGES, overwrite=True)
+        client.wait_until_ready(10)
+        camera.fire(FLIGHT_IMAGES)
+        client.wait_until_saved(60)
+        account = client.last_result()
+    assert account is not None
+    return account["count"] / account["duration_s"]
+
+
 def seconds_per_point(engine: RunEngine, detector: Any) -> float:
     """From the second event of a count to the last, per point, so that staging does not count."""
     times: list[float] = []
@@ -86,8 +154,11 @@ def simulate(rig: Rig, *options: object) -> subprocess.Popen[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.parse_args(argv)
-    points()
+    parser.add_argument("measurements", nargs="*", choices=[[], "points", "flights"], help="default: both")
+    asked = parser.parse_args(argv).measurements or ["points", "flights"]
+    for measurement in (points, flights):
+        if measurement.__name__ in asked:
+            measurement()
     return 0
 
 

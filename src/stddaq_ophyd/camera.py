@@ -30,7 +30,7 @@ Trigger = Camera | Signal | Callable[[], Any] | None
 
 
 def as_camera(trigger: Trigger, value: Any = 1) -> Camera | None:
-    """The camera behind a signal that is set to `value` for each point, or a callable without arguments.
+    """The camera behind a signal to which `value` is put for each point, or a callable without arguments.
 
     Raises `TypeError` when `trigger` is neither.
     """
@@ -48,7 +48,8 @@ class _SignalCamera:
         self._signal, self._value = signal, value
 
     def fire(self, n_images: int) -> None:
-        self._signal.set(self._value).wait(FIRE_TIMEOUT_S)
+        # Not `set`, which waits until it reads the value: a trigger may fall back at once.
+        self._signal.put(self._value)
 
     def __repr__(self) -> str:
         return f"{self._signal.name} = {self._value!r}"

@@ -158,8 +158,8 @@ class StdDaqDetector(Device):
         """Nothing is connected to before the first `stage`.
 
         `prefix` is the url of the driver; `paths` a directory, or a provider (see `stddaq_ophyd.core.paths`).
-        `trigger` makes the camera take the images of a point: an ophyd signal, which is set to
-        `trigger_value`, a callable, or a `Camera`; without it, and without a component `camera`, the next
+        `trigger` makes the camera take the images of a point: an ophyd signal, to which
+        `trigger_value` is put, a callable, or a `Camera`; without it, and without a component `camera`, the next
         images that come are those of the point. `exposure_time` in seconds, or the signal that has it.
         `config` (needed with drivers of others for flights) says shape and type of the images. `documents`:
         "stream" is StreamResource and StreamDatum, else it is the spec of Resource and Datum; AD_HDF5 closes
@@ -360,7 +360,8 @@ class StdDaqDetector(Device):
         """Documents of what is recorded and not announced; of a flight up to event `index`.
 
         A RunEngine does not say for which stream it asks. That a new one begins is known from `describe`; a
-        plan that goes back to an earlier one sets `stream` before. Raises `AcquisitionError` when the files do not show what was recorded.
+        plan that goes back to an earlier one sets `stream` before. Raises `AcquisitionError` when the files
+        do not show what was recorded.
         """
         handed_out, self._handed_out = self._handed_out, []
         yield from handed_out

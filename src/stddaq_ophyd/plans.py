@@ -26,7 +26,7 @@ def fly(
     detectors: Sequence[StdDaqDetector],
     num: int,
     *,
-    period: float = 1.0,
+    period: float = 0.5,
     md: Mapping[str, Any] | None = None,
 ) -> MsgGenerator[str]:
     """Take `num` times the images of a point (`images_per_trigger`) with each detector, without a pause.
@@ -47,7 +47,7 @@ def fly_scan(
     stop: float,
     num: int,
     *,
-    period: float = 1.0,
+    period: float = 0.5,
     md: Mapping[str, Any] | None = None,
 ) -> MsgGenerator[str]:
     """As `fly`, while `motor` moves from `start` to `stop` at the speed that it has been given.

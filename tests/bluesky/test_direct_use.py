@@ -70,14 +70,12 @@ def test_staging_and_unstaging_do_not_wait_for_a_driver_that_hangs(make_detector
     wait_until(lambda: camera.rig.client.status().status == "idle", what="the driver to be idle")
 
 
-def test_progress_is_told_while_images_come(
-    engine: RunEngine, make_detector: MakeDetector, capsys: pytest.CaptureFixture[str]
-):
-    det, camera = make_detector(trigger=lambda: None)
+def test_progress_is_told_while_images_come(make_detector: MakeDetector):
+    fired, two_are_seen = threading.Event(), threading.Event()
+    det, camera = make_detector(trigger=fired.set)
     det.images_per_trigger.put(4)
-    det.stage().wait(10)
+    det.stage()
     seen: list[tuple[int, int]] = []
-    two_are_seen = threading.Event()
 
     def watch(*, current: int, target: int, **_: Any) -> None:
         seen.append((current, target))
@@ -86,7 +84,7 @@ def test_progress_is_told_while_images_come(
 
     status = det.trigger()
     status.watch(watch)
-    wait_until(lambda: det.prepare(1).done and camera.rig.client.latest.status == "waiting_for_first_image")
+    assert fired.wait(10)
     camera.rig.publish(images_of([0, 1]))
     assert two_are_seen.wait(10)
     assert not status.done

@@ -20,6 +20,7 @@ from support.processes import free_port, wait_until
 from support.runs import Rig
 
 from stddaq_ophyd import AcquisitionError, StdDaqDetector
+from stddaq_ophyd.plans import fly
 
 MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
 
@@ -115,6 +116,52 @@ def test_a_writer_killed_during_a_scan_is_named_and_what_was_published_stays(
     assert_images(stream_images(documents), camera.published[:n_events])
     rig.restart_writer(1)
     assert_next_plan_works(engine, det, camera)
+
+
+def test_a_raw_file_that_is_gone_fails_the_point_and_is_named(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, camera = make_detector()
+    det.images_per_trigger.put(2)
+
+    def remove(name: str, doc: Any) -> None:
+        camera.rig.path("det_00001_1.h5").unlink()
+
+    with pytest.raises(FailedStatus) as failed:
+        engine(count([det], 3), {"event": [remove]})
+    assert f"{camera.rig.path('det_00001_1.h5')}: is missing" in str(failed.value.__cause__)
+    assert len(documents["stream_datum"]) == len(documents["event"]) == 1
+    det.paths = camera.rig.directory.parent / "next"
+    assert_next_plan_works(engine, det, camera)
+
+
+def test_a_flight_without_images_fails(engine: RunEngine, documents: Documents, make_detector: MakeDetector):
+    det, camera = make_detector()
+    det.margin.put(0.3)
+    camera.skip_calls = {1}
+    assert "received 0 of 10 images within 0.3 s" in failure(engine, fly([det], 10))
+    assert documents["stop"][0]["exit_status"] == "fail"
+    assert documents["stream_datum"] == []
+    assert_next_plan_works(engine, det, camera)
+
+
+def test_a_flight_that_is_aborted_has_told_of_what_can_be_read(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, camera = make_detector()
+    det.margin.put(30)
+    camera.n_held_back = 7
+
+    def abort_when_told(name: str, doc: Any) -> None:
+        threading.Thread(target=engine.request_pause).start()
+
+    engine.subscribe(abort_when_told, "stream_datum")
+    with pytest.raises(RunEngineInterrupted):
+        engine(fly([det], 20, period=0.1))
+    engine.abort()
+    wait_until_idle(camera.rig)
+    assert documents["stop"][0]["exit_status"] == "abort"
+    assert_images(stream_images(documents), camera.published)
 
 
 def bps_count_with(plan: Any, callback: Callable[..., None], engine: RunEngine) -> Iterator[Msg]:

@@ -40,6 +40,7 @@ class PointCamera:
         published: those so far.
         skip_calls: numbers, from 1, of the calls that publish nothing but call `on_skip`.
         damaged: ids of images that are published as damaged.
+        n_held_back: images of each call that are not published.
     """
 
     def __init__(self, rig: Rig) -> None:
@@ -48,6 +49,7 @@ class PointCamera:
         self.skip_calls: set[int] = set()
         self.on_skip: Callable[[], None] = lambda: None
         self.damaged: set[int] = set()
+        self.n_held_back = 0
         self._n_calls = self._next_id = 0
 
     def fire(self, n_images: int) -> None:
@@ -55,8 +57,8 @@ class PointCamera:
         if self._n_calls in self.skip_calls:
             self.on_skip()
             return
-        ids = range(self._next_id, self._next_id + n_images)
-        self._next_id += n_images
+        ids = range(self._next_id, self._next_id + n_images - self.n_held_back)
+        self._next_id = ids.stop
         images = [
             image_of(i, self.rig.config.image_shape, status=DAMAGED if i in self.damaged else GOOD)
             for i in ids

@@ -344,7 +344,8 @@ class Acquisition:
     def documents(self, limit: int | None = None, stream: str = "") -> list[Document]:
         """Documents of what was recorded and not announced yet, up to event `limit` of a flight.
 
-        They continue those of the same `stream`; without a name, those before. Raises `AcquisitionError` when the files do not show what they should.
+        They continue those of the same `stream`; without a name, those before. Raises `AcquisitionError` when
+        the files do not show what they should.
         """
         try:
             with self._guard:
