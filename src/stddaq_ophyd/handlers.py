@@ -78,21 +78,8 @@ class AggregateHandler:
                 raise ImagesMissingError(
                     f"{self._path}: is short: it shows {images.shape[0]} images, {stop} were announced"
                 )
-            if images.is_virtual:
-                self._check_sources(images, start, stop)
+            check_sources(self._path, images, start, stop)
             yield images
-
-    def _check_sources(self, images: h5py.Dataset, start: int, stop: int) -> None:
-        """HDF5 shows fill values where a source is missing or short."""
-        n_rows: dict[tuple[str, str], int] = {}
-        for source in images.virtual_sources():
-            (first, *_), (last, *_) = source.vspace.get_select_bounds()
-            if first < stop and last >= start:
-                key = source.file_name, source.dset_name
-                n_rows[key] = max(n_rows.get(key, 0), source.src_space.get_select_bounds()[1][0] + 1)
-        for (name, dataset), n in n_rows.items():
-            with _raw_images(self._path.parent / name.replace("%%", "%"), n, dataset):
-                pass
 
 
 class RawFilesHandler:
@@ -189,6 +176,26 @@ class _RowsInOrder:
             run.in_order([np.full(raw.n_rows, i) for i, raw in enumerate(run.raw_files)]),
             run.in_order([np.arange(raw.n_rows) for raw in run.raw_files]),
         )
+
+
+def check_sources(path: Path, images: h5py.Dataset, start: int = 0, stop: int | None = None) -> None:
+    """Raise `ImagesMissingError` when raw files of images `start` to `stop` are missing or short.
+
+    Default are all. `images` is a dataset of the file at `path`; of a virtual one HDF5 shows fill values
+    then, and says nothing.
+    """
+    if not images.is_virtual:
+        return
+    stop = images.shape[0] if stop is None else stop
+    n_rows: dict[tuple[str, str], int] = {}
+    for source in images.virtual_sources():
+        (first, *_), (last, *_) = source.vspace.get_select_bounds()
+        if first < stop and last >= start:
+            key = source.file_name, source.dset_name
+            n_rows[key] = max(n_rows.get(key, 0), source.src_space.get_select_bounds()[1][0] + 1)
+    for (name, dataset), n in n_rows.items():
+        with _raw_images(path.parent / name.replace("%%", "%"), n, dataset):
+            pass
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from bluesky.plans import count
 from bluesky_tiled_plugins import TiledWriter
 from support.plans import PointCamera, run_plan
 from support.tiled_server import TiledServer
+from tiled.client.utils import ClientError
 
 from stddaq_ophyd import StdDaqDetector
 
@@ -96,3 +97,21 @@ def test_a_server_that_goes_in_the_middle_of_a_run_costs_nothing_with_a_backup_d
         written_later(*json.loads(line).values())
     np.testing.assert_array_equal(images_in(tiled[uid]), expected_of(camera, 1))
     assert det.driver_state() == "idle"
+
+
+def test_a_server_with_our_adapter_refuses_images_whose_raw_file_has_gone(
+    engine: RunEngine, make_detector: MakeDetector, tmp_path: Path
+):
+    det, camera = make_detector(rig={"number_of_writers": 3})
+    (tmp_path / "server").mkdir()
+    server = TiledServer(
+        tmp_path / "server", tmp_path, adapter="stddaq_ophyd.tiled_adapter:CheckedHDF5Adapter"
+    )
+    with server.client() as client:
+        engine.subscribe(TiledWriter(client, batch_size=1))
+        uid = run_plan(engine, count([det], 5))
+        np.testing.assert_array_equal(images_in(client[uid]), expected_of(camera, 1))
+        (camera.rig.directory / "det_00001_1.h5").unlink()
+        with pytest.raises(ClientError, match=r"det_00001_1\.h5: is missing"):
+            images_in(client[uid])
+    server.end()
