@@ -17,7 +17,7 @@ from bluesky import RunEngine
 from bluesky.callbacks.best_effort import BestEffortCallback
 from bluesky.plans import count, grid_scan, scan
 from bluesky.utils import ProgressBarManager
-from ophyd.sim import motor, motor1, motor2
+from ophyd.sim import SynAxis
 
 from stddaq.config import DetectorConfig
 from stddaq_ophyd import SimulatedCamera, StdDaqDetector
@@ -31,6 +31,7 @@ bec.disable_plots()
 RE.subscribe(bec)
 RE.waiting_hook = ProgressBarManager()  # pyright: ignore[reportAttributeAccessIssue]
 
+motor, motor1, motor2 = (SynAxis(name=name) for name in ("motor", "motor1", "motor2"))
 camera = SimulatedCamera(config.detector_name, name="camera")
 det = StdDaqDetector(
     os.environ.get("STDDAQ_URL", "ws://127.0.0.1:8080"),

@@ -30,7 +30,9 @@ class CheckedHDF5Adapter(HDF5Adapter):
     """tiled's adapter of HDF5 files, behind a look at the sources of virtual datasets."""
 
     @classmethod
-    def from_catalog(cls, data_source: Any, node: Any, /, dataset: Any = None, **parameters: Any) -> Any:
+    def from_catalog(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, data_source: Any, node: Any, /, dataset: Any = None, **parameters: Any
+    ) -> Any:
         """As tiled's. A client is told what is missing, with the status 424 (Failed Dependency)."""
         name = dataset if isinstance(dataset, str) or dataset is None else "/".join(dataset)
         for asset in data_source.assets:
