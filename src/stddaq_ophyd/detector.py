@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from bluesky.utils import NoReplayAllowed
 from ophyd import Component, Device, Kind, Signal
 from ophyd.signal import InternalSignal
 from ophyd.status import DeviceStatus
@@ -158,13 +159,13 @@ class StdDaqDetector(Device):
         """Nothing is connected to before the first `stage`.
 
         `prefix` is the url of the driver; `paths` a directory, or a provider (see `stddaq_ophyd.core.paths`).
-        `trigger` makes the camera take the images of a point: an ophyd signal, to which
-        `trigger_value` is put, a callable, or a `Camera`; without it, and without a component `camera`, the next
-        images that come are those of the point. `exposure_time` in seconds, or the signal that has it.
-        `config` (needed with drivers of others for flights) says shape and type of the images. `documents`:
-        "stream" is StreamResource and StreamDatum, else it is the spec of Resource and Datum; AD_HDF5 closes
-        the files for each point, because its handlers cannot read files that grow.
-        `start_options` are further fields of the driver's `start`, as `writer_id`.
+        `trigger` makes the camera take the images of a point: an ophyd signal, to which `trigger_value` is
+        put, a callable, or a `Camera`; without it, and without a component `camera`, the next images that
+        come are those of the point. `exposure_time` in seconds, or the signal that has it. `config` (needed
+        with drivers of others for flights) says shape and type of the images. `documents`: "stream" is
+        StreamResource and StreamDatum, else it is the spec of Resource and Datum; AD_HDF5 closes the files
+        for each point, because its handlers cannot read files that grow. `start_options` are further fields
+        of the driver's `start`, as `writer_id`.
         """
         super().__init__(prefix, name=name, **kwargs)
         self._paths = _as_provider(paths)
@@ -413,6 +414,12 @@ class StdDaqDetector(Device):
 
         after = self._staged_acquisition().finish_flight(progress)
         self._note_received(self._to_fly * int(_value(self.images_per_trigger)), after)
+
+    def pause(self) -> None:
+        """Called by a RunEngine that pauses. Images of a flight go on, so that it cannot be replayed."""
+        if self._acquisition is not None and self._acquisition.is_flying:
+            raise NoReplayAllowed(f"{self.name} takes images of a flight")
+        super().pause()
 
     def describe_collect(self) -> dict[str, dict[str, Any]]:
         """The images; their documents come by `collect`."""

@@ -91,10 +91,14 @@ def _flight(
         yield from bps.kickoff_all(*detectors, wait=True)
         yield from go()
         completed = short_uid("completed")
-        yield from bps.complete_all(*detectors, group=completed, wait=False)
+        statuses = yield from bps.complete_all(*detectors, group=completed, wait=False)
         is_done = False
         while not is_done:
-            is_done = yield from bps.wait(group=completed, timeout=period, error_on_timeout=False)
+            is_waited_for = yield from bps.wait(group=completed, timeout=period, error_on_timeout=False)
+            is_done = all(status.done for status in statuses)
+            if is_waited_for and not is_done:
+                # A pause has made the RunEngine forget the group.
+                yield from bps.sleep(period)
             yield from bps.collect(*detectors, name=IMAGES)
             yield from _event([*numbers, *readables])
         yield from arrive()

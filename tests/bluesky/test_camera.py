@@ -70,18 +70,19 @@ def test_the_simulator_is_a_camera_of_the_detector(
 
 
 def test_files_go_to_a_directory_of_the_scan_which_readers_know_by_another_name(
-    engine: RunEngine, documents: Documents, make_detector: MakeDetector, tmp_path: Path, directory: Path
+    engine: RunEngine, make_detector: MakeDetector, tmp_path: Path, directory: Path
 ):
     (tmp_path / "mount").symlink_to(directory)
     paths = DirectoryPaths(directory, read_directory=tmp_path / "mount", metadata=engine.md)
     det, camera = make_detector(paths=paths)
     for scan in (1, 2):
-        engine(count([det]))
+        documents = Documents()
+        engine(count([det]), documents)
         found = directory / f"scan_{scan:05d}"
         assert (found / "det_Master.h5").exists()
         assert documents["stream_resource"][-1]["uri"] == (
             f"file://localhost{tmp_path}/mount/scan_{scan:05d}/det_Aggregate.h5"
         )
-    configured = documents["descriptor"][-1]["configuration"]["det"]["data"]
-    assert (configured["det_directory"], configured["det_file_prefix"]) == (str(found), "det_")
-    assert_images(stream_images(documents, stream="primary")[-1:], camera.published[-1:])
+        configured = documents["descriptor"][0]["configuration"]["det"]["data"]
+        assert (configured["det_directory"], configured["det_file_prefix"]) == (str(found), "det_")
+        assert_images(stream_images(documents), camera.published[-1:])

@@ -145,22 +145,25 @@ def test_a_flight_without_images_fails(engine: RunEngine, documents: Documents, 
     assert_next_plan_works(engine, det, camera)
 
 
-def test_a_flight_that_is_aborted_has_told_of_what_can_be_read(
-    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+@pytest.mark.parametrize("how", ["abort", "resume"])
+def test_a_flight_that_is_paused_can_be_aborted_or_goes_on(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector, how: str
 ):
     det, camera = make_detector()
     det.margin.put(30)
     camera.n_held_back = 7
-
-    def abort_when_told(name: str, doc: Any) -> None:
-        threading.Thread(target=engine.request_pause).start()
-
-    engine.subscribe(abort_when_told, "stream_datum")
+    token = engine.subscribe(
+        lambda name, doc: threading.Thread(target=engine.request_pause).start(), "stream_datum"
+    )
     with pytest.raises(RunEngineInterrupted):
         engine(fly([det], 20, period=0.1))
-    engine.abort()
+    engine.unsubscribe(token)
+    if how == "resume":
+        camera.n_held_back = 0
+        camera.fire(7)
+    getattr(engine, how)()
     wait_until_idle(camera.rig)
-    assert documents["stop"][0]["exit_status"] == "abort"
+    assert documents["stop"][0]["exit_status"] == {"abort": "abort", "resume": "success"}[how]
     assert_images(stream_images(documents), camera.published)
 
 

@@ -178,7 +178,7 @@ class Acquisition:
         except FileLayoutError as error:
             raise self._keep(AcquisitionError(f"{self._who}: {error}")) from error
         with self._guard:
-            self._point = _Point(images, is_live)
+            self._point, self._flight = _Point(images, is_live), None
         return after
 
     def _check_lost(
@@ -232,11 +232,16 @@ class Acquisition:
             recording = self.begin()
             flight = _Flight(n_events, plan, recording.received(), recording)
             with self._guard:
-                self._flight = flight
+                self._point, self._flight = None, flight
             fire()
         except AcquisitionError as error:
             self._keep(error)
             raise
+
+    @property
+    def is_flying(self) -> bool:
+        """Whether a flight was begun, and not all of it was announced."""
+        return self._flight is not None
 
     def finish_flight(self, on_progress: OnProgress = lambda n, received: None) -> Received:
         """Return when all images of the flight are recorded, and can be announced.
@@ -284,7 +289,7 @@ class Acquisition:
     def _look_at(self, flight: _Flight) -> None:
         """Take in what has become readable, as far as its order is sure."""
         growing = self._growing
-        if growing is None or not flight.is_ordered:
+        if growing is None or not flight.is_ordered or not flight.recording.is_open:
             return
         flight.looked_at = time.monotonic()
         rows = tuple(flight.next_rows)
