@@ -6,12 +6,10 @@ is `ophyd.sim.det` in the same RunEngine, which records nothing.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -149,18 +147,3 @@ def simulate(rig: Rig, *options: object) -> subprocess.Popen[str]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_ready(process)
     return process
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("measurements", nargs="*", choices=[[], "points", "flights"], help="default: both")
-    asked = parser.parse_args(argv).measurements or ["points", "flights"]
-    for measurement in (points, flights):
-        if measurement.__name__ in asked:
-            measurement()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

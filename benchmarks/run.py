@@ -18,6 +18,7 @@ from pathlib import Path
 
 import cost
 import daemons
+import plans
 import rates
 import report
 import times
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "growth": daemons.growth,
         "writers": daemons.writers,
         "master": times.master_file,
+        "points": plans.points,
+        "flights": plans.flights,
     }
     unknown = sorted(set(args.measurements) - set(available))
     if unknown:
