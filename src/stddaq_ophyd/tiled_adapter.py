@@ -31,10 +31,11 @@ class CheckedHDF5Adapter(HDF5Adapter):
 
     @classmethod
     def from_catalog(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls, data_source: Any, node: Any, /, dataset: Any = None, **parameters: Any
+        cls, data_source: Any, node: Any, /, **parameters: Any
     ) -> Any:
         """As tiled's. A client is told what is missing, with the status 424 (Failed Dependency)."""
-        name = dataset if isinstance(dataset, str) or dataset is None else "/".join(dataset)
+        dataset = parameters.get("dataset") or ""
+        name = dataset if isinstance(dataset, str) else "/".join(dataset)
         for asset in data_source.assets:
             path = path_from_uri(asset.data_uri)
             try:
@@ -45,4 +46,4 @@ class CheckedHDF5Adapter(HDF5Adapter):
             except FileLayoutError as error:
                 # Of 410 (Gone) tiled's client hides the words, and after 5xx it tries again for a minute.
                 raise HTTPException(424, str(error)) from error
-        return super().from_catalog(data_source, node, dataset=dataset, **parameters)
+        return super().from_catalog(data_source, node, **parameters)

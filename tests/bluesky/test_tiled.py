@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,16 @@ from bluesky import RunEngine
 from bluesky.plans import count
 from bluesky_tiled_plugins import TiledWriter
 from support.plans import PointCamera, run_plan
+from support.runs import images_of
 from support.tiled_server import TiledServer
 from tiled.client.utils import ClientError
 
 from stddaq_ophyd import StdDaqDetector
+from stddaq_ophyd.camera import as_camera
+from stddaq_ophyd.plans import fly
+
+# Several programs that take seconds to start.
+pytestmark = pytest.mark.timeout(200)
 
 MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
 
@@ -57,6 +64,28 @@ def test_images_are_read_while_the_plan_runs_and_afterwards(
     uid = run_plan(engine, count([det], 5))
     assert seen == [1, 2, 3, 4, 5]
     np.testing.assert_array_equal(images_in(tiled[uid]), expected_of(camera, per_point))
+
+
+def test_a_flight_is_read_while_it_goes_on_and_afterwards(
+    engine: RunEngine, make_detector: MakeDetector, tiled: Any
+):
+    det, camera = make_detector()
+    images = images_of(range(60))
+    expected = np.array([image.pixels for image in images])[:, None]
+    publish = threading.Thread(target=camera.rig.publish, args=(images, 0.01), daemon=True)
+    det._camera = as_camera(publish.start)
+    seen: list[int] = []
+
+    def look(name: str, doc: dict[str, Any]) -> None:
+        found = images_in(tiled.values().last(), stream="images")
+        np.testing.assert_array_equal(found, expected[: doc["indices"]["stop"]])
+        seen.append(len(found))
+
+    engine.subscribe(TiledWriter(tiled, batch_size=1))
+    engine.subscribe(look, "stream_datum")
+    uid = run_plan(engine, fly([det], 60, period=0.1))
+    assert seen[0] < seen[-1] == 60
+    np.testing.assert_array_equal(images_in(tiled[uid], stream="images"), expected)
 
 
 @pytest.mark.parametrize("kind", ["AD_HDF5", "STDDAQ_AGGREGATE"])

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
-from support.processes import Deployment, Service, console_script, free_port
+from support.processes import Deployment, console_script, free_port
 from support.tiled_server import API_KEY, TiledServer
 
 from stddaq.acquisition.scenes import Scene
 from stddaq.config import DetectorConfig
 
+# Several programs that take seconds to start.
+pytestmark = pytest.mark.timeout(200)
+
 ROOT = Path(__file__).parents[2]
-Run = Callable[..., Service]
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def port(deployment: Deployment) -> int:
 def run_example(deployment: Deployment, name: str, *args: object) -> list[str]:
     """Run an example to its end. Returns what it printed."""
     example = deployment.run(sys.executable, ROOT / "examples" / name, *args)
-    assert example.wait(timeout=40) == 0, example.output
+    assert example.wait(timeout=100) == 0, example.output
     return example.stdout
 
 
@@ -98,7 +99,7 @@ def test_a_session_starts_with_what_a_user_needs(deployment: Deployment, port: i
         "det.unstage().wait(10)\nRE(scan([det], motor, 0, 1, 2))\ndet.summary()"
     )
     session = deployment.run(console_script("ipython"), "--colors=NoColor", "-c", program)
-    assert session.wait(timeout=40) == 0, session.output
+    assert session.wait(timeout=100) == 0, session.output
     assert "1" in session.stdout
     assert "files            " in session.output
     assert len(list(directory.glob("det_0000?_Aggregate.h5"))) == 1, session.output

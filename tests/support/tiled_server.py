@@ -12,6 +12,8 @@ from typing import Any
 from support.processes import Service, console_script
 
 API_KEY = "secret"
+# 5 s of computing.
+START_TIMEOUT_S = 100.0
 
 
 class TiledServer:
@@ -29,7 +31,7 @@ class TiledServer:
             command = [console_script("tiled"), "serve", "config", str(directory / "config.yml")]
         # It logs to stderr.
         self.service = Service(["sh", "-c", 'exec "$@" 2>&1', "sh", *command], os.environ)
-        self.url = self.service.wait_for_line(r"running on .*?(http://[\d.]+:\d+)")[1]
+        self.url = self.service.wait_for_line(r"running on .*?(http://[\d.]+:\d+)", START_TIMEOUT_S)[1]
 
     @contextmanager
     def client(self) -> Iterator[Any]:
