@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 from bluesky import RunEngine
 from bluesky import plan_stubs as bps
@@ -27,9 +29,14 @@ def test_the_images_of_a_count_are_found_where_its_documents_point(
 ):
     det, camera = make_detector(rig={"number_of_writers": n_writers})
     det.images_per_trigger.put(images_per_trigger)
-    engine(count([det], 5))
-    assert len(documents["event"]) == 5
+    seen: list[int] = []
+    engine(count([det], 5), {"event": [lambda name, doc: seen.append(len(stream_images(documents)))]})
+    assert seen == [n * images_per_trigger for n in (1, 2, 3, 4, 5)]
     assert_images(stream_images(documents), camera.published)
+    # Without raw files that grow it is a NeXus file like any other.
+    with h5py.File(camera.rig.path("det_00001_Aggregate.h5")) as file:
+        assert file.attrs["default"] == "entry"
+        assert_images(np.asarray(file["entry/data/data"]), camera.published)
 
 
 @pytest.mark.parametrize(("streams", "not_in_order"), [("aabbb", False), ("abbab", True)])

@@ -67,12 +67,9 @@ class _Series:
         self.aggregate.write(live=live)
         yield from self.announcer.announce(n_events, images)
 
-    def withdraw(self) -> bool:
-        """Take back what was handed out and thrown away by a pause. Whether there was something."""
-        n_images = self.announcer.n_published * self.images_per_event
-        withdrawn = n_images < self.aggregate.n_images
-        self.aggregate.truncate(n_images)
-        return withdrawn
+    def withdraw(self) -> None:
+        """Take back what was handed out and thrown away by a pause."""
+        self.aggregate.truncate(self.announcer.n_published * self.images_per_event)
 
 
 class _Flight:
@@ -322,10 +319,11 @@ class Acquisition:
                 self._keep(self._recording.error)
         with self._guard:
             for series in self._series:
+                series.withdraw()
                 try:
-                    if series.withdraw() and series.aggregate.n_images:
+                    if series.aggregate.n_images:
                         series.aggregate.write(live=False)
-                    elif not series.aggregate.n_images:
+                    else:
                         series.aggregate.path.unlink(missing_ok=True)
                 except (FileLayoutError, OSError) as error:
                     self._keep(AcquisitionError(f"{self._who}: {error}"))
@@ -393,6 +391,13 @@ class Acquisition:
         is_live = flight.recording.is_live
         series = self._series_of(stream, m, images, is_live)
         n_before = series.announcer.n_published
+        if n_before * m != series.aggregate.n_images:
+            # They would be told of again in place of the images that follow.
+            n_lost = series.aggregate.n_images - n_before * m
+            raise AcquisitionError(
+                f"{self._who}: documents of {n_lost} images of a flight were collected and not emitted; "
+                "the flight cannot go on"
+            )
         found = list(series.announce(images, n_before + n // m, live=is_live))
         if flight.is_complete and flight.n_taken == flight.n_images:
             self._flight = None
