@@ -18,7 +18,7 @@ help: ## say what there is
 demo: $(VENV)/.installed ## record simulated images and check every pixel of the files (in ./demo)
 	@$(BIN)/stddaq demo $(ARGS)
 
-test: $(VENV)/.installed-dev ## run the tests
+test: $(VENV)/.installed-dev $(VENV)/.installed-databroker1 ## run the tests
 	@$(BIN)/pytest -n auto $(ARGS)
 
 faults: $(VENV)/.installed-dev ## provoke every fault, and write what was seen into docs/explanations/faults.md
@@ -52,6 +52,11 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml src/stddaq/__init__.py
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing the test tools into $(VENV) ..."
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# databroker 1 and 2 cannot be in one environment.
+$(VENV)/.installed-databroker1: $(VENV)/.installed-dev .ci/make-databroker1
+	@sh .ci/make-databroker1 $(VENV)
 	@touch $@
 
 $(VENV)/.created:

@@ -56,13 +56,17 @@ class Measured:
 
 @dataclass(slots=True)
 class Rig:
-    """The services of one configuration; a context manager. `files` is where runs go."""
+    """The services of one configuration; a context manager. `files` is where runs go.
+
+    Without `with_source` the images come from somewhere else.
+    """
 
     shape: str
     n_writers: int = 1
     directory: Path = Path("/dev/shm")
     with_meta: bool = False
     suffix: str = "image"
+    with_source: bool = True
     files: Path = field(init=False)
     config: DetectorConfig = field(init=False)
     config_path: Path = field(init=False)
@@ -89,7 +93,8 @@ class Rig:
         self.files = Path(tempfile.mkdtemp(prefix="stddaq-bench-", dir=self.directory))
         self._stack.callback(shutil.rmtree, self.files, ignore_errors=True)
         self.config = DetectorConfig.load(self.config_path)
-        self.publisher = self._stack.enter_context(ImagePublisher(self.config, self.suffix))
+        if self.with_source:
+            self.publisher = self._stack.enter_context(ImagePublisher(self.config, self.suffix))
         suffix = ["-s", self.suffix]
         self.driver = self.start("std_det_driver", "-p", 0, *suffix, *(["-m"] if self.with_meta else []))
         self.writers = [self.start("std_det_writer", i, *suffix) for i in range(self.n_writers)]

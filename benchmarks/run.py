@@ -21,6 +21,7 @@ import compressors
 import cost
 import daemons
 import live_stream
+import plans
 import rates
 import report
 import times
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "growth": daemons.growth,
         "writers": daemons.writers,
         "master": times.master_file,
+        "points": plans.points,
+        "flights": plans.flights,
     }
     unknown = sorted(set(args.measurements) - set(available))
     if unknown:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 from support.processes import Deployment
 from support.runs import MakeRig, Rig
+from support.tiled_server import TiledServer
 
 pytest_plugins = ["support.fault_table"]
 
@@ -79,3 +80,11 @@ def make_rig(make_deployment: Callable[..., Deployment], directory: Path) -> Ite
 def rig(make_rig: MakeRig) -> Rig:
     """A rig of two writers and images of 32 x 48 pixels of uint16."""
     return make_rig()
+
+
+@pytest.fixture(scope="session")
+def tiled_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TiledServer]:
+    """A tiled server that may read the files of all tests."""
+    server = TiledServer(tmp_path_factory.mktemp("tiled"), tmp_path_factory.getbasetemp())
+    yield server
+    server.end()

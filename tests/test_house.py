@@ -16,10 +16,14 @@ import stddaq
 ROOT = Path(__file__).parent.parent
 # What takes a noticeable time to import.
 HEAVY = (
+    "bluesky",
+    "dask",
+    "event_model",
     "fastapi",
     "h5py",
     "hdf5plugin",
     "numpy",
+    "ophyd",
     "PIL",
     "pydantic",
     "rich",
@@ -95,6 +99,7 @@ def heavy_modules_after(statement: str) -> list[str]:
     [
         "import stddaq",
         "import stddaq.errors",
+        "import stddaq_ophyd",
         "from stddaq.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
         "from stddaq.cli import main\ntry: main(['record', '--help'])\nexcept SystemExit: pass",
     ],
@@ -105,6 +110,11 @@ def test_import_and_help_load_nothing_heavy(statement: str) -> None:
 
 def test_client_needs_neither_files_nor_the_data_plane() -> None:
     assert set(heavy_modules_after("import stddaq.client")) <= {"pydantic", "websockets"}
+
+
+def test_handlers_need_no_devices() -> None:
+    loaded = heavy_modules_after("import stddaq_ophyd.handlers")
+    assert not {"bluesky", "event_model", "ophyd"} & set(loaded)
 
 
 @pytest.mark.parametrize("service", SERVICES)

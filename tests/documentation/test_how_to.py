@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
@@ -18,7 +19,10 @@ from support.processing import StreamReader
 
 from stddaq.acquisition.publisher import ImagePublisher
 from stddaq.config import DetectorConfig
+from stddaq_ophyd import StdDaqDetector
+from stddaq_ophyd.plans import fly, fly_scan, tomography
 
+CALLED_BY_BLUESKY = ("read", "describe", "describe_collect")
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
 
 
@@ -107,3 +111,43 @@ def test_service_of_the_page_subtracts_the_dark_image(deployment: Deployment, tm
         source.publish(1, np.full(config.image_shape, 8, config.dtype))
         values = [set(image.pixels(config).flat) for image in reader.receive(2)]
     assert values == [{2}, {0}]
+
+
+def test_plans_run_as_the_page_says(
+    deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    deployment.run(
+        *(deployment.stddaq, "up", deployment.config_path, "--port", port, "-m"),
+        *("--source", "simulate", "--trigger"),
+        ready="all services ready",
+    )
+    names: dict[str, Any] = {}
+    places = {"8080": str(port), "/data/run1": str(tmp_path), '"simulated"': repr(deployment.detector_name)}
+    exec(python_of("use-it-from-bluesky.md", **places), names)
+    shapes = []
+    for path in sorted(tmp_path.glob("det_0000?_Aggregate.h5")):
+        with h5py.File(path) as file:
+            images = file["/entry/data/data"]
+            assert isinstance(images, h5py.Dataset)
+            shapes.append(images.shape)
+    assert shapes == [(6, 32, 48), (10, 32, 48), (1000, 32, 48)]
+    names["camera"].destroy()
+    engine = names["RE"]
+    engine.loop.call_soon_threadsafe(engine.loop.stop)
+    engine._th.join()
+    engine.loop.close()
+
+
+def test_every_component_and_method_of_the_detector_is_in_the_reference() -> None:
+    text = (HOW_TO.parent / "reference" / "bluesky.md").read_text()
+    methods = [
+        name
+        for name, member in vars(StdDaqDetector).items()
+        if inspect.isfunction(member) and not name.startswith("_") and name not in CALLED_BY_BLUESKY
+    ]
+    for name in (*methods, *StdDaqDetector.component_names):
+        assert re.search(rf"\b{name}\b", text), name
+    for plan in (fly, fly_scan, tomography):
+        for parameter in inspect.signature(plan).parameters:
+            assert parameter in text, parameter

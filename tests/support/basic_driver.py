@@ -1,7 +1,7 @@
 """A driver as other implementations have it: `status`, `count` and `reason` only, ten times a second.
 
 A session is told the state at once after its own command and every 0.1 s, so that short states are missed.
-No files are written; images come at a given rate. For tests of clients.
+No files are written; images come at a given rate. For tests of clients. `support.cpp_driver` records.
 """
 
 from __future__ import annotations
@@ -98,6 +98,12 @@ class BasicDriver:
         if not Path(command["path"]).is_dir():
             await self._fail(f"{command['path']} is not a directory")
             return
+        self._state = {"status": "creating_file"}
+        try:
+            await self._create_files(command)
+        except OSError as error:
+            await self._fail(str(error))
+            return
         for state in ("creating_file", "file_created", "waiting_for_first_image"):
             self._state = {"status": state}
             await asyncio.sleep(self.preparation_s)
@@ -105,10 +111,18 @@ class BasicDriver:
         if self.fails_with:
             await self._fail(self.fails_with)
             return
+        self._state = {"status": "saving_file", "count": count}
+        await self._close_files()
         for state in ("saving_file", "file_saved"):
             self._state = {"status": state, "count": count}
             await asyncio.sleep(self.preparation_s)
         self._state = {"status": "idle"}
+
+    async def _create_files(self, command: dict[str, Any]) -> None:
+        """There are none here."""
+
+    async def _close_files(self) -> None:
+        """There are none here."""
 
     async def _count(self, n_image: int) -> int:
         begin, count = time.monotonic(), 0

@@ -90,7 +90,7 @@ def create_master_file(
 def _write(temporary: Path, path: Path, run: Run, account: str | None) -> MasterFile:
     with h5py.File(temporary, "w", libver=FILE_FORMAT) as file:
         file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "stddaq"})
-        entry = _group(file, "entry", "NXentry", default="data")
+        entry = nexus_group(file, "entry", "NXentry", default="data")
         _write_entry_times(entry, run, account)
         n_mappings = _write_data(entry, run, path.parent)
         _write_detector(entry, run, path.parent)
@@ -125,7 +125,7 @@ def _write_entry_times(entry: h5py.Group, run: Run, account: str | None) -> None
 
 def _write_data(entry: h5py.Group, run: Run, directory: Path) -> int:
     """Images, their ids and rows. Returns how many mappings the images take."""
-    data = _group(entry, "data", "NXdata", signal="data", interpretation="image", image_id_indices=0)
+    data = nexus_group(entry, "data", "NXdata", signal="data", interpretation="image", image_id_indices=0)
     data.attrs["axes"] = ["image_id", ".", "."]
     sources = [
         (raw, relative_name(raw.path, directory), stretches(positions))
@@ -138,7 +138,7 @@ def _write_data(entry: h5py.Group, run: Run, directory: Path) -> int:
         (n_images, *run.image_shape),
         run.dtype,
         [Source(name, f"/{raw.detector_name}/data", raw.n_stored, found) for raw, name, found in sources],
-        fill=_not_there(run.dtype),
+        fill=not_there(run.dtype),
     )
     images.attrs.update({"interpretation": "image", "long_name": run.detector_name, "target": DATA})
     data["image_id"] = run.order.image_ids
@@ -155,8 +155,8 @@ def _write_data(entry: h5py.Group, run: Run, directory: Path) -> int:
 
 
 def _write_detector(entry: h5py.Group, run: Run, directory: Path) -> None:
-    instrument = _group(entry, "instrument", "NXinstrument")
-    detector = _group(instrument, "detector", "NXdetector")
+    instrument = nexus_group(entry, "instrument", "NXinstrument")
+    detector = nexus_group(instrument, "detector", "NXdetector")
     detector["local_name"] = run.detector_name
     detector["data"] = entry["data/data"]
     if run.metadata_file is None or run.metadata_rows is None:
@@ -173,7 +173,7 @@ def _write_detector(entry: h5py.Group, run: Run, directory: Path) -> None:
 
 
 def _write_account(entry: h5py.Group, run: Run, directory: Path, account: str | None) -> None:
-    group = _group(entry, "stddaq", "NXcollection")
+    group = nexus_group(entry, "stddaq", "NXcollection")
     group["version"] = stddaq.__version__
     group["raw_files"] = [relative_name(raw.path, directory) for raw in run.raw_files]
     if run.order.image_division is not None:
@@ -184,13 +184,14 @@ def _write_account(entry: h5py.Group, run: Run, directory: Path, account: str | 
         group["account"] = account
 
 
-def _group(parent: h5py.Group, name: str, nx_class: str, **attributes: object) -> h5py.Group:
+def nexus_group(parent: h5py.Group, name: str, nx_class: str, **attributes: object) -> h5py.Group:
+    """Create a group of a NeXus class."""
     group = parent.create_group(name)
     group.attrs.update({"NX_class": nx_class, **attributes})
     return group
 
 
-def _not_there(dtype: np.dtype) -> np.ndarray:
+def not_there(dtype: np.dtype) -> np.ndarray:
     """What viewers take for no measurement: NaN, or the largest value as Eiger detectors have it."""
     return np.array(np.nan if dtype.kind == "f" else np.iinfo(dtype).max, dtype)
 

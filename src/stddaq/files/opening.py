@@ -7,8 +7,9 @@ has it open, or was killed) is opened only by those who ask for it.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from stddaq.errors import FileLayoutError
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # What h5py raises, depending on the place, when the content of a file makes no sense.
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
+
+# Of a file that grows HDF5 shows a second handle what a first one in the same process has seen before.
+_growing = threading.RLock()
 
 
 class UnclosedFileError(FileLayoutError):
@@ -41,16 +45,19 @@ def examine(path: Path, allow_unclosed: bool = False) -> Iterator[Opened]:
 
 
 @contextmanager
-def open_file(path: Path, allow_unclosed: bool = False) -> Iterator[Opened]:
+def open_file(path: Path, allow_unclosed: bool = False, as_growing: bool = False) -> Iterator[Opened]:
     """Open `path` for reading; with `allow_unclosed` also while it is written in SWMR mode.
 
-    Raises `FileLayoutError` when it cannot be opened, `UnclosedFileError` when its writer has not closed it.
+    Only one thread at a time has files open in that way: keep it short. With `as_growing` the file is taken
+    for one that grows, because what a virtual dataset in it shows may. Raises `FileLayoutError` when it
+    cannot be opened, `UnclosedFileError` when its writer has not closed it.
     """
-    opened = _open(path, allow_unclosed)
-    try:
-        yield opened
-    finally:
-        opened.file.close()
+    with _growing if allow_unclosed else nullcontext():
+        opened = _open(path, allow_unclosed, as_growing)
+        try:
+            yield opened
+        finally:
+            opened.file.close()
 
 
 @contextmanager
@@ -62,10 +69,13 @@ def damage_named(path: Path) -> Iterator[None]:
         raise FileLayoutError(f"{path}: is damaged: {_short(error)}") from error
 
 
-def _open(path: Path, allow_unclosed: bool) -> Opened:
+def _open(path: Path, allow_unclosed: bool, as_growing: bool) -> Opened:
     try:
         with path.open("rb"):
             pass
+        if as_growing:
+            with suppress(OSError):  # A file of an older format cannot grow.
+                return Opened(h5py.File(path, "r", swmr=True), unclosed=True)
         return Opened(h5py.File(path, "r"), unclosed=False)
     except FileNotFoundError as error:
         raise FileLayoutError(f"{path}: is missing, no such file") from error

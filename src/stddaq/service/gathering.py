@@ -31,6 +31,7 @@ class Gathering:
         """A look should find `target` messages; no pause is longer than `longest_s` seconds."""
         self._target, self._longest = target, longest_s
         self._looked_at = time.monotonic()
+        self._silent_since: float | None = None
         self._gap = 2 * SLOW_GAP_S
         self._pause = 0.0
 
@@ -46,9 +47,14 @@ class Gathering:
 
     def pause_after(self, n_messages: int) -> float:
         """Seconds to pause after a look that found `n_messages`; 0 when images come one by one."""
-        if not n_messages:
-            return 0.0
         now = time.monotonic()
+        if not n_messages:
+            self._silent_since = self._silent_since or now
+            return 0.0
+        if self._silent_since is not None and now - self._silent_since > SLOW_GAP_S:
+            # The burst before is over: pauses that its rate was worth would only delay this one.
+            self._gap, self._pause = 2 * SLOW_GAP_S, 0.0
+        self._silent_since = None
         gap, self._looked_at = (now - self._looked_at) / n_messages, now
         self._gap = (self._gap + min(gap, 2 * SLOW_GAP_S)) / 2
         if self._gap > SLOW_GAP_S:

@@ -53,6 +53,8 @@ class Recording:
     Attributes:
         on_first_image, on_end: called once each, in the distributor's thread; `on_end` with a reason when
             the run cannot go on, else with an empty string.
+        on_caught_up: called there whenever every image that came is written and readable, as between the
+            points of a scan; seldom while images come without a pause.
     """
 
     n_image: int
@@ -62,6 +64,7 @@ class Recording:
     account: RunAccount
     on_first_image: Callable[[], None]
     on_end: Callable[[str], None]
+    on_caught_up: Callable[[], None]
     is_open: bool = True
 
 
@@ -246,14 +249,21 @@ class Distributor:
             os.eventfd_read(self._wake)
         while not self._inbox.empty():
             self._inbox.get()()
+        progressed = False
         for peer in self.peers:
-            peer.take_responses()
+            progressed |= peer.take_responses()
             trouble = peer.watch() or peer.reported.failure
             if trouble and self._recording:
                 log.logger.error("%s", trouble)
                 self._end_recording(trouble)
+        if progressed and (recording := self._recording) and self._has_caught_up(recording):
+            recording.on_caught_up()
         for connected in endpoints.connection_changes(self._intake_monitor):
             self._connected_at = time.monotonic() if connected else None
+
+    def _has_caught_up(self, recording: Recording) -> bool:
+        n_settled = sum(peer.reported.n_written + peer.reported.n_failed for peer in self.writers)
+        return n_settled == recording.account.count
 
     def _take_images(self) -> int:
         """Take what has arrived, at most a batch. Returns how many messages that were."""

@@ -48,6 +48,8 @@ MASTER_FILE_PATIENCE_S = 600.0
 # How long the client of a run that has ended may ask for its account before a retiring driver ends.
 RESULT_LINGER_S = 2.0
 REPAIR_TIMEOUT_S = 60.0
+# A status that says that all images so far are readable takes 0.1 ms for each client.
+PROGRESS_SPACING_S = 0.002
 # Ids or ranges that a message names one by one; the counts are always exact.
 LIST_LIMIT = 1000
 
@@ -107,6 +109,8 @@ class Driver:
         self._stop_early = False
         self._retiring = False
         self._run_ended = -math.inf
+        self._telling: asyncio.TimerHandle | None = None
+        self._told_at = -math.inf
         self.clients: set[Client] = set()
 
     # What clients say.
@@ -118,7 +122,8 @@ class Driver:
         except CommandError as error:
             client.tell(_encode({"status": "error", "reason": str(error), "error": error.error}))
             return
-        log.event("received %s", command.model_dump_json(exclude_defaults=True, exclude={"overwrite"}))
+        if command.command != "status":  # Devices ask at each point of a scan.
+            log.event("received %s", command.model_dump_json(exclude_defaults=True, exclude={"overwrite"}))
         if isinstance(command, StartCommand):
             await self._start(client, command)
         elif command.command == "repair":
@@ -277,6 +282,7 @@ class Driver:
             run.account,
             on_first_image=lambda: _from_thread(loop, run.first_image.set),
             on_end=lambda trouble: _from_thread(loop, end, trouble),
+            on_caught_up=lambda: _from_thread(loop, self._tell_progress),
         )
         # Announced when it is true: whoever triggers the camera upon it misses nothing.
         await self._call(lambda: self._distributor.record(recording))
@@ -427,6 +433,25 @@ class Driver:
             if client is not except_for:
                 client.tell(message)
 
+    def _tell_progress(self) -> None:
+        """Tell everybody that all images so far are readable, though not more often than they can use it.
+
+        Whoever waits for the images of one point of a scan learns of them at once, and not at 10 Hz.
+        """
+        if self._telling:
+            return
+        loop = asyncio.get_running_loop()
+        wait = self._told_at + PROGRESS_SPACING_S - loop.time()
+        if wait > 0:
+            self._telling = loop.call_later(wait, self._tell_progress_now)
+        else:
+            self._tell_progress_now()
+
+    def _tell_progress_now(self) -> None:
+        self._telling = None
+        self._told_at = asyncio.get_running_loop().time()
+        self.tell_all()
+
     def greeting(self) -> str:
         """The status, for a client that has just connected."""
         return _encode(self._message())
@@ -449,6 +474,7 @@ class Driver:
                 "n_overwritten": sum(peer.reported.n_overwritten for peer in writers),
                 "n_failed": sum(peer.reported.n_failed for peer in writers),
                 "n_skipped": run.account.n_skipped,
+                "n_restarts": run.account.restarts,
                 "writers": [
                     {"writer": int(p.name), "n_forwarded": p.n_forwarded, "n_written": p.reported.n_written}
                     for p in writers

@@ -32,9 +32,9 @@ from stddaq.writing.master_request import create_as_asked
 # A flush costs 0.2 to 0.5 ms. While images keep coming they become visible to readers so often ...
 FLUSH_PERIOD_S = 0.2
 # ... and at once when they pause, as between the points of a scan ...
-QUIET_S = 0.003
+QUIET_S = 0.002
 # ... though not more often than this.
-FLUSH_SPACING_S = 0.01
+FLUSH_SPACING_S = 0.005
 RECEIVE_LIMIT = 1000
 # A driver that is gone for so long does not come back to this run: its file is closed.
 DRIVER_ABSENCE_S = 1.0

@@ -95,8 +95,9 @@ class WriterPeer:
             return
         self._requests.append(_Request(action.request, time.monotonic(), patience, done))
 
-    def take_responses(self) -> None:
-        """Read what the writer sent: answers and progress reports."""
+    def take_responses(self) -> bool:
+        """Read what the writer sent: answers and progress reports. Whether there was progress."""
+        progressed = False
         while cast(int, self.responses.get(zmq.EVENTS)) & zmq.POLLIN:
             try:
                 response = pb.WriterResponse.FromString(self.responses.recv(zmq.NOBLOCK))
@@ -105,8 +106,10 @@ class WriterPeer:
             self.last_heard = time.monotonic()
             if response.run_id == self._run_id and response.HasField("progress"):
                 self._note_progress(response.progress, complete=bool(response.request))
+                progressed = True
             if response.request or not response.HasField("progress"):
                 self._match(response)
+        return progressed
 
     def _note_progress(self, progress: pb.WriterProgress, *, complete: bool) -> None:
         reported = self.reported

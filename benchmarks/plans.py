@@ -1,0 +1,150 @@
+"""What Bluesky plans cost with our detector device: time per point of a count, documents of a fly scan.
+
+Real daemons and a real RunEngine; the camera is the simulator, with a software trigger. The limit for a point
+is `ophyd.sim.det` in the same RunEngine, which records nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from bluesky import RunEngine
+from bluesky.plans import count
+from ophyd.sim import hw
+from rig import Rig, end, wait_ready
+from tables import Table, spread
+
+from stddaq.client import DriverClient
+from stddaq_ophyd import SimulatedCamera, StdDaqDetector
+from stddaq_ophyd.plans import fly
+
+N_POINTS = 200
+ROUNDS = 5
+FLIGHT_HZ = 5000.0
+FLIGHT_IMAGES = 25_000
+FLIGHT_ROUNDS = 3
+STDDAQ = Path(sys.executable).parent / "stddaq"
+
+
+def points() -> Table:
+    """Milliseconds per point of `count`, beside `ophyd.sim.det`."""
+    table = Table(
+        "points",
+        "Time per point of a count with software trigger",
+        f"`RE(count([det], {N_POINTS}))`, median of {ROUNDS} rounds (min-max), images of 16x16 pixels, "
+        "2 writers; at most 10 ms more than `ophyd.sim.det` in the same run.",
+        ("images per point", "ophyd.sim.det ms", "our device ms", "more, ms"),
+    )
+    with ExitStack() as stack:
+        rig = stack.enter_context(Rig("none", n_writers=2, with_source=False))
+        simulator = simulate(rig, "--trigger")
+        stack.callback(end, simulator)
+        engine = RunEngine({}, context_managers=[])
+        simulated_signal = hw().det
+        camera = SimulatedCamera(rig.config.detector_name, name="camera")
+        stack.callback(camera.destroy)
+        det = StdDaqDetector(rig.url, name="det", paths=rig.files, trigger=camera)
+        for n_images in (1, 5):
+            det.images_per_trigger.put(n_images)
+            theirs, ours = [], []
+            for _ in range(ROUNDS):
+                theirs.append(seconds_per_point(engine, simulated_signal))
+                ours.append(seconds_per_point(engine, det))
+            more = [(b - a) * 1e3 for a, b in zip(theirs, ours, strict=True)]
+            table.add(
+                n_images,
+                statistics.median(theirs) * 1e3,
+                statistics.median(ours) * 1e3,
+                spread(more),
+            )
+    return table
+
+
+def flights() -> Table:
+    """How late the documents of a fly scan are, and whether intake suffers."""
+    table = Table(
+        "flights",
+        "Documents of a fly scan",
+        f"`fly` of {FLIGHT_IMAGES} images of 16x16 pixels at {FLIGHT_HZ:g} Hz, 2 writers. Late is the time "
+        "from an image to the document that tells of it, for the image that waits longest: at most a second. "
+        "Beside it a run of the same images without a plan; rates are those of whole runs of the driver, which "
+        "begin earlier with a plan.",
+        ("round", "documents", "late, s", "images/s", "without plan", "lost images"),
+    )
+    with ExitStack() as stack:
+        rig = stack.enter_context(Rig("none", n_writers=2, with_source=False))
+        stack.callback(end, simulate(rig, "--trigger"))
+        engine = RunEngine({}, context_managers=[])
+        camera = SimulatedCamera(rig.config.detector_name, name="camera")
+        stack.callback(camera.destroy)
+        camera.rate.put(FLIGHT_HZ)
+        det = StdDaqDetector(rig.url, name="det", paths=rig.files, trigger=camera)
+        for i in range(FLIGHT_ROUNDS):
+            flight = Flight()
+            engine(fly([det], FLIGHT_IMAGES), flight)
+            rate, lost = flight.rate(rig)
+            table.add(i + 1, flight.n_documents, flight.latest_s, rate, bare_rate(rig, camera), lost)
+    return table
+
+
+class Flight:
+    """Notes when documents of a flight come, and of which images they tell."""
+
+    def __init__(self) -> None:
+        self.n_documents = 0
+        self.latest_s = 0.0
+        self._began = 0.0
+
+    def __call__(self, name: str, doc: Any) -> None:
+        if name == "descriptor" and not self._began:
+            self._began = time.perf_counter()  # The camera is triggered after this.
+        elif name == "stream_datum":
+            self.n_documents += 1
+            taken = self._began + doc["indices"]["start"] / FLIGHT_HZ
+            self.latest_s = max(self.latest_s, time.perf_counter() - taken)
+
+    def rate(self, rig: Rig) -> tuple[float, int]:
+        """Images per second of the run of the driver, and how many were lost."""
+        with DriverClient(rig.url) as client:
+            account = client.last_result()
+        assert account is not None
+        lost = FLIGHT_IMAGES - account["n_good"] + account["n_skipped"]
+        return account["count"] / account["duration_s"], lost
+
+
+def bare_rate(rig: Rig, camera: SimulatedCamera) -> float:
+    """Images per second of a run of the same images that nobody watches."""
+    with DriverClient(rig.url) as client:
+        client.start(rig.files, n_image=FLIGHT_IMAGES, overwrite=True)
+        client.wait_until_ready(10)
+        camera.fire(FLIGHT_IMAGES)
+        client.wait_until_saved(60)
+        account = client.last_result()
+    assert account is not None
+    return account["count"] / account["duration_s"]
+
+
+def seconds_per_point(engine: RunEngine, detector: Any) -> float:
+    """From the second event of a count to the last, per point, so that staging does not count."""
+    times: list[float] = []
+
+    def note(name: str, doc: Any) -> None:
+        if name == "event":
+            times.append(time.perf_counter())
+
+    engine(count([detector], N_POINTS), note)
+    return (times[-1] - times[0]) / (N_POINTS - 1)
+
+
+def simulate(rig: Rig, *options: object) -> subprocess.Popen[str]:
+    """Start the simulator of a rig without a source of its own."""
+    command = [str(STDDAQ), "simulate", str(rig.config_path), *map(str, options)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_ready(process)
+    return process

@@ -1,0 +1,41 @@
+"""Read images by the handlers that databroker uses, without a database: lazy arrays, one for each point.
+
+    python examples/read_with_handler.py STDDAQ_RAW data/det_00001_0.h5 --images-per-point 2
+    python examples/read_with_handler.py STDDAQ_AGGREGATE data/det_00001_Aggregate.h5
+
+STDDAQ_RAW takes the raw file of writer 0 and finds the others, STDDAQ_AGGREGATE an aggregate or a master
+file. With databroker nothing of this is needed: it finds the handlers by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import entry_points
+
+from stddaq.errors import FileLayoutError
+
+
+def main() -> None:
+    handlers = {entry.name: entry for entry in entry_points(group="databroker.handlers")}
+    parser = argparse.ArgumentParser(description="Average the images of each point.")
+    parser.add_argument("spec", choices=sorted(name for name in handlers if name.startswith("STDDAQ")))
+    parser.add_argument("path", help="raw file of writer 0, aggregate or master file")
+    parser.add_argument("--images-per-point", type=int, default=1)
+    args = parser.parse_args()
+
+    handler = handlers[args.spec].load()(args.path, frame_per_point=args.images_per_point)
+    point = 0
+    while True:
+        try:
+            images = handler(point_number=point)
+        except FileLayoutError as error:
+            if not point:
+                raise SystemExit(str(error)) from None
+            break  # That was the last.
+        # Nothing has been read before `compute`.
+        print(f"point {point}: shape {images.shape}, mean {images.mean().compute():.2f}")
+        point += 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Bluesky devices over the std_daq services, and what belongs to them: documents, plans, handlers.
+
+from stddaq_ophyd import StdDaqDetector
+
+det = StdDaqDetector("ws://127.0.0.1:8080", name="det", paths="/data")
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stddaq_ophyd.camera import Camera, SimulatedCamera
+    from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
+    from stddaq_ophyd.core.paths import DirectoryPaths, PathInfo, PathProvider
+    from stddaq_ophyd.detector import StdDaqDetector
+    from stddaq_ophyd.live_stream import LiveStreamAddress, LiveStreamError, LiveStreams
+
+# Names by module: handlers must not load ophyd, nor devices the handlers.
+_MODULES = {
+    "AcquisitionError": "core.errors",
+    "AcquisitionStoppedError": "core.errors",
+    "Camera": "camera",
+    "DirectoryPaths": "core.paths",
+    "LiveStreamAddress": "live_stream",
+    "LiveStreamError": "live_stream",
+    "LiveStreams": "live_stream",
+    "PathInfo": "core.paths",
+    "PathProvider": "core.paths",
+    "SimulatedCamera": "camera",
+    "StdDaqDetector": "detector",
+}
+
+__all__ = [
+    "AcquisitionError",
+    "AcquisitionStoppedError",
+    "Camera",
+    "DirectoryPaths",
+    "LiveStreamAddress",
+    "LiveStreamError",
+    "LiveStreams",
+    "PathInfo",
+    "PathProvider",
+    "SimulatedCamera",
+    "StdDaqDetector",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,0 +1,114 @@
+"""How a detector device makes its camera take images: any ophyd signal or callable, or our simulator.
+
+A camera that nobody triggers (it runs freely, or has a trigger line of its own) needs nothing from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+from ophyd import Component, Device, Kind, Signal
+from ophyd.status import StatusBase
+
+from stddaq.client.simulator import SimulatorClient, SimulatorError, SimulatorState
+from stddaq_ophyd.core.errors import AcquisitionError
+
+FIRE_TIMEOUT_S = 10.0
+
+
+@runtime_checkable
+class Camera(Protocol):
+    """Something that takes images when it is told to."""
+
+    def fire(self, n_images: int) -> None:
+        """Begin to take `n_images`; may return before they are taken. Called in a thread of the detector."""
+        ...
+
+
+Trigger = Camera | Signal | Callable[[], Any] | None
+
+
+def as_camera(trigger: Trigger, value: Any = 1) -> Camera | None:
+    """The camera behind a signal to which `value` is put for each point, or a callable without arguments.
+
+    Raises `TypeError` when `trigger` is neither.
+    """
+    if trigger is None or isinstance(trigger, Camera):
+        return trigger
+    if isinstance(trigger, Signal):
+        return _SignalCamera(trigger, value)
+    if callable(trigger):
+        return _CallableCamera(trigger)
+    raise TypeError(f"trigger: found {trigger!r}, allowed are an ophyd signal, a callable, a camera or None")
+
+
+class _SignalCamera:
+    def __init__(self, signal: Signal, value: Any) -> None:
+        self._signal, self._value = signal, value
+
+    def fire(self, n_images: int) -> None:
+        # Not `set`, which waits until it reads the value: a trigger may fall back at once.
+        self._signal.put(self._value)
+
+    def __repr__(self) -> str:
+        return f"{self._signal.name} = {self._value!r}"
+
+
+class _CallableCamera:
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+
+    def fire(self, n_images: int) -> None:
+        returned = self._function()
+        if isinstance(returned, StatusBase):
+            returned.wait(FIRE_TIMEOUT_S)
+
+    def __repr__(self) -> str:
+        return getattr(self._function, "__qualname__", repr(self._function))
+
+
+class SimulatedCamera(Device):
+    """The simulator of a detector (`stddaq simulate --trigger`, or `stddaq up --source simulate --trigger`).
+
+    As a component: `camera = Component(SimulatedCamera, "<detector_name>")`.
+    """
+
+    rate = Component(Signal, value=0.0, kind=Kind.config, doc="images per second, 0: as fast as possible")
+    exposure_time = Component(Signal, value=0.0, kind=Kind.config, doc="seconds, as it says in the metadata")
+
+    def __init__(self, prefix: str = "", *, name: str, **kwargs: Any) -> None:
+        """`prefix` is the name of the detector in its configuration."""
+        super().__init__(prefix, name=name, **kwargs)
+        self._client: SimulatorClient | None = None
+        self._configured: tuple[float, float] | None = None
+
+    def fire(self, n_images: int) -> None:
+        """Publish a burst of `n_images`. Raises `AcquisitionError` when the simulator does not answer."""
+        try:
+            client = self._connected()
+            rate: Any = self.rate.get()
+            exposure_time: Any = self.exposure_time.get()
+            wanted = float(rate), float(exposure_time)
+            if wanted != self._configured:
+                client.configure(rate=wanted[0], exposure_time=wanted[1])
+                self._configured = wanted
+            client.trigger(n_images)
+        except SimulatorError as error:
+            raise AcquisitionError(f"{self.name}: {error}") from error
+
+    def status(self) -> SimulatorState:
+        """What the simulator is doing. Raises `SimulatorError`."""
+        return self._connected().status()
+
+    def _connected(self) -> SimulatorClient:
+        if self._client is None:
+            self._client = SimulatorClient(self.prefix)
+        return self._client
+
+    def destroy(self) -> None:
+        """Close the connection."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        super().destroy()

@@ -1,0 +1,240 @@
+"""Handlers for databroker, event-model's Filler and users: the images of a point as a lazy array.
+
+`AggregateHandler` reads the aggregate or a master file, `RawFilesHandler` the raw files, n of them as one
+array. No image is read before the array is computed. Files are opened for each read, never kept or refreshed,
+so that arrays may be computed in several threads, and while the files grow.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import dask.array
+import h5py
+import hdf5plugin  # noqa: F401  (registers the filters of compressed images)
+import numpy as np
+
+from stddaq.errors import FileLayoutError
+from stddaq.files.master_file import DATA
+from stddaq.files.opening import damage_named, open_file
+from stddaq.files.raw_rows import raw_group
+from stddaq.files.run import read_run
+from stddaq.files.run_files import find_run, sibling
+from stddaq_ophyd.core.datum_rows import DatumRows, datum_rows
+
+# Images of one point that are read at once take no more, unless one alone does.
+BLOCK_BYTES = 64 * 2**20
+
+
+class ImagesMissingError(FileLayoutError, OSError):
+    """A file does not hold the images that were announced.
+
+    An `OSError`, so that `Filler` tries again for a moment: through a network file system they may come late.
+    """
+
+
+class AggregateHandler:
+    """Images of an aggregate, or of a master file (Resource of spec STDDAQ_AGGREGATE).
+
+    Other than a plain reader it refuses to show anything when a raw file is missing or short.
+    """
+
+    specs: ClassVar[set[str]] = {"STDDAQ_AGGREGATE"}
+    return_type: ClassVar[dict[str, bool]] = {"delayed": True}
+
+    def __init__(self, path: str | Path, frame_per_point: int = 1, dataset: str = DATA) -> None:
+        """`path` of the file, `frame_per_point` images of each point, `dataset` (n, height, width) in it."""
+        self._path, self._n_images, self._dataset = Path(path), frame_per_point, dataset
+
+    def __call__(self, point_number: int) -> dask.array.Array:
+        """The images of a point, (frame_per_point, height, width).
+
+        Raises `FileLayoutError`, here and when it is computed.
+        """
+        first = point_number * self._n_images
+        with self._open(first, first + self._n_images) as images:
+            shape, dtype = images.shape[1:], images.dtype
+
+        def read(start: int, stop: int) -> np.ndarray:
+            with self._open(first + start, first + stop) as images, damage_named(self._path):
+                return images[first + start : first + stop]
+
+        return _lazy(read, self._n_images, shape, dtype)
+
+    @contextmanager
+    def _open(self, start: int, stop: int) -> Iterator[h5py.Dataset]:
+        """The dataset, of which images `start` to `stop` (not included) are there."""
+        # Unclosed raw files are only seen through a file that is opened in this way.
+        with open_file(self._path, allow_unclosed=True, as_growing=True) as opened:
+            images = opened.file.get(self._dataset)
+            if not isinstance(images, h5py.Dataset) or images.ndim != 3:
+                raise FileLayoutError(f"{self._path}: holds no images {self._dataset}")
+            if stop > images.shape[0]:
+                raise ImagesMissingError(
+                    f"{self._path}: is short: it shows {images.shape[0]} images, {stop} were announced"
+                )
+            check_sources(self._path, images, start, stop)
+            yield images
+
+
+class RawFilesHandler:
+    """Images of n raw files as one array (Resource of spec STDDAQ_RAW, whose path is the file of writer 0).
+
+    A Datum says which rows are the images of its point (`core.datum_rows`), and is good while the files grow,
+    too. Without that, points follow each other as the images of the run do, and the files must be closed.
+    """
+
+    specs: ClassVar[set[str]] = {"STDDAQ_RAW"}
+    return_type: ClassVar[dict[str, bool]] = {"delayed": True}
+
+    def __init__(self, path: str | Path, frame_per_point: int = 1, template: str | None = None) -> None:
+        """`path` of the file of writer 0, `frame_per_point` images of each point.
+
+        `template` is the name of a raw file with `{writer}` in it; without, it is concluded from `path`.
+        """
+        self._path, self._n_images, self._template = Path(path), frame_per_point, template
+        self._guard = threading.Lock()
+        self._run: _RowsInOrder | None = None
+
+    def __call__(
+        self, point_number: int = 0, rows: Sequence[Sequence[int]] | None = None
+    ) -> dask.array.Array:
+        """Images of a point, (frame_per_point, height, width). Raises `FileLayoutError`, also on compute."""
+        parts = self._parts_of_point(point_number) if rows is None else [DatumRows(*part) for part in rows]
+        if sum(part.n for part in parts) != self._n_images:
+            raise FileLayoutError(
+                f"{self._path}: found rows of {sum(part.n for part in parts)} images in the Datum, "
+                f"expected {self._n_images}"
+            )
+        shape, dtype = self._check(parts)
+
+        def read(start: int, stop: int) -> np.ndarray:
+            images = np.empty((stop - start, *shape), dtype)
+            for part in parts:
+                self._read_part(part, start, stop, images)
+            return images
+
+        return _lazy(read, self._n_images, shape, dtype)
+
+    def _check(self, parts: Sequence[DatumRows]) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and type of an image; all rows are there, and alike."""
+        found: dict[tuple[tuple[int, ...], np.dtype], Path] = {}
+        for part in parts:
+            with _raw_images(self._file(part.writer), part.row + part.n) as images:
+                found.setdefault((images.shape[1:], images.dtype), self._file(part.writer))
+        if len(found) != 1:
+            raise FileLayoutError(f"{self._path}: its images and those of its siblings differ: {found}")
+        return next(iter(found))
+
+    def _read_part(self, part: DatumRows, start: int, stop: int, images: np.ndarray) -> None:
+        """Fill in those of images `start` to `stop` of the point which are of this part."""
+        first = max(0, -(-(start - part.first) // part.step))
+        last = min(part.n, -(-(stop - part.first) // part.step))
+        if last <= first:
+            return
+        path = self._file(part.writer)
+        with _raw_images(path, part.row + last) as stored, damage_named(path):
+            places = slice(part.first + first * part.step - start, None, part.step)
+            images[places][: last - first] = stored[part.row + first : part.row + last]
+
+    def _file(self, writer: int) -> Path:
+        if self._template is not None:
+            return self._path.with_name(self._template.replace("{writer}", str(writer)))
+        raw = find_run(self._path).raw
+        return raw[writer] if writer < len(raw) else sibling(raw, writer)
+
+    def _parts_of_point(self, point_number: int) -> list[DatumRows]:
+        with self._guard:
+            if self._run is None:
+                self._run = _RowsInOrder.of(self._path)
+        files, rows = self._run.files, self._run.rows
+        first, stop = point_number * self._n_images, (point_number + 1) * self._n_images
+        if stop > len(files):
+            raise ImagesMissingError(
+                f"{self._path}: the run has {len(files)} images, of point {point_number} with "
+                f"{self._n_images} images it would take {stop}"
+            )
+        return datum_rows(files[first:stop], rows[first:stop])
+
+
+@dataclass(frozen=True, slots=True)
+class _RowsInOrder:
+    """Writer and row (n,) int64 of each image of a run that has ended, in the order of the images."""
+
+    files: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, path: Path) -> _RowsInOrder:
+        run = read_run(find_run(path).raw)
+        return cls(
+            run.in_order([np.full(raw.n_rows, i) for i, raw in enumerate(run.raw_files)]),
+            run.in_order([np.arange(raw.n_rows) for raw in run.raw_files]),
+        )
+
+
+def check_sources(path: Path, images: h5py.Dataset, start: int = 0, stop: int | None = None) -> None:
+    """Raise `ImagesMissingError` when raw files of images `start` to `stop` are missing or short.
+
+    Default are all. `images` is a dataset of the file at `path`; of a virtual one HDF5 shows fill values
+    then, and says nothing.
+    """
+    if not images.is_virtual:
+        return
+    stop = images.shape[0] if stop is None else stop
+    n_rows: dict[tuple[str, str], int] = {}
+    for source in images.virtual_sources():
+        (first, *_), (last, *_) = source.vspace.get_select_bounds()
+        if first < stop and last >= start:
+            key = source.file_name, source.dset_name
+            n_rows[key] = max(n_rows.get(key, 0), source.src_space.get_select_bounds()[1][0] + 1)
+    for (name, dataset), n in n_rows.items():
+        with _raw_images(path.parent / name.replace("%%", "%"), n, dataset):
+            pass
+
+
+@contextmanager
+def _raw_images(path: Path, n_rows: int, dataset: str | None = None) -> Iterator[h5py.Dataset]:
+    """The images of a raw file, which must hold `n_rows` or more. Raises `ImagesMissingError`."""
+    if not path.exists():
+        raise ImagesMissingError(f"{path}: is missing, no such file")
+    with open_file(path, allow_unclosed=True) as opened:
+        group = raw_group(opened.file)
+        images = opened.file.get(dataset) if dataset else group["data"] if group else None
+        if not isinstance(images, h5py.Dataset) or images.ndim != 3:
+            raise FileLayoutError(f"{path}: is not a raw file, it holds no images")
+        if images.shape[0] < n_rows:
+            raise ImagesMissingError(
+                f"{path}: is short: it holds {images.shape[0]} images, {n_rows} were announced"
+            )
+        yield images
+
+
+class _Images:
+    """What dask slices: reads images (n, height, width) block by block. Thread-safe, as `read` is."""
+
+    def __init__(
+        self, read: Callable[[int, int], np.ndarray], shape: tuple[int, ...], dtype: np.dtype
+    ) -> None:
+        self.read, self.shape, self.dtype, self.ndim = read, shape, dtype, len(shape)
+
+    def __getitem__(self, index: Iterable[slice]) -> np.ndarray:
+        images, *rest = index
+        start, stop, step = images.indices(self.shape[0])
+        return self.read(start, stop)[(slice(None, None, step), *rest)]
+
+
+def _lazy(
+    read: Callable[[int, int], np.ndarray], n_images: int, shape: tuple[int, ...], dtype: np.dtype
+) -> dask.array.Array:
+    """An array (n_images, *shape) of blocks of images, each read when it is computed."""
+    block = max(1, BLOCK_BYTES // max(1, int(np.prod(shape)) * dtype.itemsize))
+    images = _Images(read, (n_images, *shape), dtype)
+    chunks = (block, *shape)
+    # dask's annotation of chunks allows its default only.
+    return dask.array.from_array(images, chunks, name=False, asarray=True, fancy=False)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,176 @@
+"""Plans: flights, of which documents come while images do, and a tomography scan.
+
+Plans that take images point by point are bluesky's: count, scan, grid_scan, ... A flight of bluesky's own
+(`bluesky.plans.fly`) cannot drive a device that tells of its images by StreamDatum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import bluesky.plan_stubs as bps
+import bluesky.preprocessors as bpp
+import numpy as np
+from bluesky.utils import MsgGenerator, short_uid
+
+from stddaq_ophyd.detector import StdDaqDetector
+
+# Images of a flight; progress and positions are events of the stream `primary`, which tables and plots show.
+IMAGES = "images"
+DARKS, FLATS = "darks", "flats"
+
+
+def fly(
+    detectors: Sequence[StdDaqDetector],
+    num: int,
+    *,
+    period: float = 0.5,
+    md: Mapping[str, Any] | None = None,
+) -> MsgGenerator[str]:
+    """Take `num` times the images of a point (`images_per_trigger`) with each detector, without a pause.
+
+    Every `period` seconds come documents of the images in the stream "images", and an event of "primary" with
+    the numbers so far. Returns the uid of the run.
+    """
+    md = {"plan_name": "fly", "plan_args": {"detectors": [*map(repr, detectors)], "num": num}} | dict(
+        md or {}
+    )
+    return (yield from _flight(detectors, num, [], bps.null, bps.null, period, md))
+
+
+def fly_scan(
+    detectors: Sequence[StdDaqDetector],
+    motor: Any,
+    start: float,
+    stop: float,
+    num: int,
+    *,
+    period: float = 0.5,
+    md: Mapping[str, Any] | None = None,
+) -> MsgGenerator[str]:
+    """As `fly`, while `motor` moves from `start` to `stop` at the speed that it has been given.
+
+    The motor is started when the detectors take images, and waited for at the end. Where it was is in the
+    events of "primary", beside the number of images by then.
+    """
+    arguments = {"detectors": [*map(repr, detectors)], "motor": repr(motor), "start": start, "stop": stop}
+    md = {
+        "plan_name": "fly_scan",
+        "plan_args": arguments | {"num": num},
+        "motors": [motor.name],
+        "hints": {"dimensions": [(motor.hints["fields"], "primary")]} if hasattr(motor, "hints") else {},
+    } | dict(md or {})
+    moved = short_uid("moved")
+    go = partial(bps.abs_set, motor, stop, group=moved)
+    arrive = partial(bps.wait, group=moved)
+    yield from bps.mv(motor, start)
+    return (yield from _flight(detectors, num, [motor], go, arrive, period, md))
+
+
+def _flight(
+    detectors: Sequence[Any],
+    num: int,
+    readables: Sequence[Any],
+    go: Any,
+    arrive: Any,
+    period: float,
+    md: Mapping[str, Any],
+) -> MsgGenerator[str]:
+    """Plans `go` when images come, and `arrive` when all are there; `readables` are in the events."""
+    numbers = [signal for detector in detectors for signal in (detector.n_recorded, detector.n_lost)]
+    names = [detector.name for detector in detectors]
+
+    @bpp.stage_decorator([*detectors, *readables])
+    @bpp.run_decorator(md={"detectors": names, "num_points": num, "num_intervals": num - 1} | dict(md))
+    def inner() -> MsgGenerator[Any]:
+        for detector in detectors:
+            yield from bps.prepare(detector, num, wait=True)
+        yield from bps.declare_stream(*detectors, name=IMAGES, collect=True)
+        yield from bps.kickoff_all(*detectors, wait=True)
+        yield from go()
+        completed = short_uid("completed")
+        statuses = yield from bps.complete_all(*detectors, group=completed, wait=False)
+        is_done = False
+        while not is_done:
+            is_waited_for = yield from bps.wait(group=completed, timeout=period, error_on_timeout=False)
+            is_done = all(status.done for status in statuses)
+            if is_waited_for and not is_done:
+                # A pause has made the RunEngine forget the group.
+                yield from bps.sleep(period)
+            yield from bps.collect(*detectors, name=IMAGES)
+            yield from _event([*numbers, *readables])
+        yield from arrive()
+
+    return (yield from inner())
+
+
+def _event(readables: Sequence[Any]) -> MsgGenerator[None]:
+    yield from bps.create("primary")
+    for readable in readables:
+        yield from bps.read(readable)
+    yield from bps.save()
+
+
+def tomography(
+    detectors: Sequence[Any],
+    rotation: Any,
+    start: float,
+    stop: float,
+    num: int,
+    *,
+    shutter: Any,
+    sample: Any,
+    sample_in: float,
+    sample_out: float,
+    open_value: Any = 1,
+    closed_value: Any = 0,
+    n_darks: int = 10,
+    n_flats: int = 10,
+    md: Mapping[str, Any] | None = None,
+) -> MsgGenerator[str]:
+    """Darks, flats, and `num` projections from angle `start` to `stop` (not included), in one run.
+
+    `shutter` is set to `closed_value` for darks, and to `open_value` for the others; `sample` to `sample_out`
+    for flats, and to `sample_in` for projections. At the end, however it comes, the shutter is closed and the
+    sample in. Streams are "darks", "flats" and, for projections with their angles, "primary". Returns the
+    uid of the run.
+    """
+    angles = np.linspace(start, stop, num, endpoint=False)
+    hints = {"dimensions": [(rotation.hints["fields"], "primary")]} if hasattr(rotation, "hints") else {}
+    md = {
+        "plan_name": "tomography",
+        "detectors": [detector.name for detector in detectors],
+        "motors": [rotation.name],
+        "num_points": num,
+        "num_darks": n_darks,
+        "num_flats": n_flats,
+        "plan_args": {"rotation": repr(rotation), "start": start, "stop": stop, "num": num},
+        "hints": hints,
+    } | dict(md or {})
+
+    def take(stream: str) -> MsgGenerator[Any]:
+        yield from bps.checkpoint()
+        yield from bps.trigger_and_read(detectors, name=stream)
+
+    @bpp.stage_decorator([*detectors, rotation])
+    @bpp.run_decorator(md=md)
+    def inner() -> MsgGenerator[Any]:
+        yield from bps.mv(shutter, closed_value)
+        for _ in range(n_darks):
+            yield from take(DARKS)
+        yield from bps.mv(sample, sample_out, shutter, open_value)
+        for _ in range(n_flats):
+            yield from take(FLATS)
+        yield from bps.mv(sample, sample_in)
+        for angle in angles:
+            yield from bps.checkpoint()
+            yield from bps.mv(rotation, angle)
+            yield from bps.trigger_and_read([*detectors, rotation], name="primary")
+
+    def leave() -> MsgGenerator[None]:
+        yield from bps.mv(shutter, closed_value)
+        yield from bps.mv(sample, sample_in)
+
+    return (yield from bpp.finalize_wrapper(inner(), leave))

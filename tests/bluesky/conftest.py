@@ -1,0 +1,51 @@
+"""A RunEngine, and a detector device over real daemons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from bluesky import RunEngine
+from support.plans import Documents, PointCamera
+from support.runs import MakeRig
+
+from stddaq_ophyd import StdDaqDetector
+
+
+@pytest.fixture
+def engine() -> Iterator[RunEngine]:
+    """A RunEngine, without signal handlers of its own."""
+    made = RunEngine({}, context_managers=[])
+    yield made
+    if made.state != "idle":
+        made.halt()
+    made.loop.call_soon_threadsafe(made.loop.stop)
+    made._th.join()
+    made.loop.close()
+
+
+@pytest.fixture
+def documents(engine: RunEngine) -> Documents:
+    """What `engine` emits."""
+    found = Documents()
+    engine.subscribe(found)
+    return found
+
+
+@pytest.fixture
+def make_detector(make_rig: MakeRig) -> Iterator[Callable[..., tuple[StdDaqDetector, PointCamera]]]:
+    """Makes a detector, and the camera behind it, over a rig of its own with the options `rig`."""
+    made: list[StdDaqDetector] = []
+
+    def make(rig: dict[str, Any] | None = None, **options: Any) -> tuple[StdDaqDetector, PointCamera]:
+        daemons = make_rig(**(rig or {}))
+        daemons.wait_for_subscription()
+        camera = PointCamera(daemons)
+        options = {"name": "det", "paths": daemons.directory, "trigger": camera} | options
+        made.append(StdDaqDetector(daemons.url, **options))
+        return made[-1], camera
+
+    yield make
+    for detector in made:
+        detector.unstage().wait(10)

@@ -1,0 +1,88 @@
+"""Whoever makes the camera take images: signals, callables, our simulator; and where files go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bluesky import RunEngine
+from bluesky.plans import count
+from bluesky.utils import FailedStatus
+from ophyd import Component, Signal
+from support.plans import Documents, PointCamera, assert_images, stream_images
+from support.processes import Deployment
+
+from stddaq_ophyd import DirectoryPaths, SimulatedCamera, StdDaqDetector
+
+MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
+
+
+def test_a_signal_triggers_and_another_says_how_long_an_exposure_takes(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    shutter, exposure = Signal(name="shutter", value=0), Signal(name="exposure", value=0.25)
+    det, camera = make_detector(trigger=shutter, trigger_value=3, exposure_time=exposure)
+    det.images_per_trigger.put(2)
+    det.margin.put(0.1)
+
+    def take(value: int, **_: object) -> None:
+        if value == 3:
+            shutter.put(0)
+            camera.fire(2)
+
+    shutter.subscribe(take, run=False)
+    engine(count([det], 2))
+    assert_images(stream_images(documents), camera.published)
+    assert documents["descriptor"][0]["configuration"]["det"]["data"]["det_exposure_time"] == 0.25
+    shutter.clear_sub(take)
+    with pytest.raises(FailedStatus) as failed:
+        engine(count([det]))
+    assert "received 0 of 2 images within 0.6 s" in str(failed.value.__cause__)
+
+
+def test_the_simulator_is_a_camera_of_the_detector(
+    engine: RunEngine, documents: Documents, deployment: Deployment, directory: Path
+):
+    class Detector(StdDaqDetector):
+        camera = Component(SimulatedCamera, deployment.detector_name, add_prefix=())
+
+    _, url = deployment.start_driver()
+    deployment.start_writers()
+    det = Detector(url, name="det", paths=directory)
+    det.images_per_trigger.put(3)
+    # The camera's own name comes first when it does not answer.
+    with pytest.raises(FailedStatus) as failed:
+        engine(count([det]))
+    assert "det: the camera cannot be triggered: det_camera: " in str(failed.value.__cause__)
+    command = (
+        deployment.stddaq,
+        "simulate",
+        deployment.config_path,
+        "--trigger",
+        "--wait-for-subscribers",
+        1,
+    )
+    deployment.run(*command, ready="ready")
+    engine(count([det], 2))
+    assert stream_images(documents).std(axis=(1, 2)).min() > 0
+    det.camera.destroy()
+
+
+def test_files_go_to_a_directory_of_the_scan_which_readers_know_by_another_name(
+    engine: RunEngine, make_detector: MakeDetector, tmp_path: Path, directory: Path
+):
+    (tmp_path / "mount").symlink_to(directory)
+    paths = DirectoryPaths(directory, read_directory=tmp_path / "mount", metadata=engine.md)
+    det, camera = make_detector(paths=paths)
+    for scan in (1, 2):
+        documents = Documents()
+        engine(count([det]), documents)
+        found = directory / f"scan_{scan:05d}"
+        assert (found / "det_Master.h5").exists()
+        assert documents["stream_resource"][-1]["uri"] == (
+            f"file://localhost{tmp_path}/mount/scan_{scan:05d}/det_Aggregate.h5"
+        )
+        configured = documents["descriptor"][0]["configuration"]["det"]["data"]
+        assert (configured["det_directory"], configured["det_file_prefix"]) == (str(found), "det_")
+        assert_images(stream_images(documents), camera.published[-1:])

@@ -1,0 +1,75 @@
+"""Points: what a plan records, what documents tell of it, and what is found where they point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from bluesky import RunEngine
+from bluesky import plan_stubs as bps
+from bluesky import preprocessors as bpp
+from bluesky.plans import count
+from support.plans import Documents, PointCamera, assert_images, stream_images
+
+from stddaq_ophyd import StdDaqDetector
+
+MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
+
+
+@pytest.mark.parametrize(("n_writers", "images_per_trigger"), [(2, 1), (3, 4)])
+def test_the_images_of_a_count_are_found_where_its_documents_point(
+    engine: RunEngine,
+    documents: Documents,
+    make_detector: MakeDetector,
+    n_writers: int,
+    images_per_trigger: int,
+):
+    det, camera = make_detector(rig={"number_of_writers": n_writers})
+    det.images_per_trigger.put(images_per_trigger)
+    seen: list[int] = []
+    engine(count([det], 5), {"event": [lambda name, doc: seen.append(len(stream_images(documents)))]})
+    assert seen == [n * images_per_trigger for n in (1, 2, 3, 4, 5)]
+    assert_images(stream_images(documents), camera.published)
+    # Without raw files that grow it is a NeXus file like any other.
+    with h5py.File(camera.rig.path("det_00001_Aggregate.h5")) as file:
+        assert file.attrs["default"] == "entry"
+        assert_images(np.asarray(file["entry/data/data"]), camera.published)
+
+
+@pytest.mark.parametrize(("streams", "not_in_order"), [("aabbb", False), ("abbab", True)])
+def test_each_stream_and_each_run_of_one_staging_has_an_aggregate_of_its_own(
+    engine: RunEngine,
+    documents: Documents,
+    make_detector: MakeDetector,
+    streams: str,
+    not_in_order: bool,
+):
+    det, camera = make_detector()
+
+    def of(stream: str) -> list[int]:
+        return [place for place, name in enumerate(streams) if name == stream]
+
+    def one_run(streams: str) -> Any:
+        yield from bps.open_run()
+        for stream in streams:
+            if not_in_order:
+                yield from bps.mv(det.stream, stream)
+            yield from bps.trigger_and_read([det], name=stream)
+        yield from bps.close_run()
+
+    def two_runs() -> Any:
+        yield from one_run(streams)
+        yield from one_run("aa")
+
+    engine(bpp.stage_wrapper(two_runs(), [det]))
+    runs: list[Documents] = []
+    for name, doc in documents.all:
+        if name == "start":
+            runs.append(Documents())
+        runs[-1](name, doc)
+    taken = camera.published
+    for run, stream, places in ((0, "a", of("a")), (0, "b", of("b")), (1, "a", (5, 6))):
+        assert_images(stream_images(runs[run], stream=stream), [taken[i] for i in places])

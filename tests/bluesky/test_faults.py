@@ -1,0 +1,274 @@
+"""What goes wrong during a plan: afterwards the driver is idle, documents are true, the next plan works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bluesky import Msg, RunEngine, RunEngineInterrupted
+from bluesky import plan_stubs as bps
+from bluesky.plans import count
+from bluesky.utils import FailedStatus
+from ophyd.utils import RedundantStaging
+from support.plans import Documents, PointCamera, assert_images, stream_images
+from support.processes import free_port, wait_until
+from support.runs import Rig
+
+from stddaq_ophyd import AcquisitionError, StdDaqDetector
+from stddaq_ophyd.plans import fly
+
+MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
+
+
+def failure(engine: RunEngine, plan: Any) -> str:
+    """Run a plan that must fail on the device; the device's words."""
+    with pytest.raises(FailedStatus) as failed:
+        engine(plan)
+    assert isinstance(failed.value.__cause__, AcquisitionError)
+    return str(failed.value.__cause__)
+
+
+def wait_until_idle(rig: Rig) -> None:
+    """The driver is idle, and stays so."""
+    wait_until(lambda: rig.client.status().status == "idle", what="the driver to be idle")
+
+
+def assert_next_plan_works(engine: RunEngine, det: StdDaqDetector, camera: PointCamera) -> None:
+    """Without any repair, the driver is idle and the next plan records what it should."""
+    wait_until_idle(camera.rig)
+    n_before, found = len(camera.published), Documents()
+    engine(count([det], 2), found)
+    assert_images(stream_images(found), camera.published[n_before:])
+    assert det.error is None
+    wait_until_idle(camera.rig)
+
+
+def test_a_driver_that_is_absent_fails_staging_and_says_what_to_do(engine: RunEngine, tmp_path: Path):
+    url = f"ws://127.0.0.1:{free_port()}"
+    det = StdDaqDetector(url, name="det", paths=tmp_path)
+    text = failure(engine, count([det]))
+    assert text.startswith("det: cannot begin to record")
+    assert url in text
+    assert "stddaq up" in text
+    assert str(tmp_path) in text
+
+
+def test_a_directory_that_is_refused_fails_staging_at_once_with_the_drivers_reason(
+    engine: RunEngine, make_detector: MakeDetector, tmp_path: Path, directory: Path
+):
+    det, camera = make_detector(rig={"driver": ["--allowed_root", directory]}, paths=tmp_path / "elsewhere")
+    text = failure(engine, count([det]))
+    assert f"found {tmp_path / 'elsewhere'}, allowed are directories below {directory}" in text
+    det.paths = directory
+    assert_next_plan_works(engine, det, camera)
+
+
+def test_a_skipped_trigger_fails_the_point_and_its_message_says_what_is_missing(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, camera = make_detector()
+    det.images_per_trigger.put(3)
+    det.margin.put(0.3)
+    camera.skip_calls = {3}
+    text = failure(engine, count([det], 5))
+    assert "det: received 0 of 3 images within 0.3 s" in text
+    assert str(camera.rig.directory) in text
+    assert f"driver {camera.rig.url} is recording" in text
+    assert str(det.error) == text
+    assert documents["stop"][0]["exit_status"] == "fail"
+    assert len(documents["event"]) == 2
+    assert_images(stream_images(documents), camera.published)
+    assert_next_plan_works(engine, det, camera)
+
+
+def test_lost_images_fail_the_point_unless_they_are_allowed(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, camera = make_detector()
+    det.images_per_trigger.put(2)
+    camera.damaged = {1, 2}
+    assert "of 2 images 1 damaged" in failure(engine, count([det], 2))
+    det.allow_lost.put(1)
+    engine(count([det], 2))
+    assert documents["event"][-1]["data"]["det_n_lost"] == 1
+
+
+def test_a_writer_killed_during_a_scan_is_named_and_what_was_published_stays(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, camera = make_detector()
+    rig = camera.rig
+
+    def kill(name: str, doc: Any) -> None:
+        if name == "event" and doc["seq_num"] == 3:
+            rig.writers[1].kill()
+
+    text = failure(engine, bps_count_with(count([det], 8), kill, engine))
+    assert "writer 1 is gone" in text
+    n_events = len(documents["event"])
+    assert n_events >= 3
+    wait_until_idle(rig)
+    assert_images(stream_images(documents), camera.published[:n_events])
+    rig.restart_writer(1)
+    assert_next_plan_works(engine, det, camera)
+
+
+def test_a_raw_file_that_is_gone_fails_the_point_and_is_named(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, camera = make_detector()
+    det.images_per_trigger.put(2)
+
+    def remove(name: str, doc: Any) -> None:
+        camera.rig.path("det_00001_1.h5").unlink()
+
+    with pytest.raises(FailedStatus) as failed:
+        engine(count([det], 3), {"event": [remove]})
+    assert f"{camera.rig.path('det_00001_1.h5')}: is missing" in str(failed.value.__cause__)
+    assert len(documents["stream_datum"]) == len(documents["event"]) == 1
+    det.paths = camera.rig.directory.parent / "next"
+    assert_next_plan_works(engine, det, camera)
+
+
+def test_a_flight_without_images_fails(engine: RunEngine, documents: Documents, make_detector: MakeDetector):
+    det, camera = make_detector()
+    det.margin.put(0.3)
+    camera.skip_calls = {1}
+    assert "received 0 of 10 images within 0.3 s" in failure(engine, fly([det], 10))
+    assert documents["stop"][0]["exit_status"] == "fail"
+    assert documents["stream_datum"] == []
+    assert_next_plan_works(engine, det, camera)
+
+
+@pytest.mark.parametrize("how", ["abort", "resume"])
+def test_a_flight_that_is_paused_can_be_aborted_or_goes_on(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector, how: str
+):
+    det, camera = make_detector()
+    det.margin.put(30)
+    camera.n_held_back = 7
+    token = engine.subscribe(
+        lambda name, doc: threading.Thread(target=engine.request_pause).start(), "stream_datum"
+    )
+    with pytest.raises(RunEngineInterrupted):
+        engine(fly([det], 20, period=0.1))
+    engine.unsubscribe(token)
+    if how == "resume":
+        camera.n_held_back = 0
+        camera.fire(7)
+    getattr(engine, how)()
+    wait_until_idle(camera.rig)
+    assert documents["stop"][0]["exit_status"] == {"abort": "abort", "resume": "success"}[how]
+    assert_images(stream_images(documents), camera.published)
+
+
+def bps_count_with(plan: Any, callback: Callable[..., None], engine: RunEngine) -> Iterator[Msg]:
+    """A plan with a subscriber of its own."""
+    token = yield Msg("subscribe", None, callback, "all")
+    yield from plan
+    yield Msg("unsubscribe", None, token=token)
+
+
+# What a step of `count` consists of. After each of these comes a pause.
+STEP = ("checkpoint", "trigger", "wait", "create", "read", "save")
+
+
+def pausing(plan: Any) -> Iterator[Msg]:
+    """`plan` with a pause after each message of its first step, which is replayed every time."""
+    left, returned = list(STEP), None
+    while True:
+        try:
+            message = plan.send(returned)
+        except StopIteration:
+            return
+        returned = yield message
+        if left and message.command == left[0]:
+            del left[0]
+            yield from bps.pause()
+
+
+def test_a_pause_after_any_message_of_a_step_leaves_no_orphan_in_the_documents(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, camera = make_detector(rig={"number_of_writers": 3})
+    det.images_per_trigger.put(2)
+    expected: list[Any] = []
+    # What was triggered last when an event is told of is what it shows.
+    engine.subscribe(lambda name, doc: expected.extend(camera.published[-2:]), "stream_datum")
+    with pytest.raises(RunEngineInterrupted):
+        engine(pausing(count([det], 3)))
+    for _ in STEP[1:]:
+        det.describe()  # As `summary()` does it; the RunEngine's own means a new stream.
+        with pytest.raises(RunEngineInterrupted):
+            engine.resume()
+    engine.resume()
+    wait_until_idle(camera.rig)
+    assert documents["stop"][0]["exit_status"] == "success"
+    assert [doc["seq_num"] for doc in documents["event"]] == [1, 1, 2, 3]
+    assert len(camera.published) > len(expected)
+    assert_images(stream_images(documents), expected)
+
+
+@pytest.mark.parametrize("how", ["abort", "halt", "stop"])
+def test_after_an_end_in_the_middle_of_a_point_everything_is_as_before(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector, how: str
+):
+    det, camera = make_detector()
+    det.margin.put(30)
+    camera.skip_calls = {3}
+    camera.on_skip = lambda: threading.Timer(0.1, getattr(engine, how)).start()
+    with pytest.raises(RunEngineInterrupted):
+        engine(count([det], 5))
+    assert documents["stop"][0]["exit_status"] == {"abort": "abort", "halt": "abort", "stop": "success"}[how]
+    assert len(documents["event"]) == 2
+    wait_until_idle(camera.rig)
+    assert_images(stream_images(documents), camera.published)
+    assert_next_plan_works(engine, det, camera)
+
+
+def test_sigint_twice_pauses_a_point_that_waits_and_abort_leaves_the_driver_idle(
+    documents: Documents, make_detector: MakeDetector
+):
+    engine = RunEngine({})
+    engine.subscribe(documents)
+    det, camera = make_detector()
+    det.margin.put(30)
+    camera.skip_calls = {2}
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def interrupt_twice() -> None:
+        threading.Timer(0.1, interrupt).start()
+        threading.Timer(0.6, interrupt).start()
+
+    camera.on_skip = interrupt_twice
+    with pytest.raises(RunEngineInterrupted):
+        engine(count([det], 5))
+    assert engine.state == "paused"
+    engine.abort()
+    assert len(documents["event"]) == 1
+    assert_next_plan_works(engine, det, camera)
+
+
+def test_unstaging_twice_or_without_staging_is_harmless(make_detector: MakeDetector):
+    det, camera = make_detector()
+    det.unstage().wait(5)
+    det.stage().wait(10)
+    with pytest.raises(RedundantStaging, match="det is staged already"):
+        det.stage()
+    statuses = [det.unstage(), det.unstage()]
+    for status in statuses:
+        status.wait(10)
+    wait_until_idle(camera.rig)
+    det.stage().wait(10)
+    det.stop()
+    wait_until_idle(camera.rig)
+    det.trigger().wait(10)
+    det.unstage().wait(10)
+    wait_until_idle(camera.rig)

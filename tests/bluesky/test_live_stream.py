@@ -1,0 +1,67 @@
+"""Settings of live streams as a component, over a real configuration service."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from bluesky import RunEngine
+from bluesky import plan_stubs as bps
+from ophyd import Component
+from support.processes import Deployment
+
+from stddaq.client import ConfigServiceUnreachable
+from stddaq_ophyd import LiveStreamError, LiveStreams, StdDaqDetector
+
+ADDRESSES = {
+    "tcp://127.0.0.1:20000": {"type": "forward", "config": []},
+    "tcp://127.0.0.1:20001": {"type": "periodic", "config": [1, 5]},
+}
+
+
+@pytest.fixture
+def url(deployment: Deployment) -> str:
+    """Of the service of a configuration with two live streams."""
+    deployment.write_config(live_stream_configs=ADDRESSES)
+    service = deployment.start("stddaq-rest", "--port", 0, ready=None)
+    return service.wait_for_line(r"ready: listening on (http://\S+)")[1]
+
+
+def on_disk(deployment: Deployment, port: int) -> Any:
+    """The setting in the configuration file."""
+    return json.loads(deployment.config_path.read_text())["live_stream_configs"][f"tcp://127.0.0.1:{port}"]
+
+
+def test_settings_are_put_confirmed_and_refused_with_the_reason(
+    engine: RunEngine, deployment: Deployment, url: str
+):
+    streams = LiveStreams(url, name="streams")
+    assert streams.component_names == ("port_20000", "port_20001")
+    first, second = streams.port_20000, streams.port_20001  # pyright: ignore[reportAttributeAccessIssue]
+    assert (second.type.get(), second.config.get()) == ("periodic", [1, 5])
+    first.set("batch 2 555").wait(10)
+    assert on_disk(deployment, 20000) == {"type": "batch", "config": [2, 555]}
+    engine(bps.mv(first.config, [3, 10], second, ("periodic", [1, 0.5])))
+    assert on_disk(deployment, 20000) == {"type": "batch", "config": [3, 10]}
+    assert on_disk(deployment, 20001) == {"type": "periodic", "config": [1, 0.5]}
+    first.type.set("forward").wait(10)
+    assert first.config.get() == []
+    with pytest.raises(LiveStreamError, match="for batch"):
+        first.set("batch 7 5")
+    with pytest.raises(ConfigServiceUnreachable):
+        LiveStreams("http://127.0.0.1:9", name="absent")
+
+
+def test_a_setting_holds_for_the_time_of_staging(make_rig: Any, url: str, deployment: Deployment):
+    class Detector(StdDaqDetector):
+        live_stream = Component(LiveStreams, url, add_prefix=())
+
+    rig = make_rig()
+    det = Detector(rig.url, name="det", paths=rig.directory)
+    address = det.live_stream.port_20000  # pyright: ignore[reportAttributeAccessIssue]
+    det.stage_sigs[address] = "batch 1 100"
+    det.stage().wait(10)
+    assert on_disk(deployment, 20000) == {"type": "batch", "config": [1, 100]}
+    det.unstage().wait(10)
+    assert on_disk(deployment, 20000) == ADDRESSES["tcp://127.0.0.1:20000"]

@@ -1,0 +1,68 @@
+"""The devices with a driver that says only status, count and reason, and files that grow unreadably."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bluesky import RunEngine
+from bluesky.plans import count
+from support.cpp_driver import start_cpp_driver
+from support.plans import Documents, PointCamera, assert_images, stream_images
+from support.processes import Deployment
+from support.runs import Rig
+
+from stddaq.client import DriverClient
+from stddaq_ophyd import AcquisitionError, StdDaqDetector
+from stddaq_ophyd.plans import fly
+
+
+@pytest.fixture(params=[[], ["--by-arrival"]], ids=["by_id", "by_arrival"])
+def device(
+    request: pytest.FixtureRequest, deployment: Deployment, directory: Path
+) -> Iterator[tuple[StdDaqDetector, PointCamera]]:
+    """A detector over the stand-in for the C++ driver."""
+    _, url = start_cpp_driver(deployment, *request.param)
+    with Rig(deployment, directory) as rig:
+        rig.wait_for_subscription()
+        camera = PointCamera(rig)
+        yield StdDaqDetector(url, name="det", paths=directory, trigger=camera, config=rig.config), camera
+
+
+def test_points_are_announced_when_their_files_are_closed(
+    engine: RunEngine, documents: Documents, device: tuple[StdDaqDetector, PointCamera]
+):
+    det, camera = device
+    det.images_per_trigger.put(5)
+    seen: list[Any] = []
+    engine.subscribe(lambda name, doc: seen.append(len(stream_images(documents))), "event")
+    engine(count([det], 3))
+    assert seen == [5, 10, 15]
+    assert_images(stream_images(documents), camera.published)
+    with DriverClient(det.prefix) as driver:
+        assert driver.latest.status == "idle"
+
+
+def test_a_flight_is_announced_when_its_files_are_closed(
+    engine: RunEngine, documents: Documents, device: tuple[StdDaqDetector, PointCamera]
+):
+    det, camera = device
+    engine(fly([det], 23, period=0.1))
+    assert_images(stream_images(documents), camera.published)
+    assert documents["event"][-1]["data"]["det_n_recorded"] == 23
+
+
+def test_a_point_without_images_fails_and_the_next_plan_works(
+    engine: RunEngine, documents: Documents, device: tuple[StdDaqDetector, PointCamera]
+):
+    det, camera = device
+    det.margin.put(0.5)
+    camera.skip_calls = {2}
+    with pytest.raises(Exception, match=r"received 0 of 1 images within 0\.5 s") as failed:
+        engine(count([det], 3))
+    assert isinstance(failed.value.__cause__, AcquisitionError)
+    assert_images(stream_images(documents), camera.published)
+    engine(count([det], 2))
+    assert documents["stop"][-1]["exit_status"] == "success"

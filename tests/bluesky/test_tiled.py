@@ -1,0 +1,146 @@
+"""Read-back with tiled: a real server, TiledWriter, images while a plan runs and afterwards."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bluesky import RunEngine
+from bluesky.plans import count
+from bluesky_tiled_plugins import TiledWriter
+from support.plans import PointCamera, run_plan
+from support.runs import images_of
+from support.tiled_server import TiledServer
+from tiled.client.utils import ClientError
+
+from stddaq_ophyd import StdDaqDetector
+from stddaq_ophyd.camera import as_camera
+from stddaq_ophyd.plans import fly
+
+# Several programs that take seconds to start.
+pytestmark = pytest.mark.timeout(200)
+
+MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
+
+
+@pytest.fixture
+def tiled(tiled_server: TiledServer) -> Iterator[Any]:
+    """A client of the server."""
+    with tiled_server.client() as client:
+        yield client
+
+
+def images_in(run: Any, key: str = "det_image", stream: str = "primary") -> np.ndarray:
+    """The images (points, images of a point, height, width) that tiled has of a run."""
+    return run[stream][key].read()
+
+
+def expected_of(camera: PointCamera, per_point: int) -> np.ndarray:
+    """What the camera has published, in the same shape."""
+    pixels = np.array([image.pixels for image in camera.published])
+    return pixels.reshape(-1, per_point, *pixels.shape[1:])
+
+
+@pytest.mark.parametrize(("n_writers", "per_point"), [(1, 1), (3, 4), (8, 3)])
+def test_images_are_read_while_the_plan_runs_and_afterwards(
+    engine: RunEngine, make_detector: MakeDetector, tiled: Any, n_writers: int, per_point: int
+):
+    det, camera = make_detector(rig={"number_of_writers": n_writers})
+    det.images_per_trigger.put(per_point)
+    seen: list[int] = []
+
+    def look(name: str, doc: dict[str, Any]) -> None:
+        found = images_in(tiled.values().last())
+        np.testing.assert_array_equal(found, expected_of(camera, per_point))
+        seen.append(len(found))
+
+    engine.subscribe(TiledWriter(tiled, batch_size=1))
+    engine.subscribe(look, "event")
+    uid = run_plan(engine, count([det], 5))
+    assert seen == [1, 2, 3, 4, 5]
+    np.testing.assert_array_equal(images_in(tiled[uid]), expected_of(camera, per_point))
+
+
+def test_a_flight_is_read_while_it_goes_on_and_afterwards(
+    engine: RunEngine, make_detector: MakeDetector, tiled: Any
+):
+    det, camera = make_detector()
+    images = images_of(range(60))
+    expected = np.array([image.pixels for image in images])[:, None]
+    publish = threading.Thread(target=camera.rig.publish, args=(images, 0.01), daemon=True)
+    det._camera = as_camera(publish.start)
+    seen: list[int] = []
+
+    def look(name: str, doc: dict[str, Any]) -> None:
+        found = images_in(tiled.values().last(), stream="images")
+        np.testing.assert_array_equal(found, expected[: doc["indices"]["stop"]])
+        seen.append(len(found))
+
+    engine.subscribe(TiledWriter(tiled, batch_size=1))
+    engine.subscribe(look, "stream_datum")
+    uid = run_plan(engine, fly([det], 60, period=0.1))
+    assert seen[0] < seen[-1] == 60
+    np.testing.assert_array_equal(images_in(tiled[uid], stream="images"), expected)
+
+
+@pytest.mark.parametrize("kind", ["AD_HDF5", "STDDAQ_AGGREGATE"])
+def test_resource_and_datum_are_read_as_well(
+    engine: RunEngine, make_detector: MakeDetector, tiled: Any, kind: str
+):
+    det, camera = make_detector(documents=kind)
+    det.images_per_trigger.put(3)
+    engine.subscribe(TiledWriter(tiled, spec_to_mimetype={"STDDAQ_AGGREGATE": "application/x-hdf5"}))
+    uid = run_plan(engine, count([det], 4))
+    np.testing.assert_array_equal(images_in(tiled[uid]), expected_of(camera, 3))
+
+
+def test_a_server_that_goes_in_the_middle_of_a_run_costs_nothing_with_a_backup_directory(
+    engine: RunEngine,
+    make_detector: MakeDetector,
+    tiled: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    # Otherwise the client tries for 45 s, as the variable TILED_RETRY_TIMEOUT says, and the plan waits.
+    monkeypatch.setattr("tiled.client.utils.TILED_RETRY_ATTEMPTS", 1)
+    det, camera = make_detector()
+    (tmp_path / "mortal").mkdir()
+    mortal = TiledServer(tmp_path / "mortal", tmp_path)
+
+    def kill(name: str, doc: dict[str, Any]) -> None:
+        if doc["seq_num"] == 2:
+            mortal.service.kill()
+
+    engine.subscribe(kill, "event")
+    with mortal.client() as client:
+        engine.subscribe(TiledWriter(client, batch_size=1, backup_directory=str(tmp_path / "backup")))
+        uid = run_plan(engine, count([det], 5))
+    (backup,) = (tmp_path / "backup").iterdir()
+    written_later = TiledWriter(tiled)
+    for line in backup.read_text().splitlines():
+        written_later(*json.loads(line).values())
+    np.testing.assert_array_equal(images_in(tiled[uid]), expected_of(camera, 1))
+    assert det.driver_state() == "idle"
+
+
+def test_a_server_with_our_adapter_refuses_images_whose_raw_file_has_gone(
+    engine: RunEngine, make_detector: MakeDetector, tmp_path: Path
+):
+    det, camera = make_detector(rig={"number_of_writers": 3})
+    (tmp_path / "server").mkdir()
+    server = TiledServer(
+        tmp_path / "server", tmp_path, adapter="stddaq_ophyd.tiled_adapter:CheckedHDF5Adapter"
+    )
+    with server.client() as client:
+        engine.subscribe(TiledWriter(client, batch_size=1))
+        uid = run_plan(engine, count([det], 5))
+        np.testing.assert_array_equal(images_in(client[uid]), expected_of(camera, 1))
+        (camera.rig.directory / "det_00001_1.h5").unlink()
+        with pytest.raises(ClientError, match=r"det_00001_1\.h5: is missing"):
+            images_in(client[uid])
+    server.end()

@@ -1,0 +1,105 @@
+"""The examples of Bluesky's use, as they stand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+from support.processes import Deployment, console_script, free_port
+from support.tiled_server import API_KEY, TiledServer
+
+from stddaq.acquisition.scenes import Scene
+from stddaq.config import DetectorConfig
+
+# Several programs that take seconds to start.
+pytestmark = pytest.mark.timeout(200)
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def port(deployment: Deployment) -> int:
+    """Of the driver of services with a simulated detector that waits for its trigger."""
+    port = free_port()
+    deployment.run(
+        *(deployment.stddaq, "up", deployment.config_path, "--port", port, "-m"),
+        *("--source", "simulate", "--trigger"),
+        ready="all services ready",
+    )
+    return port
+
+
+def run_example(deployment: Deployment, name: str, *args: object) -> list[str]:
+    """Run an example to its end. Returns what it printed."""
+    example = deployment.run(sys.executable, ROOT / "examples" / name, *args)
+    assert example.wait(timeout=100) == 0, example.output
+    return example.stdout
+
+
+def test_counting_flying_and_reading_by_handler(deployment: Deployment, port: int, directory: Path):
+    arguments = (deployment.config_path, directory, "--url", f"ws://127.0.0.1:{port}")
+    scene = Scene.of(DetectorConfig.parse(deployment.config), "rings")
+    means = [scene.image(image_id).mean() for image_id in range(10)]
+
+    counted = run_example(deployment, "count.py", *arguments)
+    assert any("det_n_images" in line for line in counted)
+    shown = [np.fromstring(line.partition("[")[2].rstrip("]"), sep=" ") for line in counted[-5:]]
+    np.testing.assert_allclose(np.ravel(shown), means)
+
+    for spec, file in (("STDDAQ_RAW", "det_00001_0.h5"), ("STDDAQ_AGGREGATE", "det_00001_Aggregate.h5")):
+        read = run_example(
+            deployment, "read_with_handler.py", spec, directory / file, "--images-per-point", 2
+        )
+        assert read[4] == f"point 4: shape (2, 32, 48), mean {np.mean(means[8:]):.2f}"
+        assert len(read) == 5
+
+    flown = run_example(deployment, "fly_scan.py", *arguments, "-n", 100)
+    assert "images 0 to 100 are readable" in flown or any("to 100 are readable" in line for line in flown)
+    with h5py.File(directory / "det_00002_Aggregate.h5") as file:
+        images = file["entry/data/data"]
+        assert isinstance(images, h5py.Dataset)
+        np.testing.assert_array_equal(images[99], scene.image(109))
+
+
+def test_tomography_ends_in_a_plot(
+    deployment: Deployment, tiled_server: TiledServer, directory: Path, tmp_path: Path
+):
+    port = free_port()
+    deployment.run(
+        deployment.stddaq, "up", deployment.config_path, "--port", port, "-m", ready="all services ready"
+    )
+    plot = tmp_path / "tomography.png"
+    printed = run_example(
+        deployment,
+        "tomography.py",
+        *(deployment.config_path, directory, tiled_server.url, plot),
+        *("--api-key", API_KEY, "--url", f"ws://127.0.0.1:{port}", "-n", 20),
+    )
+    assert printed[-1] == f"{plot}: 20 projections"
+    with Image.open(plot) as drawn:
+        # The slice on the right: bright rods in something darker.
+        pixels = np.asarray(drawn.convert("L"), float)[60:-60, -380:-40]
+    assert pixels.std() > 20
+
+
+def test_a_session_starts_with_what_a_user_needs(deployment: Deployment, port: int, directory: Path):
+    deployment.env |= {
+        "STDDAQ_CONFIG": str(deployment.config_path),
+        "STDDAQ_URL": f"ws://127.0.0.1:{port}",
+        "STDDAQ_DATA": str(directory),
+        "IPYTHONDIR": str(directory / "ipython"),
+    }
+    program = (
+        f"%run {ROOT / 'examples/ipython_startup.py'}\n"
+        "det.stage().wait(10)\ndet.trigger().wait(10)\nprint(det.read()['det_n_images']['value'])\n"
+        "det.unstage().wait(10)\nRE(scan([det], motor, 0, 1, 2))\ndet.summary()"
+    )
+    session = deployment.run(console_script("ipython"), "--colors=NoColor", "-c", program)
+    assert session.wait(timeout=100) == 0, session.output
+    assert "1" in session.stdout
+    assert "files            " in session.output
+    assert len(list(directory.glob("det_0000?_Aggregate.h5"))) == 1, session.output
