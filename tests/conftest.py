@@ -85,6 +85,5 @@ def rig(make_rig: MakeRig) -> Rig:
 @pytest.fixture(scope="session")
 def tiled_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TiledServer]:
     """A tiled server that may read the files of all tests."""
-    server = TiledServer(tmp_path_factory.mktemp("tiled"), tmp_path_factory.getbasetemp())
-    yield server
-    server.end()
+    with TiledServer(tmp_path_factory.mktemp("tiled"), tmp_path_factory.getbasetemp()) as server:
+        yield server

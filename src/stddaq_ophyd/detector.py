@@ -258,9 +258,10 @@ class StdDaqDetector(Device):
         if _in_run_engine():
             # Of an aborted plan. Their failure would be taken for one of the cleaning up, and break that off.
             self._unfinished.clear()
+            self._pending = None
         if self._acquisition is not None:
             self._acquisition.stop()
-        return self._submit(self._unstage, StepStatus(self))
+        return self._submit(self._unstage, StepStatus(self), may_be_forgotten=False)
 
     def _unstage(self, status: StepStatus) -> None:
         acquisition = self._acquisition
@@ -310,9 +311,14 @@ class StdDaqDetector(Device):
         self._note_received(plan.images_per_event, after)
 
     def read(self) -> OrderedDict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Scalars of the newest point. Outside of a RunEngine it waits for a point that was triggered."""
-        if self._pending is not None and not _in_run_engine():
-            self._pending.exception()
+        """Scalars of the newest point.
+
+        Outside of a RunEngine it waits for a point that was triggered, and raises what that failed with.
+        """
+        if not _in_run_engine():
+            pending, self._pending = self._pending, None
+            if pending is not None:
+                pending.wait()
         reading: Any = super().read()
         if self._documents != "stream" and self._acquisition is not None:
             documents = self._acquisition.documents(stream=str(_value(self.stream)))
@@ -462,14 +468,14 @@ class StdDaqDetector(Device):
 
     # Within.
 
-    def _submit(self, step: Callable[[S], None], status: S) -> S:
-        """Let the thread do `step`, and `status` tell of it."""
+    def _submit(self, step: Callable[[S], None], status: S, *, may_be_forgotten: bool = True) -> S:
+        """Let the thread do `step`, and `status` tell of it, unless it fails and is forgotten by then."""
 
         def do() -> None:
             try:
                 step(status)
             except Exception as error:  # noqa: BLE001  (it belongs to whoever waits for the status)
-                if status in self._unfinished:
+                if status in self._unfinished or not may_be_forgotten:
                     self._unfinished.discard(status)
                     self.error = self.error or error
                     status.set_exception(error)
@@ -477,7 +483,8 @@ class StdDaqDetector(Device):
                 self._unfinished.discard(status)
                 status.set_finished()
 
-        self._unfinished.add(status)
+        if may_be_forgotten:
+            self._unfinished.add(status)
         self._worker.submit(do)
         return status
 

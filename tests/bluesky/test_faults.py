@@ -226,6 +226,7 @@ def test_after_an_end_in_the_middle_of_a_point_everything_is_as_before(
         engine(count([det], 5))
     assert documents["stop"][0]["exit_status"] == {"abort": "abort", "halt": "abort", "stop": "success"}[how]
     assert len(documents["event"]) == 2
+    assert det.read()["det_n_recorded"]["value"] == 2
     wait_until_idle(camera.rig)
     assert_images(stream_images(documents), camera.published)
     assert_next_plan_works(engine, det, camera)
@@ -270,5 +271,10 @@ def test_unstaging_twice_or_without_staging_is_harmless(make_detector: MakeDetec
     det.stop()
     wait_until_idle(camera.rig)
     det.trigger().wait(10)
+    det.margin.put(0.2)
+    camera.skip_calls = {2}
+    det.trigger()
+    with pytest.raises(AcquisitionError, match="received 0 of 1 images"):
+        det.read()
     det.unstage().wait(10)
     wait_until_idle(camera.rig)

@@ -110,14 +110,13 @@ def test_a_server_that_goes_in_the_middle_of_a_run_costs_nothing_with_a_backup_d
     monkeypatch.setattr("tiled.client.utils.TILED_RETRY_ATTEMPTS", 1)
     det, camera = make_detector()
     (tmp_path / "mortal").mkdir()
-    mortal = TiledServer(tmp_path / "mortal", tmp_path)
 
     def kill(name: str, doc: dict[str, Any]) -> None:
         if doc["seq_num"] == 2:
             mortal.service.kill()
 
     engine.subscribe(kill, "event")
-    with mortal.client() as client:
+    with TiledServer(tmp_path / "mortal", tmp_path) as mortal, mortal.client() as client:
         engine.subscribe(TiledWriter(client, batch_size=1, backup_directory=str(tmp_path / "backup")))
         uid = run_plan(engine, count([det], 5))
     (backup,) = (tmp_path / "backup").iterdir()
@@ -133,14 +132,11 @@ def test_a_server_with_our_adapter_refuses_images_whose_raw_file_has_gone(
 ):
     det, camera = make_detector(rig={"number_of_writers": 3})
     (tmp_path / "server").mkdir()
-    server = TiledServer(
-        tmp_path / "server", tmp_path, adapter="stddaq_ophyd.tiled_adapter:CheckedHDF5Adapter"
-    )
-    with server.client() as client:
+    adapter = "stddaq_ophyd.tiled_adapter:CheckedHDF5Adapter"
+    with TiledServer(tmp_path / "server", tmp_path, adapter) as server, server.client() as client:
         engine.subscribe(TiledWriter(client, batch_size=1))
         uid = run_plan(engine, count([det], 5))
         np.testing.assert_array_equal(images_in(client[uid]), expected_of(camera, 1))
         (camera.rig.directory / "det_00001_1.h5").unlink()
         with pytest.raises(ClientError, match=r"det_00001_1\.h5: is missing"):
             images_in(client[uid])
-    server.end()

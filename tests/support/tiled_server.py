@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from support.processes import Service, console_script
 
@@ -17,7 +18,7 @@ START_TIMEOUT_S = 100.0
 
 
 class TiledServer:
-    """A catalog of its own in `directory`, that may read files below `readable`."""
+    """A catalog of its own in `directory`, that may read files below `readable`; a context manager."""
 
     def __init__(self, directory: Path, readable: Path, adapter: str | None = None) -> None:
         """`adapter` (module:class) for HDF5 files instead of tiled's own, by a configuration file."""
@@ -31,7 +32,11 @@ class TiledServer:
             command = [console_script("tiled"), "serve", "config", str(directory / "config.yml")]
         # It logs to stderr.
         self.service = Service(["sh", "-c", 'exec "$@" 2>&1', "sh", *command], os.environ)
-        self.url = self.service.wait_for_line(r"running on .*?(http://[\d.]+:\d+)", START_TIMEOUT_S)[1]
+        try:
+            self.url = self.service.wait_for_line(r"running on .*?(http://[\d.]+:\d+)", START_TIMEOUT_S)[1]
+        except BaseException:
+            self.service.kill()
+            raise
 
     @contextmanager
     def client(self) -> Iterator[Any]:
@@ -44,9 +49,14 @@ class TiledServer:
         finally:
             client.context.http_client.close()
 
-    def end(self) -> None:
-        """End the server."""
-        self.service.end()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.service.returncode is None:
+            self.service.end(timeout=START_TIMEOUT_S)
 
 
 def _config(directory: Path, readable: Path, adapter: str) -> str:
