@@ -109,13 +109,14 @@ def test_images_of_a_try_that_was_broken_off_are_not_filled_in(
     engine: RunEngine, filled: Filled, make_detector: MakeDetector, spec: str
 ):
     det, camera = make_detector(rig={"number_of_writers": 3}, documents=spec)
+    triggerable: Any = det
 
     @bpp.stage_decorator([det])
     @bpp.run_decorator()
     def plan() -> MsgGenerator[None]:
         for point in range(4):
             yield from bps.checkpoint()
-            yield from bps.trigger(det, wait=True)
+            yield from bps.trigger(triggerable, wait=True)
             if point == 1:
                 yield from bps.pause()
             yield from bps.create()
