@@ -39,6 +39,18 @@ def test_the_images_of_a_count_are_found_where_its_documents_point(
         assert_images(np.asarray(file["entry/data/data"]), camera.published)
 
 
+@pytest.mark.parametrize("division", ["image_id", "arrival"])
+def test_points_of_a_camera_that_is_armed_for_each_are_in_one_run_in_order(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector, division: str
+):
+    det, camera = make_detector(rig={"number_of_writers": 3, "image_division": division})
+    camera.is_rearmed = True
+    det.images_per_trigger.put(4)
+    engine(count([det], 4))
+    assert_images(stream_images(documents), camera.published)
+    assert not list(camera.rig.directory.glob("*part2*"))
+
+
 @pytest.mark.parametrize(("streams", "not_in_order"), [("aabbb", False), ("abbab", True)])
 def test_each_stream_and_each_run_of_one_staging_has_an_aggregate_of_its_own(
     engine: RunEngine,

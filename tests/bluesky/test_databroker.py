@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import bluesky.plan_stubs as bps
+import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
 from bluesky import RunEngine
 from bluesky.plans import count
+from bluesky.utils import MsgGenerator, RunEngineInterrupted
 from event_model import Filler
 from support import read_with_databroker
 from support.plans import Documents, PointCamera, run_plan
@@ -69,18 +72,59 @@ def test_databroker_1_and_2_read_every_kind_of_datum(
             np.testing.assert_array_equal(found[uid], pixels)
 
 
-@pytest.mark.parametrize("spec", ["STDDAQ_AGGREGATE", "STDDAQ_RAW"])
-def test_filler_fills_events_while_the_plan_runs(engine: RunEngine, make_detector: MakeDetector, spec: str):
-    det, camera = make_detector(rig={"number_of_writers": 3}, documents=spec)
-    handlers = {"STDDAQ_AGGREGATE": AggregateHandler, "STDDAQ_RAW": RawFilesHandler}
-    filled: list[np.ndarray] = []
+class Filled:
+    """Fills the images of each event at once; called by a RunEngine. `images` are those so far."""
 
-    def fill(name: str, doc: Any) -> None:
-        _, found = filler(name, doc)
+    def __init__(self, filler: Filler) -> None:
+        self._filler = filler
+        self.images: list[np.ndarray] = []
+
+    def __call__(self, name: str, doc: Any) -> None:
+        _, found = self._filler(name, doc)
         if name == "event":
-            filled.append(np.asarray(found["data"]["det_image"]))
+            self.images.append(np.asarray(found["data"]["det_image"]))
 
+
+@pytest.fixture
+def filled(engine: RunEngine) -> Iterator[Filled]:
+    """The images of what `engine` emits."""
+    handlers = {"STDDAQ_AGGREGATE": AggregateHandler, "STDDAQ_RAW": RawFilesHandler}
     with Filler(handlers, inplace=False) as filler:
-        engine.subscribe(fill)
-        engine(count([det], 5))
-    np.testing.assert_array_equal(np.array(filled), pixels_of(camera, 1))
+        found = Filled(filler)
+        engine.subscribe(found)
+        yield found
+
+
+@pytest.mark.parametrize("spec", ["STDDAQ_AGGREGATE", "STDDAQ_RAW"])
+def test_filler_fills_events_while_the_plan_runs(
+    engine: RunEngine, filled: Filled, make_detector: MakeDetector, spec: str
+):
+    det, camera = make_detector(rig={"number_of_writers": 3}, documents=spec)
+    engine(count([det], 5))
+    np.testing.assert_array_equal(filled.images, pixels_of(camera, 1))
+
+
+@pytest.mark.parametrize("spec", ["STDDAQ_AGGREGATE", "STDDAQ_RAW"])
+def test_images_of_a_try_that_was_broken_off_are_not_filled_in(
+    engine: RunEngine, filled: Filled, make_detector: MakeDetector, spec: str
+):
+    det, camera = make_detector(rig={"number_of_writers": 3}, documents=spec)
+    triggerable: Any = det
+
+    @bpp.stage_decorator([det])
+    @bpp.run_decorator()
+    def plan() -> MsgGenerator[None]:
+        for point in range(4):
+            yield from bps.checkpoint()
+            yield from bps.trigger(triggerable, wait=True)
+            if point == 1:
+                yield from bps.pause()
+            yield from bps.create()
+            yield from bps.read(det)
+            yield from bps.save()
+
+    with pytest.raises(RunEngineInterrupted):
+        engine(plan())
+    engine.resume()
+    assert len(camera.published) == 5
+    np.testing.assert_array_equal(filled.images, np.delete(pixels_of(camera, 1), 1, axis=0))

@@ -41,6 +41,7 @@ class PointCamera:
         skip_calls: numbers, from 1, of the calls that publish nothing but call `on_skip`.
         damaged: ids of images that are published as damaged.
         n_held_back: images of each call that are not published.
+        is_rearmed: ids begin again at 0 with each call.
     """
 
     def __init__(self, rig: Rig) -> None:
@@ -50,6 +51,7 @@ class PointCamera:
         self.on_skip: Callable[[], None] = lambda: None
         self.damaged: set[int] = set()
         self.n_held_back = 0
+        self.is_rearmed = False
         self._n_calls = self._next_id = 0
 
     def fire(self, n_images: int) -> None:
@@ -57,10 +59,17 @@ class PointCamera:
         if self._n_calls in self.skip_calls:
             self.on_skip()
             return
+        if self.is_rearmed:
+            self._next_id = 0
         ids = range(self._next_id, self._next_id + n_images - self.n_held_back)
         self._next_id = ids.stop
         images = [
-            image_of(i, self.rig.config.image_shape, status=DAMAGED if i in self.damaged else GOOD)
+            image_of(
+                i,
+                self.rig.config.image_shape,
+                status=DAMAGED if i in self.damaged else GOOD,
+                salt=self._n_calls if self.is_rearmed else 0,
+            )
             for i in ids
         ]
         self.rig.publish(images)

@@ -32,6 +32,7 @@ class Gathering:
         self._target, self._longest = target, longest_s
         self._looked_at = time.monotonic()
         self._silent_since: float | None = None
+        self._n_since_silence = 0
         self._gap = 2 * SLOW_GAP_S
         self._pause = 0.0
 
@@ -52,9 +53,13 @@ class Gathering:
             self._silent_since = self._silent_since or now
             return 0.0
         if self._silent_since is not None and now - self._silent_since > SLOW_GAP_S:
-            # The burst before is over: pauses that its rate was worth would only delay this one.
-            self._gap, self._pause = 2 * SLOW_GAP_S, 0.0
+            if self._n_since_silence < self._target // 2:
+                # A short burst, as a point of a scan, is over: pauses that its rate was worth would only
+                # delay this one. Large ones are what the service before us has gathered.
+                self._gap, self._pause = 2 * SLOW_GAP_S, 0.0
+            self._n_since_silence = 0
         self._silent_since = None
+        self._n_since_silence += n_messages
         gap, self._looked_at = (now - self._looked_at) / n_messages, now
         self._gap = (self._gap + min(gap, 2 * SLOW_GAP_S)) / 2
         if self._gap > SLOW_GAP_S:

@@ -111,6 +111,7 @@ class WriterLoop:
             self._context.destroy(linger=0)
             raise
         self._gathering = Gathering.of_reader(config)
+        self._pause = 0.0
         self._waiting: deque[pb.WriterAction] = deque()
         self._n_malformed = 0
         self._open_path: Path | None = None
@@ -127,13 +128,13 @@ class WriterLoop:
         poller = zmq.Poller()
         for source in (self._actions, self._monitor, stop.fileno()):
             poller.register(source, zmq.POLLIN)
-        gathering, pause = self._gathering, 0.0
+        gathering = self._gathering
         try:
             while not stop:
                 events = poller.poll(self._timeout_ms())
-                if pause:
-                    time.sleep(pause)
-                pause = gathering.pause_after(self._work())
+                if self._pause and events:
+                    time.sleep(self._pause)
+                self._pause = gathering.pause_after(self._work())
                 if self._driver_gone_since is not None or any(
                     source is self._monitor for source, _ in events
                 ):
@@ -181,7 +182,9 @@ class WriterLoop:
     def _flush_due_at(self) -> float:
         """When the images that are not visible yet become so, if no others come until then."""
         since = self._unflushed_since or 0.0
-        paused = max(self._recorded_at + QUIET_S, self._flushed_at + FLUSH_SPACING_S)
+        # A stream that is gathered comes in batches, which are no pauses.
+        quiet = QUIET_S + (self._pause if self._pause > QUIET_S / 2 else 0.0)
+        paused = max(self._recorded_at + quiet, self._flushed_at + FLUSH_SPACING_S)
         return min(since + FLUSH_PERIOD_S, paused)
 
     def _flush_when_due(self) -> None:
