@@ -58,6 +58,8 @@ def test_run_that_shall_end_on_a_restart_says_which_ids_it_was(up: Callable[...,
     record.wait_for_line("waiting_for_first_image")
     with SimulatorClient(running.deployment.detector_name) as client:
         client.trigger(20)
+        # Or the first image's slot is taken before it is written, of which the account would tell.
+        record.wait_for_line("recording: 20 of 100")
         client.rearm(0)
         client.trigger(1)
     assert record.wait(timeout=20) == 1

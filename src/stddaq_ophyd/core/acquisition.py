@@ -7,6 +7,7 @@ the order of images is known only from closed files, it is a run for each point.
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -423,11 +424,12 @@ class Acquisition:
                 )
             return last
         name = aggregate_name(self.paths.prefix, len(self._series))
+        raw = images.raw_files[0]
         source = ImageSource(
             data_key=self._data_key,
             path=self.paths.read_directory / name,
             images_per_event=images_per_event,
-            image_shape=images.raw_files[0].image_shape,
+            event_bytes=images_per_event * raw.dtype.itemsize * math.prod(raw.image_shape),
             swmr=is_live,
             number_of_writers=len(images.raw_files),
             raw_files=f"{self.paths.prefix}{{writer}}.h5",

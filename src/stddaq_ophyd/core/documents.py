@@ -29,6 +29,8 @@ MIMETYPE = "application/x-hdf5"
 AREA_DETECTOR_SPEC = "AD_HDF5"
 # Ours, see `stddaq_ophyd.handlers`.
 AGGREGATE_SPEC, RAW_SPEC = "STDDAQ_AGGREGATE", "STDDAQ_RAW"
+# What a reader fetches at once, unless one event takes more.
+CHUNK_BYTES = 4 * 2**20
 Document = tuple[str, Any]
 
 
@@ -40,7 +42,7 @@ class ImageSource:
         data_key: as in the event descriptor.
         path: of the aggregate.
         images_per_event: rows of the aggregate that belong to one event.
-        image_shape: (height, width).
+        event_bytes: of the images of one event.
         swmr: whether readers must open the file in SWMR mode, because raw files may still be growing.
         raw_files: template of the names of the raw files, with `{writer}`.
     """
@@ -48,7 +50,7 @@ class ImageSource:
     data_key: str
     path: Path
     images_per_event: int
-    image_shape: tuple[int, int]
+    event_bytes: int
     swmr: bool
     number_of_writers: int
     raw_files: str
@@ -77,7 +79,8 @@ class StreamAnnouncer:
             data_key=source.data_key,
             parameters={
                 "dataset": DATA,
-                "chunk_shape": (source.images_per_event, *source.image_shape),
+                # In events: tiled takes the numbers for the leading axes of (event, image, y, x).
+                "chunk_shape": (max(1, CHUNK_BYTES // source.event_bytes),),
                 "swmr": source.swmr,
                 "multiplier": source.images_per_event,
                 "number_of_writers": source.number_of_writers,
