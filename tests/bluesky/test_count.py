@@ -12,6 +12,7 @@ from bluesky import RunEngine
 from bluesky import plan_stubs as bps
 from bluesky import preprocessors as bpp
 from bluesky.plans import count
+from bluesky.utils import FailedStatus
 from support.plans import Documents, PointCamera, assert_images, stream_images
 
 from stddaq_ophyd import StdDaqDetector
@@ -49,6 +50,21 @@ def test_points_of_a_camera_that_is_armed_for_each_are_in_one_run_in_order(
     engine(count([det], 4))
     assert_images(stream_images(documents), camera.published)
     assert not list(camera.rig.directory.glob("*part2*"))
+
+
+def test_a_plan_that_goes_back_to_a_stream_without_naming_it_fails(
+    engine: RunEngine, make_detector: MakeDetector
+):
+    det, _ = make_detector()
+
+    @bpp.stage_decorator([det])
+    @bpp.run_decorator()
+    def plan() -> Any:
+        for stream in "aba":
+            yield from bps.trigger_and_read([det], name=stream)
+
+    with pytest.raises(FailedStatus, match=r"behind those of another stream; .*bps\.mv\(det\.stream"):
+        engine(plan())
 
 
 @pytest.mark.parametrize(("streams", "not_in_order"), [("aabbb", False), ("abbab", True)])

@@ -19,7 +19,7 @@ from stddaq.errors import FileLayoutError
 from stddaq.files.run import read_run
 from stddaq_ophyd.core.aggregate import AggregateFile, aggregate_name
 from stddaq_ophyd.core.documents import Announcer, Document, ImageSource
-from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
+from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError, StreamsMixedError
 from stddaq_ophyd.core.paths import PathInfo
 from stddaq_ophyd.core.raw_rows import GrowingFiles, Images, in_order, n_settled, of_closed_run
 from stddaq_ophyd.core.recording import OnProgress, Received, Recording
@@ -320,7 +320,10 @@ class Acquisition:
                 self._keep(self._recording.error)
         with self._guard:
             for series in self._series:
-                series.withdraw()
+                try:
+                    series.withdraw()
+                except StreamsMixedError as error:
+                    self._keep(AcquisitionError(f"{self._who}: {error}"))
                 try:
                     if series.aggregate.n_images:
                         series.aggregate.write(live=False)
@@ -356,7 +359,7 @@ class Acquisition:
                 if self._flight is not None:
                     return self._documents_of_flight(limit, stream)
                 return self._documents_of_point(stream)
-        except FileLayoutError as error:
+        except (StreamsMixedError, FileLayoutError) as error:
             raise self._keep(AcquisitionError(f"{self._who}: {error}")) from error
 
     def n_events(self) -> int:

@@ -22,6 +22,7 @@ from event_model import (
 
 from stddaq.files.master_file import DATA
 from stddaq_ophyd.core.datum_rows import datum_rows
+from stddaq_ophyd.core.errors import StreamsMixedError
 from stddaq_ophyd.core.raw_rows import Images
 
 MIMETYPE = "application/x-hdf5"
@@ -61,7 +62,7 @@ class Announcer(Protocol):
 
     @property
     def n_published(self) -> int:
-        """Events whose documents were emitted, or cannot be taken back."""
+        """Events whose documents were emitted, or cannot be taken back. Raises `StreamsMixedError`."""
         ...
 
     def announce(self, n_events: int, images: Images) -> Iterator[Document]:
@@ -89,12 +90,20 @@ class StreamAnnouncer:
         )
         self._newest: StreamDatum | None = None
         self._n_published = 0
+        self._descriptor = ""
 
     @property
     def n_published(self) -> int:
-        """See `Announcer`."""
+        """See `Announcer`. Raises `StreamsMixedError`, once, when the documents came into two streams."""
         if self._newest is not None and self._newest["descriptor"]:
+            descriptor, before = self._newest["descriptor"], self._descriptor
             self._n_published, self._newest = self._newest["indices"]["stop"], None
+            self._descriptor = descriptor
+            if before not in ("", descriptor):
+                raise StreamsMixedError(
+                    "the last images were announced behind those of another stream; a plan that goes back to "
+                    'an earlier stream names it first: bps.mv(det.stream, "NAME"), for each stream'
+                )
         return self._n_published
 
     def announce(self, n_events: int, images: Images) -> Iterator[Document]:

@@ -11,3 +11,7 @@ class AcquisitionError(StdDaqError):
 
 class AcquisitionStoppedError(AcquisitionError):
     """Somebody stopped the device (abort, halt, `stop()`) before the images were there."""
+
+
+class StreamsMixedError(AcquisitionError):
+    """Images of one stream were told of as images of another."""
