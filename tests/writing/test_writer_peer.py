@@ -131,7 +131,7 @@ def test_reports_add_ids_and_answers_replace_them(pair: Pair):
     for ids in ([1, 2], [], [5]):
         progress = pb.WriterProgress(n_overwritten=3, overwritten_ids=ids)
         pair.respond(code=pb.SUCCESS, run_id="run", progress=progress)
-    wait_until(lambda: pair.peer.take_responses() or len(pair.peer.reported.overwritten_ids) == 3)
+    wait_until(lambda: (pair.peer.take_responses(), len(pair.peer.reported.overwritten_ids) == 3)[1])
     assert pair.peer.reported.overwritten_ids == [1, 2, 5]
     pair.ask(7)
     progress = pb.WriterProgress(n_overwritten=2, overwritten_ids=[1, 5])
