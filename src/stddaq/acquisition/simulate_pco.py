@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import threading
+import time
 from collections.abc import Sequence
 from typing import get_args
 
@@ -32,7 +32,9 @@ QUEUE_BYTES = 64 * 2**20
 MIN_QUEUE, MAX_QUEUE = 4, 10_000
 # How long receivers may take for the last images when all were sent, and when the server is asked to stop.
 DELIVERY_S = 60.0
-STOP_LINGER_S = 1.0
+CLOSE_LINGER_MS = 1000
+# Of messages that were sent nothing more need be known; after so many more they are sorted out.
+TRACKED = 1000
 
 
 def camera_name(detector_name: str) -> str:
@@ -53,6 +55,9 @@ class CameraServer:
         self._n_published = self._n_connected = 0
         self._context = zmq.Context(io_threads=2)
         self._images = open_socket(self._context, kind)
+        self._images.copy_threshold = 0  # Or nothing is known of small messages.
+        self._on_the_way: list[zmq.MessageTracker] = []
+        self._look_after_at = TRACKED
         self._images.sndhwm = min(max(QUEUE_BYTES // config.image_bytes, MIN_QUEUE), MAX_QUEUE)
         self._waits = kind == zmq.PUSH
         # Connections are known from the monitor; subscriptions, if any, need not be read.
@@ -94,29 +99,30 @@ class CameraServer:
         parts = self._encoder.message(
             image_id, taken.global_timestamp_sec, taken.global_timestamp_ns, [value]
         )
-        self._images.send_multipart(parts, copy=False)
+        message = self._images.send_multipart(parts, copy=False, track=True)
+        assert message is not None
+        self._on_the_way.append(message)
+        if len(self._on_the_way) >= self._look_after_at:
+            self._on_the_way = self._not_sent()
+            self._look_after_at = 2 * len(self._on_the_way) + TRACKED
         self._n_published += 1
         return self._n_published
 
+    def _not_sent(self) -> list[zmq.MessageTracker]:
+        return [message for message in self._on_the_way if not message.done]
+
     def deliver(self, stop: StopRequest) -> None:
         """See `ImageOutput`: receivers may take a minute."""
-        self._close_sockets(DELIVERY_S)
-        # Only the end of the context tells that all was sent, and nothing interrupts it.
-        ending = threading.Thread(target=self._context.term, daemon=True)
-        ending.start()
-        while ending.is_alive() and not stop:
-            ending.join(0.05)
+        deadline = time.monotonic() + DELIVERY_S
+        while not stop and time.monotonic() < deadline and self._not_sent():
+            time.sleep(0.02)
 
     def close(self) -> None:
         """See `ImageOutput`: receivers may take a second."""
-        if not self._images.closed:
-            self._close_sockets(STOP_LINGER_S)
-            self._context.term()
-
-    def _close_sockets(self, linger: float) -> None:
         self._images.disable_monitor()
         self.socket.close()
-        self._images.close(linger=int(linger * 1000))
+        self._images.close(linger=CLOSE_LINGER_MS)
+        self._context.term()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
