@@ -21,7 +21,16 @@ from support.faults import (
 from support.processes import wait_until
 from support.runs import MakeRig, Rig
 
+from stddaq.files.opening import open_file
 from stddaq.files.repair import repair
+
+
+def n_flushed(rig: Rig) -> int:
+    """Rows of the metadata file that others can read."""
+    with open_file(rig.path("fileMeta.h5"), allow_unclosed=True) as opened:
+        rows = opened.file[f"{rig.deployment.detector_name}/metadata"]
+        assert isinstance(rows, h5py.Dataset)
+        return len(rows)
 
 
 @pytest.mark.fault(
@@ -37,6 +46,8 @@ def test_a_metadata_writer_that_dies_or_hangs_is_named_and_the_raw_files_are_com
     rig = make_rig(driver=["-m"], **SMALL)
     metadata_writer = rig.deployment.start("std_det_meta_writer_gf")
     published = bring_to(rig, state)
+    # The driver tells of images when they are readable; their rows here may follow a moment later.
+    wait_until(lambda: n_flushed(rig) == len(published), what="the rows of all images")
     metadata_writer.send(how)
     account, seconds = wait_for_error(rig)
     seen(f"error after {seconds:.2f} s: {first_sentence(account)}")
