@@ -122,4 +122,7 @@ def test_a_run_goes_on_when_the_camera_receiver_is_killed_and_started_again(make
     ids = [*range(40), *range(60, 120)]
     assert_saved(account, [Image(i, image_pixels(i, rig.config.image_shape)) for i in ids])
     assert (account["skipped"], account["n_restarts"]) == ([[40, 59]], 0)
-    seen("file_saved; all 100 images good in the files, 20 skipped")
+    seen(
+        f"{account['outcome']}; {account['n_good']} of {account['count']} images good in the files, "
+        f"{account['n_skipped']} skipped"
+    )

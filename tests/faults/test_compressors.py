@@ -53,7 +53,10 @@ def test_a_run_goes_on_when_the_compressor_is_killed_and_started_again(make_rig:
     account = rig.end()
     assert_saved(account, [*images[:50], *images[100:]])
     assert account["skipped"] == [[50, 99]]
-    seen("file_saved; all 100 images good in the files, 50 skipped")
+    seen(
+        f"{account['outcome']}; {account['n_good']} of {account['count']} images good in the files, "
+        f"{account['n_skipped']} skipped"
+    )
 
 
 @pytest.mark.fault(

@@ -27,6 +27,7 @@ class BitshuffleLz4:
 
     def __init__(self, config: DetectorConfig, block_bytes: int) -> None:
         """`block_bytes` 0 is the library's own choice. Raises `CompressionError` for an impossible size."""
+        # For its error: an impossible size is refused at the start, and not with the first image.
         bitshuffle_lz4_bound(config.image_bytes, config.dtype.itemsize, block_bytes)
         self._block_bytes = block_bytes
 
