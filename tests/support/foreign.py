@@ -25,6 +25,8 @@ from stddaq.wire.std_daq import image_metadata_pb2 as images_pb
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
 METADATA = np.dtype([("image_id", "<u8"), ("status", "<u8")])
+# The buffer of a C++ driver.
+MAX_RESPONSE_BYTES = 512
 DTYPE_CODES = {8: 1, 16: 2, 32: 4}
 
 
@@ -66,10 +68,16 @@ class ForeignRing:
         content = self._map[start : start + self._names.image_bytes]
         return np.frombuffer(content, self._names.dtype).reshape(self._names.shape)
 
-    def close(self) -> None:
+    def remove(self) -> None:
+        """Leave it, and take its name away, whoever uses it."""
         self._map.close()
+        self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
         if self._created:
-            self._path.unlink(missing_ok=True)
+            self.remove()
+        else:
+            self._map.close()
 
 
 class ForeignSource:
@@ -103,6 +111,11 @@ class ForeignSource:
             status=status,  # pyright: ignore[reportArgumentType]
             gf=images_pb.GFImageMetadata(scan_id=3, frame_timestamp=image_id * 1000),
         )
+
+    def remake_ring(self) -> None:
+        """As when a C++ service ends, which removes the ring, and the source is started again."""
+        self.ring.remove()
+        self.ring = ForeignRing(self._names)
 
     def announce(self, message: images_pb.ImageMetadata | bytes) -> None:
         self._socket.send(message if isinstance(message, bytes) else message.SerializeToString())
@@ -177,7 +190,9 @@ class ForeignDriver:
     def response(self, name: str) -> pb.WriterResponse:
         """The next message of a writer, which must hold nothing from field 100 on."""
         assert self._responses[name].poll(5000), f"writer {name} does not answer"
-        response = pb.WriterResponse.FromString(self._responses[name].recv())
+        message = self._responses[name].recv()
+        assert len(message) <= MAX_RESPONSE_BYTES
+        response = pb.WriterResponse.FromString(message)
         plain = pb.WriterResponse(code=response.code, reason=response.reason)
         assert response == plain, f"a C++ driver does not expect {response}"
         return response

@@ -14,6 +14,7 @@ from support.foreign import ForeignDriver, ForeignSource
 from support.processes import Deployment, Service, wait_until
 from support.runs import (
     DAMAGED,
+    Image,
     MakeRig,
     Rig,
     assert_raw_file_holds,
@@ -101,6 +102,42 @@ def test_foreign_source_is_recorded(make_rig: MakeRig, division: str):
     assert account["damaged_ids"] == [9]
 
 
+@pytest.mark.fault(
+    fault="ring buffer of a source of others (C++-like): removed and made anew",
+    state="recording",
+    promise="error that names it; what was recorded before is good, nothing after; the next run is perfect",
+)
+def test_a_foreign_ring_that_is_made_anew_ends_the_run_before_old_pixels_are_taken_for_images(
+    make_rig: MakeRig,
+):
+    rig = make_rig()
+    source = rig.enter(ForeignSource(rig.deployment.config))
+    source.wait_for_subscriber()
+
+    def publish(images: Sequence[Image]) -> None:
+        for image in images:
+            source.publish(image.image_id, image.pixels)
+
+    images = images_of(range(1020))
+    rig.client.start(rig.directory)
+    rig.client.wait_until_ready(10)
+    publish(images[:20])
+    rig.wait_for_count(20)
+    source.remake_ring()
+    publish(images[1000:])  # In the slots of the first ones.
+    with pytest.raises(RunFailed, match=f"/dev/shm/{rig.deployment.detector_name}-image: was removed"):
+        rig.client.wait_until_saved(5)
+    account = rig.account()
+    assert account["n_good"] == 20
+    assert set(account["failed_ids"]) <= set(range(1000, 1020))
+    assert_raw_files_hold([rig.path("file0.h5"), rig.path("file1.h5")], images[:20])
+
+    rig.client.start(rig.directory, n_image=10, file_prefix="next")
+    rig.client.wait_until_ready(10)
+    publish(images[:10])
+    assert_saved(rig.end(), images[:10])
+
+
 def test_a_ring_that_a_foreign_source_made_outlives_our_services(make_deployment: Callable[..., Deployment]):
     deployment = make_deployment(number_of_writers=1)
     with ForeignSource(deployment.config):
@@ -146,6 +183,17 @@ def test_our_writer_tells_a_foreign_driver_why_it_cannot_create_a_file(
         driver.create(directory, "other")
         driver.finish()
         assert_raw_files_hold([directory / "other0.h5"], [])
+
+
+def test_a_response_fits_into_what_a_foreign_driver_receives(
+    make_deployment: Callable[..., Deployment], directory: Path
+):
+    """C++ drivers have a buffer of 512 bytes, and parse as many as the message had."""
+    deployment = make_deployment(number_of_writers=1)
+    with ForeignDriver(deployment.config) as driver:
+        deployment.start_writers()
+        with pytest.raises(AssertionError, match=r"ä/file0\.h5: No such file or directory"):
+            driver.create(directory.joinpath(*["ä" * 100] * 5))
 
 
 @pytest.mark.fault(

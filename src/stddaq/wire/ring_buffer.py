@@ -155,6 +155,13 @@ class _Segment:
         except FileNotFoundError:
             return False
 
+    def is_replaced(self) -> bool:
+        """Whether another segment has this one's name: removed, and then made anew."""
+        try:
+            return self.path.stat().st_ino != os.fstat(self._fd).st_ino
+        except FileNotFoundError:
+            return False
+
     def is_ours_alone(self) -> bool:
         """Whether no other process has the segment locked (ours) or, as far as one can see, mapped."""
         return self.is_current() and self._is_abandoned(self._fd)
@@ -326,6 +333,14 @@ class RingBuffer:
     def is_current(self) -> bool:
         """Whether a service that attaches now gets this same ring (nobody removed it by hand)."""
         return self._ring.is_current() and self._cursor.is_current()
+
+    def check_not_replaced(self) -> None:
+        """Raise `GeometryError` when somebody removed this ring and another has its name now. 3 us."""
+        if self._ring.is_replaced():
+            raise GeometryError(
+                f"shared memory {self._ring.path}: was removed and made anew by another service, "
+                "so that nobody can tell which of the two its source writes to"
+            )
 
     def close(self) -> None:
         """Detach; remove the segments when no other service uses them (a ring made by C++ stays)."""

@@ -40,6 +40,8 @@ RECEIVE_LIMIT = 1000
 DRIVER_ABSENCE_S = 1.0
 STOP_DRAIN_S = 0.5
 RESPONSE_TIMEOUT_MS = 500
+# A C++ driver receives into 512 bytes, and reads beyond them when a response is longer.
+MAX_FOREIGN_REASON_BYTES = 480
 
 RecordImages = Sequence[pb.RecordImage]
 
@@ -247,6 +249,8 @@ class WriterLoop:
             response.run_id = self._run_id
         elif failure := self._recorder.progress().failure:
             response.code, response.reason = pb.FAILURE, failure
+        if not action.request:
+            response.reason = _end_of(response.reason)
         self._send(response)
 
     def _create(self, action: pb.WriterAction) -> None:
@@ -315,6 +319,14 @@ class WriterLoop:
         if self._n_malformed:
             log.logger.warning("%d messages from the driver were no valid WriterAction", self._n_malformed)
             self._n_malformed = 0
+
+
+def _end_of(reason: str) -> str:
+    """As much of it as a C++ driver takes; what went wrong stands behind the path."""
+    encoded = reason.encode()
+    if len(encoded) <= MAX_FOREIGN_REASON_BYTES:
+        return reason
+    return "..." + encoded[3 - MAX_FOREIGN_REASON_BYTES :].decode(errors="ignore")
 
 
 def _reason(error: Exception) -> str:
