@@ -18,7 +18,7 @@ help: ## say what there is
 demo: $(VENV)/.installed ## record simulated images and check every pixel of the files (in ./demo)
 	@$(BIN)/stddaq demo $(ARGS)
 
-test: $(VENV)/.installed-dev $(VENV)/.installed-databroker1 ## run the tests
+test: $(VENV)/.installed-dev $(VENV)/.installed-databroker1 $(VENV)/.installed-influxdb ## run the tests
 	@$(BIN)/pytest -n auto $(ARGS)
 
 faults: $(VENV)/.installed-dev ## provoke every fault, and write what was seen into docs/explanations/faults.md
@@ -57,6 +57,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 # databroker 1 and 2 cannot be in one environment.
 $(VENV)/.installed-databroker1: $(VENV)/.installed-dev .ci/make-databroker1
 	@sh .ci/make-databroker1 $(VENV)
+	@touch $@
+
+$(VENV)/.installed-influxdb: $(VENV)/.created .ci/make-influxdb
+	@sh .ci/make-influxdb $(VENV)/influxdb
 	@touch $@
 
 $(VENV)/.created:

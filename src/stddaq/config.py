@@ -26,6 +26,8 @@ LogLevel = Literal["debug", "info", "warning", "error", "off"]
 # How images go to writers: `image_id % number_of_writers`, or in turn as they arrive. The second keeps the
 # writers evenly loaded when the ids of a stream share a factor with the number of writers.
 ImageDivision = Literal["image_id", "arrival"]
+# Statistics as the C++ services print them, or in the line protocol of InfluxDB.
+StatisticsFormat = Literal["std_daq", "influxdb"]
 
 DEFAULT_BLOCK_SIZE = 16 * 2**20
 MIN_SLOTS = 1000
@@ -71,6 +73,7 @@ class DetectorConfig(BaseModel):
 
     # Ours: not in the configuration of the C++ services, which tolerate it.
     image_division: ImageDivision = "image_id"
+    statistics_format: StatisticsFormat = "std_daq"
     services: list[str] = Field(default_factory=list)
 
     @classmethod

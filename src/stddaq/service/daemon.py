@@ -99,7 +99,7 @@ def run(parser: ArgumentParser, serve: Serve, argv: Sequence[str] | None = None)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         config = DetectorConfig.load(args.detector_json_filename)
-        log.set_up(parser.prog, config.log_level)
+        log.set_up(parser.prog, config.log_level, config.statistics_format)
         for number in handlers:
             signal.signal(number, stop.request)
         serve(config, args, stop)

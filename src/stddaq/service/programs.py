@@ -15,7 +15,7 @@ from typing import Any
 from stddaq.config import DetectorConfig
 from stddaq.errors import shown, shown_key
 
-_LOGS = frozenset({"log_level", "stats_collection_period"})
+_LOGS = frozenset({"log_level", "stats_collection_period", "statistics_format"})
 _IMAGES = frozenset(
     {
         "detector_name",

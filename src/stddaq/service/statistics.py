@@ -1,7 +1,8 @@
 """The statistics line of a daemon: comma-separated pairs and a time in ns, once per period.
 
 `detector=NAME,source=image,processed_times=0,repetition_rate_hz=0.00 13384997578250107`; the time is that
-of the monotonic clock, as in the C++ services. Counters are plain integers of the service, read here.
+of the monotonic clock, as in the C++ services; `statistics_format` of the configuration may choose the line
+protocol of InfluxDB instead. Counters are plain integers of the service, read here.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ def log_statistics(detector: str, pairs: Mapping[str, object]) -> None:
     shown = (
         f"{key}={value:.2f}" if isinstance(value, float) else f"{key}={value}" for key, value in pairs.items()
     )
-    logger.info("detector=%s,%s %d", detector, ",".join(shown), time.monotonic_ns())
+    logger.info(
+        "detector=%s,%s %d",
+        detector,
+        ",".join(shown),
+        time.monotonic_ns(),
+        extra={"statistics": {"detector": detector, **pairs}},
+    )
 
 
 class RateCounter:
