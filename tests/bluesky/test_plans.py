@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from bluesky.utils import FailedStatus, ProgressBarManager
 from ophyd import Signal
 from ophyd.sim import SynAxis
 from support.plans import Documents, PointCamera, assert_images, stream_images
-from support.runs import images_of
+from support.runs import Rig, images_of
 
 from stddaq_ophyd import StdDaqDetector
 from stddaq_ophyd.camera import as_camera
@@ -25,26 +25,38 @@ MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
 
 
 class SlowCamera(PointCamera):
-    """Publishes in the background, image after image."""
+    """Publishes in the background, image after image, however fast it is triggered."""
+
+    def __init__(self, rig: Rig) -> None:
+        super().__init__(rig)
+        self._publisher = ThreadPoolExecutor(max_workers=1)
 
     def fire(self, n_images: int) -> None:
         first = len(self.published)
         images = images_of(range(first, first + n_images), shape=self.rig.config.image_shape)
         self.published += images
-        threading.Thread(target=self.rig.publish, args=(images, 0.005), daemon=True).start()
+        self._publisher.submit(self.rig.publish, images, 0.005)
+
+    def close(self) -> None:
+        """Publish no more."""
+        self._publisher.shutdown(cancel_futures=True)
 
 
 @pytest.fixture
-def make_flyer(make_detector: MakeDetector) -> MakeDetector:
+def make_flyer(make_detector: MakeDetector) -> Iterator[MakeDetector]:
     """As `make_detector`, with a camera that takes its time."""
+    made: list[SlowCamera] = []
 
     def make(rig: dict[str, Any] | None = None, **options: Any) -> tuple[StdDaqDetector, PointCamera]:
         detector, camera = make_detector(rig, **options)
         slow = SlowCamera(camera.rig)
+        made.append(slow)
         detector._camera = slow
         return detector, slow
 
-    return make
+    yield make
+    for camera in made:
+        camera.close()
 
 
 def test_documents_of_a_flight_come_while_its_images_do(

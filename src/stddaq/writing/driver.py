@@ -52,6 +52,8 @@ REPAIR_TIMEOUT_S = 60.0
 PROGRESS_SPACING_S = 0.002
 # Ids or ranges that a message names one by one; the counts are always exact.
 LIST_LIMIT = 1000
+# At counters that another thread changes; the second look mostly finds them as they were.
+MAX_LOOKS = 100
 
 
 class RunError(StdDaqError):
@@ -466,6 +468,8 @@ class Driver:
             message["reason"] = self._reason
         if run:
             writers = self._distributor.writers
+            # After the count and before what else is said of these images, for they keep coming.
+            forwarded = self._forwarded()
             message |= {
                 "run_id": run.id,
                 "n_image": run.start.n_image,
@@ -476,12 +480,25 @@ class Driver:
                 "n_skipped": run.account.n_skipped,
                 "n_restarts": run.account.restarts,
                 "writers": [
-                    {"writer": int(p.name), "n_forwarded": p.n_forwarded, "n_written": p.reported.n_written}
-                    for p in writers
+                    {"writer": int(p.name), "n_forwarded": n, "n_written": p.reported.n_written}
+                    for p, n in zip(writers, forwarded, strict=True)
                 ],
                 "files": run.files.as_json(),
             }
         return message
+
+    def _forwarded(self) -> list[int]:
+        """Images sent to each writer, all at one moment, though the distributor's thread goes on.
+
+        Two looks in a row that find the same: there was no image between them. Whoever reads the growing files
+        has to know which images are yet to come between those that are there.
+        """
+        found: list[int] = []
+        for _ in range(MAX_LOOKS):
+            before, found = found, [peer.n_forwarded for peer in self._distributor.writers]
+            if found == before:
+                break
+        return found
 
     def _count(self) -> int:
         """Images recorded: written and readable by other processes, or failed.
