@@ -40,6 +40,7 @@ DEFAULTS = {
     "sender_sends_full_images": False,
     "module_sync_queue_size": 50,
     "image_division": "image_id",
+    "statistics_format": "std_daq",
     "services": [],
 }
 
@@ -155,6 +156,7 @@ def test_all_mistakes_are_named_in_one_line(tmp_path: Path) -> None:
         ("sender_sends_full_images", None, "null"),
         ("module_sync_queue_size", 0, "0"),
         ("image_division", "random", '"random"'),
+        ("statistics_format", "csv", '"csv"'),
     ],
 )
 def test_wrong_value_is_refused_with_key_found_and_allowed(
@@ -300,6 +302,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
         ram_buffer_gb=draw(st.none() | st.integers(0, 64)),
         number_of_writers=draw(st.integers(0, 64)),
         image_division=draw(st.sampled_from(("image_id", "arrival"))),
+        statistics_format=draw(st.sampled_from(("std_daq", "influxdb"))),
     )
     others = draw(st.dictionaries(st.text().filter(lambda key: key not in DEFAULTS), json_values, max_size=3))
     return others | content

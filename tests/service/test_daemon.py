@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
-from support.processes import Deployment
+from support.processes import Deployment, make_config
 
 
 @pytest.mark.fault(
@@ -44,3 +48,39 @@ def test_signal_that_comes_twice_changes_nothing(deployment: Deployment) -> None
     driver.send(signal.SIGINT)
     assert driver.wait() == 0
     assert driver.stderr == []
+
+
+# The helper takes the signal, so that the main thread's wait is not interrupted: as when the signal comes
+# just before the wait, after Python has looked for signals.
+WAITING_DAEMON = """
+import signal, sys, threading, time, zmq
+from stddaq.service.daemon import ArgumentParser, run
+
+def serve(config, args, stop):
+    poller = zmq.Poller()
+    poller.register(stop.fileno(), zmq.POLLIN)
+
+    def send(number):
+        time.sleep(0.3)
+        signal.pthread_kill(threading.get_ident(), number)
+
+    signal.signal(signal.SIGUSR2, lambda *_: None)
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        threading.Thread(target=send, args=(number,), daemon=True).start()
+        assert not stop
+        assert poller.poll(20_000), "the signal did not end the wait"
+        assert bool(stop) == (number == signal.SIGTERM)
+
+parser = ArgumentParser("waiting", "Waits.")
+parser.add_config()
+sys.exit(run(parser, serve))
+"""
+
+
+def test_a_signal_that_comes_when_a_wait_begins_ends_it(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(make_config()))
+    done = subprocess.run(
+        [sys.executable, "-c", WAITING_DAEMON, config], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.processes import make_config
 
-ROUNDS = 40
+ROUNDS = 12
 
 # A process of its own, so that it can fork as a daemon's start would: no threads, no open files of the tests.
 PROGRAM = """

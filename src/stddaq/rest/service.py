@@ -98,8 +98,7 @@ def _serve(args: argparse.Namespace) -> None:
         )
     log.set_up(NAME, configs[0].log_level)
     stop = daemon.StopRequest()
-    signal.signal(signal.SIGTERM, stop.request)
-    signal.signal(signal.SIGINT, stop.request)
+    stop.catch_signals()
     with _listen(args.host, args.port) as listener:
         asyncio.run(_run(args, paths, token, listener, stop))
 
@@ -146,7 +145,7 @@ async def _run(
     server = Server(settings)
 
     def end() -> None:
-        server.should_exit = True
+        server.should_exit = bool(stop)
 
     asyncio.get_running_loop().add_reader(stop.fileno(), end)
     address, port = listener.getsockname()[:2]

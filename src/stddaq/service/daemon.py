@@ -22,6 +22,7 @@ from stddaq.errors import StdDaqError
 from stddaq.service import log
 
 REFUSED = 2
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -64,15 +65,29 @@ def refuse(service: str, reason: object) -> NoReturn:
 
 
 class StopRequest:
-    """SIGTERM and SIGINT as a flag, and as a file descriptor that becomes readable, for pollers."""
+    """SIGTERM and SIGINT as a flag, and as a file descriptor that becomes readable, for pollers.
+
+    Look at the flag before each wait: that also clears the descriptor of other signals.
+    """
 
     def __init__(self) -> None:
         self._requested = False
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wakes_before: int | None = None
 
     def __bool__(self) -> bool:
+        if not self._requested:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._read, 4096)
         return self._requested
+
+    def catch_signals(self) -> None:
+        """Let SIGTERM and SIGINT ask, from now on until `close`."""
+        # Python calls handlers between two of its instructions only. A signal that comes when the main thread
+        # is about to wait would be handled after the wait; the descriptor is written to at once.
+        self._wakes_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for number in STOP_SIGNALS:
+            signal.signal(number, self.request)
 
     def fileno(self) -> int:
         return self._read
@@ -85,6 +100,8 @@ class StopRequest:
 
     def close(self) -> None:
         """Close the file descriptor; no signal may ask any more."""
+        if self._wakes_before is not None:
+            signal.set_wakeup_fd(self._wakes_before)
         os.close(self._read)
         os.close(self._write)
 
@@ -96,12 +113,11 @@ def run(parser: ArgumentParser, serve: Serve, argv: Sequence[str] | None = None)
     """Run a daemon: parse, load the configuration, log, catch signals, serve until asked to stop."""
     args = parser.parse_args(argv)
     stop = StopRequest()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         config = DetectorConfig.load(args.detector_json_filename)
         log.set_up(parser.prog, config.log_level, config.statistics_format)
-        for number in handlers:
-            signal.signal(number, stop.request)
+        stop.catch_signals()
         serve(config, args, stop)
         # The interpreter takes down our handlers before it ends; a signal then would be another exit code.
         handlers = dict.fromkeys(handlers, signal.SIG_IGN)
