@@ -15,7 +15,7 @@ import hdf5plugin
 import numpy as np
 import pytest
 from support.foreign import ForeignSource
-from support.processes import Deployment, Service
+from support.processes import Deployment, wait_until, Service
 from support.processing import PublishedImage, StreamReader
 from support.runs import Image, image_of, images_of
 from support.sources import refusal
@@ -284,6 +284,7 @@ def test_compressor_that_is_started_again_goes_on(deployment: Deployment):
                     np.testing.assert_array_equal(decoded(image, "blosc2", config), original.pixels)
                 if begin == 0:
                     service.kill()
+                    wait_until(lambda: source.n_subscribers == 0, what="the source to notice")
                     reader.wait_for_publisher(False)
                     service = start_compressor(deployment, "blosc2")
                     reader.wait_for_publisher()
