@@ -15,7 +15,7 @@ import hdf5plugin
 import numpy as np
 import pytest
 from support.foreign import ForeignSource
-from support.processes import Deployment, wait_until, Service
+from support.processes import Deployment, Service, wait_until
 from support.processing import PublishedImage, StreamReader
 from support.runs import Image, image_of, images_of
 from support.sources import refusal

@@ -81,6 +81,10 @@ def test_a_signal_that_comes_when_a_wait_begins_ends_it(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps(make_config()))
     done = subprocess.run(
-        [sys.executable, "-c", WAITING_DAEMON, config], capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-c", WAITING_DAEMON, config],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

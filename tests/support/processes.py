@@ -23,6 +23,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from support.preloaded import PreloadedProcess, is_preloaded
+
 SHM_DIRECTORY = Path("/dev/shm")
 START_TIMEOUT_S = 20.0
 END_TIMEOUT_S = 10.0
@@ -74,17 +76,7 @@ class Service:
         self.stdout: list[str] = []
         self.stderr: list[str] = []
         self._news = threading.Condition()
-        self.process = subprocess.Popen(
-            command,
-            env=dict(env),
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            bufsize=1,
-        )
+        self.process = _start(command, env, cwd)
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         self._readers = [
@@ -278,6 +270,24 @@ class Deployment:
             shutil.rmtree(self.ipc_directory, ignore_errors=True)
             self.config_path.unlink(missing_ok=True)
         assert not complaints, "\n".join(complaints)
+
+
+def _start(
+    command: list[str], env: Mapping[str, str], cwd: Path | None
+) -> subprocess.Popen[str] | PreloadedProcess:
+    if is_preloaded(command[0]):
+        return PreloadedProcess(command, env, cwd)
+    return subprocess.Popen(
+        command,
+        env=dict(env),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        bufsize=1,
+    )
 
 
 def console_script(name: str) -> str:

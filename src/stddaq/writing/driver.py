@@ -490,8 +490,8 @@ class Driver:
     def _forwarded(self) -> list[int]:
         """Images sent to each writer, all at one moment, though the distributor's thread goes on.
 
-        Two looks in a row that find the same: there was no image between them. Whoever reads growing files has
-        to know which images are yet to come between those that are there.
+        Two looks in a row that find the same: there was no image between them. Whoever reads growing files
+        has to know which images are yet to come between those that are there.
         """
         found: list[int] = []
         for _ in range(MAX_LOOKS):
