@@ -67,7 +67,7 @@ class PreloadedProcess:
             os.kill(self.pid, number)
 
 
-def is_preloaded(command: str) -> bool:
+def is_console_script(command: str) -> bool:
     """Whether a command is a console script of ours."""
     path = Path(command)
     return path.parent == Path(sys.executable).parent and path.name in _scripts().names

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from support.preloaded import PreloadedProcess, is_preloaded
+from support.preloaded import PreloadedProcess, is_console_script
 
 SHM_DIRECTORY = Path("/dev/shm")
 START_TIMEOUT_S = 20.0
@@ -71,12 +71,15 @@ def make_config(**overrides: Any) -> dict[str, Any]:
 class Service:
     """A process whose output is collected. `stdout` and `stderr` are the lines so far."""
 
-    def __init__(self, command: list[str], env: Mapping[str, str], cwd: Path | None = None) -> None:
+    def __init__(
+        self, command: list[str], env: Mapping[str, str], cwd: Path | None = None, preloaded: bool = True
+    ) -> None:
+        """Start `command`; a console script of ours as `support.preloaded` has it, unless told otherwise."""
         self.command = command
         self.stdout: list[str] = []
         self.stderr: list[str] = []
         self._news = threading.Condition()
-        self.process = _start(command, env, cwd)
+        self.process = _start(command, env, cwd, preloaded)
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         self._readers = [
@@ -157,14 +160,17 @@ class Service:
 class Deployment:
     """One detector: configuration, ipc directory, and the services started for it."""
 
-    def __init__(self, directory: Path, *, user: int | None = None, **overrides: Any) -> None:
+    def __init__(
+        self, directory: Path, *, user: int | None = None, preloaded: bool = True, **overrides: Any
+    ) -> None:
         """Write the configuration into `directory`; `overrides` as for `make_config`.
 
-        `user` is a uid that services are started as, which takes root; without, they run as we do.
+        `user` is a uid that services are started as, which takes root; without, they run as we do. Services
+        that are not `preloaded` have all their memory to themselves.
         """
         self.config = make_config(**overrides)
         self.detector_name: str = self.config["detector_name"]
-        self._user = user
+        self._user, self._preloaded = user, preloaded
         # Paths of sockets are limited to 107 bytes; pytest's own directories are longer than that.
         self.ipc_directory = Path(tempfile.mkdtemp(prefix="sd-", dir="/tmp"))
         self.config_path = directory / f"{self.detector_name}.json"
@@ -206,7 +212,7 @@ class Deployment:
 
     def run(self, *command: object, ready: str | None = None, cwd: Path | None = None) -> Service:
         """Start any command in the environment of this deployment."""
-        started = Service([str(part) for part in command], self.env, cwd)
+        started = Service([str(part) for part in command], self.env, cwd, self._preloaded)
         self.services.append(started)
         if ready is not None:
             started.wait_for_line(ready)
@@ -273,9 +279,9 @@ class Deployment:
 
 
 def _start(
-    command: list[str], env: Mapping[str, str], cwd: Path | None
+    command: list[str], env: Mapping[str, str], cwd: Path | None, preloaded: bool
 ) -> subprocess.Popen[str] | PreloadedProcess:
-    if is_preloaded(command[0]):
+    if preloaded and is_console_script(command[0]):
         return PreloadedProcess(command, env, cwd)
     return subprocess.Popen(
         command,

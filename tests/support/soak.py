@@ -107,7 +107,9 @@ class Soak:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._deployment = deployment = Deployment(self._directory, stats_collection_period=10)
+            self._deployment = deployment = Deployment(
+                self._directory, preloaded=False, stats_collection_period=10
+            )
             stack.callback(deployment.close)
             config = DetectorConfig.parse(deployment.config)
             self._scene = Scene.of(config, "rings", 0)
