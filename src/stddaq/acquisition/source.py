@@ -283,7 +283,7 @@ class Source:
         while not stop and self._n_left:
             self._sleep(poller)
             self._answer_requests()
-            self._publish_due(stop)
+            self._publish_due()
             self._report()
         if not stop:
             event("all %d images published", self._n_published)
@@ -306,11 +306,11 @@ class Source:
         """Images still to be published without a further request."""
         return self._n_left if self._free_running else min(self._n_triggered, self._n_left)
 
-    def _publish_due(self, stop: StopRequest) -> None:
+    def _publish_due(self) -> None:
         n = min(self._pacer.due(), self._n_wanted)
         turn_ends = time.monotonic() + TURN_S
         done = 0
-        while done < n and not stop and self._publisher.can_take(TURN_S):
+        while done < n and self._publisher.can_take(TURN_S):
             self._publish_next()
             done += 1
             if time.monotonic() >= turn_ends:
