@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ from stddaq.files.opening import Opened, examine
 from stddaq.files.raw_rows import ImageRows, metadata_file_of, metadata_group, raw_file_of, raw_group
 from stddaq.files.reading import sources_of_master
 from stddaq.files.repair import writers_of
+from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
 
 Kind = Literal["raw", "metadata", "master", "other"]
 FILTER_NAMES = {1: "gzip", 2: "shuffle", 32000: "lzf", 32004: "lz4", 32008: "bitshuffle", 32026: "blosc2"}
@@ -127,7 +128,7 @@ class FileInfo:
         if self.missing:
             yield "missing", f"{_listed([path.name for path in self.missing])}: fill values are shown instead"
         if self.account is not None:
-            yield "account", json.dumps(self.account)
+            yield from _account_properties(self.account)
 
     def _size(self) -> str:
         if not self.pixel_bytes:
@@ -337,6 +338,29 @@ def _id_properties(ids: IdsInfo) -> Iterator[tuple[str, str]]:
         shown = [f"{first}-{last}" if last > first else str(first) for first, last in ids.gaps[:MAX_LISTED]]
         more = f", and {len(ids.gaps) - MAX_LISTED} more" if len(ids.gaps) > MAX_LISTED else ""
         yield "skipped ids", f"{ids.n_skipped}: {', '.join(shown)}{more}"
+
+
+def _account_properties(account: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """What the driver says of the run and the images themselves do not show."""
+
+    def said(key: str) -> str:
+        return str(account.get(key, "?"))
+
+    reason = f": {account['reason']}" if account.get("reason") else ""
+    yield "run", f"{said('run_id')}, {said('outcome')}{reason}"
+    yield "recorded", f"{said('started_at')} to {said('finished_at')}, {said('duration_s')} s"
+    yield "stream", f"{said('source')}, over {said('number_of_writers')} writers by {said('image_division')}"
+    n_image = "all" if account.get("n_image") == DEFAULT_N_IMAGE else said("n_image")
+    yield "asked for", f"{n_image} images from id {said('start_id')} on"
+    lost = account.get("n_lost")
+    yield "lost on the way", "not known, the source does not number its images" if lost is None else str(lost)
+    for name, key in (
+        ("failed", "n_failed"),
+        ("before the start id", "n_before_start_id"),
+        ("malformed messages", "n_malformed"),
+    ):
+        if account.get(key):
+            yield name, said(key)
 
 
 def _status_properties(status: StatusInfo) -> Iterator[tuple[str, str]]:
