@@ -274,7 +274,9 @@ def test_stopped_subscriber_costs_nobody_anything_and_its_drops_are_counted(
             # It has subscribed, and then takes nothing: its process is stopped.
             script = tmp_path / "subscriber.py"
             script.write_text(STOPPED)
-            stopped = deployment.run(console_script("python"), script, stream.address, ready="subscribed")
+            n_lines = len(stream.process.stdout)
+            stopped = deployment.run(console_script("python"), script, stream.address)
+            stream.process.wait_for_line(" subscribed", start=n_lines)
             publisher.publish(0, image_of(deployment, 0))
             assert good.receive_ids(1) == [0]
             stopped.wait_for_line("got 0")
@@ -304,7 +306,6 @@ socket = zmq.Context().socket(zmq.SUB)
 socket.rcvhwm = 2
 socket.subscribe(b"")
 socket.connect(sys.argv[1])
-print("subscribed", flush=True)
 while True:
     header, pixels = socket.recv_multipart()
     print("got", json.loads(header)["frame"], flush=True)
