@@ -13,6 +13,7 @@ from support.runs import Image, MakeRig, Rig, assert_saved
 from support.sources import start_source
 
 from stddaq.acquisition.scenes import Scene
+from stddaq.client.simulator import SimulatorClient
 
 
 def simulated(rig: Rig, account: dict[str, Any]) -> list[Image]:
@@ -139,10 +140,14 @@ def test_a_source_that_fails_while_files_are_saved_changes_nothing(
     make_rig: MakeRig, how: signal.Signals, seen: Seen
 ):
     rig = make_rig(**SMALL)
-    source = start_source(rig.deployment, "simulate", "--n-images", 200, "--rate", 1000, ready=None)
+    source = start_source(rig.deployment, "simulate", "--trigger", "--rate", 1000)
     rig.client.start(rig.directory, n_image=150)
-    rig.wait_for_count(50)
-    rig.writers[0].send(signal.SIGSTOP)
+    rig.client.wait_until_ready(10)
+    with SimulatorClient(rig.deployment.detector_name) as camera:
+        camera.trigger(50)
+        rig.wait_for_count(50)
+        rig.writers[0].send(signal.SIGSTOP)
+        camera.trigger(150)
     rig.client.wait_for(lambda status: status.n_received == 150, 5, "all images")
     source.send(how)
     rig.writers[0].send(signal.SIGCONT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +25,7 @@ def start_source(
     deployment: Deployment, command: Literal["simulate", "replay"], *args: object, ready: str | None = "ready"
 ) -> Service:
     """Start `stddaq simulate` or `stddaq replay` with the deployment's configuration."""
-    code = f"from stddaq.acquisition.{command} import main; raise SystemExit(main())"
-    return deployment.run(sys.executable, "-c", code, deployment.config_path, *args, ready=ready)
+    return deployment.run(deployment.stddaq, command, deployment.config_path, *args, ready=ready)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], *argv: object) -> str:

@@ -10,7 +10,7 @@ import argparse
 import functools
 import time
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import zmq
@@ -57,6 +57,7 @@ class CameraServer:
         self._images = open_socket(self._context, kind)
         self._images.copy_threshold = 0  # Or nothing is known of small messages.
         self._on_the_way: list[zmq.MessageTracker] = []
+        self._unsent: list[Any] | None = None
         self._look_after_at = TRACKED
         self._images.sndhwm = min(max(QUEUE_BYTES // config.image_bytes, MIN_QUEUE), MAX_QUEUE)
         self._waits = kind == zmq.PUSH
@@ -82,7 +83,11 @@ class CameraServer:
 
     def can_take(self, timeout: float) -> bool:
         """Whether a receiver takes an image within `timeout` seconds; always with PUB."""
-        return not self._waits or bool(self._images.poll(int(timeout * 1000), zmq.POLLOUT))
+        if not self._waits:
+            return True
+        if not self._images.poll(int(timeout * 1000), zmq.POLLOUT):
+            return False
+        return self._unsent is None or self._send(self._unsent)
 
     def begin(self, image_id: int) -> np.ndarray:
         """See `ImageOutput`."""
@@ -99,22 +104,36 @@ class CameraServer:
         parts = self._encoder.message(
             image_id, taken.global_timestamp_sec, taken.global_timestamp_ns, [value]
         )
-        message = self._images.send_multipart(parts, copy=False, track=True)
+        self._send(parts)
+        self._n_published += 1
+        return self._n_published
+
+    def _send(self, parts: list[Any]) -> bool:
+        """Send an image, or keep it for the next receiver when the last one has gone since we looked."""
+        try:
+            message = self._images.send_multipart(parts, zmq.NOBLOCK, copy=False, track=True)
+        except zmq.Again:
+            self._unsent = parts
+            return False
         assert message is not None
+        self._unsent = None
         self._on_the_way.append(message)
         if len(self._on_the_way) >= self._look_after_at:
             self._on_the_way = self._not_sent()
             self._look_after_at = 2 * len(self._on_the_way) + TRACKED
-        self._n_published += 1
-        return self._n_published
+        return True
 
     def _not_sent(self) -> list[zmq.MessageTracker]:
         return [message for message in self._on_the_way if not message.done]
 
+    def _all_sent(self) -> bool:
+        # Looking whether somebody takes an image sends the one that is kept.
+        return (self._unsent is None or self.can_take(0.0)) and not self._not_sent()
+
     def deliver(self, stop: StopRequest) -> None:
         """See `ImageOutput`: receivers may take a minute."""
         deadline = time.monotonic() + DELIVERY_S
-        while not stop and time.monotonic() < deadline and self._not_sent():
+        while not stop and time.monotonic() < deadline and not self._all_sent():
             time.sleep(0.02)
 
     def close(self) -> None:
