@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.cpp_driver import start_cpp_driver
 from support.processes import Deployment
-from support.runs import assert_raw_files_hold, image_of, images_of
+from support.runs import assert_raw_files_hold, images_of
 
 from stddaq.acquisition.publisher import ImagePublisher
 from stddaq.client import DriverClient, RunFailed
@@ -24,7 +24,6 @@ def test_runs_are_followed_and_read_back(deployment: Deployment, directory: Path
         DriverClient(url) as driver,
     ):
         assert source.wait_for_subscribers(1, 5)
-        source.publish(0, image_of(0).pixels)
         for prefix in ("scan", "scan", "other"):
             driver.start(directory, file_prefix=prefix)
             assert driver.wait_until_ready(5).raw.keys() <= {"status", "count"}
