@@ -276,6 +276,7 @@ def test_compressor_that_is_started_again_goes_on(deployment: Deployment):
         with StreamReader(deployment, "blosc2") as reader:
             for begin in (0, 10):
                 assert source.wait_for_subscribers(1, 5)
+                service.wait_for_line("n_subscribers=1,")
                 images = images_of(range(begin, begin + 5))
                 publish(source, images)
                 received = reader.receive(5)

@@ -82,7 +82,7 @@ class StreamReader:
 
         wait_until(has_changed, what=f"connected: {is_there}")
         # A publisher acts on a subscription soon after it has reached it.
-        time.sleep(0.1)
+        time.sleep(0.2)
 
     def __enter__(self) -> Self:
         self.wait_for_publisher()
