@@ -81,8 +81,9 @@ class StreamReader:
             return self._is_connected == is_there
 
         wait_until(has_changed, what=f"connected: {is_there}")
-        # A publisher acts on a subscription soon after it has reached it.
-        time.sleep(0.2)
+        # To a publisher that is started again libzmq sends our subscriptions from this thread, while it looks
+        # at the socket; the publisher acts on them soon after that.
+        self._socket.poll(100)
 
     def __enter__(self) -> Self:
         self.wait_for_publisher()
