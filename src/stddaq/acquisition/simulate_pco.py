@@ -82,7 +82,10 @@ class CameraServer:
         del stop
 
     def can_take(self, timeout: float) -> bool:
-        """Whether a receiver takes an image within `timeout` seconds; always with PUB."""
+        """Whether a receiver takes an image within `timeout` seconds; always with PUB.
+
+        One whose receiver has gone is sent first.
+        """
         if not self._waits:
             return True
         if not self._images.poll(int(timeout * 1000), zmq.POLLOUT):
