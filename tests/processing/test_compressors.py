@@ -241,6 +241,31 @@ def test_source_without_cursor_is_compressed_after_a_while_that_tells(deployment
     assert 150 <= len(lost) <= 300
 
 
+def test_a_foreign_ring_that_is_made_anew_is_never_taken_for_the_old_one(deployment: Deployment):
+    config = DetectorConfig.parse(deployment.config)
+    with ForeignSource(deployment.config) as source:
+        service = start_compressor(deployment, "blosc2")
+        source.wait_for_subscriber()
+        with StreamReader(deployment, "blosc2") as reader:
+
+            def compressed(first_id: int) -> list[int]:
+                images = images_of(range(first_id, first_id + 20))
+                for image in images:
+                    source.publish(image.image_id, image.pixels)
+                received = reader.receive(20)
+                for image, original in zip(received, images, strict=True):
+                    if image.status == 1:
+                        np.testing.assert_array_equal(decoded(image, "blosc2", config), original.pixels)
+                return [image.status for image in received]
+
+            assert compressed(0) == [1] * 20
+            source.remake_ring()
+            # In the slots of the first ones; until the service has the new ring it trusts none of them.
+            compressed(1000)
+            service.wait_for_line("was removed, attaching to a new one")
+            assert compressed(2000) == [1] * 20
+
+
 def test_restart_of_image_ids_is_passed_on_in_order(deployment: Deployment):
     config = DetectorConfig.parse(deployment.config)
     images = [*images_of(range(40)), *images_of(range(40), salt=1), *images_of([7] * 5, salt=2)]

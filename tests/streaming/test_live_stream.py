@@ -143,6 +143,27 @@ def test_slot_that_is_being_written_is_not_sent(deployment: Deployment, publishe
     stream.wait_for(n_overwritten_images=1, n_sent_images=2)
 
 
+def test_a_foreign_ring_that_is_made_anew_is_never_taken_for_the_old_one(deployment: Deployment) -> None:
+    with ForeignSource(deployment.config) as source:
+        stream = start_live_stream(deployment)
+        source.wait_for_subscriber()
+        with subscribed(stream, queue=0) as subscriber:
+            for image_id in range(20):
+                source.publish(image_id, image_of(deployment, image_id))
+            assert subscriber.receive_ids(20) == list(range(20))
+            source.remake_ring()
+            # In the slots of the first ones; until the service has the new ring it trusts none of them.
+            for image_id in range(1000, 1020):
+                source.publish(image_id, image_of(deployment, image_id))
+            stream.process.wait_for_line("was removed, attaching to a new one")
+            source.publish(2000, image_of(deployment, 2000))
+            last = -1
+            while last < 2000:
+                header, pixels = subscriber.receive()
+                last = json.loads(header)["frame"]
+                assert pixels == image_of(deployment, last).tobytes(), f"image {last}"
+
+
 def test_images_of_a_source_without_cursor_are_sent_and_suspect_ones_are_not(deployment: Deployment) -> None:
     with ForeignSource(deployment.config) as source:
         stream = start_live_stream(deployment)

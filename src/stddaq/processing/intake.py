@@ -93,7 +93,7 @@ class Intake:
 
     def is_suspect(self, metadata: ImageMetadata) -> bool:
         """Whether the slot may hold another image, where the ring does not tell. Ask in order."""
-        return self._announcements.is_suspect(metadata)
+        return self._announcements.is_suspect(metadata) or self._ring.is_replaced()
 
     def refresh(self) -> None:
         """Attach anew when somebody removed the ring buffer by hand. Only while no image is looked at."""

@@ -194,7 +194,7 @@ class LiveStream:
         announcements.catch_up()
         while held and time.monotonic() - held[0].taken_at >= announcements.hold:
             image = held.popleft()
-            if announcements.is_suspect(image.metadata):
+            if announcements.is_suspect(image.metadata) or self._ring.is_replaced():
                 self._n_overwritten += 1
                 self._encoder.discard(image.metadata, image.taken)
             else:

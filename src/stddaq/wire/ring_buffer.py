@@ -334,9 +334,17 @@ class RingBuffer:
         """Whether a service that attaches now gets this same ring (nobody removed it by hand)."""
         return self._ring.is_current() and self._cursor.is_current()
 
+    def is_replaced(self) -> bool:
+        """Whether somebody removed this ring, and another has its name now. 3 us.
+
+        C++ services remove the ring when they end. A cursor tells that its slots are written no more; where
+        there is none, the announcements go on, and nobody knows which of the two rings they mean.
+        """
+        return self._ring.is_replaced()
+
     def check_not_replaced(self) -> None:
-        """Raise `GeometryError` when somebody removed this ring and another has its name now. 3 us."""
-        if self._ring.is_replaced():
+        """Raise `GeometryError` when it `is_replaced`."""
+        if self.is_replaced():
             raise GeometryError(
                 f"shared memory {self._ring.path}: was removed and made anew by another service, "
                 "so that nobody can tell which of the two its source writes to"

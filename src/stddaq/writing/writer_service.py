@@ -113,7 +113,6 @@ class ImageRecorder:
             if batch.is_judged:
                 self._judge(file, batch, self._is_overwritten)
             else:
-                # C++ services remove the ring when they end. A cursor would tell, the announcements do not.
                 self._ring.check_not_replaced()
         except (OSError, RuntimeError, StdDaqError) as error:  # HDF5 fails as RuntimeError, too.
             self._fail(file, images, error)
