@@ -36,10 +36,10 @@ bench: $(VENV)/.installed-dev ## what the services cost, beside bare loops (half
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 fuzz: $(VENV)/.installed-dev ## arbitrary input for every input there is, for ten minutes
-	@PYTHONPATH=tests $(BIN)/python -m support.fuzz $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python -m support.tools.fuzz $(ARGS)
 
 soak: $(VENV)/.installed-dev ## hundreds of runs back to back, for ten minutes: nothing grows, nothing is lost
-	@PYTHONPATH=tests $(BIN)/python -m support.soak $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python -m support.tools.soak $(ARGS)
 
 clean: ## remove the environment and everything that can be made again
 	rm -rf $(VENV) demo build dist .hypothesis .pytest_cache .ruff_cache .import_linter_cache

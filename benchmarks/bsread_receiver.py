@@ -22,10 +22,10 @@ from rig import MEBIBYTE, SHAPES, cpu, detector, end, paced, size_of, start, wai
 from tables import Table, spread
 
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.endpoints import metadata_stream, open_socket
+from stddaq.dataplane.metadata import ImageMetadata
+from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.wire.bsread import Channel, MessageEncoder, encode_value
-from stddaq.wire.endpoints import metadata_stream, open_socket
-from stddaq.wire.metadata import ImageMetadata
-from stddaq.wire.ring_buffer import RingBuffer
 
 ROUNDS = 5
 RATES_HZ = {"a": 60.0, "b": 1500.0, "c": 3000.0}

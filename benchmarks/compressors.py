@@ -23,12 +23,12 @@ import zmq
 from rig import cpu, detector, end, size_of, start, wait_ready
 from tables import Table, spread
 
-from stddaq.acquisition.publisher import ImagePublisher
-from stddaq.acquisition.scenes import Scene
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.endpoints import metadata_stream, open_socket
+from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.dataplane.metadata import ImageMetadata
+from stddaq.sources.simulated.scenes import Scene
 from stddaq.wire.compression import bitshuffle_lz4_bound, compress_bitshuffle_lz4_into
-from stddaq.wire.endpoints import metadata_stream, open_socket
-from stddaq.wire.metadata import ImageMetadata
 
 SERVICES = {
     "h5bitshuffle-lz4": "std_data_compress_h5bitshuffle_lz4",

@@ -14,8 +14,8 @@ import zmq
 from rig import BARE_BATCH, MEBIBYTE, SHAPES, Measured, Rig, size_of
 from tables import Table, spread
 
-from stddaq.wire.endpoints import open_socket
-from stddaq.wire.ring_buffer import RingBuffer
+from stddaq.dataplane.endpoints import open_socket
+from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 # About 40 % of what one writer keeps up with on two shared cores. A run takes less than two seconds: later

@@ -19,10 +19,10 @@ import zmq
 from rig import MEBIBYTE, cpu, detector, end, paced, size_of, start, wait_ready
 from tables import Table, spread
 
-from stddaq.acquisition.publisher import ImagePublisher
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.wire.array10 import HeaderMaker
-from stddaq.wire.ring_buffer import RingBuffer
 
 ROUNDS = 5
 # Images of a are sent at a third of what the loop reaches with a subscriber on the same two cores.

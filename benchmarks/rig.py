@@ -24,10 +24,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from stddaq.acquisition.publisher import ImagePublisher
 from stddaq.client import AsyncDriverClient
 from stddaq.config import DetectorConfig
-from stddaq.wire.ring_buffer import RingBuffer
+from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.dataplane.ring_buffer import RingBuffer
 
 # Of a GigaFRoST, uint16; of the last there is next to nothing, so that what remains is the cost of control.
 SHAPES = {"a": (2016, 2016), "b": (528, 280), "c": (480, 128), "none": (16, 16)}

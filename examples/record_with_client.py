@@ -36,7 +36,7 @@ def main() -> None:
         detector.trigger(args.n_images)
         for status in driver.watch_run():
             print(f"{status.status}: {status.count or 0} images")
-        driver.wait_until_saved(timeout=10)  # Raises RunFailed with the reason, if it failed.
+        driver.wait_until_saved(timeout=10)  # Raises RunFailedError with the reason, if it failed.
         account = driver.last_result()
 
     assert account is not None

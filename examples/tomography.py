@@ -25,8 +25,8 @@ from ophyd import Signal
 from ophyd.sim import SynAxis
 from tiled.client import from_uri
 
-from stddaq.acquisition.publisher import ImagePublisher
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq_ophyd import StdDaqDetector
 from stddaq_ophyd.plans import tomography
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from support.processes import Deployment
-from support.runs import MakeRig, Rig
-from support.tiled_server import TiledServer
+from support.processes.deployment import Deployment
+from support.processes.recording import MakeRig, Rig
+from support.processes.tiled_server import TiledServer
 
-pytest_plugins = ["support.fault_table"]
+pytest_plugins = ["support.tools.fault_table"]
 
 # Examples share the machine with services of other tests, so their time says nothing. They are the same ones
 # in every run; the profile `fuzz` (`make fuzz`) takes others, and more of them (see tests/fuzz).

@@ -29,7 +29,6 @@ from stddaq.client import DEFAULT_URL, DriverClient
 from stddaq.client.errors import DriverError
 from stddaq.config import DetectorConfig
 from stddaq_ophyd.camera import Camera, Trigger, as_camera
-from stddaq_ophyd.core.acquisition import Acquisition, Plan
 from stddaq_ophyd.core.documents import (
     AREA_DETECTOR_SPEC,
     Announcer,
@@ -38,9 +37,10 @@ from stddaq_ophyd.core.documents import (
     ImageSource,
     StreamAnnouncer,
 )
+from stddaq_ophyd.core.driver_run import Received
 from stddaq_ophyd.core.errors import AcquisitionError
 from stddaq_ophyd.core.paths import DirectoryPaths, PathProvider
-from stddaq_ophyd.core.recording import Received
+from stddaq_ophyd.core.publication import Acquisition, Plan
 from stddaq_ophyd.core.worker import Worker
 
 # A program that ends with a run going on waits so long for the files.

@@ -21,10 +21,10 @@ import numpy as np
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.master_file import DATA
+from stddaq.files.names import find_run, sibling
 from stddaq.files.opening import damage_named, open_file
 from stddaq.files.raw_rows import raw_group
 from stddaq.files.run import read_run
-from stddaq.files.run_files import find_run, sibling
 from stddaq_ophyd.core.datum_rows import DatumRows, datum_rows
 
 # Images of one point that are read at once take no more, unless one alone does.

@@ -15,9 +15,9 @@ from ophyd import Component, Device, Kind, Signal
 from ophyd.status import DeviceStatus
 from pydantic import ValidationError
 
-from stddaq.client.config_client import DEFAULT_CONFIG_URL, ConfigClient, ConfigOutdated
+from stddaq.client.configuration import DEFAULT_CONFIG_URL, ConfigChangedError, ConfigClient
+from stddaq.config.live_streams import LiveStreamSetting
 from stddaq.errors import StdDaqError
-from stddaq.live_streams import LiveStreamSetting
 
 KEY = "live_stream_configs"
 # Somebody else may change the configuration at the same time.
@@ -173,7 +173,7 @@ class LiveStreams(Device):
                 try:
                     self._client.set(config)
                     break
-                except ConfigOutdated:
+                except ConfigChangedError:
                     if attempt == ATTEMPTS - 1:
                         raise
             found = self._client.get()[KEY].get(address)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from bluesky import RunEngine
-from support.plans import Documents, PointCamera
-from support.runs import MakeRig
+from support.assertions.plans import Documents, PointCamera
+from support.processes.recording import MakeRig
 
 from stddaq_ophyd import StdDaqDetector
 

@@ -10,8 +10,8 @@ from bluesky import RunEngine
 from bluesky.plans import count
 from bluesky.utils import FailedStatus
 from ophyd import Component, Signal
-from support.plans import Documents, PointCamera, assert_images, stream_images
-from support.processes import Deployment
+from support.assertions.plans import Documents, PointCamera, assert_images, stream_images
+from support.processes.deployment import Deployment
 
 from stddaq_ophyd import DirectoryPaths, SimulatedCamera, StdDaqDetector
 

@@ -13,7 +13,7 @@ from bluesky import plan_stubs as bps
 from bluesky import preprocessors as bpp
 from bluesky.plans import count
 from bluesky.utils import FailedStatus
-from support.plans import Documents, PointCamera, assert_images, stream_images
+from support.assertions.plans import Documents, PointCamera, assert_images, stream_images
 
 from stddaq_ophyd import StdDaqDetector
 

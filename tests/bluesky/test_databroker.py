@@ -17,9 +17,9 @@ from bluesky import RunEngine
 from bluesky.plans import count
 from bluesky.utils import MsgGenerator, RunEngineInterrupted
 from event_model import Filler
-from support import read_with_databroker
-from support.plans import Documents, PointCamera, run_plan
-from support.processes import Service
+from support.assertions.plans import Documents, PointCamera, run_plan
+from support.peers import read_with_databroker
+from support.processes.deployment import Service
 
 from stddaq_ophyd import StdDaqDetector
 from stddaq_ophyd.handlers import AggregateHandler, RawFilesHandler

@@ -15,9 +15,9 @@ from bluesky import RunEngine
 from bluesky.callbacks.best_effort import BestEffortCallback
 from bluesky.plans import count
 from bluesky.utils import ProgressBarManager
-from support.plans import PointCamera
-from support.processes import wait_until
-from support.runs import images_of
+from support.assertions.plans import PointCamera
+from support.processes.deployment import wait_until
+from support.processes.recording import images_of
 
 from stddaq_ophyd import AcquisitionError, StdDaqDetector
 

@@ -15,9 +15,9 @@ from bluesky import plan_stubs as bps
 from bluesky.plans import count
 from bluesky.utils import FailedStatus
 from ophyd.utils import RedundantStaging
-from support.plans import Documents, PointCamera, assert_images, stream_images
-from support.processes import free_port, wait_until
-from support.runs import Rig
+from support.assertions.plans import Documents, PointCamera, assert_images, stream_images
+from support.processes.deployment import free_port, wait_until
+from support.processes.recording import Rig
 
 from stddaq_ophyd import AcquisitionError, StdDaqDetector
 from stddaq_ophyd.plans import fly

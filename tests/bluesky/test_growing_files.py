@@ -7,9 +7,9 @@ from pathlib import Path
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support.raw_files import RunSpec, divide, stream, write_raw_file
+from support.data.raw_files import RunSpec, divide, stream, write_raw_file
 
-from stddaq_ophyd.core.raw_rows import GrowingFiles, in_order, n_settled
+from stddaq.files.growing_run import GrowingFiles, in_order, n_settled
 
 N_IMAGES = 12
 

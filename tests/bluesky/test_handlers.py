@@ -9,8 +9,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.raw_files import RunSpec, bitshuffle, dataset, pixels, stream, write_run
-from support.runs import MakeRig, images_of
+from support.data.raw_files import RunSpec, bitshuffle, dataset, pixels, stream, write_run
+from support.processes.recording import MakeRig, images_of
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.aggregate import aggregate_run

@@ -9,9 +9,9 @@ import pytest
 from bluesky import RunEngine
 from bluesky import plan_stubs as bps
 from ophyd import Component
-from support.processes import Deployment
+from support.processes.deployment import Deployment
 
-from stddaq.client import ConfigServiceUnreachable
+from stddaq.client import ConfigServiceUnreachableError
 from stddaq_ophyd import LiveStreamError, LiveStreams, StdDaqDetector
 
 ADDRESSES = {
@@ -49,7 +49,7 @@ def test_settings_are_put_confirmed_and_refused_with_the_reason(
     assert first.config.get() == []
     with pytest.raises(LiveStreamError, match="for batch"):
         first.set("batch 7 5")
-    with pytest.raises(ConfigServiceUnreachable):
+    with pytest.raises(ConfigServiceUnreachableError):
         LiveStreams("http://127.0.0.1:9", name="absent")
 
 

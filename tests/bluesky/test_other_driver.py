@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from bluesky import RunEngine
 from bluesky.plans import count
-from support.cpp_driver import start_cpp_driver
-from support.plans import Documents, PointCamera, assert_images, stream_images
-from support.processes import Deployment
-from support.runs import Rig
+from support.assertions.plans import Documents, PointCamera, assert_images, stream_images
+from support.peers.cpp_driver import start_cpp_driver
+from support.processes.deployment import Deployment
+from support.processes.recording import Rig
 
 from stddaq.client import DriverClient
 from stddaq_ophyd import AcquisitionError, StdDaqDetector

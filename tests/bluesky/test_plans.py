@@ -14,8 +14,8 @@ from bluesky.callbacks.best_effort import BestEffortCallback
 from bluesky.utils import FailedStatus, ProgressBarManager
 from ophyd import Signal
 from ophyd.sim import SynAxis
-from support.plans import Documents, PointCamera, assert_images, stream_images
-from support.runs import Rig, images_of
+from support.assertions.plans import Documents, PointCamera, assert_images, stream_images
+from support.processes.recording import Rig, images_of
 
 from stddaq_ophyd import StdDaqDetector
 from stddaq_ophyd.camera import as_camera

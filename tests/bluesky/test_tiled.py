@@ -13,9 +13,9 @@ import pytest
 from bluesky import RunEngine
 from bluesky.plans import count
 from bluesky_tiled_plugins import TiledWriter
-from support.plans import PointCamera, run_plan
-from support.runs import images_of
-from support.tiled_server import TiledServer
+from support.assertions.plans import PointCamera, run_plan
+from support.processes.recording import images_of
+from support.processes.tiled_server import TiledServer
 from tiled.client.utils import ClientError
 
 from stddaq_ophyd import StdDaqDetector

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from support.processes import Deployment, Service, free_port
+from support.processes.deployment import Deployment, Service, free_port
 
 
 class Up:

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import pytest
 from PIL import Image
-from support.processes import Deployment, Service, wait_until
+from support.processes.deployment import Deployment, Service, wait_until
 
 SHM = Path("/dev/shm")
 

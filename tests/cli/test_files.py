@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import pytest
 from client.conftest import RealDriver
-from support.processes import Deployment, Service
+from support.processes.deployment import Deployment, Service
 
-from stddaq.client import DriverClient, RunFailed
+from stddaq.client import DriverClient, RunFailedError
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_repair_makes_the_file_of_a_killed_writer_openable(real_driver: RealDriv
         client.start(directory)
         client.wait_for(lambda status: status.n_written.get(0, 0) > 10, timeout=20)
         real_driver.writers[0].kill()
-        with pytest.raises(RunFailed, match="writer 0"):
+        with pytest.raises(RunFailedError, match="writer 0"):
             client.wait_until_saved(timeout=10)
     repair = stddaq(real_driver, "repair", directory / "file0.h5")
     assert repair.wait() == 0

@@ -14,8 +14,8 @@ from pathlib import Path
 import h5py
 import pytest
 from cli.conftest import Up
-from support.basic_driver import BasicDriver
-from support.processes import Deployment, free_port
+from support.peers.basic_driver import BasicDriver
+from support.processes.deployment import Deployment, free_port
 
 from stddaq.client.simulator import SimulatorClient
 

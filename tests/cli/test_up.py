@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from cli.conftest import Up
-from support.processes import Deployment, free_port, wait_until
+from support.processes.deployment import Deployment, free_port, wait_until
 
-from stddaq.cli.supervisor import ServiceSpec, Supervisor
+from stddaq.cli.supervisor.supervisor import ServiceSpec, Supervisor
 
 SIMULATE = ("--source", "simulate", "--rate", "500")
 

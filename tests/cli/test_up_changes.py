@@ -13,12 +13,12 @@ import h5py
 import numpy as np
 import pytest
 from cli.conftest import Up
-from support.processes import Deployment, free_port, wait_until
+from support.processes.deployment import Deployment, free_port, wait_until
 
-from stddaq.cli.config_changes import config_changes
-from stddaq.cli.supervisor import ServiceSpec, Supervisor
-from stddaq.client import CommandRefused, ConfigClient, DriverClient
+from stddaq.cli.supervisor.supervisor import ServiceSpec, Supervisor
+from stddaq.client import CommandRefusedError, ConfigClient, DriverClient
 from stddaq.config import DetectorConfig
+from stddaq.config.watch import config_changes
 
 SIMULATE = ("--source", "simulate", "--rate", "200")
 CHANGED = "all services ready, with the changed configuration"
@@ -218,7 +218,7 @@ def test_a_driver_that_is_to_end_after_the_run_finishes_it_and_admits_no_other(
         process.send(signal.SIGUSR1)
         process.wait_for_line("no further run is admitted")
         driver.wait_until_saved(timeout=20)
-        with pytest.raises(CommandRefused, match="about to end"):
+        with pytest.raises(CommandRefusedError, match="about to end"):
             driver.start(tmp_path, file_prefix="other")
         result = driver.last_result()
     assert result is not None

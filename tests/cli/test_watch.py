@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from support.live_streams import LiveStreamService, image_of, start_live_stream
-from support.processes import Deployment, Service, free_port, wait_until
+from support.processes.deployment import Deployment, Service, free_port, wait_until
+from support.processes.live_streams import LiveStreamService, image_of, start_live_stream
 
-from stddaq.acquisition.publisher import ImagePublisher
 from stddaq.cli.image_preview import Contrast, TerminalImage, write_png
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
 
 
 @contextmanager

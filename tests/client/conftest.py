@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.basic_driver import BasicDriver
-from support.processes import Deployment, Service
+from support.peers.basic_driver import BasicDriver
+from support.processes.deployment import Deployment, Service
 
 
 @dataclass

@@ -12,20 +12,20 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from support.basic_driver import BasicDriver
-from support.processes import free_port
+from support.peers.basic_driver import BasicDriver
+from support.processes.deployment import free_port
 
 from stddaq.client import (
     AsyncDriverClient,
-    CommandRefused,
-    ConnectionLost,
-    DriverBusy,
+    CommandRefusedError,
+    ConnectionLostError,
+    DriverBusyError,
     DriverClient,
     DriverError,
-    DriverTimeout,
-    DriverUnreachable,
-    RunFailed,
-    Unsupported,
+    DriverTimeoutError,
+    DriverUnreachableError,
+    RunFailedError,
+    UnsupportedError,
 )
 from stddaq.client.status import BUSY_STATES
 
@@ -73,7 +73,7 @@ def test_a_failing_run_raises_with_the_reason(basic_driver: BasicDriver, directo
     basic_driver.fails_with = "disk full"
     with DriverClient(basic_driver.url) as driver:
         driver.start(directory)
-        with pytest.raises(RunFailed, match="disk full") as failure:
+        with pytest.raises(RunFailedError, match="disk full") as failure:
             driver.wait_until_saved(timeout=5)
     assert failure.value.result is None
 
@@ -81,7 +81,7 @@ def test_a_failing_run_raises_with_the_reason(basic_driver: BasicDriver, directo
 def test_a_directory_that_the_driver_refuses_fails_the_run_at_once(basic_driver: BasicDriver, tmp_path: Path):
     with DriverClient(basic_driver.url) as driver:
         driver.start(tmp_path / "absent")
-        with pytest.raises(RunFailed, match="not a directory"):
+        with pytest.raises(RunFailedError, match="not a directory"):
             driver.wait_until_ready(timeout=5)
 
 
@@ -89,7 +89,7 @@ def test_a_second_start_is_busy(basic_driver: BasicDriver, directory: Path):
     with DriverClient(basic_driver.url) as driver, DriverClient(basic_driver.url) as other:
         driver.start(directory)
         other.wait(["recording"], timeout=5)
-        with pytest.raises(DriverBusy, match="busy"):
+        with pytest.raises(DriverBusyError, match="busy"):
             other.start(directory)
         driver.stop()
         assert driver.wait_until_saved(timeout=5).status in ENDED
@@ -97,17 +97,17 @@ def test_a_second_start_is_busy(basic_driver: BasicDriver, directory: Path):
 
 def test_a_bad_start_is_refused_before_it_is_sent(basic_driver: BasicDriver, directory: Path):
     with DriverClient(basic_driver.url) as driver:
-        with pytest.raises(CommandRefused, match="n_image") as refused:
+        with pytest.raises(CommandRefusedError, match="n_image") as refused:
             driver.start(directory, n_image="10")
         assert refused.value.error_type == "invalid_field"
-        with pytest.raises(CommandRefused, match="n_images") as refused:
+        with pytest.raises(CommandRefusedError, match="n_images") as refused:
             driver.start(directory, n_images=10)
         assert refused.value.error_type == "unknown_field"
     assert basic_driver.commands == []
 
 
 def test_an_account_is_unsupported(basic_driver: BasicDriver):
-    with DriverClient(basic_driver.url) as driver, pytest.raises(Unsupported):
+    with DriverClient(basic_driver.url) as driver, pytest.raises(UnsupportedError):
         driver.last_result()
 
 
@@ -126,7 +126,7 @@ def test_a_run_of_another_client_can_be_followed_and_stopped(basic_driver: Basic
 
 def test_a_wait_ends_in_time_and_the_client_stays_usable(basic_driver: BasicDriver):
     with DriverClient(basic_driver.url) as driver:
-        with pytest.raises(DriverTimeout, match=r"0\.2 s.*recording"):
+        with pytest.raises(DriverTimeoutError, match=r"0\.2 s.*recording"):
             driver.wait(["recording"], timeout=0.2)
         assert driver.status().status == "idle"
 
@@ -154,12 +154,12 @@ def test_a_driver_that_vanishes_ends_watching_and_waiting(directory: Path):
         waiting = threading.Thread(target=wait)
         waiting.start()
     waiting.join(5)
-    assert isinstance(outcome[0], ConnectionLost)
-    with pytest.raises(ConnectionLost):
+    assert isinstance(outcome[0], ConnectionLostError)
+    with pytest.raises(ConnectionLostError):
         list(statuses)
-    with pytest.raises(ConnectionLost):
+    with pytest.raises(ConnectionLostError):
         driver.start(directory)
-    with pytest.raises(ConnectionLost):
+    with pytest.raises(ConnectionLostError):
         _ = driver.latest
     driver.close()
 
@@ -169,7 +169,7 @@ def test_watching_and_waiting_survive_a_restart_of_the_driver_when_asked(directo
         driver = DriverClient(peer.url, reconnect=True).connect()
         statuses = driver.watch()
         assert next(statuses).status == "idle"
-    with pytest.raises(ConnectionLost):
+    with pytest.raises(ConnectionLostError):
         driver.start(directory)
     with BasicDriver(port=peer.port) as peer:
         driver.wait(["idle"], timeout=10)
@@ -216,25 +216,25 @@ def test_async_client_watches_while_it_waits(basic_driver: BasicDriver, director
 
 
 def test_nobody_at_the_url_is_unreachable():
-    with pytest.raises(DriverUnreachable, match="is it started"):
+    with pytest.raises(DriverUnreachableError, match="is it started"):
         DriverClient(f"ws://127.0.0.1:{free_port()}").connect()
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1:1", "ws://"])
 def test_a_bad_url_is_unreachable(url: str):
-    with pytest.raises(DriverUnreachable):
+    with pytest.raises(DriverUnreachableError):
         DriverClient(url).connect()
 
 
 def test_a_web_server_is_no_driver():
-    with _web_server() as port, pytest.raises(DriverUnreachable, match="no driver"):
+    with _web_server() as port, pytest.raises(DriverUnreachableError, match="no driver"):
         DriverClient(f"ws://127.0.0.1:{port}").connect()
 
 
 def test_a_silent_peer_is_no_driver():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         begin = time.monotonic()
-        with pytest.raises(DriverUnreachable, match=r"0\.3 s"):
+        with pytest.raises(DriverUnreachableError, match=r"0\.3 s"):
             DriverClient(f"ws://127.0.0.1:{silent.getsockname()[1]}").connect(timeout=0.3)
         assert time.monotonic() - begin < 3
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.cpp_driver import start_cpp_driver
-from support.processes import Deployment
-from support.runs import assert_raw_files_hold, images_of
+from support.peers.cpp_driver import start_cpp_driver
+from support.processes.deployment import Deployment
+from support.processes.recording import assert_raw_files_hold, images_of
 
-from stddaq.acquisition.publisher import ImagePublisher
-from stddaq.client import DriverClient, RunFailed
+from stddaq.client import DriverClient, RunFailedError
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.files.reading import open_run
 
 
@@ -41,5 +41,5 @@ def test_a_directory_that_is_absent_fails_the_run(deployment: Deployment, direct
     _, url = start_cpp_driver(deployment)
     with DriverClient(url) as driver:
         driver.start(directory / "absent")
-        with pytest.raises(RunFailed, match="not a directory"):
+        with pytest.raises(RunFailedError, match="not a directory"):
             driver.wait_until_ready(5)

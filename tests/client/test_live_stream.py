@@ -10,18 +10,18 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import zmq
-from support.live_streams import image_of, start_live_stream
-from support.processes import Deployment, free_port, wait_until
+from support.processes.deployment import Deployment, free_port, wait_until
+from support.processes.live_streams import image_of, start_live_stream
 
-from stddaq.acquisition.publisher import ImagePublisher
 from stddaq.client import (
     AsyncLiveStreamClient,
     LiveStreamClient,
     LiveStreamError,
-    LiveStreamTimeout,
+    LiveStreamTimeoutError,
     live_stream,
 )
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.wire.array10 import HeaderMaker
 from stddaq.wire.bsread import Channel, MessageEncoder, encode_value
 
@@ -102,12 +102,12 @@ def test_asyncio_client_yields_the_same(deployment: Deployment, stream_type: str
 def test_timeout_says_whether_somebody_answers(publisher: Publisher) -> None:
     with (
         LiveStreamClient(f"tcp://127.0.0.1:{free_port()}") as client,
-        pytest.raises(LiveStreamTimeout, match="nobody answers there"),
+        pytest.raises(LiveStreamTimeoutError, match="nobody answers there"),
     ):
         client.receive(timeout=0.1)
     with LiveStreamClient(publisher.address) as client:
         wait_until(lambda: client.is_connected)
-        with pytest.raises(LiveStreamTimeout, match="sends nothing"):
+        with pytest.raises(LiveStreamTimeoutError, match="sends nothing"):
             client.receive(timeout=0.1)
         publisher.wait_for_subscriber()
         publisher.send_array(1)
@@ -117,7 +117,7 @@ def test_timeout_says_whether_somebody_answers(publisher: Publisher) -> None:
 def test_asyncio_timeout_says_so_and_leaves_the_client_usable(publisher: Publisher) -> None:
     async def receive() -> int:
         async with AsyncLiveStreamClient(publisher.address) as client:
-            with pytest.raises(LiveStreamTimeout):
+            with pytest.raises(LiveStreamTimeoutError):
                 await client.receive(timeout=0.1)
             await asyncio.to_thread(publisher.wait_for_subscriber)
             publisher.send_array(7)
@@ -166,7 +166,7 @@ def test_messages_that_are_no_images_are_counted_and_left_out(publisher: Publish
             [*good[:2], b"", b""],
         ):
             publisher.socket.send_multipart(bad)
-        with pytest.raises(LiveStreamTimeout, match="what comes is no image"):
+        with pytest.raises(LiveStreamTimeoutError, match="what comes is no image"):
             client.receive(timeout=0.5)
         publisher.socket.send_multipart(good)
         image = client.receive(timeout=5)

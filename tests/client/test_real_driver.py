@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 from client.conftest import RealDriver
-from support.processes import Deployment
+from support.processes.deployment import Deployment
 
 from stddaq.client import (
     AsyncDriverClient,
-    CommandRefused,
-    ConnectionLost,
-    DriverBusy,
+    CommandRefusedError,
+    ConnectionLostError,
+    DriverBusyError,
     DriverClient,
-    DriverTimeout,
-    RunFailed,
+    DriverTimeoutError,
+    RunFailedError,
 )
 
 RUN_STATES = [
@@ -70,11 +70,11 @@ def test_there_is_no_result_before_the_first_run(real_driver: RealDriver):
 def test_a_refusal_is_raised_at_once_with_the_drivers_reason(real_driver: RealDriver, directory: Path):
     begin = time.monotonic()
     with DriverClient(real_driver.url) as driver:
-        with pytest.raises(CommandRefused, match="absent") as refused:
+        with pytest.raises(CommandRefusedError, match="absent") as refused:
             driver.start(directory / "absent")
         assert refused.value.error_type == "path_not_usable"
         (directory / "file1.h5").touch()
-        with pytest.raises(CommandRefused, match=r"file1\.h5") as refused:
+        with pytest.raises(CommandRefusedError, match=r"file1\.h5") as refused:
             driver.start(directory)
         assert refused.value.error_type == "file_exists"
         assert driver.latest.status == "idle"
@@ -84,7 +84,7 @@ def test_a_refusal_is_raised_at_once_with_the_drivers_reason(real_driver: RealDr
 def test_of_two_starts_one_is_busy(real_driver: RealDriver, directory: Path):
     with DriverClient(real_driver.url) as driver, DriverClient(real_driver.url) as other:
         own = driver.start(directory)
-        with pytest.raises(DriverBusy, match="busy"):
+        with pytest.raises(DriverBusyError, match="busy"):
             other.start(directory, file_prefix="other")
         other.stop()
         assert other.wait_until_saved(timeout=10).run_id == own.run_id
@@ -102,7 +102,7 @@ def test_starts_at_the_same_instant_are_told_apart(real_driver: RealDriver, dire
             await a.stop()
             return [getattr(outcome, "status", type(outcome).__name__) for outcome in outcomes]
 
-    assert sorted(map(str, asyncio.run(compete()))) == ["DriverBusy", "started"]
+    assert sorted(map(str, asyncio.run(compete()))) == ["DriverBusyError", "started"]
 
 
 def test_stop_while_waiting_for_the_first_image_saves_empty_files(real_driver: RealDriver, directory: Path):
@@ -117,7 +117,7 @@ def test_a_run_without_its_writers_fails_and_names_them(deployment: Deployment, 
     _, url = deployment.start_driver()
     with DriverClient(url) as driver:
         driver.start(directory)
-        with pytest.raises(RunFailed, match="writer 0, writer 1") as failure:
+        with pytest.raises(RunFailedError, match="writer 0, writer 1") as failure:
             driver.wait_until_ready(timeout=10)
     assert failure.value.result is not None
     assert failure.value.result["outcome"] == "error"
@@ -129,7 +129,7 @@ def test_a_killed_writer_fails_the_run_and_is_named(real_driver: RealDriver, dir
         driver.start(directory)
         driver.wait_for(lambda status: (status.count or 0) > 20, timeout=10)
         real_driver.writers[1].kill()
-        with pytest.raises(RunFailed, match="writer 1") as failure:
+        with pytest.raises(RunFailedError, match="writer 1") as failure:
             driver.wait_until_saved(timeout=10)
         assert failure.value.result is not None
         assert failure.value.result["count"] > 20
@@ -143,7 +143,7 @@ def test_a_killed_driver_is_a_lost_connection(real_driver: RealDriver, directory
         killer = threading.Timer(0.2, real_driver.process.kill)
         killer.start()
         begin = time.monotonic()
-        with pytest.raises(ConnectionLost):
+        with pytest.raises(ConnectionLostError):
             driver.wait_until_saved(timeout=30)
         assert time.monotonic() - begin < 3
         killer.join()
@@ -153,7 +153,7 @@ def test_a_hung_driver_is_a_lost_connection(real_driver: RealDriver):
     with DriverClient(real_driver.url) as driver:
         real_driver.process.send(signal.SIGSTOP)
         begin = time.monotonic()
-        with pytest.raises(ConnectionLost, match="said nothing"):
+        with pytest.raises(ConnectionLostError, match="said nothing"):
             driver.wait(["recording"], timeout=30)
         assert time.monotonic() - begin < 10
 
@@ -164,21 +164,21 @@ def test_a_run_that_the_restarted_driver_does_not_know_is_not_taken_for_saved(
     with DriverClient(real_driver.url, reconnect=True) as driver:
         driver.start(directory)
         real_driver.process.kill()
-        with pytest.raises(ConnectionLost):
+        with pytest.raises(ConnectionLostError):
             driver.stop()
         real_driver.deployment.start_driver("--port", real_driver.port)
-        with pytest.raises(RunFailed, match="does not know this run"):
+        with pytest.raises(RunFailedError, match="does not know this run"):
             driver.wait_until_saved(timeout=10)
 
 
 def test_a_late_reply_never_counts_for_a_later_command(real_driver: RealDriver, directory: Path):
     with DriverClient(real_driver.url) as driver:
         real_driver.process.send(signal.SIGSTOP)
-        with pytest.raises(DriverTimeout, match="no answer to start within"):
+        with pytest.raises(DriverTimeoutError, match="no answer to start within"):
             driver.start(directory, file_prefix="a", timeout=0.3)
         real_driver.process.send(signal.SIGCONT)
         # The first start was carried out after all; its reply does not make the second look admitted.
-        with pytest.raises(DriverBusy):
+        with pytest.raises(DriverBusyError):
             driver.start(directory, file_prefix="b")
         driver.stop()
         driver.wait(["idle"], timeout=10)

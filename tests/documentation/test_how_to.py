@@ -13,12 +13,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from support.live_streams import start_live_stream
-from support.processes import Deployment, free_port
-from support.processing import StreamReader
+from support.processes.deployment import Deployment, free_port
+from support.processes.live_streams import start_live_stream
+from support.processes.processing import StreamReader
 
-from stddaq.acquisition.publisher import ImagePublisher
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq_ophyd import StdDaqDetector
 from stddaq_ophyd.plans import fly, fly_scan, tomography
 

@@ -11,19 +11,24 @@ from typing import get_args
 import pytest
 from pydantic.fields import FieldInfo
 
-from stddaq.acquisition import bsread_receiver, replay, simulate, simulate_pco
 from stddaq.cli import main as stddaq
 from stddaq.config import DetectorConfig
 from stddaq.processing import compressors, gf_filter
-from stddaq.rest import app as rest_app
-from stddaq.rest import service as rest_service
-from stddaq.rest.app import ConfigChanged, FileStatus, Table
-from stddaq.rest.guard import Guard
-from stddaq.rest.h5_files import H5Files
-from stddaq.streaming import live_stream_service
+from stddaq.sources import replay
+from stddaq.sources.bsread import camera_server as simulate_pco
+from stddaq.sources.bsread import receiver as bsread_receiver
+from stddaq.sources.simulated import service as simulate
+from stddaq.streaming import service as live_stream_service
+from stddaq.web import app as rest_app
+from stddaq.web import service as rest_service
+from stddaq.web.app import ConfigChanged, FileStatus, Table
+from stddaq.web.guard import Guard
+from stddaq.web.h5_files import H5Files
 from stddaq.wire.driver_messages import ErrorType, StartCommand, Status
-from stddaq.writing import driver_service, meta_writer_service, writer_service
-from stddaq.writing.run_account import RunAccount
+from stddaq.writing.driver import service as driver_service
+from stddaq.writing.driver.account import RunAccount
+from stddaq.writing.writer import meta_service as meta_writer_service
+from stddaq.writing.writer import service as writer_service
 
 Main = Callable[[list[str]], int]
 SERVICES: dict[str, Main] = {

@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
-from support.processes import Deployment, console_script, free_port
-from support.tiled_server import API_KEY, TiledServer
+from support.processes.deployment import Deployment, console_script, free_port
+from support.processes.tiled_server import API_KEY, TiledServer
 
-from stddaq.acquisition.scenes import Scene
 from stddaq.config import DetectorConfig
+from stddaq.sources.simulated.scenes import Scene
 
 # Several programs that take seconds to start.
 pytestmark = pytest.mark.timeout(200)

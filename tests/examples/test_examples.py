@@ -8,11 +8,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.processes import Deployment, free_port
-from support.runs import Image, MakeRig
+from support.processes.deployment import Deployment, free_port
+from support.processes.recording import Image, MakeRig
 
-from stddaq.acquisition.scenes import Scene
 from stddaq.config import DetectorConfig
+from stddaq.sources.simulated.scenes import Scene
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATIONS = sorted((ROOT / "services/config").glob("*.json"))

@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.cameras import Camera, image_pixels, start_camera, start_receiver, wait_for_totals
-from support.fault_table import Seen
-from support.faults import SMALL, first_sentence, wait_for_error
-from support.processes import Service, free_port, wait_until
-from support.runs import Image, MakeRig, Rig, assert_raw_files_hold, assert_saved, read_raw_file
+from support.assertions.faults import SMALL, first_sentence, wait_for_error
+from support.peers.cameras import Camera, image_pixels, start_camera, start_receiver, wait_for_totals
+from support.processes.deployment import Service, free_port, wait_until
+from support.processes.recording import (
+    Image,
+    MakeRig,
+    Rig,
+    assert_raw_files_hold,
+    assert_saved,
+    read_raw_file,
+)
+from support.tools.fault_table import Seen
 
-from stddaq.acquisition.scenes import Scene
+from stddaq.sources.simulated.scenes import Scene
 
 CAMERA = {"detector_type": "pco", **SMALL}
 

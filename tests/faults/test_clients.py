@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from support.accounts import check_perfect, check_run
-from support.fault_table import Seen
-from support.faults import (
+from support.assertions.accounts import check_perfect, check_run
+from support.assertions.faults import (
     KILL_OR_STOP,
     SMALL,
     STATES,
@@ -26,8 +25,9 @@ from support.faults import (
     record_under_load,
     release,
 )
-from support.processes import Service, wait_until
-from support.runs import MakeRig, Publishing, Rig
+from support.processes.deployment import Service, wait_until
+from support.processes.recording import MakeRig, Publishing, Rig
+from support.tools.fault_table import Seen
 from websockets.asyncio.client import connect
 
 from stddaq.client import DriverClient

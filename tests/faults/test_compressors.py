@@ -6,10 +6,10 @@ import signal
 
 import numpy as np
 import pytest
-from support.fault_table import Seen
-from support.faults import SMALL
-from support.processes import Service, wait_until
-from support.runs import Image, MakeRig, Rig, assert_saved, images_of
+from support.assertions.faults import SMALL
+from support.processes.deployment import Service, wait_until
+from support.processes.recording import Image, MakeRig, Rig, assert_saved, images_of
+from support.tools.fault_table import Seen
 
 SUFFIX = "h5bitshuffle-lz4"
 N_SLOTS = 1000

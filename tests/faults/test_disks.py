@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.accounts import check_run
-from support.fault_table import Seen
-from support.faults import wait_for_error
-from support.processes import console_script
-from support.runs import MakeRig, Rig, assert_saved, images_of
+from support.assertions.accounts import check_run
+from support.assertions.faults import wait_for_error
+from support.processes.deployment import console_script
+from support.processes.recording import MakeRig, Rig, assert_saved, images_of
+from support.tools.fault_table import Seen
 
 SHAPE = (128, 128)
 DISK = {"image_pixel_height": SHAPE[0], "image_pixel_width": SHAPE[1]}

@@ -6,9 +6,8 @@ import signal
 import time
 
 import pytest
-from support.accounts import check_files_alone, check_run, opens_plainly
-from support.fault_table import Seen
-from support.faults import (
+from support.assertions.accounts import check_files_alone, check_run, opens_plainly
+from support.assertions.faults import (
     SMALL,
     STATES,
     State,
@@ -19,8 +18,9 @@ from support.faults import (
     record_under_load,
     release,
 )
-from support.processes import wait_until
-from support.runs import MakeRig, Publishing, Rig, assert_master_file_holds
+from support.processes.deployment import wait_until
+from support.processes.recording import MakeRig, Publishing, Rig, assert_master_file_holds
+from support.tools.fault_table import Seen
 
 from stddaq.client import DriverClient
 

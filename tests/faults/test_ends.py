@@ -7,9 +7,8 @@ from typing import Any
 
 import h5py
 import pytest
-from support.accounts import Checked, check_files_alone, check_run, opens_plainly
-from support.fault_table import Seen
-from support.faults import (
+from support.assertions.accounts import Checked, check_files_alone, check_run, opens_plainly
+from support.assertions.faults import (
     SMALL,
     end_in_time,
     first_sentence,
@@ -17,9 +16,10 @@ from support.faults import (
     record_from,
     wait_for_error,
 )
-from support.processes import Service
-from support.runs import MakeRig, Publishing, Rig, assert_master_file_holds
-from support.sources import start_source
+from support.processes.deployment import Service
+from support.processes.recording import MakeRig, Publishing, Rig, assert_master_file_holds
+from support.processes.sources import start_source
+from support.tools.fault_table import Seen
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 STATE = "recording, under load"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from support.accounts import check_perfect
-from support.fault_table import Seen
-from support.runs import MakeRig, Publishing
+from support.assertions.accounts import check_perfect
+from support.processes.recording import MakeRig, Publishing
+from support.tools.fault_table import Seen
 
 
 @pytest.mark.fault(

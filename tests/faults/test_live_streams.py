@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.accounts import check_perfect
-from support.fault_table import Seen
-from support.live_streams import LiveStreamService, start_live_stream, subscribed
-from support.processes import Service, wait_until
-from support.runs import Image, MakeRig, Rig, images_of
+from support.assertions.accounts import check_perfect
+from support.processes.deployment import Service, wait_until
+from support.processes.live_streams import LiveStreamService, start_live_stream, subscribed
+from support.processes.recording import Image, MakeRig, Rig, images_of
+from support.tools.fault_table import Seen
 
 # 2 MB: what a connection holds by itself is a few of them, what may wait for it some thirty.
 LARGE = {"image_pixel_height": 1024, "image_pixel_width": 1024, "gpfs_block_size": None, "ram_buffer_gb": 2}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from support.accounts import check_run
-from support.fault_table import Seen
-from support.faults import SMALL
-from support.foreign import ForeignSource
-from support.runs import Image, MakeRig, Rig, images_of
+from support.assertions.accounts import check_run
+from support.assertions.faults import SMALL
+from support.peers.cpp_services import ForeignSource
+from support.processes.recording import Image, MakeRig, Rig, images_of
+from support.tools.fault_table import Seen
 
-from stddaq.wire.ring_buffer import RingBuffer
+from stddaq.dataplane.ring_buffer import RingBuffer
 
 N_IMAGES = 200
 LOST = {*range(20, 23), 50, *range(100, 140), 197}

@@ -7,9 +7,8 @@ from typing import Any
 
 import h5py
 import pytest
-from support.accounts import check_run, opens_plainly
-from support.fault_table import Seen
-from support.faults import (
+from support.assertions.accounts import check_run, opens_plainly
+from support.assertions.faults import (
     KILL_OR_STOP,
     SMALL,
     State,
@@ -18,8 +17,9 @@ from support.faults import (
     record_under_load,
     wait_for_error,
 )
-from support.processes import wait_until
-from support.runs import MakeRig, Rig
+from support.processes.deployment import wait_until
+from support.processes.recording import MakeRig, Rig
+from support.tools.fault_table import Seen
 
 from stddaq.files.opening import open_file
 from stddaq.files.repair import repair

@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 
 import pytest
-from support.accounts import check_run
-from support.fault_table import Seen
-from support.faults import SMALL, bring_to, record_under_load, wait_for_error
-from support.processes import console_script
-from support.runs import MakeRig, read_raw_file
+from support.assertions.accounts import check_run
+from support.assertions.faults import SMALL, bring_to, record_under_load, wait_for_error
+from support.processes.deployment import console_script
+from support.processes.recording import MakeRig, read_raw_file
+from support.tools.fault_table import Seen
 
-from stddaq.client import DriverBusy
+from stddaq.client import DriverBusyError
 
 
 @pytest.mark.fault(
@@ -45,7 +45,7 @@ def test_the_driver_repairs_the_files_of_its_last_run(make_rig: MakeRig, seen: S
         rig.writers[i].wait()
         rig.restart_writer(i)
     rig.client.start(rig.directory, file_prefix="another")
-    with pytest.raises(DriverBusy, match="busy"):
+    with pytest.raises(DriverBusyError, match="busy"):
         rig.client.repair()
     rig.end(stop=True)
     assert rig.client.repair() == []

@@ -6,14 +6,14 @@ import signal
 from typing import Any
 
 import pytest
-from support.accounts import check_perfect, check_run
-from support.fault_table import Seen
-from support.faults import KILL_OR_STOP, SMALL, first_sentence, record_under_load, wait_for_error
-from support.runs import Image, MakeRig, Rig, assert_saved
-from support.sources import start_source
+from support.assertions.accounts import check_perfect, check_run
+from support.assertions.faults import KILL_OR_STOP, SMALL, first_sentence, record_under_load, wait_for_error
+from support.processes.recording import Image, MakeRig, Rig, assert_saved
+from support.processes.sources import start_source
+from support.tools.fault_table import Seen
 
-from stddaq.acquisition.scenes import Scene
 from stddaq.client.simulator import SimulatorClient
+from stddaq.sources.simulated.scenes import Scene
 
 
 def simulated(rig: Rig, account: dict[str, Any]) -> list[Image]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.fault_table import Row, rows_of_page
+from support.tools.fault_table import Row, rows_of_page
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = REPOSITORY / "docs" / "explanations" / "faults.md"

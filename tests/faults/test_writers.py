@@ -7,9 +7,8 @@ import time
 from contextlib import nullcontext
 
 import pytest
-from support.accounts import check_perfect, check_repair, check_run, opens_plainly
-from support.fault_table import Seen
-from support.faults import (
+from support.assertions.accounts import check_perfect, check_repair, check_run, opens_plainly
+from support.assertions.faults import (
     KILL_OR_STOP,
     N_IMAGES,
     SMALL,
@@ -22,8 +21,9 @@ from support.faults import (
     release,
     wait_for_error,
 )
-from support.processes import wait_until
-from support.runs import MakeRig, Publishing, Rig, images_of
+from support.processes.deployment import wait_until
+from support.processes.recording import MakeRig, Publishing, Rig, images_of
+from support.tools.fault_table import Seen
 
 PROMISE = (
     "error within 2 s that names it; what it flushed is readable, the other file is complete; "

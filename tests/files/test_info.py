@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.raw_files import RunSpec, bitshuffle, dataset, stream, write_run
+from support.data.raw_files import RunSpec, bitshuffle, dataset, stream, write_run
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.info import describe

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from silx.io.nxdata.parse import get_default
-from support.raw_files import (
+from support.data.raw_files import (
     Image,
     RunSpec,
     attributes,

@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.raw_files import RunSpec, bitshuffle, dataset, pixels, stream, write_raw_file, write_run
+from support.data.raw_files import RunSpec, bitshuffle, dataset, pixels, stream, write_raw_file, write_run
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.master_file import create_master_file

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.raw_files import RunSpec, stream, write_run
+from support.data.raw_files import RunSpec, stream, write_run
 
 from stddaq.errors import FileLayoutError, OutputExistsError
 from stddaq.files.aggregate import aggregate_run
-from stddaq.files.run_files import find_run, in_writer_order
+from stddaq.files.names import find_run, in_writer_order
 
 
 def touch(directory: Path, *names: str) -> None:

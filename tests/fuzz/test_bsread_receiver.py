@@ -8,12 +8,12 @@ from typing import get_args
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from support.cameras import PCO, Camera, image_pixels, start_receiver, totals, wait_for_totals
-from support.fuzzing import Health, bsread_messages, examples
-from support.processes import Deployment
-from support.sources import ImageReader
+from support.peers.cameras import PCO, Camera, image_pixels, start_receiver, totals, wait_for_totals
+from support.processes.deployment import Deployment
+from support.processes.sources import ImageReader
+from support.tools.fuzzing import Health, bsread_messages, examples
 
-from stddaq.acquisition.bsread_receiver_images import REJECTIONS
+from stddaq.sources.bsread.image_messages import REJECTIONS
 from stddaq.wire.bsread import Compression
 
 N_GOOD = 20

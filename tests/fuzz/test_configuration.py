@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fuzzing import JSON_VALUES, deeply_nested, examples, mutated
-from support.processes import console_script, make_config
+from support.processes.deployment import console_script, make_config
+from support.tools.fuzzing import JSON_VALUES, deeply_nested, examples, mutated
 
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.ring_buffer import RingGeometry
 from stddaq.errors import ConfigError
-from stddaq.wire.ring_buffer import RingGeometry
 
 SERVICES = Path(__file__).parents[2] / "services" / "config"
 VALID = [json.loads(path.read_text()) for path in sorted(SERVICES.glob("*.json"))] + [make_config()]

@@ -14,10 +14,10 @@ import pytest
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
-from support.file_commands import Done, FileCommands
-from support.fuzzing import examples, mutated
-from support.processes import Deployment
-from support.raw_files import ROW, RunSpec, bitshuffle, stream, write_raw_file, write_run
+from support.data.raw_files import ROW, RunSpec, bitshuffle, stream, write_raw_file, write_run
+from support.processes.deployment import Deployment
+from support.processes.file_commands import Done, FileCommands
+from support.tools.fuzzing import examples, mutated
 
 from stddaq.files.info import ids_info
 from stddaq.files.master_file import create_master_file

@@ -13,7 +13,9 @@ import numpy as np
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fuzzing import (
+from support.processes.deployment import Deployment, wait_until
+from support.processes.live_streams import image_of, start_live_stream, subscribed
+from support.tools.fuzzing import (
     JSON_VALUES,
     U64,
     ZMTP_CONVERSATIONS,
@@ -23,12 +25,10 @@ from support.fuzzing import (
     examples,
     mutated,
 )
-from support.live_streams import image_of, start_live_stream, subscribed
-from support.processes import Deployment, wait_until
 
-from stddaq.acquisition.publisher import ImagePublisher
 from stddaq.client import LiveImage, LiveStreamClient
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.streaming.subscribers import MAX_SUBSCRIBERS
 from stddaq.wire import array10
 from stddaq.wire.bsread import Channel, MessageEncoder, encode_value

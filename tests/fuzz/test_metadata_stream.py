@@ -5,12 +5,12 @@ from __future__ import annotations
 import h5py
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fuzzing import U32, U64, Health, examples, mutated
-from support.runs import MakeRig, Rig, assert_consistent, assert_saved, images_of
+from support.processes.recording import MakeRig, Rig, assert_consistent, assert_saved, images_of
+from support.tools.fuzzing import U32, U64, Health, examples, mutated
 
+from stddaq.dataplane.metadata import ImageMetadata, parse
 from stddaq.files.info import describe
 from stddaq.files.reading import open_run
-from stddaq.wire.metadata import ImageMetadata, parse
 
 HEIGHT, WIDTH, IMAGE_BYTES, UINT16 = 32, 48, 32 * 48 * 2, 2
 LAST_ID = 2**50

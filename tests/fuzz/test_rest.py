@@ -14,10 +14,10 @@ import schemathesis
 from hypothesis import given
 from hypothesis import strategies as st
 from schemathesis.core.result import Ok
-from support.fuzzing import JSON_VALUES, Health, deeply_nested, examples, mutated
-from support.processes import Deployment
-from support.rest import RestService
-from support.sources import start_source
+from support.processes.deployment import Deployment
+from support.processes.sources import start_source
+from support.processes.web import RestService
+from support.tools.fuzzing import JSON_VALUES, Health, deeply_nested, examples, mutated
 
 from stddaq.config import DetectorConfig
 

@@ -11,12 +11,12 @@ from typing import Any
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fuzzing import JSON_VALUES, Health, deeply_nested, examples
-from support.processes import Deployment, Service
-from support.sources import ImageReader, start_source
+from support.processes.deployment import Deployment, Service
+from support.processes.sources import ImageReader, start_source
+from support.tools.fuzzing import JSON_VALUES, Health, deeply_nested, examples
 
 from stddaq.client.simulator import SimulatorClient
-from stddaq.wire.endpoints import open_socket, software_trigger
+from stddaq.dataplane.endpoints import open_socket, software_trigger
 
 COMMANDS = ("trigger", "configure", "rearm", "start", "stop", "status")
 FIELDS: dict[str, st.SearchStrategy[Any]] = {

@@ -16,8 +16,8 @@ from typing import Any, get_args
 
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fuzzing import JSON_VALUES, Health, deeply_nested, examples
-from support.runs import MakeRig, Rig, assert_consistent, assert_saved, images_of
+from support.processes.recording import MakeRig, Rig, assert_consistent, assert_saved, images_of
+from support.tools.fuzzing import JSON_VALUES, Health, deeply_nested, examples
 from websockets.sync.client import ClientConnection, connect
 
 from stddaq.wire.driver_messages import ErrorType, StartCommand

@@ -12,11 +12,11 @@ import pytest
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fuzzing import U32, U64, Health, assert_unharmed, examples, mutated
-from support.processes import Deployment, Service, console_script
-from support.runs import Rig, assert_saved, images_of
+from support.processes.deployment import Deployment, Service, console_script
+from support.processes.recording import Rig, assert_saved, images_of
+from support.tools.fuzzing import U32, U64, Health, assert_unharmed, examples, mutated
 
-from stddaq.wire.endpoints import bind, driver_to_writer, open_socket, unbind, writer_to_driver
+from stddaq.dataplane.endpoints import bind, driver_to_writer, open_socket, unbind, writer_to_driver
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
 WRITERS: dict[str, dict[str, Any]] = {

@@ -10,10 +10,10 @@ from types import TracebackType
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fuzzing import U64, Health, examples, mutated
-from support.runs import Background, MakeRig, assert_saved, images_of
+from support.processes.recording import Background, MakeRig, assert_saved, images_of
+from support.tools.fuzzing import U64, Health, examples, mutated
 
-from stddaq.wire.endpoints import bind, driver_to_writer, open_socket, unbind, writer_to_driver
+from stddaq.dataplane.endpoints import bind, driver_to_writer, open_socket, unbind, writer_to_driver
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
 # What stands in a template for what only the moment knows.

@@ -7,9 +7,9 @@ from contextlib import suppress
 
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fuzzing import ZMTP_CONVERSATIONS, Health, examples
-from support.runs import MakeRig, assert_saved, images_of
-from support.sources import start_source
+from support.processes.recording import MakeRig, assert_saved, images_of
+from support.processes.sources import start_source
+from support.tools.fuzzing import ZMTP_CONVERSATIONS, Health, examples
 
 from stddaq.client.simulator import SimulatorClient
 

@@ -9,14 +9,14 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from support.processes import Deployment
-from support.processing import StreamReader
-from support.runs import Image, MakeRig, Rig, assert_saved, images_of
-from support.sources import start_source
+from support.processes.deployment import Deployment
+from support.processes.processing import StreamReader
+from support.processes.recording import Image, MakeRig, Rig, assert_saved, images_of
+from support.processes.sources import start_source
 
-from stddaq.acquisition.publisher import ImagePublisher
-from stddaq.acquisition.scenes import Scene
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.sources.simulated.scenes import Scene
 
 SERVICES = {
     "h5bitshuffle-lz4": "std_data_compress_h5bitshuffle_lz4",

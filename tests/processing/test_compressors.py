@@ -14,17 +14,17 @@ import h5py
 import hdf5plugin
 import numpy as np
 import pytest
-from support.foreign import ForeignSource
-from support.processes import Deployment, Service, wait_until
-from support.processing import PublishedImage, StreamReader
-from support.runs import Image, image_of, images_of
-from support.sources import refusal
+from support.peers.cpp_services import ForeignSource
+from support.processes.deployment import Deployment, Service, wait_until
+from support.processes.processing import PublishedImage, StreamReader
+from support.processes.recording import Image, image_of, images_of
+from support.processes.sources import refusal
 
-from stddaq.acquisition.publisher import ImagePublisher
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.dataplane.metadata import COMPRESSION_OF_SUFFIX
 from stddaq.processing import compressors
 from stddaq.wire.compression import compress_bitshuffle_lz4, decompress_bitshuffle_lz4
-from stddaq.wire.metadata import COMPRESSION_OF_SUFFIX
 
 SERVICES = {
     "h5bitshuffle-lz4": "std_data_compress_h5bitshuffle_lz4",

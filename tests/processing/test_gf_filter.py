@@ -6,13 +6,13 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from support.processes import Deployment
-from support.processing import StreamReader
-from support.runs import images_of
-from support.sources import refusal
+from support.processes.deployment import Deployment
+from support.processes.processing import StreamReader
+from support.processes.recording import images_of
+from support.processes.sources import refusal
 
-from stddaq.acquisition.publisher import ImagePublisher
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.processing import gf_filter
 
 

@@ -12,20 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import user_services
-from support.foreign import ForeignSource
-from support.processes import Deployment, Service
-from support.processing import StreamReader
-from support.runs import Image, MakeRig, assert_saved, image_of, images_of
-from support.sources import refusal
+from support.peers.cpp_services import ForeignSource
+from support.processes import user_services
+from support.processes.deployment import Deployment, Service
+from support.processes.processing import StreamReader
+from support.processes.recording import Image, MakeRig, assert_saved, image_of, images_of
+from support.processes.sources import refusal
 
-from stddaq.acquisition.publisher import ImagePublisher
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.image import Image as SourceImage
+from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.dataplane.metadata import ImageMetadata
+from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.errors import SourceError
 from stddaq.processing import ServiceParser, run_processor
-from stddaq.processing.image import Image as SourceImage
-from stddaq.wire.metadata import ImageMetadata
-from stddaq.wire.ring_buffer import RingBuffer
 
 PROGRAM = Path(user_services.__file__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from support.soak import Growth, Sample, Soak
+from support.tools.soak import Growth, Sample, Soak
 
 
 def test_fifteen_runs_are_accounted_for_and_leave_no_thread_descriptor_or_segment_behind(

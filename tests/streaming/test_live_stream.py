@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import zmq
 from bsread import Source
-from support.foreign import ForeignSource
-from support.live_streams import (
+from support.peers.cpp_services import ForeignSource
+from support.processes.deployment import Deployment, console_script, wait_until
+from support.processes.live_streams import (
     FORWARD,
     LiveStreamService,
     StageOutput,
@@ -26,14 +27,13 @@ from support.live_streams import (
     start_live_stream,
     subscribed,
 )
-from support.processes import Deployment, console_script, wait_until
 
-from stddaq.acquisition.publisher import ImagePublisher
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.dataplane.metadata import MISSING_PACKETS
+from stddaq.dataplane.metadata_publisher import MetadataPublisher
 from stddaq.wire import array10
 from stddaq.wire.compression import compress_bitshuffle_lz4
-from stddaq.wire.metadata import MISSING_PACKETS
-from stddaq.wire.metadata_publisher import MetadataPublisher
 
 MakeSource = Callable[[str], Callable[[], Any]]
 

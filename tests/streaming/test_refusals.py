@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 
 import pytest
-from support.live_streams import FORWARD
-from support.processes import Deployment
-from support.sources import refusal
+from support.processes.deployment import Deployment
+from support.processes.live_streams import FORWARD
+from support.processes.sources import refusal
 
-from stddaq.streaming.live_stream_service import main
+from stddaq.streaming.service import main
 
 ADDRESS = "tcp://127.0.0.1:20000"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stddaq.live_streams import LiveStreamSetting
+from stddaq.config.live_streams import LiveStreamSetting
 from stddaq.streaming.schedule import Schedule, schedule_of
 
 

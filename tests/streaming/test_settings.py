@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import make_config
+from support.processes.deployment import make_config
 
 from stddaq.config import DetectorConfig
 from stddaq.errors import ConfigError

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import zmq
-from support.live_streams import Subscriber
-from support.processes import wait_until
+from support.processes.deployment import wait_until
+from support.processes.live_streams import Subscriber
 
 from stddaq.streaming import subscribers as module
 from stddaq.streaming.subscribers import ImageBuffers, Subscribers

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import wait_until
-from support.runs import MakeRig, Rig, assert_saved, images_of
+from support.processes.deployment import wait_until
+from support.processes.recording import MakeRig, Rig, assert_saved, images_of
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from stddaq.client import CommandRefused, RunFailed
+from stddaq.client import CommandRefusedError, RunFailedError
 
 IS_ROOT = os.geteuid() == 0
 NOBODY = 65534
@@ -146,7 +146,7 @@ def test_an_existing_file_is_refused_before_anything_is_created(make_rig: MakeRi
     rig.deployment.start("std_det_meta_writer_gf")
     for name in ("file1.h5", "fileMeta.h5", "fileMaster.h5"):
         rig.path(name).write_text("precious")
-        with pytest.raises(CommandRefused, match=name) as refused:
+        with pytest.raises(CommandRefusedError, match=name) as refused:
             rig.client.start(rig.directory)
         assert refused.value.error_type == "file_exists"
         assert [path.name for path in rig.directory.iterdir()] == [name]
@@ -154,7 +154,7 @@ def test_an_existing_file_is_refused_before_anything_is_created(make_rig: MakeRi
         rig.path(name).unlink()
     # Also a link that leads nowhere: writing would create its target.
     rig.path("file0.h5").symlink_to(rig.directory / "elsewhere")
-    with pytest.raises(CommandRefused, match=r"file0\.h5"):
+    with pytest.raises(CommandRefusedError, match=r"file0\.h5"):
         rig.client.start(rig.directory)
     assert not rig.path("elsewhere").exists()
 
@@ -164,7 +164,7 @@ def test_existing_files_are_replaced_only_when_the_command_says_so(rig: Rig):
     assert_saved(rig.record(first), first)
     with rig.path("file0.h5").open("rb") as old_file:
         old = old_file.read()
-        with pytest.raises(CommandRefused, match="overwrite"):
+        with pytest.raises(CommandRefusedError, match="overwrite"):
             rig.client.start(rig.directory)
         assert rig.path("file0.h5").read_bytes() == old
         assert_saved(rig.record(second, overwrite=True), second)
@@ -188,7 +188,7 @@ def test_a_path_that_is_no_directory_is_refused(rig: Rig):
         ("loop", "cannot be resolved"),
         ("x" * 300, "File name too long"),
     ):
-        with pytest.raises(CommandRefused, match=found) as refused:
+        with pytest.raises(CommandRefusedError, match=found) as refused:
             rig.client.start(rig.directory / path)
         assert refused.value.error_type == "path_not_usable"
         assert rig.client.status().status == "idle"
@@ -202,7 +202,7 @@ def test_paths_outside_the_allowed_roots_are_refused(make_rig: MakeRig, tmp_path
     (outside / "link_in").symlink_to(allowed / "below")
     rig = make_rig(driver=["--allowed_root", allowed], number_of_writers=1)
     for path in (outside, allowed / "link_out", allowed / ".." / "allowed-not", tmp_path, Path("/")):
-        with pytest.raises(CommandRefused, match="allowed are directories below") as refused:
+        with pytest.raises(CommandRefusedError, match="allowed are directories below") as refused:
             rig.client.start(path)
         assert refused.value.error_type == "path_not_allowed"
     assert list(outside.iterdir()) == [outside / "link_in"]
@@ -222,7 +222,7 @@ def test_a_directory_not_writable_for_the_uid_is_refused_before_anything_is_crea
 ):
     rig = make_rig(switch_user_active=True)
     open_directory.chmod(0o555)
-    with pytest.raises(CommandRefused, match=f"uid {ASKED_FOR} may not write") as refused:
+    with pytest.raises(CommandRefusedError, match=f"uid {ASKED_FOR} may not write") as refused:
         rig.client.start(open_directory, writer_id=ASKED_FOR)
     assert refused.value.error_type == "path_not_usable"
     assert list(open_directory.iterdir()) == []
@@ -231,14 +231,14 @@ def test_a_directory_not_writable_for_the_uid_is_refused_before_anything_is_crea
 def test_a_directory_that_the_service_may_not_write_to_is_refused(make_rig: MakeRig, open_directory: Path):
     rig = make_rig(user=NO_ROOT)
     open_directory.chmod(0o555)
-    with pytest.raises(CommandRefused, match=f"uid {NO_ROOT or os.geteuid()} may not write") as refused:
+    with pytest.raises(CommandRefusedError, match=f"uid {NO_ROOT or os.geteuid()} may not write") as refused:
         rig.client.start(open_directory)
     assert refused.value.error_type == "path_not_usable"
     assert list(open_directory.iterdir()) == []
 
 
 def test_another_uid_is_refused_when_switching_is_not_configured(rig: Rig):
-    with pytest.raises(CommandRefused, match="switch_user_active") as refused:
+    with pytest.raises(CommandRefusedError, match="switch_user_active") as refused:
         rig.client.start(rig.directory, writer_id=OTHER)
     assert refused.value.error_type == "user_not_allowed"
     assert list(rig.directory.iterdir()) == []
@@ -247,7 +247,7 @@ def test_another_uid_is_refused_when_switching_is_not_configured(rig: Rig):
 def test_another_uid_is_refused_when_the_service_is_not_root(make_rig: MakeRig, open_directory: Path):
     rig = make_rig(user=NO_ROOT, switch_user_active=True)
     rig.client.start(open_directory, writer_id=OTHER)
-    with pytest.raises(RunFailed, match="only root can switch"):
+    with pytest.raises(RunFailedError, match="only root can switch"):
         rig.client.wait_until_saved(10)
     assert list(open_directory.iterdir()) == []
 
@@ -275,7 +275,7 @@ def test_files_belong_to_the_uid_that_was_asked_for(make_rig: MakeRig, open_dire
 )
 def test_more_images_than_the_disk_can_hold_are_refused_with_both_numbers(rig: Rig):
     n_image = 2**62
-    with pytest.raises(CommandRefused, match="bytes free") as refused:
+    with pytest.raises(CommandRefusedError, match="bytes free") as refused:
         rig.client.start(rig.directory, n_image=n_image)
     assert refused.value.error_type == "disk_full"
     assert str(n_image * rig.config.image_bytes) in str(refused.value)

@@ -14,14 +14,14 @@ import hdf5plugin
 import numpy as np
 import pytest
 import zmq
-from support.foreign import DTYPE_CODES
-from support.processes import Deployment
-from support.runs import Image, MakeRig, assert_saved, image_of
+from support.peers.cpp_services import DTYPE_CODES
+from support.processes.deployment import Deployment
+from support.processes.recording import Image, MakeRig, assert_saved, image_of
 
 from stddaq.config import DetectorConfig
-from stddaq.wire.endpoints import bind, metadata_stream, open_socket, unbind
-from stddaq.wire.metadata import COMPRESSION_OF_SUFFIX, ImageMetadata
-from stddaq.wire.ring_buffer import RingBuffer
+from stddaq.dataplane.endpoints import bind, metadata_stream, open_socket, unbind
+from stddaq.dataplane.metadata import COMPRESSION_OF_SUFFIX, ImageMetadata
+from stddaq.dataplane.ring_buffer import RingBuffer
 
 FILTERS = {
     "h5bitshuffle-lz4": hdf5plugin.Bitshuffle(cname="lz4"),

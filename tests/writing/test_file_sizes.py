@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.runs import MakeRig, assert_saved, images_of
+from support.processes.recording import MakeRig, assert_saved, images_of
 
 MIB = 2**20
 SHAPE = (256, 256)  # 128 KiB; 128 images fill a block.

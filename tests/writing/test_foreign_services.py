@@ -9,10 +9,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support import foreign
-from support.foreign import ForeignDriver, ForeignSource
-from support.processes import Deployment, Service, wait_until
-from support.runs import (
+from support.peers import cpp_services as foreign
+from support.peers.cpp_services import ForeignDriver, ForeignSource
+from support.processes.deployment import Deployment, Service, wait_until
+from support.processes.recording import (
     DAMAGED,
     Image,
     MakeRig,
@@ -24,7 +24,7 @@ from support.runs import (
     images_of,
 )
 
-from stddaq.client import RunFailed
+from stddaq.client import RunFailedError
 from stddaq.files.aggregate import aggregate_run
 
 
@@ -74,7 +74,7 @@ def test_a_foreign_writer_that_is_killed_is_named_and_nothing_of_it_is_taken_for
     rig.publish(images)
     rig.wait_for_count(10)
     killed.kill()
-    with pytest.raises(RunFailed, match="writer 0"):
+    with pytest.raises(RunFailedError, match="writer 0"):
         rig.client.wait_until_saved(3)
     account = rig.account()
     assert (account["count"], account["n_good"]) == (20, 10)
@@ -125,7 +125,7 @@ def test_a_foreign_ring_that_is_made_anew_ends_the_run_before_old_pixels_are_tak
     rig.wait_for_count(20)
     source.remake_ring()
     publish(images[1000:])  # In the slots of the first ones.
-    with pytest.raises(RunFailed, match=f"/dev/shm/{rig.deployment.detector_name}-image: was removed"):
+    with pytest.raises(RunFailedError, match=f"/dev/shm/{rig.deployment.detector_name}-image: was removed"):
         rig.client.wait_until_saved(5)
     account = rig.account()
     assert account["n_good"] == 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.foreign import ForeignSource
-from support.runs import MakeRig, Rig, assert_saved, images_of
+from support.peers.cpp_services import ForeignSource
+from support.processes.recording import MakeRig, Rig, assert_saved, images_of
 
 
 def broken_messages(source: ForeignSource) -> list[bytes]:

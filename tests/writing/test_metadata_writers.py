@@ -9,10 +9,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from support.processes import wait_until
-from support.runs import MakeRig, Rig, assert_saved, image_of, images_of
+from support.processes.deployment import wait_until
+from support.processes.recording import MakeRig, Rig, assert_saved, image_of, images_of
 
-from stddaq.wire.metadata import ImageMetadata
+from stddaq.dataplane.metadata import ImageMetadata
 
 BIG = 2**64 - 5
 

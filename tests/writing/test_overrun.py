@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from support.fault_table import Seen
-from support.foreign import ForeignSource
-from support.runs import (
+from support.peers.cpp_services import ForeignSource
+from support.processes.recording import (
     OVERWRITTEN,
     Image,
     MakeRig,
@@ -26,9 +25,10 @@ from support.runs import (
     images_of,
     read_raw_file,
 )
+from support.tools.fault_table import Seen
 
-from stddaq.client import RunFailed
-from stddaq.wire.overrun import MIN_MARGIN, Passes
+from stddaq.client import RunFailedError
+from stddaq.dataplane.published_ids import MIN_MARGIN, Passes
 
 SHAPE = (8, 16)
 KEPT = "its row has status 3 and no pixels, it is counted and listed; file_saved"
@@ -144,7 +144,7 @@ def test_a_strict_run_with_overwritten_images_is_an_error_with_all_files_kept(ma
         rig.publish(images[first : first + 550])
         rig.client.wait_for(lambda status, n=first + 550: status.n_written[0] >= n // 2, 10, "writer 0")
     rig.writers[1].send(signal.SIGCONT)
-    with pytest.raises(RunFailed, match="50 images were overwritten"):
+    with pytest.raises(RunFailedError, match="50 images were overwritten"):
         rig.client.wait_until_saved(10)
     account = rig.account()
     assert account["outcome"] == "error"
@@ -167,7 +167,7 @@ def test_overwritten_images_of_a_writer_that_is_killed_afterwards_are_not_counte
     rig.writers[1].send(signal.SIGCONT)
     rig.wait_for_count(1200)
     rig.writers[1].kill()
-    with pytest.raises(RunFailed, match="writer 1"):
+    with pytest.raises(RunFailedError, match="writer 1"):
         rig.client.wait_until_saved(10)
     account = rig.account()
     rows, _ = read_raw_file(rig.path("file1.h5"), swmr=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.processes import Service
-from support.runs import MakeRig, Publishing, Rig, image_of, images_of, read_raw_file
+from support.processes.deployment import Service
+from support.processes.recording import MakeRig, Publishing, Rig, image_of, images_of, read_raw_file
 
 READER = '''
 """Looks at a growing raw file until the rows of the last image are there; prints how often it looked."""
@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 
 sys.path.insert(0, sys.argv[1])
-from support.runs import image_of
+from support.processes.recording import image_of
 
 path, last_id, keeps_open = sys.argv[2], int(sys.argv[3]), sys.argv[4] == "keep"
 

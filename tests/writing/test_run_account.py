@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
-from stddaq.writing.run_account import RunAccount
+from stddaq.writing.driver.account import RunAccount
 
 # Mostly consecutive ids, with gaps, repetitions and restarts.
 Ids = st.lists(

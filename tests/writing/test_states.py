@@ -10,11 +10,11 @@ import time
 from typing import Any
 
 import pytest
-from support import foreign
-from support.runs import MakeRig, Rig, Watcher, assert_raw_files_hold, assert_saved, images_of
+from support.peers import cpp_services as foreign
+from support.processes.recording import MakeRig, Rig, Watcher, assert_raw_files_hold, assert_saved, images_of
 from websockets.sync.client import connect
 
-from stddaq.client import DriverBusy, DriverClient, RunFailed
+from stddaq.client import DriverBusyError, DriverClient, RunFailedError
 
 RECORDED = [
     "idle",
@@ -163,7 +163,7 @@ def test_start_while_recording_is_rejected_and_the_run_goes_on_undisturbed(rig: 
     rig.begin(n_image=20)
     rig.publish(images[:10])
     rig.wait_for_count(10)
-    with DriverClient(rig.url) as other, pytest.raises(DriverBusy):
+    with DriverClient(rig.url) as other, pytest.raises(DriverBusyError):
         other.start(rig.directory, file_prefix="other")
     rig.publish(images[10:])
     assert_saved(rig.end(), images)
@@ -180,7 +180,7 @@ def test_a_writer_that_is_absent_at_the_start_is_an_error_that_names_it(make_rig
     rig.deployment.start("std_det_writer", 0)
     begin = time.monotonic()
     rig.client.start(rig.directory, n_image=4)
-    with pytest.raises(RunFailed, match="writer 1"):
+    with pytest.raises(RunFailedError, match="writer 1"):
         rig.client.wait_until_saved(10)
     assert time.monotonic() - begin < 2.0
     assert list(rig.directory.iterdir()) == []
@@ -194,7 +194,7 @@ def test_a_writer_that_is_absent_at_the_start_is_an_error_that_names_it(make_rig
 def test_a_metadata_writer_that_is_absent_at_the_start_is_an_error_that_names_it(make_rig: MakeRig):
     rig = make_rig(driver=["-m"], number_of_writers=1)
     rig.client.start(rig.directory)
-    with pytest.raises(RunFailed, match="the metadata writer"):
+    with pytest.raises(RunFailedError, match="the metadata writer"):
         rig.client.wait_until_saved(10)
     assert list(rig.directory.iterdir()) == []
 
@@ -206,7 +206,7 @@ def test_a_metadata_writer_that_is_absent_at_the_start_is_an_error_that_names_it
 )
 def test_no_image_within_the_time_given_is_an_error(rig: Rig):
     rig.begin(first_image_timeout=0.2)
-    with pytest.raises(RunFailed, match=r"no image came within 0\.2 s"):
+    with pytest.raises(RunFailedError, match=r"no image came within 0\.2 s"):
         rig.client.wait_until_saved(10)
     images = images_of(range(4))
     assert_saved(rig.record(images, file_prefix="next"), images)

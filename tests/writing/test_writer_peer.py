@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import zmq
-from support.processes import make_config, wait_until
+from support.processes.deployment import make_config, wait_until
 
-from stddaq.wire import endpoints
+from stddaq.dataplane import endpoints
 from stddaq.wire.std_daq import writer_action_pb2 as pb
-from stddaq.writing.writer_peer import Answer, WriterPeer
+from stddaq.writing.driver.writer_peer import Answer, WriterPeer
 
 
 class Pair:

@@ -34,11 +34,14 @@ class SubCommand(Protocol):
 
 # In the order in which a newcomer needs them.
 _MODULES = ("demo", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "repair")
-# Services with argument parsers of their own.
+# Services with argument parsers of their own: the module, and one sentence.
 _SERVICES = {
-    "simulate": "publish simulated images as a detector would",
-    "replay": "publish recorded images as a detector would",
-    "simulate-pco": "push simulated images over the network as a PCO camera server would",
+    "simulate": ("simulated.service", "publish simulated images as a detector would"),
+    "replay": ("replay", "publish recorded images as a detector would"),
+    "simulate-pco": (
+        "bsread.camera_server",
+        "push simulated images over the network as a PCO camera server would",
+    ),
 }
 
 
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit code: 0, 1 when a run or a check failed, 2 when refused."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in _SERVICES:
-        service = importlib.import_module(f"stddaq.acquisition.{argv[0].replace('-', '_')}")
+        service = importlib.import_module(f"stddaq.sources.{_SERVICES[argv[0]][0]}")
         return service.main(argv[1:])
     args = _parser().parse_args(argv)
     try:
@@ -77,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    for name, summary in _SERVICES.items():
+    for name, (_, summary) in _SERVICES.items():
         commands.add_parser(name, help=f"{summary}; see stddaq {name} --help", add_help=False)
     return parser
 

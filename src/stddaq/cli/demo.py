@@ -152,8 +152,8 @@ def _deployment(directory: Path, config_path: Path, rate: float) -> Iterator[str
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    from stddaq.cli.supervisor import end_with_parent
-    from stddaq.wire.endpoints import IPC_DIRECTORY_VARIABLE, ipc_directory
+    from stddaq.cli.supervisor.supervisor import end_with_parent
+    from stddaq.dataplane.endpoints import IPC_DIRECTORY_VARIABLE, ipc_directory
 
     log_path = directory / f"{PREFIX}.log"
     up = [sys.executable, "-m", "stddaq", "up", str(config_path), "--port", str(port), "-m"]
@@ -218,7 +218,7 @@ def _check(master: Path, config: DetectorConfig, account: dict[str, Any], asked:
     import h5py
     import numpy as np
 
-    from stddaq.acquisition.scenes import Scene
+    from stddaq.sources.simulated.scenes import Scene
 
     scene = Scene.of(config, "rings")
     with h5py.File(master) as file:

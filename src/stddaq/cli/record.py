@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from stddaq.client import CommandRefused, DriverClient, RunFailed
+    from stddaq.client import CommandRefusedError, DriverClient, RunFailedError
 
     image_bytes = _image_bytes(args.config)
     with DriverClient(args.url) as driver:
@@ -42,10 +42,10 @@ def run(args: argparse.Namespace) -> int:
             driver.start(args.path, **_fields(args))
             follow(driver, image_bytes)
             driver.wait_until_saved(timeout=1.0)
-        except CommandRefused as error:
+        except CommandRefusedError as error:
             print(f"stddaq record: refused: {error.reason}", file=sys.stderr)
             return 1
-        except RunFailed as error:
+        except RunFailedError as error:
             print(f"stddaq record: run failed: {error.reason}", file=sys.stderr)
             if error.result is not None:
                 _print_summary(error.result, image_bytes)
@@ -71,7 +71,7 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
 def follow(driver: DriverClient, image_bytes: int | None) -> None:
     """Show the progress of the run that `driver` started, to its end. The first Ctrl-C stops the run.
 
-    Raises `ConnectionLost`; `KeyboardInterrupt` at the second Ctrl-C: the run then goes on to its end.
+    Raises `ConnectionLostError`; `KeyboardInterrupt` at the second Ctrl-C: the run then goes on to its end.
     """
     statuses = driver.watch_run()
     stopped = False
@@ -193,11 +193,11 @@ class _Bar:
 
 
 def _summarise(driver: DriverClient, args: argparse.Namespace, image_bytes: int | None) -> None:
-    from stddaq.client import Unsupported
+    from stddaq.client import UnsupportedError
 
     try:
         account = driver.last_result()
-    except Unsupported:
+    except UnsupportedError:
         account = None
     if account is not None:
         _print_summary(account, image_bytes)

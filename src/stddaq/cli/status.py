@@ -17,13 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from stddaq.cli.account import account_lines
-    from stddaq.client import DriverClient, Unsupported
+    from stddaq.client import DriverClient, UnsupportedError
 
     with DriverClient(args.url) as driver:
         status = driver.status()
         try:
             result = driver.last_result()
-        except Unsupported:
+        except UnsupportedError:
             result = None
     if args.json:
         print(json.dumps({"status": dict(status.raw), "last_result": result}))

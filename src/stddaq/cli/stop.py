@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from stddaq.client import DriverClient, RunFailed
+    from stddaq.client import DriverClient, RunFailedError
 
     with DriverClient(args.url) as driver:
         if not driver.latest.is_busy:
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         driver.stop()
         try:
             *_, last = run
-        except RunFailed as error:
+        except RunFailedError as error:
             print(f"run failed: {error}")
             return 1
     print(status_line(last))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from stddaq.errors import ConfigError, EndpointError
 
 if TYPE_CHECKING:
-    from stddaq.cli.services import Commands
-    from stddaq.cli.supervisor import ServiceSpec, Supervisor
+    from stddaq.cli.supervisor.commands import Commands
+    from stddaq.cli.supervisor.supervisor import ServiceSpec, Supervisor
     from stddaq.config import DetectorConfig
 
 SUMMARY = "start the services of a configuration in this terminal, and supervise them"
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import asyncio
 
-    from stddaq.cli.supervisor import Supervisor, is_listening
+    from stddaq.cli.supervisor.supervisor import Supervisor, is_listening
     from stddaq.config import DetectorConfig
 
     config = DetectorConfig.load(args.config)
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 async def _follow(supervisor: Supervisor, args: argparse.Namespace) -> None:
     """Let what runs follow the configuration file."""
-    from stddaq.cli.config_changes import config_changes
+    from stddaq.config.watch import config_changes
 
     async for config in config_changes(Path(args.config), supervisor.say):
         try:
@@ -79,9 +79,9 @@ async def _follow(supervisor: Supervisor, args: argparse.Namespace) -> None:
 
 def _services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceSpec]:
     """What is to run, in the order in which it ends: sources, processing, driver (saves a run), writers."""
-    from stddaq.cli.services import Commands
-    from stddaq.service.programs import META_WRITERS, service_mistakes
-    from stddaq.wire import endpoints
+    from stddaq.cli.supervisor.commands import Commands
+    from stddaq.config.services import META_WRITERS, service_mistakes
+    from stddaq.dataplane import endpoints
 
     mistakes = service_mistakes(config)
     if config.number_of_writers < 1:

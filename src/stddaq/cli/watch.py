@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from stddaq.client import LiveStreamClient, LiveStreamTimeout
+    from stddaq.client import LiveStreamClient, LiveStreamTimeoutError
     from stddaq.errors import ConfigError
 
     if args.n_images is not None and args.n_images < 1:
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         with LiveStreamClient(args.address) as stream:
             watch = _watch_terminal if sys.stdout.isatty() else _watch_lines
             watch(stream, args, seen, saver)
-    except LiveStreamTimeout as error:
+    except LiveStreamTimeoutError as error:
         print(f"stddaq watch: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -195,12 +195,12 @@ def _take_one(
     patience: float,
 ) -> None:
     """Wait a while for the next image; for the first one as long as asked, then it is an error."""
-    from stddaq.client import LiveStreamTimeout
+    from stddaq.client import LiveStreamTimeoutError
 
     is_first = seen.last is None
     try:
         image = stream.receive(args.timeout if is_first else patience)
-    except LiveStreamTimeout:
+    except LiveStreamTimeoutError:
         if is_first:
             raise
         return

@@ -9,30 +9,30 @@ with DriverClient("ws://127.0.0.1:8080") as driver:
 
 from typing import TYPE_CHECKING, Any
 
-from stddaq.client.async_client import DEFAULT_URL, AsyncDriverClient
-from stddaq.client.config_client import (
+from stddaq.client.async_driver import DEFAULT_URL, AsyncDriverClient
+from stddaq.client.configuration import (
     ConfigChange,
+    ConfigChangedError,
     ConfigClient,
-    ConfigOutdated,
-    ConfigRefused,
+    ConfigRefusedError,
     ConfigServiceError,
-    ConfigServiceUnreachable,
-    NotAllowed,
-    NotFound,
-    RequestRefused,
+    ConfigServiceUnreachableError,
+    NotAllowedError,
+    NotFoundError,
+    RequestRefusedError,
 )
+from stddaq.client.driver import DriverClient
 from stddaq.client.errors import (
-    CommandRefused,
-    ConnectionLost,
-    DriverBusy,
+    CommandRefusedError,
+    ConnectionLostError,
+    DriverBusyError,
     DriverError,
-    DriverTimeout,
-    DriverUnreachable,
-    RunFailed,
-    Unsupported,
+    DriverTimeoutError,
+    DriverUnreachableError,
+    RunFailedError,
+    UnsupportedError,
 )
 from stddaq.client.status import DriverStatus
-from stddaq.client.sync_client import DriverClient
 
 if TYPE_CHECKING:
     from stddaq.client.live_stream import (
@@ -40,36 +40,36 @@ if TYPE_CHECKING:
         LiveImage,
         LiveStreamClient,
         LiveStreamError,
-        LiveStreamTimeout,
+        LiveStreamTimeoutError,
     )
 
 __all__ = [
     "DEFAULT_URL",
     "AsyncDriverClient",
     "AsyncLiveStreamClient",
-    "CommandRefused",
+    "CommandRefusedError",
     "ConfigChange",
+    "ConfigChangedError",
     "ConfigClient",
-    "ConfigOutdated",
-    "ConfigRefused",
+    "ConfigRefusedError",
     "ConfigServiceError",
-    "ConfigServiceUnreachable",
-    "ConnectionLost",
-    "DriverBusy",
+    "ConfigServiceUnreachableError",
+    "ConnectionLostError",
+    "DriverBusyError",
     "DriverClient",
     "DriverError",
     "DriverStatus",
-    "DriverTimeout",
-    "DriverUnreachable",
+    "DriverTimeoutError",
+    "DriverUnreachableError",
     "LiveImage",
     "LiveStreamClient",
     "LiveStreamError",
-    "LiveStreamTimeout",
-    "NotAllowed",
-    "NotFound",
-    "RequestRefused",
-    "RunFailed",
-    "Unsupported",
+    "LiveStreamTimeoutError",
+    "NotAllowedError",
+    "NotFoundError",
+    "RequestRefusedError",
+    "RunFailedError",
+    "UnsupportedError",
 ]
 
 

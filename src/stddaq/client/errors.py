@@ -1,7 +1,5 @@
 """What can go wrong between a client and its driver, each as a type of its own."""
 
-# ruff: noqa: N818 - the names say what happened
-
 from __future__ import annotations
 
 from typing import Any
@@ -13,19 +11,19 @@ class DriverError(StdDaqError):
     """Base of the errors of driver clients."""
 
 
-class DriverUnreachable(DriverError):
+class DriverUnreachableError(DriverError):
     """Nobody who speaks the driver's protocol answers at the url."""
 
 
-class ConnectionLost(DriverError):
+class ConnectionLostError(DriverError):
     """The driver vanished, or said nothing for longer than it may. What it was doing may go on."""
 
 
-class DriverTimeout(DriverError):
+class DriverTimeoutError(DriverError):
     """What was waited for did not happen in time. The connection stays usable."""
 
 
-class CommandRefused(DriverError):
+class CommandRefusedError(DriverError):
     """The driver does not carry out a command; nothing has changed.
 
     Attributes:
@@ -39,11 +37,11 @@ class CommandRefused(DriverError):
         self.reason = reason
 
 
-class DriverBusy(CommandRefused):
+class DriverBusyError(CommandRefusedError):
     """A start while a run is going on."""
 
 
-class RunFailed(DriverError):
+class RunFailedError(DriverError):
     """A run ended in the state `error`.
 
     Attributes:
@@ -57,5 +55,5 @@ class RunFailed(DriverError):
         self.result = result
 
 
-class Unsupported(DriverError):
+class UnsupportedError(DriverError):
     """This driver (another implementation) cannot do what was asked for."""

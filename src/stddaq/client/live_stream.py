@@ -21,8 +21,9 @@ from typing import Self
 import numpy as np
 import zmq
 
+from stddaq.dataplane import endpoints
 from stddaq.errors import StdDaqError
-from stddaq.wire import array10, endpoints
+from stddaq.wire import array10
 from stddaq.wire.bsread import BsreadError, MessageDecoder, decode_timestamp, decode_value
 
 # Images that wait for the user, in bytes; one image always fits.
@@ -35,7 +36,7 @@ class LiveStreamError(StdDaqError):
     """Base of the errors of live-stream clients."""
 
 
-class LiveStreamTimeout(LiveStreamError):  # noqa: N818 - the name says what happened
+class LiveStreamTimeoutError(LiveStreamError):
     """No image came in time. The client stays usable."""
 
 
@@ -243,14 +244,14 @@ class _Counts:
         self.n_received += 1
         return image
 
-    def _timeout(self, timeout: float) -> LiveStreamTimeout:
+    def _timeout(self, timeout: float) -> LiveStreamTimeoutError:
         if self.problem is not None and not self.n_received:
             why = f"what comes is no image: {self.problem}"
         elif self.is_connected:
             why = "connected, but the stream sends nothing; is the detector running?"
         else:
             why = "nobody answers there; is std_live_stream running?"
-        return LiveStreamTimeout(f"{self.address}: no image within {timeout:g} s: {why}")
+        return LiveStreamTimeoutError(f"{self.address}: no image within {timeout:g} s: {why}")
 
 
 def _wake(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
@@ -281,7 +282,7 @@ class LiveStreamClient(_Counts):
     def receive(self, timeout: float | None = None) -> LiveImage:
         """The next image, in the order in which they come; `timeout` in seconds, None: no limit.
 
-        Raises `LiveStreamTimeout`.
+        Raises `LiveStreamTimeoutError`.
         """
         receiver = self._open_receiver()
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -332,7 +333,7 @@ class AsyncLiveStreamClient(_Counts):
     async def receive(self, timeout: float | None = None) -> LiveImage:
         """The next image, in the order in which they come; `timeout` in seconds, None: no limit.
 
-        Raises `LiveStreamTimeout`.
+        Raises `LiveStreamTimeoutError`.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:

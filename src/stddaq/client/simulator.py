@@ -14,8 +14,8 @@ from typing import Any
 import zmq
 
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.endpoints import open_socket, software_trigger
 from stddaq.errors import StdDaqError
-from stddaq.wire.endpoints import open_socket, software_trigger
 
 
 class SimulatorError(StdDaqError):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.master_file import MasterFile, create_master_file
-from stddaq.files.run_files import find_run
+from stddaq.files.names import find_run
 from stddaq.wire.driver_messages import master_file_name, metadata_file_name
 
 

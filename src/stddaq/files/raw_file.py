@@ -26,9 +26,9 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t, h5z  # pyright: ignore[reportAttributeAccessIssue]
 
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.metadata import compression_of
 from stddaq.errors import FileLayoutError
 from stddaq.files.growing_rows import GrowingRows
-from stddaq.wire.metadata import compression_of
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 METADATA_DTYPE = np.dtype([("image_id", "<u8"), ("status", "<u8")])

@@ -16,9 +16,9 @@ import numpy as np
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.master_file import DATA, IMAGE_ID, RAW_FILES
+from stddaq.files.names import find_run
 from stddaq.files.opening import damage_named, examine, open_file
 from stddaq.files.run import Run, read_run
-from stddaq.files.run_files import find_run
 from stddaq.files.virtual import source_files
 
 

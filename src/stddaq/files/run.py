@@ -15,8 +15,8 @@ import numpy as np
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.image_order import ImageOrder, order_images, rows_of_images
+from stddaq.files.names import in_writer_order, missing_between, sibling
 from stddaq.files.raw_rows import ImageRows, RawRows, read_metadata_file, read_raw_file
-from stddaq.files.run_files import in_writer_order, missing_between, sibling
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ A service of one's own is a function and a call; see docs/how-to/write-a-process
     raise SystemExit(run_processor(parser, "subtracted", prepare))
 """
 
-from stddaq.processing.image import Image
+from stddaq.dataplane.image import Image
 from stddaq.processing.service import ServiceParser, run_filter, run_processor
 
 __all__ = ["Image", "ServiceParser", "run_filter", "run_processor"]

@@ -9,13 +9,13 @@ import argparse
 from collections.abc import Sequence
 
 from stddaq.config import DetectorConfig
+from stddaq.daemon import main as daemon
+from stddaq.dataplane.metadata import compression_of
 from stddaq.errors import ConfigError
 from stddaq.processing.codecs import BitshuffleLz4, Blosc2
 from stddaq.processing.outputs import Compress, CompressedOutput
 from stddaq.processing.service import ServiceParser, serve_stage, thread_count
-from stddaq.service import daemon
 from stddaq.wire.compression import CompressionError
-from stddaq.wire.metadata import compression_of
 
 
 def main_h5bitshuffle_lz4(argv: Sequence[str] | None = None) -> int:

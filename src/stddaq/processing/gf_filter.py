@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Sequence
 
 from stddaq.config import DetectorConfig
+from stddaq.daemon import main as daemon
+from stddaq.dataplane.image import Image
 from stddaq.errors import ConfigError
-from stddaq.processing.image import Image
 from stddaq.processing.outputs import FilterOutput
 from stddaq.processing.service import ServiceParser, serve_stage
-from stddaq.service import daemon
 
 NAME = "std_gf_filter"
 SUFFIX = "filter"

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 from stddaq.config import DetectorConfig
-from stddaq.processing.image import Image
-from stddaq.wire.metadata import COMPRESSION_OF_SUFFIX, UNDEFINED, ImageMetadata, dtype_code
-from stddaq.wire.metadata_publisher import MetadataPublisher
-from stddaq.wire.ring_buffer import RingBuffer
+from stddaq.dataplane.image import Image
+from stddaq.dataplane.metadata import COMPRESSION_OF_SUFFIX, UNDEFINED, ImageMetadata, dtype_code
+from stddaq.dataplane.metadata_publisher import MetadataPublisher
+from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 ProcessImage = Callable[[Image, np.ndarray], None]

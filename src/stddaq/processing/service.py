@@ -12,13 +12,14 @@ from contextlib import closing
 from typing import TypeVar
 
 from stddaq.config import DetectorConfig
+from stddaq.daemon import log
+from stddaq.daemon import main as daemon
+from stddaq.dataplane.endpoints import metadata_stream
+from stddaq.dataplane.image_subscriber import Intake
+from stddaq.dataplane.metadata import compression_of, is_ring
 from stddaq.errors import ConfigError
-from stddaq.processing.intake import Intake
 from stddaq.processing.outputs import FilterOutput, ImageOutput, KeepImage, ProcessImage
 from stddaq.processing.stage import Output, Stage
-from stddaq.service import daemon, log
-from stddaq.wire.endpoints import metadata_stream
-from stddaq.wire.metadata import compression_of, is_ring
 
 MAX_THREADS = 1024
 Made = TypeVar("Made")

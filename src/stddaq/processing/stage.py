@@ -15,15 +15,15 @@ from typing import Generic, Protocol, TypeVar
 import zmq
 
 from stddaq.config import DetectorConfig
+from stddaq.daemon.batching import Gathering
+from stddaq.daemon.log import logger
+from stddaq.daemon.main import StopRequest
+from stddaq.daemon.statistics import RateCounter, StatisticsTimer, log_statistics
+from stddaq.dataplane.image import Image
+from stddaq.dataplane.image_subscriber import Intake
+from stddaq.dataplane.metadata import ID_MISSMATCH, ImageMetadata
 from stddaq.errors import SourceError
-from stddaq.processing.image import Image
-from stddaq.processing.intake import Intake
 from stddaq.processing.workers import Workers
-from stddaq.service.daemon import StopRequest
-from stddaq.service.gathering import Gathering
-from stddaq.service.log import logger
-from stddaq.service.statistics import RateCounter, StatisticsTimer, log_statistics
-from stddaq.wire.metadata import ID_MISSMATCH, ImageMetadata
 
 RECEIVE_BATCH = 1000
 # Small images are worked on several at a time: handing over a task costs as much as a small image.

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.metadata import GOOD_IMAGE, ImageMetadata
 from stddaq.streaming.subscribers import ImageBuffers
 from stddaq.wire.array10 import HeaderMaker
 from stddaq.wire.bsread import Channel, MessageEncoder
@@ -23,7 +24,6 @@ from stddaq.wire.compression import (
     compress_bitshuffle_lz4,
     decompress_bitshuffle_lz4_into,
 )
-from stddaq.wire.metadata import GOOD_IMAGE, ImageMetadata
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 StreamType = Literal["array-1.0", "bsread"]

@@ -14,19 +14,19 @@ from dataclasses import dataclass
 import zmq
 
 from stddaq.config import DetectorConfig
+from stddaq.daemon import log, statistics
+from stddaq.daemon.batching import Gathering
+from stddaq.daemon.main import StopRequest
+from stddaq.dataplane import endpoints
+from stddaq.dataplane.metadata import ImageMetadata, MetadataRules, is_ring, parse, ring_suffix
+from stddaq.dataplane.published_ids import Announcements
+from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.errors import ConfigError
-from stddaq.service import log, statistics
-from stddaq.service.daemon import StopRequest
-from stddaq.service.gathering import Gathering
 from stddaq.streaming.encoders import Encoder
 from stddaq.streaming.schedule import schedule_of
 from stddaq.streaming.settings import FollowedSetting
 from stddaq.streaming.subscribers import Subscribers
-from stddaq.wire import endpoints
 from stddaq.wire.compression import CompressionError
-from stddaq.wire.metadata import ImageMetadata, MetadataRules, is_ring, parse, ring_suffix
-from stddaq.wire.overrun import Announcements
-from stddaq.wire.ring_buffer import RingBuffer
 
 RECEIVE_BATCH = 1000
 # Subscribers are attended to so often at least, whatever the source does.

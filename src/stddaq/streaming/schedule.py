@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from stddaq.live_streams import LiveStreamSetting
+from stddaq.config.live_streams import LiveStreamSetting
 
 
 class Schedule(Protocol):

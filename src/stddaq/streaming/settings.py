@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from stddaq.config import DetectorConfig
-from stddaq.errors import ConfigError, shown
-from stddaq.live_streams import LiveStreamSetting
+from stddaq.config.live_streams import LiveStreamSetting
+from stddaq.errors import ConfigError
+from stddaq.text import shown
 
 _Signature = tuple[int, int, int] | None
 

@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 
+from stddaq.daemon import log
 from stddaq.errors import EndpointError
-from stddaq.service import log
 from stddaq.wire.zmtp import Buffer, PublisherSession, ZmtpError, frames
 
 # Per subscriber: eight images of 4 megapixels, a tenth of a second of a fast stream. One image always fits.

@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stddaq.errors import StdDaqError, shown
+from stddaq.errors import StdDaqError
+from stddaq.text import shown
 
 HTYPE = "array-1.0"
 MAX_HEADER_BYTES = 64 * 1024

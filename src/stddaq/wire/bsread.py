@@ -20,7 +20,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from stddaq.errors import StdDaqError, shown
+from stddaq.errors import StdDaqError
+from stddaq.text import shown
 from stddaq.wire.compression import (
     Buffer,
     ByteOrder,

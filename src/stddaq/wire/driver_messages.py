@@ -12,7 +12,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from stddaq.errors import StdDaqError, shown, shown_key
+from stddaq.errors import StdDaqError
+from stddaq.text import shown, shown_key
 
 DEFAULT_PORT = 8080
 DEFAULT_FILE_PREFIX = "file"

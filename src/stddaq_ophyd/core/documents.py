@@ -20,10 +20,10 @@ from event_model import (
     compose_stream_resource,
 )
 
+from stddaq.files.growing_run import Images
 from stddaq.files.master_file import DATA
 from stddaq_ophyd.core.datum_rows import datum_rows
 from stddaq_ophyd.core.errors import StreamsMixedError
-from stddaq_ophyd.core.raw_rows import Images
 
 MIMETYPE = "application/x-hdf5"
 # The spec of area detectors, whose handlers are everywhere; they cannot read files that grow.

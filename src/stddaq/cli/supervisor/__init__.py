@@ -1,0 +1,1 @@
+"""Running the services of a configuration as child processes of one terminal."""

@@ -1,0 +1,143 @@
+"""How each service of a configuration is started, and where one sees that it is ready."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stddaq.cli.supervisor.supervisor import ServiceSpec
+from stddaq.config import DetectorConfig
+from stddaq.config.services import PROGRAMS, RequestedService, requested_services
+from stddaq.dataplane.endpoints import metadata_stream
+from stddaq.errors import ConfigError
+
+# The metadata stream that a program publishes.
+_OUTPUTS = {
+    "std_bsread_recv": "image",
+    "std_data_compress_h5bitshuffle_lz4": "h5bitshuffle-lz4",
+    "std_data_compress_blosc2": "blosc2",
+    "std_gf_filter": "filter",
+}
+_LIVE_STREAM = "std_live_stream"
+_REST = "stddaq-rest"
+_REST_PORT = "5000"
+# Sources end first, then what processes their images, then what shows them.
+_ORDER_OF_ENDING = (
+    _REST,
+    "std_bsread_recv",
+    *(name for name in _OUTPUTS if name != "std_bsread_recv"),
+    _LIVE_STREAM,
+)
+
+
+class Commands:
+    """Makes the `ServiceSpec`s of one configuration, which is the file `path`."""
+
+    def __init__(self, config: DetectorConfig, path: str) -> None:
+        self._config, self._path = config, path
+        self._values = config.model_dump(mode="json")
+
+    def service(
+        self, name: str, program: str, arguments: Sequence[str], address: str, conducts: bool = False
+    ) -> ServiceSpec:
+        """A service: the console script that was installed beside this interpreter."""
+        script = Path(sys.executable).parent / program
+        if not script.exists():
+            raise ConfigError(f"{script}: missing; install stddaq into this environment")
+        return ServiceSpec(
+            name,
+            (str(script), self._path, *arguments),
+            address,
+            start_up=self._start_up(program),
+            records=PROGRAMS[program].records,
+            conducts=conducts,
+        )
+
+    def source(self, kind: str, arguments: Sequence[str]) -> ServiceSpec:
+        """`stddaq simulate` or `stddaq replay`."""
+        return ServiceSpec(
+            kind,
+            (sys.executable, "-m", "stddaq", kind, self._path, *arguments),
+            metadata_stream(self._config.detector_name, "image"),
+            may_finish=True,
+            start_up=self._start_up(f"stddaq {kind}"),
+            records=True,
+        )
+
+    def requested(self) -> list[ServiceSpec]:
+        """What `services` of the configuration asks for, in the order in which it ends."""
+        requested = requested_services(self._config)
+        requested.sort(key=lambda service: _ORDER_OF_ENDING.index(service.program.name))
+        names = [_name(service) for service in requested]
+        return [
+            self.service(
+                name if names.count(name) == 1 else f"{name} {position}",
+                service.program.name,
+                service.arguments,
+                self._address(service),
+            )
+            for position, (name, service) in enumerate(zip(names, requested, strict=True))
+        ]
+
+    def live_streams(self) -> list[ServiceSpec]:
+        """A live stream for each address that `services` does not give to one with options of its own."""
+        given = {_stream_address(self._config, service) for service in requested_services(self._config)}
+        return [
+            self.service(_live_stream_name(address), _LIVE_STREAM, [address], _reachable(address))
+            for address in self._config.live_stream_configs
+            if address not in given
+        ]
+
+    def _start_up(self, program: str) -> str:
+        keys = PROGRAMS[program].start_up_keys
+        return json.dumps({key: self._values[key] for key in sorted(keys)})
+
+    def _address(self, service: RequestedService) -> str:
+        program = service.program.name
+        if program in _OUTPUTS:
+            return metadata_stream(self._config.detector_name, _OUTPUTS[program])
+        if program == _LIVE_STREAM:
+            return _reachable(_stream_address(self._config, service) or "")
+        host = _option(service.arguments, "", "--host") or "127.0.0.1"
+        port = _option(service.arguments, "-p", "--port") or _REST_PORT
+        return _reachable(f"tcp://{host}:{port}")
+
+
+def _name(service: RequestedService) -> str:
+    program, arguments = service.program.name, service.arguments
+    if program == _LIVE_STREAM:
+        return _live_stream_name(next((a for a in arguments if "://" in a), ""))
+    return program.removeprefix("std_").removeprefix("stddaq-").removeprefix("data_")
+
+
+def _live_stream_name(address: str) -> str:
+    return f"live_stream {address.partition('://')[2]}"
+
+
+def _stream_address(config: DetectorConfig, service: RequestedService) -> str | None:
+    """The address of a live stream that is asked for; None for other services."""
+    if service.program.name != _LIVE_STREAM:
+        return None
+    return next((word for word in service.arguments if word in config.live_stream_configs), None)
+
+
+def _reachable(address: str) -> str:
+    """Where to look for who listens at `address`, which may be all interfaces; empty when unknown."""
+    scheme, _, place = address.partition("://")
+    host, _, port = place.rpartition(":")
+    if scheme != "tcp" or not port.isdecimal() or int(port) == 0:
+        return address if scheme == "ipc" else ""
+    return f"tcp://127.0.0.1:{port}" if host in ("*", "0.0.0.0", "[::]", "::") else address
+
+
+def _option(arguments: Sequence[str], short: str, long: str) -> str | None:
+    """The value of an option, as argparse takes it."""
+    for position, word in enumerate(arguments):
+        if word in (short, long):
+            return arguments[position + 1] if position + 1 < len(arguments) else None
+        for prefix in (f"{long}=", short):
+            if prefix and word.startswith(prefix) and (prefix != short or not word.startswith("--")):
+                return word.removeprefix(prefix)
+    return None

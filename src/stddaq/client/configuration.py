@@ -1,0 +1,218 @@
+"""The configuration service's client: configurations, HDF5 files, simulators.
+
+from stddaq.client import ConfigClient
+
+service = ConfigClient("http://127.0.0.1:5000", user="me")
+config = service.get()
+config["number_of_writers"] = 4
+print(service.set(config).restarted)
+"""
+
+from __future__ import annotations
+
+import getpass
+import http.client
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from stddaq.errors import StdDaqError
+
+DEFAULT_CONFIG_URL = "http://127.0.0.1:5000"
+TIMEOUT_S = 30.0
+# Metadata of 100000 images in many columns; more is not an answer of the service.
+MAX_ANSWER_BYTES = 512 * 2**20
+
+
+class ConfigServiceError(StdDaqError):
+    """Base of the errors of this client."""
+
+
+class ConfigServiceUnreachableError(ConfigServiceError):
+    """Nobody who speaks the service's protocol answers at the url in time."""
+
+
+class RequestRefusedError(ConfigServiceError):
+    """The service does not carry out a request; nothing has changed.
+
+    Attributes:
+        status: HTTP status code.
+        reasons: the service's words, one or more.
+    """
+
+    def __init__(self, status: int, reasons: list[str]) -> None:
+        super().__init__("; ".join(reasons))
+        self.status, self.reasons = status, reasons
+
+
+class ConfigRefusedError(RequestRefusedError):
+    """The configuration has mistakes; `reasons` has them all."""
+
+
+class ConfigChangedError(RequestRefusedError):
+    """The configuration has been changed by somebody else since it was read."""
+
+
+class NotAllowedError(RequestRefusedError):
+    """The token is missing or wrong, or the file is not below a root of the service."""
+
+
+class NotFoundError(RequestRefusedError):
+    """The file, or the detector, does not exist."""
+
+
+_ERRORS: dict[int, type[RequestRefusedError]] = {
+    401: NotAllowedError,
+    403: NotAllowedError,
+    404: NotFoundError,
+    412: ConfigChangedError,
+}
+
+
+class Config(dict[str, Any]):
+    """A configuration as in its file; `etag` says which version it is."""
+
+    def __init__(self, content: dict[str, Any], etag: str | None) -> None:
+        super().__init__(content)
+        self.etag = etag
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigChange:
+    """What came of a new configuration.
+
+    Attributes:
+        changed: keys with another value than before.
+        picked_up_by: programs that follow the change while they run.
+        restarted: programs that `stddaq up` starts again, after the run that is going on.
+        previous: name of the version before in the history of the service; None when nothing changed.
+    """
+
+    message: str
+    detector_name: str
+    changed: list[str]
+    picked_up_by: list[str]
+    restarted: list[str]
+    previous: str | None
+
+
+class ConfigClient:
+    """Talks to one configuration service; safe to use from several threads.
+
+    Every method raises `ConfigServiceUnreachableError`, and `RequestRefusedError` or a subclass of it.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_CONFIG_URL,
+        *,
+        user: str | None = None,
+        detector: str | None = None,
+        token: str | None = None,
+        timeout: float = TIMEOUT_S,
+    ) -> None:
+        """`user` for the logs of the service (default: the login name); `detector` by its name, where the
+        service has several; `token` where it asks for one; `timeout` of a request in seconds."""
+        self.url = url.rstrip("/")
+        self._who = {"user": getpass.getuser() if user is None else user}
+        if detector is not None:
+            self._who["detector"] = detector
+        self._token, self._timeout = token, timeout
+        # A service of the institute is never behind the proxy that leads to the internet.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def get(self) -> Config:
+        """The configuration as it is in the file."""
+        content, headers = self._request("GET", "/api/config/get", self._who)
+        return Config(content, headers.get("ETag"))
+
+    def set(self, config: dict[str, Any]) -> ConfigChange:
+        """Put a whole configuration in place of the file. Raises `ConfigRefusedError`, with every mistake.
+
+        One that came from `get` replaces only the version that it was read from; `ConfigChangedError`
+        otherwise.
+        """
+        etag = config.etag if isinstance(config, Config) else None
+        answer, headers = self._request(
+            "POST", "/api/config/set", self._who, config, {"If-Match": etag} if etag else {}
+        )
+        if isinstance(config, Config):
+            config.etag = headers.get("ETag")
+        return ConfigChange(**{field.name: answer[field.name] for field in fields(ConfigChange)})
+
+    def read_metadata(
+        self, filename: str | Path, first_row: int = 0, max_rows: int = 100_000
+    ) -> dict[str, Any]:
+        """Rows of the tables of a file below a root of the service, as its answer has them."""
+        query = {"filename": str(filename), "first_row": first_row, "max_rows": max_rows}
+        return self._request("GET", "/api/h5/read_metadata", query)[0]
+
+    def file_status(self, filename: str | Path) -> dict[str, Any]:
+        """Datasets, shapes and types of a file below a root of the service."""
+        return self._request("GET", "/api/h5/get_metadata_status", {"filename": str(filename)})[0]
+
+    def create_interleaved_vds(
+        self, base_path: str | Path, output_file: str | Path, file_prefix: str = "file"
+    ) -> dict[str, Any]:
+        """Let the service make a master file over the raw files `<base_path>/<file_prefix><i>.h5`."""
+        asked = {
+            "base_path": str(base_path),
+            "output_file": str(output_file),
+            "file_prefix": file_prefix,
+        }
+        return self._request("POST", "/api/h5/create_interleaved_vds", {}, asked)[0]
+
+    def simulator(self, detector: str, command: Literal["start", "stop"]) -> dict[str, Any]:
+        """Let the simulator of a detector publish at its rate, or only when it is triggered."""
+        name = urllib.parse.quote(detector, safe="")
+        return self._request("POST", f"/api/test/{name}/simulator/{command}", {})[0]
+
+    def _request(
+        self,
+        method: Literal["GET", "POST"],
+        path: str,
+        query: dict[str, Any],
+        body: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> tuple[dict[str, Any], Any]:
+        """(JSON object, headers) of the answer."""
+        request = urllib.request.Request(
+            f"{self.url}{path}?{urllib.parse.urlencode(query)}",
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json", **(headers or {})},
+            method=method,
+        )
+        if self._token is not None:
+            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
+        try:
+            with self._opener.open(request, timeout=self._timeout) as response:
+                content = json.loads(response.read(MAX_ANSWER_BYTES))
+                return self._object(content), response.headers
+        except urllib.error.HTTPError as error:
+            with error:
+                raise _refusal(path, error) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise ConfigServiceUnreachableError(
+                f"{self.url}: no answer of a configuration service: {reason}"
+            ) from error
+
+    def _object(self, content: object) -> dict[str, Any]:
+        if not isinstance(content, dict):
+            raise ValueError("the answer is no JSON object")
+        return content
+
+
+def _refusal(path: str, error: urllib.error.HTTPError) -> RequestRefusedError:
+    try:
+        detail = json.loads(error.read(2**20))["detail"]
+    except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError):
+        detail = f"HTTP status {error.code} {error.reason}"
+    reasons = [str(reason) for reason in detail] if isinstance(detail, list) else [str(detail)]
+    if error.code == 422 and path == "/api/config/set":
+        return ConfigRefusedError(error.code, reasons)
+    return _ERRORS.get(error.code, RequestRefusedError)(error.code, reasons)

@@ -1,0 +1,203 @@
+"""The driver's client for ordinary code: plans, scripts, IPython.
+
+It is the asyncio client in a thread of its own, so that it works inside and outside of running event loops,
+and may be shared by several threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from stddaq.client.async_driver import (
+    COMMAND_TIMEOUT_S,
+    CONNECT_TIMEOUT_S,
+    DEFAULT_URL,
+    REPAIR_TIMEOUT_S,
+    AsyncDriverClient,
+    StatusWatcher,
+)
+from stddaq.client.errors import ConnectionLostError
+from stddaq.client.status import DriverStatus
+
+T = TypeVar("T")
+
+
+class DriverClient:
+    """A connection to one driver. Use it as a context manager; all methods are safe to call from any thread.
+
+    The methods are those of `AsyncDriverClient` and raise the same errors.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, reconnect: bool = False) -> None:
+        """`url` as `ws://host:port`. With `reconnect`, watching and waiting go on when the driver comes back
+        after it vanished; otherwise they end with `ConnectionLostError`."""
+        self.url = url
+        self._client = AsyncDriverClient(url, reconnect=reconnect)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._guard = threading.Lock()
+
+    def connect(self, timeout: float = CONNECT_TIMEOUT_S) -> Self:
+        """Connect and receive the first status. Raises `DriverUnreachableError`."""
+        with self._guard:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=self._loop.run_forever, name=f"client of {self.url}", daemon=True
+                )
+                self._thread.start()
+        try:
+            self._call(self._client.connect(timeout))
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Disconnect. A run goes on."""
+        with self._guard:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        if loop is None or thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._client.close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    def __enter__(self) -> Self:
+        return self.connect()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def latest(self) -> DriverStatus:
+        """The status received last. Raises `ConnectionLostError`."""
+        return self._client.latest
+
+    def start(self, path: str | Path, *, timeout: float = COMMAND_TIMEOUT_S, **fields: Any) -> DriverStatus:
+        """Start a run; the files appear in the directory `path`, which the driver must be able to see.
+
+        `fields` are those of `stddaq.wire.driver_messages.StartCommand`: `n_image`, `file_prefix`,
+        `writer_id`, `start_id`; with our driver also `overwrite`, `strict`, `end_on_restart`,
+        `first_image_timeout`.
+        Returns the status of the admitted run; `wait_until_ready` and `wait_until_saved` then follow it.
+        Raises `CommandRefusedError` with the driver's reason (`DriverBusyError` during another run),
+        `DriverTimeoutError`, `ConnectionLostError`.
+        """
+        return self._call(self._client.start(path, timeout=timeout, **fields))
+
+    def stop(self, timeout: float = COMMAND_TIMEOUT_S) -> DriverStatus:
+        """End the run, in whatever state it is; `wait_until_saved` waits for its files.
+
+        Raises `DriverTimeoutError`, `ConnectionLostError`.
+        """
+        return self._call(self._client.stop(timeout))
+
+    def status(self, timeout: float = COMMAND_TIMEOUT_S) -> DriverStatus:
+        """A status that is newer than this call. Raises `DriverTimeoutError`, `ConnectionLostError`."""
+        return self._call(self._client.status(timeout))
+
+    def last_result(self, timeout: float = COMMAND_TIMEOUT_S) -> dict[str, Any] | None:
+        """The account of the run that ended last: counts, lists of ids, files. None when there was none.
+
+        Raises `UnsupportedError` when the driver keeps none (another implementation), `DriverTimeoutError`,
+        `ConnectionLostError`.
+        """
+        return self._call(self._client.last_result(timeout))
+
+    def repair(self, timeout: float = REPAIR_TIMEOUT_S) -> list[dict[str, Any]]:
+        """Make the files of the last run that a writer has not closed openable for everyone.
+
+        See `AsyncDriverClient.repair`. Raises `DriverBusyError`, `UnsupportedError`, `DriverTimeoutError`,
+        `ConnectionLostError`.
+        """
+        return self._call(self._client.repair(timeout))
+
+    def watch(self) -> Iterator[DriverStatus]:
+        """An iterator of statuses, from the latest on, without end; see `AsyncDriverClient.watch`."""
+        return self._iterate(self._client.watch)
+
+    def watch_run(self) -> Iterator[DriverStatus]:
+        """As `watch`, but only the statuses of the current run, with `file_saved` or `error` as the last.
+
+        The current run is the one that this client started last, or else the one that is going on.
+        Raises `DriverError` when there is none. After a `KeyboardInterrupt` one can iterate on.
+        """
+        return self._iterate(self._client.watch_run)
+
+    def _iterate(self, watch: Callable[[], StatusWatcher]) -> Iterator[DriverStatus]:
+        async def make() -> StatusWatcher:
+            return watch()
+
+        return _Statuses(self._call, self._call(make()))
+
+    def wait_for(
+        self, condition: Callable[[DriverStatus], bool], timeout: float, what: str = "that status"
+    ) -> DriverStatus:
+        """The first status, from the latest on, for which `condition` is true.
+
+        `condition` is called in the client's own thread and must not block. Raises `DriverTimeoutError` after
+        `timeout` seconds, naming `what`; `ConnectionLostError`.
+        """
+        return self._call(self._client.wait_for(condition, timeout, what))
+
+    def wait(self, states: Iterable[str], timeout: float) -> DriverStatus:
+        """Wait until the driver is in one of `states`. Raises `DriverTimeoutError`, `ConnectionLostError`."""
+        return self._call(self._client.wait(states, timeout))
+
+    def wait_until_ready(self, timeout: float) -> DriverStatus:
+        """Wait until the current run (see `watch_run`) records every image that is published from now on.
+
+        Raises `RunFailedError` when it fails before, `DriverTimeoutError`, `ConnectionLostError`.
+        """
+        return self._call(self._client.wait_until_ready(timeout))
+
+    def wait_until_saved(self, timeout: float) -> DriverStatus:
+        """Wait until the files of the current run (see `watch_run`) are closed.
+
+        Raises `RunFailedError` when it ended in `error`, `DriverTimeoutError`, `ConnectionLostError`.
+        """
+        return self._call(self._client.wait_until_saved(timeout))
+
+    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the client's thread and return its result here."""
+        loop = self._loop
+        if loop is None:
+            coroutine.close()
+            raise ConnectionLostError(f"{self.url}: this client is not connected")
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise ConnectionLostError(f"{self.url}: this client was closed") from None
+        except BaseException:
+            future.cancel()  # Ctrl-C: what was waited for is not wanted any more.
+            raise
+
+
+class _Statuses:
+    """Iterates over a watcher in the client's thread. Not a generator: Ctrl-C would end that."""
+
+    def __init__(
+        self, call: Callable[[Coroutine[Any, Any, DriverStatus]], DriverStatus], watcher: StatusWatcher
+    ) -> None:
+        self._call, self._watcher = call, watcher
+
+    def __iter__(self) -> _Statuses:
+        return self
+
+    def __next__(self) -> DriverStatus:
+        try:
+            return self._call(self._watcher.__anext__())
+        except StopAsyncIteration:
+            raise StopIteration from None

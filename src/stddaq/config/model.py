@@ -1,0 +1,268 @@
+"""The detector configuration: one JSON file, the start-up argument of every service.
+
+`DetectorConfig.load` reads, validates and freezes it. Keys of other services are kept and tolerated;
+a mistake in one of ours is a `ConfigError` with one line that names the file, every offending key, what
+was found and what is allowed. The keys are those of the std_daq configuration file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from stddaq.config.live_streams import LiveStreamSetting
+from stddaq.errors import ConfigError
+from stddaq.text import shown, shown_key
+
+DetectorType = Literal["gigafrost", "eiger", "pco", "jungfrau-raw", "jungfrau-converted"]
+LogLevel = Literal["debug", "info", "warning", "error", "off"]
+# How images go to writers: `image_id % number_of_writers`, or in turn as they arrive. The second keeps the
+# writers evenly loaded when the ids of a stream share a factor with the number of writers.
+ImageDivision = Literal["image_id", "arrival"]
+# Statistics as the C++ services print them, or in the line protocol of InfluxDB.
+StatisticsFormat = Literal["std_daq", "influxdb"]
+
+DEFAULT_BLOCK_SIZE = 16 * 2**20
+MIN_SLOTS = 1000
+# HDF5 chunks, and so images and blocks, are smaller than 4 GiB.
+MAX_IMAGE_BYTES = 2**32 - 1
+# 64 TiB, half of what a process can address.
+MAX_RAM_BUFFER_GB = 2**16
+MAX_DEPTH = 100
+MISTAKES_SHOWN = 10
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+# The upper limits are those of the C++ services' int; they also keep arithmetic with the values exact.
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+NotNegative = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class DetectorConfig(BaseModel):
+    """One detector and the services around it; immutable. Sizes are in pixels unless the name says bytes."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+
+    detector_name: str
+    detector_type: DetectorType
+    n_modules: Positive
+    bit_depth: Literal[8, 16, 32]
+    image_pixel_height: Positive
+    image_pixel_width: Positive
+    start_udp_port: Annotated[int, Field(ge=0, le=65535)]
+    module_positions: dict[str, list[int]]
+
+    log_level: LogLevel = "info"
+    stats_collection_period: Positive = 10
+    ram_buffer_gb: Annotated[int, Field(ge=0, le=MAX_RAM_BUFFER_GB)] | None = None
+    number_of_writers: NotNegative = 0
+    gpfs_block_size: Annotated[int, Field(ge=1, le=MAX_IMAGE_BYTES)] = DEFAULT_BLOCK_SIZE
+    live_stream_configs: dict[str, LiveStreamSetting] = Field(default_factory=dict)
+    switch_user_active: bool = False
+    delay_filter_timeout: Positive = 10
+    max_number_of_forwarders_spawned: Positive = 8
+    use_all_forwarders: bool = False
+    sender_sends_full_images: bool = False
+    module_sync_queue_size: Positive = 50
+
+    # Ours: not in the configuration of the C++ services, which tolerate it.
+    image_division: ImageDivision = "image_id"
+    statistics_format: StatisticsFormat = "std_daq"
+    services: list[str] = Field(default_factory=list)
+
+    @classmethod
+    def load(cls, path: str | Path) -> DetectorConfig:
+        """Read and validate the JSON file at `path`. Raises `ConfigError`, a message of one line."""
+        path = Path(path)
+        try:
+            content = parse_json(path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}", error.mistakes) from error
+        return cls.parse(content, where=str(path))
+
+    @classmethod
+    def parse(cls, content: object, where: str = "configuration") -> DetectorConfig:
+        """Validate `content`, the decoded JSON. `where` opens the message of a `ConfigError`."""
+        if not isinstance(content, dict):
+            mistake = f"found {shown(content)}, allowed is a JSON object of configuration keys"
+            raise ConfigError(f"{where}: {mistake}", [mistake])
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            mistakes = _mistakes(error, content)
+            told = mistakes[:MISTAKES_SHOWN]
+            if len(mistakes) > MISTAKES_SHOWN:
+                told.append(f"and {len(mistakes) - MISTAKES_SHOWN} more mistakes")
+            raise ConfigError(f"{where}: {'; '.join(told)}", mistakes) from error
+
+    @field_validator("detector_name")
+    @classmethod
+    def _name_is_usable(cls, name: str) -> str:
+        # It becomes part of file names in /dev/shm and /tmp, and an HDF5 group.
+        if not _NAME.fullmatch(name) or len(name) > 64:
+            raise ValueError("1 to 64 letters, digits, '.', '_' or '-', not starting with '.' or '-'")
+        return name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DetectorConfig:
+        mistakes = _inconsistencies(self.__dict__)
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+        return self
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of one pixel, little-endian."""
+        return _dtype(self.detector_type, self.bit_depth)
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return (self.image_pixel_height, self.image_pixel_width)
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one uncompressed image, which is one slot of the ring buffer."""
+        return self.image_pixel_height * self.image_pixel_width * self.dtype.itemsize
+
+    @property
+    def n_slots(self) -> int:
+        """Slots of each ring buffer of this detector."""
+        if self.ram_buffer_gb is None:
+            return MIN_SLOTS
+        return max(MIN_SLOTS, self.ram_buffer_gb * 2**30 // self.image_bytes)
+
+
+def parse_json(text: bytes) -> Any:
+    """Decode the JSON of a configuration. Raises `ConfigError`, which does not name the file."""
+    try:
+        # Editors of Windows put a mark in front.
+        content = json.loads(
+            text.decode("utf-8-sig"),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"is not UTF-8 text (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"is not JSON: {error.msg}, line {error.lineno}") from error
+    except ValueError as error:
+        raise ConfigError("is not usable JSON: a number of thousands of digits") from error
+    except RecursionError as error:
+        raise ConfigError("is not usable JSON: nested too deeply") from error
+    # Where Python gives up depends on who calls; a service must not refuse what another accepted.
+    if _depth(content) > MAX_DEPTH:
+        raise ConfigError(f"is not usable JSON: nested too deeply, allowed are {MAX_DEPTH} levels")
+    return content
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two values for one key, JSON readers silently take either; nobody can mean both."""
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ConfigError(f"{shown_key(twice)}: found more than once in one object, allowed is once")
+    return content
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ConfigError(f"found {name}, allowed are the numbers of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ConfigError(f"found {text[:60]}, allowed are numbers up to 1.8e308")
+    return value
+
+
+def _mistakes(error: ValidationError, content: dict[str, Any]) -> list[str]:
+    """Every mistake in words: of single keys, and of those together that are good by themselves."""
+    mistakes: list[str] = []
+    for single in error.errors():
+        if single["loc"]:
+            mistakes.append(_explain(single))
+        else:  # Of several keys together; it says itself what was found.
+            mistakes += single["msg"].removeprefix("Value error, ").split("\n")
+    wrong = {single["loc"][0] for single in error.errors() if single["loc"]}
+    if wrong:
+        mistakes += _inconsistencies({key: value for key, value in content.items() if key not in wrong})
+    return mistakes
+
+
+def _inconsistencies(values: Mapping[str, Any]) -> list[str]:
+    """What does not fit together among the keys that are there."""
+    mistakes = []
+    kind, depth = values.get("detector_type"), values.get("bit_depth")
+    height, width = values.get("image_pixel_height"), values.get("image_pixel_width")
+    if kind == "gigafrost" and depth not in (None, 16):
+        mistakes.append(f"bit_depth: found {depth}, allowed for gigafrost is 16 (2 bytes per pixel)")
+    if kind and depth and height and width:
+        image_bytes = height * width * _dtype(kind, depth).itemsize
+        if image_bytes > MAX_IMAGE_BYTES:
+            mistakes.append(
+                f"image_pixel_height x image_pixel_width: found an image of {image_bytes} bytes, "
+                f"allowed are up to {MAX_IMAGE_BYTES}"
+            )
+    for index, position in values.get("module_positions", {}).items():
+        mistakes += _position_mistakes(index, position, height, width)
+    return mistakes
+
+
+def _position_mistakes(index: str, position: list[int], height: int | None, width: int | None) -> list[str]:
+    where = f"module_positions[{shown(index)}]"
+    mistakes = []
+    if not (index.isascii() and index.isdecimal()):
+        mistakes.append(f"{where}: found key {shown(index)}, allowed is the decimal index of a module")
+    if len(position) != 4:
+        mistakes.append(f"{where}: found {shown(position)}, allowed are exactly 4 ints [x0, y0, x1, y1]")
+    elif height and width:
+        limits = (width, height, width, height)
+        if not all(0 <= value < limit for value, limit in zip(position, limits, strict=True)):
+            mistakes.append(
+                f"{where}: found {shown(position)}, allowed is a place inside the image: "
+                f"x from 0 to {width - 1}, y from 0 to {height - 1}"
+            )
+    return mistakes
+
+
+def _dtype(detector_type: str, bit_depth: int) -> np.dtype:
+    if detector_type == "jungfrau-converted":
+        return np.dtype("<f4")
+    return np.dtype(f"<u{bit_depth // 8}")
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One mistake of one key in words: key, what was found, what is allowed."""
+    key = ".".join(shown_key(str(part)) for part in error["loc"])
+    if error["type"] == "missing":
+        return f"{key}: missing, it is mandatory"
+    message = (
+        error["msg"]
+        .removeprefix("Value error, ")
+        .removeprefix("Input should be ")
+        .replace("a valid ", "a ")
+        .replace("a integer", "an integer")
+        .replace("a dictionary", "an object")
+    )
+    return f"{key}: found {shown(error['input'])}, allowed is {message}"
+
+
+def _depth(content: object) -> int:
+    """How many levels of lists and objects there are, one within the other."""
+    depth, level = 0, [content]
+    while level := [node for node in level if isinstance(node, dict | list)]:
+        depth += 1
+        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
+    return depth

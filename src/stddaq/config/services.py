@@ -1,0 +1,134 @@
+"""The programs that a deployment is made of: what each reads of the configuration when it starts.
+
+`stddaq up` starts and restarts by this table, and the configuration service answers by it who takes part in
+a change. What is not in it cannot be asked for in `services` of the configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stddaq.config import DetectorConfig
+from stddaq.text import shown, shown_key
+
+_LOGS = frozenset({"log_level", "stats_collection_period", "statistics_format"})
+_IMAGES = frozenset(
+    {
+        "detector_name",
+        "detector_type",
+        "bit_depth",
+        "image_pixel_height",
+        "image_pixel_width",
+        "ram_buffer_gb",
+    }
+)
+_FILES = frozenset({"number_of_writers", "gpfs_block_size", "switch_user_active", "image_division"})
+_DRIVER = _LOGS | _IMAGES | _FILES
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One of our services, by the name of its console script.
+
+    Attributes:
+        start_up_keys: keys of the configuration that it reads when it starts, and not again.
+        live_keys: keys that it follows while it runs.
+        records: it takes part in runs, so that it is never restarted during one.
+        on_request: it runs when `services` of the configuration asks for it.
+    """
+
+    name: str
+    start_up_keys: frozenset[str]
+    live_keys: frozenset[str] = frozenset()
+    records: bool = True
+    on_request: bool = True
+
+
+META_WRITERS: Mapping[str, str] = {
+    "gigafrost": "std_det_meta_writer_gf",
+    "jungfrau-raw": "std_det_meta_writer_jf",
+    "jungfrau-converted": "std_det_meta_writer_jf",
+    "eiger": "std_det_meta_writer_eg",
+    "pco": "std_det_meta_writer_pco",
+}
+_ALL = (
+    Program("std_bsread_recv", _LOGS | _IMAGES),
+    Program("std_data_compress_h5bitshuffle_lz4", _LOGS | _IMAGES),
+    Program("std_data_compress_blosc2", _LOGS | _IMAGES),
+    Program("std_gf_filter", _LOGS | _IMAGES),
+    Program("std_live_stream", _LOGS | _IMAGES, frozenset({"live_stream_configs"}), records=False),
+    Program("stddaq-rest", frozenset({"log_level"}), records=False),
+    Program("std_det_driver", _DRIVER, on_request=False),
+    Program("std_det_writer", _DRIVER, on_request=False),
+    *(Program(name, _DRIVER, on_request=False) for name in sorted(set(META_WRITERS.values()))),
+    Program("stddaq simulate", _LOGS | _IMAGES, on_request=False),
+    Program("stddaq replay", _LOGS | _IMAGES, on_request=False),
+)
+PROGRAMS: Mapping[str, Program] = {program.name: program for program in _ALL}
+ON_REQUEST = tuple(program.name for program in _ALL if program.on_request)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedService:
+    """One entry of `services`: a program and its arguments, without CONFIG."""
+
+    program: Program
+    arguments: tuple[str, ...]
+
+
+def requested_services(config: DetectorConfig) -> list[RequestedService]:
+    """What `services` of a configuration without `service_mistakes` asks for, in its order."""
+    return [
+        RequestedService(PROGRAMS[words[0]], tuple(words[1:])) for words in map(shlex.split, config.services)
+    ]
+
+
+def service_mistakes(config: DetectorConfig) -> list[str]:
+    """What is wrong in `services`, each in words."""
+    mistakes = []
+    for position, line in enumerate(config.services):
+        where = f"services.{position}"
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            mistakes.append(f"{where}: found {shown(line)}, allowed is a command line: {error}")
+            continue
+        if "\0" in line or not words or words[0] not in ON_REQUEST:
+            mistakes.append(
+                f"{where}: found {shown(line)}, allowed is one of {', '.join(ON_REQUEST)} and its arguments "
+                "without CONFIG"
+            )
+        elif words[0] == "std_live_stream" and not any(word in config.live_stream_configs for word in words):
+            mistakes.append(
+                f"{where}: found {shown(line)}, allowed is an address of live_stream_configs: "
+                f"{', '.join(map(shown_key, config.live_stream_configs)) or 'there is none'}"
+            )
+    repeated = {line for line in config.services if config.services.count(line) > 1}
+    mistakes += [f"services: found {shown(line)} more than once" for line in sorted(repeated)]
+    return mistakes
+
+
+def affected_programs(before: DetectorConfig, after: DetectorConfig) -> tuple[list[str], list[str]]:
+    """Which programs of the deployment follow the change while they run, and which are started again.
+
+    Sources are not part of it: `stddaq up` alone knows whether it has one.
+    """
+    changed = set(changed_keys(before.model_dump(mode="json"), after.model_dump(mode="json")))
+    names = ["std_det_driver", "std_det_writer", META_WRITERS[after.detector_type]]
+    names += ["std_live_stream"] if after.live_stream_configs else []
+    names += [service.program.name for service in requested_services(after)]
+    programs = [PROGRAMS[name] for name in dict.fromkeys(names)]
+    restarted = [program.name for program in programs if changed & program.start_up_keys]
+    live = [p.name for p in programs if changed & p.live_keys and p.name not in restarted]
+    return live, restarted
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Keys whose values differ between two configurations, as decoded JSON; sorted."""
+    # As text, for to Python 1 and true are the same.
+    texts = [{key: json.dumps(value, sort_keys=True) for key, value in it.items()} for it in (before, after)]
+    return sorted(key for key in before.keys() | after.keys() if texts[0].get(key) != texts[1].get(key))

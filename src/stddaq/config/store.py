@@ -1,0 +1,203 @@
+"""One configuration file as the service keeps it: read, replaced as a whole, the previous ones kept.
+
+A file is replaced by a rename, so that readers see the old or the new one, with its mode and owner. Writers
+take turns by a lock on the history directory, which also other processes of ours take. Everything here may
+block for as long as the file system does; it is called from threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from stddaq.config.model import DetectorConfig, parse_json
+from stddaq.config.services import affected_programs, changed_keys, service_mistakes
+from stddaq.errors import ConfigError, StdDaqError
+
+# Previous versions that are kept of each file.
+HISTORY_LIMIT = 100
+MAX_MISTAKES = 100
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+
+
+class ConfigOutdatedError(StdDaqError):
+    """The file is no longer the one that a new configuration was made from."""
+
+
+class ConfigProtectedError(StdDaqError):
+    """A new configuration differs in a key that is changed in the file itself only."""
+
+
+class ConfigWriteError(StdDaqError, OSError):
+    """The file system does not allow the configuration to be replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredConfig:
+    """A configuration as it is in the file, and the tag of that content."""
+
+    content: dict[str, Any]
+    config: DetectorConfig
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a `set` has done.
+
+    Attributes:
+        changed: keys with another value than before, sorted.
+        picked_up_by: programs that follow the change while they run.
+        restarted: programs that `stddaq up` starts again, after the run that is going on.
+        previous: file name of the version before, in the history directory; None when nothing changed.
+    """
+
+    config: DetectorConfig
+    etag: str
+    changed: list[str]
+    picked_up_by: list[str]
+    restarted: list[str]
+    previous: str | None
+
+
+class ConfigStore:
+    """The configuration file at `path`, which may be a link; its history is in `<name>.history` beside it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> StoredConfig:
+        """The file as it is now. Raises `ConfigError`."""
+        try:
+            text = self.path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot be read: {error.strerror}") from error
+        try:
+            content = parse_json(text)
+        except ConfigError as error:
+            raise ConfigError(f"{self.path}: {error}") from error
+        return StoredConfig(content, DetectorConfig.parse(content, str(self.path)), _etag(text))
+
+    def replace(self, text: bytes, user: str, expected_etag: str | None = None) -> Change:
+        """Put the configuration `text` (JSON) in place of the file.
+
+        Nothing has changed when it raises: `ConfigError` with every mistake, `ConfigOutdatedError` when the
+        file is no longer the expected one, `ConfigProtectedError` when `services` differs, or
+        `ConfigWriteError`.
+        """
+        content, config = _validated(text)
+        path = Path(os.path.realpath(self.path))
+        try:
+            with _turn(path.with_name(f"{path.name}.history")) as history:
+                return _replace(path, history, content, config, user, expected_etag)
+        except OSError as error:
+            raise ConfigWriteError(f"{self.path}: cannot be replaced: {error.strerror or error}") from error
+
+
+def _validated(text: bytes) -> tuple[dict[str, Any], DetectorConfig]:
+    try:
+        content = parse_json(text)
+        config = DetectorConfig.parse(content)
+    except ConfigError as error:
+        mistakes = list(error.mistakes)
+    else:
+        mistakes = service_mistakes(config)
+        if not mistakes:
+            return content, config
+    hidden = len(mistakes) - MAX_MISTAKES
+    mistakes = mistakes[:MAX_MISTAKES] + ([f"and {hidden} more"] if hidden > 0 else [])
+    raise ConfigError("; ".join(mistakes), mistakes)
+
+
+@contextlib.contextmanager
+def _turn(history: Path) -> Iterator[Path]:
+    """Wait until no other writer is at work on the file. Makes the history directory."""
+    with contextlib.suppress(FileExistsError):
+        history.mkdir(mode=0o755)
+    lock = os.open(history, _DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield history
+    finally:
+        os.close(lock)
+
+
+def _replace(
+    path: Path,
+    history: Path,
+    content: dict[str, Any],
+    config: DetectorConfig,
+    user: str,
+    expected_etag: str | None,
+) -> Change:
+    before = path.read_bytes()
+    if expected_etag not in (None, _etag(before)):
+        raise ConfigOutdatedError(f"{path}: has changed since it was read; read it again")
+    old_content, old_config = _previous(before)
+    changed = changed_keys(old_content, content)
+    if "services" in changed:
+        raise ConfigProtectedError(
+            "services: differs from the file's; what runs, and with which options, is changed there only"
+        )
+    if old_config is not None and not changed:
+        return Change(config, _etag(before), [], [], [], None)
+    after = (json.dumps(content, indent=2) + "\n").encode()
+    kept = history / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-before-{user}.json"
+    _write(kept, before, like=path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _write(temporary, after, like=path)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_directory(path.parent)
+    for kept_long in sorted(history.iterdir())[:-HISTORY_LIMIT]:
+        kept_long.unlink(missing_ok=True)
+    # A file that was broken is repaired by this: nobody ran with it.
+    picked_up_by, restarted = affected_programs(old_config, config) if old_config else ([], [])
+    return Change(config, _etag(after), changed, picked_up_by, restarted, kept.name)
+
+
+def _previous(text: bytes) -> tuple[dict[str, Any], DetectorConfig | None]:
+    """What is replaced, which an editor may have broken; then the configuration is None."""
+    try:
+        content = parse_json(text)
+        if not isinstance(content, dict):
+            return {}, None
+        return content, DetectorConfig.parse(content)
+    except ConfigError:
+        return {}, None
+
+
+def _write(path: Path, content: bytes, like: Path) -> None:
+    """Make the file `path` with the mode and owner of `like`, on the disk when this returns."""
+    model = like.stat()
+    # Whoever left a temporary file of this name is dead: writers take turns.
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+        if (model.st_uid, model.st_gid) != (os.geteuid(), os.getegid()):
+            os.fchown(file.fileno(), model.st_uid, model.st_gid)
+        os.fchmod(file.fileno(), model.st_mode & 0o7777)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_directory(directory: Path) -> None:
+    descriptor = os.open(directory, _DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _etag(text: bytes) -> str:
+    return f'"{hashlib.sha256(text).hexdigest()[:32]}"'

@@ -1,0 +1,54 @@
+"""Log lines of the daemons: `[MM-DD HH:MM:SS.mmm][service][vVERSION][level] message` on standard output.
+
+Lines of user-visible events start their message with `[event] ` (see `event`). Statistics may take another
+form than that of a log line (see `line_protocol`).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+from stddaq import __version__
+from stddaq.config.model import StatisticsFormat
+from stddaq.daemon.line_protocol import line_protocol
+from stddaq.text import escaped
+
+_COLOURS = {"debug": "36", "info": "32", "warning": "33", "error": "31", "critical": "1;31"}
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+logger = logging.getLogger("stddaq")
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, service: str, statistics_format: StatisticsFormat, colour: bool) -> None:
+        super().__init__()
+        self._service, self._colour = service, colour
+        self._for_influxdb = statistics_format == "influxdb"
+
+    def format(self, record: logging.LogRecord) -> str:
+        if self._for_influxdb and (pairs := getattr(record, "statistics", None)):
+            return line_protocol(self._service, pairs, time.time_ns())
+        level = record.levelname.lower()
+        if self._colour:
+            level = f"\x1b[{_COLOURS.get(level, '0')}m{level}\x1b[0m"
+        stamp = time.strftime("%m-%d %H:%M:%S", time.localtime(record.created))
+        # One line, whatever a path or a peer's text brings with it.
+        message = escaped(record.getMessage())
+        if record.exc_info and record.exc_info[0] is not None:
+            message += "\n" + self.formatException(record.exc_info)
+        return f"[{stamp}.{int(record.msecs):03d}][{self._service}][v{__version__}][{level}] {message}"
+
+
+def set_up(service: str, level: str, statistics_format: StatisticsFormat = "std_daq") -> None:
+    """Send the log lines of this process to standard output. `level` as `log_level` in the configuration."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Formatter(service, statistics_format, colour=sys.stdout.isatty()))
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(_LEVELS.get(level, logging.CRITICAL + 1))
+
+
+def event(message: str, *args: object) -> None:
+    """Log something that a user sees happen (a run starts, a file is closed)."""
+    logger.info("[event] " + message, *args)

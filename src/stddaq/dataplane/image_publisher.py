@@ -1,0 +1,117 @@
+"""The producer's end of the data plane: pixels into a slot of the ring buffer, then the announcement.
+
+Every source (simulator, replay, camera receiver) publishes through `ImagePublisher`. It owns the writing side
+of the ring buffer and the bound socket of the metadata stream; it never waits for a consumer, and nothing but
+one `ImageMetadata` per image goes out.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import numpy as np
+
+from stddaq.config import DetectorConfig
+from stddaq.dataplane.metadata import GOOD_IMAGE, ImageMetadata, dtype_code
+from stddaq.dataplane.metadata_publisher import MetadataPublisher
+from stddaq.dataplane.ring_buffer import RingBuffer
+from stddaq.errors import SourceError
+
+
+class ImagePublisher:
+    """Publishes the uncompressed images of one detector.
+
+    Costs about 4 us per image and the copy of its pixels. Attributes:
+        metadata: the message of the next announcement, reused. Set the detector's own fields in it
+            (`metadata.gf`, `.jf`, `.eg`, `.pco`) before an image is committed; the rest is set here.
+        socket: XPUB socket of the metadata stream; becomes readable when subscribers come or go.
+        n_published: images published so far.
+        n_slots: slots of the ring buffer.
+    """
+
+    def __init__(self, config: DetectorConfig, suffix: str = "image") -> None:
+        """Bind the metadata stream and attach to the ring buffer of `suffix`.
+
+        Raises `EndpointError` when another service publishes there, `GeometryError` when the ring buffer
+        exists with another geometry.
+        """
+        self.metadata = ImageMetadata(
+            height=config.image_pixel_height,
+            width=config.image_pixel_width,
+            size=config.image_bytes,
+            dtype=dtype_code(config.dtype),  # pyright: ignore[reportArgumentType]
+        )
+        self.n_published = 0
+        self._stream = MetadataPublisher(config, suffix)
+        self.endpoint, self.socket = self._stream.endpoint, self._stream.socket
+        try:
+            self._ring = RingBuffer(config, suffix)
+        except BaseException:
+            self._stream.close()
+            raise
+        geometry = self._ring.geometry
+        self.n_slots = geometry.n_slots
+        used = self._ring.memory[: geometry.n_slots * geometry.image_bytes]
+        self._slots = np.frombuffer(used, config.dtype).reshape(geometry.n_slots, *config.image_shape)
+
+    @property
+    def n_subscribers(self) -> int:
+        """Subscriptions that the stream has now; images published from now on are sent to all of them."""
+        return self._stream.n_subscribers
+
+    def wait_for_subscribers(self, count: int, timeout: float) -> bool:
+        """Wait, up to `timeout` seconds, for `count` subscriptions. Returns whether they are there."""
+        return self._stream.wait_for_subscribers(count, timeout)
+
+    def begin(self, image_id: int) -> np.ndarray:
+        """Open the slot of image `image_id`: an array (height, width) of the pixel type to fill in place.
+
+        Readers do not trust the slot until `commit`. Raises `SourceError` when there is no memory for it.
+        """
+        self._ring.begin(image_id)
+        return self._slots[image_id % self.n_slots]
+
+    def commit(self, image_id: int, status: int = GOOD_IMAGE) -> int:
+        """Announce the image that was put into its slot since `begin`. Returns its sequence number."""
+        metadata = self.metadata
+        metadata.sequence = sequence = self._ring.commit(image_id)
+        metadata.image_id = image_id
+        metadata.status = status  # pyright: ignore[reportAttributeAccessIssue]
+        self._stream.send(metadata)
+        self.n_published += 1
+        return sequence
+
+    def publish(self, image_id: int, pixels: np.ndarray, status: int = GOOD_IMAGE) -> int:
+        """Copy `pixels`, shape (height, width) of the pixel type, into the slot and announce the image.
+
+        Returns its sequence number. Raises `SourceError` for pixels of another shape or type.
+        """
+        if pixels.shape != self._slots.shape[1:] or pixels.dtype != self._slots.dtype:
+            height, width = self._slots.shape[1:]
+            raise SourceError(
+                f"image {image_id}: found shape {pixels.shape} of {pixels.dtype}, "
+                f"allowed is ({height}, {width}) of {self._slots.dtype}"
+            )
+        np.copyto(self.begin(image_id), pixels)
+        return self.commit(image_id, status)
+
+    def reserve(self, slot: int) -> None:
+        """Get the memory of a slot. `begin` does it when a slot is used first, and takes longer then.
+
+        Raises `SourceError` when there is none.
+        """
+        self._ring.reserve(slot)
+
+    def close(self) -> None:
+        """Deliver what is on its way, up to a second; release the socket and the ring buffer."""
+        self._stream.close()
+        del self._slots
+        self._ring.close()
+
+    def __enter__(self) -> ImagePublisher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

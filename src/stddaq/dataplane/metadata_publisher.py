@@ -1,0 +1,79 @@
+"""The producer's end of a metadata stream: binds it, counts who listens, never waits for anybody."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+import zmq
+
+from stddaq.config import DetectorConfig
+from stddaq.dataplane.endpoints import bind, metadata_stream, open_socket, unbind
+from stddaq.dataplane.metadata import ImageMetadata
+
+# How long `close` waits for announcements that are still on their way to subscribers.
+DELIVERY_LINGER_MS = 1000
+
+
+class MetadataPublisher:
+    """Publishes the metadata stream of one suffix; a context manager.
+
+    Attributes:
+        socket: XPUB socket; becomes readable when subscribers come or go.
+        endpoint: where it is bound.
+    """
+
+    def __init__(self, config: DetectorConfig, suffix: str) -> None:
+        """Bind the stream. Raises `EndpointError` when another service publishes there."""
+        self.endpoint = metadata_stream(config.detector_name, suffix)
+        self._n_subscribers = 0
+        self._context = zmq.Context()
+        # To subscribers an XPUB is a PUB; it also tells us of subscriptions, which a PUB keeps to itself.
+        self.socket = open_socket(self._context, zmq.XPUB)
+        self.socket.setsockopt(zmq.XPUB_VERBOSER, 1)
+        try:
+            bind(self.socket, self.endpoint)
+        except BaseException:
+            self._context.destroy()
+            raise
+
+    @property
+    def n_subscribers(self) -> int:
+        """Subscriptions that the stream has now; images published from now on are sent to all of them."""
+        while True:
+            try:
+                message = self.socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return self._n_subscribers
+            # First byte 1: subscribed, 0: unsubscribed or gone. Anything else is a peer's own message.
+            if message[:1] == b"\1":
+                self._n_subscribers += 1
+            elif message[:1] == b"\0":
+                self._n_subscribers -= 1
+
+    def wait_for_subscribers(self, count: int, timeout: float) -> bool:
+        """Wait, up to `timeout` seconds, for `count` subscriptions. Returns whether they are there."""
+        deadline = time.monotonic() + timeout
+        while self.n_subscribers < count:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or not self.socket.poll(max(1, int(remaining * 1000))):
+                return self.n_subscribers >= count
+        return True
+
+    def send(self, metadata: ImageMetadata) -> None:
+        """Announce one image. 2 us."""
+        self.socket.send(metadata.SerializeToString())
+
+    def close(self) -> None:
+        """Deliver what is on its way, up to a second, and release the socket."""
+        self.socket.linger = DELIVERY_LINGER_MS
+        unbind(self.socket, self.endpoint)
+        self._context.term()
+
+    def __enter__(self) -> MetadataPublisher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,202 @@
+"""The aggregate: the file that documents reference. It shows the images of published points as one array.
+
+A NeXus file with virtual datasets over rows of raw files, which may still be growing. It is written as a
+whole and put in place by rename, so that a reader who opens it for each read sees it complete, and one who
+holds an older one keeps a valid, shorter array. What is not published (images of an aborted try) is in no
+mapping.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from stddaq.errors import FileLayoutError
+from stddaq.files.growing_run import Images, RawFile
+from stddaq.files.master_file import DATA, IMAGE_METADATA, nexus_group, not_there
+from stddaq.files.opening import damage_named, open_file, relative_name
+from stddaq.files.virtual import FILE_FORMAT, Source, Stretch, create_virtual_dataset, stretches
+
+NAME = "Aggregate"
+
+
+def aggregate_name(prefix: str, number: int) -> str:
+    """Name of the aggregate `number` (from 0) of the files of a prefix."""
+    return f"{prefix}{NAME}{number + 1 if number else ''}.h5"
+
+
+class AggregateFile:
+    """An aggregate in the making; see the module. Not thread-safe.
+
+    Attributes:
+        path: of the file, which is there after the first `write`.
+        n_images: images that the next `write` shows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.n_images = 0
+        self._mapped: dict[Path, _Mapped] = {}
+
+    @property
+    def raw_files(self) -> tuple[Path, ...]:
+        """The raw files that it shows."""
+        return tuple(self._mapped)
+
+    def extend(self, images: Images) -> None:
+        """Add images behind the last. Raises `FileLayoutError` when their files do not fit the others."""
+        places = self.n_images + np.arange(len(images))
+        for i, file in enumerate(images.raw_files):
+            mine = np.flatnonzero(images.files == i)
+            if len(mine):
+                mapped = self._mapped.get(file.path) or self._add(file)
+                mapped.extend(images.rows[mine], places[mine], int(images.ids[mine[-1]]))
+        self.n_images += len(images)
+
+    def truncate(self, n_images: int) -> None:
+        """Take the images from `n_images` on back: they were not published."""
+        for mapped in self._mapped.values():
+            mapped.truncate(n_images)
+        self.n_images = min(self.n_images, n_images)
+
+    def write(self, *, live: bool) -> None:
+        """Put the file in place, after seeing the newest image of each raw file through it.
+
+        `live`: raw files may be growing, and the file will be written again: what only viewers look at is
+        left out, which takes a third of the time. Raises `FileLayoutError`.
+        """
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            with h5py.File(temporary, "w", libver=FILE_FORMAT) as file:
+                self._fill(file)
+                if not live:
+                    self._describe(file)
+            self._verify(temporary, live)
+            temporary.replace(self.path)
+        except OSError as error:
+            raise FileLayoutError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _add(self, file: RawFile) -> _Mapped:
+        first = next(iter(self._mapped.values()), None)
+        if first is not None:
+            found, expected = (file.image_shape, file.dtype), (first.file.image_shape, first.file.dtype)
+            if found != expected:
+                raise FileLayoutError(
+                    f"{file.path}: holds images of {found[0]} {found[1]}, expected {expected[0]} "
+                    f"{expected[1]} as in {first.file.path}"
+                )
+        self._mapped[file.path] = mapped = _Mapped(file)
+        return mapped
+
+    def _fill(self, file: h5py.File) -> None:
+        raw = next(iter(self._mapped.values())).file
+        data = file.create_group("entry/data")
+        shape = (self.n_images, *raw.image_shape)
+        create_virtual_dataset(
+            data, "data", shape, raw.dtype, self._sources("data"), fill=not_there(raw.dtype)
+        )
+        # Status 0, undefined, is what HDF5 shows for a raw file that was lost after this.
+        create_virtual_dataset(data, "metadata", shape[:1], raw.row_dtype, self._sources("metadata"))
+
+    def _describe(self, file: h5py.File) -> None:
+        """What NeXus viewers need to open on the images, and readers to look after the raw files."""
+        file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "stddaq_ophyd"})
+        entry = file["entry"]
+        assert isinstance(entry, h5py.Group)
+        entry.attrs.update({"NX_class": "NXentry", "default": "data"})
+        file["entry/data"].attrs.update({"NX_class": "NXdata", "signal": "data", "interpretation": "image"})
+        file[DATA].attrs["interpretation"] = "image"
+        account = nexus_group(entry, "stddaq", "NXcollection")
+        account["raw_files"] = [relative_name(path, self.path.parent) for path in self._mapped]
+
+    def _sources(self, dataset: str) -> list[Source]:
+        return [
+            Source(
+                relative_name(path, self.path.parent),
+                f"{mapped.file.group}/{dataset}",
+                mapped.n_rows,
+                mapped.stretches,
+            )
+            for path, mapped in self._mapped.items()
+            if mapped.stretches
+        ]
+
+    def _verify(self, temporary: Path, live: bool) -> None:
+        """HDF5 shows fill values for what it does not find, and says nothing."""
+        with (
+            open_file(temporary, allow_unclosed=live, as_growing=live) as opened,
+            damage_named(temporary),
+        ):
+            rows = opened.file[IMAGE_METADATA]
+            assert isinstance(rows, h5py.Dataset)
+            for path, mapped in self._mapped.items():
+                if mapped.last_id is None:
+                    continue
+                found = rows[mapped.last_place]["image_id"]
+                if found != mapped.last_id:
+                    raise FileLayoutError(
+                        f"{path}: cannot be read through {self.path.name}: image {mapped.last_id} is shown "
+                        f"as {found}; HDF5_VDS_PREFIX is {os.environ.get('HDF5_VDS_PREFIX', 'not set')}"
+                    )
+                if live:
+                    mapped.last_id = None  # Seen; looked at again when more of this file is shown.
+
+
+class _Mapped:
+    """The rows of one raw file that are shown, as stretches of rows and their places."""
+
+    def __init__(self, file: RawFile) -> None:
+        self.file = file
+        self.stretches: list[Stretch] = []
+        # Of the newest image, as long as it was not seen in the place where it is shown.
+        self.last_id: int | None = None
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that the file has at least."""
+        last = self.stretches[-1]
+        return last.start + last.length
+
+    @property
+    def last_place(self) -> int:
+        """Where the newest image is shown."""
+        last = self.stretches[-1]
+        return last.first + (last.length - 1) * last.step
+
+    def extend(self, rows: np.ndarray, places: np.ndarray, last_id: int) -> None:
+        """Show increasing `rows` (n,) at `places` (n,)."""
+        ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+        start = 0
+        for end in ends:
+            for found in stretches(places[start:end]):
+                self._append(found._replace(start=int(rows[start]) + found.start))
+            start = end
+        self.last_id = last_id
+
+    def _append(self, new: Stretch) -> None:
+        """Add a stretch, to the last one where it goes on: points of a scan come one by one."""
+        last = self.stretches[-1] if self.stretches else None
+        if last is not None and last.start + last.length == new.start:
+            gap = new.first - (last.first + (last.length - 1) * last.step)
+            step = gap if last.length == 1 else last.step
+            if gap == step and (new.length == 1 or new.step == step):
+                self.stretches[-1] = Stretch(last.start, last.first, step, last.length + new.length)
+                return
+        self.stretches.append(new)
+
+    def truncate(self, n_images: int) -> None:
+        """Show nothing at places from `n_images` on."""
+        if not self.stretches or self.last_place < n_images:
+            return
+        self.last_id = None
+        while self.stretches and self.stretches[-1].first >= n_images:
+            self.stretches.pop()
+        if self.stretches:
+            last = self.stretches[-1]
+            length = min(last.length, -(-(n_images - last.first) // last.step))
+            self.stretches[-1] = last._replace(length=length)

@@ -1,0 +1,182 @@
+"""`stddaq simulate-pco`: a camera server that pushes simulated images as bsread messages over the network.
+
+It shows what `stddaq simulate` shows, at a rate or on software triggers, but makes neither ring buffer nor
+metadata stream: those are the receiver's (`std_bsread_recv`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import numpy as np
+import zmq
+
+from stddaq.config import DetectorConfig
+from stddaq.daemon.main import ArgumentParser, StopRequest, run
+from stddaq.dataplane.endpoints import connection_counts, open_socket, watch_connection
+from stddaq.dataplane.metadata import ImageMetadata
+from stddaq.errors import ConfigError, EndpointError
+from stddaq.sources.bsread.receiver import camera_address
+from stddaq.sources.options import add_image_options, source_options
+from stddaq.sources.simulated.scenes import Scene
+from stddaq.sources.simulated.service import SceneProvider, add_scene_options
+from stddaq.sources.source_loop import run_source
+from stddaq.wire.bsread import Channel, Compression, MessageEncoder, encode_value
+
+# Images that wait for one connection; then the camera waits (push), or leaves images out (pub).
+QUEUE_BYTES = 64 * 2**20
+MIN_QUEUE, MAX_QUEUE = 4, 10_000
+# How long receivers may take for the last images when all were sent, and when the server is asked to stop.
+DELIVERY_S = 60.0
+CLOSE_LINGER_MS = 1000
+# Of messages that were sent nothing more need be known; after so many more they are sorted out.
+TRACKED = 1000
+
+
+def camera_name(detector_name: str) -> str:
+    """The name under which the camera server of a detector takes software triggers."""
+    return f"{detector_name}-camera"
+
+
+class CameraServer:
+    """The camera's end of the network: an `ImageOutput` whose consumers are receivers."""
+
+    def __init__(self, config: DetectorConfig, address: str, kind: int, compression: Compression) -> None:
+        """Bind `address`. `kind` is zmq.PUSH or zmq.PUB. Raises `EndpointError`."""
+        self.metadata = ImageMetadata()
+        self._shape, self._dtype = config.image_shape, config.dtype
+        channel = Channel.of_image(config.detector_name, config.image_shape, config.dtype, compression)
+        self._channel, self._encoder = channel, MessageEncoder([channel])
+        self._image = np.empty(self._shape, self._dtype)
+        self._n_published = self._n_connected = 0
+        self._context = zmq.Context(io_threads=2)
+        self._images = open_socket(self._context, kind)
+        self._images.copy_threshold = 0  # Or nothing is known of small messages.
+        self._on_the_way: list[zmq.MessageTracker] = []
+        self._unsent: list[Any] | None = None
+        self._look_after_at = TRACKED
+        self._images.sndhwm = min(max(QUEUE_BYTES // config.image_bytes, MIN_QUEUE), MAX_QUEUE)
+        self._waits = kind == zmq.PUSH
+        # Connections are known from the monitor; subscriptions, if any, need not be read.
+        self.socket = watch_connection(self._images)
+        try:
+            self._images.bind(address)
+        except zmq.ZMQError as error:
+            self._context.destroy()
+            raise EndpointError(f"{address}: cannot be bound: {error.strerror}") from error
+        self.endpoint = self._images.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    @property
+    def n_subscribers(self) -> int:
+        """Connections of receivers that there are now."""
+        for n_connected in connection_counts(self.socket):
+            self._n_connected = n_connected
+        return self._n_connected
+
+    def preallocate(self, stop: StopRequest) -> None:
+        """See `ImageOutput`; every image has memory of its own."""
+        del stop
+
+    def can_take(self, timeout: float) -> bool:
+        """Whether a receiver takes an image within `timeout` seconds; always with PUB.
+
+        One whose receiver has gone is sent first.
+        """
+        if not self._waits:
+            return True
+        if not self._images.poll(int(timeout * 1000), zmq.POLLOUT):
+            return False
+        return self._unsent is None or self._send(self._unsent)
+
+    def begin(self, image_id: int) -> np.ndarray:
+        """See `ImageOutput`."""
+        del image_id
+        # The socket keeps an uncompressed one until it is sent.
+        if self._channel.compression == "none":
+            self._image = np.empty(self._shape, self._dtype)
+        return self._image
+
+    def commit(self, image_id: int) -> int:
+        """See `ImageOutput`."""
+        taken = self.metadata.pco
+        value = encode_value(self._channel, self._image)
+        parts = self._encoder.message(
+            image_id, taken.global_timestamp_sec, taken.global_timestamp_ns, [value]
+        )
+        self._send(parts)
+        self._n_published += 1
+        return self._n_published
+
+    def _send(self, parts: list[Any]) -> bool:
+        """Send an image, or keep it for the next receiver when the last one has gone since we looked."""
+        try:
+            message = self._images.send_multipart(parts, zmq.NOBLOCK, copy=False, track=True)
+        except zmq.Again:
+            self._unsent = parts
+            return False
+        assert message is not None
+        self._unsent = None
+        self._on_the_way.append(message)
+        if len(self._on_the_way) >= self._look_after_at:
+            self._on_the_way = self._not_sent()
+            self._look_after_at = 2 * len(self._on_the_way) + TRACKED
+        return True
+
+    def _not_sent(self) -> list[zmq.MessageTracker]:
+        return [message for message in self._on_the_way if not message.done]
+
+    def _all_sent(self) -> bool:
+        # Looking whether somebody takes an image sends the one that is kept.
+        return (self._unsent is None or self.can_take(0.0)) and not self._not_sent()
+
+    def deliver(self, stop: StopRequest) -> None:
+        """See `ImageOutput`: receivers may take a minute."""
+        deadline = time.monotonic() + DELIVERY_S
+        while not stop and time.monotonic() < deadline and not self._all_sent():
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """See `ImageOutput`: receivers may take a second."""
+        self._images.disable_monitor()
+        self.socket.close()
+        self._images.close(linger=CLOSE_LINGER_MS)
+        self._context.term()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the camera server; the exit code."""
+    parser = ArgumentParser("stddaq simulate-pco", "Push simulated images of a PCO camera over the network.")
+    parser.add_config()
+    parser.add_argument(
+        "stream_address",
+        type=camera_address,
+        help="where to listen, tcp://HOST:PORT; port 0: the system chooses",
+    )
+    parser.add_argument(
+        "-t", dest="kind", choices=("pull", "sub"), default="pull", help="what receivers use (default: pull)"
+    )
+    parser.add_argument(
+        "--compression", choices=get_args(Compression), default="none", help="of the images (default: none)"
+    )
+    add_scene_options(parser)
+    add_image_options(parser)
+    return run(parser, _serve, argv)
+
+
+def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) -> None:
+    if config.detector_type != "pco":
+        raise ConfigError(
+            f"{args.detector_json_filename}: detector_type: found {config.detector_type!r}, "
+            "allowed for stddaq simulate-pco is pco"
+        )
+    options = source_options(config, args)
+    provider = SceneProvider(Scene.of(config, args.scene, args.seed))
+    kind = zmq.PUB if args.kind == "sub" else zmq.PUSH
+    open_output = functools.partial(
+        CameraServer, address=args.stream_address, kind=kind, compression=args.compression
+    )
+    run_source(config, provider, options, stop, open_output, camera_name(config.detector_name))

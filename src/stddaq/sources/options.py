@@ -1,0 +1,127 @@
+"""The command-line options that all sources share."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+from stddaq.config import DetectorConfig
+from stddaq.daemon.main import ArgumentParser
+from stddaq.errors import SourceError
+from stddaq.sources.simulated.detector_fields import last_image_id
+from stddaq.sources.source_loop import ImageIds, SourceOptions
+from stddaq.wire.simulator_messages import MAX_BURST, MAX_EXPOSURE_S, MAX_RATE_HZ
+
+
+class IntegerRange:
+    """Argument type: a decimal integer from `lowest` to `highest`."""
+
+    def __init__(self, lowest: int, highest: int) -> None:
+        self._lowest, self._highest = lowest, highest
+
+    def __call__(self, text: str) -> int:
+        if not (text.isascii() and text.isdecimal()) or not self._lowest <= int(text) <= self._highest:
+            raise argparse.ArgumentTypeError(
+                f"found {text!r}, allowed is an integer from {self._lowest} to {self._highest}"
+            )
+        return int(text)
+
+
+class NumberRange:
+    """Argument type: a number from 0 to `highest`."""
+
+    def __init__(self, highest: float, unit: str) -> None:
+        self._highest, self._unit = highest, unit
+
+    def __call__(self, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= self._highest:
+            raise argparse.ArgumentTypeError(
+                f"found {text!r}, allowed is a number of {self._unit} from 0 to {self._highest:g}"
+            )
+        return value
+
+
+def add_source_options(parser: ArgumentParser) -> None:
+    """Rate, trigger, ids, end and memory of a source that publishes through the ring buffer."""
+    add_image_options(parser)
+    parser.add_argument(
+        "--preallocate",
+        action="store_true",
+        help="get the memory of the whole ring buffer first, so that its first images are not slower",
+    )
+
+
+def add_image_options(parser: ArgumentParser) -> None:
+    """Rate, trigger, ids and end of any source."""
+    add = parser.add_argument
+    add(
+        "--rate",
+        type=NumberRange(MAX_RATE_HZ, "Hz"),
+        default=10.0,
+        metavar="HZ",
+        help="images per second, 0: as fast as possible (default: 10)",
+    )
+    add("--trigger", action="store_true", help="publish one burst per software trigger")
+    add(
+        "--burst",
+        type=IntegerRange(1, MAX_BURST),
+        default=1,
+        metavar="N",
+        help="images per trigger (default: 1)",
+    )
+    add("--n-images", type=IntegerRange(1, 2**62), metavar="N", help="end after so many images")
+    add(
+        "--first-id",
+        type=IntegerRange(0, 2**64 - 1),
+        default=0,
+        metavar="ID",
+        help="first image id (default: 0)",
+    )
+    add("--skip-every", type=IntegerRange(2, 2**62), metavar="N", help="leave out every N-th image id")
+    add(
+        "--exposure-time",
+        type=NumberRange(MAX_EXPOSURE_S, "seconds"),
+        default=0.001,
+        metavar="S",
+        help="seconds, announced in the metadata (default: 0.001)",
+    )
+    add(
+        "--wait-for-subscribers",
+        type=IntegerRange(0, 10_000),
+        default=0,
+        metavar="N",
+        help="publish nothing before so many consumers have subscribed (default: 0)",
+    )
+    add(
+        "--wait-timeout",
+        type=NumberRange(1e6, "seconds"),
+        default=10.0,
+        metavar="S",
+        help="give up when they have not come by then (default: 10)",
+    )
+
+
+def source_options(
+    config: DetectorConfig, args: argparse.Namespace, ids: ImageIds | None = None
+) -> SourceOptions:
+    """The options given, with `ids` instead of counted ones. Raises `SourceError`."""
+    last = last_image_id(config)
+    if args.first_id > last:
+        raise SourceError(
+            f"--first-id: found {args.first_id}, allowed for {config.detector_type} is 0 to {last}"
+        )
+    return SourceOptions(
+        ids=ids or ImageIds(args.first_id, last, args.skip_every),
+        rate=args.rate,
+        triggered=args.trigger,
+        burst=args.burst,
+        n_images=args.n_images,
+        exposure_time=args.exposure_time,
+        wait_for_subscribers=args.wait_for_subscribers,
+        wait_timeout=args.wait_timeout,
+        preallocate="preallocate" in args and args.preallocate,
+    )

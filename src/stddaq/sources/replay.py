@@ -1,0 +1,90 @@
+"""`stddaq replay`: publishes recorded images as the detector would, unchanged to the last pixel."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from stddaq.config import DetectorConfig
+from stddaq.daemon.log import event
+from stddaq.daemon.main import ArgumentParser, StopRequest, run
+from stddaq.errors import SourceError
+from stddaq.sources.image_files import RecordedImages, open_images, read_image_ids
+from stddaq.sources.options import add_source_options, source_options
+from stddaq.sources.simulated.detector_fields import last_image_id
+from stddaq.sources.source_loop import ImageIds, run_source
+
+
+class _RecordedProvider:
+    def __init__(
+        self, images: RecordedImages, loop: bool, put: Callable[[np.ndarray, np.ndarray], None]
+    ) -> None:
+        self._images, self._put = images, put
+        self.length: int | None = None if loop else len(images)
+
+    def fill(self, slot: np.ndarray, position: int, image_id: int) -> None:
+        del image_id  # Images are published in the order of the file, whatever their ids.
+        self._put(slot, self._images[position % len(self._images)])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the replay; the exit code."""
+    parser = ArgumentParser("stddaq replay", "Publish recorded images as those of a detector.")
+    parser.add_config()
+    parser.add_argument(
+        "images", metavar="FILE[:dataset]", help="HDF5, npy or TIFF file of one or more images"
+    )
+    parser.add_argument("--loop", action="store_true", help="begin again after the last image")
+    parser.add_argument(
+        "--cast",
+        action="store_true",
+        help="convert pixels that do not fit: rounded, and limited to the range of the pixel type",
+    )
+    parser.add_argument("--ids", metavar="FILE:dataset", help="image ids, one for each image of the file")
+    add_source_options(parser)
+    return run(parser, _serve, argv)
+
+
+def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) -> None:
+    with open_images(args.images) as images:
+        provider = _RecordedProvider(images, args.loop, _conversion(config, images, args.cast))
+        ids = None
+        if args.ids is not None:
+            if args.first_id or args.skip_every:
+                raise SourceError(
+                    "--ids: found together with --first-id or --skip-every, allowed is one of them"
+                )
+            ids = ImageIds(listed=read_image_ids(args.ids, len(images), last_image_id(config)))
+        options = source_options(config, args, ids)
+        images[0]  # A file whose images cannot be decoded is refused at once.
+        event("replaying %d images of %s", len(images), images.where)
+        run_source(config, provider, options, stop)
+
+
+def _conversion(
+    config: DetectorConfig, images: RecordedImages, cast: bool
+) -> Callable[[np.ndarray, np.ndarray], None]:
+    """How an image gets into its slot. Raises `SourceError` when it does not fit."""
+    n, height, width = images.shape
+    lossless = np.can_cast(images.dtype, config.dtype, "safe")
+    if (height, width) == config.image_shape and (lossless or cast):
+        return np.copyto if lossless else _put_rounded
+    allowed_height, allowed_width = config.image_shape
+    hint = "" if (height, width) != config.image_shape else "; --cast rounds and limits the pixels"
+    raise SourceError(
+        f"{images.where}: found {n} images of {height}x{width} {images.dtype}, allowed by the configuration "
+        f"is {allowed_height}x{allowed_width} {config.dtype}{hint}"
+    )
+
+
+def _put_rounded(slot: np.ndarray, pixels: np.ndarray) -> None:
+    """Convert to the slot's type: integers are rounded and limited to its range, not-a-number becomes 0."""
+    if slot.dtype.kind == "f":
+        slot[...] = pixels
+        return
+    limits = np.iinfo(slot.dtype)
+    if pixels.dtype.kind == "f":
+        pixels = np.rint(np.nan_to_num(pixels.astype(np.float64), posinf=limits.max, neginf=limits.min))
+    slot[...] = np.clip(pixels, limits.min, limits.max)

@@ -1,0 +1,53 @@
+"""`stddaq simulate`: publishes the images of `stddaq.sources.simulated.scenes` as a detector would."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import numpy as np
+
+from stddaq.config import DetectorConfig
+from stddaq.daemon.main import ArgumentParser, StopRequest, run
+from stddaq.sources.options import IntegerRange, add_source_options, source_options
+from stddaq.sources.simulated.scenes import SCENE_KINDS, Scene
+from stddaq.sources.source_loop import run_source
+
+
+class SceneProvider:
+    """The images of a scene, without end."""
+
+    length: int | None = None
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+
+    def fill(self, slot: np.ndarray, position: int, image_id: int) -> None:
+        """See `ImageProvider`."""
+        del position  # What a scene shows depends on the id alone.
+        self._scene.write(image_id, slot)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the simulator; the exit code."""
+    parser = ArgumentParser("stddaq simulate", "Publish simulated images of a detector.")
+    parser.add_config()
+    add_scene_options(parser)
+    add_source_options(parser)
+    return run(parser, _serve, argv)
+
+
+def add_scene_options(parser: ArgumentParser) -> None:
+    """What is shown."""
+    parser.add_argument(
+        "--scene", choices=SCENE_KINDS, default="rings", help="what is shown (default: rings)"
+    )
+    parser.add_argument(
+        "--seed", type=IntegerRange(0, 2**63), default=0, metavar="N", help="of the noise (default: 0)"
+    )
+
+
+def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) -> None:
+    options = source_options(config, args)
+    scene = Scene.of(config, args.scene, args.seed)
+    run_source(config, SceneProvider(scene), options, stop)

@@ -1,0 +1,68 @@
+"""`std_live_stream`: images to viewers over TCP while they are taken, as array-1.0 or bsread."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import get_args
+
+from stddaq.config import DetectorConfig
+from stddaq.daemon import log
+from stddaq.daemon import main as daemon
+from stddaq.streaming.encoders import StreamType, make_encoder
+from stddaq.streaming.live_stream import LiveSource, LiveStream
+from stddaq.streaming.settings import FollowedSetting, setting_at
+from stddaq.streaming.subscribers import ImageBuffers, Subscribers
+
+NAME = "std_live_stream"
+# As the C++ service calls them in its statistics line.
+TYPE_NAMES: dict[StreamType, str] = {"array-1.0": "array10", "bsread": "bsread"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `std_live_stream`."""
+    parser = daemon.ArgumentParser(NAME, "Stream images to viewers while they are taken.")
+    parser.add_config()
+    parser.add_argument(
+        "stream_address", help="tcp://HOST:PORT to bind, a key of live_stream_configs in the configuration"
+    )
+    parser.add_source_suffix('suffix of the metadata stream and the ring buffer (default "image")')
+    parser.add_argument(
+        "--source_suffix_meta",
+        type=daemon.suffix,
+        metavar="SUFFIX",
+        help='suffix of the metadata stream alone, as "filter" (default: that of -s)',
+    )
+    parser.add_argument(
+        "--source_suffix_image",
+        type=daemon.suffix,
+        metavar="SUFFIX",
+        help="suffix of the ring buffer alone (default: that of -s)",
+    )
+    parser.add_argument(
+        "-t",
+        "--type",
+        choices=get_args(StreamType),
+        default="array-1.0",
+        help="array-1.0 is uncompressed, bsread compressed (default array-1.0)",
+    )
+    return daemon.run(parser, _serve, argv)
+
+
+def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
+    path = Path(args.detector_json_filename)
+    source = LiveSource(
+        args.source_suffix_meta or args.source_suffix, args.source_suffix_image or args.source_suffix
+    )
+    setting = FollowedSetting(path, args.stream_address, setting_at(config, args.stream_address, path))
+    pool = ImageBuffers(config.image_bytes)
+    encoder = make_encoder(args.type, config, pool)
+    with ExitStack() as stack:
+        subscribers = Subscribers(args.stream_address, pool)
+        stack.callback(subscribers.close)
+        stream = LiveStream(config, source, encoder, subscribers, setting, TYPE_NAMES[args.type])
+        stack.callback(stream.close)
+        log.event("ready: %s as %s at %s", setting.current, args.type, subscribers.endpoint)
+        stream.serve(stop)

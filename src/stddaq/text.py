@@ -1,0 +1,44 @@
+"""How values that a file or a peer has sent are shown to people, in one line."""
+
+import json
+import re
+
+_SHOWN_LENGTH = 60
+_encoder = json.JSONEncoder(default=str)
+
+
+def shown(value: object) -> str:
+    """A value as JSON, cut to 60 characters."""
+    text = ""
+    # Piece by piece: what is not shown of a value of megabytes is not composed either.
+    for piece in _encoder.iterencode(value):
+        text += piece[: _SHOWN_LENGTH + 1]
+        if len(text) > _SHOWN_LENGTH:
+            return text[: _SHOWN_LENGTH - 3] + "..."
+    return text
+
+
+def shown_text(text: str) -> str:
+    """What a peer says, for the middle of a line: cut to 500 characters, escaped what cannot be printed."""
+    return escaped(text if len(text) <= 500 else f"{text[:497]}...")
+
+
+def escaped(text: str) -> str:
+    """`text` in one line: line breaks and whatever else cannot be printed as escape sequences."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shown_key(key: str) -> str:
+    """A key of a JSON object: as it is, or as JSON when it holds line breaks and the like."""
+    return key if re.fullmatch(r"[\w.:/-]{1,60}", key, re.ASCII) else shown(key)
+
+
+def mismatch(where: str, expected: str, got: str, advice: str = "") -> str:
+    """Return the one form of an error message: `<where>: expected <expected>, got <got>`, then advice.
+
+    `expected` and `got` are words, or values that `shown` has made safe.
+    """
+    message = f"{where}: expected {expected}, got {got}"
+    return f"{message}; {advice}" if advice else message

@@ -1,0 +1,201 @@
+"""What the service does with HDF5 files: describe them, read their rows, make a master file.
+
+Only files below the roots are touched: links and `..` are resolved first, and what a file refers to (virtual
+datasets, external storage) must lie below a root as well. Runs in `h5_process`, for neither a file system
+that hangs nor a file that makes HDF5 crash is to take the service along.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from stddaq.errors import FileLayoutError, OutputExistsError
+from stddaq.files.aggregate import aggregate_run
+from stddaq.files.info import DatasetInfo, describe, describe_datasets
+from stddaq.files.names import find_run
+from stddaq.files.opening import UnclosedFileError, examine
+from stddaq.web.errors import HttpRefusalError
+from stddaq.web.roots import Roots, check_text
+
+MAX_DATASETS = 1000
+MAX_BYTES_OF_ROWS = 64 * 2**20
+MAX_ATTRIBUTE_ITEMS = 1000
+# Virtual datasets over virtual datasets; ours have one level.
+MAX_LEVELS = 4
+
+
+def carry_out(roots: Roots, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Carry out the request `name`; paths are resolved ones that exist. Raises `HttpRefusalError`."""
+    try:
+        return _REQUESTS[name](roots, **arguments)
+    except (OutputExistsError, UnclosedFileError) as error:
+        raise HttpRefusalError(409, str(error)) from error
+    except FileLayoutError as error:
+        raise HttpRefusalError(422, str(error)) from error
+    except PermissionError as error:
+        raise HttpRefusalError(403, f"{error.filename}: {error.strerror}") from error
+    except OSError as error:
+        raise HttpRefusalError(409, f"{error.filename}: {error.strerror or error}") from error
+
+
+def get_metadata_status(roots: Roots, filename: Path) -> dict[str, Any]:
+    """Kind of the file, and name, shape, type and attributes of its datasets."""
+    path = filename
+    with examine(path, allow_unclosed=True) as opened:
+        found = describe_datasets(opened.file)
+        for _, dataset in found:
+            _check_sources(roots, path, dataset)
+        datasets = [
+            _as_json(info) | {"attributes": _attributes(dataset)} for info, dataset in found[:MAX_DATASETS]
+        ]
+        has_external_links = _has_external_links(opened.file)
+    # `describe` would follow such links, to wherever they lead.
+    info = None if has_external_links else describe(path)
+    return {
+        "filename": str(path),
+        "kind": info.kind if info else "other",
+        "size": path.stat().st_size,
+        "n_images": info.n_images if info else None,
+        "closed": not opened.unclosed,
+        "not_closed": info.unclosed if info else None,
+        "missing": [str(source) for source in info.missing] if info else [],
+        "n_datasets": len(found),
+        "datasets": datasets,
+    }
+
+
+def _has_external_links(file: h5py.File) -> bool:
+    def is_external(_name: str, link: object) -> bool | None:
+        return True if isinstance(link, h5py.ExternalLink) else None
+
+    return bool(file.visititems_links(is_external))
+
+
+def _as_json(info: DatasetInfo) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "shape": list(info.shape),
+        "dtype": info.dtype,
+        "chunks": None if info.chunks is None else list(info.chunks),
+        "filters": list(info.filters),
+        "virtual": info.virtual,
+    }
+
+
+def read_metadata(roots: Roots, filename: Path, first_row: int, max_rows: int) -> dict[str, Any]:
+    """The rows of all tables (one row per image) of the file, column by column."""
+    path = filename
+    with examine(path, allow_unclosed=True) as opened:
+        found = []
+        for dataset in _datasets(opened.file):
+            if dataset.dtype.names is None or dataset.ndim != 1:
+                continue
+            _check_sources(roots, path, dataset)
+            found.append(_table(dataset, first_row, max_rows))
+        if not found:
+            raise HttpRefusalError(
+                422, f"{path}: has no rows of images: found no one-dimensional compound dataset"
+            )
+        return {"filename": str(path), "closed": not opened.unclosed, "tables": found}
+
+
+def _table(dataset: h5py.Dataset, first_row: int, max_rows: int) -> dict[str, Any]:
+    rows_that_fit = MAX_BYTES_OF_ROWS // max(1, dataset.dtype.itemsize)
+    rows = dataset[first_row : first_row + min(max_rows, rows_that_fit)] if len(dataset) > first_row else None
+    names = dataset.dtype.names or ()
+    return {
+        "name": dataset.name,
+        "n_rows": len(dataset),
+        "first_row": first_row,
+        "columns": {name: _plain(rows[name]) if rows is not None else [] for name in names},
+        "attributes": _attributes(dataset.parent),
+    }
+
+
+def create_interleaved_vds(
+    roots: Roots, base_path: Path, output_file: str, file_prefix: str
+) -> dict[str, Any]:
+    """Make a master file over the raw files `<base_path>/<file_prefix><i>.h5`."""
+    output = roots.new_file(base_path, output_file, "output_file")
+    check_text(file_prefix, "file_prefix")
+    run = find_run(base_path, file_prefix)
+    for path in (*run.raw, *([run.metadata] if run.metadata else [])):
+        _check_file(roots, roots.check(path))
+    master = aggregate_run([base_path], output, file_prefix)
+    return {
+        "filename": str(master.path),
+        "n_images": master.n_images,
+        "image_shape": list(master.image_shape),
+        "dtype": str(master.dtype),
+        "n_gaps": master.n_gaps,
+        "raw_files": [str(path) for path in master.raw_files],
+        "metadata_file": str(master.metadata_file) if master.metadata_file else None,
+    }
+
+
+_REQUESTS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "get_metadata_status": get_metadata_status,
+    "read_metadata": read_metadata,
+    "create_interleaved_vds": create_interleaved_vds,
+}
+
+
+def _datasets(file: h5py.File) -> Iterator[h5py.Dataset]:
+    """The datasets of the file itself: links into other files are not followed."""
+    return (dataset for _, dataset in describe_datasets(file))
+
+
+def _check_file(roots: Roots, path: Path) -> None:
+    with examine(path, allow_unclosed=True) as opened:
+        for dataset in _datasets(opened.file):
+            _check_sources(roots, path, dataset)
+
+
+def _check_sources(roots: Roots, path: Path, dataset: h5py.Dataset, level: int = 0) -> None:
+    """Raise `HttpRefusalError` when the dataset shows bytes of files that are not below the roots."""
+    if level > MAX_LEVELS:
+        raise HttpRefusalError(
+            422, f"{path}: {dataset.name}: virtual datasets in more than {MAX_LEVELS} levels"
+        )
+    for name, *_ in dataset.external or ():
+        roots.check(path.parent / name)
+    if not dataset.is_virtual:
+        return
+    for name in sorted({source.file_name for source in dataset.virtual_sources()}):
+        if name == ".":
+            continue
+        source = roots.check(path.parent / name)
+        if source != path and source.is_file():
+            with examine(source, allow_unclosed=True) as opened:
+                for inner in _datasets(opened.file):
+                    _check_sources(roots, source, inner, level + 1)
+
+
+def _attributes(member: h5py.HLObject) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in member.attrs:
+        value = member.attrs[name]
+        if not isinstance(value, h5py.Empty) and np.size(value) <= MAX_ATTRIBUTE_ITEMS:
+            found[name] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold of a value of HDF5; numbers that it cannot are null."""
+    if isinstance(value, np.ndarray):
+        return [_plain(item) for item in value.tolist()] if value.dtype.kind not in "iub" else value.tolist()
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | bool) or value is None else str(value)

@@ -1,0 +1,203 @@
+"""`stddaq-rest`: the configuration service as a daemon."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Generator, Sequence
+from functools import partial
+from pathlib import Path
+
+from stddaq.config import DetectorConfig
+from stddaq.daemon import log
+from stddaq.daemon import main as daemon
+from stddaq.errors import ConfigError, StdDaqError
+from stddaq.web.loopback import is_loopback
+
+NAME = "stddaq-rest"
+DEFAULT_PORT = 5000
+TOKEN_VARIABLE = "STDDAQ_REST_TOKEN"
+MIN_TOKEN_LENGTH = 16
+MAX_CONNECTIONS = 100
+SHUT_DOWN_S = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `stddaq-rest`."""
+    parser = daemon.ArgumentParser(
+        NAME,
+        "Serve configurations, HDF5 files and simulators over HTTP.",
+    )
+    parser.add_argument(
+        "detector_json_filename", nargs="+", metavar="CONFIG", help="path to configuration file; one or more"
+    )
+    parser.add_argument(
+        "-p", "--port", type=daemon.port_number, default=DEFAULT_PORT, help="port (default 5000)"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIRECTORY",
+        help="HDF5 files are read and made below this directory only; may be given several times "
+        "(default: none are)",
+    )
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help=f"file with the token that requests have to carry (or the environment's {TOKEN_VARIABLE}); "
+        "needed when --host is not a loopback address",
+    )
+    parser.add_argument(
+        "--file-timeout",
+        type=_seconds,
+        default=20.0,
+        metavar="SECONDS",
+        help="a request for a file takes so long at most (default 20)",
+    )
+    args = parser.parse_intermixed_args(argv)
+    try:
+        _serve(args)
+    except StdDaqError as error:
+        daemon.refuse(NAME, error)
+    # The interpreter takes down our handlers before it has ended; a signal then would be another exit code.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return 0
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed is a number of seconds up to 3600")
+    return value
+
+
+def _serve(args: argparse.Namespace) -> None:
+    paths = [Path(name) for name in args.detector_json_filename]
+    configs = [DetectorConfig.load(path) for path in paths]
+    _check_names(paths, configs)
+    for root in args.root:
+        if not root.is_dir():
+            raise ConfigError(f"--root: found {root}, allowed is an existing directory")
+    token = _token(args.token_file)
+    if token is None and not is_loopback(args.host):
+        raise ConfigError(
+            f"--host: found {args.host}, allowed without a token is a loopback address; "
+            f"give --token-file, or {TOKEN_VARIABLE} in the environment"
+        )
+    log.set_up(NAME, configs[0].log_level)
+    stop = daemon.StopRequest()
+    stop.catch_signals()
+    with _listen(args.host, args.port) as listener:
+        asyncio.run(_run(args, paths, token, listener, stop))
+
+
+async def _run(
+    args: argparse.Namespace,
+    paths: Sequence[Path],
+    token: str | None,
+    listener: socket.socket,
+    stop: daemon.StopRequest,
+) -> None:
+    # Only now: what is refused is refused at once.
+    import uvicorn
+
+    from stddaq.config.store import ConfigStore
+    from stddaq.web.app import ConfigStores, create_app
+    from stddaq.web.guard import Guard
+    from stddaq.web.h5_files import H5Files
+    from stddaq.web.http_protocol import HttpProtocol
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Generator[None, None, None]:
+            yield  # Signals are ours.
+
+    _send_to_our_log("uvicorn")
+    app = create_app(
+        ConfigStores([ConfigStore(path) for path in paths]),
+        H5Files(args.root, args.file_timeout),
+        partial(Guard, token=token),
+    )
+    settings = uvicorn.Config(
+        app,
+        http=HttpProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=SHUT_DOWN_S,
+    )
+    server = Server(settings)
+
+    def end() -> None:
+        server.should_exit = bool(stop)
+
+    asyncio.get_running_loop().add_reader(stop.fileno(), end)
+    address, port = listener.getsockname()[:2]
+    log.event("ready: listening on http://%s:%d", f"[{address}]" if ":" in address else address, port)
+    await server.serve(sockets=[listener])
+
+
+def _check_names(paths: Sequence[Path], configs: Sequence[DetectorConfig]) -> None:
+    names = [config.detector_name for config in configs]
+    for position, name in enumerate(names):
+        if name in names[:position]:
+            raise ConfigError(
+                f"{paths[position]}: detector_name: found {name}, as in {paths[names.index(name)]}; "
+                "allowed is one configuration for each detector"
+            )
+
+
+def _token(path: Path | None) -> str | None:
+    """The token that requests have to carry. Never an argument: everybody sees those of all processes."""
+    if path is None:
+        token, where = os.environ.pop(TOKEN_VARIABLE, None), TOKEN_VARIABLE
+        if token is None:
+            return None
+    else:
+        where = f"--token-file {path}"
+        try:
+            token = path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{where}: cannot be read: {error}") from error
+        if path.stat().st_mode & 0o007:
+            raise ConfigError(f"{where}: others may read or write it, allowed is mode 0600 or 0640")
+    if len(token) < MIN_TOKEN_LENGTH or not (token.isascii() and token.isprintable()) or " " in token:
+        raise ConfigError(
+            f"{where}: found a token of {len(token)} characters, allowed are {MIN_TOKEN_LENGTH} or more "
+            "printable ASCII characters without spaces"
+        )
+    return token
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0: the system chooses. Raises `ConfigError`."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server((str(address[0]), port), family=family, backlog=MAX_CONNECTIONS)
+    except OSError as error:
+        raise ConfigError(f"--host {host} --port {port}: cannot listen there: {error.strerror}") from error
+
+
+def _send_to_our_log(name: str) -> None:
+    """Let the log lines of a library look like ours; only what is a warning or worse."""
+    logger = logging.getLogger(name)
+    logger.handlers[:] = log.logger.handlers
+    logger.propagate = False
+    logger.setLevel(max(logging.WARNING, log.logger.level))

@@ -1,0 +1,93 @@
+"""Requests to a simulated source (REQ/REP, one JSON object each way): its software trigger and settings.
+
+The source answers every request: `{"status": "ok", ...}`, or `{"status": "error", "reason": "..."}` for one
+that it cannot carry out, which changes nothing. The source parses with `parse_request`;
+`stddaq.client.simulator` asks.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from stddaq.errors import StdDaqError
+from stddaq.text import shown, shown_key
+
+MAX_BURST = 2**32
+MAX_RATE_HZ = 1e6
+MAX_EXPOSURE_S = 1e6
+
+Burst = Annotated[int, Field(ge=1, le=MAX_BURST)]
+Rate = Annotated[float, Field(ge=0, le=MAX_RATE_HZ, allow_inf_nan=False)]
+Exposure = Annotated[float, Field(ge=0, le=MAX_EXPOSURE_S, allow_inf_nan=False)]
+ImageId = Annotated[int, Field(ge=0, lt=2**64)]
+
+
+class RequestError(StdDaqError):
+    """A request that cannot be carried out."""
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class Trigger(_Request):
+    """Publish one burst. Answered with `first_id` and `n_images` of the burst, before it is published."""
+
+    command: Literal["trigger"] = "trigger"
+    n_images: Burst | None = None
+    """None: the configured burst."""
+
+
+class Configure(_Request):
+    """Change settings from the next image on; those not given stay."""
+
+    command: Literal["configure"] = "configure"
+    rate: Rate | None = None
+    """Images per second, within a burst or free-running; 0: as fast as possible."""
+    burst: Burst | None = None
+    """Images per trigger."""
+    exposure_time: Exposure | None = None
+    """Seconds; only announced in the metadata."""
+
+
+class Rearm(_Request):
+    """Restart the image ids, as a detector does when it is armed anew."""
+
+    command: Literal["rearm"] = "rearm"
+    first_id: ImageId = 0
+
+
+class Plain(_Request):
+    """`start` and `stop` free-running publication, or ask for the `status`."""
+
+    command: Literal["start", "stop", "status"]
+
+
+Request = Trigger | Configure | Rearm | Plain
+_ADAPTER: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="command")])
+_COMMANDS = ("trigger", "configure", "rearm", "start", "stop", "status")
+
+
+def parse_request(message: bytes) -> Request:
+    """Decode one request. Raises `RequestError`."""
+    try:
+        content = json.loads(message)
+    except (ValueError, RecursionError) as error:
+        raise RequestError("found no JSON, allowed is a JSON object") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"found {shown(content)}, allowed is a JSON object")
+    if content.get("command") not in _COMMANDS:
+        found = shown(content["command"]) if "command" in content else "none"
+        raise RequestError(f"command: found {found}, allowed are {', '.join(_COMMANDS)}")
+    try:
+        return _ADAPTER.validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = shown_key(str(first["loc"][-1]))
+        if first["type"] == "extra_forbidden":
+            raise RequestError(f"{key}: unknown field of {content['command']}") from error
+        allowed = first["msg"].removeprefix("Input should be ")
+        raise RequestError(f"{key}: found {shown(first['input'])}, allowed is {allowed}") from error

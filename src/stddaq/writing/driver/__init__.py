@@ -1,0 +1,1 @@
+"""The driver: takes commands over a WebSocket and distributes the images of a run over the writers."""

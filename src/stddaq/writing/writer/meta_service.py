@@ -1,0 +1,148 @@
+"""`std_det_meta_writer_gf` and its kin: the metadata of all images of a run, in a file of its own.
+
+One program for all detector types; they differ in the rows of the file only.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from stddaq.config import DetectorConfig
+from stddaq.daemon import log, statistics
+from stddaq.daemon import main as daemon
+from stddaq.errors import ConfigError
+from stddaq.files.metadata_file import EIGER, GIGAFROST, JUNGFRAU, PCO, MetadataFile, MetadataLayout
+from stddaq.wire.std_daq import writer_action_pb2 as pb
+from stddaq.writing.writer.loop import RecordImages, WriterLoop
+from stddaq.writing.writer.service import file_attributes
+
+WRITER = "meta"
+# The stream's suffix is the driver's business; it is not told to the metadata writer.
+SOURCE = "image"
+
+
+class MetadataRecorder:
+    """Records the metadata of every image of a run."""
+
+    batch_limit = 1000
+
+    def __init__(self, config: DetectorConfig, layout: MetadataLayout) -> None:
+        self._config, self._layout = config, layout
+        self._file: MetadataFile | None = None
+        self._counter = statistics.RateCounter()
+        self._begin_account()
+
+    def _begin_account(self) -> None:
+        self._n_visible = self._n_failed = 0
+        self._failure = ""
+
+    def prepare(self) -> None:
+        """See `Recorder`; there is nothing to prepare."""
+
+    def open(self, action: pb.CreateWriterFile) -> None:
+        """See `Recorder`."""
+        self._begin_account()
+        self._file = MetadataFile(
+            Path(action.path),
+            self._config.detector_name,
+            self._layout,
+            file_attributes(self._config, SOURCE, action),
+            overwrite=action.overwrite,
+        )
+
+    def record(self, images: RecordImages) -> None:
+        """See `Recorder`."""
+        if self._file is None:
+            return
+        if self._failure:
+            self._n_failed += len(images)
+            return
+        for image in images:
+            self._file.add(image.image_metadata)
+        self._counter.count += len(images)
+
+    def settle(self) -> None:
+        """See `Recorder`; metadata cannot be overwritten."""
+
+    def flush(self) -> bool:
+        """See `Recorder`."""
+        if self._file is None:
+            return False
+        try:
+            self._file.flush()
+        except (OSError, RuntimeError) as error:
+            self._failure = self._failure or f"{self._file.path}: {error}"
+            log.logger.error("flushing failed: %s", self._failure)
+        self._n_visible = self._file.n_visible
+        return False
+
+    def close(self) -> None:
+        """See `Recorder`."""
+        file, self._file = self._file, None
+        if file is None:
+            return
+        try:
+            file.close()
+        except (OSError, RuntimeError) as error:
+            file.abandon()
+            self._failure = self._failure or f"{file.path}: {error}"
+            raise OSError(f"{self._failure}; {self._n_visible} rows are readable") from error
+        self._n_visible = file.n_visible
+
+    def progress(self, told: tuple[int, int] = (0, 0)) -> pb.WriterProgress:
+        """See `Recorder`; the metadata writer has no ids to list."""
+        return pb.WriterProgress(n_written=self._n_visible, n_failed=self._n_failed, failure=self._failure)
+
+    def log_statistics(self, elapsed: float) -> None:
+        """See `Recorder`."""
+        statistics.log_statistics(
+            self._config.detector_name, {"source": SOURCE} | self._counter.pairs(elapsed)
+        )
+
+
+def main_gf(argv: Sequence[str] | None = None) -> int:
+    """The command `std_det_meta_writer_gf`."""
+    return _main("gf", "GigaFRoST", ("gigafrost",), GIGAFROST, argv)
+
+
+def main_jf(argv: Sequence[str] | None = None) -> int:
+    """The command `std_det_meta_writer_jf`."""
+    return _main("jf", "JUNGFRAU", ("jungfrau-raw", "jungfrau-converted"), JUNGFRAU, argv)
+
+
+def main_eg(argv: Sequence[str] | None = None) -> int:
+    """The command `std_det_meta_writer_eg`."""
+    return _main("eg", "EIGER", ("eiger",), EIGER, argv)
+
+
+def main_pco(argv: Sequence[str] | None = None) -> int:
+    """The command `std_det_meta_writer_pco`."""
+    return _main("pco", "PCO", ("pco",), PCO, argv)
+
+
+def _main(
+    short: str,
+    detector: str,
+    detector_types: tuple[str, ...],
+    layout: MetadataLayout,
+    argv: Sequence[str] | None,
+) -> int:
+    parser = daemon.ArgumentParser(
+        f"std_det_meta_writer_{short}",
+        f"Write the {detector} metadata of all images of a run to an HDF5 file.",
+    )
+    parser.add_config()
+
+    def serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
+        if config.detector_type not in detector_types:
+            raise ConfigError(
+                f"{args.detector_json_filename}: detector_type: found {config.detector_type!r}, "
+                f"allowed for {parser.prog} is {' or '.join(detector_types)}"
+            )
+        loop = WriterLoop(config, WRITER, MetadataRecorder(config, layout))
+        log.event("ready: metadata writer of %s", config.detector_name)
+        loop.serve(stop)
+
+    return daemon.run(parser, serve, argv)

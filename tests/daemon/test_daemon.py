@@ -1,0 +1,90 @@
+"""How daemons end: signals, exit code, and nothing left behind (which the deployment checks itself)."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.processes.deployment import Deployment, make_config
+
+
+@pytest.mark.fault(
+    fault="every daemon: {signal_number}",
+    state="idle",
+    promise="exit code 0 within 2 s; sockets and segments removed",
+)
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_every_daemon_with_exit_code_0_within_2_s(
+    deployment: Deployment, signal_number: signal.Signals
+) -> None:
+    driver, _ = deployment.start_driver("-m")
+    services = [
+        driver,
+        *deployment.start_writers(),
+        deployment.start("std_det_meta_writer_gf"),
+        deployment.run(deployment.stddaq, "simulate", deployment.config_path, "--trigger", ready="ready"),
+    ]
+    assert deployment.segments()
+    assert deployment.sockets()
+
+    begin = time.monotonic()
+    for service in services:
+        service.send(signal_number)
+    assert [service.wait() for service in services] == [0] * len(services)
+    assert time.monotonic() - begin < 2.0
+    assert deployment.segments() == []
+    assert deployment.sockets() == []
+    assert [service.stderr for service in services] == [[]] * len(services)
+
+
+def test_signal_that_comes_twice_changes_nothing(deployment: Deployment) -> None:
+    driver, _ = deployment.start_driver()
+    driver.send(signal.SIGTERM)
+    driver.send(signal.SIGINT)
+    assert driver.wait() == 0
+    assert driver.stderr == []
+
+
+# The helper takes the signal, so that the main thread's wait is not interrupted: as when the signal comes
+# just before the wait, after Python has looked for signals.
+WAITING_DAEMON = """
+import signal, sys, threading, time, zmq
+from stddaq.daemon.main import ArgumentParser, run
+
+def serve(config, args, stop):
+    poller = zmq.Poller()
+    poller.register(stop.fileno(), zmq.POLLIN)
+
+    def send(number):
+        time.sleep(0.3)
+        signal.pthread_kill(threading.get_ident(), number)
+
+    signal.signal(signal.SIGUSR2, lambda *_: None)
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        threading.Thread(target=send, args=(number,), daemon=True).start()
+        assert not stop
+        assert poller.poll(20_000), "the signal did not end the wait"
+        assert bool(stop) == (number == signal.SIGTERM)
+
+parser = ArgumentParser("waiting", "Waits.")
+parser.add_config()
+sys.exit(run(parser, serve))
+"""
+
+
+def test_a_signal_that_comes_when_a_wait_begins_ends_it(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(make_config()))
+    done = subprocess.run(
+        [sys.executable, "-c", WAITING_DAEMON, config],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,205 @@
+"""Names of the ipc sockets, byte for byte as other std_daq services have them, and who may bind them."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import zmq
+from support.processes.deployment import wait_until
+
+from stddaq.dataplane import endpoints
+from stddaq.errors import EndpointError
+
+OpenSocket = Callable[[int], zmq.Socket]
+
+
+@pytest.fixture
+def open_socket() -> Iterator[OpenSocket]:
+    """Opens sockets that are closed after the test."""
+    with zmq.Context() as context, ExitStack() as opened:
+
+        def open_socket(kind: int) -> zmq.Socket:
+            return opened.enter_context(endpoints.open_socket(context, kind))
+
+        yield open_socket
+
+
+@pytest.fixture
+def ipc_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="sd-", dir="/tmp"))
+    monkeypatch.setenv("STDDAQ_IPC_DIR", str(directory))
+    yield directory
+    shutil.rmtree(directory)
+
+
+def all_endpoints() -> list[str]:
+    return [
+        endpoints.metadata_stream("GF2", "image"),
+        endpoints.metadata_stream("GF2", "h5bitshuffle-lz4"),
+        endpoints.driver_to_writer("GF2", 0),
+        endpoints.writer_to_driver("GF2", 13),
+        endpoints.driver_to_writer("GF2", "meta"),
+        endpoints.writer_to_driver("GF2", "meta"),
+    ]
+
+
+NAMES = [
+    "GF2-image",
+    "GF2-h5bitshuffle-lz4",
+    "GF2-driver-0",
+    "GF2-writer-13",
+    "GF2-driver-meta",
+    "GF2-writer-meta",
+]
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_sockets_are_in_tmp_by_default(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    monkeypatch.delenv("STDDAQ_IPC_DIR", raising=False)
+    if value is not None:
+        monkeypatch.setenv("STDDAQ_IPC_DIR", value)
+    assert all_endpoints() == [f"ipc:///tmp/{name}" for name in NAMES]
+
+
+def test_sockets_are_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STDDAQ_IPC_DIR", "/run/daq")
+    assert all_endpoints() == [f"ipc:///run/daq/{name}" for name in NAMES]
+
+
+def test_path_longer_than_a_socket_address_is_refused_with_both_lengths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STDDAQ_IPC_DIR", "/" + "d" * 100)
+    assert endpoints.ipc_endpoint("12345") == "ipc:///" + "d" * 100 + "/12345"
+    with pytest.raises(EndpointError, match="found a path of 108 bytes, allowed are 107"):
+        endpoints.ipc_endpoint("123456")
+
+
+def test_endpoint_of_a_living_service_is_not_taken_over(open_socket: OpenSocket, ipc_directory: Path) -> None:
+    endpoint = endpoints.metadata_stream("d", "image")
+    first, second = open_socket(zmq.PUB), open_socket(zmq.PUB)
+    endpoints.bind(first, endpoint)
+
+    with pytest.raises(EndpointError, match="another running service is bound there"):
+        endpoints.bind(second, endpoint)
+
+    assert sorted(ipc_directory.iterdir()) == [ipc_directory / "d-image"]
+
+
+def test_socket_file_of_a_dead_service_is_taken_over(open_socket: OpenSocket, ipc_directory: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(ipc_directory / "d-image"))
+        dead.listen()
+    assert (ipc_directory / "d-image").is_socket()
+
+    push, pull = open_socket(zmq.PUSH), open_socket(zmq.PULL)
+    endpoints.bind(push, endpoints.metadata_stream("d", "image"))
+    pull.connect(endpoints.metadata_stream("d", "image"))
+    push.send(b"alive")
+    assert pull.poll(5000)
+    assert pull.recv() == b"alive"
+
+
+def test_what_is_no_socket_is_refused(open_socket: OpenSocket, ipc_directory: Path) -> None:
+    (ipc_directory / "d-image").mkdir()
+    with pytest.raises(EndpointError, match="d-image: cannot be bound"):
+        endpoints.bind(open_socket(zmq.PUB), endpoints.metadata_stream("d", "image"))
+
+
+def test_missing_directory_is_refused(
+    open_socket: OpenSocket, ipc_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STDDAQ_IPC_DIR", str(ipc_directory / "missing"))
+    with pytest.raises(EndpointError, match="cannot be bound"):
+        endpoints.bind(open_socket(zmq.PUB), endpoints.metadata_stream("d", "image"))
+
+
+def test_unbind_leaves_no_file_and_still_delivers(open_socket: OpenSocket, ipc_directory: Path) -> None:
+    endpoint = endpoints.driver_to_writer("d", 0)
+    push, pull = open_socket(zmq.PUSH), open_socket(zmq.PULL)
+    push.linger = 5000
+    endpoints.bind(push, endpoint)
+    pull.connect(endpoint)
+    push.send(b"last")
+    endpoints.unbind(push, endpoint)
+
+    assert list(ipc_directory.iterdir()) == []
+    assert pull.poll(5000)
+    assert pull.recv() == b"last"
+
+
+def test_receiver_that_does_not_read_keeps_its_connection(
+    open_socket: OpenSocket, ipc_directory: Path
+) -> None:
+    """With heartbeats and a receiver at its limit, libzmq drops the connection, and may abort the process."""
+    n_messages = 3 * endpoints.QUEUE_LIMIT
+    endpoint = endpoints.driver_to_writer("d", 0)
+    push, pull = open_socket(zmq.PUSH), open_socket(zmq.PULL)
+    endpoints.watch_for_hanging_peers(push)
+    endpoints.bind(push, endpoint)
+    pull.connect(endpoint)
+    push.sndtimeo = pull.rcvtimeo = 20_000
+    for _ in range(n_messages):
+        push.send(b"image")
+    time.sleep(2 * (endpoints.HEARTBEAT_INTERVAL_MS + endpoints.HEARTBEAT_TIMEOUT_MS) / 1000)
+    push.send(b"last")
+
+    assert {pull.recv() for _ in range(n_messages)} == {b"image"}
+    assert pull.recv() == b"last"
+
+
+def test_connections_of_a_socket_are_counted_as_they_are_made_and_lost(
+    open_socket: OpenSocket, ipc_directory: Path
+) -> None:
+    push = open_socket(zmq.PUSH)
+    monitor = endpoints.watch_connection(push)
+    endpoints.bind(push, endpoints.driver_to_writer("d", 0))
+    counts: list[int] = []
+
+    def seen(*expected: int) -> bool:
+        counts.extend(endpoints.connection_counts(monitor))
+        return counts == list(expected)
+
+    pulls = [open_socket(zmq.PULL) for _ in range(3)]
+    for i, pull in enumerate(pulls):
+        pull.connect(endpoints.driver_to_writer("d", 0))
+        wait_until(lambda n=i + 1: seen(*range(1, n + 1)), what=f"a connection more in {counts}")
+    # Whoever knocks only, is none.
+    with pytest.raises(EndpointError):
+        endpoints.bind(open_socket(zmq.PUSH), endpoints.driver_to_writer("d", 0))
+    for pull in pulls:
+        pull.close()
+    wait_until(lambda: seen(1, 2, 3, 2, 1, 0), what=f"no connection left in {counts}")
+    push.disable_monitor()
+    monitor.close()
+
+
+def test_loss_of_one_of_several_connections_is_told_and_that_others_are_left(
+    open_socket: OpenSocket, ipc_directory: Path
+) -> None:
+    push = open_socket(zmq.PUSH)
+    monitor = endpoints.watch_connection(push)
+    endpoints.bind(push, endpoints.driver_to_writer("d", 0))
+    pulls = [open_socket(zmq.PULL) for _ in range(2)]
+    changes: list[bool] = []
+
+    def seen(*expected: bool) -> bool:
+        changes.extend(endpoints.connection_changes(monitor))
+        return changes == list(expected)
+
+    for pull in pulls:
+        pull.connect(endpoints.driver_to_writer("d", 0))
+    wait_until(lambda: seen(True, True), what=f"two connections in {changes}")
+    pulls[0].close()
+    wait_until(lambda: seen(True, True, False, True), what=f"one that is left in {changes}")
+    pulls[1].close()
+    wait_until(lambda: seen(True, True, False, True, False), what=f"none that is left in {changes}")
+    push.disable_monitor()
+    monitor.close()

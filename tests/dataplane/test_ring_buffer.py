@@ -1,0 +1,400 @@
+"""The ring buffer: the layout that others share, who makes and removes it, and what a reader can trust."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.processes import ring_processes
+from support.processes.deployment import make_config
+
+from stddaq.config import DetectorConfig
+from stddaq.dataplane.ring_buffer import RingBuffer, RingGeometry
+from stddaq.errors import GeometryError
+
+SHM = Path("/dev/shm")
+MIB = 2**20
+MakeConfig = Callable[..., DetectorConfig]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[MakeConfig]:
+    """Makes configurations of one detector; what a failed test leaves of its segments is removed."""
+    name = make_config()["detector_name"]
+
+    def make(**overrides: Any) -> DetectorConfig:
+        return DetectorConfig.parse(make_config(detector_name=name, **overrides))
+
+    yield make
+    left = sorted(SHM.glob(f"{name}*"))
+    for path in left:
+        path.unlink()
+    assert left == []
+
+
+class Foreign:
+    """A process of `support.processes.ring_processes`; it ends with the block, if it still runs."""
+
+    def __init__(self, role: str, config: DetectorConfig, *arguments: object) -> None:
+        configuration = () if role == "map" else (config.model_dump_json(),)
+        command = (ring_processes.__file__, role, *configuration, *map(str, arguments))
+        self._process = subprocess.Popen(
+            (sys.executable, *command), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def wait_until_ready(self) -> Foreign:
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n"
+        return self
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(10)
+
+    def __enter__(self) -> Foreign:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Closes the pipes, which ends the process, and waits for it.
+        self._process.__exit__(None, None, None)
+
+
+def foreign_process(role: str, config: DetectorConfig, *arguments: object) -> Foreign:
+    return Foreign(role, config, *arguments).wait_until_ready()
+
+
+def segments(config: DetectorConfig) -> list[str]:
+    return sorted(
+        path.name.removeprefix(config.detector_name) for path in SHM.glob(f"{config.detector_name}*")
+    )
+
+
+def make_foreign_ring(config: DetectorConfig) -> Path:
+    """A ring as a C++ source makes it: no cursor, no lock."""
+    path = SHM / f"{config.detector_name}-image"
+    path.touch(0o777)
+    os.truncate(path, RingGeometry.of(config).segment_bytes)
+    return path
+
+
+# What other services see
+
+
+@pytest.mark.parametrize(
+    ("suffix", "name"),
+    [
+        ("image", "-image"),
+        ("filter", "-image"),
+        ("h5bitshuffle-lz4", "-h5bitshuffle-lz4"),
+        ("blosc2", "-blosc2"),
+    ],
+)
+def test_segment_is_named_after_detector_and_suffix(make: MakeConfig, suffix: str, name: str) -> None:
+    config = make()
+    with RingBuffer(config, suffix):
+        assert segments(config) == [name, f"{name}-cursor"]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "ram_buffer_gb", "n_slots", "size"),
+    [
+        (1, 1, None, 1000, 2 * MIB),
+        (32, 48, None, 1000, 4 * MIB),  # 3 072 000 bytes
+        (1024, 1, None, 1000, 2 * MIB),  # 2 048 000 bytes, just below 2 MiB
+        (1049, 1, None, 1000, 4 * MIB),  # 2 098 000 bytes, just above
+        (1024, 1024, None, 1000, 2000 * MIB),  # a multiple already
+        (1000, 1000, 2, 1073, 2048 * MIB),
+        (2016, 2016, 16, 2113, 16380 * MIB),
+    ],
+)
+def test_segment_has_the_specified_size(
+    make: MakeConfig, height: int, width: int, ram_buffer_gb: int | None, n_slots: int, size: int
+) -> None:
+    config = make(image_pixel_height=height, image_pixel_width=width, ram_buffer_gb=ram_buffer_gb)
+    with RingBuffer(config, "image") as ring:
+        assert ring.geometry.n_slots == n_slots
+        assert (SHM / ring.name).stat().st_size == size == ring.geometry.segment_bytes
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_segment_has_mode_0777_before_umask(make: MakeConfig, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with RingBuffer(make(), "image") as ring:
+            assert (SHM / ring.name).stat().st_mode & 0o777 == 0o777 & ~umask
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("image_id", [0, 1, 999, 1000, 12345, 2**24 - 1, 2**64 - 1])
+def test_image_lies_in_slot_id_modulo_number_of_slots_without_a_header(
+    make: MakeConfig, image_id: int
+) -> None:
+    config = make()
+    with RingBuffer(config, "image") as ring:
+        ring.image(image_id)[:] = 0xBEEF
+        start = image_id % 1000 * config.image_bytes
+        assert ring.offset(image_id) == start
+        with (SHM / ring.name).open("rb") as segment:
+            segment.seek(start)
+            assert segment.read(config.image_bytes) == b"\xef\xbe" * (32 * 48)
+            assert not segment.read(1).strip(b"\0")
+
+
+def test_pixels_are_little_endian_and_row_major(make: MakeConfig) -> None:
+    config = make()
+    with RingBuffer(config, "image") as ring:
+        image = np.arange(32 * 48, dtype="<u2").reshape(32, 48)
+        ring.image(5)[:] = image
+        assert bytes(ring.slot(5)) == image.tobytes()
+
+
+# Who makes it, who removes it
+
+
+def test_ring_is_created_by_whoever_comes_first_and_removed_by_the_last_to_leave(make: MakeConfig) -> None:
+    config = make()
+    first = RingBuffer(config, "image")
+    with foreign_process("hold", config, "image"):
+        first.image(7)[:] = 7
+        first.close()
+        assert segments(config) == ["-image", "-image-cursor"]
+        with RingBuffer(config, "image") as third:
+            assert (third.image(7) == 7).all()
+        assert segments(config) == ["-image", "-image-cursor"]
+    assert segments(config) == []
+
+
+def test_ring_is_not_removed_while_a_foreign_process_maps_it(make: MakeConfig) -> None:
+    config = make()
+    ring = RingBuffer(config, "image")
+    with foreign_process("map", config, SHM / ring.name):
+        ring.close()
+        assert "-image" in segments(config)
+    # The next service of ours to leave finds nobody.
+    RingBuffer(config, "image").close()
+    assert "-image-cursor" not in segments(config)
+    (SHM / ring.name).unlink(missing_ok=True)
+
+
+def test_ring_of_a_foreign_service_is_never_removed(make: MakeConfig) -> None:
+    config = make()
+    path = make_foreign_ring(config)
+    with RingBuffer(config, "image"):
+        pass
+    assert segments(config) == ["-image"]
+    path.unlink()
+
+
+def test_ring_of_a_foreign_service_has_no_cursor_until_a_source_of_ours_writes(make: MakeConfig) -> None:
+    config = make()
+    path = make_foreign_ring(config)
+    with RingBuffer(config, "image") as ring:
+        assert not ring.has_cursor
+        ring.begin(3)
+        ring.commit(3)
+        assert ring.has_cursor
+    path.unlink()
+
+
+def test_a_slot_that_is_still_looked_at_survives_the_end_of_the_ring(make: MakeConfig) -> None:
+    with RingBuffer(make(), "image") as ring:
+        ring.image(1)[:] = 11
+        image = ring.image(1)
+    assert (image == 11).all()
+
+
+def test_services_notice_that_somebody_removed_their_ring(make: MakeConfig) -> None:
+    config = make()
+    with RingBuffer(config, "image") as ring:
+        assert ring.is_current()
+        (SHM / ring.name).unlink()
+        assert not ring.is_current()
+        with RingBuffer(config, "blosc2") as other:
+            assert other.is_current()
+
+
+# Geometry
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"image_pixel_height": 64},
+        {"image_pixel_height": 48, "image_pixel_width": 32},  # as many bytes
+        {"image_pixel_height": 33},  # the same segment size after rounding
+        {"ram_buffer_gb": 1},
+        {"detector_type": "eiger", "bit_depth": 8, "image_pixel_width": 96},  # as many bytes
+        {"detector_type": "jungfrau-converted"},
+    ],
+    ids=str,
+)
+def test_second_geometry_is_refused_while_the_first_is_in_use_and_changes_nothing(
+    make: MakeConfig, overrides: dict[str, Any]
+) -> None:
+    config, other = make(), make(**overrides)
+    with RingBuffer(config, "image") as ring, foreign_process("hold", config, "image"):
+        size = (SHM / ring.name).stat().st_size
+        sequence = ring.commit(1)
+        with pytest.raises(GeometryError) as refused:
+            RingBuffer(other, "image")
+        assert str(RingGeometry.of(other)) in str(refused.value)
+        assert str(size) in str(refused.value)
+        assert len(str(refused.value).splitlines()) == 1
+        assert (SHM / ring.name).stat().st_size == size
+        assert ring.holds(1, sequence)
+        assert ring.is_current()
+
+
+def test_geometry_of_a_foreign_ring_in_use_is_refused_by_its_size(make: MakeConfig) -> None:
+    config = make()
+    path = make_foreign_ring(config)
+    with foreign_process("map", config, path), pytest.raises(GeometryError, match="found 4194304 bytes"):
+        RingBuffer(make(image_pixel_height=640), "image")
+    assert path.stat().st_size == 4 * MIB
+    path.unlink()
+
+
+@pytest.mark.parametrize("overrides", [{"image_pixel_height": 640}, {"image_pixel_height": 33}], ids=str)
+def test_left_over_of_a_killed_service_with_another_geometry_is_replaced(
+    make: MakeConfig, overrides: dict[str, Any]
+) -> None:
+    config, other = make(), make(**overrides)
+    with foreign_process("hold", config, "image") as service:
+        service.kill()
+    assert segments(config) == ["-image", "-image-cursor"]
+
+    with RingBuffer(other, "image") as ring:
+        assert (SHM / ring.name).stat().st_size == RingGeometry.of(other).segment_bytes
+        sequence = ring.commit(4)
+        assert ring.holds(4, sequence)
+
+
+def test_left_over_of_a_killed_service_is_used_again(make: MakeConfig) -> None:
+    config = make()
+    with foreign_process("hold", config, "image") as service:
+        service.kill()
+    with RingBuffer(config, "image") as ring:
+        assert not ring.has_cursor
+    assert segments(config) == []
+
+
+def test_segment_that_the_system_refuses_is_an_error_with_the_reason(make: MakeConfig) -> None:
+    path = SHM / f"{make().detector_name}-image"
+    path.symlink_to("/nowhere")
+    with pytest.raises(GeometryError, match=r"-image: .* found Too many levels of symbolic links"):
+        RingBuffer(make(), "image")
+    path.unlink()
+
+    huge = make(
+        ram_buffer_gb=2**16, image_pixel_height=1, image_pixel_width=1, detector_type="eiger", bit_depth=8
+    )
+    with pytest.raises(GeometryError, match="needs 70368744177664 slots"):
+        RingBuffer(huge, "image")
+
+
+def test_many_services_that_start_at_once_share_one_ring(make: MakeConfig) -> None:
+    config = make()
+    with ExitStack() as started:
+        services = [started.enter_context(Foreign("hold", config, "image")) for _ in range(4)]
+        for service in services:
+            service.wait_until_ready()
+        with RingBuffer(config, "image") as ring:
+            assert ring.is_current()
+    assert segments(config) == []
+
+
+# What a reader can trust
+
+
+def test_image_is_not_trusted_while_it_is_being_written(make: MakeConfig) -> None:
+    with RingBuffer(make(), "image") as ring:
+        sequence = ring.commit(5)
+        assert ring.holds(5, sequence)
+        ring.begin(1005)
+        assert not ring.holds(5, sequence)
+        later = ring.commit(1005)
+        assert not ring.holds(5, sequence)
+        assert ring.holds(1005, later)
+
+
+def test_no_sequence_number_is_used_again_by_the_next_source(make: MakeConfig) -> None:
+    config = make()
+    with RingBuffer(config, "image") as first:
+        sequences = [first.commit(i) for i in range(10)]
+    with RingBuffer(config, "image") as second:
+        assert not any(second.holds(i, sequence) for i, sequence in enumerate(sequences))
+        assert second.commit(0) > sequences[-1]
+
+
+def test_sequence_goes_on_when_a_source_is_restarted_on_a_ring_in_use(make: MakeConfig) -> None:
+    config = make()
+    with RingBuffer(config, "image") as reader:
+        with RingBuffer(config, "image") as source:
+            sequence = source.commit(8)
+        assert reader.holds(8, sequence)
+        with RingBuffer(config, "image") as restarted:
+            assert restarted.commit(8) == sequence + 1
+        assert not reader.holds(8, sequence)
+
+
+@pytest.fixture(scope="module")
+def shared_ring() -> Iterator[RingBuffer]:
+    with RingBuffer(DetectorConfig.parse(make_config(image_pixel_height=1)), "image") as ring:
+        yield ring
+
+
+# Few slots, so that images meet; gaps, and ids that begin again.
+image_ids = st.builds(lambda lap, slot: lap * 1000 + slot, st.integers(0, 5), st.integers(0, 3))
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(image_ids, st.booleans()), max_size=40))
+def test_ring_holds_exactly_the_last_image_committed_to_each_slot(
+    shared_ring: RingBuffer, steps: list[tuple[int, bool]]
+) -> None:
+    """Steps are (image id, whether it is completed). The reference is a dictionary by slot."""
+    announced: list[tuple[int, int]] = []
+    in_slot: dict[int, int] = {}
+    for image_id, is_completed in steps:
+        shared_ring.begin(image_id)
+        in_slot[image_id % 1000] = 0
+        if is_completed:
+            sequence = shared_ring.commit(image_id)
+            announced.append((image_id, sequence))
+            in_slot[image_id % 1000] = sequence
+        for earlier_id, sequence in announced:
+            assert shared_ring.holds(earlier_id, sequence) == (in_slot[earlier_id % 1000] == sequence)
+    assert len({sequence for _, sequence in announced}) == len(announced)
+
+
+def test_reader_that_is_lapped_never_accepts_a_torn_image(make: MakeConfig, tmp_path: Path) -> None:
+    """A writer in another process fills one slot with k, k + 1, ... without a pause; the reader copies."""
+    config = make(image_pixel_height=512, image_pixel_width=512)
+    announcements = tmp_path / "announcements"
+    accepted = lapped = 0
+    with foreign_process("lap", config, "image", announcements), RingBuffer(config, "image") as ring:
+        n_slots, deadline = ring.geometry.n_slots, time.monotonic() + 30
+        while accepted < 200 or lapped < 20:
+            assert time.monotonic() < deadline, f"{accepted} accepted, {lapped} found lapped"
+            k, sequence = np.fromfile(announcements, "<u8", 2).tolist()
+            image_id = k * n_slots
+            if not ring.holds(image_id, sequence):
+                lapped += 1
+                continue
+            copy = ring.image(image_id).copy()
+            if ring.holds(image_id, sequence):
+                accepted += 1
+                assert (copy == k % 65536).all(), f"image {image_id} was accepted with foreign pixels"
+            else:
+                lapped += 1

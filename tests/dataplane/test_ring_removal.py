@@ -1,0 +1,75 @@
+"""Services attach to a ring buffer and leave it in any order, also all at once: the last removes it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.processes.deployment import make_config
+
+ROUNDS = 12
+
+# A process of its own, so that it can fork as a daemon's start would: no threads, no open files of the tests.
+PROGRAM = """
+import json, multiprocessing, sys
+from stddaq.config import DetectorConfig
+from stddaq.dataplane.ring_buffer import RingBuffer
+
+def attach_and_leave(config, barrier):
+    barrier.wait()
+    ring = RingBuffer(config, "image")
+    barrier.wait()
+    ring.close()
+
+for round in range(int(sys.argv[2])):
+    content = json.loads(sys.argv[1])
+    content["detector_name"] += f"-{round}"
+    config = DetectorConfig.parse(content)
+    barrier = multiprocessing.Barrier(4)
+    services = [multiprocessing.Process(target=attach_and_leave, args=(config, barrier)) for _ in range(4)]
+    for service in services:
+        service.start()
+    for service in services:
+        service.join()
+        assert service.exitcode == 0
+"""
+
+# Services that come while others leave, at times of their own.
+COMING_AND_GOING = """
+import json, multiprocessing, random, sys, time
+from stddaq.config import DetectorConfig
+from stddaq.dataplane.ring_buffer import RingBuffer
+
+def come_and_go(config, seed):
+    times = random.Random(seed)
+    for _ in range(12):
+        time.sleep(times.uniform(0, 0.003))
+        with RingBuffer(config, "image"):
+            time.sleep(times.uniform(0, 0.004))
+
+for round in range(int(sys.argv[2])):
+    content = json.loads(sys.argv[1])
+    content["detector_name"] += f"-{round}"
+    config = DetectorConfig.parse(content)
+    services = [
+        multiprocessing.Process(target=come_and_go, args=(config, 10 * round + i)) for i in range(4)
+    ]
+    for service in services:
+        service.start()
+    for service in services:
+        service.join()
+        assert service.exitcode == 0
+"""
+
+
+@pytest.mark.parametrize("program", [PROGRAM, COMING_AND_GOING], ids=["at-once", "at-times-of-their-own"])
+def test_services_that_come_and_go_leave_no_segment(program: str):
+    config = make_config()
+    subprocess.run([sys.executable, "-c", program, json.dumps(config), str(ROUNDS)], check=True, timeout=50)
+    left = sorted(Path("/dev/shm").glob(f"{config['detector_name']}*"))
+    for path in left:
+        path.unlink()
+    assert left == []

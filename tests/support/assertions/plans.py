@@ -1,0 +1,108 @@
+"""What tests of plans need: a camera that publishes on trigger, the documents emitted, and their images."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import h5py
+import numpy as np
+from bluesky import RunEngine
+from support.processes.recording import DAMAGED, GOOD, Image, Rig, image_of
+
+
+class Documents:
+    """What was emitted, by name and in order; called by a RunEngine."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[str, dict[str, Any]]] = []
+        self.by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
+
+    def __call__(self, name: str, doc: Any) -> None:
+        self.all.append((name, doc))
+        self.by_name[name].append(doc)
+
+    def __getitem__(self, name: str) -> list[dict[str, Any]]:
+        return self.by_name[name]
+
+
+def run_plan(engine: RunEngine, plan: Any) -> str:
+    """Let the engine do a plan of one run. Returns the uid of the run."""
+    (uid,) = cast(tuple[str, ...], engine(plan))
+    return uid
+
+
+class PointCamera:
+    """Publishes the next images of a rig on each call.
+
+    Attributes:
+        published: those so far.
+        skip_calls: numbers, from 1, of the calls that publish nothing but call `on_skip`.
+        damaged: ids of images that are published as damaged.
+        n_held_back: images of each call that are not published.
+        is_rearmed: ids begin again at 0 with each call.
+    """
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.published: list[Image] = []
+        self.skip_calls: set[int] = set()
+        self.on_skip: Callable[[], None] = lambda: None
+        self.damaged: set[int] = set()
+        self.n_held_back = 0
+        self.is_rearmed = False
+        self._n_calls = self._next_id = 0
+
+    def fire(self, n_images: int) -> None:
+        self._n_calls += 1
+        if self._n_calls in self.skip_calls:
+            self.on_skip()
+            return
+        if self.is_rearmed:
+            self._next_id = 0
+        ids = range(self._next_id, self._next_id + n_images - self.n_held_back)
+        self._next_id = ids.stop
+        images = [
+            image_of(
+                i,
+                self.rig.config.image_shape,
+                status=DAMAGED if i in self.damaged else GOOD,
+                salt=self._n_calls if self.is_rearmed else 0,
+            )
+            for i in ids
+        ]
+        self.rig.publish(images)
+        self.published += images
+
+
+def stream_images(found: Documents, key: str = "det_image", stream: str | None = None) -> np.ndarray:
+    """The images that the StreamResource and the StreamData of one key tell of, (n, height, width).
+
+    In a run of several streams, those of `stream`.
+    """
+    descriptors = {doc["uid"] for doc in found["descriptor"] if stream in (None, doc["name"])}
+    data = [doc for doc in found["stream_datum"] if doc["descriptor"] in descriptors]
+    (resource,) = [
+        doc
+        for doc in found["stream_resource"]
+        if doc["data_key"] == key and doc["uid"] in {datum["stream_resource"] for datum in data}
+    ]
+    multiplier = resource["parameters"]["multiplier"]
+    path = resource["uri"].removeprefix("file://localhost")
+    stop = 0
+    for datum in data:
+        assert datum["indices"]["start"] == stop
+        stop = datum["indices"]["stop"]
+    with h5py.File(path, "r", swmr=resource["parameters"]["swmr"]) as file:
+        images = file[resource["parameters"]["dataset"]]
+        assert isinstance(images, h5py.Dataset)
+        assert len(images) == stop * multiplier
+        return images[()]
+
+
+def assert_images(found: np.ndarray, expected: Sequence[Image]) -> None:
+    """`found` (n, height, width) are `expected`, every pixel."""
+    assert len(found) == len(expected)
+    for pixels, image in zip(found, expected, strict=True):
+        assert np.array_equal(pixels, image.pixels), f"image {image.image_id}"

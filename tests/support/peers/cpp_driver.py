@@ -1,0 +1,145 @@
+"""A stand-in for the C++ std_det_driver and its writers: the std_daq contract and nothing else, as a process.
+
+Clients are told `status`, `count` and `reason` only, ten times a second; existing files are replaced. Files
+are plain HDF5 without attributes, which nobody can open before they are closed; `data` and `metadata` of
+writer i hold the images that were dealt to it by id or by arrival. `start_cpp_driver` starts one for a test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import zmq
+from support.peers.basic_driver import BasicDriver
+from support.peers.cpp_services import METADATA, ForeignRing, Names
+from support.processes.deployment import Deployment, Service
+
+from stddaq.wire.std_daq import image_metadata_pb2 as images_pb
+
+# Images that the files grow by, and after which a client is told the new count.
+BLOCK_IMAGES = 64
+POLL_MS = 20
+
+
+def start_cpp_driver(deployment: Deployment, *args: object) -> tuple[Service, str]:
+    """Start the stand-in on a free port. Returns it and its WebSocket url."""
+    driver = deployment.run(
+        *(sys.executable, "-m", "support.peers.cpp_driver", deployment.config_path, *args),
+        cwd=Path(__file__).parents[2],
+        ready=None,
+    )
+    return driver, driver.wait_for_line(r"listening on (ws://\S+)")[1]
+
+
+class RawFile:
+    """The file of one writer, grown in blocks, of which only what is used is left at the end."""
+
+    def __init__(self, path: Path, names: Names) -> None:
+        height, width = names.shape
+        self._rows: list[tuple[int, int]] = []
+        self._file = h5py.File(path, "w", libver="earliest")
+        group = self._file.create_group(names.detector_name)
+        self._data = group.create_dataset(
+            "data",
+            (0, height, width),
+            maxshape=(None, height, width),
+            chunks=(4, height, width),
+            dtype=names.dtype,
+        )
+        self._metadata = group.create_dataset("metadata", (0,), METADATA, maxshape=(None,), chunks=(64,))
+
+    def write(self, image: images_pb.ImageMetadata, pixels: np.ndarray) -> None:
+        row = len(self._rows)
+        if row == self._data.shape[0]:
+            self._data.resize(row + BLOCK_IMAGES, axis=0)
+        self._data[row] = pixels
+        self._rows.append((image.image_id, image.status))
+
+    def close(self) -> None:
+        self._data.resize(len(self._rows), axis=0)
+        self._metadata.resize(len(self._rows), axis=0)
+        self._metadata[:] = np.array(self._rows, METADATA)
+        self._file.close()
+
+
+class CppDriver(BasicDriver):
+    """Driver and writers in one; a context manager."""
+
+    def __init__(self, config: dict[str, Any], port: int, by_arrival: bool) -> None:
+        super().__init__(port=port)
+        self._names = Names(config)
+        self._by_arrival = by_arrival
+        self._files: list[RawFile] = []
+        self._ring = ForeignRing(self._names)
+        self._context = zmq.Context()
+        self._stream = self._context.socket(zmq.SUB)
+        self._stream.rcvhwm = 0
+        self._stream.subscribe(b"")
+        self._stream.connect(self._names.endpoint("image"))
+
+    async def _create_files(self, command: dict[str, Any]) -> None:
+        prefix = Path(command["path"]) / command.get("file_prefix", "file")
+        for writer in range(self._names.number_of_writers):
+            self._files.append(RawFile(Path(f"{prefix}{writer}.h5"), self._names))
+        while self._stream.poll(0):  # What came before the run is not recorded.
+            self._stream.recv()
+
+    async def _count(self, n_image: int) -> int:
+        count = 0
+        while count < n_image and not self._stop.is_set():
+            block = min(BLOCK_IMAGES, n_image - count)
+            taken = await asyncio.to_thread(self._record_images, count, block)
+            count += taken
+            if count:
+                self._state = {"status": "recording", "count": count}
+        return count
+
+    def _record_images(self, first: int, limit: int) -> int:
+        """Write up to `limit` images, the first of which is image `first` of the run, if any come."""
+        for taken in range(limit):
+            if not self._stream.poll(0 if taken else POLL_MS):
+                return taken
+            image = images_pb.ImageMetadata.FromString(self._stream.recv())
+            key = first + taken if self._by_arrival else image.image_id
+            self._files[key % len(self._files)].write(image, self._ring.read(image.image_id))
+        return limit
+
+    async def _close_files(self) -> None:
+        while self._files:
+            self._files.pop().close()
+
+    async def _close(self) -> None:
+        self._stop.set()
+        if self._run is not None:
+            await asyncio.wait([self._run])
+        await super()._close()
+        await self._close_files()
+        self._context.destroy(linger=0)
+        self._ring.close()
+
+
+def main(argv: Sequence[str]) -> None:
+    """The stand-in as a process, until SIGTERM."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--by-arrival", action="store_true", help="deal images in turn, whatever their ids")
+    args = parser.parse_args(argv)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    config = json.loads(args.config.read_text())
+    with CppDriver(config, args.port, args.by_arrival) as driver:
+        print(f"listening on {driver.url}", flush=True)
+        signal.sigwait({signal.SIGTERM, signal.SIGINT})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

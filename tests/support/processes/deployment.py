@@ -1,0 +1,303 @@
+"""Services as real processes: start one, wait for a line, end it, and be sure that nothing is left.
+
+A `Deployment` is one detector with a name, a configuration file and an ipc directory of its own, so that
+tests run beside each other. Tests get it from the fixture `deployment`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from support.processes.preloaded import PreloadedProcess, is_console_script
+
+SHM_DIRECTORY = Path("/dev/shm")
+START_TIMEOUT_S = 20.0
+END_TIMEOUT_S = 10.0
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = 10.0, what: str = "the condition") -> Any:
+    """Call `condition` until it returns something true, and return that. Fails after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        result = condition()
+        if result:
+            return result
+        assert time.monotonic() < deadline, f"waited {timeout} s in vain for {what}"
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def make_config(**overrides: Any) -> dict[str, Any]:
+    """A small, complete configuration with a unique detector name; a value of None leaves its key out."""
+    config = {
+        "detector_name": f"t{uuid.uuid4().hex[:10]}",
+        "detector_type": "gigafrost",
+        "n_modules": 1,
+        "bit_depth": 16,
+        "image_pixel_height": 32,
+        "image_pixel_width": 48,
+        "start_udp_port": 2000,
+        "module_positions": {},
+        "number_of_writers": 2,
+        # Small blocks, so that a few small images already fill several chunks.
+        "gpfs_block_size": 16384,
+        "stats_collection_period": 1,
+    }
+    config.update(overrides)
+    return {key: value for key, value in config.items() if value is not None}
+
+
+class Service:
+    """A process whose output is collected. `stdout` and `stderr` are the lines so far."""
+
+    def __init__(
+        self, command: list[str], env: Mapping[str, str], cwd: Path | None = None, preloaded: bool = True
+    ) -> None:
+        """Start `command`; a console script as a fork (`preloaded.py`), unless told otherwise."""
+        self.command = command
+        self.stdout: list[str] = []
+        self.stderr: list[str] = []
+        self._news = threading.Condition()
+        self.process = _start(command, env, cwd, preloaded)
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self._readers = [
+            threading.Thread(target=self._collect, args=(pipe, lines), daemon=True)
+            for pipe, lines in ((self.process.stdout, self.stdout), (self.process.stderr, self.stderr))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _collect(self, pipe: IO[str], lines: list[str]) -> None:
+        with pipe:
+            for line in pipe:
+                with self._news:
+                    lines.append(line.rstrip("\n"))
+                    self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit code, negative for a signal; None while the process runs."""
+        return self.process.poll()
+
+    @property
+    def output(self) -> str:
+        """All lines so far, for messages."""
+        return "\n".join(["$ " + " ".join(self.command), *self.stdout, *("! " + e for e in self.stderr)])
+
+    def wait_for_line(self, pattern: str, timeout: float = START_TIMEOUT_S, start: int = 0) -> re.Match[str]:
+        """The first match of the regular expression `pattern` in a line of `stdout`, from line `start` on.
+
+        Fails when none appears within `timeout` seconds, or the process ends without one.
+        """
+        deadline = time.monotonic() + timeout
+        with self._news:
+            while True:
+                while start < len(self.stdout):
+                    if match := re.search(pattern, self.stdout[start]):
+                        return match
+                    start += 1
+                ended = not self._readers[0].is_alive() or self.process.poll() is not None
+                remaining = deadline - time.monotonic()
+                if (ended and not self._readers[0].is_alive()) or remaining <= 0:
+                    why = f"ended with {self.process.poll()}" if ended else f"ran {timeout} s"
+                    raise AssertionError(f"no line matches {pattern!r}; the process {why}:\n{self.output}")
+                self._news.wait(min(remaining, 0.1))
+
+    def wait(self, timeout: float = END_TIMEOUT_S) -> int:
+        """Wait for the process to end by itself; its exit code. Fails after `timeout` seconds."""
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still runs after {timeout} s:\n{self.output}") from None
+        for reader in self._readers:
+            reader.join(1.0)
+        return code
+
+    def send(self, signal_number: int) -> None:
+        """Send a signal, if the process still runs."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal_number)
+
+    def end(self, signal_number: int = signal.SIGTERM, timeout: float = END_TIMEOUT_S) -> int:
+        """Ask the process to end and return its exit code. Fails when it does not within `timeout` s."""
+        self.send(signal_number)
+        return self.wait(timeout)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait. What it leaves behind is then removed by the deployment."""
+        self.send(signal.SIGKILL)
+        self.wait()
+
+
+class Deployment:
+    """One detector: configuration, ipc directory, and the services started for it."""
+
+    def __init__(
+        self, directory: Path, *, user: int | None = None, preloaded: bool = True, **overrides: Any
+    ) -> None:
+        """Write the configuration into `directory`; `overrides` as for `make_config`.
+
+        `user` is a uid that services are started as, which takes root; without, they run as we do. Services
+        that are not `preloaded` have all their memory to themselves.
+        """
+        self.config = make_config(**overrides)
+        self.detector_name: str = self.config["detector_name"]
+        self._user, self._preloaded = user, preloaded
+        # Paths of sockets are limited to 107 bytes; pytest's own directories are longer than that.
+        self.ipc_directory = Path(tempfile.mkdtemp(prefix="sd-", dir="/tmp"))
+        self.config_path = directory / f"{self.detector_name}.json"
+        if user is not None:
+            # pytest's own directories are closed to other users.
+            self.ipc_directory.chmod(0o777)
+            self.config_path = self.ipc_directory.with_suffix(".json")
+        self.write_config()
+        self.env = {
+            **os.environ,
+            "STDDAQ_IPC_DIR": str(self.ipc_directory),
+            "PYTHONUNBUFFERED": "1",
+            # Services do no linear algebra; its threads take a fifth of their start.
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        self.services: list[Service] = []
+
+    @property
+    def stddaq(self) -> str:
+        """The command `stddaq`, for `run`."""
+        return console_script("stddaq")
+
+    def write_config(self, **changes: Any) -> Path:
+        """Write the configuration file again, with changed keys. Returns its path."""
+        self.config.update(changes)
+        self.config_path.write_text(json.dumps(self.config, indent=2))
+        self.config_path.chmod(0o644)
+        return self.config_path
+
+    def start(self, service: str, *args: object, ready: str | None = r"ready") -> Service:
+        """Start a service with this deployment's configuration as its first argument.
+
+        `service` is a console script (`std_det_driver`). Waits for a line that matches `ready`, unless None.
+        """
+        command: list[object] = [console_script(service)]
+        if self._user is not None:
+            command = [sys.executable, "-P", Path(__file__).with_name("as_user.py"), self._user, service]
+        return self.run(*command, self.config_path, *args, ready=ready)
+
+    def run(self, *command: object, ready: str | None = None, cwd: Path | None = None) -> Service:
+        """Start any command in the environment of this deployment."""
+        started = Service([str(part) for part in command], self.env, cwd, self._preloaded)
+        self.services.append(started)
+        if ready is not None:
+            started.wait_for_line(ready)
+        return started
+
+    def start_driver(self, *args: object) -> tuple[Service, str]:
+        """Start the driver on a free port. Returns it and its WebSocket url."""
+        driver = self.start("std_det_driver", "--port", 0, *args, ready=None)
+        return driver, driver.wait_for_line(r"ready: listening on (ws://\S+)")[1]
+
+    def start_writers(self) -> list[Service]:
+        """Start all writers of the configuration, and wait until they are ready."""
+        writers = [
+            self.start("std_det_writer", i, ready=None) for i in range(self.config["number_of_writers"])
+        ]
+        for writer in writers:
+            writer.wait_for_line("ready")
+        return writers
+
+    def segments(self) -> list[str]:
+        """Names of the shared-memory segments of this detector."""
+        return sorted(path.name for path in SHM_DIRECTORY.glob(f"{self.detector_name}*"))
+
+    def sockets(self) -> list[str]:
+        """Names of the files in the ipc directory."""
+        return sorted(path.name for path in self.ipc_directory.iterdir())
+
+    def remove_leftovers(self) -> None:
+        """Remove segments and sockets: of services that a test killed by other means than `Service.kill`."""
+        for name in self.segments():
+            (SHM_DIRECTORY / name).unlink(missing_ok=True)
+        shutil.rmtree(self.ipc_directory, ignore_errors=True)
+        self.ipc_directory.mkdir()
+
+    def close(self) -> None:
+        """End all services, later ones first, and check that they ended well and left nothing behind.
+
+        After a SIGKILL, segments and sockets are removed without a complaint: nobody could do it before.
+        """
+        running = [service for service in reversed(self.services) if service.returncode is None]
+        killed = any(service.returncode == -signal.SIGKILL for service in self.services)
+        complaints = []
+        try:
+            for service in running:
+                service.send(signal.SIGCONT)
+                service.send(signal.SIGTERM)
+            for service in running:
+                try:
+                    code = service.wait()
+                except AssertionError as error:
+                    service.kill()
+                    complaints.append(str(error))
+                else:
+                    if code != 0:
+                        complaints.append(f"exit code {code} after SIGTERM:\n{service.output}")
+            if not killed:
+                complaints += [f"left behind: {SHM_DIRECTORY / name}" for name in self.segments()]
+                complaints += [f"left behind: {self.ipc_directory / name}" for name in self.sockets()]
+        finally:
+            self.remove_leftovers()
+            shutil.rmtree(self.ipc_directory, ignore_errors=True)
+            self.config_path.unlink(missing_ok=True)
+        assert not complaints, "\n".join(complaints)
+
+
+def _start(
+    command: list[str], env: Mapping[str, str], cwd: Path | None, preloaded: bool
+) -> subprocess.Popen[str] | PreloadedProcess:
+    if preloaded and is_console_script(command[0]):
+        return PreloadedProcess(command, env, cwd)
+    return subprocess.Popen(
+        command,
+        env=dict(env),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        bufsize=1,
+    )
+
+
+def console_script(name: str) -> str:
+    """Path of a console script of this environment."""
+    path = Path(sys.executable).parent / name
+    assert path.exists(), f"{path}: missing; install the package into this environment"
+    return str(path)

@@ -1,0 +1,149 @@
+"""Live streams as real processes, and plain subscribers of any ZeroMQ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import zmq
+from support.processes.deployment import Deployment, Service, free_port, wait_until
+
+from stddaq.config import DetectorConfig
+from stddaq.dataplane.metadata import ImageMetadata, compression_of, dtype_code
+from stddaq.dataplane.metadata_publisher import MetadataPublisher
+from stddaq.dataplane.ring_buffer import RingBuffer
+
+FORWARD: dict[str, Any] = {"type": "forward", "config": []}
+
+
+def image_of(deployment: Deployment, image_id: int) -> np.ndarray:
+    """The pixels that the tests give an image: they tell its id."""
+    config = DetectorConfig.parse(deployment.config)
+    pixels = np.arange(np.prod(config.image_shape), dtype=np.uint32) * 3 + image_id
+    return (pixels % 65521).astype(config.dtype).reshape(config.image_shape)
+
+
+@dataclass(frozen=True)
+class LiveStreamService:
+    """A running `std_live_stream`."""
+
+    process: Service
+    address: str
+
+    def statistics(self) -> dict[str, int]:
+        """The counters of all statistics lines so far, added up."""
+        total: dict[str, int] = {}
+        for line in list(self.process.stdout):
+            if ",port=" not in line:
+                continue
+            pairs = dict(pair.split("=") for pair in line.rpartition("] ")[2].split(" ")[0].split(","))
+            for key, value in pairs.items():
+                if key == "processed_times" or (key.startswith("n_") and key != "n_subscribers"):
+                    total[key] = total.get(key, 0) + int(value)
+        return total
+
+    def wait_for(self, timeout: float = 10.0, **counters: int) -> None:
+        """Wait until the counters have come to be these."""
+        wait_until(
+            lambda: all(self.statistics().get(key) == value for key, value in counters.items()),
+            timeout,
+            f"{counters}, found {self.statistics()}",
+        )
+
+
+def start_live_stream(deployment: Deployment, *args: object, setting: object = FORWARD) -> LiveStreamService:
+    """Start a live stream at a free port, with `setting` in the configuration."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    configs = deployment.config.get("live_stream_configs", {})
+    deployment.write_config(live_stream_configs=configs | {address: setting})
+    return LiveStreamService(deployment.start("std_live_stream", address, *args), address)
+
+
+class Subscriber:
+    """A plain SUB socket; a context manager."""
+
+    def __init__(self, address: str, topic: bytes = b"", queue: int = 1000) -> None:
+        self._context = zmq.Context()
+        self.socket = self._context.socket(zmq.SUB)
+        self.socket.rcvhwm = queue
+        self.socket.subscribe(topic)
+        self.socket.connect(address)
+
+    def receive(self, timeout: float = 10.0) -> list[bytes]:
+        """The parts of the next message. Fails when none comes."""
+        assert self.socket.poll(int(timeout * 1000)), f"no message within {timeout} s"
+        return self.socket.recv_multipart()
+
+    def receive_ids(self, count: int) -> list[int]:
+        """The ids of the next array-1.0 messages."""
+        return [json.loads(self.receive()[0])["frame"] for _ in range(count)]
+
+    def is_quiet(self, seconds: float = 0.3) -> bool:
+        """Whether no message comes for a while."""
+        return not self.socket.poll(int(seconds * 1000))
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@contextmanager
+def subscribed(stream: LiveStreamService, **options: Any) -> Iterator[Subscriber]:
+    """A subscriber of a live stream, which knows of it."""
+    n_before = sum(" subscribed" in line for line in stream.process.stdout)
+    with Subscriber(stream.address, **options) as subscriber:
+        wait_until(
+            lambda: sum(" subscribed" in line for line in stream.process.stdout) > n_before,
+            what="the subscription",
+        )
+        yield subscriber
+
+
+class StageOutput:
+    """What a stage after acquisition publishes, byte by byte; a context manager."""
+
+    def __init__(self, deployment: Deployment, suffix: str) -> None:
+        self._config = DetectorConfig.parse(deployment.config)
+        self._suffix = suffix
+        self.stream = MetadataPublisher(self._config, suffix)
+        self._ring = RingBuffer(self._config, suffix)
+
+    def publish(self, image_id: int, content: bytes | Sequence[bytes], **fields: Any) -> None:
+        """Put the bytes of an image into the ring and announce it; `fields` of the metadata."""
+        blob = content if isinstance(content, bytes) else b"".join(content)
+        self._ring.begin(image_id)[: len(blob)] = blob
+        metadata: dict[str, Any] = {
+            "image_id": image_id,
+            "height": self._config.image_pixel_height,
+            "width": self._config.image_pixel_width,
+            "size": len(blob),
+            "dtype": dtype_code(self._config.dtype),
+            "status": 1,
+            "compression": compression_of(self._suffix),
+            "sequence": self._ring.commit(image_id),
+        }
+        self.stream.send(ImageMetadata(**(metadata | fields)))
+
+    def close(self) -> None:
+        self.stream.close()
+        self._ring.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,97 @@
+"""Processing services as real processes, and what they publish, read in the test's own process."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import zmq
+from support.processes.deployment import Deployment, wait_until
+
+from stddaq.config import DetectorConfig
+from stddaq.dataplane.endpoints import connection_changes, metadata_stream, open_socket, watch_connection
+from stddaq.dataplane.metadata import ImageMetadata
+from stddaq.dataplane.ring_buffer import RingBuffer
+
+
+@dataclass(frozen=True)
+class PublishedImage:
+    """One announcement of a stream, and a copy of the bytes that it announces."""
+
+    metadata: ImageMetadata
+    content: bytes
+    is_held: bool
+    """Whether the slot held that image all along."""
+
+    @property
+    def image_id(self) -> int:
+        return self.metadata.image_id
+
+    @property
+    def status(self) -> int:
+        return self.metadata.status
+
+    def pixels(self, config: DetectorConfig) -> np.ndarray:
+        """The content as an image (height, width)."""
+        return np.frombuffer(self.content, config.dtype).reshape(config.image_shape)
+
+
+class StreamReader:
+    """Subscribes to the stream of `suffix` and reads each image as it comes; a context manager.
+
+    Entered when the subscription has reached a stream that is there.
+    """
+
+    _is_connected = False
+
+    def __init__(self, deployment: Deployment, suffix: str, config: DetectorConfig | None = None) -> None:
+        self.config = config or DetectorConfig.parse(deployment.config)
+        self._context = zmq.Context()
+        self._socket = open_socket(self._context, zmq.SUB)
+        self._socket.subscribe(b"")
+        self._monitor = watch_connection(self._socket)
+        self._socket.connect(metadata_stream(self.config.detector_name, suffix))
+        self._ring = RingBuffer(self.config, suffix)
+
+    def receive(self, n_images: int, timeout: float = 20.0) -> list[PublishedImage]:
+        """The next `n_images` images. Fails when they do not come within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        images: list[PublishedImage] = []
+        while len(images) < n_images:
+            remaining = max(0.0, deadline - time.monotonic())
+            assert self._socket.poll(int(remaining * 1000)), f"{len(images)} of {n_images} images came"
+            images.append(self._read(ImageMetadata.FromString(self._socket.recv())))
+        return images
+
+    def _read(self, metadata: ImageMetadata) -> PublishedImage:
+        was_held = self._ring.holds(metadata.image_id, metadata.sequence)
+        content = bytes(self._ring.slot(metadata.image_id)[: metadata.size])
+        is_held = was_held and self._ring.holds(metadata.image_id, metadata.sequence)
+        return PublishedImage(metadata, content, is_held)
+
+    def wait_for_publisher(self, is_there: bool = True) -> None:
+        """Wait until a publisher has our subscription, or until it is gone."""
+
+        def has_changed() -> bool:
+            for connected in connection_changes(self._monitor):
+                self._is_connected = connected
+            return self._is_connected == is_there
+
+        wait_until(has_changed, what=f"connected: {is_there}")
+        # To a publisher that is started again libzmq sends our subscriptions from this thread, while it looks
+        # at the socket; the publisher acts on them soon after that.
+        self._socket.poll(100)
+
+    def __enter__(self) -> Self:
+        self.wait_for_publisher()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.disable_monitor()
+        self._context.destroy(linger=0)
+        self._ring.close()

@@ -1,0 +1,355 @@
+"""Runs of the writing path: services, a source in the test's process, and the files compared pixel by pixel.
+
+A `Rig` is a driver, its writers and a source of one deployment; tests get one from the fixture `make_rig`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import hdf5plugin  # noqa: F401  (registers the filters)
+import numpy as np
+from support.processes.deployment import Deployment, Service, wait_until
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from stddaq.client import DriverClient
+from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
+
+GOOD, DAMAGED, OVERWRITTEN = 1, 2, 3
+SAVED_TIMEOUT_S = 30.0
+# Images of a master file that are read and compared at a time.
+BLOCK_IMAGES = 100
+REPOSITORY = Path(__file__).parents[3]
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image as a source publishes it; `pixels` (height, width)."""
+
+    image_id: int
+    pixels: np.ndarray
+    status: int = GOOD
+
+
+def image_of(
+    image_id: int, shape: tuple[int, int] = (32, 48), dtype: str = "<u2", status: int = GOOD, salt: int = 0
+) -> Image:
+    """An image whose pixels tell its id; `salt` tells apart images of one id."""
+    offsets = np.arange(shape[0] * shape[1], dtype=np.uint64).reshape(shape)
+    return Image(
+        image_id, (offsets * 31 + np.uint64(image_id * 7919 + salt * 104729 + 1)).astype(dtype), status
+    )
+
+
+def images_of(ids: Iterable[int], **how: Any) -> list[Image]:
+    """`image_of` each of `ids`."""
+    return [image_of(image_id, **how) for image_id in ids]
+
+
+def recorded_images(name: str, dataset: str, shape: tuple[int, int, int], dtype: str) -> np.ndarray:
+    """Real images from the folder STDDAQ_TEST_DATA, or self-made ones of the same shape where it is not."""
+    folder = Path(os.environ.get("STDDAQ_TEST_DATA") or REPOSITORY / "../shared/data")
+    if (folder / name).exists():
+        with h5py.File(folder / name) as file:
+            found = file[dataset]
+            assert isinstance(found, h5py.Dataset)
+            assert (found.shape, found.dtype) == (shape, np.dtype(dtype))
+            return found[:]
+    generator = np.random.default_rng(1)
+    scene = generator.poisson(20, shape[1:]).astype(dtype)
+    return np.stack([np.roll(scene, i, axis=1) + np.dtype(dtype).type(i) for i in range(shape[0])])
+
+
+def k11_images() -> np.ndarray:
+    """The tomography scan of 3201 small images, (3201, 22, 26) uint16."""
+    return recorded_images("k11-imaging-3201x22x26-u16.h5", "entry/detector/detector", (3201, 22, 26), "<u2")
+
+
+def eiger_images() -> np.ndarray:
+    """Five images of 40.6 MB, (5, 3264, 3106) uint32."""
+    return recorded_images("eiger9m-saxs-5x3264x3106-u32.h5", "data", (5, 3264, 3106), "<u4")
+
+
+class Watcher:
+    """A client that only listens: every message of the driver, in order. A context manager."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._close = ExitStack()
+        self.messages: list[dict[str, Any]] = []
+
+    def _listen(self, connection: ClientConnection) -> None:
+        with suppress(ConnectionClosed):
+            for frame in connection:
+                self.messages.append(json.loads(frame))
+
+    @property
+    def states(self) -> list[str]:
+        """The states in order, each as often as it was entered."""
+        found = [message["status"] for message in self.messages]
+        return [state for i, state in enumerate(found) if i == 0 or found[i - 1] != state]
+
+    def wait_for(self, state: str, timeout: float = 10.0, times: int = 1) -> dict[str, Any]:
+        """The first message of `state`, or of the entering it for the `times`-th time."""
+        wait_until(lambda: self.states.count(state) >= times, timeout, f"{state} in {self.states}")
+        return next(m for m in reversed(self.messages) if m["status"] == state)
+
+    def __enter__(self) -> Self:
+        connection = self._close.enter_context(connect(self._url, max_size=None))
+        thread = threading.Thread(target=self._listen, args=(connection,), daemon=True)
+        thread.start()
+        wait_until(lambda: self.messages, what="the greeting of the driver")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close.close()
+
+
+class Rig:
+    """A driver, its writers and a source; a context manager. Attributes are there after what makes them."""
+
+    def __init__(self, deployment: Deployment, directory: Path) -> None:
+        self.deployment = deployment
+        self.directory = directory
+        self.config = DetectorConfig.parse(deployment.config)
+        self.driver: Service
+        self.url: str
+        self.writers: list[Service] = []
+        self.client: DriverClient
+        self._close = ExitStack()
+        self._source: ImagePublisher | None = None
+
+    def start_driver(self, *args: object) -> Self:
+        self.driver, self.url = self.deployment.start_driver(*args)
+        self.client = DriverClient(self.url)
+        self._close.enter_context(self.client)
+        return self
+
+    def start_writers(self) -> Self:
+        self.writers = self.deployment.start_writers()
+        return self
+
+    def restart_writer(self, i: int, *args: object) -> Service:
+        """Start writer `i` again after it ended."""
+        self.writers[i] = self.deployment.start("std_det_writer", i, *args)
+        return self.writers[i]
+
+    @property
+    def source(self) -> ImagePublisher:
+        """Our publisher, in this process, made when it is needed first."""
+        source = self._source
+        if source is None:
+            source = self._source = self.enter(ImagePublisher(self.config))
+        return source
+
+    def enter(self, resource: Any) -> Any:
+        """Close `resource`, a context manager, before the services end."""
+        return self._close.enter_context(resource)
+
+    def close(self) -> None:
+        self._close.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def publish(self, images: Iterable[Image], pause_s: float = 0.0) -> None:
+        """Put images into the ring buffer and announce them, as fast as possible or with pauses."""
+        for image in images:
+            self.source.publish(image.image_id, image.pixels, image.status)
+            if pause_s:
+                time.sleep(pause_s)
+
+    def wait_for_subscription(self) -> None:
+        """Wait until the driver is subscribed to our source."""
+        assert self.source.wait_for_subscribers(1, 5.0)
+
+    def begin(self, **start: Any) -> None:
+        """Start a run and wait until it records every image that is published from now on."""
+        self.wait_for_subscription()
+        self.client.start(self.directory, **start)
+        self.client.wait_until_ready(10)
+
+    def wait_for_count(self, count: int, timeout: float = 10.0) -> None:
+        """Wait until that many images are written and readable."""
+        self.client.wait_for(lambda status: (status.count or 0) >= count, timeout, f"count {count}")
+
+    def end(self, stop: bool = False) -> dict[str, Any]:
+        """Wait for the end of the run, after a stop if so asked. Returns its account."""
+        if stop:
+            self.client.stop()
+        self.client.wait_until_saved(SAVED_TIMEOUT_S)
+        return self.account()
+
+    def account(self) -> dict[str, Any]:
+        """The last result, which must be consistent in itself."""
+        result = self.client.last_result()
+        assert result is not None
+        assert_consistent(result)
+        return result
+
+    def record(self, images: Sequence[Image], **start: Any) -> dict[str, Any]:
+        """A whole run of `images`, ended by its number of images. Returns its account."""
+        self.begin(n_image=len(images), **start)
+        self.publish(images)
+        return self.end()
+
+    def path(self, name: str) -> Path:
+        """A file of the directory of the runs."""
+        return self.directory / name
+
+
+def assert_consistent(result: Mapping[str, Any]) -> None:
+    """What holds for the account of every run."""
+    parts = [result[key] for key in ("n_good", "n_damaged", "n_overwritten", "n_failed")]
+    assert result["count"] == sum(parts), result
+    for n, ids in (
+        ("n_damaged", "damaged_ids"),
+        ("n_overwritten", "overwritten_ids"),
+        ("n_failed", "failed_ids"),
+    ):
+        assert len(result[ids]) == result[n] or result["lists_truncated"], result
+    skipped = sum(last - first + 1 for first, last in result["skipped"])
+    assert skipped == result["n_skipped"] or result["lists_truncated"], result
+    if result["count"] and not result["n_restarts"]:
+        assert result["last_id"] - result["first_id"] + 1 == result["count"] + result["n_skipped"], result
+
+
+def assert_saved(account: Mapping[str, Any], images: Sequence[Image], by_arrival: bool = False) -> None:
+    """The run was saved, and its raw files and master file hold exactly `images`, every pixel."""
+    assert account["outcome"] == "file_saved", account
+    assert account["count"] == len(images)
+    assert_raw_files_hold(account["files"]["raw"], images, by_arrival)
+    assert_master_file_holds(Path(account["files"]["master"]), images)
+    with h5py.File(account["files"]["master"]) as file:
+        text = file["entry/stddaq/account"][()]  # pyright: ignore[reportIndexIssue]
+        assert json.loads(text)["run_id"] == account["run_id"]  # pyright: ignore[reportArgumentType]
+
+
+def divided(images: Sequence[Image], n_writers: int, by_arrival: bool = False) -> list[list[Image]]:
+    """The images of each writer."""
+    files: list[list[Image]] = [[] for _ in range(n_writers)]
+    for position, image in enumerate(images):
+        files[(position if by_arrival else image.image_id) % n_writers].append(image)
+    return files
+
+
+def assert_raw_files_hold(
+    paths: Sequence[str | Path], images: Sequence[Image], by_arrival: bool = False
+) -> None:
+    """Each raw file, opened plainly, holds its writer's share of `images`: ids, status, every pixel."""
+    for path, mine in zip(paths, divided(images, len(paths), by_arrival), strict=True):
+        assert_raw_file_holds(Path(path), mine)
+
+
+def assert_raw_file_holds(path: Path, images: Sequence[Image]) -> None:
+    """The file, opened plainly, holds exactly `images`."""
+    rows, data = read_raw_file(path)
+    assert_rows(path, rows, images)
+    assert data.shape[0] == len(images)
+    for image, found in zip(images, data, strict=True):
+        assert np.array_equal(found, image.pixels), f"{path}: image {image.image_id}: pixels differ"
+
+
+def assert_rows(path: Path, rows: np.ndarray, images: Sequence[Image]) -> None:
+    """The `metadata` rows are those of `images`."""
+    found = list(zip(rows["image_id"].tolist(), rows["status"].tolist(), strict=True))
+    assert found == [(image.image_id, image.status) for image in images], path
+
+
+def read_raw_file(path: Path, swmr: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """(metadata rows (n,), images (n, height, width)) of a raw file, those that its metadata claims."""
+    with h5py.File(path, "r", swmr=swmr) as file:
+        group = next(iter(file.values()))
+        rows = group["metadata"][:]
+        data = group["data"]
+        assert data.shape[0] >= len(rows)
+        if not swmr:
+            assert data.shape[0] == len(rows)
+        return rows, data[: len(rows)]
+
+
+def assert_master_file_holds(path: Path, images: Sequence[Image]) -> None:
+    """The master file shows `images` in this order: every pixel, and the rows beside them."""
+    with h5py.File(path) as file:
+        data: Any = file["entry/data/data"]
+        assert_rows(path, file["entry/data/metadata"][:], images)  # pyright: ignore
+        ids: Any = file["entry/data/image_id"]
+        assert ids[:].tolist() == [image.image_id for image in images]
+        assert data.shape[0] == len(images)
+        for first in range(0, len(images), BLOCK_IMAGES):
+            block = images[first : first + BLOCK_IMAGES]
+            for image, pixels in zip(block, data[first : first + BLOCK_IMAGES], strict=True):
+                assert np.array_equal(pixels, image.pixels), f"{path}: image {image.image_id}"
+
+
+MakeRig = Callable[..., Rig]
+
+
+class Background:
+    """Runs `_work`, which ends when `_ended` is set, in a thread; a context manager."""
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def _work(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+class Publishing(Background):
+    """A source that publishes image after image in the background; a context manager.
+
+    Attributes:
+        next_id: id of the image that comes next, or is being published.
+        images: what was published.
+    """
+
+    def __init__(self, rig: Rig, first_id: int = 0, pause_s: float = 0.001) -> None:
+        super().__init__()
+        self._rig, self.next_id, self._pause_s = rig, first_id, pause_s
+        self.images: list[Image] = []
+
+    def _work(self) -> None:
+        while not self._ended.wait(self._pause_s):
+            image = image_of(self.next_id, self._rig.config.image_shape)
+            self._rig.publish([image])
+            self.images.append(image)
+            self.next_id += 1
+
+    def wait_for(self, n_images: int) -> None:
+        """Wait until so many more images were published."""
+        target = len(self.images) + n_images
+        wait_until(lambda: len(self.images) >= target, what=f"{target} images")
+
+    def __enter__(self) -> Self:
+        self._rig.wait_for_subscription()
+        return super().__enter__()

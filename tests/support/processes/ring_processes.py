@@ -1,0 +1,61 @@
+"""A foreign process on a ring buffer, for tests: `python ring_processes.py ROLE CONFIGURATION ...`.
+
+Roles: `hold` attaches as a service of ours does; `map` merely maps the segment, as a C++ service does; `lap`
+writes images of one slot over each other without waiting for anybody. Each prints `ready`, and ends when its
+standard input is closed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import sys
+import time
+from pathlib import Path
+
+from stddaq.config import DetectorConfig
+from stddaq.dataplane.ring_buffer import RingBuffer
+
+
+def wait_for_end(timeout: float | None = None) -> bool:
+    """Whether the standard input has been closed, within `timeout` seconds."""
+    return bool(select.select([sys.stdin], [], [], timeout)[0])
+
+
+def hold(config: DetectorConfig, suffix: str) -> None:
+    with RingBuffer(config, suffix):
+        print("ready", flush=True)
+        wait_for_end()
+
+
+def map_only(path: str) -> None:
+    with Path(path).open("r+b") as file, mmap.mmap(file.fileno(), 0):
+        print("ready", flush=True)
+        wait_for_end()
+
+
+def lap(config: DetectorConfig, suffix: str, announcements: str) -> None:
+    """Image `k * n_slots` is filled with k. The file `announcements` says k and the sequence, as uint64."""
+    with RingBuffer(config, suffix) as ring, Path(announcements).open("wb", buffering=0) as announced:
+        k = 0
+        while not wait_for_end(0):
+            image_id = k * ring.geometry.n_slots
+            ring.begin(image_id)
+            ring.image(image_id)[:] = k
+            sequence = ring.commit(image_id)
+            os.pwrite(announced.fileno(), k.to_bytes(8, "little") + sequence.to_bytes(8, "little"), 0)
+            if k == 0:
+                print("ready", flush=True)
+            k += 1
+            # Now and then, long enough for a reader to copy an image that stays; mostly not.
+            if k % 4 == 0:
+                time.sleep(0.0005)
+
+
+if __name__ == "__main__":
+    role, where, *arguments = sys.argv[1:]
+    if role == "map":
+        map_only(where)
+    else:
+        {"hold": hold, "lap": lap}[role](DetectorConfig.model_validate_json(where), *arguments)

@@ -1,0 +1,77 @@
+"""A tiled server as a process: `tiled serve catalog` takes documents from TiledWriter, and serves images."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from support.processes.deployment import Service, console_script
+
+API_KEY = "secret"
+# 5 s of computing.
+START_TIMEOUT_S = 100.0
+
+
+class TiledServer:
+    """A catalog of its own in `directory`, that may read files below `readable`; a context manager."""
+
+    def __init__(self, directory: Path, readable: Path, adapter: str | None = None) -> None:
+        """`adapter` (module:class) for HDF5 files instead of tiled's own, by a configuration file."""
+        command = [
+            *(console_script("tiled"), "serve", "catalog", str(directory / "catalog.db"), "--init"),
+            *("--read", str(readable), "--write", str(directory / "written")),
+            *("--write", f"duckdb:///{directory / 'tables.db'}", "--api-key", API_KEY, "--port", "0"),
+        ]
+        if adapter is not None:
+            (directory / "config.yml").write_text(_config(directory, readable, adapter))
+            command = [console_script("tiled"), "serve", "config", str(directory / "config.yml")]
+        # It logs to stderr.
+        self.service = Service(["sh", "-c", 'exec "$@" 2>&1', "sh", *command], os.environ)
+        try:
+            self.url = self.service.wait_for_line(r"running on .*?(http://[\d.]+:\d+)", START_TIMEOUT_S)[1]
+        except BaseException:
+            self.service.kill()
+            raise
+
+    @contextmanager
+    def client(self) -> Iterator[Any]:
+        """A client of the catalog."""
+        from tiled.client import from_uri
+
+        client = from_uri(self.url, api_key=API_KEY)
+        try:
+            yield client
+        finally:
+            client.context.http_client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.service.returncode is None:
+            self.service.end(timeout=START_TIMEOUT_S)
+
+
+def _config(directory: Path, readable: Path, adapter: str) -> str:
+    """The same server as `tiled serve catalog` makes, as JSON, which is YAML."""
+    arguments = {
+        "uri": str(directory / "catalog.db"),
+        "init_if_not_exists": True,
+        "readable_storage": [str(readable)],
+        "writable_storage": [str(directory / "written"), f"duckdb:///{directory / 'tables.db'}"],
+        "adapters_by_mimetype": {"application/x-hdf5": adapter},
+    }
+    return json.dumps(
+        {
+            "authentication": {"single_user_api_key": API_KEY},
+            "uvicorn": {"port": 0},
+            "trees": [{"path": "/", "tree": "catalog", "args": arguments}],
+        }
+    )

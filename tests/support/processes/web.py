@@ -1,0 +1,53 @@
+"""The configuration service as a real process, and a client for it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import requests
+from support.processes.deployment import Deployment, Service
+
+from stddaq.client import ConfigClient
+
+
+@dataclass(frozen=True)
+class RestService:
+    """`stddaq-rest` running; `root` is the directory below which it uses files."""
+
+    deployment: Deployment
+    process: Service
+    url: str
+    root: Path
+    client: ConfigClient
+
+    @classmethod
+    def start(cls, deployment: Deployment, root: Path, *args: object) -> Self:
+        """Start the service with the directory `root`, which is made, and wait until it is ready."""
+        root.mkdir(exist_ok=True)
+        process = deployment.start("stddaq-rest", "--port", 0, "--root", root, *args, ready=None)
+        url = process.wait_for_line(r"ready: listening on (http://\S+)")[1]
+        return cls(deployment, process, url, root, ConfigClient(url, user="me"))
+
+    def get(self, path: str, **query: Any) -> requests.Response:
+        return requests.get(self.url + path, params=query, timeout=30)
+
+    def post(self, path: str, json: Any = None, **query: Any) -> requests.Response:
+        return requests.post(self.url + path, params=query, json=json, timeout=30)
+
+    def set(self, config: Any, user: str = "me", **options: Any) -> requests.Response:
+        """Send a configuration; `options` as for `requests.post`."""
+        return requests.post(
+            f"{self.url}/api/config/set", params={"user": user}, json=config, timeout=30, **options
+        )
+
+    @property
+    def history(self) -> list[Path]:
+        """Previous versions of the configuration file, the oldest first."""
+        path = self.deployment.config_path
+        return sorted(path.with_name(f"{path.name}.history").glob("*"))
+
+    def config_on_disk(self) -> dict[str, Any]:
+        return json.loads(self.deployment.config_path.read_text())

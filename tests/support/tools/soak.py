@@ -1,0 +1,327 @@
+"""Hundreds of runs back to back, and nothing grows: `make soak`.
+
+One deployment of real services lives through runs of all lengths, stops, refused starts, clients that come
+and go, and writers that are started again. Every image of every run is looked for in the files; memory, file
+descriptors and threads of every service, shared memory and sockets are counted after each run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import re
+import shutil
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from support.processes.deployment import Deployment, Service
+from support.processes.recording import assert_consistent, read_raw_file
+from websockets.sync.client import connect
+
+from stddaq.client import CommandRefusedError, DriverBusyError, DriverClient
+from stddaq.client.simulator import SimulatorClient
+from stddaq.config import DetectorConfig
+from stddaq.files.reading import open_run
+from stddaq.sources.simulated.scenes import Scene
+
+RATE_HZ = 4000
+# Mostly short: what leaks, leaks by the run.
+LENGTHS = (0, 1, 1, 2, 3, 10, 10, 50, 50, 200, 500, 3000)
+RESTART_EVERY = 25
+GOOD, OVERWRITTEN = 1, 3
+TIMEOUT_S = 30.0
+# Of anonymous memory, from the first tenth after the warm-up to the last tenth. Allocators move by as much.
+GROWTH_LIMIT_KIB = 3 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a service holds: anonymous memory in KiB, open file descriptors, threads."""
+
+    memory: int
+    descriptors: int
+    threads: int
+
+    @classmethod
+    def of(cls, service: Service) -> Sample:
+        process = Path(f"/proc/{service.pid}")
+        status = (process / "status").read_text(encoding="ascii", errors="replace")
+        numbers = {name: int(value) for name, value in re.findall(r"^(\w+):\s+(\d+)", status, re.MULTILINE)}
+        return cls(numbers["RssAnon"], len(list((process / "fd").iterdir())), numbers["Threads"])
+
+
+@dataclass(slots=True)
+class Growth:
+    """The samples of one service over all runs."""
+
+    name: str
+    samples: list[Sample] = field(default_factory=list)
+
+    def tenths(self, of: Callable[[Sample], int]) -> tuple[float, float]:
+        """Medians of the first tenth after the warm-up, which is a tenth itself, and of the last tenth."""
+        n = max(1, len(self.samples) // 10)
+        values = [of(sample) for sample in self.samples]
+        return statistics.median(values[n : 2 * n] or values), statistics.median(values[-n:])
+
+    def memory_per_run(self) -> float:
+        """KiB by which memory grows from run to run: the slope of a straight line, after the warm-up."""
+        values = [sample.memory for sample in self.samples[len(self.samples) // 10 :]]
+        return statistics.linear_regression(range(len(values)), values).slope if len(values) > 2 else 0.0
+
+    def complaints(self) -> list[str]:
+        """What is more at the end than at the beginning."""
+        found = []
+        for what, of, limit in (
+            ("KiB of memory", lambda sample: sample.memory, GROWTH_LIMIT_KIB),
+            ("file descriptors", lambda sample: sample.descriptors, 0),
+            ("threads", lambda sample: sample.threads, 0),
+        ):
+            first, last = self.tenths(of)
+            if last > first + limit:
+                found.append(f"{self.name}: {last:g} {what} at the end, {first:g} at the beginning")
+        return found
+
+
+class Soak:
+    """One deployment, and what is done to it; a context manager."""
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._directory = directory
+        self._close = ExitStack()
+        self.n_runs = self.n_images = self.n_overwritten = self.n_restarts = self.n_refused = 0
+        self.n_clients = 0
+        self.leftovers: list[tuple[int, int]] = []
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._deployment = deployment = Deployment(
+                self._directory, preloaded=False, stats_collection_period=10
+            )
+            stack.callback(deployment.close)
+            config = DetectorConfig.parse(deployment.config)
+            self._scene = Scene.of(config, "rings", 0)
+            self._pixels = np.empty(config.image_shape, config.dtype)
+            driver, self._url = deployment.start_driver("-m")
+            writers = deployment.start_writers()
+            simulate = ("simulate", deployment.config_path, "--trigger", "--rate", RATE_HZ)
+            self.services = {
+                "std_det_driver": driver,
+                "std_det_writer 0": writers[0],
+                "std_det_writer 1": writers[1],
+                "std_det_meta_writer_gf": deployment.start("std_det_meta_writer_gf"),
+                "stddaq simulate": deployment.run(deployment.stddaq, *simulate, ready="ready"),
+            }
+            self.growth = {name: Growth(name) for name in self.services}
+            self._client = stack.enter_context(DriverClient(self._url))
+            # Sockets are found by the names that the services use; ours, too.
+            with _ipc_directory(deployment):
+                self._simulator = stack.enter_context(SimulatorClient(deployment.detector_name))
+            self._close = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close.close()
+
+    def run(self, restart: bool = False) -> None:
+        """One run with everything around it; before it a writer is started again, if so asked."""
+        self.n_runs += 1
+        length = self._random.choice(LENGTHS)
+        directory = self._directory / f"run{self.n_runs}"
+        directory.mkdir()
+        try:
+            if restart:
+                self._restart_a_writer()
+            if self._random.random() < 0.3:
+                self._be_refused(directory)
+            with self._visitors():
+                self._record(directory, length, stop=self._random.random() < 0.3)
+        finally:
+            shutil.rmtree(directory)
+        self._sample()
+
+    def _record(self, directory: Path, length: int, stop: bool) -> None:
+        client = self._client
+        begin: dict[str, Any] = {} if stop else {"n_image": length}
+        client.start(directory, **begin)
+        first_id = 0
+        if length or stop:
+            client.wait_until_ready(TIMEOUT_S)
+            with contextlib.suppress(DriverBusyError):
+                client.start(directory, file_prefix="other")
+                raise AssertionError("a second run was admitted")
+        if length:
+            first_id = self._simulator.trigger(length).first_id
+        if stop:
+            if length:
+                client.wait_for(
+                    lambda status: (status.n_received or 0) >= length, TIMEOUT_S, f"{length} images"
+                )
+            client.stop()
+        client.wait_until_saved(TIMEOUT_S)
+        result = client.last_result()
+        assert result is not None
+        self._check(result, directory, list(range(first_id, first_id + length)))
+
+    def _check(self, account: dict[str, Any], directory: Path, ids: list[int]) -> None:
+        """The account names each of `ids`, and the files hold them: all rows, the pixels of some."""
+        assert_consistent(account)
+        assert account["outcome"] == "file_saved", account
+        assert account["count"] == len(ids), account
+        assert account["n_lost"] in (0, None), account
+        assert account["n_good"] + account["n_overwritten"] == len(ids), account
+        for writer, path in enumerate(account["files"]["raw"]):
+            rows, _ = read_raw_file(Path(path))
+            assert rows["image_id"].tolist() == [image_id for image_id in ids if image_id % 2 == writer]
+            assert np.isin(rows["status"], (GOOD, OVERWRITTEN)).all()
+        with open_run(directory / "fileMaster.h5") as run:
+            assert run.image_ids.tolist() == ids
+            assert int((run.status == OVERWRITTEN).sum()) == account["n_overwritten"]
+            for position in {0, len(ids) // 2, len(ids) - 1} if ids else ():
+                if run.status[position] == GOOD:
+                    self._scene.write(ids[position], self._pixels)
+                    assert np.array_equal(run.read(position, position + 1)[0], self._pixels)
+        self.n_images += len(ids)
+        self.n_overwritten += account["n_overwritten"]
+
+    def _be_refused(self, directory: Path) -> None:
+        """Starts that must not be admitted."""
+        existing = directory / "taken0.h5"
+        existing.touch()
+        starts: tuple[dict[str, Any], ...] = (
+            {"path": directory / "missing"},
+            {"path": directory, "file_prefix": "taken"},
+            {"path": directory, "file_prefix": "a/b"},
+            {"path": directory, "n_image": 2**62},
+        )
+        for start in starts:
+            try:
+                self._client.start(**start)
+            except CommandRefusedError:
+                self.n_refused += 1
+            else:
+                raise AssertionError(f"{start} was admitted")
+        existing.unlink()
+
+    @contextlib.contextmanager
+    def _visitors(self) -> Iterator[None]:
+        """Clients that come before a run; some leave in good order, some vanish."""
+        with ExitStack() as stack:
+            for _ in range(self._random.randrange(4)):
+                self.n_clients += 1
+                # Closing takes its time when messages wait.
+                visitor = stack.enter_context(connect(self._url, max_queue=None))
+                if self._random.random() < 0.5:
+                    visitor.socket.shutdown(socket.SHUT_RDWR)
+            yield
+
+    def _restart_a_writer(self) -> None:
+        """End a writer in good order, and start it again."""
+        number = self._random.randrange(2)
+        name = f"std_det_writer {number}"
+        assert self.services[name].end() == 0
+        self.services[name] = self._deployment.start("std_det_writer", number)
+        self.n_restarts += 1
+
+    def _sample(self) -> None:
+        for name, service in self.services.items():
+            self.growth[name].samples.append(Sample.of(service))
+        self.leftovers.append((len(self._deployment.segments()), len(self._deployment.sockets())))
+
+    def complaints(self) -> list[str]:
+        """Everything that has grown."""
+        found = [complaint for growth in self.growth.values() for complaint in growth.complaints()]
+        first, last = self.leftovers[0], self.leftovers[-1]
+        if last != first:
+            found.append(
+                f"{last[0]} segments and {last[1]} sockets at the end, {first[0]} and {first[1]} before"
+            )
+        return found
+
+    def table(self) -> str:
+        """The figures, as a table of Markdown: first tenth after the warm-up -> last tenth."""
+        lines = [
+            "| service | memory MB | growth per run | file descriptors | threads |",
+            "|---|---|---|---|---|",
+        ]
+        for name, growth in self.growth.items():
+            memory = [kib * 1.024 / 1000 for kib in growth.tenths(lambda sample: sample.memory)]
+            descriptors = growth.tenths(lambda sample: sample.descriptors)
+            threads = growth.tenths(lambda sample: sample.threads)
+            lines.append(
+                f"| {name} | {memory[0]:.1f} -> {memory[1]:.1f} | {growth.memory_per_run():+.2f} KiB "
+                f"| {descriptors[0]:g} -> {descriptors[1]:g} | {threads[0]:g} -> {threads[1]:g} |"
+            )
+        return "\n".join(lines)
+
+    def summary(self) -> str:
+        """What was done, in a line."""
+        segments, sockets = self.leftovers[-1]
+        return (
+            f"{self.n_runs} runs, {self.n_images} images, all accounted for "
+            f"({self.n_overwritten} overwritten in the ring), {self.n_refused} starts refused, "
+            f"{self.n_clients} clients came and went, {self.n_restarts} writers started again; "
+            f"{segments} segments and {sockets} sockets throughout"
+        )
+
+
+@contextlib.contextmanager
+def _ipc_directory(deployment: Deployment) -> Iterator[None]:
+    """This process is in the deployment's ipc directory meanwhile."""
+    before = os.environ.get("STDDAQ_IPC_DIR")
+    os.environ["STDDAQ_IPC_DIR"] = str(deployment.ipc_directory)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["STDDAQ_IPC_DIR"]
+        else:
+            os.environ["STDDAQ_IPC_DIR"] = before
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Soak, print the table; 1 when something has grown."""
+    parser = argparse.ArgumentParser(
+        description="Hundreds of runs back to back: nothing grows, nothing is lost."
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long (default 10)")
+    parser.add_argument(
+        "--seed", type=int, default=time.time_ns() % 2**32, help="of what is done in which order"
+    )
+    args = parser.parse_args(argv)
+    print(f"{args.minutes:g} minutes, --seed {args.seed}", flush=True)
+    deadline = time.monotonic() + args.minutes * 60
+    with (
+        tempfile.TemporaryDirectory(prefix="stddaq-soak-") as directory,
+        Soak(Path(directory), args.seed) as soak,
+    ):
+        said = time.monotonic()
+        while time.monotonic() < deadline:
+            soak.run(restart=soak.n_runs % RESTART_EVERY == RESTART_EVERY - 1)
+            if time.monotonic() - said > 30:
+                said = time.monotonic()
+                memory = ", ".join(f"{growth.samples[-1].memory}" for growth in soak.growth.values())
+                print(f"{soak.n_runs} runs, {soak.n_images} images; memory in KiB: {memory}", flush=True)
+    print(f"\n{soak.table()}\n\n{soak.summary()}")
+    complaints = soak.complaints()
+    for complaint in complaints:
+        print(f"grown: {complaint}", file=sys.stderr)
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

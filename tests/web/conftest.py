@@ -1,0 +1,22 @@
+"""The configuration service as a real process, as tests get it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.processes.deployment import Deployment
+from support.processes.web import RestService
+
+
+@pytest.fixture
+def start_rest(deployment: Deployment, tmp_path: Path) -> Callable[..., RestService]:
+    """Starts the service with further options, and waits until it is ready."""
+    return lambda *args: RestService.start(deployment, tmp_path / "files", *args)
+
+
+@pytest.fixture
+def rest(start_rest: Callable[..., RestService]) -> RestService:
+    """The service as it is by default."""
+    return start_rest()

@@ -1,0 +1,215 @@
+"""`/api/h5/...`: what files hold, the master file, and what is kept out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from support.processes.web import RestService
+
+from stddaq.client import DriverClient, NotAllowedError, NotFoundError, RequestRefusedError
+
+ROW = np.dtype([("image_id", "<u8"), ("status", "<u8")])
+
+
+def write_raw_files(directory: Path, n_images: int = 10, n_writers: int = 2, prefix: str = "file") -> None:
+    """Raw files as the C++ services leave them; image i is full of i."""
+    for writer in range(n_writers):
+        ids = np.arange(writer, n_images, n_writers)
+        with h5py.File(directory / f"{prefix}{writer}.h5", "w") as file:
+            file["GF2/data"] = np.ones((1, 4, 6), np.uint16) * ids[:, None, None].astype(np.uint16)
+            file["GF2/metadata"] = np.array([(i, 1) for i in ids], ROW)
+
+
+@pytest.fixture
+def root(rest: RestService) -> Path:
+    write_raw_files(rest.root)
+    return rest.root
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """An HDF5 file of somebody else."""
+    path = tmp_path / "outside.h5"
+    with h5py.File(path, "w") as file:
+        file["GF2/metadata"] = np.array([(4711, 1)], ROW)
+    return path
+
+
+def test_datasets_shapes_and_types_are_described(rest: RestService, root: Path) -> None:
+    status = rest.client.file_status(root / "file0.h5")
+    assert (status["kind"], status["n_images"], status["closed"]) == ("raw", 5, True)
+    data, metadata = status["datasets"]
+    assert (data["name"], data["shape"], data["dtype"]) == ("/GF2/data", [5, 4, 6], "uint16")
+    assert (metadata["shape"], metadata["dtype"]) == ([5], "{image_id uint64, status uint64}")
+
+
+def test_rows_are_given_by_column_and_in_parts(rest: RestService, root: Path) -> None:
+    (table,) = rest.client.read_metadata(root / "file1.h5")["tables"]
+    assert (table["name"], table["n_rows"]) == ("/GF2/metadata", 5)
+    assert table["columns"] == {"image_id": [1, 3, 5, 7, 9], "status": [1] * 5}
+    (table,) = rest.client.read_metadata(root / "file1.h5", first_row=1, max_rows=2)["tables"]
+    assert (table["n_rows"], table["columns"]["image_id"]) == (5, [3, 5])
+    (table,) = rest.client.read_metadata(root / "file1.h5", first_row=5)["tables"]
+    assert table["columns"] == {"image_id": [], "status": []}
+
+
+def test_a_master_file_is_made_and_read_through(rest: RestService, root: Path) -> None:
+    made = rest.client.create_interleaved_vds(root, "all.h5")
+    assert (made["filename"], made["n_images"]) == (str(root / "all.h5"), 10)
+    with h5py.File(root / "all.h5") as file:
+        images = np.asarray(file["entry/data/data"])
+    assert images[:, 0, 0].tolist() == list(range(10))
+    (table,) = rest.client.read_metadata(root / "all.h5")["tables"]
+    assert table["columns"]["image_id"] == list(range(10))
+    assert rest.client.file_status(root / "all.h5")["kind"] == "master"
+
+
+def test_an_existing_file_is_not_replaced(rest: RestService, root: Path) -> None:
+    before = (root / "file0.h5").read_bytes()
+    with pytest.raises(RequestRefusedError) as refused:
+        rest.client.create_interleaved_vds(root, "file0.h5")
+    assert refused.value.status == 409
+    assert (root / "file0.h5").read_bytes() == before
+
+
+def test_a_prefix_without_raw_files_is_said(rest: RestService, root: Path) -> None:
+    with pytest.raises(RequestRefusedError, match=r"scan0\.h5: is missing") as refused:
+        rest.client.create_interleaved_vds(root, "all.h5", "scan")
+    assert refused.value.status == 422
+    assert not (root / "all.h5").exists()
+
+
+def test_files_outside_the_roots_are_kept_out(rest: RestService, root: Path, outside: Path) -> None:
+    (root / "link.h5").symlink_to(outside)
+    (root / "directory").symlink_to(outside.parent)
+    for name in (
+        outside,
+        f"{root}/../outside.h5",
+        root / "link.h5",
+        root / "directory" / "outside.h5",
+        f"{root}/directory/../outside.h5",
+    ):
+        for request in ("read_metadata", "get_metadata_status"):
+            answer = rest.get(f"/api/h5/{request}", filename=name)
+            assert answer.status_code == 403, name
+            assert "4711" not in answer.text
+        with pytest.raises(NotAllowedError):
+            rest.client.file_status(name)
+
+
+def test_whether_a_file_exists_outside_the_roots_is_not_said(rest: RestService, outside: Path) -> None:
+    answers = [
+        rest.get("/api/h5/get_metadata_status", filename=name) for name in (outside, f"{outside}.absent")
+    ]
+    assert [answer.status_code for answer in answers] == [403, 403]
+
+
+def test_what_a_file_refers_to_is_kept_out_too(rest: RestService, root: Path, outside: Path) -> None:
+    with h5py.File(root / "virtual.h5", "w") as file:
+        layout = h5py.VirtualLayout((1,), ROW)
+        layout[:] = h5py.VirtualSource(str(outside), "GF2/metadata", (1,), ROW)
+        file.create_virtual_dataset("metadata", layout)
+    with h5py.File(root / "twice.h5", "w") as file:
+        layout = h5py.VirtualLayout((1,), ROW)
+        layout[:] = h5py.VirtualSource("virtual.h5", "metadata", (1,), ROW)
+        file.create_virtual_dataset("metadata", layout)
+    with h5py.File(root / "external.h5", "w") as file:
+        file.create_dataset("metadata", (1,), ROW, external=[("/etc/passwd", 0, 16)])
+    with h5py.File(root / "linked.h5", "w") as file:
+        file["entry/data/data"] = h5py.ExternalLink(str(outside), "GF2/metadata")
+        file["metadata"] = np.array([(1, 1)], ROW)
+    for name in ("virtual", "twice", "external"):
+        for request in ("read_metadata", "get_metadata_status"):
+            answer = rest.get(f"/api/h5/{request}", filename=root / f"{name}.h5")
+            assert answer.status_code == 403, (name, answer.text)
+    assert "4711" not in rest.get("/api/h5/read_metadata", filename=root / "linked.h5").text
+    status = rest.get("/api/h5/get_metadata_status", filename=root / "linked.h5").json()
+    assert [dataset["name"] for dataset in status["datasets"]] == ["/metadata"]
+
+
+def test_a_master_file_is_made_below_the_roots_only(rest: RestService, root: Path, tmp_path: Path) -> None:
+    (root / "link").symlink_to(tmp_path)
+    for output in ("../all.h5", str(tmp_path / "all.h5"), "link/all.h5", "..", "absent/all.h5", "a\0b"):
+        with pytest.raises(RequestRefusedError) as refused:
+            rest.client.create_interleaved_vds(root, output)
+        assert refused.value.status in (403, 422)
+        assert not (tmp_path / "all.h5").exists()
+
+
+def test_a_raw_file_that_is_a_link_out_of_the_roots_is_refused(
+    rest: RestService, root: Path, outside: Path
+) -> None:
+    (root / "file2.h5").symlink_to(outside)
+    with pytest.raises(NotAllowedError):
+        rest.client.create_interleaved_vds(root, "all.h5")
+
+
+def test_files_that_are_none_are_said(rest: RestService, root: Path) -> None:
+    with pytest.raises(NotFoundError, match="does not exist"):
+        rest.client.read_metadata(root / "absent.h5")
+    (root / "text.h5").write_text("no HDF5")
+    (root / "cut.h5").write_bytes((root / "file0.h5").read_bytes()[:1000])
+    os.mkfifo(root / "pipe.h5")
+    for name in ("text.h5", "cut.h5", "pipe.h5", "."):
+        with pytest.raises(RequestRefusedError) as refused:
+            rest.client.file_status(root / name)
+        assert refused.value.status == 422, name
+    for name in ("relative.h5", "/a\0b", ""):
+        assert rest.get("/api/h5/read_metadata", filename=name).status_code == 422
+
+
+def test_without_roots_no_file_is_touched(rest: RestService, tmp_path: Path) -> None:
+    process = rest.deployment.start("stddaq-rest", "--port", 0, ready=None)
+    url = process.wait_for_line(r"listening on (http://\S+)")[1]
+    write_raw_files(tmp_path)
+    import requests
+
+    answer = requests.get(
+        f"{url}/api/h5/read_metadata", params={"filename": str(tmp_path / "file0.h5")}, timeout=20
+    )
+    assert answer.status_code == 403
+    assert "--root" in answer.json()["detail"]
+
+
+def test_a_run_that_goes_on_can_be_looked_at(rest: RestService) -> None:
+    deployment = rest.deployment
+    _, url = deployment.start_driver()
+    deployment.start_writers()
+    deployment.run(deployment.stddaq, "simulate", deployment.config_path, "--rate", 200, ready="ready")
+    with DriverClient(url) as driver:
+        driver.start(rest.root, n_image=1_000_000)
+        driver.wait_for(lambda status: (status.count or 0) > 10, timeout=20)
+        status = rest.client.file_status(rest.root / "file0.h5")
+        assert (status["kind"], status["closed"]) == ("raw", False)
+        assert "being written by process" in status["not_closed"]
+        metadata = rest.client.read_metadata(rest.root / "file0.h5")
+        assert metadata["closed"] is False
+        assert len(metadata["tables"][0]["columns"]["image_id"]) > 0
+        with pytest.raises(RequestRefusedError) as refused:
+            rest.client.create_interleaved_vds(rest.root, "early.h5")
+        assert refused.value.status == 409
+        driver.stop()
+        driver.wait_until_saved(timeout=20)
+    assert rest.client.file_status(rest.root / "file0.h5")["closed"] is True
+
+
+@pytest.fixture
+def hanging(start_rest: Callable[..., RestService]) -> RestService:
+    """A service whose requests for files always take longer than they may."""
+    return start_rest("--file-timeout", 0.05)
+
+
+def test_a_file_system_that_does_not_answer_does_not_stop_the_service(hanging: RestService) -> None:
+    write_raw_files(hanging.root)
+    answer = hanging.get("/api/h5/read_metadata", filename=hanging.root / "file0.h5")
+    assert answer.status_code == 504
+    begin = time.monotonic()
+    assert hanging.client.get() == hanging.deployment.config
+    assert time.monotonic() - begin < 20
+    assert hanging.process.end() == 0

@@ -1,0 +1,200 @@
+"""The service as a daemon and as something on a network: tokens, limits, its end, its description."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+from support.processes.deployment import Deployment
+from support.processes.sources import ImageReader, start_source
+from support.processes.web import RestService
+
+from stddaq.client import (
+    ConfigClient,
+    ConfigServiceUnreachableError,
+    NotAllowedError,
+    NotFoundError,
+    RequestRefusedError,
+)
+
+TOKEN = "a-token-that-nobody-guesses"
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text(f"{TOKEN}\n")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_cleanly_also_with_open_connections(rest: RestService, number: int) -> None:
+    with socket.create_connection(("127.0.0.1", urlsplit(rest.url).port or 0)) as connection:
+        connection.sendall(b"POST /api/config/set?user=me HTTP/1.1\r\nContent-Length: 100\r\n\r\n")
+        assert rest.client.get()
+        assert rest.process.end(number) == 0
+    assert rest.process.stderr == []
+
+
+def test_garbage_behind_a_request_is_refused_without_a_word_on_standard_error(rest: RestService) -> None:
+    """Found: the answer to the request could not be sent any more, which was logged with a traceback."""
+    post = b"POST /api/config/set?user=me HTTP/1.1\r\nTransfer-Encoding: chunked\r\n"
+    for request, statuses in (
+        # Refused for its host, while the body is refused for what is no length of a chunk.
+        (post + b"Host: elsewhere\r\n\r\nno length\r\n", (b"400", b"403")),
+        (post + b"Host: 127.0.0.1\r\n\r\n2\r\n{}\r\nno length\r\n", (b"400",)),
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n\x00\r\n\r\n", (b"404",)),
+    ):
+        with socket.create_connection(("127.0.0.1", urlsplit(rest.url).port or 0), timeout=10) as connection:
+            connection.sendall(request)
+            assert connection.recv(1000).split(b" ")[1] in statuses
+    assert rest.client.get() == rest.deployment.config
+    assert not [line for line in rest.process.stdout if "][error]" in line or not line.startswith("[")]
+    assert rest.process.end() == 0
+    assert rest.process.stderr == []
+
+
+def test_every_line_looks_like_a_log_line_of_ours(rest: RestService) -> None:
+    with socket.create_connection(("127.0.0.1", urlsplit(rest.url).port or 0)) as connection:
+        connection.sendall(b"no HTTP\r\n\r\n")
+        assert b"400" in connection.recv(1000)
+    rest.get("/api/config/get", user="me")
+    assert rest.process.end() == 0
+    assert len(rest.process.stdout) > 2
+    assert all("][stddaq-rest][v" in line for line in rest.process.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--host", "0.0.0.0"), "allowed without a token is a loopback address"),
+        (("--host", "0.0.0.0", "--token-file", "{tmp}/absent"), "cannot be read"),
+        (("--token-file", "{tmp}/short"), "found a token of 5 characters"),
+        (("--token-file", "{tmp}/open"), "others may read"),
+        (("--root", "{tmp}/absent"), "allowed is an existing directory"),
+        (("--port", "70000"), "allowed is a port"),
+        (("--file-timeout", "0"), "allowed is a number of seconds"),
+        (("{config}",), "allowed is one configuration for each detector"),
+        (("{tmp}/absent.json",), "cannot be read"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_in_one_line(
+    deployment: Deployment, tmp_path: Path, arguments: tuple[str, ...], reason: str
+) -> None:
+    for name, content, mode in (("short", "short", 0o600), ("open", TOKEN, 0o604)):
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(mode)
+    given = [argument.format(tmp=tmp_path, config=deployment.config_path) for argument in arguments]
+    process = deployment.start("stddaq-rest", *given, ready=None)
+    assert process.wait() == 2
+    assert len(process.stderr) == 1
+    assert reason in process.stderr[0]
+
+
+def test_a_port_that_is_taken_is_refused(rest: RestService) -> None:
+    second = rest.deployment.start("stddaq-rest", "--port", urlsplit(rest.url).port, ready=None)
+    assert second.wait() == 2
+    assert "Address already in use" in second.stderr[0]
+
+
+def test_elsewhere_it_listens_with_a_token_only(
+    start_rest: Callable[..., RestService], token_file: Path
+) -> None:
+    rest = start_rest("--host", "0.0.0.0", "--token-file", token_file)
+    port = urlsplit(rest.url).port
+    url = f"http://127.0.0.1:{port}"
+    for headers in (
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": f"Basic {TOKEN}"},
+        {"Authorization": f"Bearer {TOKEN}x"},
+        {"Authorization": b"Bearer \xff\xfe"},
+    ):
+        for path in ("/api/config/get?user=me", "/openapi.json", "/absent"):
+            answer = requests.get(url + path, headers=headers, timeout=20)
+            assert answer.status_code == 401
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+    with pytest.raises(NotAllowedError):
+        ConfigClient(url, user="me", token="wrong").get()
+    assert ConfigClient(url, user="me", token=TOKEN).get() == rest.deployment.config
+    command = Path(f"/proc/{rest.process.pid}/cmdline").read_bytes()
+    assert TOKEN.encode() not in command
+    assert not any(TOKEN in line for line in rest.process.stdout)
+
+
+def test_the_token_may_come_from_the_environment(
+    deployment: Deployment, start_rest: Callable[..., RestService]
+) -> None:
+    deployment.env["STDDAQ_REST_TOKEN"] = TOKEN
+    rest = start_rest()
+    with pytest.raises(NotAllowedError):
+        rest.client.get()
+    assert ConfigClient(rest.url, user="me", token=TOKEN).get() == deployment.config
+
+
+def test_other_web_sites_cannot_use_a_browser_to_set_a_configuration(rest: RestService) -> None:
+    changed = json.dumps(rest.deployment.config | {"log_level": "error"})
+    for header, value, status in (
+        ("Origin", "https://elsewhere.example", 403),
+        ("Origin", "null", 403),
+        ("Host", "elsewhere.example", 403),
+        ("Content-Type", "text/plain", 415),
+        ("Content-Type", "application/x-www-form-urlencoded", 415),
+    ):
+        answer = rest.set(None, data=changed, headers={"Content-Type": "application/json", header: value})
+        assert answer.status_code == status
+        assert rest.config_on_disk() == rest.deployment.config
+
+
+def test_a_body_that_is_too_long_is_refused(rest: RestService) -> None:
+    body = b" " * (2**20 + 1)
+    for data in (body, iter([body])):
+        answer = rest.set(None, data=data, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 413
+
+
+def test_many_requests_at_once_are_all_answered(rest: RestService) -> None:
+    connections = [
+        http.client.HTTPConnection("127.0.0.1", urlsplit(rest.url).port, timeout=30) for _ in range(20)
+    ]
+    for connection in connections:
+        connection.request("GET", f"/api/h5/get_metadata_status?filename={rest.root}/absent.h5")
+    assert {connection.getresponse().status for connection in connections} == {404}
+    for connection in connections:
+        connection.close()
+
+
+def test_unknown_paths_and_methods_are_answered_in_json(rest: RestService) -> None:
+    assert rest.get("/api/absent").json() == {"detail": "Not Found"}
+    answer = requests.delete(f"{rest.url}/api/config/get", timeout=20)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET")
+    assert answer.json() == {"detail": "Method Not Allowed"}
+
+
+def test_a_client_without_a_service_says_so(rest: RestService) -> None:
+    rest.process.end()
+    with pytest.raises(ConfigServiceUnreachableError, match="no answer of a configuration service"):
+        rest.client.get()
+
+
+def test_the_simulator_is_started_and_stopped(rest: RestService) -> None:
+    name = rest.deployment.detector_name
+    with pytest.raises(RequestRefusedError, match="is the simulator running") as refused:
+        rest.client.simulator(name, "start")
+    assert refused.value.status == 409
+    start_source(rest.deployment, "simulate", "--trigger", "--rate", 100)
+    with ImageReader(rest.deployment) as reader:
+        assert rest.client.simulator(name, "start")["free_running"] is True
+        reader.receive(5)
+    assert rest.client.simulator(name, "stop")["free_running"] is False
+    with pytest.raises(NotFoundError):
+        rest.client.simulator("another", "start")
+    assert rest.post(f"/api/test/{name}/simulator/explode").status_code == 422
