@@ -52,7 +52,7 @@ def test_info_says_what_each_file_holds(real_driver: RealDriver, directory: Path
     assert re.search(r"run: +[0-9a-f]{32}, file_saved\n", text)
     assert re.search(r"stream: +image, over 2 writers by image_id\n", text)
     assert re.search(r"asked for: +11 images from id 0 on\n", text)
-    assert re.search(r"lost on the way: +0$", text)
+    assert re.search(r"dropped: +0$", text)
 
 
 def test_info_goes_on_after_a_file_that_cannot_be_read(real_driver: RealDriver, directory: Path):

@@ -34,7 +34,7 @@ def test_a_run_ends_with_its_account(up: Callable[..., Up], directory: Path):
     record = running.record(directory, "-n", 120, "--prefix", "scan")
     assert record.wait(timeout=20) == 0
     assert "outcome     saved" in record.stdout
-    assert re.search(r"images +120, all good, ids \d+ to \d+, none lost", record.output)
+    assert re.search(r"images +120, all good, ids \d+ to \d+, none dropped", record.output)
     assert re.search(r"duration .* images/s, .* GB/s", record.output)
     for name in ("scan0.h5", "scan1.h5", "scanMeta.h5", "scanMaster.h5"):
         assert re.search(rf"{name} \(.* kB\)", record.output)

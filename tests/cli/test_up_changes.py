@@ -70,7 +70,7 @@ def test_a_change_during_a_run_waits_for_its_end_and_the_next_run_is_recorded_wi
     assert before is not None
     assert before["outcome"] == "file_saved"
     assert before["count"] == before["n_good"] > seen + 100
-    assert (before["n_skipped"], before["n_lost"], before["number_of_writers"]) == (0, 0, 1)
+    assert (before["n_skipped"], before["n_dropped"], before["number_of_writers"]) == (0, 0, 1)
     assert [width_of(path) for path in before["files"]["raw"]] == [48]
 
     running.process.wait_for_line(CHANGED)
@@ -124,7 +124,7 @@ def test_live_streams_come_and_go_while_a_run_goes_on(
         driver.wait_until_saved(timeout=20)
         result = driver.last_result()
     assert result is not None
-    assert result["n_lost"] == result["n_skipped"] == 0
+    assert result["n_dropped"] == result["n_skipped"] == 0
 
 
 def test_services_that_the_configuration_asks_for_are_started_and_record(

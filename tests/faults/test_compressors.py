@@ -75,7 +75,7 @@ def test_images_that_a_hanging_compressor_has_lost_are_named(make_rig: MakeRig, 
     # Those that the source wrote over, and those that it might have reached meanwhile.
     lost = {*range(1400 - N_SLOTS), *account["damaged_ids"]}
     assert account["damaged_ids"] == sorted(lost)
-    assert (account["n_overwritten"], account["n_failed"], account["n_lost"]) == (0, 0, 0)
+    assert (account["n_overwritten"], account["n_failed"], account["n_dropped"]) == (0, 0, 0)
     nothing = np.zeros(rig.config.image_shape, rig.config.dtype)
     assert_saved(account, [Image(i.image_id, nothing, 3) if i.image_id in lost else i for i in images])
     seen(f"file_saved; {account['n_good']} of 1400 good, {len(lost)} lost, 400 of them overwritten")

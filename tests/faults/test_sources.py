@@ -121,8 +121,8 @@ def test_a_source_that_is_killed_and_started_again_is_recorded_on_or_ends_the_ru
         assert account["reason"].startswith(f"the image ids begin again: 0 came after {last_id}, ")
         assert (account["count"], account["n_restarts"]) == (before, 0)
         # What the first put into the ring and could not announce any more shows when the second announces.
-        assert account["n_lost"] < 20
-        checked = check_run(account | {"n_lost": 0}, simulated(rig, account))
+        assert account["n_dropped"] < 20
+        checked = check_run(account | {"n_dropped": 0}, simulated(rig, account))
         seen(f"error: {first_sentence(account)}; {checked}")
         return
     rig.wait_for_count(before + 100)

@@ -9,7 +9,7 @@ from support.data.raw_files import RunSpec, stream, write_run
 
 from stddaq.errors import FileLayoutError, OutputExistsError
 from stddaq.files.aggregate import aggregate_run
-from stddaq.files.names import find_run, in_writer_order
+from stddaq.files.names import find_run, in_writer_order, master_file_name, metadata_file_name, raw_file_name
 
 
 def touch(directory: Path, *names: str) -> None:
@@ -72,3 +72,9 @@ def test_aggregate_takes_a_directory_a_file_or_a_shell_pattern(tmp_path: Path) -
     assert elsewhere.path == tmp_path / "all.h5"
     with pytest.raises(FileLayoutError):
         aggregate_run([])
+
+
+def test_files_are_named_as_specified() -> None:
+    assert [raw_file_name("scan_", i) for i in (0, 1, 10)] == ["scan_0.h5", "scan_1.h5", "scan_10.h5"]
+    assert metadata_file_name("file") == "fileMeta.h5"
+    assert master_file_name("file") == "fileMaster.h5"

@@ -24,7 +24,7 @@ def test_bytes_that_are_no_zeromq_disturb_no_service(make_rig: MakeRig):
         rig.client.wait_until_ready(10)
         first = simulator.trigger(40).first_id
         account = rig.end()
-        assert (account["n_good"], account["first_id"], account["n_lost"]) == (40, first, 0)
+        assert (account["n_good"], account["first_id"], account["n_dropped"]) == (40, first, 0)
 
     with SimulatorClient(rig.deployment.detector_name) as simulator:
         record("before")

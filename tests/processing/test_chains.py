@@ -57,7 +57,7 @@ def test_files_hold_the_very_bytes_that_the_compressor_made(
         account = rig.end()
     scene = Scene.of(rig.config, "rings")
     assert_saved(account, [Image(i, scene.image(i)) for i in range(N_IMAGES)])
-    assert (account["source"], account["n_lost"]) == (suffix, 0)
+    assert (account["source"], account["n_dropped"]) == (suffix, 0)
     for writer, path in enumerate(account["files"]["raw"]):
         with h5py.File(path) as file:
             data: Any = file[f"{rig.config.detector_name}/data"]
@@ -94,7 +94,7 @@ def test_damage_and_loss_of_the_source_are_in_the_account_of_the_compressed_run(
     rig.publish(images)
     account = rig.end()
     assert_saved(account, images)
-    assert (account["damaged_ids"], account["skipped"], account["n_lost"]) == ([4], [[11, 12]], 0)
+    assert (account["damaged_ids"], account["skipped"], account["n_dropped"]) == ([4], [[11, 12]], 0)
 
 
 @pytest.mark.parametrize("no_filter", [False, True])
@@ -111,7 +111,7 @@ def test_filtered_images_are_recorded_from_the_ring_of_the_source(make_rig: Make
         rig.publish([image])
     account = rig.end()
     assert_saved(account, stored)
-    assert (account["source"], account["n_lost"]) == ("filter", 0)
+    assert (account["source"], account["n_dropped"]) == ("filter", 0)
     assert account["n_skipped"] == (0 if no_filter else 58)
 
 

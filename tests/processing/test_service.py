@@ -90,7 +90,7 @@ def test_writers_follow_a_new_stream_by_its_suffix(make_rig: MakeRig):
     rig.publish(images)
     account = rig.end()
     assert_saved(account, [negated(image) for image in images])
-    assert (account["source"], account["n_lost"]) == ("negated", 0)
+    assert (account["source"], account["n_dropped"]) == ("negated", 0)
 
 
 def test_image_that_cannot_be_processed_is_passed_on_as_undefined_and_the_service_goes_on(
@@ -123,7 +123,7 @@ def test_filter_that_looks_at_pixels_passes_on_what_it_likes(make_rig: MakeRig):
     rig.publish(images)
     account = rig.end()
     assert_saved(account, bright)
-    assert (account["source"], account["n_lost"]) == ("bright", 0)
+    assert (account["source"], account["n_dropped"]) == ("bright", 0)
     service.wait_for_line(f"n_passed_images={len(bright)},")
 
 

@@ -63,7 +63,7 @@ def test_camera_is_recorded_to_the_last_pixel(make_camera_rig: Callable[..., Rig
     account = rig.end()
     scene = simulated_scene(rig.config.image_shape)
     assert_saved(account, [Image(i, scene.image(i), GOOD) for i in range(60)])
-    assert (account["n_skipped"], account["n_restarts"], account["n_lost"]) == (0, 0, 0)
+    assert (account["n_skipped"], account["n_restarts"], account["n_dropped"]) == (0, 0, 0)
     with h5py.File(account["files"]["metadata"]) as file:
         stored = file[f"{deployment.detector_name}/metadata"]
         assert isinstance(stored, h5py.Dataset)

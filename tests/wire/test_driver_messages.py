@@ -14,10 +14,7 @@ from stddaq.wire.driver_messages import (
     ErrorType,
     PlainCommand,
     StartCommand,
-    master_file_name,
-    metadata_file_name,
     parse_command,
-    raw_file_name,
 )
 
 
@@ -198,9 +195,3 @@ def test_any_frame_is_a_command_or_a_typed_error_in_one_line(frame: str | bytes)
         assert error.error in get_args(ErrorType)  # noqa: PT017 - either way is right
         assert len(str(error).splitlines()) == 1  # noqa: PT017
         json.dumps({"reason": str(error)}).encode()
-
-
-def test_files_are_named_as_specified() -> None:
-    assert [raw_file_name("scan_", i) for i in (0, 1, 10)] == ["scan_0.h5", "scan_1.h5", "scan_10.h5"]
-    assert metadata_file_name("file") == "fileMeta.h5"
-    assert master_file_name("file") == "fileMaster.h5"

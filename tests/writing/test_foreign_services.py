@@ -97,7 +97,7 @@ def test_foreign_source_is_recorded(make_rig: MakeRig, division: str):
         source.publish(image.image_id, image.pixels, image.status)
     account = rig.end()
     assert_saved(account, images, by_arrival=division == "arrival")
-    assert account["n_lost"] is None
+    assert account["n_dropped"] is None
     assert account["n_skipped"] == 28
     assert account["damaged_ids"] == [9]
 

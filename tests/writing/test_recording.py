@@ -29,7 +29,7 @@ def test_every_pixel_of_a_scan_of_3201_images_is_in_the_files(make_rig: MakeRig,
     account = rig.record(images)
     assert_saved(account, images)
     assert account["n_good"] == 3201
-    assert account["n_skipped"] == account["n_lost"] == 0
+    assert account["n_skipped"] == account["n_dropped"] == 0
 
 
 @pytest.mark.timeout(120)
@@ -62,7 +62,7 @@ def test_ids_with_gaps_are_recorded_and_the_gaps_are_listed(make_rig: MakeRig):
     assert account["skipped"] == [[7, 8], [10, 19], [23, 39]]
     assert (account["first_id"], account["last_id"], account["n_skipped"]) == (5, 40, 29)
     # Nothing was lost: the source never published these.
-    assert account["n_lost"] == 0
+    assert account["n_dropped"] == 0
 
 
 def test_a_filtered_stream_is_recorded_from_the_image_ring(make_rig: MakeRig):
@@ -88,7 +88,7 @@ def test_a_filtered_stream_is_recorded_from_the_image_ring(make_rig: MakeRig):
     assert account["source"] == "filter"
     assert account["n_skipped"] == 60 - 24 - 1
     # On a filtered stream an image that is not there tells nothing of a loss.
-    assert account["n_lost"] is None
+    assert account["n_dropped"] is None
 
 
 def test_ids_that_restart_within_a_run_keep_the_order_of_arrival(make_rig: MakeRig):

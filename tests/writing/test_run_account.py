@@ -25,8 +25,8 @@ def account_of(ids: Sequence[int], damaged: Sequence[bool] = (), sequences: Sequ
     account = RunAccount()
     for position, image_id in enumerate(ids):
         status = pb.missing_packets if position < len(damaged) and damaged[position] else pb.good_image
-        account.hear(sequences[position] if position < len(sequences) else 0)
-        account.note(pb.ImageMetadata(image_id=image_id, status=status))
+        account.receive_number(sequences[position] if position < len(sequences) else 0)
+        account.record(pb.ImageMetadata(image_id=image_id, status=status))
     return account
 
 
@@ -94,11 +94,11 @@ def test_lost_messages_are_the_sequence_numbers_that_did_not_come(steps: list[in
     sequences = [1000 + sum(steps[: i + 1]) for i in range(len(steps))]
     account = account_of(range(len(steps)), sequences=sequences)
     missing = set(range(sequences[0], sequences[-1] + 1)) - set(sequences)
-    assert account.lost() == len(missing)
+    assert account.dropped() == len(missing)
 
 
 def test_losses_of_a_source_without_sequence_numbers_are_not_known():
-    assert account_of([1, 2, 7]).lost() is None
+    assert account_of([1, 2, 7]).dropped() is None
 
 
 def test_damage_of_an_id_that_came_twice_is_counted_twice():
@@ -109,9 +109,9 @@ def test_damage_of_an_id_that_came_twice_is_counted_twice():
 def test_messages_that_were_received_but_not_recorded_are_not_lost():
     account = RunAccount()
     for sequence in (10, 11):  # 10 is recorded, 11 has an id below start_id.
-        account.hear(sequence)
-    account.hear_malformed()
-    account.hear(13)
-    assert account.lost() == 0
-    account.hear(16)
-    assert account.lost() == 2
+        account.receive_number(sequence)
+    account.receive_malformed()
+    account.receive_number(13)
+    assert account.dropped() == 0
+    account.receive_number(16)
+    assert account.dropped() == 2

@@ -77,7 +77,7 @@ def test_images_published_before_a_stop_are_recorded_though_nobody_waited_for_th
     rig.publish(images[1:])
     account = rig.end(stop=True)
     # The last of them may still have been on their way; whatever came is complete and in order.
-    assert account["n_lost"] == 0
+    assert account["n_dropped"] == 0
     assert_saved(account, images[: account["count"]])
 
 
@@ -246,7 +246,7 @@ def test_of_a_source_that_never_pauses_only_newer_images_are_recorded(rig: Rig):
             rig.client.wait_until_saved(10)
             account = rig.account()
             assert account["first_id"] > before
-            assert account["n_lost"] == account["n_skipped"] == 0
+            assert account["n_dropped"] == account["n_skipped"] == 0
             first = account["first_id"]
             assert_saved(account, images_of(range(first, first + 50)))
     finally:

@@ -49,10 +49,10 @@ def _images(account: Mapping[str, Any]) -> str:
     first, last = account.get("first_id"), account.get("last_id")
     if first is not None:
         text += f", ids {first} to {last}"
-    lost = account.get("n_lost")
-    if lost is None:
+    dropped = account.get("n_dropped")
+    if dropped is None:
         return text
-    return f"{text}, {lost} lost" if lost else f"{text}, none lost"
+    return f"{text}, {dropped or 'none'} dropped"
 
 
 def _ids(ids: Sequence[int | Sequence[int]], number: int) -> str:

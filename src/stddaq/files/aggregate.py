@@ -7,8 +7,7 @@ from pathlib import Path
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.master_file import MasterFile, create_master_file
-from stddaq.files.names import find_run
-from stddaq.wire.driver_messages import master_file_name, metadata_file_name
+from stddaq.files.names import find_run, master_file_name, metadata_file_name
 
 
 def aggregate_run(

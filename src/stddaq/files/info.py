@@ -352,8 +352,8 @@ def _account_properties(account: Mapping[str, object]) -> Iterator[tuple[str, st
     yield "stream", f"{said('source')}, over {said('number_of_writers')} writers by {said('image_division')}"
     n_image = "all" if account.get("n_image") == DEFAULT_N_IMAGE else said("n_image")
     yield "asked for", f"{n_image} images from id {said('start_id')} on"
-    lost = account.get("n_lost")
-    yield "lost on the way", "not known, the source does not number its images" if lost is None else str(lost)
+    dropped = account.get("n_dropped")
+    yield "dropped", "not known: the source does not number its images" if dropped is None else str(dropped)
     for name, key in (
         ("failed", "n_failed"),
         ("before the start id", "n_before_start_id"),

@@ -12,14 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stddaq.errors import FileLayoutError
-from stddaq.wire.driver_messages import (
-    DEFAULT_FILE_PREFIX,
-    master_file_name,
-    metadata_file_name,
-    raw_file_name,
-)
+from stddaq.wire.driver_messages import DEFAULT_FILE_PREFIX
 
 _NUMBER = re.compile(r"0|[1-9]\d*")
+
+
+def raw_file_name(prefix: str, writer: int) -> str:
+    """Return the name of the raw file of writer `writer`."""
+    return f"{prefix}{writer}.h5"
+
+
+def metadata_file_name(prefix: str) -> str:
+    """Return the name of the file of the metadata writer."""
+    return f"{prefix}Meta.h5"
+
+
+def master_file_name(prefix: str) -> str:
+    """Return the name of the master file of a run."""
+    return f"{prefix}Master.h5"
 
 
 @dataclass(frozen=True, slots=True)

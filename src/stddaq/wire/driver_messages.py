@@ -172,18 +172,3 @@ def _command_error(error: ValidationError) -> CommandError:
         return CommandError("unknown_field", f"{key}: unknown field; allowed are {allowed}")
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return CommandError("invalid_field", f"{key}: found {shown(first['input'])}, allowed is {message}")
-
-
-def raw_file_name(prefix: str, writer: int) -> str:
-    """Name of the raw file of writer `writer`."""
-    return f"{prefix}{writer}.h5"
-
-
-def metadata_file_name(prefix: str) -> str:
-    """Name of the file of the metadata writer."""
-    return f"{prefix}Meta.h5"
-
-
-def master_file_name(prefix: str) -> str:
-    """Name of the master file of a run."""
-    return f"{prefix}Master.h5"

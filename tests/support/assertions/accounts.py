@@ -76,7 +76,7 @@ def check_run(
     Args:
         published: every image that the source published around the run, ids rising.
         undelivered: ids of images that it put into the ring, but whose messages were lost on the way.
-        numbered: whether the source numbers its messages, so that `n_lost` is known.
+        numbered: whether the source numbers its messages, so that `n_dropped` is known.
         due: id of the first image that was published after the run recorded.
     """
     assert_consistent(account)
@@ -95,7 +95,7 @@ def check_run(
     assert account["skipped"] == skipped[:LIST_LIMIT]
     assert account["lists_truncated"] == (len(skipped) > LIST_LIMIT)
     assert account["n_skipped"] == sum(end - begin + 1 for begin, end in skipped)
-    assert account["n_lost"] == (len(during) - len(received) if numbered and received else None)
+    assert account["n_dropped"] == (len(during) - len(received) if numbered and received else None)
     overwritten, failed = set(account["overwritten_ids"]), set(account["failed_ids"])
     assert not overwritten & failed
     assert overwritten | failed <= set(ids)

@@ -182,7 +182,7 @@ class Soak:
         assert_consistent(account)
         assert account["outcome"] == "file_saved", account
         assert account["count"] == len(ids), account
-        assert account["n_lost"] in (0, None), account
+        assert account["n_dropped"] in (0, None), account
         assert account["n_good"] + account["n_overwritten"] == len(ids), account
         for writer, path in enumerate(account["files"]["raw"]):
             rows, _ = read_raw_file(Path(path))

@@ -28,23 +28,23 @@ class RunAccount:
         self.n_skipped = 0
         """How many ids are missing between recorded ones."""
         self.damaged_ids = array("Q")
-        self.n_lost = 0
+        self.n_dropped = 0
         self.n_malformed = 0
         self.n_before_start_id = 0
 
-    def hear(self, sequence: int) -> None:
+    def receive_number(self, sequence: int) -> None:
         """Take the running number of a message, recorded or not, into account; 0: the stream has none."""
         if sequence:
             if self._knows_sequence and sequence > self._sequence + 1:
-                self.n_lost += sequence - self._sequence - 1
+                self.n_dropped += sequence - self._sequence - 1
             self._sequence, self._knows_sequence = sequence, True
 
-    def hear_malformed(self) -> None:
+    def receive_malformed(self) -> None:
         """Count a message that is not the metadata of an image."""
         self.n_malformed += 1
         self._sequence += 1  # It was received; should it have had a number, this was it.
 
-    def note(self, metadata: pb.ImageMetadata) -> None:
+    def record(self, metadata: pb.ImageMetadata) -> None:
         """Take the next recorded image into account."""
         image_id = metadata.image_id
         if image_id != self.due:
@@ -74,9 +74,9 @@ class RunAccount:
             if following > last + 1:
                 yield last + 1, following - 1
 
-    def lost(self) -> int | None:
-        """Images that the source published and we did not receive; None when it does not number them."""
-        return self.n_lost if self._knows_sequence else None
+    def dropped(self) -> int | None:
+        """Return how many announced images did not arrive; None when the source does not number them."""
+        return self.n_dropped if self._knows_sequence else None
 
     def ids_of(self, writer: int, number_of_writers: int, by_arrival: bool) -> Iterator[int]:
         """The ids that went to `writer`, in order."""
@@ -110,7 +110,7 @@ class RunAccount:
             "n_overwritten": len(overwritten),
             "n_failed": len(failed),
             "n_skipped": self.n_skipped,
-            "n_lost": self.lost(),
+            "n_dropped": self.dropped(),
             "n_malformed": self.n_malformed,
             "n_before_start_id": self.n_before_start_id,
             "n_restarts": self.restarts,

@@ -286,9 +286,9 @@ class Distributor:
         try:
             metadata = ImageMetadata.FromString(message)
         except DecodeError:
-            account.hear_malformed()
+            account.receive_malformed()
             return
-        account.hear(metadata.number or (metadata.sequence if self._sequence_counts else 0))
+        account.receive_number(metadata.number or (metadata.sequence if self._sequence_counts else 0))
         if not self._rules.accepts(metadata):
             account.n_malformed += 1
             return
@@ -303,7 +303,7 @@ class Distributor:
             )
             return
         position = account.count
-        account.note(metadata)
+        account.record(metadata)
         action = _record_image(message, account.restarts)
         writers = self.writers
         writer = writers[(position if recording.by_arrival else image_id) % len(writers)]

@@ -10,13 +10,11 @@ from pathlib import Path
 
 from stddaq.config import DetectorConfig
 from stddaq.daemon.user_switch import groups_of
+from stddaq.files.names import master_file_name, metadata_file_name, raw_file_name
 from stddaq.wire.driver_messages import (
     DEFAULT_N_IMAGE,
     CommandError,
     StartCommand,
-    master_file_name,
-    metadata_file_name,
-    raw_file_name,
 )
 
 ACCESS_TIMEOUT_S = 5.0
