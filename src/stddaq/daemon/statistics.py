@@ -1,16 +1,101 @@
 """The statistics line of a daemon: comma-separated pairs and a time in ns, once per period.
 
-`detector=NAME,source=image,processed_times=0,repetition_rate_hz=0.00 13384997578250107`; the time is that
-of the monotonic clock, as in the C++ services; `statistics_format` of the configuration may choose the line
-protocol of InfluxDB instead. Counters are plain integers of the service, read here.
+`detector=NAME,source=image,processed_times=0,repetition_rate_hz=0.00 13384997578250107`; the time is that of
+the monotonic clock, as in the C++ services. With `statistics_format` the configuration chooses the line
+protocol of InfluxDB instead. Counts are those of the period: the differences of the daemon's counters.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from stddaq.config import DetectorConfig
 from stddaq.daemon.log import logger
+from stddaq.daemon.metrics import Metric, Registry, Values
+
+
+class Period:
+    """What a daemon's counters have counted in one period of `seconds`."""
+
+    def __init__(self, seconds: float, before: Values, now: Values) -> None:
+        """`before` and `now`: readings of the registry at the start and at the end."""
+        self.seconds = seconds
+        self._before, self._now = before, now
+
+    def total(self, metric: Metric, **labels: str) -> float:
+        """Return the value at the end of the period, summed over the series that have these labels."""
+        return self._sum(self._now, metric, labels)
+
+    def count(self, metric: Metric, **labels: str) -> float:
+        """Return by how much a counter has grown in the period, summed as in `total`."""
+        return self._sum(self._now, metric, labels) - self._sum(self._before, metric, labels)
+
+    def rate(self, metric: Metric) -> dict[str, object]:
+        """Return the pairs `processed_times` and `repetition_rate_hz`."""
+        count = self.count(metric)
+        return {
+            "processed_times": count,
+            "repetition_rate_hz": count / self.seconds if self.seconds > 0 else 0.0,
+        }
+
+    @staticmethod
+    def _sum(values: Values, metric: Metric, labels: Mapping[str, str]) -> float:
+        wanted = labels.items()
+        found = [
+            value
+            for series, value in values.items()
+            if series.metric is metric
+            and wanted <= dict(zip(metric.labels, series.labels, strict=True)).items()
+        ]
+        if not found:
+            raise KeyError(f"{metric.name}{dict(labels)}")
+        return sum(found)
+
+
+class StatisticsLine:
+    """Writes the statistics line of a daemon once per period."""
+
+    def __init__(
+        self,
+        config: DetectorConfig,
+        registry: Registry,
+        pairs: Callable[[Period], Mapping[str, object]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`pairs` returns what follows `detector` in the line."""
+        self._detector, self._length = config.detector_name, config.stats_collection_period
+        self._registry, self._pairs, self._clock = registry, pairs, clock
+        self._since, self._before = clock(), registry.read()
+
+    @property
+    def due_in(self) -> float:
+        """Seconds until the next line; 0 when it is due."""
+        return max(0.0, self._since + self._length - self._clock())
+
+    def write_if_due(self) -> bool:
+        """Write the line when it is due. Return whether it was."""
+        if self.due_in > 0:
+            return False
+        now, values = self._clock(), self._registry.read()
+        period = Period(now - self._since, self._before, values)
+        self._since, self._before = now, values
+        log_statistics(self._detector, self._pairs(period))
+        return True
+
+
+def log_statistics(detector: str, pairs: Mapping[str, object]) -> None:
+    """Log one line; floats get two decimals."""
+    shown = (
+        f"{key}={value:.2f}" if isinstance(value, float) else f"{key}={value}" for key, value in pairs.items()
+    )
+    logger.info(
+        "detector=%s,%s %d",
+        detector,
+        ",".join(shown),
+        time.monotonic_ns(),
+        extra={"statistics": {"detector": detector, **pairs}},
+    )
 
 
 class StatisticsTimer:
@@ -31,20 +116,6 @@ class StatisticsTimer:
         now = time.monotonic()
         elapsed, self._last = now - self._last, now
         return elapsed
-
-
-def log_statistics(detector: str, pairs: Mapping[str, object]) -> None:
-    """Print one line; floats get two decimals."""
-    shown = (
-        f"{key}={value:.2f}" if isinstance(value, float) else f"{key}={value}" for key, value in pairs.items()
-    )
-    logger.info(
-        "detector=%s,%s %d",
-        detector,
-        ",".join(shown),
-        time.monotonic_ns(),
-        extra={"statistics": {"detector": detector, **pairs}},
-    )
 
 
 class RateCounter:

@@ -1,0 +1,133 @@
+"""The counters and gauges of a daemon, under the names that a monitoring system reads.
+
+A loop counts in plain attributes (`self.n_sent += 1`); the daemon's one `Registry` reads them when a value is
+wanted. Counters start at 0 and never decrease. The statistics line prints differences of what is read here
+(see `stddaq.daemon.statistics`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from stddaq.text import mismatch
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One row of the table below. Each metric also has the labels of its registry."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    labels: tuple[str, ...]
+    help: str
+
+
+def _counter(name: str, help: str, *labels: str) -> Metric:
+    return Metric(f"stddaq_{name}_total", "counter", labels, help)
+
+
+def _gauge(name: str, help: str, *labels: str) -> Metric:
+    return Metric(f"stddaq_{name}", "gauge", labels, help)
+
+
+# Sources.
+IMAGES_PUBLISHED = _counter("images_published", "Images published.", "source")
+IMAGE_BYTES_PUBLISHED = _counter("image_bytes_published", "Bytes of the published images.", "source")
+SOURCE_IMAGES_BEHIND = _counter(
+    "source_images_behind", "Images not published because the source was too slow."
+)
+IDS_RESTARTED = _counter("ids_restarted", "Restarts of the image ids.")
+
+# The camera receiver.
+CAMERA_IMAGES_LEFT_OUT = _counter(
+    "camera_images_left_out", "Image ids of the camera not published.", "reason"
+)
+CAMERA_CONNECTIONS = _gauge("camera_connections", "Connections to the camera server.")
+
+# Every subscriber of a metadata stream; the camera receiver counts images and rejected messages, too.
+IMAGES_RECEIVED = _counter("images_received", "Images received.", "source")
+MESSAGES_LOST = _counter(
+    "messages_lost", "Messages announced by the source and dropped on the way.", "source"
+)
+IDS_SKIPPED = _counter("ids_skipped", "Image ids that never arrived between two that did.", "source")
+MESSAGES_REJECTED = _counter(
+    "messages_rejected", "Messages that do not describe an image of the detector.", "reason"
+)
+
+# Every reader of a ring buffer.
+IMAGES_OVERWRITTEN = _counter(
+    "images_overwritten", "Images whose slots were reused before they were copied.", "source"
+)
+IMAGES_FAILED = _counter("images_failed", "Images that could not be written, sent or processed.", "source")
+
+# Processing services.
+IMAGES_UNCOMPRESSED = _counter("images_uncompressed", "Images that compression did not make smaller.")
+COMPRESSED_BYTES = _counter("compressed_bytes", "Bytes of the images after compression.")
+UNCOMPRESSED_BYTES = _counter("uncompressed_bytes", "Bytes of the same images before compression.")
+IMAGES_PASSED = _counter("images_passed", "Images that the filter has passed on.")
+
+# The driver.
+RUN_ACTIVE = _gauge("run_active", "1 while a run is in progress, else 0.")
+RUNS_FINISHED = _counter("runs_finished", "Runs that have ended.", "outcome")
+IMAGES_DAMAGED = _counter("images_damaged", "Recorded images that their source reports as damaged.")
+IMAGES_FORWARDED = _counter("images_forwarded", "Images forwarded to a writer.", "writer")
+CLIENTS_CONNECTED = _gauge("clients_connected", "Clients connected to the driver.")
+COMMANDS_REFUSED = _counter("commands_refused", "Commands that the driver has refused.")
+
+# Writers.
+IMAGES_WRITTEN = _counter("images_written", "Images written.", "source")
+IMAGE_BYTES_WRITTEN = _counter(
+    "image_bytes_written", "Bytes of the written images before compression.", "source"
+)
+IMAGE_WRITE_SECONDS = _counter("image_write_seconds", "Time spent writing images.")
+IMAGE_WRITE_LONGEST_SECONDS = _gauge(
+    "image_write_longest_seconds", "Longest time per image in the last period."
+)
+
+# Live streams.
+IMAGES_SENT = _counter("images_sent", "Images sent to at least one viewer.", "type")
+VIEWER_IMAGES_DROPPED = _counter(
+    "viewer_images_dropped", "Images not sent to a slow viewer, for each viewer.", "type"
+)
+VIEWERS_CONNECTED = _gauge("viewers_connected", "Viewers that have subscribed.", "type")
+
+
+class Series(NamedTuple):
+    """A metric with the values of its labels, in the order of `metric.labels`."""
+
+    metric: Metric
+    labels: tuple[str, ...]
+
+
+Values = Mapping[Series, float]
+
+
+class Registry:
+    """Everything that one daemon counts.
+
+    Attributes:
+        labels: labels of all its metrics: `detector`, `service` and `instance_id`.
+    """
+
+    def __init__(self, detector: str, service: str, instance_id: str = "") -> None:
+        """`instance_id` distinguishes services of one program: a writer's number, a live stream's port."""
+        self.labels = {"detector": detector, "service": service, "instance_id": instance_id}
+        self._series: dict[Series, Callable[[], float]] = {}
+
+    def add(self, metric: Metric, read: Callable[[], float], **labels: str) -> None:
+        """Publish what `read` returns as `metric`.
+
+        Raise `ValueError` unless `labels` are those of the metric, and for a series that exists already.
+        """
+        if tuple(sorted(labels)) != tuple(sorted(metric.labels)):
+            raise ValueError(mismatch(metric.name, f"labels {metric.labels}", f"{tuple(labels)}"))
+        series = Series(metric, tuple(labels[name] for name in metric.labels))
+        if series in self._series:
+            raise ValueError(mismatch(metric.name, "one series per set of labels", f"{labels} twice"))
+        self._series[series] = read
+
+    def read(self) -> Values:
+        """Return the values of all series now."""
+        return {series: read() for series, read in self._series.items()}
