@@ -67,9 +67,9 @@ def serve(config, args, stop):
     signal.signal(signal.SIGUSR2, lambda *_: None)
     for number in (signal.SIGUSR2, signal.SIGTERM):
         threading.Thread(target=send, args=(number,), daemon=True).start()
-        assert not stop
+        assert not stop.poll()
         assert poller.poll(20_000), "the signal did not end the wait"
-        assert bool(stop) == (number == signal.SIGTERM)
+        assert stop.poll() == (number == signal.SIGTERM)
 
 parser = ArgumentParser("waiting", "Waits.")
 parser.add_config()

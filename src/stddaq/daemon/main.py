@@ -67,20 +67,26 @@ def refuse(service: str, reason: object) -> NoReturn:
 class StopRequest:
     """SIGTERM and SIGINT as a flag, and as a file descriptor that becomes readable, for pollers.
 
-    Look at the flag before each wait, in the main thread only: that also clears the descriptor of other
-    signals, and takes 1.5 us.
+    A loop calls `poll` before each wait, in the main thread.
+
+    Attributes:
+        requested: a signal has asked the daemon to end.
     """
 
     def __init__(self) -> None:
-        self._requested = False
+        self.requested = False
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wakes_before: int | None = None
 
-    def __bool__(self) -> bool:
-        if not self._requested:
+    def poll(self) -> bool:
+        """Return `requested`; until then, empty the descriptor, which every other signal fills too.
+
+        Takes 1.5 us.
+        """
+        if not self.requested:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._read, 4096)
-        return self._requested
+        return self.requested
 
     def catch_signals(self) -> None:
         """Let SIGTERM and SIGINT ask, from now on until `close`."""
@@ -95,7 +101,7 @@ class StopRequest:
 
     def request(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
         """Ask the daemon to end. A signal handler; may be called from any thread."""
-        self._requested = True
+        self.requested = True
         with contextlib.suppress(BlockingIOError):  # Full of requests already.
             os.write(self._write, b"x")
 

@@ -118,7 +118,7 @@ class Stage(Generic[Made]):
         poller = zmq.Poller()
         for source in (workers.fileno(), stop.fileno()):
             poller.register(source, zmq.POLLIN)
-        while not stop:
+        while not stop.poll():
             # Messages wait in the socket's queue as long as there are images here that wait.
             poller.register(self._intake.socket, 0 if self._waiting else zmq.POLLIN)
             poller.poll(self._timeout_ms())

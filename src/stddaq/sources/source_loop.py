@@ -103,7 +103,7 @@ class RingOutput(ImagePublisher):
     def preallocate(self, stop: StopRequest) -> None:
         """Get the memory of the whole ring buffer. Raises `SourceError` when there is not as much."""
         for slot in range(self.n_slots):
-            if stop:
+            if stop.poll():
                 return
             self.reserve(slot)
 
@@ -280,18 +280,18 @@ class Source:
         poller.register(stop.fileno(), zmq.POLLIN)
         self._wait_for_subscribers(poller, stop)
         self._pacer.restart()
-        while not stop and self._n_left:
+        while not stop.poll() and self._n_left:
             self._sleep(poller)
             self._answer_requests()
             self._publish_due()
             self._report()
-        if not stop:
+        if not stop.requested:
             event("all %d images published", self._n_published)
 
     def _wait_for_subscribers(self, poller: zmq.Poller, stop: StopRequest) -> None:
         options = self._options
         deadline = time.monotonic() + options.wait_timeout
-        while not stop and (found := self._publisher.n_subscribers) < options.wait_for_subscribers:
+        while not stop.poll() and (found := self._publisher.n_subscribers) < options.wait_for_subscribers:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise SourceError(
@@ -468,7 +468,7 @@ def run_source(
             source.trigger_endpoint,
         )
         source.serve(stop)
-        if not stop:
+        if not stop.requested:
             source.deliver(stop)
     finally:
         source.close()

@@ -97,7 +97,7 @@ class LiveStream:
             poller.register(source, zmq.POLLIN)
         period = statistics.StatisticsTimer(self._config.stats_collection_period)
         gathering, look_at = Gathering.of_reader(self._config), time.monotonic() + LOOK_PERIOD_S
-        while not stop:
+        while not stop.poll():
             poller.poll(self._timeout_ms(min(period.due_in, look_at - time.monotonic())))
             self._subscribers.attend()
             n_messages = self._take_images()

@@ -146,7 +146,7 @@ async def _run(
     server = Server(settings)
 
     def end() -> None:
-        server.should_exit = bool(stop)
+        server.should_exit = stop.poll()
 
     asyncio.get_running_loop().add_reader(stop.fileno(), end)
     address, port = listener.getsockname()[:2]

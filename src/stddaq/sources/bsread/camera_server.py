@@ -136,7 +136,7 @@ class CameraServer:
     def deliver(self, stop: StopRequest) -> None:
         """See `ImageOutput`: receivers may take a minute."""
         deadline = time.monotonic() + DELIVERY_S
-        while not stop and time.monotonic() < deadline and not self._all_sent():
+        while not stop.poll() and time.monotonic() < deadline and not self._all_sent():
             time.sleep(0.02)
 
     def close(self) -> None:

@@ -122,7 +122,7 @@ class BsreadReceiver:
             poller.register(readable, zmq.POLLIN)
         poller.register(stop.fileno(), zmq.POLLIN)
         poller.register(self._filler.fileno(), zmq.POLLIN)
-        while not stop:
+        while not stop.poll():
             n = self._receive()
             if 0 < n < BATCH_LIMIT and self._is_busy():
                 time.sleep(GATHER_S)

@@ -61,7 +61,7 @@ class DriverServer:
         quiet.propagate, quiet.disabled = False, True
         stopped, retire = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
-        loop.add_reader(stop.fileno(), lambda: stop and stopped.set())
+        loop.add_reader(stop.fileno(), lambda: stop.poll() and stopped.set())
         loop.add_signal_handler(signal.SIGUSR1, retire.set)
         connections: WeakSet[ServerConnection] = WeakSet()
 

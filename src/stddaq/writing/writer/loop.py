@@ -132,7 +132,7 @@ class WriterLoop:
             poller.register(source, zmq.POLLIN)
         gathering = self._gathering
         try:
-            while not stop:
+            while not stop.poll():
                 events = poller.poll(self._timeout_ms())
                 if self._pause and events:
                     time.sleep(self._pause)
