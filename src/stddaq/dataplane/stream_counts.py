@@ -1,0 +1,68 @@
+"""Counts of one metadata stream, from running numbers and image ids.
+
+Used by every receiver of the stream: image subscribers for their statistics, the driver for the account of a
+run. The counts only grow; a statistics line or a metrics page prints differences.
+"""
+
+from __future__ import annotations
+
+
+class StreamCounts:
+    """What was received, and what is known to be missing. Feed it every message, in order; no I/O.
+
+    Attributes:
+        n_images: messages that are image metadata, whether they fit the configuration or not.
+        n_dropped: messages that the source announced and that did not arrive here, from running numbers.
+        n_skipped: image ids that are missing between two received ones.
+        n_restarts: how often image ids started again from a lower or equal id.
+        n_malformed: messages that are not the metadata of an image of this detector.
+        next_id: the id that continues the stream; -1 before the first image.
+    """
+
+    __slots__ = ("_next_number", "n_dropped", "n_images", "n_malformed", "n_restarts", "n_skipped", "next_id")
+
+    def __init__(self) -> None:
+        self.n_images = self.n_dropped = self.n_skipped = self.n_restarts = self.n_malformed = 0
+        self.next_id = -1
+        # Running numbers start at 1: 0 says that none has arrived yet.
+        self._next_number = 0
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether the source numbers its messages, so that `n_dropped` is known."""
+        return self._next_number != 0
+
+    def receive(self, image_id: int, number: int) -> None:
+        """Count an image: its id, and the running number of its message (0: the stream has none). 0.2 us."""
+        self.n_images += 1
+        if image_id != self.next_id:
+            self._break(image_id)
+        self.next_id = image_id + 1
+        if number:
+            if number > self._next_number and self._next_number:
+                self.n_dropped += number - self._next_number
+            self._next_number = number + 1
+
+    def receive_number(self, number: int) -> None:
+        """Count a message by its running number only; for receivers that follow the image ids themselves."""
+        if number:
+            if number > self._next_number and self._next_number:
+                self.n_dropped += number - self._next_number
+            self._next_number = number + 1
+
+    def receive_malformed(self) -> None:
+        """Count a message that cannot be parsed. It arrived, so its running number is not dropped."""
+        self.n_malformed += 1
+        if self._next_number:
+            self._next_number += 1
+
+    def refuse(self) -> None:
+        """Count a message, already received with its number, that does not fit the configuration."""
+        self.n_malformed += 1
+
+    def _break(self, image_id: int) -> None:
+        """Count a gap or a restart: `image_id` is not the one that continues the stream."""
+        if image_id < self.next_id:
+            self.n_restarts += 1
+        elif self.next_id >= 0:
+            self.n_skipped += image_id - self.next_id

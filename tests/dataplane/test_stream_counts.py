@@ -1,0 +1,72 @@
+"""What a receiver knows of its stream from running numbers and image ids."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stddaq.dataplane.stream_counts import StreamCounts
+
+# What arrives of a numbered stream: its messages as they are, garbled, refused by the rules, or not at all.
+Arrivals = st.lists(st.sampled_from(("received", "garbled", "refused", "dropped")), max_size=40)
+
+
+@given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 20), max_size=20))
+def test_gaps_and_restarts_are_those_between_neighbouring_ids(ids: list[int]) -> None:
+    counts = StreamCounts()
+    for image_id in ids:
+        counts.receive(image_id, 0)
+    pairs = list(pairwise(ids))
+    assert counts.n_images == len(ids)
+    assert counts.n_skipped == sum(b - a - 1 for a, b in pairs if b > a)
+    assert counts.n_restarts == sum(b <= a for a, b in pairs)
+    assert not counts.is_numbered
+
+
+@given(Arrivals, st.integers(1, 2**63), st.booleans())
+def test_every_message_between_two_received_ones_is_counted_exactly_once(
+    arrivals: list[str], first_number: int, counts_ids: bool
+) -> None:
+    counts = StreamCounts()
+    # Before and after the first and the last number nothing is known of dropped messages.
+    for number, arrival in enumerate(["received", *arrivals, "received"], first_number):
+        if arrival == "garbled":
+            counts.receive_malformed()
+        elif arrival != "dropped":
+            if counts_ids:
+                counts.receive(number, number)
+            else:
+                counts.receive_number(number)
+            if arrival == "refused":
+                counts.refuse()
+    assert counts.n_malformed == arrivals.count("garbled") + arrivals.count("refused")
+    assert counts.n_dropped == arrivals.count("dropped")
+    assert counts.is_numbered
+
+
+def test_garbled_message_before_the_first_number_does_not_count_as_a_number() -> None:
+    counts = StreamCounts()
+    counts.receive_malformed()
+    counts.receive_number(1_700_000_000_000_000)
+    assert (counts.n_malformed, counts.n_dropped) == (1, 0)
+
+
+def test_numbers_of_a_new_ring_that_step_back_drop_nothing() -> None:
+    counts = StreamCounts()
+    for number in (10, 11, 3, 4, 6):
+        counts.receive_number(number)
+    assert counts.n_dropped == 1
+
+
+@given(Arrivals)
+def test_stream_without_numbers_drops_nothing_that_is_known(arrivals: list[str]) -> None:
+    counts = StreamCounts()
+    for image_id, arrival in enumerate(arrivals):
+        if arrival == "garbled":
+            counts.receive_malformed()
+        else:
+            counts.receive(image_id, 0)
+    assert counts.n_dropped == 0
+    assert not counts.is_numbered
