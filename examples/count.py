@@ -21,7 +21,7 @@ from bluesky.plans import count
 
 from stddaq.config import DetectorConfig
 from stddaq_ophyd import SimulatedCamera, StdDaqDetector
-from stddaq_ophyd.handlers import AggregateHandler
+from stddaq_ophyd.handlers import PublishedImagesHandler
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
 
     (resource,) = resources
     path = resource["uri"].removeprefix("file://localhost")
-    images = AggregateHandler(path, args.images_per_point)
+    images = PublishedImagesHandler(path, args.images_per_point)
     for point in range(args.n):
         print(f"point {point}: mean of the images {images(point).mean(axis=(1, 2)).compute()}")
 

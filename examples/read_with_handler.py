@@ -1,10 +1,10 @@
 """Read images by the handlers that databroker uses, without a database: lazy arrays, one for each point.
 
     python examples/read_with_handler.py STDDAQ_RAW data/det_00001_0.h5 --images-per-point 2
-    python examples/read_with_handler.py STDDAQ_AGGREGATE data/det_00001_Aggregate.h5
+    python examples/read_with_handler.py STDDAQ_PUBLISHED data/det_00001_Published.h5
 
-STDDAQ_RAW takes the raw file of writer 0 and finds the others, STDDAQ_AGGREGATE an aggregate or a master
-file. With databroker nothing of this is needed: it finds the handlers by itself.
+STDDAQ_RAW takes the raw file of writer 0 and finds the others; STDDAQ_PUBLISHED takes a published images file
+or a master file. Databroker needs none of this: it finds the handlers by itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main() -> None:
     handlers = {entry.name: entry for entry in entry_points(group="databroker.handlers")}
     parser = argparse.ArgumentParser(description="Average the images of each point.")
     parser.add_argument("spec", choices=sorted(name for name in handlers if name.startswith("STDDAQ")))
-    parser.add_argument("path", help="raw file of writer 0, aggregate or master file")
+    parser.add_argument("path", help="raw file of writer 0, published images file or master file")
     parser.add_argument("--images-per-point", type=int, default=1)
     args = parser.parse_args()
 

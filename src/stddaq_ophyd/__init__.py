@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
     from stddaq_ophyd.core.paths import DirectoryPaths, PathInfo, PathProvider
     from stddaq_ophyd.detector import StdDaqDetector
-    from stddaq_ophyd.live_stream import LiveStreamAddress, LiveStreamError, LiveStreams
+    from stddaq_ophyd.live_stream import LiveStreamAddress, LiveStreams, LiveStreamSettingError
 
 # Names by module: handlers must not load ophyd, nor devices the handlers.
 _MODULES = {
@@ -21,7 +21,7 @@ _MODULES = {
     "Camera": "camera",
     "DirectoryPaths": "core.paths",
     "LiveStreamAddress": "live_stream",
-    "LiveStreamError": "live_stream",
+    "LiveStreamSettingError": "live_stream",
     "LiveStreams": "live_stream",
     "PathInfo": "core.paths",
     "PathProvider": "core.paths",
@@ -35,7 +35,7 @@ __all__ = [
     "Camera",
     "DirectoryPaths",
     "LiveStreamAddress",
-    "LiveStreamError",
+    "LiveStreamSettingError",
     "LiveStreams",
     "PathInfo",
     "PathProvider",

@@ -37,7 +37,7 @@ from stddaq_ophyd.core.documents import (
     ImageSource,
     StreamAnnouncer,
 )
-from stddaq_ophyd.core.driver_run import Received
+from stddaq_ophyd.core.driver_run import RunCounts
 from stddaq_ophyd.core.errors import AcquisitionError
 from stddaq_ophyd.core.paths import DirectoryPaths, PathProvider
 from stddaq_ophyd.core.publication import Acquisition, Plan
@@ -46,7 +46,7 @@ from stddaq_ophyd.core.worker import Worker
 # A program that ends with a run going on waits so long for the files.
 EXIT_TIMEOUT_S = 10.0
 S = TypeVar("S", bound="StepStatus")
-DocumentKind = Literal["stream", "AD_HDF5", "STDDAQ_AGGREGATE", "STDDAQ_RAW"]
+DocumentKind = Literal["stream", "AD_HDF5", "STDDAQ_PUBLISHED", "STDDAQ_RAW"]
 
 
 class StepStatus(DeviceStatus):
@@ -114,7 +114,7 @@ class StdDaqDetector(Device):
 
     n_images = Component(InternalSignal, value=0, kind=Kind.hinted, doc="images of this point, or flight")
     n_recorded = Component(InternalSignal, value=0, kind=Kind.hinted, doc="images since it was staged")
-    n_lost = Component(
+    n_bad = Component(
         InternalSignal,
         value=0,
         kind=Kind.hinted,
@@ -125,7 +125,7 @@ class StdDaqDetector(Device):
     margin = Component(
         Signal, value=5.0, kind=Kind.config, doc="seconds beyond the exposure in which images must come"
     )
-    allow_lost = Component(Signal, value=0, kind=Kind.config, doc="1: points with lost images are accepted")
+    allow_bad = Component(Signal, value=0, kind=Kind.config, doc="1: points with lost images are accepted")
     stream = Component(
         Signal,
         value="",
@@ -234,7 +234,7 @@ class StdDaqDetector(Device):
             )
             self.directory.put(str(paths.directory), internal=True)
             self.file_prefix.put(paths.prefix, internal=True)
-            for signal in (self.n_images, self.n_recorded, self.n_lost):
+            for signal in (self.n_images, self.n_recorded, self.n_bad):
                 signal.put(0, internal=True)
             self.stream.put("")
             recording = self._acquisition.begin()
@@ -414,7 +414,7 @@ class StdDaqDetector(Device):
         return self._submit(self._complete, status)
 
     def _complete(self, status: AcquisitionStatus) -> None:
-        def progress(n: int, received: Received) -> None:
+        def progress(n: int, received: RunCounts) -> None:
             self._note_received(n, received)
             status.progress(n)
 
@@ -505,7 +505,7 @@ class StdDaqDetector(Device):
                 f"{self.name}: images_per_trigger: found {images_per_event}, allowed is 1 or more"
             )
         patience = float(_value(self.exposure_time)) * images_per_event + float(_value(self.margin))
-        return Plan(images_per_event, patience, bool(_value(self.allow_lost)))
+        return Plan(images_per_event, patience, bool(_value(self.allow_bad)))
 
     def _fire(self, n_images: int) -> None:
         if self._camera is None:
@@ -520,10 +520,10 @@ class StdDaqDetector(Device):
             return StreamAnnouncer(source)
         return DatumAnnouncer(source, self._documents)
 
-    def _note_received(self, n_images: int, received: Received) -> None:
+    def _note_received(self, n_images: int, received: RunCounts) -> None:
         self.n_images.put(n_images, internal=True)
         self.n_recorded.put(received.n_images, internal=True)
-        self.n_lost.put(sum(received.lost_since(Received()).values()), internal=True)
+        self.n_bad.put(sum(received.bad_since(RunCounts()).values()), internal=True)
 
     def _note_layout(self, shape: tuple[int, int], dtype: str, number_of_writers: int) -> None:
         self.image_height.put(shape[0], internal=True)

@@ -1,6 +1,6 @@
 """Handlers for databroker, event-model's Filler and users: the images of a point as a lazy array.
 
-`AggregateHandler` reads the aggregate or a master file, `RawFilesHandler` the raw files, n of them as one
+`PublishedImagesHandler` reads a published images file or a master file, `RawFilesHandler` n raw files as one
 array. No image is read before the array is computed. Files are opened for each read, never kept or refreshed,
 so that arrays may be computed in several threads, and while the files grow.
 """
@@ -38,13 +38,13 @@ class ImagesMissingError(FileLayoutError, OSError):
     """
 
 
-class AggregateHandler:
-    """Images of an aggregate, or of a master file (Resource of spec STDDAQ_AGGREGATE).
+class PublishedImagesHandler:
+    """Images of a published images file, or of a master file (Resource of spec STDDAQ_PUBLISHED).
 
     Other than a plain reader it refuses to show anything when a raw file is missing or short.
     """
 
-    specs: ClassVar[set[str]] = {"STDDAQ_AGGREGATE"}
+    specs: ClassVar[set[str]] = {"STDDAQ_PUBLISHED"}
     return_type: ClassVar[dict[str, bool]] = {"delayed": True}
 
     def __init__(self, path: str | Path, frame_per_point: int = 1, dataset: str = DATA) -> None:

@@ -24,7 +24,7 @@ KEY = "live_stream_configs"
 ATTEMPTS = 5
 
 
-class LiveStreamError(StdDaqError):
+class LiveStreamSettingError(StdDaqError):
     """A setting of a live stream cannot be had, or cannot be put."""
 
 
@@ -53,7 +53,10 @@ class LiveStreamAddress(Device):
         super().__init__(prefix, name=name, **kwargs)
 
     def set(self, value: object) -> DeviceStatus:
-        """Apply a setting. The Status fails with the service's words; `LiveStreamError` when it is none."""
+        """Apply a setting. The Status fails with the service's reason.
+
+        Raises `LiveStreamSettingError` when `value` is not a setting.
+        """
         setting = self._setting(value)
         streams = self.parent
         assert isinstance(streams, LiveStreams)
@@ -90,13 +93,15 @@ class LiveStreamAddress(Device):
         if isinstance(value, Mapping):
             value = value.get("type"), value.get("config", [])
         if not (isinstance(value, Sequence) and len(value) == 2):
-            raise LiveStreamError(f"{self.name}: found {value!r}, allowed is like ('periodic', [1, 5])")
+            raise LiveStreamSettingError(
+                f"{self.name}: found {value!r}, allowed is like ('periodic', [1, 5])"
+            )
         kind, config = value
         try:
             return LiveStreamSetting.model_validate({"type": kind, "config": list(config)})
         except (ValidationError, TypeError) as error:
             said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-            raise LiveStreamError(
+            raise LiveStreamSettingError(
                 f"{self.name}: found {kind!r} {config!r}, allowed is {said.removeprefix('Value error, ')}"
             ) from error
 
@@ -148,12 +153,12 @@ class LiveStreams(Device):
             self.refresh()
 
     def refresh(self) -> None:
-        """Read the settings that are in force. Raises `LiveStreamError`, and what `ConfigClient` raises."""
+        """Read the settings in force. Raises `LiveStreamSettingError` and the errors of `ConfigClient`."""
         configured = self._client.get().get(KEY, {})
         for attribute in self.component_names:
             address = getattr(self, attribute)
             if address.prefix not in configured:
-                raise LiveStreamError(
+                raise LiveStreamSettingError(
                     f"{address.name}: {address.prefix} is not in {KEY}, allowed are {', '.join(configured)}"
                 )
             address.note(LiveStreamSetting.model_validate(configured[address.prefix]))
@@ -161,14 +166,16 @@ class LiveStreams(Device):
     def apply(self, address: str, setting: LiveStreamSetting) -> None:
         """Put a setting, and see that it is there.
 
-        Raises `LiveStreamError`, and what `ConfigClient` raises.
+        Raises `LiveStreamSettingError`, and what `ConfigClient` raises.
         """
         wanted = {"type": setting.type, "config": list(setting.config)}
         with self._guard:
             for attempt in range(ATTEMPTS):
                 config = self._client.get()
                 if address not in config.get(KEY, {}):
-                    raise LiveStreamError(f"{self.name}: {address} is not in {KEY} of the configuration")
+                    raise LiveStreamSettingError(
+                        f"{self.name}: {address} is not in {KEY} of the configuration"
+                    )
                 config[KEY][address] = config[KEY][address] | wanted
                 try:
                     self._client.set(config)
@@ -178,7 +185,7 @@ class LiveStreams(Device):
                         raise
             found = self._client.get()[KEY].get(address)
         if found is None or {key: found.get(key) for key in wanted} != wanted:
-            raise LiveStreamError(f"{self.name}: {address}: found {found} after setting {wanted}")
+            raise LiveStreamSettingError(f"{self.name}: {address}: found {found} after setting {wanted}")
 
 
 def _client(url: str, detector: str | None) -> ConfigClient:
@@ -203,4 +210,4 @@ def _number(text: str) -> int | float:
         try:
             return float(text)
         except ValueError:
-            raise LiveStreamError(f"found {text!r}, allowed is a number") from None
+            raise LiveStreamSettingError(f"found {text!r}, allowed is a number") from None

@@ -79,7 +79,7 @@ def _flight(
     md: Mapping[str, Any],
 ) -> MsgGenerator[str]:
     """Plans `go` when images come, and `arrive` when all are there; `readables` are in the events."""
-    numbers = [signal for detector in detectors for signal in (detector.n_recorded, detector.n_lost)]
+    numbers = [signal for detector in detectors for signal in (detector.n_recorded, detector.n_bad)]
     names = [detector.name for detector in detectors]
 
     @bpp.stage_decorator([*detectors, *readables])

@@ -81,7 +81,7 @@ def test_files_go_to_a_directory_of_the_scan_which_readers_know_by_another_name(
         found = directory / f"scan_{scan:05d}"
         assert (found / "det_Master.h5").exists()
         assert documents["stream_resource"][-1]["uri"] == (
-            f"file://localhost{tmp_path}/mount/scan_{scan:05d}/det_Aggregate.h5"
+            f"file://localhost{tmp_path}/mount/scan_{scan:05d}/det_Published.h5"
         )
         configured = documents["descriptor"][0]["configuration"]["det"]["data"]
         assert (configured["det_directory"], configured["det_file_prefix"]) == (str(found), "det_")

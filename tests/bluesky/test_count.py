@@ -35,7 +35,7 @@ def test_the_images_of_a_count_are_found_where_its_documents_point(
     assert seen == [n * images_per_trigger for n in (1, 2, 3, 4, 5)]
     assert_images(stream_images(documents), camera.published)
     # Without raw files that grow it is a NeXus file like any other.
-    with h5py.File(camera.rig.path("det_00001_Aggregate.h5")) as file:
+    with h5py.File(camera.rig.path("det_00001_Published.h5")) as file:
         assert file.attrs["default"] == "entry"
         assert_images(np.asarray(file["entry/data/data"]), camera.published)
 
@@ -68,7 +68,7 @@ def test_a_plan_that_goes_back_to_a_stream_without_naming_it_fails(
 
 
 @pytest.mark.parametrize(("streams", "not_in_order"), [("aabbb", False), ("abbab", True)])
-def test_each_stream_and_each_run_of_one_staging_has_an_aggregate_of_its_own(
+def test_each_stream_and_each_run_of_one_staging_has_a_published_images_file_of_its_own(
     engine: RunEngine,
     documents: Documents,
     make_detector: MakeDetector,

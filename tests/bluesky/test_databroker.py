@@ -22,13 +22,13 @@ from support.peers import read_with_databroker
 from support.processes.deployment import Service
 
 from stddaq_ophyd import StdDaqDetector
-from stddaq_ophyd.handlers import AggregateHandler, RawFilesHandler
+from stddaq_ophyd.handlers import PublishedImagesHandler, RawFilesHandler
 
 # Several programs that take seconds to start.
 pytestmark = pytest.mark.timeout(200)
 
 MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
-SPECS = ("AD_HDF5", "STDDAQ_AGGREGATE", "STDDAQ_RAW")
+SPECS = ("AD_HDF5", "STDDAQ_PUBLISHED", "STDDAQ_RAW")
 PER_POINT = 4
 # The environment beside that of the tests which `make test` makes.
 DATABROKER_1 = Path(sys.prefix) / "databroker1" / "bin" / "python"
@@ -88,14 +88,14 @@ class Filled:
 @pytest.fixture
 def filled(engine: RunEngine) -> Iterator[Filled]:
     """The images of what `engine` emits."""
-    handlers = {"STDDAQ_AGGREGATE": AggregateHandler, "STDDAQ_RAW": RawFilesHandler}
+    handlers = {"STDDAQ_PUBLISHED": PublishedImagesHandler, "STDDAQ_RAW": RawFilesHandler}
     with Filler(handlers, inplace=False) as filler:
         found = Filled(filler)
         engine.subscribe(found)
         yield found
 
 
-@pytest.mark.parametrize("spec", ["STDDAQ_AGGREGATE", "STDDAQ_RAW"])
+@pytest.mark.parametrize("spec", ["STDDAQ_PUBLISHED", "STDDAQ_RAW"])
 def test_filler_fills_events_while_the_plan_runs(
     engine: RunEngine, filled: Filled, make_detector: MakeDetector, spec: str
 ):
@@ -104,7 +104,7 @@ def test_filler_fills_events_while_the_plan_runs(
     np.testing.assert_array_equal(filled.images, pixels_of(camera, 1))
 
 
-@pytest.mark.parametrize("spec", ["STDDAQ_AGGREGATE", "STDDAQ_RAW"])
+@pytest.mark.parametrize("spec", ["STDDAQ_PUBLISHED", "STDDAQ_RAW"])
 def test_images_of_a_try_that_was_broken_off_are_not_filled_in(
     engine: RunEngine, filled: Filled, make_detector: MakeDetector, spec: str
 ):

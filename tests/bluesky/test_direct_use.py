@@ -104,7 +104,7 @@ def test_tables_show_how_many_images_there_are(
     callback.disable_plots()
     engine(count([det], 3), callback)
     shown = capsys.readouterr().out
-    for text in ("det_n_images", "det_n_recorded", "det_n_lost"):
+    for text in ("det_n_images", "det_n_recorded", "det_n_bad"):
         assert text in shown
     assert re.search(r"\| +7 \| +21 \| +0 \|", shown)
 

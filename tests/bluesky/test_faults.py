@@ -93,9 +93,9 @@ def test_lost_images_fail_the_point_unless_they_are_allowed(
     det.images_per_trigger.put(2)
     camera.damaged = {1, 2}
     assert "of 2 images 1 damaged" in failure(engine, count([det], 2))
-    det.allow_lost.put(1)
+    det.allow_bad.put(1)
     engine(count([det], 2))
-    assert documents["event"][-1]["data"]["det_n_lost"] == 1
+    assert documents["event"][-1]["data"]["det_n_bad"] == 1
 
 
 def test_a_writer_killed_during_a_scan_is_named_and_what_was_published_stays(

@@ -1,4 +1,4 @@
-"""Handlers: the images of a point from the aggregate and from raw files; errors instead of fill values."""
+"""Handlers read the images of a point, or raise; they never return fill values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stddaq.errors import FileLayoutError
 from stddaq.files.aggregate import aggregate_run
 from stddaq.files.raw_rows import read_raw_file
 from stddaq_ophyd.core.datum_rows import datum_rows
-from stddaq_ophyd.handlers import AggregateHandler, ImagesMissingError, RawFilesHandler
+from stddaq_ophyd.handlers import ImagesMissingError, PublishedImagesHandler, RawFilesHandler
 
 # A gap, a restart of the ids, and a number of images that neither writers nor points divide.
 IMAGES = stream([*range(20), *range(27, 60)], range(50))
@@ -27,7 +27,7 @@ def test_handlers_are_found_by_their_specs():
     found = {
         entry.name: entry.load() for entry in importlib.metadata.entry_points(group="databroker.handlers")
     }
-    for handler in (AggregateHandler, RawFilesHandler):
+    for handler in (PublishedImagesHandler, RawFilesHandler):
         for spec in handler.specs:
             assert found[spec] is handler
 
@@ -40,7 +40,7 @@ def test_points_of_n_raw_files_are_the_images_in_their_order(tmp_path: Path, n_w
     raw = write_run(tmp_path, IMAGES, spec)
     master = aggregate_run(raw).path
     expected = pixels(IMAGES)
-    for handler in (RawFilesHandler(raw[0], N_PER_POINT), AggregateHandler(master, N_PER_POINT)):
+    for handler in (RawFilesHandler(raw[0], N_PER_POINT), PublishedImagesHandler(master, N_PER_POINT)):
         n_points = len(IMAGES) // N_PER_POINT
         with ThreadPoolExecutor(4) as threads:
             points = list(threads.map(lambda lazy: lazy.compute(), map(handler, range(n_points))))
@@ -101,7 +101,9 @@ def test_files_are_read_while_they_are_written_and_afterwards(make_rig: MakeRig)
 @pytest.mark.parametrize("kind", ["aggregate", "raw"])
 def test_a_raw_file_that_is_deleted_or_shortened_is_an_error(tmp_path: Path, kind: str):
     raw = write_run(tmp_path, IMAGES, RunSpec(n_writers=3))
-    handler = RawFilesHandler(raw[0], 6) if kind == "raw" else AggregateHandler(aggregate_run(raw).path, 6)
+    handler = (
+        RawFilesHandler(raw[0], 6) if kind == "raw" else PublishedImagesHandler(aggregate_run(raw).path, 6)
+    )
     lazy = handler(point_number=0)
     last = (len(IMAGES) // 6) - 1
     handler(point_number=last).compute()

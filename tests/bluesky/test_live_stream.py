@@ -12,7 +12,7 @@ from ophyd import Component
 from support.processes.deployment import Deployment
 
 from stddaq.client import ConfigServiceUnreachableError
-from stddaq_ophyd import LiveStreamError, LiveStreams, StdDaqDetector
+from stddaq_ophyd import LiveStreams, LiveStreamSettingError, StdDaqDetector
 
 ADDRESSES = {
     "tcp://127.0.0.1:20000": {"type": "forward", "config": []},
@@ -47,7 +47,7 @@ def test_settings_are_put_confirmed_and_refused_with_the_reason(
     assert on_disk(deployment, 20001) == {"type": "periodic", "config": [1, 0.5]}
     first.type.set("forward").wait(10)
     assert first.config.get() == []
-    with pytest.raises(LiveStreamError, match="for batch"):
+    with pytest.raises(LiveStreamSettingError, match="for batch"):
         first.set("batch 7 5")
     with pytest.raises(ConfigServiceUnreachableError):
         LiveStreams("http://127.0.0.1:9", name="absent")

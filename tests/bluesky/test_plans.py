@@ -74,7 +74,7 @@ def test_documents_of_a_flight_come_while_its_images_do(
     events = [doc["data"] for doc in documents["event"] if doc["descriptor"] == descriptor["uid"]]
     recorded = [data["det_n_recorded"] for data in events]
     assert recorded == sorted(recorded)
-    assert (recorded[-1], events[-1]["det_n_lost"], events[-1]["motor"]) == (500, 0, 5)
+    assert (recorded[-1], events[-1]["det_n_bad"], events[-1]["motor"]) == (500, 0, 5)
     assert motor.position == 5
 
 

@@ -88,13 +88,13 @@ def test_a_flight_is_read_while_it_goes_on_and_afterwards(
     np.testing.assert_array_equal(images_in(tiled[uid], stream="images"), expected)
 
 
-@pytest.mark.parametrize("kind", ["AD_HDF5", "STDDAQ_AGGREGATE"])
+@pytest.mark.parametrize("kind", ["AD_HDF5", "STDDAQ_PUBLISHED"])
 def test_resource_and_datum_are_read_as_well(
     engine: RunEngine, make_detector: MakeDetector, tiled: Any, kind: str
 ):
     det, camera = make_detector(documents=kind)
     det.images_per_trigger.put(3)
-    engine.subscribe(TiledWriter(tiled, spec_to_mimetype={"STDDAQ_AGGREGATE": "application/x-hdf5"}))
+    engine.subscribe(TiledWriter(tiled, spec_to_mimetype={"STDDAQ_PUBLISHED": "application/x-hdf5"}))
     uid = run_plan(engine, count([det], 4))
     np.testing.assert_array_equal(images_in(tiled[uid]), expected_of(camera, 3))
 

@@ -126,7 +126,7 @@ def test_plans_run_as_the_page_says(
     places = {"8080": str(port), "/data/run1": str(tmp_path), '"simulated"': repr(deployment.detector_name)}
     exec(python_of("use-it-from-bluesky.md", **places), names)
     shapes = []
-    for path in sorted(tmp_path.glob("det_0000?_Aggregate.h5")):
+    for path in sorted(tmp_path.glob("det_0000?_Published.h5")):
         with h5py.File(path) as file:
             images = file["/entry/data/data"]
             assert isinstance(images, h5py.Dataset)

@@ -50,7 +50,7 @@ def test_counting_flying_and_reading_by_handler(deployment: Deployment, port: in
     shown = [np.fromstring(line.partition("[")[2].rstrip("]"), sep=" ") for line in counted[-5:]]
     np.testing.assert_allclose(np.ravel(shown), means)
 
-    for spec, file in (("STDDAQ_RAW", "det_00001_0.h5"), ("STDDAQ_AGGREGATE", "det_00001_Aggregate.h5")):
+    for spec, file in (("STDDAQ_RAW", "det_00001_0.h5"), ("STDDAQ_PUBLISHED", "det_00001_Published.h5")):
         read = run_example(
             deployment, "read_with_handler.py", spec, directory / file, "--images-per-point", 2
         )
@@ -59,7 +59,7 @@ def test_counting_flying_and_reading_by_handler(deployment: Deployment, port: in
 
     flown = run_example(deployment, "fly_scan.py", *arguments, "-n", 100)
     assert "images 0 to 100 are readable" in flown or any("to 100 are readable" in line for line in flown)
-    with h5py.File(directory / "det_00002_Aggregate.h5") as file:
+    with h5py.File(directory / "det_00002_Published.h5") as file:
         images = file["entry/data/data"]
         assert isinstance(images, h5py.Dataset)
         np.testing.assert_array_equal(images[99], scene.image(109))
@@ -102,4 +102,4 @@ def test_a_session_starts_with_what_a_user_needs(deployment: Deployment, port: i
     assert session.wait(timeout=100) == 0, session.output
     assert "1" in session.stdout
     assert "files            " in session.output
-    assert len(list(directory.glob("det_0000?_Aggregate.h5"))) == 1, session.output
+    assert len(list(directory.glob("det_0000?_Published.h5"))) == 1, session.output

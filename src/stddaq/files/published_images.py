@@ -1,4 +1,4 @@
-"""The aggregate: the file that documents reference. It shows the images of published points as one array.
+"""The published images file, which Bluesky documents reference: the images of published points as one array.
 
 A NeXus file with virtual datasets over rows of raw files, which may still be growing. It is written as a
 whole and put in place by rename, so that a reader who opens it for each read sees it complete, and one who
@@ -20,16 +20,16 @@ from stddaq.files.master_file import DATA, IMAGE_METADATA, nexus_group, not_ther
 from stddaq.files.opening import damage_named, open_file, relative_name
 from stddaq.files.virtual import FILE_FORMAT, Source, Stretch, create_virtual_dataset, stretches
 
-NAME = "Aggregate"
+NAME = "Published"
 
 
-def aggregate_name(prefix: str, number: int) -> str:
-    """Name of the aggregate `number` (from 0) of the files of a prefix."""
+def published_images_name(prefix: str, number: int) -> str:
+    """Return the name of published images file `number` (from 0) of the files with a prefix."""
     return f"{prefix}{NAME}{number + 1 if number else ''}.h5"
 
 
-class AggregateFile:
-    """An aggregate in the making; see the module. Not thread-safe.
+class PublishedImagesFile:
+    """A published images file in the making. Not thread-safe.
 
     Attributes:
         path: of the file, which is there after the first `write`.

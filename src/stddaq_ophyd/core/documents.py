@@ -29,7 +29,7 @@ MIMETYPE = "application/x-hdf5"
 # The spec of area detectors, whose handlers are everywhere; they cannot read files that grow.
 AREA_DETECTOR_SPEC = "AD_HDF5"
 # Ours, see `stddaq_ophyd.handlers`.
-AGGREGATE_SPEC, RAW_SPEC = "STDDAQ_AGGREGATE", "STDDAQ_RAW"
+PUBLISHED_SPEC, RAW_SPEC = "STDDAQ_PUBLISHED", "STDDAQ_RAW"
 # What a reader fetches at once, unless one event takes more.
 CHUNK_BYTES = 4 * 2**20
 Document = tuple[str, Any]
@@ -41,8 +41,8 @@ class ImageSource:
 
     Attributes:
         data_key: as in the event descriptor.
-        path: of the aggregate.
-        images_per_event: rows of the aggregate that belong to one event.
+        path: of the published images file.
+        images_per_event: images that belong to one event.
         event_bytes: of the images of one event.
         swmr: whether readers must open the file in SWMR mode, because raw files may still be growing.
         raw_files: template of the names of the raw files, with `{writer}`.
@@ -119,7 +119,7 @@ class StreamAnnouncer:
 
 
 class DatumAnnouncer:
-    """Resource and a Datum for each event, of spec AD_HDF5, STDDAQ_AGGREGATE or STDDAQ_RAW.
+    """Resource and a Datum for each event, of spec AD_HDF5, STDDAQ_PUBLISHED or STDDAQ_RAW.
 
     What was handed out counts as published: nothing is seen of what becomes of a Datum.
     """
@@ -147,12 +147,12 @@ class DatumAnnouncer:
             yield "datum", datum
 
     def _bundle_for(self, images: Images) -> ComposeResourceBundle:
-        """The Resource of these images: of the aggregate, or of the raw files of one run of the driver."""
+        """Return the Resource of `images`: the published images file, or the raw files of one driver run."""
         is_raw = self._spec == RAW_SPEC
         path = images.raw_files[0].path if is_raw else self._source.path
         if self._bundle is None or path != self._path:
             kwargs: dict[str, Any] = {"frame_per_point": self._source.images_per_event}
-            if self._spec == AGGREGATE_SPEC:
+            if self._spec == PUBLISHED_SPEC:
                 kwargs["dataset"] = DATA  # For TiledWriter, which does not know the spec.
             if is_raw:
                 kwargs["template"] = f"{path.name.removesuffix('0.h5')}{{writer}}.h5"

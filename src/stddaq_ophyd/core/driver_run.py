@@ -40,7 +40,7 @@ IDLE_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class RunCounts:
     """What a driver had received at some moment of a run.
 
     Attributes:
@@ -59,7 +59,7 @@ class Received:
     n_restarts: int = 0
 
     @classmethod
-    def of(cls, status: DriverStatus) -> Received:
+    def of(cls, status: DriverStatus) -> RunCounts:
         """What a status says of it."""
         writers = status.raw.get("writers") or ()
         return cls(
@@ -72,7 +72,7 @@ class Received:
             int(status.raw.get("n_restarts") or 0),
         )
 
-    def lost_since(self, before: Received) -> dict[str, int]:
+    def bad_since(self, before: RunCounts) -> dict[str, int]:
         """How many images were lost after `before`, by the way in which they were; empty when none was."""
         lost = {
             "damaged": self.n_damaged - before.n_damaged,
@@ -84,10 +84,10 @@ class Received:
 
 
 # Called with the number of images that are there of those waited for, and what the driver says.
-OnProgress = Callable[[int, Received], None]
+OnProgress = Callable[[int, RunCounts], None]
 
 
-class Recording:
+class DriverRun:
     """One run of the driver at `url`; see the module. Its methods block; all but `cancel` are for one thread.
 
     Attributes:
@@ -180,7 +180,7 @@ class Recording:
                 "same directory as this process sees it"
             ) from error
 
-    def received(self) -> Received:
+    def received(self) -> RunCounts:
         """What has been received by now. Raises `AcquisitionError` when the run is over."""
         try:
             self._status = self._client.status() if self._run_id else self._client.latest
@@ -188,17 +188,17 @@ class Recording:
             raise self._failure("the driver is lost", error) from error
         if not self._is_ours(self._status):
             raise self._failure("the run has ended", self._end())
-        return Received.of(self._status)
+        return RunCounts.of(self._status)
 
     def wait_for(
         self,
         n_images: int,
-        before: Received,
+        before: RunCounts,
         patience: float,
         *,
         restart_on_progress: bool = False,
         on_progress: OnProgress = lambda n, received: None,
-    ) -> Received:
+    ) -> RunCounts:
         """Wait until `n_images` more than `before` are recorded, and can be read if the run is live.
 
         `patience` in seconds, of the whole, or with `restart_on_progress` of each image. `on_progress` is
@@ -213,7 +213,7 @@ class Recording:
             self._status = status
             if self._cancelled.is_set() or not self._is_ours(status):
                 return True
-            latest = Received.of(status)
+            latest = RunCounts.of(status)
             n = (status.count or 0) - before.n_images
             if n > so_far:
                 so_far = n

@@ -96,7 +96,7 @@ class DirectoryPaths:
 def _free(prefix: str, taken: list[str]) -> str:
     """`prefix`, or with as many letters before its last `_` as make it new."""
     stem, candidate, n = prefix.removesuffix("_"), prefix, 0
-    while any(re.match(re.escape(candidate) + r"(\d|Meta|Master|Aggregate)", name) for name in taken):
+    while any(re.match(re.escape(candidate) + r"(\d|Meta|Master|Published)", name) for name in taken):
         candidate = f"{stem}{_letters(n)}_"
         n += 1
     return candidate

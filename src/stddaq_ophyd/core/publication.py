@@ -17,10 +17,10 @@ from typing import Any
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.growing_run import GrowingFiles, Images, in_order, n_settled, of_closed_run
-from stddaq.files.published_images import AggregateFile, aggregate_name
+from stddaq.files.published_images import PublishedImagesFile, published_images_name
 from stddaq.files.run import read_run
 from stddaq_ophyd.core.documents import Announcer, Document, ImageSource
-from stddaq_ophyd.core.driver_run import OnProgress, Received, Recording
+from stddaq_ophyd.core.driver_run import DriverRun, OnProgress, RunCounts
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError, StreamsMixedError
 from stddaq_ophyd.core.paths import PathInfo
 
@@ -37,12 +37,12 @@ class Plan:
     Attributes:
         images_per_event: images of one point, or of one event of a flight.
         patience: seconds in which the images of a point must come; in a flight, each image after the last.
-        allow_lost: whether damaged, overwritten and skipped images are accepted.
+        allow_bad: whether damaged, overwritten and skipped images are accepted.
     """
 
     images_per_event: int
     patience: float
-    allow_lost: bool = False
+    allow_bad: bool = False
 
 
 @dataclass(slots=True)
@@ -56,27 +56,27 @@ class _Point:
 
 
 class _Series:
-    """The images of one stream of documents: an aggregate of its own, counted from 0."""
+    """The images of one stream of documents: a published images file of its own, counted from 0."""
 
-    def __init__(self, aggregate: AggregateFile, announcer: Announcer, images_per_event: int) -> None:
-        self.aggregate, self.announcer, self.images_per_event = aggregate, announcer, images_per_event
+    def __init__(self, file: PublishedImagesFile, announcer: Announcer, images_per_event: int) -> None:
+        self.file, self.announcer, self.images_per_event = file, announcer, images_per_event
 
     def announce(self, images: Images, n_events: int, *, live: bool) -> Iterator[Document]:
         """Show `images`, which follow those of the published events, and announce `n_events` in all."""
         self.withdraw()
-        self.aggregate.extend(images)
-        self.aggregate.write(live=live)
+        self.file.extend(images)
+        self.file.write(live=live)
         yield from self.announcer.announce(n_events, images)
 
     def withdraw(self) -> None:
         """Take back what was handed out and thrown away by a pause."""
-        self.aggregate.truncate(self.announcer.n_published * self.images_per_event)
+        self.file.truncate(self.announcer.n_published * self.images_per_event)
 
 
 class _Flight:
     """Images that are recorded without anybody waiting for each."""
 
-    def __init__(self, n_events: int, plan: Plan, before: Received, recording: Recording) -> None:
+    def __init__(self, n_events: int, plan: Plan, before: RunCounts, recording: DriverRun) -> None:
         self.n_events, self.plan, self.before, self.recording = n_events, plan, before, recording
         self.next_rows = list(before.rows)
         self.waiting: Images | None = None
@@ -119,7 +119,7 @@ class Acquisition:
         self._url, self._who, self._options = url, who, dict(options)
         self._data_key, self._make_announcer, self._announce_live = data_key, make_announcer, announce_live
         self._guard = threading.RLock()
-        self._recording: Recording | None = None
+        self._recording: DriverRun | None = None
         self._growing: GrowingFiles | None = None
         self._n_recordings = 0
         self._stopped = threading.Event()
@@ -132,11 +132,11 @@ class Acquisition:
     # Taking images.
 
     @property
-    def recording(self) -> Recording | None:
+    def recording(self) -> DriverRun | None:
         """The run of the driver that is going on, or was the last."""
         return self._recording
 
-    def begin(self) -> Recording:
+    def begin(self) -> DriverRun:
         """Start to record, unless it goes on. Raises `AcquisitionError`, then nothing is left open."""
         if self._stopped.is_set():
             raise AcquisitionStoppedError(f"{self._who}: stopped")
@@ -146,7 +146,7 @@ class Acquisition:
         if self._n_recordings:
             paths = dataclasses.replace(paths, prefix=f"{paths.prefix}part{self._n_recordings + 1}_")
         self._n_recordings += 1
-        self._recording, self._growing = Recording(self._url, paths, self._options, self._who), None
+        self._recording, self._growing = DriverRun(self._url, paths, self._options, self._who), None
         try:
             self._recording.open()
         except AcquisitionError as error:
@@ -158,7 +158,7 @@ class Acquisition:
 
     def take_point(
         self, fire: Callable[[], None], plan: Plan, on_progress: OnProgress = lambda n, received: None
-    ) -> Received:
+    ) -> RunCounts:
         """Let the camera take the images of one point; returns when they are recorded, and readable.
 
         `fire` causes them. Returns what the driver says of the run. Raises `AcquisitionError`.
@@ -180,18 +180,18 @@ class Acquisition:
         return after
 
     def _check_lost(
-        self, recording: Recording, before: Received, after: Received, n_images: int, plan: Plan
+        self, recording: DriverRun, before: RunCounts, after: RunCounts, n_images: int, plan: Plan
     ) -> None:
-        lost = after.lost_since(before)
-        if lost and not plan.allow_lost:
+        lost = after.bad_since(before)
+        if lost and not plan.allow_bad:
             words = ", ".join(f"{n} {how}" for how, n in lost.items())
             raise AcquisitionError(
                 f"{self._who}: of {n_images} images {words}; files {recording.where}, driver {self._url} is "
-                f"{recording.state}; allow_lost = 1 accepts such images"
+                f"{recording.state}; allow_bad = 1 accepts such images"
             )
 
     def _images_of_point(
-        self, recording: Recording, before: Received, after: Received, plan: Plan
+        self, recording: DriverRun, before: RunCounts, after: RunCounts, plan: Plan
     ) -> tuple[Images, bool]:
         """The images of a point in order, and whether their files may be growing."""
         n, deadline = plan.images_per_event, time.monotonic() + plan.patience
@@ -210,7 +210,7 @@ class Acquisition:
             time.sleep(SETTLE_S)
         return self._images_of_closed(recording, before, n), False
 
-    def _images_of_closed(self, recording: Recording, before: Received, n: int) -> Images:
+    def _images_of_closed(self, recording: DriverRun, before: RunCounts, n: int) -> Images:
         recording.close()
         if recording.error is not None:
             raise recording.error
@@ -241,7 +241,7 @@ class Acquisition:
         """Whether a flight was begun, and not all of it was announced."""
         return self._flight is not None
 
-    def finish_flight(self, on_progress: OnProgress = lambda n, received: None) -> Received:
+    def finish_flight(self, on_progress: OnProgress = lambda n, received: None) -> RunCounts:
         """Return when all images of the flight are recorded, and can be announced.
 
         Raises `AcquisitionError`.
@@ -313,7 +313,7 @@ class Acquisition:
         self._stopped.clear()
 
     def end(self) -> None:
-        """End the run and leave the aggregates with what was published. Never raises; see `error`."""
+        """End the run and write the published images files a last time. Never raises; see `error`."""
         if self._recording is not None:
             self._recording.close()
             if self._recording.error is not None:
@@ -325,10 +325,10 @@ class Acquisition:
                 except StreamsMixedError as error:
                     self._keep(AcquisitionError(f"{self._who}: {error}"))
                 try:
-                    if series.aggregate.n_images:
-                        series.aggregate.write(live=False)
+                    if series.file.n_images:
+                        series.file.write(live=False)
                     else:
-                        series.aggregate.path.unlink(missing_ok=True)
+                        series.file.path.unlink(missing_ok=True)
                 except (FileLayoutError, OSError) as error:
                     self._keep(AcquisitionError(f"{self._who}: {error}"))
 
@@ -339,9 +339,9 @@ class Acquisition:
     # Telling of them.
 
     @property
-    def aggregates(self) -> tuple[Path, ...]:
+    def published_files(self) -> tuple[Path, ...]:
         """The files that documents reference, so far."""
-        return tuple(series.aggregate.path for series in self._series)
+        return tuple(series.file.path for series in self._series)
 
     def expect_new_stream(self) -> None:
         """The next documents belong to another stream, or run, than those before."""
@@ -395,11 +395,11 @@ class Acquisition:
         is_live = flight.recording.is_live
         series = self._series_of(stream, m, images, is_live)
         n_before = series.announcer.n_published
-        if n_before * m != series.aggregate.n_images:
+        if n_before * m != series.file.n_images:
             # They would be told of again in place of the images that follow.
-            n_lost = series.aggregate.n_images - n_before * m
+            n_bad = series.file.n_images - n_before * m
             raise AcquisitionError(
-                f"{self._who}: documents of {n_lost} images of a flight were collected and not emitted; "
+                f"{self._who}: documents of {n_bad} images of a flight were collected and not emitted; "
                 "the flight cannot go on"
             )
         found = list(series.announce(images, n_before + n // m, live=is_live))
@@ -426,7 +426,7 @@ class Acquisition:
                     f"{last.images_per_event} as in the events of this stream before"
                 )
             return last
-        name = aggregate_name(self.paths.prefix, len(self._series))
+        name = published_images_name(self.paths.prefix, len(self._series))
         raw = images.raw_files[0]
         source = ImageSource(
             data_key=self._data_key,
@@ -437,7 +437,7 @@ class Acquisition:
             number_of_writers=len(images.raw_files),
             raw_files=f"{self.paths.prefix}{{writer}}.h5",
         )
-        series = _Series(AggregateFile(source.path), self._make_announcer(source), images_per_event)
+        series = _Series(PublishedImagesFile(source.path), self._make_announcer(source), images_per_event)
         self._series.append(series)
         self._by_stream[stream] = series
         return series
@@ -447,7 +447,7 @@ def _length(images: Images | None) -> int:
     return 0 if images is None else len(images)
 
 
-def _order_is_sure(images: Images, before: Received, after: Received) -> bool:
+def _order_is_sure(images: Images, before: RunCounts, after: RunCounts) -> bool:
     """Whether the ids of the images of a point tell their order, though ids may begin again with a point."""
     n_restarts = after.n_restarts - before.n_restarts
     if not n_restarts or len(images) <= 1:
