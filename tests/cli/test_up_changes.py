@@ -17,8 +17,6 @@ from support.processes.deployment import Deployment, free_port, wait_until
 
 from stddaq.cli.supervisor.supervisor import ServiceSpec, Supervisor
 from stddaq.client import CommandRefusedError, ConfigClient, DriverClient
-from stddaq.config import DetectorConfig
-from stddaq.config.watch import config_changes
 
 SIMULATE = ("--source", "simulate", "--rate", "200")
 CHANGED = "all services ready, with the changed configuration"
@@ -185,7 +183,7 @@ def test_a_bad_configuration_is_said_once_and_everything_runs_on(up: Callable[..
     driver = pid_of(running, "std_det_driver")
     config = running.deployment.config
     running.deployment.config_path.write_text("{")
-    running.process.wait_for_line(r"ignored, the services run on as they are: .*is not JSON")
+    running.process.wait_for_line(r"change ignored, services keep the previous configuration: .*is not JSON")
     running.deployment.config_path.write_text(json.dumps(config | {"number_of_writers": 0}))
     running.process.wait_for_line(r"ignored, .*number_of_writers: found 0")
     running.deployment.write_config(stats_collection_period=2)
@@ -258,25 +256,6 @@ def test_a_service_that_refuses_a_changed_configuration_stays_down_alone(
     text = capsys_text()
     assert "bad refuses to start; it stays down until the configuration changes" in text
     assert "good was killed" not in text
-
-
-def test_a_file_that_is_being_written_is_read_when_it_is_complete(deployment: Deployment) -> None:
-    said: list[str] = []
-
-    async def follow() -> list[DetectorConfig]:
-        changes = config_changes(deployment.config_path, said.append, poll=0.1)
-        found = [await anext(changes)]
-        text = json.dumps(deployment.config | {"number_of_writers": 7})
-        deployment.config_path.write_text(text[:50])
-        waiting = asyncio.ensure_future(anext(changes))
-        await asyncio.sleep(0.02)
-        deployment.config_path.write_text(text)
-        found.append(await asyncio.wait_for(waiting, 10))
-        return found
-
-    before, after = asyncio.run(follow())
-    assert (before.number_of_writers, after.number_of_writers) == (2, 7)
-    assert len(said) <= 1
 
 
 def test_the_wait_for_a_listener_knows_what_listens_on_all_interfaces(

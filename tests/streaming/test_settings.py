@@ -1,4 +1,4 @@
-"""`live_stream_configs`: what is refused, and how a running service follows the file."""
+"""`live_stream_configs`: refusals, and how a running live stream follows the file."""
 
 from __future__ import annotations
 
@@ -82,23 +82,23 @@ def test_address_that_is_not_in_the_configuration_is_refused_and_those_that_are_
 
 
 class File:
-    """A configuration file, and a service that follows it."""
+    """A configuration file and a live stream that follows it."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._config = path, make_config()
         self.write(FORWARD)
         config = DetectorConfig.load(path)
         self.followed = FollowedSetting(path, ADDRESS, setting_at(config, ADDRESS, path))
-        assert self.looks(3) == [False] * 3
+        assert self.polls(3) == [False] * 3
 
     def write(self, setting: object) -> None:
-        """Put a new file in the place of the old one."""
+        """Move a new file into the place of the old one."""
         new = self.path.with_suffix(".new")
         new.write_text(json.dumps(self._config | {"live_stream_configs": {ADDRESS: setting}}))
         new.replace(self.path)
 
-    def looks(self, count: int) -> list[bool]:
-        return [self.followed.look() for _ in range(count)]
+    def polls(self, count: int) -> list[bool]:
+        return [self.followed.poll() for _ in range(count)]
 
 
 @pytest.fixture
@@ -108,40 +108,49 @@ def file(tmp_path: Path) -> File:
 
 def test_change_is_noticed_once(file: File) -> None:
     file.write({"type": "batch", "config": [1, 2]})
-    assert file.looks(4) == [False, True, False, False]
+    assert file.polls(4) == [False, True, False, False]
     assert str(file.followed.current) == "batch 1 2"
 
 
-def test_file_that_was_written_anew_with_the_same_setting_is_no_change(file: File) -> None:
+def test_file_that_was_replaced_with_the_same_setting_is_no_change(file: File) -> None:
     file.write(FORWARD)
-    assert file.looks(4) == [False] * 4
+    assert file.polls(4) == [False] * 4
 
 
 @pytest.mark.parametrize("bad", [{"type": "batch", "config": [3, 2]}, {"type": "none"}, 7])
 def test_bad_change_is_reported_once_and_the_setting_stays(file: File, bad: object) -> None:
     file.write(bad)
-    assert file.looks(1) == [False]
+    assert file.polls(1) == [False]
     with pytest.raises(ConfigError):
-        file.followed.look()
-    assert file.looks(3) == [False] * 3
+        file.followed.poll()
+    assert file.polls(3) == [False] * 3
     assert str(file.followed.current) == "forward"
     file.write({"type": "periodic", "config": [1, 5]})
-    assert file.looks(2) == [False, True]
+    assert file.polls(2) == [False, True]
 
 
-def test_file_that_is_gone_is_reported_once_and_followed_again_when_it_is_back(file: File) -> None:
+def test_address_that_disappears_is_reported_once_and_the_setting_stays(file: File) -> None:
+    file.path.write_text(json.dumps(make_config(live_stream_configs={})))
+    assert file.polls(1) == [False]
+    with pytest.raises(ConfigError, match="expected one of its addresses: none, got"):
+        file.followed.poll()
+    assert file.polls(2) == [False, False]
+    assert str(file.followed.current) == "forward"
+
+
+def test_missing_file_is_reported_once_and_followed_when_it_is_back(file: File) -> None:
     file.path.unlink()
-    assert file.looks(1) == [False]
+    assert file.polls(1) == [False]
     with pytest.raises(ConfigError, match="cannot be read"):
-        file.followed.look()
-    assert file.looks(2) == [False, False]
+        file.followed.poll()
+    assert file.polls(2) == [False, False]
     file.write({"type": "batch", "config": [1, 2]})
-    assert file.looks(2) == [False, True]
+    assert file.polls(2) == [False, True]
 
 
-def test_change_between_start_and_first_look_is_noticed(tmp_path: Path) -> None:
+def test_change_between_start_and_first_poll_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     file = File(path)
     followed = FollowedSetting(path, ADDRESS, file.followed.current)
     file.write({"type": "batch", "config": [1, 2]})
-    assert [followed.look(), followed.look()] == [False, True]
+    assert [followed.poll(), followed.poll()] == [False, True]

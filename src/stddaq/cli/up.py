@@ -65,14 +65,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _follow(supervisor: Supervisor, args: argparse.Namespace) -> None:
-    """Let what runs follow the configuration file."""
+    """Apply changes of the configuration file to the running services."""
     from stddaq.config.watch import config_changes
 
-    async for config in config_changes(Path(args.config), supervisor.say):
+    def report(error: ConfigError) -> None:
+        supervisor.say(f"change ignored, services keep the previous configuration: {error}")
+
+    async for config in config_changes(Path(args.config), report):
         try:
             specs = _services(config, args)
         except ConfigError as error:
-            supervisor.say(f"ignored, the services run on as they are: {error}")
+            report(error)
             continue
         await supervisor.change_to(specs)
 

@@ -1,4 +1,7 @@
-"""Follows a configuration file: `stddaq up` learns here what others have made of it."""
+"""Follow a configuration file while it is edited, moved into place or missing.
+
+Live streams poll a `ConfigWatch` in their loops; `stddaq up` iterates over `config_changes`.
+"""
 
 from __future__ import annotations
 
@@ -6,39 +9,62 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from stddaq.config import DetectorConfig
+from stddaq.config.model import DetectorConfig
 from stddaq.errors import ConfigError
 
 POLL_S = 0.25
 
 
-async def config_changes(
-    path: Path, say: Callable[[str], None], poll: float = POLL_S
-) -> AsyncIterator[DetectorConfig]:
-    """The configuration now, and again whenever the file has changed and can be used.
+class ConfigWatch:
+    """The changes of the configuration file at `path`. Call `poll` periodically.
 
-    One that cannot is told to `say`, once, and passed over. A file that is changing is left alone until it
-    has been the same for `poll` seconds: editors do not write it at once.
+    Editors do not write a file at once, so it is read when two polls have found it the same.
     """
-    seen = None
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, ...] | None = None
+        # No file has this identity, so the file is read once even if it never changes: it may have been
+        # replaced since the service read it.
+        self._handled: tuple[int, ...] | None = ()
+
+    def poll(self) -> DetectorConfig | None:
+        """Return the configuration once after each change of the file, and once at the start; else None.
+
+        Raise `ConfigError`, also once for each change, when the file is missing or not valid.
+        """
+        identity = _identity(self._path)
+        if identity == self._handled or identity != self._seen:
+            self._seen = identity
+            return None
+        self._handled = identity
+        return DetectorConfig.load(self._path)
+
+
+async def config_changes(
+    path: Path, report: Callable[[ConfigError], None], interval: float = POLL_S
+) -> AsyncIterator[DetectorConfig]:
+    """Yield the configuration now and after each change of the file at `path`.
+
+    Poll every `interval` seconds. A file that is missing or not valid goes to `report` instead.
+    """
+    watch = ConfigWatch(path)
     while True:
-        stamp = _stamp(path)
-        if stamp != seen:
-            await asyncio.sleep(poll)
-            if _stamp(path) != stamp:
-                continue
-            seen = stamp
-            try:
-                yield DetectorConfig.load(path)
-            except ConfigError as error:
-                say(f"ignored, the services run on as they are: {error}")
-        await asyncio.sleep(poll)
+        try:
+            config = watch.poll()
+        except ConfigError as error:
+            report(error)
+        else:
+            if config is not None:
+                yield config
+        await asyncio.sleep(interval)
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes when the file does; None when there is none."""
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Return what differs after every change of the file; None if it is missing."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    # A file that was moved into place has another inode, whatever its time and size.
+    return status.st_mtime_ns, status.st_size, status.st_ino

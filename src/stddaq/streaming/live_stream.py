@@ -212,7 +212,7 @@ class LiveStream:
     def _look_around(self) -> None:
         """What need not be seen at once: a changed setting, silent connections, a ring that was removed."""
         try:
-            if self._setting.look():
+            if self._setting.poll():
                 self._schedule = schedule_of(self._setting.current)
                 log.event("setting changed to %s", self._setting.current)
         except ConfigError as error:
