@@ -19,6 +19,7 @@ from bluesky import RunEngine
 from bluesky.callbacks.best_effort import BestEffortCallback
 from bluesky.plans import count
 
+from stddaq.client import DEFAULT_URL
 from stddaq.config import DetectorConfig
 from stddaq_ophyd import SimulatedCamera, StdDaqDetector
 from stddaq_ophyd.handlers import PublishedImagesHandler
@@ -28,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Count, and read the images that the documents tell of.")
     parser.add_argument("config", help="the configuration that the services run with")
     parser.add_argument("directory", type=Path, help="existing directory for the files")
-    parser.add_argument("--url", default="ws://127.0.0.1:8080", help="the driver")
+    parser.add_argument("--url", default=DEFAULT_URL, help="the driver")
     parser.add_argument("-n", type=int, default=5, help="points")
     parser.add_argument("--images-per-point", type=int, default=2)
     args = parser.parse_args()

@@ -17,6 +17,7 @@ from bluesky import RunEngine
 from bluesky.callbacks.best_effort import BestEffortCallback
 from ophyd.sim import SynAxis
 
+from stddaq.client import DEFAULT_URL
 from stddaq.config import DetectorConfig
 from stddaq_ophyd import SimulatedCamera, StdDaqDetector
 from stddaq_ophyd.plans import fly_scan
@@ -26,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Take images while a motor moves.")
     parser.add_argument("config", help="the configuration that the services run with")
     parser.add_argument("directory", type=Path, help="existing directory for the files")
-    parser.add_argument("--url", default="ws://127.0.0.1:8080", help="the driver")
+    parser.add_argument("--url", default=DEFAULT_URL, help="the driver")
     parser.add_argument("-n", type=int, default=1000, help="images")
     parser.add_argument("--rate", type=float, default=200.0, help="images per second")
     args = parser.parse_args()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stddaq.client import DriverClient
+from stddaq.client import DEFAULT_URL, DriverClient
 from stddaq.client.simulator import SimulatorClient
 from stddaq.config import DetectorConfig
 from stddaq.files.reading import open_run
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Record a burst of images and read it back.")
     parser.add_argument("config", help="the configuration that the services run with")
     parser.add_argument("directory", type=Path, help="existing directory for the files")
-    parser.add_argument("--url", default="ws://127.0.0.1:8080", help="the driver")
+    parser.add_argument("--url", default=DEFAULT_URL, help="the driver")
     parser.add_argument("--n-images", type=int, default=50)
     args = parser.parse_args()
 

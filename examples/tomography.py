@@ -25,6 +25,7 @@ from ophyd import Signal
 from ophyd.sim import SynAxis
 from tiled.client import from_uri
 
+from stddaq.client import DEFAULT_URL
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq_ophyd import StdDaqDetector
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("tiled", help="url of the tiled server")
     parser.add_argument("plot", type=Path, help="the plot to make")
     parser.add_argument("--api-key", default="secret", help="of the tiled server")
-    parser.add_argument("--url", default="ws://127.0.0.1:8080", help="the driver")
+    parser.add_argument("--url", default=DEFAULT_URL, help="the driver")
     parser.add_argument("-n", type=int, default=90, help="projections")
     args = parser.parse_args()
 

@@ -15,7 +15,7 @@ from ophyd import Component, Device, Kind, Signal
 from ophyd.status import DeviceStatus
 from pydantic import ValidationError
 
-from stddaq.client.configuration import DEFAULT_CONFIG_URL, ConfigChangedError, ConfigClient
+from stddaq.client import DEFAULT_CONFIG_URL, ConfigChangedError, ConfigClient
 from stddaq.config.live_streams import LiveStreamSetting
 from stddaq.errors import StdDaqError
 

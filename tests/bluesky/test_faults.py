@@ -61,7 +61,7 @@ def test_a_driver_that_is_absent_fails_staging_and_says_what_to_do(engine: RunEn
 def test_a_directory_that_is_refused_fails_staging_at_once_with_the_drivers_reason(
     engine: RunEngine, make_detector: MakeDetector, tmp_path: Path, directory: Path
 ):
-    det, camera = make_detector(rig={"driver": ["--allowed_root", directory]}, paths=tmp_path / "elsewhere")
+    det, camera = make_detector(rig={"driver": ["--allowed-root", directory]}, paths=tmp_path / "elsewhere")
     text = failure(engine, count([det]))
     assert f"found {tmp_path / 'elsewhere'}, allowed are directories below {directory}" in text
     det.paths = directory

@@ -54,7 +54,8 @@ def test_signal_that_comes_twice_changes_nothing(deployment: Deployment) -> None
 # just before the wait, after Python has looked for signals.
 WAITING_DAEMON = """
 import signal, sys, threading, time, zmq
-from stddaq.daemon.main import ArgumentParser, run
+from stddaq.daemon.arguments import ArgumentParser
+from stddaq.daemon.main import run
 
 def serve(config, args, stop):
     poller = zmq.Poller()

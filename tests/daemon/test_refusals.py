@@ -118,30 +118,30 @@ def test_wrong_arguments_are_refused_by_every_service(
 @pytest.mark.parametrize(
     ("service", "arguments", "reason"),
     [
-        ("std_det_driver", ["--port", "http"], "--port: found 'http', allowed is a port from 0 to 65535"),
+        ("std_det_driver", ["--port", "http"], "--port: expected an integer from 0 to 65535, got 'http'"),
         ("std_det_driver", ["-p", "-1"], "--port: "),
-        ("std_det_driver", ["-p", "65536"], "--port: found '65536', allowed is a port from 0 to 65535"),
+        ("std_det_driver", ["-p", "65536"], "--port: expected an integer from 0 to 65535, got '65536'"),
         ("std_det_driver", ["-p", "9" * 5000], "--port: "),
-        ("std_det_driver", ["-s", "a/b"], "--source_suffix: found 'a/b', allowed are letters, digits"),
-        ("std_det_driver", ["-s", ""], "--source_suffix: found ''"),
-        ("std_det_driver", ["-s", "two words"], "--source_suffix: found 'two words'"),
+        ("std_det_driver", ["-s", "a/b"], "--source_suffix: expected letters, digits, '.', '_' and '-', got 'a/b'"),
+        ("std_det_driver", ["-s", ""], "--source_suffix: expected letters, digits, '.', '_' and '-', got ''"),
+        ("std_det_driver", ["-s", "two words"], "--source_suffix: expected letters, digits, '.', '_' and '-', got 'two words'"),
         ("std_det_driver", ["--source", "image"], "unrecognized arguments: --source"),
-        ("std_det_driver", ["--writer_timeout", "0"], "--writer_timeout: found '0'"),
-        ("std_det_driver", ["--writer_timeout", "nan"], "--writer_timeout: found 'nan'"),
+        ("std_det_driver", ["--writer-timeout", "0"], "--writer-timeout: expected a number of seconds above 0, up to 1e+06, got '0'"),
+        ("std_det_driver", ["--writer-timeout", "nan"], "--writer-timeout: expected a number of seconds above 0, up to 1e+06, got 'nan'"),
         ("std_det_writer", [], "required: writer_id"),
-        ("std_det_writer", ["one"], "writer_id: found 'one', allowed is a number from 0"),
+        ("std_det_writer", ["one"], "writer_id: expected an integer from 0 to 2147483647, got 'one'"),
         ("std_det_writer", ["-1"], "writer_id"),
-        ("std_det_writer", ["1.0"], "writer_id: found '1.0', allowed is a number from 0"),
-        ("std_det_writer", ["0", "-s", "../x"], "--source_suffix: found '../x'"),
-        ("stddaq simulate", ["--rate", "-1"], "--rate: found '-1'"),
-        ("stddaq simulate", ["--rate", "nan"], "--rate: found 'nan'"),
-        ("stddaq simulate", ["--burst", "0"], "--burst: found '0'"),
+        ("std_det_writer", ["1.0"], "writer_id: expected an integer from 0 to 2147483647, got '1.0'"),
+        ("std_det_writer", ["0", "-s", "../x"], "--source_suffix: expected letters, digits, '.', '_' and '-', got '../x'"),
+        ("stddaq simulate", ["--rate", "-1"], "--rate: expected a number of Hz from 0 to 1e+06, got '-1'"),
+        ("stddaq simulate", ["--rate", "nan"], "--rate: expected a number of Hz from 0 to 1e+06, got 'nan'"),
+        ("stddaq simulate", ["--burst", "0"], "--burst: expected an integer from 1 to 4294967296, got '0'"),
         ("stddaq simulate", ["--scene", "cats"], "--scene: invalid choice: 'cats'"),
-        ("stddaq replay", ["images.npy", "--first-id", "x"], "--first-id: found 'x'"),
+        ("stddaq replay", ["images.npy", "--first-id", "x"], "--first-id: expected an integer from 0 to 18446744073709551615, got 'x'"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
 )
-def test_wrong_argument_is_refused_with_found_and_allowed(
+def test_wrong_argument_is_refused_with_what_is_expected(
     service: str,
     arguments: list[str],
     reason: str,
@@ -188,8 +188,8 @@ def test_driver_without_writers_is_refused(make_deployment: MakeDeployment) -> N
 
 
 def test_driver_with_a_missing_allowed_root_is_refused(deployment: Deployment) -> None:
-    said = start_refused(deployment, "std_det_driver", "--allowed_root", "/no/such/directory")
-    assert "--allowed_root: found /no/such/directory, allowed is an existing directory" in said
+    said = start_refused(deployment, "std_det_driver", "--allowed-root", "/no/such/directory")
+    assert "--allowed-root: expected an existing directory, got '/no/such/directory'" in said
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def end_run(rig: Rig) -> None:
 
 
 def test_any_sequence_of_frames_is_answered_frame_by_frame_in_every_state(make_rig: MakeRig, directory: Path):
-    rig = make_rig(driver=["--allowed_root", directory], writers=True)
+    rig = make_rig(driver=["--allowed-root", directory], writers=True)
     assert_saved(rig.record(images_of(range(4)), file_prefix="before"), images_of(range(4)))
     health = Health([rig.driver, *rig.writers])
     ids = itertools.count(100)

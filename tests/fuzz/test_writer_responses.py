@@ -99,7 +99,7 @@ class LyingWriter(Background):
 
 
 def test_whatever_a_writer_answers_the_run_ends_and_the_driver_is_usable(make_rig: MakeRig):
-    rig = make_rig(driver=["--writer_timeout", 0.2], writers=False, number_of_writers=1)
+    rig = make_rig(driver=["--writer-timeout", 0.2], writers=False, number_of_writers=1)
     rig.wait_for_subscription()
     health = Health([rig.driver])
 

@@ -333,10 +333,10 @@ def test_messages_that_were_lost_and_malformed_ones_are_counted(deployment: Depl
     ("suffix", "arguments", "reason"),
     [
         ("blosc2", [], "the following arguments are required: -t/--threads"),
-        ("blosc2", ["-t", 0], "found '0', allowed is a number from 1 to 1024"),
-        ("blosc2", ["-t", 1, "-l", 10], "found '10', allowed is a level from 0 to 9"),
+        ("blosc2", ["-t", 0], "expected an integer from 1 to 1024, got '0'"),
+        ("blosc2", ["-t", 1, "-l", 10], "expected an integer from 0 to 9, got '10'"),
         ("blosc2", ["-t", 1, "-s", "blosc2"], "found 'blosc2', allowed is a stream of uncompressed"),
-        ("h5bitshuffle-lz4", ["-t", 1, "-b", 12], "found '12', allowed are multiples of 8, or 0"),
+        ("h5bitshuffle-lz4", ["-t", 1, "-b", 12], "expected a multiple of 8, or 0, got '12'"),
         ("h5bitshuffle-lz4", ["-t", 1, "-b", 2**32], "--block_size: found bitshuffle blocks of 8589934592"),
     ],
 )

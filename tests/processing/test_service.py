@@ -151,7 +151,7 @@ def test_images_of_another_size_have_a_configuration_of_their_own(
     halved = {**deployment.config, "image_pixel_height": 16, "image_pixel_width": 24}
     path = tmp_path / "halved.json"
     path.write_text(json.dumps(halved))
-    start(deployment, "halve", "--output_config", path)
+    start(deployment, "halve", "--output-config", path)
     assert source.wait_for_subscribers(1, 5)
     config = DetectorConfig.parse(halved)
     with StreamReader(deployment, "halved", config) as reader:
@@ -213,10 +213,10 @@ def test_function_that_hangs_does_not_keep_the_service(deployment: Deployment, s
     ("arguments", "reason"),
     [
         (["negate", "--pause", "-1"], "negate: error: --pause: found -1.0, allowed is 0 and more"),
-        (["negate", "-t", "many"], "found 'many', allowed is a number from 1 to 1024"),
+        (["negate", "-t", "many"], "expected an integer from 1 to 1024, got 'many'"),
         (["negate", "-s", "negated"], "found 'negated', allowed is any but that of the output"),
-        (["negate", "-s", "../x"], "allowed are letters, digits"),
-        (["halve", "--output_config", "/none.json"], "/none.json: cannot be read"),
+        (["negate", "-s", "../x"], "expected letters, digits"),
+        (["halve", "--output-config", "/none.json"], "/none.json: cannot be read"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(
@@ -235,7 +235,7 @@ def test_output_of_another_detector_is_refused(
     line = refusal(
         capsys,
         lambda argv: user_services.main(["halve", *argv]),
-        "--output_config",
+        "--output-config",
         path,
         deployment.config_path,
     )

@@ -369,10 +369,10 @@ def test_receiver_ends_with_and_without_a_camera(pco: Deployment, number: int) -
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["tcp://host"], "found 'tcp://host', allowed are tcp://HOST:PORT"),
-        (["tcp://127.0.0.1:65536"], "allowed are tcp://HOST:PORT"),
-        (["udp://127.0.0.1:1"], "allowed are tcp://HOST:PORT"),
-        (["-n", "0", "tcp://127.0.0.1:1"], "found '0', allowed is an integer from 1 to 64"),
+        (["tcp://host"], "expected tcp://HOST:PORT or ipc://PATH, got 'tcp://host'"),
+        (["tcp://127.0.0.1:65536"], "expected tcp://HOST:PORT"),
+        (["udp://127.0.0.1:1"], "expected tcp://HOST:PORT"),
+        (["-n", "0", "tcp://127.0.0.1:1"], "expected an integer from 1 to 64, got '0'"),
         (["-t", "push", "tcp://127.0.0.1:1"], "invalid choice: 'push'"),
         (["-t", "sub", "-n", "2", "tcp://127.0.0.1:1"], "-n: found 2, allowed with -t sub is 1"),
     ],

@@ -200,7 +200,7 @@ def test_paths_outside_the_allowed_roots_are_refused(make_rig: MakeRig, tmp_path
     outside.mkdir()
     (allowed / "link_out").symlink_to(outside)
     (outside / "link_in").symlink_to(allowed / "below")
-    rig = make_rig(driver=["--allowed_root", allowed], number_of_writers=1)
+    rig = make_rig(driver=["--allowed-root", allowed], number_of_writers=1)
     for path in (outside, allowed / "link_out", allowed / ".." / "allowed-not", tmp_path, Path("/")):
         with pytest.raises(CommandRefusedError, match="allowed are directories below") as refused:
             rig.client.start(path)

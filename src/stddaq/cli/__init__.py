@@ -10,12 +10,10 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, Protocol, cast
+from typing import Protocol, cast
 
-from stddaq import __version__
+from stddaq.daemon.arguments import ArgumentParser, refuse
 from stddaq.errors import StdDaqError
-
-REFUSED = 2
 
 
 class SubCommand(Protocol):
@@ -45,11 +43,6 @@ _SERVICES = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        _refuse(self.prog, f"{message} (see {self.prog} --help)")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit code: 0, 1 when a run or a check failed, 2 when refused."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -60,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except StdDaqError as error:
-        _refuse(f"stddaq {args.command}", str(error))
+        refuse(f"stddaq {args.command}", error)
     except BrokenPipeError:
         # Whoever read our output has seen enough; keep the interpreter from flushing into the void.
         sys.stdout = None
@@ -69,26 +62,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="stddaq", description="Data acquisition from detector to file.", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=__version__)
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser("stddaq", "Data acquisition from detector to file.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name in _MODULES:
         module = cast(SubCommand, importlib.import_module(f"stddaq.cli.{name}"))
         command = commands.add_parser(
-            name, help=module.SUMMARY, description=_sentence(module.SUMMARY), allow_abbrev=False
+            name, help=module.SUMMARY, description=_sentence(module.SUMMARY), add_version=False
         )
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     for name, (_, summary) in _SERVICES.items():
-        commands.add_parser(name, help=f"{summary}; see stddaq {name} --help", add_help=False)
+        commands.add_parser(
+            name, help=f"{summary}; see stddaq {name} --help", add_help=False, add_version=False
+        )
     return parser
 
 
 def _sentence(summary: str) -> str:
     return summary[0].upper() + summary[1:] + "."
-
-
-def _refuse(prog: str, reason: str) -> NoReturn:
-    print(f"{prog}: error: {' '.join(reason.split())}", file=sys.stderr)
-    raise SystemExit(REFUSED)

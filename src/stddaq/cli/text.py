@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from stddaq.wire.default_addresses import DEFAULT_URL
+
 if TYPE_CHECKING:
     from stddaq.client import DriverStatus
-
-DEFAULT_URL = "ws://127.0.0.1:8080"
 
 
 def add_url(parser: argparse.ArgumentParser) -> None:

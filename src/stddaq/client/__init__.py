@@ -9,7 +9,7 @@ with DriverClient("ws://127.0.0.1:8080") as driver:
 
 from typing import TYPE_CHECKING, Any
 
-from stddaq.client.async_driver import DEFAULT_URL, AsyncDriverClient
+from stddaq.client.async_driver import AsyncDriverClient
 from stddaq.client.configuration import (
     ConfigChange,
     ConfigChangedError,
@@ -33,6 +33,7 @@ from stddaq.client.errors import (
     UnsupportedError,
 )
 from stddaq.client.status import DriverStatus
+from stddaq.wire.default_addresses import DEFAULT_CONFIG_URL, DEFAULT_URL
 
 if TYPE_CHECKING:
     from stddaq.client.live_stream import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "DEFAULT_CONFIG_URL",
     "DEFAULT_URL",
     "AsyncDriverClient",
     "AsyncLiveStreamClient",

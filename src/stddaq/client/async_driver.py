@@ -31,9 +31,9 @@ from stddaq.client.errors import (
     UnsupportedError,
 )
 from stddaq.client.status import BUSY_STATES, DriverStatus, StatusQueue, parse_status
-from stddaq.wire.driver_messages import DEFAULT_PORT, CommandError, parse_command
+from stddaq.wire.default_addresses import DEFAULT_URL
+from stddaq.wire.driver_messages import CommandError, parse_command
 
-DEFAULT_URL = f"ws://127.0.0.1:{DEFAULT_PORT}"
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 10.0
 # Large files on a slow file system take their time; the driver itself gives up after 60 s.

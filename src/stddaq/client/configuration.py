@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stddaq.errors import StdDaqError
+from stddaq.wire.default_addresses import DEFAULT_CONFIG_URL
 
-DEFAULT_CONFIG_URL = "http://127.0.0.1:5000"
 TIMEOUT_S = 30.0
 # Metadata of 100000 images in many columns; more is not an answer of the service.
 MAX_ANSWER_BYTES = 512 * 2**20

@@ -17,13 +17,13 @@ from typing import Any, Self, TypeVar
 from stddaq.client.async_driver import (
     COMMAND_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
-    DEFAULT_URL,
     REPAIR_TIMEOUT_S,
     AsyncDriverClient,
     StatusWatcher,
 )
 from stddaq.client.errors import ConnectionLostError
 from stddaq.client.status import DriverStatus
+from stddaq.wire.default_addresses import DEFAULT_URL
 
 T = TypeVar("T")
 

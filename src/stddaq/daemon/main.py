@@ -11,57 +11,15 @@ import argparse
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import NoReturn
 
-from stddaq import __version__
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
+from stddaq.daemon.arguments import ArgumentParser, refuse
 from stddaq.errors import StdDaqError
 
-REFUSED = 2
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse, with the daemons' common arguments, and errors of one line."""
-
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
-        self.add_argument("--version", action="version", version=__version__)
-
-    def add_config(self) -> None:
-        """The configuration file, first positional argument of every service."""
-        self.add_argument("detector_json_filename", help="path to configuration file")
-
-    def add_source_suffix(self, help: str) -> None:
-        """`-s`: which metadata stream or ring buffer."""
-        self.add_argument("-s", "--source_suffix", default="image", type=suffix, metavar="SUFFIX", help=help)
-
-    def error(self, message: str) -> NoReturn:
-        refuse(self.prog, f"{message} (see {self.prog} --help)")
-
-
-def suffix(text: str) -> str:
-    """Argument type of `-s`: becomes part of socket and segment names."""
-    if not text or not all(c.isascii() and (c.isalnum() or c in "._-") for c in text):
-        raise argparse.ArgumentTypeError(f"found {text!r}, allowed are letters, digits, '.', '_' and '-'")
-    return text
-
-
-def port_number(text: str) -> int:
-    """Argument type of a TCP port; 0 lets the system choose one."""
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"found {text!r}, allowed is a port from 0 to 65535")
-    return int(text)
-
-
-def refuse(service: str, reason: object) -> NoReturn:
-    """Leave with exit code 2 and one line on standard error."""
-    print(f"{service}: error: {' '.join(str(reason).split())}", file=sys.stderr)
-    raise SystemExit(REFUSED)
 
 
 class StopRequest:

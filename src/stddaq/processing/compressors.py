@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 from stddaq.config import DetectorConfig
 from stddaq.daemon import main as daemon
+from stddaq.daemon.arguments import bitshuffle_block, compression_level, thread_count
 from stddaq.dataplane.metadata import compression_of
 from stddaq.errors import ConfigError
 from stddaq.processing.codecs import BitshuffleLz4, Blosc2
 from stddaq.processing.outputs import Compress, CompressedOutput
-from stddaq.processing.service import ServiceParser, serve_stage, thread_count
+from stddaq.processing.service import ServiceParser, serve_stage
 from stddaq.wire.compression import CompressionError
 
 
@@ -24,7 +25,7 @@ def main_h5bitshuffle_lz4(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-b",
         "--block_size",
-        type=_block_size,
+        type=bitshuffle_block,
         default=0,
         metavar="BLOCK",
         help="pixels per block, a multiple of 8; 0: blocks of 8192 bytes (default: 0)",
@@ -47,7 +48,7 @@ def main_blosc2(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-l",
         "--level",
-        type=_level,
+        type=compression_level,
         default=5,
         metavar="LEVEL",
         help="0: not at all, to 9: best and slowest (default: 5)",
@@ -65,18 +66,6 @@ def _parser(prog: str, description: str) -> ServiceParser:
         "-t", "--threads", type=thread_count, required=True, metavar="THREADS", help="threads that compress"
     )
     return parser
-
-
-def _block_size(text: str) -> int:
-    if not text.isdecimal() or int(text) % 8:
-        raise argparse.ArgumentTypeError(f"found {text!r}, allowed are multiples of 8, or 0")
-    return int(text)
-
-
-def _level(text: str) -> int:
-    if not text.isdecimal() or int(text) > 9:
-        raise argparse.ArgumentTypeError(f"found {text!r}, allowed is a level from 0 to 9")
-    return int(text)
 
 
 def _serve(

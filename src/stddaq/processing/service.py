@@ -14,6 +14,7 @@ from typing import TypeVar
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon import main as daemon
+from stddaq.daemon.arguments import ArgumentParser, thread_count
 from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.dataplane.image_subscriber import Intake
 from stddaq.dataplane.metadata import compression_of, is_ring
@@ -21,11 +22,10 @@ from stddaq.errors import ConfigError
 from stddaq.processing.outputs import FilterOutput, ImageOutput, KeepImage, ProcessImage
 from stddaq.processing.stage import Output, Stage
 
-MAX_THREADS = 1024
 Made = TypeVar("Made")
 
 
-class ServiceParser(daemon.ArgumentParser):
+class ServiceParser(ArgumentParser):
     """The command line of a processing service: `[-s SUFFIX=image] CONFIG`, and what `add_argument` adds."""
 
     def __init__(self, prog: str, description: str) -> None:
@@ -40,20 +40,13 @@ class ServiceParser(daemon.ArgumentParser):
         )
 
     def add_output_config(self) -> None:
-        """Add `--output_config`, for a service whose images have another size or pixel type."""
+        """Add `--output-config`, for a service whose images have another size or pixel type."""
         self.add_argument(
-            "--output_config",
+            "--output-config",
             metavar="CONFIG",
             help="configuration with the size and type of the images that are published; services that "
             "follow are started with it (default: as those of the source)",
         )
-
-
-def thread_count(text: str) -> int:
-    """Argument type of a number of threads."""
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_THREADS:
-        raise argparse.ArgumentTypeError(f"found {text!r}, allowed is a number from 1 to {MAX_THREADS}")
-    return int(text)
 
 
 def run_processor(

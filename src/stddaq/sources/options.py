@@ -3,46 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
 
 from stddaq.config import DetectorConfig
-from stddaq.daemon.main import ArgumentParser
+from stddaq.daemon.arguments import ArgumentParser, IntegerRange, NumberRange, image_count
 from stddaq.errors import SourceError
 from stddaq.sources.simulated.detector_fields import last_image_id
 from stddaq.sources.source_loop import ImageIds, SourceOptions
 from stddaq.wire.simulator_messages import MAX_BURST, MAX_EXPOSURE_S, MAX_RATE_HZ
-
-
-class IntegerRange:
-    """Argument type: a decimal integer from `lowest` to `highest`."""
-
-    def __init__(self, lowest: int, highest: int) -> None:
-        self._lowest, self._highest = lowest, highest
-
-    def __call__(self, text: str) -> int:
-        if not (text.isascii() and text.isdecimal()) or not self._lowest <= int(text) <= self._highest:
-            raise argparse.ArgumentTypeError(
-                f"found {text!r}, allowed is an integer from {self._lowest} to {self._highest}"
-            )
-        return int(text)
-
-
-class NumberRange:
-    """Argument type: a number from 0 to `highest`."""
-
-    def __init__(self, highest: float, unit: str) -> None:
-        self._highest, self._unit = highest, unit
-
-    def __call__(self, text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not 0 <= value <= self._highest:
-            raise argparse.ArgumentTypeError(
-                f"found {text!r}, allowed is a number of {self._unit} from 0 to {self._highest:g}"
-            )
-        return value
 
 
 def add_source_options(parser: ArgumentParser) -> None:
@@ -60,7 +27,7 @@ def add_image_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--rate",
-        type=NumberRange(MAX_RATE_HZ, "Hz"),
+        type=NumberRange(0, MAX_RATE_HZ, "Hz"),
         default=10.0,
         metavar="HZ",
         help="images per second, 0: as fast as possible (default: 10)",
@@ -73,7 +40,7 @@ def add_image_options(parser: ArgumentParser) -> None:
         metavar="N",
         help="images per trigger (default: 1)",
     )
-    add("--n-images", type=IntegerRange(1, 2**62), metavar="N", help="end after so many images")
+    add("--n-images", type=image_count, metavar="N", help="end after so many images")
     add(
         "--first-id",
         type=IntegerRange(0, 2**64 - 1),
@@ -84,7 +51,7 @@ def add_image_options(parser: ArgumentParser) -> None:
     add("--skip-every", type=IntegerRange(2, 2**62), metavar="N", help="leave out every N-th image id")
     add(
         "--exposure-time",
-        type=NumberRange(MAX_EXPOSURE_S, "seconds"),
+        type=NumberRange(0, MAX_EXPOSURE_S, "seconds"),
         default=0.001,
         metavar="S",
         help="seconds, announced in the metadata (default: 0.001)",
@@ -98,7 +65,7 @@ def add_image_options(parser: ArgumentParser) -> None:
     )
     add(
         "--wait-timeout",
-        type=NumberRange(1e6, "seconds"),
+        type=NumberRange(0, 1e6, "seconds"),
         default=10.0,
         metavar="S",
         help="give up when they have not come by then (default: 10)",

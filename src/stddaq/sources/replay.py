@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from stddaq.config import DetectorConfig
+from stddaq.daemon.arguments import ArgumentParser
 from stddaq.daemon.log import event
-from stddaq.daemon.main import ArgumentParser, StopRequest, run
+from stddaq.daemon.main import StopRequest, run
 from stddaq.errors import SourceError
 from stddaq.sources.image_files import RecordedImages, open_images, read_image_ids
 from stddaq.sources.options import add_source_options, source_options

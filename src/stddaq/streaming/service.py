@@ -11,6 +11,7 @@ from typing import get_args
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon import main as daemon
+from stddaq.daemon.arguments import ArgumentParser, suffix
 from stddaq.streaming.encoders import StreamType, make_encoder
 from stddaq.streaming.live_stream import LiveSource, LiveStream
 from stddaq.streaming.settings import FollowedSetting, setting_at
@@ -23,7 +24,7 @@ TYPE_NAMES: dict[StreamType, str] = {"array-1.0": "array10", "bsread": "bsread"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `std_live_stream`."""
-    parser = daemon.ArgumentParser(NAME, "Stream images to viewers while they are taken.")
+    parser = ArgumentParser(NAME, "Stream images to viewers while they are taken.")
     parser.add_config()
     parser.add_argument(
         "stream_address", help="tcp://HOST:PORT to bind, a key of live_stream_configs in the configuration"
@@ -31,13 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_source_suffix('suffix of the metadata stream and the ring buffer (default "image")')
     parser.add_argument(
         "--source_suffix_meta",
-        type=daemon.suffix,
+        type=suffix,
         metavar="SUFFIX",
         help='suffix of the metadata stream alone, as "filter" (default: that of -s)',
     )
     parser.add_argument(
         "--source_suffix_image",
-        type=daemon.suffix,
+        type=suffix,
         metavar="SUFFIX",
         help="suffix of the ring buffer alone (default: that of -s)",
     )

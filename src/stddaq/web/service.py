@@ -16,11 +16,12 @@ from pathlib import Path
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon import main as daemon
+from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number, refuse
 from stddaq.errors import ConfigError, StdDaqError
 from stddaq.web.loopback import is_loopback
+from stddaq.wire.default_addresses import DEFAULT_CONFIG_PORT
 
 NAME = "stddaq-rest"
-DEFAULT_PORT = 5000
 TOKEN_VARIABLE = "STDDAQ_REST_TOKEN"
 MIN_TOKEN_LENGTH = 16
 MAX_CONNECTIONS = 100
@@ -29,7 +30,7 @@ SHUT_DOWN_S = 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `stddaq-rest`."""
-    parser = daemon.ArgumentParser(
+    parser = ArgumentParser(
         NAME,
         "Serve configurations, HDF5 files and simulators over HTTP.",
     )
@@ -37,12 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "detector_json_filename", nargs="+", metavar="CONFIG", help="path to configuration file; one or more"
     )
     parser.add_argument(
-        "-p", "--port", type=daemon.port_number, default=DEFAULT_PORT, help="port (default 5000)"
+        "-p", "--port", type=port_number, default=DEFAULT_CONFIG_PORT, help="port (default 5000)"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument(
         "--root",
-        type=Path,
+        type=existing_directory,
         action="append",
         default=[],
         metavar="DIRECTORY",
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--file-timeout",
-        type=_seconds,
+        type=Seconds(3600),
         default=20.0,
         metavar="SECONDS",
         help="a request for a file takes so long at most (default 20)",
@@ -67,30 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _serve(args)
     except StdDaqError as error:
-        daemon.refuse(NAME, error)
+        refuse(NAME, error)
     # The interpreter takes down our handlers before it has ended; a signal then would be another exit code.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return 0
 
 
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 3600:
-        raise argparse.ArgumentTypeError(f"found {text!r}, allowed is a number of seconds up to 3600")
-    return value
-
-
 def _serve(args: argparse.Namespace) -> None:
     paths = [Path(name) for name in args.detector_json_filename]
     configs = [DetectorConfig.load(path) for path in paths]
     _check_names(paths, configs)
-    for root in args.root:
-        if not root.is_dir():
-            raise ConfigError(f"--root: found {root}, allowed is an existing directory")
     token = _token(args.token_file)
     if token is None and not is_loopback(args.host):
         raise ConfigError(

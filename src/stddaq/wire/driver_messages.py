@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from stddaq.errors import StdDaqError
 from stddaq.text import shown, shown_key
 
-DEFAULT_PORT = 8080
 DEFAULT_FILE_PREFIX = "file"
 # Largest image id of a GigaFRoST, and the std_daq's default for "until stopped".
 DEFAULT_N_IMAGE = 2**24 - 1

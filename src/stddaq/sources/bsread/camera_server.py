@@ -16,11 +16,11 @@ import numpy as np
 import zmq
 
 from stddaq.config import DetectorConfig
-from stddaq.daemon.main import ArgumentParser, StopRequest, run
+from stddaq.daemon.arguments import ArgumentParser, stream_address
+from stddaq.daemon.main import StopRequest, run
 from stddaq.dataplane.endpoints import connection_counts, open_socket, watch_connection
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.errors import ConfigError, EndpointError
-from stddaq.sources.bsread.receiver import camera_address
 from stddaq.sources.options import add_image_options, source_options
 from stddaq.sources.simulated.scenes import Scene
 from stddaq.sources.simulated.service import SceneProvider, add_scene_options
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_config()
     parser.add_argument(
         "stream_address",
-        type=camera_address,
+        type=stream_address,
         help="where to listen, tcp://HOST:PORT; port 0: the system chooses",
     )
     parser.add_argument(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,8 +17,9 @@ from collections.abc import Sequence
 import zmq
 
 from stddaq.config import DetectorConfig
+from stddaq.daemon.arguments import ArgumentParser, IntegerRange, stream_address
 from stddaq.daemon.log import event, logger
-from stddaq.daemon.main import ArgumentParser, StopRequest, run
+from stddaq.daemon.main import StopRequest, run
 from stddaq.daemon.statistics import RateCounter, StatisticsTimer, log_statistics
 from stddaq.dataplane.endpoints import connection_counts, metadata_stream, open_socket, watch_connection
 from stddaq.dataplane.image_publisher import ImagePublisher
@@ -33,7 +33,6 @@ from stddaq.sources.bsread.image_messages import (
     RingFiller,
 )
 from stddaq.sources.bsread.reordering import Arrival, ImageOrder
-from stddaq.sources.options import IntegerRange
 
 DEFAULT_CONNECTIONS = 4
 MAX_CONNECTIONS = 64
@@ -237,17 +236,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_config()
     parser.add_argument(
-        "stream_address", type=camera_address, help="where the camera server is, tcp://HOST:PORT"
+        "stream_address", type=stream_address, help="where the camera server is, tcp://HOST:PORT"
     )
     return run(parser, _serve, argv)
-
-
-def camera_address(text: str) -> str:
-    """Argument type: `tcp://HOST:PORT` or `ipc://PATH`."""
-    match = re.fullmatch(r"tcp://[^\s:/][^\s/]*:(\d{1,5})|ipc://\S+", text, re.ASCII)
-    if match is None or int(match[1] or 1) > 65535:
-        raise argparse.ArgumentTypeError(f"found {text!r}, allowed are tcp://HOST:PORT and ipc://PATH")
-    return text
 
 
 def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from stddaq.config import DetectorConfig
-from stddaq.daemon.main import ArgumentParser, StopRequest, run
-from stddaq.sources.options import IntegerRange, add_source_options, source_options
+from stddaq.daemon.arguments import ArgumentParser, IntegerRange
+from stddaq.daemon.main import StopRequest, run
+from stddaq.sources.options import add_source_options, source_options
 from stddaq.sources.simulated.scenes import SCENE_KINDS, Scene
 from stddaq.sources.source_loop import run_source
 

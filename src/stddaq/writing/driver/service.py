@@ -11,7 +11,6 @@ import asyncio
 import logging
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -21,8 +20,10 @@ from websockets.exceptions import ConnectionClosed
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log, statistics
 from stddaq.daemon import main as daemon
+from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number
 from stddaq.errors import ConfigError
-from stddaq.wire.driver_messages import DEFAULT_PORT, STATUS_PERIOD_S
+from stddaq.wire.default_addresses import DEFAULT_PORT
+from stddaq.wire.driver_messages import STATUS_PERIOD_S
 from stddaq.writing.driver.distributor import Distributor
 from stddaq.writing.driver.driver import Driver
 
@@ -152,42 +153,32 @@ class DriverServer:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `std_det_driver`."""
-    parser = daemon.ArgumentParser(NAME, "Control the writers and divide the images over them.")
+    parser = ArgumentParser(NAME, "Control the writers and divide the images over them.")
     parser.add_config()
     parser.add_source_suffix('suffix of the metadata stream (default "image")')
     parser.add_argument(
-        "-p", "--port", type=daemon.port_number, default=DEFAULT_PORT, help="websocket port (default 8080)"
+        "-p", "--port", type=port_number, default=DEFAULT_PORT, help="websocket port (default 8080)"
     )
     parser.add_argument(
         "-m", "--with_metadata_writer", action="store_true", help="a metadata writer takes part in the runs"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument(
-        "--allowed_root",
-        type=Path,
+        "--allowed-root",
+        type=existing_directory,
         action="append",
         default=[],
         metavar="DIRECTORY",
         help="files are written below this directory only; may be given several times (default: anywhere)",
     )
     parser.add_argument(
-        "--writer_timeout",
-        type=_seconds,
+        "--writer-timeout",
+        type=Seconds(),
         default=10.0,
         metavar="SECONDS",
         help="a connected writer that answers nothing for so long ends the run (default 10)",
     )
     return daemon.run(parser, _serve, argv)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"found {text!r}, allowed is a number of seconds above 0")
-    return value
 
 
 def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
@@ -196,9 +187,6 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
             f"{args.detector_json_filename}: number_of_writers: found {config.number_of_writers}, "
             "allowed for a driver is 1 or more"
         )
-    for root in args.allowed_root:
-        if not root.is_dir():
-            raise ConfigError(f"--allowed_root: found {root}, allowed is an existing directory")
     distributor = Distributor(
         config,
         args.source_suffix,

@@ -12,6 +12,7 @@ from pathlib import Path
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log, statistics
 from stddaq.daemon import main as daemon
+from stddaq.daemon.arguments import ArgumentParser
 from stddaq.errors import ConfigError
 from stddaq.files.metadata_file import EIGER, GIGAFROST, JUNGFRAU, PCO, MetadataFile, MetadataLayout
 from stddaq.wire.std_daq import writer_action_pb2 as pb
@@ -129,7 +130,7 @@ def _main(
     layout: MetadataLayout,
     argv: Sequence[str] | None,
 ) -> int:
-    parser = daemon.ArgumentParser(
+    parser = ArgumentParser(
         f"std_det_meta_writer_{short}",
         f"Write the {detector} metadata of all images of a run to an HDF5 file.",
     )

@@ -17,6 +17,7 @@ from stddaq import __version__
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log, statistics
 from stddaq.daemon import main as daemon
+from stddaq.daemon.arguments import ArgumentParser, writer_number
 from stddaq.dataplane import endpoints
 from stddaq.dataplane.metadata import ID_MISSMATCH, ImageMetadata, MetadataRules, ring_suffix
 from stddaq.dataplane.published_ids import Announcements
@@ -324,19 +325,11 @@ def file_attributes(config: DetectorConfig, suffix: str, action: pb.CreateWriter
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `std_det_writer`."""
-    parser = daemon.ArgumentParser(
-        NAME, "Write images from the ring buffer to an HDF5 file, as the driver says."
-    )
+    parser = ArgumentParser(NAME, "Write images from the ring buffer to an HDF5 file, as the driver says.")
     parser.add_config()
-    parser.add_argument("writer_id", type=_writer_id, help="number of this writer, from 0")
+    parser.add_argument("writer_id", type=writer_number, help="number of this writer, from 0")
     parser.add_source_suffix('suffix of the ring buffer (default "image")')
     return daemon.run(parser, _serve, argv)
-
-
-def _writer_id(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"found {text!r}, allowed is a number from 0")
-    return int(text)
 
 
 def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:

@@ -1,0 +1,165 @@
+"""The command lines of all programs: a parser with one-line errors, and the types of arguments.
+
+Every wrong argument ends the program with exit code 2 and one line on standard error. Imports nothing that
+is slow, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from stddaq import __version__
+from stddaq.text import mismatch
+
+REFUSED = 2
+MAX_SECONDS = 1e6
+
+
+def refuse(program: str, reason: object) -> NoReturn:
+    """Exit with code 2 and one line on standard error."""
+    print(f"{program}: error: {' '.join(str(reason).split())}", file=sys.stderr)
+    raise SystemExit(REFUSED)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An `argparse` parser with `--version`, the arguments that services share, and one-line errors."""
+
+    def __init__(
+        self, prog: str, description: str | None = None, *, add_version: bool = True, **options: Any
+    ) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False, **options)
+        if add_version:
+            self.add_argument("--version", action="version", version=__version__)
+
+    def add_config(self) -> None:
+        """Add the configuration file, the first positional argument of every service."""
+        self.add_argument("detector_json_filename", help="path to configuration file")
+
+    def add_source_suffix(self, help: str) -> None:
+        """Add `-s`, which selects a metadata stream or ring buffer."""
+        self.add_argument("-s", "--source_suffix", default="image", type=suffix, metavar="SUFFIX", help=help)
+
+    # The overloads of typeshed cannot be written once more here.
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Parse as argparse does, but refuse an option in the other spelling with its right name."""
+        given = list(sys.argv[1:] if args is None else args)
+        if misspelt := self._misspelt_option(given):
+            self.error(mismatch("option", *misspelt))
+        return super().parse_known_args(given, namespace)
+
+    def _misspelt_option(self, args: Sequence[str]) -> tuple[str, str] | None:
+        """Return (right, given) of an option with underscores for hyphens or the reverse."""
+        options = {name.replace("_", "-"): name for name in self._option_string_actions}
+        for argument in args:
+            if argument == "--":
+                return None
+            given = argument.partition("=")[0]
+            if not given.startswith("--") or given in self._option_string_actions:
+                continue
+            if right := options.get(given.replace("_", "-")):
+                return right, given
+        return None
+
+    def error(self, message: str) -> NoReturn:
+        refuse(self.prog, f"{message} (see {self.prog} --help)")
+
+
+def suffix(text: str) -> str:
+    """Argument type of a suffix of socket and segment names."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", text):
+        raise _error("letters, digits, '.', '_' and '-'", text)
+    return text
+
+
+class IntegerRange:
+    """Argument type of a decimal integer from `lowest` to `highest`."""
+
+    def __init__(self, lowest: int, highest: int) -> None:
+        self._lowest, self._highest = lowest, highest
+
+    def __call__(self, text: str) -> int:
+        # int() refuses thousands of digits with an error of its own.
+        is_number = text.isascii() and text.isdecimal() and len(text) <= 100
+        if not is_number or not self._lowest <= int(text) <= self._highest:
+            raise _error(f"an integer from {self._lowest} to {self._highest}", text)
+        return int(text)
+
+
+class NumberRange:
+    """Argument type of a number from `lowest` to `highest`, both in `unit`."""
+
+    def __init__(self, lowest: float, highest: float, unit: str) -> None:
+        self._lowest, self._highest, self._unit = lowest, highest, unit
+
+    def __call__(self, text: str) -> float:
+        value = _number(text)
+        if not self._lowest <= value <= self._highest:
+            raise _error(f"a number of {self._unit} from {self._lowest:g} to {self._highest:g}", text)
+        return value
+
+
+class Seconds:
+    """Argument type of a time in seconds, above 0 and up to `highest`."""
+
+    def __init__(self, highest: float = MAX_SECONDS) -> None:
+        self._highest = highest
+
+    def __call__(self, text: str) -> float:
+        value = _number(text)
+        if not 0 < value <= self._highest:
+            raise _error(f"a number of seconds above 0, up to {self._highest:g}", text)
+        return value
+
+
+port_number = IntegerRange(0, 65535)
+image_count = IntegerRange(1, 2**62)
+writer_number = IntegerRange(0, 2**31 - 1)
+thread_count = IntegerRange(1, 1024)
+compression_level = IntegerRange(0, 9)
+
+
+def bitshuffle_block(text: str) -> int:
+    """Argument type of the pixels of a bitshuffle block; 0 is the default block."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 100) or int(text) % 8:
+        raise _error("a multiple of 8, or 0", text)
+    return int(text)
+
+
+def existing_directory(text: str) -> Path:
+    """Argument type of a directory."""
+    path = Path(text)
+    try:
+        found = path.is_dir()
+    except OSError as error:
+        raise _error("a directory that this user can see", text, error.strerror) from error
+    if not found:
+        raise _error("an existing directory", text)
+    return path
+
+
+def stream_address(text: str) -> str:
+    """Argument type of `tcp://HOST:PORT` or `ipc://PATH`."""
+    match = re.fullmatch(r"tcp://[^\s:/][^\s/]*:(\d{1,5})|ipc://\S+", text, re.ASCII)
+    if match is None or int(match[1] or 1) > 65535:
+        raise _error("tcp://HOST:PORT or ipc://PATH", text)
+    return text
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _error(expected: str, text: str, why: str | None = None) -> argparse.ArgumentTypeError:
+    """Return the error of a wrong value, which argparse completes with the name of the argument."""
+    return argparse.ArgumentTypeError(f"expected {expected}, got {text!r}" + (f" ({why})" if why else ""))
