@@ -247,7 +247,7 @@ def test_another_uid_is_refused_when_switching_is_not_configured(rig: Rig):
 def test_another_uid_is_refused_when_the_service_is_not_root(make_rig: MakeRig, open_directory: Path):
     rig = make_rig(user=NO_ROOT, switch_user_active=True)
     rig.client.start(open_directory, writer_id=OTHER)
-    with pytest.raises(RunFailedError, match="only root can switch"):
+    with pytest.raises(RunFailedError, match="only a service that runs as root can switch"):
         rig.client.wait_until_saved(10)
     assert list(open_directory.iterdir()) == []
 

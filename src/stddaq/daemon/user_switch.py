@@ -1,4 +1,4 @@
-"""Writing files as another user: the effective uid of this process while a file of a run is open."""
+"""Acting as the user that the files of a run belong to."""
 
 from __future__ import annotations
 
@@ -6,26 +6,42 @@ import os
 import pwd
 
 from stddaq.errors import StdDaqError
+from stddaq.text import mismatch
+
+
+class UserSwitchError(StdDaqError, PermissionError):
+    """This process may not act as the requested user."""
 
 
 def groups_of(uid: int) -> tuple[int, list[int]]:
-    """Primary group and all groups of a user."""
+    """Return the primary group and all groups of a user."""
     try:
         user = pwd.getpwuid(uid)
     except KeyError:
-        # A uid that only the file server knows; its own group, as the user databases have it mostly.
+        # Only the file server knows this uid. Most user databases give a user the group of the same number.
         return uid, [uid]
     return user.pw_gid, os.getgrouplist(user.pw_name, user.pw_gid)
 
 
-class UserSwitchError(StdDaqError):
-    """The files cannot be made to belong to the uid that was asked for."""
+def drop_rights(uid: int) -> None:
+    """Act as `uid` for the rest of this process, which must run as root or as `uid`."""
+    if uid == os.geteuid():
+        return
+    gid, groups = groups_of(uid)
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
 
 
-class FileOwner:
-    """Switches the effective user of the whole process, and back.
+def may_create_files(directory: str) -> bool:
+    """Return whether the user of this process may create files in `directory`."""
+    return os.access(directory, os.W_OK | os.X_OK, effective_ids=True)
 
-    A run asks for a uid (`writer_id`); 0 and the service's own uid need no switch. Anything else needs
+
+class UserSwitch:
+    """Switches the effective user of the whole process to the one that a run asks for, and back.
+
+    A run asks for a uid (`writer_id`). 0 and the service's own uid need no switch. Any other uid needs
     `switch_user_active` in the configuration and a service that runs as root.
     """
 
@@ -34,22 +50,25 @@ class FileOwner:
         self._own_uid, self._own_gid, self._own_groups = os.geteuid(), os.getegid(), os.getgroups()
         self._switched = False
 
-    def become(self, uid: int) -> None:
-        """Act as `uid`, with that user's groups. Raises `UserSwitchError`, then nothing has changed."""
+    def check(self, uid: int) -> None:
+        """Raise `UserSwitchError` unless this process may act as `uid`."""
         if uid in (0, self._own_uid):
             return
         if uid < 0:
-            raise UserSwitchError(f"writer_id: found {uid}, allowed is a uid, or 0")
+            raise UserSwitchError(mismatch("writer_id", "a uid, or 0", str(uid)))
         if not self._switch_user_active:
-            raise UserSwitchError(
-                f"writer_id: found {uid}, but switch_user_active is false in the configuration; "
-                f"allowed is 0 (files belong to uid {self._own_uid})"
-            )
-        if self._own_uid != 0:
-            raise UserSwitchError(
-                f"writer_id: found {uid}, but this writer runs as uid {self._own_uid}, "
-                "and only root can switch; allowed is 0"
-            )
+            advice = "the configuration sets switch_user_active to false"
+        elif self._own_uid != 0:
+            advice = "only a service that runs as root can switch users"
+        else:
+            return
+        raise UserSwitchError(mismatch("writer_id", f"0 (uid {self._own_uid})", str(uid), advice))
+
+    def become(self, uid: int) -> None:
+        """Act as `uid`, with that user's groups. Raises `UserSwitchError`, and changes nothing then."""
+        self.check(uid)
+        if uid in (0, self._own_uid):
+            return
         gid, groups = groups_of(uid)
         os.setgroups(groups)
         os.setegid(gid)

@@ -26,7 +26,7 @@ from stddaq.config.store import (
     ConfigWriteError,
     StoredConfig,
 )
-from stddaq.daemon.isolation import aside
+from stddaq.daemon.isolation import run_in_thread
 from stddaq.daemon.log import event, logger
 from stddaq.errors import ConfigError
 from stddaq.text import shown
@@ -373,6 +373,6 @@ def _ask_simulator(
 
 async def _aside(function: Callable[[], T]) -> T:
     try:
-        return await aside(function, CONFIG_TIMEOUT_S)
+        return await run_in_thread(function, CONFIG_TIMEOUT_S, "configuration")
     except TimeoutError as error:
         raise HttpRefusalError(504, f"no answer within {CONFIG_TIMEOUT_S:g} s") from error

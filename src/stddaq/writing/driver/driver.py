@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
-from stddaq.daemon.isolation import aside
+from stddaq.daemon.isolation import run_in_thread
 from stddaq.dataplane.metadata import compression_of
 from stddaq.errors import StdDaqError
 from stddaq.wire.driver_messages import (
@@ -158,9 +158,10 @@ class Driver:
             with_metadata = len(self._distributor.peers) > len(self._distributor.writers)
             files = RunFiles.of(start, self._config.number_of_writers, with_metadata)
             compressed = bool(compression_of(self._suffix))
-            await aside(
+            await run_in_thread(
                 lambda: check_start(start, files, self._config, self._roots, compressed=compressed),
                 CHECK_TIMEOUT_S,
+                start.path,
             )
         except TimeoutError:
             reason = f"path: the file system of {start.path} did not answer within {CHECK_TIMEOUT_S:g} s"
@@ -194,9 +195,10 @@ class Driver:
         switch, repaired = self._config.switch_user_active, []
         try:
             if paths:
-                repaired = await aside(
+                repaired = await run_in_thread(
                     lambda: repair_as(uid, paths, switch_user_active=switch, within=REPAIR_TIMEOUT_S),
                     REPAIR_TIMEOUT_S + 1.0,
+                    "repair",
                 )
         except OSError as error:  # A timeout is one, too.
             reason = f"the files of the last run cannot be repaired: {error}"

@@ -9,7 +9,7 @@ import asyncio
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
-from stddaq.daemon.user_switch import FileOwner
+from stddaq.daemon.user_switch import UserSwitch
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
 
@@ -26,5 +26,5 @@ def _carry_out_as(uid: int, switch_user_active: bool, action: bytes) -> None:
     # for that user need not be able to read our installation.
     from stddaq.writing.master_request import create_as_asked
 
-    FileOwner(switch_user_active).become(uid)
+    UserSwitch(switch_user_active).become(uid)
     create_as_asked(pb.CreateMasterFile.FromString(action))

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from stddaq.daemon.user_switch import FileOwner
+from stddaq.daemon.user_switch import UserSwitch
 from stddaq.errors import StdDaqError
 
 
@@ -53,7 +53,7 @@ def _repair(told: Connection, uid: int, switch_user_active: bool, paths: Sequenc
     for path in paths:
         with contextlib.suppress(OSError):
             busy[path] = writers_of(path)
-    FileOwner(switch_user_active).become(uid)
+    UserSwitch(switch_user_active).become(uid)
     results: list[dict[str, Any]] = []
     for path in paths:
         result: dict[str, Any] = {

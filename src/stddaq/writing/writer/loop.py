@@ -22,7 +22,7 @@ from stddaq.daemon import log
 from stddaq.daemon.batching import Gathering
 from stddaq.daemon.main import StopRequest
 from stddaq.daemon.statistics import StatisticsTimer
-from stddaq.daemon.user_switch import FileOwner
+from stddaq.daemon.user_switch import UserSwitch
 from stddaq.dataplane import endpoints
 from stddaq.errors import StdDaqError
 from stddaq.wire.std_daq import writer_action_pb2 as pb
@@ -97,7 +97,7 @@ class WriterLoop:
     def __init__(self, config: DetectorConfig, writer: int | str, recorder: Recorder) -> None:
         """Bind and connect the sockets of `writer` (its number, or `meta`). Raises `EndpointError`."""
         self._recorder = recorder
-        self._owner = FileOwner(config.switch_user_active)
+        self._owner = UserSwitch(config.switch_user_active)
         self._statistics = StatisticsTimer(config.stats_collection_period)
         self._context = zmq.Context()
         self._responses = endpoints.open_socket(self._context, zmq.PUSH)
