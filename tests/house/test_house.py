@@ -1,4 +1,4 @@
-"""Promises of the package as a whole: cost of importing, commands, generated code, import contracts."""
+"""Promises of the package as a whole: cost of importing, commands, generated code."""
 
 from __future__ import annotations
 
@@ -158,8 +158,3 @@ def test_protobuf_code_is_what_the_schema_generates(tmp_path: Path) -> None:
     assert generated == {
         path.name: path.read_text() for path in checked_in.glob("*_pb2.py*") if path.is_file()
     }
-
-
-def test_imports_run_one_way_only() -> None:
-    done = run(str(Path(sys.executable).parent / "lint-imports"), "--no-cache")
-    assert done.returncode == 0, done.stdout
