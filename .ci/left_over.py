@@ -1,7 +1,7 @@
-"""Prints what services of ours could have left on this machine, one per line, for .ci/run to compare.
+"""List what stddaq's services may leave on a machine, one per line; `.ci/run` compares two lists.
 
-Segments of shared memory, ipc sockets, their temporary directories, and processes whose environment has the
-entry that is the argument.
+These are shared-memory segments, ipc sockets, temporary directories, and processes whose environment has the
+entry given as argument.
 """
 
 import sys
@@ -24,7 +24,7 @@ def processes(entry: str) -> Iterator[str]:
                 command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 yield f"process {process.name}: {command}"
         except OSError:
-            continue  # It has ended, or is somebody else's.
+            continue  # It has exited, or belongs to another user.
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from support.processes.deployment import Deployment, Service, free_port, wait_un
 
 from stddaq.daemon.line_protocol import line_protocol
 
+pytestmark = pytest.mark.external
+
 CONFIGURATION = """\
 reporting-disabled = true
 bind-address = "127.0.0.1:{backup_port}"

@@ -143,7 +143,8 @@ def test_installed_commands_are_these_and_no_others() -> None:
 
 def test_version_is_that_of_the_distribution() -> None:
     assert importlib.metadata.version("stddaq") == stddaq.__version__
-    assert re.fullmatch(r"\d+\.\d+\.\d+", stddaq.__version__)
+    # X.Y.Z on a tag; after it X.Y.Z.devN+gCOMMIT, with .dDATE if there are uncommitted changes.
+    assert re.fullmatch(r"\d+\.\d+(\.\d+)?(\.dev\d+)?(\+[\w.]+)?", stddaq.__version__)
 
 
 def test_module_runs_like_the_command() -> None:

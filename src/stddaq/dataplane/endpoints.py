@@ -25,7 +25,8 @@ MAX_PATH_BYTES = 107
 # Messages that a sender queues for a peer. One that is so far behind has lost its images in the ring anyway.
 QUEUE_LIMIT = 100_000
 # Messages that a receiver queues, about 200 MB. Larger than what can gather by any means short of a defect:
-# libzmq 4.3.5 aborts the process when a connection breaks whose receiver had stopped reading at its limit.
+# libzmq 4.3.5 aborts the process when a connection breaks whose receiver had stopped reading at its limit:
+# https://github.com/zeromq/libzmq/issues/3937, https://github.com/zeromq/libzmq/issues/4767
 RECEIVE_LIMIT = 1_000_000
 # A peer that hangs as a whole process (SIGSTOP, a dead host) is found within their sum.
 HEARTBEAT_INTERVAL_MS = 400

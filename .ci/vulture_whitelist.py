@@ -1,0 +1,48 @@
+# ruff: noqa
+# pyright: basic
+"""Names that vulture reports although they are in use, by what uses them."""
+
+# The configuration file and messages: pydantic reads and writes every field.
+_.delay_filter_timeout
+_.htype
+_.max_number_of_forwarders_spawned
+_.module_sync_queue_size
+_.n_datasets
+_.n_modules
+_.not_closed
+_.sender_sends_full_images
+_.start_udp_port
+_.use_all_forwarders
+
+# uvicorn, Starlette, websockets and logging.
+_.capture_signals
+_.disabled
+_.disconnected
+_.media_type
+_.render
+_.should_exit
+
+# ophyd, Bluesky, databroker and tiled.
+_.CheckedHDF5Adapter
+_._settled
+_.collect_asset_docs
+_.describe_collect
+_.get_index
+_.return_type
+_.settle_time
+_.success
+_._finish_all
+
+# http.server and pytest, in tests.
+_.do_GET
+_.log_message
+_.logger_as_before
+_.promise
+
+# The prompt of IPython, in examples.
+_.grid_scan
+_.motor1
+_.motor2
+
+# A field that only the comparison of its dataclass reads.
+_.start_up
