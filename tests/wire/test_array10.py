@@ -1,4 +1,4 @@
-"""array-1.0: the header byte for byte, and what a message may be."""
+"""array-1.0: the header byte for byte, decoded messages, and malformed ones."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ GOOD = b'{"htype":"array-1.0", "shape":[2,3], "type":"uint8", "frame":7}'
 @pytest.mark.parametrize(
     ("parts", "reason"),
     [
-        ([GOOD], "1 parts"),
-        ([GOOD, bytes(6), b""], "3 parts"),
-        ([GOOD, bytes(5)], "5 bytes of pixels, announced are 6"),
-        ([GOOD, bytes(7)], "7 bytes of pixels, announced are 6"),
+        ([GOOD], "expected 2 parts, got 1"),
+        ([GOOD, bytes(6), b""], "expected 2 parts, got 3"),
+        ([GOOD, bytes(5)], "expected 6 bytes as the header says, got 5"),
+        ([GOOD, bytes(7)], "expected 6 bytes as the header says, got 7"),
         ([b"", bytes(6)], "JSON"),
         ([b"[" * 70_000, bytes(6)], "JSON"),
         ([b"\xff\xfe", bytes(6)], "JSON"),
@@ -66,6 +66,6 @@ def test_message_that_is_not_array10_is_refused_with_the_reason(parts: list[byte
 
 
 @given(st.lists(st.binary(max_size=80), max_size=4))
-def test_whatever_comes_is_decoded_or_refused(parts: list[bytes]) -> None:
+def test_random_parts_are_refused(parts: list[bytes]) -> None:
     with pytest.raises(Array10Error):
         decode(parts)

@@ -1,4 +1,4 @@
-"""ZMTP: real subscribers of libzmq understand it, older versions as well, and nonsense does no harm."""
+"""ZMTP: the handshake of both versions, subscriptions, and malformed input."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_greeting_and_answer_are_those_of_version_3() -> None:
 
 
 @given(st.lists(st.integers(1, 120), max_size=10))
-def test_bytes_may_come_in_any_pieces(cuts: list[int]) -> None:
+def test_bytes_may_arrive_in_any_pieces(cuts: list[int]) -> None:
     received = GREETING_3 + command(READY) + b"\0\3\1ab" + b"\0\1\1"
     session = PublisherSession()
     begin = 0
@@ -94,7 +94,7 @@ def test_messages_that_are_no_subscriptions_are_ignored() -> None:
     [
         (b"GET / HTTP/1.1\r\n", "0x47"),
         (b"\xff" + bytes(8) + b"\x00\3", "signature"),
-        (SIGNATURE + b"\1" + b"\1" + b"\0\0", "kind 1"),
+        (SIGNATURE + b"\1" + b"\1" + b"\0\0", "got 1"),
         (SIGNATURE + b"\3\0" + b"PLAIN".ljust(20, b"\0") + bytes(32), "PLAIN"),
         (GREETING_3 + command(READY.replace(b"SUB", b"REQ")), "REQ"),
         (GREETING_3 + b"\0\1\1", "READY"),
@@ -118,7 +118,7 @@ def test_topics_without_end_are_refused() -> None:
 
 
 @given(st.binary(max_size=400))
-def test_whatever_comes_is_understood_or_refused(received: bytes) -> None:
+def test_any_bytes_are_processed_or_refused(received: bytes) -> None:
     for prefix in (b"", SIGNATURE, GREETING_3, GREETING_3 + command(READY)):
         with contextlib.suppress(ZmtpError):
             PublisherSession().receive(prefix + received)

@@ -1,7 +1,7 @@
 """array-1.0: one uncompressed image in two parts, a JSON header and the pixels (little-endian, row-major).
 
 The header is `{"htype":"array-1.0", "shape":[2016,2016], "type":"uint16", "frame":3}`, shape [height, width],
-frame the image id. Of an image whose status is not good a further key says so: `"status":"missing_packets"`.
+frame the image id. An image whose status is not good has a further key, such as `"status":"missing_packets"`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stddaq.errors import StdDaqError
-from stddaq.text import shown
+from stddaq.text import mismatch, shown
 
 HTYPE = "array-1.0"
 MAX_HEADER_BYTES = 64 * 1024
@@ -25,7 +25,7 @@ PixelType = Literal[
 
 
 class Array10Error(StdDaqError):
-    """A message that is not array-1.0."""
+    """A message is not array-1.0."""
 
 
 class HeaderMaker:
@@ -37,7 +37,7 @@ class HeaderMaker:
         self._begin = f'{{"htype":"{HTYPE}", "shape":[{height},{width}], "type":"{dtype.name}", "frame":'
 
     def header(self, image_id: int, status: str | None = None) -> bytes:
-        """The header of an image; `status` only when it is not good."""
+        """Return the header of an image; `status` only if it is not good."""
         end = "}" if status is None else f', "status":"{status}"}}'
         return f"{self._begin}{image_id}{end}".encode()
 
@@ -57,7 +57,7 @@ class _Header(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ArrayMessage:
-    """A decoded message. `status` is None for a good image, and of streams that do not tell."""
+    """A decoded message. `status` is None if the header has none: the image is good."""
 
     image_id: int
     pixels: np.ndarray
@@ -65,18 +65,18 @@ class ArrayMessage:
 
 
 def decode(parts: Sequence[bytes | memoryview]) -> ArrayMessage:
-    """Take a message apart; the pixels (height, width) are those of its second part, not copied.
+    """Decode a message. The pixels (height, width) are a view of its second part.
 
-    Raises `Array10Error`.
+    Raise `Array10Error`.
     """
     if len(parts) != 2:
-        raise Array10Error(f"found a message of {len(parts)} parts, allowed are 2")
+        raise Array10Error(mismatch("message", "2 parts", str(len(parts))))
     header = _parse(bytes(parts[0][: MAX_HEADER_BYTES + 1]))
     dtype = np.dtype(header.type).newbyteorder("<")
     n_bytes = header.shape[0] * header.shape[1] * dtype.itemsize
     found = memoryview(parts[1]).nbytes
     if found != n_bytes:
-        raise Array10Error(f"found {found} bytes of pixels, announced are {n_bytes}")
+        raise Array10Error(mismatch("pixels", f"{n_bytes} bytes as the header says", str(found)))
     return ArrayMessage(header.frame, np.frombuffer(parts[1], dtype).reshape(header.shape), header.status)
 
 
@@ -87,7 +87,7 @@ def _parse(content: bytes) -> _Header:
         if isinstance(error, ValidationError):
             first = error.errors(include_url=False)[0]
             key = ".".join(map(str, first["loc"]))
-            raise Array10Error(f"{key}: found {shown(first['input'])}, {first['msg']}") from error
+            raise Array10Error(f"{key}: {first['msg']}, got {shown(first['input'])}") from error
         raise Array10Error(
-            f"found {shown(content[:60].decode(errors='replace'))}, allowed is JSON"
+            mismatch("header", "JSON", shown(content[:60].decode(errors="replace")))
         ) from error

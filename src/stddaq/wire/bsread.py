@@ -1,9 +1,9 @@
-"""bsread: images as multipart ZeroMQ messages, from camera servers and to subscribers of live streams.
+"""bsread: images as multipart ZeroMQ messages, from camera servers and to viewers of live streams.
 
-Parts of a message: main header (JSON), data header (JSON), then for each channel its value and its timestamp;
-a value that is missing (null) is two empty parts. `MessageEncoder` makes messages, `MessageDecoder` takes
-them apart; `encode_value` and `decode_value_into` are for the values. What a peer has sent is judged before
-memory is used for it, and every mistake is a `BsreadError` that says which kind it is.
+The parts of a message are a main header (JSON), a data header (JSON), and for each channel its value and its
+timestamp; a missing value (null) is two empty parts. `MessageEncoder` makes messages, `MessageDecoder` splits
+them; `encode_value` and `decode_value_into` convert the values. Messages from peers are checked before memory
+is reserved for them. Every mistake raises a `BsreadError` with its kind.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from stddaq.errors import StdDaqError
-from stddaq.text import shown
+from stddaq.text import mismatch, shown
 from stddaq.wire.compression import (
     Buffer,
     ByteOrder,
@@ -67,12 +67,12 @@ ValueType = Literal[
     "float64",
     "string",
 ]
-# What can be wrong with a message: number of parts, a header, the data header's hash, the size of a value,
-# a compressed value, a timestamp.
+# What can be wrong: the number of parts, a header, the hash of the data header, the size of a value, a
+# compressed value, a timestamp.
 Malformation = Literal["parts", "main_header", "data_header", "hash", "size", "blob", "timestamp"]
 MALFORMATIONS: tuple[Malformation, ...] = get_args(Malformation)
 
-# A header of a thousand channels has about 100 kB.
+# The header of a thousand channels has about 100 kB.
 MAX_HEADER_BYTES = 2**20
 MAX_CHANNELS = 10_000
 _MAX_NAME = 256
@@ -84,7 +84,7 @@ _Header = TypeVar("_Header", bound=BaseModel)
 
 
 class BsreadError(StdDaqError):
-    """A message that is not bsread. `kind` names what is wrong, for counters."""
+    """A message is not bsread. `kind` says what is wrong with it, for counters."""
 
     def __init__(self, kind: Malformation, message: str) -> None:
         super().__init__(message)
@@ -100,7 +100,7 @@ def _lower(value: object) -> object:
 
 
 class Channel(BaseModel):
-    """One channel as the data header describes it."""
+    """The description of a channel in the data header."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -122,7 +122,7 @@ class Channel(BaseModel):
         dtype: np.dtype,
         compression: Compression = "none",
     ) -> Channel:
-        """The channel of images of `shape` (height, width) and `dtype`."""
+        """Return the channel of images of `shape` (height, width) and `dtype`."""
         byte_order: ByteOrder = "big" if dtype.str[0] == ">" else "little"
         return cls.model_validate(
             {
@@ -136,7 +136,7 @@ class Channel(BaseModel):
 
     @cached_property
     def dtype(self) -> np.dtype:
-        """Type of one element, in the channel's byte order; a string is uint8."""
+        """Type of an element, in the channel's byte order; uint8 for a string."""
         name = "uint8" if self.type == "string" else self.type
         return np.dtype(name).newbyteorder("<" if self.encoding == "little" else ">")
 
@@ -147,7 +147,7 @@ class Channel(BaseModel):
 
     @cached_property
     def n_bytes(self) -> int:
-        """Bytes of one uncompressed value."""
+        """Size of an uncompressed value in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -159,7 +159,7 @@ class _GlobalTimestamp(BaseModel):
 
 
 class MainHeader(BaseModel):
-    """What stands before every message."""
+    """The first part of a message."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -179,7 +179,7 @@ class _DataHeader(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message: `values[i]` and `timestamps[i]` are the parts of `channels[i]`, as sent."""
+    """A message: `values[i]` and `timestamps[i]` are the parts of `channels[i]`, still encoded."""
 
     header: MainHeader
     channels: tuple[Channel, ...]
@@ -188,24 +188,21 @@ class Message:
 
 
 class MessageDecoder:
-    """Takes the messages of a stream apart. Data headers that do not change are parsed once."""
+    """Splits the messages of a stream. Parses a data header once, until it changes."""
 
     def __init__(self) -> None:
         self._header_bytes, self._compression, self._hash = b"", "none", ""
         self._channels: tuple[Channel, ...] = ()
 
     def decode(self, parts: Sequence[Buffer]) -> Message:
-        """Headers and channels of a message; values stay as they are. Raises `BsreadError`. About 5 us."""
+        """Return a message; its values stay encoded. Raise `BsreadError`. About 5 us."""
         if len(parts) < 2:
-            raise BsreadError("parts", f"found a message of {len(parts)} parts, allowed are 2 or more")
+            raise BsreadError("parts", mismatch("message", "2 parts or more", str(len(parts))))
         header = _parse_header(MainHeader, "main_header", bytes(parts[0][: MAX_HEADER_BYTES + 1]))
         channels = self._parse_channels(header, bytes(parts[1][: MAX_HEADER_BYTES + 1]))
         if len(parts) != 2 + 2 * len(channels):
-            raise BsreadError(
-                "parts",
-                f"found a message of {len(parts)} parts, "
-                f"allowed for {len(channels)} channels are {2 + 2 * len(channels)}",
-            )
+            expected = f"{2 + 2 * len(channels)} parts for {len(channels)} channels"
+            raise BsreadError("parts", mismatch("message", expected, str(len(parts))))
         return Message(header, channels, tuple(parts[2::2]), tuple(parts[3::2]))
 
     def _parse_channels(self, header: MainHeader, content: bytes) -> tuple[Channel, ...]:
@@ -217,7 +214,7 @@ class MessageDecoder:
             found = hashlib.md5(content, usedforsecurity=False).hexdigest()
             if found != header.hash.lower():
                 raise BsreadError(
-                    "hash", f"found a data header of hash {found}, announced is {header.hash!a}"
+                    "hash", mismatch("hash of the data header", f"{header.hash!a} as announced", found)
                 )
             plain = _plain_header(content, header.dh_compression)
             self._channels = _parse_header(_DataHeader, "data_header", plain).channels
@@ -227,7 +224,7 @@ class MessageDecoder:
 
 
 class MessageEncoder:
-    """Makes the messages of a stream whose channels stay the same."""
+    """Makes the messages of a stream with fixed channels."""
 
     def __init__(self, channels: Sequence[Channel], dh_compression: Compression = "none") -> None:
         self.channels = tuple(channels)
@@ -241,9 +238,9 @@ class MessageEncoder:
         )
 
     def message(self, pulse_id: int, sec: int, ns: int, values: Sequence[Buffer | None]) -> list[Buffer]:
-        """All parts, with one value for each channel as `encode_value` gives it; None is a null value.
+        """Return all parts, with a value for each channel as `encode_value` returns it; None is null.
 
-        The message was taken `sec` seconds and `ns` nanoseconds after 1970.
+        The timestamp is `sec` seconds and `ns` nanoseconds since 1970.
         """
         main = (
             f'{{"htype":"bsr_m-1.1","pulse_id":{pulse_id},'
@@ -259,9 +256,9 @@ class MessageEncoder:
 
 
 def encode_value(channel: Channel, value: np.ndarray) -> Buffer:
-    """A value as the channel describes it. Uncompressed and contiguous ones are not copied.
+    """Return a value as the channel describes it. A contiguous value is not copied, unless compressed.
 
-    `value` has the channel's shape (slowest first) and type; its bytes are brought into the channel's order.
+    `value` has the channel's shape (slowest dimension first) and type; its bytes get the channel's order.
     """
     value = np.ascontiguousarray(value, channel.dtype)
     if channel.compression == "bitshuffle_lz4":
@@ -272,30 +269,27 @@ def encode_value(channel: Channel, value: np.ndarray) -> Buffer:
 
 
 def check_value(channel: Channel, value: Buffer) -> None:
-    """Raise `BsreadError` unless the sizes in a value, not null, are those that the channel announces."""
+    """Raise `BsreadError` unless the sizes in a value (not null) are those of the channel."""
     try:
         if channel.compression == "bitshuffle_lz4":
             check_bitshuffle_lz4(value, channel.n_bytes, channel.dtype.itemsize)
         elif channel.compression == "lz4":
             check_lz4(value, channel.n_bytes, channel.encoding)
         elif (found := memoryview(value).nbytes) != channel.n_bytes:
-            raise BsreadError("size", f"found a value of {found} bytes, announced are {channel.n_bytes}")
+            raise BsreadError("size", mismatch("value", f"{channel.n_bytes} bytes as announced", str(found)))
     except CompressionError as error:
         raise BsreadError("blob", str(error)) from error
 
 
 def decode_value_into(channel: Channel, value: Buffer, array: np.ndarray) -> None:
-    """Put a value into `array`, C-contiguous, native byte order, of the channel's shape (slowest first).
+    """Decode a value into `array`, C-contiguous, in native byte order, of the channel's shape and type.
 
-    Uncompressed pixels are copied once, compressed ones decoded in place. Raises `BsreadError`; what the
-    array holds is undefined then.
+    Uncompressed pixels are copied once, compressed ones decoded in place. Raise `BsreadError`; the array then
+    has undefined content.
     """
     if array.shape != channel.array_shape or array.dtype != channel.dtype.newbyteorder("="):
-        raise BsreadError(
-            "size",
-            f"found a value of {channel.array_shape} {channel.type}, "
-            f"allowed is {array.shape} {array.dtype.name}",
-        )
+        expected = f"{array.shape} {array.dtype.name}"
+        raise BsreadError("size", mismatch("value", expected, f"{channel.array_shape} {channel.type}"))
     try:
         if channel.compression == "bitshuffle_lz4":
             decompress_bitshuffle_lz4_into(value, array)
@@ -312,11 +306,11 @@ def decode_value_into(channel: Channel, value: Buffer, array: np.ndarray) -> Non
 
 
 def decode_value(channel: Channel, value: Buffer, max_bytes: int) -> np.ndarray | None:
-    """A value as a new array, None when it is null. Raises `BsreadError`, also for more than `max_bytes`."""
+    """Return a value as a new array, or None for null. Raise `BsreadError`, also above `max_bytes`."""
     if not memoryview(value).nbytes:
         return None
     if channel.n_bytes > max_bytes:
-        raise BsreadError("size", f"found a value of {channel.n_bytes} bytes, allowed are {max_bytes}")
+        raise BsreadError("size", mismatch("value", f"up to {max_bytes} bytes", str(channel.n_bytes)))
     check_value(channel, value)
     array = np.empty(channel.array_shape, channel.dtype.newbyteorder("="))
     decode_value_into(channel, value, array)
@@ -324,28 +318,28 @@ def decode_value(channel: Channel, value: Buffer, max_bytes: int) -> np.ndarray 
 
 
 def decode_timestamp(channel: Channel, timestamp: Buffer) -> tuple[int, int]:
-    """(seconds, nanoseconds) since 1970 of a value that is not null. Raises `BsreadError`."""
+    """Return the timestamp of a value (not null): seconds and nanoseconds since 1970. Raise `BsreadError`."""
     layout = _TIMESTAMP[channel.encoding]
     if memoryview(timestamp).nbytes != layout.size:
         found = memoryview(timestamp).nbytes
-        raise BsreadError("timestamp", f"found a timestamp of {found} bytes, allowed are {layout.size}")
+        raise BsreadError("timestamp", mismatch("timestamp", f"{layout.size} bytes", str(found)))
     sec, ns = layout.unpack(timestamp)
     if sec < 0 or not 0 <= ns < _NS_PER_S:
-        raise BsreadError("timestamp", f"found a timestamp of {sec} s and {ns} ns")
+        expected = f"s from 0, ns from 0 to {_NS_PER_S - 1}"
+        raise BsreadError("timestamp", mismatch("timestamp", expected, f"{sec} s and {ns} ns"))
     return sec, ns
 
 
 def _plain_header(content: bytes, compression: Compression) -> bytes:
-    """The JSON of a data header, which may be compressed."""
+    """Return the JSON of a data header, decompressed if necessary."""
     if compression == "none" or len(content) < 12:
         return content
     announced = content[:8] if compression == "bitshuffle_lz4" else content[:4]
-    # psi-bsread writes the size of a compressed header in little-endian, as everything that is no channel.
+    # psi-bsread writes the size of an lz4 header in little-endian, whatever the channels use.
     n_bytes = int.from_bytes(announced, "big" if compression == "bitshuffle_lz4" else "little")
     if not 0 < n_bytes <= MAX_HEADER_BYTES:
-        raise BsreadError(
-            "data_header", f"found a data header of {n_bytes} bytes, allowed are up to {MAX_HEADER_BYTES}"
-        )
+        expected = f"1 to {MAX_HEADER_BYTES} bytes"
+        raise BsreadError("data_header", mismatch("data header", expected, str(n_bytes)))
     try:
         value = decode_value(_header_channel(n_bytes, compression), content, MAX_HEADER_BYTES)
     except BsreadError as error:
@@ -363,11 +357,11 @@ def _as_array(text: bytes) -> np.ndarray:
 
 def _parse_header(model: type[_Header], kind: Malformation, content: bytes) -> _Header:
     if len(content) > MAX_HEADER_BYTES:
-        raise BsreadError(kind, f"found a header of more than {MAX_HEADER_BYTES} bytes")
+        raise BsreadError(kind, mismatch("header", f"up to {MAX_HEADER_BYTES} bytes", "more"))
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "header"
-        found = shown(first["input"]) if "input" in first and first["type"] != "json_invalid" else ""
-        raise BsreadError(kind, f"{where}: found {found or 'no JSON'}: {first['msg']}") from error
+        got = "no JSON" if first["type"] == "json_invalid" else shown(first["input"])
+        raise BsreadError(kind, f"{where}: {first['msg']}, got {got}") from error

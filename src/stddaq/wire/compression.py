@@ -1,8 +1,8 @@
 """Compressed blobs as std_daq sends and stores them: bitshuffle with LZ4, and LZ4 alone.
 
-The codec is the one that hdf5plugin brings for HDF5's filter 32008, called without the GIL and from buffer to
-buffer, so that threads compress in parallel and a ring-buffer slot is filled in place. A blob from a peer is
-walked through before the codec sees it, which itself trusts the lengths in it.
+The codec is the library that hdf5plugin ships for HDF5's filter 32008. It is called without the GIL and from
+buffer to buffer, so that threads compress in parallel and fill slots of the ring buffer in place. The codec
+trusts the lengths in a blob, so a blob from a peer is checked first.
 """
 
 from __future__ import annotations
@@ -18,35 +18,36 @@ from typing import Any, Literal
 import numpy as np
 
 from stddaq.errors import StdDaqError
+from stddaq.text import mismatch
 
 Buffer = bytes | bytearray | memoryview
 ByteOrder = Literal["little", "big"]
 
-# bitshuffle's own default: blocks of 8192 bytes, but never of less than 128 elements.
+# bitshuffle's default: blocks of 8192 bytes, but at least 128 elements.
 _TARGET_BLOCK_BYTES = 8192
 _SMALLEST_BLOCK = 128
-# A block is a multiple of this many elements.
+# A block has a multiple of 8 elements.
 _BLOCK_MULTIPLE = 8
 MAX_BLOCK_BYTES = 2**30
-# Limit of LZ4 itself.
+# The most that LZ4 compresses at once.
 _MAX_LZ4_BYTES = 0x7E000000
 _HEADER = struct.Struct(">qi")
 _BLOCK_LENGTH = struct.Struct(">I")
 
 
 class CompressionError(StdDaqError):
-    """A blob cannot be decoded, or not be made as asked for."""
+    """A blob cannot be decoded, or not be made as requested."""
 
 
 class CodecError(StdDaqError):
-    """The library with the codec cannot be used; hdf5plugin is installed otherwise than by its wheel."""
+    """The codec cannot be loaded from hdf5plugin; its wheels contain it."""
 
 
 class _Codec:
     """The functions of the shared library."""
 
     def __init__(self) -> None:
-        # hdf5plugin itself, when imported, would bring h5py and HDF5 into services that need neither.
+        # Importing hdf5plugin would load h5py and HDF5 into services that need neither.
         package = importlib.util.find_spec("hdf5plugin")
         assert package is not None
         assert package.origin is not None
@@ -61,12 +62,12 @@ class _Codec:
             self.lz4_bound = _function(library.LZ4_compressBound, ctypes.c_int, "i")
         except (OSError, AttributeError) as error:
             raise CodecError(
-                f"{path}: found {error}, needed are bitshuffle and LZ4 as in the wheels of hdf5plugin"
+                mismatch(str(path), "bitshuffle and LZ4 as in the wheels of hdf5plugin", str(error))
             ) from error
 
 
 def _function(function: Any, result: type, arguments: str) -> Callable[..., int]:
-    """Declare a function of C: p pointer, n size_t, i int."""
+    """Declare the types of a C function: p pointer, n size_t, i int."""
     kinds = {"p": ctypes.c_void_p, "n": ctypes.c_size_t, "i": ctypes.c_int}
     function.restype, function.argtypes = result, [kinds[kind] for kind in arguments]
     return function
@@ -78,35 +79,36 @@ def _codec() -> _Codec:
 
 
 def default_block_bytes(itemsize: int) -> int:
-    """The block size, in bytes, of data whose elements have `itemsize` bytes."""
+    """Return the default block size, in bytes, for elements of `itemsize` bytes."""
     elements = _TARGET_BLOCK_BYTES // itemsize // _BLOCK_MULTIPLE * _BLOCK_MULTIPLE
     return max(elements, _SMALLEST_BLOCK) * itemsize
 
 
 def bitshuffle_lz4_bound(n_bytes: int, itemsize: int, block_bytes: int = 0) -> int:
-    """The most bytes that a bitshuffle_lz4 blob of `n_bytes` of data can have.
+    """Return the most bytes that a bitshuffle_lz4 blob of `n_bytes` of data can have.
 
-    Raises `CompressionError` for a block size that is not possible.
+    Raise `CompressionError` if the block size is not valid.
     """
     block = _block_elements(block_bytes or default_block_bytes(itemsize), itemsize)
     return _HEADER.size + _codec().bound(n_bytes // itemsize, itemsize, block)
 
 
 def compress_bitshuffle_lz4(array: np.ndarray, block_bytes: int = 0) -> memoryview:
-    """The bitshuffle_lz4 blob of `array`, of any shape and type: what HDF5's filter 32008 stores.
+    """Return the bitshuffle_lz4 blob of an array of any shape and type, as HDF5's filter 32008 stores it.
 
-    int64 BE uncompressed bytes, int32 BE block size in bytes, then per block uint32 BE length and LZ4 data;
-    up to seven elements at the end as they are. `block_bytes` 0 is bitshuffle's default (8192); it must be a
-    multiple of eight elements. Raises `CompressionError` when it is not.
+    The blob has the number of uncompressed bytes (int64 BE), the block size in bytes (int32 BE), and for each
+    block its length (uint32 BE) and LZ4 data; up to seven elements at the end are not compressed.
+    `block_bytes` is a multiple of eight elements, or 0 for bitshuffle's default (8192). Raise
+    `CompressionError` if it is neither.
     """
     blob = np.empty(bitshuffle_lz4_bound(array.nbytes, array.itemsize, block_bytes), np.uint8)
     return blob.data[: compress_bitshuffle_lz4_into(array, blob, block_bytes)]
 
 
 def compress_bitshuffle_lz4_into(array: np.ndarray, blob: np.ndarray, block_bytes: int = 0) -> int:
-    """The same, into `blob`, uint8, of at least `bitshuffle_lz4_bound` bytes. Returns the bytes used.
+    """Write the blob of `array` into `blob`, uint8, of at least `bitshuffle_lz4_bound` bytes.
 
-    The GIL is released. Raises `CompressionError`.
+    Return the number of bytes used. Release the GIL. Raise `CompressionError`.
     """
     array = np.ascontiguousarray(array)
     itemsize = array.itemsize
@@ -114,7 +116,7 @@ def compress_bitshuffle_lz4_into(array: np.ndarray, blob: np.ndarray, block_byte
     block = _block_elements(block_bytes, itemsize)
     needed = bitshuffle_lz4_bound(array.nbytes, itemsize, block_bytes)
     if blob.nbytes < needed or not blob.flags.c_contiguous:
-        raise CompressionError(f"found room for a blob of {blob.nbytes} bytes, needed are {needed}")
+        raise CompressionError(mismatch("buffer", f"{needed} contiguous bytes for a blob", str(blob.nbytes)))
     _HEADER.pack_into(blob.data, 0, array.nbytes, block_bytes)
     target = blob.ctypes.data + _HEADER.size
     n = _codec().compress(array.ctypes.data, target, array.size, itemsize, block)
@@ -124,11 +126,14 @@ def compress_bitshuffle_lz4_into(array: np.ndarray, blob: np.ndarray, block_byte
 
 
 def compress_bitshuffle_lz4_within(array: np.ndarray, room: np.ndarray, block_bytes: int = 0) -> int | None:
-    """The same into `room`, uint8, that may be smaller; None when the blob is larger, then with any content.
+    """Write the blob of `array` into `room`, uint8, which may be smaller than `bitshuffle_lz4_bound`.
 
-    The codec does not look for the end of its output, so that only as many blocks go straight into `room` as
-    are certain to fit, which are nearly all of an image when `room` is as large as the image; those behind
-    them do, too, when the first became smaller. The GIL is released. Raises `CompressionError`.
+    Return the number of bytes used, or None if the blob does not fit; `room` then has undefined content.
+    Release the GIL. Raise `CompressionError`.
+
+    The codec does not check for the end of its output. So only as many blocks are compressed straight into
+    `room` as certainly fit: nearly all of an image, if `room` is as large as the image. The remaining blocks
+    are, too, if the first ones became smaller, and else go through a temporary buffer.
     """
     array = np.ascontiguousarray(array)
     itemsize, size = array.itemsize, array.size
@@ -159,16 +164,16 @@ def compress_bitshuffle_lz4_within(array: np.ndarray, room: np.ndarray, block_by
 
 
 def decompress_bitshuffle_lz4(blob: Buffer, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """The array of `shape` and `dtype` in a bitshuffle_lz4 blob. Raises `CompressionError`."""
+    """Return the array of `shape` and `dtype` in a bitshuffle_lz4 blob. Raise `CompressionError`."""
     array = np.empty(shape, dtype)
     decompress_bitshuffle_lz4_into(blob, array)
     return array
 
 
 def decompress_bitshuffle_lz4_into(blob: Buffer, array: np.ndarray) -> None:
-    """Decode a blob into `array`, C-contiguous, of the very size that the blob holds.
+    """Decode a bitshuffle_lz4 blob into `array`, C-contiguous, of exactly the size of the data.
 
-    The GIL is released. Raises `CompressionError`; the array's content is then undefined.
+    Release the GIL. Raise `CompressionError`; the array then has undefined content.
     """
     data = np.frombuffer(blob, np.uint8)
     itemsize = array.itemsize
@@ -176,21 +181,21 @@ def decompress_bitshuffle_lz4_into(blob: Buffer, array: np.ndarray) -> None:
     source = data.ctypes.data + _HEADER.size
     n = _codec().decompress(source, _address(array), array.size, itemsize, block)
     if n < 0:
-        raise CompressionError(f"found a bitshuffle_lz4 blob whose LZ4 data are damaged (bitshuffle: {n})")
+        raise CompressionError(mismatch("bitshuffle_lz4 blob", "valid LZ4 data", f"error {n} of bitshuffle"))
 
 
 def check_bitshuffle_lz4(blob: Buffer, n_bytes: int, itemsize: int) -> None:
-    """Raise `CompressionError` unless the blob's headers are those of `n_bytes` of data. 0.1 us per block."""
+    """Raise `CompressionError` unless the lengths in a blob fit `n_bytes` of data. 0.1 us per block."""
     _checked_blocks(np.frombuffer(blob, np.uint8), n_bytes, itemsize)
 
 
 def _checked_blocks(data: np.ndarray, n_bytes: int, itemsize: int) -> int:
-    """Elements per block, after a walk over the lengths of all blocks, which the codec does not check."""
+    """Return the elements per block. Check the lengths of all blocks, because the codec does not."""
     if data.size < _HEADER.size:
-        raise CompressionError(f"found a bitshuffle_lz4 blob of {data.size} bytes, its header has 12")
+        raise CompressionError(mismatch("bitshuffle_lz4 blob", "12 bytes of header", f"{data.size} bytes"))
     found, block_bytes = _HEADER.unpack_from(data.data)
     if found != n_bytes:
-        raise CompressionError(f"found a bitshuffle_lz4 blob of {found} bytes of data, allowed are {n_bytes}")
+        raise CompressionError(mismatch("bitshuffle_lz4 blob", f"{n_bytes} bytes of data", str(found)))
     block = _block_elements(block_bytes, itemsize)
     n_elements = n_bytes // itemsize
     n_blocks = n_elements // block + (n_elements % block >= _BLOCK_MULTIPLE)
@@ -202,7 +207,7 @@ def _checked_blocks(data: np.ndarray, n_bytes: int, itemsize: int) -> int:
         position += 4 + length_at(view, position)[0]
     position += n_elements % _BLOCK_MULTIPLE * itemsize
     if position > end:
-        raise CompressionError(f"found a bitshuffle_lz4 blob of {end} bytes, its blocks need {position}")
+        raise CompressionError(mismatch("bitshuffle_lz4 blob", f"{position} bytes for its blocks", str(end)))
     return block
 
 
@@ -210,20 +215,23 @@ def _block_elements(block_bytes: int, itemsize: int) -> int:
     block, rest = divmod(block_bytes, itemsize)
     if rest or block % _BLOCK_MULTIPLE or not 0 < block_bytes <= MAX_BLOCK_BYTES:
         raise CompressionError(
-            f"found bitshuffle blocks of {block_bytes} bytes, allowed are multiples of "
-            f"{_BLOCK_MULTIPLE * itemsize} (8 elements) up to {MAX_BLOCK_BYTES}"
+            mismatch(
+                "bytes per bitshuffle block",
+                f"a multiple of {_BLOCK_MULTIPLE * itemsize} (8 elements) up to {MAX_BLOCK_BYTES}",
+                str(block_bytes),
+            )
         )
     return block
 
 
 def compress_lz4(array: np.ndarray, byte_order: ByteOrder = "little") -> memoryview:
-    """The lz4 blob of `array`: uint32 uncompressed bytes in `byte_order`, then one LZ4 block.
+    """Return the lz4 blob of `array`: uint32 uncompressed bytes in `byte_order`, then one LZ4 block.
 
-    Raises `CompressionError` for more than LZ4 can take (2 113 929 216 bytes).
+    Raise `CompressionError` for more than 2 113 929 216 bytes, the limit of LZ4.
     """
     array = np.ascontiguousarray(array)
     if array.nbytes > _MAX_LZ4_BYTES:
-        raise CompressionError(f"found {array.nbytes} bytes, allowed for lz4 are {_MAX_LZ4_BYTES}")
+        raise CompressionError(mismatch("array", f"up to {_MAX_LZ4_BYTES} bytes for lz4", str(array.nbytes)))
     codec = _codec()
     blob = np.empty(4 + codec.lz4_bound(array.nbytes), np.uint8)
     blob[:4] = np.frombuffer(array.nbytes.to_bytes(4, byte_order), np.uint8)
@@ -234,27 +242,27 @@ def compress_lz4(array: np.ndarray, byte_order: ByteOrder = "little") -> memoryv
 
 
 def decompress_lz4_into(blob: Buffer, array: np.ndarray, byte_order: ByteOrder = "little") -> None:
-    """Decode an lz4 blob into `array`, C-contiguous, of the very size that the blob holds.
+    """Decode an lz4 blob into `array`, C-contiguous, of exactly the size of the data.
 
-    The GIL is released. Raises `CompressionError`; the array's content is then undefined.
+    Release the GIL. Raise `CompressionError`; the array then has undefined content.
     """
     data = np.frombuffer(blob, np.uint8)
     check_lz4(blob, array.nbytes, byte_order)
     n = _codec().lz4_decompress(data.ctypes.data + 4, _address(array), data.size - 4, array.nbytes)
     if n != array.nbytes:
-        raise CompressionError(f"found an lz4 blob whose data are damaged (LZ4: {n})")
+        raise CompressionError(mismatch("lz4 blob", "valid LZ4 data", f"{n} from LZ4"))
 
 
 def check_lz4(blob: Buffer, n_bytes: int, byte_order: ByteOrder = "little") -> None:
-    """Raise `CompressionError` unless the header of an lz4 blob is that of `n_bytes` of data."""
+    """Raise `CompressionError` unless the header of an lz4 blob announces `n_bytes` of data."""
     head = bytes(memoryview(blob)[:4])
     found = int.from_bytes(head, byte_order)
     if len(head) < 4 or found != n_bytes or n_bytes > _MAX_LZ4_BYTES:
-        raise CompressionError(f"found an lz4 blob of {found} bytes of data, allowed are {n_bytes}")
+        raise CompressionError(mismatch("lz4 blob", f"{n_bytes} bytes of data", str(found)))
 
 
 def _address(array: np.ndarray) -> int:
-    """Where the codec may write. The array's size was compared with the blob's before."""
+    """Return where the codec may write. The caller has compared the array's size with the blob's."""
     if not (array.flags.c_contiguous and array.flags.writeable):
-        raise CompressionError("found an array that is not contiguous or not writable to decode into")
+        raise CompressionError(mismatch("array", "a contiguous and writable one", "another"))
     return array.ctypes.data

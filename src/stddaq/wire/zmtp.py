@@ -1,8 +1,8 @@
-"""ZMTP, the protocol of ZeroMQ over TCP: the publisher's side of one connection, without any I/O.
+"""ZMTP, the protocol of ZeroMQ over TCP: the publisher's end of one connection, without any I/O.
 
-Live streams use it instead of libzmq's PUB socket, which does not say which subscriber has missed what.
-Source of the format: ZMTP 3.0 (rfc.zeromq.org/spec/23) with the NULL mechanism, and the older ZMTP 2.0
-(spec/15) for peers that speak no later one, as libzmq 3 and its relatives.
+Live streams use it instead of libzmq's PUB socket, which does not report what each subscriber has missed.
+The format is ZMTP 3.0 (https://rfc.zeromq.org/spec/23/) with the NULL mechanism, and ZMTP 2.0
+(https://rfc.zeromq.org/spec/15/) with older peers such as libzmq 3.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 
 from stddaq.errors import StdDaqError
+from stddaq.text import mismatch
 
 Buffer = bytes | bytearray | memoryview
 
@@ -20,21 +21,21 @@ _GREETING_BYTES = 64
 _MECHANISM = b"NULL".ljust(20, b"\0")
 _PUB, _SUB, _XSUB = 1, 2, 10
 _MORE, _LONG, _COMMAND = 1, 2, 4
-# A topic or a command; what subscribers send has tens of bytes.
+# Subscribers send topics and commands of some tens of bytes.
 MAX_FRAME_BYTES = 8192
 MAX_TOPICS = 1000
 
 
 class ZmtpError(StdDaqError):
-    """The peer is no subscriber that we can talk to."""
+    """The peer is not a ZMTP subscriber."""
 
 
 class PublisherSession:
-    """One subscriber's connection: give it what was received, send what it returns.
+    """The protocol of one subscriber's connection. Feed it received bytes, and send what it returns.
 
     Attributes:
-        topics: how often the subscriber has subscribed to each prefix.
-        is_open: whether both sides have introduced themselves.
+        topics: subscribed prefixes, and how often the subscriber has subscribed to each.
+        is_open: whether the handshake is complete.
     """
 
     def __init__(self) -> None:
@@ -46,16 +47,16 @@ class PublisherSession:
 
     @staticmethod
     def opening() -> bytes:
-        """What to send first; the rest depends on the peer's version."""
+        """Return what to send first; the rest of the greeting depends on the peer's version."""
         return _SIGNATURE + bytes([_VERSION])
 
     @property
-    def has_spoken(self) -> bool:
-        """Whether anything was received."""
+    def has_received(self) -> bool:
+        """Whether the peer has sent anything."""
         return bool(self._version or self._received)
 
     def receive(self, data: bytes) -> bytes:
-        """Take received bytes in. Returns what to answer. Raises `ZmtpError`."""
+        """Process received bytes. Return the answer to send. Raise `ZmtpError`."""
         self._received += data
         answer = b""
         if not self._version:
@@ -64,11 +65,11 @@ class PublisherSession:
             answer += self._read_greeting()
         if not self._awaits_greeting:
             while (frame := self._next_frame()) is not None:
-                answer += self._take(*frame)
+                answer += self._process(*frame)
         return answer
 
     def wants(self, first_part: Buffer) -> bool:
-        """Whether a message with this first part goes to the subscriber."""
+        """Return whether the subscriber has subscribed to a message with this first part."""
         topics = self.topics
         if b"" in topics:
             return True
@@ -78,14 +79,14 @@ class PublisherSession:
     def _read_version(self) -> bytes:
         received = self._received
         if received and received[0] != _SIGNATURE[0]:
-            raise ZmtpError(f"found byte {received[0]:#04x} first, allowed is the 0xff of ZMTP 2.0 or later")
+            raise ZmtpError(mismatch("first byte", "0xff (ZMTP 2.0 or later)", f"{received[0]:#04x}"))
         if len(received) <= len(_SIGNATURE):
             return b""
         if not received[len(_SIGNATURE) - 1] & 1:
-            raise ZmtpError("found no signature of ZMTP 2.0 or later")
+            raise ZmtpError(mismatch("signature", "that of ZMTP 2.0 or later", f"{bytes(received[:10])!a}"))
         self._version = 3 if received[len(_SIGNATURE)] >= _VERSION else 2
         if self._version == 2:
-            # Kind of socket, and an identity of no bytes.
+            # The socket type, and an empty identity.
             return bytes([_PUB, 0, 0])
         return bytes([0]) + _MECHANISM + bytes(_GREETING_BYTES - 12 - len(_MECHANISM))
 
@@ -95,20 +96,20 @@ class PublisherSession:
             if len(received) < 12:
                 return b""
             if received[11] not in (_SUB, _XSUB):
-                raise ZmtpError(f"found a socket of kind {received[11]}, allowed is SUB or XSUB")
+                raise ZmtpError(mismatch("socket type", f"{_SUB} (SUB) or {_XSUB} (XSUB)", str(received[11])))
             del received[:12]
         else:
             if len(received) < _GREETING_BYTES:
                 return b""
             mechanism = bytes(received[12:32])
             if mechanism != _MECHANISM:
-                raise ZmtpError(f"found the mechanism {mechanism.rstrip(bytes(1))!a}, allowed is NULL")
+                raise ZmtpError(mismatch("mechanism", "NULL", f"{mechanism.rstrip(bytes(1))!a}"))
             del received[:_GREETING_BYTES]
         self._awaits_greeting = False
         return b"" if self._version == 2 else _command(b"READY", _property(b"Socket-Type", b"PUB"))
 
     def _next_frame(self) -> tuple[int, bytes] | None:
-        """Flags and body of the next whole frame that was received."""
+        """Remove the next complete frame from what was received; return its flags and body, or None."""
         received = self._received
         if len(received) < 2:
             return None
@@ -119,29 +120,29 @@ class PublisherSession:
                 return None
             size, start = int.from_bytes(received[1:9]), 9
         if size > MAX_FRAME_BYTES:
-            raise ZmtpError(f"found a frame of {size} bytes, allowed are {MAX_FRAME_BYTES}")
+            raise ZmtpError(mismatch("frame", f"up to {MAX_FRAME_BYTES} bytes", str(size)))
         if len(received) < start + size:
             return None
         body = bytes(received[start : start + size])
         del received[: start + size]
         return flags, body
 
-    def _take(self, flags: int, body: bytes) -> bytes:
+    def _process(self, flags: int, body: bytes) -> bytes:
         if not self.is_open:
             if self._version == 3:
                 _check_ready(flags, body)
-            self.is_open = True  # In version 2 the frame was the identity.
+            self.is_open = True  # In version 2 this frame is the identity.
             return b""
         if flags & _COMMAND:
-            return self._obey(body)
+            return self._process_command(body)
         if body[:1] in (b"\1", b"\0"):
             self._subscribe(body[1:], is_new=body[0] == 1)
         return b""
 
-    def _obey(self, body: bytes) -> bytes:
+    def _process_command(self, body: bytes) -> bytes:
         name, content = _split_command(body)
         if name == b"PING":
-            return _command(b"PONG", content[2:18])  # After the time to live, the context of the ping.
+            return _command(b"PONG", content[2:18])  # The context of the ping follows its time to live.
         if name in (b"SUBSCRIBE", b"CANCEL"):
             self._subscribe(content, is_new=name == b"SUBSCRIBE")
         return b""
@@ -153,11 +154,11 @@ class PublisherSession:
         else:
             self.topics.pop(topic, None)
         if len(self.topics) > MAX_TOPICS:
-            raise ZmtpError(f"found more than {MAX_TOPICS} topics")
+            raise ZmtpError(mismatch("subscription", f"up to {MAX_TOPICS} topics", "more"))
 
 
 def frames(parts: Sequence[Buffer]) -> list[Buffer]:
-    """A multipart message as what goes over the wire, in any version; the parts are not copied."""
+    """Return the frames of a multipart message, as any version sends them. Large parts are not copied."""
     buffers: list[Buffer] = []
     last = len(parts) - 1
     for position, part in enumerate(parts):
@@ -187,10 +188,10 @@ def _split_command(body: bytes) -> tuple[bytes, bytes]:
 def _check_ready(flags: int, body: bytes) -> None:
     name, content = _split_command(body)
     if not flags & _COMMAND or name != b"READY":
-        raise ZmtpError(f"found {name[:20]!a}, allowed is the command READY")
+        raise ZmtpError(mismatch("handshake", "the command READY", f"{name[:20]!a}"))
     while content:
         key, rest = _split_command(content)
         size = int.from_bytes(rest[:4])
         if key.lower() == b"socket-type" and rest[4 : 4 + size] not in (b"SUB", b"XSUB"):
-            raise ZmtpError(f"found a socket of type {rest[4 : 4 + size][:20]!a}, allowed is SUB or XSUB")
+            raise ZmtpError(mismatch("socket type", "SUB or XSUB", f"{rest[4 : 4 + size][:20]!a}"))
         content = rest[4 + size :]
