@@ -110,7 +110,7 @@ def test_a_viewer_that_vanishes_disturbs_nobody(
     gone.wait_for_line("got 0")
     gone.kill()
     seen(record_beside(rig, stream, images[1:]))
-    stream.process.wait_for_line(r"is gone; 1 images sent, 0 dropped")
+    stream.process.wait_for_line(r"disconnected; 1 images sent, 0 dropped")
 
 
 @pytest.mark.fault(

@@ -29,7 +29,7 @@ from support.tools.fuzzing import (
 from stddaq.client import LiveImage, LiveStreamClient
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
-from stddaq.streaming.subscribers import MAX_SUBSCRIBERS
+from stddaq.streaming.viewers import MAX_VIEWERS
 from stddaq.wire import array10
 from stddaq.wire.bsread import Channel, MessageEncoder, encode_value
 
@@ -62,7 +62,7 @@ def test_bytes_at_the_port_of_a_live_stream_disturb_no_viewer(deployment: Deploy
                 stranger.sendall(content)
             strangers.append(stranger)
             # Some leave at once, some stay without reading; so that others are admitted, not for ever.
-            if not stays or len(strangers) >= MAX_SUBSCRIBERS // 2:
+            if not stays or len(strangers) >= MAX_VIEWERS // 2:
                 while strangers:
                     strangers.pop().close()
             check_viewer()

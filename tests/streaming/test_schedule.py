@@ -1,4 +1,4 @@
-"""Which images a live stream sends."""
+"""The images that a live stream sends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def schedule(kind: str, *numbers: float) -> Schedule:
 
 
 def taken(of: Schedule, ids: range, rate: float) -> list[int]:
-    """Ids that the schedule takes when images come at `rate`."""
+    """Return the ids that the schedule takes when images arrive at `rate`."""
     return [image_id for n, image_id in enumerate(ids) if of.takes(image_id, 100 + n / rate)]
 
 
@@ -37,7 +37,7 @@ def test_batch_goes_by_the_id_alone(a: int, b: int, image_id: int) -> None:
     assert schedule("batch", count, every).takes(image_id, 0.0) == (image_id % every < count)
 
 
-def test_periodic_takes_consecutive_images_so_often() -> None:
+def test_periodic_takes_consecutive_images_at_its_frequency() -> None:
     # 100 Hz for 2 s, three images four times a second.
     ids = taken(schedule("periodic", 3, 4), range(200), rate=100)
     assert ids == [first + i for first in range(0, 200, 25) for i in range(3)]
@@ -47,7 +47,7 @@ def test_periodic_may_be_slower_than_once_a_second() -> None:
     assert taken(schedule("periodic", 1, 0.5), range(1000), rate=100) == [0, 200, 400, 600, 800]
 
 
-def test_periodic_keeps_its_frequency_when_images_fall_unevenly() -> None:
+def test_periodic_keeps_its_frequency_when_it_does_not_divide_the_rate() -> None:
     ids = taken(schedule("periodic", 1, 7), range(10_000), rate=100)
     assert len(ids) == pytest.approx(700, abs=1)
 

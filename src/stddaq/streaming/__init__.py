@@ -1,1 +1,1 @@
-"""Live streams: images to viewers over TCP, as array-1.0 or bsread."""
+"""Live streams: send images to viewers over TCP, as array-1.0 or bsread."""

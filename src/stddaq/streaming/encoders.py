@@ -1,7 +1,7 @@
 """Images as messages of a live stream: array-1.0 uncompressed, bsread compressed.
 
-An encoder takes an image out of its slot first (`take`), and makes the message when it is clear that the
-slot held that very image all the while (`parts`): what was overwritten is never decoded, and never sent.
+An encoder first copies or compresses an image out of its slot (`take`). It makes the message (`parts`) only
+after the slot is known to have held that image all the time, so overwritten images are never decoded or sent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.metadata import GOOD_IMAGE, ImageMetadata
-from stddaq.streaming.subscribers import ImageBuffers
+from stddaq.streaming.viewer_queue import ImageBuffers
+from stddaq.text import mismatch
 from stddaq.wire.array10 import HeaderMaker
 from stddaq.wire.bsread import Channel, MessageEncoder
 from stddaq.wire.compression import (
@@ -27,7 +28,7 @@ from stddaq.wire.compression import (
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 StreamType = Literal["array-1.0", "bsread"]
-# 2001 in ns since 1970: a GigaFRoST whose clock is not set counts from anywhere else.
+# 2001 in ns since 1970. Earlier timestamps come from a GigaFRoST whose clock is not set.
 _EARLIEST_NS = 10**18
 
 
@@ -35,30 +36,30 @@ class Encoder(Protocol):
     """Makes the messages of one live stream."""
 
     def take(self, metadata: ImageMetadata, slot: memoryview) -> memoryview:
-        """Take an image out of its slot (uint8), whatever is there."""
+        """Copy or compress the content of a slot (uint8), whatever it is."""
         ...
 
     def parts(self, metadata: ImageMetadata, taken: memoryview) -> tuple[Sequence[Buffer], memoryview | None]:
-        """The message of an image, and the buffer of the pool that it uses. Gives `taken` up.
+        """Return the message of an image, and the buffer of the pool that it uses, if any.
 
-        Raises `CompressionError` when a compressed image cannot be decoded.
+        `taken` is what `take` has returned; it must not be used any more. Raise `CompressionError` if a
+        compressed image cannot be decoded.
         """
         ...
 
     def discard(self, metadata: ImageMetadata, taken: memoryview) -> None:
-        """Give up what was taken of an image that is not sent."""
+        """Release what `take` has returned for an image that is not sent."""
         ...
 
 
-class Array10Encoder:
-    """array-1.0: pixels are copied once, compressed images decoded."""
+class Array10Encoder(Encoder):
+    """array-1.0: copies pixels once, and decodes compressed images."""
 
     def __init__(self, config: DetectorConfig, pool: ImageBuffers) -> None:
         self._headers = HeaderMaker(config.image_shape, config.dtype)
         self._config, self._pool = config, pool
 
     def take(self, metadata: ImageMetadata, slot: memoryview) -> memoryview:
-        """See `Encoder`."""
         if metadata.compression:
             return memoryview(bytes(slot[: metadata.size]))
         taken = self._pool.take()
@@ -66,7 +67,6 @@ class Array10Encoder:
         return taken
 
     def parts(self, metadata: ImageMetadata, taken: memoryview) -> tuple[Sequence[Buffer], memoryview | None]:
-        """See `Encoder`."""
         image = self._decoded(metadata, taken) if metadata.compression else taken
         return (self._headers.header(metadata.image_id, status_name(metadata)), image), image
 
@@ -81,13 +81,12 @@ class Array10Encoder:
         return image
 
     def discard(self, metadata: ImageMetadata, taken: memoryview) -> None:
-        """See `Encoder`."""
         if not metadata.compression:
             self._pool.give_back(taken)
 
 
-class BsreadEncoder:
-    """bsread: pixels are compressed out of their slots, blobs that bsread knows go out as they are."""
+class BsreadEncoder(Encoder):
+    """bsread: compresses pixels out of their slots, and sends bitshuffle_lz4 blobs unchanged."""
 
     def __init__(self, config: DetectorConfig) -> None:
         self._config = config
@@ -99,13 +98,11 @@ class BsreadEncoder:
         return MessageEncoder([Channel.of_image(name, shape, dtype, "bitshuffle_lz4")])
 
     def take(self, metadata: ImageMetadata, slot: memoryview) -> memoryview:
-        """See `Encoder`."""
         if metadata.compression:
             return memoryview(bytes(slot[: metadata.size]))
         return compress_bitshuffle_lz4(np.frombuffer(slot, self._config.dtype))
 
     def parts(self, metadata: ImageMetadata, taken: memoryview) -> tuple[Sequence[Buffer], memoryview | None]:
-        """See `Encoder`."""
         if metadata.compression not in (pb.none, pb.h5bitshuffle_lz4):
             image = np.empty(self._config.image_shape, self._config.dtype)
             _decoder(metadata.compression)(taken, image)
@@ -120,11 +117,11 @@ class BsreadEncoder:
         return parts, None
 
     def discard(self, metadata: ImageMetadata, taken: memoryview) -> None:
-        """See `Encoder`."""
+        pass  # It uses no buffer of the pool.
 
 
 def make_encoder(stream_type: StreamType, config: DetectorConfig, pool: ImageBuffers) -> Encoder:
-    """The encoder of a stream of `stream_type`."""
+    """Return the encoder of a stream of `stream_type`."""
     return Array10Encoder(config, pool) if stream_type == "array-1.0" else BsreadEncoder(config)
 
 
@@ -132,37 +129,37 @@ Decode = Callable[[memoryview, np.ndarray], None]
 
 
 def _decoder(compression: int) -> Decode:
-    """Decodes a blob into an image (height, width). Raises `CompressionError`."""
+    """Return a function that decodes a blob into an image (height, width), or raises `CompressionError`."""
     return decompress_bitshuffle_lz4_into if compression == pb.h5bitshuffle_lz4 else _blosc2_decoder()
 
 
 @cache
 def _blosc2_decoder() -> Decode:
-    import blosc2  # Takes a while, and most streams do without.
+    import blosc2  # Slow to import, and most streams do not need it.
 
     def decode(blob: memoryview, image: np.ndarray) -> None:
         try:
             frame = blosc2.schunk_from_cframe(bytes(blob), copy=False)
             if frame.nbytes != image.nbytes:
                 raise CompressionError(
-                    f"found a Blosc2 frame of {frame.nbytes} bytes of data, allowed are {image.nbytes}"
+                    mismatch("Blosc2 frame", f"{image.nbytes} bytes of data", str(frame.nbytes))
                 )
             frame.get_slice(out=image.reshape(-1).view(np.uint8))
         except (RuntimeError, ValueError) as error:
-            raise CompressionError(f"found no Blosc2 frame that can be decoded: {error}") from error
+            raise CompressionError(mismatch("Blosc2 frame", "a valid one", str(error))) from error
 
     return decode
 
 
 def status_name(metadata: ImageMetadata) -> str | None:
-    """The status of an image that is not good, None of a good one."""
+    """Return the name of the status of an image, or None if the image is good."""
     if metadata.status == GOOD_IMAGE:
         return None
     return pb.ImageMetadataStatus.Name(metadata.status)
 
 
 def timestamp_of(metadata: ImageMetadata) -> tuple[int, int]:
-    """When the image was taken, (seconds, nanoseconds) since 1970; now, when the detector does not say."""
+    """Return when an image was taken, (seconds, nanoseconds) since 1970; now if the detector does not say."""
     kind = metadata.WhichOneof("image_metadata")
     if kind == "pco" and metadata.pco.global_timestamp_sec:
         return metadata.pco.global_timestamp_sec, metadata.pco.global_timestamp_ns % 10**9

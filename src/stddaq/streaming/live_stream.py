@@ -25,7 +25,7 @@ from stddaq.errors import ConfigError
 from stddaq.streaming.encoders import Encoder
 from stddaq.streaming.schedule import schedule_of
 from stddaq.streaming.settings import FollowedSetting
-from stddaq.streaming.subscribers import Subscribers
+from stddaq.streaming.viewers import Viewers
 from stddaq.wire.compression import CompressionError
 
 RECEIVE_BATCH = 1000
@@ -63,7 +63,7 @@ class LiveStream:
         config: DetectorConfig,
         source: LiveSource,
         encoder: Encoder,
-        subscribers: Subscribers,
+        subscribers: Viewers,
         setting: FollowedSetting,
         type_name: str,
     ) -> None:
@@ -217,7 +217,7 @@ class LiveStream:
                 log.event("setting changed to %s", self._setting.current)
         except ConfigError as error:
             log.logger.error("the setting stays %s: %s", self._setting.current, error)
-        self._subscribers.drop_silent()
+        self._subscribers.close_silent()
         if not self._subscribers.n_subscribed and not self._held:
             self._announcements.ignore()
         if not self._ring.is_current() and not self._held:

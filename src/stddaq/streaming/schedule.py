@@ -8,36 +8,34 @@ from stddaq.config.live_streams import LiveStreamSetting
 
 
 class Schedule(Protocol):
-    """Asked once for every image, in the order of the stream."""
+    """Chooses the images that are sent. Called once for every image, in the order of the stream."""
 
     def takes(self, image_id: int, now: float) -> bool:
-        """Whether to send image `image_id`, which has come at `now` (seconds, monotonic)."""
+        """Return whether to send image `image_id`, received at `now` (seconds, monotonic)."""
         ...
 
 
-class Forward:
+class Forward(Schedule):
     """Every image."""
 
     def takes(self, image_id: int, now: float) -> bool:
-        """See `Schedule`."""
         del image_id, now
         return True
 
 
-class Batch:
-    """Of every `every` consecutive ids the first `count`, whatever is missing between them."""
+class Batch(Schedule):
+    """The first `count` of every `every` consecutive ids, whether or not all of them arrive."""
 
     def __init__(self, count: int, every: int) -> None:
         self._count, self._every = count, every
 
     def takes(self, image_id: int, now: float) -> bool:
-        """See `Schedule`."""
         del now
         return image_id % self._every < self._count
 
 
-class Periodic:
-    """`count` images in a row as they come, `frequency` times a second; all when more do not come."""
+class Periodic(Schedule):
+    """`count` images in a row, `frequency` times a second; every image of a slower source."""
 
     def __init__(self, count: int, frequency: float) -> None:
         self._count, self._period = count, 1 / frequency
@@ -45,11 +43,10 @@ class Periodic:
         self._left = 0
 
     def takes(self, image_id: int, now: float) -> bool:
-        """See `Schedule`."""
         del image_id
         if self._left == 0 and now >= self._due:
             self._left = self._count
-            # On a grid, so that the frequency is kept however the images fall; begun anew after a pause.
+            # On a grid, which keeps the frequency exact for images at any times; a pause starts a new grid.
             self._due += self._period
             if self._due <= now:
                 self._due = now + self._period
@@ -60,7 +57,7 @@ class Periodic:
 
 
 def schedule_of(setting: LiveStreamSetting) -> Schedule:
-    """The schedule that a setting asks for."""
+    """Return the schedule of a setting."""
     if setting.type == "batch":
         return Batch(*setting.config)
     if setting.type == "periodic":

@@ -1,4 +1,4 @@
-"""`std_live_stream`: images to viewers over TCP while they are taken, as array-1.0 or bsread."""
+"""`std_live_stream`: sends images to viewers over TCP while they are taken, as array-1.0 or bsread."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from stddaq.daemon.arguments import ArgumentParser, suffix
 from stddaq.streaming.encoders import StreamType, make_encoder
 from stddaq.streaming.live_stream import LiveSource, LiveStream
 from stddaq.streaming.settings import FollowedSetting, setting_at
-from stddaq.streaming.subscribers import ImageBuffers, Subscribers
+from stddaq.streaming.viewer_queue import ImageBuffers
+from stddaq.streaming.viewers import Viewers
 
 NAME = "std_live_stream"
-# As the C++ service calls them in its statistics line.
+# The names in the statistics line of the std_daq service (C++).
 TYPE_NAMES: dict[StreamType, str] = {"array-1.0": "array10", "bsread": "bsread"}
 
 
@@ -61,9 +62,9 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
     pool = ImageBuffers(config.image_bytes)
     encoder = make_encoder(args.type, config, pool)
     with ExitStack() as stack:
-        subscribers = Subscribers(args.stream_address, pool)
-        stack.callback(subscribers.close)
-        stream = LiveStream(config, source, encoder, subscribers, setting, TYPE_NAMES[args.type])
+        viewers = Viewers(args.stream_address, pool)
+        stack.callback(viewers.close)
+        stream = LiveStream(config, source, encoder, viewers, setting, TYPE_NAMES[args.type])
         stack.callback(stream.close)
-        log.event("ready: %s as %s at %s", setting.current, args.type, subscribers.endpoint)
+        log.event("ready: %s as %s at %s", setting.current, args.type, viewers.endpoint)
         stream.serve(stop)

@@ -1,4 +1,4 @@
-"""The publishing socket by itself: bounded in bytes, exact in what it counts."""
+"""The publishing socket with subscribers of libzmq: what they receive, and what is dropped."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import zmq
 from support.processes.deployment import wait_until
 from support.processes.live_streams import Subscriber
 
-from stddaq.streaming import subscribers as module
-from stddaq.streaming.subscribers import ImageBuffers, Subscribers
+from stddaq.streaming import viewer_queue, viewers
+from stddaq.streaming.viewer_queue import ImageBuffers
+from stddaq.streaming.viewers import Viewers
 
 SIZE = 100_000
 
 
 @pytest.fixture
-def publisher() -> Iterator[Subscribers]:
-    publisher = Subscribers("tcp://127.0.0.1:0", ImageBuffers(SIZE))
+def publisher() -> Iterator[Viewers]:
+    publisher = Viewers("tcp://127.0.0.1:0", ImageBuffers(SIZE))
     yield publisher
     publisher.close()
 
 
-def until(publisher: Subscribers, condition: Callable[[], object]) -> None:
-    """Attend until the condition holds."""
+def until(publisher: Viewers, condition: Callable[[], object]) -> None:
+    """Attend to the viewers until the condition holds."""
 
     def attended() -> bool:
         publisher.attend()
@@ -33,17 +34,17 @@ def until(publisher: Subscribers, condition: Callable[[], object]) -> None:
     wait_until(attended)
 
 
-def received(publisher: Subscribers, subscriber: Subscriber) -> list[bytes]:
+def received(publisher: Viewers, subscriber: Subscriber) -> list[bytes]:
     until(publisher, lambda: subscriber.socket.poll(0))
     return subscriber.receive()
 
 
-def test_port_that_the_system_chose_is_said(publisher: Subscribers) -> None:
+def test_endpoint_has_the_port_that_the_system_chose(publisher: Viewers) -> None:
     assert publisher.endpoint == f"tcp://127.0.0.1:{publisher.port}"
     assert publisher.port > 0
 
 
-def test_messages_of_any_size_and_number_of_parts_arrive_as_they_are(publisher: Subscribers) -> None:
+def test_messages_of_any_size_and_number_of_parts_arrive_as_they_are(publisher: Viewers) -> None:
     messages = [[b""], [b"a", b""], [b"", b"b"], [bytes(255), bytes(256)], [b"h", os.urandom(10**7), b"t"]]
     with Subscriber(publisher.endpoint) as subscriber:
         until(publisher, lambda: publisher.n_subscribed)
@@ -53,15 +54,15 @@ def test_messages_of_any_size_and_number_of_parts_arrive_as_they_are(publisher: 
             assert received(publisher, subscriber) == message
 
 
-def test_message_without_subscriber_is_sent_to_nobody_and_not_counted(publisher: Subscribers) -> None:
+def test_message_without_viewers_is_not_sent_and_not_dropped(publisher: Viewers) -> None:
     assert not publisher.send([b"x"])
     assert publisher.n_dropped == 0
 
 
-def test_what_a_slow_subscriber_gets_and_its_drops_are_all_there_was(
-    publisher: Subscribers, monkeypatch: pytest.MonkeyPatch
+def test_received_and_dropped_messages_of_a_slow_viewer_are_all_that_were_sent(
+    publisher: Viewers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_QUEUED_BYTES", 10 * SIZE)
+    monkeypatch.setattr(viewer_queue, "MAX_QUEUED_BYTES", 10 * SIZE)
     n_messages = 300
     with Subscriber(publisher.endpoint, queue=1) as slow, Subscriber(publisher.endpoint) as good:
         until(publisher, lambda: publisher.n_subscribed == 2)
@@ -81,10 +82,8 @@ def test_what_a_slow_subscriber_gets_and_its_drops_are_all_there_was(
         assert len(got) + publisher.n_dropped == n_messages
 
 
-def test_one_image_is_taken_however_large_it_is(
-    publisher: Subscribers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MAX_QUEUED_BYTES", 10)
+def test_one_image_is_queued_however_large_it_is(publisher: Viewers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(viewer_queue, "MAX_QUEUED_BYTES", 10)
     with Subscriber(publisher.endpoint) as subscriber:
         until(publisher, lambda: publisher.n_subscribed)
         assert publisher.send([b"h", bytes(10**8)])
@@ -93,38 +92,36 @@ def test_one_image_is_taken_however_large_it_is(
         assert publisher.n_dropped == 1
 
 
-def test_more_subscribers_than_are_admitted_wait_until_one_leaves(
-    publisher: Subscribers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MAX_SUBSCRIBERS", 1)
+def test_further_viewers_wait_until_one_leaves(publisher: Viewers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(viewers, "MAX_VIEWERS", 1)
     with Subscriber(publisher.endpoint) as second:
         with Subscriber(publisher.endpoint):
             until(publisher, lambda: publisher.n_subscribed == 1)
         until(publisher, lambda: publisher.send([b"x"]) and second.socket.poll(0))
 
 
-def test_connection_that_says_nothing_is_closed_after_a_while(
-    publisher: Subscribers, monkeypatch: pytest.MonkeyPatch
+def test_connection_without_handshake_is_closed_after_the_timeout(
+    publisher: Viewers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with zmq.Context() as context, context.socket(zmq.STREAM) as silent:
         silent.linger = 0
         silent.connect(publisher.endpoint)
-        # Its own connection, then our greeting.
+        # libzmq reports the connection, then delivers the greeting.
         until(publisher, lambda: silent.poll(0))
         silent.recv_multipart()
         until(publisher, lambda: silent.poll(0))
         assert silent.recv_multipart()[1]
-        publisher.drop_silent()
+        publisher.close_silent()
         assert not silent.poll(100)
-        monkeypatch.setattr(module, "HANDSHAKE_TIMEOUT_S", 0)
-        publisher.drop_silent()
+        monkeypatch.setattr(viewers, "HANDSHAKE_TIMEOUT_S", 0)
+        publisher.close_silent()
         assert silent.poll(5000)
         assert silent.recv_multipart()[1] == b""
 
 
-def test_buffer_is_used_again_only_when_every_subscriber_has_got_it() -> None:
+def test_buffer_is_reused_only_after_every_viewer_has_received_it() -> None:
     pool = ImageBuffers(10**7)
-    publisher = Subscribers("tcp://127.0.0.1:0", pool)
+    publisher = Viewers("tcp://127.0.0.1:0", pool)
     used: set[int] = set()
     try:
         with Subscriber(publisher.endpoint, queue=1) as one, Subscriber(publisher.endpoint) as other:
@@ -134,7 +131,7 @@ def test_buffer_is_used_again_only_when_every_subscriber_has_got_it() -> None:
                 image[:] = bytes([i]) * len(image)
                 used.add(id(image.obj))
                 publisher.send([b"h", image], image)
-            # Had a buffer been taken again too early, an earlier image would be a later one by now.
+            # If a buffer were reused too early, an earlier image would have the content of a later one.
             for subscriber in (other, one):
                 for i in range(5):
                     assert set(received(publisher, subscriber)[1][::1000]) == {i}

@@ -1,0 +1,200 @@
+"""The publishing socket of a live stream: sends messages to viewers, each at its own speed.
+
+A message is queued for a viewer, or dropped and counted for that viewer alone; sending never blocks. libzmq's
+PUB socket does not count what it drops, so this module speaks ZMTP itself (`stddaq.wire.zmtp`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import time
+from collections.abc import Sequence
+
+from stddaq.daemon import log
+from stddaq.streaming import listener
+from stddaq.streaming.viewer_queue import ImageBuffers, QueuedMessage, ViewerQueue
+from stddaq.wire.zmtp import Buffer, PublisherSession, ZmtpError
+
+MAX_VIEWERS = 64
+HANDSHAKE_TIMEOUT_S = 10.0
+_DISCONNECTED = "disconnected"
+_RECEIVE_BYTES = 65536
+
+
+class Viewer:
+    """One connection: its socket, its protocol, and the queue of what it has yet to receive."""
+
+    def __init__(self, connection: socket.socket, peer: str) -> None:
+        """`peer` names the viewer in the log. Raise `OSError` if the connection is closed already."""
+        self.connection, self.peer = connection, peer
+        self.session, self.queue = PublisherSession(), ViewerQueue()
+        self.connected_at = time.monotonic()
+        self.queue.answer(self.session.opening())
+        self.flush()
+
+    def offer(self, message: QueuedMessage) -> bool:
+        """Queue a message and send what the connection takes. Return False if it was dropped."""
+        if not self.queue.offer(message):
+            return False
+        self.flush()
+        return True
+
+    def receive(self) -> None:
+        """Process what the viewer has sent. Raise `OSError` if it has disconnected, or `ZmtpError`."""
+        with contextlib.suppress(BlockingIOError):
+            data = self.connection.recv(_RECEIVE_BYTES)
+            if not data:
+                raise ConnectionResetError
+            self.queue.answer(self.session.receive(data))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send as much as the connection takes now. Raise `OSError` if the viewer has disconnected."""
+        queue, connection = self.queue, self.connection
+        while not queue.is_empty:
+            try:
+                n_bytes = connection.sendmsg(queue.next_buffers())
+            except BlockingIOError:
+                return
+            queue.advance(n_bytes)
+
+    def close(self) -> None:
+        """Close the connection. What is queued is not sent."""
+        self.queue.clear()
+        self.connection.close()
+
+
+class Viewers:
+    """Listens at an address and sends messages to all viewers that have subscribed.
+
+    Attributes:
+        endpoint: the address, with the port that the system chose for port 0.
+        port: its port.
+        n_subscribed: viewers that have subscribed.
+        n_dropped: messages that were dropped because a viewer was slow, counted for each viewer.
+    """
+
+    def __init__(self, address: str, pool: ImageBuffers) -> None:
+        """Listen at `tcp://HOST:PORT`; the host `*` is every interface. Raise `EndpointError`."""
+        self._pool = pool
+        self._listener = listener.listen(address)
+        self.port: int = self._listener.getsockname()[1]
+        self.endpoint = f"{address.rpartition(':')[0]}:{self.port}"
+        self.n_subscribed = self.n_dropped = 0
+        self._viewers: dict[int, Viewer] = {}
+        self._is_accepting = True
+        self._epoll = select.epoll()
+        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when `attend` has something to do."""
+        return self._epoll.fileno()
+
+    def send(self, parts: Sequence[Buffer], image: memoryview | None = None) -> bool:
+        """Send a message to all viewers. Return whether at least one of them receives it.
+
+        `image` is the buffer of the pool that the parts use.
+        """
+        message, is_sent = QueuedMessage(parts, image, self._pool), False
+        for viewer in list(self._viewers.values()):
+            if not viewer.session.topics or not viewer.session.wants(parts[0]):
+                continue
+            was_empty = viewer.queue.is_empty
+            try:
+                if viewer.offer(message):
+                    is_sent = True
+                else:
+                    self.n_dropped += 1
+            except OSError:
+                self._remove(viewer, _DISCONNECTED)
+                continue
+            if viewer.queue.is_empty != was_empty:
+                self._poll(viewer)
+        message.release()
+        return is_sent
+
+    def attend(self, timeout: float = 0.0) -> None:
+        """Accept connections, process subscriptions and send queued messages, without blocking.
+
+        Wait up to `timeout` seconds for the first of these.
+        """
+        for fd, _ in self._epoll.poll(timeout):
+            if fd == self._listener.fileno():
+                self._accept()
+            elif (viewer := self._viewers.get(fd)) is not None:
+                self._serve(viewer)
+
+    def close_silent(self) -> None:
+        """Close connections that have not completed the handshake in time."""
+        now = time.monotonic()
+        for viewer in list(self._viewers.values()):
+            if not viewer.session.is_open and now - viewer.connected_at > HANDSHAKE_TIMEOUT_S:
+                self._remove(viewer, f"did not complete the handshake within {HANDSHAKE_TIMEOUT_S:g} s")
+
+    def _serve(self, viewer: Viewer) -> None:
+        had_subscribed = bool(viewer.session.topics)
+        try:
+            viewer.receive()
+        except ZmtpError as error:
+            self._remove(viewer, f"is not a ZMTP subscriber: {error}")
+            return
+        except OSError:
+            self._remove(viewer, _DISCONNECTED)
+            return
+        self._poll(viewer)
+        self._count_subscribed()
+        if not had_subscribed and viewer.session.topics:
+            log.event("%s subscribed", viewer.peer)
+
+    def _accept(self) -> None:
+        while len(self._viewers) < MAX_VIEWERS:
+            try:
+                connection, address = self._listener.accept()
+            except OSError:
+                return
+            try:
+                listener.prepare(connection)
+                viewer = Viewer(connection, f"{address[0]}:{address[1]}")
+            except OSError:
+                connection.close()
+                continue
+            self._viewers[connection.fileno()] = viewer
+            self._epoll.register(connection.fileno(), select.EPOLLIN)
+            self._poll(viewer)
+        # Further connections wait in the backlog of the system until one closes.
+        self._is_accepting = False
+        self._epoll.unregister(self._listener.fileno())
+        log.logger.warning("%d viewers are connected: no more are accepted until one leaves", MAX_VIEWERS)
+
+    def _poll(self, viewer: Viewer) -> None:
+        """Wait for what the viewer needs: to send, and to be sent what is queued."""
+        events = select.EPOLLIN | (0 if viewer.queue.is_empty else select.EPOLLOUT)
+        self._epoll.modify(viewer.connection.fileno(), events)
+
+    def _remove(self, viewer: Viewer, reason: str) -> None:
+        fd = viewer.connection.fileno()
+        self._epoll.unregister(fd)
+        del self._viewers[fd]
+        if not self._is_accepting:
+            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+            self._is_accepting = True
+        viewer.close()
+        self._count_subscribed()
+        # Supervisors connect only to see whether the stream listens: not worth a line.
+        is_probe = reason == _DISCONNECTED and not viewer.session.has_received
+        report = log.logger.debug if is_probe else log.event
+        n_sent, n_dropped = viewer.queue.n_sent, viewer.queue.n_dropped
+        report("%s %s; %d images sent, %d dropped", viewer.peer, reason, n_sent, n_dropped)
+
+    def _count_subscribed(self) -> None:
+        self.n_subscribed = sum(bool(viewer.session.topics) for viewer in self._viewers.values())
+
+    def close(self) -> None:
+        """Close all connections. What is queued for slow viewers is not sent."""
+        for viewer in self._viewers.values():
+            viewer.close()
+        self._viewers.clear()
+        self._listener.close()
+        self._epoll.close()
