@@ -127,7 +127,7 @@ def test_a_failed_run_is_exit_code_1_with_the_reason(deployment: Deployment, dir
     [
         (("/absent/directory",), 1, "/absent/directory"),
         ((".", "-n", "many"), 2, "argument -n"),
-        ((".", "-n", "-3"), 1, "n_image: found -3"),
+        ((".", "-n", "-3"), 1, "n_image: expected"),
         ((".", "--prefix", "a/b"), 1, "file_prefix"),
         ((".", "--config", "/absent.json"), 2, "/absent.json"),
         ((), 2, "path"),

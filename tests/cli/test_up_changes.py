@@ -161,11 +161,11 @@ def test_a_camera_on_the_network_is_recorded(make_deployment: MakeDeployment, tm
 @pytest.mark.parametrize(
     ("services", "mistake"),
     [
-        (["rm -rf /"], 'services.0: found "rm -rf /", allowed is one of std_bsread_recv'),
-        (["stddaq-rest", "std_gf_filter 'x"], "services.1: found"),
+        (["rm -rf /"], "services.0: expected one of std_bsread_recv"),
+        (["stddaq-rest", "std_gf_filter 'x"], "services.1: expected"),
         (["std_live_stream tcp://127.0.0.1:1"], "an address of live_stream_configs: there is none"),
         (["stddaq-rest", "stddaq-rest"], "more than once"),
-        ("stddaq-rest", "services: found"),
+        ("stddaq-rest", "services: expected"),
     ],
 )
 def test_a_service_that_there_is_not_is_refused_in_one_line(

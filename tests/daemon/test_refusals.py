@@ -63,12 +63,18 @@ BAD_FILES: dict[str, tuple[bytes | None, str]] = {
     "missing": (None, "cannot be read: No such file or directory"),
     "not JSON": (b"{", "is not JSON"),
     "not UTF-8": (b"\xff\xfe\x00", "is not UTF-8 text"),
-    "not an object": (b"[]", "found [], allowed is a JSON object"),
-    "without a key": (json.dumps(make_config(bit_depth=None)).encode(), "bit_depth: missing"),
-    "of a wrong type": (json.dumps(make_config(n_modules="1")).encode(), 'n_modules: found "1", allowed is'),
+    "not an object": (b"[]", "expected a JSON object of configuration keys, got []"),
+    "without a key": (
+        json.dumps(make_config(bit_depth=None)).encode(),
+        "bit_depth: expected a value, got nothing",
+    ),
+    "of a wrong type": (
+        json.dumps(make_config(n_modules="1")).encode(),
+        'n_modules: expected an integer, got "1"',
+    ),
     "impossible": (
         json.dumps(make_config(bit_depth=12)).encode(),
-        "bit_depth: found 12, allowed is 8, 16 or 32",
+        "bit_depth: expected 8, 16 or 32, got 12",
     ),
 }
 

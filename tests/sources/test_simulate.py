@@ -153,7 +153,7 @@ def test_request_that_cannot_be_carried_out_changes_nothing(deployment: Deployme
     with SimulatorClient(deployment.detector_name) as client, zmq.Context() as context:
         client.trigger(2)
         with pytest.raises(
-            SimulatorRefusedError, match="n_images: found 0, allowed is greater than or equal to 1"
+            SimulatorRefusedError, match="n_images: expected a value greater than or equal to 1, got 0"
         ):
             client.trigger(0)
         with pytest.raises(SimulatorRefusedError, match="rate: found NaN"):

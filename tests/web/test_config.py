@@ -96,8 +96,8 @@ def test_every_mistake_is_in_the_answer_and_nothing_has_changed(rest: RestServic
 NO_CONFIGURATIONS = (
     (b"", "is not JSON"),
     (b"{", "is not JSON"),
-    (b"[]", "allowed is a JSON object"),
-    (b'{"bit_depth": 1, "bit_depth": 2}', "more than once"),
+    (b"[]", "expected a JSON object"),
+    (b'{"bit_depth": 1, "bit_depth": 2}', "expected one value in an object"),
     (b'{"x": NaN}', "NaN"),
     (b'{"x": 1e999}', "1e999"),
     (b'{"x": ' + b"9" * 5000 + b"}", "thousands of digits"),

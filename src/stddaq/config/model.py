@@ -1,8 +1,8 @@
 """The detector configuration: one JSON file, the start-up argument of every service.
 
 `DetectorConfig.load` reads, validates and freezes it. Keys of other services are kept and tolerated;
-a mistake in one of ours is a `ConfigError` with one line that names the file, every offending key, what
-was found and what is allowed. The keys are those of the std_daq configuration file.
+a mistake in a key of stddaq is a `ConfigError`: one line that names the file, every wrong key, what was
+expected and what was found. The keys are those of the std_daq configuration file.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
 
 from stddaq.config.live_streams import LiveStreamSetting
 from stddaq.errors import ConfigError
-from stddaq.text import shown, shown_key
+from stddaq.text import mismatch, shown, shown_key
+from stddaq.validation import explain
 
 DetectorType = Literal["gigafrost", "eiger", "pco", "jungfrau-raw", "jungfrau-converted"]
 LogLevel = Literal["debug", "info", "warning", "error", "off"]
@@ -93,16 +93,16 @@ class DetectorConfig(BaseModel):
     def parse(cls, content: object, where: str = "configuration") -> DetectorConfig:
         """Validate `content`, the decoded JSON. `where` opens the message of a `ConfigError`."""
         if not isinstance(content, dict):
-            mistake = f"found {shown(content)}, allowed is a JSON object of configuration keys"
+            mistake = f"expected a JSON object of configuration keys, got {shown(content)}"
             raise ConfigError(f"{where}: {mistake}", [mistake])
         try:
             return cls.model_validate(content)
         except ValidationError as error:
             mistakes = _mistakes(error, content)
-            told = mistakes[:MISTAKES_SHOWN]
+            reported = mistakes[:MISTAKES_SHOWN]
             if len(mistakes) > MISTAKES_SHOWN:
-                told.append(f"and {len(mistakes) - MISTAKES_SHOWN} more mistakes")
-            raise ConfigError(f"{where}: {'; '.join(told)}", mistakes) from error
+                reported.append(f"and {len(mistakes) - MISTAKES_SHOWN} more mistakes")
+            raise ConfigError(f"{where}: {'; '.join(reported)}", mistakes) from error
 
     @field_validator("detector_name")
     @classmethod
@@ -162,7 +162,7 @@ def parse_json(text: bytes) -> Any:
         raise ConfigError("is not usable JSON: nested too deeply") from error
     # Where Python gives up depends on who calls; a service must not refuse what another accepted.
     if _depth(content) > MAX_DEPTH:
-        raise ConfigError(f"is not usable JSON: nested too deeply, allowed are {MAX_DEPTH} levels")
+        raise ConfigError(f"is not usable JSON: nested too deeply, expected at most {MAX_DEPTH} levels")
     return content
 
 
@@ -172,28 +172,28 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ConfigError(f"{shown_key(twice)}: found more than once in one object, allowed is once")
+        raise ConfigError(mismatch(shown_key(twice), "one value in an object", "several"))
     return content
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ConfigError(f"found {name}, allowed are the numbers of JSON")
+    raise ConfigError(f"expected a number of JSON, got {name}")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ConfigError(f"found {text[:60]}, allowed are numbers up to 1.8e308")
+        raise ConfigError(f"expected a number up to 1.8e308, got {text[:60]}")
     return value
 
 
 def _mistakes(error: ValidationError, content: dict[str, Any]) -> list[str]:
-    """Every mistake in words: of single keys, and of those together that are good by themselves."""
+    """Return every mistake in words: of single keys, and of keys that are valid but do not fit together."""
     mistakes: list[str] = []
     for single in error.errors():
         if single["loc"]:
-            mistakes.append(_explain(single))
-        else:  # Of several keys together; it says itself what was found.
+            mistakes.append(explain(single, "configuration"))
+        else:  # A mistake of several keys; its message is complete.
             mistakes += single["msg"].removeprefix("Value error, ").split("\n")
     wrong = {single["loc"][0] for single in error.errors() if single["loc"]}
     if wrong:
@@ -202,18 +202,21 @@ def _mistakes(error: ValidationError, content: dict[str, Any]) -> list[str]:
 
 
 def _inconsistencies(values: Mapping[str, Any]) -> list[str]:
-    """What does not fit together among the keys that are there."""
+    """Return what does not fit together among the keys that are present."""
     mistakes = []
     kind, depth = values.get("detector_type"), values.get("bit_depth")
     height, width = values.get("image_pixel_height"), values.get("image_pixel_width")
     if kind == "gigafrost" and depth not in (None, 16):
-        mistakes.append(f"bit_depth: found {depth}, allowed for gigafrost is 16 (2 bytes per pixel)")
+        mistakes.append(mismatch("bit_depth", "16 for gigafrost (2 bytes per pixel)", str(depth)))
     if kind and depth and height and width:
         image_bytes = height * width * _dtype(kind, depth).itemsize
         if image_bytes > MAX_IMAGE_BYTES:
             mistakes.append(
-                f"image_pixel_height x image_pixel_width: found an image of {image_bytes} bytes, "
-                f"allowed are up to {MAX_IMAGE_BYTES}"
+                mismatch(
+                    "image_pixel_height x image_pixel_width",
+                    f"an image of at most {MAX_IMAGE_BYTES} bytes",
+                    str(image_bytes),
+                )
             )
     for index, position in values.get("module_positions", {}).items():
         mistakes += _position_mistakes(index, position, height, width)
@@ -224,15 +227,18 @@ def _position_mistakes(index: str, position: list[int], height: int | None, widt
     where = f"module_positions[{shown(index)}]"
     mistakes = []
     if not (index.isascii() and index.isdecimal()):
-        mistakes.append(f"{where}: found key {shown(index)}, allowed is the decimal index of a module")
+        mistakes.append(mismatch(where, "the decimal index of a module as key", shown(index)))
     if len(position) != 4:
-        mistakes.append(f"{where}: found {shown(position)}, allowed are exactly 4 ints [x0, y0, x1, y1]")
+        mistakes.append(mismatch(where, "4 integers [x0, y0, x1, y1]", shown(position)))
     elif height and width:
         limits = (width, height, width, height)
         if not all(0 <= value < limit for value, limit in zip(position, limits, strict=True)):
             mistakes.append(
-                f"{where}: found {shown(position)}, allowed is a place inside the image: "
-                f"x from 0 to {width - 1}, y from 0 to {height - 1}"
+                mismatch(
+                    where,
+                    f"a place inside the image, x from 0 to {width - 1}, y from 0 to {height - 1}",
+                    shown(position),
+                )
             )
     return mistakes
 
@@ -241,22 +247,6 @@ def _dtype(detector_type: str, bit_depth: int) -> np.dtype:
     if detector_type == "jungfrau-converted":
         return np.dtype("<f4")
     return np.dtype(f"<u{bit_depth // 8}")
-
-
-def _explain(error: ErrorDetails) -> str:
-    """One mistake of one key in words: key, what was found, what is allowed."""
-    key = ".".join(shown_key(str(part)) for part in error["loc"])
-    if error["type"] == "missing":
-        return f"{key}: missing, it is mandatory"
-    message = (
-        error["msg"]
-        .removeprefix("Value error, ")
-        .removeprefix("Input should be ")
-        .replace("a valid ", "a ")
-        .replace("a integer", "an integer")
-        .replace("a dictionary", "an object")
-    )
-    return f"{key}: found {shown(error['input'])}, allowed is {message}"
 
 
 def _depth(content: object) -> int:

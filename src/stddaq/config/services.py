@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stddaq.config import DetectorConfig
-from stddaq.text import shown, shown_key
+from stddaq.text import mismatch, shown, shown_key
 
 _LOGS = frozenset({"log_level", "stats_collection_period", "statistics_format"})
 _IMAGES = frozenset(
@@ -88,27 +88,34 @@ def requested_services(config: DetectorConfig) -> list[RequestedService]:
 
 
 def service_mistakes(config: DetectorConfig) -> list[str]:
-    """What is wrong in `services`, each in words."""
+    """Return the mistakes in `services`, in words."""
     mistakes = []
     for position, line in enumerate(config.services):
         where = f"services.{position}"
         try:
             words = shlex.split(line)
         except ValueError as error:
-            mistakes.append(f"{where}: found {shown(line)}, allowed is a command line: {error}")
+            mistakes.append(mismatch(where, "a command line", f"{shown(line)} ({error})"))
             continue
         if "\0" in line or not words or words[0] not in ON_REQUEST:
             mistakes.append(
-                f"{where}: found {shown(line)}, allowed is one of {', '.join(ON_REQUEST)} and its arguments "
-                "without CONFIG"
+                mismatch(
+                    where,
+                    f"one of {', '.join(ON_REQUEST)} and its arguments without CONFIG",
+                    shown(line),
+                )
             )
         elif words[0] == "std_live_stream" and not any(word in config.live_stream_configs for word in words):
             mistakes.append(
-                f"{where}: found {shown(line)}, allowed is an address of live_stream_configs: "
-                f"{', '.join(map(shown_key, config.live_stream_configs)) or 'there is none'}"
+                mismatch(
+                    where,
+                    "an address of live_stream_configs "
+                    f"({', '.join(map(shown_key, config.live_stream_configs)) or 'it has none'})",
+                    shown(line),
+                )
             )
     repeated = {line for line in config.services if config.services.count(line) > 1}
-    mistakes += [f"services: found {shown(line)} more than once" for line in sorted(repeated)]
+    mistakes += [mismatch("services", "each line once", f"{shown(line)} twice") for line in sorted(repeated)]
     return mistakes
 
 

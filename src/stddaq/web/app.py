@@ -30,6 +30,7 @@ from stddaq.daemon.isolation import run_in_thread
 from stddaq.daemon.log import event, logger
 from stddaq.errors import ConfigError
 from stddaq.text import shown
+from stddaq.validation import explain
 from stddaq.web.errors import HttpRefusalError
 from stddaq.web.guard import Guard, JsonAnswer
 from stddaq.web.h5_files import H5Files
@@ -233,20 +234,14 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JsonAnswer:
-        return JsonAnswer({"detail": [_mistake(single) for single in error.errors()]}, 422)
+        # The first step is where the value was: the body, the query, the path.
+        mistakes = [explain(single, "body", skip=1) for single in error.errors()]
+        return JsonAnswer({"detail": mistakes}, 422)
 
     @app.exception_handler(Exception)
     async def defect(request: Request, error: Exception) -> JsonAnswer:
         logger.error("%s %s: unexpected %r", request.method, request.url.path, error)
         return JsonAnswer({"detail": "unexpected error of the service; its log says more"}, 500)
-
-
-def _mistake(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"][1:]) or "body"
-    if error["type"] == "missing":
-        return f"{key}: missing, it is mandatory"
-    allowed = error["msg"].removeprefix("Input should be ")
-    return f"{key}: found {shown(error.get('input'))}, allowed is {allowed}"
 
 
 def _add_config(app: FastAPI, stores: ConfigStores) -> None:

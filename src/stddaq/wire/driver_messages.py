@@ -13,7 +13,8 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from stddaq.errors import StdDaqError
-from stddaq.text import shown, shown_key
+from stddaq.text import mismatch, shown
+from stddaq.validation import explain_first
 
 DEFAULT_FILE_PREFIX = "file"
 # Largest image id of a GigaFRoST, and the std_daq's default for "until stopped".
@@ -120,26 +121,20 @@ class PlainCommand(BaseModel):
 def parse_command(frame: str | bytes) -> StartCommand | PlainCommand:
     """Decode one WebSocket frame. Raises `CommandError`."""
     if isinstance(frame, bytes):
-        raise CommandError(
-            "invalid_message", "found a binary frame, allowed are text frames with a JSON object"
-        )
+        raise CommandError("invalid_message", "expected a text frame with a JSON object, got a binary frame")
     try:
         content = json.loads(frame)
     except (ValueError, RecursionError) as error:
-        raise CommandError("invalid_json", f"found no JSON ({error}), allowed is a JSON object") from error
+        raise CommandError("invalid_json", f"expected a JSON object, got no JSON ({error})") from error
     if not isinstance(content, dict):
-        raise CommandError("invalid_message", f"found {shown(content)}, allowed is a JSON object")
+        raise CommandError("invalid_message", f"expected a JSON object, got {shown(content)}")
     if "command" not in content:
-        raise CommandError("missing_field", f"command: missing; allowed are {_COMMANDS}")
-    if not isinstance(content["command"], str):
-        raise CommandError(
-            "invalid_field", f"command: found {shown(content['command'])}, allowed are {_COMMANDS}"
-        )
-    model = _MODELS.get(content["command"])
+        raise CommandError("missing_field", mismatch("command", _COMMANDS, "nothing"))
+    command = content["command"]
+    model = _MODELS.get(command) if isinstance(command, str) else None
     if model is None:
-        raise CommandError(
-            "unknown_command", f"command: found {shown(content['command'])}, allowed are {_COMMANDS}"
-        )
+        kind: ErrorType = "unknown_command" if isinstance(command, str) else "invalid_field"
+        raise CommandError(kind, mismatch("command", _COMMANDS, shown(command)))
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -153,7 +148,7 @@ _MODELS: dict[str, type[StartCommand | PlainCommand]] = {
     "last_result": PlainCommand,
     "repair": PlainCommand,
 }
-_COMMANDS = ", ".join(_MODELS)
+_COMMANDS = f"one of {', '.join(_MODELS)}"
 
 
 def _is_unicode(text: str) -> bool:
@@ -162,12 +157,12 @@ def _is_unicode(text: str) -> bool:
 
 
 def _command_error(error: ValidationError) -> CommandError:
-    first = error.errors()[0]
-    key = shown_key(str(first["loc"][0])) if first["loc"] else "command"
-    if first["type"] == "missing":
-        return CommandError("missing_field", f"{key}: missing, it is mandatory")
-    if first["type"] == "extra_forbidden":
-        allowed = ", ".join(StartCommand.model_fields)
-        return CommandError("unknown_field", f"{key}: unknown field; allowed are {allowed}")
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return CommandError("invalid_field", f"{key}: found {shown(first['input'])}, allowed is {message}")
+    kind: ErrorType = _ERROR_TYPES.get(error.errors(include_url=False)[0]["type"], "invalid_field")
+    reason = explain_first(error, "command")
+    if kind == "unknown_field":
+        reason += f"; expected one of {', '.join(StartCommand.model_fields)}"
+    return CommandError(kind, reason)
+
+
+# How pydantic calls the mistakes that have a type of their own.
+_ERROR_TYPES: dict[str, ErrorType] = {"missing": "missing_field", "extra_forbidden": "unknown_field"}

@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from stddaq.errors import StdDaqError
-from stddaq.text import shown, shown_key
+from stddaq.text import mismatch, shown
+from stddaq.validation import explain_first
 
 MAX_BURST = 2**32
 MAX_RATE_HZ = 1e6
@@ -76,18 +77,14 @@ def parse_request(message: bytes) -> Request:
     try:
         content = json.loads(message)
     except (ValueError, RecursionError) as error:
-        raise RequestError("found no JSON, allowed is a JSON object") from error
+        raise RequestError("expected a JSON object, got no JSON") from error
     if not isinstance(content, dict):
-        raise RequestError(f"found {shown(content)}, allowed is a JSON object")
+        raise RequestError(f"expected a JSON object, got {shown(content)}")
     if content.get("command") not in _COMMANDS:
-        found = shown(content["command"]) if "command" in content else "none"
-        raise RequestError(f"command: found {found}, allowed are {', '.join(_COMMANDS)}")
+        found = shown(content["command"]) if "command" in content else "nothing"
+        raise RequestError(mismatch("command", f"one of {', '.join(_COMMANDS)}", found))
     try:
         return _ADAPTER.validate_python(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = shown_key(str(first["loc"][-1]))
-        if first["type"] == "extra_forbidden":
-            raise RequestError(f"{key}: unknown field of {content['command']}") from error
-        allowed = first["msg"].removeprefix("Input should be ")
-        raise RequestError(f"{key}: found {shown(first['input'])}, allowed is {allowed}") from error
+        # The first step is the command.
+        raise RequestError(explain_first(error, "command", skip=1)) from error
