@@ -51,7 +51,7 @@ def points() -> Table:
         stack.callback(camera.destroy)
         det = StdDaqDetector(rig.url, name="det", paths=rig.files, trigger=camera)
         for n_images in (1, 5):
-            det.images_per_trigger.put(n_images)
+            det.images_per_event.put(n_images)
             theirs, ours = [], []
             for _ in range(ROUNDS):
                 theirs.append(seconds_per_point(engine, simulated_signal))

@@ -31,12 +31,12 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="existing directory for the files")
     parser.add_argument("--url", default=DEFAULT_URL, help="the driver")
     parser.add_argument("-n", type=int, default=5, help="points")
-    parser.add_argument("--images-per-point", type=int, default=2)
+    parser.add_argument("--images-per-event", type=int, default=2)
     args = parser.parse_args()
 
     camera = SimulatedCamera(DetectorConfig.load(args.config).detector_name, name="camera")
     det = StdDaqDetector(args.url, name="det", paths=args.directory, trigger=camera)
-    det.images_per_trigger.put(args.images_per_point)
+    det.images_per_event.put(args.images_per_event)
 
     RE = RunEngine()  # noqa: N806 (everybody calls it so)
     best_effort = BestEffortCallback()
@@ -48,7 +48,7 @@ def main() -> None:
 
     (resource,) = resources
     path = resource["uri"].removeprefix("file://localhost")
-    images = PublishedImagesHandler(path, args.images_per_point)
+    images = PublishedImagesHandler(path, args.images_per_event)
     for point in range(args.n):
         print(f"point {point}: mean of the images {images(point).mean(axis=(1, 2)).compute()}")
 

@@ -1,6 +1,6 @@
 """Read images by the handlers that databroker uses, without a database: lazy arrays, one for each point.
 
-    python examples/read_with_handler.py STDDAQ_RAW data/det_00001_0.h5 --images-per-point 2
+    python examples/read_with_handler.py STDDAQ_RAW data/det_00001_0.h5 --images-per-event 2
     python examples/read_with_handler.py STDDAQ_PUBLISHED data/det_00001_Published.h5
 
 STDDAQ_RAW takes the raw file of writer 0 and finds the others; STDDAQ_PUBLISHED takes a published images file
@@ -20,10 +20,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Average the images of each point.")
     parser.add_argument("spec", choices=sorted(name for name in handlers if name.startswith("STDDAQ")))
     parser.add_argument("path", help="raw file of writer 0, published images file or master file")
-    parser.add_argument("--images-per-point", type=int, default=1)
+    parser.add_argument("--images-per-event", type=int, default=1)
     args = parser.parse_args()
 
-    handler = handlers[args.spec].load()(args.path, frame_per_point=args.images_per_point)
+    handler = handlers[args.spec].load()(args.path, frame_per_point=args.images_per_event)
     point = 0
     while True:
         try:

@@ -1,146 +1,86 @@
-"""The detector as a Bluesky device: stage, trigger, read, unstage; kickoff, complete, collect.
+"""The detector as an ophyd device: stage, trigger, read, unstage; kickoff, complete, collect.
 
-A thread of the device does what takes time, one step after the other, so that neither the RunEngine nor a
-prompt waits for anything but the Status that it was given. What is recorded, and told of it, is the business
-of `stddaq_ophyd.core`.
+What takes time runs in a thread of the device, one step after the other, so that the RunEngine and the prompt
+wait only for the Status that they receive. `stddaq_ophyd.core` does the recording and publishes the images.
 """
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
-import threading
-import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any
 
+from bluesky.run_engine import in_bluesky_event_loop
 from bluesky.utils import NoReplayAllowed
 from ophyd import Component, Device, Kind, Signal
 from ophyd.signal import InternalSignal
-from ophyd.status import DeviceStatus
 from ophyd.utils import RedundantStaging
 
 from stddaq.client import DEFAULT_URL, DriverClient
 from stddaq.client.errors import DriverError
 from stddaq.config import DetectorConfig
+from stddaq.text import mismatch
 from stddaq_ophyd.camera import Camera, Trigger, as_camera
-from stddaq_ophyd.core.documents import (
-    AREA_DETECTOR_SPEC,
-    Announcer,
-    DatumAnnouncer,
-    Document,
-    ImageSource,
-    StreamAnnouncer,
-)
-from stddaq_ophyd.core.driver_run import RunCounts
+from stddaq_ophyd.core.acquisition import Acquisition, Settings
+from stddaq_ophyd.core.documents import Document, DocumentsName, documents_of
 from stddaq_ophyd.core.errors import AcquisitionError
 from stddaq_ophyd.core.paths import DirectoryPaths, PathProvider
-from stddaq_ophyd.core.publication import Acquisition, Plan
-from stddaq_ophyd.core.worker import Worker
+from stddaq_ophyd.core.publication import Publication
+from stddaq_ophyd.core.run_counts import RunCounts
+from stddaq_ophyd.steps import AcquisitionStatus, Steps, StepStatus
 
-# A program that ends with a run going on waits so long for the files.
+# An exiting program waits this long for the files of a run that is still open.
 EXIT_TIMEOUT_S = 10.0
-S = TypeVar("S", bound="StepStatus")
-DocumentKind = Literal["stream", "AD_HDF5", "STDDAQ_PUBLISHED", "STDDAQ_RAW"]
-
-
-class StepStatus(DeviceStatus):
-    """A Status of a step of a device; it says why it failed wherever it is shown."""
-
-    def __init__(self, device: Device) -> None:
-        # The device ends what is to be ended by itself.
-        super().__init__(device, call_stop_on_failure=False)
-
-    def __str__(self) -> str:
-        state = f"failed: {self._exception}" if self._exception else "done" if self.done else "going on"
-        return f"{type(self).__name__}({state})"
-
-    __repr__ = __str__
-
-
-class AcquisitionStatus(StepStatus):
-    """A Status that tells how many of its images are recorded."""
-
-    def __init__(self, device: Device, n_images: int) -> None:
-        self._n_images, self._n = n_images, 0
-        self._began = time.monotonic()
-        super().__init__(device)
-
-    def watch(self, func: Callable[..., Any]) -> None:
-        """Call `func` with the number of images whenever it changes, as bluesky's progress bars expect."""
-        self._watchers.append(func)
-        self._tell(func)
-
-    def progress(self, n: int) -> None:
-        """Tell that `n` images are recorded."""
-        self._n = n
-        for watcher in tuple(self._watchers):
-            self._tell(watcher)
-
-    def _tell(self, watcher: Callable[..., Any]) -> None:
-        elapsed = time.monotonic() - self._began
-        left = self._n_images - self._n
-        watcher(
-            name=self.device.name,
-            current=self._n,
-            initial=0,
-            target=self._n_images,
-            unit="images",
-            precision=0,
-            fraction=left / self._n_images if self._n_images else 0.0,
-            time_elapsed=elapsed,
-            time_remaining=elapsed / self._n * left if self._n else None,
-        )
-
-    def _settled(self) -> None:
-        if self._exception is None:
-            self.progress(self._n_images)
 
 
 class StdDaqDetector(Device):
-    """A detector whose images the driver at `prefix` records.
+    """A detector whose images the driver at url `prefix` records.
 
     det = StdDaqDetector("ws://127.0.0.1:8080", name="det", paths="/data", trigger=camera.software_trigger)
     RE(count([det], 5))
 
-    A subclass may have a component `camera` (see `stddaq_ophyd.camera`), which then takes the images, and a
+    A subclass may have a component `camera` (see `stddaq_ophyd.camera`), which takes the images, and a
     component `live_stream`.
     """
 
-    n_images = Component(InternalSignal, value=0, kind=Kind.hinted, doc="images of this point, or flight")
-    n_recorded = Component(InternalSignal, value=0, kind=Kind.hinted, doc="images since it was staged")
+    n_images = Component(InternalSignal, value=0, kind=Kind.hinted, doc="images of this point or flight")
+    n_recorded = Component(InternalSignal, value=0, kind=Kind.hinted, doc="images since staging")
     n_bad = Component(
         InternalSignal,
         value=0,
         kind=Kind.hinted,
-        doc="images since it was staged that are damaged, overwritten, not written or skipped",
+        doc="damaged, overwritten, failed and skipped images since staging",
     )
-    images_per_trigger = Component(Signal, value=1, kind=Kind.config, doc="images of a point")
+    images_per_event = Component(
+        Signal, value=1, kind=Kind.config, doc="images of a point, or of an event of a flight"
+    )
     exposure_time = Component(Signal, value=0.0, kind=Kind.config, doc="seconds for each image")
     margin = Component(
-        Signal, value=5.0, kind=Kind.config, doc="seconds beyond the exposure in which images must come"
+        Signal, value=5.0, kind=Kind.config, doc="seconds beyond the exposure time in which images must come"
     )
-    allow_bad = Component(Signal, value=0, kind=Kind.config, doc="1: points with lost images are accepted")
+    allow_bad = Component(Signal, value=0, kind=Kind.config, doc="1: accept points with bad images")
     stream = Component(
         Signal,
         value="",
         kind=Kind.omitted,
-        doc="the stream that the next images belong to, to be set by plans that go back to an earlier stream",
+        doc="stream of the next images; plans that return to an earlier stream set it",
     )
     image_height = Component(InternalSignal, value=0, kind=Kind.config, doc="pixels")
     image_width = Component(InternalSignal, value=0, kind=Kind.config, doc="pixels")
-    pixel_type = Component(InternalSignal, value="", kind=Kind.config, doc="as numpy writes it, like <u2")
+    pixel_type = Component(InternalSignal, value="", kind=Kind.config, doc="dtype string of numpy, like <u2")
     bit_depth = Component(InternalSignal, value=0, kind=Kind.config, doc="bits of a pixel")
     number_of_writers = Component(InternalSignal, value=0, kind=Kind.config, doc="raw files of a run")
     directory = Component(
-        InternalSignal, value="", kind=Kind.config, doc="of the files, as the driver sees it"
+        InternalSignal, value="", kind=Kind.config, doc="directory of the files, as the driver sees it"
     )
-    file_prefix = Component(InternalSignal, value="", kind=Kind.config, doc="beginning of the files' names")
+    file_prefix = Component(
+        InternalSignal, value="", kind=Kind.config, doc="the names of all files begin with it"
+    )
 
     def __init__(
         self,
@@ -152,53 +92,51 @@ class StdDaqDetector(Device):
         trigger_value: Any = 1,
         exposure_time: float | Signal | None = None,
         config: DetectorConfig | str | Path | None = None,
-        documents: DocumentKind = "stream",
+        documents: DocumentsName = "stream",
         start_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Nothing is connected to before the first `stage`.
+        """Nothing is connected before the first `stage`.
 
-        `prefix` is the url of the driver; `paths` a directory, or a provider (see `stddaq_ophyd.core.paths`).
-        `trigger` makes the camera take the images of a point: an ophyd signal, to which `trigger_value` is
-        put, a callable, or a `Camera`; without it, and without a component `camera`, the next images that
-        come are those of the point. `exposure_time` in seconds, or the signal that has it. `config` (needed
-        with drivers of others for flights) says shape and type of the images. `documents`: "stream" is
-        StreamResource and StreamDatum, else it is the spec of Resource and Datum; AD_HDF5 closes the files
-        for each point, because its handlers cannot read files that grow. `start_options` are further fields
-        of the driver's `start`, as `writer_id`.
+        `paths` is a directory, or a provider (see `stddaq_ophyd.core.paths`). `trigger` makes the camera take
+        the images of a point: an ophyd signal, which is set to `trigger_value`, a callable, or a `Camera`;
+        without it, and without a component `camera`, the next images that arrive are those of the point.
+        `exposure_time` is in seconds, or a signal that holds it. `config` gives shape and type of the images,
+        which flights need with drivers that do not report them. `documents` is "stream" for StreamResource
+        and StreamDatum, or a spec of Resource and Datum; with AD_HDF5 the files are closed for each point,
+        because its handlers cannot read files that grow. `start_options` are further fields of the driver's
+        `start`, like `writer_id`.
         """
         super().__init__(prefix, name=name, **kwargs)
         self._paths = _as_provider(paths)
-        own: Camera | None = getattr(self, "camera", None) if "camera" in self.component_names else None
-        self._camera = as_camera(trigger, trigger_value) or own
+        component: Camera | None = getattr(self, "camera", None) if "camera" in self.component_names else None
+        self._camera = as_camera(trigger, trigger_value) or component
         self._exposure = exposure_time if isinstance(exposure_time, Signal) else None
         if isinstance(exposure_time, int | float):
             self.exposure_time.put(float(exposure_time))
-        self._documents, self._start_options = documents, dict(start_options or {})
-        if documents not in get_args(DocumentKind):
-            raise AcquisitionError(
-                f"{name}: documents: found {documents!r}, allowed are {', '.join(get_args(DocumentKind))}"
-            )
-        if documents != "stream":
-            # Who has it is taken for a device that emits StreamDatum.
-            self.get_index = None  # pyright: ignore[reportAttributeAccessIssue]
-        self._worker = Worker(f"steps of {name}")
+        self._start_options = dict(start_options or {})
+        self._documents = documents_of(documents, f"{name}: documents")
+        if self._documents.supports_flights:
+            # The RunEngine treats any device with `get_index()` as a StreamDatum device.
+            self.get_index = self._n_ready_events
+        self._steps = Steps(f"steps of {name}")
         self._acquisition: Acquisition | None = None
         self._is_staged = False
         self._pending: StepStatus | None = None
-        self._unfinished: set[StepStatus] = set()
-        self._to_fly = 0
-        self._handed_out: list[Document] = []
-        self._datum_id = ""
-        self.error: Exception | None = None
+        self._n_events_to_fly = 0
         if config is not None:
             loaded = config if isinstance(config, DetectorConfig) else DetectorConfig.load(config)
             self._note_layout(loaded.image_shape, loaded.dtype.str, loaded.number_of_writers)
         _devices.add(self)
 
     @property
+    def error(self) -> Exception | None:
+        """Return the first failure since the device was staged."""
+        return self._steps.error
+
+    @property
     def paths(self) -> PathProvider:
-        """Where the files of the next staging go; a directory may be assigned."""
+        """Return where the files of the next staging go. A directory may be assigned."""
         return self._paths
 
     @paths.setter
@@ -208,76 +146,72 @@ class StdDaqDetector(Device):
     # Staging.
 
     def stage(self) -> StepStatus:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Start a run of the driver. Done when no image that is taken from now on can be missed.
+        """Start a driver run. The Status is done when no image that is published from then on can be missed.
 
-        Fails with the driver's reason, and leaves nothing behind then. Raises `RedundantStaging`.
+        It fails with the driver's reason, and the device is not staged then. Raises `RedundantStaging`.
         """
         if self._is_staged:
             raise RedundantStaging(f"{self.name} is staged already; {self.name}.unstage() comes first")
-        self._is_staged, self.error = True, None
-        return self._submit(self._stage, StepStatus(self))
+        self._is_staged, self._steps.error = True, None
+        return self._steps.submit(self._stage, StepStatus(self))
 
     def _stage(self, status: StepStatus) -> None:
         self._acquisition = None
-        self._handed_out.clear()
+        self._documents.reset()
         try:
             super().stage()
-            paths = self._paths(self.name)
-            self._acquisition = Acquisition(
-                self.prefix,
-                self.name,
-                paths,
-                self._start_options,
-                self.image_key,
-                self._make_announcer,
-                announce_live=self._documents != AREA_DETECTOR_SPEC,
-            )
-            self.directory.put(str(paths.directory), internal=True)
-            self.file_prefix.put(paths.prefix, internal=True)
+            self._acquisition = self._new_acquisition()
             for signal in (self.n_images, self.n_recorded, self.n_bad):
                 signal.put(0, internal=True)
             self.stream.put("")
-            recording = self._acquisition.begin()
-            if recording.image_shape and recording.dtype:
-                self._note_layout(recording.image_shape, recording.dtype, len(recording.raw_files))
+            run = self._acquisition.start_run()
+            if run.image_shape and run.dtype:
+                self._note_layout(run.image_shape, run.dtype, len(run.raw_files))
         except BaseException:
             self._is_staged = False
             if self._acquisition is not None:
-                self._acquisition.end()
+                self._acquisition.close()
             with contextlib.suppress(Exception):
                 super().unstage()
             raise
 
-    def unstage(self) -> StepStatus:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """End the run. Done when the driver is idle and the files are closed.
+    def _new_acquisition(self) -> Acquisition:
+        paths = self._paths(self.name)
+        self.directory.put(str(paths.directory), internal=True)
+        self.file_prefix.put(paths.prefix, internal=True)
+        publication = Publication(self.name, paths, self.image_key, self._documents)
+        return Acquisition(self.prefix, self.name, self._start_options, publication)
 
-        May be called at any time, any number of times. Fails only when closing the files does; whatever went
-        wrong first is in `error`. Images that are still waited for are given up.
+    def unstage(self) -> StepStatus:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Stop waiting for images and end the run. The Status is done when the driver is idle, files closed.
+
+        It may be called at any time, any number of times. The Status fails only when closing the files does;
+        the first failure since staging is in `error`.
         """
         self._is_staged = False
-        if _in_run_engine():
-            # Of an aborted plan. Their failure would be taken for one of the cleaning up, and break that off.
-            self._unfinished.clear()
+        if in_bluesky_event_loop():
+            # The RunEngine would count a failure of the aborted plan as one of its cleanup, and stop that.
+            self._steps.abandon()
             self._pending = None
         if self._acquisition is not None:
             self._acquisition.stop()
-        return self._submit(self._unstage, StepStatus(self), may_be_forgotten=False)
+        return self._steps.submit(self._unstage, StepStatus(self), can_be_abandoned=False)
 
     def _unstage(self, status: StepStatus) -> None:
         acquisition = self._acquisition
         known = acquisition.error if acquisition else None
         try:
             if acquisition is not None:
-                acquisition.end()
+                acquisition.close()
         finally:
             super().unstage()
         if acquisition is not None and acquisition.error is not known:
             raise acquisition.error or AcquisitionError(f"{self.name}: the run failed")
 
     def stop(self, *, success: bool = False) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Give up the images that are waited for, and end the run; returns at once.
+        """Stop waiting for images, and end the run. Return at once.
 
-        A point that is triggered after that is recorded in a new run.
+        Points that are triggered later are recorded in a new run.
         """
         acquisition = self._acquisition
         if acquisition is None:
@@ -285,53 +219,48 @@ class StdDaqDetector(Device):
         acquisition.stop()
 
         def close(_: StepStatus) -> None:
-            acquisition.end()
-            acquisition.pause_over()
+            acquisition.close()
+            acquisition.allow_restart()
 
-        self._submit(close, StepStatus(self))
+        self._steps.submit(close, StepStatus(self))
 
     # Points.
 
     def trigger(self) -> AcquisitionStatus:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Take the images of a point. Done when they are recorded, and can be read by others.
+        """Take the images of a point. The Status is done when they are recorded and readable.
 
-        Fails when they do not come within exposure time and margin, or some are lost. Raises
+        It fails when they do not come within exposure time and margin, or some are bad. Raises
         `AcquisitionError` when the device is not staged.
         """
         self._check_staged("trigger")
-        status = AcquisitionStatus(self, int(_value(self.images_per_trigger)))
+        status = AcquisitionStatus(self, int(_value(self.images_per_event)))
         self._pending = status
-        return self._submit(self._take_point, status)
+        return self._steps.submit(self._take_point, status)
 
     def _take_point(self, status: AcquisitionStatus) -> None:
-        plan = self._plan(int(_value(self.images_per_trigger)))
-        after = self._staged_acquisition().take_point(
-            partial(self._fire, plan.images_per_event), plan, lambda n, _: status.progress(n)
+        settings = self._settings()
+        counts = self._staged_acquisition().take_point(
+            partial(self._fire, settings.images_per_event), settings, lambda n, _: status.progress(n)
         )
-        self._note_received(plan.images_per_event, after)
+        self._note_counts(settings.images_per_event, counts)
 
     def read(self) -> OrderedDict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Scalars of the newest point.
+        """Return the scalars of the newest point.
 
-        Outside of a RunEngine it waits for a point that was triggered, and raises what that failed with.
+        Outside a RunEngine it waits for a triggered point, and raises the error that the point failed with.
         """
-        if not _in_run_engine():
+        if not in_bluesky_event_loop():
             pending, self._pending = self._pending, None
             if pending is not None:
                 pending.wait()
         reading: Any = super().read()
-        if self._documents != "stream" and self._acquisition is not None:
-            documents = self._acquisition.documents(stream=str(_value(self.stream)))
-            self._handed_out += documents
-            self._datum_id = next(
-                (doc["datum_id"] for kind, doc in documents if kind == "datum"), self._datum_id
-            )
-            reading[self.image_key] = {"value": self._datum_id, "timestamp": time.time()}
+        if self._acquisition is not None:
+            reading.update(self._documents.reading(self.image_key, self._publish))
         return reading
 
     def describe(self) -> OrderedDict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """What `read` has, and the images, of which documents tell."""
-        if _in_run_engine() and self._acquisition is not None:
+        """Return descriptions of what `read` returns, and of the images, which documents reference."""
+        if in_bluesky_event_loop() and self._acquisition is not None:
             # A RunEngine asks once for each stream of each run, before its first documents.
             self._acquisition.expect_new_stream()
         description: Any = super().describe()
@@ -340,107 +269,109 @@ class StdDaqDetector(Device):
 
     @property
     def image_key(self) -> str:
-        """Name of the images in documents."""
+        """Return the name of the images in documents."""
         return f"{self.name}_image"
 
     def _describe_images(self) -> dict[str, dict[str, Any]]:
         shape = int(_value(self.image_height)), int(_value(self.image_width))
         if not all(shape):
-            if not _in_run_engine():
+            if not in_bluesky_event_loop():
                 return {}
             raise AcquisitionError(
-                f"{self.name}: shape and type of the images are not known, because the driver {self.prefix} "
-                "does not say; give the device its detector's configuration (config=...)"
+                f"{self.name}: shape and type of the images are unknown, because the driver {self.prefix} "
+                "does not report them; give the device the configuration of its detector (config=...)"
             )
         return {
             self.image_key: {
                 "source": self.prefix,
                 "dtype": "array",
                 "dtype_numpy": self.pixel_type.get(),
-                "shape": [int(_value(self.images_per_trigger)), *shape],
+                "shape": [int(_value(self.images_per_event)), *shape],
                 "dims": ["image", "y", "x"],
-                "external": "STREAM:" if self._documents == "stream" else "FILESTORE:",
+                "external": self._documents.external,
             }
         }
 
     def collect_asset_docs(self, index: int | None = None) -> Iterator[Document]:
-        """Documents of what is recorded and not announced; of a flight up to event `index`.
+        """Yield documents of what is recorded and not published yet; of a flight up to event `index`.
 
-        A RunEngine does not say for which stream it asks. That a new one begins is known from `describe`; a
-        plan that goes back to an earlier one sets `stream` before. Raises `AcquisitionError` when the files
-        do not show what was recorded.
+        A RunEngine does not name the stream that it collects for. `describe` shows that a new one begins; a
+        plan that returns to an earlier one sets `stream` before. Raises `AcquisitionError` when the files do
+        not show what was recorded.
         """
-        handed_out, self._handed_out = self._handed_out, []
-        yield from handed_out
-        if self._documents == "stream" and self._acquisition is not None:
-            yield from self._acquisition.documents(index, str(_value(self.stream)))
+        yield from self._documents.collect(partial(self._publish, index))
+
+    def _publish(self, index: int | None = None) -> list[Document]:
+        if self._acquisition is None:
+            return []
+        return self._acquisition.documents(index, str(_value(self.stream)))
 
     # Flights.
 
+    # The number of events of the flight that can be published; only with StreamDatum documents.
+    get_index: Callable[[], int]
+
     def prepare(self, value: int) -> StepStatus:
-        """Set how many events, of `images_per_trigger` images each, the next flight takes."""
+        """Set how many events, of `images_per_event` images each, the next flight takes."""
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise AcquisitionError(
-                f"{self.name}: prepare: found {value!r}, allowed is a number of events from 1"
+                mismatch(f"{self.name}: prepare", "a number of events from 1", repr(value))
             )
-        self._to_fly = value
+        self._n_events_to_fly = value
         status = StepStatus(self)
         status.set_finished()
         return status
 
     def kickoff(self) -> StepStatus:
-        """Begin a flight of as many events as `prepare` was told. Done when the camera was triggered."""
+        """Start a flight of the prepared length. The Status is done when the camera was triggered."""
         self._check_staged("kickoff")
-        if not self._to_fly:
+        if not self._n_events_to_fly:
             raise AcquisitionError(
-                f"{self.name}: how many images to take is not known; {self.name}.prepare(n) comes first"
+                f"{self.name}: the number of events is unknown; {self.name}.prepare(n) comes first"
             )
-        if self._documents != "stream":
-            raise AcquisitionError(
-                f'{self.name}: a flight takes a device with documents="stream", found "{self._documents}"'
-            )
-        return self._submit(self._kickoff, StepStatus(self))
+        if not self._documents.supports_flights:
+            raise AcquisitionError(f'{self.name}: flights need a device with documents="stream"')
+        return self._steps.submit(self._kickoff, StepStatus(self))
 
     def _kickoff(self, status: StepStatus) -> None:
-        plan = self._plan(int(_value(self.images_per_trigger)))
-        fire = partial(self._fire, self._to_fly * plan.images_per_event)
-        self._staged_acquisition().begin_flight(fire, self._to_fly, plan)
+        settings = self._settings()
+        fire = partial(self._fire, self._n_events_to_fly * settings.images_per_event)
+        self._staged_acquisition().start_flight(fire, self._n_events_to_fly, settings)
 
     def complete(self) -> AcquisitionStatus:
-        """Done when all images of the flight are recorded. Fails when they stop coming, or some are lost."""
+        """Wait for all images of the flight. The Status fails when they stop coming, or some are bad."""
         self._check_staged("complete")
-        status = AcquisitionStatus(self, self._to_fly * int(_value(self.images_per_trigger)))
+        n_images = self._n_events_to_fly * int(_value(self.images_per_event))
+        status = AcquisitionStatus(self, n_images)
         self._pending = status
-        return self._submit(self._complete, status)
+        return self._steps.submit(partial(self._complete, n_images), status)
 
-    def _complete(self, status: AcquisitionStatus) -> None:
-        def progress(n: int, received: RunCounts) -> None:
-            self._note_received(n, received)
+    def _complete(self, n_images: int, status: AcquisitionStatus) -> None:
+        def progress(n: int, counts: RunCounts) -> None:
+            self._note_counts(n, counts)
             status.progress(n)
 
-        after = self._staged_acquisition().finish_flight(progress)
-        self._note_received(self._to_fly * int(_value(self.images_per_trigger)), after)
+        self._note_counts(n_images, self._staged_acquisition().finish_flight(progress))
 
     def pause(self) -> None:
-        """Called by a RunEngine that pauses. Images of a flight go on, so that it cannot be replayed."""
+        """Refuse a replay during a flight, whose images go on during a pause. The RunEngine calls it."""
         if self._acquisition is not None and self._acquisition.is_flying:
-            raise NoReplayAllowed(f"{self.name} takes images of a flight")
+            raise NoReplayAllowed(f"{self.name} is in a flight")
         super().pause()
 
     def describe_collect(self) -> dict[str, dict[str, Any]]:
-        """The images; their documents come by `collect`."""
+        """Return the description of the images; their documents come by `collect`."""
         if self._acquisition is not None:
             self._acquisition.expect_new_stream()
         return self._describe_images()
 
-    def get_index(self) -> int:
-        """How many events of the flight can be announced. Looks at the files at most once a second."""
-        return self._acquisition.n_events() if self._acquisition else 0
+    def _n_ready_events(self) -> int:
+        return self._acquisition.n_ready_events() if self._acquisition else 0
 
-    # For whoever sits at the prompt.
+    # At the prompt.
 
     def driver_state(self) -> str:
-        """What the driver says of itself now, in words."""
+        """Return what the driver is doing, in words."""
         try:
             with DriverClient(self.prefix) as client:
                 latest = client.latest
@@ -460,7 +391,7 @@ class StdDaqDetector(Device):
             f"driver           {self.prefix}: {self.driver_state()}",
             f"files            {files}",
             f"next files       {self._paths}",
-            f"trigger          {self._camera or 'none: the next images that come'}",
+            f"trigger          {self._camera or 'none, the next images that arrive'}",
             f"last error       {self.error or 'none'}",
             "",
         ]
@@ -468,44 +399,27 @@ class StdDaqDetector(Device):
 
     # Within.
 
-    def _submit(self, step: Callable[[S], None], status: S, *, may_be_forgotten: bool = True) -> S:
-        """Let the thread do `step`, and `status` tell of it, unless it fails and is forgotten by then."""
-
-        def do() -> None:
-            try:
-                step(status)
-            except Exception as error:  # noqa: BLE001  (it belongs to whoever waits for the status)
-                if status in self._unfinished or not may_be_forgotten:
-                    self._unfinished.discard(status)
-                    self.error = self.error or error
-                    status.set_exception(error)
-            else:
-                self._unfinished.discard(status)
-                status.set_finished()
-
-        if may_be_forgotten:
-            self._unfinished.add(status)
-        self._worker.submit(do)
-        return status
-
-    def _check_staged(self, what: str) -> None:
+    def _check_staged(self, method: str) -> None:
         if not self._is_staged:
-            raise AcquisitionError(f"{self.name}: {what}: not staged; {self.name}.stage() comes first")
+            raise AcquisitionError(f"{self.name}: {method}: not staged; {self.name}.stage() comes first")
 
     def _staged_acquisition(self) -> Acquisition:
         if self._acquisition is None:
-            raise AcquisitionError(f"{self.name}: not staged: {self.error or 'unstaged meanwhile'}")
+            raise AcquisitionError(f"{self.name}: not staged: {self.error or 'it was unstaged meanwhile'}")
         return self._acquisition
 
-    def _plan(self, images_per_event: int) -> Plan:
+    def _settings(self) -> Settings:
         if self._exposure is not None:
             self.exposure_time.put(float(_value(self._exposure)))
-        if images_per_event < 1:
-            raise AcquisitionError(
-                f"{self.name}: images_per_trigger: found {images_per_event}, allowed is 1 or more"
-            )
-        patience = float(_value(self.exposure_time)) * images_per_event + float(_value(self.margin))
-        return Plan(images_per_event, patience, bool(_value(self.allow_bad)))
+        n = int(_value(self.images_per_event))
+        if n < 1:
+            raise AcquisitionError(mismatch(f"{self.name}: images_per_event", "1 or more", str(n)))
+        return Settings(
+            images_per_event=n,
+            timeout=float(_value(self.exposure_time)) * n + float(_value(self.margin)),
+            allow_bad=bool(_value(self.allow_bad)),
+            publish_live=self._documents.reads_growing_files,
+        )
 
     def _fire(self, n_images: int) -> None:
         if self._camera is None:
@@ -515,15 +429,10 @@ class StdDaqDetector(Device):
         except Exception as error:
             raise AcquisitionError(f"{self.name}: the camera cannot be triggered: {error}") from error
 
-    def _make_announcer(self, source: ImageSource) -> Announcer:
-        if self._documents == "stream":
-            return StreamAnnouncer(source)
-        return DatumAnnouncer(source, self._documents)
-
-    def _note_received(self, n_images: int, received: RunCounts) -> None:
+    def _note_counts(self, n_images: int, counts: RunCounts) -> None:
         self.n_images.put(n_images, internal=True)
-        self.n_recorded.put(received.n_images, internal=True)
-        self.n_bad.put(sum(received.bad_since(RunCounts()).values()), internal=True)
+        self.n_recorded.put(counts.n_images, internal=True)
+        self.n_bad.put(counts.n_bad, internal=True)
 
     def _note_layout(self, shape: tuple[int, int], dtype: str, number_of_writers: int) -> None:
         self.image_height.put(shape[0], internal=True)
@@ -533,10 +442,10 @@ class StdDaqDetector(Device):
         self.number_of_writers.put(number_of_writers, internal=True)
 
     def _finish(self) -> None:
-        """End a run that goes on when the program ends."""
+        """End a run that is still open when the program exits."""
         if self._is_staged:
             self.unstage()
-        self._worker.wait_until_idle(EXIT_TIMEOUT_S)
+        self._steps.wait_until_done(EXIT_TIMEOUT_S)
 
 
 def _as_provider(paths: PathProvider | str | Path) -> PathProvider:
@@ -545,15 +454,6 @@ def _as_provider(paths: PathProvider | str | Path) -> PathProvider:
 
 def _value(signal: Signal) -> Any:
     return signal.get()
-
-
-def _in_run_engine() -> bool:
-    """Whether a RunEngine calls: it has a loop in a thread of its own."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return threading.current_thread() is not threading.main_thread()
 
 
 _devices: weakref.WeakSet[StdDaqDetector] = weakref.WeakSet()

@@ -29,7 +29,7 @@ def fly(
     period: float = 0.5,
     md: Mapping[str, Any] | None = None,
 ) -> MsgGenerator[str]:
-    """Take `num` times the images of a point (`images_per_trigger`) with each detector, without a pause.
+    """Take `num` times the images of a point (`images_per_event`) with each detector, without a pause.
 
     Every `period` seconds come documents of the images in the stream "images", and an event of "primary" with
     the numbers so far. Returns the uid of the run.

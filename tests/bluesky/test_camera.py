@@ -23,7 +23,7 @@ def test_a_signal_triggers_and_another_says_how_long_an_exposure_takes(
 ):
     shutter, exposure = Signal(name="shutter", value=0), Signal(name="exposure", value=0.25)
     det, camera = make_detector(trigger=shutter, trigger_value=3, exposure_time=exposure)
-    det.images_per_trigger.put(2)
+    det.images_per_event.put(2)
     det.margin.put(0.1)
 
     def take(value: int, **_: object) -> None:
@@ -38,7 +38,7 @@ def test_a_signal_triggers_and_another_says_how_long_an_exposure_takes(
     shutter.clear_sub(take)
     with pytest.raises(FailedStatus) as failed:
         engine(count([det]))
-    assert "received 0 of 2 images within 0.6 s" in str(failed.value.__cause__)
+    assert "det: expected 2 images within 0.6 s, got 0" in str(failed.value.__cause__)
 
 
 def test_the_simulator_is_a_camera_of_the_detector(
@@ -50,7 +50,7 @@ def test_the_simulator_is_a_camera_of_the_detector(
     _, url = deployment.start_driver()
     deployment.start_writers()
     det = Detector(url, name="det", paths=directory)
-    det.images_per_trigger.put(3)
+    det.images_per_event.put(3)
     # The camera's own name comes first when it does not answer.
     with pytest.raises(FailedStatus) as failed:
         engine(count([det]))

@@ -20,19 +20,19 @@ from stddaq_ophyd import StdDaqDetector
 MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
 
 
-@pytest.mark.parametrize(("n_writers", "images_per_trigger"), [(2, 1), (3, 4)])
+@pytest.mark.parametrize(("n_writers", "images_per_event"), [(2, 1), (3, 4)])
 def test_the_images_of_a_count_are_found_where_its_documents_point(
     engine: RunEngine,
     documents: Documents,
     make_detector: MakeDetector,
     n_writers: int,
-    images_per_trigger: int,
+    images_per_event: int,
 ):
     det, camera = make_detector(rig={"number_of_writers": n_writers})
-    det.images_per_trigger.put(images_per_trigger)
+    det.images_per_event.put(images_per_event)
     seen: list[int] = []
     engine(count([det], 5), {"event": [lambda name, doc: seen.append(len(stream_images(documents)))]})
-    assert seen == [n * images_per_trigger for n in (1, 2, 3, 4, 5)]
+    assert seen == [n * images_per_event for n in (1, 2, 3, 4, 5)]
     assert_images(stream_images(documents), camera.published)
     # Without raw files that grow it is a NeXus file like any other.
     with h5py.File(camera.rig.path("det_00001_Published.h5")) as file:
@@ -46,7 +46,7 @@ def test_points_of_a_camera_that_is_armed_for_each_are_in_one_run_in_order(
 ):
     det, camera = make_detector(rig={"number_of_writers": 3, "image_division": division})
     camera.is_rearmed = True
-    det.images_per_trigger.put(4)
+    det.images_per_event.put(4)
     engine(count([det], 4))
     assert_images(stream_images(documents), camera.published)
     assert not list(camera.rig.directory.glob("*part2*"))
@@ -63,7 +63,7 @@ def test_a_plan_that_goes_back_to_a_stream_without_naming_it_fails(
         for stream in "aba":
             yield from bps.trigger_and_read([det], name=stream)
 
-    with pytest.raises(FailedStatus, match=r"behind those of another stream; .*bps\.mv\(det\.stream"):
+    with pytest.raises(FailedStatus, match=r"continue those of another stream; .*bps\.mv\(det\.stream"):
         engine(plan())
 
 

@@ -69,7 +69,7 @@ def test_databroker_reads_every_kind_of_datum(
     expected = {}
     for spec in SPECS:
         det, camera = make_detector(rig={"number_of_writers": 3}, documents=spec)
-        det.images_per_trigger.put(PER_POINT)
+        det.images_per_event.put(PER_POINT)
         uid = run_plan(engine, count([det], 5))
         expected[uid] = pixels_of(camera, PER_POINT)
     found = read(python, documents, tmp_path)

@@ -26,7 +26,7 @@ MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
 
 def test_a_point_can_be_taken_by_hand(make_detector: MakeDetector, capsys: pytest.CaptureFixture[str]):
     det, camera = make_detector()
-    det.images_per_trigger.put(3)
+    det.images_per_event.put(3)
     assert "not staged" in repr(det)
     with pytest.raises(AcquisitionError, match=r"not staged; det\.stage\(\) comes first"):
         det.trigger()
@@ -73,7 +73,7 @@ def test_staging_and_unstaging_do_not_wait_for_a_driver_that_hangs(make_detector
 def test_progress_is_told_while_images_come(make_detector: MakeDetector):
     fired, two_are_seen = threading.Event(), threading.Event()
     det, camera = make_detector(trigger=fired.set)
-    det.images_per_trigger.put(4)
+    det.images_per_event.put(4)
     det.stage()
     seen: list[tuple[int, int]] = []
 
@@ -98,7 +98,7 @@ def test_tables_show_how_many_images_there_are(
     engine: RunEngine, make_detector: MakeDetector, capsys: pytest.CaptureFixture[str]
 ):
     det, _ = make_detector()
-    det.images_per_trigger.put(7)
+    det.images_per_event.put(7)
     engine.waiting_hook = ProgressBarManager()  # pyright: ignore[reportAttributeAccessIssue]
     callback = BestEffortCallback()
     callback.disable_plots()

@@ -52,7 +52,7 @@ def test_a_driver_that_is_absent_fails_staging_and_says_what_to_do(engine: RunEn
     url = f"ws://127.0.0.1:{free_port()}"
     det = StdDaqDetector(url, name="det", paths=tmp_path)
     text = failure(engine, count([det]))
-    assert text.startswith("det: cannot begin to record")
+    assert text.startswith("det: cannot start a run")
     assert url in text
     assert "stddaq up" in text
     assert str(tmp_path) in text
@@ -72,11 +72,11 @@ def test_a_skipped_trigger_fails_the_point_and_its_message_says_what_is_missing(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector
 ):
     det, camera = make_detector()
-    det.images_per_trigger.put(3)
+    det.images_per_event.put(3)
     det.margin.put(0.3)
     camera.skip_calls = {3}
     text = failure(engine, count([det], 5))
-    assert "det: received 0 of 3 images within 0.3 s" in text
+    assert "det: expected 3 images within 0.3 s, got 0" in text
     assert str(camera.rig.directory) in text
     assert f"driver {camera.rig.url} is recording" in text
     assert str(det.error) == text
@@ -86,13 +86,13 @@ def test_a_skipped_trigger_fails_the_point_and_its_message_says_what_is_missing(
     assert_next_plan_works(engine, det, camera)
 
 
-def test_lost_images_fail_the_point_unless_they_are_allowed(
+def test_bad_images_fail_the_point_unless_they_are_allowed(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector
 ):
     det, camera = make_detector()
-    det.images_per_trigger.put(2)
+    det.images_per_event.put(2)
     camera.damaged = {1, 2}
-    assert "of 2 images 1 damaged" in failure(engine, count([det], 2))
+    assert "det: expected 2 good images, got 1 damaged among them" in failure(engine, count([det], 2))
     det.allow_bad.put(1)
     engine(count([det], 2))
     assert documents["event"][-1]["data"]["det_n_bad"] == 1
@@ -122,7 +122,7 @@ def test_a_raw_file_that_is_gone_fails_the_point_and_is_named(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector
 ):
     det, camera = make_detector()
-    det.images_per_trigger.put(2)
+    det.images_per_event.put(2)
 
     def remove(name: str, doc: Any) -> None:
         camera.rig.path("det_00001_1.h5").unlink()
@@ -139,7 +139,7 @@ def test_a_flight_without_images_fails(engine: RunEngine, documents: Documents, 
     det, camera = make_detector()
     det.margin.put(0.3)
     camera.skip_calls = {1}
-    assert "received 0 of 10 images within 0.3 s" in failure(engine, fly([det], 10))
+    assert "det: expected 10 images, each within 0.3 s, got 0" in failure(engine, fly([det], 10))
     assert documents["stop"][0]["exit_status"] == "fail"
     assert documents["stream_datum"] == []
     assert_next_plan_works(engine, det, camera)
@@ -196,7 +196,7 @@ def test_a_pause_after_any_message_of_a_step_leaves_no_orphan_in_the_documents(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector
 ):
     det, camera = make_detector(rig={"number_of_writers": 3})
-    det.images_per_trigger.put(2)
+    det.images_per_event.put(2)
     expected: list[Any] = []
     # What was triggered last when an event is told of is what it shows.
     engine.subscribe(lambda name, doc: expected.extend(camera.published[-2:]), "stream_datum")
@@ -274,7 +274,7 @@ def test_unstaging_twice_or_without_staging_is_harmless(make_detector: MakeDetec
     det.margin.put(0.2)
     camera.skip_calls = {2}
     det.trigger()
-    with pytest.raises(AcquisitionError, match="received 0 of 1 images"):
+    with pytest.raises(AcquisitionError, match=r"expected 1 images within 0\.2 s, got 0"):
         det.read()
     det.unstage().wait(10)
     wait_until_idle(camera.rig)

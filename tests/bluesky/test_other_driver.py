@@ -35,7 +35,7 @@ def test_points_are_announced_when_their_files_are_closed(
     engine: RunEngine, documents: Documents, device: tuple[StdDaqDetector, PointCamera]
 ):
     det, camera = device
-    det.images_per_trigger.put(5)
+    det.images_per_event.put(5)
     seen: list[Any] = []
     engine.subscribe(lambda name, doc: seen.append(len(stream_images(documents))), "event")
     engine(count([det], 3))
@@ -60,7 +60,7 @@ def test_a_point_without_images_fails_and_the_next_plan_works(
     det, camera = device
     det.margin.put(0.5)
     camera.skip_calls = {2}
-    with pytest.raises(Exception, match=r"received 0 of 1 images within 0\.5 s") as failed:
+    with pytest.raises(Exception, match=r"expected 1 images within 0\.5 s, got 0") as failed:
         engine(count([det], 3))
     assert isinstance(failed.value.__cause__, AcquisitionError)
     assert_images(stream_images(documents), camera.published)

@@ -63,7 +63,7 @@ def test_documents_of_a_flight_come_while_its_images_do(
     engine: RunEngine, documents: Documents, make_flyer: MakeDetector
 ):
     det, camera = make_flyer(rig={"number_of_writers": 3})
-    det.images_per_trigger.put(2)
+    det.images_per_event.put(2)
     motor = SynAxis(name="motor")
     engine(fly_scan([det], motor, 2, 5, 250, period=0.2))
     assert_images(stream_images(documents), camera.published)
@@ -137,7 +137,7 @@ def test_a_flight_whose_images_stop_coming_fails_and_tells_of_those_that_came(
     camera.fire = lambda n_images: fire(30)
     with pytest.raises(FailedStatus) as failure:
         engine(fly([det], 100, period=0.2))
-    assert "30 of 100 images" in str(failure.value.__cause__)
+    assert "det: expected 100 images, each within 0.5 s, got 30" in str(failure.value.__cause__)
     assert documents["stop"][0]["exit_status"] == "fail"
     assert_images(stream_images(documents), camera.published)
     assert det.driver_state() == "idle"

@@ -51,7 +51,7 @@ def test_images_are_read_while_the_plan_runs_and_afterwards(
     engine: RunEngine, make_detector: MakeDetector, tiled: Any, n_writers: int, per_point: int
 ):
     det, camera = make_detector(rig={"number_of_writers": n_writers})
-    det.images_per_trigger.put(per_point)
+    det.images_per_event.put(per_point)
     seen: list[int] = []
 
     def look(name: str, doc: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ def test_resource_and_datum_are_read_as_well(
     engine: RunEngine, make_detector: MakeDetector, tiled: Any, kind: str
 ):
     det, camera = make_detector(documents=kind)
-    det.images_per_trigger.put(3)
+    det.images_per_event.put(3)
     engine.subscribe(TiledWriter(tiled, spec_to_mimetype={"STDDAQ_PUBLISHED": "application/x-hdf5"}))
     uid = run_plan(engine, count([det], 4))
     np.testing.assert_array_equal(images_in(tiled[uid]), expected_of(camera, 3))

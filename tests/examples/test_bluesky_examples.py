@@ -52,7 +52,7 @@ def test_counting_flying_and_reading_by_handler(deployment: Deployment, port: in
 
     for spec, file in (("STDDAQ_RAW", "det_00001_0.h5"), ("STDDAQ_PUBLISHED", "det_00001_Published.h5")):
         read = run_example(
-            deployment, "read_with_handler.py", spec, directory / file, "--images-per-point", 2
+            deployment, "read_with_handler.py", spec, directory / file, "--images-per-event", 2
         )
         assert read[4] == f"point 4: shape (2, 32, 48), mean {np.mean(means[8:]):.2f}"
         assert len(read) == 5

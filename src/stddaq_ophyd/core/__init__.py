@@ -1,4 +1,4 @@
-"""What a detector device is made of, free of any framework: runs, points, published images, documents.
+"""The framework-free parts of a detector device: driver runs, images that are ready, their publication.
 
-Nothing in here imports ophyd, ophyd_async or bluesky, so that devices of either kind can stand on it.
+Nothing here imports ophyd, ophyd-async or bluesky, so that devices of both kinds can stand on it.
 """

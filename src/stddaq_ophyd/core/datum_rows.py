@@ -1,4 +1,4 @@
-"""What a Datum says of raw files: which rows are the images of its point (see `stddaq_ophyd.handlers`)."""
+"""What a Datum says about raw files: which rows are the images of its point (see `stddaq_ophyd.handlers`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stddaq.files.virtual import stretches
 
 
 class DatumRows(NamedTuple):
-    """`n` consecutive rows of a raw file, which are every `step`-th image of the point from `first` on."""
+    """`n` rows of a raw file from `row` on: every `step`-th image of the point from `first` on."""
 
     writer: int
     row: int
@@ -20,15 +20,15 @@ class DatumRows(NamedTuple):
 
 
 def datum_rows(writers: np.ndarray, rows: np.ndarray) -> list[DatumRows]:
-    """The rows of a point, from the writer and the row (n,) of each of its images.
+    """Return the rows of a point, from the writer and the row (n,) of each of its images.
 
-    A Datum of spec STDDAQ_RAW says them as lists in `datum_kwargs["rows"]`. Rows of one writer must increase.
+    A Datum of spec STDDAQ_RAW holds them as lists in `datum_kwargs["rows"]`. Rows of a writer must increase.
     """
     found: list[DatumRows] = []
     for writer in np.unique(writers):
         places = np.flatnonzero(writers == writer)
-        mine = rows[places]
-        for block in np.split(np.arange(len(mine)), np.flatnonzero(np.diff(mine) != 1) + 1):
+        of_writer = rows[places]
+        for block in np.split(np.arange(len(of_writer)), np.flatnonzero(np.diff(of_writer) != 1) + 1):
             for start, first, step, n in stretches(places[block]):
-                found.append(DatumRows(int(writer), int(mine[block[start]]), first, step, n))
+                found.append(DatumRows(int(writer), int(of_writer[block[start]]), first, step, n))
     return found

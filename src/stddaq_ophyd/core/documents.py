@@ -1,15 +1,17 @@
-"""The documents that tell where images are: a frozen description of the file goes in, documents come out.
+"""The documents that reference images: a frozen description of the file goes in, documents come out.
 
-All are composed, and validated, by event_model. The RunEngine completes them in place when it emits them,
-which is how we know what has been published: a pause may throw documents away that were handed out.
+event-model composes and validates all of them. The RunEngine completes a document in place when it emits it;
+that shows what has been published, because a pause discards documents that were collected and not emitted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, get_args
 
 from event_model import (
     ComposeResourceBundle,
@@ -22,29 +24,30 @@ from event_model import (
 
 from stddaq.files.growing_run import Images
 from stddaq.files.master_file import DATA
+from stddaq.text import mismatch, shown
 from stddaq_ophyd.core.datum_rows import datum_rows
-from stddaq_ophyd.core.errors import StreamsMixedError
+from stddaq_ophyd.core.errors import AcquisitionError, StreamsMixedError
 
 MIMETYPE = "application/x-hdf5"
-# The spec of area detectors, whose handlers are everywhere; they cannot read files that grow.
-AREA_DETECTOR_SPEC = "AD_HDF5"
-# Ours, see `stddaq_ophyd.handlers`.
-PUBLISHED_SPEC, RAW_SPEC = "STDDAQ_PUBLISHED", "STDDAQ_RAW"
-# What a reader fetches at once, unless one event takes more.
+# Readers fetch this much at once, unless one event is larger.
 CHUNK_BYTES = 4 * 2**20
+
 Document = tuple[str, Any]
+# Returns the documents of what is ready and was not published before.
+Publish = Callable[[], list[Document]]
+DocumentsName = Literal["stream", "AD_HDF5", "STDDAQ_PUBLISHED", "STDDAQ_RAW"]
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """What documents say of the images of one data key.
+    """What documents say about the images of one stream.
 
     Attributes:
         data_key: as in the event descriptor.
-        path: of the published images file.
-        images_per_event: images that belong to one event.
-        event_bytes: of the images of one event.
-        swmr: whether readers must open the file in SWMR mode, because raw files may still be growing.
+        path: the published images file.
+        images_per_event: images of one point, or of one event of a flight.
+        event_bytes: size of the images of one event.
+        swmr: whether readers must open the file in SWMR mode, because raw files may still grow.
         raw_files: template of the names of the raw files, with `{writer}`.
     """
 
@@ -57,21 +60,88 @@ class ImageSource:
     raw_files: str
 
 
-class Announcer(Protocol):
-    """Composes the documents of one series of images."""
+class Composer(ABC):
+    """Composes the documents of one stream; its events count from 0."""
 
     @property
+    @abstractmethod
     def n_published(self) -> int:
-        """Events whose documents were emitted, or cannot be taken back. Raises `StreamsMixedError`."""
-        ...
+        """Return the number of events whose documents were emitted, or can no longer be withdrawn."""
 
-    def announce(self, n_events: int, images: Images) -> Iterator[Document]:
-        """Documents for the events from `n_published` to `n_events` (not included), which are `images`."""
-        ...
+    @abstractmethod
+    def compose(self, n_events: int, images: Images) -> Iterator[Document]:
+        """Yield documents of `images`, the events from `n_published` to `n_events` (not included)."""
+
+    @abstractmethod
+    def check_stream(self) -> None:
+        """Raise `StreamsMixedError` when the documents were emitted into more than one stream."""
 
 
-class StreamAnnouncer:
-    """StreamResource, once, and StreamDatum for each stretch of events."""
+class Documents(ABC):
+    """How a device references its images in documents. It belongs to one device.
+
+    Attributes:
+        external: mark of the data key in the event descriptor.
+        supports_flights: whether documents can be published while a flight goes on.
+        reads_growing_files: whether readers of these documents can open files that still grow.
+    """
+
+    external: ClassVar[str]
+    supports_flights: ClassVar[bool]
+    reads_growing_files: bool = True
+
+    @abstractmethod
+    def composer(self, source: ImageSource) -> Composer:
+        """Return a composer for a new stream."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget what was published before the device was staged."""
+
+    def reading(self, data_key: str, publish: Publish) -> dict[str, Any]:
+        """Return what the reading of an event holds for the images."""
+        return {}
+
+    @abstractmethod
+    def collect(self, publish: Publish) -> Iterator[Document]:
+        """Yield the documents that the RunEngine emits next."""
+
+
+def documents_of(name: str, where: str) -> Documents:
+    """Return the documents that a user chose by name. Raises `AcquisitionError` that names `where`."""
+    match name:
+        case "stream":
+            return StreamDocuments()
+        case "AD_HDF5":
+            return AreaDetectorDocuments()
+        case "STDDAQ_PUBLISHED":
+            return PublishedDocuments()
+        case "STDDAQ_RAW":
+            return RawDocuments()
+    raise AcquisitionError(mismatch(where, " or ".join(map(repr, get_args(DocumentsName))), shown(name)))
+
+
+# StreamResource and StreamDatum.
+
+
+class StreamDocuments(Documents):
+    """A StreamResource per stream, and a StreamDatum for each stretch of events."""
+
+    external = "STREAM:"
+    supports_flights = True
+
+    def composer(self, source: ImageSource) -> StreamComposer:
+        return StreamComposer(source)
+
+    def reset(self) -> None:
+        pass  # Each composer has its own state.
+
+    def collect(self, publish: Publish) -> Iterator[Document]:
+        yield from publish()
+
+
+class StreamComposer(Composer):
+    """Composes one StreamResource and its StreamDatum documents."""
 
     def __init__(self, source: ImageSource) -> None:
         self._bundle: ComposeStreamResourceBundle = compose_stream_resource(
@@ -80,7 +150,7 @@ class StreamAnnouncer:
             data_key=source.data_key,
             parameters={
                 "dataset": DATA,
-                # In events: tiled takes the numbers for the leading axes of (event, image, y, x).
+                # In events: tiled uses the numbers for the leading axes of (event, image, y, x).
                 "chunk_shape": (max(1, CHUNK_BYTES // source.event_bytes),),
                 "swmr": source.swmr,
                 "multiplier": source.images_per_event,
@@ -88,80 +158,153 @@ class StreamAnnouncer:
                 "raw_files": source.raw_files,
             },
         )
-        self._newest: StreamDatum | None = None
-        self._n_published = 0
-        self._descriptor = ""
+        self._data: list[StreamDatum] = []
 
     @property
     def n_published(self) -> int:
-        """See `Announcer`. Raises `StreamsMixedError`, once, when the documents came into two streams."""
-        if self._newest is not None and self._newest["descriptor"]:
-            descriptor, before = self._newest["descriptor"], self._descriptor
-            self._n_published, self._newest = self._newest["indices"]["stop"], None
-            self._descriptor = descriptor
-            if before not in ("", descriptor):
-                raise StreamsMixedError(
-                    "the last images were announced behind those of another stream; a plan that goes back to "
-                    'an earlier stream names it first: bps.mv(det.stream, "NAME"), for each stream'
-                )
-        return self._n_published
+        return max((datum["indices"]["stop"] for datum in self._data if datum["descriptor"]), default=0)
 
-    def announce(self, n_events: int, images: Images) -> Iterator[Document]:
-        """See `Announcer`."""
+    def compose(self, n_events: int, images: Images) -> Iterator[Document]:
         first = self.n_published
         if n_events <= first:
             return
+        # What was collected and not emitted is composed again; of what was emitted the newest is enough.
+        self._data = [datum for datum in self._data if datum["descriptor"]][-1:]
         resource = self._bundle.stream_resource_doc
         if "run_start" not in resource:
             yield "stream_resource", resource
-        self._newest = self._bundle.compose_stream_datum(StreamRange(start=first, stop=n_events))
-        yield "stream_datum", self._newest
+        datum = self._bundle.compose_stream_datum(StreamRange(start=first, stop=n_events))
+        self._data.append(datum)
+        yield "stream_datum", datum
+
+    def check_stream(self) -> None:
+        if len({datum["descriptor"] for datum in self._data if datum["descriptor"]}) > 1:
+            self._data = self._data[-1:]
+            raise StreamsMixedError(
+                "the last images continue those of another stream; a plan that returns to an earlier stream "
+                'names it before each point: bps.mv(det.stream, "NAME")'
+            )
 
 
-class DatumAnnouncer:
-    """Resource and a Datum for each event, of spec AD_HDF5, STDDAQ_PUBLISHED or STDDAQ_RAW.
+# Resource and Datum.
 
-    What was handed out counts as published: nothing is seen of what becomes of a Datum.
+
+class DatumDocuments(Documents):
+    """A Resource per file, and a Datum for each event, whose id is the value of the images in the event.
+
+    A Datum counts as published as soon as it is composed: it does not show whether it was emitted.
     """
 
-    def __init__(self, source: ImageSource, spec: str) -> None:
-        self._source, self._spec = source, spec
+    external = "FILESTORE:"
+    supports_flights = False
+    spec: ClassVar[DocumentsName]
+
+    def __init__(self) -> None:
+        self._to_collect: list[Document] = []
+        self._datum_id = ""
+
+    def reset(self) -> None:
+        self._to_collect.clear()
+
+    def reading(self, data_key: str, publish: Publish) -> dict[str, Any]:
+        for document in publish():
+            self._to_collect.append(document)
+            if document[0] == "datum":
+                self._datum_id = document[1]["datum_id"]
+        return {data_key: {"value": self._datum_id, "timestamp": time.time()}}
+
+    def collect(self, publish: Publish) -> Iterator[Document]:
+        documents, self._to_collect = self._to_collect, []
+        yield from documents
+
+    def composer(self, source: ImageSource) -> DatumComposer:
+        return DatumComposer(source, self)
+
+    def path(self, source: ImageSource, images: Images) -> Path:
+        """Return the path of the Resource of `images`."""
+        return source.path
+
+    def resource_kwargs(self, path: Path) -> dict[str, Any]:
+        """Return what the Resource of the file `path` says besides the number of images of a point."""
+        return {}
+
+    def datum_kwargs(self, images: Images) -> dict[str, Any]:
+        """Return what the Datum of `images` says besides the number of the point."""
+        return {}
+
+
+class AreaDetectorDocuments(DatumDocuments):
+    """Documents of spec AD_HDF5. Its handlers are widespread, and cannot read files that grow."""
+
+    spec = "AD_HDF5"
+    reads_growing_files = False
+
+
+class PublishedDocuments(DatumDocuments):
+    """Documents of spec STDDAQ_PUBLISHED, for `PublishedImagesHandler`."""
+
+    spec = "STDDAQ_PUBLISHED"
+
+    def resource_kwargs(self, path: Path) -> dict[str, Any]:
+        # TiledWriter does not know the spec, but needs the dataset.
+        return {"dataset": DATA}
+
+
+class RawDocuments(DatumDocuments):
+    """Documents of spec STDDAQ_RAW, a Resource per driver run, for `RawFilesHandler`."""
+
+    spec = "STDDAQ_RAW"
+
+    def path(self, source: ImageSource, images: Images) -> Path:
+        return images.raw_files[0].path
+
+    def resource_kwargs(self, path: Path) -> dict[str, Any]:
+        return {"template": f"{path.name.removesuffix('0.h5')}{{writer}}.h5"}
+
+    def datum_kwargs(self, images: Images) -> dict[str, Any]:
+        return {"rows": [list(part) for part in datum_rows(images.files, images.rows)]}
+
+
+class DatumComposer(Composer):
+    """Composes a Datum for each event, and a Resource for each file that they reference."""
+
+    def __init__(self, source: ImageSource, documents: DatumDocuments) -> None:
+        self._source, self._documents = source, documents
         self._bundle: ComposeResourceBundle | None = None
         self._path: Path | None = None
-        self.n_published = 0
+        self._n_published = 0
 
-    def announce(self, n_events: int, images: Images) -> Iterator[Document]:
-        """See `Announcer`."""
-        n, first = self._source.images_per_event, self.n_published
+    @property
+    def n_published(self) -> int:
+        return self._n_published
+
+    def check_stream(self) -> None:
+        pass  # A Datum does not show its stream.
+
+    def compose(self, n_events: int, images: Images) -> Iterator[Document]:
+        n, first = self._source.images_per_event, self._n_published
         for event in range(first, n_events):
-            mine = images[(event - first) * n : (event - first + 1) * n]
-            bundle = self._bundle_for(mine)
+            of_event = images[(event - first) * n : (event - first + 1) * n]
+            bundle = self._bundle_of(of_event)
             if "run_start" not in bundle.resource_doc:
                 yield "resource", bundle.resource_doc
-            datum_kwargs: dict[str, Any] = {"point_number": event}
-            if self._spec == RAW_SPEC:
-                parts = datum_rows(mine.files, mine.rows)
-                datum_kwargs["rows"] = [list(part) for part in parts]
+            datum_kwargs = {"point_number": event, **self._documents.datum_kwargs(of_event)}
             datum = bundle.compose_datum(datum_kwargs)
-            self.n_published = event + 1
+            self._n_published = event + 1
             yield "datum", datum
 
-    def _bundle_for(self, images: Images) -> ComposeResourceBundle:
-        """Return the Resource of `images`: the published images file, or the raw files of one driver run."""
-        is_raw = self._spec == RAW_SPEC
-        path = images.raw_files[0].path if is_raw else self._source.path
+    def _bundle_of(self, images: Images) -> ComposeResourceBundle:
+        """Return the Resource of `images`, a new one when they are in another file than those before."""
+        path = self._documents.path(self._source, images)
         if self._bundle is None or path != self._path:
-            kwargs: dict[str, Any] = {"frame_per_point": self._source.images_per_event}
-            if self._spec == PUBLISHED_SPEC:
-                kwargs["dataset"] = DATA  # For TiledWriter, which does not know the spec.
-            if is_raw:
-                kwargs["template"] = f"{path.name.removesuffix('0.h5')}{{writer}}.h5"
             self._path = path
+            # frame_per_point is the name that area detectors use for images_per_event.
+            kwargs = {"frame_per_point": self._source.images_per_event}
             self._bundle = compose_resource(
-                spec=self._spec,
+                spec=self._documents.spec,
                 root="/",
                 resource_path=str(path).lstrip("/"),
-                resource_kwargs=kwargs,
+                resource_kwargs=kwargs | self._documents.resource_kwargs(path),
                 path_semantics="posix",
             )
         return self._bundle

@@ -1,17 +1,17 @@
-"""What can go wrong while images are acquired for a plan, each as a type of its own."""
+"""What can fail while images are acquired, each as a type of its own."""
 
 from __future__ import annotations
 
 from stddaq.errors import StdDaqError
 
 
-class AcquisitionError(StdDaqError):
+class AcquisitionError(StdDaqError, RuntimeError):
     """Images could not be recorded as asked; the message names device, images, directory and driver."""
 
 
 class AcquisitionStoppedError(AcquisitionError):
-    """Somebody stopped the device (abort, halt, `stop()`) before the images were there."""
+    """The device was stopped (abort, halt, `stop()`) before its images were recorded."""
 
 
 class StreamsMixedError(AcquisitionError):
-    """Images of one stream were told of as images of another."""
+    """Images of one stream were published as images of another."""

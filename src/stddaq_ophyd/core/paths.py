@@ -1,6 +1,6 @@
-"""Where the files of the next run go: a provider that the user chooses, asked once per staging.
+"""Where the files of the next run go. The device asks a provider, which the user chooses, once per staging.
 
-The driver's host and the one that reads may see the same directory under different names.
+The driver's host and the reading host may see the same directory under different names.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from stddaq.text import mismatch
 from stddaq_ophyd.core.errors import AcquisitionError
 
 
@@ -20,7 +21,7 @@ class PathInfo:
 
     Attributes:
         directory: as the driver and its writers see it; absolute.
-        prefix: beginning of the names of all files.
+        prefix: the names of all files begin with it.
         read_directory: the same directory as this process and the readers of documents see it.
     """
 
@@ -30,18 +31,18 @@ class PathInfo:
 
 
 class PathProvider(Protocol):
-    """Says where the next run's files go. Called in a thread of the device, for each staging."""
+    """Chooses where the files of a staging go. The device calls it in its own thread."""
 
     def __call__(self, device_name: str) -> PathInfo:
-        """A directory that exists, and a prefix that no file in it has yet."""
+        """Return an existing directory, and a prefix that no file in it has yet."""
         ...
 
 
-class DirectoryPaths:
+class DirectoryPaths(PathProvider):
     """Files in one directory, named by the device and a number: `<directory>/<device>_00001_0.h5`.
 
     With the metadata of the RunEngine (`RE.md`) the number is that of the scan, in a directory of its own:
-    `<directory>/scan_00042/<device>_0.h5`. Names that are taken already get a letter behind them.
+    `<directory>/scan_00042/<device>_0.h5`. A prefix that exists already gets a letter appended.
     """
 
     def __init__(
@@ -51,16 +52,16 @@ class DirectoryPaths:
         read_directory: str | Path | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """`directory` as the driver sees it, `read_directory` as this process does, if that differs.
+        """`directory` as the driver sees it, `read_directory` as this process sees it, if that differs.
 
-        `metadata` is `RE.md`, of which the next `scan_id` is taken.
+        `metadata` is `RE.md`; the files are of its next `scan_id`.
         """
         self._write = Path(directory).absolute()
         self._read = Path(read_directory or directory).absolute()
         self._metadata = metadata
 
     def __call__(self, device_name: str) -> PathInfo:
-        """See `PathProvider`. Makes the directory; raises `AcquisitionError` when that is impossible."""
+        """Make the directory. Raises `AcquisitionError` when that is impossible."""
         device = re.sub(r"[^\w.-]", "_", device_name).lstrip(".") or "detector"
         if self._metadata is None:
             below, prefix = Path(), self._numbered(device)
@@ -73,13 +74,14 @@ class DirectoryPaths:
             taken = [path.name for path in read.iterdir()]
         except OSError as error:
             raise AcquisitionError(
-                f"{device_name}: the directory {read} cannot be made or read: {error.strerror}; "
-                "allowed is a directory that this process may write to"
+                mismatch(
+                    device_name, "a directory that this process may write to", f"{read}: {error.strerror}"
+                )
             ) from error
         return PathInfo(self._write / below, _free(prefix, taken), read)
 
     def _numbered(self, device: str) -> str:
-        """The prefix behind the highest number that is there."""
+        """Return the prefix with the number after the highest that exists."""
         pattern = re.compile(re.escape(device) + r"_(\d{5,})[a-z]*_")
         try:
             names = [path.name for path in self._read.iterdir()]
@@ -94,7 +96,7 @@ class DirectoryPaths:
 
 
 def _free(prefix: str, taken: list[str]) -> str:
-    """`prefix`, or with as many letters before its last `_` as make it new."""
+    """Return `prefix`, with letters before its last `_` if it exists already."""
     stem, candidate, n = prefix.removesuffix("_"), prefix, 0
     while any(re.match(re.escape(candidate) + r"(\d|Meta|Master|Published)", name) for name in taken):
         candidate = f"{stem}{_letters(n)}_"
@@ -103,7 +105,7 @@ def _free(prefix: str, taken: list[str]) -> str:
 
 
 def _letters(n: int) -> str:
-    """a, b, ..., z, aa, ab, ..."""
+    """Return a, b, ..., z, aa, ab, ... for n = 0, 1, ..."""
     text = ""
     n += 1
     while n:

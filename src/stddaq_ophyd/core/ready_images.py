@@ -1,0 +1,84 @@
+"""A queue of images that are ready to be published: readable, and in an order that cannot change any more.
+
+It is fed with what the raw files of one driver run show and what the driver counted, and does no I/O itself.
+"""
+
+from __future__ import annotations
+
+from stddaq.files.growing_run import Images, n_settled
+from stddaq_ophyd.core.run_counts import RunCounts
+
+
+class ReadyImages:
+    """The next `n_wanted` images of a run after `before`, of which callers take the first ones as they come.
+
+    Attributes:
+        n_ready: images that came into the queue so far.
+        n_taken: images that were taken out of it.
+        is_ordered: False when only closed files can show the order of the images still to come.
+    """
+
+    def __init__(self, before: RunCounts, n_wanted: int, *, may_restart: bool) -> None:
+        """`may_restart`: ids may restart with the first image, as with a camera armed for each point."""
+        self._before, self._n_wanted, self._may_restart = before, n_wanted, may_restart
+        self._next_rows = list(before.rows)
+        self._queue: Images | None = None
+        self.n_ready = 0
+        self.n_taken = 0
+        self.is_ordered = True
+
+    @property
+    def next_rows(self) -> tuple[int, ...]:
+        """Return the first row of each raw file that is not in the queue yet."""
+        return tuple(self._next_rows)
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether all wanted images are, or were, in the queue."""
+        return self.n_ready >= self._n_wanted
+
+    def feed(self, images: Images | None, counts: RunCounts) -> None:
+        """Add those of `images` that no other image can precede any more.
+
+        `images` are the readable ones from `next_rows` on, None when their ids restart; the driver had sent
+        `counts` before they were read.
+        """
+        if not self.is_ordered:
+            return
+        if images is None or not self._is_order_known(images, counts):
+            self.is_ordered = False
+            return
+        images = images[: min(n_settled(images, self.next_rows, counts.rows), self._n_wanted - self.n_ready)]
+        for i in range(len(self._next_rows)):
+            self._next_rows[i] += int((images.files == i).sum())
+        self._append(images)
+
+    def feed_closed(self, images: Images) -> None:
+        """Add `images` from `next_rows` on of closed files, whose order is final."""
+        self._append(images[: self._n_wanted - self.n_ready])
+
+    def take(self, n_images: int) -> Images:
+        """Remove the first `n_images`, which must be in the queue, and return them."""
+        assert self._queue is not None
+        assert n_images <= len(self._queue)
+        taken, self._queue = self._queue[:n_images], self._queue[n_images:]
+        self.n_taken += n_images
+        return taken
+
+    def _append(self, images: Images) -> None:
+        self._queue = images if self._queue is None else images.behind(self._queue)
+        self.n_ready += len(images)
+
+    def _is_order_known(self, images: Images, counts: RunCounts) -> bool:
+        """Return whether the ids of the new images and of those in the queue show their order."""
+        n_restarts = counts.n_restarts - self._before.n_restarts
+        if not n_restarts:
+            return True
+        if not self._may_restart:
+            return False
+        found = images if self._queue is None else images.behind(self._queue)
+        if len(found) <= 1:
+            return True
+        # Images of two epochs would leave a gap that the driver did not count.
+        n_gaps = int(found.ids.max() - found.ids.min()) + 1 - len(found)
+        return n_restarts == 1 and n_gaps == counts.n_skipped - self._before.n_skipped

@@ -1,0 +1,108 @@
+"""The steps of a device: each runs in the device's own thread, and a Status reports its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ophyd import Device
+from ophyd.status import DeviceStatus
+
+from stddaq_ophyd.core.worker import Worker
+
+S = TypeVar("S", bound="StepStatus")
+
+
+class StepStatus(DeviceStatus):
+    """The Status of one step; its representation includes the reason of a failure."""
+
+    def __init__(self, device: Device) -> None:
+        # The device itself ends what a failed step leaves open.
+        super().__init__(device, call_stop_on_failure=False)
+
+    def __str__(self) -> str:
+        state = f"failed: {self._exception}" if self._exception else "done" if self.done else "running"
+        return f"{type(self).__name__}({state})"
+
+    __repr__ = __str__
+
+
+class AcquisitionStatus(StepStatus):
+    """The Status of a step that waits for images; it reports how many are recorded."""
+
+    def __init__(self, device: Device, n_images: int) -> None:
+        self._n_images, self._n = n_images, 0
+        self._began = time.monotonic()
+        super().__init__(device)
+
+    def watch(self, func: Callable[..., Any]) -> None:
+        """Call `func` with the number of images whenever it changes, as bluesky's progress bars expect."""
+        self._watchers.append(func)
+        self._notify(func)
+
+    def progress(self, n: int) -> None:
+        """Report that `n` images are recorded."""
+        self._n = n
+        for watcher in tuple(self._watchers):
+            self._notify(watcher)
+
+    def _notify(self, watcher: Callable[..., Any]) -> None:
+        elapsed = time.monotonic() - self._began
+        left = self._n_images - self._n
+        watcher(
+            name=self.device.name,
+            current=self._n,
+            initial=0,
+            target=self._n_images,
+            unit="images",
+            precision=0,
+            fraction=left / self._n_images if self._n_images else 0.0,
+            time_elapsed=elapsed,
+            time_remaining=elapsed / self._n * left if self._n else None,
+        )
+
+    def _settled(self) -> None:
+        if self._exception is None:
+            self.progress(self._n_images)
+
+
+class Steps:
+    """Runs the steps of one device in order.
+
+    Attributes:
+        error: the first failure since it was set to None.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._worker = Worker(name)
+        self._unfinished: set[StepStatus] = set()
+        self.error: Exception | None = None
+
+    def submit(self, step: Callable[[S], None], status: S, *, can_be_abandoned: bool = True) -> S:
+        """Run `step` in the thread, and let `status` report how it ended."""
+
+        def run() -> None:
+            try:
+                step(status)
+            except Exception as error:  # noqa: BLE001  (the waiter of the status receives it)
+                if status in self._unfinished or not can_be_abandoned:
+                    self._unfinished.discard(status)
+                    self.error = self.error or error
+                    status.set_exception(error)
+            else:
+                self._unfinished.discard(status)
+                status.set_finished()
+
+        if can_be_abandoned:
+            self._unfinished.add(status)
+        self._worker.submit(run)
+        return status
+
+    def abandon(self) -> None:
+        """Let no unfinished step report a failure any more."""
+        self._unfinished.clear()
+
+    def wait_until_done(self, timeout: float) -> bool:
+        """Return whether all steps ended within `timeout` seconds."""
+        return self._worker.wait_until_idle(timeout)

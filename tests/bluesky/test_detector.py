@@ -1,0 +1,74 @@
+"""The device without services: who calls it, what it refuses, and what its documents let a RunEngine do."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bluesky import RunEngine
+from bluesky.protocols import WritesStreamAssets
+
+from stddaq_ophyd import AcquisitionError, StdDaqDetector
+
+Make = Callable[..., StdDaqDetector]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Makes a detector that is not connected."""
+    return lambda **options: StdDaqDetector("ws://127.0.0.1:9", name="det", paths=tmp_path, **options)
+
+
+async def described(det: StdDaqDetector) -> dict[str, Any]:
+    return dict(det.describe())
+
+
+def test_a_run_engine_must_know_the_shape_of_images(engine: RunEngine, make: Make):
+    future = asyncio.run_coroutine_threadsafe(described(make()), engine.loop)
+    with pytest.raises(AcquisitionError, match="shape and type of the images are unknown"):
+        future.result(10)
+
+
+def test_an_asyncio_loop_in_a_worker_thread_is_not_a_run_engine(engine: RunEngine, make: Make):
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(lambda: (threading.current_thread(), asyncio.run(described(make()))))
+    caller, description = found.result(10)
+    assert caller is not threading.main_thread()
+    assert "det_image" not in description
+
+
+@pytest.mark.parametrize(
+    ("documents", "is_stream"),
+    [("stream", True), ("AD_HDF5", False), ("STDDAQ_PUBLISHED", False), ("STDDAQ_RAW", False)],
+)
+def test_only_stream_documents_make_a_stream_device(make: Make, documents: str, is_stream: bool):
+    det = make(documents=documents)
+    assert isinstance(det, WritesStreamAssets) is is_stream
+    assert hasattr(det, "get_index") is is_stream
+
+
+def test_no_event_of_a_flight_is_ready_before_the_first(make: Make):
+    assert make().get_index() == 0
+
+
+def test_documents_are_given_by_name(make: Make):
+    with pytest.raises(AcquisitionError, match="det: documents: expected 'stream' or"):
+        make(documents="hdf5")
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 2.0, "3"])
+def test_a_flight_takes_a_whole_number_of_events(make: Make, value: Any):
+    with pytest.raises(AcquisitionError, match="det: prepare: expected a number of events from 1, got"):
+        make().prepare(value)
+
+
+def test_what_needs_staging_says_so(make: Make):
+    det = make()
+    for step in (det.trigger, det.kickoff, det.complete):
+        with pytest.raises(AcquisitionError, match=r"not staged; det\.stage\(\) comes first"):
+            step()
