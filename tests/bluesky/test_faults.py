@@ -109,7 +109,7 @@ def test_a_writer_killed_during_a_scan_is_named_and_what_was_published_stays(
             rig.writers[1].kill()
 
     text = failure(engine, bps_count_with(count([det], 8), kill, engine))
-    assert "writer 1 is gone" in text
+    assert "writer 1 exited or hangs" in text
     n_events = len(documents["event"])
     assert n_events >= 3
     wait_until_idle(rig)

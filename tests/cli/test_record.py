@@ -64,7 +64,7 @@ def test_run_that_shall_end_on_a_restart_says_which_ids_it_was(up: Callable[...,
         client.trigger(1)
     assert record.wait(timeout=20) == 1
     assert record.stderr[0].startswith(
-        "stddaq record: run failed: the image ids begin again: 0 came after 19, "
+        "stddaq record: run failed: the image ids restarted: 0 came after 19, "
     )
     assert re.search(r"images +20, all good, ids 0 to 19", record.output)
 

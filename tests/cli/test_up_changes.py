@@ -216,7 +216,7 @@ def test_a_driver_that_is_to_end_after_the_run_finishes_it_and_admits_no_other(
         process.send(signal.SIGUSR1)
         process.wait_for_line("no further run is admitted")
         driver.wait_until_saved(timeout=20)
-        with pytest.raises(CommandRefusedError, match="about to end"):
+        with pytest.raises(CommandRefusedError, match="about to restart"):
             driver.start(tmp_path, file_prefix="other")
         result = driver.last_result()
     assert result is not None

@@ -85,7 +85,7 @@ def test_a_run_that_shall_end_on_a_restart_of_the_camera_says_which_ids_it_was(m
     start_camera(rig.deployment, "--rate", 300, "--wait-for-subscribers", 4, port=port)
     account, _ = wait_for_error(rig, within=10)
     assert account["reason"] == (
-        f"the image ids begin again: 0 came after {last_id}, and the run was started with end_on_restart"
+        f"the image ids restarted: 0 came after {last_id}, and the run was started with end_on_restart"
     )
     assert (account["count"], account["n_good"], account["n_restarts"]) == (n_before, n_before, 0)
     assert account["last_id"] == last_id

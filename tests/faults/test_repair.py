@@ -27,13 +27,13 @@ def test_the_driver_repairs_the_files_of_its_last_run(make_rig: MakeRig, seen: S
     rig.writers[1].send(signal.SIGKILL)
     account, _ = wait_for_error(rig)
     hung, killed = account["files"]["raw"]
-    assert account["reason"].endswith(f"; when its writer has ended: stddaq repair {hung} {killed}")
+    assert account["reason"].endswith(f"; when its writer has exited: stddaq repair {hung} {killed}")
     refused, repaired = rig.client.repair()
-    assert f"is being written by process {rig.writers[0].pid}" in refused["reason"]
+    assert f"got one written by process {rig.writers[0].pid}" in refused["reason"]
     assert repaired == {"path": killed, "n_images": 100, "n_cut": 0, "repaired": True, "reason": None}
     checked = check_run(account, published)
     assert checked.unclosed == ("file0.h5",)
-    seen(f"file1.h5: {repaired['n_images']} images; file0.h5: is being written by process ...")
+    seen(f"file1.h5: {repaired['n_images']} images; file0.h5: written by process ...")
 
     rig.writers[0].kill()
     command = rig.deployment.run(console_script("stddaq"), "repair", "--run", "--url", rig.url)

@@ -118,7 +118,7 @@ def test_a_source_that_is_killed_and_started_again_is_recorded_on_or_ends_the_ru
     if ends:
         account, _ = wait_for_error(rig, within=10)
         last_id = account["last_id"]
-        assert account["reason"].startswith(f"the image ids begin again: 0 came after {last_id}, ")
+        assert account["reason"].startswith(f"the image ids restarted: 0 came after {last_id}, ")
         assert (account["count"], account["n_restarts"]) == (before, 0)
         # What the first put into the ring and could not announce any more shows when the second announces.
         assert account["n_dropped"] < 20

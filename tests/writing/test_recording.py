@@ -116,7 +116,7 @@ def test_run_that_shall_end_on_a_restart_ends_before_the_image_that_begins_again
     rig.publish(images)
     rig.wait_for_count(len(images))
     rig.publish(images_of([again, 13, 14], salt=1))
-    with pytest.raises(RunFailedError, match=f"the image ids begin again: {again} came after 12, "):
+    with pytest.raises(RunFailedError, match=f"the image ids restarted: {again} came after 12, "):
         rig.client.wait_until_saved(10)
     account = rig.account()
     assert (account["outcome"], account["count"], account["n_good"]) == ("error", 6, 6)

@@ -206,7 +206,7 @@ def test_a_metadata_writer_that_is_absent_at_the_start_is_an_error_that_names_it
 )
 def test_no_image_within_the_time_given_is_an_error(rig: Rig):
     rig.begin(first_image_timeout=0.2)
-    with pytest.raises(RunFailedError, match=r"no image came within 0\.2 s"):
+    with pytest.raises(RunFailedError, match=r"no image arrived within 0\.2 s"):
         rig.client.wait_until_saved(10)
     images = images_of(range(4))
     assert_saved(rig.record(images, file_prefix="next"), images)

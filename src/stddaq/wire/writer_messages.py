@@ -1,27 +1,51 @@
-"""What a writer refuses of a driver's request before it does anything: values that no file can hold.
-
-A driver of ours sends none of them; but a writer answers everything it is asked, and outlives it.
-"""
+"""What the driver sends to a writer: the encoding of `WriterAction`, and the values that a writer refuses."""
 
 from __future__ import annotations
 
+import functools
+
 from stddaq.errors import StdDaqError
-from stddaq.text import shown
+from stddaq.text import mismatch, shown
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
 _DIVISIONS = frozenset(pb.ImageDivision.values())
 
 
-class ActionError(StdDaqError):
-    """A request with a value that cannot be used."""
+class ActionError(StdDaqError, ValueError):
+    """A request has a value that no file can hold."""
+
+
+def encode_record_image(metadata: bytes, restarts: int) -> bytes:
+    """Return `WriterAction(record_image=RecordImage(image_metadata=metadata, restarts=restarts))`, encoded.
+
+    The received metadata is copied, not parsed and built again: this is on the path of every image.
+    """
+    # Protobuf wire format: tag 0x0a is field 1, length-delimited; 0x12 is field 2, length-delimited.
+    body = b"\x0a" + _varint(len(metadata)) + metadata
+    if restarts:
+        body += pb.RecordImage(restarts=restarts).SerializeToString()
+    return b"\x12" + _varint(len(body)) + body
+
+
+@functools.lru_cache(maxsize=1024)
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
 
 
 def check_action(action: pb.WriterAction) -> None:
-    """Raise `ActionError` for a text with a zero byte, or an unknown division of images."""
+    """Raise `ActionError` for a text with a zero byte, or an unknown division of images.
+
+    The driver sends none of them, but a writer answers whatever reaches its socket, and survives it.
+    """
     if action.HasField("create_file"):
         create = action.create_file
         if create.division not in _DIVISIONS:
-            raise ActionError(f"division: found {create.division}, allowed are {sorted(_DIVISIONS)}")
+            raise ActionError(mismatch("division", f"one of {sorted(_DIVISIONS)}", str(create.division)))
         _check_texts({"path": create.path, "run_id": create.run_id, "source": create.source})
     elif action.HasField("create_master_file"):
         master = action.create_master_file
@@ -32,6 +56,6 @@ def check_action(action: pb.WriterAction) -> None:
 
 def _check_texts(texts: dict[str, str]) -> None:
     for name, text in texts.items():
-        # Neither a path nor a string of HDF5 can have one.
+        # Neither a path nor an HDF5 string can contain one.
         if "\0" in text:
-            raise ActionError(f"{name}: found {shown(text)}, allowed is a text without zero bytes")
+            raise ActionError(mismatch(name, "text without zero bytes", shown(text)))

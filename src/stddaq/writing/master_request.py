@@ -1,4 +1,4 @@
-"""Carries out the driver's request for a master file, as whatever user this process acts as."""
+"""Carries out the driver's request for a master file, as the user that this process acts as."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from stddaq.files.master_file import create_master_file
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
 
-def create_as_asked(action: pb.CreateMasterFile) -> None:
-    """Make the master file. Raises `StdDaqError`, `OSError`."""
+def create_as_requested(create: pb.CreateMasterFile) -> None:
+    """Create the master file. Raises `StdDaqError`, `OSError`."""
     create_master_file(
-        Path(action.path),
-        [Path(file) for file in action.raw_files],
-        metadata_file=Path(action.metadata_file) if action.metadata_file else None,
-        account=action.account,
-        overwrite=action.overwrite,
+        Path(create.path),
+        [Path(file) for file in create.raw_files],
+        metadata_file=Path(create.metadata_file) if create.metadata_file else None,
+        account=create.account,
+        overwrite=create.overwrite,
     )

@@ -26,7 +26,7 @@ from support.processes.recording import (
 )
 
 from stddaq.files.repair import repair
-from stddaq.writing.driver.driver import LIST_LIMIT
+from stddaq.writing.driver.run import LIST_LIMIT
 
 
 @dataclass(frozen=True, slots=True)

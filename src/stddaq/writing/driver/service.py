@@ -1,7 +1,7 @@
-"""`std_det_driver`: takes commands over a WebSocket and lets the writers record.
+"""`std_det_driver`: receives commands over a WebSocket and has the writers record.
 
-This module is the server: connections, the 10 Hz status, the statistics line. What a run is stands in
-`driver`, how images are divided in `distributor`.
+This module is the server: connections, signals, the statistics line. `driver` carries out the commands,
+`distributor` divides the images.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
 
-from websockets.asyncio.server import ServerConnection, broadcast, serve
+from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
 
 from stddaq.config import DetectorConfig
@@ -23,25 +23,24 @@ from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number
 from stddaq.errors import ConfigError
 from stddaq.wire.default_addresses import DEFAULT_PORT
-from stddaq.wire.driver_messages import STATUS_PERIOD_S
 from stddaq.writing.driver.distributor import Distributor
 from stddaq.writing.driver.driver import Driver
+from stddaq.writing.driver.status import Client
 
 NAME = "std_det_driver"
 MAX_FRAME_BYTES = 64 * 1024
-# A client that does not read is disconnected when so much waits for it: minutes of status messages.
+# A client that does not read is disconnected when this much is queued for it: minutes of status messages.
 MAX_UNREAD_BYTES = 4 * 2**20
-UNWATCHED_PERIOD_S = 0.5
-SHUT_DOWN_S = 1.4
+SHUT_DOWN_TIMEOUT_S = 1.4
 
 
-class _Session:
-    """One WebSocket connection as the driver sees it."""
+class _Session(Client):
+    """A client that is connected by WebSocket."""
 
     def __init__(self, connection: ServerConnection) -> None:
         self._connection = connection
 
-    def tell(self, message: str) -> None:
+    def send(self, message: str) -> None:
         if self._connection.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
             self._connection.transport.abort()
             return
@@ -54,17 +53,38 @@ class DriverServer:
     def __init__(self, config: DetectorConfig, source_suffix: str, driver: Driver, distributor: Distributor):
         self._config, self._suffix = config, source_suffix
         self._driver, self._distributor = driver, distributor
+        self._connections: WeakSet[ServerConnection] = WeakSet()
 
     async def serve(self, host: str, port: int, stop: daemon.StopRequest) -> None:
         """Serve until asked to stop. Raises `ConfigError` when the address cannot be bound."""
-        # Handshakes that fail (port scanners, browsers) are the library's errors and nobody's news.
-        quiet = logging.getLogger("stddaq.websockets")
-        quiet.propagate, quiet.disabled = False, True
         stopped, retire = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_reader(stop.fileno(), lambda: stop.poll() and stopped.set())
         loop.add_signal_handler(signal.SIGUSR1, retire.set)
-        connections: WeakSet[ServerConnection] = WeakSet()
+        server = await self._listen(host, port)
+        async with server:
+            bound = next(iter(server.sockets)).getsockname()
+            log.event("ready: listening on ws://%s:%d", bound[0], bound[1])
+            tasks = [
+                asyncio.create_task(self._driver.watchers.notify_periodically()),
+                asyncio.create_task(self._log_statistics()),
+                asyncio.create_task(self._retire(retire, stopped)),
+            ]
+            await stopped.wait()
+            await self._driver.shut_down(SHUT_DOWN_TIMEOUT_S)
+            for task in tasks:
+                task.cancel()
+            server.close(close_connections=False)
+            await asyncio.sleep(0)  # The connection accepted last gets its transport.
+            # All of them, not only the open ones: an opening or closing handshake may take ten seconds.
+            for connection in self._connections:
+                connection.transport.abort()
+
+    async def _listen(self, host: str, port: int) -> Server:
+        # The library logs failed handshakes of port scanners and browsers as errors, which they are not here.
+        quiet = logging.getLogger("stddaq.websockets")
+        quiet.propagate, quiet.disabled = False, True
+        connections = self._connections
 
         class Connection(ServerConnection):
             def __init__(self, *args: Any, **options: Any) -> None:
@@ -72,67 +92,41 @@ class DriverServer:
                 connections.add(self)
 
         try:
-            server = await serve(
+            return await serve(
                 self._session,
                 host,
                 port,
                 max_size=MAX_FRAME_BYTES,
-                # It would save little of small messages, for 0.3 MB of memory of each client.
+                # It saves little on small messages and costs 0.3 MB of memory per client.
                 compression=None,
                 logger=quiet,
                 create_connection=Connection,
             )
         except OSError as error:
-            raise ConfigError(
-                f"--host {host} --port {port}: cannot listen there: {error.strerror}"
-            ) from error
-        async with server:
-            bound = next(iter(server.sockets)).getsockname()
-            log.event("ready: listening on ws://%s:%d", bound[0], bound[1])
-            ticker = asyncio.create_task(self._tick())
-            reporter = asyncio.create_task(self._report())
-            retiring = asyncio.create_task(self._retire(retire, stopped))
-            await stopped.wait()
-            await self._driver.shut_down(within=SHUT_DOWN_S)
-            ticker.cancel()
-            reporter.cancel()
-            retiring.cancel()
-            server.close(close_connections=False)
-            await asyncio.sleep(0)  # What was accepted last gets its transport.
-            # All, and not only the open ones: a handshake, or a goodbye, may take ten seconds.
-            for made in connections:
-                made.transport.abort()
+            raise ConfigError(f"--host {host} --port {port}: cannot listen: {error.strerror}") from error
 
     async def _session(self, connection: ServerConnection) -> None:
         session = _Session(connection)
-        session.tell(self._driver.greeting())
-        self._driver.clients.add(session)
+        self._driver.watchers.add(session)
         log.event("client %s connected", connection.id)
         try:
             async for frame in connection:
-                await self._driver.answer(session, frame)
+                await self._driver.receive(session, frame)
         except ConnectionClosed:
             pass
         finally:
-            self._driver.clients.discard(session)
+            self._driver.watchers.remove(session)
             log.event("client %s disconnected", connection.id)
 
     async def _retire(self, asked: asyncio.Event, stopped: asyncio.Event) -> None:
-        """End when nobody is disturbed by it: after the run that goes on, without another one."""
+        """Exit after the present run, without admitting another one."""
         await asked.wait()
-        log.event("asked to end after the run: no further run is admitted")
+        log.event("retiring: no further run is admitted")
         await self._driver.retire()
         stopped.set()
 
-    async def _tick(self) -> None:
-        """The status at 10 Hz."""
-        while True:
-            # Whoever connects is greeted at once; with nobody there the driver need not wake up so often.
-            await asyncio.sleep(STATUS_PERIOD_S if self._driver.clients else UNWATCHED_PERIOD_S)
-            self._driver.tell_all()
-
-    async def _report(self) -> None:
-        """The statistics line, once a period."""
+    async def _log_statistics(self) -> None:
+        """Log the statistics line, once a period."""
         timer = statistics.StatisticsTimer(self._config.stats_collection_period)
         before = 0
         while True:
@@ -146,7 +140,7 @@ class DriverServer:
                     "source": self._suffix,
                     "processed_times": n,
                     "repetition_rate_hz": n / elapsed,
-                    "n_active_connections": len(self._driver.clients),
+                    "n_active_connections": len(self._driver.watchers),
                 },
             )
 
@@ -191,12 +185,18 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
         config,
         args.source_suffix,
         with_metadata_writer=args.with_metadata_writer,
-        patience=args.writer_timeout,
+        writer_timeout=args.writer_timeout,
     )
     distributor.start()
     try:
-        driver = Driver(config, args.source_suffix, distributor, args.allowed_root)
-        server = DriverServer(config, args.source_suffix, driver, distributor)
-        asyncio.run(server.serve(args.host, args.port, stop))
+        asyncio.run(_serve_clients(config, args, distributor, stop))
     finally:
         distributor.stop()
+
+
+async def _serve_clients(
+    config: DetectorConfig, args: argparse.Namespace, distributor: Distributor, stop: daemon.StopRequest
+) -> None:
+    driver = Driver(config, args.source_suffix, distributor, args.allowed_root)
+    server = DriverServer(config, args.source_suffix, driver, distributor)
+    await server.serve(args.host, args.port, stop)

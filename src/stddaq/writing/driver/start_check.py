@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stddaq.config import DetectorConfig
-from stddaq.daemon.user_switch import groups_of
+from stddaq.daemon.isolation import run_in_process
+from stddaq.daemon.user_switch import may_create_files
+from stddaq.errors import StdDaqError
 from stddaq.files.names import master_file_name, metadata_file_name, raw_file_name
 from stddaq.wire.driver_messages import (
     DEFAULT_N_IMAGE,
@@ -18,11 +20,10 @@ from stddaq.wire.driver_messages import (
 )
 
 ACCESS_TIMEOUT_S = 5.0
-_WRITE_AND_SEARCH = os.W_OK | os.X_OK
 
 
 @dataclass(frozen=True, slots=True)
-class RunFiles:
+class PlannedFiles:
     """The files that one run will make."""
 
     raw: tuple[Path, ...]
@@ -30,7 +31,7 @@ class RunFiles:
     master: Path
 
     @classmethod
-    def of(cls, start: StartCommand, number_of_writers: int, with_metadata: bool) -> RunFiles:
+    def of(cls, start: StartCommand, number_of_writers: int, with_metadata: bool) -> PlannedFiles:
         """The files of a run as asked for."""
         directory, prefix = Path(start.path), start.file_prefix
         return cls(
@@ -54,7 +55,12 @@ class RunFiles:
 
 
 def check_start(
-    start: StartCommand, files: RunFiles, config: DetectorConfig, roots: Sequence[Path], *, compressed: bool
+    start: StartCommand,
+    files: PlannedFiles,
+    config: DetectorConfig,
+    roots: Sequence[Path],
+    *,
+    compressed: bool,
 ) -> None:
     """Raise `CommandError`, with the reason, when the run cannot be written. Touches nothing.
 
@@ -105,33 +111,18 @@ def _check_directory(start: StartCommand, roots: Sequence[Path]) -> None:
 
 
 def _may_write(path: str, uid: int) -> bool:
-    """Whether `uid` may create files in `path`, asked of the system as that user where we can be it."""
+    """Return whether `uid` may create files in `path`, as far as this process can know."""
     if uid in (0, os.geteuid()):
-        return os.access(path, _WRITE_AND_SEARCH, effective_ids=True)
+        return may_create_files(path)
     if os.geteuid() != 0:
-        return True  # Only the writers, which are root then, can know; they refuse before they create.
-    # Groups and access lists of a network file system are known to the kernel alone, and becoming the user
-    # in this process would do so for all its threads.
+        return True  # Only the writers, which run as root then, can know. They refuse before they create.
+    # Only the kernel knows the groups and access lists of a network file system, and switching the user in
+    # this process would affect all its threads.
+    where = f"path: check of {path} as uid {uid}"
     try:
-        return _access_as(uid, path)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise CommandError(
-            "path_not_usable", f"path: {path} cannot be checked as uid {uid}: {error}"
-        ) from error
-
-
-def _access_as(uid: int, path: str) -> bool:
-    gid, groups = groups_of(uid)
-    check = subprocess.run(
-        ["/usr/bin/test", "-w", path, "-a", "-x", path],
-        user=uid,
-        group=gid,
-        extra_groups=groups,
-        cwd="/",
-        timeout=ACCESS_TIMEOUT_S,
-        check=False,
-    )
-    return check.returncode == 0
+        return run_in_process(functools.partial(may_create_files, path), ACCESS_TIMEOUT_S, where, uid=uid)
+    except (OSError, StdDaqError) as error:
+        raise CommandError("path_not_usable", str(error)) from error
 
 
 def _check_space(start: StartCommand, config: DetectorConfig) -> None:

@@ -1,4 +1,8 @@
-"""The driver's end of the connection to one writer: requests and their answers, liveness, progress."""
+"""One writer as the driver knows it: its connection, its pending requests, what it has reported.
+
+`WriterPeer` does no I/O: it is fed with messages and changes of the connection. `WriterConnection` adds the
+sockets.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +22,17 @@ from stddaq.wire.std_daq import writer_action_pb2 as pb
 
 @dataclass(slots=True)
 class Answer:
-    """How a writer answered a request: `reason` is empty when it did what was asked."""
+    """The answer to a request: `reason` says why it failed, and is empty when it did not."""
 
     reason: str = ""
 
 
 @dataclass(slots=True)
-class _Request:
+class _PendingRequest:
     number: int
     sent_at: float
-    patience: float
-    done: Callable[[Answer], None]
+    timeout: float
+    on_answer: Callable[[Answer], None]
 
 
 @dataclass(slots=True)
@@ -44,75 +48,65 @@ class WriterProgress:
 
 
 class WriterPeer:
-    """One writer as the driver sees it. Belongs to the distributor's thread.
+    """The state of one writer, without I/O.
 
     Attributes:
         name: `0`, `1`, ... or `meta`.
-        title: the same in words, for messages.
-        connected: whether a writer process holds the other end.
+        title: the name in words, for messages.
+        connected: whether a writer process is connected.
         n_forwarded: images of the current run that were sent to it.
-        is_ours: whether it returned the number of the request that it answered last; C++ writers do not.
+        has_extensions: whether it returned the number of the request that it answered last: it reports
+            progress and can create master files. C++ writers do not.
     """
 
-    def __init__(self, context: zmq.Context, detector_name: str, name: str) -> None:
-        """Bind and connect the sockets. Raises `EndpointError`."""
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
         self.title = f"writer {name}" if name.isdecimal() else "the metadata writer"
         self.connected = False
         self.n_forwarded = 0
-        self.is_ours = False
+        self.has_extensions = False
         self.reported = WriterProgress()
-        self.last_heard = 0.0
-        self.actions = endpoints.open_socket(context, zmq.PUSH)
-        endpoints.watch_for_hanging_peers(self.actions)
-        self.responses = endpoints.open_socket(context, zmq.PULL)
-        self.monitor = endpoints.watch_connection(self.actions)
-        self._endpoint = endpoints.driver_to_writer(detector_name, name)
-        endpoints.bind(self.actions, self._endpoint)
-        self.responses.connect(endpoints.writer_to_driver(detector_name, name))
-        self._requests: list[_Request] = []
-        self._n_late = 0  # Answers that a connected writer still owes to requests that were given up.
+        self._clock = clock
+        self._requests: list[_PendingRequest] = []
+        # Answers that a connected C++ writer still owes to requests that have timed out.
+        self._n_late = 0
+        self._advanced_at = 0.0
         self._run_id = ""
 
     def begin_run(self, run_id: str) -> None:
-        """Forget what was reported of the run before."""
+        """Forget what was reported of the last run."""
         self._run_id = run_id
         self.n_forwarded = 0
         self.reported = WriterProgress()
 
-    def ask(self, action: pb.WriterAction, patience: float, done: Callable[[Answer], None]) -> None:
-        """Send a request; `done` is called once, with the answer or with why there is none.
+    def expect_answer(self, number: int, timeout: float, on_answer: Callable[[Answer], None]) -> None:
+        """Note a request that was sent. `on_answer` is called once, with the answer or why there is none.
 
-        A connected writer from which nothing is heard for `patience` seconds is given up.
+        The request fails after `timeout` seconds in which the writer made no progress.
         """
-        if not self.connected:
-            done(Answer(f"{self.title} is not connected"))
-            return
+        self._requests.append(_PendingRequest(number, self._clock(), timeout, on_answer))
+
+    def receive(self, message: bytes) -> bool:
+        """Take an answer or a progress report. Returns whether it reports progress of this run."""
         try:
-            self.actions.send(action.SerializeToString(), zmq.NOBLOCK)
-        except zmq.Again:
-            done(Answer(f"{self.title} takes no messages (more than {endpoints.QUEUE_LIMIT} wait for it)"))
-            return
-        self._requests.append(_Request(action.request, time.monotonic(), patience, done))
+            response = pb.WriterResponse.FromString(message)
+        except DecodeError:
+            return False
+        is_progress = response.HasField("progress") and response.run_id == self._run_id
+        if is_progress:
+            self._receive_progress(response.progress, complete=bool(response.request))
+        if response.request or not response.HasField("progress"):
+            self._receive_answer(response)
+        return is_progress
 
-    def take_responses(self) -> bool:
-        """Read what the writer sent: answers and progress reports. Whether there was progress."""
-        progressed = False
-        while cast(int, self.responses.get(zmq.EVENTS)) & zmq.POLLIN:
-            try:
-                response = pb.WriterResponse.FromString(self.responses.recv(zmq.NOBLOCK))
-            except DecodeError:
-                continue
-            self.last_heard = time.monotonic()
-            if response.run_id == self._run_id and response.HasField("progress"):
-                self._note_progress(response.progress, complete=bool(response.request))
-                progressed = True
-            if response.request or not response.HasField("progress"):
-                self._match(response)
-        return progressed
-
-    def _note_progress(self, progress: pb.WriterProgress, *, complete: bool) -> None:
+    def _receive_progress(self, progress: pb.WriterProgress, *, complete: bool) -> None:
         reported = self.reported
+        # Only progress counts as a sign of life. It is bounded by the images that were sent, and so is the
+        # time that a request can take.
+        if reported.n_written + reported.n_failed < min(
+            progress.n_written + progress.n_failed, self.n_forwarded
+        ):
+            self._advanced_at = self._clock()
         reported.n_written = progress.n_written
         reported.n_overwritten = progress.n_overwritten
         reported.n_failed = progress.n_failed
@@ -123,10 +117,10 @@ class WriterPeer:
         reported.overwritten_ids.extend(progress.overwritten_ids)
         reported.failed_ids.extend(progress.failed_ids)
 
-    def _match(self, response: pb.WriterResponse) -> None:
-        """Give the answer to its request. One of a request that nobody waits for any more is dropped.
+    def _receive_answer(self, response: pb.WriterResponse) -> None:
+        """Match an answer to its request. Answers to requests that have timed out are dropped.
 
-        A writer that does not return numbers (C++) answers in order.
+        C++ writers return no numbers; they answer in order.
         """
         if not response.request and self._n_late:
             self._n_late -= 1
@@ -134,47 +128,96 @@ class WriterPeer:
         for position, request in enumerate(self._requests):
             if response.request in (0, request.number):
                 del self._requests[position]
+                self._advanced_at = self._clock()
+                self.has_extensions = bool(response.request)
+                failure = shown_text(response.reason) or "failed without a reason"
                 failed = response.code != pb.SUCCESS
-                said = shown_text(response.reason) or "failed without a reason"
-                reason = f"{self.title}: {said}" if failed else ""
-                self.is_ours = bool(response.request)
-                request.done(Answer(reason))
+                request.on_answer(Answer(f"{self.title}: {failure}" if failed else ""))
                 return
 
-    def watch(self) -> str:
-        """Notice a writer that is gone, or does not answer.
+    def connection_changed(self, connected: bool) -> str:
+        """Note that the writer connected or disconnected. Returns what this means for the run, if anything.
 
-        Returns what is wrong, an empty string when nothing is new.
+        All pending requests of a writer that disconnects fail.
         """
-        trouble = ""
-        for connected in endpoints.connection_changes(self.monitor):
-            self.connected = connected
-            log.event("writer %s %s", self.name, "connected" if connected else "disconnected")
-            if not connected:
-                self._n_late = 0
-                trouble = f"{self.title} is gone or hangs; {self.reported.n_written} of "
-                trouble += f"{self.n_forwarded} images of this run that it got were written"
-                self._drop_requests(trouble)
-        if self._requests and (patience := self._overdue()):
-            trouble = f"{self.title} did not answer within {patience:g} s; "
-            trouble += f"{self.reported.n_written} of {self.n_forwarded} images were written"
-            self._n_late += len(self._requests)
-            self._drop_requests(trouble)
-        return trouble
+        self.connected = connected
+        if connected:
+            return ""
+        self._n_late = 0
+        failure = f"{self.title} exited or hangs; {self._written_so_far()}"
+        self.fail_requests(failure)
+        return failure
 
-    def _overdue(self) -> float:
-        """How long the oldest request was waited for, in vain; 0 while there is hope."""
+    def expire_requests(self) -> str:
+        """Fail all requests when the oldest has timed out. Returns why, an empty string if it has not."""
+        if not self._requests:
+            return ""
         oldest = self._requests[0]
-        waited = time.monotonic() - max(oldest.sent_at, self.last_heard)
-        return oldest.patience if waited > oldest.patience else 0.0
+        if self._clock() - max(oldest.sent_at, self._advanced_at) <= oldest.timeout:
+            return ""
+        failure = f"{self.title} did not answer within {oldest.timeout:g} s; {self._written_so_far()}"
+        self._n_late += len(self._requests)
+        self.fail_requests(failure)
+        return failure
 
-    def _drop_requests(self, reason: str) -> None:
+    def fail_requests(self, reason: str) -> None:
+        """Answer all pending requests with `reason`."""
         requests, self._requests = self._requests, []
         for request in requests:
-            request.done(Answer(reason))
+            request.on_answer(Answer(reason))
+
+    def _written_so_far(self) -> str:
+        return f"it confirmed {self.reported.n_written} of the {self.n_forwarded} images sent to it"
+
+
+class WriterConnection(WriterPeer):
+    """A writer with its sockets. Belongs to the distributor's thread.
+
+    Attributes:
+        actions: sends requests and images.
+        responses, monitor: to be polled; `receive_responses` and `check` read them.
+    """
+
+    def __init__(self, context: zmq.Context, detector_name: str, name: str) -> None:
+        """Bind and connect the sockets. Raises `EndpointError`."""
+        super().__init__(name)
+        self.actions = endpoints.open_socket(context, zmq.PUSH)
+        endpoints.watch_for_hanging_peers(self.actions)
+        self.responses = endpoints.open_socket(context, zmq.PULL)
+        self.monitor = endpoints.watch_connection(self.actions)
+        self._endpoint = endpoints.driver_to_writer(detector_name, name)
+        endpoints.bind(self.actions, self._endpoint)
+        self.responses.connect(endpoints.writer_to_driver(detector_name, name))
+
+    def request(self, action: pb.WriterAction, timeout: float, on_answer: Callable[[Answer], None]) -> None:
+        """Send a request; see `expect_answer`."""
+        if not self.connected:
+            on_answer(Answer(f"{self.title} is not connected"))
+            return
+        try:
+            self.actions.send(action.SerializeToString(), zmq.NOBLOCK)
+        except zmq.Again:
+            on_answer(Answer(f"{self.title} does not keep up: {endpoints.QUEUE_LIMIT} messages are queued"))
+            return
+        self.expect_answer(action.request, timeout, on_answer)
+
+    def receive_responses(self) -> bool:
+        """Read what the writer sent. Returns whether it reports progress."""
+        progressed = False
+        while cast(int, self.responses.get(zmq.EVENTS)) & zmq.POLLIN:
+            progressed |= self.receive(self.responses.recv(zmq.NOBLOCK))
+        return progressed
+
+    def check(self) -> str:
+        """Notice connections, disconnections and timeouts. Returns what is wrong, if anything new is."""
+        failure = ""
+        for connected in endpoints.connection_changes(self.monitor):
+            log.event("writer %s %s", self.name, "connected" if connected else "disconnected")
+            failure = self.connection_changed(connected) or failure
+        return self.expire_requests() or failure
 
     def close(self) -> None:
-        """Remove the socket file; the sockets go with their context."""
-        self._drop_requests("the driver ends")
+        """Remove the socket file. The sockets are closed with their context."""
+        self.fail_requests("the driver exits")
         self.actions.disable_monitor()
         endpoints.unbind(self.actions, self._endpoint)

@@ -27,7 +27,7 @@ from stddaq.dataplane import endpoints
 from stddaq.errors import StdDaqError
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.wire.writer_messages import check_action
-from stddaq.writing.master_request import create_as_asked
+from stddaq.writing.master_request import create_as_requested
 
 # A flush costs 0.2 to 0.5 ms. While images keep coming they become visible to readers so often ...
 FLUSH_PERIOD_S = 0.2
@@ -294,7 +294,7 @@ class WriterLoop:
     def _create_master(self, action: pb.CreateMasterFile) -> None:
         self._owner.become(self._uid)
         try:
-            create_as_asked(action)
+            create_as_requested(action)
         finally:
             self._owner.return_to_self()
 

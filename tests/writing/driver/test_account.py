@@ -1,4 +1,4 @@
-"""Division, account and overrun rules against references of a few lines."""
+"""The account of a run, and the division of images, against references of a few lines."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def account_of(ids: Sequence[int], damaged: Sequence[bool] = (), sequences: Sequ
 def test_ranges_are_the_ids_in_order_of_arrival(ids: list[int]):
     account = account_of(ids)
     assert [i for first, last in account.ranges for i in range(first, last + 1)] == ids
-    assert account.count == len(ids)
+    assert account.n_images == len(ids)
 
 
 @given(Ids)
@@ -42,12 +42,12 @@ def test_ranges_are_the_ids_in_order_of_arrival(ids: list[int]):
 @example([HUGE])
 @example([0, HUGE])
 @example([HUGE, 0])
-def test_skipped_ids_are_those_between_neighbours_that_are_not_there(ids: list[int]):
+def test_skipped_ids_are_those_missing_between_neighbours(ids: list[int]):
     account = account_of(ids)
     pairs = list(pairwise(ids))
     assert list(account.skipped()) == [(a + 1, b - 1) for a, b in pairs if b > a + 1]
     assert account.n_skipped == sum(b - a - 1 for a, b in pairs if b > a)
-    assert account.restarts == sum(b <= a for a, b in pairs)
+    assert account.n_restarts == sum(b <= a for a, b in pairs)
 
 
 @given(Ids, st.integers(1, 5), st.booleans())
@@ -90,15 +90,16 @@ def test_long_lists_are_cut_and_the_result_says_so():
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=30))
-def test_lost_messages_are_the_sequence_numbers_that_did_not_come(steps: list[int]):
+def test_dropped_images_are_the_running_numbers_that_did_not_arrive(steps: list[int]):
     sequences = [1000 + sum(steps[: i + 1]) for i in range(len(steps))]
     account = account_of(range(len(steps)), sequences=sequences)
     missing = set(range(sequences[0], sequences[-1] + 1)) - set(sequences)
-    assert account.dropped() == len(missing)
+    assert account.n_dropped == len(missing)
 
 
-def test_losses_of_a_source_without_sequence_numbers_are_not_known():
-    assert account_of([1, 2, 7]).dropped() is None
+def test_dropped_images_of_a_source_without_running_numbers_are_not_known():
+    assert account_of([1, 2, 7]).result([], [], list_limit=None)["n_dropped"] is None
+    assert account_of([1, 2], sequences=[5, 8]).result([], [], list_limit=None)["n_dropped"] == 2
 
 
 def test_damage_of_an_id_that_came_twice_is_counted_twice():
@@ -106,12 +107,12 @@ def test_damage_of_an_id_that_came_twice_is_counted_twice():
     assert (result["n_damaged"], result["n_good"], result["damaged_ids"]) == (2, 2, [3, 3])
 
 
-def test_messages_that_were_received_but_not_recorded_are_not_lost():
+def test_messages_that_arrived_and_were_not_recorded_are_not_dropped():
     account = RunAccount()
     for sequence in (10, 11):  # 10 is recorded, 11 has an id below start_id.
         account.receive_number(sequence)
     account.receive_malformed()
     account.receive_number(13)
-    assert account.dropped() == 0
+    assert account.n_dropped == 0
     account.receive_number(16)
-    assert account.dropped() == 2
+    assert account.n_dropped == 2

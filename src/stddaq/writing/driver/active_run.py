@@ -1,0 +1,58 @@
+"""One run as the driver carries it out: the command, the files, what has happened so far."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+
+from stddaq.errors import StdDaqError
+from stddaq.wire.driver_messages import StartCommand
+from stddaq.writing.driver.account import RunAccount
+from stddaq.writing.driver.distributor import META
+from stddaq.writing.driver.start_check import PlannedFiles
+
+
+class RunError(StdDaqError, RuntimeError):
+    """The run has failed."""
+
+
+class ActiveRun:
+    """The state of one run. Belongs to the asyncio loop, except for `account`.
+
+    Attributes:
+        account: the distributor's thread counts in it.
+        failure: why the data path ended the recording; empty when it did not fail.
+        created, closed: names of the writers that confirmed it.
+    """
+
+    def __init__(self, start: StartCommand, files: PlannedFiles) -> None:
+        self.id = uuid.uuid4().hex
+        self.start, self.files = start, files
+        self.account = RunAccount()
+        self.started_at = datetime.now(UTC)
+        self._started = time.monotonic()
+        self.stop_requested = asyncio.Event()
+        self.first_image = asyncio.Event()
+        self.recorded = asyncio.Event()
+        self.failure = ""
+        self.created: set[str] = set()
+        self.closed: set[str] = set()
+
+    def end_recording(self, failure: str) -> None:
+        """Note that no further image is recorded. The first failure counts."""
+        self.failure = self.failure or failure
+        self.recorded.set()
+
+    def duration(self) -> float:
+        """Return the seconds since the start."""
+        return time.monotonic() - self._started
+
+    def unclosed_files(self) -> list[Path]:
+        """Return the files whose writers created them and did not confirm that they closed them."""
+        by_writer = {str(i): path for i, path in enumerate(self.files.raw)}
+        if self.files.metadata:
+            by_writer[META] = self.files.metadata
+        return [path for name, path in by_writer.items() if name in self.created - self.closed]

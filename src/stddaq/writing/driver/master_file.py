@@ -1,0 +1,31 @@
+"""The master file of a run whose writers are all C++ ones, created by a separate process.
+
+It must belong to the user of the raw files. The driver itself never switches its user and loads no HDF5.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from stddaq.daemon.isolation import run_in_process_async
+from stddaq.daemon.user_switch import UserSwitch, drop_rights
+from stddaq.wire.std_daq import writer_action_pb2 as pb
+
+
+async def create_in_own_process(
+    create: pb.CreateMasterFile, uid: int, *, switch_user_active: bool, timeout: float
+) -> None:
+    """Create the master file as `uid` (0: as this service). Raises `StdDaqError`, `OSError`."""
+    UserSwitch(switch_user_active).check(uid)
+    function = functools.partial(_create, create.SerializeToString(), uid)
+    await run_in_process_async(function, timeout, create.path)
+
+
+def _create(create: bytes, uid: int) -> None:
+    # Imported here to keep HDF5 out of the driver, and before the switch because `uid` may be unable to read
+    # the installation.
+    from stddaq.writing.master_request import create_as_requested
+
+    if uid:
+        drop_rights(uid)
+    create_as_requested(pb.CreateMasterFile.FromString(create))

@@ -1,0 +1,200 @@
+"""The course of one run: it reads like the order of its states.
+
+The asyncio loop owns the course; the distributor's thread forwards the images and reports by callbacks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shlex
+import time
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from stddaq.config import DetectorConfig
+from stddaq.daemon import log
+from stddaq.errors import StdDaqError
+from stddaq.wire.std_daq import writer_action_pb2 as pb
+from stddaq.writing.driver.active_run import ActiveRun, RunError
+from stddaq.writing.driver.distributor import SUBSCRIPTION_TIMEOUT_S, Distributor, RecordingJob
+from stddaq.writing.driver.master_file import create_in_own_process
+from stddaq.writing.driver.state import State
+from stddaq.writing.driver.writers import Writers
+
+POLL_S = 0.01
+# The master file of a run with very many gaps takes its time: 0.3 s for a thousand, 3 s for ten thousand.
+MASTER_FILE_TIMEOUT_S = 600.0
+# Ids or ranges that a message lists; the counts are always exact.
+LIST_LIMIT = 1000
+
+
+class Enter(Protocol):
+    """Changes the state of the driver and notifies its clients."""
+
+    def __call__(self, state: State) -> None:
+        """Enter `state`."""
+        ...
+
+
+class RunCourse:
+    """Carries out one run, from `creating_file` until all files are closed."""
+
+    def __init__(
+        self, run: ActiveRun, config: DetectorConfig, source: str, distributor: Distributor, writers: Writers
+    ) -> None:
+        self._run, self._config, self._source = run, config, source
+        self._distributor, self._writers = distributor, writers
+
+    async def carry_out(self, enter: Enter, on_progress: Callable[[], None]) -> str:
+        """Carry out the run. Returns why it failed, an empty string when it did not. Raises nothing.
+
+        `on_progress` is called when all images so far are readable.
+        """
+        reason = await self._attempt(self._record(enter, on_progress))
+        if reason:
+            await self._attempt(self._close_after_error())
+            if paths := self._run.unclosed_files():
+                command = shlex.join(["stddaq", "repair", *map(str, paths)])
+                reason += f"; when its writer has exited: {command}"
+        return reason
+
+    async def _attempt(self, step: Coroutine[Any, Any, None]) -> str:
+        try:
+            await step
+        except RunError as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001  (a defect must not leave the driver busy)
+            log.logger.exception("run %s failed unexpectedly", self._run.id)
+            return f"unexpected {type(error).__name__}: {error}"
+        return ""
+
+    async def _record(self, enter: Enter, on_progress: Callable[[], None]) -> None:
+        run, writers = self._run, self._writers
+        enter(State.CREATING_FILE)
+        await writers.wait_until_connected()
+        await writers.call(lambda: self._distributor.begin_run(run.id))
+        await writers.create_files(run)
+        enter(State.FILE_CREATED)
+        if not run.stop_requested.is_set():
+            await self._wait_for_images(enter, on_progress)
+        if run.stop_requested.is_set() and not run.failure:
+            enter(State.STOP)
+        await writers.call(self._distributor.end_recording)
+        if run.failure:
+            raise RunError(run.failure)
+        # Still `recording` (or `stop`) until all images are in the files, so that the count is exact.
+        await writers.confirm_last_image(run)
+        enter(State.SAVING_FILE)
+        await writers.close_files(run)
+        await self._create_master_file()
+        n_overwritten = writers.n_overwritten()
+        if run.start.strict and n_overwritten:
+            raise RunError(
+                f"{n_overwritten} images were overwritten in the ring buffer before they were written"
+            )
+
+    async def _wait_for_images(self, enter: Enter, on_progress: Callable[[], None]) -> None:
+        """Record until all images have arrived, a stop is requested, or the data path fails.
+
+        Only `first_image_timeout` and a stop limit how long: the source decides when it sends images.
+        """
+        run = self._run
+        await self._wait_for_subscription()
+        job = self._recording_job(on_progress)
+        await self._writers.call(lambda: self._distributor.record(job))
+        # Entered once it is true, so that a client that triggers the camera now misses no image.
+        enter(State.WAITING_FOR_FIRST_IMAGE)
+        await _first_of(
+            run.first_image, run.recorded, run.stop_requested, timeout=run.start.first_image_timeout
+        )
+        if run.first_image.is_set():
+            enter(State.RECORDING)
+        elif not (run.recorded.is_set() or run.stop_requested.is_set()):
+            run.failure = f"no image arrived within {run.start.first_image_timeout:g} s"
+            return
+        await _first_of(run.recorded, run.stop_requested)
+
+    async def _wait_for_subscription(self) -> None:
+        deadline = time.monotonic() + SUBSCRIPTION_TIMEOUT_S
+        while time.monotonic() < deadline and not await self._writers.call(self._distributor.is_subscribed):
+            await asyncio.sleep(POLL_S)
+
+    def _recording_job(self, on_progress: Callable[[], None]) -> RecordingJob:
+        run, loop = self._run, asyncio.get_running_loop()
+        return RecordingJob(
+            run.start.n_image,
+            run.start.start_id,
+            self._config.image_division == "arrival",
+            run.start.end_on_restart,
+            run.account,
+            on_first_image=lambda: _from_thread(loop, run.first_image.set),
+            on_end=lambda failure: _from_thread(loop, run.end_recording, failure),
+            on_caught_up=lambda: _from_thread(loop, on_progress),
+        )
+
+    async def _create_master_file(self) -> None:
+        run = self._run
+        create = pb.CreateMasterFile(
+            path=str(run.files.master),
+            raw_files=[str(path) for path in run.files.raw],
+            metadata_file=str(run.files.metadata or ""),
+            account=json.dumps(self.result("", list_limit=None)),
+            overwrite=run.start.overwrite,
+        )
+        if await self._writers.create_master_file(run, create, MASTER_FILE_TIMEOUT_S):
+            return
+        try:
+            await create_in_own_process(
+                create,
+                run.start.writer_id,
+                switch_user_active=self._config.switch_user_active,
+                timeout=MASTER_FILE_TIMEOUT_S,
+            )
+        except (OSError, RuntimeError, StdDaqError) as error:
+            raise RunError(f"the master file was not created: {error}") from error
+
+    async def _close_after_error(self) -> None:
+        await self._writers.call(self._distributor.end_recording)
+        await self._writers.close_files_after_error(self._run)
+
+    def result(self, reason: str, list_limit: int | None = LIST_LIMIT) -> dict[str, Any]:
+        """Return the account of the run, with `reason` if it failed.
+
+        The driver's last result lists up to `list_limit` ids of each kind; the master file lists all.
+        """
+        run = self._run
+        overwritten, failed = self._writers.overwritten_ids(), self._writers.failed_ids(run)
+        return {
+            "run_id": run.id,
+            "outcome": "error" if reason else "file_saved",
+            **({"reason": reason} if reason else {}),
+            "source": self._source,
+            "image_division": self._config.image_division,
+            "number_of_writers": self._config.number_of_writers,
+            "n_image": run.start.n_image,
+            "start_id": run.start.start_id,
+            **run.account.result(overwritten, failed, list_limit),
+            "files": run.files.as_json(),
+            "started_at": run.started_at.isoformat(),
+            "finished_at": datetime.now(UTC).isoformat(),
+            "duration_s": round(run.duration(), 6),
+        }
+
+
+async def _first_of(*events: asyncio.Event, timeout: float | None = None) -> None:
+    """Wait until one of the events is set."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+def _from_thread(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> None:
+    """Run `function` in the loop, unless the loop is closed."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *arguments)

@@ -1,0 +1,132 @@
+"""The driver's status messages: what they contain, which clients receive them, and how often."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from stddaq.wire.driver_messages import STATUS_PERIOD_S
+from stddaq.writing.driver.state import State, StateMachine
+from stddaq.writing.driver.writers import Writers
+
+# A status that says that all images so far are readable takes 0.1 ms for each client.
+PROGRESS_SPACING_S = 0.002
+# New clients are greeted at once, so that a driver without clients need not wake up at 10 Hz.
+UNWATCHED_PERIOD_S = 0.5
+_STATES_WITH_COUNT = frozenset(
+    {State.RECORDING, State.STOP, State.SAVING_FILE, State.FILE_SAVED, State.ERROR}
+)
+
+
+class Client(Protocol):
+    """A connected client."""
+
+    def send(self, message: str) -> None:
+        """Send one JSON object without waiting. Clients that do not read are disconnected."""
+        ...
+
+
+class Scheduler(Protocol):
+    """The part of an asyncio loop that paces messages."""
+
+    def time(self) -> float:
+        """Return the time in seconds."""
+        ...
+
+    def call_later(self, delay: float, callback: Callable[[], object]) -> object:
+        """Call `callback` after `delay` seconds."""
+        ...
+
+
+class Watchers:
+    """The clients that are connected, each of which receives every status message."""
+
+    def __init__(self, compose: Callable[[], dict[str, Any]], scheduler: Scheduler) -> None:
+        """`compose` returns the present status message."""
+        self._compose, self._scheduler = compose, scheduler
+        self._clients: set[Client] = set()
+        self._notified_at = -math.inf
+        self._is_scheduled = False
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def add(self, client: Client) -> None:
+        """Send the status to a new client, and all further ones."""
+        client.send(encode(self._compose()))
+        self._clients.add(client)
+
+    def remove(self, client: Client) -> None:
+        """Send nothing more to `client`."""
+        self._clients.discard(client)
+
+    def notify(self, except_for: Client | None = None) -> None:
+        """Send the status to every client, except for one that receives it as a reply."""
+        if not self._clients:
+            return
+        message = encode(self._compose())
+        for client in self._clients:
+            if client is not except_for:
+                client.send(message)
+
+    def notify_progress(self) -> None:
+        """Report that all images so far are readable, but not more often than clients can use it.
+
+        A client that waits for the images of one point of a scan need not wait for the next periodic status.
+        """
+        if self._is_scheduled:
+            return
+        wait = self._notified_at + PROGRESS_SPACING_S - self._scheduler.time()
+        if wait > 0:
+            self._is_scheduled = True
+            self._scheduler.call_later(wait, self._notify_progress_now)
+        else:
+            self._notify_progress_now()
+
+    def _notify_progress_now(self) -> None:
+        self._is_scheduled = False
+        self._notified_at = self._scheduler.time()
+        self.notify()
+
+    async def notify_periodically(self) -> None:
+        """Send the status at 10 Hz while there are clients. Does not return."""
+        while True:
+            await asyncio.sleep(STATUS_PERIOD_S if self._clients else UNWATCHED_PERIOD_S)
+            self.notify()
+
+
+def status_message(machine: StateMachine, writers: Writers) -> dict[str, Any]:
+    """Compose the status of the driver and of its run."""
+    # `run_id` is there even without a run: it shows clients that this driver marks its replies.
+    message: dict[str, Any] = {"status": machine.state.status, "run_id": None}
+    if machine.state in _STATES_WITH_COUNT:
+        message["count"] = writers.n_recorded()
+    if machine.reason:
+        message["reason"] = machine.reason
+    if run := machine.shown_run:
+        # After the count and before the other numbers, because images keep coming.
+        forwarded = writers.n_forwarded()
+        message |= {
+            "run_id": run.id,
+            "n_image": run.start.n_image,
+            "n_received": run.account.n_images,
+            "n_damaged": len(run.account.damaged_ids),
+            "n_overwritten": writers.n_overwritten(),
+            "n_failed": writers.n_failed(),
+            "n_skipped": run.account.n_skipped,
+            "n_restarts": run.account.n_restarts,
+            "writers": [
+                {"writer": i, "n_forwarded": n_forwarded, "n_written": n_written}
+                for i, (n_forwarded, n_written) in enumerate(zip(forwarded, writers.n_written(), strict=True))
+            ],
+            "files": run.files.as_json(),
+        }
+    return message
+
+
+def encode(message: dict[str, Any]) -> str:
+    """Return the text frame of a message."""
+    return json.dumps(message)

@@ -1,0 +1,551 @@
+"""The driver without sockets: every course of a run, against a distributor that the test controls."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pytest
+from support.processes.deployment import make_config
+
+from stddaq.config import DetectorConfig
+from stddaq.wire.std_daq import image_metadata_pb2
+from stddaq.wire.std_daq import writer_action_pb2 as pb
+from stddaq.writing.driver import driver as driver_module
+from stddaq.writing.driver import writers as writers_module
+from stddaq.writing.driver.distributor import Distributor, RecordingJob
+from stddaq.writing.driver.driver import Driver
+from stddaq.writing.driver.status import Client
+from stddaq.writing.driver.writer_peer import Answer, WriterPeer
+
+T = TypeVar("T")
+SAVED = [
+    "started",
+    "creating_file",
+    "file_created",
+    "waiting_for_first_image",
+    "recording",
+    "saving_file",
+    "file_saved",
+    "idle",
+]
+
+
+class FakeDistributor:
+    """Runs calls at once. Writers confirm every request, unless it is held or refused.
+
+    Attributes:
+        requests: kinds of the requests, in order.
+        held: kinds that are not answered until `release`.
+        refused: reasons by kind.
+    """
+
+    def __init__(self, n_writers: int = 2) -> None:
+        self.writers = [WriterPeer(str(i)) for i in range(n_writers)]
+        self.peers = list(self.writers)
+        for peer in self.peers:
+            peer.connected = peer.has_extensions = True
+        self.requests: list[str] = []
+        self.held: set[str] = set()
+        self.refused: dict[str, str] = {}
+        self.job: RecordingJob | None = None
+        self.discarded = False
+        self._held: list[Callable[[], None]] = []
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            future.set_result(function())
+        except Exception as error:  # noqa: BLE001  (the caller raises it)
+            future.set_exception(error)
+        return future
+
+    def ask(
+        self, actions: Mapping[str, pb.WriterAction], timeout: float | None = None
+    ) -> Future[dict[str, Answer]]:
+        future: Future[dict[str, Answer]] = Future()
+        kinds = {str(action.WhichOneof("action")) for action in actions.values()}
+        kind = kinds.pop() if kinds else "nothing"
+        self.requests.append(kind)
+        self.discarded |= any(action.close_file.discard_if_empty for action in actions.values())
+        answers = {name: Answer(self.refused.get(kind, "")) for name in actions}
+        if kind in self.held:
+            self._held.append(lambda: future.set_result(answers))
+        else:
+            future.set_result(answers)
+        return future
+
+    def release(self) -> None:
+        self.held.clear()
+        for answer in self._held:
+            answer()
+
+    def begin_run(self, run_id: str) -> None:
+        for peer in self.peers:
+            peer.begin_run(run_id)
+
+    def is_subscribed(self) -> bool:
+        return True
+
+    def record(self, job: RecordingJob) -> None:
+        self.job = job
+        if job.n_image == 0:
+            self.end_recording()
+
+    def end_recording(self, reason: str = "") -> None:
+        job, self.job = self.job, None
+        if job:
+            job.on_end(reason)
+
+    def publish(self, *image_ids: int) -> None:
+        """Forward images that are written at once."""
+        for image_id in image_ids:
+            job = self.job
+            assert job
+            job.account.record(image_metadata_pb2.ImageMetadata(image_id=image_id))
+            writer = self.writers[image_id % len(self.writers)]
+            writer.n_forwarded += 1
+            writer.reported.n_written += 1
+            if job.account.n_images == 1:
+                job.on_first_image()
+            if job.account.n_images >= job.n_image:
+                self.end_recording()
+
+
+class Watching(Client):
+    """A client that notes what it receives."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+
+    def send(self, message: str) -> None:
+        self.messages.append(json.loads(message))
+
+    @property
+    def states(self) -> list[str]:
+        return [message["status"] for message in self.messages if "command" not in message]
+
+
+class Bench:
+    """A driver, its fake distributor, and one client that watches."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        config = DetectorConfig.model_validate(make_config(number_of_writers=2))
+        self.distributor = FakeDistributor()
+        self.driver = Driver(config, "image", cast(Distributor, self.distributor), [])
+        self.client = Watching()
+        self.driver.watchers.add(self.client)
+        self.client.messages.clear()
+
+    async def send(self, **command: Any) -> dict[str, Any]:
+        """Send a command as another client; returns the reply."""
+        sender = Watching()
+        await self.driver.receive(sender, json.dumps(command))
+        return sender.messages[-1]
+
+    async def start(self, **fields: Any) -> dict[str, Any]:
+        return await self.send(command="start", path=str(self.directory), **fields)
+
+    async def reach(self, state: str) -> None:
+        """Wait until clients have seen `state`."""
+        while state not in self.client.states:
+            await asyncio.sleep(0.001)
+
+    async def last_result(self) -> dict[str, Any]:
+        await self.reach("idle")
+        return (await self.send(command="last_result"))["result"]
+
+
+OnBench = Callable[[Callable[[Bench], Coroutine[Any, Any, None]]], None]
+
+
+@pytest.fixture
+def on_bench(tmp_path: Path) -> OnBench:
+    """Run a coroutine on a bench."""
+
+    def run(test: Callable[[Bench], Awaitable[None]]) -> None:
+        async def limited() -> None:
+            await asyncio.wait_for(cast(Coroutine[Any, Any, None], test(Bench(tmp_path))), 5)
+
+        asyncio.run(limited())
+
+    return run
+
+
+def test_a_run_passes_all_states_and_its_result_is_kept(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        reply = await bench.start(n_image=3)
+        assert (reply["command"], reply["status"]) == ("start", "started")
+        await bench.reach("waiting_for_first_image")
+        bench.distributor.publish(4, 5)
+        await bench.reach("recording")
+        bench.distributor.publish(6)
+        await bench.reach("idle")
+        assert bench.client.states == SAVED
+        requests = ["create_file", "confirm_last_image", "close_file", "create_master_file"]
+        assert bench.distributor.requests == requests
+        result = await bench.last_result()
+        assert (result["outcome"], result["count"], result["first_id"]) == ("file_saved", 3, 4)
+        assert result["run_id"] == reply["run_id"]
+
+    on_bench(test)
+
+
+def test_a_run_of_no_images_ends_without_a_source(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        await bench.start(n_image=0)
+        await bench.reach("idle")
+        assert bench.client.states == [state for state in SAVED if state != "recording"]
+
+    on_bench(test)
+
+
+@pytest.mark.parametrize(
+    ("held", "state"), [("create_file", "creating_file"), ("close_file", "saving_file")], ids=lambda v: v
+)
+def test_a_stop_while_writers_are_busy_ends_the_run(on_bench: OnBench, held: str, state: str):
+    async def test(bench: Bench) -> None:
+        bench.distributor.held = {held}
+        await bench.start(n_image=1)
+        if held == "close_file":
+            await bench.reach("waiting_for_first_image")
+            bench.distributor.publish(0)
+        await bench.reach(state)
+        assert (await bench.send(command="stop"))["status"] == state
+        bench.distributor.release()
+        assert (await bench.last_result())["outcome"] == "file_saved"
+        assert ("stop" in bench.client.states) == (held == "create_file")
+
+    on_bench(test)
+
+
+@pytest.mark.parametrize("n_images", [0, 2])
+def test_a_stop_ends_the_wait_for_images(on_bench: OnBench, n_images: int):
+    async def test(bench: Bench) -> None:
+        await bench.start()
+        await bench.reach("waiting_for_first_image")
+        bench.distributor.publish(*range(n_images))
+        if n_images:
+            await bench.reach("recording")
+        await bench.send(command="stop")
+        result = await bench.last_result()
+        assert (result["outcome"], result["count"]) == ("file_saved", n_images)
+        assert bench.client.states[-4:] == ["stop", "saving_file", "file_saved", "idle"]
+
+    on_bench(test)
+
+
+def test_a_stop_while_a_start_is_checked_stops_that_run(on_bench: OnBench, monkeypatch: pytest.MonkeyPatch):
+    checking, checked = threading.Event(), threading.Event()
+
+    def check_start(*_: object, **__: object) -> None:
+        checking.set()
+        checked.wait(5)
+
+    monkeypatch.setattr(driver_module, "check_start", check_start)
+
+    async def test(bench: Bench) -> None:
+        start = asyncio.create_task(bench.start())
+        while not checking.is_set():
+            await asyncio.sleep(0.001)
+        assert (await bench.send(command="stop"))["status"] == "idle"
+        assert (await bench.start(file_prefix="second"))["error"] == "busy"
+        checked.set()
+        assert (await start)["status"] == "started"
+        assert (await bench.last_result())["outcome"] == "file_saved"
+        assert "waiting_for_first_image" not in bench.client.states
+
+    on_bench(test)
+
+
+def test_a_stop_without_a_run_does_not_stop_the_next_one(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        assert (await bench.send(command="stop"))["status"] == "idle"
+        await bench.start(n_image=1)
+        await bench.reach("waiting_for_first_image")
+        bench.distributor.publish(0)
+        await bench.reach("idle")
+        assert bench.client.states == SAVED
+
+    on_bench(test)
+
+
+def test_of_two_starts_at_once_one_is_admitted(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        replies = await asyncio.gather(bench.start(), bench.start(file_prefix="other"))
+        assert [reply["status"] for reply in replies] == ["started", "rejected"]
+        assert (replies[1]["error"], replies[1]["command"]) == ("busy", "start")
+
+    on_bench(test)
+
+
+def test_a_refused_start_leaves_the_driver_idle_and_no_client_notices(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        reply = await bench.start(n_image=2**62)
+        assert (reply["status"], reply["error"], reply["command"]) == ("error", "disk_full", "start")
+        assert bench.client.messages == []
+        assert (await bench.start(n_image=1))["status"] == "started"
+
+    on_bench(test)
+
+
+def test_a_file_system_that_does_not_respond_refuses_the_start(
+    on_bench: OnBench, monkeypatch: pytest.MonkeyPatch
+):
+    responds = threading.Event()
+    monkeypatch.setattr(driver_module, "check_start", lambda *_, **__: responds.wait(5))
+    monkeypatch.setattr(driver_module, "CHECK_TIMEOUT_S", 0.02)
+
+    async def test(bench: Bench) -> None:
+        reply = await bench.start()
+        responds.set()
+        assert (reply["error"], reply["status"]) == ("path_not_usable", "error")
+        assert "within 0.02 s" in reply["reason"]
+
+    on_bench(test)
+
+
+@pytest.mark.parametrize("kind", ["create_file", "confirm_last_image", "close_file", "create_master_file"])
+def test_a_request_that_fails_is_an_error_and_the_next_run_is_admitted(on_bench: OnBench, kind: str):
+    async def test(bench: Bench) -> None:
+        bench.distributor.refused = {kind: "writer 1: no room"}
+        await bench.start(n_image=1)
+        if kind != "create_file":
+            await bench.reach("waiting_for_first_image")
+            bench.distributor.publish(0)
+        result = await bench.last_result()
+        assert result["outcome"] == "error"
+        assert result["reason"].startswith("writer 1: no room")
+        assert bench.client.states[-2:] == ["error", "idle"]
+        assert bench.distributor.requests[-1] == "close_file"
+        bench.distributor.refused = {}
+        assert (await bench.start(n_image=0, file_prefix="next"))["status"] == "started"
+
+    on_bench(test)
+
+
+def test_an_error_before_the_first_image_discards_the_empty_files(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        await bench.start(first_image_timeout=0.01)
+        result = await bench.last_result()
+        assert result["reason"] == "no image arrived within 0.01 s"
+        assert bench.distributor.discarded
+
+    on_bench(test)
+
+
+def test_a_failure_of_the_data_path_is_the_reason_even_after_a_stop(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        await bench.start()
+        await bench.reach("waiting_for_first_image")
+        bench.distributor.publish(0)
+        await bench.reach("recording")
+        bench.distributor.end_recording("writer 1 exited or hangs")
+        await bench.send(command="stop")
+        assert (await bench.last_result())["reason"] == "writer 1 exited or hangs"
+        assert "stop" not in bench.client.states
+        assert not bench.distributor.discarded
+
+    on_bench(test)
+
+
+def test_files_that_were_not_closed_are_named_with_the_command_that_repairs_them(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        bench.distributor.refused = {"close_file": "writer 0 exited or hangs"}
+        await bench.start(n_image=0)
+        reason = (await bench.last_result())["reason"]
+        paths = [str(bench.directory / f"file{i}.h5") for i in range(2)]
+        assert reason.endswith(f"; when its writer has exited: stddaq repair {' '.join(paths)}")
+
+    on_bench(test)
+
+
+def test_images_that_no_writer_accounts_for_are_an_error(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        await bench.start(n_image=2)
+        await bench.reach("waiting_for_first_image")
+        bench.distributor.writers[1].n_forwarded += 1
+        bench.distributor.publish(0, 1)
+        result = await bench.last_result()
+        assert result["reason"] == "writer 1: expected 2 images, got 1 written, 0 failed"
+
+    on_bench(test)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_overwritten_images_are_an_error_only_of_a_strict_run(on_bench: OnBench, strict: bool):
+    async def test(bench: Bench) -> None:
+        await bench.start(n_image=1, strict=strict)
+        await bench.reach("waiting_for_first_image")
+        bench.distributor.writers[0].reported.n_overwritten = 1
+        bench.distributor.writers[0].reported.overwritten_ids = [0]
+        bench.distributor.publish(0)
+        result = await bench.last_result()
+        assert (result["outcome"], result["overwritten_ids"]) == ("error" if strict else "file_saved", [0])
+
+    on_bench(test)
+
+
+def test_an_absent_writer_is_an_error_that_names_it(on_bench: OnBench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(writers_module, "CONNECT_TIMEOUT_S", 0.02)
+
+    async def test(bench: Bench) -> None:
+        bench.distributor.writers[1].connected = False
+        await bench.start()
+        assert (await bench.last_result())["reason"] == "not connected: writer 1; nothing was created"
+        assert "file_created" not in bench.client.states
+
+    on_bench(test)
+
+
+@pytest.mark.parametrize("method", ["begin_run", "record"])
+def test_a_defect_ends_the_run_as_an_error(on_bench: OnBench, monkeypatch: pytest.MonkeyPatch, method: str):
+    async def test(bench: Bench) -> None:
+        def fail(_: object) -> None:
+            raise KeyError("defect")
+
+        monkeypatch.setattr(bench.distributor, method, fail)
+        await bench.start()
+        assert "unexpected KeyError" in (await bench.last_result())["reason"]
+
+    on_bench(test)
+
+
+def test_a_data_path_that_hangs_ends_the_run_as_an_error(on_bench: OnBench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(writers_module, "CALL_TIMEOUT_S", 0.02)
+
+    async def test(bench: Bench) -> None:
+        bench.distributor.held = {"create_file"}
+        monkeypatch.setattr(bench.distributor, "begin_run", lambda run_id: hang(bench))
+        await bench.start()
+        assert "the driver's data path did not answer within 0.02 s" in (await bench.last_result())["reason"]
+
+    def hang(bench: Bench) -> None:
+        monkeypatch.setattr(bench.distributor, "call", lambda function: Future())
+
+    on_bench(test)
+
+
+@pytest.mark.parametrize("command", ["start", "repair"])
+def test_nothing_else_is_admitted_during_a_run(on_bench: OnBench, command: str):
+    async def test(bench: Bench) -> None:
+        await bench.start()
+        await bench.reach("waiting_for_first_image")
+        reply = await (bench.start() if command == "start" else bench.send(command="repair"))
+        assert (reply["status"], reply["error"], reply["command"]) == ("rejected", "busy", command)
+        assert reply["reason"].endswith("expected state idle, got state waiting_for_first_image")
+
+    on_bench(test)
+
+
+def test_a_repair_without_unclosed_files_does_nothing(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        reply = await bench.send(command="repair")
+        assert (reply["status"], reply["repaired"]) == ("idle", [])
+
+    on_bench(test)
+
+
+def test_a_repair_that_fails_is_an_error_and_the_driver_is_idle_again(
+    on_bench: OnBench, monkeypatch: pytest.MonkeyPatch
+):
+    async def repair_as(*_: object, **__: object) -> None:
+        raise TimeoutError("no answer within 60 s")
+
+    monkeypatch.setattr(driver_module, "repair_as", repair_as)
+
+    async def test(bench: Bench) -> None:
+        bench.distributor.refused = {"close_file": "writer 0 exited or hangs"}
+        await bench.start(n_image=0)
+        await bench.last_result()
+        reply = await bench.send(command="repair")
+        assert (reply["status"], reply["error"], reply["command"]) == ("error", "path_not_usable", "repair")
+        assert "no answer within 60 s" in reply["reason"]
+        assert (await bench.start(n_image=0, file_prefix="next"))["status"] == "started"
+
+    on_bench(test)
+
+
+def test_a_retiring_driver_finishes_its_run_admits_no_other_and_keeps_the_result_for_a_while(
+    on_bench: OnBench, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(driver_module, "RESULT_TIMEOUT_S", 0.05)
+
+    async def test(bench: Bench) -> None:
+        await bench.start(n_image=1)
+        await bench.reach("waiting_for_first_image")
+        retiring = asyncio.create_task(bench.driver.retire())
+        await asyncio.sleep(0)
+        assert "about to restart" in (await bench.start())["reason"]
+        bench.distributor.publish(0)
+        assert (await bench.last_result())["outcome"] == "file_saved"
+        assert not retiring.done()
+        assert (await bench.start())["error"] == "busy"
+        await retiring
+
+    on_bench(test)
+
+
+def test_an_idle_driver_retires_at_once(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        await bench.driver.retire()
+        assert (await bench.start())["error"] == "busy"
+        assert (await bench.send(command="status"))["status"] == "idle"
+
+    on_bench(test)
+
+
+def test_shutting_down_saves_the_files_of_the_run(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        await bench.start()
+        await bench.reach("waiting_for_first_image")
+        bench.distributor.publish(0)
+        await bench.driver.shut_down(timeout=2.0)
+        assert bench.client.states[-3:] == ["saving_file", "file_saved", "idle"]
+
+    on_bench(test)
+
+
+def test_shutting_down_does_not_wait_longer_than_its_timeout(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        bench.distributor.held = {"close_file"}
+        await bench.start(n_image=0)
+        await bench.reach("saving_file")
+        await bench.driver.shut_down(timeout=0.02)
+        assert bench.client.states[-1] == "saving_file"
+
+    on_bench(test)
+
+
+def test_progress_is_reported_to_clients(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        await bench.start()
+        await bench.reach("waiting_for_first_image")
+        bench.distributor.publish(0)
+        await bench.reach("recording")
+        before = len(bench.client.messages)
+        assert bench.distributor.job
+        bench.distributor.job.on_caught_up()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        (message,) = bench.client.messages[before:]
+        assert (message["count"], message["n_received"], message["n_skipped"]) == (1, 1, 0)
+        assert message["writers"][0] == {"writer": 0, "n_forwarded": 1, "n_written": 1}
+
+    on_bench(test)
+
+
+def test_a_frame_that_is_no_command_changes_nothing(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        sender = Watching()
+        await bench.driver.receive(sender, "nonsense")
+        assert sender.messages[0]["error"] == "invalid_json"
+        assert bench.client.messages == []
+
+    on_bench(test)

@@ -1,0 +1,109 @@
+"""Which clients receive the status, and how often; with a clock that tests set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from stddaq.writing.driver.status import PROGRESS_SPACING_S, Client, Scheduler, Watchers
+
+
+class FakeClient(Client):
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+
+    def send(self, message: str) -> None:
+        self.messages.append(json.loads(message))
+
+
+class FakeScheduler(Scheduler):
+    def __init__(self) -> None:
+        self.now = 50.0
+        self.calls: list[tuple[float, Callable[[], object]]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, callback: Callable[[], object]) -> None:
+        self.calls.append((self.now + delay, callback))
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        due = [callback for at, callback in self.calls if at <= self.now]
+        self.calls = [call for call in self.calls if call[0] > self.now]
+        for callback in due:
+            callback()
+
+
+class Setup:
+    def __init__(self) -> None:
+        self.scheduler = FakeScheduler()
+        self.n_composed = 0
+        self.watchers = Watchers(self.compose, self.scheduler)
+
+    def compose(self) -> dict[str, Any]:
+        self.n_composed += 1
+        return {"n": self.n_composed}
+
+    def client(self) -> FakeClient:
+        client = FakeClient()
+        self.watchers.add(client)
+        client.messages.clear()
+        return client
+
+
+@pytest.fixture
+def setup() -> Setup:
+    return Setup()
+
+
+def test_a_new_client_receives_the_status_at_once(setup: Setup):
+    client = FakeClient()
+    setup.watchers.add(client)
+    assert client.messages == [{"n": 1}]
+
+
+def test_every_client_receives_the_same_message_until_it_disconnects(setup: Setup):
+    first, second = setup.client(), setup.client()
+    setup.watchers.notify()
+    assert first.messages == second.messages == [{"n": 3}]
+    setup.watchers.remove(second)
+    setup.watchers.notify()
+    assert (len(first.messages), len(second.messages), len(setup.watchers)) == (2, 1, 1)
+
+
+def test_a_client_that_receives_a_reply_is_not_notified_too(setup: Setup):
+    starter, other = setup.client(), setup.client()
+    setup.watchers.notify(except_for=starter)
+    assert (len(starter.messages), len(other.messages)) == (0, 1)
+
+
+def test_no_message_is_composed_without_clients(setup: Setup):
+    setup.watchers.notify()
+    assert setup.n_composed == 0
+
+
+def test_progress_after_a_pause_is_reported_at_once(setup: Setup):
+    client = setup.client()
+    setup.watchers.notify_progress()
+    assert len(client.messages) == 1
+    setup.scheduler.advance(1.0)
+    setup.watchers.notify_progress()
+    assert len(client.messages) == 2
+
+
+def test_frequent_progress_is_reported_once_per_spacing_and_never_forgotten(setup: Setup):
+    client = setup.client()
+    for _ in range(100):
+        setup.watchers.notify_progress()
+        setup.scheduler.advance(PROGRESS_SPACING_S / 10)
+    assert 10 <= len(client.messages) <= 11
+    setup.watchers.notify_progress()
+    reported = len(client.messages)
+    setup.scheduler.advance(PROGRESS_SPACING_S)
+    assert len(client.messages) == reported + 1
+    setup.scheduler.advance(1.0)
+    assert len(client.messages) == reported + 1
