@@ -326,7 +326,7 @@ def test_messages_that_were_lost_and_malformed_ones_are_counted(deployment: Depl
             source.socket.send(b"\xff")
             publish(source, images_of([1]))
             assert [image.image_id for image in reader.receive(2)] == [0, 1]
-    service.wait_for_line("n_overwritten_images=0,n_failed_images=0,n_lost_messages=0,n_malformed=1 ")
+    service.wait_for_line("n_overwritten_images=0,n_failed_images=0,n_dropped_messages=0,n_malformed=1 ")
 
 
 @pytest.mark.parametrize(

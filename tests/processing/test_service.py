@@ -203,7 +203,7 @@ def test_function_that_hangs_does_not_keep_the_service(deployment: Deployment, s
     began = time.monotonic()
     assert service.end() == 0
     assert time.monotonic() - began < 5
-    service.wait_for_line("left while an image was still being processed")
+    service.wait_for_line("stopped while an image was still being processed")
     assert service.stderr == []
     # Its threads were in the ring buffers until the end.
     assert deployment.sockets() == [f"{deployment.detector_name}-image"]
@@ -262,7 +262,7 @@ def test_compressed_images_have_bytes_and_no_pixels(config: DetectorConfig):
         content = image.content
         assert bytes(content) == b"abcd"
         assert content.readonly
-        with pytest.raises(SourceError, match="image 3: is compressed"):
+        with pytest.raises(SourceError, match="image 3: expected pixels, got a compressed image"):
             _ = image.pixels
         content.release()
         del image

@@ -28,7 +28,7 @@ from support.processes.recording import (
 from support.tools.fault_table import Seen
 
 from stddaq.client import RunFailedError
-from stddaq.dataplane.published_ids import MIN_MARGIN, Passes
+from stddaq.dataplane.published_ids import MIN_MARGIN, Epochs
 
 SHAPE = (8, 16)
 KEPT = "its row has status 3 and no pixels, it is counted and listed; file_saved"
@@ -198,7 +198,7 @@ def test_whatever_a_burst_of_many_rings_does_no_image_has_pixels_of_another(make
 
 
 Stream = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), min_size=1, max_size=5).map(
-    lambda passes: [i for first, n in passes for i in range(first, first + n)]
+    lambda epochs: [i for first, n in epochs for i in range(first, first + n)]
 )
 
 
@@ -206,14 +206,14 @@ Stream = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), min_size=1,
 def test_every_slot_that_was_announced_anew_is_suspect(ids: list[int], n_slots: int, data: st.DataObject):
     """Also when up to `MIN_MARGIN` images more than the announced ones are there or in the making."""
     recorded = sorted(data.draw(st.sets(st.integers(0, len(ids) - 1), max_size=len(ids))))
-    passes = Passes(n_slots)
+    epochs = Epochs(n_slots)
     for image_id in ids:
-        passes.announce(image_id)
+        epochs.publish(image_id)
     written = [*ids, *range(ids[-1] + 1, ids[-1] + 1 + MIN_MARGIN)]
     # A restart that none of the recorded images shows cannot be told from images that come late.
     assume(restarts(ids) == restarts([ids[i] for i in recorded]))
     for position in recorded:
-        suspect = passes.is_suspect(ids[position])
+        suspect = epochs.is_suspect(ids[position])
         if any(other % n_slots == ids[position] % n_slots for other in written[position + 1 :]):
             assert suspect, f"image {ids[position]} at {position}"
 
@@ -224,8 +224,8 @@ def restarts(ids: Sequence[int]) -> int:
 
 @given(st.integers(0, 1000), st.integers(1, 50))
 def test_images_of_one_pass_that_are_young_enough_are_not_suspect(first: int, n_images: int):
-    passes = Passes(n_images + MIN_MARGIN)
+    epochs = Epochs(n_images + MIN_MARGIN)
     ids = range(first, first + n_images)
     for image_id in ids:
-        passes.announce(image_id)
-    assert not any(passes.is_suspect(image_id) for image_id in ids)
+        epochs.publish(image_id)
+    assert not any(epochs.is_suspect(image_id) for image_id in ids)

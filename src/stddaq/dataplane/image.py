@@ -1,4 +1,4 @@
-"""One image of the source, as a processing function gets it: its metadata, and its pixels where they lie."""
+"""One image of a source as a processing function receives it: its metadata, and its pixels in the ring."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import numpy as np
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.errors import SourceError
+from stddaq.text import mismatch
 
 
 class Image:
     """An image in the source's ring buffer; nothing is copied.
 
-    The source may write the next image over it at any time. What was made of it then is not passed on as
-    good: the service checks that after the function has returned.
+    The source may write the next image over it at any time. The service checks that after the processing
+    function has returned, and then does not pass the result on as good.
 
     Attributes:
         metadata: as announced: `image_id`, `status`, the detector's own fields (`metadata.gf.scan_id`).
@@ -36,7 +37,9 @@ class Image:
         Raises `SourceError` when the image is compressed.
         """
         if self.metadata.compression:
-            raise SourceError(f"image {self.image_id}: is compressed, only its `content` can be had")
+            raise SourceError(
+                mismatch(f"image {self.image_id}", "pixels", "a compressed image", "read its `content`")
+            )
         pixels = self._ring.image(self.metadata.image_id)
         pixels.flags.writeable = False
         return pixels

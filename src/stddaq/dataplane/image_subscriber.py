@@ -1,120 +1,77 @@
-"""The receiving end of a stage: the source's metadata stream, its ring buffer, and what was lost of both."""
+"""The receiving end of the data plane: the announcements of a source, and the images in its ring buffer.
+
+Live streams and processing stages receive through `ImageSubscriber`; forwarders and users' services can.
+Writers get their announcements from the driver and use the `RingReader` alone. The subscriber never writes to
+the ring and never delays the source.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import zmq
 
 from stddaq.config import DetectorConfig
-from stddaq.daemon.log import logger
 from stddaq.dataplane import endpoints
 from stddaq.dataplane.image import Image
-from stddaq.dataplane.metadata import ImageMetadata, MetadataRules, is_ring, parse, ring_suffix
-from stddaq.dataplane.published_ids import Announcements
-from stddaq.dataplane.ring_buffer import RingBuffer
+from stddaq.dataplane.metadata import ImageMetadata, is_ring, parse
+from stddaq.dataplane.ring_reader import RingReader
+from stddaq.dataplane.stream_counts import StreamCounts
 
 
-class Intake:
-    """Receives the images of a metadata stream.
+class ImageSubscriber:
+    """A subscription to a metadata stream, with the ring buffer of its images.
 
     Attributes:
         socket: SUB socket, for pollers.
-        n_lost_messages: messages that were published and not received, known from their running numbers.
-        n_malformed: messages that are not the metadata of an image of this detector.
+        counts: what was received, dropped, skipped and malformed.
+        reader: the ring buffer, and the verdict whether a slot held its image.
     """
 
-    def __init__(self, config: DetectorConfig, suffix: str) -> None:
-        """Attach to the ring buffer and subscribe. Raises `EndpointError` and `GeometryError`."""
-        self._config, self.suffix = config, suffix
+    def __init__(self, config: DetectorConfig, suffix: str, ring_suffix: str | None = None) -> None:
+        """Attach to the ring buffer and subscribe. Raises `EndpointError` and `GeometryError`.
+
+        `ring_suffix`: the ring of the images, if `suffix` does not name it.
+        """
         stream = endpoints.metadata_stream(config.detector_name, suffix)
-        self._ring_stream = endpoints.metadata_stream(config.detector_name, ring_suffix(suffix))
-        self._rules = MetadataRules(config, suffix)
-        self._ring = RingBuffer(config, suffix)
-        self._announcements = Announcements(self._ring_stream, self._rules, config.n_slots)
+        self.suffix = suffix
+        self.counts = StreamCounts()
+        self.reader = RingReader(config, ring_suffix or suffix)
         self._context = zmq.Context()
         self.socket = endpoints.open_socket(self._context, zmq.SUB)
         self.socket.subscribe(b"")
         self.socket.connect(stream)
-        self._sequence_counts = is_ring(suffix)
-        self._number = 0
-        self.n_lost_messages = 0
-        self.n_malformed = 0
-        self._refused: str | None = None
+        # In a stream without ring of its own the sequence numbers are those of another stream's messages.
+        self._sequence_is_number = is_ring(suffix)
 
-    def receive(self, limit: int) -> list[Image]:
-        """The images that have been announced, at most `limit`, in order. 3 us per image."""
-        receive, images = self.socket.recv, []
+    def receive(self, limit: int) -> Iterator[ImageMetadata]:
+        """Yield the metadata of the images that have been announced, at most `limit` messages. 3 us each.
+
+        The caller may stop early; what it has not received stays in the socket's queue.
+        """
+        receive, counts, accepts = self.socket.recv, self.counts, self.reader.rules.accepts
+        sequence_is_number = self._sequence_is_number
         for _ in range(limit):
             try:
                 metadata = parse(receive(zmq.NOBLOCK))
             except zmq.Again:
-                break
+                return
             if metadata is None:
-                self.n_malformed += 1
-                self._number += 1  # It was received; should it have had a number, this was it.
+                counts.receive_malformed()
                 continue
-            self._count(metadata.number or (metadata.sequence if self._sequence_counts else 0))
-            if self._rules.accepts(metadata):
-                images.append(Image(metadata, self._ring))
+            number = metadata.number or (metadata.sequence if sequence_is_number else 0)
+            counts.receive(metadata.image_id, number)
+            if accepts(metadata):
+                yield metadata
             else:
-                self.n_malformed += 1
-                self._refused = self._rules.problem(metadata)
-        return images
+                counts.refuse()
+                self.reader.refuse(metadata)
 
-    def _count(self, number: int) -> None:
-        if number:
-            if self._number and number > self._number + 1:
-                self.n_lost_messages += number - self._number - 1
-            self._number = number
-
-    def can_tell(self, image: Image) -> bool:
-        """Whether the ring says what the image's slot holds; if not, hear what its source announces."""
-        if self._ring.has_cursor and image.metadata.sequence:
-            return True
-        self._announcements.listen()
-        self._announcements.expect(image.image_id)
-        return False
-
-    def is_overwritten(self, metadata: ImageMetadata) -> bool:
-        """Whether the slot holds another image by now, where `can_tell`. For any thread."""
-        return not self._ring.holds(metadata.image_id, metadata.sequence)
-
-    def slots_left(self, metadata: ImageMetadata) -> int:
-        """How many images the source can still publish before it is at this one's slot, where `can_tell`."""
-        return self._config.n_slots - (self._ring.sequence - metadata.sequence)
-
-    @property
-    def hold(self) -> float:
-        """Seconds after which `is_suspect` may be asked."""
-        return self._announcements.hold
-
-    def catch_up(self) -> None:
-        """Hear what was announced so far."""
-        self._announcements.catch_up()
-
-    def is_suspect(self, metadata: ImageMetadata) -> bool:
-        """Whether the slot may hold another image, where the ring does not tell. Ask in order."""
-        return self._announcements.is_suspect(metadata) or self._ring.is_replaced()
-
-    def refresh(self) -> None:
-        """Attach anew when somebody removed the ring buffer by hand. Only while no image is looked at."""
-        if not self._ring.is_current():
-            logger.warning("the ring buffer of %s was removed, attaching to a new one", self.suffix)
-            self._ring.close()
-            self._ring = RingBuffer(self._config, self.suffix)
-
-    def pairs(self) -> dict[str, object]:
-        """The losses since the last call, for the statistics line."""
-        if self._refused:
-            logger.warning("images do not fit the configuration: %s", self._refused)
-        pairs: dict[str, object] = {
-            "n_lost_messages": self.n_lost_messages,
-            "n_malformed": self.n_malformed,
-        }
-        self.n_lost_messages, self.n_malformed, self._refused = 0, 0, None
-        return pairs
+    def image(self, metadata: ImageMetadata) -> Image:
+        """Return the announced image, with its pixels where they lie."""
+        return Image(metadata, self.reader.ring)
 
     def close(self) -> None:
         """Unsubscribe and detach."""
         self._context.destroy(linger=0)
-        self._announcements.close()
-        self._ring.close()
+        self.reader.close()

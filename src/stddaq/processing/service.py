@@ -16,7 +16,7 @@ from stddaq.daemon import log
 from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import ArgumentParser, thread_count
 from stddaq.dataplane.endpoints import metadata_stream
-from stddaq.dataplane.image_subscriber import Intake
+from stddaq.dataplane.image_subscriber import ImageSubscriber
 from stddaq.dataplane.metadata import compression_of, is_ring
 from stddaq.errors import ConfigError
 from stddaq.processing.outputs import FilterOutput, ImageOutput, KeepImage, ProcessImage
@@ -136,11 +136,11 @@ def serve_stage(
     source = args.source_suffix
     if source == suffix:
         raise ConfigError(f"--source_suffix: found {source!r}, allowed is any but that of the output")
-    with closing(Intake(config, source)) as intake, closing(make_output()) as output:
+    with closing(ImageSubscriber(config, source)) as subscriber, closing(make_output()) as output:
         log.event(
             "ready: %s of %s on %s",
             source,
             config.detector_name,
             metadata_stream(config.detector_name, suffix),
         )
-        Stage(config, intake, output, n_threads).serve(stop)
+        Stage(config, subscriber, output, n_threads).serve(stop)

@@ -18,10 +18,11 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon.batching import Gathering
 from stddaq.daemon.log import logger
 from stddaq.daemon.main import StopRequest
-from stddaq.daemon.statistics import RateCounter, StatisticsTimer, log_statistics
+from stddaq.daemon.statistics import StatisticsTimer, log_statistics
 from stddaq.dataplane.image import Image
-from stddaq.dataplane.image_subscriber import Intake
+from stddaq.dataplane.image_subscriber import ImageSubscriber
 from stddaq.dataplane.metadata import ID_MISSMATCH, ImageMetadata
+from stddaq.dataplane.ring_reader import HeldImages
 from stddaq.errors import SourceError
 from stddaq.processing.workers import Workers
 
@@ -29,10 +30,10 @@ RECEIVE_BATCH = 1000
 # Small images are worked on several at a time: handing over a task costs as much as a small image.
 TASK_BYTES = 4 * 2**20
 TASK_IMAGES = 64
-# How many slots the source must be away from an image, once images were lost while they were worked on.
+# Slots that the source must be away from an image, after images were overwritten during the work on them.
 LEAST_SLOTS_NEEDED = 16
-# How long work that has begun may take when the service is asked to end.
-STOP_PATIENCE_S = 1.0
+# How long the images that are being processed may take after the service was asked to stop.
+STOP_TIMEOUT_S = 1.0
 
 Made = TypeVar("Made")
 
@@ -73,35 +74,43 @@ class _Job(Generic[Made]):
     """An image on its way through the stage."""
 
     image: Image
-    is_judged: bool
-    """Whether the ring tells that the image is overwritten; if not, the announcements, a while later."""
+    is_certain: bool
+    """Whether the verdict is known at once: from the cursor, or because no pixels are looked at."""
     made: Made | None = None
-    is_lost: bool = False
+    is_overwritten: bool = False
     error: Exception | None = None
     done_at: float = 0.0
     """Monotonic clock; 0: not done."""
 
 
 class Stage(Generic[Made]):
-    """A running stage; see the module."""
+    """A running stage; see the module.
 
-    def __init__(self, config: DetectorConfig, intake: Intake, output: Output[Made], n_threads: int) -> None:
+    Attributes:
+        n_published, n_overwritten, n_failed: images published, and those of them without their pixels.
+    """
+
+    def __init__(
+        self, config: DetectorConfig, subscriber: ImageSubscriber, output: Output[Made], n_threads: int
+    ) -> None:
         """`n_threads` 0: the service's own thread does everything."""
-        self._config, self._intake, self._output = config, intake, output
+        self._config, self._subscriber, self._output = config, subscriber, output
+        self._reader = subscriber.reader
         self._task_images = min(TASK_IMAGES, max(1, TASK_BYTES // config.image_bytes))
         self._n_threads = n_threads
         self._waiting: deque[Image] = deque()
         self._jobs: deque[_Job[Made]] = deque()
+        self._held = HeldImages[_Job[Made]](subscriber.reader)
         self._busy_slots: set[int] = set()
-        self._counter = RateCounter()
         self._statistics = StatisticsTimer(config.stats_collection_period)
+        self._reported: dict[str, int] = {}
         self._gathering = Gathering.of_reader(config)
-        self._n_overwritten = self._n_failed = 0
+        self.n_published = self.n_overwritten = self.n_failed = 0
         self._last_error: Exception | None = None
         self._slots_needed = 0
 
     def serve(self, stop: StopRequest) -> None:
-        """Work until asked to stop; what has been begun by then is still published.
+        """Work until asked to stop; images that were started by then are still published.
 
         Raises `SourceError` when there is no memory for an image.
         """
@@ -109,58 +118,55 @@ class Stage(Generic[Made]):
         try:
             self._loop(workers, stop)
         finally:
-            is_done = workers.close(STOP_PATIENCE_S)
+            is_done = workers.close(STOP_TIMEOUT_S)
         if not is_done:
-            logger.warning("left while an image was still being processed")
-        self._publish(settle=True)
+            logger.warning("stopped while an image was still being processed")
+        self._publish(wait=True)
 
     def _loop(self, workers: Workers[_Job[Made]], stop: StopRequest) -> None:
         poller = zmq.Poller()
         for source in (workers.fileno(), stop.fileno()):
             poller.register(source, zmq.POLLIN)
         while not stop.poll():
-            # Messages wait in the socket's queue as long as there are images here that wait.
-            poller.register(self._intake.socket, 0 if self._waiting else zmq.POLLIN)
-            poller.poll(self._timeout_ms())
+            # Messages wait in the socket's queue while images wait here.
+            poller.register(self._subscriber.socket, 0 if self._waiting else zmq.POLLIN)
+            poller.poll(int(min(self._statistics.due_in, self._held.due_in) * 1000) + 1)
             workers.acknowledge()
             self._publish()
             n_received = self._receive()
             while self._start(workers):
                 self._publish()
             self._report()
-            if not self._jobs and (pause := self._gathering.pause_after(n_received)):
+            if not (self._jobs or self._held) and (pause := self._gathering.pause_after(n_received)):
                 time.sleep(pause)
 
-    def _timeout_ms(self) -> int:
-        timeout = self._statistics.due_in
-        if self._jobs and self._jobs[0].done_at:  # Waits for its announcements.
-            timeout = min(timeout, max(0.0, self._jobs[0].done_at + self._intake.hold - time.monotonic()))
-        return int(timeout * 1000) + 1
-
     def _receive(self) -> int:
-        """Take what has been announced, once all before that is on its way. Returns how many images."""
+        """Receive announced images when all earlier ones are being worked on. Returns how many there are."""
         if self._waiting:
             return 0
-        self._waiting.extend(self._intake.receive(RECEIVE_BATCH))
+        image = self._subscriber.image
+        self._waiting.extend(image(metadata) for metadata in self._subscriber.receive(RECEIVE_BATCH))
         return len(self._waiting)
 
     def _start(self, workers: Workers[_Job[Made]]) -> bool:
-        """Hand the next images to a thread. Whether there were some, and a thread for them."""
+        """Give the next images to a thread. Returns whether there were images and a free thread."""
         waiting, jobs = self._waiting, []
         if not waiting or workers.n_free <= 0:
             return False
         n_images = min(self._task_images, -(-len(waiting) // max(1, self._n_threads)))
         while waiting and len(jobs) < n_images and self._enter_slot(waiting[0].image_id):
             image = waiting.popleft()
-            is_judged = not self._output.looks_at_pixels or self._intake.can_tell(image)
-            jobs.append(_Job[Made](image, is_judged))
+            is_certain = not self._output.looks_at_pixels or self._reader.has_cursor_for(image.metadata)
+            if not is_certain:
+                self._reader.expect(image.metadata)
+            jobs.append(_Job[Made](image, is_certain))
         if jobs:
             self._jobs.extend(jobs)
             workers.start(jobs)
         return bool(jobs)
 
     def _enter_slot(self, image_id: int) -> bool:
-        """Whether no other image is on its way to the same slot (the ids have restarted, or jumped)."""
+        """Reserve the output slot, unless an image with another id is on its way to it (after a restart)."""
         slot = image_id % self._output.n_slots
         if slot in self._busy_slots:
             return False
@@ -168,96 +174,107 @@ class Stage(Generic[Made]):
         return True
 
     def _work(self, job: _Job[Made]) -> None:
-        """Make what is to be published of one image. Called by any thread."""
+        """Make what is published of one image. Runs in any thread."""
         image, output = job.image, self._output
         try:
-            job.is_lost = self._is_known_lost(job) or self._is_too_late_for(job)
-            if not job.is_lost:
+            job.is_overwritten = self._is_known_overwritten(job) or self._is_too_late_for(job)
+            if not job.is_overwritten:
                 try:
                     job.made = output.make(image)
                 except Exception as error:  # noqa: BLE001  (whatever it is, it belongs to this image)
                     job.error = error
-                job.is_lost = self._is_known_lost(job)
+                job.is_overwritten = self._is_known_overwritten(job)
                 self._learn_from(job)
-            if job.is_lost or job.error:
+            if job.is_overwritten or job.error:
                 job.made = output.blank(image)
         except SourceError as error:
             job.error = error
         finally:
             job.done_at = time.monotonic()
 
-    def _is_known_lost(self, job: _Job[Made]) -> bool:
-        return (
-            job.is_judged and self._output.looks_at_pixels and self._intake.is_overwritten(job.image.metadata)
-        )
+    def _is_known_overwritten(self, job: _Job[Made]) -> bool:
+        return job.is_certain and self._output.looks_at_pixels and not self._reader.holds(job.image.metadata)
 
     def _is_too_late_for(self, job: _Job[Made]) -> bool:
-        """Whether an image would be overwritten while it is worked on, as those before it were.
+        """Return whether an image would be overwritten during the work on it, as those before it were.
 
-        A stage that is slower than its source would else spend all its time on images that it loses.
+        Without this, a stage that is slower than its source spends all its time on overwritten images.
         """
         needed = self._slots_needed
-        return needed > 0 and job.is_judged and self._intake.slots_left(job.image.metadata) < needed
+        return needed > 0 and job.is_certain and self._reader.slots_left(job.image.metadata) < needed
 
     def _learn_from(self, job: _Job[Made]) -> None:
-        if not (job.is_judged and self._output.looks_at_pixels):
+        if not (job.is_certain and self._output.looks_at_pixels):
             return
-        if job.is_lost:
+        if job.is_overwritten:
             n_slots = self._config.n_slots
             self._slots_needed = min(n_slots // 2, max(LEAST_SLOTS_NEEDED, 2 * self._slots_needed))
-        elif self._slots_needed and self._intake.slots_left(job.image.metadata) > self._config.n_slots // 2:
+        elif self._slots_needed and self._reader.slots_left(job.image.metadata) > self._config.n_slots // 2:
             self._slots_needed = 0
 
-    def _publish(self, settle: bool = False) -> None:
+    def _publish(self, *, wait: bool = False) -> None:
         """Publish the images that are done, in order, up to the first that is not.
 
-        `settle`: wait for those that only wait for announcements.
+        `wait`: also those whose verdict is not due yet.
         """
-        jobs, heard_at = self._jobs, 0.0
-        while jobs and (done_at := jobs[0].done_at):
-            job = jobs[0]
-            if not job.is_judged:
-                due_in = done_at + self._intake.hold - time.monotonic()
-                if due_in > 0 and not settle:
-                    return
-                time.sleep(max(0.0, due_in))
-                if heard_at < done_at + self._intake.hold:
-                    self._intake.catch_up()
-                    heard_at = time.monotonic()
-                self._judge(job)
-            jobs.popleft()
+        jobs, held = self._jobs, self._held
+        while jobs and jobs[0].done_at:
+            job = jobs.popleft()
+            if not job.is_certain:
+                held.add(job, [job.image.metadata], job.done_at)
+            elif held:
+                held.add_judged(job, [job.is_overwritten])
+            else:
+                self._publish_job(job)
+        if not held:
+            return
+        for job, (is_overwritten,) in held.release(wait=wait):
+            if is_overwritten and not job.is_overwritten:
+                job.is_overwritten = True
+                job.made = self._output.blank(job.image)
             self._publish_job(job)
-
-    def _judge(self, job: _Job[Made]) -> None:
-        job.is_lost = self._intake.is_suspect(job.image.metadata)
-        if job.is_lost:
-            job.made = self._output.blank(job.image)
 
     def _publish_job(self, job: _Job[Made]) -> None:
         output, metadata = self._output, job.image.metadata
         if job.made is None:
-            raise job.error or SourceError(f"image {metadata.image_id}: nothing was made of it")
-        if job.is_lost:
-            self._n_overwritten += 1
+            raise job.error or SourceError(f"image {metadata.image_id}: the output made nothing of it")
+        if job.is_overwritten:
+            self.n_overwritten += 1
             metadata.status = ID_MISSMATCH
         elif job.error:
-            self._n_failed += 1
+            self.n_failed += 1
             self._last_error = job.error
             if output.status_of_failed is not None:
                 metadata.status = output.status_of_failed  # pyright: ignore[reportAttributeAccessIssue]
         output.publish(metadata, job.made)
         self._busy_slots.discard(metadata.image_id % output.n_slots)
-        self._counter.count += 1
+        self.n_published += 1
 
     def _report(self) -> None:
         if self._statistics.due_in > 0:
             return
-        pairs = {"source": self._intake.suffix, **self._counter.pairs(self._statistics.restart())}
-        pairs |= self._output.pairs()
-        pairs |= {"n_overwritten_images": self._n_overwritten, "n_failed_images": self._n_failed}
-        log_statistics(self._config.detector_name, pairs | self._intake.pairs())
+        counts = self._subscriber.counts
+        totals = {
+            "processed_times": self.n_published,
+            "n_overwritten_images": self.n_overwritten,
+            "n_failed_images": self.n_failed,
+            "n_dropped_messages": counts.n_dropped,
+            "n_malformed": counts.n_malformed,
+        }
+        grown = {key: total - self._reported.get(key, 0) for key, total in totals.items()}
+        self._reported = totals
+        n_published, elapsed = grown.pop("processed_times"), self._statistics.restart()
+        pairs = {
+            "source": self._subscriber.suffix,
+            "processed_times": n_published,
+            "repetition_rate_hz": n_published / elapsed,
+            **self._output.pairs(),
+            **grown,
+        }
+        log_statistics(self._config.detector_name, pairs)
+        self._reader.log_refusal()
         if self._last_error:
             logger.error("processing failed: %s", self._last_error, exc_info=self._last_error)
-        self._n_overwritten, self._n_failed, self._last_error = 0, 0, None
-        if not self._jobs:
-            self._intake.refresh()
+            self._last_error = None
+        if not (self._jobs or self._held or self._waiting):
+            self._reader.refresh()

@@ -79,10 +79,10 @@ class Recorder(Protocol):
         """Flush and close the file. Raises `OSError`."""
         ...
 
-    def progress(self, told: tuple[int, int] = (0, 0)) -> pb.WriterProgress:
+    def progress(self, reported: tuple[int, int] = (0, 0)) -> pb.WriterProgress:
         """The account of the run so far, with the ids of what was lost.
 
-        `told`: how many overwritten and failed ids to leave out, because they were reported before.
+        `reported`: numbers of overwritten and failed ids that were reported before, to be left out.
         """
         ...
 
@@ -120,7 +120,7 @@ class WriterLoop:
         self._uid = 0
         self._run_id = ""
         self._reports_progress = False
-        self._told = (0, 0)
+        self._reported = (0, 0)
         self._unflushed_since: float | None = None
         self._recorded_at = self._flushed_at = 0.0
         self._driver_gone_since: float | None = None
@@ -217,11 +217,11 @@ class WriterLoop:
         self._flushed_at = time.monotonic()
         self._unflushed_since = self._flushed_at if are_left else None
         if self._reports_progress:
-            progress = self._recorder.progress(self._told)
+            progress = self._recorder.progress(self._reported)
             report = pb.WriterResponse(code=pb.SUCCESS, progress=progress, run_id=self._run_id)
             with contextlib.suppress(zmq.Again):  # The next report says more.
                 self._responses.send(report.SerializeToString(), zmq.NOBLOCK)
-                self._told = (progress.n_overwritten, progress.n_failed)
+                self._reported = (progress.n_overwritten, progress.n_failed)
 
     def _act(self, action: pb.WriterAction) -> None:
         """Carry out one request and answer it, with the reason when it fails."""
@@ -266,7 +266,7 @@ class WriterLoop:
             raise
         self._open_path, self._uid = Path(create.path), create.writer_id
         self._run_id, self._reports_progress = create.run_id, bool(action.request)
-        self._told = (0, 0)
+        self._reported = (0, 0)
         log.event("file %s created for uid %d", create.path, create.writer_id)
 
     def _close(self, discard_if_empty: bool = False) -> None:

@@ -16,15 +16,15 @@ from stddaq.daemon.arguments import ArgumentParser
 from stddaq.errors import ConfigError
 from stddaq.files.metadata_file import EIGER, GIGAFROST, JUNGFRAU, PCO, MetadataFile, MetadataLayout
 from stddaq.wire.std_daq import writer_action_pb2 as pb
-from stddaq.writing.writer.loop import RecordImages, WriterLoop
-from stddaq.writing.writer.service import file_attributes
+from stddaq.writing.writer.image_recorder import file_attributes
+from stddaq.writing.writer.loop import Recorder, RecordImages, WriterLoop
 
 WRITER = "meta"
 # The stream's suffix is the driver's business; it is not told to the metadata writer.
 SOURCE = "image"
 
 
-class MetadataRecorder:
+class MetadataRecorder(Recorder):
     """Records the metadata of every image of a run."""
 
     batch_limit = 1000
@@ -40,10 +40,9 @@ class MetadataRecorder:
         self._failure = ""
 
     def prepare(self) -> None:
-        """See `Recorder`; there is nothing to prepare."""
+        """Do nothing: only the file needs rights, and the user of the run has them."""
 
     def open(self, action: pb.CreateWriterFile) -> None:
-        """See `Recorder`."""
         self._begin_account()
         self._file = MetadataFile(
             Path(action.path),
@@ -54,7 +53,6 @@ class MetadataRecorder:
         )
 
     def record(self, images: RecordImages) -> None:
-        """See `Recorder`."""
         if self._file is None:
             return
         if self._failure:
@@ -65,10 +63,9 @@ class MetadataRecorder:
         self._counter.count += len(images)
 
     def settle(self) -> None:
-        """See `Recorder`; metadata cannot be overwritten."""
+        """Do nothing: metadata in messages cannot be overwritten."""
 
     def flush(self) -> bool:
-        """See `Recorder`."""
         if self._file is None:
             return False
         try:
@@ -80,7 +77,6 @@ class MetadataRecorder:
         return False
 
     def close(self) -> None:
-        """See `Recorder`."""
         file, self._file = self._file, None
         if file is None:
             return
@@ -92,12 +88,12 @@ class MetadataRecorder:
             raise OSError(f"{self._failure}; {self._n_visible} rows are readable") from error
         self._n_visible = file.n_visible
 
-    def progress(self, told: tuple[int, int] = (0, 0)) -> pb.WriterProgress:
-        """See `Recorder`; the metadata writer has no ids to list."""
+    def progress(self, reported: tuple[int, int] = (0, 0)) -> pb.WriterProgress:
+        # It counts images, without a list of their ids.
+        del reported
         return pb.WriterProgress(n_written=self._n_visible, n_failed=self._n_failed, failure=self._failure)
 
     def log_statistics(self, elapsed: float) -> None:
-        """See `Recorder`."""
         statistics.log_statistics(
             self._config.detector_name, {"source": SOURCE} | self._counter.pairs(elapsed)
         )

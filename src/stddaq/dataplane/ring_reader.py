@@ -1,0 +1,161 @@
+"""Reading a ring buffer while its source writes it: does a slot hold the image that was announced?
+
+The verdict has two sources. A cursor beside the ring says at once what each slot holds. A ring without cursor
+(a std_daq service in C++) is judged a hold time after the copy, from the ids that its source has published;
+until then the copies wait in `HeldImages`, in order. Writers, live streams and processing stages all use this
+module; forwarders and users' services can.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from stddaq.config import DetectorConfig
+from stddaq.daemon.log import logger
+from stddaq.dataplane import endpoints
+from stddaq.dataplane.metadata import ImageMetadata, MetadataRules, ring_suffix
+from stddaq.dataplane.published_ids import PublishedIds
+from stddaq.dataplane.ring_buffer import RingBuffer
+
+T = TypeVar("T")
+
+
+class RingReader:
+    """One ring buffer and the ids that its source publishes.
+
+    Attributes:
+        ring: the ring buffer; `refresh` may replace it.
+        rules: what the metadata of an image must say.
+        published_ids: followed only for a source without cursor.
+    """
+
+    def __init__(self, config: DetectorConfig, suffix: str) -> None:
+        """Attach to the ring of `suffix` (of a ring or a metadata stream). Raises `GeometryError`."""
+        self._config, self.suffix = config, suffix
+        self.rules = MetadataRules(config, suffix)
+        self.ring = RingBuffer(config, suffix)
+        stream = endpoints.metadata_stream(config.detector_name, ring_suffix(suffix))
+        self.published_ids = PublishedIds(stream, self.rules, config.n_slots)
+        self._refusal: str | None = None
+
+    def has_cursor_for(self, metadata: ImageMetadata) -> bool:
+        """Return whether the cursor gives the verdict on this image, so that `holds` may be called."""
+        return metadata.sequence != 0 and self.ring.has_cursor
+
+    def holds(self, metadata: ImageMetadata) -> bool:
+        """Return whether the slot holds the complete image. Thread-safe; call it before and after a copy."""
+        return self.ring.holds(metadata.image_id, metadata.sequence)
+
+    def slots_left(self, metadata: ImageMetadata) -> int:
+        """Return how many images the source can publish before it reaches the slot; needs the cursor."""
+        return self._config.n_slots - (self.ring.sequence - metadata.sequence)
+
+    def expect(self, metadata: ImageMetadata) -> None:
+        """Follow the published ids, because an image without cursor is about to be copied."""
+        self.published_ids.follow()
+        self.published_ids.expect(metadata.image_id)
+
+    def refuse(self, metadata: ImageMetadata) -> None:
+        """Keep the reason why this image does not fit, for `log_refusal`."""
+        self._refusal = self.rules.problem(metadata)
+
+    def log_refusal(self) -> None:
+        """Log the last reason why an image did not fit, if there was one since the last call."""
+        if self._refusal:
+            logger.warning("images do not fit the configuration: %s", self._refusal)
+            self._refusal = None
+
+    def refresh(self) -> None:
+        """Attach to a new ring if this one was removed. Call it only while no image is being read."""
+        if not self.ring.is_current():
+            logger.warning("the ring buffer %s was removed, attaching to a new one", self.ring.name)
+            self.ring.close()
+            self.ring = RingBuffer(self._config, self.suffix)
+
+    def close(self) -> None:
+        """Disconnect from the source and detach."""
+        self.published_ids.close()
+        self.ring.close()
+
+
+@dataclass(slots=True)
+class _Held(Generic[T]):
+    """`verdict`: which of the images are overwritten; None: not known yet."""
+
+    item: T
+    images: Sequence[ImageMetadata]
+    verdict: Sequence[bool] | None
+    copied_at: float
+
+
+class HeldImages(Generic[T]):
+    """Copies of images, in order, until it is certain whether their slots still held them.
+
+    An item is whatever the caller made of one or more images. The clock is an argument for tests.
+    """
+
+    def __init__(
+        self,
+        reader: RingReader,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._reader, self._clock, self._sleep = reader, clock, sleep
+        self._held: deque[_Held[T]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add_judged(self, item: T, verdict: Sequence[bool]) -> None:
+        """Add a copy whose verdict is known; it waits only for those before it."""
+        self._held.append(_Held(item, (), verdict, 0.0))
+
+    def add(self, item: T, images: Sequence[ImageMetadata], copied_at: float) -> None:
+        """Add a copy, made at `copied_at`, of images that the published ids will judge."""
+        # The ids of a ring that was replaced before the copy was complete are those of the new ring.
+        verdict = [True] * len(images) if self._reader.ring.is_replaced() else None
+        self._held.append(_Held(item, images, verdict, copied_at))
+
+    @property
+    def due_in(self) -> float:
+        """Seconds until the first item can be released; infinite when there is none."""
+        if not self._held:
+            return float("inf")
+        first = self._held[0]
+        if first.verdict is not None:
+            return 0.0
+        return max(0.0, first.copied_at + self._reader.published_ids.hold - self._clock())
+
+    def release(self, *, wait: bool = False) -> Iterator[tuple[T, Sequence[bool]]]:
+        """Remove the items that are due, and yield each with its verdict: which images are overwritten.
+
+        With `wait`, sleep until all of them are due.
+        """
+        published_ids = self._reader.published_ids
+        caught_up_at = float("-inf")
+        while self._held:
+            held = self._held[0]
+            verdict = held.verdict
+            if verdict is None:
+                # What was published until the end of the hold time counts; the first id also shortens it.
+                if caught_up_at < held.copied_at + published_ids.hold:
+                    published_ids.catch_up()
+                    caught_up_at = self._clock()
+                if due_in := self.due_in:
+                    if not wait:
+                        return
+                    self._sleep(due_in)
+                    continue
+                verdict = [published_ids.is_suspect(metadata) for metadata in held.images]
+            self._held.popleft()
+            yield held.item, verdict
+
+    def drop(self) -> list[T]:
+        """Remove all items, and return them."""
+        items = [held.item for held in self._held]
+        self._held.clear()
+        return items

@@ -1,0 +1,310 @@
+"""The recorder of images: pixels go from the ring buffer to the raw file, copied once, by the kernel.
+
+The path of an image: a check that the slot holds it, `pwritev` together with the images that came with it,
+the same check again, and a row in the metadata. An image that was overwritten keeps its row, without pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stddaq import __version__
+from stddaq.config import DetectorConfig
+from stddaq.daemon import log, statistics
+from stddaq.dataplane.metadata import ID_MISSMATCH
+from stddaq.dataplane.ring_reader import HeldImages, RingReader
+from stddaq.errors import StdDaqError
+from stddaq.files.raw_file import RawFile, RawLayout
+from stddaq.wire.std_daq import writer_action_pb2 as pb
+from stddaq.writing.writer.loop import Recorder, RecordImages
+
+# Fewer large images are written together, so that flushing and stopping need not wait.
+BATCH_IMAGES = 256
+BATCH_BYTES = 32 * 2**20
+DIVISIONS = {pb.by_image_id: "image_id", pb.by_arrival: "arrival"}
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Images whose pixels are in the file, from `first_row` on, but not declared yet."""
+
+    images: RecordImages
+    first_row: int
+    blank_rows: set[int] = field(default_factory=set)
+    """Offsets from `first_row` of images that were overwritten before the copy: their pixels are zero."""
+
+
+@dataclass(slots=True)
+class _Account:
+    """What became of the images of one run."""
+
+    overwritten_ids: list[int] = field(default_factory=list)
+    failed_ids: list[int] = field(default_factory=list)
+    epochs: list[tuple[int, int]] = field(default_factory=list)
+    """(first row, number of restarts before it) of each epoch but the first."""
+    n_restarts: int = 0
+    n_visible: int = 0
+    failure: str = ""
+
+    def progress(self, reported: tuple[int, int]) -> pb.WriterProgress:
+        """The message for the driver, without the `reported` numbers of overwritten and failed ids."""
+        n_overwritten, n_failed = reported
+        return pb.WriterProgress(
+            n_written=self.n_visible,
+            n_overwritten=len(self.overwritten_ids),
+            n_failed=len(self.failed_ids),
+            overwritten_ids=self.overwritten_ids[n_overwritten:],
+            failed_ids=self.failed_ids[n_failed:],
+            failure=self.failure,
+        )
+
+
+class ImageRecorder(Recorder):
+    """Records the images of one writer from the ring buffer into its raw file.
+
+    Attributes:
+        n_written, n_overwritten, n_failed: images since the start of the service.
+        write_time: seconds that writing has taken since then.
+        longest_write: longest time per image of a batch in this statistics period, in seconds.
+    """
+
+    def __init__(self, config: DetectorConfig, suffix: str, writer_id: int) -> None:
+        """Attach to the ring buffer. Raises `GeometryError`."""
+        self._config, self._suffix, self._writer_id = config, suffix, writer_id
+        self.batch_limit = min(BATCH_IMAGES, max(1, BATCH_BYTES // config.image_bytes))
+        self._reader = RingReader(config, suffix)
+        self._held = HeldImages[_Batch](self._reader)
+        self._source_has_cursor = True
+        self._file: RawFile | None = None
+        self._account = _Account()
+        self.n_written = self.n_overwritten = self.n_failed = 0
+        self.write_time = self.longest_write = 0.0
+        self._reported = (0, 0.0, 0)
+
+    def prepare(self) -> None:
+        self._reader.refresh()
+
+    def open(self, action: pb.CreateWriterFile) -> None:
+        self._account = _Account()
+        self._held.drop()
+        attributes = file_attributes(self._config, self._suffix, action) | {"writer": self._writer_id}
+        self._file = RawFile(
+            Path(action.path),
+            RawLayout.of(self._config, self._suffix),
+            attributes,
+            expected_images=action.expected_images,
+            overwrite=action.overwrite,
+        )
+        if not self._source_has_cursor:
+            self._reader.published_ids.follow()
+
+    def record(self, images: RecordImages) -> None:
+        file = self._file
+        if file is None:
+            return
+        images = [image for image in images if self._accepts(image)]
+        if self._account.failure or not images:
+            self._fail_images(images)
+            return
+        begin = time.perf_counter()
+        batch = _Batch(images, file.n_images)
+        try:
+            self._copy(file, batch)
+        except (OSError, RuntimeError, StdDaqError) as error:  # HDF5 raises RuntimeError, too.
+            self._fail(file, images, error)
+            return
+        self._declare_judged()
+        seconds = time.perf_counter() - begin
+        self.n_written += len(images)
+        self.write_time += seconds
+        self.longest_write = max(self.longest_write, seconds / len(images))
+
+    def _accepts(self, image: pb.RecordImage) -> bool:
+        if self._reader.rules.accepts(image.image_metadata):
+            return True
+        self._fail_images([image])
+        self._reader.refuse(image.image_metadata)
+        return False
+
+    def _copy(self, file: RawFile, batch: _Batch) -> None:
+        """Put the images into the file, and hold them until their verdict is known."""
+        reader, images = self._reader, batch.images
+        self._source_has_cursor = all(reader.has_cursor_for(image.image_metadata) for image in images)
+        if self._source_has_cursor:
+            self._put(file, batch, check=True)
+            # An image that was put as a blank stays overwritten, whatever its slot holds now.
+            blank, holds = batch.blank_rows, reader.holds
+            verdict = [row in blank or not holds(image.image_metadata) for row, image in enumerate(images)]
+            self._held.add_judged(batch, verdict)
+            return
+        for image in images:
+            reader.expect(image.image_metadata)
+        self._put(file, batch, check=False)
+        copied_at = time.monotonic()
+        reader.ring.check_not_replaced()
+        self._held.add(batch, [image.image_metadata for image in images], copied_at)
+
+    def _put(self, file: RawFile, batch: _Batch, *, check: bool) -> None:
+        """Put the images into the file; with `check`, those that are overwritten already as blanks."""
+        reader, compressed, image_bytes = (
+            self._reader,
+            self._reader.rules.compression,
+            self._config.image_bytes,
+        )
+        memory, offset = reader.ring.memory, reader.ring.offset
+        slots: list[memoryview | None] = []
+        uncompressed: set[int] = set()
+        for row, image in enumerate(batch.images):
+            metadata = image.image_metadata
+            start = offset(metadata.image_id)
+            size = metadata.size if compressed else image_bytes
+            if check and not reader.holds(metadata):
+                batch.blank_rows.add(row)
+                slots.append(None)
+            else:
+                slots.append(memory[start : start + size])
+            if metadata.compression != compressed:
+                uncompressed.add(row)
+        file.put(slots, uncompressed)
+
+    def _declare_judged(self) -> None:
+        """Declare, in order, the images whose verdict is known by now."""
+        file = self._file
+        if file is None or not self._held:
+            return
+        for batch, verdict in self._held.release():
+            try:
+                self._blank(file, batch, verdict)
+            except (OSError, RuntimeError) as error:
+                self._fail_images(batch.images)
+                self._fail(file, [], error)
+                return
+            self._declare(file, batch, verdict)
+
+    @staticmethod
+    def _blank(file: RawFile, batch: _Batch, verdict: Sequence[bool]) -> None:
+        """Remove the pixels of images whose slots were, or may have been, reused during the copy."""
+        for row, is_overwritten in enumerate(verdict):
+            if is_overwritten and row not in batch.blank_rows:
+                file.blank(batch.first_row + row)
+
+    def _declare(self, file: RawFile, batch: _Batch, verdict: Sequence[bool]) -> None:
+        declare, account = file.declare, self._account
+        for row, (image, is_overwritten) in enumerate(
+            zip(batch.images, verdict, strict=True), batch.first_row
+        ):
+            metadata = image.image_metadata
+            if image.restarts != account.n_restarts:
+                account.n_restarts = image.restarts
+                account.epochs.append((row, image.restarts))
+            if is_overwritten:
+                account.overwritten_ids.append(metadata.image_id)
+                self.n_overwritten += 1
+                declare(metadata.image_id, ID_MISSMATCH)
+            else:
+                declare(metadata.image_id, metadata.status)
+
+    def settle(self) -> None:
+        while self._held:
+            time.sleep(self._held.due_in)
+            self._declare_judged()
+
+    def flush(self) -> bool:
+        if self._file is None:
+            return False
+        self._declare_judged()
+        try:
+            self._file.flush()
+        except (OSError, RuntimeError) as error:
+            self._account.failure = self._account.failure or f"{self._file.path}: {error}"
+            log.logger.error("flushing failed: %s", error)
+            self._give_up(self._file)
+        self._account.n_visible = self._file.n_visible
+        return bool(self._held)
+
+    def _fail(self, file: RawFile, images: RecordImages, error: Exception) -> None:
+        """Stop writing. Images declared before are still made visible, if that is possible."""
+        self._account.failure = f"{file.path}: {getattr(error, 'strerror', None) or error}"
+        log.logger.error("writing failed: %s", self._account.failure)
+        file.drop_undeclared()
+        self._fail_held()
+        self._fail_images(images)
+        self.flush()
+
+    def _give_up(self, file: RawFile) -> None:
+        """Count the images that could not be made visible as failed, even those counted as overwritten."""
+        failed = set(file.drop_declared())
+        account = self._account
+        self.n_failed += len(failed)
+        account.failed_ids.extend(failed)
+        account.overwritten_ids = [i for i in account.overwritten_ids if i not in failed]
+        self._fail_held()
+
+    def _fail_held(self) -> None:
+        for batch in self._held.drop():
+            self._fail_images(batch.images)
+
+    def _fail_images(self, images: RecordImages) -> None:
+        self.n_failed += len(images)
+        self._account.failed_ids.extend(image.image_metadata.image_id for image in images)
+
+    def close(self) -> None:
+        if self._file is None:
+            return
+        self.settle()
+        file, self._file = self._file, None
+        account = self._account
+        self._reader.published_ids.ignore()
+        try:
+            file.close(account.epochs)
+        except (OSError, RuntimeError) as error:
+            self._give_up(file)
+            file.abandon()
+            account.failure = account.failure or f"{file.path}: {error}"
+            raise OSError(f"{account.failure}; {account.n_visible} images are readable") from error
+        account.n_visible = file.n_visible
+
+    def progress(self, reported: tuple[int, int] = (0, 0)) -> pb.WriterProgress:
+        return self._account.progress(reported)
+
+    def log_statistics(self, elapsed: float) -> None:
+        n_before, seconds_before, n_bad_before = self._reported
+        n, seconds = self.n_written - n_before, self.write_time - seconds_before
+        source: dict[str, object] = {"source": self._suffix, "id": self._writer_id}
+        statistics.log_statistics(
+            self._config.detector_name,
+            source
+            | {
+                "n_written_images": n,
+                "avg_buffer_write_us": round(seconds / n * 1e6) if n else 0,
+                "max_buffer_write_us": round(self.longest_write * 1e6),
+                "avg_throughput": n * self._config.image_bytes / 2**20 / seconds if seconds else 0.0,
+            },
+        )
+        n_overwritten, n_failed = len(self._account.overwritten_ids), len(self._account.failed_ids)
+        if n_overwritten + n_failed != n_bad_before:
+            statistics.log_statistics(
+                self._config.detector_name,
+                source | {"n_overwritten_images": n_overwritten, "n_failed_images": n_failed},
+            )
+        self._reader.log_refusal()
+        self._reported = (self.n_written, self.write_time, n_overwritten + n_failed)
+        self.longest_write = 0.0
+
+    def detach(self) -> None:
+        """Detach from the ring buffer and disconnect from the source."""
+        self._reader.close()
+
+
+def file_attributes(config: DetectorConfig, suffix: str, action: pb.CreateWriterFile) -> dict[str, object]:
+    """Return what every file of a run says of the run. A std_daq driver (C++) divides as configured."""
+    return {
+        "number_of_writers": action.number_of_writers or config.number_of_writers,
+        "image_division": DIVISIONS[action.division] if action.number_of_writers else config.image_division,
+        "run_id": action.run_id,
+        "source": action.source or suffix,
+        "stddaq_version": __version__,
+    }
