@@ -21,9 +21,11 @@ from stddaq.sources.simulated import service as simulate
 from stddaq.streaming import service as live_stream_service
 from stddaq.web import app as rest_app
 from stddaq.web import service as rest_service
-from stddaq.web.app import ConfigChanged, FileStatus, Table
+from stddaq.web.configurations import Configurations
 from stddaq.web.guard import Guard
 from stddaq.web.h5_files import H5Files
+from stddaq.web.routes.config import ConfigChanged
+from stddaq.web.routes.files import FileStatus, Table
 from stddaq.wire.driver_messages import ErrorType, StartCommand, Status
 from stddaq.writing.driver import service as driver_service
 from stddaq.writing.driver.account import RunAccount
@@ -121,7 +123,7 @@ def test_every_path_and_key_of_the_configuration_service_is_described() -> None:
 
 
 def _paths_of_the_configuration_service() -> list[str]:
-    app = rest_app.create_app(rest_app.ConfigStores([]), H5Files([], 1.0), Guard)
+    app = rest_app.create_app(Configurations([]), H5Files([], 1.0), Guard)
     return list(app.openapi()["paths"])
 
 

@@ -75,14 +75,17 @@ def test_every_line_looks_like_a_log_line_of_ours(rest: RestService) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--host", "0.0.0.0"), "allowed without a token is a loopback address"),
+        (("--host", "0.0.0.0"), "expected a loopback address, because there is no token, got 0.0.0.0"),
         (("--host", "0.0.0.0", "--token-file", "{tmp}/absent"), "cannot be read"),
-        (("--token-file", "{tmp}/short"), "found a token of 5 characters"),
-        (("--token-file", "{tmp}/open"), "others may read"),
+        (
+            ("--token-file", "{tmp}/short"),
+            "expected a token of at least 16 printable ASCII characters",
+        ),
+        (("--token-file", "{tmp}/open"), "expected mode 0600 or 0640, got access for others"),
         (("--root", "{tmp}/absent"), "expected an existing directory"),
         (("--port", "70000"), "--port: expected an integer from 0 to 65535"),
         (("--file-timeout", "0"), "expected a number of seconds"),
-        (("{config}",), "allowed is one configuration for each detector"),
+        (("{config}",), "expected one configuration for each detector, got"),
         (("{tmp}/absent.json",), "cannot be read"),
     ],
 )

@@ -1,8 +1,8 @@
-"""One configuration file as the service keeps it: read, replaced as a whole, the previous ones kept.
+"""Read and replace a configuration file, and keep its previous versions.
 
-A file is replaced by a rename, so that readers see the old or the new one, with its mode and owner. Writers
-take turns by a lock on the history directory, which also other processes of ours take. Everything here may
-block for as long as the file system does; it is called from threads.
+A file is replaced by a rename, so that readers see the old or the new version, with its mode and owner.
+Writers, also those in other processes, take turns by a lock on the history directory. Every call may block
+as long as the file system does; callers use threads.
 """
 
 from __future__ import annotations
@@ -21,19 +21,24 @@ from typing import Any
 from stddaq.config.model import DetectorConfig, parse_json
 from stddaq.config.services import affected_programs, changed_keys, service_mistakes
 from stddaq.errors import ConfigError, StdDaqError
+from stddaq.text import mismatch
 
-# Previous versions that are kept of each file.
+# Previous versions kept of each file.
 HISTORY_LIMIT = 100
 MAX_MISTAKES = 100
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 
-class ConfigOutdatedError(StdDaqError):
-    """The file is no longer the one that a new configuration was made from."""
+class ConfigUnreadableError(StdDaqError, ValueError):
+    """The configuration file cannot be read, or is not valid."""
 
 
-class ConfigProtectedError(StdDaqError):
-    """A new configuration differs in a key that is changed in the file itself only."""
+class ConfigOutdatedError(StdDaqError, RuntimeError):
+    """The file has changed since the caller read it."""
+
+
+class ConfigProtectedError(StdDaqError, PermissionError):
+    """A new configuration differs in a key that may be changed only in the file itself."""
 
 
 class ConfigWriteError(StdDaqError, OSError):
@@ -42,7 +47,7 @@ class ConfigWriteError(StdDaqError, OSError):
 
 @dataclass(frozen=True, slots=True)
 class StoredConfig:
-    """A configuration as it is in the file, and the tag of that content."""
+    """The content of a configuration file, and its tag."""
 
     content: dict[str, Any]
     config: DetectorConfig
@@ -51,13 +56,13 @@ class StoredConfig:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a `set` has done.
+    """The effect of replacing a configuration.
 
     Attributes:
-        changed: keys with another value than before, sorted.
-        picked_up_by: programs that follow the change while they run.
-        restarted: programs that `stddaq up` starts again, after the run that is going on.
-        previous: file name of the version before, in the history directory; None when nothing changed.
+        changed: keys whose value differs from before, sorted.
+        picked_up_by: programs that apply the change while they run.
+        restarted: programs that `stddaq up` restarts, after the current run.
+        previous: file name of the previous version in the history directory; None if nothing changed.
     """
 
     config: DetectorConfig
@@ -69,35 +74,36 @@ class Change:
 
 
 class ConfigStore:
-    """The configuration file at `path`, which may be a link; its history is in `<name>.history` beside it."""
+    """The configuration file at `path`, which may be a link, and its history `<name>.history` beside it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> StoredConfig:
-        """The file as it is now. Raises `ConfigError`."""
+        """Return the present content of the file. Raise `ConfigUnreadableError`."""
         try:
             text = self.path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{self.path}: cannot be read: {error.strerror}") from error
-        try:
             content = parse_json(text)
+            config = DetectorConfig.parse(content)
+        except OSError as error:
+            raise ConfigUnreadableError(f"{self.path}: cannot be read: {error.strerror}") from error
         except ConfigError as error:
-            raise ConfigError(f"{self.path}: {error}") from error
-        return StoredConfig(content, DetectorConfig.parse(content, str(self.path)), _etag(text))
+            raise ConfigUnreadableError(f"{self.path}: {error}") from error
+        return StoredConfig(content, config, _etag(text))
 
     def replace(self, text: bytes, user: str, expected_etag: str | None = None) -> Change:
-        """Put the configuration `text` (JSON) in place of the file.
+        """Replace the file by the configuration `text`, which is JSON.
 
-        Nothing has changed when it raises: `ConfigError` with every mistake, `ConfigOutdatedError` when the
-        file is no longer the expected one, `ConfigProtectedError` when `services` differs, or
-        `ConfigWriteError`.
+        Raise `ConfigError` with every mistake, `ConfigOutdatedError` if the file no longer has the expected
+        tag, `ConfigProtectedError` if `services` differs, or `ConfigWriteError`. Then nothing has changed.
         """
         content, config = _validated(text)
         path = Path(os.path.realpath(self.path))
         try:
             with _turn(path.with_name(f"{path.name}.history")) as history:
                 return _replace(path, history, content, config, user, expected_etag)
+        except ConfigProtectedError:
+            raise
         except OSError as error:
             raise ConfigWriteError(f"{self.path}: cannot be replaced: {error.strerror or error}") from error
 
@@ -119,7 +125,7 @@ def _validated(text: bytes) -> tuple[dict[str, Any], DetectorConfig]:
 
 @contextlib.contextmanager
 def _turn(history: Path) -> Iterator[Path]:
-    """Wait until no other writer is at work on the file. Makes the history directory."""
+    """Make the history directory, and hold its lock, which writers of the file take in turn."""
     with contextlib.suppress(FileExistsError):
         history.mkdir(mode=0o755)
     lock = os.open(history, _DIRECTORY)
@@ -140,12 +146,14 @@ def _replace(
 ) -> Change:
     before = path.read_bytes()
     if expected_etag not in (None, _etag(before)):
-        raise ConfigOutdatedError(f"{path}: has changed since it was read; read it again")
+        raise ConfigOutdatedError(f"{path} has changed since it was read; read it again")
     old_content, old_config = _previous(before)
     changed = changed_keys(old_content, content)
     if "services" in changed:
         raise ConfigProtectedError(
-            "services: differs from the file's; what runs, and with which options, is changed there only"
+            mismatch(
+                "services", "the value in the file", "another one", "only an edit of the file changes it"
+            )
         )
     if old_config is not None and not changed:
         return Change(config, _etag(before), [], [], [], None)
@@ -159,15 +167,15 @@ def _replace(
     finally:
         temporary.unlink(missing_ok=True)
     _flush_directory(path.parent)
-    for kept_long in sorted(history.iterdir())[:-HISTORY_LIMIT]:
-        kept_long.unlink(missing_ok=True)
-    # A file that was broken is repaired by this: nobody ran with it.
+    for oldest in sorted(history.iterdir())[:-HISTORY_LIMIT]:
+        oldest.unlink(missing_ok=True)
+    # The old file was invalid, so no service was using it.
     picked_up_by, restarted = affected_programs(old_config, config) if old_config else ([], [])
     return Change(config, _etag(after), changed, picked_up_by, restarted, kept.name)
 
 
 def _previous(text: bytes) -> tuple[dict[str, Any], DetectorConfig | None]:
-    """What is replaced, which an editor may have broken; then the configuration is None."""
+    """Return the content and configuration to be replaced; no configuration if an editor has broken them."""
     try:
         content = parse_json(text)
         if not isinstance(content, dict):

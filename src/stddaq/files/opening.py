@@ -15,7 +15,7 @@ from pathlib import Path
 
 import h5py
 
-from stddaq.errors import FileLayoutError
+from stddaq.errors import FileLayoutError, StdDaqError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # What h5py raises, depending on the place, when the content of a file makes no sense.
@@ -65,6 +65,8 @@ def damage_named(path: Path) -> Iterator[None]:
     """Turn what h5py raises for a damaged file into a `FileLayoutError` that names `path`."""
     try:
         yield
+    except StdDaqError:
+        raise
     except DAMAGE as error:
         raise FileLayoutError(f"{path}: is damaged: {_short(error)}") from error
 

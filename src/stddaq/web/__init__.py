@@ -1,1 +1,5 @@
-"""The configuration service `stddaq-rest`: configuration files, HDF5 files and simulators over HTTP."""
+"""The configuration service `stddaq-rest`: configuration files, HDF5 files and simulators over HTTP.
+
+`service` is the daemon, `app` the application, `routes` the paths. HTTP status codes occur in `app`,
+`guard` and `routes` only; everything else raises domain errors.
+"""

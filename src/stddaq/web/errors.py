@@ -1,18 +1,29 @@
-"""Why a request is refused, with the HTTP status that says so."""
+"""The domain errors of the configuration service. `app` maps them to HTTP statuses."""
 
 from __future__ import annotations
 
 from stddaq.errors import StdDaqError
 
 
-class HttpRefusalError(StdDaqError):
-    """A request that is not carried out; nothing has changed.
+class RequestInvalidError(StdDaqError, ValueError):
+    """A value in a request cannot be used."""
 
-    Attributes:
-        status: the HTTP status code.
-        detail: the reason, or several.
-    """
 
-    def __init__(self, status: int, detail: str | list[str]) -> None:
-        super().__init__(detail if isinstance(detail, str) else "; ".join(detail))
-        self.status, self.detail = status, detail
+class UnknownDetectorError(StdDaqError, LookupError):
+    """The service has no configuration of this detector."""
+
+
+class PathForbiddenError(StdDaqError, PermissionError):
+    """A path leads out of the roots, or the file system denies access to it."""
+
+
+class PathNotFoundError(StdDaqError, FileNotFoundError):
+    """A path below the roots does not exist."""
+
+
+class FileAccessError(StdDaqError, OSError):
+    """The file system failed while a file was read or made."""
+
+
+class QueueFullError(StdDaqError, RuntimeError):
+    """Too many requests for files are waiting."""

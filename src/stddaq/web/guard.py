@@ -1,46 +1,43 @@
-"""What every request must pass before it is looked at: its token, its origin, the length of its body.
+"""The checks that every request must pass: its token, its origin, the type and length of its body.
 
-Because of browsers a service on the loopback interface is not private by itself: any web site can let them
-send requests there. Bodies must therefore be said to be JSON, which browsers do not send elsewhere unasked,
-and requests that name another site as their origin, or another host, are refused.
+The loopback interface alone does not keep a service private, because any web site can make a browser send
+requests to it. So bodies must be declared as JSON, which browsers do not send to another site without
+asking it, and requests with another origin or host are refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stddaq.errors import StdDaqError
+from stddaq.text import mismatch
 from stddaq.web.loopback import is_loopback
+from stddaq.web.responses import refusal
 
 MAX_BODY_BYTES = 2**20
 BODY_TIMEOUT_S = 10.0
 
 
-class JsonAnswer(Response):
-    """JSON in ASCII: what clients send us may hold half of a surrogate pair, which UTF-8 cannot."""
+class HttpRefusalError(StdDaqError, ValueError):
+    """A request does not pass the checks.
 
-    media_type = "application/json"
+    Attributes:
+        response: the response that says so.
+    """
 
-    def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
-
-
-class _Refused(Exception):  # noqa: N818 - the name says what happened
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
-        self.answer = JsonAnswer({"detail": detail}, status, headers)
+        self.response = refusal(status, detail, headers)
 
 
 class Guard:
-    """ASGI middleware. With `token` every request has to carry it; without, requests have to be local."""
+    """ASGI middleware. With `token` every request must carry it; without, requests must be local."""
 
     def __init__(self, app: ASGIApp, token: str | None = None) -> None:
         self._app, self._token = app, token
@@ -53,24 +50,19 @@ class Guard:
             headers = Headers(scope=scope)
             self._check_origin(headers)
             self._check_token(headers)
-            body = await _body(headers, receive)
-            if body and headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-                raise _Refused(
-                    415,
-                    f"Content-Type: found {headers.get('content-type', 'none')[:100]!r}, "
-                    "allowed is application/json",
-                )
-        except _Refused as refused:
-            await refused.answer(scope, receive, send)
+            body = await _read_body(headers, receive)
+            _check_type(headers, body)
+        except HttpRefusalError as error:
+            await error.response(scope, receive, send)
             return
-        await self._app(scope, _once(body, receive), send)
+        await self._app(scope, _replayed(body, receive), send)
 
     def _check_origin(self, headers: Headers) -> None:
         host, origin = headers.get("host", ""), headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
-            raise _Refused(403, f"Origin: found {origin[:200]!r}, allowed is this service's own")
+            raise HttpRefusalError(403, mismatch("Origin", "that of this service", ascii(origin[:200])))
         if self._token is None and not is_loopback(_name_of(host)):
-            raise _Refused(403, f"Host: found {host[:200]!r}, allowed are localhost and its addresses")
+            raise HttpRefusalError(403, mismatch("Host", "localhost or its address", ascii(host[:200])))
 
     def _check_token(self, headers: Headers) -> None:
         if self._token is None:
@@ -78,7 +70,11 @@ class Guard:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         is_right = hmac.compare_digest(given.strip().encode(), self._token.encode())
         if scheme.lower() != "bearer" or not is_right:
-            raise _Refused(401, "allowed is Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+            raise HttpRefusalError(
+                401,
+                mismatch("Authorization", "Bearer and the token of this service", "another value or none"),
+                {"WWW-Authenticate": "Bearer"},
+            )
 
 
 def _name_of(host: str) -> str:
@@ -88,9 +84,17 @@ def _name_of(host: str) -> str:
         return ""
 
 
-async def _body(headers: Headers, receive: Receive) -> bytes:
-    """The whole body. Raises `_Refused` when it is too long, or takes too long."""
-    too_long = _Refused(413, f"the body is too long, allowed are {MAX_BODY_BYTES} bytes")
+def _check_type(headers: Headers, body: bytes) -> None:
+    declared = headers.get("content-type", "")
+    if body and declared.split(";")[0].strip().lower() != "application/json":
+        raise HttpRefusalError(
+            415, mismatch("Content-Type", "application/json", ascii(declared[:100]) if declared else "none")
+        )
+
+
+async def _read_body(headers: Headers, receive: Receive) -> bytes:
+    """Return the whole body. Raise `HttpRefusalError` if it is too long or takes too long."""
+    too_long = HttpRefusalError(413, mismatch("body", f"at most {MAX_BODY_BYTES} bytes", "more"))
     length = headers.get("content-length", "0")
     if length.isdecimal() and int(length) > MAX_BODY_BYTES:
         raise too_long
@@ -100,25 +104,27 @@ async def _body(headers: Headers, receive: Receive) -> bytes:
             while True:
                 message = await receive()
                 if message["type"] != "http.request":
-                    raise _Refused(400, "the connection was closed before the body was complete")
+                    raise HttpRefusalError(400, "the connection was closed before the body was complete")
                 body += message.get("body", b"")
                 if len(body) > MAX_BODY_BYTES:
                     raise too_long
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError as error:
-        raise _Refused(408, f"the body did not come within {BODY_TIMEOUT_S:g} s") from error
+        raise HttpRefusalError(
+            408, mismatch("body", f"its end within {BODY_TIMEOUT_S:g} s", "a part")
+        ) from error
 
 
-def _once(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives `body` first, and then what comes after it."""
-    given = False
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that returns `body` first, and then what follows it."""
+    replayed = False
 
     async def receive_again() -> Message:
-        nonlocal given
-        if given:
+        nonlocal replayed
+        if replayed:
             return await receive()
-        given = True
+        replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return receive_again

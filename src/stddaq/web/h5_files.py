@@ -1,72 +1,56 @@
-"""Runs the requests for HDF5 files: each in a process of its own, few at a time, with a time limit."""
+"""Run the requests for HDF5 files: each in its own process, few at a time, with a timeout."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import sys
-from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stddaq.daemon.isolation import CrashError, run_in_process_async
 from stddaq.daemon.log import logger
-from stddaq.web.errors import HttpRefusalError
+from stddaq.text import mismatch
+from stddaq.web.errors import QueueFullError
+from stddaq.web.h5_process import carry_out
 
-AT_A_TIME = 4
+MAX_RUNNING = 4
 MAX_WAITING = 32
-END_TIMEOUT_S = 0.5
+# A damaged file can ask for any amount of memory.
+MEMORY_LIMIT = 4 * 2**30
 
 
 class H5Files:
-    """HDF5 files below the directories `roots`; a request takes `timeout` seconds at most."""
+    """The HDF5 files below the directories `roots`. A request takes at most `timeout` seconds."""
 
     def __init__(self, roots: Sequence[Path], timeout: float) -> None:
         self._roots, self._timeout = [str(root.absolute()) for root in roots], timeout
-        self._turns = asyncio.Semaphore(AT_A_TIME)
+        self._turns = asyncio.Semaphore(MAX_RUNNING)
         self._n_waiting = 0
 
     async def request(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """Carry out a request of `h5_requests`. Raises `HttpRefusalError`, also when it takes too long."""
+        """Run the request `name` of `h5_requests` and return its answer.
+
+        Raise what the request raises, `QueueFullError`, `TimeoutError`, or `CrashError` for a file that
+        crashes HDF5.
+        """
         if self._n_waiting >= MAX_WAITING:
-            raise HttpRefusalError(503, f"{MAX_WAITING} requests for files are waiting already; try later")
+            raise QueueFullError(
+                mismatch(name, f"at most {MAX_WAITING} waiting requests", "another one", "try again later")
+            )
         self._n_waiting += 1
         try:
             async with asyncio.timeout(self._timeout), self._turns:
-                return await self._in_process({"roots": self._roots, "request": name, "arguments": arguments})
+                return await self._in_process(name, arguments)
         except TimeoutError as error:
-            raise HttpRefusalError(
-                504, f"the file system did not answer within {self._timeout:g} s"
-            ) from error
+            raise TimeoutError(mismatch(name, f"an answer within {self._timeout:g} s", "none")) from error
         finally:
             self._n_waiting -= 1
 
-    async def _in_process(self, asked: dict[str, Any]) -> dict[str, Any]:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "stddaq.web.h5_process", stdin=PIPE, stdout=PIPE, stderr=PIPE
-        )
+    async def _in_process(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        request = partial(carry_out, self._roots, name, arguments)
         try:
-            output, complaint = await process.communicate(json.dumps(asked).encode())
-        finally:
-            await _end(process)
-        if process.returncode != 0:
-            # HDF5 itself crashed, or a defect of ours; either way the file is the cause.
-            logger.error(
-                "%s ended with %s: %s", asked["request"], process.returncode, complaint.decode()[-2000:]
-            )
-            raise HttpRefusalError(422, "the file made the process that reads it crash; it is damaged")
-        answer = json.loads(output)
-        if "status" in answer:
-            raise HttpRefusalError(answer["status"], answer["detail"])
-        return answer["result"]
-
-
-async def _end(process: Process) -> None:
-    """End a process that still runs; one that a file system holds is left to end when that answers."""
-    for end in (process.terminate, process.kill):
-        if process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError, TimeoutError):
-            end()
-            await asyncio.wait_for(process.wait(), END_TIMEOUT_S)
+            return await run_in_process_async(request, self._timeout, name, memory_limit=MEMORY_LIMIT)
+        except CrashError as error:
+            logger.error("%s %s: %s", name, ascii(arguments), error)
+            raise

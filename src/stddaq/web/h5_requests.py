@@ -1,8 +1,8 @@
-"""What the service does with HDF5 files: describe them, read their rows, make a master file.
+"""The requests for HDF5 files: describe them, read their rows, make a master file.
 
-Only files below the roots are touched: links and `..` are resolved first, and what a file refers to (virtual
-datasets, external storage) must lie below a root as well. Runs in `h5_process`, for neither a file system
-that hangs nor a file that makes HDF5 crash is to take the service along.
+Only files below the roots are opened: links and `..` are resolved first, and the files that a file refers to
+(virtual datasets, external storage) must lie below a root as well. Runs in its own process, so that neither
+a hanging file system nor a crash of HDF5 stops the service.
 """
 
 from __future__ import annotations
@@ -15,37 +15,42 @@ from typing import Any
 import h5py
 import numpy as np
 
-from stddaq.errors import FileLayoutError, OutputExistsError
+from stddaq.errors import FileLayoutError, StdDaqError
 from stddaq.files.aggregate import aggregate_run
 from stddaq.files.info import DatasetInfo, describe, describe_datasets
 from stddaq.files.names import find_run
-from stddaq.files.opening import UnclosedFileError, examine
-from stddaq.web.errors import HttpRefusalError
+from stddaq.files.opening import DAMAGE, examine
+from stddaq.text import mismatch
+from stddaq.web.errors import FileAccessError, PathForbiddenError
 from stddaq.web.roots import Roots, check_text
 
 MAX_DATASETS = 1000
-MAX_BYTES_OF_ROWS = 64 * 2**20
+# Their answer, Python objects, is a few times larger; `stddaq.daemon.isolation` limits it.
+MAX_BYTES_OF_ROWS = 16 * 2**20
 MAX_ATTRIBUTE_ITEMS = 1000
-# Virtual datasets over virtual datasets; ours have one level.
+# Levels of virtual datasets over virtual datasets. Files of stddaq have one.
 MAX_LEVELS = 4
 
 
-def carry_out(roots: Roots, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Carry out the request `name`; paths are resolved ones that exist. Raises `HttpRefusalError`."""
+def run_request(roots: Roots, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the request `name`. Paths in `arguments` are resolved and exist.
+
+    Raise `FileLayoutError`, `UnclosedFileError`, `OutputExistsError`, and the errors of `stddaq.web.errors`.
+    """
     try:
         return _REQUESTS[name](roots, **arguments)
-    except (OutputExistsError, UnclosedFileError) as error:
-        raise HttpRefusalError(409, str(error)) from error
-    except FileLayoutError as error:
-        raise HttpRefusalError(422, str(error)) from error
+    except StdDaqError:
+        raise
     except PermissionError as error:
-        raise HttpRefusalError(403, f"{error.filename}: {error.strerror}") from error
+        raise PathForbiddenError(f"{error.filename}: {error.strerror}") from error
     except OSError as error:
-        raise HttpRefusalError(409, f"{error.filename}: {error.strerror or error}") from error
+        raise FileAccessError(f"{error.filename}: {error.strerror or error}") from error
+    except DAMAGE as error:
+        raise FileLayoutError(f"{name}: a file is damaged: {error}") from error
 
 
 def get_metadata_status(roots: Roots, filename: Path) -> dict[str, Any]:
-    """Kind of the file, and name, shape, type and attributes of its datasets."""
+    """Return the kind of the file, and name, shape, type and attributes of its datasets."""
     path = filename
     with examine(path, allow_unclosed=True) as opened:
         found = describe_datasets(opened.file)
@@ -55,7 +60,7 @@ def get_metadata_status(roots: Roots, filename: Path) -> dict[str, Any]:
             _as_json(info) | {"attributes": _attributes(dataset)} for info, dataset in found[:MAX_DATASETS]
         ]
         has_external_links = _has_external_links(opened.file)
-    # `describe` would follow such links, to wherever they lead.
+    # `describe` would follow external links out of the roots.
     info = None if has_external_links else describe(path)
     return {
         "filename": str(path),
@@ -89,7 +94,7 @@ def _as_json(info: DatasetInfo) -> dict[str, Any]:
 
 
 def read_metadata(roots: Roots, filename: Path, first_row: int, max_rows: int) -> dict[str, Any]:
-    """The rows of all tables (one row per image) of the file, column by column."""
+    """Return the rows of all tables (one row per image) of the file, column by column."""
     path = filename
     with examine(path, allow_unclosed=True) as opened:
         found = []
@@ -99,8 +104,8 @@ def read_metadata(roots: Roots, filename: Path, first_row: int, max_rows: int) -
             _check_sources(roots, path, dataset)
             found.append(_table(dataset, first_row, max_rows))
         if not found:
-            raise HttpRefusalError(
-                422, f"{path}: has no rows of images: found no one-dimensional compound dataset"
+            raise FileLayoutError(
+                mismatch(str(path), "rows of images, a one-dimensional compound dataset", "none")
             )
         return {"filename": str(path), "closed": not opened.unclosed, "tables": found}
 
@@ -147,7 +152,7 @@ _REQUESTS: Mapping[str, Callable[..., dict[str, Any]]] = {
 
 
 def _datasets(file: h5py.File) -> Iterator[h5py.Dataset]:
-    """The datasets of the file itself: links into other files are not followed."""
+    """Yield the datasets of the file itself; links into other files are not followed."""
     return (dataset for _, dataset in describe_datasets(file))
 
 
@@ -158,11 +163,10 @@ def _check_file(roots: Roots, path: Path) -> None:
 
 
 def _check_sources(roots: Roots, path: Path, dataset: h5py.Dataset, level: int = 0) -> None:
-    """Raise `HttpRefusalError` when the dataset shows bytes of files that are not below the roots."""
+    """Raise `PathForbiddenError` if the dataset shows bytes of files that are not below the roots."""
     if level > MAX_LEVELS:
-        raise HttpRefusalError(
-            422, f"{path}: {dataset.name}: virtual datasets in more than {MAX_LEVELS} levels"
-        )
+        where = f"{path}: {dataset.name}"
+        raise FileLayoutError(mismatch(where, f"at most {MAX_LEVELS} levels of virtual datasets", "more"))
     for name, *_ in dataset.external or ():
         roots.check(path.parent / name)
     if not dataset.is_virtual:
@@ -187,7 +191,7 @@ def _attributes(member: h5py.HLObject) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold of a value of HDF5; numbers that it cannot are null."""
+    """Return an HDF5 value as JSON; numbers that JSON cannot represent become null."""
     if isinstance(value, np.ndarray):
         return [_plain(item) for item in value.tolist()] if value.dtype.kind not in "iub" else value.tolist()
     if isinstance(value, np.generic):

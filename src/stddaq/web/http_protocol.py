@@ -1,6 +1,6 @@
-"""HTTP as uvicorn speaks it, but for one thing: garbage behind a request that is still being answered.
+"""The HTTP protocol of uvicorn, corrected for garbage after a request that is still being answered.
 
-uvicorn refuses the garbage at once, and then fails, with a traceback, to send the answer to the request.
+uvicorn refuses the garbage at once and then fails, with a traceback, to send the answer to the request.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ class HttpProtocol(H11Protocol):
     """One connection."""
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what was received; of a request that goes on already, nobody hears any more."""
+        """Refuse what was received, and drop the answer to a request that is still running."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()

@@ -1,4 +1,4 @@
-"""Which addresses only processes of this machine reach."""
+"""Loopback addresses, which only processes on this machine can reach."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host`, an address or a name, is the loopback interface."""
+    """Return whether `host`, an address or a name, is the loopback interface."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

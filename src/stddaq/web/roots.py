@@ -1,40 +1,49 @@
-"""The directories below which files may be used, whatever a path looks like."""
+"""The directories below which the service uses files, whatever a path looks like."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stddaq.web.errors import HttpRefusalError
+from stddaq.text import mismatch
+from stddaq.web.errors import (
+    PathForbiddenError,
+    PathNotFoundError,
+    RequestInvalidError,
+)
 
 
 class Roots:
-    """Checks paths. Every method raises `HttpRefusalError`."""
+    """Checks paths. Raise `PathForbiddenError` for a path outside the roots.
+
+    Messages never reveal whether a path outside the roots exists.
+    """
 
     def __init__(self, roots: Sequence[str]) -> None:
         self._roots = [Path(root).resolve() for root in roots]
 
     def check(self, path: Path) -> Path:
-        """`path` without links and `..`, which is below a root."""
+        """Return `path`, which must be below a root, without links and `..`."""
         try:
             resolved = path.resolve()
         except (OSError, RuntimeError, ValueError) as error:
-            raise HttpRefusalError(422, f"{printable(path)}: cannot be resolved: {error}") from error
+            raise RequestInvalidError(f"{printable(path)}: cannot be resolved: {error}") from error
         if not any(resolved.is_relative_to(root) for root in self._roots):
-            roots = ", ".join(map(str, self._roots)) or "none: the service was started without --root"
-            raise HttpRefusalError(403, f"{printable(path)}: allowed are files below {roots}")
+            roots = ", ".join(map(str, self._roots))
+            expected = f"a path below {roots}" if roots else "a service started with --root"
+            raise PathForbiddenError(mismatch(printable(path), expected, "a path outside"))
         return resolved
 
     def existing_file(self, name: str, key: str) -> Path:
-        """The file of the absolute path `name`; `key` says in messages what it was given as."""
+        """Return the file of the absolute path `name`. `key` names the parameter in messages."""
         return self._existing(name, key, Path.is_file, "a file")
 
     def existing_directory(self, name: str, key: str) -> Path:
-        """The same of a directory."""
+        """Return the directory of the absolute path `name`. `key` names the parameter in messages."""
         return self._existing(name, key, Path.is_dir, "a directory")
 
     def new_file(self, directory: Path, name: str, key: str) -> Path:
-        """The file `name`, absolute or as seen from `directory`, in a directory that exists."""
+        """Return the path of a new file; `name` is absolute or relative to `directory`."""
         check_text(name, key)
         given = directory / name
         parent = self.check(given.parent)
@@ -42,35 +51,36 @@ class Roots:
             if given.name not in ("", "..") and parent.is_dir():
                 return parent / given.name
         except OSError as error:
-            raise HttpRefusalError(422, f"{key}: {printable(name)}: {error.strerror}") from error
-        raise HttpRefusalError(
-            422, f"{key}: found {printable(name)}, allowed is a file in a directory that exists"
-        )
+            raise _access_error(key, name, error) from error
+        raise RequestInvalidError(mismatch(key, "a file in an existing directory", printable(name)))
 
-    def _existing(self, name: str, key: str, kind: Callable[[Path], bool], kind_name: str) -> Path:
+    def _existing(self, name: str, key: str, is_right: Callable[[Path], bool], kind: str) -> Path:
         check_text(name, key)
         if not name.startswith("/"):
-            raise HttpRefusalError(422, f"{key}: found {printable(name)}, allowed is an absolute path")
+            raise RequestInvalidError(mismatch(key, "an absolute path", printable(name)))
         path = self.check(Path(name))
         try:
-            if kind(path):
+            if is_right(path):
                 return path
             exists = path.exists()
-        except PermissionError as error:
-            raise HttpRefusalError(403, f"{key}: {path}: {error.strerror}") from error
         except OSError as error:
-            raise HttpRefusalError(422, f"{key}: {printable(name)}: {error.strerror}") from error
+            raise _access_error(key, name, error) from error
         if exists:
-            raise HttpRefusalError(422, f"{key}: {path} is not {kind_name}")
-        raise HttpRefusalError(404, f"{key}: {path} does not exist")
+            raise RequestInvalidError(mismatch(f"{key}: {printable(path)}", kind, "something else"))
+        raise PathNotFoundError(f"{key}: {printable(path)} does not exist")
 
 
 def check_text(text: str, key: str) -> None:
-    """Raise `HttpRefusalError` for what no file system takes as a name."""
+    """Raise `RequestInvalidError` if no file system takes `text` as a name."""
     if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
-        raise HttpRefusalError(422, f"{key}: found {printable(text)}, allowed is Unicode without NUL")
+        raise RequestInvalidError(mismatch(key, "Unicode without NUL", printable(text)))
 
 
 def printable(path: object) -> str:
-    """A path for a message, whatever it holds."""
+    """Return a path for a message, escaped and shortened."""
     return ascii(str(path))[1:-1][:300]
+
+
+def _access_error(key: str, name: str, error: OSError) -> PathForbiddenError | RequestInvalidError:
+    kind = PathForbiddenError if isinstance(error, PermissionError) else RequestInvalidError
+    return kind(f"{key}: {printable(name)}: {error.strerror}")

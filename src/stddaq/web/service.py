@@ -1,4 +1,4 @@
-"""`stddaq-rest`: the configuration service as a daemon."""
+"""`stddaq-rest`: the daemon of the configuration service."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from stddaq.daemon import log
 from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number, refuse
 from stddaq.errors import ConfigError, StdDaqError
+from stddaq.text import mismatch
 from stddaq.web.loopback import is_loopback
 from stddaq.wire.default_addresses import DEFAULT_CONFIG_PORT
 
@@ -47,29 +48,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="DIRECTORY",
-        help="HDF5 files are read and made below this directory only; may be given several times "
-        "(default: none are)",
+        help="read and make HDF5 files only below this directory; may be repeated "
+        "(default: no files are used)",
     )
     parser.add_argument(
         "--token-file",
         type=Path,
         metavar="FILE",
-        help=f"file with the token that requests have to carry (or the environment's {TOKEN_VARIABLE}); "
-        "needed when --host is not a loopback address",
+        help=f"file with the token that requests must carry (or environment variable {TOKEN_VARIABLE}); "
+        "mandatory if --host is not a loopback address",
     )
     parser.add_argument(
         "--file-timeout",
         type=Seconds(3600),
         default=20.0,
         metavar="SECONDS",
-        help="a request for a file takes so long at most (default 20)",
+        help="timeout of requests for files (default 20)",
     )
     args = parser.parse_intermixed_args(argv)
     try:
         _serve(args)
     except StdDaqError as error:
         refuse(NAME, error)
-    # The interpreter takes down our handlers before it has ended; a signal then would be another exit code.
+    # The interpreter removes signal handlers before it exits; a signal then would change the exit code.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return 0
@@ -82,8 +83,12 @@ def _serve(args: argparse.Namespace) -> None:
     token = _token(args.token_file)
     if token is None and not is_loopback(args.host):
         raise ConfigError(
-            f"--host: found {args.host}, allowed without a token is a loopback address; "
-            f"give --token-file, or {TOKEN_VARIABLE} in the environment"
+            mismatch(
+                "--host",
+                "a loopback address, because there is no token",
+                args.host,
+                f"give --token-file, or {TOKEN_VARIABLE} in the environment",
+            )
         )
     log.set_up(NAME, configs[0].log_level)
     stop = daemon.StopRequest()
@@ -99,11 +104,12 @@ async def _run(
     listener: socket.socket,
     stop: daemon.StopRequest,
 ) -> None:
-    # Only now: what is refused is refused at once.
+    # Imported here so that wrong arguments are refused without delay.
     import uvicorn
 
     from stddaq.config.store import ConfigStore
-    from stddaq.web.app import ConfigStores, create_app
+    from stddaq.web.app import create_app
+    from stddaq.web.configurations import Configurations
     from stddaq.web.guard import Guard
     from stddaq.web.h5_files import H5Files
     from stddaq.web.http_protocol import HttpProtocol
@@ -111,11 +117,11 @@ async def _run(
     class Server(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self) -> Generator[None, None, None]:
-            yield  # Signals are ours.
+            yield  # `StopRequest` catches the signals.
 
-    _send_to_our_log("uvicorn")
+    _use_our_log("uvicorn")
     app = create_app(
-        ConfigStores([ConfigStore(path) for path in paths]),
+        Configurations([ConfigStore(path) for path in paths]),
         H5Files(args.root, args.file_timeout),
         partial(Guard, token=token),
     )
@@ -133,10 +139,10 @@ async def _run(
     )
     server = Server(settings)
 
-    def end() -> None:
+    def check_stop() -> None:
         server.should_exit = stop.poll()
 
-    asyncio.get_running_loop().add_reader(stop.fileno(), end)
+    asyncio.get_running_loop().add_reader(stop.fileno(), check_stop)
     address, port = listener.getsockname()[:2]
     log.event("ready: listening on http://%s:%d", f"[{address}]" if ":" in address else address, port)
     await server.serve(sockets=[listener])
@@ -147,13 +153,16 @@ def _check_names(paths: Sequence[Path], configs: Sequence[DetectorConfig]) -> No
     for position, name in enumerate(names):
         if name in names[:position]:
             raise ConfigError(
-                f"{paths[position]}: detector_name: found {name}, as in {paths[names.index(name)]}; "
-                "allowed is one configuration for each detector"
+                mismatch(
+                    f"{paths[position]}: detector_name",
+                    "one configuration for each detector",
+                    f"{name}, as in {paths[names.index(name)]}",
+                )
             )
 
 
 def _token(path: Path | None) -> str | None:
-    """The token that requests have to carry. Never an argument: everybody sees those of all processes."""
+    """Return the token that requests must carry; never an argument, because all users can list those."""
     if path is None:
         token, where = os.environ.pop(TOKEN_VARIABLE, None), TOKEN_VARIABLE
         if token is None:
@@ -165,17 +174,20 @@ def _token(path: Path | None) -> str | None:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{where}: cannot be read: {error}") from error
         if path.stat().st_mode & 0o007:
-            raise ConfigError(f"{where}: others may read or write it, allowed is mode 0600 or 0640")
+            raise ConfigError(mismatch(where, "mode 0600 or 0640", "access for others"))
     if len(token) < MIN_TOKEN_LENGTH or not (token.isascii() and token.isprintable()) or " " in token:
         raise ConfigError(
-            f"{where}: found a token of {len(token)} characters, allowed are {MIN_TOKEN_LENGTH} or more "
-            "printable ASCII characters without spaces"
+            mismatch(
+                where,
+                f"a token of at least {MIN_TOKEN_LENGTH} printable ASCII characters without spaces",
+                f"one of {len(token)} characters",
+            )
         )
     return token
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0: the system chooses. Raises `ConfigError`."""
+    """Return a listening socket; for port 0 the system chooses one. Raise `ConfigError`."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server((str(address[0]), port), family=family, backlog=MAX_CONNECTIONS)
@@ -183,8 +195,8 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"--host {host} --port {port}: cannot listen there: {error.strerror}") from error
 
 
-def _send_to_our_log(name: str) -> None:
-    """Let the log lines of a library look like ours; only what is a warning or worse."""
+def _use_our_log(name: str) -> None:
+    """Write the warnings and errors of a library as log lines of this service."""
     logger = logging.getLogger(name)
     logger.handlers[:] = log.logger.handlers
     logger.propagate = False

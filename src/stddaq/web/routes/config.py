@@ -1,0 +1,80 @@
+"""`/api/config`: read and replace configurations."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+from pydantic import BaseModel
+
+from stddaq.config import DetectorConfig
+from stddaq.daemon.log import event
+from stddaq.errors import StdDaqError
+from stddaq.web.configurations import Configurations, call
+from stddaq.web.responses import JsonResponse, described
+from stddaq.web.routes.parameters import Detector, User
+
+
+class ConfigChanged(BaseModel):
+    """The effect of a new configuration."""
+
+    message: str
+    detector_name: str
+    changed: list[str]
+    """Keys whose value differs from the previous configuration."""
+    picked_up_by: list[str]
+    """Programs that apply the change while they run."""
+    restarted: list[str]
+    """Programs that `stddaq up` restarts, after the current run."""
+    previous: str | None
+    """File name of the previous version in the history directory; null if nothing changed."""
+
+
+_CONFIG_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": DetectorConfig.model_json_schema()}},
+    }
+}
+
+
+def router(configurations: Configurations) -> APIRouter:
+    """Return the routes of `configurations`."""
+    routes = APIRouter(prefix="/api/config")
+
+    @routes.get("/get", response_model=dict[str, Any], responses=described(404, 409, 504))
+    async def get_config(user: User, detector: Detector = None) -> Response:
+        """Return the configuration file. `set` accepts its `ETag` as `If-Match`."""
+        stored = await call(lambda: configurations.of(detector).read())
+        event("%s reads the configuration of %s", user, stored.config.detector_name)
+        return JsonResponse(stored.content, headers={"ETag": stored.etag})
+
+    @routes.post("/set", responses=described(404, 409, 412, 415, 504), openapi_extra=_CONFIG_BODY)
+    async def set_config(
+        request: Request,
+        response: Response,
+        user: User,
+        detector: Detector = None,
+        if_match: Annotated[str | None, Header(max_length=100)] = None,
+    ) -> ConfigChanged:
+        """Replace the whole configuration file. An invalid configuration changes nothing."""
+        text = await request.body()
+        store = await call(lambda: configurations.of(detector))
+        try:
+            change = await call(lambda: store.replace(text, user, if_match))
+        except (StdDaqError, TimeoutError) as error:
+            event("%s: configuration %s refused: %s", user, store.path, str(error)[:1000])
+            raise
+        changed = ", ".join(change.changed) or "nothing"
+        event("%s: configuration %s set, changed: %s", user, store.path, changed)
+        response.headers["ETag"] = change.etag
+        return ConfigChanged(
+            message="configuration set" if change.previous else "configuration unchanged",
+            detector_name=change.config.detector_name,
+            changed=change.changed,
+            picked_up_by=change.picked_up_by,
+            restarted=change.restarted,
+            previous=change.previous,
+        )
+
+    return routes
