@@ -1,66 +1,67 @@
-"""Letting messages gather: one wake-up, one batch, for many images.
+"""Pauses between two reads of a socket, so that one wake-up handles a batch of messages.
 
-Waking a thread and its ZeroMQ I/O thread costs tens of microseconds, several times what an image costs, so
-that a service that wakes for each image spends its time waking.
+Waking a thread and its ZeroMQ I/O thread costs tens of microseconds, several times as much as an image. A
+service that wakes for each image of a fast source spends most of its time on waking.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from stddaq.config import DetectorConfig
 
-# About so many messages are worth one wake-up ...
+# One wake-up is worth about this many messages ...
 TARGET = 48
-# ... but none waits for longer than this, ...
+# ... but no message waits longer than this, ...
 LONGEST_S = 0.05
-# ... nor than the fastest source needs for this part of the ring buffer, should one begin just now.
+# ... or than the fastest source needs for this part of the ring buffer, should one start now.
 RING_FRACTION = 0.2
 FASTEST_SOURCE_HZ = 40_000
 FASTEST_BYTES_PER_S = 20e9
-# The first pause of a stream; each is at most twice the one before, so that a short burst is over soon.
+# First pause of a stream. Each pause is at most twice the last one, so a short burst is not delayed.
 FIRST_S = 0.0005
-# Images that come more slowly are taken one by one.
+# Images that arrive with larger gaps are handled one by one.
 SLOW_GAP_S = 0.005
 
 
-class Gathering:
-    """How long to pause before the next look at a socket, from what the last looks have found."""
+class Batching:
+    """Chooses the pause before the next read of a socket from what the last reads have found."""
 
-    def __init__(self, target: int, longest_s: float) -> None:
-        """A look should find `target` messages; no pause is longer than `longest_s` seconds."""
-        self._target, self._longest = target, longest_s
-        self._looked_at = time.monotonic()
-        self._silent_since: float | None = None
-        self._n_since_silence = 0
+    def __init__(self, target: int, longest_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """A read should find `target` messages; no pause is longer than `longest_s` seconds."""
+        self._target, self._longest, self._clock = target, longest_s, clock
+        self._last_read_at = clock()
+        self._quiet_since: float | None = None
+        self._n_since_quiet = 0
         self._gap = 2 * SLOW_GAP_S
         self._pause = 0.0
 
     @classmethod
-    def of_driver(cls, config: DetectorConfig) -> Gathering:
-        """For the driver: enough messages for each of its writers, which wake with it."""
+    def of_driver(cls, config: DetectorConfig) -> Batching:
+        """Return the one of the driver: enough messages for each of its writers, which wake with it."""
         return cls(TARGET * max(1, config.number_of_writers), longest_pause(config))
 
     @classmethod
-    def of_reader(cls, config: DetectorConfig) -> Gathering:
-        """For any other service that reads the ring buffer."""
+    def of_reader(cls, config: DetectorConfig) -> Batching:
+        """Return the one of any other service that reads the ring buffer."""
         return cls(TARGET, longest_pause(config))
 
     def pause_after(self, n_messages: int) -> float:
-        """Seconds to pause after a look that found `n_messages`; 0 when images come one by one."""
-        now = time.monotonic()
+        """Return the seconds to pause after a read of `n_messages`; 0 if images arrive one by one."""
+        now = self._clock()
         if not n_messages:
-            self._silent_since = self._silent_since or now
+            self._quiet_since = self._quiet_since or now
             return 0.0
-        if self._silent_since is not None and now - self._silent_since > SLOW_GAP_S:
-            if self._n_since_silence < self._target // 2:
-                # A short burst, as a point of a scan, is over: pauses that its rate was worth would only
-                # delay this one. Large ones are what the service before us has gathered.
+        if self._quiet_since is not None and now - self._quiet_since > SLOW_GAP_S:
+            if self._n_since_quiet < self._target // 2:
+                # A short burst is over, such as a point of a scan. Its rate would only delay the next one.
+                # After a larger burst the pauses stay: the sender may batch as well.
                 self._gap, self._pause = 2 * SLOW_GAP_S, 0.0
-            self._n_since_silence = 0
-        self._silent_since = None
-        self._n_since_silence += n_messages
-        gap, self._looked_at = (now - self._looked_at) / n_messages, now
+            self._n_since_quiet = 0
+        self._quiet_since = None
+        self._n_since_quiet += n_messages
+        gap, self._last_read_at = (now - self._last_read_at) / n_messages, now
         self._gap = (self._gap + min(gap, 2 * SLOW_GAP_S)) / 2
         if self._gap > SLOW_GAP_S:
             self._pause = 0.0
@@ -70,6 +71,6 @@ class Gathering:
 
 
 def longest_pause(config: DetectorConfig) -> float:
-    """Seconds for which a reader of this configuration's ring buffer may look away."""
+    """Return for how many seconds a reader of this configuration's ring buffer may pause."""
     slot_s = max(1 / FASTEST_SOURCE_HZ, config.image_bytes / FASTEST_BYTES_PER_S)
     return min(LONGEST_S, RING_FRACTION * config.n_slots * slot_s)

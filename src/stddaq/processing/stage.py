@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 import zmq
 
 from stddaq.config import DetectorConfig
-from stddaq.daemon.batching import Gathering
+from stddaq.daemon.batching import Batching
 from stddaq.daemon.log import logger
 from stddaq.daemon.main import StopRequest
 from stddaq.daemon.statistics import StatisticsTimer, log_statistics
@@ -104,7 +104,7 @@ class Stage(Generic[Made]):
         self._busy_slots: set[int] = set()
         self._statistics = StatisticsTimer(config.stats_collection_period)
         self._reported: dict[str, int] = {}
-        self._gathering = Gathering.of_reader(config)
+        self._batching = Batching.of_reader(config)
         self.n_published = self.n_overwritten = self.n_failed = 0
         self._last_error: Exception | None = None
         self._slots_needed = 0
@@ -137,7 +137,7 @@ class Stage(Generic[Made]):
             while self._start(workers):
                 self._publish()
             self._report()
-            if not (self._jobs or self._held) and (pause := self._gathering.pause_after(n_received)):
+            if not (self._jobs or self._held) and (pause := self._batching.pause_after(n_received)):
                 time.sleep(pause)
 
     def _receive(self) -> int:

@@ -13,7 +13,7 @@ import zmq
 
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log, statistics
-from stddaq.daemon.batching import Gathering
+from stddaq.daemon.batching import Batching
 from stddaq.daemon.main import StopRequest
 from stddaq.dataplane.image_subscriber import ImageSubscriber
 from stddaq.dataplane.metadata import ImageMetadata
@@ -80,13 +80,13 @@ class LiveStream:
         for source in (self._subscriber.socket, self._viewers.fileno(), stop.fileno()):
             poller.register(source, zmq.POLLIN)
         period = statistics.StatisticsTimer(self._config.stats_collection_period)
-        gathering, look_at = Gathering.of_reader(self._config), time.monotonic() + LOOK_PERIOD_S
+        batching, look_at = Batching.of_reader(self._config), time.monotonic() + LOOK_PERIOD_S
         while not stop.poll():
             timeout = min(period.due_in, look_at - time.monotonic(), self._held.due_in)
             poller.poll(int(max(0.0, timeout) * 1000) + 1)
             self._viewers.attend()
             n_messages = self._take_images()
-            pause = max(gathering.pause_after(n_messages), SHORTEST_PAUSE_S if n_messages else 0.0)
+            pause = max(batching.pause_after(n_messages), SHORTEST_PAUSE_S if n_messages else 0.0)
             self._send_judged()
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + LOOK_PERIOD_S

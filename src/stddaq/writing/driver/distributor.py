@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError
 
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
-from stddaq.daemon.batching import Gathering
+from stddaq.daemon.batching import Batching
 from stddaq.dataplane import endpoints
 from stddaq.dataplane.metadata import ImageMetadata, MetadataRules, is_ring
 from stddaq.wire.std_daq import writer_action_pb2 as pb
@@ -107,7 +107,7 @@ class Distributor:
         self._job: RecordingJob | None = None
         self._connected_at: float | None = None
         self._control_at = 0.0
-        self._gathering = Gathering.of_driver(config)
+        self._batching = Batching.of_driver(config)
         self._ended = False
         self.n_received = 0
         self._thread = threading.Thread(target=self._serve, name="distributor", daemon=True)
@@ -230,7 +230,7 @@ class Distributor:
             poller.poll(POLL_MS)
             self._control()
             n_images = self._take_images()
-            while (pause := self._gathering.pause_after(n_images)) and self._job and not self._ended:
+            while (pause := self._batching.pause_after(n_images)) and self._job and not self._ended:
                 time.sleep(pause)
                 n_images = self._take_images()
                 if time.monotonic() - self._control_at >= CONTROL_PERIOD_S:

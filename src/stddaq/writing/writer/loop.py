@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
-from stddaq.daemon.batching import Gathering
+from stddaq.daemon.batching import Batching
 from stddaq.daemon.main import StopRequest
 from stddaq.daemon.statistics import StatisticsTimer
 from stddaq.daemon.user_switch import UserSwitch
@@ -112,7 +112,7 @@ class WriterLoop:
         except BaseException:
             self._context.destroy(linger=0)
             raise
-        self._gathering = Gathering.of_reader(config)
+        self._batching = Batching.of_reader(config)
         self._pause = 0.0
         self._waiting: deque[pb.WriterAction] = deque()
         self._n_malformed = 0
@@ -130,13 +130,13 @@ class WriterLoop:
         poller = zmq.Poller()
         for source in (self._actions, self._monitor, stop.fileno()):
             poller.register(source, zmq.POLLIN)
-        gathering = self._gathering
+        batching = self._batching
         try:
             while not stop.poll():
                 events = poller.poll(self._timeout_ms())
                 if self._pause and events:
                     time.sleep(self._pause)
-                self._pause = gathering.pause_after(self._work())
+                self._pause = batching.pause_after(self._work())
                 if self._driver_gone_since is not None or any(
                     source is self._monitor for source, _ in events
                 ):
