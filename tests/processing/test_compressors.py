@@ -335,9 +335,13 @@ def test_messages_that_were_lost_and_malformed_ones_are_counted(deployment: Depl
         ("blosc2", [], "the following arguments are required: -t/--threads"),
         ("blosc2", ["-t", 0], "expected an integer from 1 to 1024, got '0'"),
         ("blosc2", ["-t", 1, "-l", 10], "expected an integer from 0 to 9, got '10'"),
-        ("blosc2", ["-t", 1, "-s", "blosc2"], "found 'blosc2', allowed is a stream of uncompressed"),
+        (
+            "blosc2",
+            ["-t", 1, "-s", "blosc2"],
+            '--source_suffix: expected a stream of uncompressed images, got "blosc2"',
+        ),
         ("h5bitshuffle-lz4", ["-t", 1, "-b", 12], "expected a multiple of 8, or 0, got '12'"),
-        ("h5bitshuffle-lz4", ["-t", 1, "-b", 2**32], "--block_size: found bitshuffle blocks of 8589934592"),
+        ("h5bitshuffle-lz4", ["-t", 1, "-b", 2**32], "up to 1073741824, got 8589934592"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(

@@ -1,4 +1,4 @@
-"""`std_gf_filter`: the metadata of the images that are to be stored."""
+"""`std_gf_filter`: the metadata of the images that are marked to be stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.processing import gf_filter
 
 
-def test_messages_of_the_filter_are_those_of_the_source_with_numbers_of_their_own(deployment: Deployment):
+def test_messages_of_the_filter_are_those_of_the_source_with_its_own_numbers(deployment: Deployment):
     with ImagePublisher(DetectorConfig.parse(deployment.config)) as source:
         service = deployment.start("std_gf_filter")
         assert source.wait_for_subscribers(1, 5)
@@ -35,7 +35,9 @@ def test_messages_of_the_filter_are_those_of_the_source_with_numbers_of_their_ow
     service.wait_for_line(r"source=image,processed_times=\d+,.*n_passed_images=")
 
 
-def test_images_that_the_filter_comes_too_late_for_are_the_readers_business(deployment: Deployment):
+def test_images_overwritten_before_they_are_filtered_are_passed_on_for_readers_to_notice(
+    deployment: Deployment,
+):
     with ImagePublisher(DetectorConfig.parse(deployment.config)) as source:
         service = deployment.start("std_gf_filter", "-n")
         assert source.wait_for_subscribers(1, 5)
@@ -54,4 +56,4 @@ def test_other_detectors_are_refused(
 ):
     deployment = make_deployment(detector_type="eiger")
     line = refusal(capsys, gf_filter.main, deployment.config_path)
-    assert "detector_type: found 'eiger', allowed for std_gf_filter is 'gigafrost'" in line
+    assert 'detector_type: expected "gigafrost" for std_gf_filter, got "eiger"' in line

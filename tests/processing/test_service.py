@@ -214,7 +214,7 @@ def test_function_that_hangs_does_not_keep_the_service(deployment: Deployment, s
     [
         (["negate", "--pause", "-1"], "negate: error: --pause: found -1.0, allowed is 0 and more"),
         (["negate", "-t", "many"], "expected an integer from 1 to 1024, got 'many'"),
-        (["negate", "-s", "negated"], "found 'negated', allowed is any but that of the output"),
+        (["negate", "-s", "negated"], '--source_suffix: expected any but that of the output, got "negated"'),
         (["negate", "-s", "../x"], "expected letters, digits"),
         (["halve", "--output-config", "/none.json"], "/none.json: cannot be read"),
     ],
@@ -239,7 +239,7 @@ def test_output_of_another_detector_is_refused(
         path,
         deployment.config_path,
     )
-    assert "detector_name: found 'another', allowed is that of the source" in line
+    assert "detector_name: expected that of the source, " in line
 
 
 @pytest.mark.parametrize("suffix", ["image", "filter", "blosc2"])
@@ -251,7 +251,7 @@ def test_streams_of_other_services_cannot_be_the_output(
         return run_processor(parser, suffix, user_services.prepare_halve, argv)
 
     line = refusal(capsys, main, "-s", "delay", deployment.config_path)
-    assert f"suffix of the output: found '{suffix}', allowed is any but" in line
+    assert f'suffix of the output: expected any but those of std_daq\'s own streams, got "{suffix}"' in line
 
 
 def test_compressed_images_have_bytes_and_no_pixels(config: DetectorConfig):

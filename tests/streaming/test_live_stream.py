@@ -20,8 +20,8 @@ from support.peers.cpp_services import ForeignSource
 from support.processes.deployment import Deployment, console_script, wait_until
 from support.processes.live_streams import (
     FORWARD,
+    FakeStage,
     LiveStreamService,
-    StageOutput,
     Subscriber,
     image_of,
     start_live_stream,
@@ -92,7 +92,7 @@ def test_statistics_line_has_the_specified_pairs_first(
 def test_ids_that_the_source_left_out_and_messages_that_were_lost_have_counters_of_their_own(
     deployment: Deployment,
 ) -> None:
-    with StageOutput(deployment, "image") as source:
+    with FakeStage(deployment, "image") as source:
         stream = start_live_stream(deployment)
         assert source.stream.wait_for_subscribers(1, 5)
         pixels = image_of(deployment, 1).tobytes()
@@ -433,7 +433,7 @@ def test_psi_bsread_decodes_what_is_sent(
 def test_compressed_image_goes_out_as_bsread_byte_for_byte(
     deployment: Deployment, bsread_source: MakeSource
 ) -> None:
-    with StageOutput(deployment, "h5bitshuffle-lz4") as output:
+    with FakeStage(deployment, "h5bitshuffle-lz4") as output:
         stream = start_live_stream(deployment, "-s", "h5bitshuffle-lz4", "-t", "bsread")
         assert output.stream.wait_for_subscribers(1, 5)
         source = bsread_source(stream.address)
@@ -497,7 +497,7 @@ def received(subscriber: Subscriber, source: Callable[[], Any] | None) -> tuple[
 
 
 def test_compressed_image_that_cannot_be_decoded_is_counted_and_not_sent(deployment: Deployment) -> None:
-    with StageOutput(deployment, "h5bitshuffle-lz4") as output:
+    with FakeStage(deployment, "h5bitshuffle-lz4") as output:
         stream = start_live_stream(deployment, "-s", "h5bitshuffle-lz4")
         assert output.stream.wait_for_subscribers(1, 5)
         with subscribed(stream) as subscriber:

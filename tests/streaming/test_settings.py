@@ -42,7 +42,7 @@ def test_possible_settings_are_accepted(setting: dict[str, Any]) -> None:
     ("setting", "reason"),
     [
         ({"type": "sometimes", "config": []}, "'forward', 'batch' or 'periodic'"),
-        ({"config": []}, "missing"),
+        ({"config": []}, "mandatory"),
         ([], "object"),
         ({"type": "forward", "config": [1]}, '"config": [] for forward'),
         ({"type": "batch", "config": []}, "1 <= Y <= N"),

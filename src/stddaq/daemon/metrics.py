@@ -63,6 +63,9 @@ IMAGES_OVERWRITTEN = _counter(
 IMAGES_FAILED = _counter("images_failed", "Images that could not be written, sent or processed.", "source")
 
 # Processing services.
+IMAGES_PROCESSED = _counter(
+    "images_processed", "Images processed, overwritten and failed ones included.", "source"
+)
 IMAGES_UNCOMPRESSED = _counter("images_uncompressed", "Images that compression did not make smaller.")
 COMPRESSED_BYTES = _counter("compressed_bytes", "Bytes of the images after compression.")
 UNCOMPRESSED_BYTES = _counter("uncompressed_bytes", "Bytes of the same images before compression.")

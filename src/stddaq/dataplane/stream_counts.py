@@ -6,6 +6,9 @@ run. The counts only grow; a statistics line or a metrics page prints difference
 
 from __future__ import annotations
 
+from stddaq.daemon import metrics
+from stddaq.daemon.metrics import Registry
+
 
 class StreamCounts:
     """What was received, and what is known to be missing. Feed it every message, in order; no I/O.
@@ -59,6 +62,14 @@ class StreamCounts:
     def refuse(self) -> None:
         """Count a message, already received with its number, that does not fit the configuration."""
         self.n_malformed += 1
+
+    def register(self, registry: Registry, source: str) -> None:
+        """Add the counts to those of the service. `source`: suffix of the stream."""
+        registry.add(metrics.IMAGES_RECEIVED, lambda: self.n_images, source=source)
+        registry.add(metrics.MESSAGES_LOST, lambda: self.n_dropped, source=source)
+        registry.add(metrics.IDS_SKIPPED, lambda: self.n_skipped, source=source)
+        registry.add(metrics.IDS_RESTARTED, lambda: self.n_restarts)
+        registry.add(metrics.MESSAGES_REJECTED, lambda: self.n_malformed, reason="malformed")
 
     def _break(self, image_id: int) -> None:
         """Count a gap or a restart: `image_id` is not the one that continues the stream."""

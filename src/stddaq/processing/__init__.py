@@ -1,6 +1,6 @@
-"""Stages after acquisition: compressors, filters, and the base of a user's own service.
+"""Stages after acquisition: compressors, filters, and the base of users' own services.
 
-A service of one's own is a function and a call; see docs/how-to/write-a-processing-service.md:
+Your own service is a function and a call; see docs/how-to/write-a-processing-service.md:
 
     def prepare(config, args):                   # once, at the start
         dark = np.load(args.dark)

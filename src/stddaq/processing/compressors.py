@@ -1,6 +1,6 @@
-"""`std_data_compress_h5bitshuffle_lz4` and `std_data_compress_blosc2`: images as HDF5's filters store them.
+"""`std_data_compress_h5bitshuffle_lz4` and `std_data_compress_blosc2`: compress as HDF5's filters do.
 
-Writers put the bytes into files as they are. Each image is compressed by one thread, without the GIL.
+Writers copy the bytes into files unchanged. Each image is compressed by one thread, without the GIL.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from stddaq.errors import ConfigError
 from stddaq.processing.codecs import BitshuffleLz4, Blosc2
 from stddaq.processing.outputs import Compress, CompressedOutput
 from stddaq.processing.service import ServiceParser, serve_stage
+from stddaq.text import mismatch, shown
 from stddaq.wire.compression import CompressionError
 
 
@@ -37,7 +38,7 @@ def main_h5bitshuffle_lz4(argv: Sequence[str] | None = None) -> int:
             codec = BitshuffleLz4(config, block_bytes)
         except CompressionError as error:
             raise ConfigError(f"--block_size: {error}") from error
-        _serve(config, args, stop, "h5bitshuffle-lz4", codec)
+        _serve(parser.prog, config, args, stop, "h5bitshuffle-lz4", codec)
 
     return daemon.run(parser, serve, argv)
 
@@ -55,7 +56,7 @@ def main_blosc2(argv: Sequence[str] | None = None) -> int:
     )
 
     def serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
-        _serve(config, args, stop, "blosc2", Blosc2(config, args.level))
+        _serve(parser.prog, config, args, stop, "blosc2", Blosc2(config, args.level))
 
     return daemon.run(parser, serve, argv)
 
@@ -69,6 +70,7 @@ def _parser(prog: str, description: str) -> ServiceParser:
 
 
 def _serve(
+    service: str,
     config: DetectorConfig,
     args: argparse.Namespace,
     stop: daemon.StopRequest,
@@ -77,6 +79,8 @@ def _serve(
 ) -> None:
     if compression_of(args.source_suffix):
         raise ConfigError(
-            f"--source_suffix: found {args.source_suffix!r}, allowed is a stream of uncompressed images"
+            mismatch("--source_suffix", "a stream of uncompressed images", shown(args.source_suffix))
         )
-    serve_stage(config, args, stop, lambda: CompressedOutput(config, suffix, compress), suffix, args.threads)
+    serve_stage(
+        service, config, args, stop, lambda: CompressedOutput(config, suffix, compress), suffix, args.threads
+    )

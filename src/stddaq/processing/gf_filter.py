@@ -1,4 +1,4 @@
-"""`std_gf_filter`: of the GigaFRoST's images, those that its control system wants stored."""
+"""`std_gf_filter`: passes on the images of a GigaFRoST that its control system marks to be stored."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from stddaq.dataplane.image import Image
 from stddaq.errors import ConfigError
 from stddaq.processing.outputs import FilterOutput
 from stddaq.processing.service import ServiceParser, serve_stage
+from stddaq.text import mismatch, shown
 
 NAME = "std_gf_filter"
 SUFFIX = "filter"
@@ -26,13 +27,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
     if config.detector_type != "gigafrost":
         raise ConfigError(
-            f"{args.detector_json_filename}: detector_type: found {config.detector_type!r}, "
-            f"allowed for {NAME} is 'gigafrost'"
+            mismatch(
+                f"{args.detector_json_filename}: detector_type",
+                f'"gigafrost" for {NAME}',
+                shown(config.detector_type),
+            )
         )
     keep = _any_image if args.no_filter else _is_to_be_stored
-    # Threads would cost more than they do: nothing but the metadata is looked at.
+    # Only the metadata is read: threads would cost more than they save.
     serve_stage(
-        config, args, stop, lambda: FilterOutput(config, SUFFIX, keep, looks_at_pixels=False), SUFFIX, 0
+        NAME, config, args, stop, lambda: FilterOutput(config, SUFFIX, keep, looks_at_pixels=False), SUFFIX, 0
     )
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from stddaq.config import DetectorConfig
+from stddaq.daemon import metrics
+from stddaq.daemon.metrics import Registry
+from stddaq.daemon.statistics import Period
 from stddaq.dataplane.image import Image
 from stddaq.dataplane.metadata import COMPRESSION_OF_SUFFIX, UNDEFINED, ImageMetadata, dtype_code
 from stddaq.dataplane.metadata_publisher import MetadataPublisher
@@ -15,18 +19,58 @@ from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 ProcessImage = Callable[[Image, np.ndarray], None]
 KeepImage = Callable[[Image], bool]
-# Compresses an image (height, width) into uint8 (n,); the bytes used, or None when that is too little room.
+# Compresses an image (height, width) into uint8 (n,). Returns the bytes used, or None if they do not suffice.
 Compress = Callable[[np.ndarray, np.ndarray], int | None]
 
+Made = TypeVar("Made")
 
-class _ImageOutput:
+
+class StageOutput(Protocol[Made]):
+    """What a stage makes of an image, and how it publishes that.
+
+    Attributes:
+        n_slots: images whose ids differ by less than this are made in different places.
+        looks_at_pixels: whether `make` may, so that it matters whether the image is overwritten.
+        status_of_failed: status of an image whose `make` has failed; None keeps the status of the source.
+    """
+
+    n_slots: int
+    looks_at_pixels: bool
+    status_of_failed: int | None
+
+    def make(self, image: Image) -> Made:
+        """Return what is published for an image. Runs in any thread."""
+        ...
+
+    def blank(self, image: Image) -> Made:
+        """Return what is published if the image was overwritten or `make` has failed. Runs in any thread."""
+        ...
+
+    def publish(self, metadata: ImageMetadata, made: Made) -> None:
+        """Publish the next image, in the order of the source. Adapts `metadata`, that of the source."""
+        ...
+
+    def register(self, registry: Registry) -> None:
+        """Add its own counters to those of the service."""
+        ...
+
+    def pairs(self, period: Period) -> dict[str, object]:
+        """Return its part of the statistics line."""
+        ...
+
+    def close(self) -> None:
+        """Deliver what is on its way, then release sockets and memory."""
+        ...
+
+
+class _RingStageOutput(StageOutput[Made]):
     """A ring buffer and the metadata stream of its images."""
 
     looks_at_pixels = True
     status_of_failed: int | None = UNDEFINED
 
     def __init__(self, config: DetectorConfig, suffix: str) -> None:
-        """`config` describes the images that are published. Raises `EndpointError` and `GeometryError`."""
+        """`config` describes the published images. Raise `EndpointError` and `GeometryError`."""
         self._stream = MetadataPublisher(config, suffix)
         try:
             self.ring = RingBuffer(config, suffix)
@@ -47,18 +91,20 @@ class _ImageOutput:
         metadata.number = 0
         self._stream.send(metadata)
 
-    def pairs(self) -> dict[str, object]:
-        """See `Output`."""
+    def register(self, registry: Registry) -> None:
+        del registry  # The stage counts everything that all outputs have in common.
+
+    def pairs(self, period: Period) -> dict[str, object]:
+        del period
         return {"n_subscribers": self._stream.n_subscribers}
 
     def close(self) -> None:
-        """See `Output`."""
         self._stream.close()
         self.ring.close()
 
 
-class ImageOutput(_ImageOutput):
-    """Images that a function makes, uncompressed."""
+class ProcessedOutput(_RingStageOutput[int]):
+    """Images that a function makes, uncompressed. `make` returns their size in bytes."""
 
     def __init__(self, config: DetectorConfig, suffix: str, process: ProcessImage) -> None:
         super().__init__(config, suffix)
@@ -66,50 +112,45 @@ class ImageOutput(_ImageOutput):
         self._process = process
 
     def make(self, image: Image) -> int:
-        """See `Output`."""
         self.ring.begin(image.image_id)
         self._process(image, self.ring.image(image.image_id))
         return self._image_bytes
 
     def blank(self, image: Image) -> int:
-        """See `Output`."""
         self.ring.begin(image.image_id)
         self.ring.image(image.image_id).fill(0)
         return self._image_bytes
 
     def publish(self, metadata: ImageMetadata, made: int) -> None:
-        """See `Output`."""
         self._announce(metadata, made, pb.none)
 
 
-class CompressedOutput(_ImageOutput):
-    """The images of the source, compressed.
+class CompressedOutput(_RingStageOutput[tuple[int, int]]):
+    """The images of the source, compressed. `make` returns the size in bytes and the compression.
 
-    One that compression does not make smaller than its slot stays as it is, and says so.
+    An image that compression does not make smaller is published uncompressed, and its metadata says so.
     """
 
     def __init__(self, config: DetectorConfig, suffix: str, compress: Compress) -> None:
-        """`suffix` is that of a compression."""
+        """`suffix` names the compression."""
         super().__init__(config, suffix)
         self._compression, self._image_bytes = COMPRESSION_OF_SUFFIX[suffix], config.image_bytes
         self._compress = compress
         room = np.empty(config.image_bytes, np.uint8)
         self._blank = room[: self._make(np.zeros(config.image_shape, config.dtype), room)[0]].copy()
-        self._n_bytes = self._n_images = self._n_uncompressed = 0
+        self._n_images = self._n_uncompressed = self._n_compressed_bytes = 0
 
     def make(self, image: Image) -> tuple[int, int]:
-        """See `Output`."""
         return self._make(image.pixels, self._open(image))
 
     def blank(self, image: Image) -> tuple[int, int]:
-        """See `Output`."""
         size = len(self._blank)
         self._open(image)[:size] = self._blank
         return size, self._compression if size < self._image_bytes else pb.none
 
     def _make(self, pixels: np.ndarray, slot: np.ndarray) -> tuple[int, int]:
-        """Fill the slot. Bytes used, and the compression."""
-        # Room for less than the image, or it is not worth it.
+        """Fill the slot. Return the bytes used and the compression."""
+        # One byte less than the image: a larger blob is of no use.
         size = self._compress(pixels, slot[: self._image_bytes - 1])
         if size is None:
             np.copyto(slot, pixels.reshape(-1).view(np.uint8))
@@ -120,29 +161,30 @@ class CompressedOutput(_ImageOutput):
         return np.frombuffer(self.ring.begin(image.image_id), np.uint8)
 
     def publish(self, metadata: ImageMetadata, made: tuple[int, int]) -> None:
-        """See `Output`."""
         size, compression = made
         self._n_images += 1
-        self._n_bytes += size
+        self._n_compressed_bytes += size
         self._n_uncompressed += compression == pb.none
         self._announce(metadata, size, compression)
 
-    def pairs(self) -> dict[str, object]:
-        """See `Output`."""
-        n_bytes = self._n_images * self._image_bytes
-        pairs = super().pairs() | {
-            "compression_ratio": n_bytes / self._n_bytes if self._n_bytes else 0.0,
-            "n_uncompressed_images": self._n_uncompressed,
+    def register(self, registry: Registry) -> None:
+        registry.add(metrics.IMAGES_UNCOMPRESSED, lambda: self._n_uncompressed)
+        registry.add(metrics.COMPRESSED_BYTES, lambda: self._n_compressed_bytes)
+        registry.add(metrics.UNCOMPRESSED_BYTES, lambda: self._n_images * self._image_bytes)
+
+    def pairs(self, period: Period) -> dict[str, object]:
+        n_bytes = period.count(metrics.COMPRESSED_BYTES)
+        return super().pairs(period) | {
+            "compression_ratio": period.count(metrics.UNCOMPRESSED_BYTES) / n_bytes if n_bytes else 0.0,
+            "n_uncompressed_images": period.count(metrics.IMAGES_UNCOMPRESSED),
         }
-        self._n_bytes = self._n_images = self._n_uncompressed = 0
-        return pairs
 
 
-class FilterOutput:
-    """The metadata of some images of the source; a context manager.
+class FilterOutput(StageOutput[bool]):
+    """The metadata of some images of the source. `make` returns whether the image is one of them.
 
-    Messages keep the `sequence` of the ring buffer, by which readers check the slot, and get a `number` of
-    their own, by which they notice a message that was lost.
+    Messages keep the `sequence` of the ring buffer, with which readers check the slot, and get a `number` of
+    this stream, with which they notice dropped messages.
     """
 
     status_of_failed: int | None = None
@@ -150,40 +192,34 @@ class FilterOutput:
     def __init__(
         self, config: DetectorConfig, suffix: str, keep: KeepImage, looks_at_pixels: bool = True
     ) -> None:
-        """Raises `EndpointError`."""
+        """Raise `EndpointError`."""
         self._stream = MetadataPublisher(config, suffix)
         self.n_slots, self.looks_at_pixels = config.n_slots, looks_at_pixels
         self._keep = keep
-        self._number = 0
         self._n_passed = 0
 
     def make(self, image: Image) -> bool:
-        """See `Output`."""
         return bool(self._keep(image))
 
     def blank(self, image: Image) -> bool:
-        """See `Output`: what cannot be judged is passed on."""
         del image
-        return True
+        return True  # Overwritten and failed images are not left out silently.
 
     def publish(self, metadata: ImageMetadata, made: bool) -> None:
-        """See `Output`."""
         if not made:
             return
-        self._number += 1
-        metadata.number = self._number
-        self._stream.send(metadata)
         self._n_passed += 1
+        metadata.number = self._n_passed
+        self._stream.send(metadata)
 
-    def pairs(self) -> dict[str, object]:
-        """See `Output`."""
-        pairs: dict[str, object] = {
+    def register(self, registry: Registry) -> None:
+        registry.add(metrics.IMAGES_PASSED, lambda: self._n_passed)
+
+    def pairs(self, period: Period) -> dict[str, object]:
+        return {
             "n_subscribers": self._stream.n_subscribers,
-            "n_passed_images": self._n_passed,
+            "n_passed_images": period.count(metrics.IMAGES_PASSED),
         }
-        self._n_passed = 0
-        return pairs
 
     def close(self) -> None:
-        """See `Output`."""
         self._stream.close()

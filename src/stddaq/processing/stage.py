@@ -1,8 +1,8 @@
-"""The loop of a stage: receive, work in threads, check, publish in the order of the source.
+"""The loop of a stage: receive images, process them in threads, publish the results in the source's order.
 
-What is made of an image, and how it is published, is the business of an `Output`. An image whose slot was
-written anew before or while it was looked at is published with status `id_missmatch` and without its pixels,
-one that could not be processed with status `undefined`: no image is missing, and none is taken for good.
+A `StageOutput` defines what is made of an image and how it is published. An image whose slot was reused
+before the work on it was complete is published with status `id_missmatch` and without its pixels; an image
+whose processing failed, with status `undefined`. So no image is left out, and none is wrongly called good.
 """
 
 from __future__ import annotations
@@ -10,20 +10,23 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
 import zmq
 
 from stddaq.config import DetectorConfig
+from stddaq.daemon import metrics
 from stddaq.daemon.batching import Batching
 from stddaq.daemon.log import logger
 from stddaq.daemon.main import StopRequest
-from stddaq.daemon.statistics import StatisticsTimer, log_statistics
+from stddaq.daemon.metrics import Registry
+from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.dataplane.image import Image
 from stddaq.dataplane.image_subscriber import ImageSubscriber
-from stddaq.dataplane.metadata import ID_MISSMATCH, ImageMetadata
+from stddaq.dataplane.metadata import ID_MISSMATCH
 from stddaq.dataplane.ring_reader import HeldImages
 from stddaq.errors import SourceError
+from stddaq.processing.outputs import Made, StageOutput
 from stddaq.processing.workers import Workers
 
 RECEIVE_BATCH = 1000
@@ -34,39 +37,6 @@ TASK_IMAGES = 64
 LEAST_SLOTS_NEEDED = 16
 # How long the images that are being processed may take after the service was asked to stop.
 STOP_TIMEOUT_S = 1.0
-
-Made = TypeVar("Made")
-
-
-class Output(Protocol[Made]):
-    """What a stage makes of images, and how it publishes that."""
-
-    n_slots: int
-    """Images whose ids differ by less have each a place of its own to be made in."""
-    looks_at_pixels: bool
-    """Whether `make` may, so that it matters whether the image is overwritten."""
-    status_of_failed: int | None
-    """Status of an image whose `make` has failed; None: its own."""
-
-    def make(self, image: Image) -> Made:
-        """What is published for an image. Called by any thread."""
-        ...
-
-    def blank(self, image: Image) -> Made:
-        """What is published instead when the image was overwritten, or `make` has failed. As `make`."""
-        ...
-
-    def publish(self, metadata: ImageMetadata, made: Made) -> None:
-        """Publish the next image, in the order of the source. `metadata` is the source's, to be adapted."""
-        ...
-
-    def pairs(self) -> dict[str, object]:
-        """Counters of its own since the last call, for the statistics line."""
-        ...
-
-    def close(self) -> None:
-        """Deliver what is on its way, and release everything."""
-        ...
 
 
 @dataclass(slots=True)
@@ -91,9 +61,14 @@ class Stage(Generic[Made]):
     """
 
     def __init__(
-        self, config: DetectorConfig, subscriber: ImageSubscriber, output: Output[Made], n_threads: int
+        self,
+        config: DetectorConfig,
+        subscriber: ImageSubscriber,
+        output: StageOutput[Made],
+        n_threads: int,
+        registry: Registry,
     ) -> None:
-        """`n_threads` 0: the service's own thread does everything."""
+        """With `n_threads` 0 the main thread does everything. The counters are added to `registry`."""
         self._config, self._subscriber, self._output = config, subscriber, output
         self._reader = subscriber.reader
         self._task_images = min(TASK_IMAGES, max(1, TASK_BYTES // config.image_bytes))
@@ -102,17 +77,25 @@ class Stage(Generic[Made]):
         self._jobs: deque[_Job[Made]] = deque()
         self._held = HeldImages[_Job[Made]](subscriber.reader)
         self._busy_slots: set[int] = set()
-        self._statistics = StatisticsTimer(config.stats_collection_period)
-        self._reported: dict[str, int] = {}
         self._batching = Batching.of_reader(config)
         self.n_published = self.n_overwritten = self.n_failed = 0
         self._last_error: Exception | None = None
         self._slots_needed = 0
+        self._register(registry)
+        self._statistics = StatisticsLine(config, registry, self._pairs)
+
+    def _register(self, registry: Registry) -> None:
+        source = self._subscriber.suffix
+        self._subscriber.counts.register(registry, source)
+        registry.add(metrics.IMAGES_PROCESSED, lambda: self.n_published, source=source)
+        registry.add(metrics.IMAGES_OVERWRITTEN, lambda: self.n_overwritten, source=source)
+        registry.add(metrics.IMAGES_FAILED, lambda: self.n_failed, source=source)
+        self._output.register(registry)
 
     def serve(self, stop: StopRequest) -> None:
         """Work until asked to stop; images that were started by then are still published.
 
-        Raises `SourceError` when there is no memory for an image.
+        Raise `SourceError` if there is no memory for an image.
         """
         workers = Workers[_Job[Made]](self._n_threads, self._work)
         try:
@@ -141,7 +124,7 @@ class Stage(Generic[Made]):
                 time.sleep(pause)
 
     def _receive(self) -> int:
-        """Receive announced images when all earlier ones are being worked on. Returns how many there are."""
+        """Receive announced images when all earlier ones are being worked on. Return how many there are."""
         if self._waiting:
             return 0
         image = self._subscriber.image
@@ -149,7 +132,7 @@ class Stage(Generic[Made]):
         return len(self._waiting)
 
     def _start(self, workers: Workers[_Job[Made]]) -> bool:
-        """Give the next images to a thread. Returns whether there were images and a free thread."""
+        """Give the next images to a thread. Return whether there were images and a free thread."""
         waiting, jobs = self._waiting, []
         if not waiting or workers.n_free <= 0:
             return False
@@ -181,7 +164,7 @@ class Stage(Generic[Made]):
             if not job.is_overwritten:
                 try:
                     job.made = output.make(image)
-                except Exception as error:  # noqa: BLE001  (whatever it is, it belongs to this image)
+                except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
                     job.error = error
                 job.is_overwritten = self._is_known_overwritten(job)
                 self._learn_from(job)
@@ -251,30 +234,22 @@ class Stage(Generic[Made]):
         self.n_published += 1
 
     def _report(self) -> None:
-        if self._statistics.due_in > 0:
+        if not self._statistics.write_if_due():
             return
-        counts = self._subscriber.counts
-        totals = {
-            "processed_times": self.n_published,
-            "n_overwritten_images": self.n_overwritten,
-            "n_failed_images": self.n_failed,
-            "n_dropped_messages": counts.n_dropped,
-            "n_malformed": counts.n_malformed,
-        }
-        grown = {key: total - self._reported.get(key, 0) for key, total in totals.items()}
-        self._reported = totals
-        n_published, elapsed = grown.pop("processed_times"), self._statistics.restart()
-        pairs = {
-            "source": self._subscriber.suffix,
-            "processed_times": n_published,
-            "repetition_rate_hz": n_published / elapsed,
-            **self._output.pairs(),
-            **grown,
-        }
-        log_statistics(self._config.detector_name, pairs)
         self._reader.log_refusal()
         if self._last_error:
             logger.error("processing failed: %s", self._last_error, exc_info=self._last_error)
             self._last_error = None
         if not (self._jobs or self._held or self._waiting):
             self._reader.refresh()
+
+    def _pairs(self, period: Period) -> dict[str, object]:
+        return {
+            "source": self._subscriber.suffix,
+            **period.rate(metrics.IMAGES_PROCESSED),
+            **self._output.pairs(period),
+            "n_overwritten_images": period.count(metrics.IMAGES_OVERWRITTEN),
+            "n_failed_images": period.count(metrics.IMAGES_FAILED),
+            "n_dropped_messages": period.count(metrics.MESSAGES_LOST),
+            "n_malformed": period.count(metrics.MESSAGES_REJECTED),
+        }

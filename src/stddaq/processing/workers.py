@@ -1,6 +1,6 @@
-"""Threads that work on images while the service's own thread receives and publishes.
+"""Threads that work on images while the main thread of the service receives and publishes.
 
-Threads pay because everything that takes long (codecs, numpy on large arrays) runs without the GIL.
+They run in parallel because codecs, and numpy on large arrays, release the GIL.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-# One that is worked on and one that waits, for each thread: none ever waits for the service's own thread.
+# For each thread one task to work on and one that waits, so that it never waits for the main thread.
 TASKS_PER_THREAD = 2
 
 
@@ -26,9 +26,9 @@ class _Task(Generic[T]):
 
 
 class Workers(Generic[T]):
-    """`n_threads` threads that call `work` with each job of the tasks given; 0: `start` itself does it.
+    """`n_threads` threads that call `work` with each job. With 0 threads, `start` calls it itself.
 
-    The file descriptor of `fileno` is readable when a task was finished; `acknowledge` makes it quiet again.
+    `fileno` becomes readable when a task is finished, until `acknowledge`.
     """
 
     def __init__(self, n_threads: int, work: Callable[[T], None]) -> None:
@@ -38,7 +38,7 @@ class Workers(Generic[T]):
         self._queue: queue.SimpleQueue[_Task[T] | None] = queue.SimpleQueue()
         self._done = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._threads = [
-            # Daemons: a function that hangs does not keep the service from ending.
+            # Daemon threads: a function that hangs must not keep the service from exiting.
             threading.Thread(target=self._serve, name=f"worker-{i}", daemon=True)
             for i in range(n_threads)
         ]
@@ -49,18 +49,18 @@ class Workers(Generic[T]):
         return self._done
 
     def acknowledge(self) -> None:
-        """Take note of finished tasks."""
+        """Forget finished tasks."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._done)
         self._running = [task for task in self._running if not task.is_done]
 
     @property
     def n_free(self) -> int:
-        """Tasks that can be started now."""
+        """How many tasks can be started now."""
         return self._limit - len(self._running)
 
     def start(self, jobs: list[T]) -> None:
-        """Have these jobs done, in order, by one thread."""
+        """Give these jobs to one thread, which does them in order."""
         task = _Task(jobs)
         if not self._threads:
             self._do(task)
@@ -79,7 +79,7 @@ class Workers(Generic[T]):
         task.is_done = True
 
     def close(self, timeout: float) -> bool:
-        """End the threads after what they have been given. Whether that took less than `timeout` seconds."""
+        """End the threads after their last tasks. Return whether they ended within `timeout` seconds."""
         deadline = time.monotonic() + timeout
         for _ in self._threads:
             self._queue.put(None)

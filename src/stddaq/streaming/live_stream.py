@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import zmq
 
 from stddaq.config import DetectorConfig
-from stddaq.daemon import log, statistics
+from stddaq.daemon import log, metrics
 from stddaq.daemon.batching import Batching
 from stddaq.daemon.main import StopRequest
+from stddaq.daemon.metrics import Registry
+from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.dataplane.image_subscriber import ImageSubscriber
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.dataplane.ring_reader import HeldImages
@@ -61,8 +63,12 @@ class LiveStream:
         viewers: Viewers,
         setting: FollowedSetting,
         type_name: str,
+        registry: Registry,
     ) -> None:
-        """Attach to the ring buffer and subscribe. Raises `EndpointError` and `GeometryError`."""
+        """Attach to the ring buffer and subscribe. Raise `EndpointError` and `GeometryError`.
+
+        `type_name`: the type of the stream in the statistics. The counters are added to `registry`.
+        """
         self._config, self._source, self._type_name = config, source, type_name
         self._encoder, self._viewers, self._setting = encoder, viewers, setting
         self._schedule = schedule_of(setting.current)
@@ -70,19 +76,28 @@ class LiveStream:
         self._reader = self._subscriber.reader
         self._held = HeldImages[_Taken](self._reader)
         self._max_held = max(1, MAX_HELD_BYTES // config.image_bytes)
-        self._reported: dict[str, int] = {}
         self.n_sent = self.n_overwritten = self.n_failed = 0
         self._last_error: CompressionError | None = None
+        self._register(registry)
+        self._statistics = StatisticsLine(config, registry, self._pairs)
+
+    def _register(self, registry: Registry) -> None:
+        source, type_name = self._source.metadata, self._type_name
+        self._subscriber.counts.register(registry, source)
+        registry.add(metrics.IMAGES_OVERWRITTEN, lambda: self.n_overwritten, source=source)
+        registry.add(metrics.IMAGES_FAILED, lambda: self.n_failed, source=source)
+        registry.add(metrics.IMAGES_SENT, lambda: self.n_sent, type=type_name)
+        registry.add(metrics.VIEWER_IMAGES_DROPPED, lambda: self._viewers.n_dropped, type=type_name)
+        registry.add(metrics.VIEWERS_CONNECTED, lambda: self._viewers.n_subscribed, type=type_name)
 
     def serve(self, stop: StopRequest) -> None:
         """Stream until asked to stop."""
         poller = zmq.Poller()
         for source in (self._subscriber.socket, self._viewers.fileno(), stop.fileno()):
             poller.register(source, zmq.POLLIN)
-        period = statistics.StatisticsTimer(self._config.stats_collection_period)
         batching, look_at = Batching.of_reader(self._config), time.monotonic() + LOOK_PERIOD_S
         while not stop.poll():
-            timeout = min(period.due_in, look_at - time.monotonic(), self._held.due_in)
+            timeout = min(self._statistics.due_in, look_at - time.monotonic(), self._held.due_in)
             poller.poll(int(max(0.0, timeout) * 1000) + 1)
             self._viewers.attend()
             n_messages = self._take_images()
@@ -91,13 +106,12 @@ class LiveStream:
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + LOOK_PERIOD_S
                 self._look_around()
-            if period.due_in == 0:
-                self._log_statistics(period.restart())
+            self._report()
             if pause:
                 self._viewers.attend(pause)
 
     def _take_images(self) -> int:
-        """Handle announced images, for a limited time. Returns how many messages there were.
+        """Handle announced images, for a limited time. Return how many messages there were.
 
         Without viewers 3 us per image, most of it the receipt and the parsing of the message.
         """
@@ -166,37 +180,29 @@ class LiveStream:
             self._reader.published_ids.ignore()
         self._reader.refresh()
 
-    def _log_statistics(self, elapsed: float) -> None:
-        counts = self._subscriber.counts
-        totals = {
-            "processed_times": counts.n_images,
-            "n_sent_images": self.n_sent,
-            "n_viewer_drops": self._viewers.n_dropped,
-            "n_overwritten_images": self.n_overwritten,
-            "n_skipped_ids": counts.n_skipped,
-            "n_dropped_messages": counts.n_dropped,
-            "n_malformed": counts.n_malformed,
-            "n_failed_images": self.n_failed,
-        }
-        grown = {key: total - self._reported.get(key, 0) for key, total in totals.items()}
-        self._reported = totals
-        n_images = grown.pop("processed_times")
-        statistics.log_statistics(
-            self._config.detector_name,
-            {
-                "port": self._viewers.port,
-                "type": self._type_name,
-                "source": self._source.metadata,
-                "processed_times": n_images,
-                "repetition_rate_hz": n_images / elapsed,
-                "n_subscribers": self._viewers.n_subscribed,
-                **grown,
-            },
-        )
+    def _report(self) -> None:
+        if not self._statistics.write_if_due():
+            return
         self._reader.log_refusal()
         if self._last_error:
             log.logger.warning("images do not fit the configuration: %s", self._last_error)
             self._last_error = None
+
+    def _pairs(self, period: Period) -> dict[str, object]:
+        return {
+            "port": self._viewers.port,
+            "type": self._type_name,
+            "source": self._source.metadata,
+            **period.rate(metrics.IMAGES_RECEIVED),
+            "n_subscribers": period.total(metrics.VIEWERS_CONNECTED),
+            "n_sent_images": period.count(metrics.IMAGES_SENT),
+            "n_viewer_drops": period.count(metrics.VIEWER_IMAGES_DROPPED),
+            "n_overwritten_images": period.count(metrics.IMAGES_OVERWRITTEN),
+            "n_skipped_ids": period.count(metrics.IDS_SKIPPED),
+            "n_dropped_messages": period.count(metrics.MESSAGES_LOST),
+            "n_malformed": period.count(metrics.MESSAGES_REJECTED),
+            "n_failed_images": period.count(metrics.IMAGES_FAILED),
+        }
 
     def close(self) -> None:
         """Disconnect from the source."""

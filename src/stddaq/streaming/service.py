@@ -12,6 +12,7 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import ArgumentParser, suffix
+from stddaq.daemon.metrics import Registry
 from stddaq.streaming.encoders import StreamType, make_encoder
 from stddaq.streaming.live_stream import LiveSource, LiveStream
 from stddaq.streaming.settings import FollowedSetting, setting_at
@@ -64,7 +65,8 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
     with ExitStack() as stack:
         viewers = Viewers(args.stream_address, pool)
         stack.callback(viewers.close)
-        stream = LiveStream(config, source, encoder, viewers, setting, TYPE_NAMES[args.type])
+        registry = Registry(config.detector_name, NAME, str(viewers.port))
+        stream = LiveStream(config, source, encoder, viewers, setting, TYPE_NAMES[args.type], registry)
         stack.callback(stream.close)
         log.event("ready: %s as %s at %s", setting.current, args.type, viewers.endpoint)
         stream.serve(stop)

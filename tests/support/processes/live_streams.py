@@ -111,8 +111,8 @@ def subscribed(stream: LiveStreamService, **options: Any) -> Iterator[Subscriber
         yield subscriber
 
 
-class StageOutput:
-    """What a stage after acquisition publishes, byte by byte; a context manager."""
+class FakeStage:
+    """Publishes given bytes as a stage after acquisition does; a context manager."""
 
     def __init__(self, deployment: Deployment, suffix: str) -> None:
         self._config = DetectorConfig.parse(deployment.config)
