@@ -63,7 +63,7 @@ def test_a_directory_that_is_refused_fails_staging_at_once_with_the_drivers_reas
 ):
     det, camera = make_detector(rig={"driver": ["--allowed-root", directory]}, paths=tmp_path / "elsewhere")
     text = failure(engine, count([det]))
-    assert f"found {tmp_path / 'elsewhere'}, allowed are directories below {directory}" in text
+    assert f"expected a directory below {directory}, got {tmp_path / 'elsewhere'}" in text
     det.paths = directory
     assert_next_plan_works(engine, det, camera)
 

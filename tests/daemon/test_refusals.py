@@ -214,7 +214,7 @@ def start_refused(deployment: Deployment, service: str, *arguments: object) -> s
 def test_driver_without_writers_is_refused(make_deployment: MakeDeployment) -> None:
     deployment = make_deployment(number_of_writers=0)
     said = start_refused(deployment, "std_det_driver")
-    assert f"{deployment.config_path}: number_of_writers: found 0, allowed for a driver is 1 or more" in said
+    assert f"{deployment.config_path}: number_of_writers: expected 1 or more for a driver, got 0" in said
 
 
 def test_driver_with_a_missing_allowed_root_is_refused(deployment: Deployment) -> None:
@@ -242,7 +242,7 @@ def test_port_in_use_is_refused_with_the_port(make_deployment: MakeDeployment) -
     _, url = make_deployment().start_driver()
     port = url.rsplit(":", 1)[1]
     said = start_refused(make_deployment(), "std_det_driver", "--port", port)
-    assert f"--port {port}: cannot listen there: " in said
+    assert f"--port {port}: cannot listen: " in said
     assert "in use" in said
 
 

@@ -1,8 +1,8 @@
 """The driver's WebSocket messages: JSON text frames, one object each.
 
-Commands come from clients, `StatusMessage` and its kin go to them. The names are those of the std_daq
-driver; clients written for the C++ service look only at `status`, `count` and `reason`. The driver parses
-with `parse_command`, the client composes with the same models.
+Clients send commands and receive status messages. The names are those of the std_daq driver; clients written
+for the C++ driver read only `status`, `count` and `reason`. The driver parses with `parse_command`, the client
+composes with the same models.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ Status = Literal[
     "error",
     "rejected",
 ]
-# The states of a run, in their order. `error` and `idle` may follow any of them.
+# The states of a run, in order. `error` may follow any of them.
 RUN_STATES: tuple[str, ...] = tuple(s for s in get_args(Status) if s not in ("idle", "error", "rejected"))
-# What a reply of status `error` or `rejected` carries as `error`, so that programs need not read `reason`.
+# The values of `error` in a reply of status `error` or `rejected`, so that programs need not parse `reason`.
 ErrorType = Literal[
     "invalid_json",
     "invalid_message",
@@ -53,8 +53,8 @@ ErrorType = Literal[
 ]
 
 
-class CommandError(StdDaqError):
-    """A command that cannot be carried out. `error` is its `ErrorType`."""
+class CommandError(StdDaqError, ValueError):
+    """A command cannot be carried out. `error` is the type of the refusal."""
 
     def __init__(self, error: ErrorType, reason: str) -> None:
         super().__init__(reason)
@@ -62,7 +62,7 @@ class CommandError(StdDaqError):
 
 
 class StartCommand(BaseModel):
-    """Begin a run. The fields from `overwrite` on are ours; the C++ driver ignores them."""
+    """Start a run. The fields from `overwrite` on are extensions; the C++ driver ignores them."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -72,7 +72,7 @@ class StartCommand(BaseModel):
     file_prefix: str = DEFAULT_FILE_PREFIX
     n_image: Annotated[int, Field(ge=0, lt=2**63)] = DEFAULT_N_IMAGE
     writer_id: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """uid that the files shall belong to; 0: as the writers themselves."""
+    """uid that owns the files; 0: that of the writers."""
     start_id: Annotated[int, Field(ge=0, lt=2**64)] = 0
     """Images with a lower id are not recorded."""
     overwrite: bool = False
@@ -80,7 +80,7 @@ class StartCommand(BaseModel):
     strict: bool = False
     """End the run as `error` when an image was overwritten in the ring buffer before it was written."""
     end_on_restart: bool = False
-    """End the run as `error` when the image ids begin again (camera restarted, detector re-armed)."""
+    """End the run as `error` when the image ids restart (camera restarted, detector re-armed)."""
     first_image_timeout: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """Seconds in `waiting_for_first_image` after which the run is an `error`; None: no limit."""
 
@@ -110,8 +110,11 @@ class StartCommand(BaseModel):
 
 
 class PlainCommand(BaseModel):
-    """`stop` ends the run (valid in every state); `status` and `last_result` ask; `repair` is for the files
-    of the last run that a writer has not closed."""
+    """A command without fields.
+
+    `stop` ends the run and is valid in every state. `status` and `last_result` are queries. `repair` repairs
+    the files that the writers of the last run did not close.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
@@ -152,7 +155,7 @@ _COMMANDS = f"one of {', '.join(_MODELS)}"
 
 
 def _is_unicode(text: str) -> bool:
-    """JSON can hold half of a surrogate pair, which neither protobuf nor a file system takes."""
+    """Return False for half of a surrogate pair: JSON can hold one, protobuf and file systems cannot."""
     return not any("\ud800" <= c <= "\udfff" for c in text)
 
 

@@ -22,6 +22,7 @@ from stddaq.daemon import log, statistics
 from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number
 from stddaq.errors import ConfigError
+from stddaq.text import mismatch
 from stddaq.wire.default_addresses import DEFAULT_PORT
 from stddaq.writing.driver.distributor import Distributor
 from stddaq.writing.driver.driver import Driver
@@ -147,7 +148,7 @@ class DriverServer:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `std_det_driver`."""
-    parser = ArgumentParser(NAME, "Control the writers and divide the images over them.")
+    parser = ArgumentParser(NAME, "Control the writers and divide the images among them.")
     parser.add_config()
     parser.add_source_suffix('suffix of the metadata stream (default "image")')
     parser.add_argument(
@@ -163,14 +164,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="DIRECTORY",
-        help="files are written below this directory only; may be given several times (default: anywhere)",
+        help="write files below this directory only; may be given several times (default: anywhere)",
     )
     parser.add_argument(
         "--writer-timeout",
         type=Seconds(),
         default=10.0,
         metavar="SECONDS",
-        help="a connected writer that answers nothing for so long ends the run (default 10)",
+        help="end the run when a writer makes no progress for this long (default 10)",
     )
     return daemon.run(parser, _serve, argv)
 
@@ -178,8 +179,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
     if config.number_of_writers < 1:
         raise ConfigError(
-            f"{args.detector_json_filename}: number_of_writers: found {config.number_of_writers}, "
-            "allowed for a driver is 1 or more"
+            mismatch(
+                f"{args.detector_json_filename}: number_of_writers",
+                "1 or more for a driver",
+                str(config.number_of_writers),
+            )
         )
     distributor = Distributor(
         config,

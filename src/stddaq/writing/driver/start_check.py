@@ -1,4 +1,4 @@
-"""What is checked before a run may start, and before anything of it is created."""
+"""The checks of a start command, before anything is created."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from stddaq.daemon.isolation import run_in_process
 from stddaq.daemon.user_switch import may_create_files
 from stddaq.errors import StdDaqError
 from stddaq.files.names import master_file_name, metadata_file_name, raw_file_name
+from stddaq.text import mismatch
 from stddaq.wire.driver_messages import (
     DEFAULT_N_IMAGE,
     CommandError,
@@ -24,7 +25,7 @@ ACCESS_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class PlannedFiles:
-    """The files that one run will make."""
+    """The files that one run will create."""
 
     raw: tuple[Path, ...]
     metadata: Path | None
@@ -32,7 +33,7 @@ class PlannedFiles:
 
     @classmethod
     def of(cls, start: StartCommand, number_of_writers: int, with_metadata: bool) -> PlannedFiles:
-        """The files of a run as asked for."""
+        """Return the files of the run that `start` asks for."""
         directory, prefix = Path(start.path), start.file_prefix
         return cls(
             tuple(directory / raw_file_name(prefix, i) for i in range(number_of_writers)),
@@ -42,11 +43,11 @@ class PlannedFiles:
 
     @property
     def all(self) -> tuple[Path, ...]:
-        """Every file."""
+        """All files, the master file last."""
         return (*self.raw, *([self.metadata] if self.metadata else []), self.master)
 
     def as_json(self) -> dict[str, object]:
-        """For messages: paths as strings."""
+        """Return the paths as strings, for messages."""
         return {
             "raw": [str(path) for path in self.raw],
             "metadata": str(self.metadata) if self.metadata else None,
@@ -62,32 +63,31 @@ def check_start(
     *,
     compressed: bool,
 ) -> None:
-    """Raise `CommandError`, with the reason, when the run cannot be written. Touches nothing.
+    """Raise `CommandError` when the run cannot be written. Changes nothing on disk.
 
-    `roots` are the directories below which files may be written; empty: anywhere. May take long on a slow
-    file system.
+    Files may be written below `roots` only, or anywhere if there are none. May take long on a slow file
+    system.
     """
     _check_user(start, config)
     _check_directory(start, roots)
     if not start.overwrite:
-        existing = [path for path in files.all if os.path.lexists(path)]
-        if existing:
-            raise CommandError(
-                "file_exists",
-                f"found existing {', '.join(map(str, existing[:3]))}{' ...' if len(existing) > 3 else ''}; "
-                'choose another file_prefix or path, or say "overwrite": true',
-            )
+        _check_no_file_exists(files)
     if not compressed and start.n_image != DEFAULT_N_IMAGE:
         _check_space(start, config)
 
 
+def _check_no_file_exists(files: PlannedFiles) -> None:
+    existing = [str(path) for path in files.all if os.path.lexists(path)]
+    if existing:
+        found = ", ".join(existing[:3]) + (", ..." if len(existing) > 3 else "")
+        advice = 'choose another path or file_prefix, or set "overwrite": true'
+        raise CommandError("file_exists", mismatch("path", "no file of this run", found, advice))
+
+
 def _check_user(start: StartCommand, config: DetectorConfig) -> None:
     if start.writer_id not in (0, os.geteuid()) and not config.switch_user_active:
-        raise CommandError(
-            "user_not_allowed",
-            f"writer_id: found {start.writer_id}, but switch_user_active is false in the configuration; "
-            "allowed is 0",
-        )
+        advice = "the configuration sets switch_user_active to false"
+        raise CommandError("user_not_allowed", mismatch("writer_id", "0", str(start.writer_id), advice))
 
 
 def _check_directory(start: StartCommand, roots: Sequence[Path]) -> None:
@@ -98,16 +98,15 @@ def _check_directory(start: StartCommand, roots: Sequence[Path]) -> None:
     except (OSError, RuntimeError) as error:
         raise CommandError("path_not_usable", f"path: {start.path} cannot be resolved: {error}") from error
     if allowed and not any(resolved.is_relative_to(root) for root in allowed):
-        raise CommandError(
-            "path_not_allowed",
-            f"path: found {start.path}, allowed are directories below {', '.join(map(str, allowed))}",
-        )
+        expected = f"a directory below {', '.join(map(str, allowed))}"
+        raise CommandError("path_not_allowed", mismatch("path", expected, start.path))
     if not is_directory:
         found = "is not a directory" if resolved.exists() else "does not exist"
-        raise CommandError("path_not_usable", f"path: {start.path} {found}; allowed is an existing directory")
+        got = f"{start.path}, which {found}"
+        raise CommandError("path_not_usable", mismatch("path", "an existing directory", got))
     if not _may_write(start.path, start.writer_id):
-        uid = start.writer_id or os.geteuid()
-        raise CommandError("path_not_usable", f"path: uid {uid} may not write to {start.path}")
+        expected = f"a directory that uid {start.writer_id or os.geteuid()} may write to"
+        raise CommandError("path_not_usable", mismatch("path", expected, start.path))
 
 
 def _may_write(path: str, uid: int) -> bool:
@@ -133,8 +132,6 @@ def _check_space(start: StartCommand, config: DetectorConfig) -> None:
         raise CommandError("path_not_usable", f"path: {start.path}: {error.strerror}") from error
     free = (space.f_bavail if start.writer_id else space.f_bfree) * space.f_frsize
     if needed > free:
-        raise CommandError(
-            "disk_full",
-            f"n_image: {start.n_image} images of {config.image_bytes} bytes need {needed} bytes, "
-            f"{start.path} has {free} bytes free",
-        )
+        expected = f"images that fit into {free} bytes free in {start.path}"
+        got = f"{start.n_image} of {config.image_bytes} bytes each, {needed} in total"
+        raise CommandError("disk_full", mismatch("n_image", expected, got))
