@@ -1,4 +1,4 @@
-"""What the driver sends to writers: the encoding on the path of an image, and the values that writers refuse."""
+"""Actions for writers: the encoding on the path of an image, and the values that writers refuse."""
 
 from __future__ import annotations
 

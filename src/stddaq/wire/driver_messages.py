@@ -1,8 +1,8 @@
 """The driver's WebSocket messages: JSON text frames, one object each.
 
 Clients send commands and receive status messages. The names are those of the std_daq driver; clients written
-for the C++ driver read only `status`, `count` and `reason`. The driver parses with `parse_command`, the client
-composes with the same models.
+for the C++ driver read only `status`, `count` and `reason`. The driver parses with `parse_command`; the
+client composes with the same models.
 """
 
 from __future__ import annotations
