@@ -1,4 +1,4 @@
-"""The detector configuration: one JSON file, the start-up argument of every service."""
+"""The detector configuration: one JSON file, the first argument of every service."""
 
 from stddaq.config.model import DetectorConfig
 

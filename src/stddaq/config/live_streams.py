@@ -1,7 +1,7 @@
-"""`live_stream_configs` of the configuration file: which images go out at which address.
+"""`live_stream_configs` of the configuration file: the images that live streams send at each address.
 
 An address maps to `{"type": "forward", "config": []}`, `{"type": "batch", "config": [Y, N]}` or
-`{"type": "periodic", "config": [Y, F]}`. Services that send no images only validate it, as part of the file.
+`{"type": "periodic", "config": [Y, F]}`. All services validate it, as part of the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ALLOWED = {
 
 
 class LiveStreamSetting(BaseModel):
-    """What is sent at one address; valid by construction."""
+    """The selection of images for one address; valid by construction."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 

@@ -1,8 +1,8 @@
-"""The detector configuration: one JSON file, the start-up argument of every service.
+"""The detector configuration: one JSON file, the first argument of every service.
 
-`DetectorConfig.load` reads, validates and freezes it. Keys of other services are kept and tolerated;
-a mistake in a key of stddaq is a `ConfigError`: one line that names the file, every wrong key, what was
-expected and what was found. The keys are those of the std_daq configuration file.
+`DetectorConfig.load` reads, validates and freezes it. Unknown keys belong to other services and are kept.
+A wrong value is a `ConfigError`: one line that names the file, every wrong key, what was expected and what
+was found. The keys are those of the std_daq configuration file.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from stddaq.validation import explain
 
 DetectorType = Literal["gigafrost", "eiger", "pco", "jungfrau-raw", "jungfrau-converted"]
 LogLevel = Literal["debug", "info", "warning", "error", "off"]
-# How images go to writers: `image_id % number_of_writers`, or in turn as they arrive. The second keeps the
-# writers evenly loaded when the ids of a stream share a factor with the number of writers.
+# Images go to writer `image_id % number_of_writers`, or to the writers in turn as they arrive. The second
+# loads the writers evenly when the ids of a stream share a factor with the number of writers.
 ImageDivision = Literal["image_id", "arrival"]
-# Statistics as the C++ services print them, or in the line protocol of InfluxDB.
+# Statistics in the form of the C++ services, or in the line protocol of InfluxDB.
 StatisticsFormat = Literal["std_daq", "influxdb"]
 
 DEFAULT_BLOCK_SIZE = 16 * 2**20
 MIN_SLOTS = 1000
 # HDF5 chunks, and so images and blocks, are smaller than 4 GiB.
 MAX_IMAGE_BYTES = 2**32 - 1
-# 64 TiB, half of what a process can address.
+# 64 TiB, half of the address space of a process.
 MAX_RAM_BUFFER_GB = 2**16
 MAX_DEPTH = 100
 MISTAKES_SHOWN = 10
@@ -46,7 +46,7 @@ NotNegative = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class DetectorConfig(BaseModel):
-    """One detector and the services around it; immutable. Sizes are in pixels unless the name says bytes."""
+    """One detector and its services; immutable. Sizes are in pixels unless the name says bytes."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
@@ -72,14 +72,14 @@ class DetectorConfig(BaseModel):
     sender_sends_full_images: bool = False
     module_sync_queue_size: Positive = 50
 
-    # Ours: not in the configuration of the C++ services, which tolerate it.
+    # Keys of stddaq alone; the C++ services tolerate them.
     image_division: ImageDivision = "image_id"
     statistics_format: StatisticsFormat = "std_daq"
     services: list[str] = Field(default_factory=list)
 
     @classmethod
     def load(cls, path: str | Path) -> DetectorConfig:
-        """Read and validate the JSON file at `path`. Raises `ConfigError`, a message of one line."""
+        """Read and validate the JSON file at `path`. Raise `ConfigError` with a message of one line."""
         path = Path(path)
         try:
             content = parse_json(path.read_bytes())
@@ -91,7 +91,7 @@ class DetectorConfig(BaseModel):
 
     @classmethod
     def parse(cls, content: object, where: str = "configuration") -> DetectorConfig:
-        """Validate `content`, the decoded JSON. `where` opens the message of a `ConfigError`."""
+        """Validate `content`, which is decoded JSON. `where` opens the message of a `ConfigError`."""
         if not isinstance(content, dict):
             mistake = f"expected a JSON object of configuration keys, got {shown(content)}"
             raise ConfigError(f"{where}: {mistake}", [mistake])
@@ -121,7 +121,7 @@ class DetectorConfig(BaseModel):
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of one pixel, little-endian."""
+        """The type of one pixel, little-endian."""
         return _dtype(self.detector_type, self.bit_depth)
 
     @property
@@ -131,21 +131,21 @@ class DetectorConfig(BaseModel):
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of one uncompressed image, which is one slot of the ring buffer."""
+        """The bytes of one uncompressed image, which is one slot of the ring buffer."""
         return self.image_pixel_height * self.image_pixel_width * self.dtype.itemsize
 
     @property
     def n_slots(self) -> int:
-        """Slots of each ring buffer of this detector."""
+        """The number of slots of each ring buffer of this detector."""
         if self.ram_buffer_gb is None:
             return MIN_SLOTS
         return max(MIN_SLOTS, self.ram_buffer_gb * 2**30 // self.image_bytes)
 
 
 def parse_json(text: bytes) -> Any:
-    """Decode the JSON of a configuration. Raises `ConfigError`, which does not name the file."""
+    """Decode the JSON of a configuration. Raise `ConfigError`, which does not name the file."""
     try:
-        # Editors of Windows put a mark in front.
+        # Windows editors prepend a byte order mark.
         content = json.loads(
             text.decode("utf-8-sig"),
             object_pairs_hook=_unique_keys,
@@ -160,14 +160,14 @@ def parse_json(text: bytes) -> Any:
         raise ConfigError("is not usable JSON: a number of thousands of digits") from error
     except RecursionError as error:
         raise ConfigError("is not usable JSON: nested too deeply") from error
-    # Where Python gives up depends on who calls; a service must not refuse what another accepted.
+    # The depth at which Python fails depends on the caller; all services must accept the same files.
     if _depth(content) > MAX_DEPTH:
         raise ConfigError(f"is not usable JSON: nested too deeply, expected at most {MAX_DEPTH} levels")
     return content
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of two values for one key, JSON readers silently take either; nobody can mean both."""
+    """Refuse two values for one key, of which JSON readers silently take one."""
     content = dict(pairs)
     if len(content) != len(pairs):
         keys = [key for key, _ in pairs]
@@ -250,7 +250,7 @@ def _dtype(detector_type: str, bit_depth: int) -> np.dtype:
 
 
 def _depth(content: object) -> int:
-    """How many levels of lists and objects there are, one within the other."""
+    """Return the depth of nested lists and objects."""
     depth, level = 0, [content]
     while level := [node for node in level if isinstance(node, dict | list)]:
         depth += 1

@@ -1,7 +1,7 @@
-"""The programs that a deployment is made of: what each reads of the configuration when it starts.
+"""The programs of a deployment, and the keys of the configuration that each of them reads.
 
-`stddaq up` starts and restarts by this table, and the configuration service answers by it who takes part in
-a change. What is not in it cannot be asked for in `services` of the configuration.
+`stddaq up` starts and restarts services by this table. The configuration service reports from it which
+programs a change affects. Only programs of this table can occur in `services` of the configuration.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _DRIVER = _LOGS | _IMAGES | _FILES
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One of our services, by the name of its console script.
+    """A service of stddaq; `name` is its console script.
 
     Attributes:
-        start_up_keys: keys of the configuration that it reads when it starts, and not again.
+        start_up_keys: keys of the configuration that it reads only when it starts.
         live_keys: keys that it follows while it runs.
-        records: it takes part in runs, so that it is never restarted during one.
-        on_request: it runs when `services` of the configuration asks for it.
+        records: it takes part in runs, so it is never restarted during a run.
+        on_request: it runs if `services` of the configuration contains it.
     """
 
     name: str
@@ -81,7 +81,7 @@ class RequestedService:
 
 
 def requested_services(config: DetectorConfig) -> list[RequestedService]:
-    """What `services` of a configuration without `service_mistakes` asks for, in its order."""
+    """Return the entries of `services` in order. The configuration must have no `service_mistakes`."""
     return [
         RequestedService(PROGRAMS[words[0]], tuple(words[1:])) for words in map(shlex.split, config.services)
     ]
@@ -120,9 +120,9 @@ def service_mistakes(config: DetectorConfig) -> list[str]:
 
 
 def affected_programs(before: DetectorConfig, after: DetectorConfig) -> tuple[list[str], list[str]]:
-    """Which programs of the deployment follow the change while they run, and which are started again.
+    """Return the programs that apply the change while they run, and those that must be restarted.
 
-    Sources are not part of it: `stddaq up` alone knows whether it has one.
+    Sources are left out, because only `stddaq up` knows whether it runs one.
     """
     changed = set(changed_keys(before.model_dump(mode="json"), after.model_dump(mode="json")))
     names = ["std_det_driver", "std_det_writer", META_WRITERS[after.detector_type]]
@@ -135,7 +135,7 @@ def affected_programs(before: DetectorConfig, after: DetectorConfig) -> tuple[li
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Keys whose values differ between two configurations, as decoded JSON; sorted."""
-    # As text, for to Python 1 and true are the same.
+    """Return the keys whose values differ between two configurations (decoded JSON), sorted."""
+    # As text, because in Python 1 equals True.
     texts = [{key: json.dumps(value, sort_keys=True) for key, value in it.items()} for it in (before, after)]
     return sorted(key for key in before.keys() | after.keys() if texts[0].get(key) != texts[1].get(key))

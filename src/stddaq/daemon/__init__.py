@@ -1,1 +1,1 @@
-"""What every daemon shares: arguments, log lines, statistics, signals."""
+"""The parts that all daemons share: arguments, log lines, statistics, signals, isolation of calls."""

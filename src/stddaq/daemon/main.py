@@ -1,8 +1,7 @@
-"""How a daemon begins and ends: arguments, configuration, signals, exit code.
+"""Start and end of a daemon: arguments, configuration, signals, exit code.
 
-Exit codes: 0 after SIGTERM or SIGINT and when there is nothing to do, 2 when the configuration, an argument
-or the machine's state does not allow to start: then one line on standard error says what, where and what
-is allowed.
+The exit code is 0 after SIGTERM or SIGINT and when all work is done. It is 2 if the configuration, an
+argument or the state of the machine prevents the start; one line on standard error then says why.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """SIGTERM and SIGINT as a flag, and as a file descriptor that becomes readable, for pollers.
+    """SIGTERM and SIGINT as a flag, and as a file descriptor that becomes readable.
 
-    A loop calls `poll` before each wait, in the main thread.
+    A loop registers the descriptor with its poller and calls `poll` before each wait, in the main thread.
 
     Attributes:
         requested: a signal has asked the daemon to end.
@@ -37,7 +36,7 @@ class StopRequest:
         self._wakes_before: int | None = None
 
     def poll(self) -> bool:
-        """Return `requested`; until then, empty the descriptor, which every other signal fills too.
+        """Return `requested`; while it is false, empty the descriptor, because other signals fill it too.
 
         Takes 1.5 us.
         """
@@ -47,9 +46,9 @@ class StopRequest:
         return self.requested
 
     def catch_signals(self) -> None:
-        """Let SIGTERM and SIGINT ask, from now on until `close`."""
-        # Python calls handlers between two of its instructions only. A signal that comes when the main thread
-        # is about to wait would be handled after the wait; the descriptor is written to at once.
+        """Make SIGTERM and SIGINT call `request` until `close`."""
+        # Python calls handlers only between two of its instructions: that of a signal that arrives just
+        # before a wait would run after it. The wake-up descriptor is written to at once.
         self._wakes_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
             signal.signal(number, self.request)
@@ -58,13 +57,13 @@ class StopRequest:
         return self._read
 
     def request(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
-        """Ask the daemon to end. A signal handler; may be called from any thread."""
+        """Ask the daemon to end. This is a signal handler; any thread may call it."""
         self.requested = True
-        with contextlib.suppress(BlockingIOError):  # Full of requests already.
+        with contextlib.suppress(BlockingIOError):  # The descriptor is full, and so readable.
             os.write(self._write, b"x")
 
     def close(self) -> None:
-        """Close the file descriptor; no signal may ask any more."""
+        """Close the file descriptor. Signals must have other handlers by then."""
         if self._wakes_before is not None:
             signal.set_wakeup_fd(self._wakes_before)
         os.close(self._read)
@@ -84,7 +83,7 @@ def run(parser: ArgumentParser, serve: Serve, argv: Sequence[str] | None = None)
         log.set_up(parser.prog, config.log_level, config.statistics_format)
         stop.catch_signals()
         serve(config, args, stop)
-        # The interpreter takes down our handlers before it ends; a signal then would be another exit code.
+        # The interpreter removes signal handlers before it exits; a signal then would change the exit code.
         handlers = dict.fromkeys(handlers, signal.SIG_IGN)
     except StdDaqError as error:
         refuse(parser.prog, error)
