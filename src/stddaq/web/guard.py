@@ -59,7 +59,7 @@ class Guard:
 
     def _check_origin(self, headers: Headers) -> None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _netloc(origin) != host:
             raise HttpRefusalError(403, mismatch("Origin", "that of this service", ascii(origin[:200])))
         if self._token is None and not is_loopback(_name_of(host)):
             raise HttpRefusalError(403, mismatch("Host", "localhost or its address", ascii(host[:200])))
@@ -75,6 +75,14 @@ class Guard:
                 mismatch("Authorization", "Bearer and the token of this service", "another value or none"),
                 {"WWW-Authenticate": "Bearer"},
             )
+
+
+def _netloc(origin: str) -> str | None:
+    """Return the host and port of an origin; None if it is malformed."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _name_of(host: str) -> str:

@@ -1,0 +1,98 @@
+"""`Guard`, fed with requests: origin, host, token, type and length of the body."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from stddaq.web import guard
+from stddaq.web.guard import MAX_BODY_BYTES, Guard
+
+TOKEN = "0123456789abcdef"
+JSON = ("content-type", "application/json")
+
+
+def answer(
+    *headers: tuple[str, str], body: tuple[bytes, ...] = (b"",), token: str | None = None, ends: bool = True
+) -> tuple[int, Any]:
+    """Send one request through a guard. Return 200 and the body that passes, or status and detail."""
+    parts = [{"type": "http.request", "body": part, "more_body": True} for part in body]
+    if ends:
+        parts[-1]["more_body"] = False
+    sent: list[Any] = []
+    passed: list[bytes] = []
+
+    async def app(_scope: Any, receive: Any, _send: Any) -> None:
+        passed.append((await receive())["body"])
+
+    async def receive() -> Any:
+        if not parts:
+            await asyncio.Event().wait()
+        return parts.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    given = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+    if "host" not in dict(headers):
+        given.append((b"host", b"127.0.0.1:5000"))
+    asyncio.run(Guard(app, token)({"type": "http", "headers": given}, receive, send))
+    if passed:
+        return 200, passed[0]
+    return sent[0]["status"], json.loads(sent[1]["body"])["detail"]
+
+
+def test_local_request_passes_with_its_whole_body() -> None:
+    assert answer() == (200, b"")
+    assert answer(JSON, body=(b"{", b"}")) == (200, b"{}")
+    assert answer(("content-type", "Application/JSON; charset=utf-8"), body=(b"{}",)) == (200, b"{}")
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:5000", "127.0.0.2", "[::1]:5000"])
+def test_request_to_a_loopback_address_passes_without_a_token(host: str) -> None:
+    assert answer(("host", host))[0] == 200
+
+
+@pytest.mark.parametrize("host", ["elsewhere.example", "10.0.0.1", "", "[", "localhost.example"])
+def test_request_to_another_host_needs_a_token(host: str) -> None:
+    status, detail = answer(("host", host))
+    assert status == 403
+    assert detail.startswith("Host: expected localhost or its address, got ")
+    assert answer(("host", host), ("authorization", f"Bearer {TOKEN}"), token=TOKEN)[0] == 200
+
+
+@pytest.mark.parametrize("origin", ["http://elsewhere.example", "null", "http://127.0.0.1", "http://["])
+def test_request_of_another_web_site_is_refused(origin: str) -> None:
+    status, detail = answer(("origin", origin))
+    assert status == 403
+    assert detail.startswith("Origin: ")
+
+
+def test_request_of_its_own_pages_passes() -> None:
+    assert answer(("origin", "http://127.0.0.1:5000"))[0] == 200
+
+
+@pytest.mark.parametrize("value", ["", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer", "Bearer \xff"])
+def test_request_without_the_right_token_is_refused(value: str) -> None:
+    assert answer(("authorization", value), token=TOKEN)[0] == 401
+
+
+@pytest.mark.parametrize("declared", [(), (("content-type", "text/plain"),)])
+def test_body_that_is_not_declared_as_json_is_refused(declared: tuple[tuple[str, str], ...]) -> None:
+    status, detail = answer(*declared, body=(b"{}",))
+    assert status == 415
+    assert detail.startswith("Content-Type: expected application/json, got ")
+
+
+def test_body_that_is_too_long_is_refused_before_its_end() -> None:
+    assert answer(JSON, ("content-length", str(MAX_BODY_BYTES + 1)), ends=False)[0] == 413
+    assert answer(JSON, body=(b" " * MAX_BODY_BYTES, b" "), ends=False)[0] == 413
+    assert answer(JSON, body=(b" " * MAX_BODY_BYTES,))[0] == 200
+
+
+def test_body_that_does_not_arrive_in_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_TIMEOUT_S", 0.01)
+    assert answer(JSON, body=(b"{",), ends=False) == (408, "body: expected its end within 0.01 s, got a part")
