@@ -1,4 +1,4 @@
-"""Bluesky devices over the std_daq services, and what belongs to them: documents, plans, handlers.
+"""Bluesky devices for the std_daq services, with their plans and the handlers of their documents.
 
 from stddaq_ophyd import StdDaqDetector
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from stddaq_ophyd.detector import StdDaqDetector
     from stddaq_ophyd.live_stream import LiveStreamAddress, LiveStreams, LiveStreamSettingError
 
-# Names by module: handlers must not load ophyd, nor devices the handlers.
+# Loaded on first use: readers of files do without ophyd, and devices without dask.
 _MODULES = {
     "AcquisitionError": "core.errors",
     "AcquisitionStoppedError": "core.errors",

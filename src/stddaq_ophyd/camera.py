@@ -1,6 +1,6 @@
-"""How a detector device makes its camera take images: any ophyd signal or callable, or our simulator.
+"""How a detector device triggers its camera: by an ophyd signal, a callable, or the simulator.
 
-A camera that nobody triggers (it runs freely, or has a trigger line of its own) needs nothing from here.
+A camera that runs freely, or is triggered by hardware, needs nothing of this.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from ophyd import Component, Device, Kind, Signal
 from ophyd.status import StatusBase
 
 from stddaq.client.simulator import SimulatorClient, SimulatorError, SimulatorState
+from stddaq.text import mismatch
 from stddaq_ophyd.core.errors import AcquisitionError
 
 FIRE_TIMEOUT_S = 10.0
@@ -19,10 +20,10 @@ FIRE_TIMEOUT_S = 10.0
 
 @runtime_checkable
 class Camera(Protocol):
-    """Something that takes images when it is told to."""
+    """Takes images on a software trigger."""
 
     def fire(self, n_images: int) -> None:
-        """Begin to take `n_images`; may return before they are taken. Called in a thread of the detector."""
+        """Start to take `n_images`; it may return before they are taken. Called in the detector's thread."""
         ...
 
 
@@ -30,7 +31,7 @@ Trigger = Camera | Signal | Callable[[], Any] | None
 
 
 def as_camera(trigger: Trigger, value: Any = 1) -> Camera | None:
-    """The camera behind a signal to which `value` is put for each point, or a callable without arguments.
+    """Return a camera that sets a signal to `value` for each point, or calls a function without arguments.
 
     Raises `TypeError` when `trigger` is neither.
     """
@@ -40,22 +41,22 @@ def as_camera(trigger: Trigger, value: Any = 1) -> Camera | None:
         return _SignalCamera(trigger, value)
     if callable(trigger):
         return _CallableCamera(trigger)
-    raise TypeError(f"trigger: found {trigger!r}, allowed are an ophyd signal, a callable, a camera or None")
+    raise TypeError(mismatch("trigger", "an ophyd signal, a callable, a camera or None", repr(trigger)))
 
 
-class _SignalCamera:
+class _SignalCamera(Camera):
     def __init__(self, signal: Signal, value: Any) -> None:
         self._signal, self._value = signal, value
 
     def fire(self, n_images: int) -> None:
-        # Not `set`, which waits until it reads the value: a trigger may fall back at once.
+        # Not `set`, which waits until it reads the value back: a trigger may reset itself at once.
         self._signal.put(self._value)
 
     def __repr__(self) -> str:
         return f"{self._signal.name} = {self._value!r}"
 
 
-class _CallableCamera:
+class _CallableCamera(Camera):
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function = function
 
@@ -69,13 +70,13 @@ class _CallableCamera:
 
 
 class SimulatedCamera(Device):
-    """The simulator of a detector (`stddaq simulate --trigger`, or `stddaq up --source simulate --trigger`).
+    """The simulated detector of `stddaq simulate --trigger` or `stddaq up --source simulate --trigger`.
 
     As a component: `camera = Component(SimulatedCamera, "<detector_name>")`.
     """
 
     rate = Component(Signal, value=0.0, kind=Kind.config, doc="images per second, 0: as fast as possible")
-    exposure_time = Component(Signal, value=0.0, kind=Kind.config, doc="seconds, as it says in the metadata")
+    exposure_time = Component(Signal, value=0.0, kind=Kind.config, doc="seconds, for the metadata")
 
     def __init__(self, prefix: str = "", *, name: str, **kwargs: Any) -> None:
         """`prefix` is the name of the detector in its configuration."""
@@ -98,7 +99,7 @@ class SimulatedCamera(Device):
             raise AcquisitionError(f"{self.name}: {error}") from error
 
     def status(self) -> SimulatorState:
-        """What the simulator is doing. Raises `SimulatorError`."""
+        """Return what the simulator is doing. Raises `SimulatorError`."""
         return self._connected().status()
 
     def _connected(self) -> SimulatorClient:

@@ -1,8 +1,8 @@
 """Handlers for databroker, event-model's Filler and users: the images of a point as a lazy array.
 
 `PublishedImagesHandler` reads a published images file or a master file, `RawFilesHandler` n raw files as one
-array. No image is read before the array is computed. Files are opened for each read, never kept or refreshed,
-so that arrays may be computed in several threads, and while the files grow.
+array. No image is read before the array is computed. A file is opened for each read and never kept or
+refreshed, so that arrays may be computed in several threads and while the files grow.
 """
 
 from __future__ import annotations
@@ -25,36 +25,37 @@ from stddaq.files.names import find_run, sibling
 from stddaq.files.opening import damage_named, open_file
 from stddaq.files.raw_rows import raw_group
 from stddaq.files.run import read_run
+from stddaq.text import mismatch
 from stddaq_ophyd.core.datum_rows import DatumRows, datum_rows
 
-# Images of one point that are read at once take no more, unless one alone does.
+# A block of images of a point is not larger, unless one image is.
 BLOCK_BYTES = 64 * 2**20
 
 
 class ImagesMissingError(FileLayoutError, OSError):
-    """A file does not hold the images that were announced.
+    """A file does not hold the images that a document references.
 
-    An `OSError`, so that `Filler` tries again for a moment: through a network file system they may come late.
+    It is an `OSError`, so that `Filler` tries again for a moment: a network file system may show them late.
     """
 
 
 class PublishedImagesHandler:
     """Images of a published images file, or of a master file (Resource of spec STDDAQ_PUBLISHED).
 
-    Other than a plain reader it refuses to show anything when a raw file is missing or short.
+    Unlike a plain HDF5 reader it raises an error when a raw file is missing or short.
     """
 
     specs: ClassVar[set[str]] = {"STDDAQ_PUBLISHED"}
     return_type: ClassVar[dict[str, bool]] = {"delayed": True}
 
     def __init__(self, path: str | Path, frame_per_point: int = 1, dataset: str = DATA) -> None:
-        """`path` of the file, `frame_per_point` images of each point, `dataset` (n, height, width) in it."""
+        """`frame_per_point` is the number of images per event, `dataset` their name in the file `path`."""
         self._path, self._n_images, self._dataset = Path(path), frame_per_point, dataset
 
     def __call__(self, point_number: int) -> dask.array.Array:
-        """The images of a point, (frame_per_point, height, width).
+        """Return the images of a point, (images per event, height, width).
 
-        Raises `FileLayoutError`, here and when it is computed.
+        The call and the computation raise `FileLayoutError`.
         """
         first = point_number * self._n_images
         with self._open(first, first + self._n_images) as images:
@@ -68,16 +69,14 @@ class PublishedImagesHandler:
 
     @contextmanager
     def _open(self, start: int, stop: int) -> Iterator[h5py.Dataset]:
-        """The dataset, of which images `start` to `stop` (not included) are there."""
-        # Unclosed raw files are only seen through a file that is opened in this way.
+        """Open the dataset, which holds images `start` to `stop` (not included)."""
+        # HDF5 shows unclosed raw files only through a file that is opened like them.
         with open_file(self._path, allow_unclosed=True, as_growing=True) as opened:
             images = opened.file.get(self._dataset)
             if not isinstance(images, h5py.Dataset) or images.ndim != 3:
-                raise FileLayoutError(f"{self._path}: holds no images {self._dataset}")
+                raise FileLayoutError(mismatch(str(self._path), f"images {self._dataset}", "none"))
             if stop > images.shape[0]:
-                raise ImagesMissingError(
-                    f"{self._path}: is short: it shows {images.shape[0]} images, {stop} were announced"
-                )
+                raise ImagesMissingError(mismatch(str(self._path), f"{stop} images", str(images.shape[0])))
             check_sources(self._path, images, start, stop)
             yield images
 
@@ -85,17 +84,17 @@ class PublishedImagesHandler:
 class RawFilesHandler:
     """Images of n raw files as one array (Resource of spec STDDAQ_RAW, whose path is the file of writer 0).
 
-    A Datum says which rows are the images of its point (`core.datum_rows`), and is good while the files grow,
-    too. Without that, points follow each other as the images of the run do, and the files must be closed.
+    A Datum of a device holds the rows of its point (`core.datum_rows`), and can be read while the files grow.
+    Without rows, points follow each other in the order of the run, whose files must be closed.
     """
 
     specs: ClassVar[set[str]] = {"STDDAQ_RAW"}
     return_type: ClassVar[dict[str, bool]] = {"delayed": True}
 
     def __init__(self, path: str | Path, frame_per_point: int = 1, template: str | None = None) -> None:
-        """`path` of the file of writer 0, `frame_per_point` images of each point.
+        """`path` is the file of writer 0, `frame_per_point` the number of images per event.
 
-        `template` is the name of a raw file with `{writer}` in it; without, it is concluded from `path`.
+        `template` is the name of a raw file with `{writer}` for the number; by default `path` implies it.
         """
         self._path, self._n_images, self._template = Path(path), frame_per_point, template
         self._guard = threading.Lock()
@@ -104,12 +103,15 @@ class RawFilesHandler:
     def __call__(
         self, point_number: int = 0, rows: Sequence[Sequence[int]] | None = None
     ) -> dask.array.Array:
-        """Images of a point, (frame_per_point, height, width). Raises `FileLayoutError`, also on compute."""
+        """Return the images of a point, (images per event, height, width).
+
+        The call and the computation raise `FileLayoutError`.
+        """
         parts = self._parts_of_point(point_number) if rows is None else [DatumRows(*part) for part in rows]
         if sum(part.n for part in parts) != self._n_images:
+            n_rows = sum(part.n for part in parts)
             raise FileLayoutError(
-                f"{self._path}: found rows of {sum(part.n for part in parts)} images in the Datum, "
-                f"expected {self._n_images}"
+                mismatch(f"Datum of {self._path}", f"{self._n_images} rows as in its Resource", str(n_rows))
             )
         shape, dtype = self._check(parts)
 
@@ -122,17 +124,19 @@ class RawFilesHandler:
         return _lazy(read, self._n_images, shape, dtype)
 
     def _check(self, parts: Sequence[DatumRows]) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and type of an image; all rows are there, and alike."""
+        """Return shape and type of the images. Raises `FileLayoutError` when images differ or are missing."""
         found: dict[tuple[tuple[int, ...], np.dtype], Path] = {}
         for part in parts:
             with _raw_images(self._file(part.writer), part.row + part.n) as images:
                 found.setdefault((images.shape[1:], images.dtype), self._file(part.writer))
         if len(found) != 1:
-            raise FileLayoutError(f"{self._path}: its images and those of its siblings differ: {found}")
+            raise FileLayoutError(
+                mismatch(str(self._path), "images of one shape and type in all raw files", str(found))
+            )
         return next(iter(found))
 
     def _read_part(self, part: DatumRows, start: int, stop: int, images: np.ndarray) -> None:
-        """Fill in those of images `start` to `stop` of the point which are of this part."""
+        """Copy the images of `part` that are among images `start` to `stop` of the point."""
         first = max(0, -(-(start - part.first) // part.step))
         last = min(part.n, -(-(stop - part.first) // part.step))
         if last <= first:
@@ -156,15 +160,18 @@ class RawFilesHandler:
         first, stop = point_number * self._n_images, (point_number + 1) * self._n_images
         if stop > len(files):
             raise ImagesMissingError(
-                f"{self._path}: the run has {len(files)} images, of point {point_number} with "
-                f"{self._n_images} images it would take {stop}"
+                mismatch(
+                    f"point {point_number} of {self._path}",
+                    f"{stop} images in the run",
+                    str(len(files)),
+                )
             )
         return datum_rows(files[first:stop], rows[first:stop])
 
 
 @dataclass(frozen=True, slots=True)
 class _RowsInOrder:
-    """Writer and row (n,) int64 of each image of a run that has ended, in the order of the images."""
+    """Writer and row (n,) int64 of each image of a closed run, in the order of the images."""
 
     files: np.ndarray
     rows: np.ndarray
@@ -179,10 +186,10 @@ class _RowsInOrder:
 
 
 def check_sources(path: Path, images: h5py.Dataset, start: int = 0, stop: int | None = None) -> None:
-    """Raise `ImagesMissingError` when raw files of images `start` to `stop` are missing or short.
+    """Raise `ImagesMissingError` when a raw file of images `start` to `stop` is missing or short.
 
-    Default are all. `images` is a dataset of the file at `path`; of a virtual one HDF5 shows fill values
-    then, and says nothing.
+    `images` is a dataset of the file `path`. HDF5 shows fill values for such images of a
+    virtual dataset.
     """
     if not images.is_virtual:
         return
@@ -200,23 +207,21 @@ def check_sources(path: Path, images: h5py.Dataset, start: int = 0, stop: int | 
 
 @contextmanager
 def _raw_images(path: Path, n_rows: int, dataset: str | None = None) -> Iterator[h5py.Dataset]:
-    """The images of a raw file, which must hold `n_rows` or more. Raises `ImagesMissingError`."""
+    """Open the images of a raw file. Raises `ImagesMissingError` when it holds less than `n_rows`."""
     if not path.exists():
         raise ImagesMissingError(f"{path}: is missing, no such file")
     with open_file(path, allow_unclosed=True) as opened:
         group = raw_group(opened.file)
         images = opened.file.get(dataset) if dataset else group["data"] if group else None
         if not isinstance(images, h5py.Dataset) or images.ndim != 3:
-            raise FileLayoutError(f"{path}: is not a raw file, it holds no images")
+            raise FileLayoutError(mismatch(str(path), "a raw file", "a file without images"))
         if images.shape[0] < n_rows:
-            raise ImagesMissingError(
-                f"{path}: is short: it holds {images.shape[0]} images, {n_rows} were announced"
-            )
+            raise ImagesMissingError(mismatch(f"{path}: is short", f"{n_rows} images", str(images.shape[0])))
         yield images
 
 
 class _Images:
-    """What dask slices: reads images (n, height, width) block by block. Thread-safe, as `read` is."""
+    """The array (n, height, width) that dask slices: it reads images in blocks, as thread-safe as `read`."""
 
     def __init__(
         self, read: Callable[[int, int], np.ndarray], shape: tuple[int, ...], dtype: np.dtype
@@ -232,7 +237,7 @@ class _Images:
 def _lazy(
     read: Callable[[int, int], np.ndarray], n_images: int, shape: tuple[int, ...], dtype: np.dtype
 ) -> dask.array.Array:
-    """An array (n_images, *shape) of blocks of images, each read when it is computed."""
+    """Return an array (n_images, *shape) in blocks of images, each read when it is computed."""
     block = max(1, BLOCK_BYTES // max(1, int(np.prod(shape)) * dtype.itemsize))
     images = _Images(read, (n_images, *shape), dtype)
     chunks = (block, *shape)

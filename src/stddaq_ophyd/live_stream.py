@@ -1,11 +1,12 @@
-"""The settings of the live streams as a component: what goes out at each address, changed while it runs.
+"""A component with the settings of the live streams: which images are sent to each address.
 
-A setting is put into the detector's configuration by the configuration service, which std_live_stream then
-picks up without losing subscribers. A Status is done when the service has confirmed it.
+The configuration service writes a setting into the detector's configuration, and std_live_stream follows it
+while it runs, without disconnecting its viewers. A Status is done when the service has confirmed the setting.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,38 +19,40 @@ from pydantic import ValidationError
 from stddaq.client import DEFAULT_CONFIG_URL, ConfigChangedError, ConfigClient
 from stddaq.config.live_streams import LiveStreamSetting
 from stddaq.errors import StdDaqError
+from stddaq.text import mismatch
+from stddaq.validation import expectation
 
 KEY = "live_stream_configs"
-# Somebody else may change the configuration at the same time.
-ATTEMPTS = 5
+# Another client may change the configuration at the same time.
+MAX_ATTEMPTS = 5
 
 
-class LiveStreamSettingError(StdDaqError):
-    """A setting of a live stream cannot be had, or cannot be put."""
+class LiveStreamSettingError(StdDaqError, ValueError):
+    """A value is not a setting of a live stream, or the configuration has no such live stream."""
 
 
-class _Half(Signal):
-    """`type` or `config` of an address; setting it applies it together with the other."""
+class _Part(Signal):
+    """The `type` or the `config` of an address; setting it applies it together with the other."""
 
     def set(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, value: Any, *, timeout: Any = None, settle_time: Any = None
     ) -> DeviceStatus:
         address = self.parent
         assert isinstance(address, LiveStreamAddress)
-        return address.set_half(self.attr_name, value)
+        return address.set_part(self.attr_name, value)
 
 
 class LiveStreamAddress(Device):
-    """What goes out at one address.
+    """Which images are sent to one address.
 
     `set("periodic 1 5")`, `set(("periodic", [1, 5]))` or `set({"type": "periodic", "config": [1, 5]})`.
     """
 
-    type = Component(_Half, value="", kind=Kind.config, doc="forward, batch or periodic")
-    config = Component(_Half, value=[], kind=Kind.config, doc="[], [Y, N] or [Y, F]; see LiveStreamSetting")
+    type = Component(_Part, value="", kind=Kind.config, doc="forward, batch or periodic")
+    config = Component(_Part, value=[], kind=Kind.config, doc="[], [Y, N] or [Y, F]; see LiveStreamSetting")
 
     def __init__(self, prefix: str = "", *, name: str, **kwargs: Any) -> None:
-        """`prefix` is the address, as `tcp://127.0.0.1:20000`."""
+        """`prefix` is the address, like `tcp://127.0.0.1:20000`."""
         super().__init__(prefix, name=name, **kwargs)
 
     def set(self, value: object) -> DeviceStatus:
@@ -65,7 +68,7 @@ class LiveStreamAddress(Device):
         def apply() -> None:
             try:
                 streams.apply(self.prefix, setting)
-            except Exception as error:  # noqa: BLE001  (it belongs to whoever waits for the status)
+            except Exception as error:  # noqa: BLE001  (the waiter of the status receives it)
                 status.set_exception(error)
             else:
                 self.note(setting)
@@ -74,45 +77,50 @@ class LiveStreamAddress(Device):
         threading.Thread(target=apply, name=f"setting {self.name}", daemon=True).start()
         return status
 
-    def set_half(self, half: str, value: Any) -> DeviceStatus:
-        """Apply a new `type` or `config` with the other as it is, but [] for a type that takes no numbers."""
-        parts = {"type": self.type.get(), "config": self.config.get()} | {half: value}
-        if half == "type" and value == "forward":
+    def set_part(self, part: str, value: Any) -> DeviceStatus:
+        """Apply a new `type` or `config` and keep the other; `config` becomes [] for type forward."""
+        parts = {"type": self.type.get(), "config": self.config.get()} | {part: value}
+        if part == "type" and value == "forward":
             parts["config"] = []
         return self.set(parts)
 
     def note(self, setting: LiveStreamSetting) -> None:
-        """Show a setting that is in force."""
+        """Show the setting in force."""
         self.type.put(setting.type, force=True)
         self.config.put(list(setting.config), force=True)
 
     def _setting(self, value: object) -> LiveStreamSetting:
         if isinstance(value, str):
             kind, *numbers = value.split()
-            value = kind, [_number(text) for text in numbers]
+            value = kind, [self._number(text) for text in numbers]
         if isinstance(value, Mapping):
             value = value.get("type"), value.get("config", [])
         if not (isinstance(value, Sequence) and len(value) == 2):
             raise LiveStreamSettingError(
-                f"{self.name}: found {value!r}, allowed is like ('periodic', [1, 5])"
+                mismatch(self.name, "a setting like ('periodic', [1, 5])", repr(value))
             )
         kind, config = value
         try:
             return LiveStreamSetting.model_validate({"type": kind, "config": list(config)})
-        except (ValidationError, TypeError) as error:
-            said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-            raise LiveStreamSettingError(
-                f"{self.name}: found {kind!r} {config!r}, allowed is {said.removeprefix('Value error, ')}"
-            ) from error
+        except ValidationError as error:
+            expected = expectation(error.errors(include_url=False)[0])
+        except TypeError:
+            expected = "a list of numbers"
+        raise LiveStreamSettingError(mismatch(self.name, expected, f"{kind!r} {config!r}"))
+
+    def _number(self, text: str) -> int | float:
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return kind(text)
+        raise LiveStreamSettingError(mismatch(self.name, "a number", repr(text)))
 
 
 class LiveStreams(Device):
-    """The addresses of a configuration, each a `LiveStreamAddress` called `port_<number>`.
+    """The live streams of a configuration, each a `LiveStreamAddress` called `port_<number>`.
 
-    As a component: `live_stream = Component(LiveStreams, "http://127.0.0.1:5000", add_prefix=())`; then
-    `det.live_stream.port_20000.set("periodic 1 5")`, in a plan
-    `bps.mv(det.live_stream.port_20000, "forward")`, or for the time of a plan
-    `det.stage_sigs[det.live_stream.port_20000] = "batch 1 100"`.
+    As a component: `live_stream = Component(LiveStreams, "http://127.0.0.1:5000", add_prefix=())`. Then
+    `det.live_stream.port_20000.set("periodic 1 5")`, in a plan `bps.mv(det.live_stream.port_20000,
+    "forward")`, or during each staging `det.stage_sigs[det.live_stream.port_20000] = "batch 1 100"`.
     """
 
     def __new__(
@@ -123,7 +131,7 @@ class LiveStreams(Device):
         detector: str | None = None,
         **kwargs: Any,
     ) -> LiveStreams:
-        """Ask the service for the addresses, which become components, unless they are given."""
+        """Make a component for each address, and ask the service for the addresses unless they are given."""
         if addresses is None:
             addresses = list(_client(prefix, detector).get().get(KEY, {}))
         components = {
@@ -142,9 +150,10 @@ class LiveStreams(Device):
         detector: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """`prefix` is the url of the configuration service; `detector` by name, where it has several.
+        """`prefix` is the url of the configuration service; `detector` names one of several detectors.
 
-        Without `addresses` the service is asked for them now. Raises errors of `stddaq.client.ConfigClient`.
+        Without `addresses` the service is asked for them now. Raises the errors of
+        `stddaq.client.ConfigClient`.
         """
         super().__init__(prefix, name=name, **kwargs)
         self._client = _client(prefix, detector)
@@ -159,33 +168,31 @@ class LiveStreams(Device):
             address = getattr(self, attribute)
             if address.prefix not in configured:
                 raise LiveStreamSettingError(
-                    f"{address.name}: {address.prefix} is not in {KEY}, allowed are {', '.join(configured)}"
+                    mismatch(address.name, f"an address of {KEY} ({', '.join(configured)})", address.prefix)
                 )
             address.note(LiveStreamSetting.model_validate(configured[address.prefix]))
 
     def apply(self, address: str, setting: LiveStreamSetting) -> None:
-        """Put a setting, and see that it is there.
+        """Write a setting into the configuration, and confirm it.
 
-        Raises `LiveStreamSettingError`, and what `ConfigClient` raises.
+        Raises `LiveStreamSettingError`, `ConfigChangedError`, and the other errors of `ConfigClient`.
         """
         wanted = {"type": setting.type, "config": list(setting.config)}
         with self._guard:
-            for attempt in range(ATTEMPTS):
+            for attempt in range(MAX_ATTEMPTS):
                 config = self._client.get()
                 if address not in config.get(KEY, {}):
-                    raise LiveStreamSettingError(
-                        f"{self.name}: {address} is not in {KEY} of the configuration"
-                    )
+                    raise LiveStreamSettingError(mismatch(self.name, f"an address of {KEY}", address))
                 config[KEY][address] = config[KEY][address] | wanted
                 try:
                     self._client.set(config)
                     break
                 except ConfigChangedError:
-                    if attempt == ATTEMPTS - 1:
+                    if attempt == MAX_ATTEMPTS - 1:
                         raise
             found = self._client.get()[KEY].get(address)
         if found is None or {key: found.get(key) for key in wanted} != wanted:
-            raise LiveStreamSettingError(f"{self.name}: {address}: found {found} after setting {wanted}")
+            raise LiveStreamSettingError(mismatch(f"{self.name}: {address}", str(wanted), str(found)))
 
 
 def _client(url: str, detector: str | None) -> ConfigClient:
@@ -193,7 +200,7 @@ def _client(url: str, detector: str | None) -> ConfigClient:
 
 
 def _attributes(addresses: Sequence[str]) -> dict[str, str]:
-    """Names for the addresses: by port, or whole when two have the same."""
+    """Return the address of each attribute name: `port_<number>`, or the whole address for shared ports."""
     ports = [address.rpartition(":")[2] for address in addresses]
     return {
         f"port_{port}"
@@ -201,13 +208,3 @@ def _attributes(addresses: Sequence[str]) -> dict[str, str]:
         else re.sub(r"\W+", "_", address.removeprefix("tcp://")): address
         for address, port in zip(addresses, ports, strict=True)
     }
-
-
-def _number(text: str) -> int | float:
-    try:
-        return int(text)
-    except ValueError:
-        try:
-            return float(text)
-        except ValueError:
-            raise LiveStreamSettingError(f"found {text!r}, allowed is a number") from None

@@ -1,7 +1,7 @@
-"""Plans: flights, of which documents come while images do, and a tomography scan.
+"""Plans: flights, which publish documents while images arrive, and a tomography scan.
 
-Plans that take images point by point are bluesky's: count, scan, grid_scan, ... A flight of bluesky's own
-(`bluesky.plans.fly`) cannot drive a device that tells of its images by StreamDatum.
+Bluesky's own plans (count, scan, grid_scan, ...) take images point by point. `bluesky.plans.fly` cannot drive
+a device that emits StreamDatum documents.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bluesky.utils import MsgGenerator, short_uid
 
 from stddaq_ophyd.detector import StdDaqDetector
 
-# Images of a flight; progress and positions are events of the stream `primary`, which tables and plots show.
+# Tables and plots show the stream `primary`, so that has the progress and positions of a flight.
 IMAGES = "images"
 DARKS, FLATS = "darks", "flats"
 
@@ -29,10 +29,10 @@ def fly(
     period: float = 0.5,
     md: Mapping[str, Any] | None = None,
 ) -> MsgGenerator[str]:
-    """Take `num` times the images of a point (`images_per_event`) with each detector, without a pause.
+    """Take `num` events of `images_per_event` images with each detector, without stopping between them.
 
-    Every `period` seconds come documents of the images in the stream "images", and an event of "primary" with
-    the numbers so far. Returns the uid of the run.
+    Every `period` seconds, documents of the new images go to the stream "images", and an event with the
+    numbers of images to "primary". Returns the uid of the run.
     """
     md = {"plan_name": "fly", "plan_args": {"detectors": [*map(repr, detectors)], "num": num}} | dict(
         md or {}
@@ -50,10 +50,10 @@ def fly_scan(
     period: float = 0.5,
     md: Mapping[str, Any] | None = None,
 ) -> MsgGenerator[str]:
-    """As `fly`, while `motor` moves from `start` to `stop` at the speed that it has been given.
+    """Do what `fly` does while `motor` moves from `start` to `stop` at its configured speed.
 
-    The motor is started when the detectors take images, and waited for at the end. Where it was is in the
-    events of "primary", beside the number of images by then.
+    The motor starts when the detectors take images; the plan waits for it at the end. Events of "primary"
+    have its position and the numbers of images at that moment.
     """
     arguments = {"detectors": [*map(repr, detectors)], "motor": repr(motor), "start": start, "stop": stop}
     md = {
@@ -78,7 +78,7 @@ def _flight(
     period: float,
     md: Mapping[str, Any],
 ) -> MsgGenerator[str]:
-    """Plans `go` when images come, and `arrive` when all are there; `readables` are in the events."""
+    """Run the plan `go` after kickoff and `arrive` when all is recorded; events have the `readables`."""
     numbers = [signal for detector in detectors for signal in (detector.n_recorded, detector.n_bad)]
     names = [detector.name for detector in detectors]
 
@@ -97,7 +97,7 @@ def _flight(
             is_waited_for = yield from bps.wait(group=completed, timeout=period, error_on_timeout=False)
             is_done = all(status.done for status in statuses)
             if is_waited_for and not is_done:
-                # A pause has made the RunEngine forget the group.
+                # After a pause the RunEngine has no group to wait for.
                 yield from bps.sleep(period)
             yield from bps.collect(*detectors, name=IMAGES)
             yield from _event([*numbers, *readables])
@@ -130,12 +130,12 @@ def tomography(
     n_flats: int = 10,
     md: Mapping[str, Any] | None = None,
 ) -> MsgGenerator[str]:
-    """Darks, flats, and `num` projections from angle `start` to `stop` (not included), in one run.
+    """Take darks, flats and `num` projections from angle `start` to `stop` (not included) in one run.
 
-    `shutter` is set to `closed_value` for darks, and to `open_value` for the others; `sample` to `sample_out`
-    for flats, and to `sample_in` for projections. At the end, however it comes, the shutter is closed and the
-    sample in. Streams are "darks", "flats" and, for projections with their angles, "primary". Returns the
-    uid of the run.
+    `shutter` is set to `closed_value` for darks and to `open_value` for flats and projections, `sample` to
+    `sample_out` for flats and to `sample_in` for projections. The plan closes the shutter and moves the
+    sample in at its end, also when it fails. Streams are "darks", "flats", and "primary" with the projections
+    and their angles. Returns the uid of the run.
     """
     angles = np.linspace(start, stop, num, endpoint=False)
     hints = {"dimensions": [(rotation.hints["fields"], "primary")]} if hasattr(rotation, "hints") else {}

@@ -1,7 +1,7 @@
-"""For tiled servers: HDF5 files as tiled reads them, but not those whose images have gone.
+"""An adapter with which tiled servers refuse HDF5 files whose images are missing.
 
-Of a raw file that is missing or short HDF5 shows fill values, and tiled sends them. A server that has this
-adapter in its configuration refuses instead, with the name of the file:
+HDF5 shows fill values for a raw file that is missing or short, and tiled sends them. A server with this
+adapter in its configuration answers with an error that names the file:
 
     trees:
       - path: /
@@ -27,13 +27,13 @@ from stddaq_ophyd.handlers import check_sources
 
 
 class CheckedHDF5Adapter(HDF5Adapter):
-    """tiled's adapter of HDF5 files, behind a look at the sources of virtual datasets."""
+    """tiled's adapter for HDF5 files, which checks the sources of virtual datasets first."""
 
     @classmethod
     def from_catalog(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, data_source: Any, node: Any, /, **parameters: Any
     ) -> Any:
-        """As tiled's. A client is told what is missing, with the status 424 (Failed Dependency)."""
+        """Return tiled's adapter, or answer with status 424 (Failed Dependency) and the missing file."""
         dataset = parameters.get("dataset") or ""
         name = dataset if isinstance(dataset, str) else "/".join(dataset)
         for asset in data_source.assets:
@@ -44,6 +44,6 @@ class CheckedHDF5Adapter(HDF5Adapter):
                     if isinstance(found, h5py.Dataset):
                         check_sources(path, found)
             except FileLayoutError as error:
-                # Of 410 (Gone) tiled's client hides the words, and after 5xx it tries again for a minute.
+                # tiled's client hides the message of a 410 (Gone), and retries for a minute after a 5xx.
                 raise HTTPException(424, str(error)) from error
         return super().from_catalog(data_source, node, **parameters)

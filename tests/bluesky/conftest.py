@@ -15,7 +15,7 @@ from stddaq_ophyd import StdDaqDetector
 
 @pytest.fixture
 def engine() -> Iterator[RunEngine]:
-    """A RunEngine, without signal handlers of its own."""
+    """A RunEngine without signal handlers."""
     made = RunEngine({}, context_managers=[])
     yield made
     if made.state != "idle":
@@ -35,7 +35,7 @@ def documents(engine: RunEngine) -> Documents:
 
 @pytest.fixture
 def make_detector(make_rig: MakeRig) -> Iterator[Callable[..., tuple[StdDaqDetector, PointCamera]]]:
-    """Makes a detector, and the camera behind it, over a rig of its own with the options `rig`."""
+    """Makes a detector with its camera, over a new rig with the options `rig`."""
     made: list[StdDaqDetector] = []
 
     def make(rig: dict[str, Any] | None = None, **options: Any) -> tuple[StdDaqDetector, PointCamera]:

@@ -1,4 +1,4 @@
-"""Whoever makes the camera take images: signals, callables, our simulator; and where files go."""
+"""What triggers the camera (signals, callables, the simulator), and where the files go."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stddaq_ophyd import DirectoryPaths, SimulatedCamera, StdDaqDetector
 MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
 
 
-def test_a_signal_triggers_and_another_says_how_long_an_exposure_takes(
+def test_one_signal_triggers_and_another_gives_the_exposure_time(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector
 ):
     shutter, exposure = Signal(name="shutter", value=0), Signal(name="exposure", value=0.25)
@@ -51,7 +51,7 @@ def test_the_simulator_is_a_camera_of_the_detector(
     deployment.start_writers()
     det = Detector(url, name="det", paths=directory)
     det.images_per_event.put(3)
-    # The camera's own name comes first when it does not answer.
+    # A camera that does not answer is named.
     with pytest.raises(FailedStatus) as failed:
         engine(count([det]))
     assert "det: the camera cannot be triggered: det_camera: " in str(failed.value.__cause__)
@@ -69,7 +69,7 @@ def test_the_simulator_is_a_camera_of_the_detector(
     det.camera.destroy()
 
 
-def test_files_go_to_a_directory_of_the_scan_which_readers_know_by_another_name(
+def test_files_go_to_a_directory_of_the_scan_that_readers_see_under_another_name(
     engine: RunEngine, make_detector: MakeDetector, tmp_path: Path, directory: Path
 ):
     (tmp_path / "mount").symlink_to(directory)

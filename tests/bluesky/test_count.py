@@ -1,4 +1,4 @@
-"""Points: what a plan records, what documents tell of it, and what is found where they point."""
+"""Points: what a plan records is found where its documents point."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_images_of_a_count_are_found_where_its_documents_point(
     engine(count([det], 5), {"event": [lambda name, doc: seen.append(len(stream_images(documents)))]})
     assert seen == [n * images_per_event for n in (1, 2, 3, 4, 5)]
     assert_images(stream_images(documents), camera.published)
-    # Without raw files that grow it is a NeXus file like any other.
+    # When the run has ended it is an ordinary NeXus file.
     with h5py.File(camera.rig.path("det_00001_Published.h5")) as file:
         assert file.attrs["default"] == "entry"
         assert_images(np.asarray(file["entry/data/data"]), camera.published)

@@ -48,7 +48,7 @@ def read(python: Path, documents: Documents, directory: Path) -> dict[str, np.nd
     lines = [json.dumps([name, doc]) for name, doc in documents.all]
     (directory / "documents").write_text("\n".join(lines))
     paths = (str(directory / "documents"), str(directory / "images.npz"))
-    # It leaves temporary directories behind.
+    # It does not remove its temporary directories.
     env = {**os.environ, "TMPDIR": str(directory)}
     reader = Service([str(python), read_with_databroker.__file__, *paths], env)
     assert reader.wait(timeout=100) == 0, reader.output
@@ -79,7 +79,7 @@ def test_databroker_reads_every_kind_of_datum(
 
 
 class Filled:
-    """Fills the images of each event at once; called by a RunEngine. `images` are those so far."""
+    """Fills the images of each event at once when the RunEngine emits it; `images` are those so far."""
 
     def __init__(self, filler: Filler) -> None:
         self._filler = filler
@@ -111,7 +111,7 @@ def test_filler_fills_events_while_the_plan_runs(
 
 
 @pytest.mark.parametrize("spec", ["STDDAQ_PUBLISHED", "STDDAQ_RAW"])
-def test_images_of_a_try_that_was_broken_off_are_not_filled_in(
+def test_images_that_a_pause_discarded_are_not_filled_in(
     engine: RunEngine, filled: Filled, make_detector: MakeDetector, spec: str
 ):
     det, camera = make_detector(rig={"number_of_writers": 3}, documents=spec)

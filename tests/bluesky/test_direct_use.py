@@ -1,4 +1,4 @@
-"""The device at a prompt and in a script, without a RunEngine; and what it shows while one runs."""
+"""The device at a prompt and in a script, without a RunEngine; and what it shows during a plan."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_point_can_be_taken_by_hand(make_detector: MakeDetector, capsys: pytes
     assert (camera.rig.directory / "det_00001_Master.h5").exists()
 
 
-def test_staging_and_unstaging_do_not_wait_for_a_driver_that_hangs(make_detector: MakeDetector):
+def test_staging_and_unstaging_return_at_once_when_the_driver_hangs(make_detector: MakeDetector):
     det, camera = make_detector()
     camera.rig.driver.send(signal.SIGSTOP)
     staged = det.stage()
@@ -70,7 +70,7 @@ def test_staging_and_unstaging_do_not_wait_for_a_driver_that_hangs(make_detector
     wait_until(lambda: camera.rig.client.status().status == "idle", what="the driver to be idle")
 
 
-def test_progress_is_told_while_images_come(make_detector: MakeDetector):
+def test_progress_is_reported_while_images_arrive(make_detector: MakeDetector):
     fired, two_are_seen = threading.Event(), threading.Event()
     det, camera = make_detector(trigger=fired.set)
     det.images_per_event.put(4)

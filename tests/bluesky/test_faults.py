@@ -1,4 +1,4 @@
-"""What goes wrong during a plan: afterwards the driver is idle, documents are true, the next plan works."""
+"""Faults during a plan: afterwards the driver is idle, documents are true, and the next plan works."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
 
 
 def failure(engine: RunEngine, plan: Any) -> str:
-    """Run a plan that must fail on the device; the device's words."""
+    """Run a plan that must fail on the device, and return the message of the device."""
     with pytest.raises(FailedStatus) as failed:
         engine(plan)
     assert isinstance(failed.value.__cause__, AcquisitionError)
@@ -34,12 +34,12 @@ def failure(engine: RunEngine, plan: Any) -> str:
 
 
 def wait_until_idle(rig: Rig) -> None:
-    """The driver is idle, and stays so."""
+    """Wait until the driver is idle."""
     wait_until(lambda: rig.client.status().status == "idle", what="the driver to be idle")
 
 
 def assert_next_plan_works(engine: RunEngine, det: StdDaqDetector, camera: PointCamera) -> None:
-    """Without any repair, the driver is idle and the next plan records what it should."""
+    """The driver is idle, and the next plan records its images without any repair."""
     wait_until_idle(camera.rig)
     n_before, found = len(camera.published), Documents()
     engine(count([det], 2), found)
@@ -48,7 +48,7 @@ def assert_next_plan_works(engine: RunEngine, det: StdDaqDetector, camera: Point
     wait_until_idle(camera.rig)
 
 
-def test_a_driver_that_is_absent_fails_staging_and_says_what_to_do(engine: RunEngine, tmp_path: Path):
+def test_staging_fails_without_a_driver_and_the_message_says_what_to_do(engine: RunEngine, tmp_path: Path):
     url = f"ws://127.0.0.1:{free_port()}"
     det = StdDaqDetector(url, name="det", paths=tmp_path)
     text = failure(engine, count([det]))
@@ -68,7 +68,7 @@ def test_a_directory_that_is_refused_fails_staging_at_once_with_the_drivers_reas
     assert_next_plan_works(engine, det, camera)
 
 
-def test_a_skipped_trigger_fails_the_point_and_its_message_says_what_is_missing(
+def test_a_skipped_trigger_fails_the_point_and_its_message_says_what_came(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector
 ):
     det, camera = make_detector()
@@ -108,7 +108,7 @@ def test_a_writer_killed_during_a_scan_is_named_and_what_was_published_stays(
         if name == "event" and doc["seq_num"] == 3:
             rig.writers[1].kill()
 
-    text = failure(engine, bps_count_with(count([det], 8), kill, engine))
+    text = failure(engine, subscribed(count([det], 8), kill, engine))
     assert "writer 1 exited or hangs" in text
     n_events = len(documents["event"])
     assert n_events >= 3
@@ -118,7 +118,7 @@ def test_a_writer_killed_during_a_scan_is_named_and_what_was_published_stays(
     assert_next_plan_works(engine, det, camera)
 
 
-def test_a_raw_file_that_is_gone_fails_the_point_and_is_named(
+def test_a_raw_file_that_vanishes_fails_the_point_and_is_named(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector
 ):
     det, camera = make_detector()
@@ -167,19 +167,19 @@ def test_a_flight_that_is_paused_can_be_aborted_or_goes_on(
     assert_images(stream_images(documents), camera.published)
 
 
-def bps_count_with(plan: Any, callback: Callable[..., None], engine: RunEngine) -> Iterator[Msg]:
-    """A plan with a subscriber of its own."""
+def subscribed(plan: Any, callback: Callable[..., None], engine: RunEngine) -> Iterator[Msg]:
+    """Run a plan with `callback` subscribed."""
     token = yield Msg("subscribe", None, callback, "all")
     yield from plan
     yield Msg("unsubscribe", None, token=token)
 
 
-# What a step of `count` consists of. After each of these comes a pause.
+# The messages of one step of `count`. The test pauses after each of them.
 STEP = ("checkpoint", "trigger", "wait", "create", "read", "save")
 
 
 def pausing(plan: Any) -> Iterator[Msg]:
-    """`plan` with a pause after each message of its first step, which is replayed every time."""
+    """Run `plan` with a pause after each message of its first step, which is replayed every time."""
     left, returned = list(STEP), None
     while True:
         try:
@@ -198,12 +198,12 @@ def test_a_pause_after_any_message_of_a_step_leaves_no_orphan_in_the_documents(
     det, camera = make_detector(rig={"number_of_writers": 3})
     det.images_per_event.put(2)
     expected: list[Any] = []
-    # What was triggered last when an event is told of is what it shows.
+    # An event shows the images that were triggered last before it.
     engine.subscribe(lambda name, doc: expected.extend(camera.published[-2:]), "stream_datum")
     with pytest.raises(RunEngineInterrupted):
         engine(pausing(count([det], 3)))
     for _ in STEP[1:]:
-        det.describe()  # As `summary()` does it; the RunEngine's own means a new stream.
+        det.describe()  # As `summary()` does; only the RunEngine's own call means a new stream.
         with pytest.raises(RunEngineInterrupted):
             engine.resume()
     engine.resume()
@@ -215,7 +215,7 @@ def test_a_pause_after_any_message_of_a_step_leaves_no_orphan_in_the_documents(
 
 
 @pytest.mark.parametrize("how", ["abort", "halt", "stop"])
-def test_after_an_end_in_the_middle_of_a_point_everything_is_as_before(
+def test_after_an_end_in_the_middle_of_a_point_the_next_plan_works(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector, how: str
 ):
     det, camera = make_detector()

@@ -1,4 +1,4 @@
-"""Plans of ours: flights with live documents, tomography; and what tables and progress bars show of them."""
+"""Flights with live documents, tomography, and what tables and progress bars show of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
 
 
 class SlowCamera(PointCamera):
-    """Publishes in the background, image after image, however fast it is triggered."""
+    """Publishes image after image in the background, at its own rate."""
 
     def __init__(self, rig: Rig) -> None:
         super().__init__(rig)
@@ -38,13 +38,13 @@ class SlowCamera(PointCamera):
         self._publisher.submit(self.rig.publish, images, 0.005)
 
     def close(self) -> None:
-        """Publish no more."""
+        """Stop publishing."""
         self._publisher.shutdown(cancel_futures=True)
 
 
 @pytest.fixture
 def make_flyer(make_detector: MakeDetector) -> Iterator[MakeDetector]:
-    """As `make_detector`, with a camera that takes its time."""
+    """Makes a detector like `make_detector`, with a slow camera."""
     made: list[SlowCamera] = []
 
     def make(rig: dict[str, Any] | None = None, **options: Any) -> tuple[StdDaqDetector, PointCamera]:
@@ -59,7 +59,7 @@ def make_flyer(make_detector: MakeDetector) -> Iterator[MakeDetector]:
         camera.close()
 
 
-def test_documents_of_a_flight_come_while_its_images_do(
+def test_documents_of_a_flight_come_while_its_images_arrive(
     engine: RunEngine, documents: Documents, make_flyer: MakeDetector
 ):
     det, camera = make_flyer(rig={"number_of_writers": 3})
@@ -93,7 +93,7 @@ def test_tables_and_progress_bars_show_a_flight(
     assert re.search(r"det: +\d+%.*images", shown)
 
 
-def test_tomography_puts_darks_flats_and_projections_into_streams_of_their_own(
+def test_tomography_puts_darks_flats_and_projections_into_separate_streams(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector
 ):
     det, camera = make_detector(rig={"number_of_writers": 3})
@@ -128,7 +128,7 @@ def test_tomography_puts_darks_flats_and_projections_into_streams_of_their_own(
     np.testing.assert_allclose(angles, np.arange(7) * 180 / 7)
 
 
-def test_a_flight_whose_images_stop_coming_fails_and_tells_of_those_that_came(
+def test_a_flight_whose_images_stop_coming_fails_and_publishes_those_that_came(
     engine: RunEngine, documents: Documents, make_flyer: MakeDetector
 ):
     det, camera = make_flyer()

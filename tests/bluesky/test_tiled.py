@@ -36,7 +36,7 @@ def tiled(tiled_server: TiledServer) -> Iterator[Any]:
 
 
 def images_in(run: Any, key: str = "det_image", stream: str = "primary") -> np.ndarray:
-    """The images (points, images of a point, height, width) that tiled has of a run."""
+    """The images (events, images per event, height, width) of a run in tiled."""
     return run[stream][key].read()
 
 
@@ -66,7 +66,7 @@ def test_images_are_read_while_the_plan_runs_and_afterwards(
     np.testing.assert_array_equal(images_in(tiled[uid]), expected_of(camera, per_point))
 
 
-def test_a_flight_is_read_while_it_goes_on_and_afterwards(
+def test_a_flight_is_read_while_it_runs_and_afterwards(
     engine: RunEngine, make_detector: MakeDetector, tiled: Any
 ):
     det, camera = make_detector()
@@ -99,14 +99,14 @@ def test_resource_and_datum_are_read_as_well(
     np.testing.assert_array_equal(images_in(tiled[uid]), expected_of(camera, 3))
 
 
-def test_a_server_that_goes_in_the_middle_of_a_run_costs_nothing_with_a_backup_directory(
+def test_a_server_that_vanishes_in_the_middle_of_a_run_loses_nothing_with_a_backup_directory(
     engine: RunEngine,
     make_detector: MakeDetector,
     tiled: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    # Otherwise the client tries for 45 s, as the variable TILED_RETRY_TIMEOUT says, and the plan waits.
+    # By default the client retries for 45 s (TILED_RETRY_TIMEOUT), and the plan waits.
     monkeypatch.setattr("tiled.client.utils.TILED_RETRY_ATTEMPTS", 1)
     det, camera = make_detector()
     (tmp_path / "mortal").mkdir()
@@ -127,7 +127,7 @@ def test_a_server_that_goes_in_the_middle_of_a_run_costs_nothing_with_a_backup_d
     assert det.driver_state() == "idle"
 
 
-def test_a_server_with_our_adapter_refuses_images_whose_raw_file_has_gone(
+def test_a_server_with_the_checked_adapter_refuses_images_whose_raw_file_is_missing(
     engine: RunEngine, make_detector: MakeDetector, tmp_path: Path
 ):
     det, camera = make_detector(rig={"number_of_writers": 3})

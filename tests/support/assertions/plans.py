@@ -1,4 +1,4 @@
-"""What tests of plans need: a camera that publishes on trigger, the documents emitted, and their images."""
+"""For tests of plans: a camera that publishes on trigger, the emitted documents, and their images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.processes.recording import DAMAGED, GOOD, Image, Rig, image_of
 
 
 class Documents:
-    """What was emitted, by name and in order; called by a RunEngine."""
+    """Collects what a RunEngine emits, by name and in order."""
 
     def __init__(self) -> None:
         self.all: list[tuple[str, dict[str, Any]]] = []
@@ -28,7 +28,7 @@ class Documents:
 
 
 def run_plan(engine: RunEngine, plan: Any) -> str:
-    """Let the engine do a plan of one run. Returns the uid of the run."""
+    """Run a plan of one run, and return the uid of the run."""
     (uid,) = cast(tuple[str, ...], engine(plan))
     return uid
 
@@ -37,11 +37,11 @@ class PointCamera:
     """Publishes the next images of a rig on each call.
 
     Attributes:
-        published: those so far.
+        published: the images so far.
         skip_calls: numbers, from 1, of the calls that publish nothing but call `on_skip`.
         damaged: ids of images that are published as damaged.
         n_held_back: images of each call that are not published.
-        is_rearmed: ids begin again at 0 with each call.
+        is_rearmed: ids restart at 0 with each call.
     """
 
     def __init__(self, rig: Rig) -> None:
@@ -77,7 +77,7 @@ class PointCamera:
 
 
 def stream_images(found: Documents, key: str = "det_image", stream: str | None = None) -> np.ndarray:
-    """The images that the StreamResource and the StreamData of one key tell of, (n, height, width).
+    """Return the images that the StreamResource and its StreamDatum documents reference, (n, height, width).
 
     In a run of several streams, those of `stream`.
     """
@@ -102,7 +102,7 @@ def stream_images(found: Documents, key: str = "det_image", stream: str | None =
 
 
 def assert_images(found: np.ndarray, expected: Sequence[Image]) -> None:
-    """`found` (n, height, width) are `expected`, every pixel."""
+    """Compare every pixel of `found` (n, height, width) with `expected`."""
     assert len(found) == len(expected)
     for pixels, image in zip(found, expected, strict=True):
         assert np.array_equal(pixels, image.pixels), f"image {image.image_id}"
