@@ -33,7 +33,7 @@ def record_until_the_camera_is_killed(rig: Rig, **start: Any) -> tuple[Service, 
     camera, _ = start_camera(rig.deployment, "--rate", 300, "--wait-for-subscribers", 4, port=port)
     rig.wait_for_count(100)
     camera.kill()
-    receiver.wait_for_line("the camera server is gone")
+    receiver.wait_for_line("disconnected from the camera server")
     return receiver, port
 
 

@@ -50,7 +50,7 @@ def test_messages_of_a_camera_are_images_or_counted_by_what_is_wrong(
 
             survived()
             port = camera.port
-        receiver.wait_for_line("the camera server is gone")
+        receiver.wait_for_line("disconnected from the camera server")
         with Camera(port=port) as camera:
             camera.send_images(range(N_GOOD))
             # Among what comes before them may be any id.

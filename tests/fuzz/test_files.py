@@ -287,7 +287,7 @@ def test_defaults_in_a_circle_lead_nowhere(
         file.attrs["default"] = "/"
     done = commands.run("replay", deployment.config_path, path)
     assert (done.code, done.traceback) == (2, "")
-    assert "found no dataset of images" in done.err
+    assert "expected a dataset of images" in done.err
 
 
 def test_master_file_without_rows_is_another_file(commands: FileCommands, tmp_path: Path) -> None:

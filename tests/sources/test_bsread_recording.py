@@ -82,7 +82,7 @@ def test_run_goes_on_when_the_camera_is_started_again(make_camera_rig: Callable[
         begin(rig, n_image=50)
         camera.send_images(range(20))
         rig.wait_for_count(20)
-    receiver.wait_for_line("the camera server is gone")
+    receiver.wait_for_line("disconnected from the camera server")
     with Camera(port=port) as camera:
         camera.send_images(range(30))
         account = rig.end()

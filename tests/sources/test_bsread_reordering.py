@@ -15,7 +15,7 @@ from stddaq.sources.bsread.reordering import (
     N_EVIDENCE,
     N_OLDER,
     Arrival,
-    ImageOrder,
+    ReorderBuffer,
 )
 
 STEP_NS = 10**6
@@ -25,7 +25,7 @@ class Run:
     """Feeds an order of images: `images` are (id, number of the picture), one every ms."""
 
     def __init__(self, n_connections: int = 4, max_held: int = 1000) -> None:
-        self.order: ImageOrder[int] = ImageOrder(n_connections, max_held)
+        self.order: ReorderBuffer[int] = ReorderBuffer(n_connections, max_held)
         self.now = 0.0
         self.released: list[tuple[int, int]] = []
         self._n_connections = n_connections
@@ -53,7 +53,7 @@ class Run:
     @property
     def counts(self) -> tuple[int, int, int, int]:
         order = self.order
-        return order.n_missing, order.n_late, order.n_repeated, order.n_restarts
+        return order.n_skipped_ids, order.n_late, order.n_repeated, order.n_restarts
 
 
 def taken_in_order(ids: Iterable[int], first: int = 1) -> list[tuple[int, int]]:
@@ -105,10 +105,10 @@ def test_missing_image_is_given_up_when_every_connection_has_delivered_a_later_o
     assert [image_id for image_id, _ in run.released][:4] == [0, 1, 2, 4]
 
 
-def test_lost_connection_is_not_taken_for_one_that_has_delivered_a_later_image() -> None:
+def test_lost_connection_does_not_count_as_one_that_has_delivered_a_later_image() -> None:
     run = Run()
     run.feed(taken_in_order([0, 1, 2, 3]))
-    run.order.connection_lost(camera_is_gone=False)
+    run.order.connection_lost(all_lost=False)
     run.feed([(5, 5), (6, 6), (7, 7), (4, 8)])
     assert [image_id for image_id, _ in run.released] == list(range(8))
     assert run.counts == (0, 0, 0, 0)
@@ -210,14 +210,14 @@ def test_burst_of_late_images_is_no_restart() -> None:
     run.feed([(100, 101)])
     run.wait()
     assert run.order.n_restarts == 0
-    assert (run.order.n_late, run.order.n_missing) == (25, 25)
+    assert (run.order.n_late, run.order.n_skipped_ids) == (25, 25)
     assert [image_id for image_id, _ in run.released] == sorted(set(range(101)) - {i for i, _ in late})
 
 
-def test_camera_that_was_gone_may_begin_again_anywhere() -> None:
+def test_ids_may_restart_anywhere_after_the_camera_disconnected() -> None:
     run = Run()
     run.feed(taken_in_order(range(10)))
-    run.order.connection_lost(camera_is_gone=True)
+    run.order.connection_lost(all_lost=True)
     run.feed([(8, 1)])  # Even with its clock set back.
     run.wait()
     assert run.released[-1] == (8, 1)

@@ -156,7 +156,7 @@ def test_request_that_cannot_be_carried_out_changes_nothing(deployment: Deployme
             SimulatorRefusedError, match="n_images: expected a value greater than or equal to 1, got 0"
         ):
             client.trigger(0)
-        with pytest.raises(SimulatorRefusedError, match="rate: found NaN"):
+        with pytest.raises(SimulatorRefusedError, match="rate: expected a finite number, got NaN"):
             client.configure(rate=float("nan"))
         with pytest.raises(SimulatorRefusedError, match="1 triggered images are still to come"):
             client.rearm()
@@ -250,11 +250,14 @@ def test_simulator_ends_while_a_subscriber_hangs(deployment: Deployment) -> None
         (("--rate", "nan"), "--rate: expected a number of Hz from 0"),
         (("--burst", "0"), "--burst: expected an integer from 1"),
         (("--n-images", "1.5"), "--n-images: expected an integer from 1"),
-        (("--first-id", str(2**24)), "--first-id: found 16777216, allowed for gigafrost is 0 to 16777215"),
+        (("--first-id", str(2**24)), "--first-id: expected 0 to 16777215 for gigafrost, got 16777216"),
         (("--skip-every", "1"), "--skip-every: expected an integer from 2"),
         (("--scene", "cat"), "--scene: invalid choice: 'cat'"),
         (("--seed", "-4"), "--seed: expected an integer from 0"),
-        (("--wait-for-subscribers", "1", "--wait-timeout", "0.1"), "found 0 subscribers after 0.1 s"),
+        (
+            ("--wait-for-subscribers", "1", "--wait-timeout", "0.1"),
+            "expected 1 subscribers within 0.1 s, got 0",
+        ),
         (("extra",), "unrecognized arguments: extra"),
     ],
 )

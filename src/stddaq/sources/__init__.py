@@ -1,1 +1,1 @@
-"""Sources of images: they put images into the ring buffer and announce them on the metadata stream."""
+"""Sources: they put images into the ring buffer and announce them on the metadata stream."""

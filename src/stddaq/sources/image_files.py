@@ -1,7 +1,7 @@
-"""Recorded images as stacks that can be read image by image: HDF5 datasets, npy arrays, TIFF files.
+"""Recorded images as stacks that are read image by image: HDF5 datasets, npy arrays, TIFF files.
 
-`open_images` looks at what a file is, not at its name. Nothing is read before it is asked for, and never more
-than `BLOCK_BYTES` at a time; every mistake is a `SourceError` of one line that names the file.
+`open_images` recognises a file by its content, not by its name. It reads on demand, in blocks of at most
+`BLOCK_BYTES`. Every mistake is a `SourceError` of one line that names the file.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ import numpy as np
 import tifffile
 
 from stddaq.errors import SourceError
+from stddaq.text import mismatch
 
-# A stack up to this size is read once and kept; a larger one is read in blocks.
+# A stack up to this size is read once and kept. A larger one is read in blocks.
 CACHE_BYTES = 256 * 2**20
 BLOCK_BYTES = 32 * 2**20
-# Entry, data, dataset: NeXus has no more levels that name a default.
+# Levels that name a default in NeXus: entry, data, dataset. Links can form a circle.
 MAX_DEFAULTS = 8
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class Stack(Protocol):
-    """What the formats have in common."""
+    """A stack of images in a file of any format."""
 
     shape: tuple[int, int, int]
     dtype: np.dtype
 
     def read(self, first: int, end: int) -> np.ndarray:
-        """Images `first` to `end` - 1, as an array (end - first, height, width)."""
+        """Return images `first` to `end` - 1 as an array (end - first, height, width)."""
         ...
 
     def close(self) -> None: ...
 
 
 class RecordedImages:
-    """The images of one file, read as they are needed.
+    """The images of one file, read on demand.
 
     Attributes:
         where: file and dataset, for messages.
@@ -63,7 +64,7 @@ class RecordedImages:
         return self.shape[0]
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Image `index` (from 0), an array (height, width). Raises `SourceError` when it cannot be read."""
+        """Return image `index` (from 0) as an array (height, width). Raise `SourceError`."""
         if not self._first <= index < self._first + len(self._block):
             first = index - index % self._per_block
             with _naming(f"{self.where}: image {index} cannot be read"):
@@ -84,10 +85,10 @@ class RecordedImages:
 
 
 def open_images(name: str) -> RecordedImages:
-    """Open `FILE` or `FILE:dataset`; a dataset is named only in HDF5 files.
+    """Open `FILE` or, of an HDF5 file, `FILE:dataset`. Raise `SourceError`.
 
-    Without a name an HDF5 file shows its NeXus default, else its first numeric dataset of three dimensions.
-    Two dimensions are one image. Raises `SourceError`.
+    Without a name, an HDF5 file shows its NeXus default, or else its first numeric dataset of three
+    dimensions. Two dimensions are one image.
     """
     path, dataset = _split(name)
     with _naming(f"{path}: cannot be read"):
@@ -95,7 +96,7 @@ def open_images(name: str) -> RecordedImages:
             magic = file.read(8)
         is_hdf5 = h5py.is_hdf5(path)
     if dataset is not None and not is_hdf5:
-        raise SourceError(f"{path}: found no HDF5 file, only in one a dataset ({dataset}) can be named")
+        raise SourceError(mismatch(f"{path}", f"an HDF5 file with the dataset {dataset}", "another format"))
     with _naming(f"{path}: cannot be read"):
         if is_hdf5:
             return _open_hdf5(path, dataset)
@@ -103,25 +104,22 @@ def open_images(name: str) -> RecordedImages:
             return RecordedImages(str(path), _NpyStack(path))
         if magic.startswith(_TIFF_MAGIC):
             return RecordedImages(str(path), _TiffStack(path))
-    raise SourceError(f"{path}: found no image file, allowed are HDF5, npy and TIFF")
+    raise SourceError(mismatch(f"{path}", "an HDF5, npy or TIFF file", "another format"))
 
 
 def read_image_ids(name: str, n_images: int, last_id: int) -> np.ndarray:
-    """The image ids in `FILE:dataset`: uint64, one for each of `n_images` images, up to `last_id`.
-
-    Raises `SourceError`.
-    """
+    """Return the image ids in `FILE:dataset`: uint64, one per image, up to `last_id`. Raise `SourceError`."""
     path, dataset = _split(name)
     if dataset is None:
-        raise SourceError(f"{name}: found no dataset of image ids, allowed is FILE:dataset of an HDF5 file")
+        raise SourceError(mismatch(name, "FILE:dataset of an HDF5 file", "no dataset"))
     with _naming(f"{path}: cannot be read"), h5py.File(path) as file:
         found = file.get(dataset)
         if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "ui" or found.shape != (n_images,):
-            raise SourceError(f"{name}: found {_described(found)}, allowed are {n_images} integers")
+            raise SourceError(mismatch(name, f"{n_images} integers", _described(found)))
         ids = found[()]
     for extreme in (int(ids.min()), int(ids.max())):
         if not 0 <= extreme <= last_id:
-            raise SourceError(f"{name}: found the image id {extreme}, allowed are ids from 0 to {last_id}")
+            raise SourceError(mismatch(name, f"image ids from 0 to {last_id}", f"{extreme}"))
     return ids.astype(np.uint64)
 
 
@@ -135,27 +133,26 @@ def _split(name: str) -> tuple[Path, str | None]:
 
 @contextmanager
 def _naming(what: str) -> Iterator[None]:
-    """Turn what the libraries raise about a broken file into one line that begins with `what`."""
+    """Turn any exception of the libraries for a broken file into one line that starts with `what`."""
     try:
         yield
     except SourceError:
         raise
     except OSError as error:
         raise SourceError(f"{what}: {error.strerror or error}") from error
-    except Exception as error:  # Over damaged files, the libraries fail in every way.
+    except Exception as error:  # Libraries raise any exception for damaged files.
         raise SourceError(f"{what}: {error or type(error).__name__}") from error
 
 
 def _as_stack_shape(shape: tuple[int, ...], dtype: np.dtype, where: str) -> tuple[int, int, int]:
     if dtype.kind not in "uifb" or len(shape) not in (2, 3) or 0 in shape:
         size = "x".join(map(str, shape)) or "one value"
-        raise SourceError(
-            f"{where}: found {size} of {dtype}, allowed are numbers in two (one image) or three dimensions"
-        )
+        expected = "numbers in two (one image) or three dimensions"
+        raise SourceError(mismatch(where, expected, f"{size} of {dtype}"))
     return (1, *shape) if len(shape) == 2 else shape  # pyright: ignore[reportReturnType]
 
 
-class _Hdf5Stack:
+class _Hdf5Stack(Stack):
     def __init__(self, file: h5py.File, dataset: h5py.Dataset) -> None:
         self._file, self._dataset = file, dataset
         self.shape = _as_stack_shape(dataset.shape, dataset.dtype, f"{file.filename}:{dataset.name}")
@@ -175,8 +172,8 @@ def _open_hdf5(path: Path, dataset: str | None) -> RecordedImages:
     try:
         found = file.get(dataset) if dataset is not None else _default_images(file)
         if not isinstance(found, h5py.Dataset):
-            wanted = "dataset of images" if dataset is None else f"dataset {dataset}"
-            raise SourceError(f"{path}: found no {wanted}; there are {_listing(file)}")
+            wanted = "a dataset of images" if dataset is None else f"the dataset {dataset}"
+            raise SourceError(mismatch(f"{path}", wanted, _listing(file)))
         return RecordedImages(f"{path}:{found.name}", _Hdf5Stack(file, found))
     except BaseException:
         file.close()
@@ -184,9 +181,9 @@ def _open_hdf5(path: Path, dataset: str | None) -> RecordedImages:
 
 
 def _default_images(file: h5py.File) -> h5py.Dataset | None:
-    """Where NeXus' `default` and `signal` lead, else the first stack of images."""
+    """Follow NeXus' `default` and `signal`, or else return the first stack of images."""
     node = file
-    for _ in range(MAX_DEFAULTS):  # They can lead in a circle.
+    for _ in range(MAX_DEFAULTS):
         if not (isinstance(node, h5py.Group) and isinstance(name := node.attrs.get("default"), str)):
             break
         node = node.get(name)
@@ -225,10 +222,10 @@ def _described(node: object) -> str:
     return f"{'x'.join(map(str, node.shape)) or 'one value'} of {node.dtype}"
 
 
-class _NpyStack:
+class _NpyStack(Stack):
     def __init__(self, path: Path) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of headers by other versions of Python.
+            warnings.simplefilter("ignore")  # Headers of other Python versions cause warnings.
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         self.shape, self.dtype = _as_stack_shape(array.shape, array.dtype, str(path)), array.dtype
         self._array: np.ndarray = array.reshape(self.shape)
@@ -240,26 +237,26 @@ class _NpyStack:
         del self._array
 
 
-class _Strict(logging.Handler):
-    """What tifffile only logs as an error, and goes on with zeros, is an error."""
+class _StrictHandler(logging.Handler):
+    """Raises the errors that tifffile only logs before it continues with zeros."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.ERROR:
             raise ValueError(record.getMessage())
 
 
-class _TiffStack:
-    """The first series of a TIFF file: its pages, or the one block that ImageJ makes of them."""
+class _TiffStack(Stack):
+    """The first series of a TIFF file: its pages, or the one block that ImageJ writes."""
 
     def __init__(self, path: Path) -> None:
         log = tifffile.logger()
-        log.handlers[:], log.propagate = [_Strict()], False
+        log.handlers[:], log.propagate = [_StrictHandler()], False
         self._file = tifffile.TiffFile(path)
         try:
             self._series = self._file.series[0]
             dtype = self._series.dtype
             if dtype is None:
-                raise SourceError(f"{path}: found a TIFF file without pixels")
+                raise SourceError(mismatch(f"{path}", "a TIFF file with pixels", "one without"))
             self.shape, self.dtype = _as_stack_shape(self._series.shape, dtype, str(path)), dtype
         except BaseException:
             self._file.close()

@@ -1,4 +1,4 @@
-"""The command-line options that all sources share."""
+"""The command-line options of all sources."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ import argparse
 from stddaq.config import DetectorConfig
 from stddaq.daemon.arguments import ArgumentParser, IntegerRange, NumberRange, image_count
 from stddaq.errors import SourceError
+from stddaq.sources.image_ids import ImageIds
+from stddaq.sources.loop import SourceOptions
 from stddaq.sources.simulated.detector_fields import last_image_id
-from stddaq.sources.source_loop import ImageIds, SourceOptions
+from stddaq.text import mismatch
 from stddaq.wire.simulator_messages import MAX_BURST, MAX_EXPOSURE_S, MAX_RATE_HZ
 
 
 def add_source_options(parser: ArgumentParser) -> None:
-    """Rate, trigger, ids, end and memory of a source that publishes through the ring buffer."""
+    """Add the options of a source that publishes through the ring buffer."""
     add_image_options(parser)
     parser.add_argument(
         "--preallocate",
         action="store_true",
-        help="get the memory of the whole ring buffer first, so that its first images are not slower",
+        help="reserve the memory of the whole ring buffer first: the first images are as fast as later ones",
     )
 
 
 def add_image_options(parser: ArgumentParser) -> None:
-    """Rate, trigger, ids and end of any source."""
+    """Add the options of any source: rate, trigger, ids and end."""
     add = parser.add_argument
     add(
         "--rate",
@@ -40,7 +42,7 @@ def add_image_options(parser: ArgumentParser) -> None:
         metavar="N",
         help="images per trigger (default: 1)",
     )
-    add("--n-images", type=image_count, metavar="N", help="end after so many images")
+    add("--n-images", type=image_count, metavar="N", help="end after this many images")
     add(
         "--first-id",
         type=IntegerRange(0, 2**64 - 1),
@@ -61,25 +63,25 @@ def add_image_options(parser: ArgumentParser) -> None:
         type=IntegerRange(0, 10_000),
         default=0,
         metavar="N",
-        help="publish nothing before so many consumers have subscribed (default: 0)",
+        help="wait for this many subscribers before the first image (default: 0)",
     )
     add(
         "--wait-timeout",
         type=NumberRange(0, 1e6, "seconds"),
         default=10.0,
         metavar="S",
-        help="give up when they have not come by then (default: 10)",
+        help="longest time to wait for them (default: 10)",
     )
 
 
 def source_options(
     config: DetectorConfig, args: argparse.Namespace, ids: ImageIds | None = None
 ) -> SourceOptions:
-    """The options given, with `ids` instead of counted ones. Raises `SourceError`."""
+    """Return the options given, with `ids` instead of counted ones. Raise `SourceError`."""
     last = last_image_id(config)
     if args.first_id > last:
         raise SourceError(
-            f"--first-id: found {args.first_id}, allowed for {config.detector_type} is 0 to {last}"
+            mismatch("--first-id", f"0 to {last} for {config.detector_type}", f"{args.first_id}")
         )
     return SourceOptions(
         ids=ids or ImageIds(args.first_id, last, args.skip_every),

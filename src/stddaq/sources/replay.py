@@ -1,4 +1,4 @@
-"""`stddaq replay`: publishes recorded images as the detector would, unchanged to the last pixel."""
+"""`stddaq replay`: publishes recorded images as the detector would, with every pixel unchanged."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from stddaq.daemon.log import event
 from stddaq.daemon.main import StopRequest, run
 from stddaq.errors import SourceError
 from stddaq.sources.image_files import RecordedImages, open_images, read_image_ids
+from stddaq.sources.image_ids import ImageIds
+from stddaq.sources.image_sink import ImageProvider
+from stddaq.sources.loop import run_source
 from stddaq.sources.options import add_source_options, source_options
 from stddaq.sources.simulated.detector_fields import last_image_id
-from stddaq.sources.source_loop import ImageIds, run_source
+from stddaq.text import mismatch
 
 
-class _RecordedProvider:
+class _RecordedProvider(ImageProvider):
     def __init__(
         self, images: RecordedImages, loop: bool, put: Callable[[np.ndarray, np.ndarray], None]
     ) -> None:
@@ -31,17 +34,17 @@ class _RecordedProvider:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the replay; the exit code."""
-    parser = ArgumentParser("stddaq replay", "Publish recorded images as those of a detector.")
+    """Run the replay. Return the exit code."""
+    parser = ArgumentParser("stddaq replay", "Publish recorded images as a detector would.")
     parser.add_config()
     parser.add_argument(
         "images", metavar="FILE[:dataset]", help="HDF5, npy or TIFF file of one or more images"
     )
-    parser.add_argument("--loop", action="store_true", help="begin again after the last image")
+    parser.add_argument("--loop", action="store_true", help="start again after the last image")
     parser.add_argument(
         "--cast",
         action="store_true",
-        help="convert pixels that do not fit: rounded, and limited to the range of the pixel type",
+        help="round the pixels and limit them to the range of the pixel type",
     )
     parser.add_argument("--ids", metavar="FILE:dataset", help="image ids, one for each image of the file")
     add_source_options(parser)
@@ -54,12 +57,10 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) 
         ids = None
         if args.ids is not None:
             if args.first_id or args.skip_every:
-                raise SourceError(
-                    "--ids: found together with --first-id or --skip-every, allowed is one of them"
-                )
+                raise SourceError(mismatch("--ids", "no --first-id or --skip-every beside it", "both"))
             ids = ImageIds(listed=read_image_ids(args.ids, len(images), last_image_id(config)))
         options = source_options(config, args, ids)
-        images[0]  # A file whose images cannot be decoded is refused at once.
+        images[0]  # Refuse a file whose images cannot be decoded before the start.
         event("replaying %d images of %s", len(images), images.where)
         run_source(config, provider, options, stop)
 
@@ -67,21 +68,20 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) 
 def _conversion(
     config: DetectorConfig, images: RecordedImages, cast: bool
 ) -> Callable[[np.ndarray, np.ndarray], None]:
-    """How an image gets into its slot. Raises `SourceError` when it does not fit."""
+    """Return the function that puts an image into its slot. Raise `SourceError` if images do not fit."""
     n, height, width = images.shape
     lossless = np.can_cast(images.dtype, config.dtype, "safe")
     if (height, width) == config.image_shape and (lossless or cast):
         return np.copyto if lossless else _put_rounded
     allowed_height, allowed_width = config.image_shape
-    hint = "" if (height, width) != config.image_shape else "; --cast rounds and limits the pixels"
-    raise SourceError(
-        f"{images.where}: found {n} images of {height}x{width} {images.dtype}, allowed by the configuration "
-        f"is {allowed_height}x{allowed_width} {config.dtype}{hint}"
-    )
+    advice = "" if (height, width) != config.image_shape else "--cast rounds and limits the pixels"
+    expected = f"images of {allowed_height}x{allowed_width} {config.dtype}"
+    got = f"{n} images of {height}x{width} {images.dtype}"
+    raise SourceError(mismatch(images.where, expected, got, advice))
 
 
 def _put_rounded(slot: np.ndarray, pixels: np.ndarray) -> None:
-    """Convert to the slot's type: integers are rounded and limited to its range, not-a-number becomes 0."""
+    """Convert to the slot's type: round to integers within its range; not-a-number becomes 0."""
     if slot.dtype.kind == "f":
         slot[...] = pixels
         return

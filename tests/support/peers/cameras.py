@@ -42,7 +42,7 @@ def simulated_scene(shape: tuple[int, int]) -> Scene:
 def totals(receiver: Service) -> dict[str, int]:
     """The counters of the newest statistics line."""
     for line in reversed(receiver.stdout):
-        if "n_missing=" in line:
+        if "n_skipped_ids=" in line:
             pairs = line.split(" ")[-2].split(",")
             return {key: int(value) for key, value in (p.split("=") for p in pairs) if value.isdecimal()}
     return {}

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from support.processes.deployment import Service
 
 LOG_LINE = re.compile(
-    r"\[\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}\]\[[\w -]+\]\[v[\d.]+\]"
+    r"\[\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}\]\[[\w -]+\]\[v[\w.+]+\]"
     r"\[(debug|info|warning|error)\] [^\x00-\x1f\x7f]*"
 )
 # Caches fill, the allocator keeps what it had once; what is fed in would be far more if it were kept.

@@ -1,1 +1,1 @@
-"""Cameras that send their images as bsread messages: the receiver, and a simulated camera server."""
+"""Cameras that send bsread messages: the receiver, and a simulated camera server."""

@@ -1,7 +1,7 @@
 """`stddaq simulate-pco`: a camera server that pushes simulated images as bsread messages over the network.
 
-It shows what `stddaq simulate` shows, at a rate or on software triggers, but makes neither ring buffer nor
-metadata stream: those are the receiver's (`std_bsread_recv`).
+It sends the images of `stddaq simulate`, at a rate or on software triggers. The ring buffer and the metadata
+stream belong to the receiver (`std_bsread_recv`).
 """
 
 from __future__ import annotations
@@ -21,32 +21,35 @@ from stddaq.daemon.main import StopRequest, run
 from stddaq.dataplane.endpoints import connection_counts, open_socket, watch_connection
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.errors import ConfigError, EndpointError
+from stddaq.sources.image_sink import ImageSink
+from stddaq.sources.loop import run_source
 from stddaq.sources.options import add_image_options, source_options
 from stddaq.sources.simulated.scenes import Scene
 from stddaq.sources.simulated.service import SceneProvider, add_scene_options
-from stddaq.sources.source_loop import run_source
+from stddaq.text import mismatch
 from stddaq.wire.bsread import Channel, Compression, MessageEncoder, encode_value
 
-# Images that wait for one connection; then the camera waits (push), or leaves images out (pub).
+# Images queued for one connection. At the limit the camera waits (push) or leaves images out (pub).
 QUEUE_BYTES = 64 * 2**20
 MIN_QUEUE, MAX_QUEUE = 4, 10_000
-# How long receivers may take for the last images when all were sent, and when the server is asked to stop.
-DELIVERY_S = 60.0
-CLOSE_LINGER_MS = 1000
-# Of messages that were sent nothing more need be known; after so many more they are sorted out.
-TRACKED = 1000
+# Longest time for the delivery of the last images after all were published.
+DELIVERY_TIMEOUT_S = 60.0
+# The same after a stop request.
+CLOSE_TIMEOUT_MS = 1000
+# Trackers of sent messages are discarded after this many more messages.
+N_TRACKED = 1000
 
 
 def camera_name(detector_name: str) -> str:
-    """The name under which the camera server of a detector takes software triggers."""
+    """Return the name under which the camera server of a detector receives software triggers."""
     return f"{detector_name}-camera"
 
 
-class CameraServer:
-    """The camera's end of the network: an `ImageOutput` whose consumers are receivers."""
+class CameraServer(ImageSink):
+    """The camera's end of the network. Its consumers are receivers."""
 
     def __init__(self, config: DetectorConfig, address: str, kind: int, compression: Compression) -> None:
-        """Bind `address`. `kind` is zmq.PUSH or zmq.PUB. Raises `EndpointError`."""
+        """Bind `address`. `kind` is zmq.PUSH or zmq.PUB. Raise `EndpointError`."""
         self.metadata = ImageMetadata()
         self._shape, self._dtype = config.image_shape, config.dtype
         channel = Channel.of_image(config.detector_name, config.image_shape, config.dtype, compression)
@@ -55,13 +58,13 @@ class CameraServer:
         self._n_published = self._n_connected = 0
         self._context = zmq.Context(io_threads=2)
         self._images = open_socket(self._context, kind)
-        self._images.copy_threshold = 0  # Or nothing is known of small messages.
-        self._on_the_way: list[zmq.MessageTracker] = []
+        self._images.copy_threshold = 0  # Small messages are tracked, too.
+        self._in_transit: list[zmq.MessageTracker] = []
         self._unsent: list[Any] | None = None
-        self._look_after_at = TRACKED
+        self._discard_at = N_TRACKED
         self._images.sndhwm = min(max(QUEUE_BYTES // config.image_bytes, MIN_QUEUE), MAX_QUEUE)
         self._waits = kind == zmq.PUSH
-        # Connections are known from the monitor; subscriptions, if any, need not be read.
+        # The monitor reports connections, so subscriptions need not be read.
         self.socket = watch_connection(self._images)
         try:
             self._images.bind(address)
@@ -72,20 +75,13 @@ class CameraServer:
 
     @property
     def n_subscribers(self) -> int:
-        """Connections of receivers that there are now."""
+        """Number of connected receivers."""
         for n_connected in connection_counts(self.socket):
             self._n_connected = n_connected
         return self._n_connected
 
-    def preallocate(self, stop: StopRequest) -> None:
-        """See `ImageOutput`; every image has memory of its own."""
-        del stop
-
     def can_take(self, timeout: float) -> bool:
-        """Whether a receiver takes an image within `timeout` seconds; always with PUB.
-
-        One whose receiver has gone is sent first.
-        """
+        # An image whose receiver disconnected is sent first.
         if not self._waits:
             return True
         if not self._images.poll(int(timeout * 1000), zmq.POLLOUT):
@@ -93,15 +89,13 @@ class CameraServer:
         return self._unsent is None or self._send(self._unsent)
 
     def begin(self, image_id: int) -> np.ndarray:
-        """See `ImageOutput`."""
         del image_id
-        # The socket keeps an uncompressed one until it is sent.
+        # The socket uses the memory of an uncompressed image until it is sent.
         if self._channel.compression == "none":
             self._image = np.empty(self._shape, self._dtype)
         return self._image
 
     def commit(self, image_id: int) -> int:
-        """See `ImageOutput`."""
         taken = self.metadata.pco
         value = encode_value(self._channel, self._image)
         parts = self._encoder.message(
@@ -112,7 +106,7 @@ class CameraServer:
         return self._n_published
 
     def _send(self, parts: list[Any]) -> bool:
-        """Send an image, or keep it for the next receiver when the last one has gone since we looked."""
+        """Send an image. Keep it for the next receiver if the last one has just disconnected."""
         try:
             message = self._images.send_multipart(parts, zmq.NOBLOCK, copy=False, track=True)
         except zmq.Again:
@@ -120,44 +114,46 @@ class CameraServer:
             return False
         assert message is not None
         self._unsent = None
-        self._on_the_way.append(message)
-        if len(self._on_the_way) >= self._look_after_at:
-            self._on_the_way = self._not_sent()
-            self._look_after_at = 2 * len(self._on_the_way) + TRACKED
+        self._in_transit.append(message)
+        if len(self._in_transit) >= self._discard_at:
+            self._in_transit = self._not_sent()
+            self._discard_at = 2 * len(self._in_transit) + N_TRACKED
         return True
 
     def _not_sent(self) -> list[zmq.MessageTracker]:
-        return [message for message in self._on_the_way if not message.done]
+        return [message for message in self._in_transit if not message.done]
 
     def _all_sent(self) -> bool:
-        # Looking whether somebody takes an image sends the one that is kept.
+        # `can_take` also sends the image that was kept.
         return (self._unsent is None or self.can_take(0.0)) and not self._not_sent()
 
     def deliver(self, stop: StopRequest) -> None:
-        """See `ImageOutput`: receivers may take a minute."""
-        deadline = time.monotonic() + DELIVERY_S
+        deadline = time.monotonic() + DELIVERY_TIMEOUT_S
         while not stop.poll() and time.monotonic() < deadline and not self._all_sent():
             time.sleep(0.02)
 
     def close(self) -> None:
-        """See `ImageOutput`: receivers may take a second."""
         self._images.disable_monitor()
         self.socket.close()
-        self._images.close(linger=CLOSE_LINGER_MS)
+        self._images.close(linger=CLOSE_TIMEOUT_MS)
         self._context.term()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the camera server; the exit code."""
+    """Run the camera server. Return the exit code."""
     parser = ArgumentParser("stddaq simulate-pco", "Push simulated images of a PCO camera over the network.")
     parser.add_config()
     parser.add_argument(
         "stream_address",
         type=stream_address,
-        help="where to listen, tcp://HOST:PORT; port 0: the system chooses",
+        help="address to listen on, tcp://HOST:PORT; port 0: the system chooses",
     )
     parser.add_argument(
-        "-t", dest="kind", choices=("pull", "sub"), default="pull", help="what receivers use (default: pull)"
+        "-t",
+        dest="kind",
+        choices=("pull", "sub"),
+        default="pull",
+        help="socket type of receivers (default: pull)",
     )
     parser.add_argument(
         "--compression", choices=get_args(Compression), default="none", help="of the images (default: none)"
@@ -169,14 +165,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) -> None:
     if config.detector_type != "pco":
-        raise ConfigError(
-            f"{args.detector_json_filename}: detector_type: found {config.detector_type!r}, "
-            "allowed for stddaq simulate-pco is pco"
-        )
+        where = f"{args.detector_json_filename}: detector_type"
+        raise ConfigError(mismatch(where, "pco for stddaq simulate-pco", config.detector_type))
     options = source_options(config, args)
     provider = SceneProvider(Scene.of(config, args.scene, args.seed))
     kind = zmq.PUB if args.kind == "sub" else zmq.PUSH
-    open_output = functools.partial(
+    open_sink = functools.partial(
         CameraServer, address=args.stream_address, kind=kind, compression=args.compression
     )
-    run_source(config, provider, options, stop, open_output, camera_name(config.detector_name))
+    run_source(config, provider, options, stop, open_sink, camera_name(config.detector_name))

@@ -1,7 +1,7 @@
-"""What the camera receiver accepts of a bsread message, and how it gets into the ring buffer.
+"""Which bsread messages the camera receiver accepts, and how their pixels get into the ring buffer.
 
-`ImageRules` keeps every message that does not fit the configuration out; `RingFiller` puts the pixels of the
-others into their slots, with one copy, and announces them in the order in which they were given to it.
+`ImageRules` rejects messages that do not fit the configuration. `RingFiller` puts the pixels of the others
+into their slots, with one copy, and announces them in the order of its calls.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Literal, get_args
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.errors import StdDaqError
+from stddaq.text import mismatch
 from stddaq.wire.bsread import (
     BsreadError,
     Channel,
@@ -29,18 +30,18 @@ from stddaq.wire.bsread import (
 )
 from stddaq.wire.compression import Buffer
 
-# What else can be wrong with a message that is bsread: no image channel, another pixel type, another shape,
+# Valid bsread messages are rejected for these reasons, too: no image channel, wrong pixel type or shape,
 # no value.
 Rejection = Literal[Malformation, "channels", "type", "shape", "null"]
 REJECTIONS: tuple[Rejection, ...] = get_args(Rejection)
 
-# Smaller compressed images are decoded quicker than they are handed to another thread.
+# Smaller compressed images take less time to decode than to hand to another thread.
 _WORTH_A_THREAD_BYTES = 2**20
 MAX_THREADS = 4
 
 
-class RejectedError(StdDaqError):
-    """A message that is not an image of this detector. `kind` names the reason, for counters."""
+class RejectedError(StdDaqError, ValueError):
+    """A message is not an image of this detector. `kind` is the reason, for counters."""
 
     def __init__(self, kind: Rejection, message: str) -> None:
         super().__init__(message)
@@ -49,7 +50,7 @@ class RejectedError(StdDaqError):
 
 @dataclass(frozen=True, slots=True)
 class CameraImage:
-    """An image that fits, not yet decoded; `value` is its part of the message."""
+    """An accepted image, not yet decoded. `value` is its part of the message."""
 
     header: MainHeader
     channel: Channel
@@ -61,13 +62,13 @@ class CameraImage:
 
     @property
     def taken_ns(self) -> int:
-        """When it was taken, ns since 1970 by the camera's clock."""
+        """Time of the exposure, ns since 1970 by the camera's clock."""
         timestamp = self.header.global_timestamp
         return timestamp.sec * 10**9 + timestamp.ns
 
 
 class ImageRules:
-    """What a message must say to be an image of this detector."""
+    """The checks that a message passes to be an image of this detector."""
 
     def __init__(self, config: DetectorConfig) -> None:
         self._config = config
@@ -76,7 +77,7 @@ class ImageRules:
         self._index = 0
 
     def accept(self, parts: Sequence[Buffer]) -> CameraImage:
-        """The image in a message. Raises `RejectedError`. About 10 us."""
+        """Return the image in a message. Raise `RejectedError`. Costs about 10 us."""
         try:
             message = self._decoder.decode(parts)
             if message.channels is not self._channels:
@@ -84,7 +85,7 @@ class ImageRules:
                 self._channels = message.channels
             channel, value = message.channels[self._index], message.values[self._index]
             if not len(value):
-                raise RejectedError("null", f"image {message.header.pulse_id}: found no value, but null")
+                raise RejectedError("null", mismatch(f"image {message.header.pulse_id}", "a value", "null"))
             check_value(channel, value)
             decode_timestamp(channel, message.timestamps[self._index])
         except BsreadError as error:
@@ -92,35 +93,33 @@ class ImageRules:
         return CameraImage(message.header, channel, value)
 
     def _find_image(self, channels: Sequence[Channel]) -> int:
-        """The first channel of two dimensions; others (temperatures, positions) may stand beside it."""
+        """Return the index of the first channel with two dimensions; others hold temperatures, positions."""
         for index, channel in enumerate(channels):
             if len(channel.shape) == 2:
                 self._check(channel)
                 return index
-        raise RejectedError("channels", f"found {len(channels)} channels, none of them an image (x, y)")
+        got = f"{len(channels)} channels without one"
+        raise RejectedError("channels", mismatch("channels", "an image channel (x, y)", got))
 
     def _check(self, channel: Channel) -> None:
         height, width = self._config.image_shape
         if channel.shape != (width, height):
-            raise RejectedError(
-                "shape", f"found images of shape {list(channel.shape)}, allowed is [{width}, {height}] (x, y)"
-            )
+            expected = f"[{width}, {height}] (x, y)"
+            raise RejectedError("shape", mismatch("shape", expected, f"{list(channel.shape)}"))
         if channel.dtype.newbyteorder("<") != self._config.dtype:
-            raise RejectedError(
-                "type", f"found pixels of type {channel.type}, allowed is {self._config.dtype.name}"
-            )
+            raise RejectedError("type", mismatch("type", self._config.dtype.name, channel.type))
 
 
 class RingFiller:
-    """Puts images into the ring buffer and announces them. Large compressed ones are decoded in threads.
+    """Puts images into the ring buffer and announces them. Threads decode large compressed images.
 
-    `fileno` becomes readable when a thread has decoded an image, for pollers; call `settle` then.
+    `fileno` becomes readable when a thread has decoded an image; then call `settle`.
     """
 
     def __init__(
         self, config: DetectorConfig, publisher: ImagePublisher, reject: Callable[[Rejection, str], None]
     ) -> None:
-        """`reject` is told of images whose compressed pixels turn out to be damaged."""
+        """`reject` is called for images whose compressed pixels are damaged."""
         self._publisher, self._reject = publisher, reject
         n_threads = min(MAX_THREADS, os.cpu_count() or 1)
         self._threads: ThreadPoolExecutor | None = None
@@ -134,9 +133,9 @@ class RingFiller:
         return self._event
 
     def put(self, image: CameraImage) -> None:
-        """Decode the next image into its slot, and announce it when it is complete and its turn has come.
+        """Decode the next image into its slot, and announce it after all earlier ones.
 
-        Raises `SourceError` when there is no memory for the slot.
+        Raise `SourceError` if there is no memory for the slot.
         """
         if self._threads is None or image.channel.compression == "none":
             self._settle_all()
@@ -150,7 +149,7 @@ class RingFiller:
             return
         n_slots = self._publisher.n_slots
         if any((other.image_id - image.image_id) % n_slots == 0 for other, _ in self._decoding):
-            self._settle_all()  # Ids that are far apart may fall into one slot.
+            self._settle_all()  # Ids that are far apart can share a slot.
         while len(self._decoding) >= self._limit:
             self._settle_first()
         slot = self._publisher.begin(image.image_id)
@@ -163,10 +162,10 @@ class RingFiller:
         os.eventfd_write(self._event, 1)
 
     def settle(self) -> None:
-        """Announce what is decoded by now."""
+        """Announce the images that are decoded now, in order."""
         if self._threads is None:
             return
-        with contextlib.suppress(BlockingIOError):  # Nothing was decoded since the last call.
+        with contextlib.suppress(BlockingIOError):  # No image was decoded since the last call.
             os.eventfd_read(self._event)
         while self._decoding and self._decoding[0][1].done():
             self._settle_first()
@@ -191,7 +190,7 @@ class RingFiller:
         self._publisher.commit(image.image_id)
 
     def close(self) -> None:
-        """Announce what is still being decoded, and end the threads."""
+        """Wait for images that are being decoded, announce them, and end the threads."""
         self._settle_all()
         if self._threads is not None:
             self._threads.shutdown()

@@ -1,7 +1,7 @@
-"""Brings the images of a camera, which arrive over several connections, back into the order of their ids.
+"""Sorts the images of a camera, which arrive over several connections, by their ids.
 
-`ImageOrder` holds an image back while a predecessor may still be on its way, drops repeated and late ones,
-and tells them from those of a camera whose ids begin again. It knows no sockets and no pixels.
+`ReorderBuffer` holds an image while a predecessor may still arrive, and leaves out repeated and late ones. It
+distinguishes them from the images of a camera whose ids restart. It has no sockets and touches no pixels.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-# No image waits longer than this for a predecessor that is missing. It waits as long only when images stop
-# coming: once every connection has delivered a later one, the missing one cannot come any more.
+# No image waits longer than this for a missing predecessor. It waits this long only if images stop arriving:
+# after every connection has delivered a later one, the missing one cannot arrive.
 MAX_WAIT_S = 0.5
-# So many images in a row whose ids begin again below the last, newer by the camera's clock, are a restart;
+# This many images in a row with lower but ascending ids, newer by the camera's clock, are a restart.
 N_EVIDENCE = 4
-# when fewer come within this time, only if they begin where a camera begins.
+# If fewer arrive within this time, they are one only if they start at an id at which a camera starts.
 MAX_DOUBT_S = 1.0
-# After so many images in a row that are older by the camera's clock, the clock was set back.
+# After this many images in a row that are older by the camera's clock, the clock was set back.
 N_OLDER = 100
-# Gaps that are remembered, to tell a late image from a repeated one.
+# Number of gaps remembered to distinguish late images from repeated ones.
 _N_GAPS = 64
 
 Content = TypeVar("Content")
@@ -28,7 +28,7 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True, slots=True)
 class Arrival(Generic[Content]):
-    """One image: its id, when it was taken (ns, camera's clock), when (s, monotonic) and how it arrived.
+    """One image, with its times: `taken_ns` by the camera's clock, `arrived` in s (monotonic).
 
     Each connection delivers its images in the order in which they were sent.
     """
@@ -40,49 +40,49 @@ class Arrival(Generic[Content]):
     content: Content
 
 
-class ImageOrder(Generic[Content]):
-    """The images that are on their way through the receiver.
+class ReorderBuffer(Generic[Content]):
+    """The images that are in transit through the receiver.
 
     Attributes:
-        n_missing: ids that were left out because no image with them came in time.
-        n_late: images that came when a higher id had left already.
-        n_repeated: images whose id was there before.
-        n_restarts: how often the ids began again.
+        n_skipped_ids: ids without an image that arrived in time.
+        n_late: images that arrived after the release of a higher id.
+        n_repeated: images whose id had arrived before.
+        n_restarts: restarts of the ids.
     """
 
     def __init__(self, n_connections: int, max_held: int) -> None:
-        """`max_held`: images that are held back together at most."""
-        self.n_missing = self.n_late = self.n_repeated = self.n_restarts = 0
+        """`max_held`: limit of the images held back together."""
+        self.n_skipped_ids = self.n_late = self.n_repeated = self.n_restarts = 0
         self._n_connections, self._max_held = n_connections, max_held
         self._ready: list[Arrival[Content]] = []
         self._pending: dict[int, Arrival[Content]] = {}
         self._lowest: list[int] = []
         self._oldest: deque[Arrival[Content]] = deque()
         self._doubtful: list[Arrival[Content]] = []
-        self._newest_ns = self._previous_pass_ns = -1
-        self._camera_was_gone = False
-        self._begin_pass()
+        self._newest_ns = self._previous_epoch_ns = -1
+        self._camera_was_lost = False
+        self._start_epoch()
 
-    def _begin_pass(self) -> None:
+    def _start_epoch(self) -> None:
         self._last: int | None = None
         self._first: int | None = None
         self._gaps: deque[range] = deque(maxlen=_N_GAPS)
         self._n_older = 0
         self._highest_of: dict[int, int] = {}
 
-    def connection_lost(self, camera_is_gone: bool) -> None:
-        """A connection was lost, and with all of them the camera: a lower id is a restarted camera's then."""
-        self._camera_was_gone = self._camera_was_gone or camera_is_gone
+    def connection_lost(self, all_lost: bool) -> None:
+        """Note the loss of a connection. After the loss of all of them, a lower id is a restart."""
+        self._camera_was_lost = self._camera_was_lost or all_lost
         self._highest_of.clear()
 
     def add(self, arrival: Arrival[Content]) -> None:
-        """An image has arrived. 0.5 us when it is the next one."""
+        """Add an image that has arrived. Costs 0.5 us if it is the next one."""
         image_id = arrival.image_id
         if self._last is not None and image_id <= self._last:
             self._add_lower(arrival)
             return
-        if arrival.taken_ns <= self._previous_pass_ns:
-            self.n_late += 1  # From before the restart.
+        if arrival.taken_ns <= self._previous_epoch_ns:
+            self.n_late += 1  # From the epoch before the restart.
             return
         if image_id in self._pending:
             self.n_repeated += 1
@@ -92,7 +92,7 @@ class ImageOrder(Generic[Content]):
         self._accept(arrival)
 
     def _accept(self, arrival: Arrival[Content]) -> None:
-        self._camera_was_gone = False
+        self._camera_was_lost = False
         self._n_older = 0
         if arrival.taken_ns > self._newest_ns:
             self._newest_ns = arrival.taken_ns
@@ -106,8 +106,8 @@ class ImageOrder(Generic[Content]):
         self._oldest.append(arrival)
 
     def _add_lower(self, arrival: Arrival[Content]) -> None:
-        """An id that is not higher than the last one that left: late, repeated, or of a restarted camera."""
-        if self._camera_was_gone:
+        """Add an image whose id is not above the last released one: late, repeated, or after a restart."""
+        if self._camera_was_lost:
             self._restart([arrival])
         elif arrival.taken_ns > self._newest_ns:
             if any(other.image_id == arrival.image_id for other in self._doubtful):
@@ -145,25 +145,25 @@ class ImageOrder(Generic[Content]):
             self.n_repeated += 1
 
     def _restart(self, arrivals: list[Arrival[Content]]) -> None:
-        """The ids begin again with `arrivals`; what was held back of those before goes first."""
+        """Start an epoch with `arrivals`, after the release of all held images."""
         while self._lowest:
             self._release_lowest()
         self.n_restarts += 1
-        # Images that were taken before this are late from now on, unless the clock was set back.
+        # Images taken before this moment are late, unless the clock was set back.
         newer = all(arrival.taken_ns > self._newest_ns for arrival in arrivals)
-        self._previous_pass_ns = self._newest_ns if newer else -1
+        self._previous_epoch_ns = self._newest_ns if newer else -1
         self._newest_ns = -1
-        self._begin_pass()
+        self._start_epoch()
         self._doubtful = []
         for arrival in arrivals:
             self._accept(arrival)
 
     def take(self, now: float) -> list[Arrival[Content]]:
-        """The images that leave now, `now` in s (monotonic). Ids are increasing but for a restart."""
+        """Return the images that are released at `now`, s (monotonic). Ids increase except at a restart."""
         if self._doubtful and now >= self._doubtful[0].arrived + MAX_DOUBT_S:
-            begins = self._doubtful[0].image_id in (0, 1, self._first)
+            starts = self._doubtful[0].image_id in (0, 1, self._first)
             is_one = len(self._doubtful) == 1
-            self._judge_doubtful(is_restart=begins and (is_one or self._is_ascending()))
+            self._judge_doubtful(is_restart=starts and (is_one or self._is_ascending()))
         while self._lowest and self._lowest_may_leave(now):
             self._release_lowest()
         ready, self._ready = self._ready, []
@@ -186,7 +186,7 @@ class ImageOrder(Generic[Content]):
             self._first = image_id
         elif image_id > self._last + 1:
             self._gaps.append(range(self._last + 1, image_id))
-            self.n_missing += image_id - self._last - 1
+            self.n_skipped_ids += image_id - self._last - 1
         self._last = image_id
         self._ready.append(self._pending.pop(image_id))
         while self._oldest and self._oldest[0].image_id not in self._pending:
@@ -194,7 +194,7 @@ class ImageOrder(Generic[Content]):
 
     @property
     def due_at(self) -> float | None:
-        """When `take` must be called at the latest (s, monotonic); None while nothing is held back."""
+        """Latest time for the next `take`, s (monotonic); None while no image is held."""
         times = [self._oldest[0].arrived + MAX_WAIT_S] if self._oldest else []
         if self._doubtful:
             times.append(self._doubtful[0].arrived + MAX_DOUBT_S)
@@ -202,10 +202,10 @@ class ImageOrder(Generic[Content]):
 
     @property
     def first_id(self) -> int | None:
-        """The id with which the present pass began."""
+        """Id with which the present epoch started."""
         return self._first
 
     @property
     def n_held(self) -> int:
-        """Images that are held back now."""
+        """Number of images held back."""
         return len(self._pending) + len(self._doubtful)

@@ -1,1 +1,1 @@
-"""A simulated detector: scenes, and the fields that each detector type adds to its metadata."""
+"""A simulated detector: scenes, and the metadata fields of each detector type."""

@@ -1,8 +1,8 @@
-"""The fields that each detector type adds to the metadata of its images, as a simulated detector fills them.
+"""The metadata fields of each detector type, as a simulated detector fills them.
 
-Times are of the system clock. GigaFRoST: `scan_time` and `sync_time` in us since its scan began (modulo
+Times are of the system clock. GigaFRoST: `scan_time` and `sync_time` in us since the scan started (modulo
 2**32), `frame_timestamp` in ns since 1970, `exposure_time` in ns. Eiger: `exptime` in ns. PCO: seconds and ns
-since 1970. A scan is what lies between two re-arms; Jungfrau's `daq_rec` is the number of the scan.
+since 1970. A scan lasts from one re-arm to the next; Jungfrau's `daq_rec` is the number of the scan.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import time
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.metadata import ImageMetadata
 
-# Largest image id that a detector type can count to; it is re-armed at a lower one then.
+# Largest image id of a detector type, which is then re-armed at a lower one.
 GIGAFROST_LAST_ID = 2**24 - 1
 LAST_ID = 2**64 - 1
 
 
 def last_image_id(config: DetectorConfig) -> int:
-    """The largest image id that this detector gives."""
+    """Return the largest image id of this detector."""
     return GIGAFROST_LAST_ID if config.detector_type == "gigafrost" else LAST_ID
 
 
 class DetectorFields:
-    """Fills the detector's own fields of one message, image after image."""
+    """Fills the fields of one detector type in a reused message."""
 
     def __init__(self, config: DetectorConfig, exposure_time: float) -> None:
         """`exposure_time` in seconds."""
@@ -37,12 +37,12 @@ class DetectorFields:
         self._bsread_name = config.detector_name
         self.exposure_time = exposure_time
         self.scan_id = 0
-        self._scan_began_ns = time.time_ns()
+        self._scan_start_ns = time.time_ns()
 
     def begin_scan(self) -> None:
-        """The detector was re-armed."""
+        """Start the next scan, as after a re-arm."""
         self.scan_id = (self.scan_id + 1) % 2**32
-        self._scan_began_ns = time.time_ns()
+        self._scan_start_ns = time.time_ns()
 
     def fill(self, metadata: ImageMetadata) -> None:
         """Set the fields of an image that is taken now. Costs about 1 us."""
@@ -51,7 +51,7 @@ class DetectorFields:
     def _gigafrost(self, metadata: ImageMetadata, now_ns: int) -> None:
         fields = metadata.gf
         fields.scan_id = self.scan_id
-        fields.scan_time = fields.sync_time = max(0, now_ns - self._scan_began_ns) // 1000 % 2**32
+        fields.scan_time = fields.sync_time = max(0, now_ns - self._scan_start_ns) // 1000 % 2**32
         fields.frame_timestamp = now_ns
         fields.exposure_time = round(self.exposure_time * 1e9)
         fields.store_image = True

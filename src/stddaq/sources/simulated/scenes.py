@@ -1,12 +1,11 @@
-"""What the simulator shows: moving, physically plausible images that any process can compute again.
+"""Simulated images: moving, physically plausible, and reproducible in any process.
 
-`rings` is powder diffraction behind a beam stop, its lattice breathing and its texture turning; `phantom` is
-the shadow of a rotating sample in a parallel beam. Both are Poisson counts. A scene is deterministic: the
-same kind, shape, pixel type and seed give, with one version of numpy on one machine, the same pixels for an
-id.
+`rings` is powder diffraction with a beam stop, a breathing lattice and a turning texture. `phantom` is the
+shadow of a rotating sample in a parallel beam. Both are Poisson counts. A scene is deterministic: the same
+kind, shape, pixel type and seed give the same pixels for an id, with one version of numpy on one machine.
 
-The first eight pixels of an image are no counts but its id, one base-256 digit per pixel, lowest first (see
-`write_stamp`), so that no two images of a run are equal and a stray image says whose it is.
+The first eight pixels of an image hold its id instead of counts, one base-256 digit per pixel, lowest first
+(see `write_stamp`). No two images of a run are equal, and a misplaced image is identified.
 """
 
 from __future__ import annotations
@@ -25,19 +24,20 @@ from stddaq.config import DetectorConfig
 SceneKind = Literal["rings", "phantom"]
 SCENE_KINDS: tuple[SceneKind, ...] = get_args(SceneKind)
 
-# A scene repeats after `n_images`: the most that these limits allow, at least one image. The limit of pixels
-# keeps the computation at start-up to seconds.
+# A scene repeats after `n_images`, the largest number within these limits, at least one. The limit of pixels
+# keeps the start-up below a few seconds.
 MAX_IMAGES = 256
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 32 * 2**20
 STAMP_PIXELS = 8
 
-# Expected counts at the brightest place: within the range of the type, noise included.
+# Expected counts of the brightest pixel: with noise, within the range of the type.
 _PEAK_COUNTS = {"u1": 150.0, "u2": 3000.0, "u4": 20000.0, "f4": 500.0}
-_READOUT_NOISE = 0.1  # Photons, of a detector that gives float32.
+# Photons; only for detectors with float32 pixels.
+_READOUT_NOISE = 0.1
 _BLOCK_PIXELS = 2**20
 
-# Expected counts, relative to the brightest, of some rows of the image at `phase` of the period (0 to 1).
+# Returns expected counts of some rows, relative to the brightest pixel, at `phase` of the period (0 to 1).
 Render = Callable[[slice, float], np.ndarray]
 
 
@@ -45,12 +45,12 @@ class Scene:
     """The images of a simulated detector.
 
     Attributes:
-        n_images: images that differ in more than their stamp; then the scene repeats.
-        shape, dtype: of every image, (height, width) and pixel type.
+        n_images: number of different images, apart from their stamps; then the scene repeats.
+        shape, dtype: (height, width) and pixel type of every image.
     """
 
     def __init__(self, kind: SceneKind, shape: tuple[int, int], dtype: np.dtype, seed: int = 0) -> None:
-        """Compute all images; about 0.1 us per pixel and core, for a few seconds at most.
+        """Compute all images. Costs about 0.1 us per pixel and core, a few seconds at most.
 
         `dtype` is uint8, uint16, uint32 or float32; `seed` not negative.
         """
@@ -65,11 +65,11 @@ class Scene:
 
     @classmethod
     def of(cls, config: DetectorConfig, kind: SceneKind, seed: int = 0) -> Scene:
-        """The scene of a detector."""
+        """Return the scene of a detector."""
         return cls(kind, config.image_shape, config.dtype, seed)
 
     def image(self, image_id: int) -> np.ndarray:
-        """What is published as image `image_id`: a new array (height, width)."""
+        """Return image `image_id` as a new array (height, width)."""
         pixels = np.empty(self.shape, self.dtype)
         self.write(image_id, pixels)
         return pixels
@@ -96,14 +96,14 @@ class Scene:
 
 
 def write_stamp(pixels: np.ndarray, image_id: int) -> None:
-    """Put the id into the first eight pixels of a C-contiguous image; into as many as it has when smaller."""
+    """Put the id into the first eight pixels of a C-contiguous image, or into all of a smaller one."""
     n = min(STAMP_PIXELS, pixels.size)
     digits = np.frombuffer(image_id.to_bytes(STAMP_PIXELS, "little"), np.uint8)
     pixels.reshape(-1)[:n] = digits[:n]
 
 
 def read_stamp(pixels: np.ndarray) -> int:
-    """The id in an image (modulo 256 ** n when it has only n < 8 pixels)."""
+    """Return the id in an image (modulo 256 ** n if it has only n < 8 pixels)."""
     return int.from_bytes(pixels.reshape(-1)[:STAMP_PIXELS].astype(np.uint8).tobytes(), "little")
 
 
@@ -124,7 +124,7 @@ class _Rings:
     def __init__(self, shape: tuple[int, int]) -> None:
         height, width = shape
         self._unit = max(1.0, math.hypot(height, width) / 2)
-        # The beam is never quite in the middle.
+        # The beam is off centre, as in real images.
         self._y = (np.arange(height, dtype=np.float32)[:, None] - 0.52 * height) / self._unit
         self._x = (np.arange(width, dtype=np.float32)[None, :] - 0.49 * width) / self._unit
         self._radii = np.arange(self._BINS) * (1.2 / self._BINS)
@@ -221,6 +221,6 @@ class _Phantom:
 
 
 def _extent(inside: np.ndarray) -> slice:
-    """From the first to the last true value."""
+    """Return the slice from the first to the last true value."""
     places = np.flatnonzero(inside)
     return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)

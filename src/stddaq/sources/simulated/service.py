@@ -1,4 +1,4 @@
-"""`stddaq simulate`: publishes the images of `stddaq.sources.simulated.scenes` as a detector would."""
+"""`stddaq simulate`: publishes simulated images as a detector would."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 from stddaq.config import DetectorConfig
 from stddaq.daemon.arguments import ArgumentParser, IntegerRange
 from stddaq.daemon.main import StopRequest, run
+from stddaq.sources.image_sink import ImageProvider
+from stddaq.sources.loop import run_source
 from stddaq.sources.options import add_source_options, source_options
 from stddaq.sources.simulated.scenes import SCENE_KINDS, Scene
-from stddaq.sources.source_loop import run_source
 
 
-class SceneProvider:
-    """The images of a scene, without end."""
+class SceneProvider(ImageProvider):
+    """The images of a scene. Their number is not limited."""
 
     length: int | None = None
 
@@ -24,13 +25,12 @@ class SceneProvider:
         self._scene = scene
 
     def fill(self, slot: np.ndarray, position: int, image_id: int) -> None:
-        """See `ImageProvider`."""
-        del position  # What a scene shows depends on the id alone.
+        del position  # The pixels depend on the id alone.
         self._scene.write(image_id, slot)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the simulator; the exit code."""
+    """Run the simulator. Return the exit code."""
     parser = ArgumentParser("stddaq simulate", "Publish simulated images of a detector.")
     parser.add_config()
     add_scene_options(parser)
@@ -39,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_scene_options(parser: ArgumentParser) -> None:
-    """What is shown."""
+    """Add the options of a scene."""
     parser.add_argument(
-        "--scene", choices=SCENE_KINDS, default="rings", help="what is shown (default: rings)"
+        "--scene", choices=SCENE_KINDS, default="rings", help="simulated scene (default: rings)"
     )
     parser.add_argument(
-        "--seed", type=IntegerRange(0, 2**63), default=0, metavar="N", help="of the noise (default: 0)"
+        "--seed", type=IntegerRange(0, 2**63), default=0, metavar="N", help="seed of the noise (default: 0)"
     )
 
 
