@@ -87,7 +87,7 @@ def test_a_new_driver_records_at_once_while_the_source_goes_on(make_rig: MakeRig
 @pytest.mark.fault(
     fault="driver: SIGSTOP and, 2 s later, SIGCONT",
     state="{state}",
-    promise="clients can tell; when it wakes up the run goes on, or is an error, with a true account",
+    promise="clients notice; when it continues, the run continues or is an error, with a true account",
 )
 @pytest.mark.parametrize("state", STATES)
 def test_a_driver_that_hung_gives_a_true_account(make_rig: MakeRig, state: State, seen: Seen):

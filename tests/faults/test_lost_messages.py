@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.assertions.accounts import check_run
 from support.assertions.faults import SMALL
-from support.peers.cpp_services import ForeignSource
+from support.peers.cpp_services import CppSource
 from support.processes.recording import Image, MakeRig, Rig, images_of
 from support.tools.fault_table import Seen
 
@@ -53,7 +53,7 @@ def test_every_lost_message_is_counted_and_listed(make_rig: MakeRig, seen: Seen)
 )
 def test_every_lost_message_of_a_source_of_others_is_listed(make_rig: MakeRig, seen: Seen):
     rig = make_rig(**SMALL)
-    source = rig.enter(ForeignSource(rig.deployment.config))
+    source = rig.enter(CppSource(rig.deployment.config))
     source.wait_for_subscriber()
     images = begin_run(rig)
     for image in images:

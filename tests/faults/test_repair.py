@@ -1,4 +1,4 @@
-"""Files that a killed writer left behind, made openable by the driver of the run."""
+"""Repair, by the driver, of files that a killed writer did not close."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stddaq.client import DriverBusyError
 @pytest.mark.fault(
     fault="writers: one SIGKILL, one SIGSTOP; the driver is asked to repair the files",
     state="idle",
-    promise="what nobody writes to is made openable; of the other it says why not; refused during a run",
+    promise="files without a writer become readable; the reason is given for the other; refused during a run",
 )
 def test_the_driver_repairs_the_files_of_its_last_run(make_rig: MakeRig, seen: Seen):
     rig = make_rig(**SMALL)
@@ -50,4 +50,4 @@ def test_the_driver_repairs_the_files_of_its_last_run(make_rig: MakeRig, seen: S
     rig.end(stop=True)
     assert rig.client.repair() == []
     record_under_load(rig)
-    seen("after its writer is gone, file0.h5, too; next run perfect")
+    seen("after its writer exited, file0.h5 too; next run perfect")

@@ -189,13 +189,13 @@ def test_frames_that_break_the_websocket_protocol_disturb_no_run(rig: Rig):
 
     @examples(60)
     @given(HANDSHAKES, st.lists(websocket_frames() | st.binary(max_size=30), max_size=6))
-    def frames_disturb_nobody(handshake: bytes, sent: list[bytes]) -> None:
+    def frames_disturb_no_client(handshake: bytes, sent: list[bytes]) -> None:
         converse(rig.url, handshake, sent)
         assert rig.client.status().status in ("recording", "saving_file", "idle")
         health.check()
 
-    frames_disturb_nobody()
-    # Of fragments without an end, and of pings whose answers nobody takes, no more is kept than allowed.
+    frames_disturb_no_client()
+    # Endless fragments and pings whose answers are not read use no more memory than allowed.
     converse(rig.url, b"", [b"\x01\x80\0\0\0\0", *[b"\x00\x80\0\0\0\0" * 10_000] * 20])
     health.check()
     rig.publish(images[20:])

@@ -14,7 +14,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 import pytest
-from support.peers.cpp_services import ForeignSource
+from support.peers.cpp_services import CppSource
 from support.processes.deployment import Deployment, Service, wait_until
 from support.processes.processing import PublishedImage, StreamReader
 from support.processes.recording import Image, image_of, images_of
@@ -219,7 +219,7 @@ def test_overwritten_images_are_passed_on_as_such_and_without_pixels(deployment:
 
 def test_source_without_cursor_is_compressed_after_a_while_that_tells(deployment: Deployment):
     config = DetectorConfig.parse(deployment.config)
-    with ForeignSource(deployment.config) as source:
+    with CppSource(deployment.config) as source:
         service = start_compressor(deployment, "blosc2")
         source.wait_for_subscriber()
         with StreamReader(deployment, "blosc2") as reader:
@@ -243,7 +243,7 @@ def test_source_without_cursor_is_compressed_after_a_while_that_tells(deployment
 
 def test_a_foreign_ring_that_is_made_anew_is_never_taken_for_the_old_one(deployment: Deployment):
     config = DetectorConfig.parse(deployment.config)
-    with ForeignSource(deployment.config) as source:
+    with CppSource(deployment.config) as source:
         service = start_compressor(deployment, "blosc2")
         source.wait_for_subscriber()
         with StreamReader(deployment, "blosc2") as reader:

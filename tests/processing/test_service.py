@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.peers.cpp_services import ForeignSource
+from support.peers.cpp_services import CppSource
 from support.processes import user_services
 from support.processes.deployment import Deployment, Service
 from support.processes.processing import StreamReader
@@ -182,7 +182,7 @@ def test_service_that_is_slower_than_its_source_still_gets_images(
 
 
 def test_source_without_cursor_is_served(deployment: Deployment, config: DetectorConfig):
-    with ForeignSource(deployment.config) as source:
+    with CppSource(deployment.config) as source:
         start(deployment, "negate", "-t", 2)
         source.wait_for_subscriber()
         images = images_of(range(100))

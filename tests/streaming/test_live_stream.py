@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import zmq
 from bsread import Source
-from support.peers.cpp_services import ForeignSource
+from support.peers.cpp_services import CppSource
 from support.processes.deployment import Deployment, console_script, wait_until
 from support.processes.live_streams import (
     FORWARD,
@@ -144,7 +144,7 @@ def test_slot_that_is_being_written_is_not_sent(deployment: Deployment, publishe
 
 
 def test_a_foreign_ring_that_is_made_anew_is_never_taken_for_the_old_one(deployment: Deployment) -> None:
-    with ForeignSource(deployment.config) as source:
+    with CppSource(deployment.config) as source:
         stream = start_live_stream(deployment)
         source.wait_for_subscriber()
         with subscribed(stream, queue=0) as subscriber:
@@ -165,7 +165,7 @@ def test_a_foreign_ring_that_is_made_anew_is_never_taken_for_the_old_one(deploym
 
 
 def test_images_of_a_source_without_cursor_are_sent_and_suspect_ones_are_not(deployment: Deployment) -> None:
-    with ForeignSource(deployment.config) as source:
+    with CppSource(deployment.config) as source:
         stream = start_live_stream(deployment)
         source.wait_for_subscriber()
         with subscribed(stream, queue=0) as subscriber:

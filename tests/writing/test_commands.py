@@ -21,7 +21,7 @@ from stddaq.client import CommandRefusedError, RunFailedError
 
 IS_ROOT = os.geteuid() == 0
 NOBODY = 65534
-# A user that is neither root, nor we, nor nobody.
+# A user that is not root, not this process, and not "nobody".
 OTHER = 65533 if os.geteuid() != 65533 else 65532
 # Services that are not root: started as nobody where we are root, and as we are otherwise.
 NO_ROOT = NOBODY if IS_ROOT else None
@@ -170,7 +170,7 @@ def test_existing_files_are_replaced_only_when_the_command_says_so(rig: Rig):
             rig.client.start(rig.directory)
         assert rig.path("file0.h5").read_bytes() == old
         assert_saved(rig.record(second, overwrite=True), second)
-        # Whoever reads the replaced file keeps it whole.
+        # A reader of the replaced file still has all of it.
         old_file.seek(0)
         assert old_file.read() == old
 
@@ -294,7 +294,7 @@ def test_the_driver_listens_on_the_loopback_interface_unless_told_otherwise(rig:
 @pytest.mark.fault(
     fault="client that does not read",
     state="recording",
-    promise="the run is perfect, other clients are told",
+    promise="the run is perfect, other clients are notified",
 )
 def test_a_client_that_does_not_read_does_not_hold_up_the_others(rig: Rig):
     with connect(rig.url, max_queue=1, close_timeout=0.1):

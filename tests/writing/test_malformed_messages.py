@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.peers.cpp_services import ForeignSource
+from support.peers.cpp_services import CppSource
 from support.processes.recording import MakeRig, Rig, assert_saved, images_of
 
 
-def broken_messages(source: ForeignSource) -> list[bytes]:
+def broken_messages(source: CppSource) -> list[bytes]:
     """Everything that must not reach a file."""
 
     def changed(**fields: Any) -> bytes:
@@ -42,7 +42,7 @@ def broken_messages(source: ForeignSource) -> list[bytes]:
 def test_malformed_messages_are_dropped_and_counted_and_the_run_goes_on(make_rig: MakeRig):
     rig = make_rig(driver=["-m"])
     rig.deployment.start("std_det_meta_writer_gf")
-    source = rig.enter(ForeignSource(rig.deployment.config))
+    source = rig.enter(CppSource(rig.deployment.config))
     source.wait_for_subscriber()
     images = images_of(range(30))
     broken = broken_messages(source)
@@ -58,7 +58,7 @@ def test_malformed_messages_are_dropped_and_counted_and_the_run_goes_on(make_rig
 
 
 def test_fields_that_a_source_leaves_unset_are_taken_to_agree(rig: Rig):
-    source = rig.enter(ForeignSource(rig.deployment.config))
+    source = rig.enter(CppSource(rig.deployment.config))
     source.wait_for_subscriber()
     images = images_of(range(4))
     rig.client.start(rig.directory, n_image=4)
@@ -79,7 +79,7 @@ def test_fields_that_a_source_leaves_unset_are_taken_to_agree(rig: Rig):
 )
 def test_an_empty_message_is_image_0_without_a_known_status(rig: Rig):
     """Protobuf cannot tell it from one with all fields unset; it is recorded as damaged, never as good."""
-    source = rig.enter(ForeignSource(rig.deployment.config))
+    source = rig.enter(CppSource(rig.deployment.config))
     source.wait_for_subscriber()
     rig.client.start(rig.directory, n_image=1)
     rig.client.wait_until_ready(5)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from support.peers.cpp_services import ForeignSource
+from support.peers.cpp_services import CppSource
 from support.processes.recording import (
     OVERWRITTEN,
     Image,
@@ -107,7 +107,7 @@ def test_with_our_source_exactly_the_overwritten_images_are_named(make_rig: Make
 @pytest.mark.parametrize("n_images", [900, 1500])
 def test_with_a_foreign_source_the_account_is_on_the_safe_side(make_rig: MakeRig, n_images: int, seen: Seen):
     rig = small_images(make_rig)
-    source = rig.enter(ForeignSource(rig.deployment.config))
+    source = rig.enter(CppSource(rig.deployment.config))
     source.wait_for_subscriber()
     rig.client.start(rig.directory, n_image=n_images)
     rig.client.wait_until_ready(5)

@@ -87,7 +87,7 @@ def test_a_filtered_stream_is_recorded_from_the_image_ring(make_rig: MakeRig):
     assert_saved(account, passed)
     assert account["source"] == "filter"
     assert account["n_skipped"] == 60 - 24 - 1
-    # On a filtered stream an image that is not there tells nothing of a loss.
+    # On a filtered stream an image that is not there does not mean a loss.
     assert account["n_dropped"] is None
 
 
@@ -101,7 +101,7 @@ def test_ids_that_restart_within_a_run_keep_the_order_of_arrival(make_rig: MakeR
     images: list[Image] = []
     rig.begin(n_image=18)
     for in_pass in passes:
-        rig.wait_for_count(len(images))  # A slot that is used anew at once would be overwritten.
+        rig.wait_for_count(len(images))  # A slot that is reused at once would be overwritten.
         rig.publish(in_pass)
         images += in_pass
     account = rig.end()

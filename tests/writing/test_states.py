@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import pytest
-from support.peers import cpp_services as foreign
+from support.peers import cpp_services
 from support.processes.recording import MakeRig, Rig, Watcher, assert_raw_files_hold, assert_saved, images_of
 from websockets.sync.client import connect
 
@@ -69,7 +69,7 @@ def test_stop_while_recording_saves_what_was_published_before(rig: Rig):
     assert watcher.states == STOPPED
 
 
-def test_images_published_before_a_stop_are_recorded_though_nobody_waited_for_them(rig: Rig):
+def test_images_published_before_a_stop_are_recorded_although_no_client_waited_for_them(rig: Rig):
     images = images_of(range(500))
     rig.begin()
     rig.publish(images[:1])
@@ -91,7 +91,9 @@ def test_stop_while_waiting_for_the_first_image_ends_the_run_without_images(rig:
 
 def test_stop_while_files_are_created_ends_the_run(make_rig: MakeRig):
     rig = make_rig(writers=False, number_of_writers=1)
-    rig.deployment.run(sys.executable, foreign.__file__, rig.deployment.config_path, 0, 0.5, ready="ready")
+    rig.deployment.run(
+        sys.executable, cpp_services.__file__, rig.deployment.config_path, 0, 0.5, ready="ready"
+    )
     watcher = rig.enter(Watcher(rig.url))
     rig.client.start(rig.directory, n_image=10)
     watcher.wait_for("creating_file")

@@ -80,7 +80,7 @@ class ForeignRing:
             self._map.close()
 
 
-class ForeignSource:
+class CppSource:
     """Publishes images; a context manager."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -131,7 +131,7 @@ class ForeignSource:
         self.ring.close()
 
 
-class ForeignDriver:
+class CppDriver:
     """Tells writers what to do, and divides images by arrival; a context manager."""
 
     def __init__(self, config: Mapping[str, Any], with_metadata_writer: bool = False) -> None:
@@ -208,7 +208,7 @@ class ForeignDriver:
             Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 
 
-class ForeignWriter:
+class CppWriter:
     """Answers its requests in order, and writes a plain HDF5 file."""
 
     def __init__(self, config: Mapping[str, Any], writer: int, create_delay_s: float) -> None:
@@ -289,7 +289,7 @@ def main(argv: Sequence[str]) -> None:
 
     signal.signal(signal.SIGTERM, end)
     config = json.loads(Path(argv[0]).read_text())
-    ForeignWriter(config, int(argv[1]), float(argv[2]) if len(argv) > 2 else 0.0).serve()
+    CppWriter(config, int(argv[1]), float(argv[2]) if len(argv) > 2 else 0.0).serve()
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.peers import cpp_services as foreign
-from support.peers.cpp_services import ForeignDriver, ForeignSource
+from support.peers import cpp_services
+from support.peers.cpp_services import CppDriver, CppSource
 from support.processes.deployment import Deployment, Service, wait_until
 from support.processes.recording import (
     DAMAGED,
@@ -28,18 +28,20 @@ from stddaq.client import RunFailedError
 from stddaq.files.aggregate import aggregate_run
 
 
-def start_foreign_writers(rig: Rig, which: Sequence[int]) -> list[Service]:
+def start_cpp_writers(rig: Rig, which: Sequence[int]) -> list[Service]:
     return [
-        rig.deployment.run(sys.executable, foreign.__file__, rig.deployment.config_path, i, ready="ready")
+        rig.deployment.run(
+            sys.executable, cpp_services.__file__, rig.deployment.config_path, i, ready="ready"
+        )
         for i in which
     ]
 
 
-@pytest.mark.parametrize("foreign_writers", [(0, 1, 2), (0,), (2,)], ids=["all", "first", "last"])
-def test_our_driver_records_with_foreign_writers(make_rig: MakeRig, foreign_writers: tuple[int, ...]):
+@pytest.mark.parametrize("cpp_writers", [(0, 1, 2), (0,), (2,)], ids=["all", "first", "last"])
+def test_the_driver_records_with_cpp_writers(make_rig: MakeRig, cpp_writers: tuple[int, ...]):
     rig = make_rig(writers=False, number_of_writers=3)
-    start_foreign_writers(rig, foreign_writers)
-    for i in {0, 1, 2} - set(foreign_writers):
+    start_cpp_writers(rig, cpp_writers)
+    for i in {0, 1, 2} - set(cpp_writers):
         rig.deployment.start("std_det_writer", i)
     next_id = 0
     for run in range(2):
@@ -50,9 +52,9 @@ def test_our_driver_records_with_foreign_writers(make_rig: MakeRig, foreign_writ
         assert account["n_good"] == 31
 
 
-def test_a_run_with_foreign_writers_can_be_stopped(make_rig: MakeRig):
+def test_a_run_with_cpp_writers_can_be_stopped(make_rig: MakeRig):
     rig = make_rig(writers=False)
-    start_foreign_writers(rig, (0, 1))
+    start_cpp_writers(rig, (0, 1))
     images = images_of(range(9))
     rig.begin()
     rig.publish(images)
@@ -61,13 +63,13 @@ def test_a_run_with_foreign_writers_can_be_stopped(make_rig: MakeRig):
 
 
 @pytest.mark.fault(
-    fault="writer of others (C++-like): SIGKILL",
+    fault="C++ writer: SIGKILL",
     state="recording",
-    promise="error that names it; nothing of it is taken for recorded; the next run is perfect",
+    promise="error that names it; nothing of it counts as recorded; the next run is perfect",
 )
-def test_a_foreign_writer_that_is_killed_is_named_and_nothing_of_it_is_taken_for_recorded(make_rig: MakeRig):
+def test_a_cpp_writer_that_is_killed_is_named_and_nothing_of_it_counts_as_recorded(make_rig: MakeRig):
     rig = make_rig(writers=False)
-    (killed,) = start_foreign_writers(rig, (0,))
+    (killed,) = start_cpp_writers(rig, (0,))
     rig.deployment.start("std_det_writer", 1)
     images = images_of(range(20))
     rig.begin()
@@ -80,15 +82,15 @@ def test_a_foreign_writer_that_is_killed_is_named_and_nothing_of_it_is_taken_for
     assert (account["count"], account["n_good"]) == (20, 10)
     assert account["failed_ids"] == list(range(0, 20, 2))
     assert_raw_file_holds(rig.path("file1.h5"), images[1::2])
-    start_foreign_writers(rig, (0,))
+    start_cpp_writers(rig, (0,))
     images = images_of(range(100, 110))
     assert_saved(rig.record(images, file_prefix="next"), images)
 
 
 @pytest.mark.parametrize("division", ["image_id", "arrival"])
-def test_foreign_source_is_recorded(make_rig: MakeRig, division: str):
+def test_cpp_source_is_recorded(make_rig: MakeRig, division: str):
     rig = make_rig(image_division=division)
-    source = rig.enter(ForeignSource(rig.deployment.config))
+    source = rig.enter(CppSource(rig.deployment.config))
     source.wait_for_subscriber()
     images = [image_of(i, status=DAMAGED if i == 9 else 1) for i in range(3, 60, 2)]
     rig.client.start(rig.directory, n_image=len(images))
@@ -103,15 +105,15 @@ def test_foreign_source_is_recorded(make_rig: MakeRig, division: str):
 
 
 @pytest.mark.fault(
-    fault="ring buffer of a source of others (C++-like): removed and made anew",
+    fault="ring buffer of a C++ source: removed and created again",
     state="recording",
     promise="error that names it; what was recorded before is good, nothing after; the next run is perfect",
 )
-def test_a_foreign_ring_that_is_made_anew_ends_the_run_before_old_pixels_are_taken_for_images(
+def test_a_cpp_ring_that_is_replaced_ends_the_run_before_old_pixels_are_recorded(
     make_rig: MakeRig,
 ):
     rig = make_rig()
-    source = rig.enter(ForeignSource(rig.deployment.config))
+    source = rig.enter(CppSource(rig.deployment.config))
     source.wait_for_subscriber()
 
     def publish(images: Sequence[Image]) -> None:
@@ -138,9 +140,9 @@ def test_a_foreign_ring_that_is_made_anew_ends_the_run_before_old_pixels_are_tak
     assert_saved(rig.end(), images[:10])
 
 
-def test_a_ring_that_a_foreign_source_made_outlives_our_services(make_deployment: Callable[..., Deployment]):
+def test_a_ring_that_a_cpp_source_made_outlives_our_services(make_deployment: Callable[..., Deployment]):
     deployment = make_deployment(number_of_writers=1)
-    with ForeignSource(deployment.config):
+    with CppSource(deployment.config):
         segment = Path("/dev/shm") / f"{deployment.detector_name}-image"
         inode = segment.stat().st_ino
         writer = deployment.start("std_det_writer", 0)
@@ -148,10 +150,10 @@ def test_a_ring_that_a_foreign_source_made_outlives_our_services(make_deployment
         assert segment.stat().st_ino == inode
 
 
-def test_our_writers_obey_a_foreign_driver(make_deployment: Callable[..., Deployment], directory: Path):
-    """Images come in turn, without anything of ours in the messages; a run follows the other."""
+def test_writers_obey_a_cpp_driver(make_deployment: Callable[..., Deployment], directory: Path):
+    """Images come in turn, without extensions in the messages; one run follows the other."""
     deployment = make_deployment(number_of_writers=3)
-    with ForeignSource(deployment.config) as source, ForeignDriver(deployment.config, True) as driver:
+    with CppSource(deployment.config) as source, CppDriver(deployment.config, True) as driver:
         source.wait_for_subscriber()
         deployment.start_writers()
         deployment.start("std_det_meta_writer_gf")
@@ -170,12 +172,12 @@ def test_our_writers_obey_a_foreign_driver(make_deployment: Callable[..., Deploy
             assert rows["frame_timestamp"].tolist() == [i * 1000 for i in ids]
 
 
-def test_our_writer_tells_a_foreign_driver_why_it_cannot_create_a_file(
+def test_our_writer_reports_to_a_cpp_driver_why_it_cannot_create_a_file(
     make_deployment: Callable[..., Deployment], directory: Path
 ):
     deployment = make_deployment(number_of_writers=1)
     (directory / "file0.h5").write_text("precious")
-    with ForeignDriver(deployment.config) as driver:
+    with CppDriver(deployment.config) as driver:
         deployment.start_writers()
         with pytest.raises(AssertionError, match=r"file0\.h5: File exists"):
             driver.create(directory)
@@ -185,29 +187,29 @@ def test_our_writer_tells_a_foreign_driver_why_it_cannot_create_a_file(
         assert_raw_files_hold([directory / "other0.h5"], [])
 
 
-def test_a_response_fits_into_what_a_foreign_driver_receives(
+def test_a_response_fits_into_what_a_cpp_driver_receives(
     make_deployment: Callable[..., Deployment], directory: Path
 ):
     """C++ drivers have a buffer of 512 bytes, and parse as many as the message had."""
     deployment = make_deployment(number_of_writers=1)
-    with ForeignDriver(deployment.config) as driver:
+    with CppDriver(deployment.config) as driver:
         deployment.start_writers()
         with pytest.raises(AssertionError, match=r"ä/file0\.h5: No such file or directory"):
             driver.create(directory.joinpath(*["ä" * 100] * 5))
 
 
 @pytest.mark.fault(
-    fault="driver of others (C++-like) is gone",
+    fault="C++ driver: exits",
     state="recording",
     promise="our writers close valid files",
 )
-def test_files_of_our_writers_under_a_foreign_driver_are_valid_when_it_is_gone(
+def test_files_of_our_writers_under_a_cpp_driver_are_valid_after_it_exits(
     make_deployment: Callable[..., Deployment], directory: Path
 ):
     deployment = make_deployment(number_of_writers=1)
     images = images_of(range(12))
-    with ForeignSource(deployment.config) as source:
-        with ForeignDriver(deployment.config) as driver:
+    with CppSource(deployment.config) as source:
+        with CppDriver(deployment.config) as driver:
             source.wait_for_subscriber()
             (writer,) = deployment.start_writers()
             driver.create(directory)
@@ -219,13 +221,13 @@ def test_files_of_our_writers_under_a_foreign_driver_are_valid_when_it_is_gone(
     assert_raw_files_hold([directory / "file0.h5"], images)
 
 
-def test_files_of_a_foreign_run_are_aggregated(make_deployment: Callable[..., Deployment], directory: Path):
+def test_files_of_a_cpp_run_are_aggregated(make_deployment: Callable[..., Deployment], directory: Path):
     deployment = make_deployment(number_of_writers=2)
     images = images_of(range(5, 14))
-    with ForeignSource(deployment.config) as source, ForeignDriver(deployment.config) as driver:
+    with CppSource(deployment.config) as source, CppDriver(deployment.config) as driver:
         source.wait_for_subscriber()
         for i in range(2):
-            deployment.run(sys.executable, foreign.__file__, deployment.config_path, i, ready="ready")
+            deployment.run(sys.executable, cpp_services.__file__, deployment.config_path, i, ready="ready")
         driver.create(directory)
         for image in images:
             source.publish(image.image_id, image.pixels)
