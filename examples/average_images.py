@@ -1,8 +1,8 @@
-"""Read a run in blocks, whatever its size: the average of all good images, as a .npy file.
+"""Average all good images of a run of any size, and write the result to a .npy file.
 
     python examples/average_images.py demo/demoMaster.h5 average.npy
 
-The run is given by its master file, or by any one of its raw files when there is no master file.
+RUN is the master file, or any raw file of the run when there is no master file.
 """
 
 from __future__ import annotations

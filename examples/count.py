@@ -1,4 +1,4 @@
-"""Count with a detector device: HDF5 files appear, documents tell where the images are.
+"""Count with a detector device, and read the images that its documents reference.
 
 In one terminal, the services and a simulated detector that waits for its trigger:
 
@@ -26,7 +26,7 @@ from stddaq_ophyd.handlers import PublishedImagesHandler
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Count, and read the images that the documents tell of.")
+    parser = argparse.ArgumentParser(description="Count, and read the images that the documents reference.")
     parser.add_argument("config", help="the configuration that the services run with")
     parser.add_argument("directory", type=Path, help="existing directory for the files")
     parser.add_argument("--url", default=DEFAULT_URL, help="the driver")
@@ -38,7 +38,7 @@ def main() -> None:
     det = StdDaqDetector(args.url, name="det", paths=args.directory, trigger=camera)
     det.images_per_event.put(args.images_per_event)
 
-    RE = RunEngine()  # noqa: N806 (everybody calls it so)
+    RE = RunEngine()  # noqa: N806 (bluesky's own name for it)
     best_effort = BestEffortCallback()
     best_effort.disable_plots()
     RE.subscribe(best_effort)

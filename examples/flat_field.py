@@ -1,12 +1,12 @@
-"""A processing service of one's own: dark and flat correction of every image, to a stream of its own.
+"""A processing service: correct every image by dark and flat, and publish it in another stream.
 
     python examples/average_images.py dark/darkMaster.h5 dark.npy
     python examples/average_images.py flat/flatMaster.h5 flat.npy
     python examples/flat_field.py --dark dark.npy --flat flat.npy --threads 2 CONFIG
 
-What is published as `<detector_name>-corrected` is (image - dark) / (flat - dark), times the average of
-flat - dark, so that the numbers stay those of the detector; rounded and clipped when pixels are integers.
-Writers, live streams and compressors follow with `-s corrected`.
+The stream `<detector_name>-corrected` has (image - dark) / (flat - dark) times the average of flat - dark,
+which keeps the units of the detector. Integer pixels are rounded and clipped. Writers, live streams and
+compressors use it with `-s corrected`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from stddaq.processing import Image, ServiceParser, run_processor
 
 
 def prepare(config: DetectorConfig, args: argparse.Namespace) -> Callable[[Image, np.ndarray], None]:
-    """Called once, at the start: what is the same for all images."""
+    """Load what is the same for all images. The service calls it once, at its start."""
     # float32 holds 16-bit pixels exactly; 32-bit ones take float64.
     dtype = np.result_type(config.dtype, np.float32)
     dark = load(args.dark, config).astype(dtype)
     response = load(args.flat, config).astype(dtype) - dark
     is_alive = response > 0
     if not is_alive.any():
-        raise ConfigError(f"{args.flat}: found no pixel that is brighter than in {args.dark}")
+        raise ConfigError(f"{args.flat}: expected pixels brighter than in {args.dark}, got none")
     gain = np.zeros_like(response)  # Dead pixels are 0.
     gain[is_alive] = response[is_alive].mean(dtype=np.float64) / response[is_alive]
 
     def correct(image: Image, pixels: np.ndarray) -> None:
-        """Called for each image, by several threads: fills `pixels`."""
+        """Fill `pixels` with the corrected image. Several threads call it."""
         corrected = (image.pixels - dark) * gain
         if pixels.dtype.kind != "f":
             limits = np.iinfo(pixels.dtype)
@@ -47,13 +47,13 @@ def prepare(config: DetectorConfig, args: argparse.Namespace) -> Callable[[Image
 
 
 def load(path: Path, config: DetectorConfig) -> np.ndarray:
-    """The average image in a .npy file, (height, width)."""
+    """Return the average image in a .npy file, (height, width)."""
     try:
         image = np.load(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     if image.shape != config.image_shape:
-        raise ConfigError(f"{path}: found shape {image.shape}, allowed is {config.image_shape}")
+        raise ConfigError(f"{path}: expected shape {config.image_shape}, got {image.shape}")
     return image
 
 

@@ -1,8 +1,10 @@
-"""A flight: a motor moves while images are taken without a pause; tables and documents follow them.
+"""Fly scan: take images while a motor moves. Tables and documents follow while images arrive.
 
-Services and simulated detector as for `examples/count.py`:
+Start the services and a simulated detector that waits for its trigger in one terminal:
 
     stddaq up services/config/simulated.json -m --source simulate --trigger
+
+In another:
 
     mkdir -p data
     python examples/fly_scan.py services/config/simulated.json data -n 1000 --rate 200
@@ -35,10 +37,10 @@ def main() -> None:
     camera = SimulatedCamera(DetectorConfig.load(args.config).detector_name, name="camera")
     camera.rate.put(args.rate)
     det = StdDaqDetector(args.url, name="det", paths=args.directory, trigger=camera)
-    # A real one takes its time; this one is there at once.
+    # A simulated motor arrives at once.
     motor = SynAxis(name="motor")
 
-    RE = RunEngine()  # noqa: N806 (everybody calls it so)
+    RE = RunEngine()  # noqa: N806 (bluesky's own name for it)
     best_effort = BestEffortCallback()
     best_effort.disable_plots()
     RE.subscribe(best_effort)

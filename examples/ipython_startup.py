@@ -1,11 +1,12 @@
-"""What an IPython session starts with: a RunEngine, the detector, its camera and live tables.
+"""Start an IPython session with a RunEngine, the detector, its camera and live tables.
 
     stddaq up services/config/simulated.json -m --source simulate --trigger
     mkdir -p data
     ipython -i examples/ipython_startup.py
 
-As a profile: copy it to `~/.ipython/profile_stddaq/startup/`, then `ipython --profile=stddaq`. The variables
-STDDAQ_CONFIG, STDDAQ_URL and STDDAQ_DATA name the configuration, the driver and the directory of the files.
+To make it a profile, copy it to `~/.ipython/profile_stddaq/startup/`, then `ipython --profile=stddaq`. The
+variables STDDAQ_CONFIG, STDDAQ_URL and STDDAQ_DATA name the configuration, the driver and the directory of
+the files.
 """
 
 # ruff: noqa: F401 (names for the prompt)

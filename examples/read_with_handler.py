@@ -1,4 +1,4 @@
-"""Read images by the handlers that databroker uses, without a database: lazy arrays, one for each point.
+"""Read images with the handlers that databroker uses, without a database: one lazy array per point.
 
     python examples/read_with_handler.py STDDAQ_RAW data/det_00001_0.h5 --images-per-event 2
     python examples/read_with_handler.py STDDAQ_PUBLISHED data/det_00001_Published.h5
@@ -31,8 +31,8 @@ def main() -> None:
         except FileLayoutError as error:
             if not point:
                 raise SystemExit(str(error)) from None
-            break  # That was the last.
-        # Nothing has been read before `compute`.
+            break  # The point before was the last.
+        # Images are read by `compute`, not before.
         print(f"point {point}: shape {images.shape}, mean {images.mean().compute():.2f}")
         point += 1
 

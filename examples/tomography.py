@@ -1,6 +1,6 @@
-"""A tomography scan of a simulated beamline: darks, flats, projections; read back from tiled; a plot.
+"""Tomography of a simulated beamline: record darks, flats and projections, read them from tiled, and plot.
 
-The services (this program itself is the detector), and a catalog that may read the files:
+Start the services and a tiled catalog that may read the files. This program is the detector itself:
 
     stddaq up services/config/simulated.json -m
     mkdir -p data
@@ -33,9 +33,9 @@ from stddaq_ophyd.plans import tomography
 
 
 class Beamline:
-    """Shutter, sample stage, rotation, and a detector that sees the shadow of some rods in a beam."""
+    """Shutter, sample stage, rotation, and a detector that records the shadow of some rods in a beam."""
 
-    # Radius and place of each rod in units of half the width, and its absorption.
+    # Radius, x and y of each rod in units of half the width, and its absorption.
     RODS = ((0.7, 0.0, 0.0, 0.8), (0.15, 0.3, 0.2, 3.0), (0.1, -0.35, 0.1, 5.0), (0.2, 0.0, -0.4, -0.8))
     OFFSET, BEAM = 100.0, 4000.0
 
@@ -47,7 +47,7 @@ class Beamline:
         self._random = np.random.default_rng(1)
 
     def expose(self) -> None:
-        """The software trigger: take one image."""
+        """Take one image. It is the software trigger."""
         height, width = self._shape
         beam = np.broadcast_to(np.cos(np.linspace(-0.8, 0.8, height))[:, None], self._shape) * self.BEAM
         light = beam * np.exp(-self._path(width)) if self.sample.position == 0 else beam
@@ -56,7 +56,7 @@ class Beamline:
         self._source.publish(self._source.n_published, image)
 
     def _path(self, width: int) -> np.ndarray:
-        """Absorption along the ray through each column (width,)."""
+        """Return the absorption along the ray through each column (width,)."""
         columns, angle = np.linspace(-1, 1, width), np.deg2rad(self.rotation.position)
         path = np.zeros(width)
         for radius, x, y, absorption in self.RODS:
@@ -66,7 +66,7 @@ class Beamline:
 
 
 def reconstruct(sinogram: np.ndarray, angles: np.ndarray) -> np.ndarray:
-    """Filtered back projection of (angles, width), angles in degrees, to a slice (width, width)."""
+    """Return a slice (width, width) by filtered back projection of (angles, width), angles in degrees."""
     n_angles, width = sinogram.shape
     ramp = np.abs(np.fft.fftfreq(2 * width))
     filtered = np.fft.ifft(np.fft.fft(sinogram, 2 * width, axis=1) * ramp, axis=1).real[:, :width]
@@ -79,14 +79,14 @@ def reconstruct(sinogram: np.ndarray, angles: np.ndarray) -> np.ndarray:
 
 
 def plot(run: Any, path: Path) -> None:
-    """Correct the projections of a run, reconstruct the slice in the middle, and draw."""
+    """Correct the projections of a run, reconstruct the middle slice, and plot."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     projections, angles = run["primary"]["det_image"], run["primary"]["rotation"].read()
     dark, flat = (run[stream]["det_image"].read().mean(axis=(0, 1)) for stream in ("darks", "flats"))
     middle = dark.shape[0] // 2
-    # Tiled sends what is asked for, and no more: one row of each projection.
+    # Tiled sends only the requested row of each projection.
     rows = projections[:, 0, middle, :]
     sinogram = -np.log(np.maximum(rows - dark[middle], 1) / (flat - dark)[middle])
     first = (projections[0, 0] - dark) / (flat - dark)
@@ -119,8 +119,8 @@ def main() -> None:
         beamline = Beamline(source, config.image_shape)
         source.wait_for_subscribers(1, timeout=10)
         det = StdDaqDetector(args.url, name="det", paths=args.directory, trigger=beamline.expose)
-        RE = RunEngine()  # noqa: N806 (everybody calls it so)
-        # Should the server go, the scan goes on, and the documents are in the directory.
+        RE = RunEngine()  # noqa: N806 (bluesky's own name for it)
+        # If the server exits, the scan continues, and the documents are saved in the directory.
         RE.subscribe(TiledWriter(client, backup_directory=str(args.directory)))
         uids = RE(
             tomography(

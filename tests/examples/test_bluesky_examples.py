@@ -1,4 +1,4 @@
-"""The examples of Bluesky's use, as they stand."""
+"""The Bluesky examples run as they are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def port(deployment: Deployment) -> int:
-    """Of the driver of services with a simulated detector that waits for its trigger."""
+    """Port of the driver of services with a simulated detector that waits for its trigger."""
     port = free_port()
     deployment.run(
         *(deployment.stddaq, "up", deployment.config_path, "--port", port, "-m"),
@@ -34,7 +34,7 @@ def port(deployment: Deployment) -> int:
 
 
 def run_example(deployment: Deployment, name: str, *args: object) -> list[str]:
-    """Run an example to its end. Returns what it printed."""
+    """Run an example to its end, and return what it printed."""
     example = deployment.run(sys.executable, ROOT / "examples" / name, *args)
     assert example.wait(timeout=100) == 0, example.output
     return example.stdout

@@ -1,4 +1,4 @@
-"""The examples and the example configurations, as they stand."""
+"""The examples and the example configurations run as they are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIGURATIONS = sorted((ROOT / "services/config").glob("*.json"))
 
 @pytest.fixture
 def recorded(deployment: Deployment, tmp_path: Path) -> Path:
-    """The files of a run of the recording example."""
+    """Record a run with the recording example, and return the directory of its files."""
     directory = tmp_path / "files"
     directory.mkdir()
     port = free_port()
@@ -118,7 +118,7 @@ def test_flat_field_example_refuses_images_of_another_shape(
         *("--dark", dark, "--flat", flat),
     )
     assert example.wait() == 2
-    assert example.stderr == [f"flat_field: error: {dark}: found shape (32, 48), allowed is (64, 48)"]
+    assert example.stderr == [f"flat_field: error: {dark}: expected shape (64, 48), got (32, 48)"]
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
