@@ -112,7 +112,7 @@ def test_an_account_is_unsupported(basic_driver: BasicDriver):
 
 
 def test_there_is_nothing_to_wait_for_without_a_run(basic_driver: BasicDriver):
-    with DriverClient(basic_driver.url) as driver, pytest.raises(DriverError, match="no run is going on"):
+    with DriverClient(basic_driver.url) as driver, pytest.raises(DriverError, match="no run is in progress"):
         driver.wait_until_saved(timeout=1)
 
 
@@ -227,7 +227,7 @@ def test_a_bad_url_is_unreachable(url: str):
 
 
 def test_a_web_server_is_no_driver():
-    with _web_server() as port, pytest.raises(DriverUnreachableError, match="no driver"):
+    with _web_server() as port, pytest.raises(DriverUnreachableError, match="is no std_daq driver"):
         DriverClient(f"ws://127.0.0.1:{port}").connect()
 
 

@@ -153,7 +153,7 @@ def test_a_hung_driver_is_a_lost_connection(real_driver: RealDriver):
     with DriverClient(real_driver.url) as driver:
         real_driver.process.send(signal.SIGSTOP)
         begin = time.monotonic()
-        with pytest.raises(ConnectionLostError, match="said nothing"):
+        with pytest.raises(ConnectionLostError, match="no status from the driver for 5 s"):
             driver.wait(["recording"], timeout=30)
         assert time.monotonic() - begin < 10
 
@@ -174,7 +174,7 @@ def test_a_run_that_the_restarted_driver_does_not_know_is_not_taken_for_saved(
 def test_a_late_reply_never_counts_for_a_later_command(real_driver: RealDriver, directory: Path):
     with DriverClient(real_driver.url) as driver:
         real_driver.process.send(signal.SIGSTOP)
-        with pytest.raises(DriverTimeoutError, match="no answer to start within"):
+        with pytest.raises(DriverTimeoutError, match=r"timeout of .* waiting for the answer to start"):
             driver.start(directory, file_prefix="a", timeout=0.3)
         real_driver.process.send(signal.SIGCONT)
         # The first start was carried out after all; its reply does not make the second look admitted.

@@ -15,7 +15,7 @@ def test_status_of_a_basic_driver_leaves_what_it_does_not_say_none():
     status = parse_status('{"status": "recording", "count": 7}')
     assert status == DriverStatus("recording", count=7)
     assert status is not None
-    assert status.n_missing is None
+    assert status.n_bad is None
     assert status.is_busy
 
 
@@ -37,7 +37,7 @@ def test_status_of_our_driver_is_complete():
     assert status is not None
     assert (status.run_id, status.n_image, status.reason) == ("abc", 10, "writer 1 vanished")
     assert status.n_written == {0: 2, 1: 1}
-    assert status.n_missing == 5
+    assert status.n_bad == 7
     assert status.n_skipped == 2
     assert status.is_end
     assert status.raw == message

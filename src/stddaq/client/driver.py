@@ -16,11 +16,11 @@ from typing import Any, Self, TypeVar
 
 from stddaq.client.async_driver import (
     COMMAND_TIMEOUT_S,
-    CONNECT_TIMEOUT_S,
     REPAIR_TIMEOUT_S,
     AsyncDriverClient,
     StatusWatcher,
 )
+from stddaq.client.connection import CONNECT_TIMEOUT_S
 from stddaq.client.errors import ConnectionLostError
 from stddaq.client.status import DriverStatus
 from stddaq.wire.default_addresses import DEFAULT_URL

@@ -1,4 +1,4 @@
-"""What can go wrong between a client and its driver, each as a type of its own."""
+"""The errors of driver clients."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ class DriverError(StdDaqError):
     """Base of the errors of driver clients."""
 
 
-class DriverUnreachableError(DriverError):
-    """Nobody who speaks the driver's protocol answers at the url."""
+class DriverUnreachableError(DriverError, ConnectionError):
+    """No driver answers at the url."""
 
 
-class ConnectionLostError(DriverError):
-    """The driver vanished, or said nothing for longer than it may. What it was doing may go on."""
+class ConnectionLostError(DriverError, ConnectionError):
+    """The driver vanished, or sent nothing for too long. What it was doing may continue."""
 
 
-class DriverTimeoutError(DriverError):
+class DriverTimeoutError(DriverError, TimeoutError):
     """What was waited for did not happen in time. The connection stays usable."""
 
 
 class CommandRefusedError(DriverError):
-    """The driver does not carry out a command; nothing has changed.
+    """The driver refused a command; nothing has changed.
 
     Attributes:
-        error_type: an `ErrorType` of `stddaq.wire.driver_messages`, or "unknown" when it does not say.
-        reason: the driver's words.
+        error_type: an `ErrorType` of `stddaq.wire.driver_messages`, or "unknown" when the driver sends none.
+        reason: the driver's message.
     """
 
     def __init__(self, error_type: str, reason: str) -> None:
@@ -38,15 +38,15 @@ class CommandRefusedError(DriverError):
 
 
 class DriverBusyError(CommandRefusedError):
-    """A start while a run is going on."""
+    """`start` during a run."""
 
 
 class RunFailedError(DriverError):
     """A run ended in the state `error`.
 
     Attributes:
-        reason: the driver's words.
-        result: the account of the run; None when the driver does not keep one.
+        reason: the driver's message.
+        result: the account of the run; None when the driver keeps none.
     """
 
     def __init__(self, reason: str, result: dict[str, Any] | None = None) -> None:
@@ -55,5 +55,5 @@ class RunFailedError(DriverError):
         self.result = result
 
 
-class UnsupportedError(DriverError):
-    """This driver (another implementation) cannot do what was asked for."""
+class UnsupportedError(DriverError, NotImplementedError):
+    """This driver is not stddaq's and does not support the command."""

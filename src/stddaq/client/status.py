@@ -61,12 +61,9 @@ class DriverStatus:
         return self.status in END_STATES
 
     @property
-    def n_missing(self) -> int | None:
-        """Images that came, but are not in the files, or without their pixels; None when not said.
-
-        Ids that the source skipped are not among them: on a filtered stream that is normal.
-        """
-        counts = (self.n_overwritten, self.n_failed)
+    def n_bad(self) -> int | None:
+        """Images that are damaged, overwritten, failed or skipped; None when the driver does not say."""
+        counts = (self.n_damaged, self.n_overwritten, self.n_failed, self.n_skipped)
         known = [count for count in counts if count is not None]
         return sum(known) if known else None
 

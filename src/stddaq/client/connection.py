@@ -1,0 +1,50 @@
+"""Opening the WebSocket connection to a driver."""
+
+from __future__ import annotations
+
+import asyncio
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+
+from stddaq.client.errors import DriverUnreachableError
+from stddaq.client.status import DriverStatus, parse_status
+
+CONNECT_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 1.0
+# An account lists up to several thousand image ids.
+MAX_MESSAGE_BYTES = 64 * 2**20
+
+
+async def open_connection(url: str, timeout: float) -> tuple[ClientConnection, DriverStatus]:
+    """Return a connection and the first status that came over it. Raise `DriverUnreachableError`."""
+    try:
+        async with asyncio.timeout(timeout):
+            # Statuses show that the driver is alive; a proxy of the environment is never meant.
+            connection = await connect(
+                url,
+                proxy=None,
+                ping_interval=None,
+                max_size=MAX_MESSAGE_BYTES,
+                open_timeout=None,
+                close_timeout=CLOSE_TIMEOUT_S,
+            )
+            try:
+                return connection, await _first_status(connection)
+            except BaseException:
+                await connection.close()
+                raise
+    except TimeoutError:
+        raise DriverUnreachableError(f"{url}: no status of a driver within {timeout:g} s") from None
+    except OSError as error:
+        raise DriverUnreachableError(
+            f"{url}: no driver accepts connections there ({error.strerror or error}); is it started?"
+        ) from error
+    except (InvalidHandshake, InvalidURI, ConnectionClosed) as error:
+        raise DriverUnreachableError(f"the server at {url} is no std_daq driver ({error})") from error
+
+
+async def _first_status(connection: ClientConnection) -> DriverStatus:
+    while True:
+        if (status := parse_status(await connection.recv())) is not None:
+            return status
