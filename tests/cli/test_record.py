@@ -191,7 +191,7 @@ def test_stop_without_a_run_says_so(up: Callable[..., Up]):
     running = up()
     stop = running.deployment.run(running.deployment.stddaq, "stop", "--url", running.url)
     assert stop.wait() == 0
-    assert "no run is going on" in stop.stdout[0]
+    assert "no run is in progress" in stop.stdout[0]
 
 
 def test_a_trigger_is_fired(up: Callable[..., Up], directory: Path):

@@ -146,9 +146,9 @@ def test_a_second_deployment_of_the_same_detector_is_refused(up: Callable[..., U
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--port", "0"), "--port: found 0"),
+        (("--port", "0"), "--port: expected an integer from 1 to 65535, got '0'"),
         (("--port", "many"), "argument -p/--port"),
-        (("--source", "camera"), "--source: found 'camera'"),
+        (("--source", "camera"), "--source: expected one of none, simulate, replay, got 'camera'"),
     ],
 )
 def test_a_bad_argument_is_one_line(deployment: Deployment, args: tuple[str, ...], message: str):
@@ -162,7 +162,7 @@ def test_a_configuration_without_writers_is_refused(make_deployment: Callable[..
     deployment = make_deployment(number_of_writers=0)
     process = deployment.run(deployment.stddaq, "up", deployment.config_path)
     assert process.wait() == 2
-    assert "number_of_writers: found 0" in process.stderr[0]
+    assert "number_of_writers: expected 1 or more for stddaq up, got 0" in process.stderr[0]
 
 
 def test_a_replay_that_is_over_is_no_crash(deployment: Deployment, tmp_path: Path):

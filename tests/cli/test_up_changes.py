@@ -185,7 +185,7 @@ def test_a_bad_configuration_is_said_once_and_everything_runs_on(up: Callable[..
     running.deployment.config_path.write_text("{")
     running.process.wait_for_line(r"change ignored, services keep the previous configuration: .*is not JSON")
     running.deployment.config_path.write_text(json.dumps(config | {"number_of_writers": 0}))
-    running.process.wait_for_line(r"ignored, .*number_of_writers: found 0")
+    running.process.wait_for_line(r"ignored, .*number_of_writers: expected 1 or more for stddaq up, got 0")
     running.deployment.write_config(stats_collection_period=2)
     running.process.wait_for_line(CHANGED)
     assert pid_of(running, "std_det_driver") != driver

@@ -20,7 +20,8 @@ from rich.console import Console
 from support.processes.deployment import Deployment, Service, free_port, wait_until
 from support.processes.live_streams import LiveStreamService, image_of, start_live_stream
 
-from stddaq.cli.image_preview import Contrast, TerminalImage, write_png
+from stddaq.cli.pictures.colours import Contrast, write_png
+from stddaq.cli.pictures.terminal import TerminalImage
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
 
@@ -115,7 +116,7 @@ def test_address_where_nothing_comes_from_ends_it_with_the_reason(deployment: De
     ("arguments", "reason"),
     [
         (["nonsense"], "allowed is tcp://HOST:PORT"),
-        (["tcp://127.0.0.1:1", "-n", "0"], "allowed is 1 or more"),
+        (["tcp://127.0.0.1:1", "-n", "0"], "expected an integer from 1"),
         (["tcp://127.0.0.1:1", "--timeout", "0"], "seconds above 0"),
         (["tcp://127.0.0.1:1", "--save", "/dev/null/x"], "--save /dev/null/x"),
     ],
@@ -152,7 +153,7 @@ def test_terminal_shows_image_and_facts_and_is_left_as_it_was(deployment: Deploy
     text = shown.decode()
     assert "▀" in text
     assert stream.address in text
-    assert "nothing missing" in text
+    assert "no losses" in text
     assert "3 images, the last with id 3" in text
     # The other screen, and back again.
     assert text.index("\x1b[?1049h") < text.index("\x1b[?1049l") < text.rindex("3 images")

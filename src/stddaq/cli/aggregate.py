@@ -1,24 +1,28 @@
-"""`stddaq aggregate`: a master file over raw files that exist already, C++-made ones included."""
+"""`stddaq aggregate`: make a master file over existing raw files, those of C++ writers included."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from stddaq.daemon.arguments import ArgumentParser
+
 # With very many gaps it takes its time: 3 s for ten thousand.
 MASTER_FILE_PATIENCE_S = 600.0
 SUMMARY = "make a master file, which shows all images of a run as one, over existing raw files"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "paths",
         nargs="+",
         metavar="PATH",
-        help="directory of the run, any one of its files, or all its raw files",
+        help="directory of the run, one of its files, or all its raw files",
     )
-    parser.add_argument("-o", "--output", metavar="FILE", help="the master file (beside the raw files)")
-    parser.add_argument("--prefix", help="beginning of the files' names, with a directory (file)")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="the master file to write (default: beside the raw files)"
+    )
+    parser.add_argument("--prefix", help="prefix of the file names, may include a directory (default: file)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing master file")
 
 

@@ -1,8 +1,8 @@
-"""`stddaq demo`: the main job in one command, and proof that it was done.
+"""`stddaq demo`: record simulated images and prove that every pixel is right.
 
-A simulated detector, the driver, two writers and the metadata writer record a run; then every pixel of every
-image is read back from the master file and compared with what the simulator shows. It uses a free port,
-names and an ipc directory of its own, and leaves nothing but its files.
+A simulated detector, the driver, two writers and the metadata writer record a run; then every pixel is read
+back from the master file and compared with the simulator's scene. The demo uses a free port and names and an
+ipc directory of its own, and leaves nothing but its files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stddaq.daemon.arguments import ArgumentParser, NumberRange, image_count
 from stddaq.errors import StdDaqError
+from stddaq.text import mismatch
 
 if TYPE_CHECKING:
     import h5py
@@ -37,7 +39,7 @@ SUMMARY = "record simulated images, check every pixel of the files, and show the
 PREFIX = "demo"
 N_WRITERS = 2
 N_SLOTS = 1000
-# The largest that fits into the machine's shared memory is taken: N_SLOTS images of two bytes per pixel.
+# The demo takes the largest whose ring buffer fits: N_SLOTS images of two bytes per pixel.
 IMAGE_SIZES = (512, 256, 128, 64)
 READY_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 15.0
@@ -45,33 +47,38 @@ N_SHOWN = 7
 
 
 class DemoError(StdDaqError):
-    """The demonstration cannot run here, or a check of it failed."""
+    """The demonstration cannot run here, or one of its checks failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """What was read back."""
+    """What was read back and compared."""
 
     n_images: int
     n_pixels: int
     shown: list[tuple[str, np.ndarray]]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--directory", default="demo", help="where the files go; made when missing (./demo)")
-    parser.add_argument("-n", "--n-images", type=int, default=1000, help="images to record (1000)")
-    parser.add_argument("--rate", type=float, default=200.0, help="images per second (200)")
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--size", type=int, choices=IMAGE_SIZES, help="height and width in pixels (the largest that fits)"
+        "--directory", default="demo", help="directory of the files, made if missing (default: demo)"
+    )
+    parser.add_argument(
+        "-n", "--n-images", type=image_count, default=1000, help="images to record (default: 1000)"
+    )
+    parser.add_argument(
+        "--rate", type=NumberRange(0.1, 10_000, "Hz"), default=200.0, help="images per second (default: 200)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        choices=IMAGE_SIZES,
+        help="height and width in pixels (default: the largest that fits)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.n_images < 1 or not 0.1 <= args.rate <= 10_000:
-        raise DemoError(
-            f"found {args.n_images} images at {args.rate:g} per second, allowed are 1 or more at 0.1 to 10000"
-        )
-    # As Ctrl-C while nothing is recorded: what was started is ended first.
+    # SystemExit ends the services that were started, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     directory = _prepare_directory(Path(args.directory))
     config_path, config = _write_config(directory, args.size)
@@ -95,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prepare_directory(directory: Path) -> Path:
-    """Make it, and be sure that the files which the demo replaces are its own."""
+    """Make the directory. Refuse one whose files, which the demo would replace, are not its own."""
     directory = directory.absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -103,7 +110,9 @@ def _prepare_directory(directory: Path) -> Path:
         raise DemoError(f"{directory}: cannot be made: {error.strerror}") from error
     if not _config_path(directory).exists() and any(directory.glob(f"{PREFIX}*.h5")):
         raise DemoError(
-            f"{directory}: found files {PREFIX}*.h5 that are not of a demo; allowed is a directory without"
+            mismatch(
+                str(directory), "a directory of the demo, or one without its file names", f"{PREFIX}*.h5"
+            )
         )
     return directory
 
@@ -139,16 +148,16 @@ def _write_config(directory: Path, size: int | None) -> tuple[Path, DetectorConf
 def _image_side(directory: Path) -> int:
     free = {place: shutil.disk_usage(place).free for place in (Path("/dev/shm"), directory)}
     for side in IMAGE_SIZES:
-        # A tenth more than the pixels, so that the demo does not take the last of a machine.
+        # A tenth more than the pixels, so that the demo does not fill the machine.
         if all(N_SLOTS * side * side * 2 * 1.1 < n_bytes for n_bytes in free.values()):
             return side
     found = ", ".join(f"{place} {n_bytes // 2**20} MiB" for place, n_bytes in free.items())
-    raise DemoError(f"found free space: {found}; allowed is 10 MiB or more in each")
+    raise DemoError(mismatch("free space", "10 MiB or more in each place", found))
 
 
 @contextlib.contextmanager
 def _deployment(directory: Path, config_path: Path, rate: float) -> Iterator[str]:
-    """`stddaq up` in a process of its own, its output in demo.log. Gives the driver's url."""
+    """Run `stddaq up` in another process, with its output in demo.log. Yield the driver's url."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -158,7 +167,7 @@ def _deployment(directory: Path, config_path: Path, rate: float) -> Iterator[str
     log_path = directory / f"{PREFIX}.log"
     up = [sys.executable, "-m", "stddaq", "up", str(config_path), "--port", str(port), "-m"]
     up += ["--source", "simulate", "--scene", "rings", "--rate", f"{rate:g}"]
-    # Socket paths are limited to 107 bytes, so not below the demo's directory.
+    # Not below the demo's directory, because socket paths are limited to 107 bytes.
     ipc_parent = ipc_directory()
     with tempfile.TemporaryDirectory(prefix="stddaq-", dir=ipc_parent) as ipc, log_path.open("w") as log:
         process = subprocess.Popen(
@@ -167,7 +176,7 @@ def _deployment(directory: Path, config_path: Path, rate: float) -> Iterator[str
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, IPC_DIRECTORY_VARIABLE: ipc},
-            # Ctrl-C stops the recording first; the services end after that.
+            # Ctrl-C first stops the recording; the services end after it.
             start_new_session=True,
             preexec_fn=end_with_parent(),  # noqa: PLW1509 - there is no other thread yet
         )
@@ -214,7 +223,7 @@ def _record(url: str, directory: Path, config: DetectorConfig, n_images: int) ->
 
 
 def _check(master: Path, config: DetectorConfig, account: dict[str, Any], asked: int) -> _Checked:
-    """Compare every pixel of the master file with the simulator's scene. Raises `DemoError`."""
+    """Compare every pixel of the master file with the simulator's scene. Raise `DemoError`."""
     import h5py
     import numpy as np
 
@@ -231,7 +240,7 @@ def _check(master: Path, config: DetectorConfig, account: dict[str, Any], asked:
             print(f"stopped early: {account['count']} of {asked} images")
         _expect("images that are good", int((rows["status"] == 1).sum()), account["count"])
         ids = rows["image_id"].astype(int)
-        _expect("missing image ids", int((np.diff(ids) != 1).sum()), 0)
+        _expect("skipped image ids", int((np.diff(ids) != 1).sum()), 0)
         if not np.array_equal(detector_ids, ids):
             raise DemoError("check failed: the rows of the metadata file are not those of the images")
         expected = np.empty(config.image_shape, config.dtype)
@@ -255,11 +264,11 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
 
 def _expect(what: str, found: int, expected: int) -> None:
     if found != expected:
-        raise DemoError(f"check failed: {what}: found {found}, expected {expected}")
+        raise DemoError(f"check failed: {mismatch(what, str(expected), str(found))}")
 
 
 def _draw(path: Path, checked: _Checked, config: DetectorConfig, account: dict[str, Any]) -> None:
-    from stddaq.cli.preview import write_preview
+    from stddaq.cli.pictures.sheet import write_sheet
 
     side = config.image_shape[0]
     caption = (
@@ -267,7 +276,7 @@ def _draw(path: Path, checked: _Checked, config: DetectorConfig, account: dict[s
         f"{account['number_of_writers']} writers, read back from {PREFIX}Master.h5, every pixel checked; "
         "logarithmic scale"
     )
-    write_preview(path, checked.shown, "stddaq demo: simulated powder diffraction", caption)
+    write_sheet(path, checked.shown, "stddaq demo: simulated powder diffraction", caption)
 
 
 def _summarise(checked: _Checked, seconds: float, account: dict[str, Any], master: str, png: Path) -> None:
@@ -287,7 +296,7 @@ def _summarise(checked: _Checked, seconds: float, account: dict[str, Any], maste
 
 
 def _own_command() -> str:
-    """How this command is called from here: by name, or by its path when the environment is not active."""
+    """Return how to call this command here: by name, or by its path if the environment is not active."""
     if shutil.which("stddaq"):
         return "stddaq"
     path = Path(sys.executable).with_name("stddaq")

@@ -1,4 +1,4 @@
-"""`stddaq info`: what a raw, metadata or master file holds."""
+"""`stddaq info`: describe raw, metadata and master files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
-SUMMARY = "say what files hold: images, types, gaps, what is missing"
+from stddaq.daemon.arguments import ArgumentParser
+
+SUMMARY = "show what files hold: images, types, gaps, bad images"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="raw, metadata or master file")
 
 

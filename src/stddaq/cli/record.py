@@ -10,27 +10,46 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from stddaq.cli.text import add_url, bytes_text, gaps_text, status_line
+from stddaq.cli.text import bad_text, bytes_text, status_line
+from stddaq.daemon.arguments import ArgumentParser, IntegerRange, image_count
 
 if TYPE_CHECKING:
     from stddaq.client import DriverClient, DriverStatus
 
 SUMMARY = "record images into files, with a progress bar and a summary"
-# Between two lines of progress when the output is no terminal.
+# Between two lines of progress when the output is not a terminal.
 LINE_PERIOD_S = 1.0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("path", help="existing directory for the files, as the driver sees it")
-    parser.add_argument("-n", "--n-images", type=int, metavar="N", help="images to record (until Ctrl-C)")
-    parser.add_argument("--prefix", default="file", help="beginning of the files' names (file)")
-    parser.add_argument("--start-id", type=int, metavar="ID", help="do not record images with a lower id")
-    parser.add_argument("--writer-id", type=int, metavar="UID", help="user that the files shall belong to")
+    parser.add_argument(
+        "-n", "--n-images", type=image_count, metavar="N", help="images to record (default: until Ctrl-C)"
+    )
+    parser.add_argument("--prefix", default="file", help="prefix of the file names (default: file)")
+    parser.add_argument(
+        "--start-id",
+        type=IntegerRange(0, 2**64 - 1),
+        metavar="ID",
+        help="do not record images with a lower id",
+    )
+    parser.add_argument(
+        "--writer-id",
+        type=IntegerRange(0, 2**31 - 1),
+        metavar="UID",
+        help="owner of the files (default: as the writers run)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    parser.add_argument("--strict", action="store_true", help="fail when an image is overwritten in the ring")
-    parser.add_argument("--end-on-restart", action="store_true", help="fail when the image ids begin again")
-    parser.add_argument("--config", help="configuration file, to know the image size for GB/s")
-    add_url(parser)
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="end with an error when an image is overwritten in the ring buffer",
+    )
+    parser.add_argument(
+        "--end-on-restart", action="store_true", help="end with an error when the image ids restart"
+    )
+    parser.add_argument("--config", help="configuration file, for the rate in GB/s")
+    parser.add_driver_url()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fields(args: argparse.Namespace) -> dict[str, Any]:
-    """What the user gave; a driver of another implementation need not know the rest."""
+    """Return the fields that the user gave: a driver that is not stddaq's may refuse others."""
     fields = {
         "file_prefix": args.prefix,
         "n_image": args.n_images,
@@ -69,9 +88,9 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def follow(driver: DriverClient, image_bytes: int | None) -> None:
-    """Show the progress of the run that `driver` started, to its end. The first Ctrl-C stops the run.
+    """Show the progress of the run that `driver` started. The first Ctrl-C stops the run.
 
-    Raises `ConnectionLostError`; `KeyboardInterrupt` at the second Ctrl-C: the run then goes on to its end.
+    Raise `ConnectionLostError`; `KeyboardInterrupt` at the second Ctrl-C, while the driver closes the files.
     """
     statuses = driver.watch_run()
     stopped = False
@@ -85,7 +104,7 @@ def follow(driver: DriverClient, image_bytes: int | None) -> None:
                 if stopped:
                     raise
                 stopped = True
-                progress.say("stopping; once more Ctrl-C leaves without waiting for the files")
+                progress.say("stopping; press Ctrl-C again to exit without waiting for the files")
                 driver.stop()
 
 
@@ -104,7 +123,7 @@ def _progress(image_bytes: int | None) -> Iterator[_Progress]:
 
 
 class _Rate:
-    """Images per second since the first one was seen; stays as it was when the recording is over."""
+    """Images per second since the first status with images; frozen at the end of the recording."""
 
     def __init__(self, image_bytes: int | None) -> None:
         self._image_bytes = image_bytes
@@ -112,7 +131,7 @@ class _Rate:
         self._text = ""
 
     def text(self, status: DriverStatus) -> str:
-        """`200.1 images/s, 0.105 GB/s`; empty before there is something to divide."""
+        """Return `200.1 images/s, 0.105 GB/s`; empty before two statuses have come."""
         now, count = time.monotonic(), status.count or 0
         if status.status != "recording" or not count:
             return self._text
@@ -128,7 +147,7 @@ class _Rate:
 
 
 class _Lines:
-    """For files and pipes: a line for each change of state, and one a second in between."""
+    """Progress for files and pipes: a line for each change of state, and one a second in between."""
 
     def __init__(self, image_bytes: int | None) -> None:
         self._rate = _Rate(image_bytes)
@@ -147,7 +166,7 @@ class _Lines:
 
 
 class _Bar:
-    """For terminals."""
+    """Progress bar for terminals."""
 
     def __init__(self, image_bytes: int | None) -> None:
         from rich.console import Console
@@ -158,12 +177,12 @@ class _Bar:
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("images  {task.fields[rate]}  {task.fields[gaps]}"),
+            TextColumn("images  {task.fields[rate]}  {task.fields[bad]}"),
             TimeElapsedColumn(),
             console=Console(highlight=False),
         )
         self._state = ""
-        self._task = self._bar.add_task("starting", total=None, rate="", gaps="")
+        self._task = self._bar.add_task("starting", total=None, rate="", bad="")
 
     def show(self, status: DriverStatus) -> None:
         from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
@@ -175,9 +194,9 @@ class _Bar:
             total=None if endless else status.n_image,
             completed=status.count or 0,
             rate=self._rate.text(status),
-            gaps=f"[red]{gaps_text(status)}" if gaps_text(status) else "",
+            bad=f"[red]{bad_text(status)}" if bad_text(status) else "",
         )
-        if status.status != self._state:  # Every state is seen, however short.
+        if status.status != self._state:  # Short states are shown, too.
             self._state = status.status
             self._bar.refresh()
 
@@ -202,7 +221,7 @@ def _summarise(driver: DriverClient, args: argparse.Namespace, image_bytes: int 
     if account is not None:
         _print_summary(account, image_bytes)
         return
-    # A driver of another implementation: what can be seen from here.
+    # A driver that is not stddaq's: list the files that are visible from here.
     print("saved; this driver keeps no account of the run")
     for path in sorted(Path(args.path).glob(f"{args.prefix}*.h5")):
         print(f"file        {path} ({bytes_text(path.stat().st_size)})")
@@ -223,7 +242,7 @@ def _image_bytes(config: str | None) -> int | None:
 
 
 def _image_bytes_of(files: Any) -> int | None:
-    """Bytes of one uncompressed image, from a raw file, when it can be seen from here."""
+    """Return the bytes of one uncompressed image, from a raw file; None if it is not visible from here."""
     paths = files.get("raw") if files else None
     if not paths or not Path(paths[0]).exists():
         return None
@@ -235,5 +254,5 @@ def _image_bytes_of(files: Any) -> int | None:
                 if isinstance(group, h5py.Group) and isinstance(data := group.get("data"), h5py.Dataset):
                     return data.dtype.itemsize * data.shape[1] * data.shape[2]
     except (OSError, RuntimeError):
-        return None  # Another program's file, or one that is just being created.
+        return None  # Not a raw file, or not complete yet.
     return None

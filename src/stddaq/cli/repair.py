@@ -1,4 +1,4 @@
-"""`stddaq repair`: make files that a killed writer left behind openable for everyone."""
+"""`stddaq repair`: make files of a killed writer valid again."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from stddaq.cli.text import add_url
+from stddaq.daemon.arguments import ArgumentParser
 
-SUMMARY = "make files that a killed writer left behind openable again"
+SUMMARY = "repair files that a killed writer did not close"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="*", metavar="FILE", help="raw or metadata file that nobody writes to")
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--run", dest="last_run", action="store_true", help="those of the driver's last run, by the driver"
+        "files", nargs="*", metavar="FILE", help="raw or metadata file that no process writes to"
     )
-    add_url(parser)
+    parser.add_argument(
+        "--run", dest="last_run", action="store_true", help="let the driver repair the files of its last run"
+    )
+    parser.add_driver_url()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,9 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from stddaq.files.repair import repair
 
     if args.last_run == bool(args.files):
-        print(
-            "stddaq repair: error: found --run and FILE, or neither; allowed is one of them", file=sys.stderr
-        )
+        print("stddaq repair: error: expected either --run or FILE, got both or neither", file=sys.stderr)
         return 2
     if args.last_run:
         return _repair_run(args.url)

@@ -1,18 +1,19 @@
-"""`stddaq status`: what the driver is doing."""
+"""`stddaq status`: show the state of the driver, and its last run."""
 
 from __future__ import annotations
 
 import argparse
 import json
 
-from stddaq.cli.text import add_url, status_line
+from stddaq.cli.text import status_line
+from stddaq.daemon.arguments import ArgumentParser
 
-SUMMARY = "say what the driver is doing, and how the last run ended"
+SUMMARY = "show the state of the driver, and how the last run ended"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_url(parser)
-    parser.add_argument("--json", action="store_true", help="print the driver's messages as they are")
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_driver_url()
+    parser.add_argument("--json", action="store_true", help="print the driver's messages as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

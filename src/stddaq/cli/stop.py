@@ -1,33 +1,46 @@
-"""`stddaq stop`: end the run that is going on, whoever started it."""
+"""`stddaq stop`: end the run in progress, of any client."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 
-from stddaq.cli.text import add_url, status_line
+from stddaq.cli.text import status_line
+from stddaq.daemon.arguments import ArgumentParser, Seconds
 
-SUMMARY = "end the run that is going on, and wait for its files"
-SAVING_TIMEOUT_S = 60.0
+SUMMARY = "end the run in progress, and wait for its files"
+TIMEOUT_S = 60.0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_url(parser)
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_driver_url()
+    parser.add_argument(
+        "--timeout",
+        type=Seconds(),
+        default=TIMEOUT_S,
+        metavar="SECONDS",
+        help=f"longest wait for the files of the run (default: {TIMEOUT_S:g})",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    from stddaq.client import DriverClient, RunFailedError
+    from stddaq.client import DriverClient, DriverTimeoutError
 
     with DriverClient(args.url) as driver:
         if not driver.latest.is_busy:
             driver.stop()
-            print(f"no run is going on, the driver is {driver.latest.status}")
+            print(f"no run is in progress, the driver is {driver.latest.status}")
             return 0
-        run = driver.watch_run()
+        statuses = driver.watch_run(args.timeout)
         driver.stop()
         try:
-            *_, last = run
-        except RunFailedError as error:
-            print(f"run failed: {error}")
+            *_, last = statuses
+        except DriverTimeoutError:
+            print(
+                f"stddaq stop: error: the run has not ended within {args.timeout:g} s, the driver is "
+                f"{driver.latest.status}; it continues, see stddaq status",
+                file=sys.stderr,
+            )
             return 1
     print(status_line(last))
     return 1 if last.status == "error" else 0

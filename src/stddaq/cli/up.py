@@ -6,38 +6,50 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stddaq.daemon.arguments import ArgumentParser, IntegerRange, suffix
 from stddaq.errors import ConfigError, EndpointError
+from stddaq.text import mismatch
+from stddaq.wire.default_addresses import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from stddaq.cli.supervisor.commands import Commands
     from stddaq.cli.supervisor.supervisor import ServiceSpec, Supervisor
     from stddaq.config import DetectorConfig
 
-SUMMARY = "start the services of a configuration in this terminal, and supervise them"
+SUMMARY = "start and supervise the services of a configuration in this terminal"
 _SOURCES = ("none", "simulate", "replay")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("config", help="path to configuration file")
-    parser.add_argument("-p", "--port", type=int, default=8080, help="WebSocket port of the driver (8080)")
-    parser.add_argument("--host", default="127.0.0.1", help="address that the driver listens on (127.0.0.1)")
     parser.add_argument(
-        "-m", "--with_metadata_writer", action="store_true", help="also write the metadata of all images"
+        "-p",
+        "--port",
+        type=IntegerRange(1, 65535),
+        default=DEFAULT_PORT,
+        help="WebSocket port of the driver (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address that the driver listens on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "-m", "--with_metadata_writer", action="store_true", help="also start a metadata writer"
     )
     parser.add_argument(
         "-s",
         "--source_suffix",
         default="image",
+        type=suffix,
         metavar="SUFFIX",
-        help="metadata stream and ring buffer to record (image)",
+        help="metadata stream and ring buffer to record (default: image)",
     )
     parser.add_argument(
         "--source",
         nargs=argparse.REMAINDER,
         default=[],
         metavar="SOURCE",
-        help="last option: 'simulate ARGS...' or 'replay FILE ARGS...', as in stddaq simulate and replay "
-        "without their CONFIG; or 'none' (default)",
+        help="must be the last option: 'simulate ARGS...' or 'replay FILE ARGS...', the command without "
+        "CONFIG; or 'none' (default)",
     )
 
 
@@ -52,13 +64,13 @@ def run(args: argparse.Namespace) -> int:
     for spec in specs:
         if spec.address and is_listening(spec.address):
             raise EndpointError(
-                f"{spec.address}: another service listens there already, so {spec.name} cannot; "
+                f"{spec.address}: another service listens there already, so {spec.name} cannot start; "
                 "is this configuration up elsewhere?"
             )
     url = f"ws://{args.host}:{args.port}"
     return asyncio.run(
         Supervisor(specs).run(
-            lambda: f"all services ready, driver at {url}, Ctrl-C ends them",
+            lambda: f"all services ready, driver at {url}, press Ctrl-C to end them",
             lambda supervisor: _follow(supervisor, args),
         )
     )
@@ -81,7 +93,7 @@ async def _follow(supervisor: Supervisor, args: argparse.Namespace) -> None:
 
 
 def _services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceSpec]:
-    """What is to run, in the order in which it ends: sources, processing, driver (saves a run), writers."""
+    """Return the services in the order in which they end: sources, processing, driver, writers."""
     from stddaq.cli.supervisor.commands import Commands
     from stddaq.config.services import META_WRITERS, service_mistakes
     from stddaq.dataplane import endpoints
@@ -89,15 +101,13 @@ def _services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceS
     mistakes = service_mistakes(config)
     if config.number_of_writers < 1:
         mistakes.append(
-            f"number_of_writers: found {config.number_of_writers}, allowed for stddaq up is 1 or more"
+            mismatch("number_of_writers", "1 or more for stddaq up", str(config.number_of_writers))
         )
     if mistakes:
         raise ConfigError(f"{args.config}: " + "; ".join(mistakes), mistakes)
-    if not 1 <= args.port <= 65535:
-        raise ConfigError(f"--port: found {args.port}, allowed is a port from 1 to 65535")
-    name, suffix = config.detector_name, args.source_suffix
+    name, source = config.detector_name, args.source_suffix
     commands = Commands(config, args.config)
-    driver = ["--port", str(args.port), "--host", args.host, "-s", suffix]
+    driver = ["--port", str(args.port), "--host", args.host, "-s", source]
     if args.with_metadata_writer:
         driver.append("-m")
     specs = _source(commands, args) + commands.requested() + commands.live_streams()
@@ -106,7 +116,7 @@ def _services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceS
     )
     for i in range(config.number_of_writers):
         address = endpoints.writer_to_driver(name, i)
-        specs.append(commands.service(f"writer {i}", "std_det_writer", [str(i), "-s", suffix], address))
+        specs.append(commands.service(f"writer {i}", "std_det_writer", [str(i), "-s", source], address))
     if args.with_metadata_writer:
         address = endpoints.writer_to_driver(name, "meta")
         specs.append(commands.service("meta writer", META_WRITERS[config.detector_type], [], address))
@@ -116,5 +126,5 @@ def _services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceS
 def _source(commands: Commands, args: argparse.Namespace) -> list[ServiceSpec]:
     kind, *rest = args.source or ["none"]
     if kind not in _SOURCES:
-        raise ConfigError(f"--source: found {kind!r}, allowed are {', '.join(_SOURCES)}")
+        raise ConfigError(mismatch("--source", f"one of {', '.join(_SOURCES)}", repr(kind)))
     return [] if kind == "none" else [commands.source(kind, rest)]

@@ -10,45 +10,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stddaq.cli.text import bytes_text
+from stddaq.daemon.arguments import ArgumentParser, Seconds, image_count
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from stddaq.cli.image_preview import Contrast
+    from stddaq.cli.pictures.colours import Contrast
     from stddaq.client import LiveImage, LiveStreamClient
 
 SUMMARY = "show a live stream: rate, losses, images"
 
 FIRST_IMAGE_TIMEOUT_S = 10.0
-# What a terminal behind ssh can follow.
+# A terminal over ssh can follow this.
 DRAW_PERIOD_S = 0.25
 LINE_PERIOD_S = 1.0
 RATE_SPAN_S = 3.0
 QUIET_S = 2.0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("address", help="of the live stream, tcp://HOST:PORT")
-    parser.add_argument("-n", "--n-images", type=int, metavar="N", help="end after N images (Ctrl-C ends it)")
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("address", help="address of the live stream, tcp://HOST:PORT")
+    parser.add_argument(
+        "-n", "--n-images", type=image_count, metavar="N", help="end after N images (default: at Ctrl-C)"
+    )
     parser.add_argument("--save", type=Path, metavar="DIRECTORY", help="write every image as a PNG file")
     parser.add_argument("--log", action="store_true", help="logarithmic scale of counts")
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=Seconds(),
         default=FIRST_IMAGE_TIMEOUT_S,
         metavar="SECONDS",
-        help=f"how long to wait for the first image (default {FIRST_IMAGE_TIMEOUT_S:g})",
+        help=f"longest wait for the first image (default: {FIRST_IMAGE_TIMEOUT_S:g})",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     from stddaq.client import LiveStreamClient, LiveStreamTimeoutError
-    from stddaq.errors import ConfigError
 
-    if args.n_images is not None and args.n_images < 1:
-        raise ConfigError(f"-n: found {args.n_images}, allowed is 1 or more")
-    if not 0 < args.timeout < 1e6:
-        raise ConfigError(f"--timeout: found {args.timeout:g}, allowed is a number of seconds above 0")
     saver = None if args.save is None else _Saver(args.save)
     seen = _Seen()
     try:
@@ -59,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"stddaq watch: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        pass  # The usual way to end it.
+        pass  # Ctrl-C is the usual end.
     if sys.stdout.isatty() and seen.last is not None:
-        _leave(seen.last, args.log)
+        _show_last(seen.last, args.log)
     print(seen.summary())
     if saver is not None and saver.n_written:
         print(f"saved       {saver.n_written} images in {args.save}")
@@ -69,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Seen:
-    """What has been seen so far."""
+    """The images received so far: counts, rates, the last one."""
 
     def __init__(self) -> None:
         self.n_images = self.n_damaged = self.n_skipped = self.n_dropped = self.n_malformed = 0
@@ -93,7 +91,7 @@ class _Seen:
             self._recent.popleft()
 
     def rates(self) -> tuple[float, float]:
-        """Images and bytes per second, of the last seconds."""
+        """Return images and bytes per second, of the last seconds."""
         now = time.monotonic()
         self._forget(now)
         if len(self._recent) < 2:
@@ -102,17 +100,17 @@ class _Seen:
         return len(self._recent) / span, sum(n_bytes for _, n_bytes in self._recent) / span
 
     def losses(self) -> str:
-        """What did not come, or not well: `3 ids not seen, 1 damaged`; empty when nothing is missing."""
+        """Return what is bad or absent: `3 skipped, 1 damaged`; empty when nothing is."""
         parts = (
-            (self.n_skipped, "ids not seen"),
-            (self.n_dropped, "left out here, the terminal is slow"),
+            (self.n_skipped, "skipped"),
+            (self.n_dropped, "dropped because the terminal is slow"),
             (self.n_damaged, "damaged"),
-            (self.n_malformed, "not understood"),
+            (self.n_malformed, "malformed"),
         )
         return ", ".join(f"{count} {what}" for count, what in parts if count)
 
     def summary(self) -> str:
-        """One line for the end."""
+        """Return one line for the end."""
         if self.last is None:
             return "no images"
         losses = self.losses()
@@ -120,10 +118,10 @@ class _Seen:
 
 
 class _Saver:
-    """Writes images as PNG files; never over another."""
+    """Writes images as PNG files, and replaces none."""
 
     def __init__(self, directory: Path) -> None:
-        """Make the directory. Raises `ConfigError`."""
+        """Make the directory. Raise `ConfigError`."""
         from stddaq.errors import ConfigError
 
         self._directory = directory
@@ -134,13 +132,13 @@ class _Saver:
             raise ConfigError(f"--save {directory}: {error.strerror}") from error
 
     def save(self, image: LiveImage, contrast: Contrast) -> None:
-        """Write one image. Raises `ConfigError` when that is not possible."""
-        from stddaq.cli.image_preview import write_png
+        """Write one image. Raise `ConfigError`."""
+        from stddaq.cli.pictures.colours import write_png
         from stddaq.errors import ConfigError
 
         path = self._directory / f"image-{image.image_id:08d}.png"
         again = 1
-        while path.exists():  # The ids start again when the detector is re-armed.
+        while path.exists():  # Ids repeat after a restart of the detector.
             again += 1
             path = self._directory / f"image-{image.image_id:08d}-{again}.png"
         try:
@@ -153,10 +151,10 @@ class _Saver:
 def _watch_lines(
     stream: LiveStreamClient, args: argparse.Namespace, seen: _Seen, saver: _Saver | None
 ) -> None:
-    """Into a file or pipe: one line a second."""
+    """Print one line a second, for files and pipes."""
     shown_at = time.monotonic()
     while args.n_images is None or seen.n_images < args.n_images:
-        _take_one(stream, args, seen, saver, patience=LINE_PERIOD_S)
+        _take_one(stream, args, seen, saver, timeout=LINE_PERIOD_S)
         if time.monotonic() >= shown_at + LINE_PERIOD_S and seen.last is not None:
             shown_at = time.monotonic()
             print(", ".join(part for part in (*_facts(seen), seen.losses()) if part), flush=True)
@@ -172,17 +170,18 @@ def _watch_terminal(
         live.refresh()
         drawn_at = 0.0
         while args.n_images is None or seen.n_images < args.n_images:
-            _take_one(stream, args, seen, saver, patience=DRAW_PERIOD_S)
+            _take_one(stream, args, seen, saver, timeout=DRAW_PERIOD_S)
             if seen.last is not None and time.monotonic() >= drawn_at + DRAW_PERIOD_S:
                 live.update(_screen(args, seen, seen.last), refresh=True)
                 drawn_at = time.monotonic()
 
 
-def _leave(image: LiveImage, is_logarithmic: bool) -> None:
-    """Print the last image, which the screen took with it."""
+def _show_last(image: LiveImage, is_logarithmic: bool) -> None:
+    """Print the last image again, because the full screen is restored at the end."""
     from rich.console import Console
 
-    from stddaq.cli.image_preview import Contrast, TerminalImage
+    from stddaq.cli.pictures.colours import Contrast
+    from stddaq.cli.pictures.terminal import TerminalImage
 
     Console().print(TerminalImage(image.pixels, Contrast.of(image.pixels, is_logarithmic)))
 
@@ -192,27 +191,27 @@ def _take_one(
     args: argparse.Namespace,
     seen: _Seen,
     saver: _Saver | None,
-    patience: float,
+    timeout: float,
 ) -> None:
-    """Wait a while for the next image; for the first one as long as asked, then it is an error."""
+    """Receive the next image, if one comes within `timeout`; the first must come within `args.timeout`."""
     from stddaq.client import LiveStreamTimeoutError
 
     is_first = seen.last is None
     try:
-        image = stream.receive(args.timeout if is_first else patience)
+        image = stream.receive(args.timeout if is_first else timeout)
     except LiveStreamTimeoutError:
         if is_first:
             raise
         return
     seen.add(image, stream)
     if saver is not None:
-        from stddaq.cli.image_preview import Contrast
+        from stddaq.cli.pictures.colours import Contrast
 
         saver.save(image, Contrast.of(image.pixels, args.log))
 
 
 def _facts(seen: _Seen) -> list[str]:
-    """Id, rates, and what the images are."""
+    """Return id, rates, and type of the images."""
     assert seen.last is not None
     image = seen.last
     images_per_s, bytes_per_s = seen.rates()
@@ -221,16 +220,17 @@ def _facts(seen: _Seen) -> list[str]:
     facts.append(f"{width}x{height} {image.pixels.dtype.name} {image.protocol}")
     quiet = time.monotonic() - seen.last_at
     if quiet > QUIET_S:
-        facts.append(f"nothing new for {quiet:.0f} s")
+        facts.append(f"no image for {quiet:.0f} s")
     return facts
 
 
 def _screen(args: argparse.Namespace, seen: _Seen, image: LiveImage) -> RenderableType:
-    """The image, and below it what there is to say."""
+    """Return the image, and lines of facts below it."""
     from rich.layout import Layout
     from rich.text import Text
 
-    from stddaq.cli.image_preview import Contrast, TerminalImage
+    from stddaq.cli.pictures.colours import Contrast
+    from stddaq.cli.pictures.terminal import TerminalImage
 
     contrast = Contrast.of(image.pixels, args.log)
     facts = Text.assemble((f" {args.address}  ", "bold"), "  ".join(_facts(seen)))
@@ -241,7 +241,7 @@ def _screen(args: argparse.Namespace, seen: _Seen, image: LiveImage) -> Renderab
         "dim",
     )
     losses = seen.losses()
-    status = Text(f" {losses or 'nothing missing'}", "yellow" if losses else "green")
+    status = Text(f" {losses or 'no losses'}", "yellow" if losses else "green")
     if image.status is not None:
         status.append(f"  this image: {image.status}", "bold red")
     layout = Layout()

@@ -167,14 +167,15 @@ class AsyncDriverClient:
         self._connected()
         return StatusWatcher(self._history.feed())
 
-    def watch_run(self) -> StatusWatcher:
+    def watch_run(self, timeout: float | None = None) -> StatusWatcher:
         """Return an iterator as `watch` does, which ends with `file_saved` or `error` of the current run.
 
         The current run is the one that this client started last, or else the one in progress.
-        Raises `DriverError` when there is none.
+        Raises `DriverError` when there is none. The iterator raises `DriverTimeoutError` when the run has
+        not ended `timeout` seconds from now; None: no limit.
         """
         self._connected()
-        return StatusWatcher(self._history.feed(self._current_run()))
+        return StatusWatcher(self._history.feed(self._current_run()), timeout, self.url)
 
     async def wait_for(
         self, condition: Callable[[DriverStatus], bool], timeout: float, what: str = "that status"
@@ -351,8 +352,9 @@ class AsyncDriverClient:
 class StatusWatcher:
     """The async iterator that `AsyncDriverClient.watch` and `watch_run` return."""
 
-    def __init__(self, feed: StatusFeed) -> None:
-        self._feed = feed
+    def __init__(self, feed: StatusFeed, timeout: float | None = None, url: str = "") -> None:
+        self._feed, self._timeout, self._url = feed, timeout, url
+        self._deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         self._news = asyncio.Event()
         feed.notify = self._news.set
 
@@ -362,9 +364,22 @@ class StatusWatcher:
     async def __anext__(self) -> DriverStatus:
         if self._feed.is_over:
             raise StopAsyncIteration
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                await self._wait_for_status()
+        except TimeoutError:
+            raise self._timeout_error() from None
+        return self._feed.get()
+
+    async def _wait_for_status(self) -> None:
+        # Statuses that come all the time do not put off the deadline.
+        if self._deadline is not None and asyncio.get_running_loop().time() >= self._deadline:
+            raise self._timeout_error()
         while not len(self._feed):
             if self._feed.error is not None:
                 raise ConnectionLostError(str(self._feed.error))
             self._news.clear()
             await self._news.wait()
-        return self._feed.get()
+
+    def _timeout_error(self) -> DriverTimeoutError:
+        return DriverTimeoutError(f"{self._url}: the run has not ended within {self._timeout:g} s")

@@ -127,13 +127,14 @@ class DriverClient:
         """An iterator of statuses, from the latest on, without end; see `AsyncDriverClient.watch`."""
         return self._iterate(self._client.watch)
 
-    def watch_run(self) -> Iterator[DriverStatus]:
-        """As `watch`, but only the statuses of the current run, with `file_saved` or `error` as the last.
+    def watch_run(self, timeout: float | None = None) -> Iterator[DriverStatus]:
+        """Return an iterator as `watch` does, which ends with `file_saved` or `error` of the current run.
 
-        The current run is the one that this client started last, or else the one that is going on.
-        Raises `DriverError` when there is none. After a `KeyboardInterrupt` one can iterate on.
+        The current run is the one that this client started last, or else the one in progress.
+        Raises `DriverError` when there is none. The iterator raises `DriverTimeoutError` when the run has
+        not ended `timeout` seconds from now; it stays usable after a `KeyboardInterrupt`.
         """
-        return self._iterate(self._client.watch_run)
+        return self._iterate(lambda: self._client.watch_run(timeout))
 
     def _iterate(self, watch: Callable[[], StatusWatcher]) -> Iterator[DriverStatus]:
         async def make() -> StatusWatcher:

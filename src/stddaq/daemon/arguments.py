@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from stddaq import __version__
 from stddaq.text import mismatch
+from stddaq.wire.default_addresses import DEFAULT_URL
 
 REFUSED = 2
 MAX_SECONDS = 1e6
@@ -46,6 +47,12 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument("-s", "--source_suffix", default="image", type=suffix, metavar="SUFFIX", help=help)
 
     # The overloads of typeshed cannot be written once more here.
+    def add_driver_url(self) -> None:
+        """Add `--url` of the driver."""
+        self.add_argument(
+            "--url", default=DEFAULT_URL, metavar="URL", help=f"the driver (default: {DEFAULT_URL})"
+        )
+
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Any = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:

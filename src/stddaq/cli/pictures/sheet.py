@@ -1,4 +1,4 @@
-"""A picture of a run for people: a few of its images on a logarithmic colour scale, with a caption (PNG)."""
+"""A PNG file that shows a run: several of its images on a logarithmic colour scale, with a caption."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from stddaq.cli.image_preview import Contrast, coloured
+from stddaq.cli.pictures.colours import Contrast, coloured
 
 _BACKGROUND, _TEXT, _FAINT = (16, 16, 24), (235, 235, 240), (150, 150, 165)
 _LARGE, _MARGIN = 640, 24
 
 
-def write_preview(path: Path, images: Sequence[tuple[str, np.ndarray]], title: str, caption: str) -> None:
-    """Write a PNG: the first image large, up to six more beside it, each with its label.
+def write_sheet(path: Path, images: Sequence[tuple[str, np.ndarray]], title: str, caption: str) -> None:
+    """Write the first image large and up to six more beside it, each with its label.
 
-    `images` are labels and arrays (H, W) of counts; `title` and `caption` one line each.
+    `images` are labels and arrays (height, width) of counts; `title` and `caption` have one line each.
     """
     counts = np.concatenate([image.reshape(-1)[:: max(1, image.size // 65536)] for _, image in images])
     brightest = max(1.0, float(np.percentile(counts, 99.8)))
@@ -47,7 +47,7 @@ def write_preview(path: Path, images: Sequence[tuple[str, np.ndarray]], title: s
 
 
 def _colour(image: np.ndarray, brightest: float) -> Image.Image:
-    """Counts on a logarithmic scale from 0 to `brightest`, coloured."""
+    """Return counts in colours, on a logarithmic scale from 0 to `brightest`."""
     return coloured(Contrast(0.0, brightest, is_logarithmic=True).scaled(image)).convert("RGB")
 
 
