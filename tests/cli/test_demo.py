@@ -82,7 +82,7 @@ def test_files_of_others_are_not_replaced(deployment: Deployment, tmp_path: Path
     (tmp_path / "demo0.h5").write_text("mine")
     process = demo(deployment, "--directory", tmp_path)
     assert process.wait() == 2
-    assert "not of a demo" in process.stderr[0]
+    assert "expected a directory of the demo, or one without its file names" in process.stderr[0]
     assert (tmp_path / "demo0.h5").read_text() == "mine"
 
 

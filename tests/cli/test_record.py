@@ -48,7 +48,7 @@ def test_skipped_ids_are_shown_with_their_ranges(up: Callable[..., Up], director
     running = up("--source", "simulate", "--rate", "500", "--skip-every", "10")
     record = running.record(directory, "-n", 100)
     assert record.wait(timeout=20) == 0
-    assert re.search(r"100 of 100 images, \d+ ids skipped", record.output)
+    assert re.search(r"100 of 100 images, \d+ skipped", record.output)
     assert re.search(r"skipped +\d+: image ids \d+, .*, \.\.\.", record.output)
 
 
@@ -127,7 +127,7 @@ def test_a_failed_run_is_exit_code_1_with_the_reason(deployment: Deployment, dir
     [
         (("/absent/directory",), 1, "/absent/directory"),
         ((".", "-n", "many"), 2, "argument -n"),
-        ((".", "-n", "-3"), 1, "n_image: expected"),
+        ((".", "-n", "-3"), 2, "argument -n/--n-images: expected an integer from 0"),
         ((".", "--prefix", "a/b"), 1, "file_prefix"),
         ((".", "--config", "/absent.json"), 2, "/absent.json"),
         ((), 2, "path"),

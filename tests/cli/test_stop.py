@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.peers.basic_driver import BasicDriver
@@ -14,7 +13,7 @@ from stddaq.client import DriverClient, DriverTimeoutError
 
 
 class SavingForEver(BasicDriver):
-    """A driver that says `saving_file` ten times a second and never ends."""
+    """A driver that sends `saving_file` ten times a second and never ends."""
 
     async def _close_files(self) -> None:
         await asyncio.Event().wait()
@@ -34,8 +33,7 @@ def test_watching_a_run_with_a_timeout_ends_although_statuses_keep_coming(tmp_pa
     with SavingForEver() as peer, DriverClient(peer.url) as driver:
         driver.start(tmp_path, n_image=1)
         with pytest.raises(DriverTimeoutError, match=r"has not ended within 0\.4 s"):
-            seen: list[Any] = list(driver.watch_run(timeout=0.4))
-            assert not seen
+            list(driver.watch_run(timeout=0.4))
 
 
 def test_wrong_timeout_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

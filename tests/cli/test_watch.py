@@ -82,7 +82,7 @@ def test_ids_that_did_not_come_are_said(deployment: Deployment) -> None:
         watching = watch(deployment, stream, "-n", 2)
         publish(range(1, 12, 10))
         assert watching.wait() == 0
-    assert watching.stdout[-1] == "2 images, the last with id 11; 9 ids not seen"
+    assert watching.stdout[-1] == "2 images, the last with id 11; 9 skipped"
 
 
 def test_interrupt_ends_it_in_peace(deployment: Deployment) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stddaq.cli.text import bad_text, bytes_text, status_line
-from stddaq.daemon.arguments import ArgumentParser, IntegerRange, image_count
+from stddaq.daemon.arguments import ArgumentParser, IntegerRange
 
 if TYPE_CHECKING:
     from stddaq.client import DriverClient, DriverStatus
@@ -24,7 +24,11 @@ LINE_PERIOD_S = 1.0
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("path", help="existing directory for the files, as the driver sees it")
     parser.add_argument(
-        "-n", "--n-images", type=image_count, metavar="N", help="images to record (default: until Ctrl-C)"
+        "-n",
+        "--n-images",
+        type=IntegerRange(0, 2**63 - 1),
+        metavar="N",
+        help="images to record (default: until Ctrl-C)",
     )
     parser.add_argument("--prefix", default="file", help="prefix of the file names (default: file)")
     parser.add_argument(
