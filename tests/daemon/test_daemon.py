@@ -1,4 +1,4 @@
-"""How daemons end: signals, exit code, and nothing left behind (which the deployment checks itself)."""
+"""The end of daemons: signals, exit code, and no files left (the deployment checks that itself)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_signal_ends_every_daemon_with_exit_code_0_within_2_s(
     assert [service.stderr for service in services] == [[]] * len(services)
 
 
-def test_signal_that_comes_twice_changes_nothing(deployment: Deployment) -> None:
+def test_second_signal_changes_nothing(deployment: Deployment) -> None:
     driver, _ = deployment.start_driver()
     driver.send(signal.SIGTERM)
     driver.send(signal.SIGINT)
@@ -50,8 +50,8 @@ def test_signal_that_comes_twice_changes_nothing(deployment: Deployment) -> None
     assert driver.stderr == []
 
 
-# The helper takes the signal, so that the main thread's wait is not interrupted: as when the signal comes
-# just before the wait, after Python has looked for signals.
+# The helper thread receives the signal, so it does not interrupt the wait of the main thread: like a signal
+# that arrives just before the wait, after Python has checked for signals.
 WAITING_DAEMON = """
 import signal, sys, threading, time, zmq
 from stddaq.daemon.arguments import ArgumentParser
@@ -78,7 +78,7 @@ sys.exit(run(parser, serve))
 """
 
 
-def test_a_signal_that_comes_when_a_wait_begins_ends_it(tmp_path: Path) -> None:
+def test_signal_that_arrives_when_a_wait_starts_ends_the_wait(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps(make_config()))
     done = subprocess.run(

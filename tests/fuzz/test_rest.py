@@ -1,4 +1,4 @@
-"""Requests to the configuration service: whatever they are, an answer that is no error of the service."""
+"""Fuzzed requests to the configuration service: none makes the service fail."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stddaq.config import DetectorConfig
 KEYS = sorted(DetectorConfig.model_fields)
 
 
-def test_nothing_that_fits_or_violates_the_description_is_an_error_of_the_service(
+def test_no_request_makes_the_service_fail_whether_it_fits_the_description_or_not(
     deployment: Deployment, tmp_path: Path
 ) -> None:
     rest = RestService.start(deployment, tmp_path / "files")
@@ -56,7 +56,7 @@ def _try_all(cases: Any) -> None:
 
 
 def bodies(config: dict[str, Any]) -> st.SearchStrategy[bytes]:
-    """Configurations of which some values are anything, almost JSON, and anything."""
+    """Generate configurations with arbitrary values, almost JSON, and arbitrary bytes."""
 
     @st.composite
     def almost_valid(draw: st.DrawFn) -> bytes:

@@ -1,4 +1,4 @@
-"""The configuration service as a real process, as tests get it."""
+"""Fixtures: the configuration service as a real process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from support.processes.web import RestService
 
 @pytest.fixture
 def start_rest(deployment: Deployment, tmp_path: Path) -> Callable[..., RestService]:
-    """Starts the service with further options, and waits until it is ready."""
+    """Return a function that starts the service with options and waits until it is ready."""
     return lambda *args: RestService.start(deployment, tmp_path / "files", *args)
 
 
 @pytest.fixture
 def rest(start_rest: Callable[..., RestService]) -> RestService:
-    """The service as it is by default."""
+    """Start the service with default options."""
     return start_rest()

@@ -1,4 +1,4 @@
-"""`/api/config/...`: read, validated, replaced, the previous kept."""
+"""`/api/config`: read, validate and replace configurations, and keep previous versions."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from stddaq.client import ConfigChangedError, ConfigClient, ConfigRefusedError
 from stddaq.config import store as config_store
 
 
-def test_configuration_is_given_as_it_is_in_the_file(rest: RestService) -> None:
+def test_get_returns_the_content_of_the_file(rest: RestService) -> None:
     rest.deployment.write_config(of_another_service={"key": [1, 2.5, "µ"]})
     assert rest.client.get() == rest.deployment.config
-    assert rest.get("/api/config/get", user="somebody").json() == rest.deployment.config
+    assert rest.get("/api/config/get", user="another_user").json() == rest.deployment.config
     rest.process.wait_for_line(
-        rf"\[event\] somebody reads the configuration of {rest.deployment.detector_name}"
+        rf"\[event\] another_user reads the configuration of {rest.deployment.detector_name}"
     )
 
 
-def test_a_user_who_does_not_say_a_usable_name_is_refused(rest: RestService) -> None:
+def test_user_name_that_is_not_usable_is_refused(rest: RestService) -> None:
     for user in (None, "", "a b", "me\n[event] you", "x" * 65, "../me"):
         answer = rest.get("/api/config/get", **({} if user is None else {"user": user}))
         assert answer.status_code == 422
         assert "user: " in answer.json()["detail"][0]
 
 
-def test_a_configuration_replaces_the_file_and_the_answer_says_what_follows(rest: RestService) -> None:
+def test_set_replaces_the_file_and_reports_the_consequences(rest: RestService) -> None:
     config = rest.client.get()
     before = rest.deployment.config_path.read_bytes()
     config |= {"image_pixel_width": 64, "number_of_writers": 3}
@@ -48,14 +48,14 @@ def test_a_configuration_replaces_the_file_and_the_answer_says_what_follows(rest
     rest.process.wait_for_line(r"\[event\] me: configuration .* set, changed: image_pixel_width, number_of")
 
 
-def test_live_streams_are_said_to_follow_while_they_run(rest: RestService) -> None:
+def test_change_of_live_streams_is_reported_as_picked_up(rest: RestService) -> None:
     config = rest.client.get()
     config["live_stream_configs"] = {"tcp://127.0.0.1:20000": {"type": "forward", "config": []}}
     change = rest.client.set(config)
     assert (change.picked_up_by, change.restarted) == (["std_live_stream"], [])
 
 
-def test_the_same_configuration_again_changes_nothing(rest: RestService) -> None:
+def test_equal_configuration_changes_nothing(rest: RestService) -> None:
     before = rest.deployment.config_path.stat()
     change = rest.client.set(rest.client.get())
     assert (change.changed, change.previous) == ([], None)
@@ -63,7 +63,7 @@ def test_the_same_configuration_again_changes_nothing(rest: RestService) -> None
     assert rest.deployment.config_path.stat().st_ino == before.st_ino
 
 
-def test_every_mistake_is_in_the_answer_and_nothing_has_changed(rest: RestService) -> None:
+def test_every_mistake_is_in_the_answer_and_nothing_changes(rest: RestService) -> None:
     before = rest.deployment.config_path.read_bytes()
     bad = rest.deployment.config | {
         "bit_depth": 12,
@@ -93,7 +93,7 @@ def test_every_mistake_is_in_the_answer_and_nothing_has_changed(rest: RestServic
     assert rest.history == []
 
 
-NO_CONFIGURATIONS = (
+NOT_CONFIGURATIONS = (
     (b"", "is not JSON"),
     (b"{", "is not JSON"),
     (b"[]", "expected a JSON object"),
@@ -106,16 +106,16 @@ NO_CONFIGURATIONS = (
 )
 
 
-def test_what_is_no_configuration_is_refused(rest: RestService) -> None:
+def test_body_that_is_not_a_configuration_is_refused(rest: RestService) -> None:
     before = rest.deployment.config_path.read_bytes()
-    for body, reason in NO_CONFIGURATIONS:
+    for body, reason in NOT_CONFIGURATIONS:
         answer = rest.set(None, data=body, headers={"Content-Type": "application/json"})
         assert answer.status_code == 422
         assert reason in answer.json()["detail"][0]
         assert rest.deployment.config_path.read_bytes() == before
 
 
-def test_who_sets_a_configuration_cannot_choose_which_services_run(rest: RestService) -> None:
+def test_set_cannot_change_which_services_run(rest: RestService) -> None:
     config = rest.client.get()
     config["services"] = ["stddaq-rest --root / --port 6000"]
     answer = rest.set(config)
@@ -124,11 +124,11 @@ def test_who_sets_a_configuration_cannot_choose_which_services_run(rest: RestSer
     assert "services" not in rest.config_on_disk()
 
 
-def test_half_a_surrogate_pair_comes_back_as_it_was_set(rest: RestService) -> None:
+def test_lone_surrogate_survives_set_and_get(rest: RestService) -> None:
     config = rest.client.get()
-    config["of_another_service"] = "\ud800"
+    config["key_of_another_service"] = "\ud800"
     rest.client.set(config)
-    assert rest.client.get()["of_another_service"] == "\ud800"
+    assert rest.client.get()["key_of_another_service"] == "\ud800"
 
 
 def test_mode_and_links_are_kept(rest: RestService) -> None:
@@ -146,7 +146,7 @@ def test_mode_and_links_are_kept(rest: RestService) -> None:
     target.unlink()
 
 
-def test_of_two_who_read_the_same_version_the_second_is_told(rest: RestService) -> None:
+def test_second_writer_of_the_same_version_is_refused(rest: RestService) -> None:
     mine, yours = rest.client.get(), rest.client.get()
     mine["log_level"] = "debug"
     rest.client.set(mine)
@@ -158,7 +158,7 @@ def test_of_two_who_read_the_same_version_the_second_is_told(rest: RestService) 
     assert rest.config_on_disk()["log_level"] == "warning"
 
 
-def test_writers_at_once_take_turns_and_every_version_is_kept(
+def test_concurrent_writers_take_turns_and_every_version_is_kept(
     rest: RestService, start_rest: Callable[..., RestService]
 ) -> None:
     clients = [service.client for service in (rest, start_rest())]
@@ -187,7 +187,7 @@ def test_the_history_is_bounded(rest: RestService) -> None:
     assert json.loads(rest.history[-1].read_text())["start_udp_port"] == config_store.HISTORY_LIMIT + 3
 
 
-def test_a_broken_file_is_said_and_can_be_repaired(rest: RestService) -> None:
+def test_broken_file_is_reported_and_can_be_replaced(rest: RestService) -> None:
     rest.deployment.config_path.write_text('{"detector_name": ')
     answer = rest.get("/api/config/get", user="me")
     assert answer.status_code == 409
@@ -196,7 +196,7 @@ def test_a_broken_file_is_said_and_can_be_repaired(rest: RestService) -> None:
     assert rest.client.get() == rest.deployment.config
 
 
-def test_a_file_system_that_does_not_let_it_write_is_said(rest: RestService) -> None:
+def test_file_system_that_refuses_writes_is_reported(rest: RestService) -> None:
     path = rest.deployment.config_path
     before = path.read_bytes()
     path.with_name(f"{path.name}.history").write_text("in the way of the directory")
@@ -206,15 +206,13 @@ def test_a_file_system_that_does_not_let_it_write_is_said(rest: RestService) -> 
     assert path.read_bytes() == before
 
 
-def test_of_several_detectors_one_is_chosen_by_its_name(
-    start_rest: Callable[..., RestService], tmp_path: Path
-) -> None:
+def test_detector_is_chosen_by_name(start_rest: Callable[..., RestService], tmp_path: Path) -> None:
     second = tmp_path / "second.json"
     second.write_text(json.dumps(make_config(detector_name="another")))
     rest = start_rest(second)
     mine = rest.deployment.detector_name
     assert rest.get("/api/config/get", user="me").status_code == 422
-    assert rest.get("/api/config/get", user="me", detector="nobody").status_code == 404
+    assert rest.get("/api/config/get", user="me", detector="absent").status_code == 404
     assert rest.get("/api/config/get", user="me", detector=mine).json()["detector_name"] == mine
     client = ConfigClient(rest.url, user="me", detector="another")
     client.set(client.get() | {"log_level": "debug"})

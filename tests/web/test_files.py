@@ -1,4 +1,4 @@
-"""`/api/h5/...`: what files hold, the master file, and what is kept out."""
+"""`/api/h5`: the content of files, master files, and the limits of access."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROW = np.dtype([("image_id", "<u8"), ("status", "<u8")])
 
 
 def write_raw_files(directory: Path, n_images: int = 10, n_writers: int = 2, prefix: str = "file") -> None:
-    """Raw files as the C++ services leave them; image i is full of i."""
+    """Write raw files in the form of the C++ services; every pixel of image i is i."""
     for writer in range(n_writers):
         ids = np.arange(writer, n_images, n_writers)
         with h5py.File(directory / f"{prefix}{writer}.h5", "w") as file:
@@ -34,7 +34,7 @@ def root(rest: RestService) -> Path:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """An HDF5 file of somebody else."""
+    """Return an HDF5 file outside the roots."""
     path = tmp_path / "outside.h5"
     with h5py.File(path, "w") as file:
         file["GF2/metadata"] = np.array([(4711, 1)], ROW)
@@ -49,7 +49,7 @@ def test_datasets_shapes_and_types_are_described(rest: RestService, root: Path) 
     assert (metadata["shape"], metadata["dtype"]) == ([5], "{image_id uint64, status uint64}")
 
 
-def test_rows_are_given_by_column_and_in_parts(rest: RestService, root: Path) -> None:
+def test_rows_are_returned_by_column_and_in_parts(rest: RestService, root: Path) -> None:
     (table,) = rest.client.read_metadata(root / "file1.h5")["tables"]
     assert (table["name"], table["n_rows"]) == ("/GF2/metadata", 5)
     assert table["columns"] == {"image_id": [1, 3, 5, 7, 9], "status": [1] * 5}
@@ -78,7 +78,7 @@ def test_an_existing_file_is_not_replaced(rest: RestService, root: Path) -> None
     assert (root / "file0.h5").read_bytes() == before
 
 
-def test_a_prefix_without_raw_files_is_said(rest: RestService, root: Path) -> None:
+def test_prefix_without_raw_files_is_refused(rest: RestService, root: Path) -> None:
     with pytest.raises(RequestRefusedError, match=r"scan0\.h5: is missing") as refused:
         rest.client.create_interleaved_vds(root, "all.h5", "scan")
     assert refused.value.status == 422
@@ -103,14 +103,16 @@ def test_files_outside_the_roots_are_kept_out(rest: RestService, root: Path, out
             rest.client.file_status(name)
 
 
-def test_whether_a_file_exists_outside_the_roots_is_not_said(rest: RestService, outside: Path) -> None:
+def test_existence_of_files_outside_the_roots_is_not_revealed(rest: RestService, outside: Path) -> None:
     answers = [
         rest.get("/api/h5/get_metadata_status", filename=name) for name in (outside, f"{outside}.absent")
     ]
     assert [answer.status_code for answer in answers] == [403, 403]
 
 
-def test_what_a_file_refers_to_is_kept_out_too(rest: RestService, root: Path, outside: Path) -> None:
+def test_files_that_a_file_refers_to_must_be_below_the_roots_too(
+    rest: RestService, root: Path, outside: Path
+) -> None:
     with h5py.File(root / "virtual.h5", "w") as file:
         layout = h5py.VirtualLayout((1,), ROW)
         layout[:] = h5py.VirtualSource(str(outside), "GF2/metadata", (1,), ROW)
@@ -150,7 +152,7 @@ def test_a_raw_file_that_is_a_link_out_of_the_roots_is_refused(
         rest.client.create_interleaved_vds(root, "all.h5")
 
 
-def test_files_that_are_none_are_said(rest: RestService, root: Path) -> None:
+def test_path_that_is_not_an_hdf5_file_is_refused(rest: RestService, root: Path) -> None:
     with pytest.raises(NotFoundError, match="does not exist"):
         rest.client.read_metadata(root / "absent.h5")
     (root / "text.h5").write_text("no HDF5")
@@ -177,7 +179,7 @@ def test_without_roots_no_file_is_touched(rest: RestService, tmp_path: Path) -> 
     assert "--root" in answer.json()["detail"]
 
 
-def test_a_run_that_goes_on_can_be_looked_at(rest: RestService) -> None:
+def test_files_of_a_current_run_can_be_read(rest: RestService) -> None:
     deployment = rest.deployment
     _, url = deployment.start_driver()
     deployment.start_writers()
@@ -201,7 +203,7 @@ def test_a_run_that_goes_on_can_be_looked_at(rest: RestService) -> None:
 
 @pytest.fixture
 def hanging(start_rest: Callable[..., RestService]) -> RestService:
-    """A service whose requests for files always take longer than they may."""
+    """Start a service whose requests for files always exceed their timeout."""
     return start_rest("--file-timeout", 0.05)
 
 

@@ -1,4 +1,4 @@
-"""The service as a daemon and as something on a network: tokens, limits, its end, its description."""
+"""The service as a daemon: tokens, limits, arguments, its end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stddaq.client import (
     RequestRefusedError,
 )
 
-TOKEN = "a-token-that-nobody-guesses"
+TOKEN = "a-token-that-is-hard-to-guess"
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def token_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_cleanly_also_with_open_connections(rest: RestService, number: int) -> None:
+def test_service_ends_cleanly_with_open_connections(rest: RestService, number: int) -> None:
     with socket.create_connection(("127.0.0.1", urlsplit(rest.url).port or 0)) as connection:
         connection.sendall(b"POST /api/config/set?user=me HTTP/1.1\r\nContent-Length: 100\r\n\r\n")
         assert rest.client.get()
@@ -44,11 +44,11 @@ def test_it_ends_cleanly_also_with_open_connections(rest: RestService, number: i
     assert rest.process.stderr == []
 
 
-def test_garbage_behind_a_request_is_refused_without_a_word_on_standard_error(rest: RestService) -> None:
-    """Found: the answer to the request could not be sent any more, which was logged with a traceback."""
+def test_garbage_after_a_request_is_refused_without_output_on_standard_error(rest: RestService) -> None:
+    """uvicorn alone fails to send the answer to the request, with a traceback."""
     post = b"POST /api/config/set?user=me HTTP/1.1\r\nTransfer-Encoding: chunked\r\n"
     for request, statuses in (
-        # Refused for its host, while the body is refused for what is no length of a chunk.
+        # Both the host and the length of the chunk are wrong.
         (post + b"Host: elsewhere\r\n\r\nno length\r\n", (b"400", b"403")),
         (post + b"Host: 127.0.0.1\r\n\r\n2\r\n{}\r\nno length\r\n", (b"400",)),
         (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n\x00\r\n\r\n", (b"404",)),
@@ -62,7 +62,7 @@ def test_garbage_behind_a_request_is_refused_without_a_word_on_standard_error(re
     assert rest.process.stderr == []
 
 
-def test_every_line_looks_like_a_log_line_of_ours(rest: RestService) -> None:
+def test_every_output_line_is_a_log_line(rest: RestService) -> None:
     with socket.create_connection(("127.0.0.1", urlsplit(rest.url).port or 0)) as connection:
         connection.sendall(b"no HTTP\r\n\r\n")
         assert b"400" in connection.recv(1000)
@@ -89,7 +89,7 @@ def test_every_line_looks_like_a_log_line_of_ours(rest: RestService) -> None:
         (("{tmp}/absent.json",), "cannot be read"),
     ],
 )
-def test_what_it_cannot_do_is_refused_in_one_line(
+def test_wrong_arguments_are_refused_in_one_line(
     deployment: Deployment, tmp_path: Path, arguments: tuple[str, ...], reason: str
 ) -> None:
     for name, content, mode in (("short", "short", 0o600), ("open", TOKEN, 0o604)):
@@ -108,9 +108,7 @@ def test_a_port_that_is_taken_is_refused(rest: RestService) -> None:
     assert "Address already in use" in second.stderr[0]
 
 
-def test_elsewhere_it_listens_with_a_token_only(
-    start_rest: Callable[..., RestService], token_file: Path
-) -> None:
+def test_other_addresses_need_a_token(start_rest: Callable[..., RestService], token_file: Path) -> None:
     rest = start_rest("--host", "0.0.0.0", "--token-file", token_file)
     port = urlsplit(rest.url).port
     url = f"http://127.0.0.1:{port}"
@@ -182,7 +180,7 @@ def test_unknown_paths_and_methods_are_answered_in_json(rest: RestService) -> No
     assert answer.json() == {"detail": "Method Not Allowed"}
 
 
-def test_a_client_without_a_service_says_so(rest: RestService) -> None:
+def test_client_without_a_service_raises_unreachable(rest: RestService) -> None:
     rest.process.end()
     with pytest.raises(ConfigServiceUnreachableError, match="no answer of a configuration service"):
         rest.client.get()

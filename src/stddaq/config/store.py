@@ -1,8 +1,8 @@
 """Read and replace a configuration file, and keep its previous versions.
 
 A file is replaced by a rename, so that readers see the old or the new version, with its mode and owner.
-Writers, also those in other processes, take turns by a lock on the history directory. Every call may block
-as long as the file system does; callers use threads.
+Writers, also those in other processes, take turns by a lock on the history directory. A call may block
+for any time inside the file system, so callers use threads.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from stddaq.client import ConfigClient
 
 @dataclass(frozen=True)
 class RestService:
-    """`stddaq-rest` running; `root` is the directory below which it uses files."""
+    """A running `stddaq-rest`; it uses files below the directory `root`."""
 
     deployment: Deployment
     process: Service
@@ -25,7 +25,7 @@ class RestService:
 
     @classmethod
     def start(cls, deployment: Deployment, root: Path, *args: object) -> Self:
-        """Start the service with the directory `root`, which is made, and wait until it is ready."""
+        """Make the directory `root`, start the service, and wait until it is ready."""
         root.mkdir(exist_ok=True)
         process = deployment.start("stddaq-rest", "--port", 0, "--root", root, *args, ready=None)
         url = process.wait_for_line(r"ready: listening on (http://\S+)")[1]
