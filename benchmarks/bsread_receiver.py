@@ -22,7 +22,8 @@ from rig import MEBIBYTE, SHAPES, cpu, detector, end, paced, size_of, start, wai
 from tables import Table, spread
 
 from stddaq.config import DetectorConfig
-from stddaq.dataplane.endpoints import metadata_stream, open_socket
+from stddaq.dataplane.connections import open_socket
+from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.wire.bsread import Channel, MessageEncoder, encode_value

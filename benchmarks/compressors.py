@@ -24,7 +24,8 @@ from rig import cpu, detector, end, size_of, start, wait_ready
 from tables import Table, spread
 
 from stddaq.config import DetectorConfig
-from stddaq.dataplane.endpoints import metadata_stream, open_socket
+from stddaq.dataplane.connections import open_socket
+from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.sources.simulated.scenes import Scene

@@ -14,7 +14,7 @@ import zmq
 from rig import BARE_BATCH, MEBIBYTE, SHAPES, Measured, Rig, size_of
 from tables import Table, spread
 
-from stddaq.dataplane.endpoints import open_socket
+from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 

@@ -28,8 +28,8 @@ def test_a_service_of_another_geometry_is_refused_and_disturbs_no_run(
         assert refused.wait() == 2
         (line,) = refused.stderr
         # A ring has whole pages of 2 MiB.
-        assert f"found {4 * 2**20} bytes" in line
-        assert f"needs 1000 slots of {height * 96} bytes ({height}x48" in line
+        assert f"got {4 * 2**20} bytes" in line
+        assert f"expected 1000 slots of {height * 96} bytes ({height}x48" in line
         rig.client.wait_until_saved(10)
         checked = check_perfect(rig.account(), source.images[:], due=due)
     said = line.split(": ", 3)[-1].split(";")[0]

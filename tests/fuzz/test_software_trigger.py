@@ -16,7 +16,8 @@ from support.processes.sources import ImageReader, start_source
 from support.tools.fuzzing import JSON_VALUES, Health, deeply_nested, examples
 
 from stddaq.client.simulator import SimulatorClient
-from stddaq.dataplane.endpoints import open_socket, software_trigger
+from stddaq.dataplane.connections import open_socket
+from stddaq.dataplane.endpoints import software_trigger
 
 COMMANDS = ("trigger", "configure", "rearm", "start", "stop", "status")
 FIELDS: dict[str, st.SearchStrategy[Any]] = {

@@ -16,7 +16,8 @@ from support.processes.deployment import Deployment, Service, console_script
 from support.processes.recording import Rig, assert_saved, images_of
 from support.tools.fuzzing import U32, U64, Health, assert_unharmed, examples, mutated
 
-from stddaq.dataplane.endpoints import bind, driver_to_writer, open_socket, unbind, writer_to_driver
+from stddaq.dataplane.connections import bind, open_socket, unbind
+from stddaq.dataplane.endpoints import driver_to_writer, writer_to_driver
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
 WRITERS: dict[str, dict[str, Any]] = {

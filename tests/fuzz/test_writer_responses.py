@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from support.processes.recording import Background, MakeRig, assert_saved, images_of
 from support.tools.fuzzing import U64, Health, examples, mutated
 
-from stddaq.dataplane.endpoints import bind, driver_to_writer, open_socket, unbind, writer_to_driver
+from stddaq.dataplane.connections import bind, open_socket, unbind
+from stddaq.dataplane.endpoints import driver_to_writer, writer_to_driver
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
 # What stands in a template for what only the moment knows.

@@ -19,7 +19,8 @@ from support.processes.deployment import Deployment
 from support.processes.recording import Image, MakeRig, assert_saved, image_of
 
 from stddaq.config import DetectorConfig
-from stddaq.dataplane.endpoints import bind, metadata_stream, open_socket, unbind
+from stddaq.dataplane.connections import bind, open_socket, unbind
+from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.dataplane.metadata import COMPRESSION_OF_SUFFIX, ImageMetadata
 from stddaq.dataplane.ring_buffer import RingBuffer
 

@@ -18,7 +18,8 @@ from support.processes.recording import (
 )
 
 from stddaq.client import RunFailedError
-from stddaq.dataplane.endpoints import bind, metadata_stream, open_socket, unbind
+from stddaq.dataplane.connections import bind, open_socket, unbind
+from stddaq.dataplane.endpoints import metadata_stream
 
 
 @pytest.mark.parametrize("n_writers", [1, 2, 3, 8])

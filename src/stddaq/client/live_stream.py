@@ -21,7 +21,7 @@ from typing import Self
 import numpy as np
 import zmq
 
-from stddaq.dataplane import endpoints
+from stddaq.dataplane import connections
 from stddaq.errors import StdDaqError
 from stddaq.wire import array10
 from stddaq.wire.bsread import BsreadError, MessageDecoder, decode_timestamp, decode_value
@@ -117,11 +117,11 @@ class _Receiver:
         self._n_waiting_bytes = 0
         self._news = threading.Condition()
         self._context = zmq.Context()
-        self._socket = endpoints.open_socket(self._context, zmq.SUB)
+        self._socket = connections.open_socket(self._context, zmq.SUB)
         # The thread takes everything as it comes; what waits here is what came since it looked last.
         self._socket.maxmsgsize = MAX_IMAGE_BYTES
         self._socket.subscribe(b"")
-        self._monitor = endpoints.watch_connection(self._socket)
+        self._monitor = connections.watch_connections(self._socket)
         self._stop, self._stopped = socket.socketpair()
         try:
             self._socket.connect(_reachable(address))
@@ -136,7 +136,7 @@ class _Receiver:
         for source in (self._socket, self._monitor, self._stopped.fileno()):
             poller.register(source, zmq.POLLIN)
         while self._stopped.fileno() not in (ready := dict(poller.poll())):
-            for connected in endpoints.connection_changes(self._monitor):
+            for connected in connections.connection_changes(self._monitor):
                 self.is_connected = connected
             if self._socket in ready:
                 frames = self._socket.recv_multipart(copy=False)

@@ -14,7 +14,8 @@ from typing import Any
 import zmq
 
 from stddaq.config import DetectorConfig
-from stddaq.dataplane.endpoints import open_socket, software_trigger
+from stddaq.dataplane.connections import open_socket
+from stddaq.dataplane.endpoints import software_trigger
 from stddaq.errors import StdDaqError
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import zmq
 
 from stddaq.config import DetectorConfig
-from stddaq.dataplane import endpoints
+from stddaq.dataplane import connections, endpoints
 from stddaq.dataplane.image import Image
 from stddaq.dataplane.metadata import ImageMetadata, is_ring, parse
 from stddaq.dataplane.ring_reader import RingReader
@@ -38,7 +38,7 @@ class ImageSubscriber:
         self.counts = StreamCounts()
         self.reader = RingReader(config, ring_suffix or suffix)
         self._context = zmq.Context()
-        self.socket = endpoints.open_socket(self._context, zmq.SUB)
+        self.socket = connections.open_socket(self._context, zmq.SUB)
         self.socket.subscribe(b"")
         self.socket.connect(stream)
         # In a stream without ring of its own the sequence numbers are those of another stream's messages.

@@ -8,7 +8,8 @@ from types import TracebackType
 import zmq
 
 from stddaq.config import DetectorConfig
-from stddaq.dataplane.endpoints import bind, metadata_stream, open_socket, unbind
+from stddaq.dataplane.connections import bind, open_socket, unbind
+from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.dataplane.metadata import ImageMetadata
 
 # How long `close` waits for announcements that are still on their way to subscribers.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from stddaq.dataplane import endpoints
+from stddaq.dataplane import connections
 from stddaq.dataplane.metadata import ImageMetadata, MetadataRules, parse
 
 # An image is judged this long after its copy, when announcements that were under way have arrived. A longer
@@ -89,9 +89,9 @@ class PublishedIds:
         self._epochs = Epochs(n_slots)
         self._is_following = self._is_confirmed = False
         self._context = zmq.Context()
-        self._socket = endpoints.open_socket(self._context, zmq.SUB)
+        self._socket = connections.open_socket(self._context, zmq.SUB)
         # With room for two rounds, the oldest queued announcement is newer than every image in the ring.
-        self._socket.rcvhwm = max(endpoints.RECEIVE_LIMIT, 2 * n_slots)
+        self._socket.rcvhwm = max(connections.RECEIVE_LIMIT, 2 * n_slots)
         self._socket.connect(stream)
 
     @property

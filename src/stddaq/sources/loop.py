@@ -20,7 +20,8 @@ from stddaq.daemon.log import event, logger
 from stddaq.daemon.main import StopRequest
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, StatisticsLine
-from stddaq.dataplane.endpoints import bind, open_socket, software_trigger, unbind
+from stddaq.dataplane.connections import bind, open_socket, unbind
+from stddaq.dataplane.endpoints import software_trigger
 from stddaq.errors import SourceError
 from stddaq.sources.image_ids import ImageIds
 from stddaq.sources.image_sink import ImageProvider, OpenSink, RingSink

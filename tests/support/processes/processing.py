@@ -12,7 +12,8 @@ import zmq
 from support.processes.deployment import Deployment, wait_until
 
 from stddaq.config import DetectorConfig
-from stddaq.dataplane.endpoints import connection_changes, metadata_stream, open_socket, watch_connection
+from stddaq.dataplane.connections import connection_changes, open_socket, watch_connections
+from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.dataplane.ring_buffer import RingBuffer
 
@@ -52,7 +53,7 @@ class StreamReader:
         self._context = zmq.Context()
         self._socket = open_socket(self._context, zmq.SUB)
         self._socket.subscribe(b"")
-        self._monitor = watch_connection(self._socket)
+        self._monitor = watch_connections(self._socket)
         self._socket.connect(metadata_stream(self.config.detector_name, suffix))
         self._ring = RingBuffer(self.config, suffix)
 

@@ -16,7 +16,8 @@ from support.processes.deployment import Deployment, Service
 
 from stddaq.config import DetectorConfig
 from stddaq.daemon.log import logger
-from stddaq.dataplane.endpoints import metadata_stream, open_socket
+from stddaq.dataplane.connections import open_socket
+from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.dataplane.ring_buffer import RingBuffer
 

@@ -9,7 +9,7 @@ import pytest
 import zmq
 from support.processes.deployment import make_config, wait_until
 
-from stddaq.dataplane import endpoints
+from stddaq.dataplane import connections, endpoints
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.driver.writer_peer import Answer, WriterConnection, WriterPeer
 
@@ -181,7 +181,7 @@ class Sockets:
         name: str = make_config()["detector_name"]
         self._endpoint = endpoints.writer_to_driver(name, 0)
         self.responses = context.socket(zmq.PUSH)
-        endpoints.bind(self.responses, self._endpoint)
+        connections.bind(self.responses, self._endpoint)
         self.actions = context.socket(zmq.PULL)
         self.actions.connect(endpoints.driver_to_writer(name, 0))
         self.connection = WriterConnection(context, name, "0")
@@ -200,7 +200,7 @@ class Sockets:
 
     def close(self) -> None:
         self.connection.close()
-        endpoints.unbind(self.responses, self._endpoint)
+        connections.unbind(self.responses, self._endpoint)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import zmq
 from stddaq.config import DetectorConfig
 from stddaq.daemon.arguments import ArgumentParser, stream_address
 from stddaq.daemon.main import StopRequest, run
-from stddaq.dataplane.endpoints import connection_counts, open_socket, watch_connection
+from stddaq.dataplane.connections import connection_counts, open_socket, watch_connections
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.errors import ConfigError, EndpointError
 from stddaq.sources.image_sink import ImageSink
@@ -65,7 +65,7 @@ class CameraServer(ImageSink):
         self._images.sndhwm = min(max(QUEUE_BYTES // config.image_bytes, MIN_QUEUE), MAX_QUEUE)
         self._waits = kind == zmq.PUSH
         # The monitor reports connections, so subscriptions need not be read.
-        self.socket = watch_connection(self._images)
+        self.socket = watch_connections(self._images)
         try:
             self._images.bind(address)
         except zmq.ZMQError as error:

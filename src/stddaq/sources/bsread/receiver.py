@@ -23,7 +23,8 @@ from stddaq.daemon.log import event, logger
 from stddaq.daemon.main import StopRequest, run
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, StatisticsLine
-from stddaq.dataplane.endpoints import connection_counts, metadata_stream, open_socket, watch_connection
+from stddaq.dataplane.connections import connection_counts, open_socket, watch_connections
+from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.errors import ConfigError, EndpointError
 from stddaq.sources.bsread.image_messages import (
@@ -97,7 +98,7 @@ class BsreadReceiver:
         zmq_socket.tcp_keepalive_idle = KEEPALIVE_IDLE_S
         zmq_socket.tcp_keepalive_intvl = KEEPALIVE_INTERVAL_S
         zmq_socket.tcp_keepalive_cnt = 3
-        self._monitor = watch_connection(zmq_socket)
+        self._monitor = watch_connections(zmq_socket)
         if kind == zmq.SUB:
             zmq_socket.subscribe(b"")
         try:

@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon.batching import Batching
-from stddaq.dataplane import endpoints
+from stddaq.dataplane import connections, endpoints
 from stddaq.dataplane.metadata import ImageMetadata, MetadataRules, is_ring
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.wire.writer_messages import encode_record_image
@@ -114,10 +114,10 @@ class Distributor:
 
     def _subscribe(self) -> None:
         # Subscribed once, for the life of the driver: no image can be missed while a run starts.
-        self._subscriber = endpoints.open_socket(self._context, zmq.SUB)
+        self._subscriber = connections.open_socket(self._context, zmq.SUB)
         self._subscriber.reconnect_ivl = self._subscriber.reconnect_ivl_max = SUB_RECONNECT_MS
         self._subscriber.subscribe(b"")
-        self._subscriber_monitor = endpoints.watch_connection(self._subscriber)
+        self._subscriber_monitor = connections.watch_connections(self._subscriber)
         self._subscriber.connect(self._stream)
 
     def start(self) -> None:
@@ -182,7 +182,7 @@ class Distributor:
     def record(self, job: RecordingJob) -> None:
         """Record from now on. Images that were published before are dropped."""
         self._job = None
-        for _ in range(endpoints.RECEIVE_LIMIT // BATCH_LIMIT):
+        for _ in range(connections.RECEIVE_LIMIT // BATCH_LIMIT):
             if self._take_images() < BATCH_LIMIT:
                 break
         self._job = job
@@ -208,7 +208,7 @@ class Distributor:
         """Return whether a publisher has received the subscription, or none is running."""
         if self._connected_at is not None:
             return time.monotonic() - self._connected_at >= SUBSCRIPTION_SETTLE_S
-        return not endpoints.somebody_listens(self._stream)
+        return not connections.accepts_connections(self._stream)
 
     def _serve(self) -> None:
         try:
@@ -261,7 +261,7 @@ class Distributor:
                 self._end_recording(failure)
         if progressed and (job := self._job) and self._has_caught_up(job):
             job.on_caught_up()
-        for connected in endpoints.connection_changes(self._subscriber_monitor):
+        for connected in connections.connection_changes(self._subscriber_monitor):
             self._connected_at = time.monotonic() if connected else None
 
     def _has_caught_up(self, job: RecordingJob) -> bool:
@@ -323,7 +323,7 @@ class Distributor:
             peer.actions.send(action, zmq.NOBLOCK)
         except zmq.Again:
             # A writer that has just disconnected accepts no messages either.
-            slow = f"{peer.title} does not keep up: more than {endpoints.QUEUE_LIMIT} images are queued"
+            slow = f"{peer.title} does not keep up: more than {connections.QUEUE_LIMIT} images are queued"
             self._end_recording(peer.check() or (slow if peer.connected else f"{peer.title} disconnected"))
             return False
         return True

@@ -15,7 +15,7 @@ import zmq
 from google.protobuf.message import DecodeError
 
 from stddaq.daemon import log
-from stddaq.dataplane import endpoints
+from stddaq.dataplane import connections, endpoints
 from stddaq.text import shown_text
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
@@ -181,12 +181,12 @@ class WriterConnection(WriterPeer):
     def __init__(self, context: zmq.Context, detector_name: str, name: str) -> None:
         """Bind and connect the sockets. Raises `EndpointError`."""
         super().__init__(name)
-        self.actions = endpoints.open_socket(context, zmq.PUSH)
-        endpoints.watch_for_hanging_peers(self.actions)
-        self.responses = endpoints.open_socket(context, zmq.PULL)
-        self.monitor = endpoints.watch_connection(self.actions)
+        self.actions = connections.open_socket(context, zmq.PUSH)
+        connections.watch_for_hanging_peers(self.actions)
+        self.responses = connections.open_socket(context, zmq.PULL)
+        self.monitor = connections.watch_connections(self.actions)
         self._endpoint = endpoints.driver_to_writer(detector_name, name)
-        endpoints.bind(self.actions, self._endpoint)
+        connections.bind(self.actions, self._endpoint)
         self.responses.connect(endpoints.writer_to_driver(detector_name, name))
 
     def request(self, action: pb.WriterAction, timeout: float, on_answer: Callable[[Answer], None]) -> None:
@@ -197,7 +197,7 @@ class WriterConnection(WriterPeer):
         try:
             self.actions.send(action.SerializeToString(), zmq.NOBLOCK)
         except zmq.Again:
-            on_answer(Answer(f"{self.title} does not keep up: {endpoints.QUEUE_LIMIT} messages are queued"))
+            on_answer(Answer(f"{self.title} does not keep up: {connections.QUEUE_LIMIT} messages are queued"))
             return
         self.expect_answer(action.request, timeout, on_answer)
 
@@ -211,7 +211,7 @@ class WriterConnection(WriterPeer):
     def check(self) -> str:
         """Notice connections, disconnections and timeouts. Returns what is wrong, if anything new is."""
         failure = ""
-        for connected in endpoints.connection_changes(self.monitor):
+        for connected in connections.connection_changes(self.monitor):
             log.event("writer %s %s", self.name, "connected" if connected else "disconnected")
             failure = self.connection_changed(connected) or failure
         return self.expire_requests() or failure
@@ -220,4 +220,4 @@ class WriterConnection(WriterPeer):
         """Remove the socket file. The sockets are closed with their context."""
         self.fail_requests("the driver exits")
         self.actions.disable_monitor()
-        endpoints.unbind(self.actions, self._endpoint)
+        connections.unbind(self.actions, self._endpoint)

@@ -23,7 +23,7 @@ from stddaq.daemon.batching import Batching
 from stddaq.daemon.main import StopRequest
 from stddaq.daemon.statistics import StatisticsTimer
 from stddaq.daemon.user_switch import UserSwitch
-from stddaq.dataplane import endpoints
+from stddaq.dataplane import connections, endpoints
 from stddaq.errors import StdDaqError
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.wire.writer_messages import check_action
@@ -100,14 +100,14 @@ class WriterLoop:
         self._owner = UserSwitch(config.switch_user_active)
         self._statistics = StatisticsTimer(config.stats_collection_period)
         self._context = zmq.Context()
-        self._responses = endpoints.open_socket(self._context, zmq.PUSH)
+        self._responses = connections.open_socket(self._context, zmq.PUSH)
         # A driver that has just been started may not be connected to us yet.
         self._responses.sndtimeo = RESPONSE_TIMEOUT_MS
-        self._actions = endpoints.open_socket(self._context, zmq.PULL)
-        self._monitor = endpoints.watch_connection(self._actions)
+        self._actions = connections.open_socket(self._context, zmq.PULL)
+        self._monitor = connections.watch_connections(self._actions)
         self._responses_endpoint = endpoints.writer_to_driver(config.detector_name, writer)
         try:
-            endpoints.bind(self._responses, self._responses_endpoint)
+            connections.bind(self._responses, self._responses_endpoint)
             self._actions.connect(endpoints.driver_to_writer(config.detector_name, writer))
         except BaseException:
             self._context.destroy(linger=0)
@@ -150,7 +150,7 @@ class WriterLoop:
             self._close_left_open("this writer was asked to stop")
         finally:
             self._actions.disable_monitor()
-            endpoints.unbind(self._responses, self._responses_endpoint)
+            connections.unbind(self._responses, self._responses_endpoint)
             self._context.destroy(linger=200)
 
     def _timeout_ms(self) -> int:
@@ -306,7 +306,7 @@ class WriterLoop:
 
     def _watch_driver(self) -> None:
         """Notice a driver that vanished, and close the file of its run after a while."""
-        for connected in endpoints.connection_changes(self._monitor):
+        for connected in connections.connection_changes(self._monitor):
             if connected and self._driver_gone_since is not None and self._reports_progress:
                 # To a driver of ours a writer that was gone for a moment (stopped) is out of the run.
                 self._close_left_open("the connection to the driver was broken")

@@ -14,7 +14,7 @@ import pytest
 import zmq
 from support.processes.deployment import wait_until
 
-from stddaq.dataplane import endpoints
+from stddaq.dataplane import connections, endpoints
 from stddaq.errors import EndpointError
 
 OpenSocket = Callable[[int], zmq.Socket]
@@ -26,7 +26,7 @@ def open_socket() -> Iterator[OpenSocket]:
     with zmq.Context() as context, ExitStack() as opened:
 
         def open_socket(kind: int) -> zmq.Socket:
-            return opened.enter_context(endpoints.open_socket(context, kind))
+            return opened.enter_context(connections.open_socket(context, kind))
 
         yield open_socket
 
@@ -78,17 +78,17 @@ def test_path_longer_than_a_socket_address_is_refused_with_both_lengths(
 ) -> None:
     monkeypatch.setenv("STDDAQ_IPC_DIR", "/" + "d" * 100)
     assert endpoints.ipc_endpoint("12345") == "ipc:///" + "d" * 100 + "/12345"
-    with pytest.raises(EndpointError, match="found a path of 108 bytes, allowed are 107"):
+    with pytest.raises(EndpointError, match="expected a path of at most 107 bytes, got 108 bytes"):
         endpoints.ipc_endpoint("123456")
 
 
 def test_endpoint_of_a_living_service_is_not_taken_over(open_socket: OpenSocket, ipc_directory: Path) -> None:
     endpoint = endpoints.metadata_stream("d", "image")
     first, second = open_socket(zmq.PUB), open_socket(zmq.PUB)
-    endpoints.bind(first, endpoint)
+    connections.bind(first, endpoint)
 
     with pytest.raises(EndpointError, match="another running service is bound there"):
-        endpoints.bind(second, endpoint)
+        connections.bind(second, endpoint)
 
     assert sorted(ipc_directory.iterdir()) == [ipc_directory / "d-image"]
 
@@ -100,7 +100,7 @@ def test_socket_file_of_a_dead_service_is_taken_over(open_socket: OpenSocket, ip
     assert (ipc_directory / "d-image").is_socket()
 
     push, pull = open_socket(zmq.PUSH), open_socket(zmq.PULL)
-    endpoints.bind(push, endpoints.metadata_stream("d", "image"))
+    connections.bind(push, endpoints.metadata_stream("d", "image"))
     pull.connect(endpoints.metadata_stream("d", "image"))
     push.send(b"alive")
     assert pull.poll(5000)
@@ -110,7 +110,7 @@ def test_socket_file_of_a_dead_service_is_taken_over(open_socket: OpenSocket, ip
 def test_what_is_no_socket_is_refused(open_socket: OpenSocket, ipc_directory: Path) -> None:
     (ipc_directory / "d-image").mkdir()
     with pytest.raises(EndpointError, match="d-image: cannot be bound"):
-        endpoints.bind(open_socket(zmq.PUB), endpoints.metadata_stream("d", "image"))
+        connections.bind(open_socket(zmq.PUB), endpoints.metadata_stream("d", "image"))
 
 
 def test_missing_directory_is_refused(
@@ -118,17 +118,17 @@ def test_missing_directory_is_refused(
 ) -> None:
     monkeypatch.setenv("STDDAQ_IPC_DIR", str(ipc_directory / "missing"))
     with pytest.raises(EndpointError, match="cannot be bound"):
-        endpoints.bind(open_socket(zmq.PUB), endpoints.metadata_stream("d", "image"))
+        connections.bind(open_socket(zmq.PUB), endpoints.metadata_stream("d", "image"))
 
 
 def test_unbind_leaves_no_file_and_still_delivers(open_socket: OpenSocket, ipc_directory: Path) -> None:
     endpoint = endpoints.driver_to_writer("d", 0)
     push, pull = open_socket(zmq.PUSH), open_socket(zmq.PULL)
     push.linger = 5000
-    endpoints.bind(push, endpoint)
+    connections.bind(push, endpoint)
     pull.connect(endpoint)
     push.send(b"last")
-    endpoints.unbind(push, endpoint)
+    connections.unbind(push, endpoint)
 
     assert list(ipc_directory.iterdir()) == []
     assert pull.poll(5000)
@@ -139,16 +139,16 @@ def test_receiver_that_does_not_read_keeps_its_connection(
     open_socket: OpenSocket, ipc_directory: Path
 ) -> None:
     """With heartbeats and a receiver at its limit, libzmq drops the connection, and may abort the process."""
-    n_messages = 3 * endpoints.QUEUE_LIMIT
+    n_messages = 3 * connections.QUEUE_LIMIT
     endpoint = endpoints.driver_to_writer("d", 0)
     push, pull = open_socket(zmq.PUSH), open_socket(zmq.PULL)
-    endpoints.watch_for_hanging_peers(push)
-    endpoints.bind(push, endpoint)
+    connections.watch_for_hanging_peers(push)
+    connections.bind(push, endpoint)
     pull.connect(endpoint)
     push.sndtimeo = pull.rcvtimeo = 20_000
     for _ in range(n_messages):
         push.send(b"image")
-    time.sleep(2 * (endpoints.HEARTBEAT_INTERVAL_MS + endpoints.HEARTBEAT_TIMEOUT_MS) / 1000)
+    time.sleep(2 * (connections.HEARTBEAT_INTERVAL_MS + connections.HEARTBEAT_TIMEOUT_MS) / 1000)
     push.send(b"last")
 
     assert {pull.recv() for _ in range(n_messages)} == {b"image"}
@@ -159,21 +159,21 @@ def test_connections_of_a_socket_are_counted_as_they_are_made_and_lost(
     open_socket: OpenSocket, ipc_directory: Path
 ) -> None:
     push = open_socket(zmq.PUSH)
-    monitor = endpoints.watch_connection(push)
-    endpoints.bind(push, endpoints.driver_to_writer("d", 0))
+    monitor = connections.watch_connections(push)
+    connections.bind(push, endpoints.driver_to_writer("d", 0))
     counts: list[int] = []
 
     def seen(*expected: int) -> bool:
-        counts.extend(endpoints.connection_counts(monitor))
+        counts.extend(connections.connection_counts(monitor))
         return counts == list(expected)
 
     pulls = [open_socket(zmq.PULL) for _ in range(3)]
     for i, pull in enumerate(pulls):
         pull.connect(endpoints.driver_to_writer("d", 0))
         wait_until(lambda n=i + 1: seen(*range(1, n + 1)), what=f"a connection more in {counts}")
-    # Whoever knocks only, is none.
+    # A connection that closes before the handshake is not counted.
     with pytest.raises(EndpointError):
-        endpoints.bind(open_socket(zmq.PUSH), endpoints.driver_to_writer("d", 0))
+        connections.bind(open_socket(zmq.PUSH), endpoints.driver_to_writer("d", 0))
     for pull in pulls:
         pull.close()
     wait_until(lambda: seen(1, 2, 3, 2, 1, 0), what=f"no connection left in {counts}")
@@ -181,17 +181,17 @@ def test_connections_of_a_socket_are_counted_as_they_are_made_and_lost(
     monitor.close()
 
 
-def test_loss_of_one_of_several_connections_is_told_and_that_others_are_left(
+def test_loss_of_one_of_several_connections_is_reported_with_those_that_are_left(
     open_socket: OpenSocket, ipc_directory: Path
 ) -> None:
     push = open_socket(zmq.PUSH)
-    monitor = endpoints.watch_connection(push)
-    endpoints.bind(push, endpoints.driver_to_writer("d", 0))
+    monitor = connections.watch_connections(push)
+    connections.bind(push, endpoints.driver_to_writer("d", 0))
     pulls = [open_socket(zmq.PULL) for _ in range(2)]
     changes: list[bool] = []
 
     def seen(*expected: bool) -> bool:
-        changes.extend(endpoints.connection_changes(monitor))
+        changes.extend(connections.connection_changes(monitor))
         return changes == list(expected)
 
     for pull in pulls:

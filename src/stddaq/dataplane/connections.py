@@ -1,0 +1,168 @@
+"""ZeroMQ sockets with the project's limits: opening, binding without a takeover, counting connections.
+
+ZeroMQ itself removes the socket file of a running service when another one binds there; `bind` refuses.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+from weakref import WeakKeyDictionary
+
+import zmq
+
+from stddaq.dataplane.endpoints import IPC_DIRECTORY_VARIABLE
+from stddaq.errors import EndpointError
+
+# Messages that a sender queues for a peer. The images of a peer this late are overwritten in the ring anyway.
+QUEUE_LIMIT = 100_000
+# Messages that a receiver queues, about 200 MB; only a defect fills it. libzmq 4.3.5 aborts the process when
+# a connection breaks whose receiver had stopped reading at its limit.
+RECEIVE_LIMIT = 1_000_000
+# A peer that hangs as a whole process (SIGSTOP, a dead host) is detected within the sum of the two.
+HEARTBEAT_INTERVAL_MS = 400
+HEARTBEAT_TIMEOUT_MS = 1000
+# How long to wait for a service at an ipc endpoint: `bind` needs an answer, `accepts_connections` is polled.
+_BIND_CHECK_TIMEOUT_S = 1.0
+_POLL_TIMEOUT_S = 0.1
+# First frame of a message of a monitor, see zmq_socket_monitor(3): an event and a descriptor.
+_MONITOR_EVENT = struct.Struct("=Hi")
+
+
+def open_socket(context: zmq.Context, kind: int) -> zmq.Socket:
+    """Return a socket with the project's limits: bounded queues, no linger, quick reconnects."""
+    zmq_socket = context.socket(kind)
+    zmq_socket.linger = 0
+    zmq_socket.sndhwm = QUEUE_LIMIT
+    zmq_socket.rcvhwm = RECEIVE_LIMIT
+    zmq_socket.reconnect_ivl = 20
+    zmq_socket.reconnect_ivl_max = 200
+    return zmq_socket
+
+
+def watch_for_hanging_peers(zmq_socket: zmq.Socket) -> None:
+    """Close the connection to a peer that hangs. Call it before `bind` or `connect`.
+
+    Only for sockets that send: a receiver at its limit does not read the answers to its heartbeats, and
+    would close a healthy connection.
+    """
+    zmq_socket.heartbeat_ivl = HEARTBEAT_INTERVAL_MS
+    zmq_socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
+
+
+def bind(zmq_socket: zmq.Socket, endpoint: str) -> None:
+    """Bind an ipc endpoint, unless a running service is bound there. Raise `EndpointError`."""
+    try:
+        is_taken = _connects(endpoint, _BIND_CHECK_TIMEOUT_S)
+    except OSError as error:
+        raise EndpointError(f"{endpoint}: cannot be bound: {error.strerror}") from error
+    if is_taken:
+        raise EndpointError(
+            f"{endpoint}: another running service is bound there; stop it, or change detector_name, "
+            f"or set {IPC_DIRECTORY_VARIABLE} to run a separate deployment"
+        )
+    try:
+        zmq_socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        raise EndpointError(f"{endpoint}: cannot be bound: {error.strerror}") from error
+
+
+def _connects(endpoint: str, timeout: float) -> bool:
+    """Return whether a service accepts connections at an ipc endpoint. Raise `OSError` for other failures."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(timeout)
+        try:
+            probe.connect(endpoint.removeprefix("ipc://"))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False  # No service, or the file that a killed service has left.
+        return True
+
+
+def accepts_connections(endpoint: str) -> bool:
+    """Return whether a service accepts connections at an ipc endpoint."""
+    try:
+        return _connects(endpoint, _POLL_TIMEOUT_S)
+    except OSError:
+        return False
+
+
+def unbind(zmq_socket: zmq.Socket, endpoint: str) -> None:
+    """Close a socket that `bind` has bound, and remove its file, which ZeroMQ does not.
+
+    Messages on their way are still delivered, within the socket's linger time.
+    """
+    # The file first: while the socket accepts connections, no other service binds there and owns the file.
+    Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+    zmq_socket.close()
+
+
+@dataclass(slots=True)
+class _Connections:
+    """Descriptors of the connections of a socket: established with a peer, and started."""
+
+    established: set[int] = field(default_factory=set)
+    started: list[int] = field(default_factory=list)
+    n_unnamed: int = 0
+    """Established, but the event of their start is still to come, from another thread of the context."""
+
+    @property
+    def count(self) -> int:
+        """Established connections."""
+        return len(self.established) + self.n_unnamed
+
+
+# Connections that close before the ZMTP handshake (as of `bind`) are not counted as peers.
+_connections: WeakKeyDictionary[zmq.Socket, _Connections] = WeakKeyDictionary()
+
+
+def watch_connections(zmq_socket: zmq.Socket) -> zmq.Socket:
+    """Return a monitor of the socket's connections; `connection_changes` reads it."""
+    monitor = zmq_socket.get_monitor_socket(
+        zmq.EVENT_ACCEPTED | zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+    )
+    _connections[monitor] = _Connections()
+    return monitor
+
+
+def connection_changes(monitor: zmq.Socket) -> Iterator[bool]:
+    """Yield what happened since the last call: True for a new connection, False for a lost one. 1 us if none.
+
+    When one of several is lost, True follows for those that are left; `connection_counts` yields how many.
+    """
+    before = _connections[monitor].count
+    for now in connection_counts(monitor):
+        is_lost, before = now < before, now
+        if is_lost:
+            yield False
+        if now or not is_lost:
+            yield True
+
+
+def connection_counts(monitor: zmq.Socket) -> Iterator[int]:
+    """Yield the number of connections after each one that was established or lost since the last call."""
+    while cast(int, monitor.get(zmq.EVENTS)) & zmq.POLLIN:
+        # pyzmq's own decoder imports asyncio, a tenth of a writer's start.
+        event, descriptor = _MONITOR_EVENT.unpack(monitor.recv_multipart(zmq.NOBLOCK)[0])
+        known = _connections[monitor]
+        if event in (zmq.EVENT_ACCEPTED, zmq.EVENT_CONNECTED):
+            if known.n_unnamed:
+                known.n_unnamed -= 1
+                known.established.add(descriptor)
+            else:
+                known.started.append(descriptor)
+        elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            # The event does not name the connection: the latest, because a handshake takes less than 1 ms.
+            if known.started:
+                known.established.add(known.started.pop())
+            else:
+                known.n_unnamed += 1
+            yield known.count
+        elif descriptor in known.established:
+            known.established.remove(descriptor)
+            yield known.count
+        elif descriptor in known.started:
+            known.started.remove(descriptor)
