@@ -46,7 +46,7 @@ def test_a_run_goes_on_when_the_compressor_is_killed_and_started_again(make_rig:
     rig.publish(images[:50])
     rig.wait_for_count(50)
     compressor.kill()
-    wait_until(lambda: rig.source.n_subscribers == 0, what="the end of the compressor")
+    wait_until(lambda: rig.source.count_subscribers() == 0, what="the end of the compressor")
     rig.publish(images[50:100])
     start_compressor(rig)
     rig.publish(images[100:])

@@ -132,7 +132,7 @@ def test_a_live_stream_that_fails_does_not_touch_the_run(make_rig: MakeRig, how:
         rig.publish(images[50:])
         seen(f"file_saved; {check_perfect(rig.end(), images, due=0)}")
         stream.process.kill()
-        wait_until(lambda: rig.source.n_subscribers == 1, what="the end of the live stream")
+        wait_until(lambda: rig.source.count_subscribers() == 1, what="the end of the live stream")
         again = rig.deployment.start("std_live_stream", stream.address)
         assert rig.source.wait_for_subscribers(2, 5)
         # libzmq subscribes anew when its user looks for messages.

@@ -310,7 +310,7 @@ def test_compressor_that_is_started_again_goes_on(deployment: Deployment):
                     np.testing.assert_array_equal(decoded(image, "blosc2", config), original.pixels)
                 if begin == 0:
                     service.kill()
-                    wait_until(lambda: source.n_subscribers == 0, what="the source to notice")
+                    wait_until(lambda: source.count_subscribers() == 0, what="the source to notice")
                     reader.wait_for_publisher(False)
                     service = start_compressor(deployment, "blosc2")
                     reader.wait_for_publisher()

@@ -23,7 +23,7 @@ def test_an_image_whose_receiver_vanishes_at_that_moment_waits_for_the_next_one(
         receiver.connect(server.endpoint)
         assert server.can_take(5.0)
         receiver.close(linger=0)
-        wait_until(lambda: server.n_subscribers == 0, what="the receiver to be gone")
+        wait_until(lambda: server.count_subscribers() == 0, what="the receiver to be gone")
         server.begin(7)[:] = np.arange(32 * 48, dtype=np.uint16).reshape(32, 48)
         server.commit(7)
         assert not server.can_take(0.0)

@@ -55,7 +55,7 @@ def started(
     deployment: Deployment, publisher: ImagePublisher, *args: object, **options: Any
 ) -> LiveStreamService:
     """A live stream that hears of every image published from now on."""
-    n_before = publisher.n_subscribers
+    n_before = publisher.count_subscribers()
     stream = start_live_stream(deployment, *args, **options)
     assert publisher.wait_for_subscribers(n_before + 1, 5)
     return stream
@@ -523,7 +523,7 @@ def test_restarted_service_gets_its_address_and_its_subscribers_back(
     stream = started(deployment, publisher)
     with subscribed(stream) as subscriber:
         stream.process.end()
-        wait_until(lambda: publisher.n_subscribers == 0)
+        wait_until(lambda: publisher.count_subscribers() == 0)
         again = deployment.start("std_live_stream", stream.address)
         # libzmq subscribes anew when its user looks for messages.
         wait_until(lambda: subscriber.is_quiet(0.01) and any(" subscribed" in line for line in again.stdout))

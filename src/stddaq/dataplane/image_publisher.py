@@ -1,8 +1,8 @@
-"""The producer's end of the data plane: pixels into a slot of the ring buffer, then the announcement.
+"""The publishing end of the data plane: pixels into a slot of the ring buffer, then the announcement.
 
 Every source (simulator, replay, camera receiver) publishes through `ImagePublisher`. It owns the writing side
-of the ring buffer and the bound socket of the metadata stream; it never waits for a consumer, and nothing but
-one `ImageMetadata` per image goes out.
+of the ring buffer and the bound socket of the metadata stream; it never waits for a subscriber, and sends
+nothing but one `ImageMetadata` per image.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from stddaq.dataplane.metadata import GOOD_IMAGE, ImageMetadata, dtype_code
 from stddaq.dataplane.metadata_publisher import MetadataPublisher
 from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.errors import SourceError
+from stddaq.text import mismatch
 
 
 class ImagePublisher:
@@ -24,7 +25,7 @@ class ImagePublisher:
     Costs about 4 us per image and the copy of its pixels. Attributes:
         metadata: the message of the next announcement, reused. Set the detector's own fields in it
             (`metadata.gf`, `.jf`, `.eg`, `.pco`) before an image is committed; the rest is set here.
-        socket: XPUB socket of the metadata stream; becomes readable when subscribers come or go.
+        socket: XPUB socket of the metadata stream; becomes readable when the subscriptions change.
         n_published: images published so far.
         n_slots: slots of the ring buffer.
     """
@@ -54,13 +55,12 @@ class ImagePublisher:
         used = self._ring.memory[: geometry.n_slots * geometry.image_bytes]
         self._slots = np.frombuffer(used, config.dtype).reshape(geometry.n_slots, *config.image_shape)
 
-    @property
-    def n_subscribers(self) -> int:
-        """Subscriptions that the stream has now; images published from now on are sent to all of them."""
-        return self._stream.n_subscribers
+    def count_subscribers(self) -> int:
+        """Read the subscriptions that have arrived, and return how many there are. Call it regularly."""
+        return self._stream.count_subscribers()
 
     def wait_for_subscribers(self, count: int, timeout: float) -> bool:
-        """Wait, up to `timeout` seconds, for `count` subscriptions. Returns whether they are there."""
+        """Wait up to `timeout` seconds for `count` subscriptions. Return whether they have arrived."""
         return self._stream.wait_for_subscribers(count, timeout)
 
     def begin(self, image_id: int) -> np.ndarray:
@@ -72,7 +72,7 @@ class ImagePublisher:
         return self._slots[image_id % self.n_slots]
 
     def commit(self, image_id: int, status: int = GOOD_IMAGE) -> int:
-        """Announce the image that was put into its slot since `begin`. Returns its sequence number."""
+        """Announce the image put into its slot since `begin`. Return its sequence number."""
         metadata = self.metadata
         metadata.sequence = sequence = self._ring.commit(image_id)
         metadata.image_id = image_id
@@ -89,21 +89,24 @@ class ImagePublisher:
         if pixels.shape != self._slots.shape[1:] or pixels.dtype != self._slots.dtype:
             height, width = self._slots.shape[1:]
             raise SourceError(
-                f"image {image_id}: found shape {pixels.shape} of {pixels.dtype}, "
-                f"allowed is ({height}, {width}) of {self._slots.dtype}"
+                mismatch(
+                    f"image {image_id}",
+                    f"shape ({height}, {width}) of {self._slots.dtype}",
+                    f"{pixels.shape} of {pixels.dtype}",
+                )
             )
         np.copyto(self.begin(image_id), pixels)
         return self.commit(image_id, status)
 
     def reserve(self, slot: int) -> None:
-        """Get the memory of a slot. `begin` does it when a slot is used first, and takes longer then.
+        """Get the memory of a slot. `begin` does it on the first use of a slot, and then takes longer.
 
         Raises `SourceError` when there is none.
         """
         self._ring.reserve(slot)
 
     def close(self) -> None:
-        """Deliver what is on its way, up to a second; release the socket and the ring buffer."""
+        """Deliver announcements on their way, for up to a second; release the socket and the ring buffer."""
         self._stream.close()
         del self._slots
         self._ring.close()

@@ -1,4 +1,4 @@
-"""The producer's end of a metadata stream: binds it, counts who listens, never waits for anybody."""
+"""The publishing end of a metadata stream: binds it, counts subscribers, never waits for one."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from stddaq.dataplane.connections import bind, open_socket, unbind
 from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.dataplane.metadata import ImageMetadata
 
-# How long `close` waits for announcements that are still on their way to subscribers.
-DELIVERY_LINGER_MS = 1000
+# How long `close` waits for announcements on their way to subscribers.
+DELIVERY_TIMEOUT_MS = 1000
 
 
 class MetadataPublisher:
     """Publishes the metadata stream of one suffix; a context manager.
 
     Attributes:
-        socket: XPUB socket; becomes readable when subscribers come or go.
+        socket: XPUB socket; becomes readable when the subscriptions change.
         endpoint: where it is bound.
     """
 
@@ -29,7 +29,7 @@ class MetadataPublisher:
         self.endpoint = metadata_stream(config.detector_name, suffix)
         self._n_subscribers = 0
         self._context = zmq.Context()
-        # To subscribers an XPUB is a PUB; it also tells us of subscriptions, which a PUB keeps to itself.
+        # To subscribers an XPUB is a PUB; it also receives the subscriptions.
         self.socket = open_socket(self._context, zmq.XPUB)
         self.socket.setsockopt(zmq.XPUB_VERBOSER, 1)
         try:
@@ -38,27 +38,29 @@ class MetadataPublisher:
             self._context.destroy()
             raise
 
-    @property
-    def n_subscribers(self) -> int:
-        """Subscriptions that the stream has now; images published from now on are sent to all of them."""
+    def count_subscribers(self) -> int:
+        """Read the subscriptions that have arrived, and return how many there are. Call it regularly.
+
+        Images published from now on are sent to all of them.
+        """
         while True:
             try:
                 message = self.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return self._n_subscribers
-            # First byte 1: subscribed, 0: unsubscribed or gone. Anything else is a peer's own message.
+            # First byte 1: a subscription, 0: its end. Anything else is a message of the peer's own.
             if message[:1] == b"\1":
                 self._n_subscribers += 1
             elif message[:1] == b"\0":
                 self._n_subscribers -= 1
 
     def wait_for_subscribers(self, count: int, timeout: float) -> bool:
-        """Wait, up to `timeout` seconds, for `count` subscriptions. Returns whether they are there."""
+        """Wait up to `timeout` seconds for `count` subscriptions. Return whether they have arrived."""
         deadline = time.monotonic() + timeout
-        while self.n_subscribers < count:
+        while self.count_subscribers() < count:
             remaining = deadline - time.monotonic()
             if remaining <= 0 or not self.socket.poll(max(1, int(remaining * 1000))):
-                return self.n_subscribers >= count
+                return self.count_subscribers() >= count
         return True
 
     def send(self, metadata: ImageMetadata) -> None:
@@ -66,8 +68,8 @@ class MetadataPublisher:
         self.socket.send(metadata.SerializeToString())
 
     def close(self) -> None:
-        """Deliver what is on its way, up to a second, and release the socket."""
-        self.socket.linger = DELIVERY_LINGER_MS
+        """Deliver announcements on their way, for up to a second, and release the socket."""
+        self.socket.linger = DELIVERY_TIMEOUT_MS
         unbind(self.socket, self.endpoint)
         self._context.term()
 

@@ -96,7 +96,7 @@ class _RingStageOutput(StageOutput[Made]):
 
     def pairs(self, period: Period) -> dict[str, object]:
         del period
-        return {"n_subscribers": self._stream.n_subscribers}
+        return {"n_subscribers": self._stream.count_subscribers()}
 
     def close(self) -> None:
         self._stream.close()
@@ -217,7 +217,7 @@ class FilterOutput(StageOutput[bool]):
 
     def pairs(self, period: Period) -> dict[str, object]:
         return {
-            "n_subscribers": self._stream.n_subscribers,
+            "n_subscribers": self._stream.count_subscribers(),
             "n_passed_images": period.count(metrics.IMAGES_PASSED),
         }
 

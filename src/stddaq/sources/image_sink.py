@@ -38,8 +38,7 @@ class ImageSink(Protocol):
     socket: zmq.Socket
     """Becomes readable when consumers connect or disconnect."""
 
-    @property
-    def n_subscribers(self) -> int:
+    def count_subscribers(self) -> int:
         """Number of connected consumers."""
         ...
 

@@ -140,7 +140,7 @@ class SourceLoop:
     def _wait_for_subscribers(self, poller: zmq.Poller, stop: StopRequest) -> None:
         wanted, timeout = self._options.wait_for_subscribers, self._options.wait_timeout
         deadline = time.monotonic() + timeout
-        while not stop.poll() and (found := self._sink.n_subscribers) < wanted:
+        while not stop.poll() and (found := self._sink.count_subscribers()) < wanted:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 expected = f"{wanted} subscribers within {timeout:g} s"
@@ -191,19 +191,19 @@ class SourceLoop:
             return
         behind = self._pacer.n_dropped - self._n_dropped_reported
         if behind:
-            has_consumer = self._sink.n_subscribers or self._sink.can_take(0.0)
+            has_consumer = self._sink.count_subscribers() or self._sink.can_take(0.0)
             why = "" if has_consumer else ", no receiver takes them"
             logger.warning("cannot keep %g Hz: %d images behind%s", self._rate, behind, why)
             self._n_dropped_reported += behind
 
     def _pairs(self, period: Period) -> Mapping[str, object]:
         rate = period.rate(metrics.IMAGES_PUBLISHED)
-        return {"source": "image", **rate, "n_subscribers": self._sink.n_subscribers}
+        return {"source": "image", **rate, "n_subscribers": self._sink.count_subscribers()}
 
     def _answer_request(self) -> None:
         """Answer one request at most: a flood of requests does not stop publication."""
         # Also empties the queue of subscriptions, which would wake the poller again.
-        _ = self._sink.n_subscribers
+        self._sink.count_subscribers()
         try:
             client, *envelope = self._control.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
@@ -261,7 +261,7 @@ class SourceLoop:
             "n_published": plan.n_published,
             "n_pending": plan.n_triggered,
             "n_left": plan.n_limit,
-            "n_subscribers": self._sink.n_subscribers,
+            "n_subscribers": self._sink.count_subscribers(),
             "scan_id": self._fields.scan_id,
         }
 

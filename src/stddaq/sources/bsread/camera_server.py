@@ -73,8 +73,7 @@ class CameraServer(ImageSink):
             raise EndpointError(f"{address}: cannot be bound: {error.strerror}") from error
         self.endpoint = self._images.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    @property
-    def n_subscribers(self) -> int:
+    def count_subscribers(self) -> int:
         """Number of connected receivers."""
         for n_connected in connection_counts(self.socket):
             self._n_connected = n_connected

@@ -195,7 +195,7 @@ class BsreadReceiver:
             if readable is self._monitor:
                 self._watch_connections()
             elif readable is self._publisher.socket:
-                _ = self._publisher.n_subscribers  # Empties the queue of subscriptions.
+                self._publisher.count_subscribers()  # Empties the queue of subscriptions.
 
     def _watch_connections(self) -> None:
         for n_connected in connection_counts(self._monitor):
@@ -235,7 +235,7 @@ class BsreadReceiver:
         return {
             "source": "bsread",
             **period.rate(metrics.IMAGES_RECEIVED),
-            "n_subscribers": self._publisher.n_subscribers,
+            "n_subscribers": self._publisher.count_subscribers(),
             "n_connections": total(metrics.CAMERA_CONNECTIONS),
             "n_restarts": total(metrics.IDS_RESTARTED),
             "n_skipped_ids": total(metrics.CAMERA_IMAGES_LEFT_OUT, reason="skipped"),

@@ -1,0 +1,167 @@
+"""When the verdict on a copy is known, and what it is; with a fake ring, fake ids and a fake clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stddaq.dataplane.metadata import ImageMetadata
+from stddaq.dataplane.ring_reader import HeldImages, RingReader
+
+HOLD_S = 0.05
+
+
+class FakeRing:
+    """A ring of four slots; `stamps` are the sequence numbers that its cursor has."""
+
+    def __init__(self) -> None:
+        self.has_cursor, self.sequence, self.stamps = True, 0, [0] * 4
+        self.replaced = False
+
+    def holds(self, image_id: int, sequence: int) -> bool:
+        return self.stamps[image_id % 4] == sequence
+
+    def is_replaced(self) -> bool:
+        return self.replaced
+
+
+class FakeIds:
+    """Published ids: `arriving` become known when the reader catches up."""
+
+    def __init__(self) -> None:
+        self.hold = HOLD_S
+        self.arriving: set[int] = set()
+        self.suspects: set[int] = set()
+        self.judged: list[int] = []
+
+    def catch_up(self) -> None:
+        self.suspects |= self.arriving
+
+    def is_suspect(self, metadata: ImageMetadata) -> bool:
+        self.judged.append(metadata.image_id)
+        return metadata.image_id in self.suspects
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Bench:
+    """A queue of held images and everything it looks at."""
+
+    def __init__(self) -> None:
+        # Without __init__, which attaches to shared memory and opens a socket.
+        reader: Any = RingReader.__new__(RingReader)
+        self.ring, self.ids, self.clock = FakeRing(), FakeIds(), Clock()
+        reader.ring, reader.published_ids = self.ring, self.ids
+        self.reader: RingReader = reader
+        self.held = HeldImages[str](reader, self.clock, self.clock.sleep)
+
+    def copy(self, name: str, *image_ids: int) -> None:
+        self.held.add(name, [ImageMetadata(image_id=i) for i in image_ids], self.clock.now)
+
+    def released(self, *, wait: bool = False) -> list[tuple[str, list[bool]]]:
+        return [(name, list(verdict)) for name, verdict in self.held.release(wait=wait)]
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+@pytest.mark.parametrize(
+    ("sequence", "has_cursor", "expected"), [(7, True, True), (0, True, False), (7, False, False)]
+)
+def test_cursor_gives_the_verdict_only_with_a_sequence_and_a_source_that_writes_it(
+    bench: Bench, sequence: int, has_cursor: bool, expected: bool
+) -> None:
+    bench.ring.has_cursor = has_cursor
+    assert bench.reader.has_cursor_for(ImageMetadata(image_id=1, sequence=sequence)) == expected
+
+
+def test_slot_holds_an_image_until_its_number_is_another(bench: Bench) -> None:
+    image = ImageMetadata(image_id=5, sequence=9)
+    assert not bench.reader.holds(image)
+    bench.ring.stamps[1] = 9
+    assert bench.reader.holds(image)
+    bench.ring.stamps[1] = 0
+    assert not bench.reader.holds(image)
+
+
+def test_copy_is_released_after_the_hold_time_and_not_before(bench: Bench) -> None:
+    bench.copy("a", 1)
+    assert bench.held.due_in == pytest.approx(HOLD_S)
+    bench.clock.now += HOLD_S - 0.001
+    assert bench.released() == []
+    bench.clock.now += 0.002
+    assert bench.held.due_in == 0
+    assert bench.released() == [("a", [False])]
+    assert bench.held.due_in == float("inf")
+
+
+def test_ids_published_during_the_hold_time_count(bench: Bench) -> None:
+    bench.copy("a", 1, 2, 3)
+    assert bench.released() == []
+    bench.ids.arriving = {2}
+    bench.clock.now += HOLD_S
+    assert bench.released() == [("a", [False, True, False])]
+    assert bench.ids.judged == [1, 2, 3]
+
+
+def test_ids_published_while_earlier_copies_are_waited_for_count(bench: Bench) -> None:
+    bench.copy("a", 1)
+    bench.clock.now += HOLD_S / 2
+    bench.copy("b", 2)
+    released = bench.held.release(wait=True)
+    assert next(released)[0] == "a"
+    bench.ids.arriving = {2}
+    assert list(next(released)[1]) == [True]
+
+
+def test_waiting_releases_all_in_order_after_their_hold_times(bench: Bench) -> None:
+    start = bench.clock.now
+    bench.copy("a", 1)
+    bench.clock.now += HOLD_S / 2
+    bench.copy("b", 2)
+    assert [name for name, _ in bench.released(wait=True)] == ["a", "b"]
+    assert bench.clock.now - start == pytest.approx(1.5 * HOLD_S)
+    assert not bench.held
+
+
+def test_copy_with_a_known_verdict_waits_only_for_those_before_it(bench: Bench) -> None:
+    bench.held.add_judged("first", [True])
+    bench.copy("a", 1)
+    bench.held.add_judged("last", [False])
+    assert bench.released() == [("first", [True])]
+    bench.clock.now += HOLD_S
+    assert bench.released() == [("a", [False]), ("last", [False])]
+
+
+def test_first_ids_of_the_source_shorten_the_hold_time(bench: Bench) -> None:
+    bench.ids.hold = 10.0
+    bench.copy("a", 1)
+    assert bench.released() == []
+    bench.ids.hold = HOLD_S
+    bench.clock.now += HOLD_S
+    assert [name for name, _ in bench.released()] == ["a"]
+
+
+def test_copies_from_a_ring_that_was_replaced_are_overwritten_at_once(bench: Bench) -> None:
+    bench.ring.replaced = True
+    bench.copy("a", 1, 2)
+    assert bench.released() == [("a", [True, True])]
+
+
+def test_dropped_copies_are_returned_in_order(bench: Bench) -> None:
+    bench.copy("a", 1)
+    bench.held.add_judged("b", [False])
+    assert bench.held.drop() == ["a", "b"]
+    assert not bench.held
