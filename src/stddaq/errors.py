@@ -10,7 +10,7 @@ class StdDaqError(Exception):
     """Base of all errors that stddaq raises on purpose."""
 
 
-class ConfigError(StdDaqError):
+class ConfigError(StdDaqError, ValueError):
     """The configuration file, or an argument, cannot be used.
 
     Attributes:
@@ -22,21 +22,21 @@ class ConfigError(StdDaqError):
         self.mistakes = tuple(mistakes) or (message,)
 
 
-class GeometryError(StdDaqError):
+class GeometryError(StdDaqError, ValueError):
     """A shared-memory segment has another geometry than the configuration's, or cannot be had at all."""
 
 
-class EndpointError(StdDaqError):
+class EndpointError(StdDaqError, OSError):
     """A socket cannot be bound or named as the configuration asks."""
 
 
-class FileLayoutError(StdDaqError):
+class FileLayoutError(StdDaqError, ValueError):
     """An HDF5 file is missing, short, or not laid out as the raw, metadata or master file it should be."""
 
 
-class SourceError(StdDaqError):
+class SourceError(StdDaqError, RuntimeError):
     """A source of images (simulator, replay) cannot deliver what was asked for."""
 
 
-class OutputExistsError(StdDaqError):
+class OutputExistsError(StdDaqError, FileExistsError):
     """A file that is to be made exists already, and may not be replaced."""

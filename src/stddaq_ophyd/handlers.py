@@ -20,8 +20,8 @@ import hdf5plugin  # noqa: F401  (registers the filters of compressed images)
 import numpy as np
 
 from stddaq.errors import FileLayoutError
-from stddaq.files.master_file import DATA
 from stddaq.files.names import find_run, sibling
+from stddaq.files.nexus import DATA
 from stddaq.files.opening import damage_named, open_file
 from stddaq.files.raw_rows import raw_group
 from stddaq.files.run import read_run

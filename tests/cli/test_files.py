@@ -71,7 +71,7 @@ def test_aggregate_makes_the_master_file_again(real_driver: RealDriver, director
         made_by_the_driver = np.asarray(file["/entry/data/data"])
     refused = stddaq(real_driver, "aggregate", directory)
     assert refused.wait() == 2
-    assert "exists already" in refused.stderr[0]
+    assert "expected a new file, got an existing one" in refused.stderr[0]
     (directory / "fileMaster.h5").unlink()
     aggregate = stddaq(real_driver, "aggregate", directory)
     assert aggregate.wait() == 0

@@ -23,7 +23,7 @@ from support.data.raw_files import (
     blosc2,
     dataset,
     divide,
-    passes,
+    epochs,
     pixels,
     stream,
     write_metadata_file,
@@ -32,7 +32,8 @@ from support.data.raw_files import (
 )
 
 from stddaq.errors import FileLayoutError, OutputExistsError
-from stddaq.files.master_file import ACCOUNT, DATA, DETECTOR, IMAGE_ID, IMAGE_METADATA, create_master_file
+from stddaq.files.master_file import create_master_file
+from stddaq.files.nexus import ACCOUNT, DATA, DETECTOR, IMAGE_ID, IMAGE_METADATA
 from stddaq.files.raw_file import RawFile, RawLayout
 from stddaq.files.virtual import stretches
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
@@ -57,9 +58,9 @@ increasing_ids = st.lists(st.integers(0, 60), unique=True, max_size=25).map(sort
 @st.composite
 def streams(draw: st.DrawFn) -> list[Image]:
     """A stream as a driver sees it: ids with gaps, that restart at an id not above the last."""
-    passes = [ids for ids in draw(st.lists(increasing_ids, max_size=3)) if ids]
-    kept = passes[:1]
-    for ids in passes[1:]:
+    epochs = [ids for ids in draw(st.lists(increasing_ids, max_size=3)) if ids]
+    kept = epochs[:1]
+    for ids in epochs[1:]:
         if ids[0] <= kept[-1][-1]:
             kept.append(ids)
     return stream(*kept)
@@ -103,11 +104,11 @@ def test_cpp_made_files_are_shown_in_order_or_refused(
             create_master_file(directory / "fileMaster.h5", raw)
         except FileLayoutError:
             # Only what these files cannot tell: in which pass a row is, or whether they are all.
-            restarts = any(image.in_pass for image in images)
+            restarts = any(image.epoch for image in images)
             assert restarts or (division == "arrival" and n_writers > 1)
             assert not (directory / "fileMaster.h5").exists()
             return
-        assume(division == "arrival" or not any(image.in_pass for image in images))
+        assume(division == "arrival" or not any(image.epoch for image in images))
         check_shows(directory / "fileMaster.h5", images, spec)
 
 
@@ -136,7 +137,7 @@ def test_files_of_our_writers_are_shown_in_order(tmp_path: Path, division: str, 
             stored = direct_chunk(pixel) if compression else pixel
             file.put([memoryview(stored).cast("B")])
             file.declare(image.image_id, 1)
-        file.close(passes(mine))
+        file.close(epochs(mine))
     create_master_file(tmp_path / "m.h5", raw)
     check_shows(tmp_path / "m.h5", images, spec)
 
@@ -260,7 +261,7 @@ def test_existing_file_is_kept_unless_overwrite_is_said(tmp_path: Path) -> None:
     raw = write_run(tmp_path, stream(range(9)))
     master = tmp_path / "m.h5"
     master.write_text("mine")
-    with pytest.raises(OutputExistsError, match=r"m\.h5: exists already"):
+    with pytest.raises(OutputExistsError, match=r"m\.h5: expected a new file, got an existing one"):
         create_master_file(master, raw)
     assert master.read_text() == "mine"
     create_master_file(master, raw, overwrite=True)
@@ -364,7 +365,12 @@ def test_metadata_file_without_an_image_is_named(tmp_path: Path) -> None:
     raw = write_run(tmp_path, stream(range(9)))
     meta = tmp_path / "fileMeta.h5"
     write_metadata_file(meta, stream([0, 1, 2, 4, 5, 6, 7, 8]), RunSpec())
-    refused(tmp_path, raw, r"fileMeta\.h5: is short: .* 1 of the run's 9 images, the first is image 3", meta)
+    refused(
+        tmp_path,
+        raw,
+        r"fileMeta\.h5: expected a row for each of the run's 9 images, got none for 1 .* first is image 3",
+        meta,
+    )
 
 
 def test_more_rows_in_the_metadata_file_are_passed_over(tmp_path: Path) -> None:
@@ -382,7 +388,11 @@ def test_restarts_that_cpp_made_files_do_not_tell_are_refused(tmp_path: Path) ->
     raw = spec.raw_paths(tmp_path)
     write_raw_file(raw[0], stream([0, 2, 4], [2, 4]), spec, 0)
     write_raw_file(raw[1], stream([1, 3, 5]), spec, 1)
-    refused(tmp_path, raw, r"file1\.h5: its image ids restart 0 times, .* order .* cannot be known")
+    refused(
+        tmp_path,
+        raw,
+        r"file1\.h5: restarts of the image ids: expected 1 as in .*file0\.h5, got 0; .* order .* is unknown",
+    )
     # The metadata file has seen them all.
     images = [*stream(range(5)), Image(1, 2), Image(1, 4), Image(1, 5)]
     raw = write_run(tmp_path, images, replace(spec, metadata_file=True))
@@ -393,8 +403,8 @@ def test_restarts_that_cpp_made_files_do_not_tell_are_refused(tmp_path: Path) ->
 def test_passes_that_do_not_fit_the_ids_are_refused(tmp_path: Path) -> None:
     raw = write_run(tmp_path, stream(range(9)))
     with h5py.File(raw[1], "r+") as file:
-        file["det"].attrs["passes"] = np.array([[3, 2], [1, 1]], np.uint64)
-    refused(tmp_path, raw, r"file1\.h5: attribute passes: does not fit")
+        file["det"].attrs["epochs"] = np.array([[3, 2], [1, 1]], np.uint64)
+    refused(tmp_path, raw, r"file1\.h5: attribute epochs: does not fit")
 
 
 def test_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:

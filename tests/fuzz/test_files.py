@@ -137,7 +137,7 @@ NAMES = (
     "entry/data/image_id",
     "entry/data/metadata",
     "entry/stddaq/account",
-    "entry/stddaq/passes",
+    "entry/stddaq/epochs",
     "entry/stddaq/raw_files",
     "entry/instrument/detector/local_name",
 )
@@ -146,7 +146,7 @@ ATTRIBUTES: dict[str, list[Any]] = {
     "number_of_writers": [1, 2, 0, -1, 2**64 - 1, "2"],
     "image_division": ["image_id", "arrival", "", 5],
     "run_id": ["a", 5, [1]],
-    "passes": [[[1, 1]], [[0, 5], [1, 0]], [1, 2], "x", [[2**64 - 1, 1]], 0.5],
+    "epochs": [[[1, 1]], [[0, 5], [1, 0]], [1, 2], "x", [[2**64 - 1, 1]], 0.5],
     "default": ["entry", "missing", "/", "det", 5],
     "signal": ["data", "missing", 5],
 }
@@ -272,7 +272,7 @@ def test_damage_that_hdf5_waits_for_is_refused_after_a_while(commands: FileComma
     path.write_bytes(content)
     done = commands.run("info", path)
     assert (done.code, done.traceback) == (2, "")
-    assert done.err == f"stddaq info: error: {path}: is damaged: reading it does not come to an end\n"
+    assert done.err == f"stddaq info: error: {path}: is damaged: HDF5 does not finish reading it\n"
     # Nobody writes to it, so that nothing is waited for here; and it stays as it is.
     assert commands.run("repair", path).code == 2
     assert path.read_bytes() == content

@@ -145,9 +145,9 @@ def test_restarts_of_the_ids_are_told(tmp_path: Path):
     for image_id in (5, 6, 1, 2):
         file.put([memoryview(pixels_of(0).tobytes())])
         file.declare(image_id, 1)
-    file.close(passes=[(2, 1)])
+    file.close(epochs=[(2, 1)])
     with h5py.File(tmp_path / "raw.h5") as closed:
-        assert closed["det"].attrs["passes"].tolist() == [[2, 1]]  # pyright: ignore
+        assert closed["det"].attrs["epochs"].tolist() == [[2, 1]]  # pyright: ignore
         assert closed["det"].attrs["writer"] == 3
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from stddaq.daemon.arguments import ArgumentParser
 
-# With very many gaps it takes its time: 3 s for ten thousand.
-MASTER_FILE_PATIENCE_S = 600.0
+# Ten thousand gaps take 3 s.
+MASTER_FILE_TIMEOUT_S = 600.0
 SUMMARY = "make a master file, which shows all images of a run as one, over existing raw files"
 
 
@@ -28,12 +28,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from stddaq.files.aggregate import aggregate_run
-    from stddaq.files.apart import apart
+    from stddaq.files.opening import isolated
 
     output = None if args.output is None else Path(args.output)
     paths = [Path(path) for path in args.paths]
-    master = apart(
-        lambda: aggregate_run(paths, output, args.prefix, args.overwrite), paths[0], MASTER_FILE_PATIENCE_S
+    master = isolated(
+        lambda: aggregate_run(paths, output, args.prefix, args.overwrite), paths[0], MASTER_FILE_TIMEOUT_S
     )
     height, width = master.image_shape
     print(

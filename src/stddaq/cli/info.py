@@ -18,14 +18,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from stddaq.errors import StdDaqError
-    from stddaq.files.apart import apart
     from stddaq.files.info import describe
+    from stddaq.files.opening import isolated
 
     code = 0
     for name in args.files:
         path = Path(name)
         try:
-            print("\n".join(apart(partial(describe, path), path).lines()))
+            print("\n".join(isolated(partial(describe, path), path).lines()))
         except StdDaqError as error:
             print(f"stddaq info: error: {error}", file=sys.stderr)
             code = 2

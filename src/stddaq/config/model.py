@@ -152,6 +152,8 @@ def parse_json(text: bytes) -> Any:
             parse_constant=_no_constant,
             parse_float=_finite,
         )
+    except ConfigError:
+        raise  # A ValueError, too: from one of the hooks.
     except UnicodeDecodeError as error:
         raise ConfigError(f"is not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:

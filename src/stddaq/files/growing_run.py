@@ -1,7 +1,7 @@
 """Rows of raw files of a run as images in order; of files that grow, only what is new is read.
 
-The order of images is (pass, image id). While files grow it is known only as long as the ids of a run do not
-begin again: the files tell the passes when they are closed.
+The order of images is (epoch, image id). While files grow it is known only as long as the ids of a run do not
+begin again: the files tell the epochs when they are closed.
 """
 
 from __future__ import annotations
@@ -15,25 +15,8 @@ import numpy as np
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.opening import damage_named, open_file
-from stddaq.files.raw_rows import raw_group
-from stddaq.files.run import Run
-
-
-@dataclass(frozen=True, slots=True)
-class RawFile:
-    """What a raw file looks like.
-
-    Attributes:
-        group: name of the group with `data` and `metadata`, absolute.
-        image_shape: (height, width) in pixels.
-        row_dtype: of the rows of `metadata`.
-    """
-
-    path: Path
-    group: str
-    image_shape: tuple[int, int]
-    dtype: np.dtype
-    row_dtype: np.dtype
+from stddaq.files.raw_rows import RawDatasets, raw_group
+from stddaq.files.run import RecordedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +30,7 @@ class Images:
         ids: (n,) uint64.
     """
 
-    raw_files: tuple[RawFile, ...]
+    raw_files: tuple[RawDatasets, ...]
     files: np.ndarray
     rows: np.ndarray
     ids: np.ndarray
@@ -88,7 +71,7 @@ class GrowingFiles:
             for file, row, n_sent in zip(self.files, first, sent, strict=True)
         ]
 
-    def _read(self, file: RawFile, first: int, end: int) -> np.ndarray:
+    def _read(self, file: RawDatasets, first: int, end: int) -> np.ndarray:
         with open_file(file.path, allow_unclosed=True, as_growing=True) as opened, damage_named(file.path):
             metadata, data = (opened.file[f"{file.group}/{name}"] for name in ("metadata", "data"))
             assert isinstance(metadata, h5py.Dataset)
@@ -99,7 +82,9 @@ class GrowingFiles:
             return metadata[first:end]["image_id"].astype(np.uint64)
 
 
-def in_order(files: tuple[RawFile, ...], first: Sequence[int], ids: Sequence[np.ndarray]) -> Images | None:
+def in_order(
+    files: tuple[RawDatasets, ...], first: Sequence[int], ids: Sequence[np.ndarray]
+) -> Images | None:
     """Images of the rows behind `first` of each file by their ids; None when ids begin again among them."""
     if any(np.any(of_file[1:] <= of_file[:-1]) for of_file in ids):
         return None
@@ -126,12 +111,9 @@ def n_settled(images: Images, first: Sequence[int], sent: Sequence[int]) -> int:
     return n
 
 
-def of_closed_run(run: Run, first: Sequence[int] = ()) -> Images:
+def of_closed_run(run: RecordedRun, first: Sequence[int] = ()) -> Images:
     """The images of a run whose files are closed, those before row `first` of each file left out."""
-    files = tuple(
-        RawFile(raw.path, f"/{raw.detector_name}", raw.image_shape, raw.dtype, raw.row_dtype)
-        for raw in run.raw_files
-    )
+    files = tuple(raw.datasets for raw in run.raw_files)
     numbers, rows = np.empty(run.order.n_images, np.int64), np.empty(run.order.n_images, np.int64)
     for i, positions in enumerate(run.order.positions):
         numbers[positions], rows[positions] = i, np.arange(len(positions))
@@ -141,7 +123,7 @@ def of_closed_run(run: Run, first: Sequence[int] = ()) -> Images:
     return Images(files, numbers[wanted], rows[wanted], run.order.image_ids[wanted])
 
 
-def _look(path: Path) -> RawFile:
+def _look(path: Path) -> RawDatasets:
     with open_file(path, allow_unclosed=True, as_growing=True) as opened, damage_named(path):
         group = raw_group(opened.file)
         if group is None:
@@ -149,4 +131,4 @@ def _look(path: Path) -> RawFile:
         data, metadata = group["data"], group["metadata"]
         assert isinstance(data, h5py.Dataset)
         assert isinstance(metadata, h5py.Dataset)
-        return RawFile(path, group.name or "", (data.shape[1], data.shape[2]), data.dtype, metadata.dtype)
+        return RawDatasets(path, group.name or "", (data.shape[1], data.shape[2]), data.dtype, metadata.dtype)

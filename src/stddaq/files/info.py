@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from stddaq.errors import FileLayoutError
-from stddaq.files.master_file import ACCOUNT, DATA, DETECTOR, IMAGE_ID, IMAGE_METADATA
+from stddaq.files.nexus import ACCOUNT, DATA, DETECTOR, EPOCHS, IMAGE_ID, IMAGE_METADATA
 from stddaq.files.opening import Opened, examine
 from stddaq.files.raw_rows import ImageRows, metadata_file_of, metadata_group, raw_file_of, raw_group
 from stddaq.files.reading import sources_of_master
@@ -49,8 +49,8 @@ class IdsInfo:
 
     Attributes:
         step: usual distance of one id to the next: the number of writers in a raw file divided by image id.
-        gaps: ranges (first, last) of ids within a pass that such steps would have met and that are not there.
-        n_skipped: how many ids those are.
+        gaps: ranges (first, last) of the skipped ids within an epoch.
+        n_skipped: number of skipped ids.
     """
 
     first: int
@@ -169,7 +169,7 @@ def _raw(path: Path, opened: Opened) -> FileInfo:
         image_shape=raw.image_shape,
         dtype=str(raw.dtype),
         pixel_bytes=raw.n_rows * raw.image_shape[0] * raw.image_shape[1] * raw.dtype.itemsize,
-        ids=ids_info(raw.image_ids, raw.passes, _step_of(raw)),
+        ids=ids_info(raw.image_ids, raw.epochs, _step_of(raw)),
         status=status_info(raw.image_ids, raw.status),
         origin=_origin(raw),
         unclosed=_unclosed(path, opened),
@@ -187,7 +187,7 @@ def _metadata(path: Path, opened: Opened) -> FileInfo:
         tuple(_dataset(dataset) for dataset in group.values() if isinstance(dataset, h5py.Dataset)),
         detector_name=rows.detector_name,
         n_images=rows.n_rows,
-        ids=ids_info(rows.image_ids, rows.passes, 1),
+        ids=ids_info(rows.image_ids, rows.epochs, 1),
         origin=_origin(rows),
         unclosed=_unclosed(path, opened),
     )
@@ -203,8 +203,8 @@ def _master(
             f"{_shape(image_ids.shape)} of {image_ids.dtype}, expected (n, height, width) and integers (n)"
         )
     ids = image_ids[()].astype(np.uint64)
-    passes = file.get("entry/stddaq/passes")
-    in_pass = passes[()] if isinstance(passes, h5py.Dataset) else np.zeros(len(ids), np.uint64)
+    epochs = file.get(EPOCHS)
+    epoch_of = epochs[()] if isinstance(epochs, h5py.Dataset) else np.zeros(len(ids), np.uint64)
     sources = sources_of_master(path, images)
     missing = tuple(source for source in sources if not source.exists())
     return FileInfo(
@@ -216,7 +216,7 @@ def _master(
         n_images=images.shape[0],
         image_shape=(images.shape[1], images.shape[2]),
         dtype=str(images.dtype),
-        ids=ids_info(ids, in_pass, 1),
+        ids=ids_info(ids, epoch_of, 1),
         # Without all sources the rows are fill values.
         status=None if missing else status_info(ids, rows.fields("status")[()]),
         unclosed=_unclosed(path, opened),
@@ -226,14 +226,14 @@ def _master(
     )
 
 
-def ids_info(image_ids: np.ndarray, passes: np.ndarray, step: int) -> IdsInfo | None:
-    """Summarise ids (n,) that grow by `step` within each of `passes` (n,); None for no images."""
+def ids_info(image_ids: np.ndarray, epochs: np.ndarray, step: int) -> IdsInfo | None:
+    """Summarise ids (n,) that grow by `step` within each of `epochs` (n,); None for no images."""
     if not len(image_ids):
         return None
-    same_pass = passes[1:] == passes[:-1]
-    # Within a pass ids grow, so that the distance is one of uint64 as they are.
+    same_epoch = epochs[1:] == epochs[:-1]
+    # Within an epoch ids grow, so that the distance is one of uint64 as they are.
     distance = image_ids[1:] - image_ids[:-1]
-    before = np.flatnonzero(same_pass & (distance > step))
+    before = np.flatnonzero(same_epoch & (distance > step))
     n_skipped = sum(((distance[before] - 1) // step).tolist())
     gaps = ((int(image_ids[i]) + step, int(image_ids[i + 1]) - step) for i in before)
     return IdsInfo(
@@ -242,7 +242,7 @@ def ids_info(image_ids: np.ndarray, passes: np.ndarray, step: int) -> IdsInfo | 
         step=step,
         gaps=tuple((first, max(first, last)) for first, last in gaps),
         n_skipped=n_skipped,
-        n_restarts=int(np.count_nonzero(~same_pass)),
+        n_restarts=int(np.count_nonzero(~same_epoch)),
     )
 
 

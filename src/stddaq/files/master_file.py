@@ -19,17 +19,13 @@ import h5py
 import numpy as np
 
 import stddaq
+from stddaq.atomic_file import replacing
 from stddaq.errors import FileLayoutError, OutputExistsError
+from stddaq.files.nexus import DATA, IMAGE_METADATA, lost_pixel, nexus_group
 from stddaq.files.opening import relative_name
-from stddaq.files.run import Run, read_run
-from stddaq.files.virtual import FILE_FORMAT, Source, create_virtual_dataset, stretches
-
-DATA = "/entry/data/data"
-IMAGE_ID = "/entry/data/image_id"
-IMAGE_METADATA = "/entry/data/metadata"
-DETECTOR = "/entry/instrument/detector"
-ACCOUNT = "/entry/stddaq/account"
-RAW_FILES = "/entry/stddaq/raw_files"
+from stddaq.files.run import RecordedRun, read_run
+from stddaq.files.virtual import FILE_FORMAT, MappedRows, create_virtual_dataset, stretches
+from stddaq.text import mismatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +66,25 @@ def create_master_file(
     `account` is the JSON object of the driver. The file appears complete or not at all. Raises
     `FileLayoutError` that names the raw or metadata file at fault, `OutputExistsError`.
     """
-    if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path}: exists already; allowed is a new file, or to say overwrite")
+    if os.path.lexists(path) and not overwrite:
+        raise OutputExistsError(
+            mismatch(str(path), "a new file", "an existing one", "allow overwriting to replace it")
+        )
     run = read_run(raw_files, metadata_file)
     if any(file.path.resolve() == path.resolve() for file in run.raw_files):
         raise OutputExistsError(f"{path}: is a raw file of the run; the master file needs another name")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        summary = _write(temporary, path, run, account)
-        _verify(temporary, run)
-        _put_in_place(temporary, path, overwrite)
+        with replacing(path, overwrite=overwrite) as temporary:
+            summary = _write(temporary, path, run, account)
+            _verify(temporary, run)
+    except FileExistsError as error:
+        raise OutputExistsError(str(error)) from error
     except OSError as error:
         raise FileLayoutError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return summary
 
 
-def _write(temporary: Path, path: Path, run: Run, account: str | None) -> MasterFile:
+def _write(temporary: Path, path: Path, run: RecordedRun, account: str | None) -> MasterFile:
     with h5py.File(temporary, "w", libver=FILE_FORMAT) as file:
         file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "stddaq"})
         entry = nexus_group(file, "entry", "NXentry", default="data")
@@ -112,7 +109,7 @@ def _write(temporary: Path, path: Path, run: Run, account: str | None) -> Master
     )
 
 
-def _write_entry_times(entry: h5py.Group, run: Run, account: str | None) -> None:
+def _write_entry_times(entry: h5py.Group, run: RecordedRun, account: str | None) -> None:
     said = json.loads(account) if account else {}
     run_id = said.get("run_id") or run.raw_files[0].origin.run_id
     entry["title"] = f"{run.detector_name} {run_id}" if run_id else run.detector_name
@@ -123,7 +120,7 @@ def _write_entry_times(entry: h5py.Group, run: Run, account: str | None) -> None
             entry[name] = said[key]
 
 
-def _write_data(entry: h5py.Group, run: Run, directory: Path) -> int:
+def _write_data(entry: h5py.Group, run: RecordedRun, directory: Path) -> int:
     """Images, their ids and rows. Returns how many mappings the images take."""
     data = nexus_group(entry, "data", "NXdata", signal="data", interpretation="image", image_id_indices=0)
     data.attrs["axes"] = ["image_id", ".", "."]
@@ -137,8 +134,8 @@ def _write_data(entry: h5py.Group, run: Run, directory: Path) -> int:
         "data",
         (n_images, *run.image_shape),
         run.dtype,
-        [Source(name, f"/{raw.detector_name}/data", raw.n_stored, found) for raw, name, found in sources],
-        fill=not_there(run.dtype),
+        [MappedRows(name, f"/{raw.detector_name}/data", raw.n_stored, found) for raw, name, found in sources],
+        fill=lost_pixel(run.dtype),
     )
     images.attrs.update({"interpretation": "image", "long_name": run.detector_name, "target": DATA})
     data["image_id"] = run.order.image_ids
@@ -148,13 +145,16 @@ def _write_data(entry: h5py.Group, run: Run, directory: Path) -> int:
         "metadata",
         (n_images,),
         run.raw_files[0].row_dtype,
-        [Source(name, f"/{raw.detector_name}/metadata", raw.n_rows, found) for raw, name, found in sources],
+        [
+            MappedRows(name, f"/{raw.detector_name}/metadata", raw.n_rows, found)
+            for raw, name, found in sources
+        ],
     )
     metadata.attrs["target"] = IMAGE_METADATA
     return sum(len(found) for _, _, found in sources)
 
 
-def _write_detector(entry: h5py.Group, run: Run, directory: Path) -> None:
+def _write_detector(entry: h5py.Group, run: RecordedRun, directory: Path) -> None:
     instrument = nexus_group(entry, "instrument", "NXinstrument")
     detector = nexus_group(instrument, "detector", "NXdetector")
     detector["local_name"] = run.detector_name
@@ -162,7 +162,7 @@ def _write_detector(entry: h5py.Group, run: Run, directory: Path) -> None:
     if run.metadata_file is None or run.metadata_rows is None:
         return
     table = run.metadata_file
-    source = Source(
+    source = MappedRows(
         relative_name(table.path, directory),
         f"/{table.detector_name}/metadata",
         table.n_rows,
@@ -172,31 +172,19 @@ def _write_detector(entry: h5py.Group, run: Run, directory: Path) -> None:
     create_virtual_dataset(detector, "metadata", (run.order.n_images,), table.row_dtype, [source])
 
 
-def _write_account(entry: h5py.Group, run: Run, directory: Path, account: str | None) -> None:
+def _write_account(entry: h5py.Group, run: RecordedRun, directory: Path, account: str | None) -> None:
     group = nexus_group(entry, "stddaq", "NXcollection")
     group["version"] = stddaq.__version__
     group["raw_files"] = [relative_name(raw.path, directory) for raw in run.raw_files]
     if run.order.image_division is not None:
         group["image_division"] = run.order.image_division
     if run.order.n_restarts:
-        group["passes"] = run.order.passes
+        group["epochs"] = run.order.epochs
     if account:
         group["account"] = account
 
 
-def nexus_group(parent: h5py.Group, name: str, nx_class: str, **attributes: object) -> h5py.Group:
-    """Create a group of a NeXus class."""
-    group = parent.create_group(name)
-    group.attrs.update({"NX_class": nx_class, **attributes})
-    return group
-
-
-def not_there(dtype: np.dtype) -> np.ndarray:
-    """What viewers take for no measurement: NaN, or the largest value as Eiger detectors have it."""
-    return np.array(np.nan if dtype.kind == "f" else np.iinfo(dtype).max, dtype)
-
-
-def _verify(temporary: Path, run: Run) -> None:
+def _verify(temporary: Path, run: RecordedRun) -> None:
     """Look for the first and last row of each raw file through the new file, which maps rows like images."""
     with h5py.File(temporary, "r") as file:
         rows = file[IMAGE_METADATA]
@@ -209,17 +197,3 @@ def _verify(temporary: Path, run: Run) -> None:
                         f"{raw.path}: cannot be read through the master file: image {expected} is shown as "
                         f"{found}; HDF5_VDS_PREFIX is {os.environ.get('HDF5_VDS_PREFIX', 'not set')}"
                     )
-
-
-def _put_in_place(temporary: Path, path: Path, overwrite: bool) -> None:
-    if not overwrite:
-        try:
-            # Unlike a rename, a link never replaces a file that somebody made in the meantime.
-            path.hardlink_to(temporary)
-        except FileExistsError as error:
-            raise OutputExistsError(f"{path}: exists already") from error
-        except OSError:
-            pass  # A file system without hard links.
-        else:
-            return
-    temporary.replace(path)

@@ -8,15 +8,13 @@ Readable by SWMR while it grows, like the raw files.
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from stddaq.files.growing_rows import GrowingRows
-from stddaq.files.raw_file import create_swmr_file
+from stddaq.files.swmr import GrowingRows, close_swmr_file, create_swmr_file
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 
@@ -138,7 +136,4 @@ class MetadataFile:
             return  # Also when that failed: there is no second chance to close a file.
         self._is_closed = True
         self._metadata.close()
-        try:
-            self._file.close()
-        except RuntimeError as error:
-            raise OSError(errno.EIO, f"HDF5 cannot close the file: {error}", str(self.path)) from error
+        close_swmr_file(self._file, self.path)

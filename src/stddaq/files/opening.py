@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import h5py
 
+from stddaq.daemon.isolation import CrashError, run_in_fork
 from stddaq.errors import FileLayoutError, StdDaqError
 
+T = TypeVar("T")
+
+# Reading a million rows takes a second from a local disk.
+READING_TIMEOUT_S = 60.0
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # What h5py raises, depending on the place, when the content of a file makes no sense.
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
@@ -69,6 +75,21 @@ def damage_named(path: Path) -> Iterator[None]:
         raise
     except DAMAGE as error:
         raise FileLayoutError(f"{path}: is damaged: {_short(error)}") from error
+
+
+def isolated(function: Callable[[], T], path: Path, timeout: float | None = None) -> T:
+    """Run `function`, which reads `path`, in a fork of this process: for programs without threads.
+
+    HDF5 can crash over a damaged file, or read it for longer than the universe is old: in one left by a SWMR
+    writer it reads a broken block a hundred times, and doubles the pause each time. Raises `FileLayoutError`
+    then. The default of `timeout` is `READING_TIMEOUT_S`.
+    """
+    try:
+        return run_in_fork(function, READING_TIMEOUT_S if timeout is None else timeout, str(path))
+    except CrashError as error:
+        raise FileLayoutError(f"{path}: is damaged: HDF5 crashes over it") from error
+    except TimeoutError as error:
+        raise FileLayoutError(f"{path}: is damaged: HDF5 does not finish reading it") from error
 
 
 def _open(path: Path, allow_unclosed: bool, as_growing: bool) -> Opened:

@@ -14,11 +14,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from stddaq.atomic_file import replacing
 from stddaq.errors import FileLayoutError
-from stddaq.files.growing_run import Images, RawFile
-from stddaq.files.master_file import DATA, IMAGE_METADATA, nexus_group, not_there
+from stddaq.files.growing_run import Images
+from stddaq.files.nexus import DATA, IMAGE_METADATA, lost_pixel, nexus_group
 from stddaq.files.opening import damage_named, open_file, relative_name
-from stddaq.files.virtual import FILE_FORMAT, Source, Stretch, create_virtual_dataset, stretches
+from stddaq.files.raw_rows import RawDatasets
+from stddaq.files.virtual import FILE_FORMAT, MappedRows, Stretch, create_virtual_dataset, stretches
 
 NAME = "Published"
 
@@ -68,20 +70,17 @@ class PublishedImagesFile:
         `live`: raw files may be growing, and the file will be written again: what only viewers look at is
         left out, which takes a third of the time. Raises `FileLayoutError`.
         """
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            with h5py.File(temporary, "w", libver=FILE_FORMAT) as file:
-                self._fill(file)
-                if not live:
-                    self._describe(file)
-            self._verify(temporary, live)
-            temporary.replace(self.path)
+            with replacing(self.path) as temporary:
+                with h5py.File(temporary, "w", libver=FILE_FORMAT) as file:
+                    self._fill(file)
+                    if not live:
+                        self._describe(file)
+                self._verify(temporary, live)
         except OSError as error:
             raise FileLayoutError(f"{self.path}: cannot be written: {error.strerror or error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
-    def _add(self, file: RawFile) -> _Mapped:
+    def _add(self, file: RawDatasets) -> _Mapped:
         first = next(iter(self._mapped.values()), None)
         if first is not None:
             found, expected = (file.image_shape, file.dtype), (first.file.image_shape, first.file.dtype)
@@ -98,7 +97,7 @@ class PublishedImagesFile:
         data = file.create_group("entry/data")
         shape = (self.n_images, *raw.image_shape)
         create_virtual_dataset(
-            data, "data", shape, raw.dtype, self._sources("data"), fill=not_there(raw.dtype)
+            data, "data", shape, raw.dtype, self._sources("data"), fill=lost_pixel(raw.dtype)
         )
         # Status 0, undefined, is what HDF5 shows for a raw file that was lost after this.
         create_virtual_dataset(data, "metadata", shape[:1], raw.row_dtype, self._sources("metadata"))
@@ -114,9 +113,9 @@ class PublishedImagesFile:
         account = nexus_group(entry, "stddaq", "NXcollection")
         account["raw_files"] = [relative_name(path, self.path.parent) for path in self._mapped]
 
-    def _sources(self, dataset: str) -> list[Source]:
+    def _sources(self, dataset: str) -> list[MappedRows]:
         return [
-            Source(
+            MappedRows(
                 relative_name(path, self.path.parent),
                 f"{mapped.file.group}/{dataset}",
                 mapped.n_rows,
@@ -150,7 +149,7 @@ class PublishedImagesFile:
 class _Mapped:
     """The rows of one raw file that are shown, as stretches of rows and their places."""
 
-    def __init__(self, file: RawFile) -> None:
+    def __init__(self, file: RawDatasets) -> None:
         self.file = file
         self.stretches: list[Stretch] = []
         # Of the newest image, as long as it was not seen in the place where it is shown.

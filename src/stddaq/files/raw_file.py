@@ -25,10 +25,11 @@ import hdf5plugin  # noqa: F401  (registers the filters of compressed sources)
 import numpy as np
 from h5py import h5d, h5p, h5s, h5t, h5z  # pyright: ignore[reportAttributeAccessIssue]
 
+from stddaq.atomic_file import replacing
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.metadata import compression_of
 from stddaq.errors import FileLayoutError
-from stddaq.files.growing_rows import GrowingRows
+from stddaq.files.swmr import GrowingRows, close_swmr_file, create_swmr_file
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 METADATA_DTYPE = np.dtype([("image_id", "<u8"), ("status", "<u8")])
@@ -39,8 +40,6 @@ FILTERS: dict[int, tuple[int, tuple[int, ...]]] = {
 }
 # Filter mask of a chunk that did not go through the (only) filter.
 FILTER_SKIPPED = 1
-# Chunks start on pages, so that the kernel copies whole ones.
-PAGE = 4096
 # What a chunk may waste, beside its last images, of a file: with the HDF5 structures (about 150 KiB) a file
 # stays within 5 % + 1 MiB of its pixels.
 SLACK_FRACTION = 0.04
@@ -289,10 +288,10 @@ class RawFile:
         self.n_images = self.n_visible
         return ids
 
-    def close(self, passes: Sequence[tuple[int, int]] = ()) -> None:
+    def close(self, epochs: Sequence[tuple[int, int]] = ()) -> None:
         """Flush, cut to the exact length, and close.
 
-        `passes` are (first row, pass) of each restart of the image ids. Raises `OSError`, also when an
+        `epochs` are (first row, epoch) of each restart of the image ids. Raises `OSError`, also when an
         earlier write had failed; rows that were visible stay readable with SWMR.
         """
         try:
@@ -302,11 +301,11 @@ class RawFile:
         finally:
             self._close_file()
         n_images = self.n_visible
-        if passes:
+        if epochs:
             with h5py.File(self.path, "r+", libver="latest", locking="best-effort") as file:
-                file[self._layout.detector_name].attrs["passes"] = np.array(passes, np.uint64)
+                file[self._layout.detector_name].attrs["epochs"] = np.array(epochs, np.uint64)
         if not self._layout.compression and self._layout.wastes(n_images, self._chunk_images):
-            self._trim(passes)
+            self._trim(epochs)
 
     def abandon(self) -> None:
         """Close after an error, keeping what is visible, whatever happens."""
@@ -321,30 +320,24 @@ class RawFile:
         # The identifiers go first: HDF5 closes a file only with the last of them.
         del self._data
         self._metadata.close()
-        try:
-            self._file.close()
-        except RuntimeError as error:
-            raise OSError(errno.EIO, f"HDF5 cannot close the file: {error}", str(self.path)) from error
+        close_swmr_file(self._file, self.path)
 
-    def _trim(self, passes: Sequence[tuple[int, int]]) -> None:
+    def _trim(self, epochs: Sequence[tuple[int, int]]) -> None:
         """Write a run that ended early again, in chunks that fit: small runs make small files.
 
         Happens to files of less than about 300 MB only, whose last chunk is the larger part of them. When
         the disk has no room for the second copy, the first stays.
         """
-        temporary = self.path.with_name(f".{self.path.name}.trim")
-        temporary.unlink(missing_ok=True)
-        try:
-            trimmed = RawFile(temporary, self._layout, self._attributes, expected_images=self.n_visible)
+        with contextlib.suppress(OSError), replacing(self.path) as temporary:
+            trimmed = RawFile(
+                temporary, self._layout, self._attributes, expected_images=self.n_visible, overwrite=True
+            )
             try:
                 self._copy_into(trimmed)
-                trimmed.close(passes)
+                trimmed.close(epochs)
             except BaseException:
                 trimmed.abandon()
                 raise
-            temporary.replace(self.path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
 
     def _copy_into(self, trimmed: RawFile) -> None:
         with h5py.File(self.path, "r", locking="best-effort") as file:
@@ -370,30 +363,6 @@ class RawFile:
                 offset, target, left = offset + copied, target + copied, left - copied
             self.n_images += n
             n_images -= n
-
-
-def create_swmr_file(path: Path, *, overwrite: bool) -> h5py.File:
-    """A new HDF5 file in the newest format (SWMR needs it), data aligned to pages.
-
-    Raises `FileExistsError`, unless `overwrite`, and `OSError`.
-    """
-    if overwrite:
-        # A new inode: somebody who still reads the old file keeps it whole.
-        path.unlink(missing_ok=True)
-    # HDF5's own errors are a paragraph each; the system's say the same in two words.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
-    try:
-        return h5py.File(
-            path,
-            "w",
-            libver="latest",
-            locking="best-effort",
-            alignment_threshold=16 * PAGE,
-            alignment_interval=PAGE,
-        )
-    except (OSError, RuntimeError) as error:
-        path.unlink(missing_ok=True)
-        raise OSError(errno.EIO, f"HDF5 cannot create the file: {error}", str(path)) from error
 
 
 def _reserve_space(directory: Path) -> IO[bytes] | None:

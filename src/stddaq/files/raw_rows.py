@@ -40,21 +40,39 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class RawDatasets:
+    """The datasets `data` and `metadata` of a raw file.
+
+    Attributes:
+        group: absolute name of their group.
+        image_shape: (height, width) in pixels.
+        dtype: type of a pixel.
+        row_dtype: type of a row of `metadata`.
+    """
+
+    path: Path
+    group: str
+    image_shape: tuple[int, int]
+    dtype: np.dtype
+    row_dtype: np.dtype
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRows:
     """The rows of one file, in the order in which its writer received the images.
 
     Attributes:
         image_ids: (n,) uint64.
-        passes: (n,) uint64: how often the ids had restarted within the run; (pass, id) orders a run.
-        passes_known: False when `passes` was concluded from ids that do not increase.
+        epochs: (n,) uint64: how often the ids had restarted within the run; (epoch, id) orders a run.
+        epochs_known: False when `epochs` was concluded from ids that do not increase.
     """
 
     path: Path
     detector_name: str
     origin: Origin
     image_ids: np.ndarray
-    passes: np.ndarray
-    passes_known: bool
+    epochs: np.ndarray
+    epochs_known: bool
     row_dtype: np.dtype
     unclosed: bool
 
@@ -66,7 +84,7 @@ class ImageRows:
     @property
     def n_restarts(self) -> int:
         """How often the ids restart from one row to the next."""
-        return int(np.count_nonzero(self.passes[1:] != self.passes[:-1]))
+        return int(np.count_nonzero(self.epochs[1:] != self.epochs[:-1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +102,11 @@ class RawRows(ImageRows):
     image_shape: tuple[int, int]
     dtype: np.dtype
     n_stored: int
+
+    @property
+    def datasets(self) -> RawDatasets:
+        """The datasets that these rows are of."""
+        return RawDatasets(self.path, f"/{self.detector_name}", self.image_shape, self.dtype, self.row_dtype)
 
 
 def read_raw_file(path: Path, allow_unclosed: bool = False) -> RawRows:
@@ -133,14 +156,14 @@ def raw_file_of(path: Path, opened: Opened) -> RawRows:
             f"{path}: is short: {data.name} holds {data.shape[0]} images, its metadata {len(rows)} rows"
         )
     image_ids = rows["image_id"].astype(np.uint64)
-    passes, known = _passes(path, group, image_ids)
+    epochs, known = _epochs(path, group, image_ids)
     return RawRows(
         path=path,
         detector_name=(group.name or "").lstrip("/"),
         origin=Origin.of(group.attrs),
         image_ids=image_ids,
-        passes=passes,
-        passes_known=known,
+        epochs=epochs,
+        epochs_known=known,
         row_dtype=metadata.dtype,
         unclosed=opened.unclosed,
         status=rows["status"].astype(np.uint64),
@@ -161,14 +184,14 @@ def metadata_file_of(path: Path, opened: Opened) -> ImageRows:
     metadata = group["metadata"]
     assert isinstance(metadata, h5py.Dataset)
     image_ids = _table(path, metadata, ("image_id",))["image_id"].astype(np.uint64)
-    passes, known = _passes(path, group, image_ids)
+    epochs, known = _epochs(path, group, image_ids)
     return ImageRows(
         path=path,
         detector_name=(group.name or "").lstrip("/"),
         origin=Origin.of(group.attrs),
         image_ids=image_ids,
-        passes=passes,
-        passes_known=known,
+        epochs=epochs,
+        epochs_known=known,
         row_dtype=metadata.dtype,
         unclosed=opened.unclosed,
     )
@@ -185,25 +208,25 @@ def _table(path: Path, dataset: h5py.Dataset, columns: tuple[str, ...]) -> np.nd
     return dataset.fields(list(columns))[()] if len(names) > len(columns) else dataset[()]
 
 
-def _passes(path: Path, group: h5py.Group, image_ids: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The pass of each row: from the attribute `passes`, else each id that does not increase begins one."""
-    if "passes" not in group.attrs:
+def _epochs(path: Path, group: h5py.Group, image_ids: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The epoch of each row: from the attribute `epochs`, else each id that does not increase begins one."""
+    if "epochs" not in group.attrs:
         drops = np.zeros(len(image_ids), np.uint64)
         drops[1:] = image_ids[1:] <= image_ids[:-1]
         return np.cumsum(drops, dtype=np.uint64), False
-    stored = np.asarray(group.attrs["passes"])
+    stored = np.asarray(group.attrs["epochs"])
     if stored.ndim != 2 or stored.shape[1] != 2 or stored.dtype.kind not in "ui":
         raise FileLayoutError(
-            f"{path}: attribute passes: found shape {stored.shape} of {stored.dtype}, "
-            "expected integers (restarts, 2): first row, pass"
+            f"{path}: attribute epochs: found shape {stored.shape} of {stored.dtype}, "
+            "expected integers (restarts, 2): first row, epoch"
         )
     table = np.vstack([np.zeros((1, 2), np.uint64), stored.astype(np.uint64)])
     entry = np.searchsorted(table[:, 0], np.arange(len(image_ids), dtype=np.uint64), side="right") - 1
-    passes = table[entry, 1]
-    forward = (passes[1:] > passes[:-1]) | ((passes[1:] == passes[:-1]) & (image_ids[1:] > image_ids[:-1]))
+    epochs = table[entry, 1]
+    forward = (epochs[1:] > epochs[:-1]) | ((epochs[1:] == epochs[:-1]) & (image_ids[1:] > image_ids[:-1]))
     if np.any(table[1:, 0] < table[:-1, 0]) or not forward.all():
-        raise FileLayoutError(f"{path}: attribute passes: does not fit the image ids: {stored[:5].tolist()}")
-    return passes, True
+        raise FileLayoutError(f"{path}: attribute epochs: does not fit the image ids: {stored[:5].tolist()}")
+    return epochs, True
 
 
 def _groups(file: h5py.File) -> list[h5py.Group]:

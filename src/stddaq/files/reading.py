@@ -15,10 +15,10 @@ import hdf5plugin  # noqa: F401  (registers the filters of compressed images)
 import numpy as np
 
 from stddaq.errors import FileLayoutError
-from stddaq.files.master_file import DATA, IMAGE_ID, RAW_FILES
 from stddaq.files.names import find_run
+from stddaq.files.nexus import DATA, IMAGE_ID, RAW_FILES
 from stddaq.files.opening import damage_named, examine, open_file
-from stddaq.files.run import Run, read_run
+from stddaq.files.run import RecordedRun, read_run
 from stddaq.files.virtual import source_files
 
 
@@ -83,7 +83,7 @@ def sources_of_master(path: Path, images: h5py.Dataset) -> list[Path]:
     return [path.parent / name for name in source_files(images)]
 
 
-def _run_behind(path: Path, master: h5py.File) -> tuple[Run, h5py.Dataset]:
+def _run_behind(path: Path, master: h5py.File) -> tuple[RecordedRun, h5py.Dataset]:
     """The run whose raw files the master file shows, each found to be whole; and the virtual dataset."""
     with damage_named(path):
         images, image_ids, names = (master.get(name) for name in (DATA, IMAGE_ID, RAW_FILES))
@@ -101,7 +101,7 @@ def _run_behind(path: Path, master: h5py.File) -> tuple[Run, h5py.Dataset]:
 
 
 class _Reader:
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RecordedRun) -> None:
         self.image_ids = run.order.image_ids
         self.status = run.in_order([raw.status for raw in run.raw_files])
         self.image_shape = run.image_shape
@@ -119,7 +119,7 @@ class _Reader:
 
 
 class _MasterReader(_Reader):
-    def __init__(self, path: Path, run: Run, images: h5py.Dataset) -> None:
+    def __init__(self, path: Path, run: RecordedRun, images: h5py.Dataset) -> None:
         super().__init__(run)
         self._path = path
         self._images = images
@@ -131,7 +131,7 @@ class _MasterReader(_Reader):
 
 
 class _RawReader(_Reader):
-    def __init__(self, run: Run, datasets: list[h5py.Dataset]) -> None:
+    def __init__(self, run: RecordedRun, datasets: list[h5py.Dataset]) -> None:
         super().__init__(run)
         self._datasets = datasets
 

@@ -19,8 +19,7 @@ import numpy as np
 from h5py import h5d  # pyright: ignore[reportAttributeAccessIssue]
 
 from stddaq.errors import FileLayoutError
-from stddaq.files.apart import apart
-from stddaq.files.opening import DAMAGE, SIGNATURE, Opened, examine
+from stddaq.files.opening import DAMAGE, SIGNATURE, Opened, examine, isolated
 from stddaq.files.raw_rows import metadata_file_of, metadata_group, raw_file_of, raw_group
 
 # Superblock of version 2 and 3 with 8-byte addresses (HDF5 file format specification, II.B): place of the
@@ -59,7 +58,7 @@ def repair(path: Path) -> RepairResult:
     """
     superblock = _read_superblock(path)
     if superblock is None or (not superblock.flags and superblock.end_of_file <= path.stat().st_size):
-        n_images, _ = apart(lambda: _images_and_end(path, path.stat().st_size), path)
+        n_images, _ = isolated(lambda: _images_and_end(path, path.stat().st_size), path)
         return RepairResult(path, n_images, 0, repaired=False)
     with _nobody_else_writes(path) as fd:
         try:
@@ -78,7 +77,7 @@ def _declare_closed(path: Path, fd: int, superblock: _Superblock) -> int | None:
         # in space that was allocated and never written: `_end_of_rows` refuses a file that lost more.
         end = max(superblock.end_of_file, size)
         _write_superblock(fd, original, end)
-        n_images, end_of_rows = apart(lambda: _images_and_end(path, size), path)
+        n_images, end_of_rows = isolated(lambda: _images_and_end(path, size), path)
         if end_of_rows > end:
             _write_superblock(fd, original, end_of_rows)
     except BaseException:

@@ -20,7 +20,7 @@ from stddaq.files.raw_rows import ImageRows, RawRows, read_metadata_file, read_r
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RecordedRun:
     """The files of one run, checked to be complete and consistent.
 
     Attributes:
@@ -56,7 +56,7 @@ class Run:
         return result
 
 
-def read_run(raw_files: Sequence[Path], metadata_file: Path | None = None) -> Run:
+def read_run(raw_files: Sequence[Path], metadata_file: Path | None = None) -> RecordedRun:
     """Read the rows of all files of a run, in any order given.
 
     Raises `FileLayoutError`, which names the file that is missing, short, damaged, not closed, or not of the
@@ -74,12 +74,12 @@ def read_run(raw_files: Sequence[Path], metadata_file: Path | None = None) -> Ru
     if metadata_file is None:
         order = order_images(files)
         _check_last_writers(files, order)
-        return Run(tuple(files), None, None, order)
+        return RecordedRun(tuple(files), None, None, order)
     table = read_metadata_file(metadata_file)
     _check_same([*files, table], _IDENTITY)
-    files = [_with_passes_of(table, file, writer, len(files)) for writer, file in enumerate(files)]
+    files = [_with_epochs_of(table, file, writer, len(files)) for writer, file in enumerate(files)]
     order = order_images(files)
-    return Run(tuple(files), table, rows_of_images(order, table), order)
+    return RecordedRun(tuple(files), table, rows_of_images(order, table), order)
 
 
 Property = tuple[str, Callable[[ImageRows], object]]
@@ -134,17 +134,17 @@ def _number_of_writers(files: Sequence[RawRows]) -> int | None:
     return next((number for number in said if number is not None), None)
 
 
-def _with_passes_of(table: ImageRows, file: RawRows, writer: int, n_writers: int) -> RawRows:
-    """The file with the passes of its rows from the metadata file, which has every image in order of arrival.
+def _with_epochs_of(table: ImageRows, file: RawRows, writer: int, n_writers: int) -> RawRows:
+    """The file with the epochs of its rows from the metadata file, which has every image in order of arrival.
 
     Only where the file does not tell them itself, and holds the images of its writer from the first on.
     """
-    if file.passes_known or not table.n_restarts:
+    if file.epochs_known or not table.n_restarts:
         return file
     mine = np.flatnonzero(table.image_ids % np.uint64(n_writers) == writer)[: file.n_rows]
     if not np.array_equal(table.image_ids[mine], file.image_ids):
         return file
-    return replace(file, passes=table.passes[mine], passes_known=True)
+    return replace(file, epochs=table.epochs[mine], epochs_known=True)
 
 
 def _check_last_writers(files: Sequence[RawRows], order: ImageOrder) -> None:

@@ -29,7 +29,7 @@ class Stretch(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class MappedRows:
     """Rows of one dataset of another file.
 
     Attributes:
@@ -74,7 +74,7 @@ def create_virtual_dataset(
     name: str,
     shape: tuple[int, ...],
     dtype: np.dtype,
-    sources: Sequence[Source],
+    sources: Sequence[MappedRows],
     fill: np.ndarray | None = None,
 ) -> h5py.Dataset:
     """Create dataset `name` of `shape` whose first axis is put together from `sources`.

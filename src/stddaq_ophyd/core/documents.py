@@ -23,7 +23,7 @@ from event_model import (
 )
 
 from stddaq.files.growing_run import Images
-from stddaq.files.master_file import DATA
+from stddaq.files.nexus import DATA
 from stddaq.text import mismatch, shown
 from stddaq_ophyd.core.datum_rows import datum_rows
 from stddaq_ophyd.core.errors import AcquisitionError, StreamsMixedError

@@ -30,20 +30,20 @@ GF_ROW = np.dtype(
 class Image(NamedTuple):
     """One image of a run: how often ids had restarted before it, and its id."""
 
-    in_pass: int
+    epoch: int
     image_id: int
 
 
 def pixels(images: Sequence[Image], shape: tuple[int, int] = (2, 3), dtype: str = "<u2") -> np.ndarray:
     """(n, height, width): every image has values of its own."""
-    keys = np.array([image.image_id * 7 + image.in_pass * 1009 for image in images], np.int64)
+    keys = np.array([image.image_id * 7 + image.epoch * 1009 for image in images], np.int64)
     offsets = np.arange(shape[0] * shape[1]).reshape(shape)
     return (keys[:, None, None] + offsets).astype(dtype)
 
 
-def stream(*passes: Sequence[int]) -> list[Image]:
+def stream(*epochs: Sequence[int]) -> list[Image]:
     """The images of a run in their order: one sequence of increasing ids for each pass."""
-    return [Image(number, image_id) for number, ids in enumerate(passes) for image_id in ids]
+    return [Image(number, image_id) for number, ids in enumerate(epochs) for image_id in ids]
 
 
 def divide(images: Sequence[Image], n_writers: int, division: str) -> list[list[Image]]:
@@ -104,8 +104,8 @@ def write_raw_file(path: Path, images: Sequence[Image], spec: RunSpec, writer: i
         group.create_dataset("metadata", data=rows, maxshape=(None,), chunks=(64,))
         if spec.ours:
             group.attrs.update(attributes(spec), writer=writer)
-            if passes(images):
-                group.attrs["passes"] = np.array(passes(images), np.uint64)
+            if epochs(images):
+                group.attrs["epochs"] = np.array(epochs(images), np.uint64)
 
 
 def write_metadata_file(path: Path, images: Sequence[Image], spec: RunSpec) -> None:
@@ -148,12 +148,12 @@ def attributes(spec: RunSpec) -> dict[str, object]:
     }
 
 
-def passes(images: Sequence[Image]) -> list[tuple[int, int]]:
-    """(first row, pass) of each restart in a file, as a writer of ours notes them."""
+def epochs(images: Sequence[Image]) -> list[tuple[int, int]]:
+    """(first row, epoch) of each restart in a file, as a writer of ours notes them."""
     found: list[tuple[int, int]] = []
     current = 0
     for row, image in enumerate(images):
-        if image.in_pass != current:
-            current = image.in_pass
+        if image.epoch != current:
+            current = image.epoch
             found.append((row, current))
     return found

@@ -24,7 +24,7 @@ import pytest
 
 HANG_S = 10.0
 # Of commands with a file that they are not done with.
-PATIENCE_S = 1.0
+READING_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +92,9 @@ class FileCommands:
 def carry_out(arguments: list[str]) -> Done:
     """In this process; its children write to the same files."""
     from stddaq.cli import main
-    from stddaq.files import apart
+    from stddaq.files import opening
 
-    apart.PATIENCE_S = PATIENCE_S
+    opening.READING_TIMEOUT_S = READING_TIMEOUT_S
     code, trace = None, ""
     with collected(1) as out, collected(2) as err:
         try:

@@ -1,0 +1,78 @@
+"""HDF5 files that grow while other processes read them by SWMR: what raw and metadata files share."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+from h5py import h5s
+
+# Chunks start on pages, so that the kernel copies whole ones.
+PAGE = 4096
+CHUNK_ROWS = 4096
+
+
+def create_swmr_file(path: Path, *, overwrite: bool) -> h5py.File:
+    """Create an HDF5 file in the newest format, which SWMR needs, with data aligned to pages.
+
+    Raises `FileExistsError`, unless `overwrite`, and `OSError`.
+    """
+    if overwrite:
+        # A new inode: a process that still reads the old file keeps it whole.
+        path.unlink(missing_ok=True)
+    # The system's error messages are two words where HDF5's are a paragraph.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+    try:
+        return h5py.File(
+            path,
+            "w",
+            libver="latest",
+            locking="best-effort",
+            alignment_threshold=16 * PAGE,
+            alignment_interval=PAGE,
+        )
+    except (OSError, RuntimeError) as error:
+        path.unlink(missing_ok=True)
+        raise OSError(errno.EIO, f"HDF5 cannot create the file: {error}", str(path)) from error
+
+
+def close_swmr_file(file: h5py.File, path: Path) -> None:
+    """Close a file whose datasets are closed. Raises `OSError`; closing cannot be tried again then."""
+    try:
+        file.close()
+    except RuntimeError as error:
+        raise OSError(errno.EIO, f"HDF5 cannot close the file: {error}", str(path)) from error
+
+
+class GrowingRows:
+    """Rows of a compound type, collected in memory and appended block by block (a scalar costs 60 us)."""
+
+    def __init__(self, group: h5py.Group, name: str, dtype: np.dtype) -> None:
+        """Create dataset `name` (0,) of `dtype` in `group`."""
+        dataset = group.create_dataset(name, shape=(0,), maxshape=(None,), chunks=(CHUNK_ROWS,), dtype=dtype)
+        self._id = dataset.id
+        self._dtype = dtype
+        self.n_rows = 0
+
+    def append(self, rows: Sequence[tuple[int, ...]]) -> None:
+        """Append `rows` and flush them, so that other processes can read them."""
+        n_rows = self.n_rows + len(rows)
+        self._id.set_extent((n_rows,))
+        target = self._id.get_space()
+        target.select_hyperslab((self.n_rows,), (len(rows),))
+        # h5py needs the values in an array of the very type, or it converts row by row.
+        self._id.write(h5s.create_simple((len(rows),)), target, np.array(rows, self._dtype))
+        self._id.flush()
+        self.n_rows = n_rows
+
+    def cut(self) -> None:
+        """Remove rows that a failed `append` has left."""
+        self._id.set_extent((self.n_rows,))
+
+    def close(self) -> None:
+        """Close the dataset: HDF5 closes a file only after its last open object."""
+        del self._id
