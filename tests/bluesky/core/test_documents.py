@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from event_model import DocumentNames, schema_validators
 
-from stddaq.files.growing_run import Images, RawFile
+from stddaq.files.growing_run import Images
+from stddaq.files.raw_rows import RawDatasets
 from stddaq_ophyd.core.documents import Composer, Document, ImageSource, documents_of
 from stddaq_ophyd.core.errors import AcquisitionError, StreamsMixedError
 
@@ -32,7 +33,7 @@ def source(**changes: Any) -> ImageSource:
 def images(start: int, stop: int, prefix: str = "det_") -> Images:
     """Images `start` to `stop` (not included) of a run of two writers."""
     files = tuple(
-        RawFile(Path(f"/data/{prefix}{i}.h5"), "/det", (2, 3), np.dtype("<u2"), np.dtype("<u8"))
+        RawDatasets(Path(f"/data/{prefix}{i}.h5"), "/det", (2, 3), np.dtype("<u2"), np.dtype("<u8"))
         for i in range(2)
     )
     ids = np.arange(start, stop)

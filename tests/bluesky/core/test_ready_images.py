@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from stddaq.files.growing_run import Images, RawFile, in_order
+from stddaq.files.growing_run import Images
+from stddaq.files.raw_rows import RawDatasets, in_order
 from stddaq_ophyd.core.ready_images import ReadyImages
 from stddaq_ophyd.core.run_counts import RunCounts
 
 FILES = tuple(
-    RawFile(Path(f"/data/file{i}.h5"), "/det", (2, 3), np.dtype("<u2"), np.dtype("<u8")) for i in range(2)
+    RawDatasets(Path(f"/data/file{i}.h5"), "/det", (2, 3), np.dtype("<u2"), np.dtype("<u8")) for i in range(2)
 )
 
 
