@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stddaq.files.growing_run import Images
-from stddaq.files.raw_rows import RawDatasets, in_order
+from stddaq.files.growing_run import Images, in_order
+from stddaq.files.raw_rows import RawDatasets
 from stddaq_ophyd.core.ready_images import ReadyImages
 from stddaq_ophyd.core.run_counts import RunCounts
 
