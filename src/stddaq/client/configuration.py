@@ -32,16 +32,16 @@ class ConfigServiceError(StdDaqError):
     """Base of the errors of this client."""
 
 
-class ConfigServiceUnreachableError(ConfigServiceError):
-    """Nobody who speaks the service's protocol answers at the url in time."""
+class ConfigServiceUnreachableError(ConfigServiceError, ConnectionError):
+    """No configuration service answers at the url in time."""
 
 
 class RequestRefusedError(ConfigServiceError):
-    """The service does not carry out a request; nothing has changed.
+    """The service refused a request; nothing has changed.
 
     Attributes:
         status: HTTP status code.
-        reasons: the service's words, one or more.
+        reasons: the service's messages, one or more.
     """
 
     def __init__(self, status: int, reasons: list[str]) -> None:
@@ -54,10 +54,10 @@ class ConfigRefusedError(RequestRefusedError):
 
 
 class ConfigChangedError(RequestRefusedError):
-    """The configuration has been changed by somebody else since it was read."""
+    """The configuration has changed since it was read."""
 
 
-class NotAllowedError(RequestRefusedError):
+class NotAllowedError(RequestRefusedError, PermissionError):
     """The token is missing or wrong, or the file is not below a root of the service."""
 
 
@@ -131,7 +131,7 @@ class ConfigClient:
         return Config(content, headers.get("ETag"))
 
     def set(self, config: dict[str, Any]) -> ConfigChange:
-        """Put a whole configuration in place of the file. Raises `ConfigRefusedError`, with every mistake.
+        """Replace the configuration file. Raises `ConfigRefusedError`, with every mistake.
 
         One that came from `get` replaces only the version that it was read from; `ConfigChangedError`
         otherwise.

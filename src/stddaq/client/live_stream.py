@@ -36,7 +36,7 @@ class LiveStreamError(StdDaqError):
     """Base of the errors of live-stream clients."""
 
 
-class LiveStreamTimeoutError(LiveStreamError):
+class LiveStreamTimeoutError(LiveStreamError, TimeoutError):
     """No image came in time. The client stays usable."""
 
 
@@ -255,7 +255,7 @@ class _Counts:
 
 
 def _wake(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
-    with contextlib.suppress(RuntimeError):  # The loop has ended, and nobody has closed the client.
+    with contextlib.suppress(RuntimeError):  # The loop has ended before the client was closed.
         loop.call_soon_threadsafe(news.set)
 
 
@@ -268,7 +268,7 @@ class LiveStreamClient(_Counts):
     """
 
     def connect(self) -> Self:
-        """Connect and subscribe; whether somebody is there shows later. Raises `LiveStreamError`."""
+        """Connect and subscribe, without waiting for the stream. Raises `LiveStreamError`."""
         if self._receiver is None:
             self._receiver = _Receiver(self.address)
         return self
@@ -318,7 +318,7 @@ class AsyncLiveStreamClient(_Counts):
         self._news = asyncio.Event()
 
     async def connect(self) -> Self:
-        """Connect and subscribe; whether somebody is there shows later. Raises `LiveStreamError`."""
+        """Connect and subscribe, without waiting for the stream. Raises `LiveStreamError`."""
         if self._receiver is None:
             loop = asyncio.get_running_loop()
             self._receiver = _Receiver(self.address, tell=lambda: _wake(loop, self._news))

@@ -1,7 +1,6 @@
-"""Fire the software trigger of a simulated source, and set it up, from another process.
+"""Client of a simulated source: software triggers and settings.
 
-`SimulatorClient` is what detector devices use in place of a trigger line. Every call is one request with a
-time limit, and an error that says what went wrong.
+Detector devices use `SimulatorClient` in place of a trigger line. Every call is one request with a timeout.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from stddaq.errors import StdDaqError
 
 
 class SimulatorError(StdDaqError):
-    """A request to a simulated source had no success."""
+    """A request to a simulated source failed."""
 
 
-class SimulatorNotReachableError(SimulatorError):
-    """Nobody answered in time."""
+class SimulatorNotReachableError(SimulatorError, TimeoutError):
+    """The source did not answer in time."""
 
 
 class SimulatorRefusedError(SimulatorError):
-    """The source answered that it cannot do it; the message is its reason."""
+    """The source refused the request; the message is its reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +59,8 @@ class SimulatorState:
 class SimulatorClient:
     """Talks to the simulator or replay of one detector; not for several threads at once.
 
-    Every method raises `SimulatorNotReachableError` when there is no answer within the time limit, and
-    `SimulatorRefusedError` when the answer is no. A request that was not answered may have been carried out.
+    Every method raises `SimulatorNotReachableError` when there is no answer within the timeout, and
+    `SimulatorRefusedError` when the source refuses. A request that was not answered may have been carried out.
     """
 
     def __init__(self, detector: str | DetectorConfig, timeout: float = 5.0) -> None:
@@ -115,7 +114,7 @@ class SimulatorClient:
         given = {name: value for name, value in fields.items() if value is not None}
         self._socket.send(json.dumps({"command": command, **given}).encode())
         if not self._socket.poll(int(self._timeout * 1000)):
-            # A REQ socket cannot ask again before the answer, which may come late: begin anew.
+            # A REQ socket cannot send again before the answer, which may come late, so it is replaced.
             self._socket.close(linger=0)
             self._socket = self._connect()
             raise SimulatorNotReachableError(

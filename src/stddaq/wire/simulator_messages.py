@@ -55,7 +55,7 @@ class Configure(_Request):
 
 
 class Rearm(_Request):
-    """Restart the image ids, as a detector does when it is armed anew."""
+    """Restart the image ids, as a detector does when it is re-armed."""
 
     command: Literal["rearm"] = "rearm"
     first_id: ImageId = 0
