@@ -60,7 +60,7 @@ class SimulatorClient:
     """Talks to the simulator or replay of one detector; not for several threads at once.
 
     Every method raises `SimulatorNotReachableError` when there is no answer within the timeout, and
-    `SimulatorRefusedError` when the source refuses. A request that was not answered may have been carried out.
+    `SimulatorRefusedError` when the source refuses. An unanswered request may have been carried out.
     """
 
     def __init__(self, detector: str | DetectorConfig, timeout: float = 5.0) -> None:
