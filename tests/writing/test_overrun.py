@@ -105,7 +105,7 @@ def test_with_our_source_exactly_the_overwritten_images_are_named(make_rig: Make
     promise="at least what was overwritten is named: " + KEPT,
 )
 @pytest.mark.parametrize("n_images", [900, 1500])
-def test_with_a_foreign_source_the_account_is_on_the_safe_side(make_rig: MakeRig, n_images: int, seen: Seen):
+def test_with_a_cpp_source_the_account_is_on_the_safe_side(make_rig: MakeRig, n_images: int, seen: Seen):
     rig = small_images(make_rig)
     source = rig.enter(CppSource(rig.deployment.config))
     source.wait_for_subscriber()

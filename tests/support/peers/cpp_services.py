@@ -1,7 +1,7 @@
 """Services as other implementations (C++) have them: the std_daq contract and nothing else.
 
 No cursor segment, no protobuf field from 100 on, no SWMR, plain sockets. As a program it is a writer:
-`foreign.py CONFIG WRITER_ID [SECONDS before it answers create_file]`.
+`cpp_services.py CONFIG WRITER_ID [SECONDS before it answers create_file]`.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ class CppWriter:
 
 
 def main(argv: Sequence[str]) -> None:
-    """The foreign writer as a process."""
+    """Run the C++-like writer as a process."""
 
     def end(_signal: int, _frame: object) -> None:
         raise SystemExit(0)
