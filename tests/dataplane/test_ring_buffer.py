@@ -42,7 +42,7 @@ def make(tmp_path: Path) -> Iterator[MakeConfig]:
     assert left == []
 
 
-class Foreign:
+class RingProcess:
     """A process of `support.processes.ring_processes`; it ends with the block, if it still runs."""
 
     def __init__(self, role: str, config: DetectorConfig, *arguments: object) -> None:
@@ -52,7 +52,7 @@ class Foreign:
             (sys.executable, *command), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def wait_until_ready(self) -> Foreign:
+    def wait_until_ready(self) -> RingProcess:
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"
         return self
@@ -61,7 +61,7 @@ class Foreign:
         self._process.kill()
         self._process.wait(10)
 
-    def __enter__(self) -> Foreign:
+    def __enter__(self) -> RingProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,8 +69,8 @@ class Foreign:
         self._process.__exit__(None, None, None)
 
 
-def foreign_process(role: str, config: DetectorConfig, *arguments: object) -> Foreign:
-    return Foreign(role, config, *arguments).wait_until_ready()
+def other_process(role: str, config: DetectorConfig, *arguments: object) -> RingProcess:
+    return RingProcess(role, config, *arguments).wait_until_ready()
 
 
 def segments(config: DetectorConfig) -> list[str]:
@@ -79,7 +79,7 @@ def segments(config: DetectorConfig) -> list[str]:
     )
 
 
-def make_foreign_ring(config: DetectorConfig) -> Path:
+def make_cpp_ring(config: DetectorConfig) -> Path:
     """A ring as a C++ source makes it: no cursor, no lock."""
     path = SHM / f"{config.detector_name}-image"
     path.touch(0o777)
@@ -165,7 +165,7 @@ def test_pixels_are_little_endian_and_row_major(make: MakeConfig) -> None:
 def test_ring_is_created_by_whoever_comes_first_and_removed_by_the_last_to_leave(make: MakeConfig) -> None:
     config = make()
     first = RingBuffer(config, "image")
-    with foreign_process("hold", config, "image"):
+    with other_process("hold", config, "image"):
         first.image(7)[:] = 7
         first.close()
         assert segments(config) == ["-image", "-image-cursor"]
@@ -175,10 +175,10 @@ def test_ring_is_created_by_whoever_comes_first_and_removed_by_the_last_to_leave
     assert segments(config) == []
 
 
-def test_ring_is_not_removed_while_a_foreign_process_maps_it(make: MakeConfig) -> None:
+def test_ring_is_not_removed_while_another_process_maps_it(make: MakeConfig) -> None:
     config = make()
     ring = RingBuffer(config, "image")
-    with foreign_process("map", config, SHM / ring.name):
+    with other_process("map", config, SHM / ring.name):
         ring.close()
         assert "-image" in segments(config)
     # The next service of ours to leave finds nobody.
@@ -187,18 +187,18 @@ def test_ring_is_not_removed_while_a_foreign_process_maps_it(make: MakeConfig) -
     (SHM / ring.name).unlink(missing_ok=True)
 
 
-def test_ring_of_a_foreign_service_is_never_removed(make: MakeConfig) -> None:
+def test_ring_of_a_cpp_service_is_never_removed(make: MakeConfig) -> None:
     config = make()
-    path = make_foreign_ring(config)
+    path = make_cpp_ring(config)
     with RingBuffer(config, "image"):
         pass
     assert segments(config) == ["-image"]
     path.unlink()
 
 
-def test_ring_of_a_foreign_service_has_no_cursor_until_a_source_of_ours_writes(make: MakeConfig) -> None:
+def test_ring_of_a_cpp_service_has_no_cursor_until_a_source_of_ours_writes(make: MakeConfig) -> None:
     config = make()
-    path = make_foreign_ring(config)
+    path = make_cpp_ring(config)
     with RingBuffer(config, "image") as ring:
         assert not ring.has_cursor
         ring.begin(3)
@@ -243,7 +243,7 @@ def test_second_geometry_is_refused_while_the_first_is_in_use_and_changes_nothin
     make: MakeConfig, overrides: dict[str, Any]
 ) -> None:
     config, other = make(), make(**overrides)
-    with RingBuffer(config, "image") as ring, foreign_process("hold", config, "image"):
+    with RingBuffer(config, "image") as ring, other_process("hold", config, "image"):
         size = (SHM / ring.name).stat().st_size
         sequence = ring.commit(1)
         with pytest.raises(GeometryError) as refused:
@@ -256,10 +256,10 @@ def test_second_geometry_is_refused_while_the_first_is_in_use_and_changes_nothin
         assert ring.is_current()
 
 
-def test_geometry_of_a_foreign_ring_in_use_is_refused_by_its_size(make: MakeConfig) -> None:
+def test_geometry_of_a_cpp_ring_in_use_is_refused_by_its_size(make: MakeConfig) -> None:
     config = make()
-    path = make_foreign_ring(config)
-    with foreign_process("map", config, path), pytest.raises(GeometryError, match="got 4194304 bytes"):
+    path = make_cpp_ring(config)
+    with other_process("map", config, path), pytest.raises(GeometryError, match="got 4194304 bytes"):
         RingBuffer(make(image_pixel_height=640), "image")
     assert path.stat().st_size == 4 * MIB
     path.unlink()
@@ -270,7 +270,7 @@ def test_left_over_of_a_killed_service_with_another_geometry_is_replaced(
     make: MakeConfig, overrides: dict[str, Any]
 ) -> None:
     config, other = make(), make(**overrides)
-    with foreign_process("hold", config, "image") as service:
+    with other_process("hold", config, "image") as service:
         service.kill()
     assert segments(config) == ["-image", "-image-cursor"]
 
@@ -282,7 +282,7 @@ def test_left_over_of_a_killed_service_with_another_geometry_is_replaced(
 
 def test_left_over_of_a_killed_service_is_used_again(make: MakeConfig) -> None:
     config = make()
-    with foreign_process("hold", config, "image") as service:
+    with other_process("hold", config, "image") as service:
         service.kill()
     with RingBuffer(config, "image") as ring:
         assert not ring.has_cursor
@@ -308,7 +308,7 @@ def test_segment_that_the_system_refuses_is_an_error_with_the_reason(make: MakeC
 def test_many_services_that_start_at_once_share_one_ring(make: MakeConfig) -> None:
     config = make()
     with ExitStack() as started:
-        services = [started.enter_context(Foreign("hold", config, "image")) for _ in range(4)]
+        services = [started.enter_context(RingProcess("hold", config, "image")) for _ in range(4)]
         for service in services:
             service.wait_until_ready()
         with RingBuffer(config, "image") as ring:
@@ -385,7 +385,7 @@ def test_reader_that_is_lapped_never_accepts_a_torn_image(make: MakeConfig, tmp_
     config = make(image_pixel_height=512, image_pixel_width=512)
     announcements = tmp_path / "announcements"
     accepted = lapped = 0
-    with foreign_process("lap", config, "image", announcements), RingBuffer(config, "image") as ring:
+    with other_process("lap", config, "image", announcements), RingBuffer(config, "image") as ring:
         n_slots, deadline = ring.geometry.n_slots, time.monotonic() + 30
         while accepted < 200 or lapped < 20:
             assert time.monotonic() < deadline, f"{accepted} accepted, {lapped} found lapped"
@@ -397,6 +397,8 @@ def test_reader_that_is_lapped_never_accepts_a_torn_image(make: MakeConfig, tmp_
             copy = ring.image(image_id).copy()
             if ring.holds(image_id, sequence):
                 accepted += 1
-                assert (copy == k % 65536).all(), f"image {image_id} was accepted with foreign pixels"
+                assert (copy == k % 65536).all(), (
+                    f"image {image_id} was accepted with pixels of another image"
+                )
             else:
                 lapped += 1

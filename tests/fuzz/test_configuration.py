@@ -29,7 +29,7 @@ WRITER = 2**31 - 1
 
 @st.composite
 def almost_valid(draw: st.DrawFn) -> Any:
-    """A configuration of which some values are anything, some keys missing, some foreign."""
+    """A configuration of which some values are anything, some keys missing, some unknown."""
     content = copy.deepcopy(draw(st.sampled_from(VALID)))
     for _ in range(draw(st.integers(0, 3))):
         key = draw(st.sampled_from(KEYS) | st.text(max_size=10))

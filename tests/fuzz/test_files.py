@@ -59,7 +59,7 @@ def hdf5_files(directory: Path) -> list[bytes]:
     images = stream([0, 2, 4, 8], [0, 2])
     specs = [
         RunSpec(1, prefix="ours"),
-        RunSpec(1, prefix="foreign", ours=False),
+        RunSpec(1, prefix="cpp", ours=False),
         RunSpec(1, prefix="compressed", filter=bitshuffle()),
     ]
     for spec in specs:

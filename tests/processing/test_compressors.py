@@ -241,7 +241,7 @@ def test_source_without_cursor_is_compressed_after_a_while_that_tells(deployment
     assert 150 <= len(lost) <= 300
 
 
-def test_a_foreign_ring_that_is_made_anew_is_never_taken_for_the_old_one(deployment: Deployment):
+def test_a_recreated_cpp_ring_is_never_read_as_the_old_one(deployment: Deployment):
     config = DetectorConfig.parse(deployment.config)
     with CppSource(deployment.config) as source:
         service = start_compressor(deployment, "blosc2")

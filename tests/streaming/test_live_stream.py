@@ -143,7 +143,7 @@ def test_slot_that_is_being_written_is_not_sent(deployment: Deployment, publishe
     stream.wait_for(n_overwritten_images=1, n_sent_images=2)
 
 
-def test_a_foreign_ring_that_is_made_anew_is_never_taken_for_the_old_one(deployment: Deployment) -> None:
+def test_a_recreated_cpp_ring_is_never_read_as_the_old_one(deployment: Deployment) -> None:
     with CppSource(deployment.config) as source:
         stream = start_live_stream(deployment)
         source.wait_for_subscriber()

@@ -1,4 +1,4 @@
-"""The account of a run against what the source really published: the check that follows every fault.
+"""Compare the account of a run with the images that the source published: the check after every fault.
 
 `check_run` compares an account and its files with the truth, image by image and pixel by pixel; what it
 returns says in a few words what was there.

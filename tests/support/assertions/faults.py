@@ -1,4 +1,4 @@
-"""What tests of faults do again and again: bring a run into a state, wait for its error, and the next run."""
+"""Steps of the tests of faults: bring a run into a state, wait for its error, do the next run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For tests of plans: a camera that publishes on trigger, the emitted documents, and their images."""
+"""Tests of plans: a camera that publishes on trigger, the emitted documents, and their images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw and metadata files made with plain h5py: those of writers of ours, and those of C++ writers.
+"""Raw and metadata files written with plain h5py, as stddaq's writers and as C++ writers lay them out.
 
 Every pixel tells its image, so that a wrong mapping cannot go unnoticed.
 """

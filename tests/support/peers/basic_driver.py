@@ -1,4 +1,4 @@
-"""A driver as other implementations have it: `status`, `count` and `reason` only, ten times a second.
+"""A std_daq driver with `status`, `count` and `reason` only, sent ten times a second.
 
 A session is told the state at once after its own command and every 0.1 s, so that short states are missed.
 No files are written; images come at a given rate. For tests of clients. `support.peers.cpp_driver` records.

@@ -1,4 +1,4 @@
-"""Cameras that send bsread: the simulated one, and one in the test's process that sends what it is told."""
+"""Cameras that send bsread: the simulated one, and one in the test's own process that sends any message."""
 
 from __future__ import annotations
 

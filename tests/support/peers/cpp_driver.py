@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 import zmq
 from support.peers.basic_driver import BasicDriver
-from support.peers.cpp_services import METADATA, ForeignRing, Names
+from support.peers.cpp_services import METADATA, CppRing, Names
 from support.processes.deployment import Deployment, Service
 
 from stddaq.wire.std_daq import image_metadata_pb2 as images_pb
@@ -79,7 +79,7 @@ class CppDriver(BasicDriver):
         self._names = Names(config)
         self._by_arrival = by_arrival
         self._files: list[RawFile] = []
-        self._ring = ForeignRing(self._names)
+        self._ring = CppRing(self._names)
         self._context = zmq.Context()
         self._stream = self._context.socket(zmq.SUB)
         self._stream.rcvhwm = 0

@@ -1,4 +1,4 @@
-"""Services as other implementations (C++) have them: the std_daq contract and nothing else.
+"""std_daq services (C++) for tests: the std_daq contract and nothing else.
 
 No cursor segment, no protobuf field from 100 on, no SWMR, plain sockets. As a program it is a writer:
 `cpp_services.py CONFIG WRITER_ID [SECONDS before it answers create_file]`.
@@ -46,7 +46,7 @@ class Names:
         return f"ipc://{os.environ.get('STDDAQ_IPC_DIR', '/tmp')}/{self.detector_name}-{name}"
 
 
-class ForeignRing:
+class CppRing:
     """The ring buffer, mapped plainly. A context manager."""
 
     def __init__(self, names: Names) -> None:
@@ -85,7 +85,7 @@ class CppSource:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._names = Names(config)
-        self.ring = ForeignRing(self._names)
+        self.ring = CppRing(self._names)
         self._context = zmq.Context()
         # To a subscriber an XPUB is a PUB; it lets the test wait for the subscription.
         self._socket = self._context.socket(zmq.XPUB)
@@ -115,7 +115,7 @@ class CppSource:
     def remake_ring(self) -> None:
         """As when a C++ service ends, which removes the ring, and the source is started again."""
         self.ring.remove()
-        self.ring = ForeignRing(self._names)
+        self.ring = CppRing(self._names)
 
     def announce(self, message: images_pb.ImageMetadata | bytes) -> None:
         self._socket.send(message if isinstance(message, bytes) else message.SerializeToString())
@@ -225,7 +225,7 @@ class CppWriter:
         self._rows: list[tuple[int, int]] = []
 
     def serve(self) -> None:
-        ring = ForeignRing(self._names)
+        ring = CppRing(self._names)
         print("ready", flush=True)
         try:
             while True:
@@ -263,7 +263,7 @@ class CppWriter:
         )
         group.create_dataset("metadata", (0,), maxshape=(None,), chunks=(64,), dtype=METADATA)
 
-    def _record(self, metadata: images_pb.ImageMetadata, ring: ForeignRing) -> None:
+    def _record(self, metadata: images_pb.ImageMetadata, ring: CppRing) -> None:
         if self._file is None:
             return
         data: Any = self._file[f"{self._names.detector_name}/data"]

@@ -1,4 +1,4 @@
-"""Runs a console script of ours as another user: `as_user.py UID SCRIPT [ARGUMENT ...]`.
+"""Run a console script of stddaq as another user: `as_user.py UID SCRIPT [ARGUMENT ...]`.
 
 Modules are imported as the user who calls: the checkout, the environment or Python itself may be closed
 to others.

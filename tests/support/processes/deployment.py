@@ -1,4 +1,4 @@
-"""Services as real processes: start one, wait for a line, end it, and be sure that nothing is left.
+"""Services as real processes: start one, wait for a line, end it, and check that nothing remains.
 
 A `Deployment` is one detector with a name, a configuration file and an ipc directory of its own, so that
 tests run beside each other. Tests get it from the fixture `deployment`.

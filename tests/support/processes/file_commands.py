@@ -1,4 +1,4 @@
-"""A process that carries out `stddaq` commands one after the other, for tests with damaged files.
+"""A process that runs `stddaq` commands one after the other, for tests with damaged files.
 
 One line of JSON on standard input is the arguments; the answer, a line of JSON, is the exit code, the output,
 the traceback if there was one, and the most memory that the process ever had.

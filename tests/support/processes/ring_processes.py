@@ -1,4 +1,4 @@
-"""A foreign process on a ring buffer, for tests: `python ring_processes.py ROLE CONFIGURATION ...`.
+"""Another process on a ring buffer: `python ring_processes.py ROLE CONFIGURATION ...`.
 
 Roles: `hold` attaches as a service of ours does; `map` merely maps the segment, as a C++ service does; `lap`
 writes images of one slot over each other without waiting for anybody. Each prints `ready`, and ends when its

@@ -1,4 +1,4 @@
-"""Services as a user writes them, for tests: `python user_services.py ROLE CONFIG ...`.
+"""Services that a user could write: `python user_services.py ROLE CONFIG ...`.
 
 `negate` publishes inverted images; scan 13 makes it fail, `--pause` slows it down. `bright` passes on images
 whose first pixel is 100 or more. `halve` publishes images of half the height and width.

@@ -1,4 +1,4 @@
-"""The table of faults in the documentation: a pytest plugin that writes what the marked tests have seen.
+"""A pytest plugin that writes the table of faults in the documentation from the results of marked tests.
 
 A test that provokes a fault carries `@pytest.mark.fault(fault=..., state=..., promise=...)`, in which
 `{name}` stands for a parameter of the test, and says by the fixture `seen` what came of it. With

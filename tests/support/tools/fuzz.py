@@ -1,6 +1,6 @@
-"""`make fuzz`: rounds of tests/fuzz, each with other examples, until the time is over or one fails.
+"""`make fuzz`: rounds of tests/fuzz with different examples, until the time is over or a round fails.
 
-Each round prints its seed, with which it can be repeated.
+Each round prints the seed that repeats it.
 """
 
 from __future__ import annotations

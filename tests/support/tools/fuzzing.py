@@ -1,7 +1,7 @@
-"""What the tests with arbitrary input share: strategies of almost valid input, and what must hold afterwards.
+"""Shared parts of the tests with arbitrary input: strategies of almost valid input, and checks.
 
-Each test keeps its services for all examples; one that was brought down is started again, so that hypothesis
-can still find the smallest input that does it.
+Each test keeps its services for all examples. A service that ended is started again, so that hypothesis can
+find the smallest input that ends it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Hundreds of runs back to back, and nothing grows: `make soak`.
+"""`make soak`: hundreds of runs back to back, after which nothing may have grown.
 
-One deployment of real services lives through runs of all lengths, stops, refused starts, clients that come
-and go, and writers that are started again. Every image of every run is looked for in the files; memory, file
+One deployment of real services goes through runs of all lengths, stops, refused starts, clients that connect
+and disconnect, and restarted writers. Every image of every run is compared with the files. Memory, file
 descriptors and threads of every service, shared memory and sockets are counted after each run.
 """
 
