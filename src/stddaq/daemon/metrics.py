@@ -72,12 +72,7 @@ UNCOMPRESSED_BYTES = _counter("uncompressed_bytes", "Bytes of the same images be
 IMAGES_PASSED = _counter("images_passed", "Images that the filter has passed on.")
 
 # The driver.
-RUN_ACTIVE = _gauge("run_active", "1 while a run is in progress, else 0.")
-RUNS_FINISHED = _counter("runs_finished", "Runs that have ended.", "outcome")
-IMAGES_DAMAGED = _counter("images_damaged", "Recorded images that their source reports as damaged.")
-IMAGES_FORWARDED = _counter("images_forwarded", "Images forwarded to a writer.", "writer")
 CLIENTS_CONNECTED = _gauge("clients_connected", "Clients connected to the driver.")
-COMMANDS_REFUSED = _counter("commands_refused", "Commands that the driver has refused.")
 
 # Writers.
 IMAGES_WRITTEN = _counter("images_written", "Images written.", "source")

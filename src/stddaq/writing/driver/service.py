@@ -18,9 +18,11 @@ from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
 
 from stddaq.config import DetectorConfig
-from stddaq.daemon import log, statistics
+from stddaq.daemon import log, metrics
 from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number
+from stddaq.daemon.metrics import Registry
+from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
 from stddaq.wire.default_addresses import DEFAULT_PORT
@@ -52,8 +54,12 @@ class DriverServer:
     """The WebSocket server around a `Driver`."""
 
     def __init__(self, config: DetectorConfig, source_suffix: str, driver: Driver, distributor: Distributor):
-        self._config, self._suffix = config, source_suffix
-        self._driver, self._distributor = driver, distributor
+        self._suffix = source_suffix
+        self._driver = driver
+        registry = Registry(config.detector_name, NAME)
+        registry.add(metrics.IMAGES_RECEIVED, lambda: distributor.n_received, source=source_suffix)
+        registry.add(metrics.CLIENTS_CONNECTED, lambda: len(driver.watchers))
+        self._statistics = StatisticsLine(config, registry, self._pairs)
         self._connections: WeakSet[ServerConnection] = WeakSet()
 
     async def serve(self, host: str, port: int, stop: daemon.StopRequest) -> None:
@@ -127,23 +133,17 @@ class DriverServer:
         stopped.set()
 
     async def _log_statistics(self) -> None:
-        """Log the statistics line, once a period."""
-        timer = statistics.StatisticsTimer(self._config.stats_collection_period)
-        before = 0
+        """Write the statistics line, once a period."""
         while True:
-            await asyncio.sleep(timer.due_in)
-            elapsed = timer.restart()
-            received = self._distributor.n_received
-            n, before = received - before, received
-            statistics.log_statistics(
-                self._config.detector_name,
-                {
-                    "source": self._suffix,
-                    "processed_times": n,
-                    "repetition_rate_hz": n / elapsed,
-                    "n_active_connections": len(self._driver.watchers),
-                },
-            )
+            await asyncio.sleep(self._statistics.due_in)
+            self._statistics.write_if_due()
+
+    def _pairs(self, period: Period) -> dict[str, object]:
+        return {
+            "source": self._suffix,
+            **period.rate(metrics.IMAGES_RECEIVED),
+            "n_active_connections": period.total(metrics.CLIENTS_CONNECTED),
+        }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from stddaq import __version__
 from stddaq.config import DetectorConfig
-from stddaq.daemon import log, statistics
+from stddaq.daemon import log, metrics
+from stddaq.daemon.metrics import Registry
+from stddaq.daemon.statistics import Period, log_statistics
 from stddaq.dataplane.metadata import ID_MISSMATCH
 from stddaq.dataplane.ring_reader import HeldImages, RingReader
 from stddaq.errors import StdDaqError
@@ -81,8 +83,9 @@ class ImageRecorder(Recorder):
         self._file: RawFile | None = None
         self._account = _Account()
         self.n_written = self.n_overwritten = self.n_failed = 0
-        self.write_time = self.longest_write = 0.0
-        self._reported = (0, 0.0, 0)
+        self.write_time = self.longest_write = self._longest_write_before = 0.0
+        # Overwritten and failed images of the run in the last line that reports them.
+        self._n_reported = 0
 
     def prepare(self) -> None:
         self._reader.refresh()
@@ -270,29 +273,46 @@ class ImageRecorder(Recorder):
     def progress(self, reported: tuple[int, int] = (0, 0)) -> pb.WriterProgress:
         return self._account.progress(reported)
 
-    def log_statistics(self, elapsed: float) -> None:
-        n_before, seconds_before, n_bad_before = self._reported
-        n, seconds = self.n_written - n_before, self.write_time - seconds_before
-        source: dict[str, object] = {"source": self._suffix, "id": self._writer_id}
-        statistics.log_statistics(
-            self._config.detector_name,
-            source
-            | {
-                "n_written_images": n,
-                "avg_buffer_write_us": round(seconds / n * 1e6) if n else 0,
-                "max_buffer_write_us": round(self.longest_write * 1e6),
-                "avg_throughput": n * self._config.image_bytes / 2**20 / seconds if seconds else 0.0,
-            },
+    def register(self, registry: Registry) -> None:
+        source = self._suffix
+        registry.add(metrics.IMAGES_WRITTEN, lambda: self.n_written, source=source)
+        registry.add(
+            metrics.IMAGE_BYTES_WRITTEN, lambda: self.n_written * self._config.image_bytes, source=source
         )
+        registry.add(metrics.IMAGES_OVERWRITTEN, lambda: self.n_overwritten, source=source)
+        registry.add(metrics.IMAGES_FAILED, lambda: self.n_failed, source=source)
+        registry.add(metrics.IMAGE_WRITE_SECONDS, lambda: self.write_time)
+        registry.add(
+            metrics.IMAGE_WRITE_LONGEST_SECONDS, lambda: max(self.longest_write, self._longest_write_before)
+        )
+
+    def statistics(self, period: Period) -> dict[str, object]:
+        n, seconds = period.count(metrics.IMAGES_WRITTEN), period.count(metrics.IMAGE_WRITE_SECONDS)
+        mib = period.count(metrics.IMAGE_BYTES_WRITTEN) / 2**20
+        return {
+            "source": self._suffix,
+            "id": self._writer_id,
+            "n_written_images": n,
+            "avg_buffer_write_us": round(seconds / n * 1e6) if n else 0,
+            "max_buffer_write_us": round(self.longest_write * 1e6),
+            "avg_throughput": mib / seconds if seconds else 0.0,
+        }
+
+    def end_period(self) -> None:
+        self._longest_write_before, self.longest_write = self.longest_write, 0.0
         n_overwritten, n_failed = len(self._account.overwritten_ids), len(self._account.failed_ids)
-        if n_overwritten + n_failed != n_bad_before:
-            statistics.log_statistics(
+        if n_overwritten + n_failed != self._n_reported:
+            self._n_reported = n_overwritten + n_failed
+            log_statistics(
                 self._config.detector_name,
-                source | {"n_overwritten_images": n_overwritten, "n_failed_images": n_failed},
+                {
+                    "source": self._suffix,
+                    "id": self._writer_id,
+                    "n_overwritten_images": n_overwritten,
+                    "n_failed_images": n_failed,
+                },
             )
         self._reader.log_refusal()
-        self._reported = (self.n_written, self.write_time, n_overwritten + n_failed)
-        self.longest_write = 0.0
 
     def detach(self) -> None:
         """Detach from the ring buffer and disconnect from the source."""

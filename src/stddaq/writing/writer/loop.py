@@ -21,7 +21,8 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon.batching import Batching
 from stddaq.daemon.main import StopRequest
-from stddaq.daemon.statistics import StatisticsTimer
+from stddaq.daemon.metrics import Registry
+from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.daemon.user_switch import UserSwitch
 from stddaq.dataplane import connections, endpoints
 from stddaq.errors import StdDaqError
@@ -86,19 +87,30 @@ class Recorder(Protocol):
         """
         ...
 
-    def log_statistics(self, elapsed: float) -> None:
-        """Print the line of the period of `elapsed` seconds that ends now."""
+    def register(self, registry: Registry) -> None:
+        """Add its counters to those of the service."""
+        ...
+
+    def statistics(self, period: Period) -> dict[str, object]:
+        """Return the pairs of the statistics line."""
+        ...
+
+    def end_period(self) -> None:
+        """Log what the statistics line has not, and start the next period."""
         ...
 
 
 class WriterLoop:
     """One writer of one driver; see the module."""
 
-    def __init__(self, config: DetectorConfig, writer: int | str, recorder: Recorder) -> None:
+    def __init__(
+        self, config: DetectorConfig, writer: int | str, recorder: Recorder, registry: Registry
+    ) -> None:
         """Bind and connect the sockets of `writer` (its number, or `meta`). Raises `EndpointError`."""
         self._recorder = recorder
         self._owner = UserSwitch(config.switch_user_active)
-        self._statistics = StatisticsTimer(config.stats_collection_period)
+        recorder.register(registry)
+        self._statistics = StatisticsLine(config, registry, recorder.statistics)
         self._context = zmq.Context()
         self._responses = connections.open_socket(self._context, zmq.PUSH)
         # A driver that has just been started may not be connected to us yet.
@@ -141,8 +153,8 @@ class WriterLoop:
                     source is self._monitor for source, _ in events
                 ):
                     self._watch_driver()
-                if self._statistics.due_in == 0:
-                    self._recorder.log_statistics(self._statistics.restart())
+                if self._statistics.write_if_due():
+                    self._recorder.end_period()
                     self._log_malformed()
             deadline = time.monotonic() + STOP_DRAIN_S
             while self._work() and time.monotonic() < deadline:

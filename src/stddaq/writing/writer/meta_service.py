@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stddaq.config import DetectorConfig
-from stddaq.daemon import log, statistics
+from stddaq.daemon import log, metrics
 from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import ArgumentParser
+from stddaq.daemon.metrics import Registry
+from stddaq.daemon.statistics import Period
 from stddaq.errors import ConfigError
 from stddaq.files.metadata_file import EIGER, GIGAFROST, JUNGFRAU, PCO, MetadataFile, MetadataLayout
 from stddaq.wire.std_daq import writer_action_pb2 as pb
@@ -25,14 +27,18 @@ SOURCE = "image"
 
 
 class MetadataRecorder(Recorder):
-    """Records the metadata of every image of a run."""
+    """Records the metadata of every image of a run.
+
+    Attributes:
+        n_received: images since the start of the service.
+    """
 
     batch_limit = 1000
 
     def __init__(self, config: DetectorConfig, layout: MetadataLayout) -> None:
         self._config, self._layout = config, layout
         self._file: MetadataFile | None = None
-        self._counter = statistics.RateCounter()
+        self.n_received = 0
         self._begin_account()
 
     def _begin_account(self) -> None:
@@ -60,7 +66,7 @@ class MetadataRecorder(Recorder):
             return
         for image in images:
             self._file.add(image.image_metadata)
-        self._counter.count += len(images)
+        self.n_received += len(images)
 
     def settle(self) -> None:
         """Do nothing: metadata in messages cannot be overwritten."""
@@ -93,10 +99,14 @@ class MetadataRecorder(Recorder):
         del reported
         return pb.WriterProgress(n_written=self._n_visible, n_failed=self._n_failed, failure=self._failure)
 
-    def log_statistics(self, elapsed: float) -> None:
-        statistics.log_statistics(
-            self._config.detector_name, {"source": SOURCE} | self._counter.pairs(elapsed)
-        )
+    def register(self, registry: Registry) -> None:
+        registry.add(metrics.IMAGES_RECEIVED, lambda: self.n_received, source=SOURCE)
+
+    def statistics(self, period: Period) -> dict[str, object]:
+        return {"source": SOURCE} | period.rate(metrics.IMAGES_RECEIVED)
+
+    def end_period(self) -> None:
+        pass
 
 
 def main_gf(argv: Sequence[str] | None = None) -> int:
@@ -138,7 +148,8 @@ def _main(
                 f"{args.detector_json_filename}: detector_type: found {config.detector_type!r}, "
                 f"allowed for {parser.prog} is {' or '.join(detector_types)}"
             )
-        loop = WriterLoop(config, WRITER, MetadataRecorder(config, layout))
+        registry = Registry(config.detector_name, parser.prog)
+        loop = WriterLoop(config, WRITER, MetadataRecorder(config, layout), registry)
         log.event("ready: metadata writer of %s", config.detector_name)
         loop.serve(stop)
 

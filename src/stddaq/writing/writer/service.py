@@ -9,6 +9,7 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import ArgumentParser, writer_number
+from stddaq.daemon.metrics import Registry
 from stddaq.writing.writer.image_recorder import ImageRecorder
 from stddaq.writing.writer.loop import WriterLoop
 
@@ -32,7 +33,8 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
         return
     recorder = ImageRecorder(config, args.source_suffix, args.writer_id)
     try:
-        loop = WriterLoop(config, args.writer_id, recorder)
+        registry = Registry(config.detector_name, NAME, str(args.writer_id))
+        loop = WriterLoop(config, args.writer_id, recorder, registry)
         log.event("ready: writer %d of %s", args.writer_id, config.detector_name)
         loop.serve(stop)
     finally:
