@@ -1,7 +1,7 @@
 """Log lines of the daemons: `[MM-DD HH:MM:SS.mmm][service][vVERSION][level] message` on standard output.
 
-Lines of user-visible events start their message with `[event] ` (see `event`). Statistics may take another
-form than that of a log line (see `line_protocol`).
+The messages of user-visible events start with `[event] ` (see `event`). The statistics line may have the line
+protocol of InfluxDB instead (see `line_protocol`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Formatter(logging.Formatter):
         if self._colour:
             level = f"\x1b[{_COLOURS.get(level, '0')}m{level}\x1b[0m"
         stamp = time.strftime("%m-%d %H:%M:%S", time.localtime(record.created))
-        # One line, whatever a path or a peer's text brings with it.
+        # One line, even if a path or the text of a peer contains line breaks.
         message = escaped(record.getMessage())
         if record.exc_info and record.exc_info[0] is not None:
             message += "\n" + self.formatException(record.exc_info)
@@ -41,7 +41,7 @@ class _Formatter(logging.Formatter):
 
 
 def set_up(service: str, level: str, statistics_format: StatisticsFormat = "std_daq") -> None:
-    """Send the log lines of this process to standard output. `level` as `log_level` in the configuration."""
+    """Log to standard output. `level` is `log_level` of the configuration."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Formatter(service, statistics_format, colour=sys.stdout.isatty()))
     logger.handlers[:] = [handler]
@@ -50,5 +50,5 @@ def set_up(service: str, level: str, statistics_format: StatisticsFormat = "std_
 
 
 def event(message: str, *args: object) -> None:
-    """Log something that a user sees happen (a run starts, a file is closed)."""
+    """Log an event that users see: a run starts, a file is closed."""
     logger.info("[event] " + message, *args)

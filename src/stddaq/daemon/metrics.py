@@ -81,7 +81,7 @@ IMAGE_BYTES_WRITTEN = _counter(
 )
 IMAGE_WRITE_SECONDS = _counter("image_write_seconds", "Time spent writing images.")
 IMAGE_WRITE_LONGEST_SECONDS = _gauge(
-    "image_write_longest_seconds", "Longest time per image in the last period."
+    "image_write_longest_seconds", "Longest time per image in this statistics period and the last."
 )
 
 # Live streams.
