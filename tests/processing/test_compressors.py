@@ -211,7 +211,7 @@ def test_overwritten_images_are_passed_on_as_such_and_without_pixels(deployment:
     assert [image.image_id for image in received if image.status == 3] == list(range(10))
     for image, original in zip(received, images, strict=True):
         pixels = np.zeros((32, 48), "<u2") if image.status == 3 else original.pixels
-        if image.is_held:  # The derived ring has gone round as well.
+        if image.is_held:  # The ring of the compressor has wrapped around as well.
             np.testing.assert_array_equal(decoded(image, "h5bitshuffle-lz4", config), pixels)
     assert sum(image.is_held for image in received) >= 900
     service.wait_for_line("n_overwritten_images=10")
@@ -236,7 +236,7 @@ def test_source_without_cursor_is_compressed_after_a_while_that_tells(deployment
             service.send(signal.SIGCONT)
             received = reader.receive(1150)
     lost = [image.image_id for image in received if image.status == 3]
-    # 150 were overwritten; the newest id alone tells, so that some more are not trusted.
+    # 150 were overwritten. Only the newest id is known, so some more are not trusted.
     assert lost == list(range(50, 50 + len(lost)))
     assert 150 <= len(lost) <= 300
 

@@ -54,7 +54,7 @@ def publish(publisher: ImagePublisher, deployment: Deployment, ids: range, **opt
 def started(
     deployment: Deployment, publisher: ImagePublisher, *args: object, **options: Any
 ) -> LiveStreamService:
-    """A live stream that hears of every image published from now on."""
+    """Start a live stream that receives every image published from now on."""
     n_before = publisher.count_subscribers()
     stream = start_live_stream(deployment, *args, **options)
     assert publisher.wait_for_subscribers(n_before + 1, 5)
@@ -111,7 +111,7 @@ def test_ids_that_the_source_left_out_and_messages_that_were_lost_have_counters_
 def test_without_subscriber_no_slot_is_looked_at(deployment: Deployment, publisher: ImagePublisher) -> None:
     stream = started(deployment, publisher)
     stream.process.send(signal.SIGSTOP)
-    # Whoever looks at the slots of the first hundred finds that they hold others.
+    # The slots of the first hundred images hold later ones by then.
     publish(publisher, deployment, range(1100))
     stream.process.send(signal.SIGCONT)
     stream.wait_for(processed_times=1100, n_overwritten_images=0, n_sent_images=0)
@@ -283,7 +283,7 @@ def change(deployment: Deployment, stream: LiveStreamService, setting: object) -
     deployment.write_config(live_stream_configs=configs | {stream.address: setting})
 
 
-def test_stopped_subscriber_costs_nobody_anything_and_its_drops_are_counted(
+def test_stopped_viewer_does_not_disturb_others_and_its_drops_are_counted(
     make_deployment: Callable[..., Deployment], tmp_path: Path
 ) -> None:
     deployment = make_deployment(image_pixel_height=1024, image_pixel_width=1024, ram_buffer_gb=1)
@@ -440,7 +440,7 @@ def test_compressed_image_goes_out_as_bsread_byte_for_byte(
         stream.process.wait_for_line(" subscribed")
         with subscribed(stream) as subscriber:
             pixels = image_of(deployment, 5)
-            # In a block size of its own, so that nobody can have made the blob anew.
+            # An unusual block size shows whether the blob was compressed again.
             blob = bytes(compress_bitshuffle_lz4(pixels, block_bytes=512))
             output.publish(5, blob)
             parts = subscriber.receive()
@@ -473,7 +473,7 @@ def test_stream_of_a_compressor_is_what_the_images_were(
                 wait_until(lambda: sum(" subscribed" in line for line in stream.process.stdout) == 2)
             noise = np.random.default_rng(1).integers(0, 2**16, (64, 96)).astype("<u2")
             images = [image_of(deployment, 1), noise, np.zeros((64, 96), "<u2")]
-            # The compressor may hear of the live stream after its first images.
+            # The subscription may reach the compressor only after its first images.
             last = 0
             while last < 100 and not subscriber.socket.poll(100):
                 last += 1
@@ -525,7 +525,7 @@ def test_restarted_service_gets_its_address_and_its_subscribers_back(
         stream.process.end()
         wait_until(lambda: publisher.count_subscribers() == 0)
         again = deployment.start("std_live_stream", stream.address)
-        # libzmq subscribes anew when its user looks for messages.
+        # libzmq subscribes again when the program polls for messages.
         wait_until(lambda: subscriber.is_quiet(0.01) and any(" subscribed" in line for line in again.stdout))
         assert publisher.wait_for_subscribers(1, 5)
         publish(publisher, deployment, range(1, 3))

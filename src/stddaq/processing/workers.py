@@ -31,7 +31,7 @@ class Workers(Generic[T]):
     `fileno` becomes readable when a task is finished, until `acknowledge`.
     """
 
-    def __init__(self, n_threads: int, work: Callable[[T], None]) -> None:
+    def __init__(self, n_threads: int, work: Callable[[T], object]) -> None:
         self._work = work
         self._limit = max(1, n_threads * TASKS_PER_THREAD)
         self._running: list[_Task[T]] = []
