@@ -36,7 +36,7 @@ check: $(VENV)/.installed-dev ## formatting, lint, types, import contracts, dead
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/vulture
 
-coverage: $(VENV)/.installed-dev ## run `make test` with coverage of all processes, and check the floor
+coverage: $(VENV)/.installed-dev ## run `make test` with coverage of all processes
 	@rm -f .coverage .coverage.*
 	@$(BIN)/coverage run -m pytest -n auto -m "not external" $(ARGS)
 	@$(BIN)/coverage combine --quiet

@@ -43,7 +43,7 @@ def test_every_lost_message_is_counted_and_listed(make_rig: MakeRig, seen: Seen)
     assert account["n_dropped"] == len(LOST) == account["n_skipped"]
     checked = check_run(account, images, undelivered=LOST, due=0)
     assert checked.n_good == N_IMAGES - len(LOST)
-    seen(f"file_saved; {checked}, {account['n_lost']} known as lost")
+    seen(f"file_saved; {checked}, {account['n_dropped']} counted as dropped")
 
 
 @pytest.mark.fault(
