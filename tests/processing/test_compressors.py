@@ -217,7 +217,7 @@ def test_overwritten_images_are_passed_on_as_such_and_without_pixels(deployment:
     service.wait_for_line("n_overwritten_images=10")
 
 
-def test_source_without_cursor_is_compressed_after_a_while_that_tells(deployment: Deployment):
+def test_images_of_a_source_without_cursor_are_compressed_after_the_hold_time(deployment: Deployment):
     config = DetectorConfig.parse(deployment.config)
     with CppSource(deployment.config) as source:
         service = start_compressor(deployment, "blosc2")
@@ -235,6 +235,9 @@ def test_source_without_cursor_is_compressed_after_a_while_that_tells(deployment
                 source.publish(image.image_id, image.pixels)
             service.send(signal.SIGCONT)
             received = reader.receive(1150)
+    for image, original in zip(received, images_of(range(50, 1200)), strict=True):
+        if image.status == 1:
+            np.testing.assert_array_equal(decoded(image, "blosc2", config), original.pixels)
     lost = [image.image_id for image in received if image.status == 3]
     # 150 were overwritten. Only the newest id is known, so some more are not trusted.
     assert lost == list(range(50, 50 + len(lost)))
