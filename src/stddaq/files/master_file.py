@@ -21,10 +21,11 @@ import numpy as np
 import stddaq
 from stddaq.atomic_file import replacing
 from stddaq.errors import FileLayoutError, OutputExistsError
+from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.nexus import DATA, IMAGE_METADATA, lost_pixel, nexus_group
 from stddaq.files.opening import relative_name
 from stddaq.files.run import RecordedRun, read_run
-from stddaq.files.virtual import FILE_FORMAT, MappedRows, create_virtual_dataset, stretches
+from stddaq.files.virtual import MappedRows, create_virtual_dataset, stretches
 from stddaq.text import mismatch
 
 

@@ -16,11 +16,12 @@ import numpy as np
 
 from stddaq.atomic_file import replacing
 from stddaq.errors import FileLayoutError
+from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.growing_run import Images
 from stddaq.files.nexus import DATA, IMAGE_METADATA, lost_pixel, nexus_group
 from stddaq.files.opening import damage_named, open_file, relative_name
 from stddaq.files.raw_rows import RawDatasets
-from stddaq.files.virtual import FILE_FORMAT, MappedRows, Stretch, create_virtual_dataset, stretches
+from stddaq.files.virtual import MappedRows, Stretch, create_virtual_dataset, stretches
 
 NAME = "Published"
 

@@ -29,6 +29,7 @@ from stddaq.atomic_file import replacing
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.metadata import compression_of
 from stddaq.errors import FileLayoutError
+from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.swmr import GrowingRows, close_swmr_file, create_swmr_file
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
@@ -302,7 +303,7 @@ class RawFile:
             self._close_file()
         n_images = self.n_visible
         if epochs:
-            with h5py.File(self.path, "r+", libver="latest", locking="best-effort") as file:
+            with h5py.File(self.path, "r+", libver=FILE_FORMAT, locking="best-effort") as file:
                 file[self._layout.detector_name].attrs["epochs"] = np.array(epochs, np.uint64)
         if not self._layout.compression and self._layout.wastes(n_images, self._chunk_images):
             self._trim(epochs)

@@ -19,6 +19,7 @@ import numpy as np
 from h5py import h5d  # pyright: ignore[reportAttributeAccessIssue]
 
 from stddaq.errors import FileLayoutError
+from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.opening import DAMAGE, SIGNATURE, Opened, examine, isolated
 from stddaq.files.raw_rows import metadata_file_of, metadata_group, raw_file_of, raw_group
 
@@ -229,7 +230,7 @@ def _n_images(path: Path, opened: Opened) -> int | None:
 def _cut(path: Path) -> int:
     """Cut `data` to the rows of `metadata`. Returns how many images that were."""
     try:
-        with h5py.File(path, "r+", libver="latest") as file:
+        with h5py.File(path, "r+", libver=FILE_FORMAT) as file:
             group = raw_group(file)
             if group is None:
                 return 0

@@ -11,13 +11,15 @@ import h5py
 import numpy as np
 from h5py import h5s
 
+from stddaq.files.file_format import FILE_FORMAT
+
 # Chunks start on pages, so that the kernel copies whole ones.
 PAGE = 4096
 CHUNK_ROWS = 4096
 
 
 def create_swmr_file(path: Path, *, overwrite: bool) -> h5py.File:
-    """Create an HDF5 file in the newest format, which SWMR needs, with data aligned to pages.
+    """Create an HDF5 file in a format with SWMR, with data aligned to pages.
 
     Raises `FileExistsError`, unless `overwrite`, and `OSError`.
     """
@@ -30,7 +32,7 @@ def create_swmr_file(path: Path, *, overwrite: bool) -> h5py.File:
         return h5py.File(
             path,
             "w",
-            libver="latest",
+            libver=FILE_FORMAT,
             locking="best-effort",
             alignment_threshold=16 * PAGE,
             alignment_interval=PAGE,

@@ -14,10 +14,6 @@ import h5py
 import numpy as np
 from h5py import h5d, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 
-# Readable with every HDF5 since 1.10, the first that knows virtual datasets. An earlier lower bound would
-# store progressions as lists of all their rows, which HDF5 opens in quadratic time (10^4 rows: a second).
-FILE_FORMAT = ("v110", "v110")
-
 
 class Stretch(NamedTuple):
     """`length` consecutive indices from `start`, whose values are `first`, `first + step`, ..."""
