@@ -288,7 +288,7 @@ def test_ring_of_another_geometry_in_use_is_refused_with_both(
 
     said = start_refused(deployment, service, *arguments)
 
-    assert f"/dev/shm/{deployment.detector_name}-image: found " in said
+    assert f"/dev/shm/{deployment.detector_name}-image: expected " in said
     height, width = deployment.config["image_pixel_height"], deployment.config["image_pixel_width"]
     assert f"1000 slots of {height * width * 2} bytes ({height}x{width}" in said
     assert (deployment.sockets(), deployment.segments()) == before
@@ -297,7 +297,7 @@ def test_ring_of_another_geometry_in_use_is_refused_with_both(
 
 def test_ipc_directory_that_makes_names_too_long_is_refused(deployment: Deployment) -> None:
     deployment.env["STDDAQ_IPC_DIR"] = "/tmp/" + "d" * 100
-    assert "allowed are 107; shorten detector_name or STDDAQ_IPC_DIR" in start_refused(
+    assert "at most 107 bytes, got 123 bytes; shorten detector_name or STDDAQ_IPC_DIR" in start_refused(
         deployment, "std_det_writer", 0
     )
 

@@ -34,11 +34,14 @@ class RingReader:
     """
 
     def __init__(self, config: DetectorConfig, suffix: str) -> None:
-        """Attach to the ring of `suffix` (of a ring or a metadata stream). Raises `GeometryError`."""
+        """Attach to the ring of `suffix` (of a ring or a metadata stream).
+
+        Raises `EndpointError` and `GeometryError`.
+        """
         self._config, self.suffix = config, suffix
         self.rules = MetadataRules(config, suffix)
-        self.ring = RingBuffer(config, suffix)
         stream = endpoints.metadata_stream(config.detector_name, ring_suffix(suffix))
+        self.ring = RingBuffer(config, suffix)
         self.published_ids = PublishedIds(stream, self.rules, config.n_slots)
         self._refusal: str | None = None
 
