@@ -6,14 +6,18 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 from cli.conftest import Up
 from support.processes.deployment import Deployment, free_port, wait_until
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from stddaq.cli.supervisor.supervisor import ServiceSpec, Supervisor
 from stddaq.client import CommandRefusedError, ConfigClient, DriverClient
@@ -79,6 +83,46 @@ def test_a_change_during_a_run_waits_for_its_end_and_the_next_run_is_recorded_wi
     assert after is not None
     assert (after["outcome"], after["n_good"], after["number_of_writers"]) == ("file_saved", 50, 2)
     assert [width_of(path) for path in after["files"]["raw"]] == [64, 64]
+
+
+def command_of_a_plain_client(url: str, command: dict[str, object]) -> dict[str, Any]:
+    """Connect, send, and return the first message, as clients of the C++ driver do."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with connect(url) as connection:
+                connection.send(json.dumps(command))
+                return json.loads(connection.recv(timeout=5))
+        except (OSError, ConnectionClosed):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_no_run_is_recorded_with_a_configuration_that_was_replaced(
+    make_deployment: MakeDeployment, tmp_path: Path
+) -> None:
+    port = free_port()
+    running = Up(make_deployment(number_of_writers=1, services=[rest_line(port)]), *SIMULATE)
+    service = ConfigClient(f"http://127.0.0.1:{port}", user="me")
+    for width in (256, 64):
+        service.set(service.get() | {"image_pixel_width": width})
+        set_at, prefix = time.monotonic(), f"w{width}_"
+        start = {"command": "start", "path": str(tmp_path), "n_image": 20, "file_prefix": prefix}
+        rejections = 0
+        while (reply := command_of_a_plain_client(running.url, start))["status"] == "rejected":
+            rejections += 1
+            assert reply["reason"] == "driver is busy!"
+            time.sleep(0.01)
+        assert rejections
+        assert reply["status"] == "started", reply
+        print(f"width {width}: {rejections} rejections, started {time.monotonic() - set_at:.2f} s after set")
+        with DriverClient(running.url) as driver:
+            driver.wait_for(lambda status: not status.is_busy, timeout=20)
+            result = driver.last_result()
+        assert result is not None
+        assert (result["outcome"], result["n_good"]) == ("file_saved", 20)
+        assert [width_of(path) for path in result["files"]["raw"]] == [width]
+        running.process.wait_for_line(CHANGED)
 
 
 def test_what_is_not_concerned_runs_on(make_deployment: MakeDeployment, tmp_path: Path) -> None:

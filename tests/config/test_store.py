@@ -9,6 +9,7 @@ import pytest
 from support.processes.deployment import make_config
 
 from stddaq.config.store import (
+    ConfigIdentityError,
     ConfigOutdatedError,
     ConfigProtectedError,
     ConfigStore,
@@ -50,6 +51,8 @@ def test_tag_of_the_file_admits_one_change(store: ConfigStore) -> None:
         (changed(bit_depth=12), ConfigError),
         (changed(services=["rm -r /"]), ConfigError),
         (changed(services=["std_gf_filter"]), ConfigProtectedError),
+        (changed().replace(b'"camera"', b'"another"'), ConfigIdentityError),
+        (changed(detector_type="eiger"), ConfigIdentityError),
     ],
 )
 def test_refused_configuration_changes_nothing(

@@ -115,6 +115,15 @@ def test_body_that_is_not_a_configuration_is_refused(rest: RestService) -> None:
         assert rest.deployment.config_path.read_bytes() == before
 
 
+@pytest.mark.parametrize(("key", "value"), [("detector_name", "another"), ("detector_type", "eiger")])
+def test_set_cannot_change_the_detector(rest: RestService, key: str, value: str) -> None:
+    before = rest.config_on_disk()
+    answer = rest.set(before | {key: value})
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith(f"{key}: expected ")
+    assert rest.config_on_disk() == before
+
+
 def test_set_cannot_change_which_services_run(rest: RestService) -> None:
     config = rest.client.get()
     config["services"] = ["stddaq-rest --root / --port 6000"]

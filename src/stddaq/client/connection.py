@@ -9,6 +9,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
 from stddaq.client.errors import DriverUnreachableError
 from stddaq.client.status import DriverStatus, parse_status
+from stddaq.wire.default_addresses import GREETING_PATH
 
 CONNECT_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 1.0
@@ -22,7 +23,7 @@ async def open_connection(url: str, timeout: float) -> tuple[ClientConnection, D
         async with asyncio.timeout(timeout):
             # Statuses show that the driver is alive; a proxy of the environment is never meant.
             connection = await connect(
-                url,
+                url.rstrip("/") + GREETING_PATH,
                 proxy=None,
                 ping_interval=None,
                 max_size=MAX_MESSAGE_BYTES,

@@ -347,7 +347,8 @@ def protocol_for(first: DriverStatus, history: DriverHistory) -> DriverProtocol:
 def refusal(status: DriverStatus) -> DriverError | None:
     """Return the error that an answer to a command means; None when the command was carried out."""
     if status.status == "rejected" or status.raw.get("error") == "busy":
-        return DriverBusyError("busy", status.reason or "the driver is busy")
+        detail = status.raw.get("detail")
+        return DriverBusyError("busy", str(detail or status.reason or "the driver is busy"))
     if status.status == "error" and ("error" in status.raw or "command" not in status.raw):
         reason = status.reason or "the driver gives no reason"
         return CommandRefusedError(str(status.raw.get("error", "unknown")), reason)

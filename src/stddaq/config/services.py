@@ -10,9 +10,11 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stddaq.config import DetectorConfig
+from stddaq.errors import ConfigError
 from stddaq.text import mismatch, shown, shown_key
 
 _LOGS = frozenset({"log_level", "stats_collection_period", "statistics_format"})
@@ -132,6 +134,21 @@ def affected_programs(before: DetectorConfig, after: DetectorConfig) -> tuple[li
     restarted = [program.name for program in programs if changed & program.start_up_keys]
     live = [p.name for p in programs if changed & p.live_keys and p.name not in restarted]
     return live, restarted
+
+
+def pending_changes(running: DetectorConfig, path: Path) -> list[str]:
+    """Return the keys in which the file `path` asks for other recordings than a driver that runs `running`.
+
+    `stddaq up` ignores a file that is missing or not valid, so there are none then.
+    """
+    try:
+        present = DetectorConfig.load(path)
+    except ConfigError:
+        return []
+    if present.number_of_writers < 1 or service_mistakes(present):
+        return []
+    changed = changed_keys(running.model_dump(mode="json"), present.model_dump(mode="json"))
+    return [key for key in changed if key in _IMAGES | _FILES]
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -21,11 +21,13 @@ from typing import Any
 from stddaq.config.model import DetectorConfig, parse_json
 from stddaq.config.services import affected_programs, changed_keys, service_mistakes
 from stddaq.errors import ConfigError, StdDaqError
-from stddaq.text import mismatch
+from stddaq.text import mismatch, shown
 
 # Previous versions kept of each file.
 HISTORY_LIMIT = 100
 MAX_MISTAKES = 100
+# Sockets, shared memory and files of a deployment are named after them.
+_IDENTITY = ("detector_name", "detector_type")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 
@@ -39,6 +41,10 @@ class ConfigOutdatedError(StdDaqError, RuntimeError):
 
 class ConfigProtectedError(StdDaqError, PermissionError):
     """A new configuration differs in a key that may be changed only in the file itself."""
+
+
+class ConfigIdentityError(StdDaqError, ValueError):
+    """A new configuration is that of another detector."""
 
 
 class ConfigWriteError(StdDaqError, OSError):
@@ -95,7 +101,8 @@ class ConfigStore:
         """Replace the file by the configuration `text`, which is JSON.
 
         Raise `ConfigError` with every mistake, `ConfigOutdatedError` if the file no longer has the expected
-        tag, `ConfigProtectedError` if `services` differs, or `ConfigWriteError`. Then nothing has changed.
+        tag, `ConfigProtectedError` if `services` differs, `ConfigIdentityError` if the detector does, or
+        `ConfigWriteError`. Then nothing has changed.
         """
         content, config = _validated(text)
         path = Path(os.path.realpath(self.path))
@@ -155,6 +162,10 @@ def _replace(
                 "services", "the value in the file", "another one", "only an edit of the file changes it"
             )
         )
+    if renamed := [key for key in _IDENTITY if key in old_content and key in changed]:
+        key = renamed[0]
+        advice = "another detector has a configuration file of its own"
+        raise ConfigIdentityError(mismatch(key, shown(old_content[key]), shown(content[key]), advice))
     if old_config is not None and not changed:
         return Change(config, _etag(before), [], [], [], None)
     after = (json.dumps(content, indent=2) + "\n").encode()

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 import stddaq
 from stddaq.client.simulator import SimulatorError
 from stddaq.config.store import (
+    ConfigIdentityError,
     ConfigOutdatedError,
     ConfigProtectedError,
     ConfigUnreadableError,
@@ -50,6 +51,7 @@ STATUSES: Mapping[type[Exception], int] = {
     ConfigUnreadableError: 409,
     ConfigOutdatedError: 412,
     ConfigProtectedError: 403,
+    ConfigIdentityError: 400,
     ConfigWriteError: 409,
     PathForbiddenError: 403,
     PathNotFoundError: 404,

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 _REASONS: Mapping[int, str] = {
-    400: "the request is not valid HTTP",
+    400: "the request is not valid HTTP, or changes the detector",
     401: "the token is missing or wrong",
     403: "outside the roots, from another web site, or protected",
     404: "does not exist",

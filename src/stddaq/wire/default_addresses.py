@@ -2,5 +2,7 @@
 
 DEFAULT_PORT = 8080
 DEFAULT_URL = f"ws://127.0.0.1:{DEFAULT_PORT}"
+# Clients that connect to this path receive the status at once. The C++ driver ignores paths.
+GREETING_PATH = "/now"
 DEFAULT_CONFIG_PORT = 5000
 DEFAULT_CONFIG_URL = f"http://127.0.0.1:{DEFAULT_CONFIG_PORT}"

@@ -20,6 +20,8 @@ DEFAULT_FILE_PREFIX = "file"
 # Largest image id of a GigaFRoST, and the std_daq's default for "until stopped".
 DEFAULT_N_IMAGE = 2**24 - 1
 STATUS_PERIOD_S = 0.1
+# The reason of every `rejected`, as the C++ driver sends it.
+BUSY_REASON = "driver is busy!"
 
 Status = Literal[
     "idle",

@@ -26,6 +26,7 @@ from websockets.sync.client import ClientConnection, connect
 from stddaq.client import DriverClient
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.wire.default_addresses import GREETING_PATH
 
 GOOD, DAMAGED, OVERWRITTEN = 1, 2, 3
 SAVED_TIMEOUT_S = 30.0
@@ -107,7 +108,7 @@ class Watcher:
         return next(m for m in reversed(self.messages) if m["status"] == state)
 
     def __enter__(self) -> Self:
-        connection = self._close.enter_context(connect(self._url, max_size=None))
+        connection = self._close.enter_context(connect(self._url + GREETING_PATH, max_size=None))
         thread = threading.Thread(target=self._listen, args=(connection,), daemon=True)
         thread.start()
         wait_until(lambda: self.messages, what="the greeting of the driver")

@@ -123,12 +123,14 @@ class Watching(Client):
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
 
-    def send(self, message: str) -> None:
+    def send(self, message: str, state: object = None) -> None:
         self.messages.append(json.loads(message))
 
     @property
     def states(self) -> list[str]:
-        return [message["status"] for message in self.messages if "command" not in message]
+        """In order, each as often as it was entered."""
+        states = [message["status"] for message in self.messages if "command" not in message]
+        return [state for i, state in enumerate(states) if i == 0 or states[i - 1] != state]
 
 
 class Bench:
@@ -136,12 +138,20 @@ class Bench:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        config = DetectorConfig.model_validate(make_config(number_of_writers=2))
+        self.config_path = directory.with_suffix(".json")
+        self.change_config()
+        config = DetectorConfig.load(self.config_path)
         self.distributor = FakeDistributor()
-        self.driver = Driver(config, "image", cast(Distributor, self.distributor), [])
+        self.driver = Driver(config, "image", cast(Distributor, self.distributor), [], self.config_path)
         self.client = Watching()
-        self.driver.watchers.add(self.client)
+        self.driver.watchers.add(self.client, at_once=True)
         self.client.messages.clear()
+
+    def change_config(self, **changes: Any) -> None:
+        """Write the configuration file."""
+        self.config_path.write_text(
+            json.dumps(make_config(detector_name="t") | {"number_of_writers": 2} | changes)
+        )
 
     async def send(self, **command: Any) -> dict[str, Any]:
         """Send a command as another client; returns the reply."""
@@ -285,6 +295,44 @@ def test_of_two_starts_at_once_one_is_admitted(on_bench: OnBench):
     on_bench(test)
 
 
+@pytest.mark.parametrize(
+    ("change", "pending"),
+    [
+        ({"image_pixel_width": 64}, "image_pixel_width"),
+        ({"number_of_writers": 3}, "number_of_writers"),
+        ({"log_level": "debug"}, ""),
+        ({"number_of_writers": 0}, ""),
+    ],
+    ids=str,
+)
+def test_a_start_is_rejected_until_the_driver_has_the_configuration_of_its_file(
+    on_bench: OnBench, change: dict[str, Any], pending: str
+):
+    async def test(bench: Bench) -> None:
+        bench.change_config(**change)
+        reply = await bench.start(n_image=0)
+        if not pending:
+            assert reply["status"] == "started"
+            return
+        assert (reply["status"], reply["reason"], reply["error"]) == ("rejected", "driver is busy!", "busy")
+        assert (
+            f"configuration: expected that of the running services, got {pending} changed in"
+            in reply["detail"]
+        )
+        bench.change_config()
+        assert (await bench.start(n_image=0))["status"] == "started"
+
+    on_bench(test)
+
+
+def test_a_configuration_file_that_services_ignore_refuses_no_start(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        bench.config_path.write_text("{")
+        assert (await bench.start(n_image=0))["status"] == "started"
+
+    on_bench(test)
+
+
 def test_a_refused_start_leaves_the_driver_idle_and_no_client_notices(on_bench: OnBench):
     async def test(bench: Bench) -> None:
         reply = await bench.start(n_image=2**62)
@@ -404,10 +452,10 @@ def test_an_absent_writer_is_an_error_that_names_it(on_bench: OnBench, monkeypat
     on_bench(test)
 
 
-@pytest.mark.parametrize("method", ["begin_run", "record"])
+@pytest.mark.parametrize("method", ["is_subscribed", "record"])
 def test_a_defect_ends_the_run_as_an_error(on_bench: OnBench, monkeypatch: pytest.MonkeyPatch, method: str):
     async def test(bench: Bench) -> None:
-        def fail(_: object) -> None:
+        def fail(*_: object) -> None:
             raise KeyError("defect")
 
         monkeypatch.setattr(bench.distributor, method, fail)
@@ -439,7 +487,8 @@ def test_nothing_else_is_admitted_during_a_run(on_bench: OnBench, command: str):
         await bench.reach("waiting_for_first_image")
         reply = await (bench.start() if command == "start" else bench.send(command="repair"))
         assert (reply["status"], reply["error"], reply["command"]) == ("rejected", "busy", command)
-        assert reply["reason"].endswith("expected state idle, got state waiting_for_first_image")
+        assert reply["reason"] == "driver is busy!"  # As the C++ driver says it.
+        assert reply["detail"].endswith("expected state idle, got state waiting_for_first_image")
 
     on_bench(test)
 
@@ -482,7 +531,7 @@ def test_a_retiring_driver_finishes_its_run_admits_no_other_and_keeps_the_result
         await bench.reach("waiting_for_first_image")
         retiring = asyncio.create_task(bench.driver.retire())
         await asyncio.sleep(0)
-        assert "about to restart" in (await bench.start())["reason"]
+        assert "about to restart" in (await bench.start())["detail"]
         bench.distributor.publish(0)
         assert (await bench.last_result())["outcome"] == "file_saved"
         assert not retiring.done()
@@ -547,5 +596,59 @@ def test_a_frame_that_is_no_command_changes_nothing(on_bench: OnBench):
         await bench.driver.receive(sender, "nonsense")
         assert sender.messages[0]["error"] == "invalid_json"
         assert bench.client.messages == []
+
+    on_bench(test)
+
+
+def test_the_last_status_before_saving_carries_the_whole_count(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        await bench.start(n_image=3)
+        await bench.reach("waiting_for_first_image")
+        bench.distributor.publish(0, 1, 2)
+        await bench.reach("saving_file")
+        statuses = [message["status"] for message in bench.client.messages]
+        last = bench.client.messages[statuses.index("saving_file") - 1]
+        assert (last["status"], last["count"]) == ("recording", 3)
+
+    on_bench(test)
+
+
+def test_a_new_run_shows_no_numbers_of_the_last_one(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        await bench.start(n_image=3)
+        await bench.reach("waiting_for_first_image")
+        bench.distributor.publish(0, 1, 2)
+        bench.distributor.writers[0].reported.n_overwritten = 1
+        await bench.reach("idle")
+        bench.client.messages.clear()
+        bench.distributor.held = {"create_file"}
+        reply = await bench.start(file_prefix="next")
+        await bench.reach("creating_file")
+        for message in (reply, *bench.client.messages):
+            assert (message["n_received"], message["n_overwritten"], message["n_failed"]) == (0, 0, 0)
+            assert [writer["n_forwarded"] + writer["n_written"] for writer in message["writers"]] == [0, 0]
+        bench.distributor.release()
+
+    on_bench(test)
+
+
+def test_a_run_without_its_writers_has_no_images_of_the_last_one(
+    on_bench: OnBench, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(writers_module, "CONNECT_TIMEOUT_S", 0.01)
+
+    async def test(bench: Bench) -> None:
+        await bench.start(n_image=3)
+        await bench.reach("waiting_for_first_image")
+        bench.distributor.publish(0, 1, 2)
+        bench.distributor.writers[0].reported.overwritten_ids.append(0)
+        await bench.reach("idle")
+        bench.client.messages.clear()
+        bench.distributor.writers[1].connected = False
+        await bench.start(file_prefix="next")
+        result = await bench.last_result()
+        assert result["outcome"] == "error"
+        assert [result[key] for key in ("count", "n_good", "n_overwritten", "n_failed")] == [0, 0, 0, 0]
+        assert next(m for m in bench.client.messages if m["status"] == "error")["count"] == 0
 
     on_bench(test)

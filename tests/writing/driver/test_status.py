@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
-from stddaq.writing.driver.status import PROGRESS_SPACING_S, Client, Scheduler, Watchers
+from stddaq.writing.driver.status import GREETING_DELAY_S, PROGRESS_SPACING_S, Client, Scheduler, Watchers
 
 
 class FakeClient(Client):
     def __init__(self) -> None:
         self.messages: list[Any] = []
 
-    def send(self, message: str) -> None:
-        self.messages.append(json.loads(message))
+    def send(self, message: str, state: object = None) -> None:
+        content = json.loads(message)
+        self.messages.append({"n": content["n"]} if "n" in content else content)
 
 
 class FakeScheduler(Scheduler):
@@ -46,11 +47,11 @@ class Setup:
 
     def compose(self) -> dict[str, Any]:
         self.n_composed += 1
-        return {"n": self.n_composed}
+        return {"n": self.n_composed, "status": "idle", "run_id": None}
 
     def client(self) -> FakeClient:
         client = FakeClient()
-        self.watchers.add(client)
+        self.watchers.add(client, at_once=True)
         client.messages.clear()
         return client
 
@@ -60,10 +61,43 @@ def setup() -> Setup:
     return Setup()
 
 
-def test_a_new_client_receives_the_status_at_once(setup: Setup):
+def test_a_new_client_receives_the_status_at_once_if_it_asks_for_that(setup: Setup):
     client = FakeClient()
-    setup.watchers.add(client)
+    setup.watchers.add(client, at_once=True)
     assert client.messages == [{"n": 1}]
+
+
+def test_a_new_client_receives_nothing_before_its_greeting(setup: Setup):
+    client = FakeClient()
+    setup.watchers.add(client, at_once=False)
+    setup.watchers.notify()
+    setup.scheduler.advance(GREETING_DELAY_S - 0.001)
+    assert client.messages == []
+    setup.scheduler.advance(0.002)
+    assert len(client.messages) == 1
+    setup.watchers.notify()
+    assert len(client.messages) == 2
+
+
+def test_the_reply_to_a_new_client_is_its_first_message_however_long_it_takes(setup: Setup):
+    client = FakeClient()
+    setup.watchers.add(client, at_once=False)
+    with setup.watchers.replying_to(client):
+        setup.scheduler.advance(10 * GREETING_DELAY_S)
+        setup.watchers.notify()
+        client.send('{"reply": 1}')
+    assert client.messages == [{"reply": 1}]
+    setup.watchers.notify()
+    assert len(client.messages) == 2
+
+
+def test_a_client_that_disconnects_before_its_greeting_receives_none(setup: Setup):
+    client = FakeClient()
+    setup.watchers.add(client, at_once=False)
+    assert len(setup.watchers) == 1
+    setup.watchers.remove(client)
+    setup.scheduler.advance(1.0)
+    assert (client.messages, len(setup.watchers)) == ([], 0)
 
 
 def test_every_client_receives_the_same_message_until_it_disconnects(setup: Setup):

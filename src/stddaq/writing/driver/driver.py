@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from stddaq.config import DetectorConfig
+from stddaq.config.services import pending_changes
 from stddaq.daemon import log
 from stddaq.daemon.isolation import run_in_thread
 from stddaq.dataplane.metadata import compression_of
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
-from stddaq.wire.driver_messages import CommandError, PlainCommand, StartCommand, parse_command
-from stddaq.writing.driver.active_run import ActiveRun
+from stddaq.wire.driver_messages import BUSY_REASON, CommandError, PlainCommand, StartCommand, parse_command
+from stddaq.writing.driver.active_run import ActiveRun, RunError
 from stddaq.writing.driver.distributor import Distributor
 from stddaq.writing.driver.repair import repair_as
 from stddaq.writing.driver.run import RunCourse
@@ -42,8 +43,14 @@ class Driver:
     """
 
     def __init__(
-        self, config: DetectorConfig, suffix: str, distributor: Distributor, roots: Sequence[Path]
+        self,
+        config: DetectorConfig,
+        suffix: str,
+        distributor: Distributor,
+        roots: Sequence[Path],
+        config_path: Path,
     ) -> None:
+        self._config_path = config_path
         self._config, self._suffix, self._distributor, self._roots = config, suffix, distributor, roots
         self._machine = StateMachine()
         self._writers = Writers(distributor, suffix, by_arrival=config.image_division == "arrival")
@@ -103,7 +110,7 @@ class Driver:
     async def _start(self, client: Client, start: StartCommand) -> None:
         # Nothing else runs between this check and the change of state: of two starts one is admitted.
         if refusal := self._refusal_if_busy():
-            log.event("start rejected: %s", refusal["reason"])
+            log.event("start rejected: %s", refusal["detail"])
             client.send(encode(refusal | {"command": "start"}))
             return
         files = PlannedFiles.of(start, self._config.number_of_writers, self._writers.have_metadata_writer)
@@ -126,12 +133,28 @@ class Driver:
         compressed = bool(compression_of(self._suffix))
         try:
             await run_in_thread(
-                lambda: check_start(run.start, run.files, self._config, self._roots, compressed=compressed),
+                lambda: self._check_files(run, compressed),
                 CHECK_TIMEOUT_S,
                 f"path: file system of {run.start.path}",
             )
         except TimeoutError as error:
             raise CommandError("path_not_usable", str(error)) from error
+        try:
+            # Before clients see the run, so that no number of the last one is shown as its own.
+            await self._writers.call(lambda: self._distributor.begin_run(run.id))
+        except RunError as error:
+            raise CommandError("busy", str(error)) from error
+
+    def _check_files(self, run: ActiveRun, compressed: bool) -> None:
+        if changed := pending_changes(self._config, self._config_path):
+            advice = (
+                "the services have not restarted since the configuration was changed; try again in a moment"
+            )
+            found = f"{', '.join(changed)} changed in {self._config_path}"
+            raise CommandError(
+                "busy", mismatch("configuration", "that of the running services", found, advice)
+            )
+        check_start(run.start, run.files, self._config, self._roots, compressed=compressed)
 
     async def _repair(self, client: Client) -> None:
         """Repair the files of the last run that a writer did not close, so that everyone can open them."""
@@ -165,7 +188,7 @@ class Driver:
             reason = mismatch("the driver is busy", "state idle", f"state {state}")
         else:
             return None
-        return {"status": "rejected", "reason": reason, "error": "busy"}
+        return _refusal(CommandError("busy", reason))
 
     # The run.
 
@@ -173,7 +196,7 @@ class Driver:
         """Carry out a run. Whatever happens, the driver is idle and usable afterwards."""
         course = RunCourse(run, self._config, self._suffix, self._distributor, self._writers)
         try:
-            reason = await course.carry_out(self._enter, self.watchers.notify_progress)
+            reason = await course.carry_out(self._enter, self.watchers.notify_progress, self.watchers.notify)
             self._unclosed, self._unclosed_uid = run.unclosed_files(), run.start.writer_id
             self._last_result = course.result(reason)
             self._enter(State.ERROR if reason else State.FILE_SAVED, reason)
@@ -207,4 +230,7 @@ class Driver:
 
 
 def _refusal(error: CommandError) -> dict[str, Any]:
+    if error.error == "busy":
+        # Clients of the C++ driver compare this reason.
+        return {"status": "rejected", "reason": BUSY_REASON, "detail": str(error), "error": "busy"}
     return {"status": "error", "reason": str(error), "error": error.error}

@@ -48,12 +48,14 @@ class RunCourse:
         self._run, self._config, self._source = run, config, source
         self._distributor, self._writers = distributor, writers
 
-    async def carry_out(self, enter: Enter, on_progress: Callable[[], None]) -> str:
+    async def carry_out(
+        self, enter: Enter, on_progress: Callable[[], None], on_complete: Callable[[], None]
+    ) -> str:
         """Carry out the run. Returns why it failed, an empty string when it did not. Raises nothing.
 
-        `on_progress` is called when all images so far are readable.
+        `on_progress` is called when all images so far are readable, `on_complete` when those of the run are.
         """
-        reason = await self._attempt(self._record(enter, on_progress))
+        reason = await self._attempt(self._record(enter, on_progress, on_complete))
         if reason:
             await self._attempt(self._close_after_error())
             if paths := self._run.unclosed_files():
@@ -71,11 +73,12 @@ class RunCourse:
             return f"unexpected {type(error).__name__}: {error}"
         return ""
 
-    async def _record(self, enter: Enter, on_progress: Callable[[], None]) -> None:
+    async def _record(
+        self, enter: Enter, on_progress: Callable[[], None], on_complete: Callable[[], None]
+    ) -> None:
         run, writers = self._run, self._writers
         enter(State.CREATING_FILE)
         await writers.wait_until_connected()
-        await writers.call(lambda: self._distributor.begin_run(run.id))
         await writers.create_files(run)
         enter(State.FILE_CREATED)
         if not run.stop_requested.is_set():
@@ -87,6 +90,8 @@ class RunCourse:
             raise RunError(run.failure)
         # Still `recording` (or `stop`) until all images are in the files, so that the count is exact.
         await writers.confirm_last_image(run)
+        if run.account.n_images:
+            on_complete()
         enter(State.SAVING_FILE)
         await writers.close_files(run)
         await self._create_master_file()

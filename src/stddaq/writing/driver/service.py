@@ -11,6 +11,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -25,29 +26,30 @@ from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
-from stddaq.wire.default_addresses import DEFAULT_PORT
+from stddaq.wire.default_addresses import DEFAULT_PORT, GREETING_PATH
 from stddaq.writing.driver.distributor import Distributor
 from stddaq.writing.driver.driver import Driver
-from stddaq.writing.driver.status import Client
+from stddaq.writing.driver.session import Connection, Session
 
 NAME = "std_det_driver"
 MAX_FRAME_BYTES = 64 * 1024
-# A client that does not read is disconnected when this much is queued for it: minutes of status messages.
-MAX_UNREAD_BYTES = 4 * 2**20
 SHUT_DOWN_TIMEOUT_S = 1.4
 
 
-class _Session(Client):
-    """A client that is connected by WebSocket."""
+class _Outgoing(Connection):
+    """The sending side of a WebSocket connection."""
 
     def __init__(self, connection: ServerConnection) -> None:
         self._connection = connection
 
-    def send(self, message: str) -> None:
-        if self._connection.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
-            self._connection.transport.abort()
-            return
+    def unsent_bytes(self) -> int:
+        return self._connection.transport.get_write_buffer_size()
+
+    def write(self, message: str) -> None:
         broadcast([self._connection], message)
+
+    def abort(self) -> None:
+        self._connection.transport.abort()
 
 
 class DriverServer:
@@ -93,7 +95,7 @@ class DriverServer:
         quiet.propagate, quiet.disabled = False, True
         connections = self._connections
 
-        class Connection(ServerConnection):
+        class Tracked(ServerConnection):
             def __init__(self, *args: Any, **options: Any) -> None:
                 super().__init__(*args, **options)
                 connections.add(self)
@@ -107,22 +109,25 @@ class DriverServer:
                 # It saves little on small messages and costs 0.3 MB of memory per client.
                 compression=None,
                 logger=quiet,
-                create_connection=Connection,
+                create_connection=Tracked,
             )
         except OSError as error:
             raise ConfigError(f"--host {host} --port {port}: cannot listen: {error.strerror}") from error
 
     async def _session(self, connection: ServerConnection) -> None:
-        session = _Session(connection)
-        self._driver.watchers.add(session)
+        session = Session(_Outgoing(connection))
+        watchers = self._driver.watchers
+        path = connection.request.path if connection.request else ""
+        watchers.add(session, at_once=path.partition("?")[0].endswith(GREETING_PATH))
         log.event("client %s connected", connection.id)
         try:
             async for frame in connection:
-                await self._driver.receive(session, frame)
+                with watchers.replying_to(session):
+                    await self._driver.receive(session, frame)
         except ConnectionClosed:
             pass
         finally:
-            self._driver.watchers.remove(session)
+            watchers.remove(session)
             log.event("client %s disconnected", connection.id)
 
     async def _retire(self, asked: asyncio.Event, stopped: asyncio.Event) -> None:
@@ -201,6 +206,8 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
 async def _serve_clients(
     config: DetectorConfig, args: argparse.Namespace, distributor: Distributor, stop: daemon.StopRequest
 ) -> None:
-    driver = Driver(config, args.source_suffix, distributor, args.allowed_root)
+    driver = Driver(
+        config, args.source_suffix, distributor, args.allowed_root, Path(args.detector_json_filename)
+    )
     server = DriverServer(config, args.source_suffix, driver, distributor)
     await server.serve(args.host, args.port, stop)

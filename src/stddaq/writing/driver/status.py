@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from stddaq.wire.driver_messages import STATUS_PERIOD_S
@@ -14,7 +15,9 @@ from stddaq.writing.driver.writers import Writers
 
 # A status that says that all images so far are readable takes 0.1 ms for each client.
 PROGRESS_SPACING_S = 0.002
-# New clients are greeted at once, so that a driver without clients need not wake up at 10 Hz.
+# As the C++ driver: clients that send a command before take the first message for its reply.
+GREETING_DELAY_S = 0.1
+# New clients get a greeting, so that a driver without clients need not wake up at 10 Hz.
 UNWATCHED_PERIOD_S = 0.5
 _STATES_WITH_COUNT = frozenset(
     {State.RECORDING, State.STOP, State.SAVING_FILE, State.FILE_SAVED, State.ERROR}
@@ -24,8 +27,12 @@ _STATES_WITH_COUNT = frozenset(
 class Client(Protocol):
     """A connected client."""
 
-    def send(self, message: str) -> None:
-        """Send one JSON object without waiting. Clients that do not read are disconnected."""
+    def send(self, message: str, state: object = None) -> None:
+        """Send one JSON object without waiting.
+
+        A status comes with its `state`: of those that the client has not taken yet, the newest of each state
+        is enough.
+        """
         ...
 
 
@@ -48,29 +55,53 @@ class Watchers:
         """`compose` returns the present status message."""
         self._compose, self._scheduler = compose, scheduler
         self._clients: set[Client] = set()
+        self._new: set[Client] = set()
         self._notified_at = -math.inf
         self._is_scheduled = False
 
     def __len__(self) -> int:
-        return len(self._clients)
+        return len(self._clients) + len(self._new)
 
-    def add(self, client: Client) -> None:
-        """Send the status to a new client, and all further ones."""
-        client.send(encode(self._compose()))
-        self._clients.add(client)
+    def add(self, client: Client, *, at_once: bool) -> None:
+        """Send the status to a new client, at once or after 0.1 s, and all further ones."""
+        self._new.add(client)
+        if at_once:
+            self._greet(client)
+        else:
+            self._scheduler.call_later(GREETING_DELAY_S, lambda: self._greet(client))
+
+    def _greet(self, client: Client) -> None:
+        if client in self._new:
+            self._new.remove(client)
+            self._clients.add(client)
+            message = self._compose()
+            client.send(encode(message), _state_of(message))
+
+    @contextlib.contextmanager
+    def replying_to(self, client: Client) -> Iterator[None]:
+        """Let a reply be the first message of a client that is new. It replaces the greeting."""
+        is_new = client in self._new
+        self._new.discard(client)
+        try:
+            yield
+        finally:
+            if is_new:
+                self._clients.add(client)
 
     def remove(self, client: Client) -> None:
         """Send nothing more to `client`."""
         self._clients.discard(client)
+        self._new.discard(client)
 
     def notify(self, except_for: Client | None = None) -> None:
         """Send the status to every client, except for one that receives it as a reply."""
         if not self._clients:
             return
-        message = encode(self._compose())
+        message = self._compose()
+        state, frame = _state_of(message), encode(message)
         for client in self._clients:
             if client is not except_for:
-                client.send(message)
+                client.send(frame, state)
 
     def notify_progress(self) -> None:
         """Report that all images so far are readable, but not more often than clients can use it.
@@ -125,6 +156,10 @@ def status_message(machine: StateMachine, writers: Writers) -> dict[str, Any]:
             "files": run.files.as_json(),
         }
     return message
+
+
+def _state_of(message: dict[str, Any]) -> object:
+    return message["status"], message["run_id"]
 
 
 def encode(message: dict[str, Any]) -> str:
