@@ -235,7 +235,7 @@ def test_metadata_writer_of_another_detector_is_refused(
 ) -> None:
     deployment = make_deployment(detector_type="eiger")
     said = start_refused(deployment, service)
-    assert said.endswith(f"detector_type: found 'eiger', allowed for {service} is {allowed}")
+    assert said.endswith(f"detector_type: expected {allowed} for {service}, got 'eiger'")
 
 
 def test_port_in_use_is_refused_with_the_port(make_deployment: MakeDeployment) -> None:

@@ -121,4 +121,4 @@ def test_a_metadata_writer_refuses_another_detector(make_rig: MakeRig):
     rig = make_rig(writers=False)
     service = rig.deployment.start("std_det_meta_writer_jf", ready=None)
     assert service.wait() == 2
-    assert "allowed for std_det_meta_writer_jf is jungfrau-raw or jungfrau-converted" in service.stderr[-1]
+    assert "expected jungfrau-raw or jungfrau-converted for std_det_meta_writer_jf, got" in service.stderr[-1]

@@ -21,7 +21,7 @@ from stddaq.dataplane.ring_reader import HeldImages, RingReader
 from stddaq.errors import StdDaqError
 from stddaq.files.raw_file import RawFile, RawLayout
 from stddaq.wire.std_daq import writer_action_pb2 as pb
-from stddaq.writing.writer.loop import Recorder, RecordImages
+from stddaq.writing.writer.recorder import Recorder, RecordImages
 
 # Fewer large images are written together, so that flushing and stopping need not wait.
 BATCH_IMAGES = 256

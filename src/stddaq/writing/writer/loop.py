@@ -1,8 +1,7 @@
-"""The main loop of every writer: takes `WriterAction` from the driver, answers, reports progress.
+"""The main loop of every writer: carry out the driver's requests, respond, report progress.
 
-What is written is the business of a `Recorder` (images, or metadata of one detector type). The loop has one
-thread and never waits for anything but its sockets, with a timeout: a driver that vanishes leaves a closed,
-valid file behind.
+A `Recorder` writes the files. The loop has one thread, which waits only for its sockets and with a timeout,
+so that it closes the file of a run whose driver has crashed.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import zmq
 from google.protobuf.message import DecodeError
@@ -22,98 +19,39 @@ from stddaq.daemon import log
 from stddaq.daemon.batching import Batching
 from stddaq.daemon.main import StopRequest
 from stddaq.daemon.metrics import Registry
-from stddaq.daemon.statistics import Period, StatisticsLine
+from stddaq.daemon.statistics import StatisticsLine
 from stddaq.daemon.user_switch import UserSwitch
 from stddaq.dataplane import connections, endpoints
 from stddaq.errors import StdDaqError
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.wire.writer_messages import check_action
 from stddaq.writing.master_request import create_as_requested
+from stddaq.writing.writer.driver_presence import DRIVER_ABSENCE_S, DriverPresence
+from stddaq.writing.writer.flush_schedule import FlushSchedule
+from stddaq.writing.writer.recorder import Recorder, RecordImages
 
-# A flush costs 0.2 to 0.5 ms. While images keep coming they become visible to readers so often ...
-FLUSH_PERIOD_S = 0.2
-# ... and at once when they pause, as between the points of a scan ...
-QUIET_S = 0.002
-# ... though not more often than this.
-FLUSH_SPACING_S = 0.005
 RECEIVE_LIMIT = 1000
-# A driver that is gone for so long does not come back to this run: its file is closed.
-DRIVER_ABSENCE_S = 1.0
+# How long a writer that stops still carries out requests that keep arriving.
 STOP_DRAIN_S = 0.5
+# A driver that has just started may not be connected yet when the first response is sent.
 RESPONSE_TIMEOUT_MS = 500
-# A C++ driver receives into 512 bytes, and reads beyond them when a response is longer.
-MAX_FOREIGN_REASON_BYTES = 480
-
-RecordImages = Sequence[pb.RecordImage]
-
-
-class Recorder(Protocol):
-    """What one kind of writer does with a run. Errors of `open` and `close` become the driver's reason.
-
-    Attributes:
-        batch_limit: images that it takes at a time.
-    """
-
-    batch_limit: int
-
-    def prepare(self) -> None:
-        """Do, before a run, what only the service's own user may do. Raises `StdDaqError`."""
-        ...
-
-    def open(self, action: pb.CreateWriterFile) -> None:
-        """Create the file of a run. Raises `OSError` or `StdDaqError`, then nothing was created."""
-        ...
-
-    def record(self, images: RecordImages) -> None:
-        """Write the images. Never raises for one image."""
-        ...
-
-    def settle(self) -> None:
-        """Wait, for milliseconds, until it is clear of all images recorded whether they are good."""
-        ...
-
-    def flush(self) -> bool:
-        """Make the images of which that is clear visible to other processes. Whether others are left."""
-        ...
-
-    def close(self) -> None:
-        """Flush and close the file. Raises `OSError`."""
-        ...
-
-    def progress(self, reported: tuple[int, int] = (0, 0)) -> pb.WriterProgress:
-        """The account of the run so far, with the ids of what was lost.
-
-        `reported`: numbers of overwritten and failed ids that were reported before, to be left out.
-        """
-        ...
-
-    def register(self, registry: Registry) -> None:
-        """Add its counters to those of the service."""
-        ...
-
-    def statistics(self, period: Period) -> dict[str, object]:
-        """Return the pairs of the statistics line."""
-        ...
-
-    def end_period(self) -> None:
-        """Log what the statistics line has not, and start the next period."""
-        ...
+# The std_daq driver (C++) receives into a buffer of 512 bytes and reads past its end if a response is longer.
+MAX_CPP_REASON_BYTES = 480
 
 
 class WriterLoop:
-    """One writer of one driver; see the module."""
+    """One writer of one driver."""
 
     def __init__(
         self, config: DetectorConfig, writer: int | str, recorder: Recorder, registry: Registry
     ) -> None:
-        """Bind and connect the sockets of `writer` (its number, or `meta`). Raises `EndpointError`."""
+        """Bind and connect the sockets of `writer` (its number, or `meta`). Raise `EndpointError`."""
         self._recorder = recorder
-        self._owner = UserSwitch(config.switch_user_active)
+        self._user = UserSwitch(config.switch_user_active)
         recorder.register(registry)
         self._statistics = StatisticsLine(config, registry, recorder.statistics)
         self._context = zmq.Context()
         self._responses = connections.open_socket(self._context, zmq.PUSH)
-        # A driver that has just been started may not be connected to us yet.
         self._responses.sndtimeo = RESPONSE_TIMEOUT_MS
         self._actions = connections.open_socket(self._context, zmq.PULL)
         self._monitor = connections.watch_connections(self._actions)
@@ -125,33 +63,29 @@ class WriterLoop:
             self._context.destroy(linger=0)
             raise
         self._batching = Batching.of_reader(config)
-        self._pause = 0.0
         self._waiting: deque[pb.WriterAction] = deque()
         self._n_malformed = 0
+        self._flushes, self._driver = FlushSchedule(), DriverPresence()
+        # The run that is being written.
         self._open_path: Path | None = None
         self._uid = 0
         self._run_id = ""
         self._reports_progress = False
         self._reported = (0, 0)
-        self._unflushed_since: float | None = None
-        self._recorded_at = self._flushed_at = 0.0
-        self._driver_gone_since: float | None = None
 
     def serve(self, stop: StopRequest) -> None:
-        """Work until asked to stop; then close the file of a run that is going on, and the sockets."""
+        """Carry out requests until asked to stop; then close the open file, if any, and the sockets."""
         poller = zmq.Poller()
         for source in (self._actions, self._monitor, stop.fileno()):
             poller.register(source, zmq.POLLIN)
-        batching = self._batching
+        batching, flushes = self._batching, self._flushes
         try:
             while not stop.poll():
                 events = poller.poll(self._timeout_ms())
-                if self._pause and events:
-                    time.sleep(self._pause)
-                self._pause = batching.pause_after(self._work())
-                if self._driver_gone_since is not None or any(
-                    source is self._monitor for source, _ in events
-                ):
+                if flushes.batching_pause and events:
+                    time.sleep(flushes.batching_pause)
+                flushes.batching_pause = batching.pause_after(self._work())
+                if self._driver.is_lost or any(source is self._monitor for source, _ in events):
                     self._watch_driver()
                 if self._statistics.write_if_due():
                     self._recorder.end_period()
@@ -167,17 +101,17 @@ class WriterLoop:
 
     def _timeout_ms(self) -> int:
         timeout = self._statistics.due_in
-        if self._unflushed_since is not None:
-            timeout = min(timeout, max(0.0, self._flush_due_at - time.monotonic()))
-        if self._driver_gone_since is not None and self._open_path:
+        if (flush_due_in := self._flushes.due_in) is not None:
+            timeout = min(timeout, flush_due_in)
+        if self._driver.is_lost and self._open_path:
             timeout = min(timeout, DRIVER_ABSENCE_S)
         return int(timeout * 1000) + 1
 
     def _work(self) -> int:
-        """Take what waits, in order, and flush when it is time. Returns how many messages were there."""
+        """Carry out all requests that have arrived, in order. Return how many there were."""
         waiting = self._waiting
         self._receive(RECEIVE_LIMIT)
-        found = len(waiting)
+        n_received = len(waiting)
         while waiting:
             images: list[pb.RecordImage] = []
             while (
@@ -188,21 +122,12 @@ class WriterLoop:
                 self._record(images)
             self._flush_when_due()
             if waiting and not waiting[0].HasField("record_image"):
-                self._act(waiting.popleft())
+                self._carry_out(waiting.popleft())
         self._flush_when_due()
-        return found
-
-    @property
-    def _flush_due_at(self) -> float:
-        """When the images that are not visible yet become so, if no others come until then."""
-        since = self._unflushed_since or 0.0
-        # A stream that is gathered comes in batches, which are no pauses.
-        quiet = QUIET_S + (self._pause if self._pause > QUIET_S / 2 else 0.0)
-        paused = max(self._recorded_at + quiet, self._flushed_at + FLUSH_SPACING_S)
-        return min(since + FLUSH_PERIOD_S, paused)
+        return n_received
 
     def _flush_when_due(self) -> None:
-        if self._unflushed_since is not None and time.monotonic() >= self._flush_due_at:
+        if self._flushes.due_in == 0.0:
             self._flush()
 
     def _receive(self, limit: int) -> None:
@@ -216,27 +141,26 @@ class WriterLoop:
             except DecodeError:
                 self._n_malformed += 1
 
-    def _record(self, images: list[pb.RecordImage]) -> None:
+    def _record(self, images: RecordImages) -> None:
         if self._open_path is None:
-            return  # Left over from a run that this writer does not take part in.
+            return  # The images belong to a run that this writer has left.
         self._recorder.record(images)
-        self._recorded_at = time.monotonic()
-        if self._unflushed_since is None:
-            self._unflushed_since = self._recorded_at
+        self._flushes.recorded()
 
     def _flush(self) -> None:
-        are_left = self._recorder.flush()
-        self._flushed_at = time.monotonic()
-        self._unflushed_since = self._flushed_at if are_left else None
+        self._flushes.flushed(images_remain=self._recorder.flush())
         if self._reports_progress:
-            progress = self._recorder.progress(self._reported)
-            report = pb.WriterResponse(code=pb.SUCCESS, progress=progress, run_id=self._run_id)
-            with contextlib.suppress(zmq.Again):  # The next report says more.
-                self._responses.send(report.SerializeToString(), zmq.NOBLOCK)
-                self._reported = (progress.n_overwritten, progress.n_failed)
+            self._report_progress()
 
-    def _act(self, action: pb.WriterAction) -> None:
-        """Carry out one request and answer it, with the reason when it fails."""
+    def _report_progress(self) -> None:
+        progress = self._recorder.progress(self._reported)
+        report = pb.WriterResponse(code=pb.SUCCESS, progress=progress, run_id=self._run_id)
+        with contextlib.suppress(zmq.Again):  # The next report contains what this one would have.
+            self._responses.send(report.SerializeToString(), zmq.NOBLOCK)
+            self._reported = (progress.n_overwritten, progress.n_failed)
+
+    def _carry_out(self, action: pb.WriterAction) -> None:
+        """Carry out one request and send the response, with the reason if it has failed."""
         kind = action.WhichOneof("action")
         response = pb.WriterResponse(code=pb.SUCCESS, request=action.request)
         try:
@@ -256,25 +180,30 @@ class WriterLoop:
         except (OSError, StdDaqError) as error:
             response.code, response.reason = pb.FAILURE, _reason(error)
             log.logger.error("%s failed: %s", kind, response.reason)
-        if action.request:
-            response.progress.CopyFrom(self._recorder.progress())
-            response.run_id = self._run_id
-        elif failure := self._recorder.progress().failure:
-            response.code, response.reason = pb.FAILURE, failure
-        if not action.request:
-            response.reason = _end_of(response.reason)
+        self._complete(response, action)
         self._send(response)
 
+    def _complete(self, response: pb.WriterResponse, action: pb.WriterAction) -> None:
+        """Add what this driver understands: the std_daq driver (C++) numbers no requests."""
+        progress = self._recorder.progress()
+        if action.request:
+            response.progress.CopyFrom(progress)
+            response.run_id = self._run_id
+            return
+        if progress.failure:
+            response.code, response.reason = pb.FAILURE, progress.failure
+        response.reason = _shortened(response.reason)
+
     def _create(self, action: pb.WriterAction) -> None:
-        self._watch_driver()  # What happened to the connection before concerns earlier runs.
-        self._close_left_open("the driver began another run")
+        self._watch_driver()  # Earlier changes of the connection concern earlier runs.
+        self._close_left_open("the driver has started another run")
         create = action.create_file
         self._recorder.prepare()
-        self._owner.become(create.writer_id)
+        self._user.become(create.writer_id)
         try:
             self._recorder.open(create)
         except BaseException:
-            self._owner.return_to_self()
+            self._user.return_to_self()
             raise
         self._open_path, self._uid = Path(create.path), create.writer_id
         self._run_id, self._reports_progress = create.run_id, bool(action.request)
@@ -284,17 +213,19 @@ class WriterLoop:
     def _close(self, discard_if_empty: bool = False) -> None:
         if self._open_path is None:
             return
-        path, self._open_path, self._unflushed_since = self._open_path, None, None
+        path, self._open_path = self._open_path, None
+        self._flushes.cancel()
         try:
             self._recorder.close()
             n_images = self._recorder.progress().n_written
             if discard_if_empty and not n_images:
                 path.unlink(missing_ok=True)
         finally:
-            self._owner.return_to_self()
+            self._user.return_to_self()
         log.event("file %s closed, %d images", path, n_images)
 
     def _close_left_open(self, why: str) -> None:
+        """Close the file of a run that no driver will close any more."""
         if self._open_path is None:
             return
         log.logger.warning("closing %s: %s", self._open_path, why)
@@ -304,41 +235,43 @@ class WriterLoop:
             log.logger.error("closing failed: %s", _reason(error))
 
     def _create_master(self, action: pb.CreateMasterFile) -> None:
-        self._owner.become(self._uid)
+        self._user.become(self._uid)
         try:
             create_as_requested(action)
         finally:
-            self._owner.return_to_self()
+            self._user.return_to_self()
 
     def _send(self, response: pb.WriterResponse) -> None:
         try:
             self._responses.send(response.SerializeToString())
         except zmq.Again:
-            log.logger.warning("no driver takes the response %s", pb.ResponseCode.Name(response.code))
+            log.logger.warning(
+                "no driver is connected; the response %s is dropped", pb.ResponseCode.Name(response.code)
+            )
 
     def _watch_driver(self) -> None:
-        """Notice a driver that vanished, and close the file of its run after a while."""
+        """Close the file of a run whose driver has disconnected."""
         for connected in connections.connection_changes(self._monitor):
-            if connected and self._driver_gone_since is not None and self._reports_progress:
-                # To a driver of ours a writer that was gone for a moment (stopped) is out of the run.
-                self._close_left_open("the connection to the driver was broken")
-            self._driver_gone_since = None if connected else time.monotonic()
-        gone = self._driver_gone_since
-        if gone is not None and self._open_path and time.monotonic() - gone >= DRIVER_ABSENCE_S:
-            self._close_left_open("the driver is gone")
+            if self._driver.update(connected) and self._reports_progress:
+                # A driver that numbers its requests drops a writer from the run when the connection breaks.
+                self._close_left_open("the connection to the driver was interrupted")
+        if self._open_path and self._driver.has_left:
+            self._close_left_open("the driver has disconnected")
 
     def _log_malformed(self) -> None:
         if self._n_malformed:
-            log.logger.warning("%d messages from the driver were no valid WriterAction", self._n_malformed)
+            log.logger.warning(
+                "%d messages from the driver were not valid WriterAction messages", self._n_malformed
+            )
             self._n_malformed = 0
 
 
-def _end_of(reason: str) -> str:
-    """As much of it as a C++ driver takes; what went wrong stands behind the path."""
+def _shortened(reason: str) -> str:
+    """Return as much of a reason as the std_daq driver (C++) takes: its end, because the cause is there."""
     encoded = reason.encode()
-    if len(encoded) <= MAX_FOREIGN_REASON_BYTES:
+    if len(encoded) <= MAX_CPP_REASON_BYTES:
         return reason
-    return "..." + encoded[3 - MAX_FOREIGN_REASON_BYTES :].decode(errors="ignore")
+    return "..." + encoded[3 - MAX_CPP_REASON_BYTES :].decode(errors="ignore")
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,6 @@
-"""`std_det_meta_writer_gf` and its kin: the metadata of all images of a run, in a file of its own.
+"""`std_det_meta_writer_gf`, `_jf`, `_eg`, `_pco`: write the metadata of all images of a run to its own file.
 
-One program for all detector types; they differ in the rows of the file only.
+The commands are one program; only the rows of the file differ by detector type.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period
 from stddaq.errors import ConfigError
 from stddaq.files.metadata_file import EIGER, GIGAFROST, JUNGFRAU, PCO, MetadataFile, MetadataLayout
+from stddaq.text import mismatch
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.writer.image_recorder import file_attributes
-from stddaq.writing.writer.loop import Recorder, RecordImages, WriterLoop
+from stddaq.writing.writer.loop import WriterLoop
+from stddaq.writing.writer.recorder import Recorder, RecordImages
 
 WRITER = "meta"
-# The stream's suffix is the driver's business; it is not told to the metadata writer.
+# The driver does not send the suffix of its metadata stream to the metadata writer.
 SOURCE = "image"
 
 
@@ -95,7 +97,7 @@ class MetadataRecorder(Recorder):
         self._n_visible = file.n_visible
 
     def progress(self, reported: tuple[int, int] = (0, 0)) -> pb.WriterProgress:
-        # It counts images, without a list of their ids.
+        # Metadata writers count images but keep no list of ids.
         del reported
         return pb.WriterProgress(n_written=self._n_visible, n_failed=self._n_failed, failure=self._failure)
 
@@ -145,8 +147,11 @@ def _main(
     def serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
         if config.detector_type not in detector_types:
             raise ConfigError(
-                f"{args.detector_json_filename}: detector_type: found {config.detector_type!r}, "
-                f"allowed for {parser.prog} is {' or '.join(detector_types)}"
+                mismatch(
+                    f"{args.detector_json_filename}: detector_type",
+                    f"{' or '.join(detector_types)} for {parser.prog}",
+                    repr(config.detector_type),
+                )
             )
         registry = Registry(config.detector_name, parser.prog)
         loop = WriterLoop(config, WRITER, MetadataRecorder(config, layout), registry)

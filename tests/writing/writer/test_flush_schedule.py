@@ -1,0 +1,75 @@
+"""When a flush is due, with a clock that the tests set."""
+
+from __future__ import annotations
+
+import pytest
+
+from stddaq.writing.writer.flush_schedule import FLUSH_PERIOD_S, FLUSH_SPACING_S, QUIET_S, FlushSchedule
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def schedule(clock: FakeClock) -> FlushSchedule:
+    return FlushSchedule(clock)
+
+
+def test_without_recorded_images_no_flush_is_due(schedule: FlushSchedule):
+    assert schedule.due_in is None
+
+
+def test_images_become_visible_when_the_stream_pauses(schedule: FlushSchedule, clock: FakeClock):
+    schedule.recorded()
+    assert schedule.due_in == pytest.approx(QUIET_S)
+    clock.now += QUIET_S + 1e-6
+    assert schedule.due_in == 0.0
+
+
+def test_a_steady_stream_is_flushed_once_per_period(schedule: FlushSchedule, clock: FakeClock):
+    schedule.recorded()
+    began = clock.now
+    while schedule.due_in != 0.0:
+        clock.now += QUIET_S / 2
+        schedule.recorded()
+    assert clock.now - began == pytest.approx(FLUSH_PERIOD_S, abs=QUIET_S)
+
+
+def test_flushes_keep_their_spacing_when_the_stream_pauses_often(schedule: FlushSchedule, clock: FakeClock):
+    schedule.recorded()
+    schedule.flushed(images_remain=False)
+    schedule.recorded()
+    assert schedule.due_in == pytest.approx(FLUSH_SPACING_S)
+
+
+def test_the_loops_own_pauses_are_no_pauses_of_the_stream(schedule: FlushSchedule):
+    schedule.batching_pause = 0.02
+    schedule.recorded()
+    assert schedule.due_in == pytest.approx(QUIET_S + 0.02)
+
+
+def test_images_that_remain_after_a_flush_are_flushed_again(schedule: FlushSchedule, clock: FakeClock):
+    schedule.recorded()
+    schedule.flushed(images_remain=True)
+    assert schedule.due_in == pytest.approx(FLUSH_SPACING_S)
+    clock.now += FLUSH_SPACING_S + 1e-6
+    assert schedule.due_in == 0.0
+
+
+def test_nothing_is_due_after_a_flush_or_a_close(schedule: FlushSchedule):
+    schedule.recorded()
+    schedule.flushed(images_remain=False)
+    assert schedule.due_in is None
+    schedule.recorded()
+    schedule.cancel()
+    assert schedule.due_in is None
