@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
 from support.peers.cpp_services import CppSource
 from support.processes.recording import (
     OVERWRITTEN,
@@ -28,7 +25,6 @@ from support.processes.recording import (
 from support.tools.fault_table import Seen
 
 from stddaq.client import RunFailedError
-from stddaq.dataplane.published_ids import MIN_MARGIN, Epochs
 
 SHAPE = (8, 16)
 KEPT = "its row has status 3 and no pixels, it is counted and listed; file_saved"
@@ -195,37 +191,3 @@ def test_whatever_a_burst_of_many_rings_does_no_image_has_pixels_of_another(make
     images = assert_only_overwritten_images_are_missing(account, n_images)
     assert_master_file_holds(Path(account["files"]["master"]), images)
     seen(f"file_saved; {account['n_good']} of {n_images} good, {account['n_overwritten']} overwritten")
-
-
-Stream = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), min_size=1, max_size=5).map(
-    lambda epochs: [i for first, n in epochs for i in range(first, first + n)]
-)
-
-
-@given(Stream, st.integers(1, 40), st.data())
-def test_every_slot_that_was_announced_anew_is_suspect(ids: list[int], n_slots: int, data: st.DataObject):
-    """Also when up to `MIN_MARGIN` images more than the announced ones are there or in the making."""
-    recorded = sorted(data.draw(st.sets(st.integers(0, len(ids) - 1), max_size=len(ids))))
-    epochs = Epochs(n_slots)
-    for image_id in ids:
-        epochs.publish(image_id)
-    written = [*ids, *range(ids[-1] + 1, ids[-1] + 1 + MIN_MARGIN)]
-    # A restart that none of the recorded images shows cannot be told from images that come late.
-    assume(restarts(ids) == restarts([ids[i] for i in recorded]))
-    for position in recorded:
-        suspect = epochs.is_suspect(ids[position])
-        if any(other % n_slots == ids[position] % n_slots for other in written[position + 1 :]):
-            assert suspect, f"image {ids[position]} at {position}"
-
-
-def restarts(ids: Sequence[int]) -> int:
-    return sum(following <= image_id for image_id, following in pairwise(ids))
-
-
-@given(st.integers(0, 1000), st.integers(1, 50))
-def test_images_of_one_pass_that_are_young_enough_are_not_suspect(first: int, n_images: int):
-    epochs = Epochs(n_images + MIN_MARGIN)
-    ids = range(first, first + n_images)
-    for image_id in ids:
-        epochs.publish(image_id)
-    assert not any(epochs.is_suspect(image_id) for image_id in ids)

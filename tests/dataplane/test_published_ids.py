@@ -1,0 +1,44 @@
+"""Without a cursor, the announced ids decide which images may have been overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from stddaq.dataplane.published_ids import MIN_MARGIN, Epochs
+
+Stream = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), min_size=1, max_size=5).map(
+    lambda epochs: [i for first, n in epochs for i in range(first, first + n)]
+)
+
+
+@given(Stream, st.integers(1, 40), st.data())
+def test_every_slot_that_was_announced_again_is_suspect(ids: list[int], n_slots: int, data: st.DataObject):
+    """Also if the source has written up to `MIN_MARGIN` images that it has not announced yet."""
+    recorded = sorted(data.draw(st.sets(st.integers(0, len(ids) - 1), max_size=len(ids))))
+    epochs = Epochs(n_slots)
+    for image_id in ids:
+        epochs.publish(image_id)
+    written = [*ids, *range(ids[-1] + 1, ids[-1] + 1 + MIN_MARGIN)]
+    # A restart that none of the recorded images shows cannot be distinguished from late images.
+    assume(restarts(ids) == restarts([ids[i] for i in recorded]))
+    for position in recorded:
+        suspect = epochs.is_suspect(ids[position])
+        if any(other % n_slots == ids[position] % n_slots for other in written[position + 1 :]):
+            assert suspect, f"image {ids[position]} at {position}"
+
+
+def restarts(ids: Sequence[int]) -> int:
+    return sum(following <= image_id for image_id, following in pairwise(ids))
+
+
+@given(st.integers(0, 1000), st.integers(1, 50))
+def test_images_of_one_epoch_that_are_young_enough_are_not_suspect(first: int, n_images: int):
+    epochs = Epochs(n_images + MIN_MARGIN)
+    ids = range(first, first + n_images)
+    for image_id in ids:
+        epochs.publish(image_id)
+    assert not any(epochs.is_suspect(image_id) for image_id in ids)
