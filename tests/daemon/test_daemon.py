@@ -18,7 +18,7 @@ from support.processes.deployment import Deployment, make_config
     state="idle",
     promise="exit code 0 within 2 s; sockets and segments removed",
 )
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_ends_every_daemon_with_exit_code_0_within_2_s(
     deployment: Deployment, signal_number: signal.Signals
 ) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from stddaq.daemon.arguments import ArgumentParser, refuse
+from stddaq.daemon.output import open_closed_streams
 from stddaq.errors import StdDaqError
 
 
@@ -45,6 +46,7 @@ _SERVICES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit code: 0, 1 when a run or a check failed, 2 when refused."""
+    open_closed_streams()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in _SERVICES:
         service = importlib.import_module(f"stddaq.sources.{_SERVICES[argv[0]][0]}")

@@ -79,7 +79,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     # SystemExit ends the services that were started, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for end in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(end, lambda number, _: sys.exit(128 + number))
     directory = _prepare_directory(Path(args.directory))
     config_path, config = _write_config(directory, args.size)
     side = config.image_shape[0]

@@ -2,6 +2,9 @@
 
 The messages of user-visible events start with `[event] ` (see `event`). The statistics line may have the line
 protocol of InfluxDB instead (see `line_protocol`).
+
+Logging never blocks: lines that the reader of the output does not take are dropped, and a warning counts them
+as soon as it reads again.
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ import time
 from stddaq import __version__
 from stddaq.config.model import StatisticsFormat
 from stddaq.daemon.line_protocol import line_protocol
+from stddaq.daemon.output import LineOutput
 from stddaq.text import escaped
 
 _COLOURS = {"debug": "36", "info": "32", "warning": "33", "error": "31", "critical": "1;31"}
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_DROPPED = "%d log lines were dropped because the output was not read"
 logger = logging.getLogger("stddaq")
 
 
@@ -40,10 +45,28 @@ class _Formatter(logging.Formatter):
         return f"[{stamp}.{int(record.msecs):03d}][{self._service}][v{__version__}][{level}] {message}"
 
 
+class _Handler(logging.Handler):
+    def __init__(self, output: LineOutput) -> None:
+        super().__init__()
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._output.write(self.format(record), self._report)
+        except Exception:  # noqa: BLE001  (as all handlers do: an error in logging must not end the service)
+            self.handleError(record)
+
+    def _report(self, n_dropped: int) -> str:
+        return self.format(
+            logger.makeRecord(logger.name, logging.WARNING, "", 0, _DROPPED, (n_dropped,), None)
+        )
+
+
 def set_up(service: str, level: str, statistics_format: StatisticsFormat = "std_daq") -> None:
     """Log to standard output. `level` is `log_level` of the configuration."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Formatter(service, statistics_format, colour=sys.stdout.isatty()))
+    output = LineOutput(sys.stdout)
+    handler = _Handler(output)
+    handler.setFormatter(_Formatter(service, statistics_format, colour=output.is_terminal))
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(_LEVELS.get(level, logging.CRITICAL + 1))

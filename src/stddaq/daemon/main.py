@@ -1,6 +1,6 @@
 """Start and end of a daemon: arguments, configuration, signals, exit code.
 
-The exit code is 0 after SIGTERM or SIGINT and when all work is done. It is 2 if the configuration, an
+The exit code is 0 after SIGTERM, SIGINT or SIGHUP and when all work is done. It is 2 if the configuration, an
 argument or the state of the machine prevents the start; one line on standard error then says why.
 """
 
@@ -16,13 +16,14 @@ from types import FrameType
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon.arguments import ArgumentParser, refuse
+from stddaq.daemon.output import open_closed_streams
 from stddaq.errors import StdDaqError
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequest:
-    """SIGTERM and SIGINT as a flag, and as a file descriptor that becomes readable.
+    """SIGTERM, SIGINT and SIGHUP as a flag, and as a file descriptor that becomes readable.
 
     A loop registers the descriptor with its poller and calls `poll` before each wait, in the main thread.
 
@@ -46,12 +47,13 @@ class StopRequest:
         return self.requested
 
     def catch_signals(self) -> None:
-        """Make SIGTERM and SIGINT call `request` until `close`."""
+        """Make the stop signals call `request` until `close`; `nohup` keeps SIGHUP ignored."""
         # Python calls handlers only between two of its instructions: that of a signal that arrives just
         # before a wait would run after it. The wake-up descriptor is written to at once.
         self._wakes_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
-            signal.signal(number, self.request)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self.request)
 
     def fileno(self) -> int:
         return self._read
@@ -75,6 +77,7 @@ Serve = Callable[[DetectorConfig, argparse.Namespace, StopRequest], None]
 
 def run(parser: ArgumentParser, serve: Serve, argv: Sequence[str] | None = None) -> int:
     """Run a daemon: parse, load the configuration, log, catch signals, serve until asked to stop."""
+    open_closed_streams()
     args = parser.parse_args(argv)
     stop = StopRequest()
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}

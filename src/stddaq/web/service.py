@@ -17,6 +17,7 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number, refuse
+from stddaq.daemon.output import open_closed_streams
 from stddaq.errors import ConfigError, StdDaqError
 from stddaq.text import mismatch
 from stddaq.web.loopback import is_loopback
@@ -65,14 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="SECONDS",
         help="timeout of requests for files (default 20)",
     )
+    open_closed_streams()
     args = parser.parse_intermixed_args(argv)
     try:
         _serve(args)
     except StdDaqError as error:
         refuse(NAME, error)
     # The interpreter removes signal handlers before it exits; a signal then would change the exit code.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in daemon.STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     return 0
 
 

@@ -19,6 +19,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from stddaq.daemon.output import LineOutput
+
 REFUSED = 2
 READY_TIMEOUT_S = 30.0
 # How long a service may take to end after SIGTERM; it promises 2 s.
@@ -85,7 +87,8 @@ class Supervisor:
         self._restart_delays = tuple(restart_delays)
         self._children = [_Child(spec) for spec in specs]
         self._width = max(len(spec.name) for spec in specs)
-        self._colour = sys.stdout.isatty()
+        self._output = LineOutput(sys.stdout)
+        self._colour = self._output.is_terminal
         self._was_ready = False
         self._end = asyncio.Event()
         self._reason: EndReason = "asked"
@@ -267,7 +270,7 @@ class Supervisor:
                 continue
             if not line:
                 return
-            print(f"{name} | {line.decode(errors='replace').rstrip()}", flush=True)
+            self._output.write(f"{name} | {line.decode(errors='replace').rstrip()}", self._dropped)
 
     async def _end_in_order(self, children: Sequence[_Child]) -> None:
         """SIGTERM one after the other in the order given, writers together; SIGKILL who does not obey."""
@@ -305,7 +308,12 @@ class Supervisor:
         name = "stddaq".ljust(self._width)
         if self._colour:
             name, message = f"\x1b[1m{name}\x1b[0m", f"\x1b[1m{message}\x1b[0m"
-        print(f"{name} | {message}", flush=True)
+        self._output.write(f"{name} | {message}", self._dropped)
+
+    def _dropped(self, n_dropped: int) -> str:
+        return (
+            f"{'stddaq'.ljust(self._width)} | {n_dropped} lines were dropped because the output was not read"
+        )
 
 
 def _names(specs: Iterable[ServiceSpec]) -> str:
