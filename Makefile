@@ -3,7 +3,7 @@
 # `make PYTHON=python3.13 test` chooses another Python; `make test ARGS="-k ring"` passes arguments on.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all faults check coverage bench fuzz soak clean
+.PHONY: help demo test test-all faults check coverage bench fuzz soak chaos clean
 # -j gains nothing here, and two installations into one environment would disturb each other.
 .NOTPARALLEL:
 
@@ -50,6 +50,9 @@ fuzz: $(VENV)/.installed-dev ## send arbitrary input to every input for ten minu
 
 soak: $(VENV)/.installed-dev ## do hundreds of runs in ten minutes: nothing grows, every image is accounted for
 	@PYTHONPATH=tests $(BIN)/python -m support.tools.soak $(ARGS)
+
+chaos: $(VENV)/.installed-dev ## harm services at random for ten minutes: no wrong image is called good
+	@PYTHONPATH=tests $(BIN)/python -m support.tools.chaos $(ARGS)
 
 clean: ## remove the environment and all generated files
 	rm -rf $(VENV) demo build dist .hypothesis .pytest_cache .ruff_cache .import_linter_cache .coverage .coverage.*

@@ -79,6 +79,8 @@ class Service:
         self.stdout: list[str] = []
         self.stderr: list[str] = []
         self._news = threading.Condition()
+        self._is_reading = threading.Event()
+        self._is_reading.set()
         self.process = _start(command, env, cwd, preloaded)
         assert self.process.stdout is not None
         assert self.process.stderr is not None
@@ -92,11 +94,19 @@ class Service:
     def _collect(self, pipe: IO[str], lines: list[str]) -> None:
         with pipe:
             for line in pipe:
+                self._is_reading.wait()
                 with self._news:
                     lines.append(line.rstrip("\n"))
                     self._news.notify_all()
         with self._news:
             self._news.notify_all()
+
+    def pause_reading(self) -> None:
+        """Stop reading the output, until `continue_reading`; its pipes fill."""
+        self._is_reading.clear()
+
+    def continue_reading(self) -> None:
+        self._is_reading.set()
 
     @property
     def pid(self) -> int:
