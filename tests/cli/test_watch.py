@@ -107,7 +107,7 @@ def test_address_where_nothing_comes_from_ends_it_with_the_reason(deployment: De
         assert (nobody.wait(), silent.wait()) == (1, 1)
     (line,) = nobody.stderr
     assert address in line
-    assert "nobody answers there" in line
+    assert "no service answers" in line
     (line,) = silent.stderr
     assert "sends nothing" in line
 
@@ -115,7 +115,7 @@ def test_address_where_nothing_comes_from_ends_it_with_the_reason(deployment: De
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["nonsense"], "allowed is tcp://HOST:PORT"),
+        (["nonsense"], "expected tcp://HOST:PORT"),
         (["tcp://127.0.0.1:1", "-n", "0"], "expected an integer from 1"),
         (["tcp://127.0.0.1:1", "--timeout", "0"], "seconds above 0"),
         (["tcp://127.0.0.1:1", "--save", "/dev/null/x"], "--save /dev/null/x"),

@@ -286,7 +286,7 @@ def test_missing_raw_file_is_named(tmp_path: Path, ours: bool) -> None:
     refused(tmp_path, raw[:11], r"file11\.h5: is missing")
     raw[10].unlink()
     refused(tmp_path, raw, r"file10\.h5: is missing")
-    refused(tmp_path, [], "no raw files")
+    refused(tmp_path, [], "raw files: expected at least one, got none")
 
 
 def test_short_data_is_named(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_short_data_is_named(tmp_path: Path) -> None:
 def test_file_of_another_run_is_named(tmp_path: Path, change: dict[str, object], what: str) -> None:
     raw = write_run(tmp_path, stream(range(9)))
     write_raw_file(raw[1], stream([1, 3]), replace(RunSpec(), **change), 1)
-    refused(tmp_path, raw, rf"file1\.h5: is not of the same run as .*file0\.h5: {what}: found .* expected")
+    refused(tmp_path, raw, rf"file1\.h5: is not of the same run as .*file0\.h5: {what}: expected .*, got ")
 
 
 def test_image_of_another_writer_is_named(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_image_that_is_there_twice_is_named(tmp_path: Path) -> None:
 def test_same_writer_twice_is_named(tmp_path: Path) -> None:
     raw = write_run(tmp_path, stream(range(9)))
     write_raw_file(raw[1], stream([0]), RunSpec(), 0)
-    refused(tmp_path, raw, r"file1\.h5: is of writer 0, like .*file0\.h5")
+    refused(tmp_path, raw, r"file1\.h5: belongs to writer 0, as does .*file0\.h5")
 
 
 @pytest.mark.parametrize("content", [b"", b"no HDF5 at all"])
@@ -349,7 +349,7 @@ def test_file_that_is_no_raw_file_is_named(tmp_path: Path) -> None:
     raw = write_run(tmp_path, stream(range(9)))
     with h5py.File(raw[1], "w") as file:
         file["else"] = 1
-    refused(tmp_path, raw, r"file1\.h5: is not a raw file: found /else, expected")
+    refused(tmp_path, raw, r"file1\.h5: expected a raw file \(.*\), got /else")
 
 
 def test_file_that_is_being_written_is_named(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_prefixes_that_end_in_digits_are_kept_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", ["file0.h5", "file3.h5", "fileMeta.h5", "."])
 def test_missing_raw_file_in_the_middle_is_named(tmp_path: Path, given: str) -> None:
     touch(tmp_path, "file0.h5", "file1.h5", "file3.h5")
-    with pytest.raises(FileLayoutError, match=r"file2\.h5: is missing, though there is file3\.h5"):
+    with pytest.raises(FileLayoutError, match=r"file2\.h5: is missing, although file3\.h5 exists"):
         find_run(tmp_path / given)
 
 

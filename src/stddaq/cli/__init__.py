@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StdDaqError as error:
         refuse(f"stddaq {args.command}", error)
     except BrokenPipeError:
-        # Whoever read our output has seen enough; keep the interpreter from flushing into the void.
+        # The reader of the output has closed the pipe; keep the interpreter from flushing into it.
         sys.stdout = None
         return 0
     except KeyboardInterrupt:

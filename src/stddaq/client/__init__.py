@@ -76,7 +76,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Images take numpy and ZeroMQ, which whoever only drives the writers need not load.
+    # Live images need numpy and ZeroMQ, which a program that only controls the driver need not load.
     if name in __all__:
         from stddaq.client import live_stream
 

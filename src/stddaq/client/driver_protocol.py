@@ -233,7 +233,7 @@ class ReplyingDriver(DriverProtocol):
 
     def __init__(self, history: DriverHistory) -> None:
         super().__init__(history)
-        # An answer that is no longer waited for keeps its place, so that its late reply is not taken for
+        # An answer that is no longer waited for keeps its place, so that its late reply is not mistaken for
         # that of a later command.
         self._unanswered: dict[str, deque[Expectation]] = {}
 

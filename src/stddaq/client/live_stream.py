@@ -23,6 +23,7 @@ import zmq
 
 from stddaq.dataplane import connections
 from stddaq.errors import StdDaqError
+from stddaq.text import mismatch
 from stddaq.wire import array10
 from stddaq.wire.bsread import BsreadError, MessageDecoder, decode_timestamp, decode_value
 
@@ -49,8 +50,8 @@ class LiveImage:
         pixels: the image, (height, width).
         protocol: `array-1.0` or `bsread`.
         status: `missing_packets` or the like of an image that is damaged; None of a good one, and of
-            streams that do not tell.
-        timestamp_ns: when it was taken, ns since 1970; None with array-1.0, which does not tell.
+            streams that do not have it.
+        timestamp_ns: when it was taken, ns since 1970; None with array-1.0, which has none.
         name: of the bsread channel; None with array-1.0.
         n_bytes: as received, with headers.
     """
@@ -88,7 +89,7 @@ class _Decoder:
             pixels = decode_value(channel, value, MAX_IMAGE_BYTES)
             assert pixels is not None
             sec, ns = decode_timestamp(channel, timestamp)
-            # A key of ours: what others mean by it may be of any type.
+            # A key of stddaq; another program may use the same name for a value of any type.
             status = json.loads(bytes(parts[0])).get("status")
             status = status if isinstance(status, str) else None
             pulse_id = message.header.pulse_id
@@ -107,18 +108,18 @@ def _htype(header: memoryview) -> str:
 class _Receiver:
     """The thread that receives, and the messages that wait for the user."""
 
-    def __init__(self, address: str, tell: Callable[[], None] | None = None) -> None:
-        """Connect. `tell` is called by the thread for every message."""
+    def __init__(self, address: str, notify: Callable[[], None] | None = None) -> None:
+        """Connect. The thread calls `notify` for every message."""
         self.address = address
         self.n_dropped = 0
         self.is_connected = False
-        self._tell = tell
+        self._notify = notify
         self._waiting: deque[list[memoryview]] = deque()
         self._n_waiting_bytes = 0
         self._news = threading.Condition()
         self._context = zmq.Context()
         self._socket = connections.open_socket(self._context, zmq.SUB)
-        # The thread takes everything as it comes; what waits here is what came since it looked last.
+        # The thread receives at once, so only what came since its last poll waits in the socket.
         self._socket.maxmsgsize = MAX_IMAGE_BYTES
         self._socket.subscribe(b"")
         self._monitor = connections.watch_connections(self._socket)
@@ -127,7 +128,8 @@ class _Receiver:
             self._socket.connect(_reachable(address))
         except zmq.ZMQError as error:
             self._release()
-            raise LiveStreamError(f"{address}: found {error.strerror}, allowed is tcp://HOST:PORT") from error
+            reason = error.strerror or str(error)
+            raise LiveStreamError(mismatch(address, "tcp://HOST:PORT", reason)) from error
         self._thread = threading.Thread(target=self._receive, name=f"live stream {address}", daemon=True)
         self._thread.start()
 
@@ -150,8 +152,8 @@ class _Receiver:
                 self._n_waiting_bytes -= _size(self._waiting.popleft())
                 self.n_dropped += 1
             self._news.notify()
-        if self._tell is not None:
-            self._tell()
+        if self._notify is not None:
+            self._notify()
 
     def take(self, timeout: float | None) -> list[memoryview] | None:
         """The oldest message that waits, or None when none comes within `timeout` seconds."""
@@ -250,7 +252,7 @@ class _Counts:
         elif self.is_connected:
             why = "connected, but the stream sends nothing; is the detector running?"
         else:
-            why = "nobody answers there; is std_live_stream running?"
+            why = "no service answers; is std_live_stream running?"
         return LiveStreamTimeoutError(f"{self.address}: no image within {timeout:g} s: {why}")
 
 
@@ -321,7 +323,7 @@ class AsyncLiveStreamClient(_Counts):
         """Connect and subscribe, without waiting for the stream. Raises `LiveStreamError`."""
         if self._receiver is None:
             loop = asyncio.get_running_loop()
-            self._receiver = _Receiver(self.address, tell=lambda: _wake(loop, self._news))
+            self._receiver = _Receiver(self.address, notify=lambda: _wake(loop, self._news))
         return self
 
     async def close(self) -> None:

@@ -120,7 +120,7 @@ def _text(content: dict[str, Any], key: str) -> str | None:
 class StatusQueue:
     """Statuses that a watcher has not read yet: all changes of state, of the counts only the newest.
 
-    Ten statuses a second would otherwise pile up when nobody reads. Of more than `HISTORY_LIMIT` changes the
+    Ten statuses a second would otherwise pile up for a slow reader. Of more than `HISTORY_LIMIT` changes the
     oldest are dropped.
     """
 

@@ -1,7 +1,7 @@
 """The metadata stream: one `ImageMetadata` per image, and what a consumer accepts of it.
 
 The messages are those of proto/std_daq. `MetadataRules` is what keeps a message that does not fit the
-configuration (foreign geometry, size larger than a slot, unknown enum) out of every buffer and file.
+configuration (another geometry, size larger than a slot, unknown enum) out of every buffer and file.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from stddaq.config import DetectorConfig
+from stddaq.text import mismatch
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 ImageMetadata = pb.ImageMetadata
@@ -104,5 +105,5 @@ class MetadataRules:
         )
         for name, found, fits, allowed in checks:
             if not fits:
-                return f"image {metadata.image_id}: {name}: found {found}, allowed is {allowed}"
+                return mismatch(f"image {metadata.image_id}: {name}", str(allowed), str(found))
         return None

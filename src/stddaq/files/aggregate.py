@@ -1,4 +1,4 @@
-"""`stddaq aggregate` and the REST call behind it: a master file over raw files that exist already."""
+"""`stddaq aggregate` and its REST call: create a master file over existing raw files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def aggregate_run(
     prefix: str | None = None,
     overwrite: bool = False,
 ) -> MasterFile:
-    """Make the master file of a run, C++-made ones included.
+    """Create the master file of a run, also of one that C++ services recorded.
 
-    `paths` is a directory (with `prefix`, default "file"), any one file of the run, or several raw files. Of
-    several, the metadata file is used when it is among them, and a master file is passed over. Without
-    `output` the master file is made beside the raw files. Raises `FileLayoutError` and `OutputExistsError`.
+    `paths` is a directory (with `prefix`, default "file"), any one file of the run, or several raw files. A
+    metadata file among several is used, a master file is ignored. Without `output` the master file is created
+    beside the raw files. Raises `FileLayoutError` and `OutputExistsError`.
     """
     if not paths:
         raise FileLayoutError("found no path, expected a directory or the raw files of a run")
@@ -32,9 +32,7 @@ def aggregate_run(
     metadata = [path for path in paths if path.name.endswith(metadata_file_name(""))]
     masters = [path for path in paths if path.name.endswith(master_file_name(""))]
     if len(metadata) > 1:
-        raise FileLayoutError(
-            f"{metadata[1]}: is a second metadata file beside {metadata[0]}, allowed is one"
-        )
+        raise FileLayoutError(f"{metadata[1]}: expected one metadata file, got a second beside {metadata[0]}")
     raw = [path for path in paths if path not in metadata and path not in masters]
     if output is None:
         output = find_run(raw[0] if raw else paths[0]).master

@@ -1,7 +1,7 @@
-"""Rows of raw files of a run as images in order; of files that grow, only what is new is read.
+"""Rows of the raw files of a run as images in order; only new rows of growing files are read.
 
-The order of images is (epoch, image id). While files grow it is known only as long as the ids of a run do not
-begin again: the files tell the epochs when they are closed.
+Images are ordered by (epoch, image id). While files grow, the order is known only until the ids restart,
+because the epochs are written when a file is closed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stddaq.files.run import RecordedRun
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Images in order, by where they are.
+    """Images in order, by file and row.
 
     Attributes:
         raw_files: the files that `files` counts.
@@ -41,8 +41,8 @@ class Images:
     def __getitem__(self, part: slice) -> Images:
         return Images(self.raw_files, self.files[part], self.rows[part], self.ids[part])
 
-    def behind(self, others: Images) -> Images:
-        """These images behind `others`, of the same files."""
+    def after(self, others: Images) -> Images:
+        """Return `others` followed by these images, of the same files."""
         return Images(
             self.raw_files,
             np.concatenate([others.files, self.files]),
@@ -52,18 +52,20 @@ class Images:
 
 
 class GrowingFiles:
-    """The raw files of a run that goes on, opened for each look, because HDF5 shows a handle that is kept,
-    and every other one of the same process, what was there when it was opened."""
+    """The raw files of a running run, opened for each read.
+
+    HDF5 shows a handle that stays open, and every other one in the process, the state of its opening.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Raises `FileLayoutError`."""
-        self.files = tuple(_look(path) for path in paths)
+        self.files = tuple(_datasets_of(path) for path in paths)
 
     def ids(self, first: Sequence[int], sent: Sequence[int]) -> list[np.ndarray]:
-        """Image ids (n,) uint64 of the rows from `first` on that can be seen, of each file.
+        """Return the image ids (n,) uint64 of the visible rows from `first` on, for each file.
 
-        Rows beyond what was `sent` at that moment are left out: images that another file is yet to get may
-        lie before theirs. A file without others is not looked at: that takes 0.6 ms. Raises
+        Rows beyond `sent` are left out, because images that another file has not received yet may come before
+        them. A file without new rows is not opened, which would take 0.6 ms. Raises
         `FileLayoutError` when a file holds fewer images than rows.
         """
         return [
@@ -85,7 +87,7 @@ class GrowingFiles:
 def in_order(
     files: tuple[RawDatasets, ...], first: Sequence[int], ids: Sequence[np.ndarray]
 ) -> Images | None:
-    """Images of the rows behind `first` of each file by their ids; None when ids begin again among them."""
+    """Return the images of the rows from `first` on of each file by id; None if ids restart among them."""
     if any(np.any(of_file[1:] <= of_file[:-1]) for of_file in ids):
         return None
     all_ids = np.concatenate(ids)
@@ -98,10 +100,10 @@ def in_order(
 
 
 def n_settled(images: Images, first: Sequence[int], sent: Sequence[int]) -> int:
-    """How many of `images`, in order, can have no other image between them.
+    """Return how many of `images`, in order, can have no other image between them.
 
-    `sent` images have gone to each file, of which some may not be visible yet: those come behind the last
-    visible one of the same file.
+    `sent` images went to each file. Those that are not visible yet come after the last visible one of the
+    same file.
     """
     n = len(images)
     for i, (row, n_sent) in enumerate(zip(first, sent, strict=True)):
@@ -112,7 +114,7 @@ def n_settled(images: Images, first: Sequence[int], sent: Sequence[int]) -> int:
 
 
 def of_closed_run(run: RecordedRun, first: Sequence[int] = ()) -> Images:
-    """The images of a run whose files are closed, those before row `first` of each file left out."""
+    """Return the images of a run with closed files, without those before row `first` of each file."""
     files = tuple(raw.datasets for raw in run.raw_files)
     numbers, rows = np.empty(run.order.n_images, np.int64), np.empty(run.order.n_images, np.int64)
     for i, positions in enumerate(run.order.positions):
@@ -123,7 +125,7 @@ def of_closed_run(run: RecordedRun, first: Sequence[int] = ()) -> Images:
     return Images(files, numbers[wanted], rows[wanted], run.order.image_ids[wanted])
 
 
-def _look(path: Path) -> RawDatasets:
+def _datasets_of(path: Path) -> RawDatasets:
     with open_file(path, allow_unclosed=True, as_growing=True) as opened, damage_named(path):
         group = raw_group(opened.file)
         if group is None:

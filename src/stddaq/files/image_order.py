@@ -42,18 +42,18 @@ class ImageOrder:
 
     @property
     def n_images(self) -> int:
-        """Number of images of the run."""
+        """Return the number of images of the run."""
         return len(self.image_ids)
 
     @property
     def n_gaps(self) -> int:
-        """Number of ranges of ids that are skipped within an epoch."""
+        """Return the number of ranges of ids that are skipped within an epoch."""
         same_epoch = self.epochs[1:] == self.epochs[:-1]
         return int(np.count_nonzero(same_epoch & (self.image_ids[1:] - self.image_ids[:-1] != 1)))
 
     @property
     def n_restarts(self) -> int:
-        """Number of restarts."""
+        """Return the number of restarts."""
         return int(np.count_nonzero(self.epochs[1:] != self.epochs[:-1]))
 
 

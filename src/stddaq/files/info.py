@@ -1,4 +1,4 @@
-"""What a file holds, for `stddaq info` and the REST API: `describe` looks, `FileInfo.lines` tells."""
+"""The content of a file, for `stddaq info` and the REST API: `describe` reads, `FileInfo.lines` prints."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class IdsInfo:
     """The image ids of a file or run.
 
     Attributes:
-        step: usual distance of one id to the next: the number of writers in a raw file divided by image id.
+        step: usual distance between two ids: the number of writers in a raw file divided by image id.
         gaps: ranges (first, last) of the skipped ids within an epoch.
         n_skipped: number of skipped ids.
     """
@@ -75,12 +75,12 @@ class FileInfo:
     """What a file holds.
 
     Attributes:
-        kind: "other" is any HDF5 file that is not of a run.
+        kind: "other" is any HDF5 file that does not belong to a run.
         size: bytes of the file.
         pixel_bytes: bytes of its images, uncompressed; None when it holds none itself.
-        unclosed: "being written" or "left by a killed writer", as far as this host tells; None when closed.
+        unclosed: "being written" or "left by a killed writer", as seen from this host; None when closed.
         missing: raw files of a master file that are not there; HDF5 shows fill values instead.
-        datasets: of a file of kind "other" all, otherwise those of the layout.
+        datasets: all of a file of kind "other", otherwise those of the layout.
     """
 
     path: Path
@@ -101,7 +101,7 @@ class FileInfo:
     account: dict[str, object] | None = None
 
     def lines(self) -> list[str]:
-        """The same for a person, line by line."""
+        """Return the content as lines of text."""
         return [str(self.path), *(f"  {name + ':':<20}{value}" for name, value in self._properties())]
 
     def _properties(self) -> Iterator[tuple[str, str]]:
@@ -137,7 +137,7 @@ class FileInfo:
 
 
 def describe(path: Path) -> FileInfo:
-    """Look at any HDF5 file, also while it is written or after its writer was killed.
+    """Describe any HDF5 file, even one that is being written or whose writer was killed.
 
     Raises `FileLayoutError` when it is missing, not HDF5 or damaged.
     """
@@ -217,7 +217,7 @@ def _master(
         image_shape=(images.shape[1], images.shape[2]),
         dtype=str(images.dtype),
         ids=ids_info(ids, epoch_of, 1),
-        # Without all sources the rows are fill values.
+        # The rows are fill values if a source is missing.
         status=None if missing else status_info(ids, rows.fields("status")[()]),
         unclosed=_unclosed(path, opened),
         sources=tuple(sources),
@@ -231,7 +231,7 @@ def ids_info(image_ids: np.ndarray, epochs: np.ndarray, step: int) -> IdsInfo | 
     if not len(image_ids):
         return None
     same_epoch = epochs[1:] == epochs[:-1]
-    # Within an epoch ids grow, so that the distance is one of uint64 as they are.
+    # Ids grow within an epoch, so a difference of two uint64 cannot wrap around.
     distance = image_ids[1:] - image_ids[:-1]
     before = np.flatnonzero(same_epoch & (distance > step))
     n_skipped = sum(((distance[before] - 1) // step).tolist())
@@ -261,7 +261,7 @@ def _step_of(raw: ImageRows) -> int:
         return raw.origin.number_of_writers
     distances = np.diff(raw.image_ids.astype(np.int64))
     grown = distances[distances > 0]
-    # C++-made files do not tell; the usual distance does.
+    # C++ files have no such attribute; the usual distance gives the number.
     return int(np.median(grown)) if len(grown) else 1
 
 
@@ -300,7 +300,7 @@ def _string(file: h5py.File, name: str) -> str | None:
 
 
 def describe_datasets(file: h5py.File) -> list[tuple[DatasetInfo, h5py.Dataset]]:
-    """All datasets of the file itself; links to other files are not followed."""
+    """Return all datasets of the file itself; links to other files are not followed."""
     found: list[tuple[DatasetInfo, h5py.Dataset]] = []
 
     def visit(_name: str, member: h5py.HLObject) -> None:
@@ -341,7 +341,7 @@ def _id_properties(ids: IdsInfo) -> Iterator[tuple[str, str]]:
 
 
 def _account_properties(account: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """What the driver says of the run and the images themselves do not show."""
+    """Return what the driver recorded about the run and the images do not show."""
 
     def said(key: str) -> str:
         return str(account.get(key, "?"))

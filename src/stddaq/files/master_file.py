@@ -1,9 +1,9 @@
 """The master file `<prefix>Master.h5`: all images of a run as one array, in image order, nothing copied.
 
 NeXus: `/entry/data` (NXdata) holds the virtual dataset `data` (n, H, W) over the raw files, its first axis
-`image_id`, and the rows `metadata` beside it; `/entry/instrument/detector` the detector's own metadata when
+`image_id`, and the rows `metadata` beside it; `/entry/instrument/detector` the detector's own metadata if
 there is a metadata file; `/entry/stddaq` the account of the run. The names of the raw files are relative, so
-that a directory can be moved. Sources are checked before, and read back through the new file, because HDF5
+that a directory can be moved. Sources are checked first and read back through the new file, because HDF5
 shows fill values for what it does not find.
 """
 
@@ -31,14 +31,14 @@ from stddaq.text import mismatch
 
 @dataclass(frozen=True, slots=True)
 class MasterFile:
-    """What a master file shows.
+    """The content of a master file.
 
     Attributes:
         image_shape: (height, width) in pixels.
         n_mappings: of the images; grows with the gaps, not with the images.
         n_gaps: ranges of image ids that are skipped.
         n_restarts: how often the ids restart.
-        image_division: "image_id", "arrival", or None when the raw files do not tell.
+        image_division: "image_id", "arrival", or None when the raw files do not say.
     """
 
     path: Path
@@ -62,7 +62,7 @@ def create_master_file(
     account: str | None = None,
     overwrite: bool = False,
 ) -> MasterFile:
-    """Make the master file `path` over all raw files of a run (any order), which must be closed.
+    """Create the master file `path` over all raw files of a run (any order), which must be closed.
 
     `account` is the JSON object of the driver. The file appears complete or not at all. Raises
     `FileLayoutError` that names the raw or metadata file at fault, `OutputExistsError`.
@@ -122,7 +122,7 @@ def _write_entry_times(entry: h5py.Group, run: RecordedRun, account: str | None)
 
 
 def _write_data(entry: h5py.Group, run: RecordedRun, directory: Path) -> int:
-    """Images, their ids and rows. Returns how many mappings the images take."""
+    """Write images, their ids and rows. Return the number of mappings of the images."""
     data = nexus_group(entry, "data", "NXdata", signal="data", interpretation="image", image_id_indices=0)
     data.attrs["axes"] = ["image_id", ".", "."]
     sources = [
@@ -140,7 +140,7 @@ def _write_data(entry: h5py.Group, run: RecordedRun, directory: Path) -> int:
     )
     images.attrs.update({"interpretation": "image", "long_name": run.detector_name, "target": DATA})
     data["image_id"] = run.order.image_ids
-    # Status 0, undefined, is what HDF5 shows for a raw file that was lost after this.
+    # HDF5 shows status 0 (undefined) for a raw file that is lost later.
     metadata = create_virtual_dataset(
         data,
         "metadata",
@@ -186,7 +186,7 @@ def _write_account(entry: h5py.Group, run: RecordedRun, directory: Path, account
 
 
 def _verify(temporary: Path, run: RecordedRun) -> None:
-    """Look for the first and last row of each raw file through the new file, which maps rows like images."""
+    """Read the first and last row of each raw file through the new file, which maps rows like images."""
     with h5py.File(temporary, "r") as file:
         rows = file[IMAGE_METADATA]
         assert isinstance(rows, h5py.Dataset)

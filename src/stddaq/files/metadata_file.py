@@ -101,12 +101,12 @@ class MetadataFile:
 
     @property
     def n_images(self) -> int:
-        """Rows so far, visible or not."""
+        """Return the number of rows, visible or not."""
         return self._metadata.n_rows + len(self._rows)
 
     @property
     def n_visible(self) -> int:
-        """Rows that other processes can read."""
+        """Return the number of rows that other processes can read."""
         return self._metadata.n_rows
 
     def add(self, metadata: pb.ImageMetadata) -> None:
@@ -127,13 +127,13 @@ class MetadataFile:
             self._close_file()
 
     def abandon(self) -> None:
-        """Close after an error, keeping what is visible, whatever happens."""
+        """Close after an error without raising; visible rows stay."""
         with contextlib.suppress(OSError, RuntimeError, ValueError):
             self._close_file()
 
     def _close_file(self) -> None:
         if self._is_closed:
-            return  # Also when that failed: there is no second chance to close a file.
+            return  # HDF5 cannot close a file a second time, so a failure is final.
         self._is_closed = True
         self._metadata.close()
         close_swmr_file(self._file, self.path)

@@ -1,7 +1,7 @@
 """Which files belong to a run: `<prefix>0.h5`, `<prefix>1.h5`, ..., `<prefix>Meta.h5`, `<prefix>Master.h5`.
 
-Found from the directory and the prefix, or from any one of the files. Only names are looked at here; whether
-the files fit together is for `stddaq.files.run` to say.
+They are found from the directory and the prefix, or from any one of the files. This module reads only names;
+`stddaq.files.run` checks whether the files belong together.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stddaq.errors import FileLayoutError
+from stddaq.text import mismatch
 from stddaq.wire.driver_messages import DEFAULT_FILE_PREFIX
 
 _NUMBER = re.compile(r"0|[1-9]\d*")
@@ -50,7 +51,7 @@ class RunFiles:
 
 
 def find_run(path: Path, prefix: str | None = None) -> RunFiles:
-    """The run of `prefix` (default "file") in the directory `path`, or the run that the file `path` is of.
+    """Return the run of `prefix` (default "file") in directory `path`, or the run of the file `path`.
 
     Raises `FileLayoutError` when there are no raw files, or one in the middle is missing.
     """
@@ -68,13 +69,16 @@ def find_run(path: Path, prefix: str | None = None) -> RunFiles:
     if not path.exists():
         raise FileLayoutError(f"{path}: is missing, no such file or directory")
     raise FileLayoutError(
-        f"{path}: its name is not that of a file of a run: "
-        "allowed are <prefix><number>.h5, <prefix>Meta.h5, <prefix>Master.h5 beside the raw files"
+        mismatch(
+            str(path),
+            "<prefix><number>.h5, <prefix>Meta.h5 or <prefix>Master.h5 beside raw files",
+            "a name of no file of a run",
+        )
     )
 
 
 def in_writer_order(paths: Sequence[Path]) -> list[Path]:
-    """`paths` sorted by the number at the end of their names, as far as all have one."""
+    """Return `paths` sorted by the number at the end of their names, if all have one."""
     numbers = _numbers_behind_common_prefix([path.name for path in paths])
     if numbers is None:
         return list(paths)
@@ -82,7 +86,7 @@ def in_writer_order(paths: Sequence[Path]) -> list[Path]:
 
 
 def missing_between(paths: Sequence[Path]) -> Path | None:
-    """The first raw file that is not among `paths` though files of higher and lower number are."""
+    """Return the first raw file that is not among `paths` although files around it are."""
     numbers = _numbers_behind_common_prefix([path.name for path in paths])
     if numbers is None or not paths:
         return None
@@ -91,7 +95,7 @@ def missing_between(paths: Sequence[Path]) -> Path | None:
 
 
 def sibling(paths: Sequence[Path], writer: int) -> Path:
-    """Where the raw file of `writer` would be, beside `paths`."""
+    """Return the path of the raw file of `writer` beside `paths`."""
     names = [path.name for path in paths]
     numbers = _numbers_behind_common_prefix(names)
     if numbers is None:
@@ -110,7 +114,7 @@ def _run_of(directory: Path, prefix: str) -> RunFiles:
     if absent:
         raise FileLayoutError(
             f"{directory / raw_file_name(prefix, absent[0])}: is missing, "
-            f"though there is {raw_file_name(prefix, writers[-1])}"
+            f"although {raw_file_name(prefix, writers[-1])} exists"
         )
     metadata = directory / metadata_file_name(prefix)
     return RunFiles(
@@ -123,7 +127,7 @@ def _run_of(directory: Path, prefix: str) -> RunFiles:
 
 
 def _writers(directory: Path, prefix: str) -> list[int]:
-    """Numbers of the raw files of `prefix`, sorted."""
+    """Return the numbers of the raw files of `prefix`, sorted."""
     name = re.compile(re.escape(prefix) + rf"({_NUMBER.pattern})\.h5")
     try:
         matches = [name.fullmatch(path.name) for path in directory.iterdir()]
@@ -137,7 +141,7 @@ def _writers(directory: Path, prefix: str) -> list[int]:
 
 
 def _of_longer_prefix(digits: str, numbers: set[int]) -> bool:
-    """Whether `scan10.h5` is writer 0 of `scan1`: then all from `scan10.h5` to it are there."""
+    """Return whether `scan10.h5` is writer 0 of `scan1`: if so, all from `scan10.h5` up to it exist."""
     splits = ((digits[:i], digits[i:]) for i in range(1, len(digits)))
     return any(
         _NUMBER.fullmatch(rest) and all(int(f"{head}{i}") in numbers for i in range(int(rest)))
@@ -146,12 +150,12 @@ def _of_longer_prefix(digits: str, numbers: set[int]) -> bool:
 
 
 def _absent(numbers: Sequence[int]) -> list[int]:
-    """Numbers below the highest that are not there."""
+    """Return the numbers below the highest that do not exist."""
     return sorted(set(range(max(numbers))) - set(numbers))
 
 
 def _prefixes(name: str) -> list[str]:
-    """Prefixes that a file of this name may have, the likeliest first."""
+    """Return the prefixes that a file of this name may have, the likeliest first."""
     for kind in (metadata_file_name(""), master_file_name("")):
         if name.endswith(kind):
             return [name.removesuffix(kind)]
@@ -163,7 +167,7 @@ def _prefixes(name: str) -> list[str]:
 
 
 def _numbers_behind_common_prefix(names: Sequence[str]) -> list[int] | None:
-    """The writers' numbers, behind a prefix that all names share; None when there are none.
+    """Return the writers' numbers after a prefix that all names share; None without such a prefix.
 
     The prefix may end in digits: `scan10.h5` and `scan11.h5` are writers 0 and 1 of `scan1`, unless
     `scan0.h5` is there too.

@@ -1,7 +1,7 @@
-"""Opening HDF5 files of any origin for reading, with errors that name the file and say what to do.
+"""Open HDF5 files of any origin for reading, with errors that name the file and say what to do.
 
-Everything in `stddaq.files` that reads opens its files here. A file whose consistency flag is set (a writer
-has it open, or was killed) is opened only by those who ask for it.
+All readers in `stddaq.files` open their files here. A file whose consistency flag is set (a writer has it
+open, or was killed) is opened only on request.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ T = TypeVar("T")
 # Reading a million rows takes a second from a local disk.
 READING_TIMEOUT_S = 60.0
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-# What h5py raises, depending on the place, when the content of a file makes no sense.
+# The exceptions of h5py for a file with invalid content.
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
 
-# Of a file that grows HDF5 shows a second handle what a first one in the same process has seen before.
+# A second handle of a growing file in one process shows only what the first one has read.
 _growing = threading.RLock()
 
 
@@ -45,7 +45,7 @@ class Opened:
 
 @contextmanager
 def examine(path: Path, allow_unclosed: bool = False) -> Iterator[Opened]:
-    """Open `path` to see what it is, as `open_file`; whatever goes wrong meanwhile is damage to the file."""
+    """Open `path` as `open_file` does; every error of h5py inside the block means a damaged file."""
     with open_file(path, allow_unclosed) as opened, damage_named(path):
         yield opened
 
@@ -54,8 +54,8 @@ def examine(path: Path, allow_unclosed: bool = False) -> Iterator[Opened]:
 def open_file(path: Path, allow_unclosed: bool = False, as_growing: bool = False) -> Iterator[Opened]:
     """Open `path` for reading; with `allow_unclosed` also while it is written in SWMR mode.
 
-    Only one thread at a time has files open in that way: keep it short. With `as_growing` the file is taken
-    for one that grows, because what a virtual dataset in it shows may. Raises `FileLayoutError` when it
+    Only one thread at a time has files open in that way: keep it short. `as_growing` treats the file as one
+    that grows, because the sources of its virtual datasets may grow. Raises `FileLayoutError` when it
     cannot be opened, `UnclosedFileError` when its writer has not closed it.
     """
     with _growing if allow_unclosed else nullcontext():
@@ -68,7 +68,7 @@ def open_file(path: Path, allow_unclosed: bool = False, as_growing: bool = False
 
 @contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Turn what h5py raises for a damaged file into a `FileLayoutError` that names `path`."""
+    """Turn the exceptions of h5py for a damaged file into a `FileLayoutError` that names `path`."""
     try:
         yield
     except StdDaqError:
@@ -97,7 +97,7 @@ def _open(path: Path, allow_unclosed: bool, as_growing: bool) -> Opened:
         with path.open("rb"):
             pass
         if as_growing:
-            with suppress(OSError):  # A file of an older format cannot grow.
+            with suppress(OSError):  # Files of an older format cannot grow.
                 return Opened(h5py.File(path, "r", swmr=True), unclosed=True)
         return Opened(h5py.File(path, "r"), unclosed=False)
     except FileNotFoundError as error:
@@ -131,7 +131,7 @@ def _unreadable(path: Path, error: Exception) -> FileLayoutError:
 
 
 def _short(error: Exception) -> str:
-    """The reason inside HDF5's long messages, on one line."""
+    """Return the reason inside a long message of HDF5, in one line."""
     if isinstance(error, MemoryError):
         return "asks for more memory than there is"
     text = " ".join(str(error).split())
@@ -139,5 +139,5 @@ def _short(error: Exception) -> str:
 
 
 def relative_name(path: Path, directory: Path) -> str:
-    """`path` as seen from `directory`, both resolved, so that the two can be moved together."""
+    """Return `path` relative to `directory`, both resolved, so that the two can be moved together."""
     return os.path.relpath(path.parent.resolve() / path.name, directory.resolve())

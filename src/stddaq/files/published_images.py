@@ -1,9 +1,9 @@
 """The published images file, which Bluesky documents reference: the images of published points as one array.
 
-A NeXus file with virtual datasets over rows of raw files, which may still be growing. It is written as a
-whole and put in place by rename, so that a reader who opens it for each read sees it complete, and one who
-holds an older one keeps a valid, shorter array. What is not published (images of an aborted try) is in no
-mapping.
+It is a NeXus file with virtual datasets over rows of raw files, which may still be growing. It is written
+completely and then renamed into place: a reader that opens it for each read sees it complete, and one that
+holds an older version keeps a valid, shorter array. Images that are not published (those of an aborted try)
+are in no mapping.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def published_images_name(prefix: str, number: int) -> str:
 
 
 class PublishedImagesFile:
-    """A published images file in the making. Not thread-safe.
+    """Writes a published images file. Not thread-safe.
 
     Attributes:
-        path: of the file, which is there after the first `write`.
+        path: of the file, which exists after the first `write`.
         n_images: images that the next `write` shows.
     """
 
@@ -46,11 +46,11 @@ class PublishedImagesFile:
 
     @property
     def raw_files(self) -> tuple[Path, ...]:
-        """The raw files that it shows."""
+        """Return the raw files that it shows."""
         return tuple(self._mapped)
 
     def extend(self, images: Images) -> None:
-        """Add images behind the last. Raises `FileLayoutError` when their files do not fit the others."""
+        """Append images. Raises `FileLayoutError` when their files do not fit the others."""
         places = self.n_images + np.arange(len(images))
         for i, file in enumerate(images.raw_files):
             mine = np.flatnonzero(images.files == i)
@@ -60,16 +60,16 @@ class PublishedImagesFile:
         self.n_images += len(images)
 
     def truncate(self, n_images: int) -> None:
-        """Take the images from `n_images` on back: they were not published."""
+        """Remove the images from `n_images` on, which were not published."""
         for mapped in self._mapped.values():
             mapped.truncate(n_images)
         self.n_images = min(self.n_images, n_images)
 
     def write(self, *, live: bool) -> None:
-        """Put the file in place, after seeing the newest image of each raw file through it.
+        """Write the file, read the newest image of each raw file through it, and rename it into place.
 
-        `live`: raw files may be growing, and the file will be written again: what only viewers look at is
-        left out, which takes a third of the time. Raises `FileLayoutError`.
+        `live`: raw files may be growing and the file will be written again, so what only viewers need is left
+        out, which saves two thirds of the time. Raises `FileLayoutError`.
         """
         try:
             with replacing(self.path) as temporary:
@@ -100,11 +100,11 @@ class PublishedImagesFile:
         create_virtual_dataset(
             data, "data", shape, raw.dtype, self._sources("data"), fill=lost_pixel(raw.dtype)
         )
-        # Status 0, undefined, is what HDF5 shows for a raw file that was lost after this.
+        # HDF5 shows status 0 (undefined) for a raw file that is lost later.
         create_virtual_dataset(data, "metadata", shape[:1], raw.row_dtype, self._sources("metadata"))
 
     def _describe(self, file: h5py.File) -> None:
-        """What NeXus viewers need to open on the images, and readers to look after the raw files."""
+        """Write what NeXus viewers need to open on the images, and the names of the raw files."""
         file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "stddaq_ophyd"})
         entry = file["entry"]
         assert isinstance(entry, h5py.Group)
@@ -127,7 +127,7 @@ class PublishedImagesFile:
         ]
 
     def _verify(self, temporary: Path, live: bool) -> None:
-        """HDF5 shows fill values for what it does not find, and says nothing."""
+        """Check that the images are visible: HDF5 silently shows fill values for what it does not find."""
         with (
             open_file(temporary, allow_unclosed=live, as_growing=live) as opened,
             damage_named(temporary),
@@ -144,7 +144,7 @@ class PublishedImagesFile:
                         f"as {found}; HDF5_VDS_PREFIX is {os.environ.get('HDF5_VDS_PREFIX', 'not set')}"
                     )
                 if live:
-                    mapped.last_id = None  # Seen; looked at again when more of this file is shown.
+                    mapped.last_id = None  # Checked; checked again when more of this file is shown.
 
 
 class _Mapped:
@@ -153,18 +153,18 @@ class _Mapped:
     def __init__(self, file: RawDatasets) -> None:
         self.file = file
         self.stretches: list[Stretch] = []
-        # Of the newest image, as long as it was not seen in the place where it is shown.
+        # Of the newest image, until it has been read through the published images file.
         self.last_id: int | None = None
 
     @property
     def n_rows(self) -> int:
-        """Rows that the file has at least."""
+        """Return the least number of rows of the file."""
         last = self.stretches[-1]
         return last.start + last.length
 
     @property
     def last_place(self) -> int:
-        """Where the newest image is shown."""
+        """Return the place of the newest image."""
         last = self.stretches[-1]
         return last.first + (last.length - 1) * last.step
 
@@ -179,7 +179,7 @@ class _Mapped:
         self.last_id = last_id
 
     def _append(self, new: Stretch) -> None:
-        """Add a stretch, to the last one where it goes on: points of a scan come one by one."""
+        """Append a stretch, or extend the last one: points of a scan come one by one."""
         last = self.stretches[-1] if self.stretches else None
         if last is not None and last.start + last.length == new.start:
             gap = new.first - (last.first + (last.length - 1) * last.step)

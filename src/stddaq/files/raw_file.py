@@ -1,8 +1,8 @@
-"""The raw file of one writer, written so that a crash or a reader can come at any time.
+"""The raw file of one writer, which readers may open at any time and which survives a crash.
 
-Uncompressed pixels go by one `pwritev` from the ring buffer into chunks that HDF5 has allocated and never
-touches itself; compressed images are stored as they are by direct chunk write. `flush` makes rows visible to
-SWMR readers: first `data`, then `metadata`, so that a row that can be read is a row that is there.
+One `pwritev` copies uncompressed pixels from the ring buffer into chunks that HDF5 has allocated and never
+touches itself; compressed images are stored unchanged by direct chunk write. `flush` makes rows visible to
+SWMR readers: first `data`, then `metadata`, so that every visible row has its pixels.
 
 Layout (std_daq): group `/<detector_name>` with `data` (n, H, W) and `metadata` (n,) of `METADATA_DTYPE`.
 """
@@ -34,26 +34,26 @@ from stddaq.files.swmr import GrowingRows, close_swmr_file, create_swmr_file
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 METADATA_DTYPE = np.dtype([("image_id", "<u8"), ("status", "<u8")])
-# Registered HDF5 filters, with the options that say lz4 inside bitshuffle, and blosc2's defaults.
+# Registered HDF5 filters with their options: LZ4 inside bitshuffle, and the defaults of Blosc2.
 FILTERS: dict[int, tuple[int, tuple[int, ...]]] = {
     pb.h5bitshuffle_lz4: (32008, (0, 2)),
     pb.blosc2: (32026, ()),
 }
-# Filter mask of a chunk that did not go through the (only) filter.
+# Filter mask of a chunk that skipped the only filter.
 FILTER_SKIPPED = 1
-# What a chunk may waste, beside its last images, of a file: with the HDF5 structures (about 150 KiB) a file
-# stays within 5 % + 1 MiB of its pixels.
+# The unused end of the last chunk may be this large: with the HDF5 structures (about 150 KiB) a file stays
+# within 5 % + 1 MiB of its pixels.
 SLACK_FRACTION = 0.04
 SLACK_BYTES = 512 * 1024
-# Space kept back on the disk, so that images put before it was full can still be declared in the file.
+# Disk space in reserve, so that images put before the disk was full can still be declared in the file.
 RESERVE_BYTES = 512 * 1024
-# Linux refuses more pieces in one pwritev.
+# Linux limits the pieces of one pwritev.
 MAX_PIECES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class RawLayout:
-    """What the raw files of a detector and source look like."""
+    """The layout of the raw files of a detector and source."""
 
     detector_name: str
     image_shape: tuple[int, int]
@@ -64,7 +64,7 @@ class RawLayout:
 
     @classmethod
     def of(cls, config: DetectorConfig, suffix: str) -> RawLayout:
-        """The layout for images from the ring buffer `suffix`."""
+        """Return the layout for images from the ring buffer `suffix`."""
         return cls(
             config.detector_name,
             config.image_shape,
@@ -75,11 +75,11 @@ class RawLayout:
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of an uncompressed image."""
+        """Return the bytes of an uncompressed image."""
         return self.image_shape[0] * self.image_shape[1] * self.dtype.itemsize
 
     def chunk_images(self, expected_images: int) -> int:
-        """Images per chunk of a file that gets `expected_images` (0: not known)."""
+        """Return the images per chunk of a file for `expected_images` (0: unknown)."""
         if self.compression:
             return 1
         largest = max(1, self.block_bytes // self.image_bytes)
@@ -93,7 +93,7 @@ class RawLayout:
         return -(-expected_images // n_chunks)
 
     def wastes(self, n_images: int, chunk_images: int) -> bool:
-        """Whether the last chunk of a file of `n_images` would make the file too large."""
+        """Return whether the last chunk of a file of `n_images` would make the file too large."""
         unused = -n_images % chunk_images * self.image_bytes
         return unused > SLACK_FRACTION * n_images * self.image_bytes + SLACK_BYTES
 
@@ -101,8 +101,8 @@ class RawLayout:
 class RawFile:
     """A raw file being written. Not thread-safe; one process per file.
 
-    Images are put behind the last one (`put`), declared with id and status (`declare`), made visible by
-    `flush`. Errors of the file system come as `OSError`; what was flushed before stays readable.
+    `put` appends images, `declare` gives them id and status, `flush` makes them visible. Errors of the file
+    system are raised as `OSError`; what was flushed before stays readable.
 
     Attributes:
         n_images: images put so far, which is the row of the next one.
@@ -154,7 +154,7 @@ class RawFile:
             creation.set_alloc_time(h5d.ALLOC_TIME_EARLY)
             creation.set_fill_time(h5d.FILL_TIME_NEVER)
         access = h5p.create(h5p.DATASET_ACCESS)
-        access.set_chunk_cache(1, 0, 0.0)  # Nothing is read or written through it.
+        access.set_chunk_cache(1, 0, 0.0)  # Nothing is read or written through this handle.
         space = h5s.create_simple((0, *layout.image_shape), (h5s.UNLIMITED, *layout.image_shape))
         self._data = h5d.create(
             group.id, b"data", h5t.py_create(layout.dtype), space, dcpl=creation, dapl=access
@@ -164,15 +164,15 @@ class RawFile:
 
     @property
     def n_visible(self) -> int:
-        """Rows that other processes can read."""
+        """Return the number of rows that other processes can read."""
         return self._metadata.n_rows
 
     def put(self, images: Sequence[memoryview | None], uncompressed: Collection[int] = ()) -> None:
-        """Put images behind the last one: uncompressed slots, or compressed bytes as they are.
+        """Append images: uncompressed slots, or compressed bytes, which are stored unchanged.
 
-        None is a row without pixels, zeros when read: an image that was lost in the ring buffer.
-        `uncompressed` are the positions in `images` of those that a compressor has left as they were. When
-        the file system fails in the middle, `n_images` counts those that are complete.
+        None is a row without pixels, which reads as zeros: an overwritten image. `uncompressed` are the
+        positions in `images` of those that a compressor left uncompressed. If the file system fails midway,
+        `n_images` counts the complete ones.
         """
         try:
             if self._layout.compression:
@@ -180,12 +180,12 @@ class RawFile:
             else:
                 self._put_uncompressed([self._zeros() if image is None else image for image in images])
         except (OSError, RuntimeError):
-            # Before HDF5 writes again: what it failed to write once is lost, though it says that it is there.
+            # Before HDF5 writes again: rows that it once failed to write are lost, although it reports them.
             self._release_reserve()
             raise
 
     def _put_uncompressed(self, images: Sequence[memoryview]) -> None:
-        # One system call for as many images as fit into the chunk: 3 us + the kernel's copy.
+        # One system call writes all images that fit into the chunk: 3 us + the kernel's copy.
         first, chunk_images = 0, self._chunk_images
         while first < len(images):
             chunk, row = divmod(self.n_images, chunk_images)
@@ -196,14 +196,14 @@ class RawFile:
             first += n
 
     def _extend(self, n_rows: int) -> None:
-        """Make room for `n_rows` rows. Never less than before: HDF5 would free chunks beyond the extent."""
+        """Make room for `n_rows` rows, never fewer than before: HDF5 would free chunks beyond the extent."""
         if n_rows > self._extent:
             self._data.set_extent((n_rows, *self._layout.image_shape))
             self._extent = n_rows
 
     def _allocate_chunk(self) -> None:
-        # The extent ends at the first image of the new chunk, not at the chunk's end, so that no reader ever
-        # sees rows that are not there; it is not flushed before the image is.
+        # The extent ends at the first image of the new chunk, not at the chunk's end, so that readers never
+        # see rows without images; it is flushed together with the image.
         self._extend(self.n_images + 1)
         chunk = self._data.get_chunk_info_by_coord((self.n_images, 0, 0))
         if chunk.byte_offset is None:
@@ -218,7 +218,7 @@ class RawFile:
             images = images[written // self._image_bytes :]
             offset += written - written % self._image_bytes
             size = len(images) * self._image_bytes
-            # A full disk says so only to the second try.
+            # The first try may write less; only the second reports a full disk.
             partial = images[0][written % self._image_bytes :]
             written = written % self._image_bytes
             written += os.pwritev(self._fd, [partial, *images[1:]], offset + written)
@@ -233,7 +233,7 @@ class RawFile:
             self.n_images += 1
 
     def blank(self, row: int) -> None:
-        """Take the pixels of `row`, not flushed yet, away again: they turned out to be another image's."""
+        """Remove the unflushed pixels of `row`, which turned out to be those of another image."""
         if self._layout.compression:
             self._data.write_direct_chunk((row, 0, 0), self._zeros(), FILTER_SKIPPED)
             return
@@ -246,14 +246,14 @@ class RawFile:
     @staticmethod
     @lru_cache(maxsize=1)
     def _zero_image(image_bytes: int) -> memoryview:
-        # Anonymous memory that is only read costs nothing: the kernel maps its one page of zeros.
+        # Reading untouched anonymous memory is free: the kernel maps one shared page of zeros.
         return memoryview(mmap.mmap(-1, image_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
     def _zeros(self) -> memoryview:
         return self._zero_image(self._image_bytes)
 
     def declare(self, image_id: int, status: int) -> None:
-        """Give the next row without id and status its own, in the order of `put`."""
+        """Set id and status of the next row, in the order of `put`."""
         self._declared.append((image_id, status))
 
     def flush(self) -> None:
@@ -268,22 +268,22 @@ class RawFile:
             self._data.flush()
             self._metadata.append(self._declared)
         except (OSError, RuntimeError):
-            self._release_reserve()  # Closing needs space, too.
+            self._release_reserve()  # Closing needs space as well.
             raise
         self._declared.clear()
 
     def _release_reserve(self) -> None:
-        """Give back the space that was kept for a full disk."""
+        """Release the reserve for a full disk."""
         reserve, self._reserve = self._reserve, None
         if reserve is not None:
             reserve.close()
 
     def drop_undeclared(self) -> None:
-        """Forget images that were put but not declared: writing them failed."""
+        """Drop images that were put but not declared, because writing failed."""
         self.n_images = self.n_visible + len(self._declared)
 
     def drop_declared(self) -> list[int]:
-        """Forget the rows that could not be made visible. Returns their image ids."""
+        """Drop the rows that could not be made visible. Return their image ids."""
         ids = [image_id for image_id, _status in self._declared]
         self._declared.clear()
         self.n_images = self.n_visible
@@ -309,25 +309,25 @@ class RawFile:
             self._trim(epochs)
 
     def abandon(self) -> None:
-        """Close after an error, keeping what is visible, whatever happens."""
+        """Close after an error without raising; visible rows stay."""
         with contextlib.suppress(OSError, RuntimeError, ValueError):
             self._close_file()
 
     def _close_file(self) -> None:
         if self._is_closed:
-            return  # Also when that failed: there is no second chance to close a file.
+            return  # HDF5 cannot close a file a second time, so a failure is final.
         self._is_closed = True
         self._release_reserve()
-        # The identifiers go first: HDF5 closes a file only with the last of them.
+        # HDF5 closes a file only after its last open object.
         del self._data
         self._metadata.close()
         close_swmr_file(self._file, self.path)
 
     def _trim(self, epochs: Sequence[tuple[int, int]]) -> None:
-        """Write a run that ended early again, in chunks that fit: small runs make small files.
+        """Rewrite a run that ended early in chunks of the right size, so that small runs make small files.
 
-        Happens to files of less than about 300 MB only, whose last chunk is the larger part of them. When
-        the disk has no room for the second copy, the first stays.
+        Only files below about 300 MB are rewritten, whose last chunk is the larger part. If the disk has no
+        room for a second copy, the first stays.
         """
         with contextlib.suppress(OSError), replacing(self.path) as temporary:
             trimmed = RawFile(
@@ -350,7 +350,7 @@ class RawFile:
                 trimmed._put_from(source.fileno(), offset, n_images)
 
     def _put_from(self, source: int, offset: int, n_images: int) -> None:
-        """Put images that lie one behind the other in another file, by the kernel alone."""
+        """Append images that are contiguous in another file; the kernel copies them."""
         while n_images:
             chunk, row = divmod(self.n_images, self._chunk_images)
             if chunk == len(self._chunk_offsets):
@@ -367,7 +367,7 @@ class RawFile:
 
 
 def _reserve_space(directory: Path) -> IO[bytes] | None:
-    """An unnamed file of `RESERVE_BYTES`, gone with this process. Raises `OSError` when the disk is full."""
+    """Open an unnamed file of `RESERVE_BYTES`; it ends with this process. Raises `OSError` on a full disk."""
     reserve = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115  (kept open)
     try:
         os.posix_fallocate(reserve.fileno(), 0, RESERVE_BYTES)
@@ -375,5 +375,5 @@ def _reserve_space(directory: Path) -> IO[bytes] | None:
         reserve.close()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        return None  # A limit on the size of files, or a file system without such means.
+        return None  # A limit on the size of files, or a file system without fallocate or unnamed files.
     return reserve

@@ -1,7 +1,7 @@
-"""What a raw file or a metadata file says about its images: ids, status, restarts, origin; never pixels.
+"""The rows of a raw or metadata file: image ids, status, epochs and origin, but no pixels.
 
-The master file, `stddaq info`, `stddaq repair` and the reading back of runs all start from here. Files made
-by the C++ services hold the same datasets without the attributes that say where a file belongs.
+The master file, `stddaq info`, `stddaq repair` and the readers of runs start here. Files of the C++ services
+have the same datasets, but no attributes that name the run and the writer.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import numpy as np
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.opening import Opened, examine
+from stddaq.text import mismatch
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a file belongs, from the attributes of its group; None where C++-made files say nothing."""
+    """The run and the writer of a file, from the attributes of its group; None where a C++ file has none."""
 
     writer: int | None = None
     number_of_writers: int | None = None
@@ -64,7 +65,7 @@ class ImageRows:
     Attributes:
         image_ids: (n,) uint64.
         epochs: (n,) uint64: how often the ids had restarted within the run; (epoch, id) orders a run.
-        epochs_known: False when `epochs` was concluded from ids that do not increase.
+        epochs_known: False when `epochs` was derived from ids that do not increase.
     """
 
     path: Path
@@ -78,12 +79,12 @@ class ImageRows:
 
     @property
     def n_rows(self) -> int:
-        """Images of this file."""
+        """Return the number of images of this file."""
         return len(self.image_ids)
 
     @property
     def n_restarts(self) -> int:
-        """How often the ids restart from one row to the next."""
+        """Return how often the ids restart from one row to the next."""
         return int(np.count_nonzero(self.epochs[1:] != self.epochs[:-1]))
 
 
@@ -105,14 +106,14 @@ class RawRows(ImageRows):
 
     @property
     def datasets(self) -> RawDatasets:
-        """The datasets that these rows are of."""
+        """Return the datasets that these rows belong to."""
         return RawDatasets(self.path, f"/{self.detector_name}", self.image_shape, self.dtype, self.row_dtype)
 
 
 def read_raw_file(path: Path, allow_unclosed: bool = False) -> RawRows:
     """Read everything but the pixels of the raw file at `path`.
 
-    Raises `FileLayoutError` when it is missing, damaged, no raw file, or holds fewer images than rows.
+    Raises `FileLayoutError` when it is missing, damaged, not a raw file, or holds fewer images than rows.
     """
     with examine(path, allow_unclosed) as opened:
         return raw_file_of(path, opened)
@@ -125,24 +126,27 @@ def read_metadata_file(path: Path, allow_unclosed: bool = False) -> ImageRows:
 
 
 def raw_group(file: h5py.File) -> h5py.Group | None:
-    """The group of a raw file, with datasets `data` and `metadata`; None when this is no raw file."""
+    """Return the group of a raw file, with datasets `data` and `metadata`; None for any other file."""
     groups = [group for group in _groups(file) if _has(group, "data") and _has(group, "metadata")]
     return groups[0] if len(groups) == 1 else None
 
 
 def metadata_group(file: h5py.File) -> h5py.Group | None:
-    """The group of a metadata file, with the dataset `metadata` only; None when this is none."""
+    """Return the group of a metadata file, with the dataset `metadata` only; None for any other file."""
     groups = [group for group in _groups(file) if _has(group, "metadata") and "data" not in group]
     return groups[0] if len(groups) == 1 else None
 
 
 def raw_file_of(path: Path, opened: Opened) -> RawRows:
-    """The same as `read_raw_file` for a file that is open."""
+    """Do the same as `read_raw_file` with an open file."""
     group = raw_group(opened.file)
     if group is None:
         raise FileLayoutError(
-            f"{path}: is not a raw file: found {_content(opened.file)}, "
-            "expected one group /<detector_name> with datasets data and metadata"
+            mismatch(
+                str(path),
+                "a raw file (one group /<detector_name> with datasets data and metadata)",
+                _content(opened.file),
+            )
         )
     metadata, data = group["metadata"], group["data"]
     assert isinstance(data, h5py.Dataset)
@@ -174,12 +178,15 @@ def raw_file_of(path: Path, opened: Opened) -> RawRows:
 
 
 def metadata_file_of(path: Path, opened: Opened) -> ImageRows:
-    """The same as `read_metadata_file` for a file that is open."""
+    """Do the same as `read_metadata_file` with an open file."""
     group = metadata_group(opened.file)
     if group is None:
         raise FileLayoutError(
-            f"{path}: is not a metadata file: found {_content(opened.file)}, "
-            "expected one group /<detector_name> with a dataset metadata"
+            mismatch(
+                str(path),
+                "a metadata file (one group /<detector_name> with a dataset metadata)",
+                _content(opened.file),
+            )
         )
     metadata = group["metadata"]
     assert isinstance(metadata, h5py.Dataset)
@@ -209,7 +216,7 @@ def _table(path: Path, dataset: h5py.Dataset, columns: tuple[str, ...]) -> np.nd
 
 
 def _epochs(path: Path, group: h5py.Group, image_ids: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The epoch of each row: from the attribute `epochs`, else each id that does not increase begins one."""
+    """Return the epoch of each row, from the attribute `epochs`, else from ids that do not increase."""
     if "epochs" not in group.attrs:
         drops = np.zeros(len(image_ids), np.uint64)
         drops[1:] = image_ids[1:] <= image_ids[:-1]

@@ -1,6 +1,6 @@
-"""Reading a run back as one array in the order of its images, from its master file or its raw files.
+"""Read a run as one array in the order of its images, from its master file or its raw files.
 
-Unlike in a plain open of the master file, a raw file that is missing or short is an error here.
+Unlike a plain open of the master file, this raises an error for a raw file that is missing or short.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from stddaq.files.nexus import DATA, IMAGE_ID, RAW_FILES
 from stddaq.files.opening import damage_named, examine, open_file
 from stddaq.files.run import RecordedRun, read_run
 from stddaq.files.virtual import source_files
+from stddaq.text import mismatch
 
 
 class RunReader(Protocol):
-    """A run that is open for reading.
+    """A run open for reading.
 
     Attributes:
         image_ids: (n,) uint64, in the order of the images.
@@ -39,11 +40,11 @@ class RunReader(Protocol):
 
     @property
     def n_images(self) -> int:
-        """Images of the run."""
+        """Return the number of images."""
         ...
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Images `start` to `stop` (not included) as (stop - start, height, width) of `dtype`.
+        """Return images `start` to `stop` (not included) as (stop - start, height, width) of `dtype`.
 
         Raises `IndexError` outside 0 to `n_images`.
         """
@@ -52,7 +53,7 @@ class RunReader(Protocol):
 
 @contextmanager
 def open_run(path: Path) -> Iterator[RunReader]:
-    """Open the run of a master file; or of a directory (prefix "file") or any raw file, without master file.
+    """Open the run of a master file, or, without one, of a directory (prefix "file") or any raw file.
 
     Raises `FileLayoutError` that names the file which is missing, short, damaged or not closed.
     """
@@ -72,26 +73,26 @@ def open_run(path: Path) -> Iterator[RunReader]:
 
 
 def is_master_file(path: Path) -> bool:
-    """Whether the HDF5 file at `path` shows a run by a virtual dataset. Raises `FileLayoutError`."""
+    """Return whether the HDF5 file at `path` shows a run by a virtual dataset. Raises `FileLayoutError`."""
     with examine(path, allow_unclosed=True) as opened:
         images = opened.file.get(DATA)
         return isinstance(images, h5py.Dataset) and images.is_virtual and IMAGE_ID in opened.file
 
 
 def sources_of_master(path: Path, images: h5py.Dataset) -> list[Path]:
-    """The raw files that a master file shows, whether they exist or not; those without images do not show."""
+    """Return the raw files with images that a master file shows, even those that do not exist."""
     return [path.parent / name for name in source_files(images)]
 
 
 def _run_behind(path: Path, master: h5py.File) -> tuple[RecordedRun, h5py.Dataset]:
-    """The run whose raw files the master file shows, each found to be whole; and the virtual dataset."""
+    """Return the checked run that the master file shows, and the virtual dataset."""
     with damage_named(path):
         images, image_ids, names = (master.get(name) for name in (DATA, IMAGE_ID, RAW_FILES))
         assert isinstance(images, h5py.Dataset)
         assert isinstance(image_ids, h5py.Dataset)
         sources = sources_of_master(path, images)
         if isinstance(names, h5py.Dataset):
-            # Also those without an image, which the virtual dataset does not name.
+            # Files without images are not named by the virtual dataset.
             sources = [path.parent / str(name) for name in np.ravel(names.asstr()[()])]
         shown = image_ids[()]
     run = read_run(sources)
@@ -115,7 +116,7 @@ class _Reader:
 
     def _check(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.n_images:
-            raise IndexError(f"found images {start} to {stop}, allowed are 0 to {self.n_images}")
+            raise IndexError(mismatch("images", f"0 to {self.n_images}", f"{start} to {stop}"))
 
 
 class _MasterReader(_Reader):

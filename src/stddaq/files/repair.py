@@ -1,8 +1,8 @@
-"""`stddaq repair`: make a file whose writer was killed openable for everyone, and say what it holds.
+"""`stddaq repair`: make the file of a killed writer openable, and report its content.
 
-HDF5 refuses a plain open because the superblock still says that a writer is at work. Every image that the
-writer had flushed is there; what lies behind the last flushed row is cut off. A file that cannot be made
-whole truthfully stays as it is.
+HDF5 refuses a plain open because the superblock still marks the file as being written. Every image that the
+writer had flushed is kept; what follows the last flushed row is cut off. A file that has lost flushed images
+stays unchanged.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _VERSION, _ADDRESS_BYTES, _FLAGS, _END_OF_FILE, _CHECKSUM, _SIZE = 8, 9, 11, sli
 
 @dataclass(frozen=True, slots=True)
 class RepairResult:
-    """What was done to a file.
+    """What `repair` did to a file.
 
     Attributes:
-        n_images: images (rows of metadata) that it holds; None when it is no raw or metadata file.
-        n_cut: images without metadata, never flushed as a whole, that were cut off.
+        n_images: images (rows of metadata) that it holds; None when it is not a raw or metadata file.
+        n_cut: images without metadata, never completely flushed, that were cut off.
         repaired: False when there was nothing to repair.
     """
 
@@ -54,14 +54,14 @@ class RepairResult:
 def repair(path: Path) -> RepairResult:
     """Repair the file at `path`, in place; may be repeated.
 
-    Raises `FileLayoutError` when a living process has it open for writing, when it is no HDF5 file, or when
-    flushed images lie behind the end of a truncated file; then it stays as it is.
+    Raises `FileLayoutError`, and leaves the file unchanged, if a process has it open for writing, if it is
+    not an HDF5 file, or if it was truncated and flushed images are lost.
     """
     superblock = _read_superblock(path)
     if superblock is None or (not superblock.flags and superblock.end_of_file <= path.stat().st_size):
         n_images, _ = isolated(lambda: _images_and_end(path, path.stat().st_size), path)
         return RepairResult(path, n_images, 0, repaired=False)
-    with _nobody_else_writes(path) as fd:
+    with _exclusively_opened(path) as fd:
         try:
             n_images = _declare_closed(path, fd, superblock)
         except OSError as error:
@@ -70,12 +70,12 @@ def repair(path: Path) -> RepairResult:
 
 
 def _declare_closed(path: Path, fd: int, superblock: _Superblock) -> int | None:
-    """Clear the flags and set the true end of the file, unless what it holds then cannot be read."""
+    """Clear the flags and set the true end of the file, unless its content cannot be read then."""
     size = os.fstat(fd).st_size
     original = os.pread(fd, _SIZE, 0)
     try:
-        # SWMR writers leave an outdated end behind, and a plain open looks no further. The true one may lie
-        # in space that was allocated and never written: `_end_of_rows` refuses a file that lost more.
+        # A SWMR writer leaves an outdated end, and a plain open reads no further. The true end may lie in
+        # space that was allocated and never written; `_end_of_rows` refuses a file that lost more.
         end = max(superblock.end_of_file, size)
         _write_superblock(fd, original, end)
         n_images, end_of_rows = isolated(lambda: _images_and_end(path, size), path)
@@ -89,13 +89,13 @@ def _declare_closed(path: Path, fd: int, superblock: _Superblock) -> int | None:
 
 
 def _images_and_end(path: Path, size: int) -> tuple[int | None, int]:
-    """How many images the file holds, and where the space of its rows ends."""
+    """Return the number of images, and the offset at which the space of the rows ends."""
     with examine(path) as opened:
         return _n_images(path, opened), _end_of_rows(path, opened.file, size)
 
 
 def writers_of(path: Path) -> list[int]:
-    """Process ids that have `path` open for writing, as far as this user may see them on this host."""
+    """Return the ids of the processes with `path` open for writing that this user can see on this host."""
     status = path.stat()
     found: set[int] = set()
     for link in Path("/proc").glob("[0-9]*/fd/*"):
@@ -118,7 +118,7 @@ class _Superblock:
 
 
 def _read_superblock(path: Path) -> _Superblock | None:
-    """The superblock; None when there is none with flags, so that no writer can have left any."""
+    """Return the superblock; None if its version has no flags that a writer could leave set."""
     try:
         with path.open("rb") as file:
             block = file.read(_SIZE)
@@ -142,22 +142,22 @@ def _write_superblock(fd: int, original: bytes, end_of_file: int) -> None:
     block[_END_OF_FILE] = end_of_file.to_bytes(8, "little")
     block[_CHECKSUM:] = lookup3(bytes(block[:_CHECKSUM])).to_bytes(4, "little")
     os.ftruncate(fd, end_of_file)
-    # One write of 48 bytes inside a page: there is no moment with half of it.
+    # A write of 48 bytes within a page is atomic for readers.
     os.pwrite(fd, block, 0)
     os.fsync(fd)
 
 
 @contextmanager
-def _nobody_else_writes(path: Path) -> Iterator[int]:
-    """A descriptor for writing, after a look at HDF5's lock and at the processes that have the file open.
+def _exclusively_opened(path: Path) -> Iterator[int]:
+    """Open `path` for writing, if no process writes it or holds its HDF5 lock.
 
-    A SWMR writer gives its lock up, so that readers can come: the processes tell.
+    A SWMR writer releases its lock for readers, so the descriptors of all processes are checked as well.
     """
     writers = writers_of(path)
     if writers:
         raise FileLayoutError(
             f"{path}: is being written by process {', '.join(map(str, writers))}; "
-            "repair it when that has ended"
+            "repair it after that process has ended"
         )
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -168,7 +168,7 @@ def _nobody_else_writes(path: Path) -> Iterator[int]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise FileLayoutError(f"{path}: another process has it open (HDF5 file lock)") from error
-        # From here on HDF5 opens it itself, under locks of its own.
+        # HDF5 opens the file itself later and takes its own locks.
         fcntl.flock(fd, fcntl.LOCK_UN)
         yield fd
     finally:
@@ -176,7 +176,7 @@ def _nobody_else_writes(path: Path) -> Iterator[int]:
 
 
 def _end_of_rows(path: Path, file: h5py.File, size: int) -> int:
-    """Where the space of the run's datasets ends. Refuses rows behind `size`, its end as found."""
+    """Return the offset where the space of the datasets ends. Refuse rows beyond `size`, the file's end."""
     group = raw_group(file) or metadata_group(file)
     if group is None:
         return 0
@@ -186,18 +186,17 @@ def _end_of_rows(path: Path, file: h5py.File, size: int) -> int:
     for dataset in group.values():
         if not isinstance(dataset, h5py.Dataset):
             continue
-        lost, end_of_dataset = _rows_behind(dataset, len(rows), size)
+        lost, end_of_dataset = _rows_beyond(dataset, len(rows), size)
         end = max(end, end_of_dataset)
         if lost:
             raise FileLayoutError(
-                f"{path}: is truncated to {size} bytes: {lost} of {len(rows)} rows of {dataset.name} "
-                "are not in it any more"
+                f"{path}: is truncated to {size} bytes: {lost} of {len(rows)} rows of {dataset.name} are lost"
             )
     return end
 
 
-def _rows_behind(dataset: h5py.Dataset, n_rows: int, size: int) -> tuple[int, int]:
-    """How many of the first `n_rows` lie, even in part, behind `size`; where the dataset's space ends."""
+def _rows_beyond(dataset: h5py.Dataset, n_rows: int, size: int) -> tuple[int, int]:
+    """Return how many of the first `n_rows` lie beyond `size`, even in part, and the end of the dataset."""
     chunks = dataset.chunks
     if chunks is None:
         offset = dataset.id.get_offset()
@@ -228,7 +227,7 @@ def _n_images(path: Path, opened: Opened) -> int | None:
 
 
 def _cut(path: Path) -> int:
-    """Cut `data` to the rows of `metadata`. Returns how many images that were."""
+    """Cut `data` to the rows of `metadata`. Return the number of images cut off."""
     try:
         with h5py.File(path, "r+", libver=FILE_FORMAT) as file:
             group = raw_group(file)
@@ -242,7 +241,7 @@ def _cut(path: Path) -> int:
                 data.resize(metadata.shape[0], axis=0)
             return max(n_cut, 0)
     except DAMAGE as error:
-        raise FileLayoutError(f"{path}: is openable now, but its end cannot be cut: {error}") from error
+        raise FileLayoutError(f"{path}: can be opened now, but its end cannot be cut: {error}") from error
 
 
 def lookup3(data: bytes) -> int:

@@ -1,7 +1,7 @@
-"""A run as its files tell it: whether they belong together, and the order of the images in them.
+"""The run that a set of files holds: whether they belong together, and the order of their images.
 
-`read_run` is the gate that the master file and the reading back of runs go through: HDF5 itself shows fill
-values where a file is missing or short, and says nothing.
+The master file and all readers of runs go through `read_run`, because HDF5 itself silently shows fill values
+where a file is missing or short.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from stddaq.errors import FileLayoutError
 from stddaq.files.image_order import ImageOrder, order_images, rows_of_images
 from stddaq.files.names import in_writer_order, missing_between, sibling
 from stddaq.files.raw_rows import ImageRows, RawRows, read_metadata_file, read_raw_file
+from stddaq.text import mismatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +36,21 @@ class RecordedRun:
 
     @property
     def detector_name(self) -> str:
-        """The detector that made the images."""
+        """Return the name of the detector."""
         return self.raw_files[0].detector_name
 
     @property
     def image_shape(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
+        """Return (height, width) in pixels."""
         return self.raw_files[0].image_shape
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of a pixel."""
+        """Return the type of a pixel."""
         return self.raw_files[0].dtype
 
     def in_order(self, columns: Sequence[np.ndarray]) -> np.ndarray:
-        """Put one array per raw file (rows,) together to one array (n,) in the order of the images."""
+        """Merge one array per raw file (rows,) into one array (n,) in the order of the images."""
         result = np.empty(self.order.n_images, columns[0].dtype)
         for column, positions in zip(columns, self.order.positions, strict=True):
             result[positions] = column
@@ -57,17 +58,17 @@ class RecordedRun:
 
 
 def read_run(raw_files: Sequence[Path], metadata_file: Path | None = None) -> RecordedRun:
-    """Read the rows of all files of a run, in any order given.
+    """Read the rows of all files of a run, given in any order.
 
-    Raises `FileLayoutError`, which names the file that is missing, short, damaged, not closed, or not of the
-    run.
+    Raises `FileLayoutError`, which names the file that is missing, short, damaged, not closed, or not part of
+    the run.
     """
     if not raw_files:
-        raise FileLayoutError("found no raw files, expected at least one")
+        raise FileLayoutError(mismatch("raw files", "at least one", "none"))
     paths = in_writer_order(raw_files)
     absent = missing_between(paths)
     if absent is not None:
-        raise FileLayoutError(f"{absent}: is missing, though there is {paths[-1].name}")
+        raise FileLayoutError(f"{absent}: is missing, although {paths[-1].name} exists")
     files = [read_raw_file(path) for path in paths]
     _check_same(files, (*_IDENTITY, *_LAYOUT))
     files = _in_place(files)
@@ -98,19 +99,19 @@ _LAYOUT: tuple[Property, ...] = (
 
 
 def _check_same(files: Sequence[ImageRows], properties: Sequence[Property]) -> None:
-    """All files must say the same, as far as they say anything: C++-made ones may stand beside ours."""
+    """Check that the files agree in each property that they have; C++ files lack some."""
     for name, of in properties:
-        telling = [file for file in files if of(file) is not None]
-        for file in telling[1:]:
-            if of(file) != of(telling[0]):
+        with_value = [file for file in files if of(file) is not None]
+        for file in with_value[1:]:
+            if of(file) != of(with_value[0]):
                 raise FileLayoutError(
-                    f"{file.path}: is not of the same run as {telling[0].path}: {name}: "
-                    f"found {of(file)}, expected {of(telling[0])}"
+                    f"{file.path}: is not of the same run as {with_value[0].path}: "
+                    + mismatch(name, str(of(with_value[0])), str(of(file)))
                 )
 
 
 def _in_place(files: list[RawRows]) -> list[RawRows]:
-    """The files by their writers (those that do not say theirs: by their names); all must be there."""
+    """Return the files in the order of their writers, or of their names; all must be present."""
     n_writers = _number_of_writers(files)
     if n_writers is None:
         return files
@@ -118,9 +119,13 @@ def _in_place(files: list[RawRows]) -> list[RawRows]:
     for place, file in enumerate(files):
         writer = place if file.origin.writer is None else file.origin.writer
         if writer in by_writer:
-            raise FileLayoutError(f"{file.path}: is of writer {writer}, like {by_writer[writer].path}")
+            raise FileLayoutError(
+                f"{file.path}: belongs to writer {writer}, as does {by_writer[writer].path}"
+            )
         if writer >= n_writers:
-            raise FileLayoutError(f"{file.path}: is of writer {writer}, expected are 0 to {n_writers - 1}")
+            raise FileLayoutError(
+                f"{file.path}: belongs to writer {writer}, expected writers 0 to {n_writers - 1}"
+            )
         by_writer[writer] = file
     for writer in range(n_writers):
         if writer not in by_writer:
@@ -130,14 +135,14 @@ def _in_place(files: list[RawRows]) -> list[RawRows]:
 
 
 def _number_of_writers(files: Sequence[RawRows]) -> int | None:
-    said = (file.origin.number_of_writers for file in files)
-    return next((number for number in said if number is not None), None)
+    numbers = (file.origin.number_of_writers for file in files)
+    return next((number for number in numbers if number is not None), None)
 
 
 def _with_epochs_of(table: ImageRows, file: RawRows, writer: int, n_writers: int) -> RawRows:
-    """The file with the epochs of its rows from the metadata file, which has every image in order of arrival.
+    """Return the file with the epochs of its rows from the metadata file, which lists all images in order.
 
-    Only where the file does not tell them itself, and holds the images of its writer from the first on.
+    Nothing changes if the file has its own epochs, or does not hold the images of its writer from the first.
     """
     if file.epochs_known or not table.n_restarts:
         return file
@@ -148,9 +153,9 @@ def _with_epochs_of(table: ImageRows, file: RawRows, writer: int, n_writers: int
 
 
 def _check_last_writers(files: Sequence[RawRows], order: ImageOrder) -> None:
-    """Refuse files 0 to k of more writers, which say nothing of their number.
+    """Refuse files 0 to k of more writers, if no attribute gives the number of writers.
 
-    Ids that are all `i` modulo some larger number in each file i are what a run of that many writers leaves.
+    If all ids in each file i are `i` modulo some larger number, the run had that many writers.
     """
     if len(files) < 2 or _number_of_writers(files) is not None or order.image_division == "image_id":
         return
@@ -163,5 +168,5 @@ def _check_last_writers(files: Sequence[RawRows], order: ImageOrder) -> None:
         absent = sibling([file.path for file in files], len(files))
         raise FileLayoutError(
             f"{absent}: is missing: the image ids in the {len(files)} files are those of writers "
-            f"0 to {len(files) - 1} of {n_writers}; with the run's metadata file this could be decided"
+            f"0 to {len(files) - 1} of {n_writers}; pass the metadata file of the run to decide it"
         )

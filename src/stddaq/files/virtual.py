@@ -1,7 +1,7 @@
-"""Virtual datasets over rows of other files: many rows in few mappings, source names kept literal.
+"""Virtual datasets over rows of other files: many rows in few mappings, with literal source names.
 
-The master file is made of them. A mapping is an arithmetic progression of rows, so that their number grows
-with the gaps in a run, and not with its images. Creating one costs 10 to 30 us, each takes 190 bytes.
+The master file consists of them. A mapping is an arithmetic progression of rows, so their number grows with
+the gaps in a run, not with its images. Creating one takes 10 to 30 us and 190 bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class MappedRows:
         file: name of the file, relative to the directory of the file with the virtual dataset.
         dataset: full name of the dataset in it, of `n_rows` rows.
         stretches: its rows and their places in the virtual dataset.
-        rows_are_values: False: indices are rows, values are places; True: the other way round.
+        rows_are_values: if False, indices are rows and values are places; if True, the reverse.
     """
 
     file: str
@@ -53,7 +53,7 @@ def stretches(values: np.ndarray) -> list[Stretch]:
     found: list[tuple[int, int]] = []
     start = 0
     for end in ends:
-        # The value between two series belongs to the earlier, if that is more than a step between others.
+        # The value between two series belongs to the earlier one, unless that is a single step.
         if end > start:
             found.append((start, end))
             start = end + 1
@@ -73,9 +73,9 @@ def create_virtual_dataset(
     sources: Sequence[MappedRows],
     fill: np.ndarray | None = None,
 ) -> h5py.Dataset:
-    """Create dataset `name` of `shape` whose first axis is put together from `sources`.
+    """Create dataset `name` of `shape` whose first axis is assembled from `sources`.
 
-    `fill` (a scalar of `dtype`, default zero) is what HDF5 shows when a source is lost later.
+    HDF5 shows `fill` (a scalar of `dtype`, default zero) for sources that are lost later.
     """
     creation = h5p.create(h5p.DATASET_CREATE)
     creation.set_layout(h5d.VIRTUAL)
@@ -101,7 +101,7 @@ def create_virtual_dataset(
 
 
 def source_files(dataset: h5py.Dataset) -> list[str]:
-    """Names of the source files of a virtual dataset, as stored (relative), each once, in order."""
+    """Return the names of the source files of a virtual dataset as stored (relative), each once, in order."""
     creation = dataset.id.get_create_plist()
     names = dict.fromkeys(creation.get_virtual_filename(i) for i in range(creation.get_virtual_count()))
     return [name.replace("%%", "%") for name in names]

@@ -66,7 +66,7 @@ class ReadyImages:
         return taken
 
     def _append(self, images: Images) -> None:
-        self._queue = images if self._queue is None else images.behind(self._queue)
+        self._queue = images if self._queue is None else images.after(self._queue)
         self.n_ready += len(images)
 
     def _is_order_known(self, images: Images, counts: RunCounts) -> bool:
@@ -76,7 +76,7 @@ class ReadyImages:
             return True
         if not self._may_restart:
             return False
-        found = images if self._queue is None else images.behind(self._queue)
+        found = images if self._queue is None else images.after(self._queue)
         if len(found) <= 1:
             return True
         # Images of two epochs would leave a gap that the driver did not count.
