@@ -103,3 +103,16 @@ def test_repair_makes_the_file_of_a_killed_writer_openable(real_driver: RealDriv
         assert isinstance(data, h5py.Dataset)
         assert len(data) > 10
         assert f"{len(data)} images" in repair.stdout[0]
+
+
+def test_a_prefix_with_a_directory_is_found(real_driver: RealDriver, directory: Path):
+    record(real_driver, directory, 11)
+    for start, prefix in (
+        (directory.parent, f"{directory}/file"),
+        (directory.parent, f"{directory.name}/file"),
+    ):
+        (directory / "fileMaster.h5").unlink()
+        aggregate = stddaq(real_driver, "aggregate", start, "--prefix", prefix)
+        assert aggregate.wait() == 0, aggregate.stderr
+        assert "11 images of 32x48 uint16 from 2 raw files, 0 gaps" in aggregate.stdout[0]
+        assert (directory / "fileMaster.h5").exists()

@@ -8,6 +8,7 @@ import pty
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from cli.conftest import Up
 from support.peers.basic_driver import BasicDriver
 from support.processes.deployment import Deployment, free_port
 
+from stddaq.client import DriverBusyError
 from stddaq.client.simulator import SimulatorClient
+from stddaq_ophyd.core.driver_run import _words
 
 SIMULATE = ("-m", "--source", "simulate", "--rate", "500")
 
@@ -162,6 +165,48 @@ def test_a_basic_driver_can_be_used(deployment: Deployment, directory: Path):
         assert status.stdout == ["idle"]
 
 
+def test_a_driver_that_replaces_files_is_not_asked_to_unless_the_user_wants_it(
+    deployment: Deployment, directory: Path
+):
+    (directory / "file0.h5").write_text("precious")
+    (directory / "file_notes.h5").touch()
+    with BasicDriver() as peer:
+        command = [deployment.stddaq, "record", directory, "-n", 15, "--url", peer.url]
+        refused = deployment.run(*command)
+        assert refused.wait() == 1
+        assert "expected no file of this run, got file0.h5; this driver replaces" in refused.stderr[0]
+        unseen = deployment.run(*command[:2], directory / "absent", *command[3:])
+        assert unseen.wait() == 1
+        assert "a directory that can be listed from here" in unseen.stderr[0]
+        assert peer.commands == []
+        # What the messages advise.
+        assert deployment.run(*command, "--overwrite").wait() == 0
+        assert deployment.run(*command, "--prefix", "other").wait() == 0
+
+
+def test_duration_and_rate_are_those_of_the_images_not_of_the_wait(up: Callable[..., Up], directory: Path):
+    running = up("--source", "simulate", "--trigger", "--rate", "100")
+    record = running.record(directory, "-n", 101)
+    record.wait_for_line("waiting_for_first_image")
+    time.sleep(2)
+    with SimulatorClient(running.deployment.detector_name) as client:
+        client.trigger(101)
+    assert record.wait(timeout=20) == 0
+    found = re.search(
+        r"duration +([\d.]+) s from the first image to the last, ([\d.]+) images/s", record.output
+    )
+    assert found
+    assert 0.9 < float(found[1]) < 1.5
+    assert 70 < float(found[2]) < 112
+
+
+def test_files_that_were_never_made_are_not_listed(deployment: Deployment, directory: Path):
+    _, url = deployment.start_driver()
+    record = deployment.run(deployment.stddaq, "record", directory, "--url", url)
+    assert record.wait() == 1
+    assert not any(line.startswith("file ") for line in record.stdout)
+
+
 def test_status_tells_the_state_and_the_last_run(up: Callable[..., Up], directory: Path):
     running = up(*SIMULATE)
     stddaq = running.deployment.stddaq
@@ -185,6 +230,18 @@ def test_stop_ends_a_run_that_somebody_else_started(up: Callable[..., Up], direc
     assert stop.wait() == 0
     assert re.search(r"^file_saved: \d+ of \d+ images", stop.stdout[-1])
     assert record.wait() == 0
+
+
+def test_the_command_that_a_busy_device_proposes_ends_the_run(up: Callable[..., Up], directory: Path):
+    running = up(*SIMULATE)
+    record = running.record(directory)
+    record.wait_for_line("recording: .*images")
+    proposed = re.search("`stddaq (.*)`", _words(DriverBusyError("busy", "driver is busy!"), running.url))
+    assert proposed
+    stop = running.deployment.run(running.deployment.stddaq, *proposed[1].split())
+    assert stop.wait() == 0
+    assert stop.stdout[-1].startswith("file_saved")
+    assert record.wait(timeout=20) == 0
 
 
 def test_stop_without_a_run_says_so(up: Callable[..., Up]):

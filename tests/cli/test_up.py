@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -182,3 +184,22 @@ def test_a_replay_that_is_over_is_no_crash(deployment: Deployment, tmp_path: Pat
 def test_readiness_does_not_depend_on_the_log_level(make_deployment: Callable[..., Deployment]):
     running = Up(make_deployment(log_level="error"), *SIMULATE)
     assert running.process.end() == 0
+
+
+def test_the_documented_filter_makes_line_protocol_of_the_statistics(
+    make_deployment: Callable[..., Deployment],
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/log-lines.md").read_text()
+    found = re.search(r"stddaq up config.json \| (sed .*)", page)
+    assert found
+    deployment = make_deployment(statistics_format="influxdb")
+    running = Up(deployment, "--source", "simulate", "--rate", "100")
+    for service in ("std_det_writer", "std_det_driver"):
+        running.process.wait_for_line(rf"\| {service},detector=")
+    output = "\n".join(running.process.stdout)
+    filtered = subprocess.run(
+        shlex.split(found[1]), input=output, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert len(filtered) == output.count(f",detector={deployment.detector_name}") > 1
+    for line in filtered:
+        assert re.fullmatch(r"std_\w+,detector=\S+ \S+ \d+", line), line

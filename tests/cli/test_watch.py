@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -20,8 +22,10 @@ from rich.console import Console
 from support.processes.deployment import Deployment, Service, free_port, wait_until
 from support.processes.live_streams import LiveStreamService, image_of, start_live_stream
 
+from stddaq.cli import watch as watch_module
 from stddaq.cli.pictures.colours import Contrast, write_png
 from stddaq.cli.pictures.terminal import TerminalImage
+from stddaq.client import LiveImage, LiveStreamClient
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
 
@@ -82,7 +86,7 @@ def test_ids_that_did_not_come_are_said(deployment: Deployment) -> None:
         watching = watch(deployment, stream, "-n", 2)
         publish(range(1, 12, 10))
         assert watching.wait() == 0
-    assert watching.stdout[-1] == "2 images, the last with id 11; 9 skipped"
+    assert watching.stdout[-1] == "2 images, the last with id 11; 9 ids not in the stream"
 
 
 def test_interrupt_ends_it_in_peace(deployment: Deployment) -> None:
@@ -217,3 +221,15 @@ def test_png_is_dark_where_the_image_is_and_bright_where_it_is(tmp_path: Path) -
             pixels = np.asarray(picture.convert("L"))
         assert pixels.shape == (20, 30)
         assert pixels[:, :15].max() < 20 < 200 < pixels[:, 15:].min()
+
+
+def test_a_rate_counts_intervals_not_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, now = watch_module._Seen(), 100.0
+    monkeypatch.setattr(watch_module.time, "monotonic", lambda: now)
+    stream = SimpleNamespace(n_skipped=9, n_malformed=0, n_dropped=0)
+    image = LiveImage(1, np.zeros((2, 2), "u2"), "array-1.0", None, None, None, 1000)
+    for _ in range(3):
+        seen.add(image, cast(LiveStreamClient, stream))
+        now += 1.0
+    assert seen.rates() == (1.0, 1000.0)
+    assert (seen.losses(), seen.left_out()) == ("", "9 ids not in the stream")

@@ -188,7 +188,9 @@ def test_client_without_a_service_raises_unreachable(rest: RestService) -> None:
 
 def test_the_simulator_is_started_and_stopped(rest: RestService) -> None:
     name = rest.deployment.detector_name
-    with pytest.raises(RequestRefusedError, match="is the simulator running") as refused:
+    with pytest.raises(
+        RequestRefusedError, match="no simulator or replay of this detector is running"
+    ) as refused:
         rest.client.simulator(name, "start")
     assert refused.value.status == 409
     start_source(rest.deployment, "simulate", "--trigger", "--rate", 100)

@@ -68,12 +68,14 @@ def _ids(ids: Sequence[int | Sequence[int]], number: int) -> str:
 
 
 def _duration(account: Mapping[str, Any], image_bytes: int | None) -> str:
-    seconds, count = account.get("duration_s") or 0.0, account.get("count", 0)
-    text = f"{seconds:.2f} s"
-    if seconds > 0 and count:
-        text += f", {count / seconds:.1f} images/s"
-        if image_bytes:
-            text += f", {count * image_bytes / seconds / 1e9:.3f} GB/s"
+    """Return the time from the first image to the last, and the rate; without images that of the run."""
+    seconds, count = account.get("recording_s") or 0.0, account.get("count", 0)
+    if not seconds or count < 2:
+        return f"{account.get('duration_s') or 0.0:.2f} s"
+    rate = (count - 1) / seconds
+    text = f"{seconds:.2f} s from the first image to the last, {rate:.1f} images/s"
+    if image_bytes:
+        text += f", {rate * image_bytes / 1e9:.3f} GB/s"
     return text
 
 

@@ -32,8 +32,13 @@ def run(args: argparse.Namespace) -> int:
 
     output = None if args.output is None else Path(args.output)
     paths = [Path(path) for path in args.paths]
+    prefix = args.prefix
+    if prefix is not None and "/" in prefix:
+        # Of a prefix with a directory, relative ones begin at PATH.
+        directory, _, prefix = prefix.rpartition("/")
+        paths = [(path if path.is_dir() else path.parent) / (directory or "/") for path in paths]
     master = isolated(
-        lambda: aggregate_run(paths, output, args.prefix, args.overwrite), paths[0], MASTER_FILE_TIMEOUT_S
+        lambda: aggregate_run(paths, output, prefix, args.overwrite), paths[0], MASTER_FILE_TIMEOUT_S
     )
     height, width = master.image_shape
     print(

@@ -61,6 +61,9 @@ def run(args: argparse.Namespace) -> int:
 
     image_bytes = _image_bytes(args.config)
     with DriverClient(args.url) as driver:
+        if not args.overwrite and (reason := _overwriting(driver, args)):
+            print(f"stddaq record: refused: {reason}", file=sys.stderr)
+            return 1
         try:
             driver.start(args.path, **_fields(args))
             follow(driver, image_bytes)
@@ -75,6 +78,24 @@ def run(args: argparse.Namespace) -> int:
             return 1
         _summarise(driver, args, image_bytes)
     return 0
+
+
+def _overwriting(driver: DriverClient, args: argparse.Namespace) -> str:
+    """Return why a driver that replaces existing files must not be asked to record; empty if it may."""
+    from stddaq.files.names import files_of_prefix
+    from stddaq.text import mismatch
+
+    if driver.latest.is_stddaq:
+        return ""  # It refuses.
+    advice = "this driver replaces existing files; choose another path or --prefix, or give --overwrite"
+    try:
+        existing = files_of_prefix(Path(args.path), args.prefix)
+    except OSError as error:
+        return mismatch(args.path, "a directory that can be listed from here", f"{error.strerror}", advice)
+    if not existing:
+        return ""
+    found = ", ".join(existing[:3]) + (", ..." if len(existing) > 3 else "")
+    return mismatch(args.path, "no file of this run", found, advice)
 
 
 def _fields(args: argparse.Namespace) -> dict[str, Any]:

@@ -92,29 +92,34 @@ class _Seen:
 
     def rates(self) -> tuple[float, float]:
         """Return images and bytes per second, of the last seconds."""
-        now = time.monotonic()
-        self._forget(now)
+        self._forget(time.monotonic())
         if len(self._recent) < 2:
             return 0.0, 0.0
-        span = now - self._recent[0][0]
-        return len(self._recent) / span, sum(n_bytes for _, n_bytes in self._recent) / span
+        # Of n images n - 1 intervals are known; the first image belongs to the interval before.
+        (begin, n_first_bytes), (end, _) = self._recent[0], self._recent[-1]
+        n_bytes = sum(n_bytes for _, n_bytes in self._recent) - n_first_bytes
+        span = max(end - begin, 1e-6)
+        return (len(self._recent) - 1) / span, n_bytes / span
 
     def losses(self) -> str:
-        """Return what is bad or absent: `3 skipped, 1 damaged`; empty when nothing is."""
+        """Return what was lost or is bad: `3 dropped because the terminal is slow, 1 damaged`; or nothing."""
         parts = (
-            (self.n_skipped, "skipped"),
             (self.n_dropped, "dropped because the terminal is slow"),
             (self.n_damaged, "damaged"),
             (self.n_malformed, "malformed"),
         )
         return ", ".join(f"{count} {what}" for count, what in parts if count)
 
+    def left_out(self) -> str:
+        """Return how many ids did not come. That is no loss where the stream's setting leaves images out."""
+        return f"{self.n_skipped} ids not in the stream" if self.n_skipped else ""
+
     def summary(self) -> str:
         """Return one line for the end."""
         if self.last is None:
             return "no images"
-        losses = self.losses()
-        return f"{self.n_images} images, the last with id {self.last.image_id}" + (losses and f"; {losses}")
+        images = f"{self.n_images} images, the last with id {self.last.image_id}"
+        return "; ".join(part for part in (images, self.left_out(), self.losses()) if part)
 
 
 class _Saver:
@@ -157,7 +162,10 @@ def _watch_lines(
         _take_one(stream, args, seen, saver, timeout=LINE_PERIOD_S)
         if time.monotonic() >= shown_at + LINE_PERIOD_S and seen.last is not None:
             shown_at = time.monotonic()
-            print(", ".join(part for part in (*_facts(seen), seen.losses()) if part), flush=True)
+            print(
+                ", ".join(part for part in (*_facts(seen), seen.left_out(), seen.losses()) if part),
+                flush=True,
+            )
 
 
 def _watch_terminal(
@@ -242,6 +250,8 @@ def _screen(args: argparse.Namespace, seen: _Seen, image: LiveImage) -> Renderab
     )
     losses = seen.losses()
     status = Text(f" {losses or 'no losses'}", "yellow" if losses else "green")
+    if seen.n_skipped:
+        status.append(f"  {seen.left_out()}", "dim")
     if image.status is not None:
         status.append(f"  this image: {image.status}", "bold red")
     layout = Layout()

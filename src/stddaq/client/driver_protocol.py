@@ -340,8 +340,7 @@ class BasicDriver(DriverProtocol):
 
 def protocol_for(first: DriverStatus, history: DriverHistory) -> DriverProtocol:
     """Return the protocol of the driver that sent `first` when it was connected to."""
-    is_replying = "run_id" in first.raw or "command" in first.raw
-    return ReplyingDriver(history) if is_replying else BasicDriver(history)
+    return ReplyingDriver(history) if first.is_stddaq else BasicDriver(history)
 
 
 def refusal(status: DriverStatus) -> DriverError | None:

@@ -6,7 +6,9 @@ Detector devices use `SimulatorClient` in place of a trigger line. Every call is
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -54,6 +56,29 @@ class SimulatorState:
     """Images until the source ends; None: it does not end."""
     n_subscribers: int
     scan_id: int
+
+
+def _why_unreachable(endpoint: str) -> str:
+    path = endpoint.removeprefix("ipc://")
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(1.0)
+            probe.connect(path)
+    except PermissionError:
+        return f"this user may not connect to it ({_owner(path)})"
+    except (FileNotFoundError, ConnectionRefusedError):
+        return "no simulator or replay of this detector is running on this machine"
+    except OSError as error:
+        return str(error.strerror or error)
+    return "the simulator accepts connections but does not answer"
+
+
+def _owner(path: str) -> str:
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        return f"its directory: {error.strerror}"
+    return f"owner uid {status.st_uid}, mode {status.st_mode & 0o7777:04o}"
 
 
 class SimulatorClient:
@@ -117,9 +142,8 @@ class SimulatorClient:
             # A REQ socket cannot send again before the answer, which may come late, so it is replaced.
             self._socket.close(linger=0)
             self._socket = self._connect()
-            raise SimulatorNotReachableError(
-                f"{self.endpoint}: no answer within {self._timeout:g} s; is the simulator running?"
-            )
+            why = _why_unreachable(self.endpoint)
+            raise SimulatorNotReachableError(f"{self.endpoint}: no answer within {self._timeout:g} s: {why}")
         answer = json.loads(self._socket.recv())
         if answer["status"] != "ok":
             raise SimulatorRefusedError(answer["reason"])

@@ -56,6 +56,11 @@ class DriverStatus:
         return self.status in BUSY_STATES
 
     @property
+    def is_stddaq(self) -> bool:
+        """Whether stddaq's driver sent it, which marks its replies."""
+        return "run_id" in self.raw or "command" in self.raw
+
+    @property
     def is_end(self) -> bool:
         """Whether this is the last state of a run: its files are closed."""
         return self.status in END_STATES

@@ -77,6 +77,12 @@ def find_run(path: Path, prefix: str | None = None) -> RunFiles:
     )
 
 
+def files_of_prefix(directory: Path, prefix: str) -> list[str]:
+    """Names in `directory` that a run of `prefix` uses, sorted. Raises `OSError`."""
+    name = re.compile(re.escape(prefix) + r"(\d+|Meta|Master)\.h5")
+    return sorted(entry.name for entry in directory.iterdir() if name.fullmatch(entry.name))
+
+
 def in_writer_order(paths: Sequence[Path]) -> list[Path]:
     """Return `paths` sorted by the number at the end of their names, if all have one."""
     numbers = _numbers_behind_common_prefix([path.name for path in paths])

@@ -282,7 +282,7 @@ class DriverRun:
 def _words(cause: BaseException, url: str) -> str:
     """Return the cause, with what the user can do about it."""
     if isinstance(cause, DriverBusyError):
-        return f"{cause}; `stddaq stop {url}` ends the run of another user"
+        return f"{cause}; `stddaq stop --url {url}` ends the run of another user"
     if isinstance(cause, DriverUnreachableError):
         return f"{cause} `stddaq up` starts the services"
     if isinstance(cause, CommandRefusedError | RunFailedError):

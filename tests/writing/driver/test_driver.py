@@ -652,3 +652,30 @@ def test_a_run_without_its_writers_has_no_images_of_the_last_one(
         assert next(m for m in bench.client.messages if m["status"] == "error")["count"] == 0
 
     on_bench(test)
+
+
+def test_files_of_a_run_that_failed_are_those_that_were_made(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        bench.distributor.refused = {"create_file": "writer 1: no room"}
+        await bench.start()
+        assert (await bench.last_result())["files"] == {"raw": [], "metadata": None, "master": None}
+        bench.client.messages.clear()
+        bench.distributor.refused = {"create_master_file": "no room"}
+        await bench.start(n_image=1)
+        await bench.reach("waiting_for_first_image")
+        bench.distributor.publish(0)
+        files = (await bench.last_result())["files"]
+        assert [Path(path).name for path in files["raw"]] == ["file0.h5", "file1.h5"]
+        assert files["master"] is None
+
+    on_bench(test)
+
+
+def test_a_driver_with_overwrite_replaces_files_in_every_run(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        (bench.directory / "file0.h5").write_text("old")
+        assert (await bench.start(n_image=0))["error"] == "file_exists"
+        bench.driver._overwrite = True
+        assert (await bench.start(n_image=0))["status"] == "started"
+
+    on_bench(test)

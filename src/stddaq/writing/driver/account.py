@@ -24,9 +24,10 @@ class RunAccount(StreamCounts):
     Attributes:
         damaged_ids: recorded images whose status is not good.
         n_before_start_id: images that are not recorded because of `start_id`.
+        first_at, last_at: when the first and the last image were recorded, by `time.monotonic`.
     """
 
-    __slots__ = ("_first", "_last", "damaged_ids", "n_before_start_id")
+    __slots__ = ("_first", "_last", "damaged_ids", "first_at", "last_at", "n_before_start_id")
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,6 +35,7 @@ class RunAccount(StreamCounts):
         self._last = array("Q")
         self.damaged_ids = array("Q")
         self.n_before_start_id = 0
+        self.first_at = self.last_at = 0.0
 
     def record(self, metadata: pb.ImageMetadata) -> None:
         """Count the next recorded image."""
@@ -98,6 +100,7 @@ class RunAccount(StreamCounts):
             "n_restarts": self.n_restarts,
             "first_id": self._first[0] if self.n_images else None,
             "last_id": self._last[-1] if self.n_images else None,
+            "recording_s": round(max(0.0, self.last_at - self.first_at), 6),
             "damaged_ids": list(damaged[:list_limit]),
             "overwritten_ids": list(overwritten[:list_limit]),
             "failed_ids": list(failed[:list_limit]),

@@ -25,7 +25,8 @@ class ActiveRun:
     Attributes:
         account: the distributor's thread counts in it.
         failure: why the data path ended the recording; empty when it did not fail.
-        created, closed: names of the writers that confirmed it.
+        created, closed, discarded: names of the writers that confirmed it of their file.
+        has_master: the master file was made.
     """
 
     def __init__(self, start: StartCommand, files: PlannedFiles) -> None:
@@ -40,6 +41,8 @@ class ActiveRun:
         self.failure = ""
         self.created: set[str] = set()
         self.closed: set[str] = set()
+        self.discarded: set[str] = set()
+        self.has_master = False
 
     def end_recording(self, failure: str) -> None:
         """Note that no further image is recorded. The first failure counts."""
@@ -52,7 +55,20 @@ class ActiveRun:
 
     def unclosed_files(self) -> list[Path]:
         """Return the files whose writers created them and did not confirm that they closed them."""
+        return [path for name, path in self._by_writer().items() if name in self.created - self.closed]
+
+    def made_files(self) -> dict[str, object]:
+        """Return the files of the run that were made and not discarded, for messages."""
+        kept = self.created - self.discarded
+        paths = {name: str(path) for name, path in self._by_writer().items() if name in kept}
+        return {
+            "raw": [path for name, path in paths.items() if name != META],
+            "metadata": paths.get(META),
+            "master": str(self.files.master) if self.has_master else None,
+        }
+
+    def _by_writer(self) -> dict[str, Path]:
         by_writer = {str(i): path for i, path in enumerate(self.files.raw)}
         if self.files.metadata:
             by_writer[META] = self.files.metadata
-        return [path for name, path in by_writer.items() if name in self.created - self.closed]
+        return by_writer

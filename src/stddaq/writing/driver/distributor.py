@@ -271,16 +271,22 @@ class Distributor:
     def _take_images(self) -> int:
         """Receive what has arrived, at most a batch. Returns the number of messages."""
         job = self._job
+        n_before = job.account.n_images if job else 0
+        n_messages = self._take_messages(job)
+        if job and job.account.n_images > n_before:
+            job.account.last_at = time.monotonic()
+        self.n_received += n_messages
+        return n_messages
+
+    def _take_messages(self, job: RecordingJob | None) -> int:
         receive = self._subscriber.recv
         for n in range(BATCH_LIMIT):
             try:
                 message = receive(zmq.NOBLOCK)
             except zmq.Again:
-                self.n_received += n
                 return n
             if job and job.is_open:
                 self._forward(message, job)
-        self.n_received += BATCH_LIMIT
         return BATCH_LIMIT
 
     def _forward(self, message: bytes, job: RecordingJob) -> None:
@@ -313,6 +319,7 @@ class Distributor:
         if not (self._send(writer, action) and (self._meta is None or self._send(self._meta, action))):
             return
         if not position:
+            account.first_at = time.monotonic()
             job.on_first_image()
         if account.n_images >= job.n_image:
             self._end_recording("")

@@ -49,7 +49,10 @@ class Driver:
         distributor: Distributor,
         roots: Sequence[Path],
         config_path: Path,
+        overwrite: bool = False,
     ) -> None:
+        """With `overwrite` every run may replace existing files."""
+        self._overwrite = overwrite
         self._config_path = config_path
         self._config, self._suffix, self._distributor, self._roots = config, suffix, distributor, roots
         self._machine = StateMachine()
@@ -113,6 +116,8 @@ class Driver:
             log.event("start rejected: %s", refusal["detail"])
             client.send(encode(refusal | {"command": "start"}))
             return
+        if self._overwrite:
+            start = start.model_copy(update={"overwrite": True})
         files = PlannedFiles.of(start, self._config.number_of_writers, self._writers.have_metadata_writer)
         run = ActiveRun(start, files)
         self._machine.enter(State.CHECKING_START, run=run)

@@ -94,7 +94,13 @@ class RunCourse:
             on_complete()
         enter(State.SAVING_FILE)
         await writers.close_files(run)
-        await self._create_master_file()
+        # The account in the master file lists the file itself.
+        run.has_master = True
+        try:
+            await self._create_master_file()
+        except BaseException:
+            run.has_master = False
+            raise
         n_overwritten = writers.n_overwritten()
         if run.start.strict and n_overwritten:
             raise RunError(
@@ -182,7 +188,7 @@ class RunCourse:
             "n_image": run.start.n_image,
             "start_id": run.start.start_id,
             **run.account.result(overwritten, failed, list_limit),
-            "files": run.files.as_json(),
+            "files": run.made_files(),
             "started_at": run.started_at.isoformat(),
             "finished_at": datetime.now(UTC).isoformat(),
             "duration_s": round(run.duration(), 6),

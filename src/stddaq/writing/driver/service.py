@@ -172,6 +172,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="write files below this directory only; may be given several times (default: anywhere)",
     )
     parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace existing files in every run, as the C++ driver does (default: refuse the start)",
+    )
+    parser.add_argument(
         "--writer-timeout",
         type=Seconds(),
         default=10.0,
@@ -207,7 +212,12 @@ async def _serve_clients(
     config: DetectorConfig, args: argparse.Namespace, distributor: Distributor, stop: daemon.StopRequest
 ) -> None:
     driver = Driver(
-        config, args.source_suffix, distributor, args.allowed_root, Path(args.detector_json_filename)
+        config,
+        args.source_suffix,
+        distributor,
+        args.allowed_root,
+        Path(args.detector_json_filename),
+        overwrite=args.overwrite,
     )
     server = DriverServer(config, args.source_suffix, driver, distributor)
     await server.serve(args.host, args.port, stop)

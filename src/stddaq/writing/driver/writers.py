@@ -82,7 +82,11 @@ class Writers:
         # Empty files of a run that recorded nothing would only be in the way of the next try.
         close = pb.CloseWriterFile(discard_if_empty=not run.account.n_images)
         actions = self._same_action(pb.WriterAction(close_file=close))
-        await self._ask(run, {peer.name: actions[peer.name] for peer in self._peers if peer.connected})
+        asked = [peer for peer in self._peers if peer.connected]
+        answers = await self._ask(run, {peer.name: actions[peer.name] for peer in asked})
+        if close.discard_if_empty:
+            # A C++ writer keeps its file.
+            run.discarded |= {p.name for p in asked if p.has_extensions and not answers[p.name].reason}
 
     async def create_master_file(self, run: ActiveRun, create: pb.CreateMasterFile, timeout: float) -> bool:
         """Let a writer create the master file: it acts as the user of the run and has HDF5 loaded.
