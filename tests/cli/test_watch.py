@@ -22,9 +22,9 @@ from rich.console import Console
 from support.processes.deployment import Deployment, Service, free_port, wait_until
 from support.processes.live_streams import LiveStreamService, image_of, start_live_stream
 
-from stddaq.cli import watch as watch_module
 from stddaq.cli.pictures.colours import Contrast, write_png
 from stddaq.cli.pictures.terminal import TerminalImage
+from stddaq.cli.watch import _Seen
 from stddaq.client import LiveImage, LiveStreamClient
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
@@ -224,8 +224,8 @@ def test_png_is_dark_where_the_image_is_and_bright_where_it_is(tmp_path: Path) -
 
 
 def test_a_rate_counts_intervals_not_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, now = watch_module._Seen(), 100.0
-    monkeypatch.setattr(watch_module.time, "monotonic", lambda: now)
+    seen, now = _Seen(), 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     stream = SimpleNamespace(n_skipped=9, n_malformed=0, n_dropped=0)
     image = LiveImage(1, np.zeros((2, 2), "u2"), "array-1.0", None, None, None, 1000)
     for _ in range(3):
