@@ -1,8 +1,8 @@
 """Read and replace a configuration file, and keep its previous versions.
 
-A file is replaced by a rename, so that readers see the old or the new version, with its mode and owner.
-Writers, also those in other processes, take turns by a lock on the history directory. A call may block
-for any time inside the file system, so callers use threads.
+Readers see the old or the new version, with the mode and owner of the old one. Writers in all processes take
+turns by a lock on the history directory. A call may block in the file system without limit, so callers use
+threads.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from stddaq.atomic_file import create_file, replace_file
 from stddaq.config.model import DetectorConfig, parse_json
 from stddaq.config.services import affected_programs, changed_keys, service_mistakes
 from stddaq.errors import ConfigError, StdDaqError
@@ -170,14 +171,8 @@ def _replace(
         return Change(config, _etag(before), [], [], [], None)
     after = (json.dumps(content, indent=2) + "\n").encode()
     kept = history / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-before-{user}.json"
-    _write(kept, before, like=path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        _write(temporary, after, like=path)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _flush_directory(path.parent)
+    create_file(kept, before, like=path)
+    replace_file(path, after)
     for oldest in sorted(history.iterdir())[:-HISTORY_LIMIT]:
         oldest.unlink(missing_ok=True)
     # The old file was invalid, so no service was using it.
@@ -194,28 +189,6 @@ def _previous(text: bytes) -> tuple[dict[str, Any], DetectorConfig | None]:
         return content, DetectorConfig.parse(content)
     except ConfigError:
         return {}, None
-
-
-def _write(path: Path, content: bytes, like: Path) -> None:
-    """Make the file `path` with the mode and owner of `like`, on the disk when this returns."""
-    model = like.stat()
-    # Whoever left a temporary file of this name is dead: writers take turns.
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        if (model.st_uid, model.st_gid) != (os.geteuid(), os.getegid()):
-            os.fchown(file.fileno(), model.st_uid, model.st_gid)
-        os.fchmod(file.fileno(), model.st_mode & 0o7777)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_directory(directory: Path) -> None:
-    descriptor = os.open(directory, _DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _etag(text: bytes) -> str:
