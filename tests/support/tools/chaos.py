@@ -587,16 +587,15 @@ class Episode:
                 self._find("account", str(error))
         n_readable = sum(ids.values())
         if account["n_good"] > n_readable and not self._harmed_files:
-            self._find(
-                "wrong", f"{account['n_good']} good in the account, {n_readable} in the files: {account}"
-            )
+            numbers = {key: value for key, value in account.items() if key.startswith("n_")}
+            self._find("wrong", f"{n_readable} good images in the files of the account {numbers}")
         if account["outcome"] != "file_saved":
             return
         if self._harmed_files and any(not Path(path).exists() for path in account["files"]["raw"]):
             # A file that was removed after the writers had closed it cannot be noticed.
             self.n_bad += 1
             return
-        if account["n_good"] != n_readable:
+        elif account["n_good"] != n_readable:
             self._find("account", f"{account['n_good']} good in the account, {n_readable} in the files")
         self._check_master(directory / "fileMaster.h5", account)
 
@@ -645,7 +644,7 @@ class Episode:
         try:
             self._deployment.close()
         except AssertionError as error:
-            self._where = f"seed {self.seed}, end"
+            self._where = f"seed {self.seed}, end ({self.chain}; {dict(self.harm)})"
             self._find("end", str(error))
 
     def __enter__(self) -> Self:

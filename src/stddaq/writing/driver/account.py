@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 from array import array
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from stddaq.dataplane.stream_counts import StreamCounts
@@ -74,6 +76,35 @@ class RunAccount(StreamCounts):
         for first, last in self.ranges:
             yield from range(first, last + 1)
 
+    def _damaged_with_pixels(self, without_pixels: Sequence[int]) -> Sequence[int]:
+        """Return the damaged ids, without those of images that are overwritten or failed.
+
+        An id that was recorded several times may be damaged once and overwritten another time. Which of its
+        images was overwritten is unknown here: as many as possible count as bad, so that none of them counts
+        as good that is not.
+        """
+        common = set(self.damaged_ids).intersection(without_pixels) if without_pixels else set()
+        if not common:
+            return self.damaged_ids
+        n_bad = Counter(image_id for image_id in (*self.damaged_ids, *without_pixels) if image_id in common)
+        n_both = n_bad - self._n_recorded(sorted(common))
+        damaged = []
+        for image_id in self.damaged_ids:
+            if n_both[image_id] > 0:
+                n_both[image_id] -= 1
+            else:
+                damaged.append(image_id)
+        return damaged
+
+    def _n_recorded(self, ids: Sequence[int]) -> Counter[int]:
+        """Return how often each of `ids`, which rise, was recorded."""
+        if not self.n_restarts:
+            return Counter(ids)
+        found: Counter[int] = Counter()
+        for first, last in self.ranges:
+            found.update(ids[bisect_left(ids, first) : bisect_right(ids, last)])
+        return found
+
     def result(
         self, overwritten: Sequence[int], failed: Sequence[int], list_limit: int | None
     ) -> dict[str, object]:
@@ -81,10 +112,7 @@ class RunAccount(StreamCounts):
 
         Lists are cut to `list_limit` entries, if any; `lists_truncated` says so. The counts are always exact.
         """
-        without_pixels = set(overwritten) | set(failed)
-        damaged = (
-            [i for i in self.damaged_ids if i not in without_pixels] if without_pixels else self.damaged_ids
-        )
+        damaged = self._damaged_with_pixels([*overwritten, *failed])
         skipped = list(itertools.islice(self.skipped(), None if list_limit is None else list_limit + 1))
         lists = (damaged, overwritten, failed, skipped)
         return {
