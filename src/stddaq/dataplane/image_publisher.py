@@ -1,8 +1,8 @@
 """The publishing end of the data plane: pixels into a slot of the ring buffer, then the announcement.
 
-Every source (simulator, replay, camera receiver) publishes through `ImagePublisher`. It owns the writing side
-of the ring buffer and the bound socket of the metadata stream; it never waits for a subscriber, and sends
-nothing but one `ImageMetadata` per image.
+Every source, and every processing stage that has its own ring buffer, publishes through `ImagePublisher`. It
+owns the writing side of the ring buffer and the bound socket of the metadata stream; it never waits for a
+subscriber, and sends only one `ImageMetadata` per image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stddaq.text import mismatch
 
 
 class ImagePublisher:
-    """Publishes the uncompressed images of one detector.
+    """Publishes the images of one detector.
 
     Costs about 4 us per image and the copy of its pixels. Attributes:
         metadata: the message of the next announcement, reused. Set the detector's own fields in it
@@ -33,14 +33,16 @@ class ImagePublisher:
     def __init__(self, config: DetectorConfig, suffix: str = "image") -> None:
         """Bind the metadata stream and attach to the ring buffer of `suffix`.
 
-        Raises `EndpointError` when another service publishes there, `GeometryError` when the ring buffer
+        Raise `EndpointError` when another service publishes there, `GeometryError` when the ring buffer
         exists with another geometry.
         """
+        self._height, self._width = config.image_shape
+        self._dtype = dtype_code(config.dtype)
         self.metadata = ImageMetadata(
-            height=config.image_pixel_height,
-            width=config.image_pixel_width,
+            height=self._height,
+            width=self._width,
             size=config.image_bytes,
-            dtype=dtype_code(config.dtype),  # pyright: ignore[reportArgumentType]
+            dtype=self._dtype,  # pyright: ignore[reportArgumentType]
         )
         self.n_published = 0
         self._stream = MetadataPublisher(config, suffix)
@@ -54,6 +56,7 @@ class ImagePublisher:
         self.n_slots = geometry.n_slots
         used = self._ring.memory[: geometry.n_slots * geometry.image_bytes]
         self._slots = np.frombuffer(used, config.dtype).reshape(geometry.n_slots, *config.image_shape)
+        self._slot_bytes = np.frombuffer(used, np.uint8).reshape(geometry.n_slots, geometry.image_bytes)
 
     def count_subscribers(self) -> int:
         """Read the subscriptions that have arrived, and return how many there are. Call it regularly."""
@@ -66,10 +69,15 @@ class ImagePublisher:
     def begin(self, image_id: int) -> np.ndarray:
         """Open the slot of image `image_id`: an array (height, width) of the pixel type to fill in place.
 
-        Readers do not trust the slot until `commit`. Raises `SourceError` when there is no memory for it.
+        Readers do not trust the slot until `commit`. Raise `SourceError` when there is no memory for it.
         """
         self._ring.begin(image_id)
         return self._slots[image_id % self.n_slots]
+
+    def begin_bytes(self, image_id: int) -> np.ndarray:
+        """Open the slot of image `image_id` like `begin`: an array of bytes, for a compressed image."""
+        self._ring.begin(image_id)
+        return self._slot_bytes[image_id % self.n_slots]
 
     def commit(self, image_id: int, status: int = GOOD_IMAGE) -> int:
         """Announce the image put into its slot since `begin`. Return its sequence number."""
@@ -81,10 +89,26 @@ class ImagePublisher:
         self.n_published += 1
         return sequence
 
+    def commit_processed(self, metadata: ImageMetadata, size: int, compression: int) -> int:
+        """Announce the image put into its slot since `begin`, with the message of the image it was made from.
+
+        It is in the first `size` bytes of the slot. `metadata` keeps its id, status and detector fields; the
+        others are replaced. Return the sequence number.
+        """
+        metadata.height, metadata.width = self._height, self._width
+        metadata.dtype = self._dtype  # pyright: ignore[reportAttributeAccessIssue]
+        metadata.size = size
+        metadata.compression = compression  # pyright: ignore[reportAttributeAccessIssue]
+        metadata.sequence = sequence = self._ring.commit(metadata.image_id)
+        metadata.number = 0
+        self._stream.send(metadata)
+        self.n_published += 1
+        return sequence
+
     def publish(self, image_id: int, pixels: np.ndarray, status: int = GOOD_IMAGE) -> int:
         """Copy `pixels`, shape (height, width) of the pixel type, into the slot and announce the image.
 
-        Returns its sequence number. Raises `SourceError` for pixels of another shape or type.
+        Return its sequence number. Raise `SourceError` for pixels of another shape or type.
         """
         if pixels.shape != self._slots.shape[1:] or pixels.dtype != self._slots.dtype:
             height, width = self._slots.shape[1:]
@@ -101,14 +125,14 @@ class ImagePublisher:
     def reserve(self, slot: int) -> None:
         """Get the memory of a slot. `begin` does it on the first use of a slot, and then takes longer.
 
-        Raises `SourceError` when there is none.
+        Raise `SourceError` when there is none.
         """
         self._ring.reserve(slot)
 
     def close(self) -> None:
         """Deliver announcements on their way, for up to a second; release the socket and the ring buffer."""
         self._stream.close()
-        del self._slots
+        del self._slots, self._slot_bytes
         self._ring.close()
 
     def __enter__(self) -> ImagePublisher:

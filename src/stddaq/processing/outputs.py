@@ -1,4 +1,4 @@
-"""What stages publish: new images in a ring buffer of their own, compressed or not, or metadata only."""
+"""The outputs of stages: new images in their own ring buffer, compressed or not, or metadata only."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from stddaq.daemon import metrics
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period
 from stddaq.dataplane.image import Image
-from stddaq.dataplane.metadata import COMPRESSION_OF_SUFFIX, UNDEFINED, ImageMetadata, dtype_code
+from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.dataplane.metadata import COMPRESSION_OF_SUFFIX, UNDEFINED, ImageMetadata
 from stddaq.dataplane.metadata_publisher import MetadataPublisher
-from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 ProcessImage = Callable[[Image, np.ndarray], None]
@@ -26,11 +26,11 @@ Made = TypeVar("Made")
 
 
 class StageOutput(Protocol[Made]):
-    """What a stage makes of an image, and how it publishes that.
+    """Makes the output image of an image, and publishes it.
 
     Attributes:
-        n_slots: images whose ids differ by less than this are made in different places.
-        looks_at_pixels: whether `make` may, so that it matters whether the image is overwritten.
+        n_slots: images whose ids differ by less than this have different output slots.
+        looks_at_pixels: whether `make` may read them, so that overwritten images matter.
         status_of_failed: status of an image whose `make` has failed; None keeps the status of the source.
     """
 
@@ -39,11 +39,11 @@ class StageOutput(Protocol[Made]):
     status_of_failed: int | None
 
     def make(self, image: Image) -> Made:
-        """Return what is published for an image. Runs in any thread."""
+        """Return the output of an image. Runs in any thread."""
         ...
 
     def blank(self, image: Image) -> Made:
-        """Return what is published if the image was overwritten or `make` has failed. Runs in any thread."""
+        """Return the output of an image that was overwritten or that `make` failed on. Runs in any thread."""
         ...
 
     def publish(self, metadata: ImageMetadata, made: Made) -> None:
@@ -59,7 +59,7 @@ class StageOutput(Protocol[Made]):
         ...
 
     def close(self) -> None:
-        """Deliver what is on its way, then release sockets and memory."""
+        """Deliver announcements on their way, then release sockets and memory."""
         ...
 
 
@@ -71,36 +71,18 @@ class _RingStageOutput(StageOutput[Made]):
 
     def __init__(self, config: DetectorConfig, suffix: str) -> None:
         """`config` describes the published images. Raise `EndpointError` and `GeometryError`."""
-        self._stream = MetadataPublisher(config, suffix)
-        try:
-            self.ring = RingBuffer(config, suffix)
-        except BaseException:
-            self._stream.close()
-            raise
-        self.n_slots = config.n_slots
-        self._height, self._width = config.image_shape
-        self._dtype = dtype_code(config.dtype)
-
-    def _announce(self, metadata: ImageMetadata, size: int, compression: int) -> None:
-        """Announce the image that `size` bytes of its slot hold."""
-        metadata.height, metadata.width = self._height, self._width
-        metadata.dtype = self._dtype  # pyright: ignore[reportAttributeAccessIssue]
-        metadata.size = size
-        metadata.compression = compression  # pyright: ignore[reportAttributeAccessIssue]
-        metadata.sequence = self.ring.commit(metadata.image_id)
-        metadata.number = 0
-        self._stream.send(metadata)
+        self._publisher = ImagePublisher(config, suffix)
+        self.n_slots = self._publisher.n_slots
 
     def register(self, registry: Registry) -> None:
         del registry  # The stage counts everything that all outputs have in common.
 
     def pairs(self, period: Period) -> dict[str, object]:
         del period
-        return {"n_subscribers": self._stream.count_subscribers()}
+        return {"n_subscribers": self._publisher.count_subscribers()}
 
     def close(self) -> None:
-        self._stream.close()
-        self.ring.close()
+        self._publisher.close()
 
 
 class ProcessedOutput(_RingStageOutput[int]):
@@ -112,17 +94,15 @@ class ProcessedOutput(_RingStageOutput[int]):
         self._process = process
 
     def make(self, image: Image) -> int:
-        self.ring.begin(image.image_id)
-        self._process(image, self.ring.image(image.image_id))
+        self._process(image, self._publisher.begin(image.image_id))
         return self._image_bytes
 
     def blank(self, image: Image) -> int:
-        self.ring.begin(image.image_id)
-        self.ring.image(image.image_id).fill(0)
+        self._publisher.begin(image.image_id).fill(0)
         return self._image_bytes
 
     def publish(self, metadata: ImageMetadata, made: int) -> None:
-        self._announce(metadata, made, pb.none)
+        self._publisher.commit_processed(metadata, made, pb.none)
 
 
 class CompressedOutput(_RingStageOutput[tuple[int, int]]):
@@ -141,11 +121,11 @@ class CompressedOutput(_RingStageOutput[tuple[int, int]]):
         self._n_images = self._n_uncompressed = self._n_compressed_bytes = 0
 
     def make(self, image: Image) -> tuple[int, int]:
-        return self._make(image.pixels, self._open(image))
+        return self._make(image.pixels, self._publisher.begin_bytes(image.image_id))
 
     def blank(self, image: Image) -> tuple[int, int]:
         size = len(self._blank)
-        self._open(image)[:size] = self._blank
+        self._publisher.begin_bytes(image.image_id)[:size] = self._blank
         return size, self._compression if size < self._image_bytes else pb.none
 
     def _make(self, pixels: np.ndarray, slot: np.ndarray) -> tuple[int, int]:
@@ -157,15 +137,12 @@ class CompressedOutput(_RingStageOutput[tuple[int, int]]):
             return self._image_bytes, pb.none
         return size, self._compression
 
-    def _open(self, image: Image) -> np.ndarray:
-        return np.frombuffer(self.ring.begin(image.image_id), np.uint8)
-
     def publish(self, metadata: ImageMetadata, made: tuple[int, int]) -> None:
         size, compression = made
         self._n_images += 1
         self._n_compressed_bytes += size
         self._n_uncompressed += compression == pb.none
-        self._announce(metadata, size, compression)
+        self._publisher.commit_processed(metadata, size, compression)
 
     def register(self, registry: Registry) -> None:
         registry.add(metrics.IMAGES_UNCOMPRESSED, lambda: self._n_uncompressed)
