@@ -162,7 +162,7 @@ def test_pixels_are_little_endian_and_row_major(make: MakeConfig) -> None:
 # Who makes it, who removes it
 
 
-def test_ring_is_created_by_whoever_comes_first_and_removed_by_the_last_to_leave(make: MakeConfig) -> None:
+def test_the_first_service_creates_the_ring_and_the_last_one_removes_it(make: MakeConfig) -> None:
     config = make()
     first = RingBuffer(config, "image")
     with other_process("hold", config, "image"):
@@ -181,7 +181,7 @@ def test_ring_is_not_removed_while_another_process_maps_it(make: MakeConfig) -> 
     with other_process("map", config, SHM / ring.name):
         ring.close()
         assert "-image" in segments(config)
-    # The next service of ours to leave finds nobody.
+    # The next stddaq service to close the ring finds no other user.
     RingBuffer(config, "image").close()
     assert "-image-cursor" not in segments(config)
     (SHM / ring.name).unlink(missing_ok=True)
@@ -214,7 +214,7 @@ def test_a_slot_that_is_still_looked_at_survives_the_end_of_the_ring(make: MakeC
     assert (image == 11).all()
 
 
-def test_services_notice_that_somebody_removed_their_ring(make: MakeConfig) -> None:
+def test_services_notice_that_their_ring_was_removed(make: MakeConfig) -> None:
     config = make()
     with RingBuffer(config, "image") as ring:
         assert ring.is_current()

@@ -1,7 +1,7 @@
-"""The metadata stream: one `ImageMetadata` per image, and what a consumer accepts of it.
+"""The metadata stream: one `ImageMetadata` per image, and which of them a subscriber accepts.
 
-The messages are those of proto/std_daq. `MetadataRules` is what keeps a message that does not fit the
-configuration (another geometry, size larger than a slot, unknown enum) out of every buffer and file.
+The messages are those of proto/std_daq. `MetadataRules` keeps a message that does not fit the configuration
+(another geometry, a size larger than a slot, an unknown enum) out of every buffer and file.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ GOOD_IMAGE = pb.good_image
 MISSING_PACKETS = pb.missing_packets
 ID_MISSMATCH = pb.id_missmatch
 
-# Suffixes of ring buffers, and how the images in them are compressed.
+# Compression of the images in a ring buffer, by its suffix. Others are not compressed.
 COMPRESSION_OF_SUFFIX = {"h5bitshuffle-lz4": pb.h5bitshuffle_lz4, "blosc2": pb.blosc2}
-# Metadata streams whose images lie in another ring buffer than the one of their own name.
+# Metadata streams whose images are in the ring buffer of another suffix.
 RING_OF_STREAM = {"filter": "image", "delay": "image"}
 
 _DTYPE_CODE = {"<u1": 1, "|u1": 1, "<u2": 2, "<u4": 4, "<f4": 24}
 
 
 def dtype_code(dtype: np.dtype) -> int:
-    """The `ImageMetadataDtype` of a pixel type."""
+    """Return the `ImageMetadataDtype` of a pixel type."""
     return _DTYPE_CODE[dtype.str]
 
 
 def ring_suffix(stream_suffix: str) -> str:
-    """The suffix of the ring buffer that holds the images of the metadata stream `stream_suffix`."""
+    """Return the suffix of the ring buffer that holds the images of the metadata stream `stream_suffix`."""
     return RING_OF_STREAM.get(stream_suffix, stream_suffix)
 
 
 def is_ring(suffix: str) -> bool:
-    """Whether a metadata stream's images lie in a ring buffer of its own name."""
+    """Return whether the images of a metadata stream are in the ring buffer of the same suffix."""
     return ring_suffix(suffix) == suffix
 
 
 def compression_of(suffix: str) -> int:
-    """The `ImageMetadataCompression` of the images of a ring buffer or stream."""
+    """Return the `ImageMetadataCompression` of the images of a ring buffer or stream."""
     return COMPRESSION_OF_SUFFIX.get(ring_suffix(suffix), pb.none)
 
 
 def parse(message: bytes) -> pb.ImageMetadata | None:
-    """The decoded message, or None when it is not an `ImageMetadata`."""
+    """Return the decoded message, or None if it is not an `ImageMetadata`."""
     try:
         return ImageMetadata.FromString(message)
     except DecodeError:
@@ -56,11 +56,10 @@ def parse(message: bytes) -> pb.ImageMetadata | None:
 
 
 class MetadataRules:
-    """What the metadata of an image of this detector and suffix must say.
+    """The values that the metadata of a detector's images may have in the stream of one suffix.
 
-    A field that the source left unset (zero, as proto3 has it) is taken to agree with the configuration.
-    Of a compressed stream, an image that compression did not make smaller may lie in its slot as it is, with
-    compression `none` and the size of the slot.
+    A field that the source left unset (zero in proto3) agrees with the configuration. A compressed stream may
+    contain uncompressed images, which compression did not make smaller: compression `none`, size of the slot.
     """
 
     def __init__(self, config: DetectorConfig, suffix: str) -> None:
@@ -70,7 +69,7 @@ class MetadataRules:
         self.compression = compression_of(suffix)
 
     def accepts(self, metadata: pb.ImageMetadata) -> bool:
-        """Whether the image can be recorded. 0.3 us for the usual, fully set message."""
+        """Return whether the image can be recorded. 0.3 us if every field is set."""
         return (
             metadata.height == self.height
             and metadata.width == self.width
@@ -85,7 +84,7 @@ class MetadataRules:
         ) or self.problem(metadata) is None
 
     def problem(self, metadata: pb.ImageMetadata) -> str | None:
-        """What is wrong, as found and allowed; None when nothing is."""
+        """Return what is wrong with the message, as an error text; None if it is accepted."""
         allowed_size = f"1 to {self.image_bytes}" if self.compression else str(self.image_bytes)
         size_fits = (
             0 < metadata.size <= self.image_bytes
@@ -103,7 +102,7 @@ class MetadataRules:
             ("status", metadata.status, 0 <= metadata.status <= ID_MISSMATCH, f"0 to {ID_MISSMATCH}"),
             ("size", metadata.size, size_fits, allowed_size),
         )
-        for name, found, fits, allowed in checks:
+        for name, got, fits, expected in checks:
             if not fits:
-                return mismatch(f"image {metadata.image_id}: {name}", str(allowed), str(found))
+                return mismatch(f"image {metadata.image_id}: {name}", str(expected), str(got))
         return None
