@@ -72,9 +72,9 @@ def flights() -> Table:
         "flights",
         "Documents of a fly scan",
         f"`fly` of {FLIGHT_IMAGES} images of 16x16 pixels at {FLIGHT_HZ:g} Hz, 2 writers. Late is the time "
-        "from an image to the document that tells of it, for the image that waits longest: at most a second. "
-        "Beside it a run of the same images without a plan; rates are those of whole runs of the driver, "
-        "which begin earlier with a plan.",
+        "from an image to the document that announces it, for the image that waits longest: at most a "
+        "second. Beside it a run of the same images without a plan; rates are those of whole runs "
+        "of the driver, which begin earlier with a plan.",
         ("round", "documents", "late, s", "images/s", "without plan", "lost images"),
     )
     with ExitStack() as stack:

@@ -145,8 +145,8 @@ def master_file() -> Table:
     table = Table(
         "master",
         "Creating the master file",
-        "Two raw files of 16x16 images, their ids with so many gaps. One virtual mapping for each writer "
-        "and each range between gaps.",
+        "Two raw files of 16x16 images, with the given number of gaps in their ids. One virtual mapping "
+        "for each writer and each range between gaps.",
         ["images", "gaps", "seconds", "us per gap"],
     )
     for n_images, n_gaps in (

@@ -1,7 +1,7 @@
 """A stand-in for the C++ std_det_driver and its writers: the std_daq contract and nothing else, as a process.
 
-Clients are told `status`, `count` and `reason` only, ten times a second; existing files are replaced. Files
-are plain HDF5 without attributes, which nobody can open before they are closed; `data` and `metadata` of
+Clients receive only `status`, `count` and `reason`, ten times a second; existing files are replaced. Files
+are plain HDF5 without attributes, readable only after they are closed; `data` and `metadata` of
 writer i hold the images that were dealt to it by id or by arrival. `start_cpp_driver` starts one for a test.
 """
 
@@ -71,7 +71,7 @@ class RawFile:
         self._file.close()
 
 
-class CppDriver(BasicDriver):
+class RecordingCppDriver(BasicDriver):
     """Driver and writers in one; a context manager."""
 
     def __init__(self, config: dict[str, Any], port: int, by_arrival: bool) -> None:
@@ -136,7 +136,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     config = json.loads(args.config.read_text())
-    with CppDriver(config, args.port, args.by_arrival) as driver:
+    with RecordingCppDriver(config, args.port, args.by_arrival) as driver:
         print(f"listening on {driver.url}", flush=True)
         signal.sigwait({signal.SIGTERM, signal.SIGINT})
 
