@@ -8,6 +8,7 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -262,3 +263,33 @@ def test_a_trigger_is_fired(up: Callable[..., Up], directory: Path):
     assert "30 images" in trigger.stdout[0]
     assert record.wait() == 0
     assert (directory / "fileMaster.h5").exists()
+
+
+# The modules first: the checkout may be closed to other users.
+TRIGGER_AS_OTHER = """
+import os, sys
+from stddaq.client.simulator import SimulatorClient, SimulatorNotReachableError
+os.setgroups([]), os.setgid(65533), os.setuid(65533)
+try:
+    SimulatorClient(sys.argv[1], timeout=0.3).trigger()
+except SimulatorNotReachableError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root connects to every socket, and only root can drop rights")
+def test_a_simulator_that_this_user_may_not_trigger_is_not_called_absent(deployment: Deployment):
+    command = (deployment.stddaq, "simulate", deployment.config_path, "--trigger", "--rate", 0)
+    simulator = deployment.run(*command, ready="ready")
+    deployment.ipc_directory.chmod(0o755)
+
+    def trigger_as_other() -> str:
+        command = [sys.executable, "-c", TRIGGER_AS_OTHER, deployment.detector_name]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+
+    assert "this user may not connect to it (owner uid 0, mode 0755)" in trigger_as_other()
+    deployment.ipc_directory.chmod(0o700)
+    assert "may not connect to it (its directory: Permission denied)" in trigger_as_other()
+    assert simulator.end() == 0
+    deployment.ipc_directory.chmod(0o755)
+    assert "no simulator or replay of this detector is running on this machine" in trigger_as_other()
