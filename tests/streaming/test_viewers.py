@@ -100,6 +100,33 @@ def test_further_viewers_wait_until_one_leaves(publisher: Viewers, monkeypatch: 
         until(publisher, lambda: publisher.send([b"x"]) and second.socket.poll(0))
 
 
+def test_viewers_without_subscription_make_room_for_others(
+    publisher: Viewers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(viewers, "MAX_VIEWERS", 2)
+    monkeypatch.setattr(viewers, "SUBSCRIPTION_TIMEOUT_S", 0)
+    with zmq.Context() as context:
+        idle = [context.socket(zmq.SUB) for _ in range(2)]
+        for peer in idle:
+            peer.linger = 0
+            peer.reconnect_ivl = -1
+            peer.connect(publisher.endpoint)
+        until(publisher, lambda: len(publisher._viewers) == 2)
+        publisher.close_silent()
+        assert len(publisher._viewers) == 2, "no other viewer waits"
+        with Subscriber(publisher.endpoint) as subscriber:
+
+            def is_subscribed() -> bool:
+                publisher.close_silent()
+                return publisher.n_subscribed == 1
+
+            until(publisher, is_subscribed)
+            assert publisher.send([b"x"])
+            assert received(publisher, subscriber) == [b"x"]
+        for peer in idle:
+            peer.close()
+
+
 def test_connection_without_handshake_is_closed_after_the_timeout(
     publisher: Viewers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

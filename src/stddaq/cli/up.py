@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stddaq.daemon.arguments import ArgumentParser, IntegerRange, suffix
+from stddaq.daemon.arguments import ArgumentParser, IntegerRange, Seconds, suffix
 from stddaq.errors import ConfigError, EndpointError
 from stddaq.text import mismatch
 from stddaq.wire.default_addresses import DEFAULT_PORT
@@ -42,6 +42,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=suffix,
         metavar="SUFFIX",
         help="metadata stream and ring buffer to record (default: image)",
+    )
+    parser.add_argument(
+        "--writer-timeout",
+        type=Seconds(),
+        metavar="SECONDS",
+        help="option of the driver: end a run when a writer makes no progress for this long (default: 10)",
     )
     parser.add_argument(
         "--source",
@@ -110,6 +116,8 @@ def _services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceS
     driver = ["--port", str(args.port), "--host", args.host, "-s", source]
     if args.with_metadata_writer:
         driver.append("-m")
+    if args.writer_timeout is not None:
+        driver += ["--writer-timeout", str(args.writer_timeout)]
     specs = _source(commands, args) + commands.requested() + commands.live_streams()
     specs.append(
         commands.service("driver", "std_det_driver", driver, f"tcp://{args.host}:{args.port}", conducts=True)

@@ -32,6 +32,7 @@ from stddaq.client.errors import (
     RunFailedError,
     UnsupportedError,
 )
+from stddaq.client.ownership import ForkedClientError
 from stddaq.client.status import DriverStatus
 from stddaq.wire.default_addresses import DEFAULT_CONFIG_URL, DEFAULT_URL
 
@@ -63,6 +64,7 @@ __all__ = [
     "DriverStatus",
     "DriverTimeoutError",
     "DriverUnreachableError",
+    "ForkedClientError",
     "LiveImage",
     "LiveStreamClient",
     "LiveStreamError",

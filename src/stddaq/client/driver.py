@@ -22,6 +22,7 @@ from stddaq.client.async_driver import (
 )
 from stddaq.client.connection import CONNECT_TIMEOUT_S
 from stddaq.client.errors import ConnectionLostError
+from stddaq.client.ownership import ForkedClientError, Ownership
 from stddaq.client.status import DriverStatus
 from stddaq.wire.default_addresses import DEFAULT_URL
 
@@ -41,17 +42,20 @@ class DriverClient:
         self._client = AsyncDriverClient(url, reconnect=reconnect)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._ownership: Ownership | None = None
         self._guard = threading.Lock()
 
     def connect(self, timeout: float = CONNECT_TIMEOUT_S) -> Self:
         """Connect and receive the first status. Raises `DriverUnreachableError`."""
         with self._guard:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
+                self._loop = loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(
-                    target=self._loop.run_forever, name=f"client of {self.url}", daemon=True
+                    target=_run, args=(loop,), name=f"client of {self.url}", daemon=True
                 )
                 self._thread.start()
+                client = self._client
+                self._ownership = Ownership(self, self.url, lambda: _end(client, loop))
         try:
             self._call(self._client.connect(timeout))
         except BaseException:
@@ -62,14 +66,12 @@ class DriverClient:
     def close(self) -> None:
         """Disconnect. A run goes on."""
         with self._guard:
-            loop, thread = self._loop, self._thread
-            self._loop = self._thread = None
-        if loop is None or thread is None:
+            thread, ownership = self._thread, self._ownership
+            self._loop = self._thread = self._ownership = None
+        if thread is None or ownership is None:
             return
-        asyncio.run_coroutine_threadsafe(self._client.close(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
+        ownership.release()
         thread.join()
-        loop.close()
 
     def __enter__(self) -> Self:
         return self.connect()
@@ -172,10 +174,15 @@ class DriverClient:
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the client's thread and return its result here."""
-        loop = self._loop
-        if loop is None:
+        loop, ownership = self._loop, self._ownership
+        if loop is None or ownership is None:
             coroutine.close()
             raise ConnectionLostError(f"{self.url}: this client is not connected")
+        try:
+            ownership.check()
+        except ForkedClientError:
+            coroutine.close()
+            raise
         future = asyncio.run_coroutine_threadsafe(coroutine, loop)
         try:
             return future.result()
@@ -184,6 +191,25 @@ class DriverClient:
         except BaseException:
             future.cancel()  # Ctrl-C: what was waited for is not wanted any more.
             raise
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the loop of a client until `_end`."""
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _end(client: AsyncDriverClient, loop: asyncio.AbstractEventLoop) -> None:
+    """Let the loop disconnect and end, without waiting for it."""
+    closing = client.close()
+    try:
+        future = asyncio.run_coroutine_threadsafe(closing, loop)
+    except RuntimeError:  # The loop has ended.
+        closing.close()
+        return
+    future.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
 
 
 class _Statuses:

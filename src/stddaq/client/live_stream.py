@@ -21,6 +21,7 @@ from typing import Self
 import numpy as np
 import zmq
 
+from stddaq.client.ownership import Ownership
 from stddaq.dataplane import connections
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
@@ -134,6 +135,12 @@ class _Receiver:
         self._thread.start()
 
     def _receive(self) -> None:
+        try:
+            self._receive_until_stopped()
+        finally:
+            self._release()
+
+    def _receive_until_stopped(self) -> None:
         poller = zmq.Poller()
         for source in (self._socket, self._monitor, self._stopped.fileno()):
             poller.register(source, zmq.POLLIN)
@@ -164,13 +171,14 @@ class _Receiver:
             self._n_waiting_bytes -= _size(parts)
             return parts
 
-    def close(self) -> None:
-        """Disconnect. Closing again does nothing."""
-        if self._context.closed:
-            return
-        self._stop.send(b"x")
+    def stop(self) -> None:
+        """Let the thread disconnect and end, without waiting for it. Any thread may call it."""
+        with contextlib.suppress(OSError):  # It has ended already.
+            self._stop.send(b"x")
+
+    def join(self) -> None:
+        """Wait for the end of the thread."""
         self._thread.join()
-        self._release()
 
     def _release(self) -> None:
         self._socket.disable_monitor()
@@ -211,6 +219,7 @@ class _Counts:
         # An asyncio task that is cancelled leaves the thread that decodes for it behind.
         self._guard = threading.Lock()
         self._receiver: _Receiver | None = None
+        self._ownership: Ownership | None = None
         self._last_id: int | None = None
 
     @property
@@ -224,9 +233,21 @@ class _Counts:
         return self._receiver is not None and self._receiver.is_connected
 
     def _open_receiver(self) -> _Receiver:
-        if self._receiver is None:
+        if self._receiver is None or self._ownership is None:
             raise LiveStreamError(f"{self.address}: this client is not connected")
+        self._ownership.check()
         return self._receiver
+
+    def _own(self, receiver: _Receiver) -> None:
+        self._receiver = receiver
+        self._ownership = Ownership(self, self.address, receiver.stop)
+
+    def _disown(self) -> _Receiver | None:
+        receiver, ownership = self._receiver, self._ownership
+        self._receiver = self._ownership = None
+        if ownership is not None:
+            ownership.release()
+        return receiver
 
     def _decode(self, parts: Sequence[memoryview]) -> LiveImage | None:
         """The image of a message, None when there is none in it."""
@@ -272,14 +293,13 @@ class LiveStreamClient(_Counts):
     def connect(self) -> Self:
         """Connect and subscribe, without waiting for the stream. Raises `LiveStreamError`."""
         if self._receiver is None:
-            self._receiver = _Receiver(self.address)
+            self._own(_Receiver(self.address))
         return self
 
     def close(self) -> None:
         """Disconnect; images that wait are given up."""
-        if self._receiver is not None:
-            self._receiver.close()
-            self._receiver = None
+        if (receiver := self._disown()) is not None:
+            receiver.join()
 
     def receive(self, timeout: float | None = None) -> LiveImage:
         """The next image, in the order in which they come; `timeout` in seconds, None: no limit.
@@ -322,15 +342,14 @@ class AsyncLiveStreamClient(_Counts):
     async def connect(self) -> Self:
         """Connect and subscribe, without waiting for the stream. Raises `LiveStreamError`."""
         if self._receiver is None:
-            loop = asyncio.get_running_loop()
-            self._receiver = _Receiver(self.address, notify=lambda: _wake(loop, self._news))
+            loop, news = asyncio.get_running_loop(), self._news
+            self._own(_Receiver(self.address, lambda: _wake(loop, news)))
         return self
 
     async def close(self) -> None:
         """Disconnect; images that wait are given up."""
-        receiver, self._receiver = self._receiver, None
-        if receiver is not None:
-            await asyncio.to_thread(receiver.close)
+        if (receiver := self._disown()) is not None:
+            await asyncio.to_thread(receiver.join)
 
     async def receive(self, timeout: float | None = None) -> LiveImage:
         """The next image, in the order in which they come; `timeout` in seconds, None: no limit.

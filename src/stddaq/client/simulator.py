@@ -14,6 +14,7 @@ from typing import Any
 
 import zmq
 
+from stddaq.client.ownership import Ownership
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.endpoints import software_trigger
@@ -58,6 +59,33 @@ class SimulatorState:
     scan_id: int
 
 
+class _Requests:
+    """The socket of a client, which outlives the client until it is closed."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._context = zmq.Context()
+        self._connect()
+
+    def ask(self, request: bytes, timeout: float) -> bytes | None:
+        """Return the answer to a request, None when there is none within `timeout` seconds."""
+        self._socket.send(request)
+        if self._socket.poll(int(timeout * 1000)):
+            return self._socket.recv()
+        # A REQ socket cannot send again before the answer, which may come late, so it is replaced.
+        self._socket.close(linger=0)
+        self._connect()
+        return None
+
+    def close(self) -> None:
+        """Close the socket and its context."""
+        self._context.destroy(linger=0)
+
+    def _connect(self) -> None:
+        self._socket = open_socket(self._context, zmq.REQ)
+        self._socket.connect(self._endpoint)
+
+
 def _why_unreachable(endpoint: str) -> str:
     path = endpoint.removeprefix("ipc://")
     try:
@@ -93,8 +121,8 @@ class SimulatorClient:
         name = detector if isinstance(detector, str) else detector.detector_name
         self.endpoint = software_trigger(name)
         self._timeout = timeout
-        self._context = zmq.Context()
-        self._socket = self._connect()
+        self._requests = _Requests(self.endpoint)
+        self._ownership = Ownership(self, self.endpoint, self._requests.close)
 
     def trigger(self, n_images: int | None = None) -> TriggeredBurst:
         """Publish one burst, of `n_images` instead of the configured number."""
@@ -124,12 +152,8 @@ class SimulatorClient:
         return self._state("status")
 
     def close(self) -> None:
-        self._context.destroy(linger=0)
-
-    def _connect(self) -> zmq.Socket:
-        socket = open_socket(self._context, zmq.REQ)
-        socket.connect(self.endpoint)
-        return socket
+        """Release the socket. Closing again does nothing."""
+        self._ownership.release()
 
     def _state(self, command: str, **fields: float | None) -> SimulatorState:
         answer = self._ask(command, **fields)
@@ -137,14 +161,12 @@ class SimulatorClient:
 
     def _ask(self, command: str, **fields: float | None) -> dict[str, Any]:
         given = {name: value for name, value in fields.items() if value is not None}
-        self._socket.send(json.dumps({"command": command, **given}).encode())
-        if not self._socket.poll(int(self._timeout * 1000)):
-            # A REQ socket cannot send again before the answer, which may come late, so it is replaced.
-            self._socket.close(linger=0)
-            self._socket = self._connect()
+        self._ownership.check()
+        reply = self._requests.ask(json.dumps({"command": command, **given}).encode(), self._timeout)
+        if reply is None:
             why = _why_unreachable(self.endpoint)
             raise SimulatorNotReachableError(f"{self.endpoint}: no answer within {self._timeout:g} s: {why}")
-        answer = json.loads(self._socket.recv())
+        answer = json.loads(reply)
         if answer["status"] != "ok":
             raise SimulatorRefusedError(answer["reason"])
         return answer

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import resource
 import signal
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -19,6 +20,7 @@ from stddaq.daemon.arguments import ArgumentParser, refuse
 from stddaq.daemon.output import open_closed_streams
 from stddaq.errors import StdDaqError
 
+MAX_DESCRIPTORS = 65536
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -72,12 +74,21 @@ class StopRequest:
         os.close(self._write)
 
 
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as the system does: libzmq aborts the process when there is none left."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 Serve = Callable[[DetectorConfig, argparse.Namespace, StopRequest], None]
 
 
 def run(parser: ArgumentParser, serve: Serve, argv: Sequence[str] | None = None) -> int:
     """Run a daemon: parse, load the configuration, log, catch signals, serve until asked to stop."""
     open_closed_streams()
+    _raise_descriptor_limit()
     args = parser.parse_args(argv)
     stop = StopRequest()
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}

@@ -19,6 +19,8 @@ from stddaq.wire.zmtp import Buffer, PublisherSession, ZmtpError
 
 MAX_VIEWERS = 64
 HANDSHAKE_TIMEOUT_S = 10.0
+# A viewer that has not subscribed for so long is disconnected when others wait.
+SUBSCRIPTION_TIMEOUT_S = 1.0
 _DISCONNECTED = "disconnected"
 _RECEIVE_BYTES = 65536
 
@@ -127,11 +129,19 @@ class Viewers:
                 self._serve(viewer)
 
     def close_silent(self) -> None:
-        """Close connections that have not completed the handshake in time."""
+        """Close connections that have not completed the handshake in time.
+
+        Close those without a subscription, too, when there are too many and others wait.
+        """
         now = time.monotonic()
         for viewer in list(self._viewers.values()):
             if not viewer.session.is_open and now - viewer.connected_at > HANDSHAKE_TIMEOUT_S:
                 self._remove(viewer, f"did not complete the handshake within {HANDSHAKE_TIMEOUT_S:g} s")
+
+        if not self._is_accepting and _is_readable(self._listener):
+            for viewer in list(self._viewers.values()):
+                if not viewer.session.topics and now - viewer.connected_at > SUBSCRIPTION_TIMEOUT_S:
+                    self._remove(viewer, "has not subscribed, and others wait to be accepted")
 
     def _serve(self, viewer: Viewer) -> None:
         had_subscribed = bool(viewer.session.topics)
@@ -198,3 +208,10 @@ class Viewers:
         self._viewers.clear()
         self._listener.close()
         self._epoll.close()
+
+
+def _is_readable(listener: socket.socket) -> bool:
+    """Whether a connection waits to be accepted."""
+    poller = select.poll()
+    poller.register(listener, select.POLLIN)
+    return bool(poller.poll(0))

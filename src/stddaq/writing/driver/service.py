@@ -27,6 +27,7 @@ from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
 from stddaq.wire.default_addresses import DEFAULT_PORT, GREETING_PATH
+from stddaq.writing.driver.connection_limits import ConnectionLimits
 from stddaq.writing.driver.distributor import Distributor
 from stddaq.writing.driver.driver import Driver
 from stddaq.writing.driver.session import Connection, Session
@@ -93,12 +94,20 @@ class DriverServer:
         # The library logs failed handshakes of port scanners and browsers as errors, which they are not here.
         quiet = logging.getLogger("stddaq.websockets")
         quiet.propagate, quiet.disabled = False, True
-        connections = self._connections
+        connections, limits = self._connections, ConnectionLimits()
 
         class Tracked(ServerConnection):
             def __init__(self, *args: Any, **options: Any) -> None:
                 super().__init__(*args, **options)
                 connections.add(self)
+
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                super().connection_made(transport)
+                limits.admit(self)
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                limits.forget(self)
+                super().connection_lost(exc)
 
         try:
             return await serve(
@@ -108,6 +117,8 @@ class DriverServer:
                 max_size=MAX_FRAME_BYTES,
                 # It saves little on small messages and costs 0.3 MB of memory per client.
                 compression=None,
+                # Keepalive of TCP finds hosts that have disappeared; a client that is busy stays connected.
+                ping_interval=None,
                 logger=quiet,
                 create_connection=Tracked,
             )

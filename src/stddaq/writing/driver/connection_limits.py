@@ -1,0 +1,81 @@
+"""How many WebSocket connections the driver keeps: descriptors remain for the writers and the files.
+
+libzmq aborts the process when it cannot accept a connection, so the driver never uses up its descriptors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import socket
+from collections import Counter
+
+from websockets.asyncio.server import ServerConnection
+from websockets.protocol import State
+
+from stddaq.daemon import log
+
+MAX_CONNECTIONS = 512
+# Of one host, so that a host in trouble leaves room for the others.
+MAX_CONNECTIONS_OF_A_HOST = 256
+RESERVED_DESCRIPTORS = 128
+# A host that disappears is noticed after about two minutes.
+KEEPALIVE_S, KEEPALIVE_PERIOD_S, KEEPALIVE_PROBES = 60, 15, 4
+
+
+class ConnectionLimits:
+    """Admits connections. When there are too many, the oldest without a WebSocket handshake is closed."""
+
+    def __init__(self, limit: int | None = None, limit_of_a_host: int = MAX_CONNECTIONS_OF_A_HOST) -> None:
+        """`limit` is by default `MAX_CONNECTIONS`, or what the limit of descriptors allows."""
+        n_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        allowed = max(8, (n_descriptors - RESERVED_DESCRIPTORS) // 2)
+        self._limit = limit or min(MAX_CONNECTIONS, allowed)
+        self._limit_of_a_host = min(limit_of_a_host, max(4, self._limit * 3 // 4))
+        # In the order of their arrival.
+        self._hosts: dict[ServerConnection, str] = {}
+        self._n_closed = 0
+
+    def admit(self, connection: ServerConnection) -> None:
+        """Count a new connection, and close one if there are too many."""
+        _keep_alive(connection.transport)
+        host = str((connection.transport.get_extra_info("peername") or ("",))[0])
+        self._hosts[connection] = host
+        of_host = [other for other, its_host in self._hosts.items() if its_host == host]
+        if len(of_host) > self._limit_of_a_host:
+            self._close_one(of_host)
+        elif len(self._hosts) > self._limit:
+            busiest, _ = Counter(self._hosts.values()).most_common(1)[0]
+            self._close_one([other for other, its_host in self._hosts.items() if its_host == busiest])
+
+    def forget(self, connection: ServerConnection) -> None:
+        """Note that a connection was closed."""
+        self._hosts.pop(connection, None)
+
+    def _close_one(self, candidates: list[ServerConnection]) -> None:
+        """Close the oldest that has not completed its handshake, else the newest."""
+        # The newest has not had the time to send its handshake.
+        waiting = (other for other in candidates[:-1] if other.protocol.state is State.CONNECTING)
+        closed = next(waiting, candidates[-1])
+        host = self._hosts.pop(closed)
+        closed.transport.abort()
+        self._n_closed += 1
+        if self._n_closed & (self._n_closed - 1) == 0:  # The first, second, fourth, ...
+            log.logger.warning(
+                "%d connections were closed because there are too many, the last one from %s; at most %d, "
+                "%d of one host, are kept",
+                self._n_closed,
+                host,
+                self._limit,
+                self._limit_of_a_host,
+            )
+
+
+def _keep_alive(transport: asyncio.BaseTransport) -> None:
+    connection = transport.get_extra_info("socket")
+    with contextlib.suppress(OSError, AttributeError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_PERIOD_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
