@@ -42,3 +42,24 @@ def test_images_of_one_epoch_that_are_young_enough_are_not_suspect(first: int, n
     for image_id in ids:
         epochs.publish(image_id)
     assert not any(epochs.is_suspect(image_id) for image_id in ids)
+
+
+def test_images_are_reached_by_their_own_announcement_or_a_later_one():
+    epochs = Epochs(1000)
+    assert not epochs.has_reached(0)
+    epochs.publish(10)
+    assert epochs.has_reached(10)
+    assert epochs.has_reached(3)
+    assert not epochs.has_reached(11)
+
+
+def test_images_after_a_restart_are_not_reached_by_the_ids_before_it():
+    epochs = Epochs(1000)
+    for image_id in range(100):
+        epochs.publish(image_id)
+    epochs.is_suspect(99)
+    assert not epochs.has_reached(50)
+    for image_id in range(40):
+        epochs.publish(image_id)
+    assert not epochs.has_reached(50)
+    assert epochs.has_reached(39)

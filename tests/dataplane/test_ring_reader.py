@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stddaq.dataplane.metadata import ImageMetadata
-from stddaq.dataplane.ring_reader import HeldImages, RingReader
+from stddaq.dataplane.ring_reader import REACH_LIMIT_S, HeldImages, RingReader
 
 HOLD_S = 0.05
 
@@ -34,9 +34,13 @@ class FakeIds:
         self.arriving: set[int] = set()
         self.suspects: set[int] = set()
         self.judged: list[int] = []
+        self.unreached: set[int] = set()
 
     def catch_up(self) -> None:
         self.suspects |= self.arriving
+
+    def has_reached(self, metadata: ImageMetadata) -> bool:
+        return metadata.image_id not in self.unreached
 
     def is_suspect(self, metadata: ImageMetadata) -> bool:
         self.judged.append(metadata.image_id)
@@ -78,9 +82,9 @@ def bench() -> Bench:
 
 
 @pytest.mark.parametrize(
-    ("sequence", "has_cursor", "expected"), [(7, True, True), (0, True, False), (7, False, False)]
+    ("sequence", "has_cursor", "expected"), [(7, True, True), (0, True, False), (7, False, True)]
 )
-def test_cursor_gives_the_verdict_only_with_a_sequence_and_a_source_that_writes_it(
+def test_cursor_alone_judges_every_image_with_a_sequence(
     bench: Bench, sequence: int, has_cursor: bool, expected: bool
 ) -> None:
     bench.ring.has_cursor = has_cursor
@@ -165,3 +169,31 @@ def test_dropped_copies_are_returned_in_order(bench: Bench) -> None:
     bench.held.add_judged("b", [False])
     assert bench.held.drop() == ["a", "b"]
     assert not bench.held
+
+
+def test_copy_waits_for_the_announcement_of_its_image_from_the_source(bench: Bench) -> None:
+    bench.ids.unreached = {1}
+    bench.copy("a", 1)
+    bench.clock.now += HOLD_S + 0.1
+    assert bench.released() == []
+    bench.ids.unreached, bench.ids.arriving = set(), {1}
+    assert bench.released() == [("a", [True])]
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_image_whose_announcement_does_not_arrive_is_overwritten_after_a_bounded_time(
+    bench: Bench, wait: bool
+) -> None:
+    bench.ids.unreached = {2}
+    bench.copy("a", 1, 2, 3)
+    if not wait:
+        bench.clock.now += HOLD_S + REACH_LIMIT_S
+    assert bench.released(wait=wait) == [("a", [False, True, False])]
+    assert bench.clock.now <= 100 + HOLD_S + REACH_LIMIT_S + 0.01
+
+
+def test_slot_of_a_new_ring_never_holds_an_image_with_a_sequence(bench: Bench) -> None:
+    bench.ring.has_cursor = False
+    image = ImageMetadata(image_id=5, sequence=9)
+    assert bench.reader.has_cursor_for(image)
+    assert not bench.reader.holds(image)

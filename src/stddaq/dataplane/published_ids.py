@@ -30,6 +30,8 @@ UNCONFIRMED_HOLD_S = 0.1
 MARGIN_FRACTION = 0.05
 MIN_MARGIN = 16
 CATCH_UP_LIMIT_S = 1.0
+# An id that is at most this far behind the newest one is late; one further back belongs to a restart.
+LATE_IDS = 16
 
 
 @dataclass(slots=True)
@@ -56,6 +58,13 @@ class Epochs:
             epochs[-1].newest = image_id
         else:
             epochs.append(_Epoch(image_id, image_id))
+
+    def has_reached(self, image_id: int) -> bool:
+        """Return whether the announcement of the next image to judge, or a later one, has arrived."""
+        epochs = self._epochs
+        # The images of the first epoch are judged once an id is far below the one judged last.
+        skip = int(bool(epochs) and image_id <= self._judged - LATE_IDS)
+        return any(epoch.newest >= image_id for epoch in list(epochs)[skip:])
 
     def is_suspect(self, image_id: int) -> bool:
         """Return whether the slot of an image may hold another by now. Call it in the order of the ids."""
@@ -136,6 +145,13 @@ class PublishedIds:
                 return
             if metadata is not None and self._rules.accepts(metadata):
                 yield metadata.image_id
+
+    def has_reached(self, metadata: ImageMetadata) -> bool:
+        """Return whether the source's own announcement of an image, or a later one, has arrived here.
+
+        Until its first announcement arrives, the ids that arrived by another way are all that is known.
+        """
+        return not self._is_confirmed or self._epochs.has_reached(metadata.image_id)
 
     def is_suspect(self, metadata: ImageMetadata) -> bool:
         """Return whether the slot of an image may hold another by now. Call it in the order of the ids."""

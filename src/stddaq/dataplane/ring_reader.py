@@ -23,6 +23,11 @@ from stddaq.dataplane.ring_buffer import RingBuffer
 
 T = TypeVar("T")
 
+# Longest wait after the hold time for the source's own announcement of an image. It arrives late when this
+# process was stopped, or its I/O thread had no processor.
+REACH_LIMIT_S = 0.5
+REACH_POLL_S = 0.005
+
 
 class RingReader:
     """One ring buffer and the ids that its source publishes.
@@ -46,8 +51,12 @@ class RingReader:
         self._refusal: str | None = None
 
     def has_cursor_for(self, metadata: ImageMetadata) -> bool:
-        """Return whether the cursor gives the verdict on this image, so that `holds` may be called."""
-        return metadata.sequence != 0 and self.ring.has_cursor
+        """Return whether the cursor gives the verdict on this image, so that `holds` may be called.
+
+        A sequence number is judged by the cursor alone. A cursor without it, because this ring is younger
+        than the announcement, belongs to another ring than the one that the source writes.
+        """
+        return metadata.sequence != 0
 
     def holds(self, metadata: ImageMetadata) -> bool:
         """Return whether the slot holds the complete image. Thread-safe; call it before and after a copy."""
@@ -148,14 +157,30 @@ class HeldImages(Generic[T]):
                 if caught_up_at < held.copied_at + published_ids.hold:
                     published_ids.catch_up()
                     caught_up_at = self._clock()
-                if due_in := self.due_in:
+                due_in = self.due_in or self._unreached_for(held)
+                if due_in:
                     if not wait:
                         return
                     self._sleep(due_in)
+                    caught_up_at = float("-inf")
                     continue
-                verdict = [published_ids.is_suspect(metadata) for metadata in held.images]
+                verdict = [self._is_overwritten(metadata) for metadata in held.images]
             self._held.popleft()
             yield held.item, verdict
+
+    def _unreached_for(self, held: _Held[T]) -> float:
+        """Seconds to wait before the next look at ids that have not arrived; 0: judge the images now."""
+        reached = self._reader.published_ids.has_reached
+        if all(reached(metadata) for metadata in held.images):
+            return 0.0
+        limit = held.copied_at + self._reader.published_ids.hold + REACH_LIMIT_S
+        return REACH_POLL_S if self._clock() < limit else 0.0
+
+    def _is_overwritten(self, metadata: ImageMetadata) -> bool:
+        published_ids = self._reader.published_ids
+        # Nothing is known of the slot of an image that the source's own announcements have not reached.
+        is_unknown = not published_ids.has_reached(metadata)
+        return published_ids.is_suspect(metadata) or is_unknown
 
     def drop(self) -> list[T]:
         """Remove all items, and return them."""
