@@ -15,7 +15,6 @@ _PREFIXES = ("Value error, ", "Assertion failed, ", "Input should be ", "Value s
 _REPLACEMENTS = (
     ("a valid ", "a "),
     ("a integer", "an integer"),
-    ("a dictionary", "an object"),
     ("an instance of ", "a "),
 )
 
@@ -45,6 +44,8 @@ def expectation(mistake: ErrorDetails) -> str:
     message = mistake["msg"]
     if mistake["type"] == "json_invalid":
         return "JSON"
+    if mistake["type"] in ("model_type", "dict_type"):
+        return "an object"
     for prefix in _PREFIXES:
         message = message.removeprefix(prefix)
     for pydantics, ours in _REPLACEMENTS:

@@ -49,7 +49,7 @@ GOOD = b'{"htype":"array-1.0", "shape":[2,3], "type":"uint8", "frame":7}'
         ([b"", bytes(6)], "JSON"),
         ([b"[" * 70_000, bytes(6)], "JSON"),
         ([b"\xff\xfe", bytes(6)], "JSON"),
-        ([b"[]", bytes(6)], "dictionary"),
+        ([b"[]", bytes(6)], "header: expected an object, got []"),
         ([GOOD.replace(b"array-1.0", b"array-2.0"), bytes(6)], "htype"),
         ([GOOD.replace(b"[2,3]", b"[6]"), bytes(6)], "shape"),
         ([GOOD.replace(b"[2,3]", b"[-2,-3]"), bytes(6)], "shape"),

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch, shown
+from stddaq.validation import explain_first
 
 HTYPE = "array-1.0"
 MAX_HEADER_BYTES = 64 * 1024
@@ -85,9 +86,7 @@ def _parse(content: bytes) -> _Header:
         return _Header.model_validate(json.loads(content))
     except (ValueError, RecursionError) as error:
         if isinstance(error, ValidationError):
-            first = error.errors(include_url=False)[0]
-            key = ".".join(map(str, first["loc"]))
-            raise Array10Error(f"{key}: {first['msg']}, got {shown(first['input'])}") from error
+            raise Array10Error(explain_first(error, "header")) from error
         raise Array10Error(
             mismatch("header", "JSON", shown(content[:60].decode(errors="replace")))
         ) from error

@@ -21,7 +21,8 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from stddaq.errors import StdDaqError
-from stddaq.text import mismatch, shown
+from stddaq.text import mismatch
+from stddaq.validation import explain_first
 from stddaq.wire.compression import (
     Buffer,
     ByteOrder,
@@ -361,7 +362,4 @@ def _parse_header(model: type[_Header], kind: Malformation, content: bytes) -> _
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "header"
-        got = "no JSON" if first["type"] == "json_invalid" else shown(first["input"])
-        raise BsreadError(kind, f"{where}: {first['msg']}, got {got}") from error
+        raise BsreadError(kind, explain_first(error, "header")) from error

@@ -1,4 +1,4 @@
-"""How each service of a configuration is started, and where one sees that it is ready."""
+"""The command line of each service of a configuration, and the endpoint that shows that it is ready."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OUTPUTS = {
 _LIVE_STREAM = "std_live_stream"
 _REST = "stddaq-rest"
 _REST_PORT = "5000"
-# Sources end first, then what processes their images, then what shows them.
+# Sources end first, then processing, then live streams.
 _ORDER_OF_ENDING = (
     _REST,
     "std_bsread_recv",
@@ -42,7 +42,7 @@ class Commands:
     def service(
         self, name: str, program: str, arguments: Sequence[str], address: str, conducts: bool = False
     ) -> ServiceSpec:
-        """A service: the console script that was installed beside this interpreter."""
+        """Return the spec of a service: the console script beside this interpreter."""
         script = Path(sys.executable).parent / program
         if not script.exists():
             raise ConfigError(f"{script}: missing; install stddaq into this environment")
@@ -56,7 +56,7 @@ class Commands:
         )
 
     def source(self, kind: str, arguments: Sequence[str]) -> ServiceSpec:
-        """`stddaq simulate` or `stddaq replay`."""
+        """Return the spec of `stddaq simulate` or `stddaq replay`."""
         return ServiceSpec(
             kind,
             (sys.executable, "-m", "stddaq", kind, self._path, *arguments),
@@ -67,7 +67,7 @@ class Commands:
         )
 
     def requested(self) -> list[ServiceSpec]:
-        """What `services` of the configuration asks for, in the order in which it ends."""
+        """Return the services that the configuration asks for, in the order in which they end."""
         requested = requested_services(self._config)
         requested.sort(key=lambda service: _ORDER_OF_ENDING.index(service.program.name))
         names = [_name(service) for service in requested]
@@ -82,7 +82,7 @@ class Commands:
         ]
 
     def live_streams(self) -> list[ServiceSpec]:
-        """A live stream for each address that `services` does not give to one with options of its own."""
+        """Return a live stream for each address that `services` does not mention."""
         given = {_stream_address(self._config, service) for service in requested_services(self._config)}
         return [
             self.service(_live_stream_name(address), _LIVE_STREAM, [address], _reachable(address))
@@ -117,14 +117,14 @@ def _live_stream_name(address: str) -> str:
 
 
 def _stream_address(config: DetectorConfig, service: RequestedService) -> str | None:
-    """The address of a live stream that is asked for; None for other services."""
+    """Return the address of a requested live stream; None for other services."""
     if service.program.name != _LIVE_STREAM:
         return None
     return next((word for word in service.arguments if word in config.live_stream_configs), None)
 
 
 def _reachable(address: str) -> str:
-    """Where to look for who listens at `address`, which may be all interfaces; empty when unknown."""
+    """Return the endpoint at which `address`, possibly of all interfaces, is reachable; empty if unknown."""
     scheme, _, place = address.partition("://")
     host, _, port = place.rpartition(":")
     if scheme != "tcp" or not port.isdecimal() or int(port) == 0:
@@ -133,7 +133,7 @@ def _reachable(address: str) -> str:
 
 
 def _option(arguments: Sequence[str], short: str, long: str) -> str | None:
-    """The value of an option, as argparse takes it."""
+    """Return the value of an option as argparse parses it."""
     for position, word in enumerate(arguments):
         if word in (short, long):
             return arguments[position + 1] if position + 1 < len(arguments) else None

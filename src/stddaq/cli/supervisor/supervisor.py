@@ -1,8 +1,8 @@
-"""Runs the services of a deployment as child processes: readiness, restarts, a clean end.
+"""Run the services of a deployment as child processes: readiness, restarts, an orderly end.
 
-The children's lines appear in one stream, each after the name of its service. Children never outlive the
-supervisor: they end in good order when it is asked to, and get SIGTERM from the kernel when it is killed.
-What is to run can change meanwhile, but nothing that takes part in a run changes during one.
+The children's lines are merged into one stream, each after the name of its service. Children never outlive
+the supervisor: it ends them in order, and if it is killed the kernel sends them SIGTERM. The set of services
+may change at any time, but services that take part in a run never change during one.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from stddaq.daemon.output import LineOutput
 
 REFUSED = 2
 READY_TIMEOUT_S = 30.0
-# How long a service may take to end after SIGTERM; it promises 2 s.
+# Limit for the end of a service after SIGTERM; services promise 2 s.
 END_TIMEOUT_S = 4.0
 RESTART_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-# More restarts than there are delays, within this time, and the service is given up.
+# A service that needs more restarts than there are delays within this time is given up.
 RESTART_WINDOW_S = 60.0
 PROBE_TIMEOUT_S = 0.5
-# A driver that conducts no run ends within this time after SIGUSR1.
+# A driver without a run ends within this time after SIGUSR1.
 RETIRED_SOON_S = 2.5
 _PR_SET_PDEATHSIG = 1
 _COLOURS = ("36", "32", "33", "35", "34", "96", "92", "93", "95", "94")
@@ -40,7 +40,7 @@ EndReason = Literal["asked", "refused", "gave up"]
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """One service to run: its name in the output, its command, and where it listens when it is ready."""
+    """One service to run: its name in the output, its command, and the endpoint that it binds when ready."""
 
     name: str
     command: tuple[str, ...]
@@ -70,19 +70,19 @@ class _Child:
 
     @property
     def awaited(self) -> bool:
-        """Whether it is not ready, and may still become so."""
+        """Return whether it is not ready but may still become so."""
         return not (self.finished or self.down or is_listening(self.spec.address))
 
 
 class Supervisor:
-    """Runs services until asked to end, until one is refused, or until one keeps crashing."""
+    """Runs services until it is asked to end, one refuses to start, or one keeps crashing."""
 
     def __init__(
         self, specs: Sequence[ServiceSpec], restart_delays: Sequence[float] = RESTART_DELAYS_S
     ) -> None:
-        """`specs` in the order in which they are to be ended: sources first, writers last.
+        """Take `specs` in the order in which they end: sources first, writers last.
 
-        `restart_delays` in seconds before the first, second, ... restart of a service; one more is not made.
+        `restart_delays`: seconds before the first, second, ... restart of a service; there are no more.
         """
         self._restart_delays = tuple(restart_delays)
         self._children = [_Child(spec) for spec in specs]
@@ -97,9 +97,10 @@ class Supervisor:
     async def run(
         self, on_ready: Callable[[], str], follow: Callable[[Supervisor], Awaitable[None]] | None = None
     ) -> int:
-        """Run all. `on_ready` gives the line to print when all are ready. Returns the exit code.
+        """Run all services. Return the exit code.
 
-        `follow` runs from then on, to call `change_to` when something else is to run.
+        `on_ready` returns the line to print when all are ready. `follow` then runs and calls `change_to`
+        when other services shall run.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -125,10 +126,10 @@ class Supervisor:
             await follow(self)
 
     async def change_to(self, specs: Sequence[ServiceSpec]) -> None:
-        """Let `specs` be what runs, in the order in which they end. What is not concerned runs on.
+        """Run `specs`, given in the order in which they end, instead. Unchanged services run on.
 
-        When it concerns a service that takes part in runs, the one that goes on ends first, and no other
-        begins before the change is made.
+        If a changed service takes part in runs, the current run ends first and the next one starts after the
+        change.
         """
         wanted = {spec.name: spec for spec in specs}
         present = {child.spec.name: child for child in self._children}
@@ -154,11 +155,11 @@ class Supervisor:
     @staticmethod
     def _has_to_leave(child: _Child, wanted: dict[str, ServiceSpec]) -> bool:
         spec = wanted.get(child.spec.name)
-        # What has finished (a replay) is not wanted once more.
+        # A finished service (a replay) does not run again.
         return spec is None or (not child.finished and (child.down or child.spec != spec))
 
     async def _retire(self, child: _Child) -> None:
-        """Wait for the end of the run that goes on, if any, and of the service that conducts it."""
+        """Wait for the end of the current run, if any, and of the driver."""
         assert child.task is not None
         child.end.set()
         self._signal(child, signal.SIGUSR1)
@@ -168,12 +169,12 @@ class Supervisor:
             await asyncio.wait((child.task,))
 
     def _start(self, children: Sequence[_Child]) -> None:
-        """Start services in the reverse order of their end: receivers are there before who sends."""
+        """Start services in the reverse order of their end, so that receivers are ready before senders."""
         for child in reversed(children):
             child.task = asyncio.create_task(self._keep_running(child))
 
     def _ask_to_end(self, number: int) -> None:
-        # Only a person asks twice: SIGTERM comes more than once when our parent, with several threads, dies.
+        # Only SIGINT counts twice: SIGTERM arrives more than once if a parent with several threads dies.
         if self._end.is_set() and number == signal.SIGINT and not self._hurry:
             self._hurry = True
             self.say("asked again: the services are killed")
@@ -198,7 +199,7 @@ class Supervisor:
         self.say(on_ready())
 
     async def _keep_running(self, child: _Child) -> None:
-        """Start a service, and again when it crashes."""
+        """Start a service, and restart it after a crash."""
         while True:
             code = await self._run_once(child)
             if self._end.is_set() or child.end.is_set():
@@ -216,7 +217,7 @@ class Supervisor:
             )
             delay = self._restart_delay(child)
             if delay is None and code == REFUSED:
-                # The others can do without it, and the next configuration may be a better one.
+                # The other services run without it, and the next configuration may correct it.
                 self.say(f"{child.spec.name} refuses to start; it stays down until the configuration changes")
                 child.down = True
                 return
@@ -234,7 +235,7 @@ class Supervisor:
                 return
 
     def _restart_delay(self, child: _Child) -> float | None:
-        """Seconds to wait before the next start; None when there were too many."""
+        """Return the seconds before the next start; None after too many."""
         now = time.monotonic()
         child.restarts = [moment for moment in child.restarts if now - moment < RESTART_WINDOW_S]
         if len(child.restarts) >= len(self._restart_delays):
@@ -248,11 +249,11 @@ class Supervisor:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            # Ctrl-C in the terminal is for the supervisor, which ends the services in good order.
+            # Ctrl-C reaches only the supervisor, which ends the services in order.
             start_new_session=True,
             preexec_fn=end_with_parent(),
         )
-        if child.end.is_set():  # It was not there yet when it was asked to end.
+        if child.end.is_set():  # It was asked to end before it had started.
             self._signal(child, signal.SIGTERM)
         assert child.process.stdout is not None
         await self._print_lines(child, child.process.stdout)
@@ -266,14 +267,14 @@ class Supervisor:
         while True:
             try:
                 line = await stream.readline()
-            except ValueError:  # Longer than the reader's limit: shown in parts is shown enough.
+            except ValueError:  # Longer than the reader's limit: it is printed in parts.
                 continue
             if not line:
                 return
             self._output.write(f"{name} | {line.decode(errors='replace').rstrip()}", self._dropped)
 
     async def _end_in_order(self, children: Sequence[_Child]) -> None:
-        """SIGTERM one after the other in the order given, writers together; SIGKILL who does not obey."""
+        """Send SIGTERM in the order given, to writers together; kill those that do not end."""
         groups: dict[str, list[_Child]] = {}
         for child in children:
             groups.setdefault(child.spec.name.split()[0], []).append(child)
@@ -321,22 +322,22 @@ def _names(specs: Iterable[ServiceSpec]) -> str:
 
 
 def end_with_parent() -> Callable[[], None]:
-    """A `preexec_fn`: the kernel sends the child SIGTERM when this process dies, in whatever way.
+    """Let the kernel send the child SIGTERM when this process dies in any way (a `preexec_fn`).
 
-    SIGTERM, not SIGKILL: files are closed, sockets and segments removed even then.
+    With SIGTERM, unlike SIGKILL, the child still closes files and removes sockets and segments.
     """
     parent = os.getpid()
 
     def in_child() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
-            os._exit(1)  # It died before the line above.
+            os._exit(1)  # The parent died before the line above.
 
     return in_child
 
 
 def is_listening(address: str) -> bool:
-    """Whether a process accepts connections at `ipc://PATH` or `tcp://HOST:PORT`; at no address it does."""
+    """Return whether a process accepts connections at `ipc://PATH` or `tcp://HOST:PORT`; True if empty."""
     if not address:
         return True
     scheme, _, place = address.partition("://")
