@@ -42,3 +42,9 @@ def mismatch(where: str, expected: str, got: str, advice: str = "") -> str:
     """
     message = f"{where}: expected {expected}, got {got}"
     return f"{message}; {advice}" if advice else message
+
+
+def os_error_text(error: OSError) -> str:
+    """Return an error of the operating system in one line that opens with the path, if there is one."""
+    reason = error.strerror or str(error)
+    return f"{escaped(str(error.filename))}: {reason}" if error.filename is not None else reason

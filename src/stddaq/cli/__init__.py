@@ -1,7 +1,8 @@
 """The command `stddaq`: services in one terminal, runs, files, and a demonstration.
 
 Each sub-command is a module with `add_arguments` and `run`; what is expensive to import is imported by `run`,
-so that `stddaq --help` is quick. A `StdDaqError` becomes one line on standard error and exit code 2.
+so that `stddaq --help` is quick. A `StdDaqError` or `OSError` becomes one line on standard error and exit
+code 2.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Protocol, cast
 from stddaq.daemon.arguments import ArgumentParser, refuse
 from stddaq.daemon.output import open_closed_streams
 from stddaq.errors import StdDaqError
+from stddaq.text import os_error_text
 
 
 class SubCommand(Protocol):
@@ -60,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of the output has closed the pipe; keep the interpreter from flushing into it.
         sys.stdout = None
         return 0
+    except OSError as error:
+        # Of a path that the user gave, such as one in a directory that may not be searched.
+        refuse(f"stddaq {args.command}", os_error_text(error))
     except KeyboardInterrupt:
         return 130
 

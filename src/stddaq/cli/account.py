@@ -19,6 +19,8 @@ def account_lines(account: Mapping[str, Any], image_bytes: int | None = None) ->
         lines.append(f"outcome     error: {account.get('reason')}")
     else:
         lines.append("outcome     saved")
+    if account.get("late"):
+        lines.append(f"late        {account['late']}; all images are in the files")
     lines.append(f"images      {_images(account)}")
     for what, number, ids in (
         ("damaged", "n_damaged", "damaged_ids"),

@@ -20,13 +20,15 @@ def run(args: argparse.Namespace) -> int:
     from stddaq.errors import StdDaqError
     from stddaq.files.info import describe
     from stddaq.files.opening import isolated
+    from stddaq.text import os_error_text
 
     code = 0
     for name in args.files:
         path = Path(name)
         try:
             print("\n".join(isolated(partial(describe, path), path).lines()))
-        except StdDaqError as error:
-            print(f"stddaq info: error: {error}", file=sys.stderr)
+        except (StdDaqError, OSError) as error:
+            reason = os_error_text(error) if isinstance(error, OSError) else error
+            print(f"stddaq info: error: {reason}", file=sys.stderr)
             code = 2
     return code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from stddaq.cli.text import bad_text, bytes_text, status_line
 from stddaq.daemon.arguments import ArgumentParser, IntegerRange
+from stddaq.errors import StdDaqError
 
 if TYPE_CHECKING:
     from stddaq.client import DriverClient, DriverStatus
@@ -66,7 +68,13 @@ def run(args: argparse.Namespace) -> int:
             return 1
         try:
             driver.start(args.path, **_fields(args))
-            follow(driver, image_bytes)
+            try:
+                follow(driver, image_bytes)
+            except Exception:
+                # Without its starter, a run without a number of images would go on for ever.
+                with contextlib.suppress(StdDaqError):
+                    driver.stop()
+                raise
             driver.wait_until_saved(timeout=1.0)
         except CommandRefusedError as error:
             print(f"stddaq record: refused: {error.reason}", file=sys.stderr)
@@ -269,7 +277,8 @@ def _image_bytes(config: str | None) -> int | None:
 def _image_bytes_of(files: Any) -> int | None:
     """Return the bytes of one uncompressed image, from a raw file; None if it is not visible from here."""
     paths = files.get("raw") if files else None
-    if not paths or not Path(paths[0]).exists():
+    # Unlike Path.exists(), this is False also for a path that this user may not search.
+    if not paths or not os.path.exists(paths[0]):  # noqa: PTH110
         return None
     import h5py
 

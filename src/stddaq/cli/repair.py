@@ -24,6 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from stddaq.errors import StdDaqError
     from stddaq.files.repair import repair
+    from stddaq.text import os_error_text
 
     if args.last_run == bool(args.files):
         print("stddaq repair: error: expected either --run or FILE, got both or neither", file=sys.stderr)
@@ -34,8 +35,9 @@ def run(args: argparse.Namespace) -> int:
     for name in args.files:
         try:
             print(repair(Path(name)))
-        except StdDaqError as error:
-            print(f"stddaq repair: error: {error}", file=sys.stderr)
+        except (StdDaqError, OSError) as error:
+            reason = os_error_text(error) if isinstance(error, OSError) else error
+            print(f"stddaq repair: error: {reason}", file=sys.stderr)
             code = 2
     return code
 

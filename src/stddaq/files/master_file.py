@@ -25,7 +25,7 @@ from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.nexus import DATA, IMAGE_METADATA, lost_pixel, nexus_group
 from stddaq.files.opening import relative_name
 from stddaq.files.run import RecordedRun, read_run
-from stddaq.files.virtual import MappedRows, create_virtual_dataset, stretches
+from stddaq.files.virtual import MappedRows, create_virtual_dataset, n_mappings, stretches
 from stddaq.text import mismatch
 
 
@@ -90,7 +90,7 @@ def _write(temporary: Path, path: Path, run: RecordedRun, account: str | None) -
         file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "stddaq"})
         entry = nexus_group(file, "entry", "NXentry", default="data")
         _write_entry_times(entry, run, account)
-        n_mappings = _write_data(entry, run, path.parent)
+        n_image_mappings = _write_data(entry, run, path.parent)
         _write_detector(entry, run, path.parent)
         _write_account(entry, run, path.parent, account)
         file["interleaved_data"] = file[DATA]
@@ -101,7 +101,7 @@ def _write(temporary: Path, path: Path, run: RecordedRun, account: str | None) -
         n_images=run.order.n_images,
         image_shape=run.image_shape,
         dtype=run.dtype,
-        n_mappings=n_mappings,
+        n_mappings=n_image_mappings,
         n_gaps=run.order.n_gaps,
         n_restarts=run.order.n_restarts,
         image_division=run.order.image_division,
@@ -130,12 +130,15 @@ def _write_data(entry: h5py.Group, run: RecordedRun, directory: Path) -> int:
         for raw, positions in zip(run.raw_files, run.order.positions, strict=True)
     ]
     n_images = run.order.n_images
+    images_mapped = [
+        MappedRows(name, f"/{raw.detector_name}/data", raw.n_stored, found) for raw, name, found in sources
+    ]
     images = create_virtual_dataset(
         data,
         "data",
         (n_images, *run.image_shape),
         run.dtype,
-        [MappedRows(name, f"/{raw.detector_name}/data", raw.n_stored, found) for raw, name, found in sources],
+        images_mapped,
         fill=lost_pixel(run.dtype),
     )
     images.attrs.update({"interpretation": "image", "long_name": run.detector_name, "target": DATA})
@@ -152,7 +155,7 @@ def _write_data(entry: h5py.Group, run: RecordedRun, directory: Path) -> int:
         ],
     )
     metadata.attrs["target"] = IMAGE_METADATA
-    return sum(len(found) for _, _, found in sources)
+    return sum(n_mappings(mapped) for mapped in images_mapped)
 
 
 def _write_detector(entry: h5py.Group, run: RecordedRun, directory: Path) -> None:

@@ -125,7 +125,9 @@ def read_image_ids(name: str, n_images: int, last_id: int) -> np.ndarray:
 
 def _split(name: str) -> tuple[Path, str | None]:
     path = Path(name)
-    if path.exists() or ":" not in name:
+    with _naming(f"{path}: cannot be read"):
+        exists = path.exists()
+    if exists or ":" not in name:
         return path, None
     file, _, dataset = name.rpartition(":")
     return Path(file), dataset

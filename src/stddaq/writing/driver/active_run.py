@@ -41,6 +41,8 @@ class ActiveRun:
         self.failure = ""
         self.created: set[str] = set()
         self.closed: set[str] = set()
+        self.is_recorded = self.is_saving = self.is_finishing = self.is_late = False
+        self.late = ""
         self.discarded: set[str] = set()
         self.has_master = False
 

@@ -58,9 +58,13 @@ class RunCourse:
         reason = await self._attempt(self._record(enter, on_progress, on_complete))
         if reason:
             await self._attempt(self._close_after_error())
-            if paths := self._run.unclosed_files():
-                command = shlex.join(["stddaq", "repair", *map(str, paths)])
-                reason += f"; when its writer has exited: {command}"
+            if self._is_complete():
+                log.logger.warning("run %s is complete, but late: %s", self._run.id, reason)
+                self._run.late = reason
+                reason = await self._attempt(self._save_late(enter, on_complete))
+        if reason and (paths := self._run.unclosed_files()):
+            command = shlex.join(["stddaq", "repair", *map(str, paths)])
+            reason += f"; when its writer has exited: {command}"
         return reason
 
     async def _attempt(self, step: Coroutine[Any, Any, None]) -> str:
@@ -88,12 +92,33 @@ class RunCourse:
         await writers.call(self._distributor.end_recording)
         if run.failure:
             raise RunError(run.failure)
+        run.is_recorded = True
         # Still `recording` (or `stop`) until all images are in the files, so that the count is exact.
         await writers.confirm_last_image(run)
         if run.account.n_images:
             on_complete()
         enter(State.SAVING_FILE)
+        run.is_saving = True
         await writers.close_files(run)
+        await self._finish()
+
+    def _is_complete(self) -> bool:
+        """Whether writers that answered too late have written all images and closed their files by now."""
+        run = self._run
+        return run.is_recorded and run.is_late and not run.is_finishing and self._writers.have_saved_all(run)
+
+    async def _save_late(self, enter: Enter, on_complete: Callable[[], None]) -> None:
+        """Save a run whose files became complete after a timeout."""
+        if not self._run.is_saving:
+            if self._run.account.n_images:
+                on_complete()
+            enter(State.SAVING_FILE)
+        await self._finish()
+
+    async def _finish(self) -> None:
+        """Create the master file of raw files that are closed, and check what a strict run demands."""
+        run = self._run
+        run.is_finishing = True
         # The account in the master file lists the file itself.
         run.has_master = True
         try:
@@ -101,7 +126,7 @@ class RunCourse:
         except BaseException:
             run.has_master = False
             raise
-        n_overwritten = writers.n_overwritten()
+        n_overwritten = self._writers.n_overwritten()
         if run.start.strict and n_overwritten:
             raise RunError(
                 f"{n_overwritten} images were overwritten in the ring buffer before they were written"
@@ -182,6 +207,7 @@ class RunCourse:
             "run_id": run.id,
             "outcome": "error" if reason else "file_saved",
             **({"reason": reason} if reason else {}),
+            **({"late": run.late} if run.late else {}),
             "source": self._source,
             "image_division": self._config.image_division,
             "number_of_writers": self._config.number_of_writers,

@@ -22,9 +22,13 @@ from stddaq.wire.std_daq import writer_action_pb2 as pb
 
 @dataclass(slots=True)
 class Answer:
-    """The answer to a request: `reason` says why it failed, and is empty when it did not."""
+    """The answer to a request: `reason` says why it failed, and is empty when it did not.
+
+    `timed_out`: the writer has not answered yet.
+    """
 
     reason: str = ""
+    timed_out: bool = False
 
 
 @dataclass(slots=True)
@@ -157,14 +161,14 @@ class WriterPeer:
             return ""
         failure = f"{self.title} did not answer within {oldest.timeout:g} s; {self._written_so_far()}"
         self._n_late += len(self._requests)
-        self.fail_requests(failure)
+        self.fail_requests(failure, timed_out=True)
         return failure
 
-    def fail_requests(self, reason: str) -> None:
+    def fail_requests(self, reason: str, *, timed_out: bool = False) -> None:
         """Answer all pending requests with `reason`."""
         requests, self._requests = self._requests, []
         for request in requests:
-            request.on_answer(Answer(reason))
+            request.on_answer(Answer(reason, timed_out))
 
     def _written_so_far(self) -> str:
         return f"it confirmed {self.reported.n_written} of the {self.n_forwarded} images sent to it"

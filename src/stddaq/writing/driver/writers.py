@@ -77,6 +77,19 @@ class Writers:
                 "; ".join(f"{peer.title} failed to write {peer.reported.n_failed} images" for peer in failed)
             )
 
+    def have_saved_all(self, run: ActiveRun) -> bool:
+        """Whether all writers have written all images and closed their files."""
+        return (
+            bool(run.created)
+            and run.closed >= {peer.name for peer in self._peers}
+            and all(
+                peer.connected
+                and peer.reported.n_written == peer.n_forwarded
+                and not (peer.reported.n_failed or peer.reported.failure)
+                for peer in self._peers
+            )
+        )
+
     async def close_files_after_error(self, run: ActiveRun) -> None:
         """Let the connected writers close valid files."""
         # Empty files of a run that recorded nothing would only be in the way of the next try.
@@ -135,7 +148,9 @@ class Writers:
             # A C++ writer reports no numbers: what it confirms is all that it received.
             if (answer := answers.get(peer.name)) and not answer.reason and not peer.has_extensions:
                 peer.reported.n_written = peer.n_forwarded
-        reasons = [answer.reason for answer in answers.values() if answer.reason]
+        failed = [answer for answer in answers.values() if answer.reason]
+        run.is_late = bool(failed) and all(answer.timed_out for answer in failed)
+        reasons = [answer.reason for answer in failed]
         reasons += [f"{p.title}: {p.reported.failure}" for p in self._peers if p.reported.failure]
         if reasons:
             raise RunError("; ".join(dict.fromkeys(reasons)))
