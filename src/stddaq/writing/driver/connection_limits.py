@@ -16,9 +16,9 @@ from websockets.protocol import State
 
 from stddaq.daemon import log
 
-MAX_CONNECTIONS = 512
+MAX_CONNECTIONS = 1024
 # Of one host, so that a host in trouble leaves room for the others.
-MAX_CONNECTIONS_OF_A_HOST = 256
+MAX_CONNECTIONS_OF_A_HOST = 512
 RESERVED_DESCRIPTORS = 128
 # A host that disappears is noticed after about two minutes.
 KEEPALIVE_S, KEEPALIVE_PERIOD_S, KEEPALIVE_PROBES = 60, 15, 4
