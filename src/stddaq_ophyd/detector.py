@@ -17,8 +17,7 @@ from typing import Any
 
 from bluesky.run_engine import in_bluesky_event_loop
 from bluesky.utils import NoReplayAllowed
-from ophyd import Component, Device, Kind, Signal
-from ophyd.signal import InternalSignal
+from ophyd import Signal
 from ophyd.utils import RedundantStaging
 
 from stddaq.client import DEFAULT_URL, DriverClient
@@ -32,13 +31,14 @@ from stddaq_ophyd.core.errors import AcquisitionError
 from stddaq_ophyd.core.paths import DirectoryPaths, PathProvider
 from stddaq_ophyd.core.publication import Publication
 from stddaq_ophyd.core.run_counts import RunCounts
+from stddaq_ophyd.detector_signals import DetectorSignals
 from stddaq_ophyd.steps import AcquisitionStatus, Steps, StepStatus
 
 # An exiting program waits this long for the files of a run that is still open.
 EXIT_TIMEOUT_S = 10.0
 
 
-class StdDaqDetector(Device):
+class StdDaqDetector(DetectorSignals):
     """A detector whose images the driver at url `prefix` records.
 
     det = StdDaqDetector("ws://127.0.0.1:8080", name="det", paths="/data", trigger=camera.software_trigger)
@@ -47,40 +47,6 @@ class StdDaqDetector(Device):
     A subclass may have a component `camera` (see `stddaq_ophyd.camera`), which takes the images, and a
     component `live_stream`.
     """
-
-    n_images = Component(InternalSignal, value=0, kind=Kind.hinted, doc="images of this point or flight")
-    n_recorded = Component(InternalSignal, value=0, kind=Kind.hinted, doc="images since staging")
-    n_bad = Component(
-        InternalSignal,
-        value=0,
-        kind=Kind.hinted,
-        doc="damaged, overwritten, failed and skipped images since staging",
-    )
-    images_per_event = Component(
-        Signal, value=1, kind=Kind.config, doc="images of a point, or of an event of a flight"
-    )
-    exposure_time = Component(Signal, value=0.0, kind=Kind.config, doc="seconds for each image")
-    margin = Component(
-        Signal, value=5.0, kind=Kind.config, doc="seconds beyond the exposure time in which images must come"
-    )
-    allow_bad = Component(Signal, value=0, kind=Kind.config, doc="1: accept points with bad images")
-    stream = Component(
-        Signal,
-        value="",
-        kind=Kind.omitted,
-        doc="stream of the next images; plans that return to an earlier stream set it",
-    )
-    image_height = Component(InternalSignal, value=0, kind=Kind.config, doc="pixels")
-    image_width = Component(InternalSignal, value=0, kind=Kind.config, doc="pixels")
-    pixel_type = Component(InternalSignal, value="", kind=Kind.config, doc="dtype string of numpy, like <u2")
-    bit_depth = Component(InternalSignal, value=0, kind=Kind.config, doc="bits of a pixel")
-    number_of_writers = Component(InternalSignal, value=0, kind=Kind.config, doc="raw files of a run")
-    directory = Component(
-        InternalSignal, value="", kind=Kind.config, doc="directory of the files, as the driver sees it"
-    )
-    file_prefix = Component(
-        InternalSignal, value="", kind=Kind.config, doc="the names of all files begin with it"
-    )
 
     def __init__(
         self,
@@ -161,8 +127,7 @@ class StdDaqDetector(Device):
         try:
             super().stage()
             self._acquisition = self._new_acquisition()
-            for signal in (self.n_images, self.n_recorded, self.n_bad):
-                signal.put(0, internal=True)
+            self._reset_counts()
             self.stream.put("")
             run = self._acquisition.start_run()
             if run.image_shape and run.dtype:
@@ -177,8 +142,7 @@ class StdDaqDetector(Device):
 
     def _new_acquisition(self) -> Acquisition:
         paths = self._paths(self.name)
-        self.directory.put(str(paths.directory), internal=True)
-        self.file_prefix.put(paths.prefix, internal=True)
+        self._note_files(paths)
         publication = Publication(self.name, paths, self.image_key, self._documents)
         return Acquisition(self.prefix, self.name, self._start_options, publication)
 
@@ -233,12 +197,12 @@ class StdDaqDetector(Device):
         `AcquisitionError` when the device is not staged.
         """
         self._check_staged("trigger")
-        status = AcquisitionStatus(self, int(_value(self.images_per_event)))
+        status = AcquisitionStatus(self, self._event_size)
         self._pending = status
         return self._steps.submit(self._take_point, status)
 
     def _take_point(self, status: AcquisitionStatus) -> None:
-        settings = self._settings()
+        settings = self._new_settings()
         counts = self._staged_acquisition().take_point(
             partial(self._fire, settings.images_per_event), settings, lambda n, _: status.progress(n)
         )
@@ -273,7 +237,7 @@ class StdDaqDetector(Device):
         return f"{self.name}_image"
 
     def _describe_images(self) -> dict[str, dict[str, Any]]:
-        shape = int(_value(self.image_height)), int(_value(self.image_width))
+        shape = self._image_shape
         if not all(shape):
             if not in_bluesky_event_loop():
                 return {}
@@ -286,7 +250,7 @@ class StdDaqDetector(Device):
                 "source": self.prefix,
                 "dtype": "array",
                 "dtype_numpy": self.pixel_type.get(),
-                "shape": [int(_value(self.images_per_event)), *shape],
+                "shape": [self._event_size, *shape],
                 "dims": ["image", "y", "x"],
                 "external": self._documents.external,
             }
@@ -304,7 +268,7 @@ class StdDaqDetector(Device):
     def _publish(self, index: int | None = None) -> list[Document]:
         if self._acquisition is None:
             return []
-        return self._acquisition.documents(index, str(_value(self.stream)))
+        return self._acquisition.documents(index, self._stream_name)
 
     # Flights.
 
@@ -334,14 +298,14 @@ class StdDaqDetector(Device):
         return self._steps.submit(self._kickoff, StepStatus(self))
 
     def _kickoff(self, status: StepStatus) -> None:
-        settings = self._settings()
+        settings = self._new_settings()
         fire = partial(self._fire, self._n_events_to_fly * settings.images_per_event)
         self._staged_acquisition().start_flight(fire, self._n_events_to_fly, settings)
 
     def complete(self) -> AcquisitionStatus:
         """Wait for all images of the flight. The Status fails when they stop coming, or some are bad."""
         self._check_staged("complete")
-        n_images = self._n_events_to_fly * int(_value(self.images_per_event))
+        n_images = self._n_events_to_fly * self._event_size
         status = AcquisitionStatus(self, n_images)
         self._pending = status
         return self._steps.submit(partial(self._complete, n_images), status)
@@ -408,18 +372,11 @@ class StdDaqDetector(Device):
             raise AcquisitionError(f"{self.name}: not staged: {self.error or 'it was unstaged meanwhile'}")
         return self._acquisition
 
-    def _settings(self) -> Settings:
+    def _new_settings(self) -> Settings:
         if self._exposure is not None:
-            self.exposure_time.put(float(_value(self._exposure)))
-        n = int(_value(self.images_per_event))
-        if n < 1:
-            raise AcquisitionError(mismatch(f"{self.name}: images_per_event", "1 or more", str(n)))
-        return Settings(
-            images_per_event=n,
-            timeout=float(_value(self.exposure_time)) * n + float(_value(self.margin)),
-            allow_bad=bool(_value(self.allow_bad)),
-            publish_live=self._documents.reads_growing_files,
-        )
+            exposure: Any = self._exposure.get()
+            self.exposure_time.put(float(exposure))
+        return self._settings(publish_live=self._documents.reads_growing_files)
 
     def _fire(self, n_images: int) -> None:
         if self._camera is None:
@@ -428,18 +385,6 @@ class StdDaqDetector(Device):
             self._camera.fire(n_images)
         except Exception as error:
             raise AcquisitionError(f"{self.name}: the camera cannot be triggered: {error}") from error
-
-    def _note_counts(self, n_images: int, counts: RunCounts) -> None:
-        self.n_images.put(n_images, internal=True)
-        self.n_recorded.put(counts.n_images, internal=True)
-        self.n_bad.put(counts.n_bad, internal=True)
-
-    def _note_layout(self, shape: tuple[int, int], dtype: str, number_of_writers: int) -> None:
-        self.image_height.put(shape[0], internal=True)
-        self.image_width.put(shape[1], internal=True)
-        self.pixel_type.put(dtype, internal=True)
-        self.bit_depth.put(8 * int(dtype[2:]), internal=True)
-        self.number_of_writers.put(number_of_writers, internal=True)
 
     def _finish(self) -> None:
         """End a run that is still open when the program exits."""
@@ -450,10 +395,6 @@ class StdDaqDetector(Device):
 
 def _as_provider(paths: PathProvider | str | Path) -> PathProvider:
     return DirectoryPaths(paths) if isinstance(paths, str | Path) else paths
-
-
-def _value(signal: Signal) -> Any:
-    return signal.get()
 
 
 _devices: weakref.WeakSet[StdDaqDetector] = weakref.WeakSet()

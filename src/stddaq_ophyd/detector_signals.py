@@ -1,0 +1,100 @@
+"""The signals of the detector device: the user's options, the counts, and the layout of the images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ophyd import Component, Device, Kind, Signal
+from ophyd.signal import InternalSignal
+
+from stddaq.text import mismatch
+from stddaq_ophyd.core.acquisition import Settings
+from stddaq_ophyd.core.errors import AcquisitionError
+from stddaq_ophyd.core.paths import PathInfo
+from stddaq_ophyd.core.run_counts import RunCounts
+
+
+class DetectorSignals(Device):
+    """The base of `StdDaqDetector`, which keeps these signals up to date."""
+
+    n_images = Component(InternalSignal, value=0, kind=Kind.hinted, doc="images of this point or flight")
+    n_recorded = Component(InternalSignal, value=0, kind=Kind.hinted, doc="images since staging")
+    n_bad = Component(
+        InternalSignal,
+        value=0,
+        kind=Kind.hinted,
+        doc="damaged, overwritten, failed and skipped images since staging",
+    )
+    images_per_event = Component(
+        Signal, value=1, kind=Kind.config, doc="images of a point, or of an event of a flight"
+    )
+    exposure_time = Component(Signal, value=0.0, kind=Kind.config, doc="seconds for each image")
+    margin = Component(
+        Signal, value=5.0, kind=Kind.config, doc="seconds beyond the exposure time in which images must come"
+    )
+    allow_bad = Component(Signal, value=0, kind=Kind.config, doc="1: accept points with bad images")
+    stream = Component(
+        Signal,
+        value="",
+        kind=Kind.omitted,
+        doc="stream of the next images; plans that return to an earlier stream set it",
+    )
+    image_height = Component(InternalSignal, value=0, kind=Kind.config, doc="pixels")
+    image_width = Component(InternalSignal, value=0, kind=Kind.config, doc="pixels")
+    pixel_type = Component(InternalSignal, value="", kind=Kind.config, doc="dtype string of numpy, like <u2")
+    bit_depth = Component(InternalSignal, value=0, kind=Kind.config, doc="bits of a pixel")
+    number_of_writers = Component(InternalSignal, value=0, kind=Kind.config, doc="raw files of a run")
+    directory = Component(
+        InternalSignal, value="", kind=Kind.config, doc="directory of the files, as the driver sees it"
+    )
+    file_prefix = Component(
+        InternalSignal, value="", kind=Kind.config, doc="the names of all files begin with it"
+    )
+
+    @property
+    def _event_size(self) -> int:
+        return int(_value(self.images_per_event))
+
+    @property
+    def _image_shape(self) -> tuple[int, int]:
+        """Return (height, width), which are 0 until they are known."""
+        return int(_value(self.image_height)), int(_value(self.image_width))
+
+    @property
+    def _stream_name(self) -> str:
+        return str(_value(self.stream))
+
+    def _settings(self, *, publish_live: bool) -> Settings:
+        n = self._event_size
+        if n < 1:
+            raise AcquisitionError(mismatch(f"{self.name}: images_per_event", "1 or more", str(n)))
+        return Settings(
+            images_per_event=n,
+            timeout=float(_value(self.exposure_time)) * n + float(_value(self.margin)),
+            allow_bad=bool(_value(self.allow_bad)),
+            publish_live=publish_live,
+        )
+
+    def _reset_counts(self) -> None:
+        for signal in (self.n_images, self.n_recorded, self.n_bad):
+            signal.put(0, internal=True)
+
+    def _note_counts(self, n_images: int, counts: RunCounts) -> None:
+        self.n_images.put(n_images, internal=True)
+        self.n_recorded.put(counts.n_images, internal=True)
+        self.n_bad.put(counts.n_bad, internal=True)
+
+    def _note_layout(self, shape: tuple[int, int], dtype: str, number_of_writers: int) -> None:
+        self.image_height.put(shape[0], internal=True)
+        self.image_width.put(shape[1], internal=True)
+        self.pixel_type.put(dtype, internal=True)
+        self.bit_depth.put(8 * int(dtype[2:]), internal=True)
+        self.number_of_writers.put(number_of_writers, internal=True)
+
+    def _note_files(self, paths: PathInfo) -> None:
+        self.directory.put(str(paths.directory), internal=True)
+        self.file_prefix.put(paths.prefix, internal=True)
+
+
+def _value(signal: Signal) -> Any:
+    return signal.get()
