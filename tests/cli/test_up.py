@@ -16,7 +16,8 @@ import pytest
 from cli.conftest import Up
 from support.processes.deployment import Deployment, free_port, wait_until
 
-from stddaq.cli.supervisor.supervisor import ServiceSpec, Supervisor
+from stddaq.cli.supervisor.spec import ServiceSpec
+from stddaq.cli.supervisor.supervisor import Supervisor
 
 SIMULATE = ("--source", "simulate", "--rate", "500")
 

@@ -19,7 +19,8 @@ from support.processes.deployment import Deployment, free_port, wait_until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from stddaq.cli.supervisor.supervisor import ServiceSpec, Supervisor
+from stddaq.cli.supervisor.spec import ServiceSpec
+from stddaq.cli.supervisor.supervisor import Supervisor
 from stddaq.client import CommandRefusedError, ConfigClient, DriverClient
 
 SIMULATE = ("--source", "simulate", "--rate", "200")

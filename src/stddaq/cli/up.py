@@ -13,7 +13,8 @@ from stddaq.wire.default_addresses import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from stddaq.cli.supervisor.commands import Commands
-    from stddaq.cli.supervisor.supervisor import ServiceSpec, Supervisor
+    from stddaq.cli.supervisor.spec import ServiceSpec
+    from stddaq.cli.supervisor.supervisor import Supervisor
     from stddaq.config import DetectorConfig
 
 SUMMARY = "start and supervise the services of a configuration in this terminal"
@@ -62,7 +63,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import asyncio
 
-    from stddaq.cli.supervisor.supervisor import Supervisor, is_listening
+    from stddaq.cli.supervisor.readiness import is_listening
+    from stddaq.cli.supervisor.supervisor import Supervisor
     from stddaq.config import DetectorConfig
 
     config = DetectorConfig.load(args.config)

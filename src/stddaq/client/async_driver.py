@@ -364,6 +364,9 @@ class StatusWatcher:
     async def __anext__(self) -> DriverStatus:
         if self._feed.is_over:
             raise StopAsyncIteration
+        # Statuses that come all the time do not put off the deadline.
+        if self._deadline is not None and asyncio.get_running_loop().time() >= self._deadline:
+            raise self._timeout_error()
         try:
             async with asyncio.timeout_at(self._deadline):
                 await self._wait_for_status()
@@ -372,9 +375,6 @@ class StatusWatcher:
         return self._feed.get()
 
     async def _wait_for_status(self) -> None:
-        # Statuses that come all the time do not put off the deadline.
-        if self._deadline is not None and asyncio.get_running_loop().time() >= self._deadline:
-            raise self._timeout_error()
         while not len(self._feed):
             if self._feed.error is not None:
                 raise ConnectionLostError(str(self._feed.error))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stddaq.cli.supervisor.supervisor import ServiceSpec
+from stddaq.cli.supervisor.spec import ServiceSpec
 from stddaq.config import DetectorConfig
 from stddaq.config.services import PROGRAMS, RequestedService, requested_services
 from stddaq.dataplane.endpoints import metadata_stream
