@@ -21,6 +21,7 @@ from ophyd import Signal
 from ophyd.utils import RedundantStaging
 
 from stddaq.client import DEFAULT_URL, DriverClient
+from stddaq.client.address import split_token
 from stddaq.client.errors import DriverError
 from stddaq.config import DetectorConfig
 from stddaq.text import mismatch
@@ -64,6 +65,8 @@ class StdDaqDetector(DetectorSignals):
     ) -> None:
         """Nothing is connected before the first `stage`.
 
+        A driver that demands a token gets that of the URL, `ws://any:TOKEN@host:8080`, or of the environment
+        variable STDDAQ_TOKEN.
         `paths` is a directory, or a provider (see `stddaq_ophyd.core.paths`). `trigger` makes the camera take
         the images of a point: an ophyd signal, which is set to `trigger_value`, a callable, or a `Camera`;
         without it, and without a component `camera`, the next images that arrive are those of the point.
@@ -73,6 +76,8 @@ class StdDaqDetector(DetectorSignals):
         because its handlers cannot read files that grow. `start_options` are further fields of the driver's
         `start`, like `writer_id`.
         """
+        # Documents and messages show the URL, but never the token.
+        prefix, self._token = split_token(prefix, None)
         super().__init__(prefix, name=name, **kwargs)
         self._paths = _as_provider(paths)
         component: Camera | None = getattr(self, "camera", None) if "camera" in self.component_names else None
@@ -144,7 +149,7 @@ class StdDaqDetector(DetectorSignals):
         paths = self._paths(self.name)
         self._note_files(paths)
         publication = Publication(self.name, paths, self.image_key, self._documents)
-        return Acquisition(self.prefix, self.name, self._start_options, publication)
+        return Acquisition(self.prefix, self.name, self._start_options, publication, self._token)
 
     def unstage(self) -> StepStatus:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Stop waiting for images and end the run. The Status is done when the driver is idle, files closed.
@@ -337,7 +342,7 @@ class StdDaqDetector(DetectorSignals):
     def driver_state(self) -> str:
         """Return what the driver is doing, in words."""
         try:
-            with DriverClient(self.prefix) as client:
+            with DriverClient(self.prefix, token=self._token) as client:
                 latest = client.latest
         except DriverError as error:
             return f"not reachable: {error}"

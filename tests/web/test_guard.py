@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from stddaq.daemon.access import Access
 from stddaq.web import guard
 from stddaq.web.guard import MAX_BODY_BYTES, Guard
 
@@ -39,7 +40,7 @@ def answer(
     given = [(name.encode(), value.encode("latin-1")) for name, value in headers]
     if "host" not in dict(headers):
         given.append((b"host", b"127.0.0.1:5000"))
-    asyncio.run(Guard(app, token)({"type": "http", "headers": given}, receive, send))
+    asyncio.run(Guard(app, Access(token))({"type": "http", "headers": given}, receive, send))
     if passed:
         return 200, passed[0]
     return sent[0]["status"], json.loads(sent[1]["body"])["detail"]
@@ -75,7 +76,9 @@ def test_request_of_its_own_pages_passes() -> None:
     assert answer(("origin", "http://127.0.0.1:5000"))[0] == 200
 
 
-@pytest.mark.parametrize("value", ["", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer", "Bearer \xff"])
+@pytest.mark.parametrize(
+    "value", ["", f"Basic {TOKEN}", "Basic !", f"Bearer {TOKEN}x", "Bearer", "Bearer \xff"]
+)
 def test_request_without_the_right_token_is_refused(value: str) -> None:
     assert answer(("authorization", value), token=TOKEN)[0] == 401
 
@@ -96,3 +99,34 @@ def test_body_that_is_too_long_is_refused_before_its_end() -> None:
 def test_body_that_does_not_arrive_in_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "BODY_TIMEOUT_S", 0.01)
     assert answer(JSON, body=(b"{",), ends=False) == (408, "body: expected its end within 0.01 s, got a part")
+
+
+def test_websocket_handshake_is_checked_like_a_request() -> None:
+    passed: list[Any] = []
+    sent: list[Any] = []
+
+    async def app(scope: Any, _receive: Any, _send: Any) -> None:
+        passed.append(scope["type"])
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    def handshake(**headers: str) -> None:
+        scope = {
+            "type": "websocket",
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+            "extensions": {"websocket.http.response": {}},
+        }
+        asyncio.run(Guard(app, Access(None))(scope, receive, send))
+
+    handshake(host="127.0.0.1:5000", origin="http://elsewhere.example")
+    handshake(host="elsewhere.example")
+    assert passed == []
+    starts = [m for m in sent if m["type"] == "websocket.http.response.start"]
+    assert [m["status"] for m in starts] == [403, 403]
+    handshake(host="127.0.0.1:5000", origin="http://127.0.0.1:5000")
+    handshake(host="localhost:5000")
+    assert passed == ["websocket", "websocket"]

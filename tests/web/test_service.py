@@ -126,6 +126,11 @@ def test_other_addresses_need_a_token(start_rest: Callable[..., RestService], to
     with pytest.raises(NotAllowedError):
         ConfigClient(url, user="me", token="wrong").get()
     assert ConfigClient(url, user="me", token=TOKEN).get() == rest.deployment.config
+    in_url = f"http://any:{TOKEN}@127.0.0.1:{port}"
+    assert ConfigClient(in_url, user="me").get() == rest.deployment.config
+    assert TOKEN not in ConfigClient(in_url, user="me").url
+    # A client that knows only a URL sends its user name and password.
+    assert requests.get(f"{in_url}/api/config/get?user=me", timeout=20).json() == rest.deployment.config
     command = Path(f"/proc/{rest.process.pid}/cmdline").read_bytes()
     assert TOKEN.encode() not in command
     assert not any(TOKEN in line for line in rest.process.stdout)
@@ -134,7 +139,7 @@ def test_other_addresses_need_a_token(start_rest: Callable[..., RestService], to
 def test_the_token_may_come_from_the_environment(
     deployment: Deployment, start_rest: Callable[..., RestService]
 ) -> None:
-    deployment.env["STDDAQ_REST_TOKEN"] = TOKEN
+    deployment.env["STDDAQ_TOKEN"] = TOKEN
     rest = start_rest()
     with pytest.raises(NotAllowedError):
         rest.client.get()

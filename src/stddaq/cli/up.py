@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stddaq.daemon.access import add_token_option
 from stddaq.daemon.arguments import ArgumentParser, IntegerRange, Seconds, suffix
 from stddaq.errors import ConfigError, EndpointError
 from stddaq.text import mismatch
@@ -33,6 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address that the driver listens on (default: %(default)s)"
     )
+    add_token_option(parser)
     parser.add_argument(
         "-m", "--with_metadata_writer", action="store_true", help="also start a metadata writer"
     )
@@ -116,6 +118,8 @@ def _services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceS
     name, source = config.detector_name, args.source_suffix
     commands = Commands(config, args.config)
     driver = ["--port", str(args.port), "--host", args.host, "-s", source]
+    if args.token_file is not None:
+        driver += ["--token-file", str(args.token_file)]
     if args.with_metadata_writer:
         driver.append("-m")
     if args.writer_timeout is not None:

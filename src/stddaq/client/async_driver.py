@@ -17,6 +17,7 @@ from typing import Any, Self
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
+from stddaq.client.address import split_token
 from stddaq.client.connection import CONNECT_TIMEOUT_S, open_connection
 from stddaq.client.driver_protocol import (
     DriverHistory,
@@ -31,6 +32,7 @@ from stddaq.client.errors import (
     CommandRefusedError,
     ConnectionLostError,
     DriverError,
+    DriverNotAllowedError,
     DriverTimeoutError,
     DriverUnreachableError,
     RunFailedError,
@@ -53,10 +55,13 @@ RECONNECT_PERIOD_S = 0.2
 class AsyncDriverClient:
     """A connection to one driver. Use it as an async context manager, in one event loop."""
 
-    def __init__(self, url: str = DEFAULT_URL, *, reconnect: bool = False) -> None:
+    def __init__(self, url: str = DEFAULT_URL, *, token: str | None = None, reconnect: bool = False) -> None:
         """`url` as `ws://host:port`. With `reconnect`, watching and waiting continue when the driver comes
-        back after it vanished; otherwise they end with `ConnectionLostError`."""
-        self.url = url
+        back after it vanished; otherwise they end with `ConnectionLostError`.
+
+        `token` is for a driver that demands one. It may also be in the URL, `ws://any:TOKEN@host:port`, or
+        in the environment variable STDDAQ_TOKEN."""
+        self.url, self._token = split_token(url, token)
         self._reconnect = reconnect
         self._connection: ClientConnection | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -66,7 +71,7 @@ class AsyncDriverClient:
         self._starting = asyncio.Lock()
 
     async def connect(self, timeout: float = CONNECT_TIMEOUT_S) -> Self:
-        """Connect and receive the first status. Raises `DriverUnreachableError`."""
+        """Connect and receive the first status. Raise `DriverUnreachableError`, `DriverNotAllowedError`."""
         if self._reader is not None:
             raise DriverError(f"{self.url}: this client is connected already")
         self._lost = None
@@ -303,7 +308,7 @@ class AsyncDriverClient:
         return self._protocol
 
     async def _open(self, timeout: float) -> None:
-        self._connection, first = await open_connection(self.url, timeout)
+        self._connection, first = await open_connection(self.url, timeout, self._token)
         self._protocol = protocol_for(first, self._history)
         self._protocol.receive(first)
 
@@ -320,7 +325,7 @@ class AsyncDriverClient:
             while self._lost is not None:
                 try:
                     await self._open(CONNECT_TIMEOUT_S)
-                except DriverUnreachableError:
+                except (DriverUnreachableError, DriverNotAllowedError):
                     await asyncio.sleep(RECONNECT_PERIOD_S)
                 else:
                     self._lost = None

@@ -20,6 +20,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from stddaq.client.address import authorization, split_token
 from stddaq.errors import StdDaqError
 from stddaq.wire.default_addresses import DEFAULT_CONFIG_URL
 
@@ -116,12 +117,14 @@ class ConfigClient:
         timeout: float = TIMEOUT_S,
     ) -> None:
         """`user` for the logs of the service (default: the login name); `detector` by its name, where the
-        service has several; `token` where it asks for one; `timeout` of a request in seconds."""
-        self.url = url.rstrip("/")
+        service has several; `token` where it asks for one, which may also be in the URL
+        (`http://any:TOKEN@host:5000`) or in the environment variable STDDAQ_TOKEN; `timeout` of a request in
+        seconds."""
+        self.url, self._token = split_token(url.rstrip("/"), token)
         self._who = {"user": getpass.getuser() if user is None else user}
         if detector is not None:
             self._who["detector"] = detector
-        self._token, self._timeout = token, timeout
+        self._timeout = timeout
         # A service of the institute is never behind the proxy that leads to the internet.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -186,8 +189,8 @@ class ConfigClient:
             {"Content-Type": "application/json", **(headers or {})},
             method=method,
         )
-        if self._token is not None:
-            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
+        for name, value in authorization(self._token).items():
+            request.add_unredirected_header(name, value)
         try:
             with self._opener.open(request, timeout=self._timeout) as response:
                 content = json.loads(response.read(MAX_ANSWER_BYTES))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
-from stddaq.client.errors import DriverUnreachableError
+from stddaq.client.address import authorization
+from stddaq.client.errors import DriverNotAllowedError, DriverUnreachableError
 from stddaq.client.status import DriverStatus, parse_status
+from stddaq.text import shown_text
 from stddaq.wire.default_addresses import GREETING_PATH
 
 CONNECT_TIMEOUT_S = 5.0
@@ -17,14 +19,20 @@ CLOSE_TIMEOUT_S = 1.0
 MAX_MESSAGE_BYTES = 64 * 2**20
 
 
-async def open_connection(url: str, timeout: float) -> tuple[ClientConnection, DriverStatus]:
-    """Return a connection and the first status that came over it. Raise `DriverUnreachableError`."""
+async def open_connection(
+    url: str, timeout: float, token: str | None = None
+) -> tuple[ClientConnection, DriverStatus]:
+    """Return a connection and the first status that came over it. Raise `DriverUnreachableError`.
+
+    Raise `DriverNotAllowedError` if the driver demands another token.
+    """
     try:
         async with asyncio.timeout(timeout):
             # Statuses show that the driver is alive; a proxy of the environment is never meant.
             connection = await connect(
                 url.rstrip("/") + GREETING_PATH,
                 proxy=None,
+                additional_headers=authorization(token),
                 ping_interval=None,
                 max_size=MAX_MESSAGE_BYTES,
                 open_timeout=None,
@@ -42,6 +50,9 @@ async def open_connection(url: str, timeout: float) -> tuple[ClientConnection, D
             f"{url}: no driver accepts connections there ({error.strerror or error}); is it started?"
         ) from error
     except (InvalidHandshake, InvalidURI, ConnectionClosed) as error:
+        if isinstance(error, InvalidStatus) and error.response.status_code in (401, 403):
+            reason = shown_text((error.response.body or b"").decode(errors="replace").strip())
+            raise DriverNotAllowedError(f"{url}: the driver refuses this client: {reason}") from error
         raise DriverUnreachableError(f"the server at {url} is no std_daq driver ({error})") from error
 
 

@@ -35,18 +35,17 @@ class DriverClient:
     The methods are those of `AsyncDriverClient` and raise the same errors.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, reconnect: bool = False) -> None:
-        """`url` as `ws://host:port`. With `reconnect`, watching and waiting go on when the driver comes back
-        after it vanished; otherwise they end with `ConnectionLostError`."""
-        self.url = url
-        self._client = AsyncDriverClient(url, reconnect=reconnect)
+    def __init__(self, url: str = DEFAULT_URL, *, token: str | None = None, reconnect: bool = False) -> None:
+        """Take the arguments of `AsyncDriverClient`."""
+        self._client = AsyncDriverClient(url, token=token, reconnect=reconnect)
+        self.url = self._client.url
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ownership: Ownership | None = None
         self._guard = threading.Lock()
 
     def connect(self, timeout: float = CONNECT_TIMEOUT_S) -> Self:
-        """Connect and receive the first status. Raises `DriverUnreachableError`."""
+        """Connect and receive the first status. Raise `DriverUnreachableError`, `DriverNotAllowedError`."""
         with self._guard:
             if self._loop is None:
                 self._loop = loop = asyncio.new_event_loop()

@@ -15,6 +15,10 @@ class DriverUnreachableError(DriverError, ConnectionError):
     """No driver answers at the url."""
 
 
+class DriverNotAllowedError(DriverError, PermissionError):
+    """The driver refuses the connection: it demands a token, and this client has none or another one."""
+
+
 class ConnectionLostError(DriverError, ConnectionError):
     """The driver vanished, or sent nothing for too long. What it was doing may continue."""
 

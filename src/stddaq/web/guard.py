@@ -1,23 +1,19 @@
 """The checks that every request must pass: its token, its origin, the type and length of its body.
 
-The loopback interface alone does not keep a service private, because any web site can make a browser send
-requests to it. So bodies must be declared as JSON, which browsers do not send to another site without
-asking it, and requests with another origin or host are refused.
+Bodies must be declared as JSON, which browsers do not send to another site without asking it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stddaq.daemon.access import Access, AccessError
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
-from stddaq.web.loopback import is_loopback
 from stddaq.web.responses import refusal
 
 MAX_BODY_BYTES = 2**20
@@ -37,59 +33,35 @@ class HttpRefusalError(StdDaqError, ValueError):
 
 
 class Guard:
-    """ASGI middleware. With `token` every request must carry it; without, requests must be local."""
+    """ASGI middleware: HTTP requests and WebSocket handshakes pass if `access` allows them."""
 
-    def __init__(self, app: ASGIApp, token: str | None = None) -> None:
-        self._app, self._token = app, token
+    def __init__(self, app: ASGIApp, access: Access | None = None) -> None:
+        self._app, self._access = app, access or Access()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
         try:
-            headers = Headers(scope=scope)
-            self._check_origin(headers)
-            self._check_token(headers)
-            body = await _read_body(headers, receive)
-            _check_type(headers, body)
+            self._check_access(headers)
+            if scope["type"] == "http":
+                body = await _read_body(headers, receive)
+                _check_type(headers, body)
+                receive = _replayed(body, receive)
         except HttpRefusalError as error:
+            # Of a WebSocket, uvicorn sends the response in place of the handshake.
             await error.response(scope, receive, send)
             return
-        await self._app(scope, _replayed(body, receive), send)
+        await self._app(scope, receive, send)
 
-    def _check_origin(self, headers: Headers) -> None:
-        host, origin = headers.get("host", ""), headers.get("origin")
-        if origin is not None and _netloc(origin) != host:
-            raise HttpRefusalError(403, mismatch("Origin", "that of this service", ascii(origin[:200])))
-        if self._token is None and not is_loopback(_name_of(host)):
-            raise HttpRefusalError(403, mismatch("Host", "localhost or its address", ascii(host[:200])))
-
-    def _check_token(self, headers: Headers) -> None:
-        if self._token is None:
-            return
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        is_right = hmac.compare_digest(given.strip().encode(), self._token.encode())
-        if scheme.lower() != "bearer" or not is_right:
-            raise HttpRefusalError(
-                401,
-                mismatch("Authorization", "Bearer and the token of this service", "another value or none"),
-                {"WWW-Authenticate": "Bearer"},
-            )
-
-
-def _netloc(origin: str) -> str | None:
-    """Return the host and port of an origin; None if it is malformed."""
-    try:
-        return urlsplit(origin).netloc
-    except ValueError:
-        return None
-
-
-def _name_of(host: str) -> str:
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+    def _check_access(self, headers: Headers) -> None:
+        try:
+            self._access.check(headers.getlist)
+        except AccessError as error:
+            # `Basic` would make browsers ask for a password, and send it by themselves from then on.
+            challenge = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+            raise HttpRefusalError(error.status, str(error), challenge) from error
 
 
 def _check_type(headers: Headers, body: bytes) -> None:

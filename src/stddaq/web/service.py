@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 from collections.abc import Generator, Sequence
@@ -16,16 +15,14 @@ from pathlib import Path
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon import main as daemon
+from stddaq.daemon.access import Access, access_of, add_token_option
 from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number, refuse
 from stddaq.daemon.output import open_closed_streams
 from stddaq.errors import ConfigError, StdDaqError
 from stddaq.text import mismatch
-from stddaq.web.loopback import is_loopback
 from stddaq.wire.default_addresses import DEFAULT_CONFIG_PORT
 
 NAME = "stddaq-rest"
-TOKEN_VARIABLE = "STDDAQ_REST_TOKEN"
-MIN_TOKEN_LENGTH = 16
 MAX_CONNECTIONS = 100
 SHUT_DOWN_S = 1
 
@@ -52,13 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="read and make HDF5 files only below this directory; may be repeated "
         "(default: no files are used)",
     )
-    parser.add_argument(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help=f"file with the token that requests must carry (or environment variable {TOKEN_VARIABLE}); "
-        "mandatory if --host is not a loopback address",
-    )
+    add_token_option(parser)
     parser.add_argument(
         "--file-timeout",
         type=Seconds(3600),
@@ -82,27 +73,18 @@ def _serve(args: argparse.Namespace) -> None:
     paths = [Path(name) for name in args.detector_json_filename]
     configs = [DetectorConfig.load(path) for path in paths]
     _check_names(paths, configs)
-    token = _token(args.token_file)
-    if token is None and not is_loopback(args.host):
-        raise ConfigError(
-            mismatch(
-                "--host",
-                "a loopback address, because there is no token",
-                args.host,
-                f"give --token-file, or {TOKEN_VARIABLE} in the environment",
-            )
-        )
+    access = access_of(args)
     log.set_up(NAME, configs[0].log_level)
     stop = daemon.StopRequest()
     stop.catch_signals()
     with _listen(args.host, args.port) as listener:
-        asyncio.run(_run(args, paths, token, listener, stop))
+        asyncio.run(_run(args, paths, access, listener, stop))
 
 
 async def _run(
     args: argparse.Namespace,
     paths: Sequence[Path],
-    token: str | None,
+    access: Access,
     listener: socket.socket,
     stop: daemon.StopRequest,
 ) -> None:
@@ -125,7 +107,7 @@ async def _run(
     app = create_app(
         Configurations([ConfigStore(path) for path in paths]),
         H5Files(args.root, args.file_timeout),
-        partial(Guard, token=token),
+        partial(Guard, access=access),
     )
     settings = uvicorn.Config(
         app,
@@ -161,31 +143,6 @@ def _check_names(paths: Sequence[Path], configs: Sequence[DetectorConfig]) -> No
                     f"{name}, as in {paths[names.index(name)]}",
                 )
             )
-
-
-def _token(path: Path | None) -> str | None:
-    """Return the token that requests must carry; never an argument, because all users can list those."""
-    if path is None:
-        token, where = os.environ.pop(TOKEN_VARIABLE, None), TOKEN_VARIABLE
-        if token is None:
-            return None
-    else:
-        where = f"--token-file {path}"
-        try:
-            token = path.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{where}: cannot be read: {error}") from error
-        if path.stat().st_mode & 0o007:
-            raise ConfigError(mismatch(where, "mode 0600 or 0640", "access for others"))
-    if len(token) < MIN_TOKEN_LENGTH or not (token.isascii() and token.isprintable()) or " " in token:
-        raise ConfigError(
-            mismatch(
-                where,
-                f"a token of at least {MIN_TOKEN_LENGTH} printable ASCII characters without spaces",
-                f"one of {len(token)} characters",
-            )
-        )
-    return token
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -6,3 +6,5 @@ DEFAULT_URL = f"ws://127.0.0.1:{DEFAULT_PORT}"
 GREETING_PATH = "/now"
 DEFAULT_CONFIG_PORT = 5000
 DEFAULT_CONFIG_URL = f"http://127.0.0.1:{DEFAULT_CONFIG_PORT}"
+# The token of a service, for the service itself and for its clients.
+TOKEN_VARIABLE = "STDDAQ_TOKEN"

@@ -91,10 +91,19 @@ class Acquisition:
         error: the first failure.
     """
 
-    def __init__(self, url: str, device: str, options: Mapping[str, Any], publication: Publication) -> None:
-        """`url` of the driver; `options` are further fields of its `start`; `device` begins every message."""
+    def __init__(
+        self,
+        url: str,
+        device: str,
+        options: Mapping[str, Any],
+        publication: Publication,
+        token: str | None = None,
+    ) -> None:
+        """`url` and `token` of the driver; `options` are further fields of its `start`; `device` begins every
+        message."""
         self.error: AcquisitionError | None = None
         self._url, self._device, self._options = url, device, dict(options)
+        self._token = token
         self._publication = publication
         self._guard = threading.RLock()
         self._run: DriverRun | None = None
@@ -115,7 +124,7 @@ class Acquisition:
         if self._n_runs:
             paths = dataclasses.replace(paths, prefix=f"{paths.prefix}part{self._n_runs + 1}_")
         self._n_runs += 1
-        self._run = DriverRun(self._url, paths, self._options, self._device)
+        self._run = DriverRun(self._url, paths, self._options, self._device, self._token)
         with self._errors_kept():
             self._run.open()
         return self._run

@@ -54,11 +54,13 @@ class DriverRun:
         error: why the run failed, the first reason only.
     """
 
-    def __init__(self, url: str, paths: PathInfo, options: Mapping[str, Any], device: str) -> None:
+    def __init__(
+        self, url: str, paths: PathInfo, options: Mapping[str, Any], device: str, token: str | None = None
+    ) -> None:
         """`options` are further fields of the driver's `start`; `device` begins every message."""
         self.paths = paths
         self._device, self._url, self._options = device, url, dict(options)
-        self._client = DriverClient(url)
+        self._client, self._token = DriverClient(url, token=token), token
         self._cancelled = threading.Event()
         self._status: DriverStatus | None = None
         self._run_id: str | None = None
@@ -243,7 +245,7 @@ class DriverRun:
 
     def _end_by_new_connection(self) -> None:
         """Connect again: the driver may still be there, with the run."""
-        with contextlib.suppress(DriverError), DriverClient(self._url) as client:
+        with contextlib.suppress(DriverError), DriverClient(self._url, token=self._token) as client:
             latest = client.latest
             if latest.is_busy and latest.run_id == self._run_id:
                 client.stop()

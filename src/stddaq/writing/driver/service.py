@@ -17,10 +17,12 @@ from weakref import WeakSet
 
 from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
 
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log, metrics
 from stddaq.daemon import main as daemon
+from stddaq.daemon.access import Access, AccessError, access_of, add_token_option
 from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, StatisticsLine
@@ -56,9 +58,17 @@ class _Outgoing(Connection):
 class DriverServer:
     """The WebSocket server around a `Driver`."""
 
-    def __init__(self, config: DetectorConfig, source_suffix: str, driver: Driver, distributor: Distributor):
+    def __init__(
+        self,
+        config: DetectorConfig,
+        source_suffix: str,
+        driver: Driver,
+        distributor: Distributor,
+        access: Access,
+    ) -> None:
         self._suffix = source_suffix
-        self._driver = driver
+        self._driver, self._access = driver, access
+        self._n_refused = 0
         registry = Registry(config.detector_name, NAME)
         registry.add(metrics.IMAGES_RECEIVED, lambda: distributor.n_received, source=source_suffix)
         registry.add(metrics.CLIENTS_CONNECTED, lambda: len(driver.watchers))
@@ -114,6 +124,7 @@ class DriverServer:
                 self._session,
                 host,
                 port,
+                process_request=self._refusal,
                 max_size=MAX_FRAME_BYTES,
                 # It saves little on small messages and costs 0.3 MB of memory per client.
                 compression=None,
@@ -124,6 +135,21 @@ class DriverServer:
             )
         except OSError as error:
             raise ConfigError(f"--host {host} --port {port}: cannot listen: {error.strerror}") from error
+
+    def _refusal(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Return the answer to a handshake that is refused; None if it may continue."""
+        try:
+            self._access.check(request.headers.get_all)
+        except AccessError as error:
+            self._n_refused += 1
+            if self._n_refused & (self._n_refused - 1) == 0:  # The first, second, fourth, ...
+                log.logger.warning("%d connections were refused, the last one: %s", self._n_refused, error)
+            response = connection.respond(error.status, f"{error}\n")
+            if error.status == 401:
+                # `Basic` would make browsers ask for a password, and send it by themselves from then on.
+                response.headers["WWW-Authenticate"] = "Bearer"
+            return response
+        return None
 
     async def _session(self, connection: ServerConnection) -> None:
         session = Session(_Outgoing(connection))
@@ -174,6 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-m", "--with_metadata_writer", action="store_true", help="a metadata writer takes part in the runs"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    add_token_option(parser)
     parser.add_argument(
         "--allowed-root",
         type=existing_directory,
@@ -206,6 +233,7 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
                 str(config.number_of_writers),
             )
         )
+    access = access_of(args)
     distributor = Distributor(
         config,
         args.source_suffix,
@@ -214,13 +242,17 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
     )
     distributor.start()
     try:
-        asyncio.run(_serve_clients(config, args, distributor, stop))
+        asyncio.run(_serve_clients(config, args, distributor, access, stop))
     finally:
         distributor.stop()
 
 
 async def _serve_clients(
-    config: DetectorConfig, args: argparse.Namespace, distributor: Distributor, stop: daemon.StopRequest
+    config: DetectorConfig,
+    args: argparse.Namespace,
+    distributor: Distributor,
+    access: Access,
+    stop: daemon.StopRequest,
 ) -> None:
     driver = Driver(
         config,
@@ -230,5 +262,5 @@ async def _serve_clients(
         Path(args.detector_json_filename),
         overwrite=args.overwrite,
     )
-    server = DriverServer(config, args.source_suffix, driver, distributor)
+    server = DriverServer(config, args.source_suffix, driver, distributor, access)
     await server.serve(args.host, args.port, stop)

@@ -1,0 +1,153 @@
+"""Who may use a service over TCP: the token, and the Origin and Host that a browser sends.
+
+The loopback interface alone does not keep a service private, because any web site can make a browser send
+requests and open WebSockets to it. Only programs on this machine reach a service without a token; browsers
+reach it from its own pages only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import hmac
+import ipaddress
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from stddaq.errors import ConfigError, StdDaqError
+from stddaq.text import mismatch
+from stddaq.wire.default_addresses import TOKEN_VARIABLE
+
+MIN_TOKEN_LENGTH = 16
+
+Header = Callable[[str], Sequence[str]]
+"""Returns all values of a header, whose name is in lower case."""
+
+
+class AccessError(StdDaqError, PermissionError):
+    """A request does not pass the checks. `status` is that of HTTP: 401 or 403."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Access:
+    """Checks every request and WebSocket handshake. Without `token`, requests must be local."""
+
+    def __init__(self, token: str | None = None) -> None:
+        self._token = token
+
+    def check(self, header: Header) -> None:
+        """Raise `AccessError` if a browser sent it for another web site, or its token is not right."""
+        host = _only("Host", header("host"))
+        origins = header("origin")
+        if origins and _netloc(_only("Origin", origins)) != host:
+            raise AccessError(403, mismatch("Origin", "that of this service", ascii(origins[0][:200])))
+        if self._token is None:
+            if not is_loopback(_name_of(host)):
+                raise AccessError(403, mismatch("Host", "localhost or its address", ascii(host[:200])))
+        elif not hmac.compare_digest(_token_in(header("authorization")), self._token.encode()):
+            expected = "Bearer and the token of this service, or the token as the password of Basic"
+            raise AccessError(401, mismatch("Authorization", expected, "another value or none"))
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether `host`, an address or a name, is the loopback interface."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def add_token_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--token-file`."""
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help=f"file with the token that requests must carry (or environment variable {TOKEN_VARIABLE}); "
+        "mandatory if --host is not a loopback address",
+    )
+
+
+def access_of(args: argparse.Namespace) -> Access:
+    """Return the checks of a service with `--host` and `--token-file`. Raise `ConfigError`.
+
+    The token is removed from the environment, so that processes started later do not have it.
+    """
+    token = _read_token(args.token_file)
+    if token is None and not is_loopback(args.host):
+        raise ConfigError(
+            mismatch(
+                "--host",
+                "a loopback address, because there is no token",
+                args.host,
+                f"give --token-file, or {TOKEN_VARIABLE} in the environment",
+            )
+        )
+    return Access(token)
+
+
+def _read_token(path: Path | None) -> str | None:
+    """Return the token that requests must carry; never an argument, because all users can list those."""
+    token, where = os.environ.pop(TOKEN_VARIABLE, None), TOKEN_VARIABLE
+    if path is not None:
+        where = f"--token-file {path}"
+        try:
+            with path.open() as file:
+                token, mode = file.read().strip(), os.fstat(file.fileno()).st_mode
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{where}: cannot be read: {error}") from error
+        if mode & 0o007:
+            raise ConfigError(mismatch(where, "mode 0600 or 0640", "access for others"))
+    if token is None:
+        return None
+    if len(token) < MIN_TOKEN_LENGTH or not (token.isascii() and token.isprintable()) or " " in token:
+        raise ConfigError(
+            mismatch(
+                where,
+                f"a token of at least {MIN_TOKEN_LENGTH} printable ASCII characters without spaces",
+                f"one of {len(token)} characters",
+            )
+        )
+    return token
+
+
+def _only(name: str, values: Sequence[str]) -> str:
+    if len(values) > 1:
+        raise AccessError(403, mismatch(name, "one header", f"{len(values)}"))
+    return values[0] if values else ""
+
+
+def _token_in(values: Sequence[str]) -> bytes:
+    """Return the token in an Authorization header; empty if there is none."""
+    scheme, _, given = _only("Authorization", values).strip().partition(" ")
+    given = given.strip()
+    if scheme.lower() == "bearer":
+        return given.encode()
+    if scheme.lower() != "basic":
+        return b""
+    # Clients that take only a URL send its user name and password: http://any:TOKEN@host:5000.
+    try:
+        return base64.b64decode(given, validate=True).partition(b":")[2]
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def _netloc(origin: str) -> str | None:
+    """Return the host and port of an origin; None if it is malformed."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
+
+
+def _name_of(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
