@@ -1,4 +1,4 @@
-"""The random harm of `make chaos`, cut short, with fixed seeds; and that it sees wrong images."""
+"""A short `make chaos` with fixed seeds, and a check that the harness detects wrong images."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from support.tools.chaos import Truth, run_episode
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
 
-# Services do not yet notice that these were removed (see `make chaos`).
+# Services do not notice yet when these are removed.
 WITHOUT = ("remove ring", "rename ring", "remove socket")
 SHAPE = (8, 16)
 
 
 @pytest.mark.parametrize("seed", ["1:0", "1:1", "1:7"])
-def test_whatever_is_harmed_no_wrong_image_is_called_good_and_the_next_run_is_perfect(seed: str) -> None:
+def test_no_harm_makes_a_wrong_image_good_and_the_next_run_is_perfect(seed: str) -> None:
     episode = run_episode(seed, rounds=2, quiet=WITHOUT)
     assert episode.findings == [], "\n\n".join(map(str, episode.findings))
     assert episode.n_runs == 4
     assert episode.n_good >= 200
 
 
-def test_wrong_pixels_ids_and_states_are_seen(tmp_path: Path) -> None:
+def test_wrong_pixels_ids_and_states_are_detected(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(RECORD.pack(1, 100, GOOD) + RECORD.pack(2, 101, DAMAGED))
     truth = Truth(log)

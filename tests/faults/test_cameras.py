@@ -1,4 +1,4 @@
-"""A camera server that is killed and started again, and the receiver between it and a run."""
+"""The camera server, or the receiver behind it, is killed and restarted during a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CAMERA = {"detector_type": "pco", **SMALL}
 
 
 def record_until_the_camera_is_killed(rig: Rig, **start: Any) -> tuple[Service, int]:
-    """Begin a run, kill the camera in the middle of it. Returns the receiver, and the port of both."""
+    """Start a run and kill the camera during it. Return the receiver and the port that both use."""
     port = free_port()
     receiver = start_receiver(rig.deployment, f"tcp://127.0.0.1:{port}")
     wait_for_totals(receiver, n_subscribers=1)
@@ -37,9 +37,9 @@ def record_until_the_camera_is_killed(rig: Rig, **start: Any) -> tuple[Service, 
 
 
 def images_in_order(rig: Rig, account: dict[str, Any], n_before: int) -> list[Image]:
-    """Return what the camera showed with the ids of a run, `n_before` of them before its restart.
+    """Return the camera's images with the ids of a run, `n_before` of them from before its restart.
 
-    Only the account knows this number: the receiver may still hold images back when it reports that the
+    Only the account knows `n_before`: the receiver may still hold back images when it reports that the
     camera disconnected.
     """
     scene = Scene.of(rig.config, "rings")
@@ -51,11 +51,11 @@ def images_in_order(rig: Rig, account: dict[str, Any], n_before: int) -> list[Im
 
 
 @pytest.mark.fault(
-    fault="camera server (bsread): SIGKILL, started again",
+    fault="camera server (bsread): SIGKILL, restarted",
     state="recording",
-    promise="the run goes on; its account says that the ids began again",
+    promise="the run continues; its account shows the restart of the ids",
 )
-def test_a_run_goes_on_when_the_camera_server_is_killed_and_started_again(make_rig: MakeRig, seen: Seen):
+def test_a_run_continues_when_the_camera_server_is_killed_and_restarted(make_rig: MakeRig, seen: Seen):
     rig = make_rig(**CAMERA)
     receiver, port = record_until_the_camera_is_killed(rig)
     start_camera(rig.deployment, "--rate", 300, "--wait-for-subscribers", 4, port=port)
@@ -70,11 +70,11 @@ def test_a_run_goes_on_when_the_camera_server_is_killed_and_started_again(make_r
 
 
 @pytest.mark.fault(
-    fault="camera server (bsread): SIGKILL, started again; the run asked to end on a restart",
+    fault="camera server (bsread): SIGKILL, restarted; run with end_on_restart",
     state="recording",
-    promise="error that names the two ids; the images before it are in the files; the next run is perfect",
+    promise="error that names both ids; the files hold the images before it; the next run is perfect",
 )
-def test_a_run_that_shall_end_on_a_restart_of_the_camera_says_which_ids_it_was(make_rig: MakeRig, seen: Seen):
+def test_a_run_with_end_on_restart_names_the_ids_at_which_the_camera_restarted(make_rig: MakeRig, seen: Seen):
     rig = make_rig(**CAMERA)
     _, port = record_until_the_camera_is_killed(rig, end_on_restart=True)
     start_camera(rig.deployment, "--rate", 300, "--wait-for-subscribers", 4, port=port)
@@ -87,7 +87,7 @@ def test_a_run_that_shall_end_on_a_restart_of_the_camera_says_which_ids_it_was(m
         "and the run was started with end_on_restart"
     )
     assert_raw_files_hold(account["files"]["raw"], images_in_order(rig, account, n_before))
-    seen(f"error: {first_sentence(account)}; all {n_before} images before it good in the files")
+    seen(f"error: {first_sentence(account)}; all {n_before} images before the restart good in the files")
     rig.client.start(rig.directory, n_image=50, file_prefix="next", end_on_restart=True)
     following = rig.end()
     scene = Scene.of(rig.config, "rings")
@@ -97,11 +97,11 @@ def test_a_run_that_shall_end_on_a_restart_of_the_camera_says_which_ids_it_was(m
 
 
 @pytest.mark.fault(
-    fault="camera receiver: SIGKILL, started again",
+    fault="camera receiver: SIGKILL, restarted",
     state="recording",
-    promise="the run goes on; the ids that nobody received are listed as skipped",
+    promise="the run continues; the ids that were not received are listed as skipped",
 )
-def test_a_run_goes_on_when_the_camera_receiver_is_killed_and_started_again(make_rig: MakeRig, seen: Seen):
+def test_a_run_continues_when_the_camera_receiver_is_killed_and_restarted(make_rig: MakeRig, seen: Seen):
     rig = make_rig(**CAMERA)
     with Camera(rig.config.image_shape) as camera:
         receiver = start_receiver(rig.deployment, camera.address)

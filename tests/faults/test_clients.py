@@ -1,4 +1,4 @@
-"""Clients that vanish, hang, do not read, or come in hundreds."""
+"""Clients that disappear, hang, do not read, or connect by the hundred."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ RUN_STATES = ["started", "creating_file", "file_created", "waiting_for_first_ima
 END_STATES = ["saving_file", "file_saved", "idle"]
 
 
-def start_by_a_process(rig: Rig, n_image: int) -> Service:
-    """Have a client of its own start a run; wait until that records."""
+def start_from_a_process(rig: Rig, n_image: int) -> Service:
+    """Start a run from a client process, and wait until the run records."""
     rig.wait_for_subscription()
     client = rig.deployment.run(
         *(rig.deployment.stddaq, "record", rig.directory, "-n", n_image, "--url", rig.url)
@@ -49,14 +49,14 @@ def start_by_a_process(rig: Rig, n_image: int) -> Service:
 @pytest.mark.fault(
     fault="client that started the run: {how}",
     state="waiting_for_first_image, recording, saving_file",
-    promise="the run goes on; another client can watch and stop it",
+    promise="the run continues; another client can watch and stop it",
 )
 @pytest.mark.parametrize("how", KILL_OR_STOP)
-def test_a_client_that_fails_leaves_the_run_to_others(make_rig: MakeRig, how: signal.Signals, seen: Seen):
+def test_a_run_outlives_the_client_that_started_it(make_rig: MakeRig, how: signal.Signals, seen: Seen):
     rig = make_rig(**SMALL)
     for state in STATES:
         started: list[Service] = []
-        published = bring_to(rig, state, lambda n, s=started: s.append(start_by_a_process(rig, n)))
+        published = bring_to(rig, state, lambda n, s=started: s.append(start_from_a_process(rig, n)))
         started[0].send(how)
         release(rig)
         with DriverClient(rig.url) as other:
@@ -75,7 +75,7 @@ def test_a_client_that_fails_leaves_the_run_to_others(make_rig: MakeRig, how: si
 
 
 def open_raw(url: str) -> socket.socket:
-    """A WebSocket connection that nobody reads: the handshake and nothing more."""
+    """Open a WebSocket connection that is never read after the handshake."""
     host, _, port = url.removeprefix("ws://").partition(":")
     raw = socket.create_connection((host, int(port)), timeout=10)
     key = b64encode(os.urandom(16)).decode()
@@ -87,15 +87,15 @@ def open_raw(url: str) -> socket.socket:
     return raw
 
 
-def vanish(raw: socket.socket) -> None:
-    """End the connection without a word, as a host that crashes and comes back does it."""
+def reset(raw: socket.socket) -> None:
+    """Reset the connection without a close frame, as a host does that crashes and reboots."""
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     raw.close()
 
 
 @contextmanager
 def watchers(url: str, n: int) -> Iterator[list[list[str]]]:
-    """So many clients that read everything; for each the states in order, as it was told them."""
+    """Connect `n` clients that read everything. Yield the states that each received, in order."""
     states: list[list[str]] = [[] for _ in range(n)]
     ended = threading.Event()
 
@@ -120,23 +120,23 @@ def watchers(url: str, n: int) -> Iterator[list[list[str]]]:
 
 
 @pytest.mark.fault(
-    fault="300 clients: 100 watch, 100 never read, 100 vanish without a word",
+    fault="300 clients: 100 watch, 100 never read, 100 reset their connection",
     state="recording, under load",
-    promise="the run is perfect; whoever watches sees every state once, in order",
+    promise="the run is perfect; each watching client receives every state once, in order",
 )
-def test_hundreds_of_clients_disturb_no_run_whatever_they_do(make_rig: MakeRig, seen: Seen):
+def test_hundreds_of_clients_do_not_disturb_a_run(make_rig: MakeRig, seen: Seen):
     rig = make_rig(**SMALL)
     with ExitStack() as clients, Publishing(rig) as source:
         states = clients.enter_context(watchers(rig.url, 100))
-        vanishing = [open_raw(rig.url) for _ in range(100)]
+        resetting = [open_raw(rig.url) for _ in range(100)]
         for _ in range(100):
             clients.enter_context(open_raw(rig.url))
         rig.client.start(rig.directory, n_image=600)
         rig.client.wait_until_ready(10)
         due = source.next_id + 1
         rig.wait_for_count(100)
-        for raw in vanishing:
-            vanish(raw)
+        for raw in resetting:
+            reset(raw)
         rig.client.wait_until_saved(20)
         wait_until(lambda: all(mine[-1] == "idle" for mine in states), 10, "idle at all watchers")
         account = rig.account()
@@ -144,4 +144,4 @@ def test_hundreds_of_clients_disturb_no_run_whatever_they_do(make_rig: MakeRig, 
         assert all(mine == ["idle", *RUN_STATES, *END_STATES] for mine in states)
         seconds = in_seconds(rig.client.status)
         record_from(rig, source)
-    seen(f"file_saved; {checked}; a status asked for comes after {seconds * 1000:.0f} ms; next run perfect")
+    seen(f"file_saved; {checked}; a requested status takes {seconds * 1000:.0f} ms; next run perfect")

@@ -1,4 +1,4 @@
-"""A compressor that is killed or hangs between the source and a run of compressed images."""
+"""The compressor between the source and a run is killed or hangs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make_compressing_rig(make_rig: MakeRig) -> tuple[Rig, Service]:
 
 
 def start_compressor(rig: Rig) -> Service:
-    """A compressor that hears of all images from now on, and is heard by the driver."""
+    """Start a compressor. Return when source, compressor and driver are connected."""
     started = rig.deployment.start("std_data_compress_h5bitshuffle_lz4", "-t", 2)
     assert rig.source.wait_for_subscribers(1, 5)
     started.wait_for_line("n_subscribers=1")
@@ -35,11 +35,11 @@ def begin(rig: Rig, n_images: int, prefix: str = "file") -> None:
 
 
 @pytest.mark.fault(
-    fault="compressor: SIGKILL, started again",
+    fault="compressor: SIGKILL, restarted",
     state="recording",
-    promise="the run goes on; what nobody compressed is listed as skipped, none is stored wrongly",
+    promise="the run continues; images that it did not compress are listed as skipped; none is wrong",
 )
-def test_a_run_goes_on_when_the_compressor_is_killed_and_started_again(make_rig: MakeRig, seen: Seen):
+def test_a_run_continues_when_the_compressor_is_killed_and_restarted(make_rig: MakeRig, seen: Seen):
     rig, compressor = make_compressing_rig(make_rig)
     images = images_of(range(150), shape=rig.config.image_shape)
     begin(rig, 100)
@@ -60,11 +60,11 @@ def test_a_run_goes_on_when_the_compressor_is_killed_and_started_again(make_rig:
 
 
 @pytest.mark.fault(
-    fault="compressor: SIGSTOP and, after 1.4 rings, SIGCONT",
+    fault="compressor: SIGSTOP, after 1.4 rings SIGCONT",
     state="recording",
-    promise="each image that it lost is named, and has status 3 and no pixels; the next run is perfect",
+    promise="each image that it missed is named, and has status 3 and no pixels; the next run is perfect",
 )
-def test_images_that_a_hanging_compressor_has_lost_are_named(make_rig: MakeRig, seen: Seen):
+def test_images_that_were_overwritten_while_a_compressor_hung_are_named(make_rig: MakeRig, seen: Seen):
     rig, compressor = make_compressing_rig(make_rig)
     images = images_of(range(1400), shape=rig.config.image_shape)
     begin(rig, 1400)
@@ -72,13 +72,13 @@ def test_images_that_a_hanging_compressor_has_lost_are_named(make_rig: MakeRig, 
     rig.publish(images)
     compressor.send(signal.SIGCONT)
     account = rig.end()
-    # Those that the source wrote over, and those that it might have reached meanwhile.
-    lost = {*range(1400 - N_SLOTS), *account["damaged_ids"]}
-    assert account["damaged_ids"] == sorted(lost)
+    # The source overwrote these, or may have done so in the meantime.
+    missed = {*range(1400 - N_SLOTS), *account["damaged_ids"]}
+    assert account["damaged_ids"] == sorted(missed)
     assert (account["n_overwritten"], account["n_failed"], account["n_dropped"]) == (0, 0, 0)
     nothing = np.zeros(rig.config.image_shape, rig.config.dtype)
-    assert_saved(account, [Image(i.image_id, nothing, 3) if i.image_id in lost else i for i in images])
-    seen(f"file_saved; {account['n_good']} of 1400 good, {len(lost)} lost, 400 of them overwritten")
+    assert_saved(account, [Image(i.image_id, nothing, 3) if i.image_id in missed else i for i in images])
+    seen(f"file_saved; {account['n_good']} of 1400 good, {len(missed)} missed, 400 of them overwritten")
     begin(rig, 100, "next")
     following = images_of(range(2000, 2100), shape=rig.config.image_shape)
     rig.publish(following)

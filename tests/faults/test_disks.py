@@ -1,4 +1,4 @@
-"""Disks that fill up in the middle of a run. What is refused at the start: tests/writing/test_commands.py."""
+"""Disks that fill up during a run. Refusals at the start are tested in writing/test_commands.py."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from support.tools.fault_table import Seen
 
 SHAPE = (128, 128)
 DISK = {"image_pixel_height": SHAPE[0], "image_pixel_width": SHAPE[1]}
-PROMISE = "error with the reason; the files are readable up to there; driver and writers are usable"
+PROMISE = "error with the reason; images written before are readable; driver and writers remain usable"
 
 
 def start_limited_writer(rig: Rig, i: int, file_bytes: int) -> None:
-    """A writer of which no file can grow beyond `file_bytes`: to it the disk is full."""
+    """Start a writer whose files cannot grow beyond `file_bytes`, as on a full disk."""
     rig.deployment.run(
         "/bin/bash",
         "-c",
@@ -35,11 +35,11 @@ def start_limited_writer(rig: Rig, i: int, file_bytes: int) -> None:
 
 
 @pytest.mark.fault(fault="disk full (limit of the file size)", state="recording", promise=PROMISE)
-def test_a_disk_that_fills_up_is_an_error_with_the_reason_and_files_are_readable_up_to_there(
+def test_a_disk_that_fills_up_is_an_error_with_the_reason_and_earlier_images_are_readable(
     make_rig: MakeRig, seen: Seen
 ):
     rig = make_rig(writers=False, **DISK)
-    # The ring buffer is a file as well: it exists before the writer may not make such large ones.
+    # The ring buffer is a file as well: make it before a writer that may not make files of its size.
     assert rig.source.n_published == 0
     rig.deployment.start("std_det_writer", 0)
     start_limited_writer(rig, 1, 2 * 2**20)
@@ -52,7 +52,7 @@ def test_a_disk_that_fills_up_is_an_error_with_the_reason_and_files_are_readable
     checked = check_run(account, images)
     assert account["n_failed"]
     assert all(image_id % 2 == 1 for image_id in account["failed_ids"])
-    # Nothing was killed: here the account is exact.
+    # No process was killed, so the account is exact.
     assert checked.n_readable == account["n_good"] > 80
     seen(f"error: file1.h5: File too large; {checked}")
     images = images_of(range(1000, 1020), shape=SHAPE)
@@ -62,7 +62,7 @@ def test_a_disk_that_fills_up_is_an_error_with_the_reason_and_files_are_readable
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB."""
+    """Mount a file system of 4 MiB."""
     where = tmp_path / "small"
     where.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(where)]
@@ -91,9 +91,9 @@ def test_a_full_file_system_is_an_error_with_the_reason(make_rig: MakeRig, small
     rig.directory = directory
     images = images_of(range(1000, 1020), shape=SHAPE)
     assert_saved(rig.record(images, file_prefix="next"), images)
-    seen("next run, elsewhere, perfect")
+    seen("next run, on another disk, perfect")
 
 
 def test_limits_of_this_process_are_not_those_of_a_daemon():
-    """The tests above rely on it: nobody has limited file sizes here."""
+    """The tests above rely on it: file sizes are not limited in this process."""
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY

@@ -1,4 +1,4 @@
-"""A driver that is killed or hangs, in every state of a run."""
+"""The driver is killed or hangs, in every state of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support.tools.fault_table import Seen
 
 from stddaq.client import DriverClient
 
-# Writers wait a second for a driver that comes back, then they close their files.
+# Writers wait one second for the driver to return before they close their files.
 CLOSED_WITHIN_S = 3.0
 
 
@@ -41,7 +41,7 @@ def wait_for_closed_files(rig: Rig) -> float:
 @pytest.mark.fault(
     fault="driver: SIGKILL",
     state="{state}",
-    promise="the writers finish what they have, close valid files within 3 s, and serve the next driver",
+    promise="the writers write what they received, close valid files within 3 s, and serve the next driver",
 )
 @pytest.mark.parametrize("state", STATES)
 def test_writers_close_valid_files_when_the_driver_is_killed_and_serve_the_next_one(
@@ -81,21 +81,21 @@ def test_a_new_driver_records_at_once_while_the_source_goes_on(make_rig: MakeRig
         wait_for_closed_files(rig)
         n_images = check_files_alone(raw_files(rig), source.images[:])
     assert n_images >= count
-    seen(f"{n_images} images good in the files, {count} of them were reported; next run perfect")
+    seen(f"{n_images} images good in the files, {count} of them reported; next run perfect")
 
 
 @pytest.mark.fault(
-    fault="driver: SIGSTOP and, 2 s later, SIGCONT",
+    fault="driver: SIGSTOP, 2 s later SIGCONT",
     state="{state}",
-    promise="clients notice; when it continues, the run continues or is an error, with a true account",
+    promise="clients report it; after SIGCONT the run continues or ends as error, with a true account",
 )
 @pytest.mark.parametrize("state", STATES)
-def test_a_driver_that_hung_gives_a_true_account(make_rig: MakeRig, state: State, seen: Seen):
+def test_a_driver_that_hung_reports_a_true_account(make_rig: MakeRig, state: State, seen: Seen):
     rig = make_rig(**SMALL)
     published = bring_to(rig, state)
     rig.driver.send(signal.SIGSTOP)
     release(rig)
-    # Longer than writers and driver wait for each other, and less than a ring of images.
+    # Longer than writers and driver wait for each other, and shorter than one turn of the ring.
     with Publishing(rig, first_id=10**5, pause_s=0.005) as source:
         time.sleep(2.0)
         rig.driver.send(signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""Daemons that are asked to end, and started again, while a run goes on and the source publishes."""
+"""Daemons are terminated and restarted during a run, while the source publishes."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def start_run(rig: Rig) -> None:
     rig.wait_for_count(100)
 
 
-def end_in_mid_run(
+def terminate_during_run(
     rig: Rig, source: Publishing, service: Service, how: signal.Signals, seen: Seen
 ) -> tuple[dict[str, Any], Checked]:
-    """End a service of a run that goes on. Returns the account of the run, and what its files hold."""
+    """Terminate a service during a run. Return the account of the run and the check of its files."""
     start_run(rig)
     seconds = end_in_time(service, how)
     account, _ = wait_for_error(rig)
@@ -49,12 +49,14 @@ def end_in_mid_run(
 
 
 @pytest.mark.fault(
-    fault="driver: {how}, started again",
+    fault="driver: {how}, restarted",
     state=STATE,
     promise="the run is saved, exit code 0 within 2 s; the new driver records at once",
 )
 @pytest.mark.parametrize("how", SIGNALS)
-def test_a_driver_that_is_ended_mid_run_saves_it(make_rig: MakeRig, how: signal.Signals, seen: Seen):
+def test_a_driver_that_is_terminated_during_a_run_saves_it(
+    make_rig: MakeRig, how: signal.Signals, seen: Seen
+):
     rig, _ = make_complete_rig(make_rig)
     with Publishing(rig) as source:
         start_run(rig)
@@ -74,17 +76,17 @@ def test_a_driver_that_is_ended_mid_run_saves_it(make_rig: MakeRig, how: signal.
 
 
 @pytest.mark.fault(
-    fault="writer: {how}, started again",
+    fault="writer: {how}, restarted",
     state=STATE,
-    promise="its file is closed, exit code 0 within 2 s; error that names it; the next run is perfect",
+    promise="it closes its file, exit code 0 within 2 s; error that names it; the next run is perfect",
 )
 @pytest.mark.parametrize("how", SIGNALS)
-def test_a_writer_that_is_ended_mid_run_closes_its_file_and_is_named(
+def test_a_writer_that_is_terminated_during_a_run_closes_its_file_and_is_named(
     make_rig: MakeRig, how: signal.Signals, seen: Seen
 ):
     rig = make_rig(**SMALL)
     with Publishing(rig) as source:
-        account, checked = end_in_mid_run(rig, source, rig.writers[1], how, seen)
+        account, checked = terminate_during_run(rig, source, rig.writers[1], how, seen)
         assert "writer 1" in account["reason"]
         assert checked.unclosed == ()
         rig.restart_writer(1)
@@ -93,17 +95,17 @@ def test_a_writer_that_is_ended_mid_run_closes_its_file_and_is_named(
 
 
 @pytest.mark.fault(
-    fault="metadata writer: {how}, started again",
+    fault="metadata writer: {how}, restarted",
     state=STATE,
-    promise="its file is closed, exit code 0 within 2 s; error that names it; the next run is perfect",
+    promise="it closes its file, exit code 0 within 2 s; error that names it; the next run is perfect",
 )
 @pytest.mark.parametrize("how", SIGNALS)
-def test_a_metadata_writer_that_is_ended_mid_run_closes_its_file_and_is_named(
+def test_a_metadata_writer_that_is_terminated_during_a_run_closes_its_file_and_is_named(
     make_rig: MakeRig, how: signal.Signals, seen: Seen
 ):
     rig, metadata_writer = make_complete_rig(make_rig)
     with Publishing(rig) as source:
-        account, checked = end_in_mid_run(rig, source, metadata_writer, how, seen)
+        account, checked = terminate_during_run(rig, source, metadata_writer, how, seen)
         assert "meta" in account["reason"]
         assert checked.n_good == account["count"]
         assert opens_plainly(rig.path("fileMeta.h5"))
@@ -113,12 +115,12 @@ def test_a_metadata_writer_that_is_ended_mid_run_closes_its_file_and_is_named(
 
 
 @pytest.mark.fault(
-    fault="source: {how}, started again",
+    fault="source: {how}, restarted",
     state="recording",
-    promise="exit code 0 within 2 s; the run goes on, and its ids may begin again",
+    promise="exit code 0 within 2 s; the run continues, and its ids may restart",
 )
 @pytest.mark.parametrize("how", SIGNALS)
-def test_a_source_that_is_restarted_goes_on_in_the_same_run(
+def test_a_run_continues_when_its_source_is_terminated_and_restarted(
     make_rig: MakeRig, how: signal.Signals, seen: Seen
 ):
     rig = make_rig(**SMALL)

@@ -1,4 +1,4 @@
-"""A second configuration that disagrees about the ring's geometry, while a run goes on."""
+"""During a run a service starts whose configuration gives the ring another geometry."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from support.tools.fault_table import Seen
 
 
 @pytest.mark.fault(
-    fault="service of another geometry is started",
+    fault="start of a service with another ring geometry",
     state="recording, under load",
-    promise="it refuses to start and says both sizes; the ring keeps its size, the run is perfect",
+    promise="it refuses to start and names both sizes; the ring keeps its size; the run is perfect",
 )
 @pytest.mark.parametrize("height", [16, 64])
-def test_a_service_of_another_geometry_is_refused_and_disturbs_no_run(
+def test_a_service_with_another_geometry_is_refused_and_does_not_disturb_the_run(
     make_rig: MakeRig, height: int, seen: Seen
 ):
     rig = make_rig()
@@ -27,7 +27,7 @@ def test_a_service_of_another_geometry_is_refused_and_disturbs_no_run(
         refused = rig.deployment.start("std_det_writer", 2, ready=None)
         assert refused.wait() == 2
         (line,) = refused.stderr
-        # A ring has whole pages of 2 MiB.
+        # The size of a ring is rounded up to pages of 2 MiB.
         assert f"got {4 * 2**20} bytes" in line
         assert f"expected 1000 slots of {height * 96} bytes ({height}x48" in line
         rig.client.wait_until_saved(10)

@@ -1,4 +1,4 @@
-"""Viewers of a live stream that are slow, stopped or gone, while what they look at is recorded."""
+"""Viewers of a live stream are slow, stopped or killed while its images are recorded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.processes.live_streams import LiveStreamService, start_live_stream,
 from support.processes.recording import Image, MakeRig, Rig, images_of
 from support.tools.fault_table import Seen
 
-# 2 MB: what a connection holds by itself is a few of them, what may wait for it some thirty.
+# 2 MB: the socket buffers of a connection hold a few of these images, the viewer queue about thirty.
 LARGE = {"image_pixel_height": 1024, "image_pixel_width": 1024, "gpfs_block_size": None, "ram_buffer_gb": 2}
 N_IMAGES = 70
 VIEWER = """
@@ -33,7 +33,7 @@ while True:
 
 @pytest.fixture
 def viewer(tmp_path: Path) -> Callable[..., Service]:
-    """Starts a viewer of a live stream, a process, that pauses after each image."""
+    """Return a function that starts a viewer process, which pauses after each image."""
     script = tmp_path / "viewer.py"
     script.write_text(VIEWER)
 
@@ -50,7 +50,7 @@ def ids_got(viewer: Service) -> list[int]:
 
 
 def record_beside(rig: Rig, stream: LiveStreamService, images: list[Image]) -> str:
-    """Record `images` while another viewer must get each of them. Both must be perfect."""
+    """Record `images`, and check that the files and another viewer receive all of them."""
     with subscribed(stream) as good:
         rig.begin(n_image=len(images))
         for image in images:
@@ -59,16 +59,16 @@ def record_beside(rig: Rig, stream: LiveStreamService, images: list[Image]) -> s
             assert f'"frame":{image.image_id}}}'.encode() in header
             assert pixels == image.pixels.tobytes()
         checked = check_perfect(rig.end(), images, due=images[0].image_id)
-    return f"file_saved; {checked}; the other viewer got all of them"
+    return f"file_saved; {checked}; the other viewer received all of them"
 
 
 @pytest.mark.fault(
     fault="viewer of a live stream: {what}",
     state="recording",
-    promise="the run is perfect, other viewers get every image; what it missed is counted, to the image",
+    promise="the run is perfect; other viewers receive every image; each image that it missed is counted",
 )
-@pytest.mark.parametrize("what", ["slow", "SIGSTOP and, later, SIGCONT"])
-def test_a_viewer_that_does_not_keep_up_misses_images_and_nobody_else_does(
+@pytest.mark.parametrize("what", ["slow", "SIGSTOP, later SIGCONT"])
+def test_only_a_viewer_that_does_not_keep_up_misses_images(
     make_rig: MakeRig, viewer: Callable[..., Service], what: str, seen: Seen
 ):
     rig = make_rig(**LARGE)
@@ -86,19 +86,19 @@ def test_a_viewer_that_does_not_keep_up_misses_images_and_nobody_else_does(
     wait_until(
         lambda: len(ids_got(bad)) + stream.statistics()["n_viewer_drops"] == N_IMAGES,
         20,
-        "what it gets and what it missed are all there was",
+        "received and dropped images that add up",
     )
     assert ids_got(bad) == sorted(set(ids_got(bad)))
-    seen(f"it got {len(ids_got(bad))} images and missed {N_IMAGES - len(ids_got(bad))}")
+    seen(f"it received {len(ids_got(bad))} images and missed {N_IMAGES - len(ids_got(bad))}")
     bad.kill()
 
 
 @pytest.mark.fault(
     fault="viewer of a live stream: SIGKILL",
     state="recording",
-    promise="the run is perfect, other viewers get every image; the stream forgets it",
+    promise="the run is perfect; other viewers receive every image; the stream removes the viewer",
 )
-def test_a_viewer_that_vanishes_disturbs_nobody(
+def test_a_killed_viewer_does_not_disturb_the_run_or_other_viewers(
     make_rig: MakeRig, viewer: Callable[..., Service], seen: Seen
 ):
     rig = make_rig(**LARGE)
@@ -116,10 +116,12 @@ def test_a_viewer_that_vanishes_disturbs_nobody(
 @pytest.mark.fault(
     fault="live stream: {how}",
     state="recording, with viewers",
-    promise="the run is perfect; started again, it serves the same viewers",
+    promise="the run is perfect; a restarted stream serves the same viewers",
 )
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_live_stream_that_fails_does_not_touch_the_run(make_rig: MakeRig, how: signal.Signals, seen: Seen):
+def test_a_live_stream_that_fails_does_not_disturb_the_run(
+    make_rig: MakeRig, how: signal.Signals, seen: Seen
+):
     rig = make_rig(image_pixel_height=64, image_pixel_width=64)
     stream = start_live_stream(rig.deployment)
     assert rig.source.wait_for_subscribers(2, 5)
@@ -135,8 +137,8 @@ def test_a_live_stream_that_fails_does_not_touch_the_run(make_rig: MakeRig, how:
         wait_until(lambda: rig.source.count_subscribers() == 1, what="the end of the live stream")
         again = rig.deployment.start("std_live_stream", stream.address)
         assert rig.source.wait_for_subscribers(2, 5)
-        # libzmq subscribes anew when its user looks for messages.
+        # libzmq renews its subscription only when its user polls for messages.
         wait_until(lambda: viewer.is_quiet(0.01) and any(" subscribed" in line for line in again.stdout))
         rig.publish(images_of([1000, 1001], shape=rig.config.image_shape))
         assert viewer.receive_ids(2) == [1000, 1001]
-    seen("the same viewer is served by a new one")
+    seen("the restarted stream serves the same viewer")

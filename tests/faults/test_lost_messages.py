@@ -1,4 +1,4 @@
-"""Messages of the metadata stream that are lost on the way."""
+"""Messages of the metadata stream are lost in transit."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ LOST = {*range(20, 23), 50, *range(100, 140), 197}
 
 
 def begin_run(rig: Rig) -> list[Image]:
-    """Start a run of the images whose announcements arrive. Returns those that are published."""
+    """Start a run of the images whose announcements arrive. Return all images to publish."""
     rig.client.start(rig.directory, n_image=N_IMAGES - len(LOST))
     rig.client.wait_until_ready(10)
     return images_of(range(N_IMAGES), shape=rig.config.image_shape)
 
 
 @pytest.mark.fault(
-    fault="45 of 200 metadata messages lost on the way",
+    fault="45 of 200 metadata messages lost in transit",
     state="recording",
-    promise="each is counted as lost and listed as skipped",
+    promise="each is counted as dropped and listed as skipped",
 )
 def test_every_lost_message_is_counted_and_listed(make_rig: MakeRig, seen: Seen):
     rig = make_rig(**SMALL)
     rig.wait_for_subscription()
     images = begin_run(rig)
-    # What is put into the ring here is never announced, but numbered all the same.
+    # The ring numbers these images although they are not announced.
     unannounced: RingBuffer = rig.enter(RingBuffer(rig.config, "image"))
     for image in images:
         if image.image_id in LOST:
@@ -47,11 +47,11 @@ def test_every_lost_message_is_counted_and_listed(make_rig: MakeRig, seen: Seen)
 
 
 @pytest.mark.fault(
-    fault="45 of 200 metadata messages of a source of others lost on the way",
+    fault="45 of 200 metadata messages of a third-party source lost in transit",
     state="recording",
     promise="each is listed as skipped",
 )
-def test_every_lost_message_of_a_source_of_others_is_listed(make_rig: MakeRig, seen: Seen):
+def test_every_lost_message_of_a_third_party_source_is_listed(make_rig: MakeRig, seen: Seen):
     rig = make_rig(**SMALL)
     source = rig.enter(CppSource(rig.deployment.config))
     source.wait_for_subscriber()

@@ -1,4 +1,4 @@
-"""A metadata writer that is killed or hangs."""
+"""The metadata writer is killed or hangs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from stddaq.files.repair import repair
 
 
 def n_flushed(rig: Rig) -> int:
-    """Rows of the metadata file that others can read."""
+    """Return the number of rows that other processes can read in the metadata file."""
     with open_file(rig.path("fileMeta.h5"), allow_unclosed=True) as opened:
         rows = opened.file[f"{rig.deployment.detector_name}/metadata"]
         assert isinstance(rows, h5py.Dataset)
@@ -46,8 +46,8 @@ def test_a_metadata_writer_that_dies_or_hangs_is_named_and_the_raw_files_are_com
     rig = make_rig(driver=["-m"], **SMALL)
     metadata_writer = rig.deployment.start("std_det_meta_writer_gf")
     published = bring_to(rig, state)
-    # The driver tells of images when they are readable; their rows here may follow a moment later.
-    wait_until(lambda: n_flushed(rig) == len(published), what="the rows of all images")
+    # The driver counts images when their pixels are readable; their metadata rows may follow later.
+    wait_until(lambda: n_flushed(rig) == len(published), what="the metadata rows of all images")
     metadata_writer.send(how)
     account, seconds = wait_for_error(rig)
     seen(f"error after {seconds:.2f} s: {first_sentence(account)}")
@@ -62,7 +62,7 @@ def test_a_metadata_writer_that_dies_or_hangs_is_named_and_the_raw_files_are_com
             assert repair(path).n_images == len(published)
     else:
         metadata_writer.send(signal.SIGCONT)
-        wait_until(lambda: not path.exists() or opens_plainly(path), what="the file of the one that hung")
+        wait_until(lambda: not path.exists() or opens_plainly(path), what="the file of the stopped writer")
     if published:
         assert ids_of(rig) == [image.image_id for image in published]
         seen(f"{checked}, all their metadata readable")

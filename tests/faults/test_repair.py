@@ -1,4 +1,4 @@
-"""Repair, by the driver, of files that a killed writer did not close."""
+"""The driver repairs files that a killed writer did not close."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stddaq.client import DriverBusyError
 @pytest.mark.fault(
     fault="writers: one SIGKILL, one SIGSTOP; the driver is asked to repair the files",
     state="idle",
-    promise="files without a writer become readable; the reason is given for the other; refused during a run",
+    promise="files without a writer become readable; a reason is given for the other; refused during a run",
 )
 def test_the_driver_repairs_the_files_of_its_last_run(make_rig: MakeRig, seen: Seen):
     rig = make_rig(**SMALL)

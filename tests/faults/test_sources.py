@@ -1,4 +1,4 @@
-"""A source that is killed, hangs, or never publishes."""
+"""The source is killed, hangs, or never publishes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from stddaq.sources.simulated.scenes import Scene
 
 
 def simulated(rig: Rig, account: dict[str, Any]) -> list[Image]:
-    """What `stddaq simulate` has published up to the last image of a run: without gaps, from id 0."""
+    """Return what `stddaq simulate` published up to the last image of a run: ids from 0 without gaps."""
     scene = Scene.of(rig.config, "rings")
     return [Image(image_id, scene.image(image_id)) for image_id in range((account["last_id"] or 0) + 1)]
 
 
 def check_successor(rig: Rig) -> None:
-    """A new simulator on the same stream is recorded from its first image."""
+    """Check that a new simulator on the same stream is recorded from its first image."""
     rig.client.start(rig.directory, n_image=50, file_prefix="next")
     rig.client.wait_until_ready(10)
     start_source(rig.deployment, "simulate", "--rate", 500, "--wait-for-subscribers", 1, "--wait-timeout", 5)
@@ -36,7 +36,7 @@ def check_successor(rig: Rig) -> None:
 @pytest.mark.fault(
     fault="source: {how}",
     state="waiting_for_first_image",
-    promise="the run waits on; stop ends it; a new source is recorded from its first image",
+    promise="the run keeps waiting; stop ends it; a new source is recorded from its first image",
 )
 @pytest.mark.parametrize("how", KILL_OR_STOP)
 def test_a_source_that_fails_before_its_first_image_leaves_a_run_that_can_be_stopped(
@@ -62,7 +62,7 @@ def test_a_source_that_fails_before_its_first_image_leaves_a_run_that_can_be_sto
     promise="everything that it announced is recorded; stop works; a new source is recorded",
 )
 @pytest.mark.parametrize("how", KILL_OR_STOP)
-def test_a_source_that_fails_in_mid_run_leaves_a_run_that_can_be_stopped(
+def test_a_source_that_fails_during_a_run_leaves_a_run_that_can_be_stopped(
     make_rig: MakeRig, how: signal.Signals, seen: Seen
 ):
     rig = make_rig(**SMALL)
@@ -82,11 +82,11 @@ def test_a_source_that_fails_in_mid_run_leaves_a_run_that_can_be_stopped(
 
 
 @pytest.mark.fault(
-    fault="source: SIGSTOP and, later, SIGCONT",
+    fault="source: SIGSTOP, later SIGCONT",
     state="recording",
-    promise="the run goes on where it was",
+    promise="the run continues where it stopped",
 )
-def test_a_source_that_stalls_is_recorded_on_when_it_goes_on(make_rig: MakeRig, seen: Seen):
+def test_recording_continues_when_a_stalled_source_continues(make_rig: MakeRig, seen: Seen):
     rig = make_rig(**SMALL)
     source = start_source(rig.deployment, "simulate", "--rate", 500)
     rig.client.start(rig.directory, n_image=300)
@@ -100,12 +100,12 @@ def test_a_source_that_stalls_is_recorded_on_when_it_goes_on(make_rig: MakeRig, 
 
 
 @pytest.mark.fault(
-    fault="source: SIGKILL, started again; the run asked to end on a restart: {ends}",
+    fault="source: SIGKILL, restarted; end_on_restart={ends}",
     state="recording",
-    promise="the run goes on, or ends as error with the two ids; nothing announced before is missing",
+    promise="the run continues, or ends as error with the two ids; no image announced before is missing",
 )
 @pytest.mark.parametrize("ends", [False, True])
-def test_a_source_that_is_killed_and_started_again_is_recorded_on_or_ends_the_run_as_asked(
+def test_a_killed_and_restarted_source_is_recorded_or_ends_the_run_as_end_on_restart_demands(
     make_rig: MakeRig, ends: bool, seen: Seen
 ):
     rig = make_rig(**SMALL)
@@ -120,7 +120,7 @@ def test_a_source_that_is_killed_and_started_again_is_recorded_on_or_ends_the_ru
         last_id = account["last_id"]
         assert account["reason"].startswith(f"the image ids restarted: 0 came after {last_id}, ")
         assert (account["count"], account["n_restarts"]) == (before, 0)
-        # What the first put into the ring and could not announce any more shows when the second announces.
+        # Images that the first source wrote but could not announce show up when the second announces.
         assert account["n_dropped"] < 20
         checked = check_run(account | {"n_dropped": 0}, simulated(rig, account))
         seen(f"error: {first_sentence(account)}; {checked}")
@@ -136,7 +136,7 @@ def test_a_source_that_is_killed_and_started_again_is_recorded_on_or_ends_the_ru
 @pytest.mark.fault(
     fault="source: {how}",
     state="saving_file",
-    promise="file_saved: it is not needed any more",
+    promise="file_saved: the source is not needed any more",
 )
 @pytest.mark.parametrize("how", KILL_OR_STOP)
 def test_a_source_that_fails_while_files_are_saved_changes_nothing(

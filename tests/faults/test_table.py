@@ -1,4 +1,4 @@
-"""The table of faults in the documentation against the tests that it comes from."""
+"""The documentation's table of faults matches the tests that it is made from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE = REPOSITORY / "docs" / "explanations" / "faults.md"
 
 
 def test_table_of_faults_has_a_row_for_each_test_and_no_other():
-    """What was seen is of one time, the rest is that of the tests. Where they differ: `make faults`."""
+    """The column "seen" is not compared. If this test fails, run `make faults`."""
     # Collecting the whole suite takes ten times as long.
     modules = [path for path in TESTS.rglob("test_*.py") if "mark.fault" in path.read_text()]
     listed = subprocess.run(

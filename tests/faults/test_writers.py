@@ -1,4 +1,4 @@
-"""Writers that are killed or hang, in every state of a run."""
+"""Writers are killed or hang, in every state of a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PROMISE = (
 
 
 def bring_back(rig: Rig, writer: int, how: signal.Signals) -> None:
-    """Start a killed writer again, or let one that hangs go on."""
+    """Restart a killed writer, or continue a stopped one."""
     if how == signal.SIGKILL:
         rig.writers[writer].wait()
         rig.restart_writer(writer)
@@ -53,7 +53,7 @@ def test_a_writer_that_dies_or_hangs_is_named_and_the_account_is_true(
 ):
     rig = make_rig(**SMALL)
     published = bring_to(rig, state)
-    # Of a run that is being saved, writer 0 makes the master file.
+    # While a run is saved, writer 0 makes the master file.
     victim = 0 if state == "saving_file" else 1
     source = Publishing(rig, first_id=N_IMAGES)
     with source if state == "recording" else nullcontext():
@@ -74,8 +74,8 @@ def test_a_writer_that_dies_or_hangs_is_named_and_the_account_is_true(
     if how == signal.SIGKILL:
         check_repair(account, checked)
     else:
-        wait_until(lambda: is_settled(rig, victim), what="the file of the writer that hung")
-    # Whatever it did when it woke up, its late answers change nothing.
+        wait_until(lambda: is_settled(rig, victim), what="the file of the stopped writer")
+    # The late responses of a continued writer change nothing.
     assert rig.account() == account
     assert check_run(account, published).n_good == checked.n_good
     record_under_load(rig)
@@ -102,7 +102,7 @@ def test_a_writer_that_fails_at_the_end_of_a_run_is_named(make_rig: MakeRig, how
     assert account["failed_ids"] == [91, 93, 95, 97, 99]
     seen(str(check_run(account, images)))
     bring_back(rig, 1, how)
-    wait_until(lambda: how == signal.SIGKILL or is_settled(rig, 1), what="the file of the writer that hung")
+    wait_until(lambda: how == signal.SIGKILL or is_settled(rig, 1), what="the file of the stopped writer")
     assert rig.account() == account
     record_under_load(rig)
     seen("next run perfect")
@@ -111,7 +111,7 @@ def test_a_writer_that_fails_at_the_end_of_a_run_is_named(make_rig: MakeRig, how
 @pytest.mark.fault(
     fault="writer or metadata writer: {how}",
     state="saving_file, its own file closed",
-    promise="file_saved: every file was complete; driver and writer are usable",
+    promise="file_saved: every file was complete; driver and writer remain usable",
 )
 @pytest.mark.parametrize("how", KILL_OR_STOP)
 def test_a_writer_whose_file_is_closed_is_not_needed_for_saving(
@@ -138,9 +138,9 @@ def test_a_writer_whose_file_is_closed_is_not_needed_for_saving(
 @pytest.mark.fault(
     fault="all writers: SIGKILL",
     state="recording",
-    promise="error within 2 s; everything flushed readable; driver usable again",
+    promise="error within 2 s; all flushed images are readable; the driver is usable",
 )
-def test_all_writers_killed_leaves_a_driver_that_is_usable(make_rig: MakeRig, seen: Seen):
+def test_the_driver_is_usable_after_all_writers_were_killed(make_rig: MakeRig, seen: Seen):
     rig = make_rig(**SMALL)
     published = bring_to(rig, "recording")
     for writer in rig.writers:
@@ -157,11 +157,11 @@ def test_all_writers_killed_leaves_a_driver_that_is_usable(make_rig: MakeRig, se
 
 
 @pytest.mark.fault(
-    fault="writer: SIGSTOP and, 0.3 s later, SIGCONT",
+    fault="writer: SIGSTOP, 0.3 s later SIGCONT",
     state="recording",
-    promise="nothing is lost while the ring has not gone round",
+    promise="no image is bad, because the ring is not full yet",
 )
-def test_a_writer_that_pauses_for_a_moment_loses_nothing(make_rig: MakeRig, seen: Seen):
+def test_a_short_pause_of_a_writer_costs_no_image(make_rig: MakeRig, seen: Seen):
     rig = make_rig(**SMALL)
     images = images_of(range(400), shape=rig.config.image_shape)
     rig.begin(n_image=len(images))

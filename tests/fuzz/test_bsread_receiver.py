@@ -1,4 +1,4 @@
-"""Anything that a camera server may send: an image, or counted as what is wrong with it; never harm."""
+"""Every message of a camera server is an image, or is counted by what is wrong with it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ N_GOOD = 20
 
 
 def messages(camera: Camera) -> st.SearchStrategy[list[bytes]]:
-    """Almost valid messages, compressed or not."""
+    """Generate almost valid messages, compressed or not."""
     valid = [camera.message(5, compression=compression) for compression in get_args(Compression)]
     return st.sampled_from(valid).flatmap(bsread_messages)
 
@@ -53,7 +53,7 @@ def test_messages_of_a_camera_are_images_or_counted_by_what_is_wrong(
         receiver.wait_for_line("disconnected from the camera server")
         with Camera(port=port) as camera:
             camera.send_images(range(N_GOOD))
-            # Among what comes before them may be any id.
+            # Messages before these may have any id.
             received = []
             while [image.image_id for image in received[-N_GOOD:]] != list(range(N_GOOD)):
                 image = reader.receive_one(10)
@@ -63,7 +63,7 @@ def test_messages_of_a_camera_are_images_or_counted_by_what_is_wrong(
             assert image.is_good
             np.testing.assert_array_equal(image.pixels, image_pixels(image.image_id, image.pixels.shape))
         health.check()
-        # Each message is an image, or late, repeated, or of one kind of rejected ones.
+        # Each message is an image, late, repeated, or rejected for one reason.
         wait_for_totals(receiver, n_restarts=1)
         found = totals(receiver)
         assert sum(found[f"n_bad_{kind}"] for kind in REJECTIONS) > 0

@@ -1,4 +1,4 @@
-"""A configuration file is used, or refused with one line: there is no third."""
+"""Every configuration file is used, or refused with one line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WRITER = 2**31 - 1
 
 @st.composite
 def almost_valid(draw: st.DrawFn) -> Any:
-    """A configuration of which some values are anything, some keys missing, some unknown."""
+    """Generate configurations with some arbitrary values, missing keys and unknown keys."""
     content = copy.deepcopy(draw(st.sampled_from(VALID)))
     for _ in range(draw(st.integers(0, 3))):
         key = draw(st.sampled_from(KEYS) | st.text(max_size=10))
@@ -63,7 +63,7 @@ TEXTS = st.one_of(
 
 
 def load(content: bytes) -> DetectorConfig | str:
-    """The configuration, or why there is none."""
+    """Return the configuration, or the error that refuses it."""
     with tempfile.NamedTemporaryFile(prefix="stddaq-", suffix=".json") as file:
         file.write(content)
         file.flush()
@@ -88,7 +88,7 @@ def test_any_configuration_file_is_used_or_refused_in_one_short_line(content: by
 
 @examples(5)
 @given(TEXTS)
-def test_a_service_with_any_configuration_file_ends_well_or_is_refused(content: bytes) -> None:
+def test_a_service_starts_with_any_configuration_file_or_refuses_it(content: bytes) -> None:
     with tempfile.NamedTemporaryFile(prefix="stddaq-", suffix=".json") as file:
         file.write(content)
         file.flush()
@@ -108,7 +108,7 @@ def test_a_service_with_any_configuration_file_ends_well_or_is_refused(content: 
     assert done.stderr.startswith(f"std_det_writer: error: {file.name}: ")
 
 
-def test_very_many_mistakes_are_named_only_in_part() -> None:
+def test_only_the_first_of_very_many_mistakes_are_named() -> None:
     content = make_config(module_positions={str(i): "nowhere" for i in range(20_000)})
     with pytest.raises(ConfigError, match="; and 19990 more mistakes") as refused:
         DetectorConfig.parse(content)

@@ -1,4 +1,4 @@
-"""Any file given to a command is told about, or refused with one line: no traceback, no hang, no crash."""
+"""A command describes any file or refuses it with one line: no traceback, no hang, no crash."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEMORY_LIMIT_KIB = 300 * 1024
 SHAPE = (32, 48)
 
 
-# Where it is needed, `deployment` comes first: its sockets are also those of the commands.
+# Tests that need `deployment` name it first, so that the commands use its sockets.
 @pytest.fixture
 def commands() -> Iterator[FileCommands]:
     with FileCommands() as started:
@@ -35,10 +35,10 @@ def commands() -> Iterator[FileCommands]:
 
 
 class Refusals:
-    """What holds for each command on a file, however damaged."""
+    """Checks what each command promises for a file, however damaged."""
 
     def __init__(self, commands: FileCommands, *good: object) -> None:
-        """`good`: arguments of a command that works, whose memory is the measure."""
+        """`good`: arguments of a command that succeeds; its memory is the reference."""
         self._commands = commands
         done = commands.run(*good)
         assert (done.code, done.traceback) == (0, ""), done
@@ -55,7 +55,7 @@ class Refusals:
 
 
 def hdf5_files(directory: Path) -> list[bytes]:
-    """Raw files of ours and of C++ writers, compressed and not, a metadata file, a master file."""
+    """Return Python and C++ raw files, compressed and not, a metadata file, and a master file."""
     images = stream([0, 2, 4, 8], [0, 2])
     specs = [
         RunSpec(1, prefix="ours"),
@@ -72,7 +72,7 @@ def hdf5_files(directory: Path) -> list[bytes]:
 
 
 def left_by_a_killed_writer(path: Path) -> bytes:
-    """The file with the consistency flag that says: being written."""
+    """Return the content of a file whose consistency flag still says that it is being written."""
     with h5py.File(path, "r+", libver="latest") as file:
         file.swmr_mode = True
         file.flush()
@@ -81,7 +81,7 @@ def left_by_a_killed_writer(path: Path) -> bytes:
 
 @st.composite
 def damaged(draw: st.DrawFn, contents: list[bytes]) -> bytes:
-    """A file of which some bytes are changed, mostly where its structure is."""
+    """Generate files with some changed bytes, most of them in the structure."""
     content = bytearray(draw(st.sampled_from(contents)))
     for _ in range(draw(st.integers(1, 6))):
         place = draw(st.integers(0, min(len(content), draw(st.sampled_from([64, 1024, len(content)]))) - 1))
@@ -94,7 +94,7 @@ def damaged(draw: st.DrawFn, contents: list[bytes]) -> bytes:
     return bytes(content)
 
 
-def test_any_damage_to_an_hdf5_file_is_told_or_refused_in_one_line(
+def test_an_hdf5_file_with_any_damage_is_described_or_refused_in_one_line(
     commands: FileCommands, tmp_path: Path
 ) -> None:
     made = tmp_path / "made"
@@ -153,7 +153,7 @@ ATTRIBUTES: dict[str, list[Any]] = {
 
 
 def put(file: h5py.File, name: str, kind: str) -> None:
-    """Make `name` something of `kind`, if its parents allow it."""
+    """Put an object of `kind` at `name`, if its parents allow it."""
     rows = np.array([(0, 1), (2, 1), (2, 3)], ROW)
     contents: dict[str, Any] = {
         "table": {"data": rows},
@@ -191,14 +191,14 @@ def attributes(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def groups_of(file: h5py.File) -> Iterator[h5py.Group]:
-    """The groups right below the root; links in a circle cannot be opened."""
+    """Return the groups directly below the root; circular links cannot be opened."""
     for name in file:
         with suppress(KeyError, OSError, RuntimeError):
             if isinstance(node := file[name], h5py.Group):
                 yield node
 
 
-def test_any_content_of_an_hdf5_file_is_told_or_refused_in_one_line(
+def test_an_hdf5_file_with_any_content_is_described_or_refused_in_one_line(
     deployment: Deployment, commands: FileCommands, tmp_path: Path
 ) -> None:
     write_raw_file(tmp_path / "good0.h5", stream([0, 2]), RunSpec(1))
@@ -211,7 +211,7 @@ def test_any_content_of_an_hdf5_file_is_told_or_refused_in_one_line(
         path.unlink(missing_ok=True)
         with h5py.File(path, "w", libver="latest" if is_latest else "earliest") as file:
             for name, kind in tree.items():
-                # A parent that is no group, or a link that leads nowhere, can hold nothing.
+                # The parent may be a dataset or a dangling link.
                 try:
                     put(file, name, kind)
                 except (ValueError, KeyError, OSError, RuntimeError, TypeError):
@@ -227,7 +227,7 @@ def test_any_content_of_an_hdf5_file_is_told_or_refused_in_one_line(
 
 
 def image_files() -> list[bytes]:
-    """npy and TIFF files of images that fit the deployment."""
+    """Return npy and TIFF files of images that fit the deployment."""
     images = np.zeros((3, *SHAPE), np.uint16)
     made = []
     for write in (
@@ -263,8 +263,10 @@ def test_any_damage_to_a_recorded_image_is_refused_in_one_line(
     damage_is_survived()
 
 
-def test_damage_that_hdf5_waits_for_is_refused_after_a_while(commands: FileCommands, tmp_path: Path) -> None:
-    """Found: a checksum that does not fit, in a file left by a killed writer, kept `stddaq info` for good."""
+def test_damage_that_makes_hdf5_retry_is_refused_after_a_timeout(
+    commands: FileCommands, tmp_path: Path
+) -> None:
+    """A wrong checksum in the file of a killed writer made `stddaq info` hang."""
     path = tmp_path / "left0.h5"
     write_raw_file(path, stream([0, 2]), RunSpec(1))
     content = bytearray(left_by_a_killed_writer(path))
@@ -273,15 +275,15 @@ def test_damage_that_hdf5_waits_for_is_refused_after_a_while(commands: FileComma
     done = commands.run("info", path)
     assert (done.code, done.traceback) == (2, "")
     assert done.err == f"stddaq info: error: {path}: is damaged: HDF5 does not finish reading it\n"
-    # Nobody writes to it, so that nothing is waited for here; and it stays as it is.
+    # The file has no writer, so `repair` does not wait, and leaves the file as it is.
     assert commands.run("repair", path).code == 2
     assert path.read_bytes() == content
 
 
-def test_defaults_in_a_circle_lead_nowhere(
+def test_circular_default_attributes_are_refused(
     deployment: Deployment, commands: FileCommands, tmp_path: Path
 ) -> None:
-    """Found: `stddaq replay` followed them for good."""
+    """`stddaq replay` followed them without end."""
     path = tmp_path / "images.h5"
     with h5py.File(path, "w") as file:
         file.attrs["default"] = "/"
@@ -290,8 +292,10 @@ def test_defaults_in_a_circle_lead_nowhere(
     assert "expected a dataset of images" in done.err
 
 
-def test_master_file_without_rows_is_another_file(commands: FileCommands, tmp_path: Path) -> None:
-    """Found: a traceback."""
+def test_master_file_without_rows_is_described_as_another_hdf5_file(
+    commands: FileCommands, tmp_path: Path
+) -> None:
+    """Such a file caused a traceback."""
     path = tmp_path / "fileMaster.h5"
     with h5py.File(path, "w") as file:
         file["entry/data/data"] = np.zeros((3, *SHAPE), np.uint16)
@@ -303,7 +307,7 @@ def test_master_file_without_rows_is_another_file(commands: FileCommands, tmp_pa
 
 
 def test_gap_of_more_than_half_of_all_ids_is_counted() -> None:
-    """Found: such a gap was none."""
+    """Such a gap was not counted."""
     ids = np.array([3, 2**64 - 1], np.uint64)
     info = ids_info(ids, np.zeros(2, np.uint64), 1)
     assert info

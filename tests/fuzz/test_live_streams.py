@@ -1,4 +1,4 @@
-"""Both ends of a live stream: bytes at its port, and messages that its client receives."""
+"""Both ends of a live stream: bytes sent to its port, and messages sent to its client."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ SHAPE = (4, 6)
 PIXELS = np.arange(24, dtype="<u2").reshape(SHAPE)
 
 
-def test_bytes_at_the_port_of_a_live_stream_disturb_no_viewer(deployment: Deployment) -> None:
+def test_arbitrary_bytes_at_the_port_of_a_live_stream_do_not_disturb_its_viewers(
+    deployment: Deployment,
+) -> None:
     stream = start_live_stream(deployment)
     host, port = "127.0.0.1", int(stream.address.rpartition(":")[2])
     with ImagePublisher(DetectorConfig.parse(deployment.config)) as publisher, ExitStack() as opened:
@@ -80,7 +82,7 @@ def bsread_message(compression: Any = "none") -> list[bytes]:
 
 @st.composite
 def array10_messages(draw: st.DrawFn) -> list[bytes]:
-    """Almost valid: any value in any place of the header, too few bytes, too many parts."""
+    """Generate almost valid messages: arbitrary header values, too few bytes, too many parts."""
     header: dict[str, Any] = json.loads(array10.HeaderMaker(SHAPE, PIXELS.dtype).header(7))
     for _ in range(draw(st.integers(0, 2))):
         key = draw(st.sampled_from([*header, "status"]))
@@ -105,7 +107,7 @@ def bsread_headers(draw: st.DrawFn) -> list[bytes]:
     return draw(bsread_messages(bsread_message(draw(st.sampled_from(["none", "lz4", "bitshuffle_lz4"])))))
 
 
-def test_client_of_a_live_stream_yields_images_or_counts_what_is_none() -> None:
+def test_client_of_a_live_stream_yields_images_and_counts_malformed_messages() -> None:
     marker_ids = itertools.count(2**40)
     with zmq.Context() as context, context.socket(zmq.XPUB) as stream:
         stream.bind("tcp://127.0.0.1:0")
@@ -126,7 +128,7 @@ def test_client_of_a_live_stream_yields_images_or_counts_what_is_none() -> None:
             @examples(300)
             @given(array10_messages() | bsread_headers())
             def received_or_counted(parts: Sequence[bytes]) -> None:
-                images_up_to_a_marker()  # What an example that failed has left behind.
+                images_up_to_a_marker()  # Read the rest of an example that failed.
                 n_malformed = client.n_malformed
                 stream.send_multipart([*parts])
                 images = images_up_to_a_marker()

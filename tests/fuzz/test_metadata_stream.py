@@ -1,4 +1,4 @@
-"""Anything on the metadata stream is recorded or counted as malformed, message by message."""
+"""Every message on the metadata stream is recorded or counted as malformed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IDS = st.one_of(st.integers(0, 40), st.sampled_from([999, 1000, 1001, 2**32, 2**
 
 @st.composite
 def valid(draw: st.DrawFn) -> bytes:
-    """Metadata as a source may send it, of an image that does not lie in the ring buffer."""
+    """Generate metadata as a source sends it, of images that are not in the ring buffer."""
     message = ImageMetadata(
         image_id=draw(IDS),
         height=draw(st.sampled_from([HEIGHT, 0])),
@@ -49,7 +49,7 @@ def valid(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def absurd(draw: st.DrawFn) -> bytes:
-    """Any value in any field of protobuf: known ones, enums out of range, unknown fields."""
+    """Generate protobuf messages with any value in any field: known, enum out of range, unknown."""
     content = draw(valid())
     for _ in range(draw(st.integers(1, 3))):
         number = draw(st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 11, 50, 100, 101, 2**20]))
@@ -75,7 +75,7 @@ MESSAGES = st.lists(
 
 
 def is_image(message: bytes) -> bool:
-    """Whether the message announces an image of the rig."""
+    """Return whether the message announces an image of the rig."""
     found = parse(message)
     return (
         found is not None
@@ -89,10 +89,10 @@ def is_image(message: bytes) -> bool:
 
 
 def record(rig: Rig, messages: list[bytes], start_id: int) -> None:
-    """A run of these messages; its account and its files are those of the images among them."""
+    """Record a run of these messages. Check that account and files show exactly the images among them."""
     ids = [ImageMetadata.FromString(message).image_id for message in messages if is_image(message)]
     recorded = [image_id for image_id in ids if image_id >= start_id]
-    rig.client.stop()  # Where an example before has failed.
+    rig.client.stop()  # An earlier example may have failed in any state.
     rig.client.wait(["idle"], 20)
     rig.begin(start_id=start_id, overwrite=True)
     for message in messages:

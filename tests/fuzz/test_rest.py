@@ -1,4 +1,4 @@
-"""Fuzzed requests to the configuration service: none makes the service fail."""
+"""No request makes the HTTP service fail."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stddaq.config import DetectorConfig
 KEYS = sorted(DetectorConfig.model_fields)
 
 
-def test_no_request_makes_the_service_fail_whether_it_fits_the_description_or_not(
+def test_no_request_makes_the_service_fail_whether_it_fits_the_schema_or_not(
     deployment: Deployment, tmp_path: Path
 ) -> None:
     rest = RestService.start(deployment, tmp_path / "files")
@@ -74,7 +74,7 @@ def bodies(config: dict[str, Any]) -> st.SearchStrategy[bytes]:
     )
 
 
-def test_body_of_a_configuration_is_used_whole_or_refused_with_every_mistake(
+def test_posted_configuration_is_stored_whole_or_refused_with_all_its_mistakes(
     deployment: Deployment, tmp_path: Path
 ) -> None:
     rest = RestService.start(deployment, tmp_path / "files")
@@ -85,7 +85,7 @@ def test_body_of_a_configuration_is_used_whole_or_refused_with_every_mistake(
     def set_or_refused(body: bytes) -> None:
         before = deployment.config_path.read_bytes()
         answer = rest.set(None, data=body, headers={"Content-Type": "application/json"})
-        # 403: other `services` than in the file.
+        # 403: `services` that differ from those of the file.
         assert answer.status_code in (200, 400, 403, 422), (body, answer.text)
         if answer.status_code == 200:
             assert DetectorConfig.load(deployment.config_path) == DetectorConfig.parse(json.loads(body))

@@ -1,4 +1,4 @@
-"""Anything on a source's request socket gets its answer, and changes nothing when it is refused."""
+"""Every request to a source is answered, and a refused request changes nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def commands(draw: st.DrawFn) -> dict[str, Any]:
-    """Requests, most of them with fields of their own."""
+    """Generate requests, most of them with the fields of their command."""
     command = draw(st.sampled_from(COMMANDS))
     own = {"trigger": ["n_images"], "configure": ["rate", "burst", "exposure_time"], "rearm": ["first_id"]}
     names = draw(st.lists(st.sampled_from(own.get(command, ["rate"])), unique=True))
@@ -51,13 +51,13 @@ REQUESTS = st.one_of(
     st.binary(max_size=40),
     st.sampled_from([900, 985, 20_000]).map(lambda n: deeply_nested(n).encode()),
 )
-# Of several parts, the first is the request.
+# The first of several parts is the request.
 MESSAGES = st.lists(REQUESTS, min_size=1, max_size=3)
 
 
 @contextmanager
 def requester(deployment: Deployment) -> Iterator[zmq.Socket]:
-    """A socket that is not held to anything, with the source's request socket at its other end."""
+    """Return a DEALER socket, which may send anything, connected to the source's request socket."""
     context = zmq.Context()
     dealer = open_socket(context, zmq.DEALER)
     dealer.connect(software_trigger(deployment.detector_name))
@@ -68,7 +68,7 @@ def requester(deployment: Deployment) -> Iterator[zmq.Socket]:
 
 
 def answer_to(dealer: zmq.Socket, *parts: bytes) -> dict[str, Any]:
-    """The answer to a request of these parts."""
+    """Send a request of these parts and return the answer."""
     dealer.send_multipart([b"", *parts])
     assert dealer.poll(10_000), f"no answer to {parts}"
     empty, answer = dealer.recv_multipart()
@@ -81,12 +81,12 @@ def start_simulator(deployment: Deployment) -> Service:
 
 
 def assert_triggers(deployment: Deployment) -> None:
-    """A burst of 20 images comes as asked for, whatever was asked before."""
+    """Check that a burst of 20 images arrives as requested."""
     with SimulatorClient(deployment.detector_name) as simulator, ImageReader(deployment) as reader:
         simulator.stop()
         simulator.configure(rate=1000, burst=20, exposure_time=0.001)
         simulator.rearm(first_id=500)
-        # A message that is older may still be on its way to a subscriber that has just come.
+        # A new subscriber may still receive older messages.
         while reader.receive_one(0.2):
             pass
         burst = simulator.trigger()
@@ -119,7 +119,9 @@ def test_any_request_is_answered_and_the_source_triggers_afterwards(deployment: 
                     assert answer["reason"].isprintable()
                     assert len(answer["reason"]) < 2000
             if not_a_request:
-                dealer.send_multipart([b"x", *not_a_request])  # Without an envelope: nobody can answer that.
+                dealer.send_multipart(
+                    [b"x", *not_a_request]
+                )  # A request without an envelope cannot be answered.
             assert answer_to(dealer, b'{"command": "stop"}')["status"] == "ok"
             health.check()
 
@@ -129,7 +131,7 @@ def test_any_request_is_answered_and_the_source_triggers_afterwards(deployment: 
 
 
 def test_a_request_of_several_parts_is_answered(deployment: Deployment):
-    """Found: an answer before the last part was read ended the source."""
+    """The source exited because it answered before it had read the last part."""
     source = start_simulator(deployment)
     with requester(deployment) as dealer:
         assert answer_to(dealer, b'{"command": "status"}', b"more")["status"] == "error"
@@ -137,10 +139,10 @@ def test_a_request_of_several_parts_is_answered(deployment: Deployment):
     assert source.returncode is None
 
 
-def test_a_rate_that_was_very_low_for_a_moment_is_forgotten(
+def test_a_very_low_rate_has_no_effect_after_it_was_changed(
     make_deployment: Callable[..., Deployment],
 ):
-    """Found: the next image stayed where the lower rate had put it, in years to come."""
+    """The next image stayed scheduled for the time that the low rate gave it, years ahead."""
     deployment = make_deployment()
     start_source(deployment, "simulate", "--rate", 1000)
     with SimulatorClient(deployment.detector_name) as simulator, ImageReader(deployment) as reader:
@@ -151,12 +153,12 @@ def test_a_rate_that_was_very_low_for_a_moment_is_forgotten(
             reader.receive(50)
 
 
-def test_a_peer_that_speaks_zmtp_1_without_envelopes_silences_nobody(deployment: Deployment):
-    """Found: libzmq's REP socket heard no request any more, of anybody."""
+def test_a_zmtp_1_peer_without_envelopes_does_not_silence_other_clients(deployment: Deployment):
+    """After such messages libzmq's REP socket received no request of any client."""
     start_simulator(deployment)
     path = software_trigger(deployment.detector_name).removeprefix("ipc://")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain:
         plain.connect(path)
-        plain.sendall(b"\x01\x00" * 500)  # An identity, and messages of one empty part each.
+        plain.sendall(b"\x01\x00" * 500)  # An identity, then messages of one empty part each.
         assert_triggers(deployment)
     assert_triggers(deployment)

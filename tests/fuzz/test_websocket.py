@@ -1,4 +1,4 @@
-"""Anything on the driver's WebSocket is answered or refused, in every state, and the driver goes on."""
+"""The driver answers or refuses any WebSocket input in every state, and keeps running."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ assert FIELDS.keys() == StartCommand.model_fields.keys() - {"command", "path"}
 
 
 def frames(directory: Path) -> st.SearchStrategy[str | bytes]:
-    """Commands as they should be, almost so, and not at all."""
+    """Generate valid commands, almost valid commands, and arbitrary frames."""
     paths = st.sampled_from(
         [*[str(directory)] * 6, f"{directory}/missing", "/", "relative", "", "/\0", "/\n[x] y"]
     )
@@ -66,7 +66,7 @@ def frames(directory: Path) -> st.SearchStrategy[str | bytes]:
 
 
 def direct_replies(connection: ClientConnection, n: int) -> list[dict[str, Any]]:
-    """The replies to `n` frames; status messages come between."""
+    """Return the replies to `n` frames, without the status messages between them."""
     replies: list[dict[str, Any]] = []
     while len(replies) < n:
         message = json.loads(connection.recv(timeout=15))
@@ -86,7 +86,7 @@ def assert_is_reply(reply: dict[str, Any]) -> None:
 
 
 def end_run(rig: Rig) -> None:
-    """Bring the driver back to `idle`, and see that the run before has an account."""
+    """Bring the driver back to `idle`, and check that the last run has an account."""
     rig.client.stop()
     rig.client.wait(["idle"], 20)
     if result := rig.client.last_result():
@@ -128,7 +128,7 @@ CONTENTS = st.one_of(
 
 @st.composite
 def websocket_frames(draw: st.DrawFn) -> bytes:
-    """One frame of RFC 6455: opcodes and bits of all kinds, masked or not, of the length it says or not."""
+    """Generate one RFC 6455 frame: any opcode and bits, masked or not, with a true or false length."""
     content, is_masked = draw(CONTENTS), draw(st.sampled_from([True, True, True, False]))
     first = draw(OPCODES) | draw(st.sampled_from([0x80, 0x80, 0x00, 0xC0, 0x70]))
     length = draw(st.sampled_from([len(content)] * 5 + [0, len(content) + 5, 2**16, 2**31, 2**63, 2**64 - 1]))
@@ -138,7 +138,7 @@ def websocket_frames(draw: st.DrawFn) -> bytes:
         size = struct.pack("!BH", 126 | is_masked << 7, length)
     else:
         size = struct.pack("!BQ", 127 | is_masked << 7, length)
-    # A mask of zeros leaves the content as it is.
+    # A mask of zeros does not change the payload.
     return bytes([first]) + size + (b"\0\0\0\0" if is_masked else b"") + content
 
 
@@ -155,7 +155,7 @@ HANDSHAKES = st.sampled_from(
 
 
 def handshake_with(header: bytes) -> bytes:
-    """A handshake that is right but for `header`, lines of it."""
+    """Return a valid handshake with the lines `header` added."""
     return (
         b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
@@ -167,7 +167,7 @@ def handshake_with(header: bytes) -> bytes:
 
 
 def converse(url: str, handshake: bytes, sent: Sequence[bytes]) -> None:
-    """Shake hands, send, and leave, without waiting for what the driver has to say."""
+    """Connect, send, close the sending half, and read to the end."""
     host, _, port = url.removeprefix("ws://").partition(":")
     with socket.create_connection((host, int(port)), timeout=5) as plain, suppress(ConnectionError):
         plain.sendall(handshake_with(handshake))
@@ -179,7 +179,7 @@ def converse(url: str, handshake: bytes, sent: Sequence[bytes]) -> None:
             pass
 
 
-def test_frames_that_break_the_websocket_protocol_disturb_no_run(rig: Rig):
+def test_frames_that_break_the_websocket_protocol_do_not_disturb_a_run(rig: Rig):
     images = images_of(range(60))
     assert_saved(rig.record(images, file_prefix="before"), images)
     health = Health([rig.driver])
@@ -195,7 +195,7 @@ def test_frames_that_break_the_websocket_protocol_disturb_no_run(rig: Rig):
         health.check()
 
     frames_disturb_no_client()
-    # Endless fragments and pings whose answers are not read use no more memory than allowed.
+    # The memory for endless fragments and unread pongs is limited.
     converse(rig.url, b"", [b"\x01\x80\0\0\0\0", *[b"\x00\x80\0\0\0\0" * 10_000] * 20])
     health.check()
     rig.publish(images[20:])
@@ -203,8 +203,8 @@ def test_frames_that_break_the_websocket_protocol_disturb_no_run(rig: Rig):
     health.check()
 
 
-def test_connections_in_the_middle_of_anything_do_not_keep_the_driver_from_ending(make_rig: MakeRig):
-    """Found: a protocol error in the last second before SIGTERM made the driver wait for ten."""
+def test_connections_in_any_state_do_not_delay_the_end_of_the_driver(make_rig: MakeRig):
+    """A protocol error less than a second before SIGTERM made the driver wait ten seconds."""
     rig = make_rig(writers=False)
     host, _, port = rig.url.removeprefix("ws://").partition(":")
     with ExitStack() as open_connections:
@@ -220,7 +220,7 @@ def test_connections_in_the_middle_of_anything_do_not_keep_the_driver_from_endin
         connected(b"GET / HT")
         connected(handshake_with(b""))
         connected(handshake_with(b""), b"\x81\x85\0\0")
-        # No mask: the driver says goodbye, and waits for the end of the connection.
+        # An unmasked frame: the driver sends a close frame and waits for the end of the connection.
         connected(handshake_with(b""), b"\x81\x01a")
         rig.client.status()
         begin = time.monotonic()

@@ -1,4 +1,4 @@
-"""Anything from a driver is carried out or answered with a reason, by the writer and all metadata writers."""
+"""Writers and metadata writers carry out any action of a driver, or answer with a reason."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class DriverSockets:
         self._n_requests = 0
 
     def send(self, message: bytes) -> None:
-        """Send anything, once the writer is connected."""
-        assert self._actions.poll(5000, zmq.POLLOUT), "the writer is not there"
+        """Send anything when the writer is connected."""
+        assert self._actions.poll(5000, zmq.POLLOUT), "the writer is not connected"
         self._actions.send(message)
 
     def ask(self, action: pb.WriterAction) -> pb.WriterResponse:
-        """Send a request that can be told from all others, and wait for the answer to it."""
+        """Send a request with a number of its own, and wait for the answer to it."""
         self._n_requests += 1
         action.request = 2**62 + self._n_requests
         self.send(action.SerializeToString())
@@ -71,7 +71,7 @@ class DriverSockets:
 
 
 def metadata() -> st.SearchStrategy[Any]:
-    """Fields of `ImageMetadata`: those of the detector, and any."""
+    """Generate fields of `ImageMetadata`: those of the detector, and any others."""
     enums = st.integers(0, 3) | st.sampled_from([24, 99, -1, 2**31 - 1])
     return st.one_of(
         st.fixed_dictionaries(
@@ -86,7 +86,7 @@ def metadata() -> st.SearchStrategy[Any]:
 
 
 def requests(directory: Path) -> st.SearchStrategy[pb.WriterAction]:
-    """Actions of all kinds, whose files are in `directory` or cannot be."""
+    """Generate actions of all kinds, whose files are in `directory` or at impossible paths."""
     paths = st.one_of(
         st.sampled_from(
             ["a.h5", "a.h5", "b.h5", "", "missing/a.h5", "a.h5/b.h5", ".", "x" * 300, "\0", "a\0b", "\n"]
@@ -140,7 +140,7 @@ def with_number(parts: tuple[pb.WriterAction, int]) -> pb.WriterAction:
 
 @pytest.fixture
 def start_writer(make_deployment: Callable[..., Deployment], directory: Path) -> Iterator[Any]:
-    """Starts one of WRITERS: the deployment, the service, and the sockets of its driver."""
+    """Return a function that starts one of WRITERS, with a deployment and the sockets of its driver."""
     with ExitStack() as stack:
 
         def start(name: str, **overrides: Any) -> tuple[Deployment, Service, DriverSockets]:
@@ -153,13 +153,13 @@ def start_writer(make_deployment: Callable[..., Deployment], directory: Path) ->
 
 
 def start_in(directory: Path, deployment: Deployment, name: str) -> Service:
-    """Start a writer whose own directory is `directory`, where relative names lead."""
+    """Start a writer in `directory`, where it would put files with relative names."""
     number = [0] if name == "std_det_writer" else []
     return deployment.run(console_script(name), deployment.config_path, *number, ready="ready", cwd=directory)
 
 
 def close(driver: DriverSockets) -> None:
-    """The writer has no file open afterwards, and is in step."""
+    """Make the writer close its files, and check that it answers in step."""
     driver.ask(pb.WriterAction(close_file=pb.CloseWriterFile()))
 
 
@@ -192,7 +192,7 @@ def test_any_action_is_carried_out_or_answered_with_a_reason(name: str, start_wr
 def assert_takes_part_in_a_perfect_run(
     deployment: Deployment, directory: Path, service: Service, driver: DriverSockets
 ) -> None:
-    """A driver of ours takes over, with what else a run needs."""
+    """Start a real driver and the other writers, and record a perfect run."""
     driver.__exit__(None, None, None)
     with Rig(deployment, directory) as rig:
         with_metadata_writer = "meta" in service.command[0]
@@ -216,7 +216,7 @@ BAD_ACTIONS = {
 
 
 def test_values_that_no_file_can_hold_are_refused_by_name(start_writer: Any, directory: Path):
-    """Found: each of them ended the writer."""
+    """Each of these values made the writer exit."""
     _, service, driver = start_writer("std_det_writer", switch_user_active=True)
     for name, action in BAD_ACTIONS.items():
         response = driver.ask(action)

@@ -1,4 +1,4 @@
-"""A writer may answer anything: the driver ends the run, says why, and is usable again."""
+"""Whatever a writer answers, the driver ends the run, reports why, and remains usable."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from stddaq.dataplane.connections import bind, open_socket, unbind
 from stddaq.dataplane.endpoints import driver_to_writer, writer_to_driver
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
-# What stands in a template for what only the moment knows.
+# Placeholders for values that are known only when the answer is sent.
 THIS_REQUEST, THIS_RUN = 2**64 - 7, "this run"
 TEXTS = st.one_of(st.text(max_size=20), st.sampled_from(["\0", "\n[x] y", "x" * 5000, "\u2028", "\x1b[2J"]))
 IDS = st.lists(U64, max_size=5)
 
 
 def responses() -> st.SearchStrategy[pb.WriterResponse]:
-    """Responses with any values, among them the right ones."""
+    """Generate responses with any values, among them the right ones."""
     progress = st.builds(
         pb.WriterProgress,
         n_written=st.integers(0, 3) | U64,
@@ -99,7 +99,7 @@ class LyingWriter(Background):
         self._context.destroy(linger=0)
 
 
-def test_whatever_a_writer_answers_the_run_ends_and_the_driver_is_usable(make_rig: MakeRig):
+def test_the_run_ends_and_the_driver_is_usable_whatever_a_writer_answers(make_rig: MakeRig):
     rig = make_rig(driver=["--writer-timeout", 0.2], writers=False, number_of_writers=1)
     rig.wait_for_subscription()
     health = Health([rig.driver])
@@ -130,7 +130,7 @@ def test_whatever_a_writer_answers_the_run_ends_and_the_driver_is_usable(make_ri
             run_against(answers, n_image)
 
         run_ends()
-        # Found: a number that no counter of Python's takes left the driver busy for good.
+        # A number too large for the driver's counters once left it busy for ever.
         absurd = pb.WriterResponse(
             code=pb.SUCCESS,
             request=THIS_REQUEST,

@@ -1,4 +1,4 @@
-"""Bytes that are no ZeroMQ on the ipc sockets of services, or almost: nobody minds, and the run goes on."""
+"""Services ignore bytes on their ipc sockets that are not ZMTP, or almost ZMTP, and the run continues."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.tools.fuzzing import ZMTP_CONVERSATIONS, Health, examples
 from stddaq.client.simulator import SimulatorClient
 
 
-def test_bytes_that_are_no_zeromq_disturb_no_service(make_rig: MakeRig):
+def test_bytes_that_are_not_zmtp_do_not_disturb_services(make_rig: MakeRig):
     rig = make_rig(driver=["-m"])
     meta_writer = rig.deployment.start("std_det_meta_writer_gf")
     source = start_source(rig.deployment, "simulate", "--trigger", "--rate", 1000)
@@ -44,15 +44,15 @@ def test_bytes_that_are_no_zeromq_disturb_no_service(make_rig: MakeRig):
             health.check()
 
         bytes_are_survived()
-        # A stranger on the socket of a writer may have taken the place of the driver's peer for a moment.
+        # The connection may have taken the driver's place at a writer's socket for a moment.
         rig.client.stop()
         rig.client.wait(["idle"], 20)
         record("after")
         health.check()
 
 
-def test_whoever_knocks_at_the_sockets_and_goes_away_again_ends_no_run(make_rig: MakeRig):
-    """Found: so did a second driver, started by mistake, which then was refused."""
+def test_peers_that_connect_and_disconnect_do_not_end_a_run(make_rig: MakeRig):
+    """A second driver, started by mistake and refused, ended the run in this way."""
     rig = make_rig()
     images = images_of(range(20))
     rig.begin(n_image=20)

@@ -1,4 +1,4 @@
-"""The soak of `make soak`, cut short: that it works, sees what grows, and that fifteen runs leave nothing."""
+"""A short `make soak`, and a check that it detects growth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from support.tools.soak import Growth, Sample, Soak
 
 
-def test_fifteen_runs_are_accounted_for_and_leave_no_thread_descriptor_or_segment_behind(
+def test_fifteen_runs_are_accounted_for_and_leak_no_thread_descriptor_or_segment(
     tmp_path: Path,
 ) -> None:
     with Soak(tmp_path, seed=3) as soak:
@@ -23,7 +23,7 @@ def test_fifteen_runs_are_accounted_for_and_leave_no_thread_descriptor_or_segmen
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_grows_is_named() -> None:
+def test_resources_that_grow_are_named() -> None:
     samples = [Sample(memory=30_000 + 100 * run, descriptors=20 + run // 50, threads=4) for run in range(100)]
     growth = Growth("std_det_writer 0", samples)
     assert growth.complaints() == [
