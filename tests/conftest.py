@@ -16,24 +16,24 @@ from support.processes.tiled_server import TiledServer
 
 pytest_plugins = ["support.tools.fault_table"]
 
-# Examples share the machine with services of other tests, so their time says nothing. They are the same ones
-# in every run; the profile `fuzz` (`make fuzz`) takes others, and more of them (see tests/fuzz).
+# No deadline, because examples share the machine with the services of other tests. Every run uses the same
+# examples; the profile `fuzz` (`make fuzz`) uses new ones, and more of them (see tests/fuzz).
 settings.register_profile("stddaq", deadline=None, derandomize=True, database=None)
 settings.register_profile("fuzz", deadline=None, print_blob=True)
 settings.load_profile("stddaq")
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell starts background jobs so, and services would inherit it; the tests interrupt some of them.
+    # A shell starts background jobs with SIGINT ignored. Services would inherit it; tests interrupt them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def make_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Deployment]]:
-    """Makes deployments with other configurations: `make_deployment(number_of_writers=8)`.
+    """Return a function that makes deployments of a configuration: `make_deployment(number_of_writers=8)`.
 
-    The test's own process is in the ipc directory of the one made last. Afterwards all services are ended,
-    and it fails the test when one of them ends badly or leaves something behind.
+    The test's own process uses the ipc directory of the latest deployment. After the test all services are
+    terminated; the test fails if one of them exits with an error or leaves segments or sockets behind.
     """
     with ExitStack() as made:
 
@@ -48,13 +48,13 @@ def make_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.fixture
 def deployment(make_deployment: Callable[..., Deployment]) -> Deployment:
-    """A deployment of a small GigaFRoST with two writers; nothing is started yet."""
+    """Return a deployment of a small GigaFRoST with two writers, without running services."""
     return make_deployment()
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """An empty directory for the files of runs."""
+    """Return an empty directory for the files of runs."""
     path = tmp_path / "files"
     path.mkdir()
     return path
@@ -62,9 +62,9 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_rig(make_deployment: Callable[..., Deployment], directory: Path) -> Iterator[MakeRig]:
-    """Makes rigs of a configuration: `make_rig(number_of_writers=8, driver=["-m"])`.
+    """Return a function that makes rigs of a configuration: `make_rig(number_of_writers=8, driver=["-m"])`.
 
-    Driver and writers run then, unless `writers=False`; the source is made when it is used first.
+    The driver runs, and the writers unless `writers=False`; the source is made on first use.
     """
     with ExitStack() as made:
 
@@ -78,12 +78,12 @@ def make_rig(make_deployment: Callable[..., Deployment], directory: Path) -> Ite
 
 @pytest.fixture
 def rig(make_rig: MakeRig) -> Rig:
-    """A rig of two writers and images of 32 x 48 pixels of uint16."""
+    """Return a rig with two writers and images of 32 x 48 pixels of uint16."""
     return make_rig()
 
 
 @pytest.fixture(scope="session")
 def tiled_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TiledServer]:
-    """A tiled server that may read the files of all tests."""
+    """Return a tiled server that may read the files of all tests."""
     with TiledServer(tmp_path_factory.mktemp("tiled"), tmp_path_factory.getbasetemp()) as server:
         yield server

@@ -1,4 +1,4 @@
-"""The words for the mistakes that pydantic finds."""
+"""The messages for errors that pydantic finds."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_mistake_is_named_with_its_place_and_what_was_expected_and_found(conte
     assert explain_first(refused.value, "message") == words
 
 
-def test_the_steps_that_are_no_part_of_the_message_are_not_shown() -> None:
+def test_locations_that_are_not_part_of_the_message_are_not_shown() -> None:
     with pytest.raises(ValidationError) as refused:
         _Message.model_validate({"needed": True, "inner": {"numbers": ["1"]}})
     assert explain_first(refused.value, "message", skip=1) == 'numbers.0: expected an integer, got "1"'

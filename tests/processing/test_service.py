@@ -106,7 +106,7 @@ def test_image_that_cannot_be_processed_is_passed_on_as_undefined_and_the_servic
     assert [image.status for image in received] == [1, 0, 1]
     assert not received[1].pixels(config).any()
     service.wait_for_line(r"n_failed_images=1,")
-    service.wait_for_line(r"\[error\] processing failed: a scan that it cannot stand")
+    service.wait_for_line(r"\[error\] processing failed: scan 13")
     service.wait_for_line(r"user_services\.py")  # The traceback says where.
 
 

@@ -1,7 +1,7 @@
 """Compare the account of a run with the images that the source published: the check after every fault.
 
-`check_run` compares an account and its files with the truth, image by image and pixel by pixel; what it
-returns says in a few words what was there.
+`check_run` compares an account and its files with the published images, pixel by pixel, and returns a
+summary.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from stddaq.writing.driver.run import LIST_LIMIT
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What was found in the files of a run. Every number was compared with the truth.
+    """What the files of a run hold. Every number was compared with the published images.
 
     Attributes:
         n_received: images of the run.
-        n_good: images that the account calls good; each is in a file, equal to what was published.
-        n_readable: images of which a good row is in a file: more than `n_good` when the account errs on the
-            safe side.
+        n_good: images that the account calls good; each is in a file, equal to the published one.
+        n_readable: images with a good row in a file: more than `n_good` when the account errs on the safe
+            side.
         unclosed: names of files that HDF5 opens only as SWMR, or after `stddaq repair`.
     """
 
@@ -74,10 +74,10 @@ def check_run(
     """Check the account of a run, and its files, against what the source published.
 
     Args:
-        published: every image that the source published around the run, ids rising.
-        undelivered: ids of images that it put into the ring, but whose messages were lost on the way.
+        published: every image that the source published around the run, with rising ids.
+        undelivered: ids of images in the ring whose messages were lost in transit.
         numbered: whether the source numbers its messages, so that `n_dropped` is known.
-        due: id of the first image that was published after the run recorded.
+        due: id of the first image that was published after the run had started to record.
     """
     assert_consistent(account)
     first, last = account["first_id"], account["last_id"]
@@ -87,7 +87,7 @@ def check_run(
     if due is not None:
         assert first is not None, "nothing was recorded"
         assert first <= due, (
-            f"image {due} was published while the run recorded, the first one in it is {first}"
+            f"image {due} was published while the run recorded, but its first image is {first}"
         )
     ids = [image.image_id for image in received]
     skipped = [[before + 1, after - 1] for before, after in pairwise(ids) if after > before + 1]
@@ -124,9 +124,9 @@ def check_run(
 def check_file(
     path: Path, images: Sequence[Image], overwritten: Collection[int], failed: Collection[int]
 ) -> tuple[int, bool]:
-    """Check one raw file, which may be missing only when nothing has to be in it.
+    """Check one raw file, which may be missing only if all of its images failed.
 
-    Returns how many rows have their pixels and are good, and whether the file opens plainly.
+    Return the number of good rows with the right pixels, and whether HDF5 opens the file without SWMR.
     """
     due = [image for image in images if image.image_id not in failed]
     if not path.exists():
@@ -137,14 +137,16 @@ def check_file(
     truth = {image.image_id: image for image in images}
     ids = rows["image_id"].tolist()
     assert ids == sorted(set(ids)), (path, ids)
-    assert set(ids) >= {image.image_id for image in due}, f"{path}: images are missing that were not named"
+    assert set(ids) >= {image.image_id for image in due}, (
+        f"{path}: images are missing that the account does not name"
+    )
     n_readable = 0
     for row, pixels in zip(rows, data, strict=True):
         image_id, status = int(row["image_id"]), int(row["status"])
         assert image_id in truth, f"{path}: image {image_id} was not published in this run"
         if status == OVERWRITTEN:
             assert image_id in overwritten or image_id in failed
-            assert not pixels.any(), f"{path}: image {image_id} has pixels of another"
+            assert not pixels.any(), f"{path}: image {image_id} has pixels of another image"
             continue
         assert image_id not in overwritten
         assert status == truth[image_id].status
@@ -156,7 +158,7 @@ def check_file(
 def check_master_file(
     account: Mapping[str, Any], received: Sequence[Image], overwritten: Collection[int]
 ) -> None:
-    """The master file shows every image of the run, and has the same account."""
+    """Check that the master file shows every image of the run, and holds the same account."""
     path = Path(account["files"]["master"])
     shown = [
         Image(i.image_id, np.zeros_like(i.pixels), OVERWRITTEN) if i.image_id in overwritten else i
@@ -175,7 +177,7 @@ def check_master_file(
 
 
 def check_perfect(account: Mapping[str, Any], published: Sequence[Image], **how: Any) -> Checked:
-    """As `check_run`, of a run in which nothing may have gone wrong."""
+    """Check a run as `check_run` does, and that each of its images is good."""
     assert account["outcome"] == "file_saved", account
     checked = check_run(account, published, **how)
     assert account["count"] == account["n_good"] == checked.n_readable, account
@@ -184,9 +186,9 @@ def check_perfect(account: Mapping[str, Any], published: Sequence[Image], **how:
 
 
 def check_files_alone(paths: Sequence[Path], published: Sequence[Image]) -> int:
-    """Check raw files of which nobody gave an account: each row is an image that was published.
+    """Check raw files of a run without an account: each row is an image that was published.
 
-    No image between the first and the last of a file may be missing. Returns the number of images.
+    No image between the first and the last of a file may be missing. Return the number of images.
     """
     n = 0
     for path, mine in zip(paths, divided(published, len(paths)), strict=True):
@@ -199,7 +201,7 @@ def check_files_alone(paths: Sequence[Path], published: Sequence[Image]) -> int:
 
 
 def opens_plainly(path: Path) -> bool:
-    """Whether HDF5 opens the file as it opens any other."""
+    """Return whether HDF5 opens the file without SWMR."""
     try:
         with h5py.File(path):
             return True
@@ -208,7 +210,7 @@ def opens_plainly(path: Path) -> bool:
 
 
 def check_repair(account: Mapping[str, Any], checked: Checked) -> None:
-    """A file that was not closed opens plainly after `stddaq repair`, and holds the same images as before."""
+    """Check that `stddaq repair` closes the files that were left open, and changes none of their images."""
     for path in map(Path, account["files"]["raw"]):
         if path.name in checked.unclosed:
             rows, data = read_raw_file(path, swmr=True)

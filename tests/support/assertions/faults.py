@@ -1,4 +1,4 @@
-"""Steps of the tests of faults: bring a run into a state, wait for its error, do the next run."""
+"""Steps of the tests of faults: bring a run into a state, wait for its error, record the next run."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ PROMISED_S = 2.0
 KILL_OR_STOP = [signal.SIGKILL, signal.SIGSTOP]
 State = Literal["waiting_for_first_image", "recording", "saving_file"]
 STATES: list[State] = ["waiting_for_first_image", "recording", "saving_file"]
-# The master file of so many ids with irregular gaps takes a while: long enough to be hit in the middle.
+# A master file over this many irregular gaps takes long enough to be interrupted.
 N_GAPS = 4000
-# Images that span less than the ring, whatever their gaps.
+# Few enough images to fit into the ring, whatever their gaps.
 BATCH = 300
-# What is recorded before a fault in the state `recording`.
+# Images recorded before a fault in the state `recording`.
 N_IMAGES = 200
 UNENDING = 10**6
-# Small, so that so many are published and compared quickly.
+# Small images are published and compared quickly.
 SMALL = {"image_pixel_height": 8, "image_pixel_width": 16}
 
 
 def bring_to(rig: Rig, state: State, begin: Callable[[int], object] | None = None) -> list[Image]:
-    """Start a run and publish until it is in `state`. Returns what was published.
+    """Start a run and publish until it is in `state`. Return the published images.
 
     In `saving_file` writer 0 is stopped while it makes the master file, until `release`. `begin` starts a run
-    of so many images and waits until it records; without, the rig's own client does.
+    of a given number of images and waits until it records; the default uses the rig's own client.
     """
     shape = rig.config.image_shape
     begin = begin or (lambda n_image: rig.begin(n_image=n_image))
@@ -57,7 +57,9 @@ def bring_to(rig: Rig, state: State, begin: Callable[[int], object] | None = Non
     in_the_making = rig.path(f".fileMaster.h5.{rig.writers[0].pid}")
 
     def is_in_the_making() -> bool:
-        assert not rig.path("fileMaster.h5").exists(), "the master file was made before it was noticed"
+        assert not rig.path("fileMaster.h5").exists(), (
+            "the master file was finished before the test could stop it"
+        )
         return in_the_making.exists()
 
     wait_until(is_in_the_making, 30, "the master file in the making")
@@ -71,18 +73,18 @@ def release(rig: Rig) -> None:
 
 
 def irregular_ids(n: int) -> list[int]:
-    """Rising ids at distances that a seed chooses: a master file needs a mapping for almost each of them."""
+    """Return rising ids with random gaps: a master file needs a mapping for almost each of them."""
     steps = random.Random(1)
     return list(itertools.accumulate(steps.randint(1, 3) for _ in range(n)))
 
 
 def count_of(rig: Rig) -> int:
-    """What the driver counts, asked for: it tells by itself only ten times a second."""
+    """Return the driver's count. It is requested, because status messages come only ten times a second."""
     return rig.client.status().count or 0
 
 
 def wait_for_error(rig: Rig, within: float = PROMISED_S) -> tuple[dict[str, Any], float]:
-    """The account of the run, which must end as an error within so many seconds; how many it were."""
+    """Wait for the run to end as an error. Return its account and the seconds that this took."""
     begin = time.monotonic()
     with pytest.raises(RunFailedError):
         rig.client.wait_until_saved(10)
@@ -91,21 +93,21 @@ def wait_for_error(rig: Rig, within: float = PROMISED_S) -> tuple[dict[str, Any]
     rig.client.wait(["idle"], 1)
     account = rig.account()
     assert account["outcome"] == "error"
-    assert "keep up" not in account["reason"], "a writer that is gone is not a slow one"
+    assert "keep up" not in account["reason"], "a dead writer was reported as a slow one"
     return account, seconds
 
 
 def record_under_load(rig: Rig, prefix: str = "next", n_images: int = 100) -> Checked:
-    """A run while a source publishes all the time; it must be perfect."""
+    """Record a run, which must be perfect, from a source that publishes all the time."""
     with Publishing(rig, first_id=10**6) as source:
         return record_from(rig, source, prefix, n_images)
 
 
 def record_from(rig: Rig, source: Publishing, prefix: str = "next", n_images: int = 100) -> Checked:
-    """A run of `n_images` of what `source` publishes anyway; it must be perfect."""
+    """Record a run of `n_images`, which must be perfect, while `source` publishes."""
     rig.client.start(rig.directory, file_prefix=prefix, n_image=n_images)
     rig.client.wait_until_ready(10)
-    due = source.next_id + 1  # The one before may have been on its way already.
+    due = source.next_id + 1  # The image before may have been published before the run recorded.
     rig.client.wait_until_saved(20)
     account = rig.account()
     assert account["count"] == n_images
@@ -113,22 +115,24 @@ def record_from(rig: Rig, source: Publishing, prefix: str = "next", n_images: in
 
 
 def published_so_far(source: Publishing, account: dict[str, Any]) -> list[Image]:
-    """What was published, at least up to the last image of a run."""
+    """Return the published images, at least up to the last image of a run."""
     last = account["last_id"]
     if last is not None:
-        wait_until(lambda: source.images and source.images[-1].image_id >= last, what="the last image noted")
+        wait_until(
+            lambda: source.images and source.images[-1].image_id >= last, what="the last image of the run"
+        )
     return source.images[:]
 
 
 def in_seconds(action: Callable[[], Any]) -> float:
-    """How long an action takes."""
+    """Return how many seconds an action takes."""
     begin = time.monotonic()
     action()
     return time.monotonic() - begin
 
 
 def end_in_time(service: Service, signal_number: int = signal.SIGTERM) -> float:
-    """End a service, which must keep the promise: exit code 0 within 2 s, nothing on standard error."""
+    """Terminate a service: exit code 0 within 2 s, and nothing on standard error. Return the seconds."""
     seconds = in_seconds(lambda: service.send(signal_number) or service.wait())
     assert service.returncode == 0, service.output
     assert seconds < PROMISED_S
@@ -137,5 +141,5 @@ def end_in_time(service: Service, signal_number: int = signal.SIGTERM) -> float:
 
 
 def first_sentence(account: dict[str, Any]) -> str:
-    """The reason of an error, as short as a table needs it."""
+    """Return the reason of an error, shortened for the table."""
     return account["reason"].split(";")[0]

@@ -1,4 +1,4 @@
-"""Tests of plans: a camera that publishes on trigger, the emitted documents, and their images."""
+"""For tests of plans: a camera that publishes on trigger, the emitted documents, and their images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.processes.recording import DAMAGED, GOOD, Image, Rig, image_of
 
 
 class Documents:
-    """Collects what a RunEngine emits, by name and in order."""
+    """Collects the documents that a RunEngine emits, by name and in order."""
 
     def __init__(self) -> None:
         self.all: list[tuple[str, dict[str, Any]]] = []
@@ -38,9 +38,9 @@ class PointCamera:
 
     Attributes:
         published: the images so far.
-        skip_calls: numbers, from 1, of the calls that publish nothing but call `on_skip`.
+        skip_calls: numbers (from 1) of the calls that publish nothing and call `on_skip` instead.
         damaged: ids of images that are published as damaged.
-        n_held_back: images of each call that are not published.
+        n_held_back: number of images of each call that are not published.
         is_rearmed: ids restart at 0 with each call.
     """
 
@@ -79,7 +79,7 @@ class PointCamera:
 def stream_images(found: Documents, key: str = "det_image", stream: str | None = None) -> np.ndarray:
     """Return the images that the StreamResource and its StreamDatum documents reference, (n, height, width).
 
-    In a run of several streams, those of `stream`.
+    `stream` selects one of several streams.
     """
     descriptors = {doc["uid"] for doc in found["descriptor"] if stream in (None, doc["name"])}
     data = [doc for doc in found["stream_datum"] if doc["descriptor"] in descriptors]

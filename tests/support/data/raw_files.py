@@ -1,6 +1,6 @@
-"""Raw and metadata files written with plain h5py, as stddaq's writers and as C++ writers lay them out.
+"""Raw and metadata files written with plain h5py, in the layout of stddaq's writers and of C++ writers.
 
-Every pixel tells its image, so that a wrong mapping cannot go unnoticed.
+The pixels identify their image, so that a wrong mapping is noticed.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ GF_ROW = np.dtype(
 
 
 class Image(NamedTuple):
-    """One image of a run: how often ids had restarted before it, and its id."""
+    """One image of a run: its epoch and id."""
 
     epoch: int
     image_id: int
 
 
 def pixels(images: Sequence[Image], shape: tuple[int, int] = (2, 3), dtype: str = "<u2") -> np.ndarray:
-    """(n, height, width): every image has values of its own."""
+    """Return the pixels of the images, (n, height, width); each image has values of its own."""
     keys = np.array([image.image_id * 7 + image.epoch * 1009 for image in images], np.int64)
     offsets = np.arange(shape[0] * shape[1]).reshape(shape)
     return (keys[:, None, None] + offsets).astype(dtype)
 
 
 def stream(*epochs: Sequence[int]) -> list[Image]:
-    """The images of a run in their order: one sequence of increasing ids for each pass."""
+    """Return the images of a run in order, from one sequence of increasing ids per epoch."""
     return [Image(number, image_id) for number, ids in enumerate(epochs) for image_id in ids]
 
 
 def divide(images: Sequence[Image], n_writers: int, division: str) -> list[list[Image]]:
-    """Which writer gets which images."""
+    """Return the images of each writer."""
     files: list[list[Image]] = [[] for _ in range(n_writers)]
     for index, image in enumerate(images):
         files[(image.image_id if division == "image_id" else index) % n_writers].append(image)
@@ -56,7 +56,7 @@ def divide(images: Sequence[Image], n_writers: int, division: str) -> list[list[
 
 @dataclass(frozen=True)
 class RunSpec:
-    """How the files of a run are to be made."""
+    """The layout of the files of a run."""
 
     n_writers: int = 2
     division: str = "image_id"
@@ -74,7 +74,7 @@ class RunSpec:
 
 
 def write_run(directory: Path, images: Sequence[Image], spec: RunSpec | None = None) -> list[Path]:
-    """Make the raw files (and metadata file) of a run in `directory`. Returns the raw files' paths."""
+    """Write the raw files (and metadata file) of a run into `directory`. Return the raw files' paths."""
     spec = spec or RunSpec()
     paths = spec.raw_paths(directory)
     for writer, (path, mine) in enumerate(
@@ -87,7 +87,7 @@ def write_run(directory: Path, images: Sequence[Image], spec: RunSpec | None = N
 
 
 def write_raw_file(path: Path, images: Sequence[Image], spec: RunSpec, writer: int = 0) -> None:
-    """Make one raw file. C++-made ones have no attributes."""
+    """Write one raw file; those of C++ writers have no attributes."""
     rows = np.array([(image.image_id, 1) for image in images], ROW)
     with h5py.File(path, "w", libver="latest" if spec.ours else "earliest") as file:
         group = file.create_group(spec.detector)
@@ -109,7 +109,7 @@ def write_raw_file(path: Path, images: Sequence[Image], spec: RunSpec, writer: i
 
 
 def write_metadata_file(path: Path, images: Sequence[Image], spec: RunSpec) -> None:
-    """Make the GigaFRoST metadata file: one row per image in the order of arrival."""
+    """Write the GigaFRoST metadata file: one row per image in the order of arrival."""
     rows = np.zeros(len(images), GF_ROW)
     rows["image_id"] = [image.image_id for image in images]
     rows["frame_timestamp"] = np.arange(len(images)) + 1000
@@ -121,24 +121,24 @@ def write_metadata_file(path: Path, images: Sequence[Image], spec: RunSpec) -> N
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """The dataset `name` of an open file."""
+    """Return the dataset `name` of an open file."""
     found = file[name]
     assert isinstance(found, h5py.Dataset)
     return found
 
 
 def bitshuffle() -> Any:
-    """Arguments of `create_dataset` for bitshuffle with lz4."""
+    """Return the arguments of `create_dataset` for bitshuffle with lz4."""
     return dict(hdf5plugin.Bitshuffle(cname="lz4"))
 
 
 def blosc2() -> Any:
-    """Arguments of `create_dataset` for blosc2."""
+    """Return the arguments of `create_dataset` for blosc2."""
     return dict(hdf5plugin.Blosc2())
 
 
 def attributes(spec: RunSpec) -> dict[str, object]:
-    """What files of ours say of the run."""
+    """Return the attributes that stddaq's writers give their files."""
     return {
         "number_of_writers": spec.n_writers,
         "image_division": spec.division,
@@ -149,7 +149,7 @@ def attributes(spec: RunSpec) -> dict[str, object]:
 
 
 def epochs(images: Sequence[Image]) -> list[tuple[int, int]]:
-    """(first row, epoch) of each restart in a file, as a writer of ours notes them."""
+    """Return (first row, epoch) of each restart in a file, as stddaq's writers store them."""
     found: list[tuple[int, int]] = []
     current = 0
     for row, image in enumerate(images):

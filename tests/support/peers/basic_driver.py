@@ -1,7 +1,8 @@
 """A std_daq driver with `status`, `count` and `reason` only, sent ten times a second.
 
-A session is told the state at once after its own command and every 0.1 s, so that short states are missed.
-No files are written; images come at a given rate. For tests of clients. `support.peers.cpp_driver` records.
+A session receives the state at once after its own command and then every 0.1 s, so that it misses short
+states. No files are written; images arrive at a given rate. For tests of clients; `support.peers.cpp_driver`
+records.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class BasicDriver:
     """Runs in a thread; a context manager."""
 
     def __init__(self, image_rate: float = 1000.0, preparation_s: float = 0.02, port: int = 0) -> None:
-        """Images come at `image_rate` per second; each state but `recording` lasts `preparation_s`."""
+        """Images arrive at `image_rate` per second; each state except `recording` lasts `preparation_s`."""
         self.image_rate = image_rate
         self.preparation_s = preparation_s
         self.fails_with: str | None = None
@@ -119,10 +120,10 @@ class BasicDriver:
         self._state = {"status": "idle"}
 
     async def _create_files(self, command: dict[str, Any]) -> None:
-        """There are none here."""
+        """Do nothing; `RecordingCppDriver` has files."""
 
     async def _close_files(self) -> None:
-        """There are none here."""
+        """Do nothing; `RecordingCppDriver` has files."""
 
     async def _count(self, n_image: int) -> int:
         begin, count = time.monotonic(), 0

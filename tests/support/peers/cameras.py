@@ -1,4 +1,4 @@
-"""Cameras that send bsread: the simulated one, and one in the test's own process that sends any message."""
+"""Cameras that send bsread: the simulated one, and one in the test's process that sends any message."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def start_receiver(deployment: Deployment, address: str, *args: object) -> Servi
 
 
 def start_camera(deployment: Deployment, *args: object, port: int = 0) -> tuple[Service, str]:
-    """Start `stddaq simulate-pco`. Returns it and its address."""
+    """Start `stddaq simulate-pco`. Return it and its address."""
     command = (deployment.stddaq, "simulate-pco", deployment.config_path, f"tcp://127.0.0.1:{port}")
     camera = deployment.run(*command, *args)
     return camera, camera.wait_for_line(r"ready: .* on (tcp://[\d.:]+)")[1]
@@ -35,12 +35,12 @@ def start_camera(deployment: Deployment, *args: object, port: int = 0) -> tuple[
 
 @functools.cache
 def simulated_scene(shape: tuple[int, int]) -> Scene:
-    """What the simulated camera shows; of large images it takes a second to make."""
+    """Return the scene of the simulated camera, which takes a second to make for large images."""
     return Scene("rings", shape, np.dtype("<u2"))
 
 
 def totals(receiver: Service) -> dict[str, int]:
-    """The counters of the newest statistics line."""
+    """Return the counters of the newest statistics line."""
     for line in reversed(receiver.stdout):
         if "n_skipped_ids=" in line:
             pairs = line.split(" ")[-2].split(",")
@@ -49,7 +49,7 @@ def totals(receiver: Service) -> dict[str, int]:
 
 
 def wait_for_totals(receiver: Service, **expected: int) -> dict[str, int]:
-    """Wait until the counters are at least these."""
+    """Wait until each of the counters has at least the expected value."""
 
     def reached() -> bool:
         found = totals(receiver)
@@ -60,7 +60,7 @@ def wait_for_totals(receiver: Service, **expected: int) -> dict[str, int]:
 
 
 def image_pixels(image_id: int, shape: tuple[int, int], dtype: str = "<u2") -> np.ndarray:
-    """Pixels that tell their image's id."""
+    """Return pixels that identify the image."""
     offsets = np.arange(shape[0] * shape[1], dtype=np.uint64).reshape(shape)
     return (offsets * np.uint64(31) + np.uint64(image_id * 7919 + 1)).astype(dtype)
 
@@ -100,7 +100,7 @@ class Camera:
         taken_ns: int | None = None,
         **channel: Any,
     ) -> list[bytes]:
-        """A good message; `channel` replaces what its data header says. Times increase by 1 ms."""
+        """Return a valid message, 1 ms after the last; `channel` replaces fields of its data header."""
         if pixels is None:
             pixels = image_pixels(image_id, self.shape)
         if taken_ns is None:
@@ -113,7 +113,7 @@ class Camera:
         return [bytes(part) for part in parts]
 
     def send(self, *messages: Sequence[bytes]) -> None:
-        """Send messages as they are."""
+        """Send messages unchanged."""
         for parts in messages:
             self.socket.send_multipart(parts)
 

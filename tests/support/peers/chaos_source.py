@@ -1,8 +1,9 @@
-"""A source for the random-harm tests: each publication has its own pixels, and is logged before it is made.
+"""A source for the random-harm tests, which logs each publication before it makes it.
 
-As a program: `chaos_source.py CONFIG LOG ORDERS FIRST_SERIAL FIRST_ID RATE KIND`. The file ORDERS holds the
-probability of disorder (late, repeated, skipped and damaged images, restarts of the ids); it may change
-at any time. KIND is `own` or `third-party`, which leaves no cursor segment, as std_daq services (C++).
+The pixels of each publication differ. Run as `chaos_source.py CONFIG LOG ORDERS FIRST_SERIAL FIRST_ID RATE
+KIND`. The file ORDERS holds the probability of disorder (late, repeated, skipped and damaged images,
+restarts of the ids); it may change at any time. KIND is `own` or `third-party`, which has no cursor segment,
+like std_daq services (C++).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ORDERS_PERIOD_S = 0.05
 
 
 def pixels_of(serial: int, image_id: int, shape: tuple[int, int]) -> np.ndarray:
-    """The pixels of a publication: serial number and id in the first eight, then a pattern of both."""
+    """Return the pixels of a publication: serial number and id in the first eight, then a pattern of both."""
     n_pixels = shape[0] * shape[1]
     pixels = np.arange(n_pixels, dtype=np.uint64) * np.uint64(31) + np.uint64(
         serial * 104729 + image_id * 7919 + 1
@@ -43,7 +44,7 @@ def pixels_of(serial: int, image_id: int, shape: tuple[int, int]) -> np.ndarray:
 
 
 def publication_of(pixels: np.ndarray) -> tuple[int, int] | None:
-    """(serial number, image id) of an image, or None when its pixels are not those of one publication."""
+    """Return (serial number, image id) of an image; None if its pixels are not those of one publication."""
     first = np.ascontiguousarray(pixels).reshape(-1)[: 2 * _DIGITS].astype("<u2").tobytes()
     serial = int.from_bytes(first[: 2 * _DIGITS], "little")
     image_id = int.from_bytes(first[2 * _DIGITS :], "little")
@@ -55,7 +56,7 @@ def publication_of(pixels: np.ndarray) -> tuple[int, int] | None:
 
 
 def _ids(first_id: int, chance: random.Random, orders: _Orders) -> Iterator[tuple[int, int]]:
-    """(image id, status) of each publication."""
+    """Yield (image id, status) of each publication."""
     next_id = first_id
     while True:
         if chance.random() >= orders.disorder:

@@ -1,8 +1,8 @@
-"""A stand-in for the C++ std_det_driver and its writers: the std_daq contract and nothing else, as a process.
+"""A process in place of the C++ std_det_driver and its writers, which keeps to the std_daq contract.
 
 Clients receive only `status`, `count` and `reason`, ten times a second; existing files are replaced. Files
-are plain HDF5 without attributes, readable only after they are closed; `data` and `metadata` of
-writer i hold the images that were dealt to it by id or by arrival. `start_cpp_driver` starts one for a test.
+are HDF5 without attributes, readable only after they are closed; `data` and `metadata` of writer i hold its
+images, divided by id or by arrival. `start_cpp_driver` starts it for a test.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from support.processes.deployment import Deployment, Service
 
 from stddaq.wire.std_daq import image_metadata_pb2 as images_pb
 
-# Images that the files grow by, and after which a client is told the new count.
+# Files grow by this number of images, after which clients receive the new count.
 BLOCK_IMAGES = 64
 POLL_MS = 20
 
 
 def start_cpp_driver(deployment: Deployment, *args: object) -> tuple[Service, str]:
-    """Start the stand-in on a free port. Returns it and its WebSocket url."""
+    """Start the driver on a free port. Return it and its WebSocket url."""
     driver = deployment.run(
         *(sys.executable, "-m", "support.peers.cpp_driver", deployment.config_path, *args),
         cwd=Path(__file__).parents[2],
@@ -90,7 +90,7 @@ class RecordingCppDriver(BasicDriver):
         prefix = Path(command["path"]) / command.get("file_prefix", "file")
         for writer in range(self._names.number_of_writers):
             self._files.append(RawFile(Path(f"{prefix}{writer}.h5"), self._names))
-        while self._stream.poll(0):  # What came before the run is not recorded.
+        while self._stream.poll(0):  # Images from before the run are not recorded.
             self._stream.recv()
 
     async def _count(self, n_image: int) -> int:
@@ -104,7 +104,7 @@ class RecordingCppDriver(BasicDriver):
         return count
 
     def _record_images(self, first: int, limit: int) -> int:
-        """Write up to `limit` images, the first of which is image `first` of the run, if any come."""
+        """Write up to `limit` images, from image `first` of the run on. Return their number."""
         for taken in range(limit):
             if not self._stream.poll(0 if taken else POLL_MS):
                 return taken
@@ -128,11 +128,11 @@ class RecordingCppDriver(BasicDriver):
 
 
 def main(argv: Sequence[str]) -> None:
-    """The stand-in as a process, until SIGTERM."""
+    """Run the driver until SIGTERM."""
     parser = argparse.ArgumentParser()
     parser.add_argument("config", type=Path)
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--by-arrival", action="store_true", help="deal images in turn, whatever their ids")
+    parser.add_argument("--by-arrival", action="store_true", help="divide images by arrival, not by id")
     args = parser.parse_args(argv)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     config = json.loads(args.config.read_text())

@@ -1,7 +1,7 @@
-"""std_daq services (C++) for tests: the std_daq contract and nothing else.
+"""Stand-ins for std_daq services (C++), which keep to the std_daq contract.
 
-No cursor segment, no protobuf field from 100 on, no SWMR, plain sockets. As a program it is a writer:
-`cpp_services.py CONFIG WRITER_ID [SECONDS before it answers create_file]`.
+They use no cursor segment, no protobuf field above 99, no SWMR and no socket options. Run as a program this
+is a writer: `cpp_services.py CONFIG WRITER_ID [SECONDS before it answers create_file]`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stddaq.wire.std_daq import image_metadata_pb2 as images_pb
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
 METADATA = np.dtype([("image_id", "<u8"), ("status", "<u8")])
-# The buffer of a C++ driver.
+# The size of a C++ driver's receive buffer.
 MAX_RESPONSE_BYTES = 512
 DTYPE_CODES = {8: 1, 16: 2, 32: 4}
 
@@ -47,7 +47,7 @@ class Names:
 
 
 class CppRing:
-    """The ring buffer, mapped plainly. A context manager."""
+    """The ring buffer, mapped without locks or checks."""
 
     def __init__(self, names: Names) -> None:
         self._names = names
@@ -69,7 +69,7 @@ class CppRing:
         return np.frombuffer(content, self._names.dtype).reshape(self._names.shape)
 
     def remove(self) -> None:
-        """Leave it, and take its name away, whoever uses it."""
+        """Unmap the ring and remove its name, even if others use it."""
         self._map.close()
         self._path.unlink(missing_ok=True)
 
@@ -87,14 +87,14 @@ class CppSource:
         self._names = Names(config)
         self.ring = CppRing(self._names)
         self._context = zmq.Context()
-        # To a subscriber an XPUB is a PUB; it lets the test wait for the subscription.
+        # A subscriber sees no difference between XPUB and PUB; XPUB lets the test wait for the subscription.
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.sndhwm = 0
         self._endpoint = self._names.endpoint("image")
         self._socket.bind(self._endpoint)
 
     def wait_for_subscriber(self) -> None:
-        assert self._socket.poll(5000), "nobody subscribes"
+        assert self._socket.poll(5000), "no subscription"
         self._socket.recv()
 
     def publish(self, image_id: int, pixels: np.ndarray, status: int = 1) -> None:
@@ -113,7 +113,7 @@ class CppSource:
         )
 
     def remake_ring(self) -> None:
-        """As when a C++ service ends, which removes the ring, and the source is started again."""
+        """Remove the ring, as a C++ service does at its end, and make another, as a restarted source does."""
         self.ring.remove()
         self.ring = CppRing(self._names)
 
@@ -132,7 +132,7 @@ class CppSource:
 
 
 class CppDriver:
-    """Tells writers what to do, and divides images by arrival; a context manager."""
+    """Sends actions to writers, and divides images by arrival; a context manager."""
 
     def __init__(self, config: Mapping[str, Any], with_metadata_writer: bool = False) -> None:
         names = Names(config)
@@ -151,14 +151,14 @@ class CppDriver:
         self._stream.connect(names.endpoint("image"))
 
     def create(self, directory: Path, prefix: str = "file", uid: int = 0) -> None:
-        """Have all files created."""
+        """Make the writers create their files."""
         for name in self.peers:
             path = str(directory / f"{prefix}{name.capitalize()}.h5")
             self._send(name, pb.WriterAction(create_file=pb.CreateWriterFile(path=path, writer_id=uid)))
         self.expect_success()
 
     def forward(self, n_images: int) -> None:
-        """Pass on the next images of the metadata stream."""
+        """Forward the next images of the metadata stream."""
         for position in range(n_images):
             assert self._stream.poll(5000), f"{position} of {n_images} images came"
             record = pb.RecordImage()
@@ -167,7 +167,7 @@ class CppDriver:
                 self._send(name, pb.WriterAction(record_image=record))
 
     def finish(self) -> None:
-        """Have the last images confirmed, and the files closed."""
+        """Make the writers confirm their last images and close their files."""
         self.broadcast(pb.WriterAction(confirm_last_image=pb.ConfirmLastImage()))
         self.expect_success()
         self.broadcast(pb.WriterAction(close_file=pb.CloseWriterFile()))
@@ -178,17 +178,17 @@ class CppDriver:
             self._send(name, action)
 
     def _send(self, name: str, action: pb.WriterAction) -> None:
-        assert self._actions[name].poll(5000, zmq.POLLOUT), f"writer {name} is not there"
+        assert self._actions[name].poll(5000, zmq.POLLOUT), f"writer {name} is not connected"
         self._actions[name].send(action.SerializeToString())
 
     def expect_success(self) -> None:
-        """One answer from each, as C++ writers give it."""
+        """Receive a successful response from each writer."""
         for name in self.peers:
             response = self.response(name)
             assert response.code == pb.SUCCESS, f"writer {name}: {response.reason}"
 
     def response(self, name: str) -> pb.WriterResponse:
-        """The next message of a writer, which must hold nothing from field 100 on."""
+        """Return the next response of a writer, which must have no field above 99."""
         assert self._responses[name].poll(5000), f"writer {name} does not answer"
         message = self._responses[name].recv()
         assert len(message) <= MAX_RESPONSE_BYTES
@@ -209,7 +209,7 @@ class CppDriver:
 
 
 class CppWriter:
-    """Answers its requests in order, and writes a plain HDF5 file."""
+    """Answers its requests in order, and writes an HDF5 file."""
 
     def __init__(self, config: Mapping[str, Any], writer: int, create_delay_s: float) -> None:
         names = Names(config)
@@ -282,7 +282,7 @@ class CppWriter:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the C++-like writer as a process."""
+    """Run the writer until SIGTERM."""
 
     def end(_signal: int, _frame: object) -> None:
         raise SystemExit(0)

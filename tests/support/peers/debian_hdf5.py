@@ -1,6 +1,6 @@
-"""Debian's h5py and HDF5 tools, years older than ours: readers that did not write the files.
+"""Debian's h5py and HDF5 tools, years older than those of this environment, as independent readers.
 
-`.ci/make-debian-hdf5` unpacks them beside the environment; installed ones are used as well.
+`.ci/make-debian-hdf5` unpacks them beside the environment; installed packages work as well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 PYTHON = "/usr/bin/python3"
-# Prints, for each file, its datasets with their values, as HDF5 shows them.
+# Prints the datasets of each file with the values that HDF5 shows.
 _READ = """
 import json, sys
 sys.path[:0] = sys.argv[1:2]
@@ -41,7 +41,7 @@ class DebianHdf5:
     """Runs Debian's Python with its h5py, and its HDF5 tools."""
 
     def __init__(self) -> None:
-        """Skip the test where the packages are neither unpacked nor installed."""
+        """Skip the test if the packages are neither unpacked nor installed."""
         self._root = Path(sys.prefix) / "debian-hdf5"
         libraries = [
             str(path)
@@ -66,15 +66,15 @@ class DebianHdf5:
         )
 
     def read(self, *paths: Path) -> list[dict[str, Any]]:
-        """Return the datasets of each file by name, values as lists. Fails the test when HDF5 fails."""
+        """Return the datasets of each file by name, values as lists. Fail the test when HDF5 fails."""
         result = self._python(_READ, *paths)
         assert result.returncode == 0, result.stderr
         answer = json.loads(result.stdout)
-        assert answer["version"] < "1.15", "this HDF5 is no older than ours"
+        assert answer["version"] < "1.15", "this HDF5 is not older than that of the environment"
         return [answer["files"][str(path)] for path in paths]
 
     def dump(self, path: Path, *options: str) -> str:
-        """Return what `h5dump` prints of a file. Fails the test when h5dump does."""
+        """Return what `h5dump` prints about a file. Fail the test when h5dump fails."""
         unpacked = self._root / "usr" / "bin" / "h5dump"
         program = str(unpacked) if unpacked.exists() else "h5dump"
         result = subprocess.run(

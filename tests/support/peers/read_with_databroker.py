@@ -1,7 +1,7 @@
-"""Reads runs with databroker 1 or 2, as a program: `read_with_databroker.py DOCUMENTS IMAGES`.
+"""A program that reads runs with databroker 1 or 2: `read_with_databroker.py DOCUMENTS IMAGES`.
 
-DOCUMENTS has a line of JSON [name, document] for each document of the runs. The images of each run go to
-IMAGES (.npz), by the uid of the run: (points, images of a point, height, width).
+DOCUMENTS has one line of JSON, [name, document], for each document of the runs. IMAGES (.npz) receives the
+images of each run under its uid: (points, images of a point, height, width).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Document = tuple[str, dict[str, Any]]
 
 @contextmanager
 def read_with_version_1(documents: list[Document]) -> Iterator[Callable[[str], Any]]:
-    """A function that gives the primary stream of a run."""
+    """Return a function that reads the primary stream of a run."""
     from databroker.v2 import temp
 
     catalog = temp()
@@ -32,7 +32,7 @@ def read_with_version_1(documents: list[Document]) -> Iterator[Callable[[str], A
 
 @contextmanager
 def read_with_version_2(documents: list[Document]) -> Iterator[Callable[[str], Any]]:
-    """A function that gives the primary stream of a run, through a server in this process."""
+    """Return a function that reads the primary stream of a run through a server in this process."""
     from databroker.mongo_normalized import MongoAdapter
     from tiled.client import from_context
     from tiled.client.context import Context
@@ -48,7 +48,7 @@ def read_with_version_2(documents: list[Document]) -> Iterator[Callable[[str], A
 
 
 def main(documents_path: str, images_path: str) -> None:
-    """Read all runs."""
+    """Read all runs and store their images."""
     lines = Path(documents_path).read_text().splitlines()
     documents: list[Document] = [(name, doc) for name, doc in map(json.loads, lines)]
     is_1 = databroker.__version__.startswith("1.")

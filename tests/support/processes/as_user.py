@@ -1,7 +1,7 @@
 """Run a console script of stddaq as another user: `as_user.py UID SCRIPT [ARGUMENT ...]`.
 
-Modules are imported as the user who calls: the checkout, the environment or Python itself may be closed
-to others.
+Modules are imported before the change of user, because the other user may not have access to the checkout,
+the environment or Python itself.
 """
 
 import codecs
@@ -11,10 +11,10 @@ from importlib.metadata import distribution
 
 
 def main() -> int:
-    """Become the user for good, without any group of the caller, and carry out the script."""
+    """Become the user permanently, without the caller's groups, and run the script."""
     uid, script = int(sys.argv[1]), sys.argv[2]
     carry_out = distribution("stddaq").entry_points.select(group="console_scripts")[script].load()
-    codecs.lookup("utf-8-sig")  # Of configurations; codecs are otherwise imported with the first use.
+    codecs.lookup("utf-8-sig")  # Codecs are imported on first use; this one reads configurations.
     os.setgroups([])
     os.setgid(uid)
     os.setuid(uid)

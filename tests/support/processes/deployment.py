@@ -1,7 +1,7 @@
-"""Services as real processes: start one, wait for a line, end it, and check that nothing remains.
+"""Services as real processes: start one, wait for a line, terminate it, and check that nothing remains.
 
 A `Deployment` is one detector with a name, a configuration file and an ipc directory of its own, so that
-tests run beside each other. Tests get it from the fixture `deployment`.
+tests can run in parallel. The fixture `deployment` provides it.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ END_TIMEOUT_S = 10.0
 
 
 def wait_until(condition: Callable[[], Any], timeout: float = 10.0, what: str = "the condition") -> Any:
-    """Call `condition` until it returns something true, and return that. Fails after `timeout` seconds."""
+    """Call `condition` until it returns a true value, and return that. Fail after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
         result = condition()
         if result:
             return result
-        assert time.monotonic() < deadline, f"waited {timeout} s in vain for {what}"
+        assert time.monotonic() < deadline, f"timeout after {timeout} s: {what}"
         time.sleep(0.01)
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on now."""
+    """Return a TCP port of the loopback interface that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def make_config(**overrides: Any) -> dict[str, Any]:
-    """A small, complete configuration with a unique detector name; a value of None leaves its key out."""
+    """Return a small, complete configuration with a unique detector name; None removes a key."""
     config = {
         "detector_name": f"t{uuid.uuid4().hex[:10]}",
         "detector_type": "gigafrost",
@@ -60,7 +60,7 @@ def make_config(**overrides: Any) -> dict[str, Any]:
         "start_udp_port": 2000,
         "module_positions": {},
         "number_of_writers": 2,
-        # Small blocks, so that a few small images already fill several chunks.
+        # With small blocks a few small images fill several chunks.
         "gpfs_block_size": 16384,
         "stats_collection_period": 1,
     }
@@ -69,12 +69,12 @@ def make_config(**overrides: Any) -> dict[str, Any]:
 
 
 class Service:
-    """A process whose output is collected. `stdout` and `stderr` are the lines so far."""
+    """A process whose output is collected: `stdout` and `stderr` hold the lines so far."""
 
     def __init__(
         self, command: list[str], env: Mapping[str, str], cwd: Path | None = None, preloaded: bool = True
     ) -> None:
-        """Start `command`; a console script as a fork (`preloaded.py`), unless told otherwise."""
+        """Start `command`. If `preloaded`, a console script is a fork of a prepared process."""
         self.command = command
         self.stdout: list[str] = []
         self.stderr: list[str] = []
@@ -102,7 +102,7 @@ class Service:
             self._news.notify_all()
 
     def pause_reading(self) -> None:
-        """Stop reading the output, until `continue_reading`; its pipes fill."""
+        """Stop reading the output, so that its pipes fill, until `continue_reading`."""
         self._is_reading.clear()
 
     def continue_reading(self) -> None:
@@ -114,18 +114,18 @@ class Service:
 
     @property
     def returncode(self) -> int | None:
-        """Exit code, negative for a signal; None while the process runs."""
+        """Return the exit code, which is negative for a signal, or None while the process runs."""
         return self.process.poll()
 
     @property
     def output(self) -> str:
-        """All lines so far, for messages."""
+        """Return all lines so far, for messages."""
         return "\n".join(["$ " + " ".join(self.command), *self.stdout, *("! " + e for e in self.stderr)])
 
     def wait_for_line(self, pattern: str, timeout: float = START_TIMEOUT_S, start: int = 0) -> re.Match[str]:
-        """The first match of the regular expression `pattern` in a line of `stdout`, from line `start` on.
+        """Return the first match of the regular expression `pattern` in `stdout`, from line `start` on.
 
-        Fails when none appears within `timeout` seconds, or the process ends without one.
+        Fail when none appears within `timeout` seconds, or the process exits without one.
         """
         deadline = time.monotonic() + timeout
         with self._news:
@@ -142,7 +142,7 @@ class Service:
                 self._news.wait(min(remaining, 0.1))
 
     def wait(self, timeout: float = END_TIMEOUT_S) -> int:
-        """Wait for the process to end by itself; its exit code. Fails after `timeout` seconds."""
+        """Wait for the process to exit by itself. Return its exit code. Fail after `timeout` seconds."""
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -152,40 +152,40 @@ class Service:
         return code
 
     def send(self, signal_number: int) -> None:
-        """Send a signal, if the process still runs."""
+        """Send a signal if the process still runs."""
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal_number)
 
     def end(self, signal_number: int = signal.SIGTERM, timeout: float = END_TIMEOUT_S) -> int:
-        """Ask the process to end and return its exit code. Fails when it does not within `timeout` s."""
+        """Send SIGTERM and return the exit code. Fail when the process does not exit in time."""
         self.send(signal_number)
         return self.wait(timeout)
 
     def kill(self) -> None:
-        """SIGKILL, and wait. What it leaves behind is then removed by the deployment."""
+        """Send SIGKILL and wait. The deployment then removes segments and sockets that are left behind."""
         self.send(signal.SIGKILL)
         self.wait()
 
 
 class Deployment:
-    """One detector: configuration, ipc directory, and the services started for it."""
+    """One detector: its configuration, its ipc directory, and the services started for it."""
 
     def __init__(
         self, directory: Path, *, user: int | None = None, preloaded: bool = True, **overrides: Any
     ) -> None:
         """Write the configuration into `directory`; `overrides` as for `make_config`.
 
-        `user` is a uid that services are started as, which takes root; without, they run as we do. Services
-        that are not `preloaded` have all their memory to themselves.
+        Services run as the uid `user`, which needs root, or by default as the caller. Services that are not
+        `preloaded` share no memory with each other.
         """
         self.config = make_config(**overrides)
         self.detector_name: str = self.config["detector_name"]
         self._user, self._preloaded = user, preloaded
-        # Paths of sockets are limited to 107 bytes; pytest's own directories are longer than that.
+        # Paths of sockets are limited to 107 bytes; those of pytest's directories are longer.
         self.ipc_directory = Path(tempfile.mkdtemp(prefix="sd-", dir="/tmp"))
         self.config_path = directory / f"{self.detector_name}.json"
         if user is not None:
-            # pytest's own directories are closed to other users.
+            # Other users have no access to pytest's directories.
             self.ipc_directory.chmod(0o777)
             self.config_path = self.ipc_directory.with_suffix(".json")
         self.write_config()
@@ -193,18 +193,18 @@ class Deployment:
             **os.environ,
             "STDDAQ_IPC_DIR": str(self.ipc_directory),
             "PYTHONUNBUFFERED": "1",
-            # Services do no linear algebra; its threads take a fifth of their start.
+            # Services do no linear algebra, but starting its threads takes a fifth of their start time.
             "OPENBLAS_NUM_THREADS": "1",
         }
         self.services: list[Service] = []
 
     @property
     def stddaq(self) -> str:
-        """The command `stddaq`, for `run`."""
+        """Return the path of the command `stddaq`, for `run`."""
         return console_script("stddaq")
 
     def write_config(self, **changes: Any) -> Path:
-        """Write the configuration file again, with changed keys. Returns its path."""
+        """Rewrite the configuration file with changed keys. Return its path."""
         self.config.update(changes)
         self.config_path.write_text(json.dumps(self.config, indent=2))
         self.config_path.chmod(0o644)
@@ -213,7 +213,7 @@ class Deployment:
     def start(self, service: str, *args: object, ready: str | None = r"ready") -> Service:
         """Start a service with this deployment's configuration as its first argument.
 
-        `service` is a console script (`std_det_driver`). Waits for a line that matches `ready`, unless None.
+        `service` is a console script (`std_det_driver`). Wait for a line that matches `ready`, unless None.
         """
         command: list[object] = [console_script(service)]
         if self._user is not None:
@@ -229,7 +229,7 @@ class Deployment:
         return started
 
     def start_driver(self, *args: object) -> tuple[Service, str]:
-        """Start the driver on a free port. Returns it and its WebSocket url."""
+        """Start the driver on a free port. Return it and its WebSocket url."""
         driver = self.start("std_det_driver", "--port", 0, *args, ready=None)
         return driver, driver.wait_for_line(r"ready: listening on (ws://\S+)")[1]
 
@@ -243,24 +243,24 @@ class Deployment:
         return writers
 
     def segments(self) -> list[str]:
-        """Names of the shared-memory segments of this detector."""
+        """Return the names of the detector's shared-memory segments."""
         return sorted(path.name for path in SHM_DIRECTORY.glob(f"{self.detector_name}*"))
 
     def sockets(self) -> list[str]:
-        """Names of the files in the ipc directory."""
+        """Return the names of the files in the ipc directory."""
         return sorted(path.name for path in self.ipc_directory.iterdir())
 
     def remove_leftovers(self) -> None:
-        """Remove segments and sockets: of services that a test killed by other means than `Service.kill`."""
+        """Remove the segments and sockets of services that a test killed without `Service.kill`."""
         for name in self.segments():
             (SHM_DIRECTORY / name).unlink(missing_ok=True)
         shutil.rmtree(self.ipc_directory, ignore_errors=True)
         self.ipc_directory.mkdir()
 
     def close(self) -> None:
-        """End all services, later ones first, and check that they ended well and left nothing behind.
+        """Terminate all services, later ones first, and check that they exit with 0 and leave nothing behind.
 
-        After a SIGKILL, segments and sockets are removed without a complaint: nobody could do it before.
+        After a SIGKILL, segments and sockets may be left behind; they are removed here.
         """
         running = [service for service in reversed(self.services) if service.returncode is None]
         killed = any(service.returncode == -signal.SIGKILL for service in self.services)
@@ -307,7 +307,7 @@ def _start(
 
 
 def console_script(name: str) -> str:
-    """Path of a console script of this environment."""
+    """Return the path of a console script of this environment."""
     path = Path(sys.executable).parent / name
     assert path.exists(), f"{path}: missing; install the package into this environment"
     return str(path)

@@ -1,7 +1,7 @@
-"""A process that runs `stddaq` commands one after the other, for tests with damaged files.
+"""A process that runs one `stddaq` command after another, for tests with damaged files.
 
-One line of JSON on standard input is the arguments; the answer, a line of JSON, is the exit code, the output,
-the traceback if there was one, and the most memory that the process ever had.
+Each line of JSON on standard input holds the arguments of a command. The answer, a line of JSON, holds its
+exit code, its output, a traceback if there was one, and the largest memory use of the process so far.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Self
 import pytest
 
 HANG_S = 10.0
-# Of commands with a file that they are not done with.
+# How long a command may read one file.
 READING_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What came of a command. Memory in KiB."""
+    """The result of a command; memory in KiB."""
 
     code: int | None
     out: str
@@ -39,7 +39,7 @@ class Done:
 
 
 class FileCommands:
-    """The process, started again when a command has brought it down; a context manager."""
+    """The process, which is restarted after a command that ended it; a context manager."""
 
     def __init__(self) -> None:
         self._process = self._start()
@@ -56,7 +56,7 @@ class FileCommands:
         )
 
     def run(self, *arguments: object) -> Done:
-        """Carry out `stddaq ARGUMENTS`. Fails when that takes the process down, or does not end."""
+        """Run `stddaq ARGUMENTS`. Fail when that ends the process, or does not finish."""
         if self._process.poll() is not None:
             self._close()
             self._process = self._start()
@@ -68,7 +68,7 @@ class FileCommands:
         if not select.select([process.stdout], [], [], HANG_S)[0]:
             process.kill()
             process.wait()
-            pytest.fail(f"stddaq {arguments}: still at work after {HANG_S:g} s")
+            pytest.fail(f"stddaq {arguments}: still running after {HANG_S:g} s")
         answer = process.stdout.readline()
         assert answer, f"stddaq {arguments}: the process ended with {process.wait()}"
         return Done(**json.loads(answer))
@@ -90,7 +90,7 @@ class FileCommands:
 
 
 def carry_out(arguments: list[str]) -> Done:
-    """In this process; its children write to the same files."""
+    """Run a command in this process. The output of child processes is collected as well."""
     from stddaq.cli import main
     from stddaq.files import opening
 
@@ -101,7 +101,7 @@ def carry_out(arguments: list[str]) -> Done:
             code = main(arguments)
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
-        except BaseException:  # noqa: BLE001  (whatever it is, the test wants to see it)
+        except BaseException:  # noqa: BLE001  (the test checks for it)
             trace = traceback.format_exc()
     memory = max(
         resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -111,7 +111,7 @@ def carry_out(arguments: list[str]) -> Done:
 
 @contextlib.contextmanager
 def collected(fd: int) -> Iterator[list[str]]:
-    """What is written to a descriptor meanwhile, afterwards."""
+    """Collect what the block writes to a descriptor. Yield a list that holds it after the block."""
     content: list[str] = []
     with tempfile.TemporaryFile() as file, contextlib.ExitStack() as stack:
         before = os.dup(fd)

@@ -1,4 +1,4 @@
-"""Live streams as real processes, and plain subscribers of any ZeroMQ."""
+"""Live streams as real processes, and plain ZeroMQ subscribers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORWARD: dict[str, Any] = {"type": "forward", "config": []}
 
 
 def image_of(deployment: Deployment, image_id: int) -> np.ndarray:
-    """The pixels that the tests give an image: they tell its id."""
+    """Return pixels that identify the image."""
     config = DetectorConfig.parse(deployment.config)
     pixels = np.arange(np.prod(config.image_shape), dtype=np.uint32) * 3 + image_id
     return (pixels % 65521).astype(config.dtype).reshape(config.image_shape)
@@ -36,7 +36,7 @@ class LiveStreamService:
     address: str
 
     def statistics(self) -> dict[str, int]:
-        """The counters of all statistics lines so far, added up."""
+        """Return the sums of the counters of all statistics lines so far."""
         total: dict[str, int] = {}
         for line in list(self.process.stdout):
             if ",port=" not in line:
@@ -48,7 +48,7 @@ class LiveStreamService:
         return total
 
     def wait_for(self, timeout: float = 10.0, **counters: int) -> None:
-        """Wait until the counters have come to be these."""
+        """Wait until the counters have these values."""
         wait_until(
             lambda: all(self.statistics().get(key) == value for key, value in counters.items()),
             timeout,
@@ -57,7 +57,7 @@ class LiveStreamService:
 
 
 def start_live_stream(deployment: Deployment, *args: object, setting: object = FORWARD) -> LiveStreamService:
-    """Start a live stream at a free port, with `setting` in the configuration."""
+    """Start a live stream on a free port, with `setting` in the configuration."""
     address = f"tcp://127.0.0.1:{free_port()}"
     configs = deployment.config.get("live_stream_configs", {})
     deployment.write_config(live_stream_configs=configs | {address: setting})
@@ -75,16 +75,16 @@ class Subscriber:
         self.socket.connect(address)
 
     def receive(self, timeout: float = 10.0) -> list[bytes]:
-        """The parts of the next message. Fails when none comes."""
+        """Return the parts of the next message. Fail when none arrives within `timeout` seconds."""
         assert self.socket.poll(int(timeout * 1000)), f"no message within {timeout} s"
         return self.socket.recv_multipart()
 
     def receive_ids(self, count: int) -> list[int]:
-        """The ids of the next array-1.0 messages."""
+        """Return the ids of the next `count` array-1.0 messages."""
         return [json.loads(self.receive()[0])["frame"] for _ in range(count)]
 
     def is_quiet(self, seconds: float = 0.3) -> bool:
-        """Whether no message comes for a while."""
+        """Return whether no message arrives within `seconds`."""
         return not self.socket.poll(int(seconds * 1000))
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class Subscriber:
 
 @contextmanager
 def subscribed(stream: LiveStreamService, **options: Any) -> Iterator[Subscriber]:
-    """A subscriber of a live stream, which knows of it."""
+    """Yield a subscriber when the live stream has reported its subscription."""
     n_before = sum(" subscribed" in line for line in stream.process.stdout)
     with Subscriber(stream.address, **options) as subscriber:
         wait_until(
@@ -112,7 +112,7 @@ def subscribed(stream: LiveStreamService, **options: Any) -> Iterator[Subscriber
 
 
 class FakeStage:
-    """Publishes given bytes as a stage after acquisition does; a context manager."""
+    """Publishes given bytes, as a processing stage does; a context manager."""
 
     def __init__(self, deployment: Deployment, suffix: str) -> None:
         self._config = DetectorConfig.parse(deployment.config)
@@ -121,7 +121,7 @@ class FakeStage:
         self._ring = RingBuffer(self._config, suffix)
 
     def publish(self, image_id: int, content: bytes | Sequence[bytes], **fields: Any) -> None:
-        """Put the bytes of an image into the ring and announce it; `fields` of the metadata."""
+        """Put the bytes of an image into the ring and announce it; `fields` replace metadata."""
         blob = content if isinstance(content, bytes) else b"".join(content)
         self._ring.begin(image_id)[: len(blob)] = blob
         metadata: dict[str, Any] = {

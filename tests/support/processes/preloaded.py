@@ -1,9 +1,8 @@
-"""Services as forks of a process that has imported everything: ready after 30 ms instead of 400.
+"""Services as forks of a process that has imported everything: ready after 30 ms instead of 400 ms.
 
-Half of the time of the tests was spent with imports. What runs is the same `main` of the same console script,
-in a process, an environment and an exit of its own. How the commands themselves start is tested elsewhere
-(`house/test_house.py`, `daemon/test_refusals.py`, `cli/test_demo.py`), and `stddaq up` starts its services
-itself.
+Imports took half the time of the tests. A fork runs the same `main` of the same console script, with an
+environment and an exit code of its own. Other tests start the commands themselves (`house/test_house.py`,
+`daemon/test_refusals.py`, `cli/test_demo.py`), and `stddaq up` always does.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import IO
 
-# What takes the time. With OPENBLAS_NUM_THREADS=1 none of it starts a thread, which a fork would lose.
+# The slow imports. With OPENBLAS_NUM_THREADS=1 none of them starts a thread, which a fork would lose.
 IMPORTS = (
     "stddaq.sources.bsread.receiver",
     "stddaq.sources.replay",
@@ -35,7 +34,7 @@ IMPORTS = (
 
 
 class PreloadedProcess:
-    """What `Service` needs of `subprocess.Popen`, for a console script of ours."""
+    """The part of `subprocess.Popen` that `Service` needs, for a console script of stddaq."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], cwd: Path | None) -> None:
         self._command = command
@@ -69,7 +68,7 @@ class PreloadedProcess:
 
 
 def is_console_script(command: str) -> bool:
-    """Whether a command is a console script of ours."""
+    """Return whether a command is a console script of stddaq."""
     path = Path(command)
     return path.parent == Path(sys.executable).parent and path.name in _scripts().names
 
@@ -96,7 +95,7 @@ def _reader(connection: Connection) -> IO[str]:
 def _carry_out(
     command: list[str], env: dict[str, str], cwd: Path | None, stdout: Connection, stderr: Connection
 ) -> None:
-    """Be the command."""
+    """Run the command in the fork."""
     os.environ.clear()
     os.environ.update(env)
     if cwd:

@@ -1,4 +1,4 @@
-"""Processing services as real processes, and what they publish, read in the test's own process."""
+"""A reader of the streams of processing services, in the test's own process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PublishedImage:
     metadata: ImageMetadata
     content: bytes
     is_held: bool
-    """Whether the slot held that image all along."""
+    """Whether the slot held the image before and after it was copied."""
 
     @property
     def image_id(self) -> int:
@@ -36,14 +36,14 @@ class PublishedImage:
         return self.metadata.status
 
     def pixels(self, config: DetectorConfig) -> np.ndarray:
-        """The content as an image (height, width)."""
+        """Return the content as an image (height, width)."""
         return np.frombuffer(self.content, config.dtype).reshape(config.image_shape)
 
 
 class StreamReader:
-    """Subscribes to the stream of `suffix` and reads each image as it comes; a context manager.
+    """Subscribes to the stream of `suffix` and reads its images; a context manager.
 
-    Entered when the subscription has reached a stream that is there.
+    Entering it waits until the publisher has the subscription.
     """
 
     _is_connected = False
@@ -58,7 +58,7 @@ class StreamReader:
         self._ring = RingBuffer(self.config, suffix)
 
     def receive(self, n_images: int, timeout: float = 20.0) -> list[PublishedImage]:
-        """The next `n_images` images. Fails when they do not come within `timeout` seconds."""
+        """Return the next `n_images` images. Fail when they do not arrive within `timeout` seconds."""
         deadline = time.monotonic() + timeout
         images: list[PublishedImage] = []
         while len(images) < n_images:
@@ -74,7 +74,7 @@ class StreamReader:
         return PublishedImage(metadata, content, is_held)
 
     def wait_for_publisher(self, is_there: bool = True) -> None:
-        """Wait until a publisher has our subscription, or until it is gone."""
+        """Wait until a publisher has the subscription, or has disconnected."""
 
         def has_changed() -> bool:
             for connected in connection_changes(self._monitor):
@@ -82,8 +82,8 @@ class StreamReader:
             return self._is_connected == is_there
 
         wait_until(has_changed, what=f"connected: {is_there}")
-        # To a publisher that is started again libzmq sends our subscriptions from this thread, while it looks
-        # at the socket; the publisher acts on them soon after that.
+        # libzmq sends subscriptions to a restarted publisher only while this thread polls the socket; the
+        # publisher needs a moment to act on them.
         self._socket.poll(100)
 
     def __enter__(self) -> Self:

@@ -1,6 +1,6 @@
-"""Runs of the writing path: services, a source in the test's process, and the files compared pixel by pixel.
+"""Runs of driver and writers with a source in the test's process; files are compared pixel by pixel.
 
-A `Rig` is a driver, its writers and a source of one deployment; tests get one from the fixture `make_rig`.
+A `Rig` is a driver, its writers and a source of one deployment; the fixture `make_rig` makes it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from stddaq.wire.default_addresses import GREETING_PATH
 
 GOOD, DAMAGED, OVERWRITTEN = 1, 2, 3
 SAVED_TIMEOUT_S = 30.0
-# Images of a master file that are read and compared at a time.
+# Number of images of a master file that are read and compared at a time.
 BLOCK_IMAGES = 100
 REPOSITORY = Path(__file__).parents[3]
 
@@ -47,7 +47,7 @@ class Image:
 def image_of(
     image_id: int, shape: tuple[int, int] = (32, 48), dtype: str = "<u2", status: int = GOOD, salt: int = 0
 ) -> Image:
-    """An image whose pixels tell its id; `salt` tells apart images of one id."""
+    """Return an image whose pixels identify it; `salt` distinguishes images of the same id."""
     offsets = np.arange(shape[0] * shape[1], dtype=np.uint64).reshape(shape)
     return Image(
         image_id, (offsets * 31 + np.uint64(image_id * 7919 + salt * 104729 + 1)).astype(dtype), status
@@ -55,12 +55,12 @@ def image_of(
 
 
 def images_of(ids: Iterable[int], **how: Any) -> list[Image]:
-    """`image_of` each of `ids`."""
+    """Return `image_of` for each of `ids`."""
     return [image_of(image_id, **how) for image_id in ids]
 
 
 def recorded_images(name: str, dataset: str, shape: tuple[int, int, int], dtype: str) -> np.ndarray:
-    """Real images from the folder STDDAQ_TEST_DATA, or self-made ones of the same shape where it is not."""
+    """Return real images from the folder STDDAQ_TEST_DATA, or generated ones of the same shape without it."""
     folder = Path(os.environ.get("STDDAQ_TEST_DATA") or REPOSITORY / "../shared/data")
     if (folder / name).exists():
         with h5py.File(folder / name) as file:
@@ -74,17 +74,17 @@ def recorded_images(name: str, dataset: str, shape: tuple[int, int, int], dtype:
 
 
 def k11_images() -> np.ndarray:
-    """The tomography scan of 3201 small images, (3201, 22, 26) uint16."""
+    """Return the tomography scan of 3201 small images, (3201, 22, 26) uint16."""
     return recorded_images("k11-imaging-3201x22x26-u16.h5", "entry/detector/detector", (3201, 22, 26), "<u2")
 
 
 def eiger_images() -> np.ndarray:
-    """Five images of 40.6 MB, (5, 3264, 3106) uint32."""
+    """Return five images of 40.6 MB, (5, 3264, 3106) uint32."""
     return recorded_images("eiger9m-saxs-5x3264x3106-u32.h5", "data", (5, 3264, 3106), "<u4")
 
 
 class Watcher:
-    """A client that only listens: every message of the driver, in order. A context manager."""
+    """A client that collects all messages of the driver in order; a context manager."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -98,12 +98,12 @@ class Watcher:
 
     @property
     def states(self) -> list[str]:
-        """The states in order, each as often as it was entered."""
+        """Return the states in the order in which they were entered."""
         found = [message["status"] for message in self.messages]
         return [state for i, state in enumerate(found) if i == 0 or found[i - 1] != state]
 
     def wait_for(self, state: str, timeout: float = 10.0, times: int = 1) -> dict[str, Any]:
-        """The first message of `state`, or of the entering it for the `times`-th time."""
+        """Wait until `state` was entered `times` times. Return its latest message."""
         wait_until(lambda: self.states.count(state) >= times, timeout, f"{state} in {self.states}")
         return next(m for m in reversed(self.messages) if m["status"] == state)
 
@@ -111,7 +111,7 @@ class Watcher:
         connection = self._close.enter_context(connect(self._url + GREETING_PATH, max_size=None))
         thread = threading.Thread(target=self._listen, args=(connection,), daemon=True)
         thread.start()
-        wait_until(lambda: self.messages, what="the greeting of the driver")
+        wait_until(lambda: self.messages, what="the first message of the driver")
         return self
 
     def __exit__(
@@ -121,7 +121,10 @@ class Watcher:
 
 
 class Rig:
-    """A driver, its writers and a source; a context manager. Attributes are there after what makes them."""
+    """A driver, its writers and a source; a context manager.
+
+    `start_driver` sets `driver`, `url` and `client`.
+    """
 
     def __init__(self, deployment: Deployment, directory: Path) -> None:
         self.deployment = deployment
@@ -145,20 +148,20 @@ class Rig:
         return self
 
     def restart_writer(self, i: int, *args: object) -> Service:
-        """Start writer `i` again after it ended."""
+        """Start writer `i` again after it exited."""
         self.writers[i] = self.deployment.start("std_det_writer", i, *args)
         return self.writers[i]
 
     @property
     def source(self) -> ImagePublisher:
-        """Our publisher, in this process, made when it is needed first."""
+        """Return the publisher in this process, which is made on first use."""
         source = self._source
         if source is None:
             source = self._source = self.enter(ImagePublisher(self.config))
         return source
 
     def enter(self, resource: Any) -> Any:
-        """Close `resource`, a context manager, before the services end."""
+        """Enter `resource`, a context manager, which closes before the services end."""
         return self._close.enter_context(resource)
 
     def close(self) -> None:
@@ -180,7 +183,7 @@ class Rig:
                 time.sleep(pause_s)
 
     def wait_for_subscription(self) -> None:
-        """Wait until the driver is subscribed to our source."""
+        """Wait until the driver has subscribed to the source."""
         assert self.source.wait_for_subscribers(1, 5.0)
 
     def begin(self, **start: Any) -> None:
@@ -190,36 +193,36 @@ class Rig:
         self.client.wait_until_ready(10)
 
     def wait_for_count(self, count: int, timeout: float = 10.0) -> None:
-        """Wait until that many images are written and readable."""
+        """Wait until `count` images are written and readable."""
         self.client.wait_for(lambda status: (status.count or 0) >= count, timeout, f"count {count}")
 
     def end(self, stop: bool = False) -> dict[str, Any]:
-        """Wait for the end of the run, after a stop if so asked. Returns its account."""
+        """Stop the run if `stop`, and wait for its end. Return its account."""
         if stop:
             self.client.stop()
         self.client.wait_until_saved(SAVED_TIMEOUT_S)
         return self.account()
 
     def account(self) -> dict[str, Any]:
-        """The last result, which must be consistent in itself."""
+        """Return the last result, after a check of its consistency."""
         result = self.client.last_result()
         assert result is not None
         assert_consistent(result)
         return result
 
     def record(self, images: Sequence[Image], **start: Any) -> dict[str, Any]:
-        """A whole run of `images`, ended by its number of images. Returns its account."""
+        """Record a run of `images`, which ends by its number of images. Return its account."""
         self.begin(n_image=len(images), **start)
         self.publish(images)
         return self.end()
 
     def path(self, name: str) -> Path:
-        """A file of the directory of the runs."""
+        """Return the path of a file in the directory of the runs."""
         return self.directory / name
 
 
 def assert_consistent(result: Mapping[str, Any]) -> None:
-    """What holds for the account of every run."""
+    """Check what holds for the account of every run."""
     parts = [result[key] for key in ("n_good", "n_damaged", "n_overwritten", "n_failed")]
     assert result["count"] == sum(parts), result
     for n, ids in (
@@ -235,7 +238,7 @@ def assert_consistent(result: Mapping[str, Any]) -> None:
 
 
 def assert_saved(account: Mapping[str, Any], images: Sequence[Image], by_arrival: bool = False) -> None:
-    """The run was saved, and its raw files and master file hold exactly `images`, every pixel."""
+    """Check that the run was saved, and that raw files and master file hold exactly `images`."""
     assert account["outcome"] == "file_saved", account
     assert account["count"] == len(images)
     assert_raw_files_hold(account["files"]["raw"], images, by_arrival)
@@ -246,7 +249,7 @@ def assert_saved(account: Mapping[str, Any], images: Sequence[Image], by_arrival
 
 
 def divided(images: Sequence[Image], n_writers: int, by_arrival: bool = False) -> list[list[Image]]:
-    """The images of each writer."""
+    """Return the images of each writer."""
     files: list[list[Image]] = [[] for _ in range(n_writers)]
     for position, image in enumerate(images):
         files[(position if by_arrival else image.image_id) % n_writers].append(image)
@@ -256,13 +259,13 @@ def divided(images: Sequence[Image], n_writers: int, by_arrival: bool = False) -
 def assert_raw_files_hold(
     paths: Sequence[str | Path], images: Sequence[Image], by_arrival: bool = False
 ) -> None:
-    """Each raw file, opened plainly, holds its writer's share of `images`: ids, status, every pixel."""
+    """Check that each raw file holds its writer's share of `images`: ids, status, pixels."""
     for path, mine in zip(paths, divided(images, len(paths), by_arrival), strict=True):
         assert_raw_file_holds(Path(path), mine)
 
 
 def assert_raw_file_holds(path: Path, images: Sequence[Image]) -> None:
-    """The file, opened plainly, holds exactly `images`."""
+    """Check that the file, opened without SWMR, holds exactly `images`."""
     rows, data = read_raw_file(path)
     assert_rows(path, rows, images)
     assert data.shape[0] == len(images)
@@ -271,13 +274,13 @@ def assert_raw_file_holds(path: Path, images: Sequence[Image]) -> None:
 
 
 def assert_rows(path: Path, rows: np.ndarray, images: Sequence[Image]) -> None:
-    """The `metadata` rows are those of `images`."""
+    """Check that `rows` are the metadata rows of `images`."""
     found = list(zip(rows["image_id"].tolist(), rows["status"].tolist(), strict=True))
     assert found == [(image.image_id, image.status) for image in images], path
 
 
 def read_raw_file(path: Path, swmr: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """(metadata rows (n,), images (n, height, width)) of a raw file, those that its metadata claims."""
+    """Return metadata rows (n,) and images (n, height, width) of a raw file, as many as it has rows."""
     with h5py.File(path, "r", swmr=swmr) as file:
         group = next(iter(file.values()))
         rows = group["metadata"][:]
@@ -289,7 +292,7 @@ def read_raw_file(path: Path, swmr: bool = False) -> tuple[np.ndarray, np.ndarra
 
 
 def assert_master_file_holds(path: Path, images: Sequence[Image]) -> None:
-    """The master file shows `images` in this order: every pixel, and the rows beside them."""
+    """Check that the master file shows `images` in this order, with their metadata rows."""
     with h5py.File(path) as file:
         data: Any = file["entry/data/data"]
         assert_rows(path, file["entry/data/metadata"][:], images)  # pyright: ignore
@@ -306,7 +309,7 @@ MakeRig = Callable[..., Rig]
 
 
 class Background:
-    """Runs `_work`, which ends when `_ended` is set, in a thread; a context manager."""
+    """Runs `_work` in a thread, until `_ended` is set; a context manager."""
 
     def __init__(self) -> None:
         self._ended = threading.Event()
@@ -327,11 +330,11 @@ class Background:
 
 
 class Publishing(Background):
-    """A source that publishes image after image in the background; a context manager.
+    """A source that publishes images continuously in the background; a context manager.
 
     Attributes:
-        next_id: id of the image that comes next, or is being published.
-        images: what was published.
+        next_id: id of the image that is published now or next.
+        images: the published images.
     """
 
     def __init__(self, rig: Rig, first_id: int = 0, pause_s: float = 0.001) -> None:
@@ -347,7 +350,7 @@ class Publishing(Background):
             self.next_id += 1
 
     def wait_for(self, n_images: int) -> None:
-        """Wait until so many more images were published."""
+        """Wait until `n_images` more were published."""
         target = len(self.images) + n_images
         wait_until(lambda: len(self.images) >= target, what=f"{target} images")
 

@@ -1,8 +1,7 @@
-"""Another process on a ring buffer: `python ring_processes.py ROLE CONFIGURATION ...`.
+"""Other users of a ring buffer, as processes: `python ring_processes.py ROLE CONFIGURATION ...`.
 
-Roles: `hold` attaches as a service of ours does; `map` merely maps the segment, as a C++ service does; `lap`
-writes images of one slot over each other without waiting for anybody. Each prints `ready`, and ends when its
-standard input is closed.
+Roles: `hold` attaches as a service of stddaq does; `map` only maps the segment, as a C++ service does; `lap`
+keeps overwriting one slot with new images. Each prints `ready`, and exits when its standard input is closed.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from stddaq.dataplane.ring_buffer import RingBuffer
 
 
 def wait_for_end(timeout: float | None = None) -> bool:
-    """Whether the standard input has been closed, within `timeout` seconds."""
+    """Return whether standard input is closed within `timeout` seconds."""
     return bool(select.select([sys.stdin], [], [], timeout)[0])
 
 
@@ -36,7 +35,7 @@ def map_only(path: str) -> None:
 
 
 def lap(config: DetectorConfig, suffix: str, announcements: str) -> None:
-    """Image `k * n_slots` is filled with k. The file `announcements` says k and the sequence, as uint64."""
+    """Fill image `k * n_slots` with k. The file `announcements` holds k and its sequence as uint64."""
     with RingBuffer(config, suffix) as ring, Path(announcements).open("wb", buffering=0) as announced:
         k = 0
         while not wait_for_end(0):
@@ -48,7 +47,7 @@ def lap(config: DetectorConfig, suffix: str, announcements: str) -> None:
             if k == 0:
                 print("ready", flush=True)
             k += 1
-            # Now and then, long enough for a reader to copy an image that stays; mostly not.
+            # A reader has time to copy one image in four before it is overwritten.
             if k % 4 == 0:
                 time.sleep(0.0005)
 

@@ -1,4 +1,4 @@
-"""Sources as real processes, and a consumer that reads every announced image out of the ring buffer."""
+"""Sources as real processes, and a consumer that reads every announced image from the ring buffer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def start_source(
 
 
 def refusal(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], *argv: object) -> str:
-    """The one line with which `main`, called in the test's own process, refuses to start."""
+    """Return the line with which `main`, called in this process, refuses to start."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     log_handlers = logger.handlers[:]
     try:
@@ -48,7 +48,7 @@ def refusal(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int]
 
 @dataclass(frozen=True)
 class ReceivedImage:
-    """One announcement, a copy of its slot (height, width), if the slot held that image all along."""
+    """One announcement and a copy of its slot (height, width); `is_good` if the slot held the image."""
 
     metadata: ImageMetadata
     pixels: np.ndarray
@@ -60,7 +60,7 @@ class ReceivedImage:
 
 
 class ImageReader:
-    """Subscribes to a detector's images; a context manager. Reads in the test's own process."""
+    """Subscribes to a detector's images and reads them in this process; a context manager."""
 
     def __init__(self, deployment: Deployment) -> None:
         self.config = DetectorConfig.parse(deployment.config)
@@ -71,7 +71,7 @@ class ImageReader:
         self._ring = RingBuffer(self.config, "image")
 
     def receive(self, n_images: int, timeout: float = 20.0) -> list[ReceivedImage]:
-        """The next `n_images` images. Fails when they do not come within `timeout` seconds."""
+        """Return the next `n_images` images. Fail when they do not arrive within `timeout` seconds."""
         received = []
         deadline = time.monotonic() + timeout
         while len(received) < n_images:
@@ -81,7 +81,7 @@ class ImageReader:
         return received
 
     def receive_one(self, timeout: float) -> ReceivedImage | None:
-        """The next image, or None when none comes within `timeout` seconds."""
+        """Return the next image, or None when none arrives within `timeout` seconds."""
         if not self._socket.poll(max(0, int(timeout * 1000))):
             return None
         metadata = ImageMetadata.FromString(self._socket.recv())

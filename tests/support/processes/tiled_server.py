@@ -1,4 +1,4 @@
-"""A tiled server as a process: `tiled serve catalog` takes documents from TiledWriter, and serves images."""
+"""A tiled server as a process: `tiled serve catalog` stores documents of TiledWriter and serves images."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any, Self
 from support.processes.deployment import Service, console_script
 
 API_KEY = "secret"
-# 5 s of computing.
+# Its start takes 5 s of computing time.
 START_TIMEOUT_S = 100.0
 
 
 class TiledServer:
-    """A catalog of its own in `directory`, that may read files below `readable`; a context manager."""
+    """A server with a new catalog in `directory` that may read files below `readable`; a context manager."""
 
     def __init__(self, directory: Path, readable: Path, adapter: str | None = None) -> None:
-        """`adapter` (module:class) for HDF5 files instead of tiled's own, by a configuration file."""
+        """`adapter` (module:class) replaces tiled's adapter of HDF5 files, by a configuration file."""
         command = [
             *(console_script("tiled"), "serve", "catalog", str(directory / "catalog.db"), "--init"),
             *("--read", str(readable), "--write", str(directory / "written")),
@@ -40,7 +40,7 @@ class TiledServer:
 
     @contextmanager
     def client(self) -> Iterator[Any]:
-        """A client of the catalog."""
+        """Return a client of the catalog."""
         from tiled.client import from_uri
 
         client = from_uri(self.url, api_key=API_KEY)
@@ -60,7 +60,7 @@ class TiledServer:
 
 
 def _config(directory: Path, readable: Path, adapter: str) -> str:
-    """The same server as `tiled serve catalog` makes, as JSON, which is YAML."""
+    """Return the configuration of the server that `tiled serve catalog` starts; JSON is YAML."""
     arguments = {
         "uri": str(directory / "catalog.db"),
         "init_if_not_exists": True,

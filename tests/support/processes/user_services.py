@@ -1,7 +1,7 @@
-"""Services that a user could write: `python user_services.py ROLE CONFIG ...`.
+"""Services as a user could write them: `python user_services.py ROLE CONFIG ...`.
 
-`negate` publishes inverted images; scan 13 makes it fail, `--pause` slows it down. `bright` passes on images
-whose first pixel is 100 or more. `halve` publishes images of half the height and width.
+`negate` publishes inverted images; it fails in scan 13, and `--pause` slows it down. `bright` forwards images
+whose first pixel is at least 100. `halve` publishes images of half the height and width.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def prepare_negate(config: DetectorConfig, args: argparse.Namespace) -> Callable
         assert image.pixels.shape == config.image_shape
         assert bytes(image.content) == image.pixels.tobytes()
         if image.metadata.gf.scan_id == 13:
-            raise ValueError("a scan that it cannot stand")
+            raise ValueError("scan 13")
         np.invert(image.pixels, out=pixels)
         time.sleep(args.pause)
 

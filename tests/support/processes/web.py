@@ -1,4 +1,4 @@
-"""The configuration service as a real process, and a client for it."""
+"""The HTTP service as a real process, with requests to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stddaq.client import ConfigClient
 
 @dataclass(frozen=True)
 class RestService:
-    """A running `stddaq-rest`; it uses files below the directory `root`."""
+    """A running `stddaq-rest`, which uses files below the directory `root`."""
 
     deployment: Deployment
     process: Service
@@ -25,7 +25,7 @@ class RestService:
 
     @classmethod
     def start(cls, deployment: Deployment, root: Path, *args: object) -> Self:
-        """Make the directory `root`, start the service, and wait until it is ready."""
+        """Create the directory `root`, start the service, and wait until it is ready."""
         root.mkdir(exist_ok=True)
         process = deployment.start("stddaq-rest", "--port", 0, "--root", root, *args, ready=None)
         url = process.wait_for_line(r"ready: listening on (http://\S+)")[1]
@@ -45,7 +45,7 @@ class RestService:
 
     @property
     def history(self) -> list[Path]:
-        """Previous versions of the configuration file, the oldest first."""
+        """Return the previous versions of the configuration file, oldest first."""
         path = self.deployment.config_path
         return sorted(path.with_name(f"{path.name}.history").glob("*"))
 

@@ -1,9 +1,9 @@
-"""`make chaos`: real services, random harm at random times, and every image that is called good compared.
+"""`make chaos`: random harm to real services, after which every image that is called good is compared.
 
 An episode is one deployment of real services. Each of its rounds is a run with random harm, after which the
-services are continued or restarted, and a run without harm, which must be perfect. After each run, what
-files, account and live stream call good is compared with what the source published, by pixels and ids. A
-seed chooses the services, the harm and its times.
+services are continued or restarted, and a run without harm, which must be perfect. After each run, the
+images that files, account and live stream call good are compared with the published ones, by pixels and
+ids. A seed chooses the services, the harm and its times.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from stddaq.wire.array10 import decode
 GOOD, DAMAGED, OVERWRITTEN = 1, 2, 3
 TESTS = Path(__file__).parents[2]
 ROUNDS = 5
-# Longest harm of a run, and the time in which a harmed run must end after everything was continued.
+# How long harm lasts at most, and how soon a harmed run must end after all services were continued.
 HARM_S = 1.2
 END_S = 15.0
-# Within this time services notice, and heal, what was removed.
+# Within this time services notice and replace removed files.
 HEAL_S = 3.0
 CHAINS = ("plain", "plain", "compressed", "filtered", "third-party")
-# What is named twice is done twice as often.
+# Harm that is listed twice is chosen twice as often.
 HARM = (
     *("kill", "kill", "term", "hang up", "stop", "stop", "late driver"),
     *("remove ring", "rename ring", "remove cursor", "remove socket"),
@@ -63,7 +63,7 @@ N_CLEAN = 100
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A promise that was broken. `wrong` when an image was called good that is not: severity A."""
+    """A broken promise. Kind `wrong`: a bad image was called good, which is severity A."""
 
     kind: str
     where: str
@@ -74,7 +74,7 @@ class Finding:
 
 
 class Viewer:
-    """A subscriber of the live stream in a thread; compares every image that has no other status."""
+    """A subscriber of the live stream in a thread, which compares every good image."""
 
     def __init__(self, address: str) -> None:
         self._context = zmq.Context()
@@ -94,7 +94,7 @@ class Viewer:
                     self._seen.append((message.image_id, publication_of(message.pixels)))
 
     def take(self) -> list[tuple[int, tuple[int, int] | None]]:
-        """(announced id, publication of the pixels) of the good images since the last call."""
+        """Return (announced id, publication of the pixels) of the good images since the last call."""
         n = len(self._seen)
         seen, self._seen[:n] = self._seen[:n], []
         return seen
@@ -106,14 +106,14 @@ class Viewer:
 
 
 class Truth:
-    """Everything that the sources published: serial number -> (image id, status)."""
+    """All publications of the sources: serial number -> (image id, status)."""
 
     def __init__(self, log: Path) -> None:
         self._log, self._position = log, 0
         self.published: dict[int, tuple[int, int]] = {}
 
     def read(self) -> None:
-        """Read what the log holds by now."""
+        """Read new entries of the log."""
         if not self._log.exists():
             return
         with self._log.open("rb") as file:
@@ -125,7 +125,7 @@ class Truth:
             self.published[serial] = image_id, status
 
     def fault(self, image_id: int, publication: tuple[int, int] | None) -> str | None:
-        """What is wrong with an image that is called good; None: nothing."""
+        """Return what is wrong with an image that is called good, or None."""
         if publication is None:
             return f"image {image_id}: good with pixels of no image"
         serial, stamped = publication
@@ -140,7 +140,7 @@ class Truth:
 
 
 class Episode:
-    """One deployment, its rounds, and what was found; a context manager."""
+    """One deployment, its rounds and their findings; a context manager."""
 
     def __init__(self, directory: Path, seed: str, quiet: tuple[str, ...] = ()) -> None:
         """Start all services. Harm whose name is in `quiet` is left out."""
@@ -250,7 +250,7 @@ class Episode:
         new.replace(self._orders)
 
     def client(self) -> DriverClient:
-        """A connected client of the driver that runs now."""
+        """Return a connected client of the current driver."""
         self._close_client()
         self._client = DriverClient(self._url).connect()
         return self._client
@@ -264,7 +264,7 @@ class Episode:
     # Harm
 
     def _plan(self) -> list[tuple[float, str, Callable[[], None]]]:
-        """What is done when, in a run: (seconds after the start, name, what to do)."""
+        """Return the harm of a run: (seconds after the start, name, action)."""
         chance = self._random
         names = list(self.services)
         plan: list[tuple[float, str, Callable[[], None]]] = []
@@ -363,7 +363,7 @@ class Episode:
             self._harmed_files = True
 
     def _fill(self, name: str) -> None:
-        """As a file system without space: a write beyond this size fails."""
+        """Make the writes of a service beyond a file size fail, as on a full file system."""
         with contextlib.suppress(ProcessLookupError):
             _, hard = resource.prlimit(self.services[name].pid, resource.RLIMIT_FSIZE)
             resource.prlimit(self.services[name].pid, resource.RLIMIT_FSIZE, (40_000, hard))
@@ -377,7 +377,7 @@ class Episode:
         self._slow_viewers.append(socket)
 
     def _fill_log(self, name: str) -> None:
-        """The log's reader stops reading: its pipe is full."""
+        """Stop reading the log of a service, and fill its pipe."""
         service = self.services[name]
         service.pause_reading()
         self._paused.append(service)
@@ -392,7 +392,7 @@ class Episode:
     # Runs
 
     def round(self) -> None:
-        """A run with harm, and one without."""
+        """Do a run with harm, and one without."""
         self._begin_run("harmed")
         plan = self._plan()
         self.harm.update(name for _, name, _ in plan)
@@ -418,7 +418,7 @@ class Episode:
         n_image = self._random.choice([50, 300, 10**6])
         begin = time.monotonic()
         started = self._random.random() < 0.8
-        if started:  # In the others the harm begins before the start.
+        if started:  # Otherwise harm starts before the run.
             with contextlib.suppress(DriverError):
                 self.client().start(self._run_directory, n_image=n_image)
         for at, _, do in plan:
@@ -436,7 +436,7 @@ class Episode:
         return self._wait_for_idle()
 
     def _wait_for_idle(self) -> dict[str, Any] | None:
-        """Wait until the driver is idle; the account of its last run."""
+        """Wait until the driver is idle. Return the account of its last run."""
         if self.services["driver"].returncode is not None:
             return None
         deadline = time.monotonic() + END_S
@@ -466,7 +466,7 @@ class Episode:
             service.continue_reading()
 
     def _heal(self) -> None:
-        """Continue and restart what was harmed, as an operator does; the rest is the services' matter."""
+        """Continue and restart services, as an operator does. Services must repair the rest themselves."""
         self._order(0)
         for name in list(self._stopped):
             self._continue(name)
@@ -492,7 +492,7 @@ class Episode:
         return "remove" in self._where or "rename ring" in self._where
 
     def _clean_run(self) -> bool:
-        """A run that must be perfect. Returns whether it was."""
+        """Do a run that must be perfect. Return whether it was."""
         n_before = len(self.findings)
         try:
             client = self.client()
@@ -511,7 +511,7 @@ class Episode:
         return len(self.findings) == n_before
 
     def restart_everything(self) -> None:
-        """Services that do not heal: end all of them, and start with nothing."""
+        """Terminate services that did not recover, remove their leftovers, and start all again."""
         self._close_client()
         for name in reversed(list(self.services)):
             service = self.services[name]
@@ -530,12 +530,12 @@ class Episode:
     def _check_run(self, account: Mapping[str, Any] | None) -> list[int]:
         """Check files, account, live stream and logs. Returns the serial numbers of the good images."""
         seen = self.viewer.take()
-        self.truth.read()  # After the look at the stream: each publication is in the log before it is made.
+        self.truth.read()  # Read after the stream, because a publication is logged before it is made.
         directory = self._run_directory
         if not directory.exists():
             directory = directory.with_name(f"{directory.name}-renamed")
         if account is not None and not _is_of(account, self._run_directory):
-            account = None  # Of an earlier run.
+            account = None  # It is the account of an earlier run.
         serials: list[int] = []
         ids: Counter[int] = Counter()
         for path in sorted(directory.glob("*.h5")):
@@ -556,12 +556,14 @@ class Episode:
         return serials
 
     def _check_raw_file(self, path: Path) -> list[tuple[int, int]]:
-        """(serial number, image id) of each good image of a raw file."""
+        """Return (serial number, image id) of each good image of a raw file."""
         found: list[tuple[int, int]] = []
         try:
             rows, images = _read(path)
         except (OSError, KeyError, StopIteration):
-            return found  # Of a killed writer, before its first flush; the account says whether it matters.
+            return (
+                found  # A writer was killed before its first flush; the account shows whether that matters.
+            )
         faults: list[str | None] = []
         for row, pixels in zip(rows, images, strict=False):
             image_id, status = int(row["image_id"]), int(row["status"])
@@ -572,7 +574,7 @@ class Episode:
                     found.append((publication[0], image_id))
                 faults.append(fault)
             elif status == OVERWRITTEN and pixels.any():
-                faults.append(f"image {image_id}: overwritten, with pixels of another")
+                faults.append(f"image {image_id}: overwritten, with pixels of another image")
         self._find_all(path.name, faults)
         return found
 
@@ -592,7 +594,7 @@ class Episode:
         if account["outcome"] != "file_saved":
             return
         if self._harmed_files and any(not Path(path).exists() for path in account["files"]["raw"]):
-            # A file that was removed after the writers had closed it cannot be noticed.
+            # Services cannot notice that a closed file is removed.
             self.n_bad += 1
             return
         elif account["n_good"] != n_readable:
@@ -611,7 +613,7 @@ class Episode:
                         publication = publication_of(run.read(position, position + 1)[0])
                         faults.append(self.truth.fault(image_id, publication))
             self._find_all(path.name, faults)
-        except Exception as error:  # noqa: BLE001  (whatever a reader meets here, a user meets too)
+        except Exception as error:  # noqa: BLE001  (a user would meet the same error)
             self._find("account", f"{path.name} of a saved run: {type(error).__name__}: {error}")
             return
         if n_good != account["n_good"]:
@@ -630,7 +632,7 @@ class Episode:
         return "\n".join(f"    {line}" for line in [line for line in lines if line.strip("! ")][-n:])
 
     def _find_all(self, what: str, faults: Sequence[str | None]) -> None:
-        """One finding of all images that are called good and are not."""
+        """Add one finding for all images that are wrongly called good."""
         wrong = [fault for fault in faults if fault is not None]
         if wrong:
             self._find("wrong", f"{what}: {len(wrong)} images, the first: {wrong[0]}; the last: {wrong[-1]}")
@@ -663,7 +665,7 @@ def _is_of(account: Mapping[str, Any], directory: Path) -> bool:
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, images) of a raw file, closed or not."""
+    """Return (rows, images) of a raw file, closed or not."""
     try:
         file = h5py.File(path, "r")
     except OSError:
@@ -675,7 +677,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run_episode(seed: str, rounds: int = ROUNDS, quiet: tuple[str, ...] = ()) -> Episode:
-    """One episode in a directory of its own."""
+    """Run one episode in a directory of its own."""
     with (
         tempfile.TemporaryDirectory(prefix="stddaq-chaos-") as directory,
         Episode(Path(directory), seed, quiet) as episode,
@@ -686,14 +688,14 @@ def run_episode(seed: str, rounds: int = ROUNDS, quiet: tuple[str, ...] = ()) ->
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do episodes, print what was found; 1 when a promise was broken."""
+    """Run episodes and print the findings. Return 1 if a promise was broken."""
     parser = argparse.ArgumentParser(
         description="Random harm to real services: no wrong image is called good."
     )
-    parser.add_argument("--runs", type=int, default=100, help="how many runs at least (default 100)")
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long at most (default 10)")
+    parser.add_argument("--runs", type=int, default=100, help="minimum number of runs (default 100)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="time limit (default 10)")
     parser.add_argument(
-        "--seed", default=str(time.time_ns() % 2**32), help="of all episodes, or of one (N:M)"
+        "--seed", default=str(time.time_ns() % 2**32), help="seed of all episodes, or of one (N:M)"
     )
     parser.add_argument("--without", action="append", default=[], metavar="HARM", help="leave this harm out")
     args = parser.parse_args(argv)
@@ -713,7 +715,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for finding in episode.findings:
             found[finding.kind] += 1
             print(f"\n{finding}", flush=True)
-        print(f"{n_runs} runs, {n_good} good images compared, found {dict(found)}", flush=True)
+        print(f"{n_runs} runs, {n_good} good images compared, findings: {dict(found)}", flush=True)
     print(f"harm: {dict(harm)}")
     return 1 if found else 0
 

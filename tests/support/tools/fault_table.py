@@ -1,9 +1,9 @@
 """A pytest plugin that writes the table of faults in the documentation from the results of marked tests.
 
-A test that provokes a fault carries `@pytest.mark.fault(fault=..., state=..., promise=...)`, in which
-`{name}` stands for a parameter of the test, and says by the fixture `seen` what came of it. With
-`--fault-table FILE` the rows of all marked tests that ran are written there, if all of them passed;
-`--fault-list` only prints the rows, without running anything.
+A test that provokes a fault has the marker `@pytest.mark.fault(fault=..., state=..., promise=...)`, in which
+`{name}` is replaced by a parameter of the test, and reports its result with the fixture `seen`. With
+`--fault-table FILE` the rows of the marked tests are written there, if all of them pass; `--fault-list`
+prints the rows without running the tests.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ INTRODUCTION = """\
 # What happens when something fails
 
 Each row is a test with real processes. `make faults` runs them and then writes this page; do not edit it.
-After a fault the account of the run (the driver's last result, and the one in the master file) is compared
-with what the source really published, image by image: what it calls good is in the files, equal to the last
-pixel; what is missing is counted and named by its id; and the next run must be perfect. *Promise* is what the
-test demands. *Seen* is what came out when this page was written, on two shared cores: its numbers are of that
-one time.
+After each fault, the account of the run (the driver's last result, and its copy in the master file) is
+compared with the images that the source published.
+Every image that the account calls good must be in the files, pixel by pixel; every missing image must be
+counted and named by its id; and the next run must be perfect.
+*Promise* is what the test demands.
+*Seen* is the result when this page was written, on two shared cores; its numbers are those of one run.
 
-After SIGKILL the account names as failed also images that the writer had flushed, but not yet reported. They
-are readable nevertheless: it errs on the safe side.
+After SIGKILL the account errs on the safe side: it also names as failed the images that the writer had
+flushed and not reported yet, although they are readable.
 """
 
 
 class Row(NamedTuple):
-    """One line of the table, without what was seen."""
+    """One row of the table, without the column "seen"."""
 
     fault: str
     state: str
@@ -46,7 +47,7 @@ Seen = Callable[[str], None]
 
 @pytest.fixture
 def seen(request: pytest.FixtureRequest) -> Seen:
-    """Notes, for the table of faults, what was seen: `seen("error after 0.1 s")`. Sentences add up."""
+    """Return a function that adds to the column "seen" of the table: `seen("error after 0.1 s")`."""
 
     def note(text: str) -> None:
         request.node.user_properties.append(("seen", text))
@@ -55,7 +56,7 @@ def seen(request: pytest.FixtureRequest) -> Seen:
 
 
 def row_of(item: pytest.Item) -> Row | None:
-    """The row of a marked test; None for another test."""
+    """Return the row of a marked test, or None."""
     marker = item.get_closest_marker("fault")
     if marker is None:
         return None
@@ -70,10 +71,8 @@ def _word(value: object) -> object:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("table of faults")
-    group.addoption(
-        "--fault-table", metavar="FILE", type=Path, help="write what the tests of faults have seen"
-    )
-    group.addoption("--fault-list", action="store_true", help="print the rows of the table, and run nothing")
+    group.addoption("--fault-table", metavar="FILE", type=Path, help="write the table of faults to FILE")
+    group.addoption("--fault-list", action="store_true", help="print the rows of the table; run no test")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -97,7 +96,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 class _Table:
-    """Collects the reports, also those of other processes (pytest-xdist), and writes the page."""
+    """Collects the reports, including those of pytest-xdist workers, and writes the page."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -109,16 +108,18 @@ class _Table:
             return
         notes = [str(value) for name, value in report.user_properties if name == "seen"]
         if report.skipped:
-            notes = [f"not tried: {report.longrepr[-1] if isinstance(report.longrepr, tuple) else 'skipped'}"]
+            notes = [
+                f"not tested: {report.longrepr[-1] if isinstance(report.longrepr, tuple) else 'skipped'}"
+            ]
         if report.when == "call" or report.skipped:
             position, *row = cast("list[Any]", properties[_PROPERTY])
-            # The suite of faults first, then what other tests prove.
+            # Rows of tests/faults come first.
             place = not report.nodeid.startswith("tests/faults"), position
             self._rows[place] = Row(*row), "; ".join(notes) or AS_PROMISED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
         if exitstatus != pytest.ExitCode.OK:
-            terminalreporter.write_line(f"{self._path} is left as it is: not every promise was kept")
+            terminalreporter.write_line(f"{self._path} is unchanged, because a test failed")
             return
         rows = [self._rows[place] for place in sorted(self._rows)]
         lines = ["| fault | state | promise | seen |", "|---|---|---|---|"]
@@ -132,6 +133,6 @@ def _cell(text: str) -> str:
 
 
 def rows_of_page(text: str) -> list[Row]:
-    """The rows of a written page."""
+    """Return the rows of a written page."""
     lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
     return [Row(*line[2:].replace("\\|", "\0").split(" | ")[:3]) for line in lines]

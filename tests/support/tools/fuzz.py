@@ -1,4 +1,4 @@
-"""`make fuzz`: rounds of tests/fuzz with different examples, until the time is over or a round fails.
+"""`make fuzz`: rounds of tests/fuzz with new examples, until the time is up or a round fails.
 
 Each round prints the seed that repeats it.
 """
@@ -14,15 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 TESTS = Path(__file__).parents[2] / "fuzz"
-# Of one test, which is many examples here.
+# The limit of one test, which runs many examples here.
 TEST_TIMEOUT_S = 900
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run rounds until the time is over; the exit code of the round that fails, if any."""
-    parser = argparse.ArgumentParser(description="Rounds of the fuzzing tests with other examples each.")
-    parser.add_argument("--minutes", type=float, default=10.0, help="begin no round after that (default 10)")
-    parser.add_argument("--seed", type=int, help="one round only, with this seed")
+    """Run rounds until the time is up. Return the exit code of a round that failed, else 0."""
+    parser = argparse.ArgumentParser(description="Run the fuzzing tests in rounds, each with new examples.")
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="start no round after this time (default 10)"
+    )
+    parser.add_argument("--seed", type=int, help="run one round with this seed")
     args, of_pytest = parser.parse_known_args(argv)
     deadline = time.monotonic() + args.minutes * 60
     while True:

@@ -1,7 +1,7 @@
 """Shared parts of the tests with arbitrary input: strategies of almost valid input, and checks.
 
-Each test keeps its services for all examples. A service that ended is started again, so that hypothesis can
-find the smallest input that ends it.
+Each test keeps its services for all examples. A service that exited is restarted, so that hypothesis can
+find the smallest input that makes it exit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOG_LINE = re.compile(
     r"\[\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}\]\[[\w -]+\]\[v[\w.+]+\]"
     r"\[(debug|info|warning|error)\] [^\x00-\x1f\x7f]*"
 )
-# Caches fill, the allocator keeps what it had once; what is fed in would be far more if it were kept.
+# Allowance for caches and the allocator. Input that is kept would amount to far more.
 GROWTH_LIMIT_KIB = 32 * 1024
 LONGER = 20
 
@@ -37,8 +37,8 @@ JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
         st.sampled_from([2**31, 2**63, 2**64, -1, 10**400]),
         st.floats(),
         st.text(max_size=20),
-        # Half of a surrogate pair, controls, and what ends lines elsewhere.
-        st.sampled_from(["\ud800", "\0", "\n[event] not ours", "\x1b[2J", "\u2028", "", "x" * 5000]),
+        # Half of a surrogate pair, control characters, and Unicode line separators.
+        st.sampled_from(["\ud800", "\0", "\n[event] injected", "\x1b[2J", "\u2028", "", "x" * 5000]),
     ),
     lambda children: (
         st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=8), children, max_size=4)
@@ -48,12 +48,12 @@ JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
 
 
 def examples(n: int) -> settings:
-    """`n` examples as a part of the tests; with the profile of `make fuzz` many more, made small."""
+    """Return settings for `n` examples; in the profile of `make fuzz` for many more, which are shrunk."""
     is_longer = settings.get_current_profile_name() == "fuzz"
     return settings(
         max_examples=n * LONGER if is_longer else n,
         phases=[Phase.generate, Phase.shrink] if is_longer else [Phase.generate],
-        # The fixtures are there once for all examples, which is what is wanted.
+        # All examples share the fixtures of their test on purpose.
         suppress_health_check=[
             HealthCheck.function_scoped_fixture,
             HealthCheck.too_slow,
@@ -67,7 +67,7 @@ def examples(n: int) -> settings:
 
 @st.composite
 def mutated(draw: st.DrawFn, valid: st.SearchStrategy[bytes], max_edits: int = 4) -> bytes:
-    """Bytes that were valid: some changed, taken out, put in, or cut off."""
+    """Change, remove, insert or cut off some bytes of valid input."""
     content = bytearray(draw(valid))
     for _ in range(draw(st.integers(1, max_edits))):
         place = draw(st.integers(0, len(content)))
@@ -87,14 +87,15 @@ def mutated(draw: st.DrawFn, valid: st.SearchStrategy[bytes], max_edits: int = 4
 
 
 def deeply_nested(depth: int) -> str:
-    """JSON that is valid, and nested deeply."""
+    """Return valid JSON that is nested `depth` levels deep."""
     return "[" * depth + "]" * depth
 
 
 def bsread_messages(valid: Sequence[bytes]) -> st.SearchStrategy[list[bytes]]:
-    """Parts of messages that are almost `valid`: main header, data header, value, timestamp.
+    """Generate parts of almost valid messages: main header, data header, value, timestamp.
 
-    Headers have any value in any place, most with a hash that fits; parts are changed, exchanged, too many.
+    Headers have arbitrary values, most of them with a matching hash; parts are changed, swapped, missing or
+    repeated.
     """
 
     @st.composite
@@ -142,7 +143,7 @@ def zmtp_ready(kind: bytes) -> bytes:
 
 _FRAMES = st.one_of(
     st.binary(max_size=60),
-    # A size that nobody can mean; a message, more parts of it, a command that is none, a subscription.
+    # Impossible sizes, a message, empty parts, a PING, a bad SUBSCRIBE, an empty command, subscriptions.
     st.sampled_from(
         [
             b"\x02" + b"\xff" * 8,
@@ -164,7 +165,7 @@ ZMTP_CONVERSATIONS = st.tuples(
 
 
 def anonymous_kib(pid: int) -> int:
-    """Memory of a process that no other has, in KiB."""
+    """Return the anonymous memory of a process in KiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     found = re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)
     assert found, status
@@ -172,15 +173,15 @@ def anonymous_kib(pid: int) -> int:
 
 
 class Health:
-    """What must hold for services that were fed with anything: alive, bounded, and their log readable."""
+    """Checks that services survive any input: they run, log readable lines, and use limited memory."""
 
     def __init__(self, services: Sequence[Service]) -> None:
-        """Take the memory of the services, which have done a normal run, as the measure."""
+        """Store the memory of the services, after a normal run, as the reference."""
         self._services = list(services)
         self._before = [anonymous_kib(service.pid) for service in services]
 
     def check(self) -> None:
-        """Fail when a service has ended, complained, written what is no log line, or grown."""
+        """Fail if a service has exited, written anything except log lines, or grown."""
         for service, before in zip(self._services, self._before, strict=True):
             assert_unharmed(service)
             grown = anonymous_kib(service.pid) - before
@@ -188,7 +189,7 @@ class Health:
 
 
 def assert_unharmed(service: Service) -> None:
-    """The service lives, and has written nothing but log lines."""
+    """Check that the service runs, and has written only log lines and no unexpected error."""
     assert service.returncode is None, service.output
     strange = [line for line in list(service.stdout) if not LOG_LINE.fullmatch(line)]
     assert not strange, strange

@@ -1,4 +1,4 @@
-"""`make soak`: hundreds of runs back to back, after which nothing may have grown.
+"""`make soak`: hundreds of consecutive runs, after which no service may use more resources.
 
 One deployment of real services goes through runs of all lengths, stops, refused starts, clients that connect
 and disconnect, and restarted writers. Every image of every run is compared with the files. Memory, file
@@ -37,18 +37,18 @@ from stddaq.files.reading import open_run
 from stddaq.sources.simulated.scenes import Scene
 
 RATE_HZ = 4000
-# Mostly short: what leaks, leaks by the run.
+# Most runs are short, because a leak grows with the number of runs.
 LENGTHS = (0, 1, 1, 2, 3, 10, 10, 50, 50, 200, 500, 3000)
 RESTART_EVERY = 25
 GOOD, OVERWRITTEN = 1, 3
 TIMEOUT_S = 30.0
-# Of anonymous memory, from the first tenth after the warm-up to the last tenth. Allocators move by as much.
+# Limit of anonymous memory, from the first tenth after the warm-up to the last; allocators vary by as much.
 GROWTH_LIMIT_KIB = 3 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a service holds: anonymous memory in KiB, open file descriptors, threads."""
+    """Resources of a service: anonymous memory in KiB, open file descriptors, threads."""
 
     memory: int
     descriptors: int
@@ -70,18 +70,18 @@ class Growth:
     samples: list[Sample] = field(default_factory=list)
 
     def tenths(self, of: Callable[[Sample], int]) -> tuple[float, float]:
-        """Medians of the first tenth after the warm-up, which is a tenth itself, and of the last tenth."""
+        """Return the medians of the second tenth (the first is warm-up) and of the last tenth."""
         n = max(1, len(self.samples) // 10)
         values = [of(sample) for sample in self.samples]
         return statistics.median(values[n : 2 * n] or values), statistics.median(values[-n:])
 
     def memory_per_run(self) -> float:
-        """KiB by which memory grows from run to run: the slope of a straight line, after the warm-up."""
+        """Return the growth of memory in KiB per run: the slope of a fitted line, after the warm-up."""
         values = [sample.memory for sample in self.samples[len(self.samples) // 10 :]]
         return statistics.linear_regression(range(len(values)), values).slope if len(values) > 2 else 0.0
 
     def complaints(self) -> list[str]:
-        """What is more at the end than at the beginning."""
+        """Return the resources of which the service holds more at the end."""
         found = []
         for what, of, limit in (
             ("KiB of memory", lambda sample: sample.memory, GROWTH_LIMIT_KIB),
@@ -95,7 +95,7 @@ class Growth:
 
 
 class Soak:
-    """One deployment, and what is done to it; a context manager."""
+    """One deployment and the runs on it; a context manager."""
 
     def __init__(self, directory: Path, seed: int) -> None:
         self._random = random.Random(seed)
@@ -126,7 +126,7 @@ class Soak:
             }
             self.growth = {name: Growth(name) for name in self.services}
             self._client = stack.enter_context(DriverClient(self._url))
-            # Sockets are found by the names that the services use; ours, too.
+            # The client must use the services' ipc directory.
             with _ipc_directory(deployment):
                 self._simulator = stack.enter_context(SimulatorClient(deployment.detector_name))
             self._close = stack.pop_all()
@@ -138,7 +138,7 @@ class Soak:
         self._close.close()
 
     def run(self, restart: bool = False) -> None:
-        """One run with everything around it; before it a writer is started again, if so asked."""
+        """Do one run with visitors and refused starts; first restart a writer if `restart`."""
         self.n_runs += 1
         length = self._random.choice(LENGTHS)
         directory = self._directory / f"run{self.n_runs}"
@@ -178,7 +178,7 @@ class Soak:
         self._check(result, directory, list(range(first_id, first_id + length)))
 
     def _check(self, account: dict[str, Any], directory: Path, ids: list[int]) -> None:
-        """The account names each of `ids`, and the files hold them: all rows, the pixels of some."""
+        """Check that account and files hold each of `ids`: all rows, and the pixels of some images."""
         assert_consistent(account)
         assert account["outcome"] == "file_saved", account
         assert account["count"] == len(ids), account
@@ -199,7 +199,7 @@ class Soak:
         self.n_overwritten += account["n_overwritten"]
 
     def _be_refused(self, directory: Path) -> None:
-        """Starts that must not be admitted."""
+        """Send starts that must be refused."""
         existing = directory / "taken0.h5"
         existing.touch()
         starts: tuple[dict[str, Any], ...] = (
@@ -219,18 +219,18 @@ class Soak:
 
     @contextlib.contextmanager
     def _visitors(self) -> Iterator[None]:
-        """Clients that come before a run; some leave in good order, some vanish."""
+        """Connect clients before a run; some close their connection properly, some drop it."""
         with ExitStack() as stack:
             for _ in range(self._random.randrange(4)):
                 self.n_clients += 1
-                # Closing takes its time when messages wait.
+                # With a full queue closing would be slow.
                 visitor = stack.enter_context(connect(self._url, max_queue=None))
                 if self._random.random() < 0.5:
                     visitor.socket.shutdown(socket.SHUT_RDWR)
             yield
 
     def _restart_a_writer(self) -> None:
-        """End a writer in good order, and start it again."""
+        """Terminate a writer and start it again."""
         number = self._random.randrange(2)
         name = f"std_det_writer {number}"
         assert self.services[name].end() == 0
@@ -243,7 +243,7 @@ class Soak:
         self.leftovers.append((len(self._deployment.segments()), len(self._deployment.sockets())))
 
     def complaints(self) -> list[str]:
-        """Everything that has grown."""
+        """Return the resources that have grown."""
         found = [complaint for growth in self.growth.values() for complaint in growth.complaints()]
         first, last = self.leftovers[0], self.leftovers[-1]
         if last != first:
@@ -253,7 +253,7 @@ class Soak:
         return found
 
     def table(self) -> str:
-        """The figures, as a table of Markdown: first tenth after the warm-up -> last tenth."""
+        """Return the figures as a Markdown table: first tenth after the warm-up -> last tenth."""
         lines = [
             "| service | memory MB | growth per run | file descriptors | threads |",
             "|---|---|---|---|---|",
@@ -269,19 +269,19 @@ class Soak:
         return "\n".join(lines)
 
     def summary(self) -> str:
-        """What was done, in a line."""
+        """Return a line about what was done."""
         segments, sockets = self.leftovers[-1]
         return (
             f"{self.n_runs} runs, {self.n_images} images, all accounted for "
             f"({self.n_overwritten} overwritten in the ring), {self.n_refused} starts refused, "
-            f"{self.n_clients} clients came and went, {self.n_restarts} writers started again; "
+            f"{self.n_clients} clients connected, {self.n_restarts} writers restarted; "
             f"{segments} segments and {sockets} sockets throughout"
         )
 
 
 @contextlib.contextmanager
 def _ipc_directory(deployment: Deployment) -> Iterator[None]:
-    """This process is in the deployment's ipc directory meanwhile."""
+    """Use the deployment's ipc directory in this process during the block."""
     before = os.environ.get("STDDAQ_IPC_DIR")
     os.environ["STDDAQ_IPC_DIR"] = str(deployment.ipc_directory)
     try:
@@ -294,13 +294,13 @@ def _ipc_directory(deployment: Deployment) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Soak, print the table; 1 when something has grown."""
+    """Soak and print the table. Return 1 if anything has grown."""
     parser = argparse.ArgumentParser(
-        description="Hundreds of runs back to back: nothing grows, nothing is lost."
+        description="Do hundreds of consecutive runs: no image is lost, no resource use grows."
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long (default 10)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="duration (default 10)")
     parser.add_argument(
-        "--seed", type=int, default=time.time_ns() % 2**32, help="of what is done in which order"
+        "--seed", type=int, default=time.time_ns() % 2**32, help="seed of the sequence of actions"
     )
     args = parser.parse_args(argv)
     print(f"{args.minutes:g} minutes, --seed {args.seed}", flush=True)
