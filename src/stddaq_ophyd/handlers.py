@@ -25,18 +25,12 @@ from stddaq.files.nexus import DATA
 from stddaq.files.opening import damage_named, open_file
 from stddaq.files.raw_rows import raw_group
 from stddaq.files.run import read_run
+from stddaq.files.sources import ImagesMissingError, check_sources
 from stddaq.text import mismatch
 from stddaq_ophyd.core.datum_rows import DatumRows, datum_rows
 
 # A block of images of a point is not larger, unless one image is.
 BLOCK_BYTES = 64 * 2**20
-
-
-class ImagesMissingError(FileLayoutError, OSError):
-    """A file does not hold the images that a document references.
-
-    It is an `OSError`, so that `Filler` tries again for a moment: a network file system may show them late.
-    """
 
 
 class PublishedImagesHandler:
@@ -185,34 +179,14 @@ class _RowsInOrder:
         )
 
 
-def check_sources(path: Path, images: h5py.Dataset, start: int = 0, stop: int | None = None) -> None:
-    """Raise `ImagesMissingError` when a raw file of images `start` to `stop` is missing or short.
-
-    `images` is a dataset of the file `path`. HDF5 shows fill values for such images of a
-    virtual dataset.
-    """
-    if not images.is_virtual:
-        return
-    stop = images.shape[0] if stop is None else stop
-    n_rows: dict[tuple[str, str], int] = {}
-    for source in images.virtual_sources():
-        (first, *_), (last, *_) = source.vspace.get_select_bounds()
-        if first < stop and last >= start:
-            key = source.file_name, source.dset_name
-            n_rows[key] = max(n_rows.get(key, 0), source.src_space.get_select_bounds()[1][0] + 1)
-    for (name, dataset), n in n_rows.items():
-        with _raw_images(path.parent / name.replace("%%", "%"), n, dataset):
-            pass
-
-
 @contextmanager
-def _raw_images(path: Path, n_rows: int, dataset: str | None = None) -> Iterator[h5py.Dataset]:
+def _raw_images(path: Path, n_rows: int) -> Iterator[h5py.Dataset]:
     """Open the images of a raw file. Raises `ImagesMissingError` when it holds less than `n_rows`."""
     if not path.exists():
         raise ImagesMissingError(f"{path}: is missing, no such file")
     with open_file(path, allow_unclosed=True) as opened:
         group = raw_group(opened.file)
-        images = opened.file.get(dataset) if dataset else group["data"] if group else None
+        images = group["data"] if group else None
         if not isinstance(images, h5py.Dataset) or images.ndim != 3:
             raise FileLayoutError(mismatch(str(path), "a raw file", "a file without images"))
         if images.shape[0] < n_rows:

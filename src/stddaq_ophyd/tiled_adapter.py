@@ -23,7 +23,7 @@ from tiled.utils import path_from_uri
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.opening import open_file
-from stddaq_ophyd.handlers import check_sources
+from stddaq.files.sources import check_sources
 
 
 class CheckedHDF5Adapter(HDF5Adapter):

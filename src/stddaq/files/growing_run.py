@@ -15,7 +15,7 @@ import numpy as np
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.opening import damage_named, open_file
-from stddaq.files.raw_rows import RawDatasets, raw_group
+from stddaq.files.raw_rows import Origin, RawDatasets, raw_group
 from stddaq.files.run import RecordedRun
 
 
@@ -133,4 +133,5 @@ def _datasets_of(path: Path) -> RawDatasets:
         data, metadata = group["data"], group["metadata"]
         assert isinstance(data, h5py.Dataset)
         assert isinstance(metadata, h5py.Dataset)
-        return RawDatasets(path, group.name or "", (data.shape[1], data.shape[2]), data.dtype, metadata.dtype)
+        image_shape, run_id = (data.shape[1], data.shape[2]), Origin.of(group.attrs).run_id
+        return RawDatasets(path, group.name or "", image_shape, data.dtype, metadata.dtype, run_id)

@@ -17,6 +17,7 @@ from stddaq.files.opening import Opened, examine
 from stddaq.files.raw_rows import ImageRows, metadata_file_of, metadata_group, raw_file_of, raw_group
 from stddaq.files.reading import sources_of_master
 from stddaq.files.repair import writers_of
+from stddaq.files.sources import check_sources
 from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
 
 Kind = Literal["raw", "metadata", "master", "other"]
@@ -80,6 +81,7 @@ class FileInfo:
         pixel_bytes: bytes of its images, uncompressed; None when it holds none itself.
         unclosed: "being written" or "left by a killed writer", as seen from this host; None when closed.
         missing: raw files of a master file that are not there; HDF5 shows fill values instead.
+        differs: why the raw files of a master file are not those that it was made over.
         datasets: all of a file of kind "other", otherwise those of the layout.
     """
 
@@ -98,6 +100,7 @@ class FileInfo:
     unclosed: str | None = None
     sources: tuple[Path, ...] = ()
     missing: tuple[Path, ...] = ()
+    differs: str | None = None
     account: dict[str, object] | None = None
 
     def lines(self) -> list[str]:
@@ -127,6 +130,8 @@ class FileInfo:
             yield "raw files", _listed([path.name for path in self.sources])
         if self.missing:
             yield "missing", f"{_listed([path.name for path in self.missing])}: fill values are shown instead"
+        if self.differs:
+            yield "not of this run", self.differs
         if self.account is not None:
             yield from _account_properties(self.account)
 
@@ -207,6 +212,7 @@ def _master(
     epoch_of = epochs[()] if isinstance(epochs, h5py.Dataset) else np.zeros(len(ids), np.uint64)
     sources = sources_of_master(path, images)
     missing = tuple(source for source in sources if not source.exists())
+    differs = None if missing else _difference(path, images)
     return FileInfo(
         path,
         "master",
@@ -217,13 +223,22 @@ def _master(
         image_shape=(images.shape[1], images.shape[2]),
         dtype=str(images.dtype),
         ids=ids_info(ids, epoch_of, 1),
-        # The rows are fill values if a source is missing.
-        status=None if missing else status_info(ids, rows.fields("status")[()]),
+        # The rows are fill values if a source is missing, and those of other images if it differs.
+        status=None if missing or differs else status_info(ids, rows.fields("status")[()]),
         unclosed=_unclosed(path, opened),
         sources=tuple(sources),
         missing=missing,
+        differs=differs,
         account=_account(file),
     )
+
+
+def _difference(path: Path, images: h5py.Dataset) -> str | None:
+    try:
+        check_sources(path, images)
+    except FileLayoutError as error:
+        return str(error)
+    return None
 
 
 def ids_info(image_ids: np.ndarray, epochs: np.ndarray, step: int) -> IdsInfo | None:

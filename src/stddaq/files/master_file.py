@@ -25,6 +25,7 @@ from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.nexus import DATA, IMAGE_METADATA, lost_pixel, nexus_group
 from stddaq.files.opening import relative_name
 from stddaq.files.run import RecordedRun, read_run
+from stddaq.files.sources import mark_with_run_ids
 from stddaq.files.virtual import MappedRows, create_virtual_dataset, n_mappings, stretches
 from stddaq.text import mismatch
 
@@ -89,6 +90,7 @@ def _write(temporary: Path, path: Path, run: RecordedRun, account: str | None) -
     with h5py.File(temporary, "w", libver=FILE_FORMAT) as file:
         file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "stddaq"})
         entry = nexus_group(file, "entry", "NXentry", default="data")
+        mark_with_run_ids(file, [run.run_id])
         _write_entry_times(entry, run, account)
         n_image_mappings = _write_data(entry, run, path.parent)
         _write_detector(entry, run, path.parent)
@@ -112,7 +114,7 @@ def _write(temporary: Path, path: Path, run: RecordedRun, account: str | None) -
 
 def _write_entry_times(entry: h5py.Group, run: RecordedRun, account: str | None) -> None:
     said = json.loads(account) if account else {}
-    run_id = said.get("run_id") or run.raw_files[0].origin.run_id
+    run_id = said.get("run_id") or run.run_id
     entry["title"] = f"{run.detector_name} {run_id}" if run_id else run.detector_name
     if run_id:
         entry["entry_identifier"] = run_id

@@ -16,6 +16,7 @@ from stddaq.text import mismatch
 from stddaq.wire.driver_messages import DEFAULT_FILE_PREFIX
 
 _NUMBER = re.compile(r"0|[1-9]\d*")
+_OVER_RAW_FILES = r"Meta|Master|Published\d*"
 
 
 def raw_file_name(prefix: str, writer: int) -> str:
@@ -79,8 +80,33 @@ def find_run(path: Path, prefix: str | None = None) -> RunFiles:
 
 def files_of_prefix(directory: Path, prefix: str) -> list[str]:
     """Names in `directory` that a run of `prefix` uses, sorted. Raises `OSError`."""
-    name = re.compile(re.escape(prefix) + r"(\d+|Meta|Master)\.h5")
+    return _matching(directory, prefix, r"\d+|" + _OVER_RAW_FILES)
+
+
+def files_over_raw_files(directory: Path, prefix: str) -> list[Path]:
+    """Return the master, metadata and published images files of `prefix` that exist. Raises `OSError`."""
+    return [directory / name for name in _matching(directory, prefix, _OVER_RAW_FILES)]
+
+
+def _matching(directory: Path, prefix: str, rest: str) -> list[str]:
+    name = re.compile(re.escape(prefix) + rf"({rest})\.h5")
     return sorted(entry.name for entry in directory.iterdir() if name.fullmatch(entry.name))
+
+
+def is_ambiguous(path: Path) -> bool:
+    """Return whether the name of a raw file fits more than one prefix."""
+    return len(_prefixes(path.name)) > 1
+
+
+def prefix_by_names(path: Path) -> str | None:
+    """Return the shortest prefix with which the raw files of all lower numbers exist beside `path`."""
+    for prefix in _prefixes(path.name):
+        digits = path.name.removeprefix(prefix).removesuffix(".h5")
+        if _NUMBER.fullmatch(digits) and all(
+            path.with_name(raw_file_name(prefix, i)).exists() for i in range(int(digits))
+        ):
+            return prefix
+    return None
 
 
 def in_writer_order(paths: Sequence[Path]) -> list[Path]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import h5py
 import numpy as np
 
+ENTRY = "/entry"
 DATA = "/entry/data/data"
 IMAGE_ID = "/entry/data/image_id"
 IMAGE_METADATA = "/entry/data/metadata"
 DETECTOR = "/entry/instrument/detector"
 ACCOUNT = "/entry/stddaq/account"
 RAW_FILES = "/entry/stddaq/raw_files"
+# Of a published images file, whose images are a part of the run.
+PUBLISHED_IDS = "/entry/stddaq/image_id"
 EPOCHS = "/entry/stddaq/epochs"
 
 

@@ -18,9 +18,10 @@ from stddaq.atomic_file import replacing
 from stddaq.errors import FileLayoutError
 from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.growing_run import Images
-from stddaq.files.nexus import DATA, IMAGE_METADATA, lost_pixel, nexus_group
+from stddaq.files.nexus import DATA, IMAGE_METADATA, PUBLISHED_IDS, lost_pixel, nexus_group
 from stddaq.files.opening import damage_named, open_file, relative_name
 from stddaq.files.raw_rows import RawDatasets
+from stddaq.files.sources import mark_with_run_ids
 from stddaq.files.virtual import MappedRows, Stretch, create_virtual_dataset, stretches
 
 NAME = "Published"
@@ -42,6 +43,7 @@ class PublishedImagesFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.n_images = 0
+        self._ids: list[np.ndarray] = []
         self._mapped: dict[Path, _Mapped] = {}
 
     @property
@@ -57,13 +59,16 @@ class PublishedImagesFile:
             if len(mine):
                 mapped = self._mapped.get(file.path) or self._add(file)
                 mapped.extend(images.rows[mine], places[mine], int(images.ids[mine[-1]]))
+        self._ids.append(images.ids)
         self.n_images += len(images)
 
     def truncate(self, n_images: int) -> None:
         """Remove the images from `n_images` on, which were not published."""
         for mapped in self._mapped.values():
             mapped.truncate(n_images)
-        self.n_images = min(self.n_images, n_images)
+        if n_images < self.n_images:
+            self._ids = [np.concatenate(self._ids)[:n_images]]
+            self.n_images = n_images
 
     def write(self, *, live: bool) -> None:
         """Write the file, read the newest image of each raw file through it, and rename it into place.
@@ -102,6 +107,7 @@ class PublishedImagesFile:
         )
         # HDF5 shows status 0 (undefined) for a raw file that is lost later.
         create_virtual_dataset(data, "metadata", shape[:1], raw.row_dtype, self._sources("metadata"))
+        mark_with_run_ids(file, [mapped.file.run_id for mapped in self._mapped.values()])
 
     def _describe(self, file: h5py.File) -> None:
         """Write what NeXus viewers need to open on the images, and the names of the raw files."""
@@ -112,6 +118,8 @@ class PublishedImagesFile:
         file["entry/data"].attrs.update({"NX_class": "NXdata", "signal": "data", "interpretation": "image"})
         file[DATA].attrs["interpretation"] = "image"
         account = nexus_group(entry, "stddaq", "NXcollection")
+        # Readers compare them with those in the raw files. While these grow, the id of the run has to do.
+        file[PUBLISHED_IDS] = np.concatenate(self._ids)
         account["raw_files"] = [relative_name(path, self.path.parent) for path in self._mapped]
 
     def _sources(self, dataset: str) -> list[MappedRows]:

@@ -35,7 +35,7 @@ class Origin:
             writer=_integer(attributes.get("writer")),
             number_of_writers=_integer(attributes.get("number_of_writers")),
             image_division=_text(attributes.get("image_division")),
-            run_id=_text(attributes.get("run_id")),
+            run_id=_text(attributes.get("run_id")) or None,
             source=_text(attributes.get("source")),
         )
 
@@ -49,6 +49,7 @@ class RawDatasets:
         image_shape: (height, width) in pixels.
         dtype: type of a pixel.
         row_dtype: type of a row of `metadata`.
+        run_id: None in a C++ file.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class RawDatasets:
     image_shape: tuple[int, int]
     dtype: np.dtype
     row_dtype: np.dtype
+    run_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,8 @@ class RawRows(ImageRows):
     @property
     def datasets(self) -> RawDatasets:
         """Return the datasets that these rows belong to."""
-        return RawDatasets(self.path, f"/{self.detector_name}", self.image_shape, self.dtype, self.row_dtype)
+        group = f"/{self.detector_name}"
+        return RawDatasets(self.path, group, self.image_shape, self.dtype, self.row_dtype, self.origin.run_id)
 
 
 def read_raw_file(path: Path, allow_unclosed: bool = False) -> RawRows:

@@ -19,6 +19,7 @@ from stddaq.files.names import find_run
 from stddaq.files.nexus import DATA, IMAGE_ID, RAW_FILES
 from stddaq.files.opening import damage_named, examine, open_file
 from stddaq.files.run import RecordedRun, read_run
+from stddaq.files.sources import check_run_id, run_ids_of
 from stddaq.files.virtual import source_files
 from stddaq.text import mismatch
 
@@ -96,6 +97,8 @@ def _run_behind(path: Path, master: h5py.File) -> tuple[RecordedRun, h5py.Datase
             sources = [path.parent / str(name) for name in np.ravel(names.asstr()[()])]
         shown = image_ids[()]
     run = read_run(sources)
+    for raw in run.raw_files:
+        check_run_id(raw.path, raw.origin.run_id, run_ids_of(master), path)
     if not np.array_equal(run.order.image_ids, shown):
         raise FileLayoutError(f"{path}: does not show the images that are in the raw files now")
     return run, images

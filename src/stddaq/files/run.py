@@ -35,6 +35,11 @@ class RecordedRun:
     order: ImageOrder
 
     @property
+    def run_id(self) -> str | None:
+        """Return the id of the run; None for files of C++ writers."""
+        return next((raw.origin.run_id for raw in self.raw_files if raw.origin.run_id), None)
+
+    @property
     def detector_name(self) -> str:
         """Return the name of the detector."""
         return self.raw_files[0].detector_name

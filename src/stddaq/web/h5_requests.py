@@ -19,7 +19,9 @@ from stddaq.errors import FileLayoutError, StdDaqError
 from stddaq.files.aggregate import aggregate_run
 from stddaq.files.info import DatasetInfo, describe, describe_datasets
 from stddaq.files.names import find_run
+from stddaq.files.nexus import IMAGE_ID
 from stddaq.files.opening import DAMAGE, examine
+from stddaq.files.sources import check_sources
 from stddaq.text import mismatch
 from stddaq.web.errors import FileAccessError, PathForbiddenError
 from stddaq.web.roots import Roots, check_text
@@ -70,6 +72,7 @@ def get_metadata_status(roots: Roots, filename: Path) -> dict[str, Any]:
         "closed": not opened.unclosed,
         "not_closed": info.unclosed if info else None,
         "missing": [str(source) for source in info.missing] if info else [],
+        "not_of_this_run": info.differs if info else None,
         "n_datasets": len(found),
         "datasets": datasets,
     }
@@ -102,6 +105,8 @@ def read_metadata(roots: Roots, filename: Path, first_row: int, max_rows: int) -
             if dataset.dtype.names is None or dataset.ndim != 1:
                 continue
             _check_sources(roots, path, dataset)
+            if IMAGE_ID in opened.file:
+                check_sources(path, dataset)
             found.append(_table(dataset, first_row, max_rows))
         if not found:
             raise FileLayoutError(

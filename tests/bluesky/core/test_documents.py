@@ -33,7 +33,7 @@ def source(**changes: Any) -> ImageSource:
 def images(start: int, stop: int, prefix: str = "det_") -> Images:
     """Images `start` to `stop` (not included) of a run of two writers."""
     files = tuple(
-        RawDatasets(Path(f"/data/{prefix}{i}.h5"), "/det", (2, 3), np.dtype("<u2"), np.dtype("<u8"))
+        RawDatasets(Path(f"/data/{prefix}{i}.h5"), "/det", (2, 3), np.dtype("<u2"), np.dtype("<u8"), "run")
         for i in range(2)
     )
     ids = np.arange(start, stop)

@@ -12,7 +12,8 @@ from stddaq_ophyd.core.ready_images import ReadyImages
 from stddaq_ophyd.core.run_counts import RunCounts
 
 FILES = tuple(
-    RawDatasets(Path(f"/data/file{i}.h5"), "/det", (2, 3), np.dtype("<u2"), np.dtype("<u8")) for i in range(2)
+    RawDatasets(Path(f"/data/file{i}.h5"), "/det", (2, 3), np.dtype("<u2"), np.dtype("<u8"), "run")
+    for i in range(2)
 )
 
 

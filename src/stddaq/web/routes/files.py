@@ -43,6 +43,8 @@ class FileStatus(BaseModel):
     not_closed: str | None
     missing: list[str]
     """Raw files of a master file that do not exist."""
+    not_of_this_run: str | None
+    """Why the raw files of a master file are not those that it was made over."""
     n_datasets: int
     datasets: list[DatasetDescription]
 

@@ -27,6 +27,7 @@ class ActiveRun:
         failure: why the data path ended the recording; empty when it did not fail.
         created, closed, discarded: names of the writers that confirmed it of their file.
         has_master: the master file was made.
+        old_files: to be removed before the files of an old run are replaced.
     """
 
     def __init__(self, start: StartCommand, files: PlannedFiles) -> None:
@@ -45,6 +46,7 @@ class ActiveRun:
         self.late = ""
         self.discarded: set[str] = set()
         self.has_master = False
+        self.old_files: list[Path] = []
 
     def end_recording(self, failure: str) -> None:
         """Note that no further image is recorded. The first failure counts."""

@@ -159,7 +159,7 @@ class Driver:
             raise CommandError(
                 "busy", mismatch("configuration", "that of the running services", found, advice)
             )
-        check_start(run.start, run.files, self._config, self._roots, compressed=compressed)
+        run.old_files = check_start(run.start, run.files, self._config, self._roots, compressed=compressed)
 
     async def _repair(self, client: Client) -> None:
         """Repair the files of the last run that a writer did not close, so that everyone can open them."""

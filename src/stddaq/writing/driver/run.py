@@ -17,16 +17,19 @@ from typing import Any, Protocol
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.errors import StdDaqError
+from stddaq.text import os_error_text
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.driver.active_run import ActiveRun, RunError
 from stddaq.writing.driver.distributor import SUBSCRIPTION_TIMEOUT_S, Distributor, RecordingJob
 from stddaq.writing.driver.master_file import create_in_own_process
+from stddaq.writing.driver.old_files import remove_as
 from stddaq.writing.driver.state import State
 from stddaq.writing.driver.writers import Writers
 
 POLL_S = 0.01
 # The master file of a run with very many gaps takes its time: 0.3 s for a thousand, 3 s for ten thousand.
 MASTER_FILE_TIMEOUT_S = 600.0
+REMOVAL_TIMEOUT_S = 10.0
 # Ids or ranges that a message lists; the counts are always exact.
 LIST_LIMIT = 1000
 
@@ -83,6 +86,7 @@ class RunCourse:
         run, writers = self._run, self._writers
         enter(State.CREATING_FILE)
         await writers.wait_until_connected()
+        await self._remove_old_files()
         await writers.create_files(run)
         enter(State.FILE_CREATED)
         if not run.stop_requested.is_set():
@@ -101,6 +105,21 @@ class RunCourse:
         run.is_saving = True
         await writers.close_files(run)
         await self._finish()
+
+    async def _remove_old_files(self) -> None:
+        run = self._run
+        if not run.old_files:
+            return
+        try:
+            await remove_as(
+                run.start.writer_id,
+                run.old_files,
+                switch_user_active=self._config.switch_user_active,
+                timeout=REMOVAL_TIMEOUT_S,
+            )
+        except (OSError, StdDaqError) as error:
+            reason = os_error_text(error) if isinstance(error, OSError) else error
+            raise RunError(f"a file of the old run cannot be removed: {reason}") from error
 
     def _is_complete(self) -> bool:
         """Whether writers that answered too late have written all images and closed their files by now."""

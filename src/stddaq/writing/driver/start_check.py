@@ -12,13 +12,14 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon.isolation import run_in_process
 from stddaq.daemon.user_switch import may_create_files
 from stddaq.errors import StdDaqError
-from stddaq.files.names import master_file_name, metadata_file_name, raw_file_name
-from stddaq.text import mismatch
+from stddaq.files.names import files_over_raw_files, master_file_name, metadata_file_name, raw_file_name
+from stddaq.text import mismatch, os_error_text
 from stddaq.wire.driver_messages import (
     DEFAULT_N_IMAGE,
     CommandError,
     StartCommand,
 )
+from stddaq.writing.driver.old_files import file_of_other_run
 
 ACCESS_TIMEOUT_S = 5.0
 
@@ -62,22 +63,51 @@ def check_start(
     roots: Sequence[Path],
     *,
     compressed: bool,
-) -> None:
+) -> list[Path]:
     """Raise `CommandError` when the run cannot be written. Changes nothing on disk.
+
+    Return the files of an old run that must be removed before its raw files are replaced.
 
     Files may be written below `roots` only, or anywhere if there are none. May take long on a slow file
     system.
     """
     _check_user(start, config)
     _check_directory(start, roots)
-    if not start.overwrite:
-        _check_no_file_exists(files)
+    old_files: list[Path] = []
+    if start.overwrite:
+        _check_no_file_of_other_run(start, files)
+        old_files = _old_files(start)
+    else:
+        _check_no_file_exists(start, files)
     if not compressed and start.n_image != DEFAULT_N_IMAGE:
         _check_space(start, config)
+    return old_files
 
 
-def _check_no_file_exists(files: PlannedFiles) -> None:
-    existing = [str(path) for path in files.all if os.path.lexists(path)]
+def _old_files(start: StartCommand) -> list[Path]:
+    try:
+        return files_over_raw_files(Path(start.path), start.file_prefix)
+    except OSError as error:
+        raise CommandError("path_not_usable", f"path: {os_error_text(error)}") from error
+
+
+def _check_no_file_of_other_run(start: StartCommand, files: PlannedFiles) -> None:
+    """Refuse `scan1`, whose raw files are `scan10.h5` and so on, beside a run `scan` of 11 writers."""
+    try:
+        found = file_of_other_run(start.writer_id, files.raw, start.file_prefix, ACCESS_TIMEOUT_S)
+    except (OSError, StdDaqError) as error:
+        raise CommandError("path_not_usable", str(error)) from error
+    if found:
+        path, prefix = found
+        expected = f"no raw file of another run than {start.file_prefix!r}"
+        got = f"{path} of the run {prefix!r}"
+        raise CommandError("file_exists", mismatch("path", expected, got, "choose another file_prefix"))
+
+
+def _check_no_file_exists(start: StartCommand, files: PlannedFiles) -> None:
+    # A metadata file of another run would be read as that of this one, also if this one makes none.
+    metadata = Path(start.path) / metadata_file_name(start.file_prefix)
+    existing = [str(path) for path in dict.fromkeys((*files.all, metadata)) if os.path.lexists(path)]
     if existing:
         found = ", ".join(existing[:3]) + (", ..." if len(existing) > 3 else "")
         advice = 'choose another path or file_prefix, or set "overwrite": true'
