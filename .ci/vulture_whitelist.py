@@ -10,6 +10,7 @@ _.module_sync_queue_size
 _.n_datasets
 _.n_modules
 _.not_closed
+_.not_of_this_run
 _.sender_sends_full_images
 _.start_udp_port
 _.use_all_forwarders
