@@ -15,8 +15,9 @@ from support.processes.recording import MakeRig, images_of
 from stddaq.errors import FileLayoutError
 from stddaq.files.aggregate import aggregate_run
 from stddaq.files.raw_rows import read_raw_file
+from stddaq.files.sources import ImagesMissingError
 from stddaq_ophyd.core.datum_rows import datum_rows
-from stddaq_ophyd.handlers import ImagesMissingError, PublishedImagesHandler, RawFilesHandler
+from stddaq_ophyd.handlers import PublishedImagesHandler, RawFilesHandler
 
 # A gap, a restart of the ids, and a number of images that neither writers nor points divide.
 IMAGES = stream([*range(20), *range(27, 60)], range(50))
