@@ -35,6 +35,12 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def is_pending(pid: int, signal_number: int) -> bool:
+    """Return whether a signal has been sent to a process and not received yet."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(re.findall(r"ShdPnd:\s+(\w+)", status)[0], 16) & 1 << signal_number - 1)
+
+
 def child_named(up: Up, script: str, *args: str) -> int:
     """The child of `stddaq up` that runs `script` with `args` somewhere in its command."""
 
@@ -116,7 +122,8 @@ def test_asked_twice_it_does_not_wait_for_a_hung_service(up: Callable[..., Up]):
     running = up()
     os.kill(child_named(running, "std_det_driver"), signal.SIGSTOP)
     running.process.send(signal.SIGINT)
-    time.sleep(0.3)  # Two at once would be one to the kernel.
+    # Two at once would be one to the kernel.
+    wait_until(lambda: not is_pending(running.process.pid, signal.SIGINT), what="the first signal's arrival")
     begin = time.monotonic()
     assert running.process.end(signal.SIGINT) == 0
     assert time.monotonic() - begin < 3

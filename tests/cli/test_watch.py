@@ -95,9 +95,7 @@ def test_interrupt_ends_it_in_peace(deployment: Deployment) -> None:
         publish(range(1, 3))
         wait_until(lambda: stream.statistics().get("n_sent_images") == 2)
         # A line a second as long as images come.
-        while not watching.stdout:
-            publish(range(3, 4))
-            time.sleep(0.05)
+        wait_until(lambda: publish(range(3, 4)) or watching.stdout, what="a line")
         assert watching.end(signal.SIGINT) == 0
     assert re.match(r"id \d+, [\d.]+ Hz, .*48x32 uint16 array-1\.0", watching.stdout[0])
     assert watching.stderr == []

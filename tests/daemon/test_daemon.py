@@ -51,18 +51,21 @@ def test_second_signal_changes_nothing(deployment: Deployment) -> None:
 
 
 # The helper thread receives the signal, so it does not interrupt the wait of the main thread: like a signal
-# that arrives just before the wait, after Python has checked for signals.
+# that arrives just before the wait, after Python has checked for signals. The thread gets the GIL when
+# that wait begins.
 WAITING_DAEMON = """
-import signal, sys, threading, time, zmq
+import signal, sys, threading, zmq
 from stddaq.daemon.arguments import ArgumentParser
 from stddaq.daemon.main import run
 
 def serve(config, args, stop):
     poller = zmq.Poller()
     poller.register(stop.fileno(), zmq.POLLIN)
+    main = threading.get_ident()
 
     def send(number):
-        time.sleep(0.3)
+        while not sys._current_frames()[main].f_code.co_filename.endswith("zmq/sugar/poll.py"):
+            pass
         signal.pthread_kill(threading.get_ident(), number)
 
     signal.signal(signal.SIGUSR2, lambda *_: None)

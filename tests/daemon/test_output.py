@@ -9,10 +9,14 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from support.processes.deployment import Deployment, console_script, free_port, wait_until
+from support.processes.deployment import Deployment, console_script, free_port
+from support.processes.recording import MakeRig, Rig, assert_saved, images_of
 
+from stddaq.client import DriverClient
 from stddaq.daemon.output import LineOutput
 
 
@@ -64,12 +68,17 @@ def test_socket_as_output_does_not_block() -> None:
     promise="the service goes on; dropped lines are counted and reported; SIGTERM ends it within 2 s",
 )
 @pytest.mark.parametrize("service", ["driver", "writer", "up"])
-def test_full_log_pipe_stops_no_service(deployment: Deployment, service: str) -> None:
-    command = {
-        "driver": [console_script("std_det_driver"), str(deployment.config_path), "-p", "0"],
-        "writer": [console_script("std_det_writer"), str(deployment.config_path), "0"],
-        "up": [console_script("stddaq"), "up", str(deployment.config_path), "--port", str(free_port())],
-    }[service]
+def test_full_log_pipe_stops_no_service(
+    make_deployment: Callable[..., Deployment], directory: Path, service: str
+) -> None:
+    deployment, port = make_deployment(number_of_writers=1), free_port()
+    driver = ["std_det_driver", str(deployment.config_path), "-p", str(port)]
+    writer = ["std_det_writer", str(deployment.config_path), "0"]
+    up = ["stddaq", "up", str(deployment.config_path), "--port", str(port)]
+    command, *others = {"driver": (driver, writer), "writer": (writer, driver), "up": (up,)}[service]
+    command[0] = console_script(command[0])
+    for name, *args in others:
+        deployment.run(console_script(name), *args, ready="ready")
     read, write = os.pipe()
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
     with subprocess.Popen(command, env=deployment.env, stdout=write, stderr=write) as process:
@@ -83,7 +92,12 @@ def test_full_log_pipe_stops_no_service(deployment: Deployment, service: str) ->
                 while os.write(full, b"\n"):
                     pass
             os.close(full)
-            time.sleep(2.5)  # Two periods of statistics lines.
+            # Every run is logged.
+            with Rig(deployment, directory) as rig:
+                rig.client = rig.enter(DriverClient(f"ws://127.0.0.1:{port}"))
+                for i in range(3):
+                    images = images_of(range(20))
+                    assert_saved(rig.record(images, file_prefix=f"run{i}_"), images)
             if service != "up":
                 lines = b""
                 while b"log lines were dropped" not in lines:
@@ -99,13 +113,16 @@ def test_full_log_pipe_stops_no_service(deployment: Deployment, service: str) ->
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
-def test_service_with_closed_streams_works(deployment: Deployment, closed: str) -> None:
+def test_service_with_closed_streams_works(make_rig: MakeRig, closed: str) -> None:
+    rig = make_rig(writers=False, number_of_writers=1)
+    deployment = rig.deployment
     command = f"exec {console_script('std_det_writer')} {deployment.config_path} 0 {closed}"
     with subprocess.Popen(
         ["/bin/sh", "-c", command], env=deployment.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        wait_until(lambda: deployment.sockets() or process.poll() is not None, what="the writer's socket")
-        time.sleep(1.5)
+        rig.driver.wait_for_line("writer 0 connected")
+        images = images_of(range(20))
+        assert_saved(rig.record(images), images)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
         assert process.stderr is not None

@@ -136,9 +136,12 @@ def test_unbind_leaves_no_file_and_still_delivers(open_socket: OpenSocket, ipc_d
 
 
 def test_receiver_that_does_not_read_keeps_its_connection(
-    open_socket: OpenSocket, ipc_directory: Path
+    open_socket: OpenSocket, ipc_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With heartbeats and a receiver at its limit, libzmq drops the connection, and may abort the process."""
+    heartbeats_ms = (50, 200)
+    monkeypatch.setattr(connections, "HEARTBEAT_INTERVAL_MS", heartbeats_ms[0])
+    monkeypatch.setattr(connections, "HEARTBEAT_TIMEOUT_MS", heartbeats_ms[1])
     n_messages = 3 * connections.QUEUE_LIMIT
     endpoint = endpoints.driver_to_writer("d", 0)
     push, pull = open_socket(zmq.PUSH), open_socket(zmq.PULL)
@@ -148,7 +151,7 @@ def test_receiver_that_does_not_read_keeps_its_connection(
     push.sndtimeo = pull.rcvtimeo = 20_000
     for _ in range(n_messages):
         push.send(b"image")
-    time.sleep(2 * (connections.HEARTBEAT_INTERVAL_MS + connections.HEARTBEAT_TIMEOUT_MS) / 1000)
+    time.sleep(2 * sum(heartbeats_ms) / 1000)
     push.send(b"last")
 
     assert {pull.recv() for _ in range(n_messages)} == {b"image"}

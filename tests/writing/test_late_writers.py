@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.processes.recording import MakeRig, assert_saved, images_of
 
-# A writer whose file system does not answer for 3 s while the file `pause` exists.
+# A writer whose file system does not answer for 1.5 s while the file `pause` exists.
 PAUSING_WRITER = """
 import sys, time
 from pathlib import Path
@@ -20,7 +20,7 @@ def paused(function):
         pause = Path(sys.argv[-1])
         if pause.exists():
             pause.unlink()
-            time.sleep(3.0)
+            time.sleep(1.5)
         return function(*args, **options)
     return wait
 
@@ -36,7 +36,7 @@ sys.exit(main(sys.argv[1:-1]))
 )
 def test_late_but_complete_run_is_saved_and_says_so(make_rig: MakeRig, tmp_path: Path) -> None:
     pause = tmp_path / "pause"
-    rig = make_rig(driver=["--writer-timeout", 2], writers=False, number_of_writers=1)
+    rig = make_rig(driver=["--writer-timeout", 1], writers=False, number_of_writers=1)
     writer = rig.deployment.run(
         *(sys.executable, "-c", PAUSING_WRITER, rig.deployment.config_path, 0, pause), ready="ready"
     )
@@ -46,7 +46,7 @@ def test_late_but_complete_run_is_saved_and_says_so(make_rig: MakeRig, tmp_path:
     rig.publish(images)
     account = rig.end()
     assert_saved(account, images)
-    assert "writer 0 did not answer within 2 s" in account["late"]
+    assert "writer 0 did not answer within 1 s" in account["late"]
     assert Path(account["files"]["master"]).exists()
     assert not pause.exists()
     # The next run is not late.
