@@ -3,15 +3,48 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = "Imports run one way"
+
+
+# Module, what it must not import, and the contract that says so.
+VIOLATIONS = [
+    ("stddaq.text", "stddaq.cli", LAYERS),
+    ("stddaq.wire.zmtp", "stddaq.dataplane.endpoints", LAYERS),
+    ("stddaq.wire.zmtp", "stddaq.config", LAYERS),
+    ("stddaq.dataplane.ring_buffer", "stddaq.writing.driver", LAYERS),
+    ("stddaq.daemon.main", "stddaq.dataplane.endpoints", LAYERS),
+    ("stddaq.files.names", "stddaq.client", LAYERS),
+    ("stddaq.streaming.live_stream", "stddaq.processing.stage", LAYERS),
+    ("stddaq.web.app", "stddaq.cli", LAYERS),
+    ("stddaq.client.driver", "stddaq.daemon.main", "Clients know no server code"),
+    ("stddaq.files.names", "zmq", "Files know no sockets"),
+    ("stddaq.config.model", "zmq", "The wire and the configuration know no sockets"),
+    ("stddaq.config.store", "fastapi", "Storage knows no HTTP"),
+    ("stddaq.files.reading", "starlette", "Storage knows no HTTP"),
+    ("stddaq.client.driver", "event_model", "Nothing in stddaq imports Bluesky"),
+    ("stddaq_ophyd.core.documents", "bluesky", "The core of the devices imports no device framework"),
+    ("stddaq_ophyd.detector", "stddaq.writing.driver", "Devices stand on clients and files"),
+    ("stddaq_ophyd.handlers", "stddaq.client", "Handlers need no devices"),
+]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What lint-imports says: the contracts that are broken, and the text on each of them."""
+
+    broken: tuple[str, ...]
+    sections: dict[str, str]
+    text: str
 
 
 @pytest.fixture
@@ -22,8 +55,8 @@ def source(tmp_path: Path) -> Path:
     return copy
 
 
-def broken_contracts(source: Path) -> tuple[list[str], str]:
-    """Return the names of the contracts that `source` breaks, and the report."""
+def check(source: Path) -> Report:
+    """Check the contracts of `source`."""
     done = subprocess.run(
         [Path(sys.executable).parent / "lint-imports", "--no-cache"],
         cwd=source,
@@ -33,56 +66,38 @@ def broken_contracts(source: Path) -> tuple[list[str], str]:
         timeout=50,
         check=False,
     )
-    report = done.stdout + done.stderr
-    broken = [line.removesuffix(" BROKEN") for line in report.splitlines() if line.endswith(" BROKEN")]
-    assert done.returncode == bool(broken), report
-    return broken, report
+    text = done.stdout + done.stderr
+    broken = re.findall(r"^(.+) BROKEN$", text, re.MULTILINE)
+    assert done.returncode == bool(broken), text
+    # Each section is underlined.
+    parts = re.split(r"^(.+)\n-+$", text.partition("Broken contracts")[2], flags=re.MULTILINE)
+    return Report(tuple(broken), dict(zip(parts[1::2], parts[2::2], strict=True)), text)
 
 
 def test_code_keeps_all_contracts(source: Path) -> None:
-    broken, report = broken_contracts(source)
-    assert broken == [], report
-    assert f"{LAYERS} KEPT" in report
+    report = check(source)
+    assert report.broken == (), report.text
+    assert f"{LAYERS} KEPT" in report.text
 
 
-@pytest.mark.parametrize("name", ["dashboards/__init__.py", "helpers.py"])
-def test_folder_or_module_without_a_layer_is_refused(source: Path, name: str) -> None:
-    new = source / "stddaq" / name
-    new.parent.mkdir(exist_ok=True)
-    new.write_text('"""New."""\n')
-    broken, report = broken_contracts(source)
-    assert broken == [LAYERS]
-    assert f"- stddaq.{new.parent.name if new.name == '__init__.py' else new.stem}\n" in report
+def test_folder_or_module_without_a_layer_is_refused(source: Path) -> None:
+    (source / "stddaq" / "dashboards").mkdir()
+    for name in ("dashboards/__init__.py", "helpers.py"):
+        (source / "stddaq" / name).write_text('"""New."""\n')
+    report = check(source)
+    assert report.broken == (LAYERS,)
+    assert "- stddaq.dashboards\n" in report.text
+    assert "- stddaq.helpers\n" in report.text
 
 
-@pytest.mark.parametrize(
-    ("module", "imported", "contract"),
-    [
-        ("stddaq/text.py", "stddaq.cli", LAYERS),
-        ("stddaq/wire/zmtp.py", "stddaq.dataplane.endpoints", LAYERS),
-        ("stddaq/wire/zmtp.py", "stddaq.config", LAYERS),
-        ("stddaq/dataplane/ring_buffer.py", "stddaq.writing.driver", LAYERS),
-        ("stddaq/daemon/main.py", "stddaq.dataplane.endpoints", LAYERS),
-        ("stddaq/files/names.py", "stddaq.client", LAYERS),
-        ("stddaq/streaming/live_stream.py", "stddaq.processing.stage", LAYERS),
-        ("stddaq/web/app.py", "stddaq.cli", LAYERS),
-        ("stddaq/client/driver.py", "stddaq.daemon.main", "Clients know no server code"),
-        ("stddaq/files/names.py", "zmq", "Files know no sockets"),
-        ("stddaq/config/model.py", "zmq", "The wire and the configuration know no sockets"),
-        ("stddaq/config/store.py", "fastapi", "Storage knows no HTTP"),
-        ("stddaq/files/reading.py", "starlette", "Storage knows no HTTP"),
-        ("stddaq/client/driver.py", "event_model", "Nothing in stddaq imports Bluesky"),
-        (
-            "stddaq_ophyd/core/documents.py",
-            "bluesky",
-            "The core of the devices imports no device framework",
-        ),
-        ("stddaq_ophyd/detector.py", "stddaq.writing.driver", "Devices stand on clients and files"),
-        ("stddaq_ophyd/handlers.py", "stddaq.client", "Handlers need no devices"),
-    ],
-)
-def test_import_against_a_contract_breaks_it(source: Path, module: str, imported: str, contract: str) -> None:
-    path = source / module
-    path.write_text(f"{path.read_text()}\nimport {imported}\n")
-    broken, report = broken_contracts(source)
-    assert contract in broken, report
+def test_every_import_against_a_contract_is_found(source: Path) -> None:
+    for module, imported, _ in VIOLATIONS:
+        with (source / (module.replace(".", "/") + ".py")).open("a") as file:
+            file.write(f"\nimport {imported}\n")
+    report = check(source)
+    missed = [
+        (module, imported, contract)
+        for module, imported, contract in VIOLATIONS
+        if f"{module} -> {imported} (l." not in report.sections.get(contract, "")
+    ]
+    assert missed == [], report.text
