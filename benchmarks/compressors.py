@@ -15,9 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import blosc2
 import numpy as np
 import zmq
 from rig import cpu, detector, end, size_of, start, wait_ready
@@ -29,6 +27,7 @@ from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.sources.simulated.scenes import Scene
+from stddaq.wire.blosc2_chunk import ChunkCompressor
 from stddaq.wire.compression import bitshuffle_lz4_bound, compress_bitshuffle_lz4_into
 
 SERVICES = {
@@ -147,11 +146,7 @@ def _library(codec: str) -> Callable[[np.ndarray], object]:
     if codec == "h5bitshuffle-lz4":
         # One buffer for each thread: getting 8 MB of fresh memory for each image costs more than the codec.
         return lambda pixels: compress_bitshuffle_lz4_into(pixels, _blob_of_thread(pixels))
-    blosc2.set_releasegil(True)
-    parameters: Any = blosc2.CParams(
-        codec=blosc2.Codec.BLOSCLZ, clevel=5, typesize=2, filters=[blosc2.Filter.SHUFFLE], nthreads=1
-    )
-    return lambda pixels: blosc2.compress2(pixels, cparams=parameters)
+    return ChunkCompressor(itemsize=2, level=5).compress
 
 
 _of_thread = threading.local()

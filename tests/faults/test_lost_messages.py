@@ -57,7 +57,7 @@ def test_every_lost_message_of_a_third_party_source_is_listed(make_rig: MakeRig,
     source.wait_for_subscriber()
     images = begin_run(rig)
     for image in images:
-        source.ring.write(image.image_id, image.pixels)
+        source.ring.write(image.image_id, image.pixels.tobytes())
         if image.image_id not in LOST:
             source.announce(source.message(image.image_id))
     account = rig.end()

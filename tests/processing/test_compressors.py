@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import bitshuffle
-import blosc2
 import h5py
 import hdf5plugin
 import numpy as np
 import pytest
+from support.peers import c_blosc2
 from support.peers.cpp_services import CppSource
-from support.processes.deployment import Deployment, Service, wait_until
+from support.processes.deployment import Deployment, Service, make_config, wait_until
 from support.processes.processing import PublishedImage, StreamReader
 from support.processes.recording import Image, image_of, images_of
 from support.processes.sources import refusal
@@ -23,7 +23,10 @@ from support.processes.sources import refusal
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.metadata import COMPRESSION_OF_SUFFIX
+from stddaq.files.compressed_chunks import ChunkMaker
 from stddaq.processing import compressors
+from stddaq.processing.codecs import Blosc2
+from stddaq.wire.blosc2_chunk import decompress_chunk_into
 from stddaq.wire.compression import compress_bitshuffle_lz4, decompress_bitshuffle_lz4
 
 SERVICES = {
@@ -41,8 +44,7 @@ def start_compressor(deployment: Deployment, suffix: str, *args: object, threads
 def decoded(image: PublishedImage, suffix: str, config: DetectorConfig) -> np.ndarray:
     """The pixels, by the library that defines the format."""
     if suffix == "blosc2":
-        content: Any = blosc2.schunk_from_cframe(image.content).decompress_chunk(0)
-        return np.frombuffer(content, config.dtype).reshape(config.image_shape)
+        return c_blosc2.decompress(image.content, config.image_shape, config.dtype)
     total, block_bytes = struct.unpack_from(">qi", image.content)
     assert total == config.image_bytes
     return bitshuffle.decompress_lz4(
@@ -188,12 +190,39 @@ def test_hdf5_filters_read_what_compressors_make(
             publish(source, images)
             received = reader.receive(3)
     filters: Any = {"blosc2": hdf5plugin.Blosc2(), "h5bitshuffle-lz4": hdf5plugin.Bitshuffle()}
+    chunks = ChunkMaker(COMPRESSION_OF_SUFFIX[suffix], config.image_shape, config.dtype)
     with h5py.File(tmp_path / "compressed.h5", "w") as file:
         data = file.create_dataset("data", (3, 200, 300), "<u2", chunks=(1, 200, 300), **filters[suffix])
         for row, image in enumerate(received):
-            data.id.write_direct_chunk((row, 0, 0), image.content)
+            data.id.write_direct_chunk((row, 0, 0), chunks.chunk(memoryview(image.content)))
         for row, original in enumerate(images):
             np.testing.assert_array_equal(data[row], original.pixels)
+
+
+def test_blosc2_chunks_are_those_of_the_c_library():
+    # The versions of the library may differ, and with them the bytes of the codec.
+    pixels = np.random.default_rng(3).poisson(9, (61, 53)).astype("<u2")
+    codec = Blosc2(DetectorConfig.parse(make_config(image_pixel_height=61, image_pixel_width=53)), level=5)
+    room = np.empty(pixels.nbytes, np.uint8)
+    size = codec(pixels, room)
+    assert size is not None
+    ours, theirs = room[:size].tobytes(), c_blosc2.compress(pixels)
+    # Format, codec and shuffle, pixel size, data size.
+    assert ours[:8] == theirs[:8]
+    # The filters of the extended header.
+    assert ours[16:32] == theirs[16:32]
+    np.testing.assert_array_equal(c_blosc2.decompress(ours, pixels.shape, pixels.dtype), pixels)
+    decoded = np.empty_like(pixels)
+    decompress_chunk_into(theirs, decoded)
+    np.testing.assert_array_equal(decoded, pixels)
+
+
+def test_image_too_large_for_blosc2_is_refused(
+    make_deployment: MakeDeployment, capsys: pytest.CaptureFixture[str]
+):
+    deployment = make_deployment(image_pixel_height=50_000, image_pixel_width=40_000)
+    line = refusal(capsys, compressors.main_blosc2, "-t", 1, deployment.config_path)
+    assert "image: expected up to 2147483615 bytes, got 4000000000" in line
 
 
 def test_overwritten_images_are_passed_on_as_such_and_without_pixels(deployment: Deployment):

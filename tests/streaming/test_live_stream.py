@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import zmq
 from bsread import Source
+from support.peers import c_blosc2
 from support.peers.cpp_services import CppSource
 from support.processes.deployment import Deployment, console_script, wait_until
 from support.processes.live_streams import (
@@ -30,7 +32,7 @@ from support.processes.live_streams import (
 
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
-from stddaq.dataplane.metadata import MISSING_PACKETS
+from stddaq.dataplane.metadata import COMPRESSION_OF_SUFFIX, MISSING_PACKETS
 from stddaq.dataplane.metadata_publisher import MetadataPublisher
 from stddaq.wire import array10
 from stddaq.wire.compression import compress_bitshuffle_lz4
@@ -484,6 +486,31 @@ def test_stream_of_a_compressor_is_what_the_images_were(
             while image_id < last + 3:
                 image_id, pixels = received(subscriber, source)
                 np.testing.assert_array_equal(pixels, images[image_id % 3])
+
+
+@pytest.mark.parametrize("stream_type", ["array-1.0", "bsread"])
+@pytest.mark.parametrize("suffix", ["h5bitshuffle-lz4", "blosc2"])
+def test_stream_of_a_cpp_compressor_is_what_the_images_were(
+    deployment: Deployment, bsread_source: MakeSource, suffix: str, stream_type: str
+) -> None:
+    images = {i: image_of(deployment, i) for i in range(3)}
+    with CppSource(deployment.config, suffix) as compressor:
+        stream = start_live_stream(deployment, "-s", suffix, "-t", stream_type)
+        compressor.wait_for_subscriber()
+        with subscribed(stream) as subscriber:
+            source = bsread_source(stream.address) if stream_type == "bsread" else None
+            if source is not None:
+                wait_until(lambda: sum(" subscribed" in line for line in stream.process.stdout) == 2)
+            for image_id, image in images.items():
+                # C++ announces the default block of bitshuffle as 0.
+                header = struct.pack(">qi", image.nbytes, 0)
+                blob = header + bitshuffle.compress_lz4(image).tobytes()
+                content = c_blosc2.compress(image) if suffix == "blosc2" else blob
+                compressor.publish_compressed(image_id, content, COMPRESSION_OF_SUFFIX[suffix])
+            for image_id, image in images.items():
+                found, pixels = received(subscriber, source)
+                assert found == image_id
+                np.testing.assert_array_equal(pixels, image)
 
 
 def received(subscriber: Subscriber, source: Callable[[], Any] | None) -> tuple[int, np.ndarray]:

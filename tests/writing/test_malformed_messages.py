@@ -64,7 +64,7 @@ def test_fields_that_a_source_leaves_unset_are_taken_to_agree(rig: Rig):
     rig.client.start(rig.directory, n_image=4)
     rig.client.wait_until_ready(5)
     for image in images:
-        source.ring.write(image.image_id, image.pixels)
+        source.ring.write(image.image_id, image.pixels.tobytes())
         message = source.message(image.image_id)
         for name in ("height", "width", "dtype", "size"):
             message.ClearField(name)

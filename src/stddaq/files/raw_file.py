@@ -1,8 +1,8 @@
 """The raw file of one writer, which readers may open at any time and which survives a crash.
 
 One `pwritev` copies uncompressed pixels from the ring buffer into chunks that HDF5 has allocated and never
-touches itself; compressed images are stored unchanged by direct chunk write. `flush` makes rows visible to
-SWMR readers: first `data`, then `metadata`, so that every visible row has its pixels.
+touches itself; direct chunk write stores compressed images, without compressing again. `flush` makes rows
+visible to SWMR readers: first `data`, then `metadata`, so that every visible row has its pixels.
 
 Layout (std_daq): group `/<detector_name>` with `data` (n, H, W) and `metadata` (n,) of `METADATA_DTYPE`.
 """
@@ -29,16 +29,12 @@ from stddaq.atomic_file import replacing
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.metadata import compression_of
 from stddaq.errors import FileLayoutError
+from stddaq.files.compressed_chunks import FILTERS, ChunkMaker
 from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.swmr import GrowingRows, close_swmr_file, create_swmr_file
-from stddaq.wire.std_daq import image_metadata_pb2 as pb
+from stddaq.wire.compression import CompressionError
 
 METADATA_DTYPE = np.dtype([("image_id", "<u8"), ("status", "<u8")])
-# Registered HDF5 filters with their options: LZ4 inside bitshuffle, and the defaults of Blosc2.
-FILTERS: dict[int, tuple[int, tuple[int, ...]]] = {
-    pb.h5bitshuffle_lz4: (32008, (0, 2)),
-    pb.blosc2: (32026, ()),
-}
 # Filter mask of a chunk that skipped the only filter.
 FILTER_SKIPPED = 1
 # The unused end of the last chunk may be this large: with the HDF5 structures (about 150 KiB) a file stays
@@ -124,6 +120,7 @@ class RawFile:
         self._image_bytes = layout.image_bytes
         self._chunk_images = layout.chunk_images(expected_images)
         self._chunk_offsets: list[int] = []
+        self._chunks = ChunkMaker(layout.compression, layout.image_shape, layout.dtype)
         self._declared: list[tuple[int, int]] = []
         self.n_images = 0
         self._extent = 0
@@ -167,18 +164,21 @@ class RawFile:
         """Return the number of rows that other processes can read."""
         return self._metadata.n_rows
 
-    def put(self, images: Sequence[memoryview | None], uncompressed: Collection[int] = ()) -> None:
-        """Append images: uncompressed slots, or compressed bytes, which are stored unchanged.
+    def put(
+        self, images: Sequence[memoryview | None], uncompressed: Collection[int] = ()
+    ) -> dict[int, CompressionError]:
+        """Append images: uncompressed slots, or compressed bytes, which are not compressed again.
 
         None is a row without pixels, which reads as zeros: an overwritten image. `uncompressed` are the
         positions in `images` of those that a compressor left uncompressed. If the file system fails midway,
-        `n_images` counts the complete ones.
+        `n_images` counts the complete ones. Return the positions of compressed images that HDF5 could not
+        read, and why: their rows are without pixels.
         """
         try:
             if self._layout.compression:
-                self._put_compressed(images, uncompressed)
-            else:
-                self._put_uncompressed([self._zeros() if image is None else image for image in images])
+                return self._put_compressed(images, uncompressed)
+            self._put_uncompressed([self._zeros() if image is None else image for image in images])
+            return {}
         except (OSError, RuntimeError):
             # Before HDF5 writes again: rows that it once failed to write are lost, although it reports them.
             self._release_reserve()
@@ -224,13 +224,24 @@ class RawFile:
             written += os.pwritev(self._fd, [partial, *images[1:]], offset + written)
         self.n_images += len(images)
 
-    def _put_compressed(self, images: Sequence[memoryview | None], uncompressed: Collection[int]) -> None:
+    def _put_compressed(
+        self, images: Sequence[memoryview | None], uncompressed: Collection[int]
+    ) -> dict[int, CompressionError]:
         self._extend(self.n_images + len(images))
+        store, unreadable = self._data.write_direct_chunk, {}
         for position, image in enumerate(images):
-            if image is not None:  # Without a stored chunk HDF5 reads the fill value, zero.
-                mask = FILTER_SKIPPED if position in uncompressed else 0
-                self._data.write_direct_chunk((self.n_images, 0, 0), image, mask)
+            # Without a stored chunk HDF5 reads the fill value, zero.
+            if image is not None:
+                place = (self.n_images, 0, 0)
+                try:
+                    if position in uncompressed:
+                        store(place, image, FILTER_SKIPPED)
+                    else:
+                        store(place, self._chunks.chunk(image))
+                except CompressionError as error:
+                    unreadable[position] = error
             self.n_images += 1
+        return unreadable
 
     def blank(self, row: int) -> None:
         """Remove the unflushed pixels of `row`, which turned out to be those of another image."""

@@ -1,4 +1,4 @@
-"""The two compressions of std_daq, as HDF5's filters 32008 (bitshuffle) and 32026 (Blosc2) read them.
+"""The two compressions of std_daq: bitshuffle with LZ4, and Blosc2.
 
 A codec is called with an image and room for its compressed bytes, in any thread, and releases the GIL. It
 returns the number of compressed bytes, or None if the room does not suffice.
@@ -6,20 +6,12 @@ returns the number of compressed bytes, or None if the room does not suffice.
 
 from __future__ import annotations
 
-import struct
-from typing import Any, cast
-
-import blosc2
 import numpy as np
 
 from stddaq.config import DetectorConfig
-from stddaq.wire.compression import bitshuffle_lz4_bound, compress_bitshuffle_lz4_within
-
-# Offsets in a Blosc2 frame (big-endian), see
-# https://github.com/Blosc/c-blosc2/blob/main/README_CFRAME_FORMAT.rst
-_FRAME_LENGTH = struct.Struct(">Q"), 16
-_CHUNK_LENGTH = struct.Struct(">q"), 39
-_HEADER_LENGTH = struct.Struct(">i"), 11
+from stddaq.text import mismatch
+from stddaq.wire.blosc2_chunk import MAX_BYTES, ChunkCompressor
+from stddaq.wire.compression import CompressionError, bitshuffle_lz4_bound, compress_bitshuffle_lz4_within
 
 
 class BitshuffleLz4:
@@ -37,50 +29,19 @@ class BitshuffleLz4:
 
 
 class Blosc2:
-    """Makes Blosc2 frames of one chunk with the defaults of the C library: shuffle and BloscLZ."""
+    """Makes Blosc2 chunks of images."""
 
     def __init__(self, config: DetectorConfig, level: int) -> None:
-        """`level` 0 to 9."""
-        blosc2.set_releasegil(True)
-        # The annotations of the library lack these.
-        self._parameters: Any = blosc2.CParams(
-            codec=blosc2.Codec.BLOSCLZ,
-            clevel=level,
-            typesize=config.dtype.itemsize,
-            filters=[blosc2.Filter.SHUFFLE],
-            nthreads=1,
-        )
-        # Only two numbers in a frame depend on the image. So the library makes one frame, here; making each
-        # would copy every image twice.
-        noise = np.random.default_rng(0).bytes(config.image_bytes)
-        options: Any = {"contiguous": True, "data": noise, "cparams": self._parameters}
-        frame = blosc2.SChunk(chunksize=config.image_bytes, **options).to_cframe()
-        begin = _read(_HEADER_LENGTH, frame)
-        end = begin + _read(_CHUNK_LENGTH, frame)
-        self._header, self._trailer = frame[:begin], frame[end:]
+        """`level` 0 to 9. Raise `CompressionError` for images that are too large for Blosc2."""
+        if config.image_bytes > MAX_BYTES:
+            raise CompressionError(mismatch("image", f"up to {MAX_BYTES} bytes", str(config.image_bytes)))
+        self._compressor = ChunkCompressor(config.dtype.itemsize, level)
 
     def __call__(self, pixels: np.ndarray, room: np.ndarray) -> int | None:
         """Compress an image into `room`. Return the bytes used, or None if they do not suffice."""
-        chunk = cast(bytes, blosc2.compress2(pixels, cparams=self._parameters))
-        size = len(self._header) + len(chunk) + len(self._trailer)
-        if size > room.nbytes:
+        chunk = self._compressor.compress(pixels)
+        if len(chunk) > room.nbytes:
             return None
-        header = bytearray(self._header)
-        _write(_FRAME_LENGTH, header, size)
-        _write(_CHUNK_LENGTH, header, len(chunk))
-        end = 0
-        for piece in (header, chunk, self._trailer):
-            begin, end = end, end + len(piece)
-            # numpy releases the GIL while it copies.
-            np.copyto(room[begin:end], np.frombuffer(piece, np.uint8))
-        return size
-
-
-def _read(field: tuple[struct.Struct, int], frame: bytes) -> int:
-    layout, offset = field
-    return layout.unpack_from(frame, offset)[0]
-
-
-def _write(field: tuple[struct.Struct, int], frame: bytearray, value: int) -> None:
-    layout, offset = field
-    layout.pack_into(frame, offset, value)
+        # numpy releases the GIL while it copies.
+        np.copyto(room[: len(chunk)], np.frombuffer(chunk, np.uint8))
+        return len(chunk)

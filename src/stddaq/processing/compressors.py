@@ -1,6 +1,6 @@
-"""`std_data_compress_h5bitshuffle_lz4` and `std_data_compress_blosc2`: compress as HDF5's filters do.
+"""`std_data_compress_h5bitshuffle_lz4` and `std_data_compress_blosc2`: compress images once for all readers.
 
-Writers copy the bytes into files unchanged. Each image is compressed by one thread, without the GIL.
+Writers store the bytes without compressing again. Each image is compressed by one thread, without the GIL.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main_h5bitshuffle_lz4(argv: Sequence[str] | None = None) -> int:
 
 def main_blosc2(argv: Sequence[str] | None = None) -> int:
     """The command `std_data_compress_blosc2`."""
-    parser = _parser("std_data_compress_blosc2", "Compress images with Blosc2 (shuffle, BloscLZ).")
+    parser = _parser("std_data_compress_blosc2", "Compress images with Blosc2 (bit shuffle, LZ4).")
     parser.add_argument(
         "-l",
         "--level",
@@ -56,7 +56,11 @@ def main_blosc2(argv: Sequence[str] | None = None) -> int:
     )
 
     def serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
-        _serve(parser.prog, config, args, stop, "blosc2", Blosc2(config, args.level))
+        try:
+            codec = Blosc2(config, args.level)
+        except CompressionError as error:
+            raise ConfigError(f"{args.detector_json_filename}: {error}") from error
+        _serve(parser.prog, config, args, stop, "blosc2", codec)
 
     return daemon.run(parser, serve, argv)
 

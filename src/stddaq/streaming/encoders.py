@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Literal, Protocol
 
 import numpy as np
@@ -16,7 +15,6 @@ import numpy as np
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.metadata import GOOD_IMAGE, ImageMetadata
 from stddaq.streaming.viewer_queue import ImageBuffers
-from stddaq.text import mismatch
 from stddaq.wire.array10 import HeaderMaker
 from stddaq.wire.bsread import Channel, MessageEncoder
 from stddaq.wire.compression import (
@@ -130,25 +128,12 @@ Decode = Callable[[memoryview, np.ndarray], None]
 
 def _decoder(compression: int) -> Decode:
     """Return a function that decodes a blob into an image (height, width), or raises `CompressionError`."""
-    return decompress_bitshuffle_lz4_into if compression == pb.h5bitshuffle_lz4 else _blosc2_decoder()
+    if compression == pb.h5bitshuffle_lz4:
+        return decompress_bitshuffle_lz4_into
+    # Slow to import, and most streams do not need it.
+    from stddaq.wire.blosc2_chunk import decompress_chunk_into
 
-
-@cache
-def _blosc2_decoder() -> Decode:
-    import blosc2  # Slow to import, and most streams do not need it.
-
-    def decode(blob: memoryview, image: np.ndarray) -> None:
-        try:
-            frame = blosc2.schunk_from_cframe(bytes(blob), copy=False)
-            if frame.nbytes != image.nbytes:
-                raise CompressionError(
-                    mismatch("Blosc2 frame", f"{image.nbytes} bytes of data", str(frame.nbytes))
-                )
-            frame.get_slice(out=image.reshape(-1).view(np.uint8))
-        except (RuntimeError, ValueError) as error:
-            raise CompressionError(mismatch("Blosc2 frame", "a valid one", str(error))) from error
-
-    return decode
+    return decompress_chunk_into
 
 
 def status_name(metadata: ImageMetadata) -> str | None:

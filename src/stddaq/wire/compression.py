@@ -189,22 +189,32 @@ def check_bitshuffle_lz4(blob: Buffer, n_bytes: int, itemsize: int) -> None:
     _checked_blocks(np.frombuffer(blob, np.uint8), n_bytes, itemsize)
 
 
-def _checked_blocks(data: np.ndarray, n_bytes: int, itemsize: int) -> int:
-    """Return the elements per block. Check the lengths of all blocks, because the codec does not."""
-    if data.size < _HEADER.size:
-        raise CompressionError(mismatch("bitshuffle_lz4 blob", "12 bytes of header", f"{data.size} bytes"))
-    found, block_bytes = _HEADER.unpack_from(data.data)
+def check_bitshuffle_header(blob: Buffer, n_bytes: int, itemsize: int) -> int:
+    """Return the elements per block, after the header of a blob with `n_bytes` of data. 1 us.
+
+    Raise `CompressionError` if it does not fit. A block size of 0 is bitshuffle's default.
+    """
+    size = memoryview(blob).nbytes
+    if size < _HEADER.size:
+        raise CompressionError(mismatch("bitshuffle_lz4 blob", "12 bytes of header", f"{size} bytes"))
+    found, block_bytes = _HEADER.unpack_from(blob)
     if found != n_bytes:
         raise CompressionError(mismatch("bitshuffle_lz4 blob", f"{n_bytes} bytes of data", str(found)))
-    block = _block_elements(block_bytes, itemsize)
+    return _block_elements(block_bytes or default_block_bytes(itemsize), itemsize)
+
+
+def _checked_blocks(data: np.ndarray, n_bytes: int, itemsize: int) -> int:
+    """Return the elements per block. Check the lengths of all blocks, because the codec does not."""
+    block = check_bitshuffle_header(data.data, n_bytes, itemsize)
     n_elements = n_bytes // itemsize
     n_blocks = n_elements // block + (n_elements % block >= _BLOCK_MULTIPLE)
     view, position, end = data.data, _HEADER.size, data.size
     length_at = _BLOCK_LENGTH.unpack_from
     for _ in range(n_blocks):
-        if position + 4 > end:
+        position += 4
+        if position > end:
             break
-        position += 4 + length_at(view, position)[0]
+        position += length_at(view, position - 4)[0]
     position += n_elements % _BLOCK_MULTIPLE * itemsize
     if position > end:
         raise CompressionError(mismatch("bitshuffle_lz4 blob", f"{position} bytes for its blocks", str(end)))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import blosc2 as library
 import h5py
 import hdf5plugin
 import numpy as np
@@ -135,6 +136,14 @@ def bitshuffle() -> Any:
 def blosc2() -> Any:
     """Return the arguments of `create_dataset` for blosc2."""
     return dict(hdf5plugin.Blosc2())
+
+
+def compressed_image(stored: bytes, suffix: str) -> bytes:
+    """What the compressor made, from the chunk in a raw file."""
+    if suffix != "blosc2":
+        return bytes(stored)
+    frame: Any = library.schunk_from_cframe(bytes(stored))
+    return bytes(frame.get_chunk(0))
 
 
 def attributes(spec: RunSpec) -> dict[str, object]:

@@ -49,9 +49,9 @@ class Names:
 class CppRing:
     """The ring buffer, mapped without locks or checks."""
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: Names, suffix: str = "image") -> None:
         self._names = names
-        self._path = Path("/dev/shm") / f"{names.detector_name}-image"
+        self._path = Path("/dev/shm") / f"{names.detector_name}-{suffix}"
         size = -(-names.image_bytes * names.n_slots // 2**21) * 2**21
         self._created = not self._path.exists()
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o777)
@@ -59,9 +59,10 @@ class CppRing:
         self._map = mmap.mmap(fd, size)
         os.close(fd)
 
-    def write(self, image_id: int, pixels: np.ndarray) -> None:
+    def write(self, image_id: int, content: bytes) -> None:
+        """Put pixels, or what a compressor made of them, into the slot of an image."""
         start = image_id % self._names.n_slots * self._names.image_bytes
-        self._map[start : start + self._names.image_bytes] = pixels.tobytes()
+        self._map[start : start + len(content)] = content
 
     def read(self, image_id: int) -> np.ndarray:
         start = image_id % self._names.n_slots * self._names.image_bytes
@@ -81,16 +82,16 @@ class CppRing:
 
 
 class CppSource:
-    """Publishes images; a context manager."""
+    """Publishes images, as a detector or as a compressor; a context manager."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._names = Names(config)
-        self.ring = CppRing(self._names)
+    def __init__(self, config: Mapping[str, Any], suffix: str = "image") -> None:
+        self._names, self._suffix = Names(config), suffix
+        self.ring = CppRing(self._names, suffix)
         self._context = zmq.Context()
         # A subscriber sees no difference between XPUB and PUB; XPUB lets the test wait for the subscription.
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.sndhwm = 0
-        self._endpoint = self._names.endpoint("image")
+        self._endpoint = self._names.endpoint(suffix)
         self._socket.bind(self._endpoint)
 
     def wait_for_subscriber(self) -> None:
@@ -98,8 +99,14 @@ class CppSource:
         self._socket.recv()
 
     def publish(self, image_id: int, pixels: np.ndarray, status: int = 1) -> None:
-        self.ring.write(image_id, pixels)
+        self.ring.write(image_id, pixels.tobytes())
         self.announce(self.message(image_id, status))
+
+    def publish_compressed(self, image_id: int, content: bytes, compression: int) -> None:
+        self.ring.write(image_id, content)
+        message = self.message(image_id)
+        message.size, message.compression = len(content), compression  # pyright: ignore[reportAttributeAccessIssue]
+        self.announce(message)
 
     def message(self, image_id: int, status: int = 1) -> images_pb.ImageMetadata:
         return images_pb.ImageMetadata(
@@ -115,7 +122,7 @@ class CppSource:
     def remake_ring(self) -> None:
         """Remove the ring, as a C++ service does at its end, and make another, as a restarted source does."""
         self.ring.remove()
-        self.ring = CppRing(self._names)
+        self.ring = CppRing(self._names, self._suffix)
 
     def announce(self, message: images_pb.ImageMetadata | bytes) -> None:
         self._socket.send(message if isinstance(message, bytes) else message.SerializeToString())

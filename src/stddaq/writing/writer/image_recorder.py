@@ -19,7 +19,9 @@ from stddaq.daemon.statistics import Period, log_statistics
 from stddaq.dataplane.metadata import ID_MISSMATCH
 from stddaq.dataplane.ring_reader import HeldImages, RingReader
 from stddaq.errors import StdDaqError
+from stddaq.files.compressed_chunks import prepare_chunks
 from stddaq.files.raw_file import RawFile, RawLayout
+from stddaq.wire.compression import CompressionError
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.writer.recorder import Recorder, RecordImages
 
@@ -37,6 +39,8 @@ class _Batch:
     first_row: int
     blank_rows: set[int] = field(default_factory=set)
     """Offsets from `first_row` of images that were overwritten before the copy: their pixels are zero."""
+    unreadable: dict[int, CompressionError] = field(default_factory=dict)
+    """Offsets of compressed images that HDF5 could not read, and why. The slot may have been overwritten."""
 
 
 @dataclass(slots=True)
@@ -78,6 +82,7 @@ class ImageRecorder(Recorder):
         self._config, self._suffix, self._writer_id = config, suffix, writer_id
         self.batch_limit = min(BATCH_IMAGES, max(1, BATCH_BYTES // config.image_bytes))
         self._reader = RingReader(config, suffix)
+        prepare_chunks(self._reader.rules.compression, config.image_bytes, config.dtype.itemsize)
         self._held = HeldImages[_Batch](self._reader)
         self._source_has_cursor = True
         self._file: RawFile | None = None
@@ -171,7 +176,7 @@ class ImageRecorder(Recorder):
                 slots.append(memory[start : start + size])
             if metadata.compression != compressed:
                 uncompressed.add(row)
-        file.put(slots, uncompressed)
+        batch.unreadable = file.put(slots, uncompressed)
 
     def _declare_judged(self) -> None:
         """Declare, in order, the images whose verdict is known by now."""
@@ -185,30 +190,37 @@ class ImageRecorder(Recorder):
                 self._fail_images(batch.images)
                 self._fail(file, [], error)
                 return
-            self._declare(file, batch, verdict)
+            if (failure := self._declare(file, batch, verdict)) is not None:
+                row, error = failure
+                self._fail(file, batch.images[row:], error)
+                return
 
     @staticmethod
     def _blank(file: RawFile, batch: _Batch, verdict: Sequence[bool]) -> None:
         """Remove the pixels of images whose slots were, or may have been, reused during the copy."""
         for row, is_overwritten in enumerate(verdict):
-            if is_overwritten and row not in batch.blank_rows:
+            if is_overwritten and row not in batch.blank_rows and row not in batch.unreadable:
                 file.blank(batch.first_row + row)
 
-    def _declare(self, file: RawFile, batch: _Batch, verdict: Sequence[bool]) -> None:
-        declare, account = file.declare, self._account
-        for row, (image, is_overwritten) in enumerate(
-            zip(batch.images, verdict, strict=True), batch.first_row
-        ):
+    def _declare(
+        self, file: RawFile, batch: _Batch, verdict: Sequence[bool]
+    ) -> tuple[int, StdDaqError] | None:
+        """Declare the images up to the first one that HDF5 could not read; return its offset, and why."""
+        declare, account, unreadable = file.declare, self._account, batch.unreadable
+        for row, (image, is_overwritten) in enumerate(zip(batch.images, verdict, strict=True)):
             metadata = image.image_metadata
+            if row in unreadable and not is_overwritten:
+                return row, StdDaqError(f"image {metadata.image_id}: {unreadable[row]}")
             if image.restarts != account.n_restarts:
                 account.n_restarts = image.restarts
-                account.epochs.append((row, image.restarts))
+                account.epochs.append((batch.first_row + row, image.restarts))
             if is_overwritten:
                 account.overwritten_ids.append(metadata.image_id)
                 self.n_overwritten += 1
                 declare(metadata.image_id, ID_MISSMATCH)
             else:
                 declare(metadata.image_id, metadata.status)
+        return None
 
     def settle(self) -> None:
         while self._held:
