@@ -99,11 +99,14 @@ def test_on_a_terminal_there_is_a_progress_bar(up: Callable[..., Up], directory:
     assert re.search(rb"images/s, .*GB/s", shown)
 
 
-def test_ctrl_c_stops_the_run_and_saves_it(up: Callable[..., Up], directory: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_run_and_saves_it(
+    up: Callable[..., Up], directory: Path, number: signal.Signals
+):
     running = up(*SIMULATE)
     record = running.record(directory)
     record.wait_for_line("recording: .*images")
-    assert record.end(signal.SIGINT) == 0
+    assert record.end(number) == 0
     assert any("stopping" in line for line in record.stdout)
     assert "outcome     saved" in record.stdout
     assert (directory / "fileMaster.h5").exists()

@@ -1,12 +1,15 @@
-"""`stddaq stop` against a driver that does not finish."""
+"""`stddaq stop` and `stddaq record` with a driver that does not finish, or starts slowly."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.peers.basic_driver import BasicDriver
+from support.processes.deployment import Deployment, wait_until
 
 from stddaq.cli import main
 from stddaq.client import DriverClient, DriverTimeoutError
@@ -19,6 +22,24 @@ class SavingForEver(BasicDriver):
         await asyncio.Event().wait()
 
 
+class StartingSlowly(BasicDriver):
+    """A driver that does not change its state, once it has received `start`, before `admit`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._start: dict[str, Any] = {}
+
+    def _obey(self, command: dict[str, Any]) -> dict[str, Any]:
+        if command["command"] != "start":
+            return super()._obey(command)
+        self._start = command
+        return self._state
+
+    def admit(self) -> None:
+        """Start the run."""
+        self._loop.call_soon_threadsafe(super()._obey, self._start)
+
+
 def test_stop_gives_up_after_its_timeout_and_says_what_the_driver_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -27,6 +48,27 @@ def test_stop_gives_up_after_its_timeout_and_says_what_the_driver_does(
         driver.wait(["recording"], timeout=10)
         assert main(["stop", "--url", peer.url, "--timeout", "0.4"]) == 1
     assert "has not ended within 0.4 s, the driver is saving_file; it continues" in capsys.readouterr().err
+
+
+def test_record_gives_up_after_its_timeout_when_it_was_stopped(deployment: Deployment, tmp_path: Path) -> None:
+    with SavingForEver() as peer:
+        record = deployment.run(
+            *(deployment.stddaq, "record", tmp_path, "--url", peer.url, "--stop-timeout", "0.4")
+        )
+        record.wait_for_line("recording: .* images")
+        assert record.end(signal.SIGINT) == 1
+    assert "has not ended within 0.4 s, the driver is saving_file; it continues" in record.stderr[0]
+
+
+def test_record_stops_a_run_that_starts_after_ctrl_c(deployment: Deployment, tmp_path: Path) -> None:
+    with StartingSlowly() as peer:
+        record = deployment.run(deployment.stddaq, "record", tmp_path, "--url", peer.url)
+        wait_until(lambda: peer.commands)
+        record.process.send_signal(signal.SIGINT)
+        peer.admit()
+        assert record.wait() == 0
+        assert [command["command"] for command in peer.commands] == ["start", "stop"]
+    assert record.stderr == []
 
 
 def test_watching_a_run_with_a_timeout_ends_although_statuses_keep_coming(tmp_path: Path) -> None:

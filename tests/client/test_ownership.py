@@ -67,6 +67,39 @@ def client():
     return DriverClient("{url}").connect()
 """
 
+ASYNC_AFTER_A_FORK = """
+import asyncio, os
+from stddaq.client import AsyncDriverClient, ForkedClientError
+
+loop = asyncio.new_event_loop()
+driver = loop.run_until_complete(AsyncDriverClient("{url}").connect())
+
+async def uses():
+    failed = 0
+    for use in (driver.status, driver.stop, driver.last_result, driver.connect):
+        try:
+            await use()
+            failed += 1
+        except ForkedClientError:
+            pass
+    for use in (driver.watch, driver.watch_run, lambda: driver.latest):
+        try:
+            use()
+            failed += 1
+        except ForkedClientError:
+            pass
+    await driver.close()
+    return failed
+
+pid = os.fork()
+if pid == 0:
+    os._exit(asyncio.run(uses()))
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+print(loop.run_until_complete(driver.status()).status)
+loop.run_until_complete(driver.close())
+loop.close()
+"""
+
 
 def run(program: str) -> str:
     """Run a program and return what it prints. Fail when it hangs."""
@@ -103,3 +136,7 @@ def test_client_refuses_to_be_used_after_a_fork(make: str, use: str) -> None:
 def test_driver_client_refuses_to_be_used_after_a_fork(real_driver: RealDriver) -> None:
     program = AFTER_A_FORK.format(make=DRIVER.format(url=real_driver.url), use="made.status()")
     assert run(program + "print('closed')") == "0\nclosed\n"
+
+
+def test_async_driver_client_refuses_to_be_used_after_a_fork(real_driver: RealDriver) -> None:
+    assert run(ASYNC_AFTER_A_FORK.format(url=real_driver.url)) == "0\nidle\n"

@@ -210,12 +210,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _record(url: str, directory: Path, config: DetectorConfig, n_images: int) -> dict[str, Any]:
-    from stddaq.cli.record import follow
+    from stddaq.cli.record import follow, stop_signals
     from stddaq.client import DriverClient
 
-    with DriverClient(url) as driver:
+    with DriverClient(url) as driver, stop_signals((signal.SIGINT,)) as asked:
         driver.start(directory, file_prefix=PREFIX, n_image=n_images, overwrite=True, first_image_timeout=30)
-        follow(driver, config.image_bytes)
+        follow(driver, config.image_bytes, asked)
         driver.wait_until_saved(timeout=30)
         account = driver.last_result()
     if account is None or not account["count"]:

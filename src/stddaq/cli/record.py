@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stddaq.cli.run_end import TIMEOUT_S, RunNotEndedError, stop_run
 from stddaq.cli.text import bad_text, bytes_text, status_line
-from stddaq.daemon.arguments import ArgumentParser, IntegerRange
+from stddaq.daemon.arguments import ArgumentParser, IntegerRange, Seconds
 from stddaq.errors import StdDaqError
 
 if TYPE_CHECKING:
@@ -55,6 +57,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--end-on-restart", action="store_true", help="end with an error when the image ids restart"
     )
     parser.add_argument("--config", help="configuration file, for the rate in GB/s")
+    parser.add_argument(
+        "--stop-timeout",
+        type=Seconds(),
+        default=TIMEOUT_S,
+        metavar="SECONDS",
+        help=f"longest wait for the files after Ctrl-C (default: {TIMEOUT_S:g})",
+    )
     parser.add_driver_url()
 
 
@@ -67,15 +76,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"stddaq record: refused: {reason}", file=sys.stderr)
             return 1
         try:
-            driver.start(args.path, **_fields(args))
-            try:
-                follow(driver, image_bytes)
-            except Exception:
-                # Without its starter, a run without a number of images would go on for ever.
-                with contextlib.suppress(StdDaqError):
-                    driver.stop()
-                raise
-            driver.wait_until_saved(timeout=1.0)
+            _record(driver, args, image_bytes)
         except CommandRefusedError as error:
             print(f"stddaq record: refused: {error.reason}", file=sys.stderr)
             return 1
@@ -84,8 +85,25 @@ def run(args: argparse.Namespace) -> int:
             if error.result is not None:
                 _print_summary(error.result, image_bytes)
             return 1
+        except RunNotEndedError as error:
+            print(f"stddaq record: error: {error}", file=sys.stderr)
+            return 1
         _summarise(driver, args, image_bytes)
     return 0
+
+
+def _record(driver: DriverClient, args: argparse.Namespace, image_bytes: int | None) -> None:
+    """Start a run and follow it to its end."""
+    with stop_signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as asked:
+        driver.start(args.path, **_fields(args))
+        try:
+            follow(driver, image_bytes, asked, args.stop_timeout)
+        except BaseException:
+            # Without its starter, a run without a number of images would go on for ever.
+            with contextlib.suppress(StdDaqError):
+                driver.stop()
+            raise
+    driver.wait_until_saved(timeout=1.0)
 
 
 def _overwriting(driver: DriverClient, args: argparse.Namespace) -> str:
@@ -120,25 +138,55 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def follow(driver: DriverClient, image_bytes: int | None) -> None:
-    """Show the progress of the run that `driver` started. The first Ctrl-C stops the run.
+class StopAsked:
+    """Whether a signal has asked to stop the run."""
 
-    Raise `ConnectionLostError`; `KeyboardInterrupt` at the second Ctrl-C, while the driver closes the files.
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __bool__(self) -> bool:
+        return self._asked
+
+    def handle(self, number: int, _frame: object = None) -> None:
+        """Ask to stop, as a signal handler. Raise `KeyboardInterrupt` at the second Ctrl-C."""
+        # Only SIGINT counts twice: a terminal that is closed sends SIGHUP more than once.
+        if self._asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = True
+
+
+@contextlib.contextmanager
+def stop_signals(numbers: Sequence[signal.Signals]) -> Iterator[StopAsked]:
+    """Let these signals stop the run instead of this process, also while the run starts."""
+    asked = StopAsked()
+    # `nohup` keeps SIGHUP ignored.
+    handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    handlers = {number: signal.signal(number, asked.handle) for number in handled}
+    try:
+        yield asked
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def follow(
+    driver: DriverClient, image_bytes: int | None, asked: StopAsked, stop_timeout: float = TIMEOUT_S
+) -> None:
+    """Show the progress of the run that `driver` started, and stop it when `asked`.
+
+    Raise `RunNotEndedError` when it has not ended `stop_timeout` seconds later, `ConnectionLostError`, and
+    `KeyboardInterrupt` at the second Ctrl-C.
     """
-    statuses = driver.watch_run()
-    stopped = False
     with _progress(image_bytes) as progress:
-        while True:
-            try:
-                for status in statuses:
-                    progress.show(status)
-                return
-            except KeyboardInterrupt:
-                if stopped:
-                    raise
-                stopped = True
-                progress.say("stopping; press Ctrl-C again to exit without waiting for the files")
-                driver.stop()
+        for status in driver.watch_run():
+            progress.show(status)
+            if asked:
+                break
+        else:
+            return
+        progress.say("stopping; press Ctrl-C again to exit without waiting for the files")
+        for status in stop_run(driver, stop_timeout):
+            progress.show(status)
 
 
 class _Progress(Protocol):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
+from stddaq.cli.run_end import TIMEOUT_S, RunNotEndedError, stop_run
 from stddaq.cli.text import status_line
 from stddaq.daemon.arguments import ArgumentParser, Seconds
 
 SUMMARY = "end the run in progress, and wait for its files"
-TIMEOUT_S = 60.0
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -24,23 +24,17 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from stddaq.client import DriverClient, DriverTimeoutError
+    from stddaq.client import DriverClient
 
     with DriverClient(args.url) as driver:
         if not driver.latest.is_busy:
             driver.stop()
             print(f"no run is in progress, the driver is {driver.latest.status}")
             return 0
-        statuses = driver.watch_run(args.timeout)
-        driver.stop()
         try:
-            *_, last = statuses
-        except DriverTimeoutError:
-            print(
-                f"stddaq stop: error: the run has not ended within {args.timeout:g} s, the driver is "
-                f"{driver.latest.status}; it continues, see stddaq status",
-                file=sys.stderr,
-            )
+            *_, last = stop_run(driver, args.timeout)
+        except RunNotEndedError as error:
+            print(f"stddaq stop: error: {error}", file=sys.stderr)
             return 1
     print(status_line(last))
     return 1 if last.status == "error" else 0

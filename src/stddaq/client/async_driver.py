@@ -38,6 +38,7 @@ from stddaq.client.errors import (
     RunFailedError,
     UnsupportedError,
 )
+from stddaq.client.ownership import OwnProcess
 from stddaq.client.status import DriverStatus, parse_status
 from stddaq.wire.default_addresses import DEFAULT_URL
 from stddaq.wire.driver_messages import CommandError, parse_command
@@ -69,11 +70,14 @@ class AsyncDriverClient:
         self._protocol: DriverProtocol | None = None
         self._lost: ConnectionLostError | None = None
         self._starting = asyncio.Lock()
+        self._process = OwnProcess(self.url)
 
     async def connect(self, timeout: float = CONNECT_TIMEOUT_S) -> Self:
         """Connect and receive the first status. Raise `DriverUnreachableError`, `DriverNotAllowedError`."""
         if self._reader is not None:
+            self._process.check()
             raise DriverError(f"{self.url}: this client is connected already")
+        self._process = OwnProcess(self.url)
         self._lost = None
         await self._open(timeout)
         self._reader = asyncio.create_task(self._read(), name=f"statuses of {self.url}")
@@ -81,6 +85,8 @@ class AsyncDriverClient:
 
     async def close(self) -> None:
         """Disconnect. A run in progress continues."""
+        if not self._process.is_this:
+            return  # The connection is that of the process that opened it.
         if self._reader is not None:
             self._reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -300,7 +306,8 @@ class AsyncDriverClient:
         return expectation.status
 
     def _connected(self) -> DriverProtocol:
-        """Return the protocol of the connection. Raise `ConnectionLostError`."""
+        """Return the protocol of the connection. Raise `ConnectionLostError`, `ForkedClientError`."""
+        self._process.check()
         if self._lost is not None:
             raise ConnectionLostError(str(self._lost))
         if self._reader is None or self._protocol is None:
