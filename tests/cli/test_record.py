@@ -100,9 +100,7 @@ def test_on_a_terminal_there_is_a_progress_bar(up: Callable[..., Up], directory:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_stops_the_run_and_saves_it(
-    up: Callable[..., Up], directory: Path, number: signal.Signals
-):
+def test_a_signal_stops_the_run_and_saves_it(up: Callable[..., Up], directory: Path, number: signal.Signals):
     running = up(*SIMULATE)
     record = running.record(directory)
     record.wait_for_line("recording: .*images")

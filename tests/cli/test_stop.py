@@ -50,7 +50,9 @@ def test_stop_gives_up_after_its_timeout_and_says_what_the_driver_does(
     assert "has not ended within 0.4 s, the driver is saving_file; it continues" in capsys.readouterr().err
 
 
-def test_record_gives_up_after_its_timeout_when_it_was_stopped(deployment: Deployment, tmp_path: Path) -> None:
+def test_record_gives_up_after_its_timeout_when_it_was_stopped(
+    deployment: Deployment, tmp_path: Path
+) -> None:
     with SavingForEver() as peer:
         record = deployment.run(
             *(deployment.stddaq, "record", tmp_path, "--url", peer.url, "--stop-timeout", "0.4")

@@ -23,6 +23,7 @@ _COLOURS = {"debug": "36", "info": "32", "warning": "33", "error": "31", "critic
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _DROPPED = "%d log lines were dropped because the output was not read"
 logger = logging.getLogger("stddaq")
+_ready = False
 
 
 class _Formatter(logging.Formatter):
@@ -75,3 +76,15 @@ def set_up(service: str, level: str, statistics_format: StatisticsFormat = "std_
 def event(message: str, *args: object) -> None:
     """Log an event that users see: a run starts, a file is closed."""
     logger.info("[event] " + message, *args)
+
+
+def ready(message: str, *args: object) -> None:
+    """Log that the service is ready, which is the end of its start."""
+    global _ready
+    _ready = True
+    event("ready: " + message, *args)
+
+
+def is_ready() -> bool:
+    """Return whether the service of this process has started."""
+    return _ready

@@ -2,6 +2,7 @@
 
 The exit code is 0 after SIGTERM, SIGINT or SIGHUP and when all work is done. It is 2 if the configuration, an
 argument or the state of the machine prevents the start; one line on standard error then says why.
+A later `OSError` is a defect, or a failure of the machine, and leaves a traceback.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon.arguments import ArgumentParser, refuse
 from stddaq.daemon.output import open_closed_streams
-from stddaq.errors import StdDaqError
+from stddaq.errors import ConfigError, StdDaqError
+from stddaq.text import mismatch, os_error_text
 
 MAX_DESCRIPTORS = 65536
+# A service with many writers or clients needs more, but libzmq aborts the process with fewer than this.
+MIN_DESCRIPTORS = 128
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -74,12 +78,33 @@ class StopRequest:
         os.close(self._write)
 
 
-def _raise_descriptor_limit() -> None:
-    """Allow as many descriptors as the system does: libzmq aborts the process when there is none left."""
+def raise_descriptor_limit() -> None:
+    """Allow as many descriptors as the system does: libzmq aborts the process when there is none left.
+
+    Raise `ConfigError` when these are too few.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    if soft != resource.RLIM_INFINITY and soft < MIN_DESCRIPTORS:
+        raise ConfigError(
+            mismatch("limit of open files (ulimit -Hn)", f"{MIN_DESCRIPTORS} or more", f"{soft}")
+        )
+
+
+@contextlib.contextmanager
+def refused_start(program: str) -> Iterator[None]:
+    """Exit with code 2 and one line when a daemon cannot start; see the module."""
+    try:
+        yield
+    except StdDaqError as error:
+        refuse(program, error)
+    except OSError as error:
+        if log.is_ready():
+            raise
+        refuse(program, os_error_text(error))
 
 
 Serve = Callable[[DetectorConfig, argparse.Namespace, StopRequest], None]
@@ -88,21 +113,24 @@ Serve = Callable[[DetectorConfig, argparse.Namespace, StopRequest], None]
 def run(parser: ArgumentParser, serve: Serve, argv: Sequence[str] | None = None) -> int:
     """Run a daemon: parse, load the configuration, log, catch signals, serve until asked to stop."""
     open_closed_streams()
-    _raise_descriptor_limit()
     args = parser.parse_args(argv)
+    with refused_start(parser.prog):
+        _run(parser.prog, serve, args)
+    return 0
+
+
+def _run(program: str, serve: Serve, args: argparse.Namespace) -> None:
+    raise_descriptor_limit()
     stop = StopRequest()
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         config = DetectorConfig.load(args.detector_json_filename)
-        log.set_up(parser.prog, config.log_level, config.statistics_format)
+        log.set_up(program, config.log_level, config.statistics_format)
         stop.catch_signals()
         serve(config, args, stop)
         # The interpreter removes signal handlers before it exits; a signal then would change the exit code.
         handlers = dict.fromkeys(handlers, signal.SIG_IGN)
-    except StdDaqError as error:
-        refuse(parser.prog, error)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         stop.close()
-    return 0

@@ -144,8 +144,8 @@ def serve_stage(
         raise ConfigError(mismatch("--source_suffix", "any but that of the output", shown(source)))
     registry = Registry(config.detector_name, service)
     with closing(ImageSubscriber(config, source)) as subscriber, closing(make_output()) as output:
-        log.event(
-            "ready: %s of %s on %s",
+        log.ready(
+            "%s of %s on %s",
             source,
             config.detector_name,
             metadata_stream(config.detector_name, suffix),

@@ -16,7 +16,7 @@ import zmq
 
 from stddaq.config import DetectorConfig
 from stddaq.daemon import metrics
-from stddaq.daemon.log import event, logger
+from stddaq.daemon.log import event, logger, ready
 from stddaq.daemon.main import StopRequest
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, StatisticsLine
@@ -284,8 +284,8 @@ def run_source(
     try:
         if options.preallocate:
             source.preallocate(stop)
-        event(
-            "ready: %s at %s on %s, software trigger at %s",
+        ready(
+            "%s at %s on %s, software trigger at %s",
             "bursts on trigger" if options.triggered else "free-running",
             f"{options.rate:g} Hz" if options.rate else "full speed",
             source.endpoint,

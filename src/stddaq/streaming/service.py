@@ -68,5 +68,5 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
         registry = Registry(config.detector_name, NAME, str(viewers.port))
         stream = LiveStream(config, source, encoder, viewers, setting, TYPE_NAMES[args.type], registry)
         stack.callback(stream.close)
-        log.event("ready: %s as %s at %s", setting.current, args.type, viewers.endpoint)
+        log.ready("%s as %s at %s", setting.current, args.type, viewers.endpoint)
         stream.serve(stop)

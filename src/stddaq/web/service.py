@@ -16,9 +16,9 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon import main as daemon
 from stddaq.daemon.access import Access, access_of, add_token_option
-from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number, refuse
+from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number
 from stddaq.daemon.output import open_closed_streams
-from stddaq.errors import ConfigError, StdDaqError
+from stddaq.errors import ConfigError
 from stddaq.text import mismatch
 from stddaq.wire.default_addresses import DEFAULT_CONFIG_PORT
 
@@ -59,10 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     open_closed_streams()
     args = parser.parse_intermixed_args(argv)
-    try:
+    with daemon.refused_start(NAME):
+        daemon.raise_descriptor_limit()
         _serve(args)
-    except StdDaqError as error:
-        refuse(NAME, error)
     # The interpreter removes signal handlers before it exits; a signal then would change the exit code.
     for number in daemon.STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -128,7 +127,7 @@ async def _run(
 
     asyncio.get_running_loop().add_reader(stop.fileno(), check_stop)
     address, port = listener.getsockname()[:2]
-    log.event("ready: listening on http://%s:%d", f"[{address}]" if ":" in address else address, port)
+    log.ready("listening on http://%s:%d", f"[{address}]" if ":" in address else address, port)
     await server.serve(sockets=[listener])
 
 

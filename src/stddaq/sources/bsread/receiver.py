@@ -19,7 +19,7 @@ import zmq
 from stddaq.config import DetectorConfig
 from stddaq.daemon import metrics
 from stddaq.daemon.arguments import ArgumentParser, IntegerRange, stream_address
-from stddaq.daemon.log import event, logger
+from stddaq.daemon.log import event, logger, ready
 from stddaq.daemon.main import StopRequest, run
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, StatisticsLine
@@ -278,8 +278,8 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) 
     kind = zmq.SUB if args.kind == "sub" else zmq.PULL
     receiver = BsreadReceiver(config, args.stream_address, kind, n_connections)
     try:
-        event(
-            "ready: %d connections (%s) to %s, images on %s",
+        ready(
+            "%d connections (%s) to %s, images on %s",
             n_connections,
             args.kind,
             args.stream_address,

@@ -84,7 +84,7 @@ class DriverServer:
         server = await self._listen(host, port)
         async with server:
             bound = next(iter(server.sockets)).getsockname()
-            log.event("ready: listening on ws://%s:%d", bound[0], bound[1])
+            log.ready("listening on ws://%s:%d", bound[0], bound[1])
             tasks = [
                 asyncio.create_task(self._driver.watchers.notify_periodically()),
                 asyncio.create_task(self._log_statistics()),

@@ -155,7 +155,7 @@ def _main(
             )
         registry = Registry(config.detector_name, parser.prog)
         loop = WriterLoop(config, WRITER, MetadataRecorder(config, layout), registry)
-        log.event("ready: metadata writer of %s", config.detector_name)
+        log.ready("metadata writer of %s", config.detector_name)
         loop.serve(stop)
 
     return daemon.run(parser, serve, argv)

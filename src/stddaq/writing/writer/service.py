@@ -35,7 +35,7 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
     try:
         registry = Registry(config.detector_name, NAME, str(args.writer_id))
         loop = WriterLoop(config, args.writer_id, recorder, registry)
-        log.event("ready: writer %d of %s", args.writer_id, config.detector_name)
+        log.ready("writer %d of %s", args.writer_id, config.detector_name)
         loop.serve(stop)
     finally:
         recorder.detach()

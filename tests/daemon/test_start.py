@@ -1,0 +1,85 @@
+"""A start that the operating system does not allow, for every daemon: one line, exit code 2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import distribution
+
+import pytest
+from support.processes.deployment import Deployment, console_script
+
+# Each daemon with its arguments after the configuration file.
+DAEMONS: dict[str, list[str]] = {
+    "std_bsread_recv": ["tcp://127.0.0.1:9"],
+    "std_data_compress_blosc2": ["-t", "1"],
+    "std_data_compress_h5bitshuffle_lz4": ["-t", "1"],
+    "std_det_driver": ["--port", "0"],
+    "std_det_meta_writer_eg": [],
+    "std_det_meta_writer_gf": [],
+    "std_det_meta_writer_jf": [],
+    "std_det_meta_writer_pco": [],
+    "std_det_writer": ["0"],
+    "std_gf_filter": [],
+    "std_live_stream": ["tcp://127.0.0.1:0"],
+    "stddaq simulate": [],
+    "stddaq replay": ["images.npy"],
+    "stddaq simulate-pco": ["tcp://127.0.0.1:0"],
+    "stddaq-rest": ["--port", "0"],
+}
+# Of the detector types that a daemon accepts.
+DETECTOR_TYPES = {
+    "std_det_meta_writer_eg": "eiger",
+    "std_det_meta_writer_jf": "jungfrau-raw",
+} | dict.fromkeys(("std_bsread_recv", "std_det_meta_writer_pco", "stddaq simulate-pco"), "pco")
+# Fails the first call that every daemon makes of the operating system.
+WITHOUT_PIPES = """
+import errno, os, sys
+from importlib.metadata import distribution
+scripts = distribution("stddaq").entry_points.select(group="console_scripts")
+main = scripts[sys.argv[1]].load()
+
+def pipe2(flags):
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+os.pipe2 = pipe2
+del sys.argv[0]
+sys.exit(main())
+"""
+
+
+def test_all_daemons_are_tested() -> None:
+    scripts = distribution("stddaq").entry_points.select(group="console_scripts")
+    assert {name.split()[0] for name in DAEMONS} == {script.name for script in scripts}
+
+
+def refusal(deployment: Deployment, daemon: str, command: list[str]) -> str:
+    """Run a daemon that must be refused, and return its line."""
+    script, *sub_command = daemon.split()
+    if detector_type := DETECTOR_TYPES.get(daemon):
+        deployment.write_config(detector_type=detector_type)
+    ended = subprocess.run(
+        [*command, script, *sub_command, str(deployment.config_path), *DAEMONS[daemon]],
+        env=deployment.env,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    return ended.stderr
+
+
+@pytest.mark.parametrize("daemon", DAEMONS)
+def test_error_of_the_operating_system_at_the_start_is_one_line(deployment: Deployment, daemon: str) -> None:
+    line = refusal(deployment, daemon, [sys.executable, "-c", WITHOUT_PIPES])
+    assert line == f"{daemon}: error: Too many open files\n"
+
+
+@pytest.mark.parametrize("daemon", DAEMONS)
+def test_too_few_descriptors_are_refused_before_libzmq_aborts(deployment: Deployment, daemon: str) -> None:
+    bin_directory = console_script("stddaq").removesuffix("stddaq")
+    shell = ["sh", "-c", 'ulimit -n 20 && script=$1 && shift && exec "$0$script" "$@"', bin_directory]
+    line = refusal(deployment, daemon, shell)
+    assert line == f"{daemon}: error: limit of open files (ulimit -Hn): expected 128 or more, got 20\n"
