@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import re
@@ -18,6 +19,8 @@ from support.processes.deployment import Deployment, free_port, wait_until
 
 from stddaq.cli.supervisor.spec import ServiceSpec
 from stddaq.cli.supervisor.supervisor import Supervisor
+from stddaq.daemon.arguments import ArgumentParser
+from stddaq.writing.driver.options import add_driver_options
 
 SIMULATE = ("--source", "simulate", "--rate", "500")
 
@@ -67,6 +70,31 @@ def test_all_services_start_and_end_cleanly(up: Callable[..., Up], signal_number
     assert not any("killing it" in line for line in running.process.stdout)
     assert running.deployment.sockets() == []
     assert running.deployment.segments() == []
+
+
+def test_options_of_the_driver_reach_it(up: Callable[..., Up], tmp_path: Path):
+    roots = [tmp_path / "first", tmp_path / "second"]
+    for root in roots:
+        root.mkdir()
+    given = ["--allowed-root", str(roots[0]), "--allowed-root", str(roots[1]), "--overwrite"]
+    given += ["--writer-timeout", "3.5", "-s", "filter"]
+    running = up("-m", *given)
+    driver = arguments_of(child_named(running, "std_det_driver"))
+    assert parsed_options(driver) == parsed_options(["-m", *given, "--port", str(running.port)])
+    writer = arguments_of(child_named(running, "std_det_writer", "0"))
+    assert writer[-2:] == ["-s", "filter"]
+
+
+def arguments_of(pid: int) -> list[str]:
+    """Return the arguments of a service after its configuration file."""
+    command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+    return command[next(i for i, word in enumerate(command) if word.endswith(".json")) + 1 :]
+
+
+def parsed_options(words: list[str]) -> argparse.Namespace:
+    parser = ArgumentParser("std_det_driver")
+    add_driver_options(parser)
+    return parser.parse_args(words)
 
 
 def test_lines_carry_the_name_of_their_service(up: Callable[..., Up]):

@@ -29,9 +29,12 @@ DAEMONS: dict[str, list[str]] = {
 }
 # Of the detector types that a daemon accepts.
 DETECTOR_TYPES = {
+    "std_bsread_recv": "pco",
     "std_det_meta_writer_eg": "eiger",
     "std_det_meta_writer_jf": "jungfrau-raw",
-} | dict.fromkeys(("std_bsread_recv", "std_det_meta_writer_pco", "stddaq simulate-pco"), "pco")
+    "std_det_meta_writer_pco": "pco",
+    "stddaq simulate-pco": "pco",
+}
 # Fails the first call that every daemon makes of the operating system.
 WITHOUT_PIPES = """
 import errno, os, sys

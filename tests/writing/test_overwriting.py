@@ -67,6 +67,13 @@ def test_raw_files_of_a_run_of_another_prefix_are_not_overwritten(rig: Rig, seen
     assert_saved(rig.record(images, file_prefix="w1", overwrite=True), images)
 
 
+def test_a_driver_with_overwrite_replaces_the_files_of_every_run(make_rig: MakeRig):
+    rig = make_rig(driver=["--overwrite"])
+    for salt in range(3):
+        images = images_of(range(20 - salt), salt=salt)
+        assert_saved(rig.record(images), images)
+
+
 def test_a_metadata_file_of_another_run_is_not_mixed_with_a_new_run(rig: Rig):
     rig.path("fileMeta.h5").write_text("precious")
     with pytest.raises(CommandRefusedError, match=r"got \S+fileMeta\.h5"):

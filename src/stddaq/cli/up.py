@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stddaq.daemon.access import add_token_option
-from stddaq.daemon.arguments import ArgumentParser, IntegerRange, Seconds, suffix
+from stddaq.daemon.arguments import ArgumentParser, IntegerRange
 from stddaq.errors import ConfigError, EndpointError
 from stddaq.text import mismatch
-from stddaq.wire.default_addresses import DEFAULT_PORT
+from stddaq.writing.driver.options import add_driver_options, driver_options
 
 if TYPE_CHECKING:
     from stddaq.cli.supervisor.commands import Commands
@@ -24,34 +23,7 @@ _SOURCES = ("none", "simulate", "replay")
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("config", help="path to configuration file")
-    parser.add_argument(
-        "-p",
-        "--port",
-        type=IntegerRange(1, 65535),
-        default=DEFAULT_PORT,
-        help="WebSocket port of the driver (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address that the driver listens on (default: %(default)s)"
-    )
-    add_token_option(parser)
-    parser.add_argument(
-        "-m", "--with_metadata_writer", action="store_true", help="also start a metadata writer"
-    )
-    parser.add_argument(
-        "-s",
-        "--source_suffix",
-        default="image",
-        type=suffix,
-        metavar="SUFFIX",
-        help="metadata stream and ring buffer to record (default: image)",
-    )
-    parser.add_argument(
-        "--writer-timeout",
-        type=Seconds(),
-        metavar="SECONDS",
-        help="option of the driver: end a run when a writer makes no progress for this long (default: 10)",
-    )
+    add_driver_options(parser, IntegerRange(1, 65535))
     parser.add_argument(
         "--source",
         nargs=argparse.REMAINDER,
@@ -117,16 +89,15 @@ def _services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceS
         raise ConfigError(f"{args.config}: " + "; ".join(mistakes), mistakes)
     name, source = config.detector_name, args.source_suffix
     commands = Commands(config, args.config)
-    driver = ["--port", str(args.port), "--host", args.host, "-s", source]
-    if args.token_file is not None:
-        driver += ["--token-file", str(args.token_file)]
-    if args.with_metadata_writer:
-        driver.append("-m")
-    if args.writer_timeout is not None:
-        driver += ["--writer-timeout", str(args.writer_timeout)]
     specs = _source(commands, args) + commands.requested() + commands.live_streams()
     specs.append(
-        commands.service("driver", "std_det_driver", driver, f"tcp://{args.host}:{args.port}", conducts=True)
+        commands.service(
+            "driver",
+            "std_det_driver",
+            driver_options(args),
+            f"tcp://{args.host}:{args.port}",
+            conducts=True,
+        )
     )
     for i in range(config.number_of_writers):
         address = endpoints.writer_to_driver(name, i)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 
 from stddaq import __version__
@@ -23,7 +24,7 @@ _COLOURS = {"debug": "36", "info": "32", "warning": "33", "error": "31", "critic
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _DROPPED = "%d log lines were dropped because the output was not read"
 logger = logging.getLogger("stddaq")
-_ready = False
+_ready = threading.Event()
 
 
 class _Formatter(logging.Formatter):
@@ -80,11 +81,10 @@ def event(message: str, *args: object) -> None:
 
 def ready(message: str, *args: object) -> None:
     """Log that the service is ready, which is the end of its start."""
-    global _ready
-    _ready = True
+    _ready.set()
     event("ready: " + message, *args)
 
 
 def is_ready() -> bool:
     """Return whether the service of this process has started."""
-    return _ready
+    return _ready.is_set()

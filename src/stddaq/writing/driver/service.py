@@ -22,16 +22,17 @@ from websockets.http11 import Request, Response
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log, metrics
 from stddaq.daemon import main as daemon
-from stddaq.daemon.access import Access, AccessError, access_of, add_token_option
-from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number
+from stddaq.daemon.access import Access, AccessError, access_of
+from stddaq.daemon.arguments import ArgumentParser
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
-from stddaq.wire.default_addresses import DEFAULT_PORT, GREETING_PATH
+from stddaq.wire.default_addresses import GREETING_PATH
 from stddaq.writing.driver.connection_limits import ConnectionLimits
 from stddaq.writing.driver.distributor import Distributor
 from stddaq.writing.driver.driver import Driver
+from stddaq.writing.driver.options import add_driver_options
 from stddaq.writing.driver.session import Connection, Session
 
 NAME = "std_det_driver"
@@ -192,35 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command `std_det_driver`."""
     parser = ArgumentParser(NAME, "Control the writers and divide the images among them.")
     parser.add_config()
-    parser.add_source_suffix('suffix of the metadata stream (default "image")')
-    parser.add_argument(
-        "-p", "--port", type=port_number, default=DEFAULT_PORT, help="websocket port (default 8080)"
-    )
-    parser.add_argument(
-        "-m", "--with_metadata_writer", action="store_true", help="a metadata writer takes part in the runs"
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
-    add_token_option(parser)
-    parser.add_argument(
-        "--allowed-root",
-        type=existing_directory,
-        action="append",
-        default=[],
-        metavar="DIRECTORY",
-        help="write files below this directory only; may be given several times (default: anywhere)",
-    )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace existing files in every run, as the C++ driver does (default: refuse the start)",
-    )
-    parser.add_argument(
-        "--writer-timeout",
-        type=Seconds(),
-        default=10.0,
-        metavar="SECONDS",
-        help="end the run when a writer makes no progress for this long (default 10)",
-    )
+    add_driver_options(parser)
     return daemon.run(parser, _serve, argv)
 
 
