@@ -8,7 +8,8 @@ det = StdDaqDetector("ws://127.0.0.1:8080", name="det", paths="/data")
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stddaq_ophyd.camera import Camera, SimulatedCamera
+    from stddaq_ophyd.camera import SimulatedCamera
+    from stddaq_ophyd.core.camera import Camera, Exposure
     from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
     from stddaq_ophyd.core.paths import DirectoryPaths, PathInfo, PathProvider
     from stddaq_ophyd.detector import StdDaqDetector
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 _MODULES = {
     "AcquisitionError": "core.errors",
     "AcquisitionStoppedError": "core.errors",
-    "Camera": "camera",
+    "Camera": "core.camera",
     "DirectoryPaths": "core.paths",
+    "Exposure": "core.camera",
     "LiveStreamAddress": "live_stream",
     "LiveStreamSettingError": "live_stream",
     "LiveStreams": "live_stream",
@@ -34,6 +36,7 @@ __all__ = [
     "AcquisitionStoppedError",
     "Camera",
     "DirectoryPaths",
+    "Exposure",
     "LiveStreamAddress",
     "LiveStreamSettingError",
     "LiveStreams",

@@ -5,27 +5,17 @@ A camera that runs freely, or is triggered by hardware, needs nothing of this.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from ophyd import Component, Device, Kind, Signal
 from ophyd.status import StatusBase
 
 from stddaq.client.simulator import SimulatorClient, SimulatorError, SimulatorState
 from stddaq.text import mismatch
+from stddaq_ophyd.core.camera import Camera, Exposure
 from stddaq_ophyd.core.errors import AcquisitionError
-
-FIRE_TIMEOUT_S = 10.0
-
-
-@runtime_checkable
-class Camera(Protocol):
-    """Takes images on a software trigger."""
-
-    def fire(self, n_images: int) -> None:
-        """Start to take `n_images`; it may return before they are taken. Called in the detector's thread."""
-        ...
-
 
 Trigger = Camera | Signal | Callable[[], Any] | None
 
@@ -60,13 +50,22 @@ class _CallableCamera(Camera):
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function = function
 
-    def fire(self, n_images: int) -> None:
+    def fire(self, n_images: int) -> Exposure:
         returned = self._function()
-        if isinstance(returned, StatusBase):
-            returned.wait(FIRE_TIMEOUT_S)
+        # Not waited for: it may be the Status of the whole acquisition.
+        return Exposure(failure=_failure_of(returned)) if isinstance(returned, StatusBase) else Exposure()
 
     def __repr__(self) -> str:
         return getattr(self._function, "__qualname__", repr(self._function))
+
+
+def _failure_of(status: StatusBase) -> Callable[[], BaseException | None]:
+    def failure() -> BaseException | None:
+        # ophyd's annotation allows classes, too.
+        found: Any = status.exception() if status.done else None
+        return found
+
+    return failure
 
 
 class SimulatedCamera(Device):
@@ -83,24 +82,36 @@ class SimulatedCamera(Device):
         super().__init__(prefix, name=name, **kwargs)
         self._client: SimulatorClient | None = None
         self._configured: tuple[float, float] | None = None
+        # A detector fires it in its own thread, and a plan stops it in another.
+        self._guard = threading.RLock()
 
-    def fire(self, n_images: int) -> None:
+    def fire(self, n_images: int) -> Exposure:
         """Publish a burst of `n_images`. Raises `AcquisitionError` when the simulator does not answer."""
         try:
-            client = self._connected()
-            rate: Any = self.rate.get()
-            exposure_time: Any = self.exposure_time.get()
-            wanted = float(rate), float(exposure_time)
-            if wanted != self._configured:
-                client.configure(rate=wanted[0], exposure_time=wanted[1])
-                self._configured = wanted
-            client.trigger(n_images)
+            with self._guard:
+                client = self._connected()
+                rate: Any = self.rate.get()
+                exposure_time: Any = self.exposure_time.get()
+                wanted = float(rate), float(exposure_time)
+                if wanted != self._configured:
+                    client.configure(rate=wanted[0], exposure_time=wanted[1])
+                    self._configured = wanted
+                return Exposure(first_id=client.trigger(n_images).first_id)
+        except SimulatorError as error:
+            raise AcquisitionError(f"{self.name}: {error}") from error
+
+    def stop(self, *, success: bool = False) -> None:
+        """Publish nothing until the next trigger. Raises `AcquisitionError` as `fire`."""
+        try:
+            with self._guard:
+                self._connected().stop()
         except SimulatorError as error:
             raise AcquisitionError(f"{self.name}: {error}") from error
 
     def status(self) -> SimulatorState:
         """Return what the simulator is doing. Raises `SimulatorError`."""
-        return self._connected().status()
+        with self._guard:
+            return self._connected().status()
 
     def _connected(self) -> SimulatorClient:
         if self._client is None:
@@ -109,7 +120,8 @@ class SimulatedCamera(Device):
 
     def destroy(self) -> None:
         """Close the connection."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        with self._guard:
+            if self._client is not None:
+                self._client.close()
+                self._client = None
         super().destroy()

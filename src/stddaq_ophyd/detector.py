@@ -12,10 +12,10 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from bluesky.run_engine import in_bluesky_event_loop
 from bluesky.utils import NoReplayAllowed
 from ophyd import Signal
 from ophyd.utils import RedundantStaging
@@ -25,15 +25,16 @@ from stddaq.client.address import split_token
 from stddaq.client.errors import DriverError
 from stddaq.config import DetectorConfig
 from stddaq.text import mismatch
-from stddaq_ophyd.camera import Camera, Trigger, as_camera
-from stddaq_ophyd.core.acquisition import Acquisition, Settings
+from stddaq_ophyd.camera import Trigger, as_camera
+from stddaq_ophyd.core.acquisition import UNREAD, Acquisition, Settings
+from stddaq_ophyd.core.camera import Camera
 from stddaq_ophyd.core.documents import Document, DocumentsName, documents_of
 from stddaq_ophyd.core.errors import AcquisitionError
 from stddaq_ophyd.core.paths import DirectoryPaths, PathProvider
 from stddaq_ophyd.core.publication import Publication
 from stddaq_ophyd.core.run_counts import RunCounts
 from stddaq_ophyd.detector_signals import DetectorSignals
-from stddaq_ophyd.steps import AcquisitionStatus, Steps, StepStatus
+from stddaq_ophyd.steps import AcquisitionStatus, Steps, StepStatus, in_run_engine
 
 # An exiting program waits this long for the files of a run that is still open.
 EXIT_TIMEOUT_S = 10.0
@@ -94,7 +95,9 @@ class StdDaqDetector(DetectorSignals):
         self._acquisition: Acquisition | None = None
         self._is_staged = False
         self._pending: StepStatus | None = None
-        self._n_events_to_fly = 0
+        self._n_events_to_fly = self._n_images_in_flight = 0
+        # Whether a point or flight was started since staging, and whether a reading waits for its documents.
+        self._is_triggered = self._is_read = False
         if config is not None:
             loaded = config if isinstance(config, DetectorConfig) else DetectorConfig.load(config)
             self._note_layout(loaded.image_shape, loaded.dtype.str, loaded.number_of_writers)
@@ -104,6 +107,11 @@ class StdDaqDetector(DetectorSignals):
     def error(self) -> Exception | None:
         """Return the first failure since the device was staged."""
         return self._steps.error
+
+    @property
+    def orphans(self) -> dict[str, int]:
+        """Return the numbers of recorded images that are in no document, by reason, after unstaging."""
+        return dict(self._acquisition.orphans) if self._acquisition else {}
 
     @property
     def paths(self) -> PathProvider:
@@ -124,6 +132,8 @@ class StdDaqDetector(DetectorSignals):
         if self._is_staged:
             raise RedundantStaging(f"{self.name} is staged already; {self.name}.unstage() comes first")
         self._is_staged, self._steps.error = True, None
+        self._is_triggered = self._is_read = False
+        self._n_events_to_fly = self._n_images_in_flight = 0
         return self._steps.submit(self._stage, StepStatus(self))
 
     def _stage(self, status: StepStatus) -> None:
@@ -149,7 +159,9 @@ class StdDaqDetector(DetectorSignals):
         paths = self._paths(self.name)
         self._note_files(paths)
         publication = Publication(self.name, paths, self.image_key, self._documents)
-        return Acquisition(self.prefix, self.name, self._start_options, publication, self._token)
+        return Acquisition(
+            self.prefix, self.name, self._start_options, publication, self._camera, self._token
+        )
 
     def unstage(self) -> StepStatus:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Stop waiting for images and end the run. The Status is done when the driver is idle, files closed.
@@ -158,7 +170,7 @@ class StdDaqDetector(DetectorSignals):
         the first failure since staging is in `error`.
         """
         self._is_staged = False
-        if in_bluesky_event_loop():
+        if in_run_engine():
             # The RunEngine would count a failure of the aborted plan as one of its cleanup, and stop that.
             self._steps.abandon()
             self._pending = None
@@ -174,8 +186,16 @@ class StdDaqDetector(DetectorSignals):
                 acquisition.close()
         finally:
             super().unstage()
-        if acquisition is not None and acquisition.error is not known:
-            raise acquisition.error or AcquisitionError(f"{self.name}: the run failed")
+        if acquisition is not None:
+            self._check_documents(acquisition)
+            if acquisition.error is not None and acquisition.error is not known:
+                raise acquisition.error
+
+    def _check_documents(self, acquisition: Acquisition) -> None:
+        """Raise when points were taken through a parent that passed no documents on."""
+        n, advice = acquisition.orphans[UNREAD], self._parent_of_plan()
+        if n and advice and not acquisition.n_announced and acquisition.error is None:
+            raise AcquisitionError(mismatch(self.name, f"documents of {n} images", "none", advice))
 
     def stop(self, *, success: bool = False) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Stop waiting for images, and end the run. Return at once.
@@ -202,26 +222,33 @@ class StdDaqDetector(DetectorSignals):
         `AcquisitionError` when the device is not staged.
         """
         self._check_staged("trigger")
-        status = AcquisitionStatus(self, self._event_size)
+        n_images = self._event_size
+        self._is_triggered = True
+        status = AcquisitionStatus(self, n_images)
         self._pending = status
-        return self._steps.submit(self._take_point, status)
+        return self._steps.submit(partial(self._take_point, n_images), status)
 
-    def _take_point(self, status: AcquisitionStatus) -> None:
-        settings = self._new_settings()
+    def _take_point(self, n_images: int, status: AcquisitionStatus) -> None:
         counts = self._staged_acquisition().take_point(
-            partial(self._fire, settings.images_per_event), settings, lambda n, _: status.progress(n)
+            self._new_settings(n_images), lambda n, _: status.progress(n)
         )
-        self._note_counts(settings.images_per_event, counts)
+        self._note_counts(n_images, counts)
 
     def read(self) -> OrderedDict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the scalars of the newest point.
 
         Outside a RunEngine it waits for a triggered point, and raises the error that the point failed with.
         """
-        if not in_bluesky_event_loop():
+        if not in_run_engine():
             pending, self._pending = self._pending, None
             if pending is not None:
                 pending.wait()
+        elif self._is_staged and not self._is_triggered:
+            raise AcquisitionError(
+                mismatch(f"{self.name}: read", "a trigger before it", "none", self._parent_of_plan())
+            )
+        # A RunEngine asks for the documents of an event after it has read the device.
+        self._is_read = True
         reading: Any = super().read()
         if self._acquisition is not None:
             reading.update(self._documents.reading(self.image_key, self._publish))
@@ -229,12 +256,18 @@ class StdDaqDetector(DetectorSignals):
 
     def describe(self) -> OrderedDict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return descriptions of what `read` returns, and of the images, which documents reference."""
-        if in_bluesky_event_loop() and self._acquisition is not None:
-            # A RunEngine asks once for each stream of each run, before its first documents.
-            self._acquisition.expect_new_stream()
         description: Any = super().describe()
-        description.update(self._describe_images())
+        if not in_run_engine():
+            description.update(self._describe_images())
+        elif self._is_staged:
+            # A RunEngine asks once for each stream of each run, before its first documents.
+            self._expect_new_stream()
+            description.update(self._describe_images())
         return description
+
+    def _expect_new_stream(self) -> None:
+        if self._acquisition is not None:
+            self._acquisition.expect_new_stream(self._event_size, self._stream_name)
 
     @property
     def image_key(self) -> str:
@@ -244,7 +277,7 @@ class StdDaqDetector(DetectorSignals):
     def _describe_images(self) -> dict[str, dict[str, Any]]:
         shape = self._image_shape
         if not all(shape):
-            if not in_bluesky_event_loop():
+            if not in_run_engine():
                 return {}
             raise AcquisitionError(
                 f"{self.name}: shape and type of the images are unknown, because the driver {self.prefix} "
@@ -266,14 +299,15 @@ class StdDaqDetector(DetectorSignals):
 
         A RunEngine does not name the stream that it collects for. `describe` shows that a new one begins; a
         plan that returns to an earlier one sets `stream` before. Raises `AcquisitionError` when the files do
-        not show what was recorded.
+        not show what was recorded, and when an event has no point.
         """
-        yield from self._documents.collect(partial(self._publish, index))
+        is_event, self._is_read = self._is_read, False
+        yield from self._documents.collect(partial(self._publish, index, of_event=is_event))
 
-    def _publish(self, index: int | None = None) -> list[Document]:
-        if self._acquisition is None:
+    def _publish(self, index: int | None = None, *, of_event: bool = True) -> list[Document]:
+        if self._acquisition is None or not self._is_staged:
             return []
-        return self._acquisition.documents(index, self._stream_name)
+        return self._acquisition.documents(index, self._stream_name, of_event=of_event)
 
     # Flights.
 
@@ -282,11 +316,11 @@ class StdDaqDetector(DetectorSignals):
 
     def prepare(self, value: int) -> StepStatus:
         """Set how many events, of `images_per_event` images each, the next flight takes."""
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise AcquisitionError(
                 mismatch(f"{self.name}: prepare", "a number of events from 1", repr(value))
             )
-        self._n_events_to_fly = value
+        self._n_events_to_fly = int(value)
         status = StepStatus(self)
         status.set_finished()
         return status
@@ -294,24 +328,31 @@ class StdDaqDetector(DetectorSignals):
     def kickoff(self) -> StepStatus:
         """Start a flight of the prepared length. The Status is done when the camera was triggered."""
         self._check_staged("kickoff")
-        if not self._n_events_to_fly:
+        n_events, self._n_events_to_fly = self._n_events_to_fly, 0
+        if not n_events:
             raise AcquisitionError(
                 f"{self.name}: the number of events is unknown; {self.name}.prepare(n) comes first"
             )
         if not self._documents.supports_flights:
             raise AcquisitionError(f'{self.name}: flights need a device with documents="stream"')
-        return self._steps.submit(self._kickoff, StepStatus(self))
+        n_images = self._event_size
+        self._is_triggered, self._is_read = True, False
+        self._n_images_in_flight = n_events * n_images
+        return self._steps.submit(partial(self._kickoff, n_events, n_images), StepStatus(self))
 
-    def _kickoff(self, status: StepStatus) -> None:
-        settings = self._new_settings()
-        fire = partial(self._fire, self._n_events_to_fly * settings.images_per_event)
-        self._staged_acquisition().start_flight(fire, self._n_events_to_fly, settings)
+    def _kickoff(self, n_events: int, n_images: int, status: StepStatus) -> None:
+        self._staged_acquisition().start_flight(n_events, self._new_settings(n_images))
 
     def complete(self) -> AcquisitionStatus:
-        """Wait for all images of the flight. The Status fails when they stop coming, or some are bad."""
-        self._check_staged("complete")
-        n_images = self._n_events_to_fly * self._event_size
+        """Wait for all images of the flight. The Status fails when they stop coming, or some are bad.
+
+        Without a flight it is done at once.
+        """
+        n_images, self._n_images_in_flight = self._n_images_in_flight, 0
         status = AcquisitionStatus(self, n_images)
+        if not n_images:
+            status.set_finished()
+            return status
         self._pending = status
         return self._steps.submit(partial(self._complete, n_images), status)
 
@@ -330,8 +371,7 @@ class StdDaqDetector(DetectorSignals):
 
     def describe_collect(self) -> dict[str, dict[str, Any]]:
         """Return the description of the images; their documents come by `collect`."""
-        if self._acquisition is not None:
-            self._acquisition.expect_new_stream()
+        self._expect_new_stream()
         return self._describe_images()
 
     def _n_ready_events(self) -> int:
@@ -361,35 +401,39 @@ class StdDaqDetector(DetectorSignals):
             f"files            {files}",
             f"next files       {self._paths}",
             f"trigger          {self._camera or 'none, the next images that arrive'}",
+            f"orphans          {self._orphans_in_words()}",
             f"last error       {self.error or 'none'}",
             "",
         ]
         return "\n".join([*head, super()._summary()])
 
+    def _orphans_in_words(self) -> str:
+        return "; ".join(f"{n} images of {reason}" for reason, n in self.orphans.items()) or "none"
+
     # Within.
+
+    def _parent_of_plan(self) -> str:
+        """Return what to use in a plan instead of a parent that does not trigger or collect."""
+        parent = self.parent
+        if parent is None or hasattr(parent, "collect_asset_docs"):
+            return ""
+        return f"{parent.name} does not pass it on: use {parent.name}.{self.attr_name} in the plan"
 
     def _check_staged(self, method: str) -> None:
         if not self._is_staged:
-            raise AcquisitionError(f"{self.name}: {method}: not staged; {self.name}.stage() comes first")
+            why = f": {self.error}" if self.error else f"; {self.name}.stage() comes first"
+            raise AcquisitionError(f"{self.name}: {method}: not staged{why}")
 
     def _staged_acquisition(self) -> Acquisition:
         if self._acquisition is None:
             raise AcquisitionError(f"{self.name}: not staged: {self.error or 'it was unstaged meanwhile'}")
         return self._acquisition
 
-    def _new_settings(self) -> Settings:
+    def _new_settings(self, n_images: int) -> Settings:
         if self._exposure is not None:
             exposure: Any = self._exposure.get()
             self.exposure_time.put(float(exposure))
-        return self._settings(publish_live=self._documents.reads_growing_files)
-
-    def _fire(self, n_images: int) -> None:
-        if self._camera is None:
-            return
-        try:
-            self._camera.fire(n_images)
-        except Exception as error:
-            raise AcquisitionError(f"{self.name}: the camera cannot be triggered: {error}") from error
+        return self._settings(n_images, publish_live=self._documents.reads_growing_files)
 
     def _finish(self) -> None:
         """End a run that is still open when the program exits."""

@@ -53,7 +53,11 @@ class DetectorSignals(Device):
 
     @property
     def _event_size(self) -> int:
-        return int(_value(self.images_per_event))
+        """Return `images_per_event`. Raises `AcquisitionError` unless it is positive."""
+        n = int(_value(self.images_per_event))
+        if n < 1:
+            raise AcquisitionError(mismatch(f"{self.name}: images_per_event", "1 or more", str(n)))
+        return n
 
     @property
     def _image_shape(self) -> tuple[int, int]:
@@ -64,13 +68,10 @@ class DetectorSignals(Device):
     def _stream_name(self) -> str:
         return str(_value(self.stream))
 
-    def _settings(self, *, publish_live: bool) -> Settings:
-        n = self._event_size
-        if n < 1:
-            raise AcquisitionError(mismatch(f"{self.name}: images_per_event", "1 or more", str(n)))
+    def _settings(self, n_images: int, *, publish_live: bool) -> Settings:
         return Settings(
-            images_per_event=n,
-            timeout=float(_value(self.exposure_time)) * n + float(_value(self.margin)),
+            images_per_event=n_images,
+            timeout=float(_value(self.exposure_time)) * n_images + float(_value(self.margin)),
             allow_bad=bool(_value(self.allow_bad)),
             publish_live=publish_live,
         )

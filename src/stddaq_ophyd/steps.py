@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,6 +14,15 @@ from ophyd.status import DeviceStatus
 from stddaq_ophyd.core.worker import Worker
 
 S = TypeVar("S", bound="StepStatus")
+
+
+def in_run_engine() -> bool:
+    """Return whether a RunEngine calls: any, while `in_bluesky_event_loop` knows only the newest."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return threading.current_thread().name == "bluesky-run-engine"
 
 
 class StepStatus(DeviceStatus):

@@ -28,6 +28,7 @@ from stddaq.files.names import find_run
 from stddaq.files.opening import open_file
 from stddaq.files.raw_rows import RawRows, raw_file_of
 from stddaq.text import mismatch
+from stddaq_ophyd.core.camera import Exposure
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
 from stddaq_ophyd.core.paths import PathInfo
 from stddaq_ophyd.core.run_counts import RunCounts
@@ -51,6 +52,7 @@ class DriverRun:
         growing_files: the raw files while they grow; None when they cannot be read before they are closed.
         raw_files: the raw files of writer 0, 1, ... as this process sees them; known while the run is live,
             or when it has ended.
+        n_recorded: images of the run, as far as the driver reported them.
         error: why the run failed, the first reason only.
     """
 
@@ -69,6 +71,7 @@ class DriverRun:
         self.raw_files: tuple[Path, ...] = ()
         self.image_shape: tuple[int, int] | None = None
         self.dtype: str | None = None
+        self.n_recorded = 0
         self.error: AcquisitionError | None = None
 
     @property
@@ -163,6 +166,7 @@ class DriverRun:
         n_images: int,
         before: RunCounts,
         timeout: float,
+        exposure: Exposure,
         *,
         restart_on_progress: bool = False,
         on_progress: OnProgress = lambda n, counts: None,
@@ -170,7 +174,7 @@ class DriverRun:
         """Wait until `n_images` more than `before` are recorded, and readable if the run is live.
 
         `timeout` in seconds, for all images, or with `restart_on_progress` for each. `on_progress` is called
-        in another thread. Raises `AcquisitionError`.
+        in another thread. Raises `AcquisitionError`, also when the `exposure` fails.
         """
         latest = before
         deadline = time.monotonic() + timeout
@@ -179,9 +183,10 @@ class DriverRun:
         def is_decided(status: DriverStatus) -> bool:
             nonlocal latest, deadline, n_recorded
             self._status = status
-            if self._cancelled.is_set() or not self._is_this_run(status):
+            if self._cancelled.is_set() or not self._is_this_run(status) or exposure.failure():
                 return True
             latest = RunCounts.of(status)
+            self._note_recorded(status)
             n = (status.count or 0) - before.n_images
             if n > n_recorded:
                 n_recorded = n
@@ -209,7 +214,12 @@ class DriverRun:
                 )
             if not self._is_this_run(status):
                 raise self._failure(f"recorded {n_recorded} of {n_images} images", self._reason_of_end())
+            if n_recorded < n_images and (why := exposure.failure()) is not None:
+                raise self._failure(f"recorded {n_recorded} of {n_images} images, the camera failed", why)
         return latest
+
+    def _note_recorded(self, status: DriverStatus) -> None:
+        self.n_recorded = max(self.n_recorded, RunCounts.of(status).n_images)
 
     def cancel(self) -> None:
         """Make `wait_for` raise `AcquisitionStoppedError`. Safe from any thread."""
@@ -240,6 +250,8 @@ class DriverRun:
             self._note("the run failed", error)
             with contextlib.suppress(DriverError):
                 self._client.wait(("idle",), IDLE_TIMEOUT_S)
+        if self._status is not None and self._status.run_id == self._run_id:
+            self._note_recorded(self._status)
         if not self.raw_files:
             self._find_files()
 

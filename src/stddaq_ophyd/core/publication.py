@@ -82,16 +82,24 @@ class Publication:
         self._device, self._data_key, self._documents = device, data_key, documents
         self._streams: list[PublishedStream] = []
         self._by_name: dict[str, PublishedStream] = {}
-        self._stream_is_new = True
+        # Images per event of the streams that were described, and whose first images come next, by name.
+        self._expected: dict[str, int] = {}
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Return the published images files."""
         return tuple(stream.file.path for stream in self._streams)
 
-    def expect_new_stream(self) -> None:
-        """Start a new file with the next images: they belong to another stream, or run, than those before."""
-        self._stream_is_new = True
+    def expect_new_stream(self, images_per_event: int, name: str = "") -> None:
+        """Start a new file with the next images of stream `name`: they belong to another stream, or run.
+
+        Its events were described with `images_per_event`.
+        """
+        self._expected[name] = images_per_event
+
+    def is_published(self, point: Point) -> bool:
+        """Return whether documents of `point` were emitted, or can no longer be withdrawn."""
+        return point.stream is not None and point.event < point.stream.composer.n_published
 
     def publish_point(self, point: Point, name: str = "") -> list[Document]:
         """Return documents of `point` in the stream `name`, or none when they were emitted before.
@@ -100,15 +108,15 @@ class Publication:
         """
         stream = self._stream(name, len(point.images), point.images, point.is_live)
         event = stream.composer.n_published
-        if point.stream is stream and point.event < event:
+        if point.stream is stream and self.is_published(point):
             return []
         point.stream, point.event = stream, event
         return self._publish(stream, point.images, live=point.is_live)
 
     def publish_events(
         self, images: Images, images_per_event: int, *, live: bool, name: str = ""
-    ) -> list[Document]:
-        """Return documents of the next events of a flight, which cannot be published again."""
+    ) -> tuple[PublishedStream, list[Document]]:
+        """Return the stream of the next events of a flight, and documents, which cannot be made again."""
         stream = self._stream(name, images_per_event, images, live)
         if stream.n_discarded:
             # The images that follow would take their places.
@@ -116,7 +124,7 @@ class Publication:
                 f"{self._device}: documents of {stream.n_discarded} images of a flight were collected and "
                 "not emitted; the flight cannot continue"
             )
-        return self._publish(stream, images, live=live)
+        return stream, self._publish(stream, images, live=live)
 
     def close(self) -> list[AcquisitionError]:
         """Write all files a last time, and return what failed. Does not raise."""
@@ -137,18 +145,20 @@ class Publication:
     def _stream(self, name: str, images_per_event: int, images: Images, live: bool) -> PublishedStream:
         """Return the stream to continue, or a new one."""
         last = self._by_name.get(name)
-        is_new, self._stream_is_new = self._stream_is_new, False
-        if last is None or (is_new and last.composer.n_published):
-            return self._open(name, images_per_event, images, live)
-        if last.images_per_event != images_per_event:
+        described = self._expected.pop(name, None)
+        is_new = last is None or (described is not None and last.composer.n_published > 0)
+        if described is None and last is not None:
+            described = last.images_per_event
+        if described is not None and described != images_per_event:
             raise AcquisitionError(
                 mismatch(
                     self._device,
-                    f"{last.images_per_event} images per event as in this stream before",
+                    f"{described} images per event, as this stream was described",
                     str(images_per_event),
+                    "images_per_event changed in the middle of a stream",
                 )
             )
-        return last
+        return self._open(name, images_per_event, images, live) if last is None or is_new else last
 
     def _open(self, name: str, images_per_event: int, images: Images, live: bool) -> PublishedStream:
         raw = images.raw_files[0]

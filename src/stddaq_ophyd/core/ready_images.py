@@ -5,6 +5,8 @@ It is fed with what the raw files of one driver run show and what the driver cou
 
 from __future__ import annotations
 
+import numpy as np
+
 from stddaq.files.growing_run import Images, n_settled
 from stddaq_ophyd.core.run_counts import RunCounts
 
@@ -15,16 +17,24 @@ class ReadyImages:
     Attributes:
         n_ready: images that came into the queue so far.
         n_taken: images that were taken out of it.
+        n_early: images before the first one that is wanted.
         is_ordered: False when only closed files can show the order of the images still to come.
     """
 
-    def __init__(self, before: RunCounts, n_wanted: int, *, may_restart: bool) -> None:
-        """`may_restart`: ids may restart with the first image, as with a camera armed for each point."""
-        self._before, self._n_wanted, self._may_restart = before, n_wanted, may_restart
+    def __init__(
+        self, before: RunCounts, n_wanted: int, *, may_restart: bool, first_id: int | None = None
+    ) -> None:
+        """`may_restart`: ids may restart with the first image, as with a camera armed for each point.
+
+        Images before `first_id` are left out.
+        """
+        self.before = before
+        self._n_wanted, self._may_restart, self._first_id = n_wanted, may_restart, first_id
         self._next_rows = list(before.rows)
         self._queue: Images | None = None
         self.n_ready = 0
         self.n_taken = 0
+        self.n_early = 0
         self.is_ordered = True
 
     @property
@@ -48,13 +58,16 @@ class ReadyImages:
         if images is None or not self._is_order_known(images, counts):
             self.is_ordered = False
             return
-        images = images[: min(n_settled(images, self.next_rows, counts.rows), self._n_wanted - self.n_ready)]
+        images = images[: n_settled(images, self.next_rows, counts.rows)]
+        n_early = self._count_early(images)
+        images = images[: n_early + self._n_wanted - self.n_ready]
         for i in range(len(self._next_rows)):
             self._next_rows[i] += int((images.files == i).sum())
-        self._append(images)
+        self._append(images[n_early:])
 
     def feed_closed(self, images: Images) -> None:
         """Add `images` from `next_rows` on of closed files, whose order is final."""
+        images = images[self._count_early(images) :]
         self._append(images[: self._n_wanted - self.n_ready])
 
     def take(self, n_images: int) -> Images:
@@ -69,9 +82,20 @@ class ReadyImages:
         self._queue = images if self._queue is None else images.after(self._queue)
         self.n_ready += len(images)
 
+    def _count_early(self, images: Images) -> int:
+        """Return how many of `images`, in order, come before the first wanted one, and count them."""
+        if self._first_id is None or self.n_ready:
+            return 0
+        restarts = np.flatnonzero(images.ids[1:] <= images.ids[:-1])
+        last_epoch = int(restarts[-1]) + 1 if len(restarts) else 0
+        wanted = np.flatnonzero(images.ids[last_epoch:] >= self._first_id)
+        n_early = last_epoch + int(wanted[0]) if len(wanted) else len(images)
+        self.n_early += n_early
+        return n_early
+
     def _is_order_known(self, images: Images, counts: RunCounts) -> bool:
         """Return whether the ids of the new images and of those in the queue show their order."""
-        n_restarts = counts.n_restarts - self._before.n_restarts
+        n_restarts = counts.n_restarts - self.before.n_restarts
         if not n_restarts:
             return True
         if not self._may_restart:
@@ -81,4 +105,4 @@ class ReadyImages:
             return True
         # Images of two epochs would leave a gap that the driver did not count.
         n_gaps = int(found.ids.max() - found.ids.min()) + 1 - len(found)
-        return n_restarts == 1 and n_gaps == counts.n_skipped - self._before.n_skipped
+        return n_restarts == 1 and n_gaps == counts.n_skipped - self.before.n_skipped

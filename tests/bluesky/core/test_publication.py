@@ -103,7 +103,7 @@ def test_a_file_without_published_images_is_removed_at_the_end(publication: Publ
 
 def test_a_new_stream_has_a_file_of_its_own(publication: Publication, images: Images):
     emit(publication.publish_point(Point(images[:2], is_live=False)), "a")
-    publication.expect_new_stream()
+    publication.expect_new_stream(2)
     assert indices(emit(publication.publish_point(Point(images[2:4], is_live=False)), "b")) == [(0, 1)]
     assert [path.name for path in publication.files] == ["filePublished.h5", "filePublished2.h5"]
     np.testing.assert_array_equal(shown(publication.files[1]), PIXELS[2:4])
@@ -112,7 +112,7 @@ def test_a_new_stream_has_a_file_of_its_own(publication: Publication, images: Im
 def test_a_stream_that_is_named_is_continued(publication: Publication, images: Images):
     for event, name in enumerate("aba"):
         if event < 2:
-            publication.expect_new_stream()
+            publication.expect_new_stream(2, name)
         emit(publication.publish_point(Point(images[2 * event : 2 * event + 2], is_live=False), name), name)
     np.testing.assert_array_equal(shown(publication.files[0]), PIXELS[[0, 1, 4, 5]])
     assert publication.close() == []
@@ -129,13 +129,27 @@ def test_images_that_continue_another_stream_are_reported_at_the_end(
 
 def test_another_number_of_images_per_event_is_refused(publication: Publication, images: Images):
     emit(publication.publish_point(Point(images[:2], is_live=False)))
-    with pytest.raises(AcquisitionError, match="expected 2 images per event as in this stream before, got 3"):
+    with pytest.raises(
+        AcquisitionError, match="expected 2 images per event, as this stream was described, got 3"
+    ):
         publication.publish_point(Point(images[2:5], is_live=False))
 
 
+def test_another_number_of_images_than_described_is_refused_before_anything_is_announced(
+    publication: Publication, images: Images
+):
+    publication.expect_new_stream(3)
+    with pytest.raises(
+        AcquisitionError, match="expected 3 images per event, as this stream was described, got 2"
+    ):
+        publication.publish_point(Point(images[:2], is_live=False))
+    assert publication.files == ()
+
+
 def test_events_of_a_flight_come_in_stretches(publication: Publication, images: Images):
-    assert indices(emit(publication.publish_events(images[:4], 2, live=False))) == [(0, 2)]
-    assert indices(emit(publication.publish_events(images[4:12], 2, live=False))) == [(2, 6)]
+    for part, expected in ((slice(4), (0, 2)), (slice(4, 12), (2, 6))):
+        _, documents = publication.publish_events(images[part], 2, live=False)
+        assert indices(emit(documents)) == [expected]
     np.testing.assert_array_equal(shown(publication.files[0]), PIXELS)
 
 

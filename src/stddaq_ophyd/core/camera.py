@@ -1,0 +1,76 @@
+"""What a device needs of a camera: it takes images on a software trigger, and may be stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from stddaq_ophyd.core.errors import AcquisitionError
+
+
+def _no_failure() -> BaseException | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """Images that a camera takes.
+
+    Attributes:
+        first_id: the id of the first one, if the camera knows it; earlier images belong to another trigger.
+        failure: returns why the images cannot come any more, or None. It must not block.
+    """
+
+    first_id: int | None = None
+    failure: Callable[[], BaseException | None] = _no_failure
+
+
+@runtime_checkable
+class Camera(Protocol):
+    """Takes images on a software trigger. The device calls it in its own thread.
+
+    A camera may have a method `stop()`, which ends what it takes. The device calls it before the first images
+    of a staging, when images of a point or flight did not come, and when it is stopped or unstaged.
+    """
+
+    def fire(self, n_images: int) -> Exposure | None:
+        """Start to take `n_images`; it may return before they are taken."""
+        ...
+
+
+class CameraControl:
+    """Fires the camera of one staging, and stops it when its images are not wanted any more."""
+
+    def __init__(self, camera: Camera | None, device: str) -> None:
+        """`device` begins every message."""
+        self._camera, self._device = camera, device
+        self._stop: Callable[[], Any] = getattr(camera, "stop", _do_nothing)
+        self._has_fired = False
+
+    def fire(self, n_images: int) -> Exposure:
+        """Start to take `n_images`. Raises `AcquisitionError`."""
+        if self._camera is None:
+            return Exposure()
+        try:
+            if not self._has_fired:
+                # It may still take images for a process that was killed.
+                self._stop()
+            exposure = self._camera.fire(n_images)
+        except Exception as error:
+            raise AcquisitionError(f"{self._device}: the camera cannot be triggered: {error}") from error
+        self._has_fired = True
+        return exposure if isinstance(exposure, Exposure) else Exposure()
+
+    def stop(self) -> None:
+        """Stop the camera if it was fired. Raises `AcquisitionError`."""
+        if not self._has_fired:
+            return
+        try:
+            self._stop()
+        except Exception as error:
+            raise AcquisitionError(f"{self._device}: the camera cannot be stopped: {error}") from error
+
+
+def _do_nothing() -> None:
+    pass

@@ -1,0 +1,80 @@
+"""Export of the files of images from tiled: the raw files, and the file that shows them in order.
+
+`TiledWriter` registers one file for a StreamResource. A published images file refers to raw files, so these
+are registered as well: `RawFilesConsolidator` takes the place of bluesky_tiled_plugins' consolidator for HDF5
+as soon as a device is staged in a process with `TiledWriter`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import h5py
+from bluesky_tiled_plugins.writing.consolidators import CONSOLIDATOR_REGISTRY, HDF5Consolidator
+from tiled.structures.data_source import Asset
+from tiled.utils import path_from_uri
+
+from stddaq.errors import FileLayoutError
+from stddaq.files.opening import open_file
+from stddaq.text import mismatch
+from stddaq_ophyd.core.documents import MIMETYPE
+
+
+class RawFilesConsolidator(HDF5Consolidator):
+    """Registers the raw files of published images beside them. Readers of the images ignore these assets."""
+
+    def get_data_source(self) -> Any:
+        """Return the description of the images, with all files that hold them."""
+        if "raw_files" in self._sres_parameters:
+            self._add_raw_files()
+        return super().get_data_source()
+
+    def _add_raw_files(self) -> None:
+        known = {asset.data_uri for asset in self.assets}
+        directory = self.uri.rpartition("/")[0]
+        for name in _sources(path_from_uri(self.uri), self._sres_parameters["dataset"]):
+            uri = f"{directory}/{quote(name)}"
+            if uri not in known:
+                asset = Asset(
+                    data_uri=uri, is_directory=False, parameter="raw_files", num=len(self.assets) - 1
+                )
+                self.assets.append(asset)
+
+
+def _sources(path: Path, dataset: str) -> list[str]:
+    """Return the names of the raw files of a published images file."""
+    with open_file(path, allow_unclosed=True, as_growing=True) as opened:
+        images = opened.file.get(dataset)
+        if not isinstance(images, h5py.Dataset) or not images.is_virtual:
+            return []
+        return sorted({source.file_name.replace("%%", "%") for source in images.virtual_sources()})
+
+
+def register() -> None:
+    """Let `TiledWriter` register raw files."""
+    CONSOLIDATOR_REGISTRY[MIMETYPE] = RawFilesConsolidator
+
+
+def raw_export(images: Any, directory: str | Path) -> list[Path]:
+    """Download all files of `images`, a node of tiled like `client[uid]["primary"]["det_image"]`.
+
+    Unlike the method `raw_export` of the node it puts them beside each other, so that the published images
+    file shows its images. Raises `FileLayoutError` when the raw files are not registered, or files exist.
+    """
+    target = Path(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target) as downloads:
+        files = [Path(path) for path in images.raw_export(downloads)]
+        if len(files) < 2:
+            raise FileLayoutError(mismatch(str(target), "raw files beside the images", "none are registered"))
+        exported = [target / file.name for file in files]
+        for path in exported:
+            if path.exists():
+                raise FileLayoutError(f"{path}: exists already")
+        for file, path in zip(files, exported, strict=True):
+            shutil.move(file, path)
+    return exported

@@ -1,0 +1,436 @@
+"""The images of a plan are the images that it caused: none of another plan, none lost, none twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bluesky import RunEngine, RunEngineInterrupted
+from bluesky import plan_stubs as bps
+from bluesky import preprocessors as bpp
+from bluesky.plans import count
+from bluesky.utils import FailedStatus
+from ophyd import Component, Device, Signal
+from ophyd.sim import SynAxis
+from ophyd.status import Status
+from support.assertions.plans import Documents, PointCamera, assert_images, stream_images
+from support.processes.deployment import Deployment, wait_until
+from support.processes.recording import image_of
+
+from stddaq.client import DriverClient
+from stddaq.config import DetectorConfig
+from stddaq.sources.simulated.scenes import Scene
+from stddaq_ophyd import AcquisitionError, Exposure, SimulatedCamera, StdDaqDetector
+from stddaq_ophyd.camera import as_camera
+from stddaq_ophyd.plans import fly
+
+# bluesky's protocols do not know the types of ophyd's Status.
+MakeDetector = Callable[..., tuple[Any, PointCamera]]
+
+
+class Simulated:
+    """A detector whose camera is the simulator, and the services that it needs."""
+
+    def __init__(self, deployment: Deployment, directory: Path) -> None:
+        _, self.url = deployment.start_driver()
+        deployment.start_writers()
+        command = (deployment.stddaq, "simulate", deployment.config_path, "--trigger")
+        deployment.run(*command, "--wait-for-subscribers", 1, ready="ready")
+        self.camera = SimulatedCamera(deployment.detector_name, name="camera")
+        self.det = StdDaqDetector(self.url, name="det", paths=directory, trigger=self.camera)
+        self._scene = Scene.of(DetectorConfig.parse(deployment.config), "rings")
+
+    def assert_shown(self, found: Documents, first_id: int, n: int) -> None:
+        """The documents show `n` images from `first_id` on."""
+        expected = [self._scene.image(i) for i in range(first_id, first_id + n)]
+        np.testing.assert_array_equal(stream_images(found), expected)
+
+
+@pytest.fixture
+def simulated(deployment: Deployment, directory: Path) -> Any:
+    made = Simulated(deployment, directory)
+    yield made
+    made.det.unstage().wait(10)
+    made.camera.destroy()
+
+
+def interrupt_at(engine: RunEngine, what: str) -> None:
+    """Pause `engine` after its first document of the kind `what`."""
+    token = engine.subscribe(lambda name, doc: threading.Thread(target=engine.request_pause).start(), what)
+    engine.subscribe(lambda name, doc: engine.unsubscribe(token), "stop")
+
+
+@pytest.mark.parametrize("how", ["abort", "stop", "halt"])
+def test_a_plan_after_an_interrupted_flight_has_its_own_images(engine: RunEngine, simulated: Any, how: str):
+    det, camera = simulated.det, simulated.camera
+    camera.rate.put(20)
+    interrupt_at(engine, "stream_datum")
+    with pytest.raises(RunEngineInterrupted):
+        engine(fly([det], 100, period=0.1))
+    getattr(engine, how)()
+    found = Documents()
+    engine(count([det], 3), found)
+    state = camera.status()
+    assert (state.n_pending, state.next_id) == (0, state.n_published)
+    assert state.n_published < 50
+    simulated.assert_shown(found, state.next_id - 3, 3)
+    assert det.orphans == {}
+
+
+def test_a_plan_after_a_point_that_timed_out_has_its_own_images(engine: RunEngine, simulated: Any):
+    det, camera = simulated.det, simulated.camera
+    det.images_per_event.put(10)
+    det.margin.put(0.3)
+    camera.rate.put(10)
+    with pytest.raises(FailedStatus):
+        engine(count([det]))
+    assert sum(det.orphans.values()) == camera.status().n_published
+    assert camera.status().n_pending == 0
+    det.images_per_event.put(1)
+    found = Documents()
+    engine(count([det], 2), found)
+    simulated.assert_shown(found, camera.status().next_id - 2, 2)
+
+
+def test_images_of_a_process_that_was_killed_are_not_those_of_the_next_plan(
+    engine: RunEngine, simulated: Any
+):
+    # The trigger of another program, which did not stop its camera.
+    simulated.camera.rate.put(50)
+    simulated.camera.fire(1000)
+    simulated.det.margin.put(2)
+    found = Documents()
+    engine(count([simulated.det], 3), found)
+    state = simulated.camera.status()
+    assert state.n_published < 1000
+    simulated.assert_shown(found, state.next_id - 3, 3)
+
+
+class NamingCamera(PointCamera):
+    """Says which image is its first, and publishes some of an earlier trigger before it.
+
+    Attributes:
+        n_early: images of each call that come before the first one.
+    """
+
+    n_early = 0
+
+    def fire(self, n_images: int) -> Any:
+        if self.is_rearmed:
+            self._next_id = 100  # Other slots of the ring than those of the images that follow.
+        early = [image_of(self._next_id + i, self.rig.config.image_shape) for i in range(self.n_early)]
+        self.rig.publish(early)
+        self._next_id += self.n_early
+        first_id = 0 if self.is_rearmed else self._next_id
+        super().fire(n_images)
+        return Exposure(first_id=first_id)
+
+
+@pytest.mark.parametrize("n_writers", [1, 3])
+@pytest.mark.parametrize("is_rearmed", [False, True])
+def test_images_before_the_first_of_a_trigger_are_orphans(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector, n_writers: int, is_rearmed: bool
+):
+    det, other = make_detector(rig={"number_of_writers": n_writers})
+    camera = NamingCamera(other.rig)
+    camera.n_early, camera.is_rearmed = 4, is_rearmed
+    det._camera = camera
+    det.images_per_event.put(3)
+    engine(count([det], 3))
+    assert_images(stream_images(documents), camera.published)
+    assert det.orphans == {"earlier triggers": 12}
+
+
+def test_images_before_a_flight_are_orphans(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, other = make_detector(rig={"number_of_writers": 3})
+    camera = NamingCamera(other.rig)
+    camera.n_early = 7
+    det._camera = camera
+    engine(fly([det], 20, period=0.1))
+    assert_images(stream_images(documents), camera.published)
+    assert det.orphans == {"earlier triggers": 7}
+
+
+SCRIPT = """
+import gc, sys
+from bluesky import RunEngine
+from bluesky.plans import count
+from stddaq_ophyd import SimulatedCamera, StdDaqDetector
+RE = RunEngine()
+for cell in range(2):  # As a cell of a notebook that is run twice.
+    camera = SimulatedCamera(sys.argv[2], name="camera")
+    det = StdDaqDetector(sys.argv[1], name="det", paths=sys.argv[3], trigger=camera)
+    RE(count([det]))
+    del camera, det
+    gc.collect()
+print("end")
+"""
+
+
+def test_a_camera_that_is_collected_does_not_keep_the_process(simulated: Any, directory: Path):
+    command = [sys.executable, "-c", SCRIPT, simulated.url, simulated.camera.prefix, directory]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "end"), ended.stderr
+
+
+@bpp.run_decorator()
+def declared(det: Any, change: Callable[[], Any]) -> Any:
+    """A plan that declares its stream, and lets `change` run before its second point."""
+    yield from bps.declare_stream(det, name="primary")
+    yield from bps.trigger_and_read([det])
+    change()
+    yield from bps.trigger_and_read([det])
+
+
+def test_images_per_event_cannot_change_in_a_stream(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, camera = make_detector()
+    det.images_per_event.put(2)
+    plan = bpp.stage_wrapper(declared(det, lambda: det.images_per_event.put(3)), [det])
+    with pytest.raises(AcquisitionError, match="expected 2 images per event, as this stream was described"):
+        engine(plan)
+    assert_images(stream_images(documents), camera.published[:2])
+    assert documents["stop"][0]["exit_status"] == "fail"
+
+
+@pytest.mark.parametrize("when", ["before the point", "between trigger and read"])
+def test_images_per_event_cannot_change_between_description_and_documents(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector, when: str
+):
+    det, _ = make_detector()
+    det.images_per_event.put(2)
+
+    @bpp.stage_decorator([det])
+    @bpp.run_decorator()
+    def plan() -> Any:
+        if when == "before the point":
+            yield from bps.declare_stream(det, name="primary")
+            det.images_per_event.put(3)
+        yield from bps.trigger(det, wait=True)
+        if when == "between trigger and read":
+            det.images_per_event.put(3)
+        yield from bps.create("primary")
+        yield from bps.read(det)
+        yield from bps.save()
+
+    with pytest.raises(AcquisitionError, match="as this stream was described"):
+        engine(plan())
+    assert not {"stream_resource", "stream_datum", "event"} & {name for name, _ in documents.all}
+
+
+@bpp.run_decorator()
+def flown(det: Any, then: Callable[[], Any], *, is_collected: bool = False) -> Any:
+    """A flight of 10 events that is completed, and another plan `then` in the same run."""
+    yield from bps.prepare(det, 10, wait=True)
+    yield from bps.declare_stream(det, name="images", collect=True)
+    yield from bps.kickoff(det, wait=True)
+    yield from bps.complete(det, wait=True)
+    if is_collected:
+        yield from bps.collect(det, name="images")
+    yield from then()
+
+
+def kick_off_again(det: Any) -> Any:
+    yield from bps.prepare(det, 5, wait=True)
+    yield from bps.kickoff(det, wait=True)
+    yield from bps.complete(det, wait=True)
+    yield from bps.collect(det, name="images")
+
+
+@pytest.mark.parametrize("then", [kick_off_again, lambda det: bps.trigger(det, wait=True)])
+def test_a_flight_that_was_not_collected_is_not_replaced(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector, then: Callable[..., Any]
+):
+    det, _ = make_detector()
+    with pytest.raises(FailedStatus) as failed:
+        engine(bpp.stage_wrapper(flown(det, lambda: then(det)), [det]))
+    expected = "det: expected a flight of 10 events that was collected, got 0 events collected"
+    assert expected in str(failed.value.__cause__)
+    # What the RunEngine collects by itself at the end is all that there is.
+    assert sum(det.orphans.values()) + documents_events(documents) == 10
+
+
+def documents_events(found: Documents) -> int:
+    return max((doc["indices"]["stop"] for doc in found["stream_datum"]), default=0)
+
+
+def test_a_flight_that_is_never_collected_fails_at_the_end(engine: RunEngine, make_detector: MakeDetector):
+    det, _ = make_detector()
+    with pytest.raises(FailedStatus) as failed:
+        engine(bpp.stage_wrapper(flown(det, bps.null), [det]))
+    assert "expected a flight of 10 events that was collected" in str(failed.value.__cause__)
+    assert det.orphans == {"flights without documents": 10}
+    assert det.driver_state() == "idle"
+
+
+def test_flights_and_points_follow_each_other_when_each_is_collected(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, camera = make_detector()
+    engine(bpp.stage_wrapper(flown(det, lambda: kick_off_again(det), is_collected=True), [det]))
+    assert_images(stream_images(documents), camera.published)
+    assert (len(camera.published), det.orphans) == (15, {})
+
+
+def test_an_event_without_trigger_is_refused(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, camera = make_detector()
+    motor: Any = SynAxis(name="motor")
+
+    @bpp.stage_decorator([det])
+    @bpp.run_decorator()
+    def plan() -> Any:
+        for position in range(3):
+            yield from bps.mv(motor, position)
+            if position != 1:
+                yield from bps.trigger(det, wait=True)
+            yield from bps.create("primary")
+            yield from bps.read(det)
+            yield from bps.read(motor)
+            yield from bps.save()
+
+    with pytest.raises(AcquisitionError, match="expected a point for each event, got an event without"):
+        engine(plan())
+    assert len(documents["event"]) == documents_events(documents) == 1
+    assert_images(stream_images(documents), camera.published)
+
+
+def test_a_trigger_that_returns_the_status_of_the_acquisition_is_not_waited_for(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, camera = make_detector()
+    acquisitions: list[Status] = []
+
+    def acquire() -> Status:
+        camera.fire(1)
+        acquisitions.append(Status())
+        return acquisitions[-1]
+
+    det._camera = as_camera(acquire)
+    engine(count([det], 2))
+    assert_images(stream_images(documents), camera.published)
+    assert [status.done for status in acquisitions] == [False, False]
+    for status in acquisitions:
+        status.set_finished()
+
+
+def test_a_camera_that_fails_while_images_are_waited_for_fails_the_point(
+    engine: RunEngine, make_detector: MakeDetector
+):
+    status = Status()
+    fail = threading.Timer(0.2, lambda: status.set_exception(RuntimeError("no trigger line")))
+    fail.start()
+    det, _ = make_detector(trigger=lambda: status)
+    det.margin.put(30)
+    with pytest.raises(FailedStatus) as failed:
+        engine(count([det]))
+    assert "det: recorded 0 of 1 images, the camera failed: no trigger line" in str(failed.value.__cause__)
+
+
+def test_a_device_that_does_not_trigger_its_detector_is_refused(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    other, camera = make_detector()
+
+    class Endstation(Device):
+        det = Component(StdDaqDetector, other.prefix, paths=other.paths, trigger=camera)
+        temperature = Component(Signal, value=20)
+
+    endstation: Any = Endstation(name="endstation")
+    with pytest.raises(
+        AcquisitionError, match=r"endstation_det: read: expected a trigger before it, got none"
+    ):
+        engine(count([endstation]))
+    assert documents["descriptor"] == []
+    # As the error advises. The RunEngine stages the whole endstation.
+    engine(count([endstation.det, endstation.temperature], 2))
+    wait_until(lambda: endstation.det.driver_state() == "idle", what="the driver to be idle")
+    assert_images(stream_images(documents, key="endstation_det_image"), camera.published)
+
+
+def test_a_device_that_passes_no_documents_on_is_named(make_detector: MakeDetector):
+    other, camera = make_detector()
+
+    class Endstation(Device):
+        det = Component(StdDaqDetector, other.prefix, paths=other.paths, trigger=camera)
+
+    endstation: Any = Endstation(name="endstation")
+    endstation.stage()
+    endstation.det.trigger().wait(10)
+    with pytest.raises(AcquisitionError, match=r"documents of 1 images, got none; .*use endstation\.det in"):
+        endstation.det.unstage().wait(10)
+
+
+def test_a_component_that_cannot_be_staged_says_why(make_detector: MakeDetector, tmp_path: Path):
+    other, _ = make_detector()
+
+    class Endstation(Device):
+        det = Component(StdDaqDetector, other.prefix, paths=tmp_path / "missing" / "\0")
+
+    endstation: Any = Endstation(name="endstation")
+    endstation.stage()
+    endstation.det._steps.wait_until_done(10)
+    with pytest.raises(AcquisitionError, match="endstation_det: trigger: not staged: "):
+        endstation.det.trigger()
+
+
+def test_a_device_that_passes_triggers_and_documents_on_may_hold_a_detector(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    other, camera = make_detector()
+
+    class Endstation(Device):
+        det = Component(StdDaqDetector, other.prefix, paths=other.paths, trigger=camera)
+
+        def trigger(self) -> Any:
+            return self.det.trigger()
+
+        def collect_asset_docs(self, index: int | None = None) -> Any:
+            return self.det.collect_asset_docs(index)
+
+        def get_index(self) -> int:
+            return self.det.get_index()
+
+    endstation: Any = Endstation(name="endstation")
+    engine(count([endstation], 3))
+    wait_until(lambda: endstation.det.driver_state() == "idle", what="the driver to be idle")
+    assert_images(stream_images(documents, key="endstation_det_image"), camera.published)
+
+
+def test_two_run_engines_use_a_detector_in_turn(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, camera = make_detector()
+    newer = RunEngine({}, context_managers=[])
+    found = Documents()
+    newer(count([det], 2), found)
+    n = len(camera.published)
+    assert_images(stream_images(found), camera.published)
+    # In the older one a new stream, too, and images_per_event that differs.
+    det.images_per_event.put(2)
+    engine(count([det], 2))
+    assert_images(stream_images(documents), camera.published[n:])
+    newer.loop.call_soon_threadsafe(newer.loop.stop)
+    newer._th.join()
+    newer.loop.close()
+
+
+def test_a_driver_whose_run_was_left_by_a_killed_process_says_what_to_type(
+    engine: RunEngine, make_detector: MakeDetector
+):
+    det, camera = make_detector()
+    with DriverClient(det.prefix) as client:
+        client.start(camera.rig.directory, file_prefix="other_")
+        with pytest.raises(FailedStatus) as failed:
+            engine(count([det]))
+    assert f"stddaq stop --url {det.prefix}" in str(failed.value.__cause__)
