@@ -1,4 +1,4 @@
-"""A RunEngine, and a detector device over real daemons."""
+"""Fixtures of a RunEngine and of detector devices over real daemons."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stddaq_ophyd import StdDaqDetector
 
 @pytest.fixture
 def engine() -> Iterator[RunEngine]:
-    """A RunEngine without signal handlers."""
+    """Return a RunEngine without signal handlers."""
     made = RunEngine({}, context_managers=[])
     yield made
     if made.state != "idle":
@@ -27,7 +27,7 @@ def engine() -> Iterator[RunEngine]:
 
 @pytest.fixture
 def documents(engine: RunEngine) -> Documents:
-    """What `engine` emits."""
+    """Return the documents that `engine` emits."""
     found = Documents()
     engine.subscribe(found)
     return found
@@ -35,7 +35,7 @@ def documents(engine: RunEngine) -> Documents:
 
 @pytest.fixture
 def make_detector(make_rig: MakeRig) -> Iterator[Callable[..., tuple[StdDaqDetector, PointCamera]]]:
-    """Makes a detector with its camera, over a new rig with the options `rig`."""
+    """Return a function that makes a detector with its camera, over a new rig with the options `rig`."""
     made: list[StdDaqDetector] = []
 
     def make(rig: dict[str, Any] | None = None, **options: Any) -> tuple[StdDaqDetector, PointCamera]:

@@ -1,4 +1,4 @@
-"""What triggers the camera (signals, callables, the simulator), and where the files go."""
+"""Triggers of the camera (signals, callables, the simulator), and directories of the files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_simulator_is_a_camera_of_the_detector(
     deployment.start_writers()
     det = Detector(url, name="det", paths=directory)
     det.images_per_event.put(3)
-    # A camera that does not answer is named.
+    # The error names a camera that does not answer.
     with pytest.raises(FailedStatus) as failed:
         engine(count([det]))
     assert "det: the camera cannot be triggered: det_camera: " in str(failed.value.__cause__)

@@ -1,4 +1,4 @@
-"""Points: what a plan records is found where its documents point."""
+"""Points: documents of a plan lead to the recorded images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
 
 
 @pytest.mark.parametrize(("n_writers", "images_per_event"), [(2, 1), (3, 4)])
-def test_the_images_of_a_count_are_found_where_its_documents_point(
+def test_the_documents_of_a_count_lead_to_its_images(
     engine: RunEngine,
     documents: Documents,
     make_detector: MakeDetector,
@@ -34,14 +34,14 @@ def test_the_images_of_a_count_are_found_where_its_documents_point(
     engine(count([det], 5), {"event": [lambda name, doc: seen.append(len(stream_images(documents)))]})
     assert seen == [n * images_per_event for n in (1, 2, 3, 4, 5)]
     assert_images(stream_images(documents), camera.published)
-    # When the run has ended it is an ordinary NeXus file.
+    # After the run it is an ordinary NeXus file.
     with h5py.File(camera.rig.path("det_00001_Published.h5")) as file:
         assert file.attrs["default"] == "entry"
         assert_images(np.asarray(file["entry/data/data"]), camera.published)
 
 
 @pytest.mark.parametrize("division", ["image_id", "arrival"])
-def test_points_of_a_camera_that_is_armed_for_each_are_in_one_run_in_order(
+def test_points_of_a_camera_that_is_armed_for_each_point_are_one_run_in_order(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector, division: str
 ):
     det, camera = make_detector(rig={"number_of_writers": 3, "image_division": division})
@@ -52,7 +52,7 @@ def test_points_of_a_camera_that_is_armed_for_each_are_in_one_run_in_order(
     assert not list(camera.rig.directory.glob("*part2*"))
 
 
-def test_a_plan_that_goes_back_to_a_stream_without_naming_it_fails(
+def test_a_plan_that_returns_to_a_stream_without_naming_it_fails(
     engine: RunEngine, make_detector: MakeDetector
 ):
     det, _ = make_detector()

@@ -24,7 +24,7 @@ from support.processes.deployment import Service
 from stddaq_ophyd import StdDaqDetector
 from stddaq_ophyd.handlers import PublishedImagesHandler, RawFilesHandler
 
-# Several programs that take seconds to start.
+# The tests start several slow programs.
 pytestmark = pytest.mark.timeout(200)
 
 MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
@@ -35,20 +35,20 @@ DATABROKER_1 = Path(sys.prefix) / "databroker1" / "bin" / "python"
 
 
 def pixels_of(camera: PointCamera, per_point: int) -> np.ndarray:
-    """What the camera has published, (points, images of a point, height, width)."""
+    """Return the images that the camera published, (points, images of a point, height, width)."""
     pixels = np.array([image.pixels for image in camera.published])
     return pixels.reshape(-1, per_point, *pixels.shape[1:])
 
 
 def read(python: Path, documents: Documents, directory: Path) -> dict[str, np.ndarray]:
-    """The images of each run, as the databroker of an environment reads them."""
+    """Return the images of each run, as the databroker of an environment reads them."""
     assert python.exists(), (
         f"{python}: missing; `make test-all` creates it, or sh .ci/make-databroker1 {sys.prefix}"
     )
     lines = [json.dumps([name, doc]) for name, doc in documents.all]
     (directory / "documents").write_text("\n".join(lines))
     paths = (str(directory / "documents"), str(directory / "images.npz"))
-    # It does not remove its temporary directories.
+    # databroker does not remove its temporary directories.
     env = {**os.environ, "TMPDIR": str(directory)}
     reader = Service([str(python), read_with_databroker.__file__, *paths], env)
     assert reader.wait(timeout=100) == 0, reader.output
@@ -79,7 +79,7 @@ def test_databroker_reads_every_kind_of_datum(
 
 
 class Filled:
-    """Fills the images of each event at once when the RunEngine emits it; `images` are those so far."""
+    """Fills each event as soon as the RunEngine emits it; `images` holds the filled images so far."""
 
     def __init__(self, filler: Filler) -> None:
         self._filler = filler
@@ -93,7 +93,7 @@ class Filled:
 
 @pytest.fixture
 def filled(engine: RunEngine) -> Iterator[Filled]:
-    """The images of what `engine` emits."""
+    """Return the filled images of the documents that `engine` emits."""
     handlers = {"STDDAQ_PUBLISHED": PublishedImagesHandler, "STDDAQ_RAW": RawFilesHandler}
     with Filler(handlers, inplace=False) as filler:
         found = Filled(filler)

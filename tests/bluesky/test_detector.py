@@ -1,4 +1,4 @@
-"""The device without services: who calls it, what it refuses, and what its documents let a RunEngine do."""
+"""The device without services: callers, refusals, and what a RunEngine may do with its documents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Make = Callable[..., StdDaqDetector]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Makes a detector that is not connected."""
+    """Return a detector that is not connected."""
     return lambda **options: StdDaqDetector("ws://127.0.0.1:9", name="det", paths=tmp_path, **options)
 
 
@@ -55,7 +55,7 @@ def test_no_event_of_a_flight_is_ready_before_the_first(make: Make):
     assert make().get_index() == 0
 
 
-def test_documents_are_given_by_name(make: Make):
+def test_kinds_of_documents_are_chosen_by_name(make: Make):
     with pytest.raises(AcquisitionError, match="det: documents: expected 'stream' or"):
         make(documents="hdf5")
 
@@ -66,7 +66,7 @@ def test_a_flight_takes_a_whole_number_of_events(make: Make, value: Any):
         make().prepare(value)
 
 
-def test_what_needs_staging_says_so(make: Make):
+def test_methods_that_need_staging_say_so(make: Make):
     det = make()
     for step in (det.trigger, det.kickoff):
         with pytest.raises(AcquisitionError, match=r"not staged; det\.stage\(\) comes first"):

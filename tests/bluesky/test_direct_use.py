@@ -1,4 +1,4 @@
-"""The device at a prompt and in a script, without a RunEngine; and what it shows during a plan."""
+"""The device at a prompt and in a script, without a RunEngine, and its progress during a plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults during a plan: afterwards the driver is idle, documents are true, and the next plan works."""
+"""After a fault during a plan the driver is idle, documents are true, and the next plan works."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
 
 
 def failure(engine: RunEngine, plan: Any) -> str:
-    """Run a plan that must fail on the device, and return the message of the device."""
+    """Run a plan that must fail on the device. Return the device's message."""
     with pytest.raises(FailedStatus) as failed:
         engine(plan)
     assert isinstance(failed.value.__cause__, AcquisitionError)
@@ -39,7 +39,7 @@ def wait_until_idle(rig: Rig) -> None:
 
 
 def assert_next_plan_works(engine: RunEngine, det: StdDaqDetector, camera: PointCamera) -> None:
-    """The driver is idle, and the next plan records its images without any repair."""
+    """Check that the driver is idle, and that the next plan works without any repair."""
     wait_until_idle(camera.rig)
     n_before, found = len(camera.published), Documents()
     engine(count([det], 2), found)
@@ -68,7 +68,7 @@ def test_a_directory_that_is_refused_fails_staging_at_once_with_the_drivers_reas
     assert_next_plan_works(engine, det, camera)
 
 
-def test_a_skipped_trigger_fails_the_point_and_its_message_says_what_came(
+def test_a_skipped_trigger_fails_the_point_and_its_message_counts_the_images(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector
 ):
     det, camera = make_detector()
@@ -98,7 +98,7 @@ def test_bad_images_fail_the_point_unless_they_are_allowed(
     assert documents["event"][-1]["data"]["det_n_bad"] == 1
 
 
-def test_a_writer_killed_during_a_scan_is_named_and_what_was_published_stays(
+def test_a_writer_killed_during_a_scan_is_named_and_published_images_stay(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector
 ):
     det, camera = make_detector()
@@ -118,7 +118,7 @@ def test_a_writer_killed_during_a_scan_is_named_and_what_was_published_stays(
     assert_next_plan_works(engine, det, camera)
 
 
-def test_a_raw_file_that_vanishes_fails_the_point_and_is_named(
+def test_a_raw_file_that_is_removed_fails_the_point_and_is_named(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector
 ):
     det, camera = make_detector()
@@ -146,7 +146,7 @@ def test_a_flight_without_images_fails(engine: RunEngine, documents: Documents, 
 
 
 @pytest.mark.parametrize("how", ["abort", "resume"])
-def test_a_flight_that_is_paused_can_be_aborted_or_goes_on(
+def test_a_paused_flight_can_be_aborted_or_resumed(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector, how: str
 ):
     det, camera = make_detector()
@@ -174,12 +174,12 @@ def subscribed(plan: Any, callback: Callable[..., None], engine: RunEngine) -> I
     yield Msg("unsubscribe", None, token=token)
 
 
-# The messages of one step of `count`. The test pauses after each of them.
+# The messages of one step of `count`; the test pauses after each.
 STEP = ("checkpoint", "trigger", "wait", "create", "read", "save")
 
 
 def pausing(plan: Any) -> Iterator[Msg]:
-    """Run `plan` with a pause after each message of its first step, which is replayed every time."""
+    """Run `plan` with a pause after each message of its first step. Each pause replays the step."""
     left, returned = list(STEP), None
     while True:
         try:
@@ -198,12 +198,12 @@ def test_a_pause_after_any_message_of_a_step_leaves_no_orphan_in_the_documents(
     det, camera = make_detector(rig={"number_of_writers": 3})
     det.images_per_event.put(2)
     expected: list[Any] = []
-    # An event shows the images that were triggered last before it.
+    # An event references the images of the last trigger before it.
     engine.subscribe(lambda name, doc: expected.extend(camera.published[-2:]), "stream_datum")
     with pytest.raises(RunEngineInterrupted):
         engine(pausing(count([det], 3)))
     for _ in STEP[1:]:
-        det.describe()  # As `summary()` does; only the RunEngine's own call means a new stream.
+        det.describe()  # `summary()` calls it as well; only a call of the RunEngine announces a new stream.
         with pytest.raises(RunEngineInterrupted):
             engine.resume()
     engine.resume()
@@ -215,7 +215,7 @@ def test_a_pause_after_any_message_of_a_step_leaves_no_orphan_in_the_documents(
 
 
 @pytest.mark.parametrize("how", ["abort", "halt", "stop"])
-def test_after_an_end_in_the_middle_of_a_point_the_next_plan_works(
+def test_the_next_plan_works_after_a_plan_that_ended_during_a_point(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector, how: str
 ):
     det, camera = make_detector()
@@ -232,7 +232,7 @@ def test_after_an_end_in_the_middle_of_a_point_the_next_plan_works(
     assert_next_plan_works(engine, det, camera)
 
 
-def test_sigint_twice_pauses_a_point_that_waits_and_abort_leaves_the_driver_idle(
+def test_two_sigints_pause_a_waiting_point_and_abort_leaves_the_driver_idle(
     documents: Documents, make_detector: MakeDetector
 ):
     engine = RunEngine({})

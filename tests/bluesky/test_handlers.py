@@ -19,7 +19,7 @@ from stddaq.files.sources import ImagesMissingError
 from stddaq_ophyd.core.datum_rows import datum_rows
 from stddaq_ophyd.handlers import PublishedImagesHandler, RawFilesHandler
 
-# A gap, a restart of the ids, and a number of images that neither writers nor points divide.
+# The ids have a gap and a restart; neither writers nor points divide the number of images.
 IMAGES = stream([*range(20), *range(27, 60)], range(50))
 N_PER_POINT = 4
 
@@ -36,7 +36,7 @@ def test_handlers_are_found_by_their_specs():
 @pytest.mark.parametrize(
     ("n_writers", "division"), [*((n, "image_id") for n in range(1, 9)), (2, "arrival"), (5, "arrival")]
 )
-def test_points_of_n_raw_files_are_the_images_in_their_order(tmp_path: Path, n_writers: int, division: str):
+def test_points_of_several_raw_files_are_their_images_in_order(tmp_path: Path, n_writers: int, division: str):
     spec = RunSpec(n_writers=n_writers, division=division, filter=bitshuffle() if n_writers == 3 else None)
     raw = write_run(tmp_path, IMAGES, spec)
     master = aggregate_run(raw).path
@@ -81,7 +81,7 @@ def test_a_large_point_is_read_in_blocks_when_it_is_computed(tmp_path: Path, mon
         images.compute()
 
 
-def test_files_are_read_while_they_are_written_and_afterwards(make_rig: MakeRig):
+def test_files_are_read_while_they_are_written_and_after_they_are_closed(make_rig: MakeRig):
     rig = make_rig(number_of_writers=3)
     images = images_of(range(50))
     rig.begin(n_image=1000)
@@ -136,7 +136,7 @@ def test_another_handle_on_a_growing_file_leads_to_an_error_and_never_to_wrong_i
         assert len(dataset(file, f"{rig.config.detector_name}/data")) >= 20
         rig.publish(images[20:])
         rig.wait_for_count(40)
-        # HDF5 shows what that handle has seen.
+        # HDF5 shows the state that the other handle has read.
         with pytest.raises(ImagesMissingError, match="expected 40 images, got 2"):
             handler(rows=[[0, 39, 0, 1, 1]])
         np.testing.assert_array_equal(handler(rows=[[0, 3, 0, 1, 1]]).compute()[0], images[3].pixels)

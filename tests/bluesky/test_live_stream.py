@@ -1,4 +1,4 @@
-"""Settings of live streams as a component, over a real configuration service."""
+"""Live stream settings as a component of a device, with a real HTTP service."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ ADDRESSES = {
 
 @pytest.fixture
 def url(deployment: Deployment) -> str:
-    """Of the service of a configuration with two live streams."""
+    """Return the URL of the HTTP service of a configuration with two live streams."""
     deployment.write_config(live_stream_configs=ADDRESSES)
     service = deployment.start("stddaq-rest", "--port", 0, ready=None)
     return service.wait_for_line(r"ready: listening on (http://\S+)")[1]
 
 
 def on_disk(deployment: Deployment, port: int) -> Any:
-    """The setting in the configuration file."""
+    """Return the setting in the configuration file."""
     return json.loads(deployment.config_path.read_text())["live_stream_configs"][f"tcp://127.0.0.1:{port}"]
 
 
@@ -53,7 +53,7 @@ def test_settings_are_put_confirmed_and_refused_with_the_reason(
         LiveStreams("http://127.0.0.1:9", name="absent")
 
 
-def test_a_setting_holds_for_the_time_of_staging(make_rig: Any, url: str, deployment: Deployment):
+def test_a_setting_applies_while_the_device_is_staged(make_rig: Any, url: str, deployment: Deployment):
     class Detector(StdDaqDetector):
         live_stream = Component(LiveStreams, url, add_prefix=())
 

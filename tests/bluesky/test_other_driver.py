@@ -1,4 +1,4 @@
-"""The devices with a driver that reports status, count and reason only, and files readable when closed."""
+"""Devices with a driver that reports only status, count and reason, and files readable after closing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stddaq_ophyd.plans import fly
 def device(
     request: pytest.FixtureRequest, deployment: Deployment, directory: Path
 ) -> Iterator[tuple[StdDaqDetector, PointCamera]]:
-    """A detector with the stand-in for the C++ driver."""
+    """Return a detector with the stand-in for the C++ driver."""
     _, url = start_cpp_driver(deployment, *request.param)
     with Rig(deployment, directory) as rig:
         rig.wait_for_subscription()
@@ -31,7 +31,7 @@ def device(
         yield StdDaqDetector(url, name="det", paths=directory, trigger=camera, config=rig.config), camera
 
 
-def test_points_are_published_when_their_files_are_closed(
+def test_points_are_published_after_their_files_are_closed(
     engine: RunEngine, documents: Documents, device: tuple[StdDaqDetector, PointCamera]
 ):
     det, camera = device
@@ -45,7 +45,7 @@ def test_points_are_published_when_their_files_are_closed(
         assert driver.latest.status == "idle"
 
 
-def test_a_flight_is_published_when_its_files_are_closed(
+def test_a_flight_is_published_after_its_files_are_closed(
     engine: RunEngine, documents: Documents, device: tuple[StdDaqDetector, PointCamera]
 ):
     det, camera = device

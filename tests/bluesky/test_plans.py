@@ -1,4 +1,4 @@
-"""Flights with live documents, tomography, and what tables and progress bars show of them."""
+"""Flights with live documents, tomography, and their tables and progress bars."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
 
 
 class SlowCamera(PointCamera):
-    """Publishes image after image in the background, at its own rate."""
+    """Publishes images in the background at its own rate."""
 
     def __init__(self, rig: Rig) -> None:
         super().__init__(rig)
@@ -44,7 +44,7 @@ class SlowCamera(PointCamera):
 
 @pytest.fixture
 def make_flyer(make_detector: MakeDetector) -> Iterator[MakeDetector]:
-    """Makes a detector like `make_detector`, with a slow camera."""
+    """Return a function like `make_detector`, for a detector with a slow camera."""
     made: list[SlowCamera] = []
 
     def make(rig: dict[str, Any] | None = None, **options: Any) -> tuple[StdDaqDetector, PointCamera]:
@@ -59,7 +59,7 @@ def make_flyer(make_detector: MakeDetector) -> Iterator[MakeDetector]:
         camera.close()
 
 
-def test_documents_of_a_flight_come_while_its_images_arrive(
+def test_documents_of_a_flight_are_emitted_while_its_images_arrive(
     engine: RunEngine, documents: Documents, make_flyer: MakeDetector
 ):
     det, camera = make_flyer(rig={"number_of_writers": 3})
@@ -128,7 +128,7 @@ def test_tomography_puts_darks_flats_and_projections_into_separate_streams(
     np.testing.assert_allclose(angles, np.arange(7) * 180 / 7)
 
 
-def test_a_flight_whose_images_stop_coming_fails_and_publishes_those_that_came(
+def test_a_flight_whose_images_stop_fails_and_publishes_those_that_arrived(
     engine: RunEngine, documents: Documents, make_flyer: MakeDetector
 ):
     det, camera = make_flyer()

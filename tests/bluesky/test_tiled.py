@@ -1,4 +1,4 @@
-"""Read-back with tiled: a real server, TiledWriter, images while a plan runs and afterwards."""
+"""Read-back with a real tiled server and TiledWriter, during a plan and after it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stddaq_ophyd import StdDaqDetector
 from stddaq_ophyd.camera import as_camera
 from stddaq_ophyd.plans import fly
 
-# Several programs that take seconds to start.
+# The tests start several slow programs.
 pytestmark = pytest.mark.timeout(200)
 
 MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
@@ -30,24 +30,24 @@ MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
 
 @pytest.fixture
 def tiled(tiled_server: TiledServer) -> Iterator[Any]:
-    """A client of the server."""
+    """Return a client of the server."""
     with tiled_server.client() as client:
         yield client
 
 
 def images_in(run: Any, key: str = "det_image", stream: str = "primary") -> np.ndarray:
-    """The images (events, images per event, height, width) of a run in tiled."""
+    """Return the images (events, images per event, height, width) of a run in tiled."""
     return run[stream][key].read()
 
 
 def expected_of(camera: PointCamera, per_point: int) -> np.ndarray:
-    """What the camera has published, in the same shape."""
+    """Return the images that the camera published, in the same shape."""
     pixels = np.array([image.pixels for image in camera.published])
     return pixels.reshape(-1, per_point, *pixels.shape[1:])
 
 
 @pytest.mark.parametrize(("n_writers", "per_point"), [(1, 1), (3, 4), (8, 3)])
-def test_images_are_read_while_the_plan_runs_and_afterwards(
+def test_images_are_read_during_the_plan_and_after_it(
     engine: RunEngine, make_detector: MakeDetector, tiled: Any, n_writers: int, per_point: int
 ):
     det, camera = make_detector(rig={"number_of_writers": n_writers})
@@ -66,7 +66,7 @@ def test_images_are_read_while_the_plan_runs_and_afterwards(
     np.testing.assert_array_equal(images_in(tiled[uid]), expected_of(camera, per_point))
 
 
-def test_a_flight_is_read_while_it_runs_and_afterwards(
+def test_a_flight_is_read_during_the_flight_and_after_it(
     engine: RunEngine, make_detector: MakeDetector, tiled: Any
 ):
     det, camera = make_detector()
@@ -89,7 +89,7 @@ def test_a_flight_is_read_while_it_runs_and_afterwards(
 
 
 @pytest.mark.parametrize("kind", ["AD_HDF5", "STDDAQ_PUBLISHED"])
-def test_resource_and_datum_are_read_as_well(
+def test_resource_and_datum_can_be_read(
     engine: RunEngine, make_detector: MakeDetector, tiled: Any, kind: str
 ):
     det, camera = make_detector(documents=kind)
@@ -99,7 +99,7 @@ def test_resource_and_datum_are_read_as_well(
     np.testing.assert_array_equal(images_in(tiled[uid]), expected_of(camera, 3))
 
 
-def test_a_server_that_vanishes_in_the_middle_of_a_run_loses_nothing_with_a_backup_directory(
+def test_a_server_killed_during_a_run_loses_nothing_with_a_backup_directory(
     engine: RunEngine,
     make_detector: MakeDetector,
     tiled: Any,
@@ -127,7 +127,7 @@ def test_a_server_that_vanishes_in_the_middle_of_a_run_loses_nothing_with_a_back
     assert det.driver_state() == "idle"
 
 
-def test_a_server_with_the_checked_adapter_refuses_images_whose_raw_file_is_missing(
+def test_the_checked_adapter_refuses_images_whose_raw_file_is_missing(
     engine: RunEngine, make_detector: MakeDetector, tmp_path: Path
 ):
     det, camera = make_detector(rig={"number_of_writers": 3})

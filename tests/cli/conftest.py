@@ -1,4 +1,4 @@
-"""A whole deployment in one command."""
+"""Fixtures of `stddaq up`, a whole deployment in one command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from support.processes.deployment import Deployment, Service, free_port
 
 
 class Up:
-    """`stddaq up` running."""
+    """A running `stddaq up`."""
 
     def __init__(self, deployment: Deployment, *args: object) -> None:
         self.deployment = deployment
@@ -27,5 +27,5 @@ class Up:
 
 @pytest.fixture
 def up(deployment: Deployment) -> Callable[..., Up]:
-    """Starts `stddaq up` with further options, and waits until it is ready."""
+    """Return a function that starts `stddaq up` with further options and waits until it is ready."""
     return lambda *args: Up(deployment, *args)

@@ -1,4 +1,4 @@
-"""The command itself: help, errors, and that it starts quickly."""
+"""The command `stddaq`: help, errors and start time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMMANDS = ("demo", "up", "record", "status", "stop", "watch", "trigger", "info"
 
 
 def imported_by(code: str) -> set[str]:
-    """Names of the modules that a fresh interpreter has after `code`."""
+    """Return the names of the modules that a fresh interpreter has imported after `code`."""
     script = f"import sys, json\n{code}\nprint(json.dumps(list(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     return set(json.loads(output.splitlines()[-1]))
@@ -89,7 +89,7 @@ def test_a_bad_argument_is_exit_code_2_and_one_line(argv: list[str], capsys: pyt
     assert captured.err.startswith("stddaq")
 
 
-def test_output_that_nobody_reads_is_no_error(tmp_path: Path):
+def test_output_without_a_reader_is_not_an_error(tmp_path: Path):
     process = subprocess.run(
         f"{sys.executable} -m stddaq info {tmp_path}/a.h5 2>&1 | true; exit ${{PIPESTATUS[0]}}",
         shell=True,

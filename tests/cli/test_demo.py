@@ -1,4 +1,4 @@
-"""`stddaq demo`: what a newcomer sees first."""
+"""`stddaq demo`, the first command of a newcomer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHM = Path("/dev/shm")
 
 
 def demo(deployment: Deployment, *args: object) -> Service:
-    """Start `stddaq demo`. It makes a deployment of its own; the given one only watches over it."""
+    """Start `stddaq demo`, which makes a deployment of its own; the given one only checks its end."""
     return deployment.run(deployment.stddaq, "demo", "--rate", 200, *args)
 
 
@@ -27,7 +27,7 @@ def detector_name(directory: Path) -> str:
 
 
 def leftovers(name: str) -> list[str]:
-    """Segments and processes that carry the name of the detector."""
+    """Return segments and processes with the name of the detector."""
     found = [path.name for path in SHM.glob(f"{name}*")]
     for directory in Path("/proc").glob("[0-9]*"):
         try:
@@ -38,7 +38,7 @@ def leftovers(name: str) -> list[str]:
     return found
 
 
-def test_every_pixel_is_checked_and_nothing_is_left(deployment: Deployment, tmp_path: Path):
+def test_every_pixel_is_checked_and_nothing_is_left_behind_behind(deployment: Deployment, tmp_path: Path):
     directory = tmp_path / "out"
     process = demo(deployment, "--directory", directory, "-n", 100)
     assert process.wait(timeout=55) == 0, process.output
@@ -59,7 +59,7 @@ def test_it_can_be_repeated_in_the_same_directory(deployment: Deployment, tmp_pa
         assert process.wait(timeout=50) == 0, process.output
 
 
-def test_ctrl_c_ends_it_early_and_checks_what_is_there(deployment: Deployment, tmp_path: Path):
+def test_ctrl_c_ends_it_early_and_checks_the_recorded_images(deployment: Deployment, tmp_path: Path):
     process = demo(deployment, "--directory", tmp_path, "-n", 100_000, "--size", 64)
     process.wait_for_line(r"recording: \d+ of 100000 images", timeout=40)
     assert process.end(signal.SIGINT, timeout=40) == 0, process.output
@@ -78,7 +78,7 @@ def test_nothing_outlives_a_demo_that_is_ended(
     wait_until(lambda: leftovers(detector_name(tmp_path)) == [], timeout=15, what="the end of its services")
 
 
-def test_files_of_others_are_not_replaced(deployment: Deployment, tmp_path: Path):
+def test_other_files_are_not_replaced(deployment: Deployment, tmp_path: Path):
     (tmp_path / "demo0.h5").write_text("mine")
     process = demo(deployment, "--directory", tmp_path)
     assert process.wait() == 2

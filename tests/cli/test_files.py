@@ -16,7 +16,7 @@ from stddaq.client import DriverClient, RunFailedError
 
 @pytest.fixture
 def real_driver(deployment: Deployment) -> RealDriver:
-    """Our driver, ready, with two writers and a simulator."""
+    """Return a running driver with two writers and a simulator."""
     process, url = deployment.start_driver()
     driver = RealDriver(deployment, process, url, deployment.start_writers())
     driver.publish_continuously()
@@ -40,7 +40,7 @@ def stddaq(driver: RealDriver, *args: object) -> Service:
     return driver.deployment.run(driver.deployment.stddaq, *args)
 
 
-def test_info_says_what_each_file_holds(real_driver: RealDriver, directory: Path):
+def test_info_describes_each_file(real_driver: RealDriver, directory: Path):
     record(real_driver, directory, 11)
     info = stddaq(real_driver, "info", directory / "file0.h5", directory / "fileMaster.h5")
     assert info.wait() == 0
@@ -55,7 +55,7 @@ def test_info_says_what_each_file_holds(real_driver: RealDriver, directory: Path
     assert re.search(r"dropped: +0$", text)
 
 
-def test_info_goes_on_after_a_file_that_cannot_be_read(real_driver: RealDriver, directory: Path):
+def test_info_continues_after_a_file_that_cannot_be_read(real_driver: RealDriver, directory: Path):
     record(real_driver, directory, 1)
     (directory / "bad.h5").write_text("no HDF5")
     info = stddaq(real_driver, "info", directory / "bad.h5", directory / "file1.h5")
@@ -88,7 +88,7 @@ def test_aggregate_names_a_raw_file_that_is_missing(real_driver: RealDriver, dir
     assert "file0.h5" in aggregate.stderr[0]
 
 
-def test_repair_makes_the_file_of_a_killed_writer_openable(real_driver: RealDriver, directory: Path):
+def test_repair_closes_the_file_of_a_killed_writer(real_driver: RealDriver, directory: Path):
     with DriverClient(real_driver.url) as client:
         client.start(directory)
         client.wait_for(lambda status: status.n_written.get(0, 0) > 10, timeout=20)

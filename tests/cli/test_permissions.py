@@ -35,13 +35,13 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that only root may search."""
+    """Return a directory that only root may search."""
     directory = tmp_path_factory.mktemp("closed")
     directory.chmod(0o700)
     return directory
 
 
-# Modules are imported before, because the installation may be closed to other users.
+# Modules are imported first, because other users may not have access to the installation.
 PROGRAM = """
 import contextvars, importlib, os, shlex, sys
 import h5py, hdf5plugin, numpy, asyncio, concurrent.futures

@@ -56,13 +56,13 @@ def test_skipped_ids_are_shown_with_their_ranges(up: Callable[..., Up], director
     assert re.search(r"skipped +\d+: image ids \d+, .*, \.\.\.", record.output)
 
 
-def test_run_that_shall_end_on_a_restart_says_which_ids_it_was(up: Callable[..., Up], directory: Path):
+def test_run_with_end_on_restart_names_the_ids_of_the_restart(up: Callable[..., Up], directory: Path):
     running = up("--source", "simulate", "--trigger", "--rate", "0")
     record = running.record(directory, "-n", 100, "--end-on-restart")
     record.wait_for_line("waiting_for_first_image")
     with SimulatorClient(running.deployment.detector_name) as client:
         client.trigger(20)
-        # Or the first image's slot is taken before it is written, of which the account would tell.
+        # Image 0 must be copied before its slot is used again, or the account would count it as overwritten.
         record.wait_for_line("recording: 20 of 100")
         client.rearm(0)
         client.trigger(1)
@@ -87,7 +87,7 @@ def test_on_a_terminal_there_is_a_progress_bar(up: Callable[..., Up], directory:
     while True:
         try:
             part = os.read(controller, 65536)
-        except OSError:  # The terminal's other end is closed.
+        except OSError:  # The other end of the terminal is closed.
             break
         if not part:
             break
@@ -110,7 +110,7 @@ def test_a_signal_stops_the_run_and_saves_it(up: Callable[..., Up], directory: P
     assert (directory / "fileMaster.h5").exists()
 
 
-def test_existing_files_are_refused_unless_overwrite_is_said(up: Callable[..., Up], directory: Path):
+def test_existing_files_are_refused_without_overwrite(up: Callable[..., Up], directory: Path):
     running = up(*SIMULATE)
     (directory / "file0.h5").touch()
     refused = running.record(directory, "-n", 5)
@@ -149,7 +149,7 @@ def test_bad_arguments_are_one_line(
 
 
 @pytest.mark.parametrize("command", [("record", "."), ("status",), ("stop",)])
-def test_a_driver_that_is_not_there_is_one_line(deployment: Deployment, command: tuple[str, ...]):
+def test_an_unreachable_driver_is_one_line(deployment: Deployment, command: tuple[str, ...]):
     url = f"ws://127.0.0.1:{free_port()}"
     process = deployment.run(deployment.stddaq, *command, "--url", url)
     assert process.wait() == 2
@@ -167,7 +167,7 @@ def test_a_basic_driver_can_be_used(deployment: Deployment, directory: Path):
         assert status.stdout == ["idle"]
 
 
-def test_a_driver_that_replaces_files_is_not_asked_to_unless_the_user_wants_it(
+def test_a_driver_that_replaces_files_is_not_started_without_overwrite(
     deployment: Deployment, directory: Path
 ):
     (directory / "file0.h5").write_text("precious")
@@ -181,12 +181,12 @@ def test_a_driver_that_replaces_files_is_not_asked_to_unless_the_user_wants_it(
         assert unseen.wait() == 1
         assert "a directory that can be listed from here" in unseen.stderr[0]
         assert peer.commands == []
-        # What the messages advise.
+        # The options that the messages advise.
         assert deployment.run(*command, "--overwrite").wait() == 0
         assert deployment.run(*command, "--prefix", "other").wait() == 0
 
 
-def test_duration_and_rate_are_those_of_the_images_not_of_the_wait(up: Callable[..., Up], directory: Path):
+def test_duration_and_rate_exclude_the_wait_for_the_first_image(up: Callable[..., Up], directory: Path):
     running = up("--source", "simulate", "--trigger", "--rate", "100")
     record = running.record(directory, "-n", 101)
     record.wait_for_line("waiting_for_first_image")
@@ -202,14 +202,14 @@ def test_duration_and_rate_are_those_of_the_images_not_of_the_wait(up: Callable[
     assert 70 < float(found[2]) < 112
 
 
-def test_files_that_were_never_made_are_not_listed(deployment: Deployment, directory: Path):
+def test_files_that_were_not_created_are_not_listed(deployment: Deployment, directory: Path):
     _, url = deployment.start_driver()
     record = deployment.run(deployment.stddaq, "record", directory, "--url", url)
     assert record.wait() == 1
     assert not any(line.startswith("file ") for line in record.stdout)
 
 
-def test_status_tells_the_state_and_the_last_run(up: Callable[..., Up], directory: Path):
+def test_status_shows_the_state_and_the_last_run(up: Callable[..., Up], directory: Path):
     running = up(*SIMULATE)
     stddaq = running.deployment.stddaq
     before = running.deployment.run(stddaq, "status", "--url", running.url)
@@ -224,7 +224,7 @@ def test_status_tells_the_state_and_the_last_run(up: Callable[..., Up], director
     assert json.loads(machine.stdout[0])["last_result"]["count"] == 7
 
 
-def test_stop_ends_a_run_that_somebody_else_started(up: Callable[..., Up], directory: Path):
+def test_stop_ends_a_run_of_another_client(up: Callable[..., Up], directory: Path):
     running = up(*SIMULATE)
     record = running.record(directory)
     record.wait_for_line("recording: ")
@@ -234,7 +234,7 @@ def test_stop_ends_a_run_that_somebody_else_started(up: Callable[..., Up], direc
     assert record.wait() == 0
 
 
-def test_the_command_that_a_busy_device_proposes_ends_the_run(up: Callable[..., Up], directory: Path):
+def test_the_command_that_a_busy_driver_proposes_ends_the_run(up: Callable[..., Up], directory: Path):
     running = up(*SIMULATE)
     record = running.record(directory)
     record.wait_for_line("recording: .*images")
@@ -266,7 +266,7 @@ def test_a_trigger_is_fired(up: Callable[..., Up], directory: Path):
     assert (directory / "fileMaster.h5").exists()
 
 
-# The modules first: the checkout may be closed to other users.
+# Modules are imported first, because other users may not have access to the checkout.
 TRIGGER_AS_OTHER = """
 import os, sys
 from stddaq.client.simulator import SimulatorClient, SimulatorNotReachableError
@@ -279,7 +279,7 @@ except SimulatorNotReachableError as error:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root connects to every socket, and only root can drop rights")
-def test_a_simulator_that_this_user_may_not_trigger_is_not_called_absent(deployment: Deployment):
+def test_a_simulator_that_this_user_may_not_trigger_is_not_reported_as_absent(deployment: Deployment):
     command = (deployment.stddaq, "simulate", deployment.config_path, "--trigger", "--rate", 0)
     simulator = deployment.run(*command, ready="ready")
     deployment.ipc_directory.chmod(0o755)

@@ -40,7 +40,7 @@ class StartingSlowly(BasicDriver):
         self._loop.call_soon_threadsafe(super()._obey, self._start)
 
 
-def test_stop_gives_up_after_its_timeout_and_says_what_the_driver_does(
+def test_stop_gives_up_after_its_timeout_and_shows_the_state_of_the_driver(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with SavingForEver() as peer, DriverClient(peer.url) as driver:
@@ -73,7 +73,7 @@ def test_record_stops_a_run_that_starts_after_ctrl_c(deployment: Deployment, tmp
     assert record.stderr == []
 
 
-def test_watching_a_run_with_a_timeout_ends_although_statuses_keep_coming(tmp_path: Path) -> None:
+def test_watching_a_run_ends_at_the_timeout_although_statuses_keep_arriving(tmp_path: Path) -> None:
     with SavingForEver() as peer, DriverClient(peer.url) as driver:
         driver.start(tmp_path, n_image=1)
         with pytest.raises(DriverTimeoutError, match=r"has not ended within 0\.4 s"):

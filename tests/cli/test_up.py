@@ -1,4 +1,4 @@
-"""`stddaq up`: start, supervise, end; with real services."""
+"""`stddaq up` starts, supervises and ends real services."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SIMULATE = ("--source", "simulate", "--rate", "500")
 
 
 def children(pid: int) -> list[int]:
-    """Processes whose parent is `pid`."""
+    """Return the processes whose parent is `pid`."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def is_running(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
+    """Return whether the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -45,7 +45,7 @@ def is_pending(pid: int, signal_number: int) -> bool:
 
 
 def child_named(up: Up, script: str, *args: str) -> int:
-    """The child of `stddaq up` that runs `script` with `args` somewhere in its command."""
+    """Return the child of `stddaq up` that runs `script` with `args` in its command."""
 
     def find() -> int | None:
         for pid in children(up.process.pid):
@@ -97,15 +97,13 @@ def parsed_options(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def test_lines_carry_the_name_of_their_service(up: Callable[..., Up]):
+def test_lines_start_with_the_name_of_their_service(up: Callable[..., Up]):
     running = up("-m", *SIMULATE)
     for name in ("driver", "writer 0", "writer 1", "meta writer", "simulate"):
         running.process.wait_for_line(rf"^{name} +\| .*ready")
 
 
-def test_a_killed_writer_is_started_again_and_takes_part_in_the_next_run(
-    up: Callable[..., Up], tmp_path: Path
-):
+def test_a_killed_writer_is_restarted_and_takes_part_in_the_next_run(up: Callable[..., Up], tmp_path: Path):
     running = up(*SIMULATE)
     n_lines = len(running.process.stdout)
     os.kill(child_named(running, "std_det_writer", "1"), signal.SIGKILL)
@@ -133,12 +131,12 @@ def test_children_do_not_outlive_a_killed_supervisor(up: Callable[..., Up]):
     pids = children(running.process.pid)
     running.process.kill()
     wait_until(lambda: not any(is_running(pid) for pid in pids), what="the end of all services")
-    # SIGTERM, so they even cleaned up behind themselves.
+    # They receive SIGTERM, so that they remove sockets and segments.
     assert running.deployment.sockets() == []
     assert running.deployment.segments() == []
 
 
-def test_a_hung_service_is_killed_at_the_end_and_it_is_said(up: Callable[..., Up]):
+def test_a_hung_service_is_killed_at_the_end_and_named(up: Callable[..., Up]):
     running = up()
     os.kill(child_named(running, "std_det_writer", "1"), signal.SIGSTOP)
     assert running.process.end() == 0
@@ -146,11 +144,11 @@ def test_a_hung_service_is_killed_at_the_end_and_it_is_said(up: Callable[..., Up
     running.deployment.remove_leftovers()
 
 
-def test_asked_twice_it_does_not_wait_for_a_hung_service(up: Callable[..., Up]):
+def test_a_second_signal_kills_a_hung_service_at_once(up: Callable[..., Up]):
     running = up()
     os.kill(child_named(running, "std_det_driver"), signal.SIGSTOP)
     running.process.send(signal.SIGINT)
-    # Two at once would be one to the kernel.
+    # The kernel would merge two signals that are sent at once.
     wait_until(lambda: not is_pending(running.process.pid, signal.SIGINT), what="the first signal's arrival")
     begin = time.monotonic()
     assert running.process.end(signal.SIGINT) == 0
@@ -159,7 +157,7 @@ def test_asked_twice_it_does_not_wait_for_a_hung_service(up: Callable[..., Up]):
     running.deployment.remove_leftovers()
 
 
-def test_a_refused_service_is_not_started_again(deployment: Deployment):
+def test_a_service_that_refuses_is_not_restarted(deployment: Deployment):
     process = deployment.run(
         *(deployment.stddaq, "up", deployment.config_path, "--port", free_port()),
         *("--source", "simulate", "--rate", "fast"),
@@ -203,7 +201,7 @@ def test_a_configuration_without_writers_is_refused(make_deployment: Callable[..
     assert "number_of_writers: expected 1 or more for stddaq up, got 0" in process.stderr[0]
 
 
-def test_a_replay_that_is_over_is_no_crash(deployment: Deployment, tmp_path: Path):
+def test_a_finished_replay_is_not_a_crash(deployment: Deployment, tmp_path: Path):
     import numpy as np
 
     images = tmp_path / "images.npy"
@@ -222,7 +220,7 @@ def test_readiness_does_not_depend_on_the_log_level(make_deployment: Callable[..
     assert running.process.end() == 0
 
 
-def test_the_documented_filter_makes_line_protocol_of_the_statistics(
+def test_the_documented_filter_extracts_line_protocol(
     make_deployment: Callable[..., Deployment],
 ) -> None:
     page = (Path(__file__).parents[2] / "docs/reference/log-lines.md").read_text()

@@ -1,4 +1,4 @@
-"""`stddaq up` and the configuration: what it asks for runs, and a change never disturbs a run."""
+"""`stddaq up` runs the services of the configuration, and a change never disturbs a run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rest_line(port: int) -> str:
 
 
 def pid_of(up: Up, *words: str) -> int | None:
-    """The child of `stddaq up` with all `words` in its command; None when there is none."""
+    """Return the child of `stddaq up` with all `words` in its command, or None."""
     pid = up.process.pid
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         try:
@@ -86,7 +86,7 @@ def test_a_change_during_a_run_waits_for_its_end_and_the_next_run_is_recorded_wi
 
 
 def command_of_a_plain_client(url: str, command: dict[str, object]) -> dict[str, Any]:
-    """Connect, send, and return the first message, as clients of the C++ driver do."""
+    """Connect, send, and return the first message, as a client of the C++ driver does."""
 
     def answer() -> dict[str, Any] | None:
         try:
@@ -132,7 +132,9 @@ def test_no_run_is_recorded_with_a_configuration_that_was_replaced(
         running.process.wait_for_line(CHANGED)
 
 
-def test_what_is_not_concerned_runs_on(make_deployment: MakeDeployment, tmp_path: Path) -> None:
+def test_services_that_a_change_does_not_concern_keep_running(
+    make_deployment: MakeDeployment, tmp_path: Path
+) -> None:
     running = Up(make_deployment(), *SIMULATE)
     source, writer = pid_of(running, "simulate"), pid_of(running, "std_det_writer", "0")
     running.deployment.write_config(number_of_writers=3)
@@ -147,9 +149,7 @@ def test_what_is_not_concerned_runs_on(make_deployment: MakeDeployment, tmp_path
     assert running.record(tmp_path, "-n", 10, "--overwrite").wait(timeout=20) == 0
 
 
-def test_live_streams_come_and_go_while_a_run_goes_on(
-    make_deployment: MakeDeployment, tmp_path: Path
-) -> None:
+def test_live_streams_start_and_end_during_a_run(make_deployment: MakeDeployment, tmp_path: Path) -> None:
     first, second = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
     forward, batch = {"type": "forward", "config": []}, {"type": "batch", "config": [1, 10]}
     running = Up(make_deployment(live_stream_configs={first: forward}), *SIMULATE)
@@ -176,7 +176,7 @@ def test_live_streams_come_and_go_while_a_run_goes_on(
     assert result["n_dropped"] == result["n_skipped"] == 0
 
 
-def test_services_that_the_configuration_asks_for_are_started_and_record(
+def test_services_of_the_configuration_are_started_and_record(
     make_deployment: MakeDeployment, tmp_path: Path
 ) -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
@@ -219,7 +219,7 @@ def test_a_camera_on_the_network_is_recorded(make_deployment: MakeDeployment, tm
         ("stddaq-rest", "services: expected"),
     ],
 )
-def test_a_service_that_there_is_not_is_refused_in_one_line(
+def test_an_unknown_service_is_refused_in_one_line(
     make_deployment: MakeDeployment, services: object, mistake: str
 ) -> None:
     deployment = make_deployment(services=services)
@@ -229,7 +229,7 @@ def test_a_service_that_there_is_not_is_refused_in_one_line(
     assert mistake in process.stderr[0]
 
 
-def test_a_bad_configuration_is_said_once_and_everything_runs_on(up: Callable[..., Up]) -> None:
+def test_a_bad_configuration_is_reported_once_and_all_services_keep_running(up: Callable[..., Up]) -> None:
     running = up(*SIMULATE)
     driver = pid_of(running, "std_det_driver")
     config = running.deployment.config
@@ -255,7 +255,7 @@ def test_it_ends_cleanly_while_a_change_waits_for_a_run(up: Callable[..., Up], t
         assert file["entry/data/data"].shape[0] > 10  # pyright: ignore
 
 
-def test_a_driver_that_is_to_end_after_the_run_finishes_it_and_admits_no_other(
+def test_a_driver_that_retires_finishes_its_run_and_refuses_another(
     deployment: Deployment, tmp_path: Path
 ) -> None:
     process, url = deployment.start_driver()
@@ -275,7 +275,7 @@ def test_a_driver_that_is_to_end_after_the_run_finishes_it_and_admits_no_other(
     assert process.wait() == 0
 
 
-def test_an_idle_driver_that_is_to_end_after_the_run_ends_at_once(deployment: Deployment) -> None:
+def test_an_idle_driver_that_retires_ends_at_once(deployment: Deployment) -> None:
     process, _ = deployment.start_driver()
     process.send(signal.SIGUSR1)
     assert process.wait() == 0
@@ -309,7 +309,7 @@ def test_a_service_that_refuses_a_changed_configuration_stays_down_alone(
     assert "good was killed" not in text
 
 
-def test_the_wait_for_a_listener_knows_what_listens_on_all_interfaces(
+def test_the_wait_for_a_listener_recognises_one_on_all_interfaces(
     make_deployment: MakeDeployment,
 ) -> None:
     port = free_port()

@@ -1,4 +1,4 @@
-"""`stddaq watch` as users run it, and what it draws."""
+"""`stddaq watch` as users run it, and its pictures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from stddaq.dataplane.image_publisher import ImagePublisher
 def stream_of(
     deployment: Deployment, *args: object
 ) -> Iterator[tuple[LiveStreamService, Callable[[range], None]]]:
-    """A live stream, and a function that publishes images of these ids."""
+    """Yield a live stream and a function that publishes images with given ids."""
     with ImagePublisher(DetectorConfig.parse(deployment.config)) as source:
         stream = start_live_stream(deployment, *args)
         assert source.wait_for_subscribers(1, 5)
@@ -47,7 +47,7 @@ def stream_of(
 
 
 def watch(deployment: Deployment, stream: LiveStreamService, *args: object) -> Service:
-    """`stddaq watch` into a pipe, after it has subscribed."""
+    """Start `stddaq watch` with a pipe as output. Return it when it has subscribed."""
     watching = deployment.run(deployment.stddaq, "watch", stream.address, *args)
     stream.process.wait_for_line(" subscribed")
     return watching
@@ -70,7 +70,7 @@ def test_images_of_either_protocol_are_counted_and_saved(
             assert picture.format == "PNG"
 
 
-def test_image_that_was_saved_before_is_not_overwritten(deployment: Deployment, tmp_path: Path) -> None:
+def test_an_existing_image_file_is_not_overwritten(deployment: Deployment, tmp_path: Path) -> None:
     with stream_of(deployment) as (stream, publish):
         watching = watch(deployment, stream, "-n", 3, "--save", tmp_path)
         for n_saved in range(1, 4):
@@ -81,7 +81,7 @@ def test_image_that_was_saved_before_is_not_overwritten(deployment: Deployment, 
     assert names == ["image-00000001-2.png", "image-00000001-3.png", "image-00000001.png"]
 
 
-def test_ids_that_did_not_come_are_said(deployment: Deployment) -> None:
+def test_ids_that_did_not_arrive_are_counted(deployment: Deployment) -> None:
     with stream_of(deployment) as (stream, publish):
         watching = watch(deployment, stream, "-n", 2)
         publish(range(1, 12, 10))
@@ -89,19 +89,19 @@ def test_ids_that_did_not_come_are_said(deployment: Deployment) -> None:
     assert watching.stdout[-1] == "2 images, the last with id 11; 9 ids not in the stream"
 
 
-def test_interrupt_ends_it_in_peace(deployment: Deployment) -> None:
+def test_interrupt_ends_it_with_exit_code_0(deployment: Deployment) -> None:
     with stream_of(deployment) as (stream, publish):
         watching = watch(deployment, stream)
         publish(range(1, 3))
         wait_until(lambda: stream.statistics().get("n_sent_images") == 2)
-        # A line a second as long as images come.
+        # One line per second while images arrive.
         wait_until(lambda: publish(range(3, 4)) or watching.stdout, what="a line")
         assert watching.end(signal.SIGINT) == 0
     assert re.match(r"id \d+, [\d.]+ Hz, .*48x32 uint16 array-1\.0", watching.stdout[0])
     assert watching.stderr == []
 
 
-def test_address_where_nothing_comes_from_ends_it_with_the_reason(deployment: Deployment) -> None:
+def test_an_address_without_a_stream_ends_it_with_the_reason(deployment: Deployment) -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
     nobody = deployment.run(deployment.stddaq, "watch", address, "--timeout", 0.2)
     with stream_of(deployment) as (stream, _):
@@ -123,16 +123,14 @@ def test_address_where_nothing_comes_from_ends_it_with_the_reason(deployment: De
         (["tcp://127.0.0.1:1", "--save", "/dev/null/x"], "--save /dev/null/x"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(
-    deployment: Deployment, arguments: list[str], reason: str
-) -> None:
+def test_invalid_arguments_are_refused(deployment: Deployment, arguments: list[str], reason: str) -> None:
     refused = deployment.run(deployment.stddaq, "watch", *arguments)
     assert refused.wait() == 2
     (line,) = refused.stderr
     assert reason in line
 
 
-def test_terminal_shows_image_and_facts_and_is_left_as_it_was(deployment: Deployment) -> None:
+def test_terminal_shows_image_and_facts_and_is_restored(deployment: Deployment) -> None:
     with stream_of(deployment) as (stream, publish):
         shown = b""
         pid, terminal = pty.fork()
@@ -157,12 +155,12 @@ def test_terminal_shows_image_and_facts_and_is_left_as_it_was(deployment: Deploy
     assert stream.address in text
     assert "no losses" in text
     assert "3 images, the last with id 3" in text
-    # The other screen, and back again.
+    # It switches to the alternate screen and back.
     assert text.index("\x1b[?1049h") < text.index("\x1b[?1049l") < text.rindex("3 images")
 
 
 def read(terminal: int) -> bytes:
-    """What is on the terminal; empty when its program has ended."""
+    """Return the output on the terminal; empty when its program has exited."""
     if not select.select([terminal], [], [], 10)[0]:
         return b""
     try:
@@ -172,7 +170,7 @@ def read(terminal: int) -> bytes:
 
 
 def drawn(image: np.ndarray, width: int = 40, height: int = 20) -> list[str]:
-    """The lines of an image in a terminal of that size, with their colours."""
+    """Return the coloured lines of an image in a terminal of the given size."""
     console = Console(
         width=width, height=height, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )

@@ -1,4 +1,4 @@
-"""Drivers to connect to."""
+"""Fixtures of drivers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.processes.deployment import Deployment, Service
 
 @dataclass
 class RealDriver:
-    """Our driver with two writers, and a simulator that publishes on trigger."""
+    """The driver of stddaq with two writers, and a simulator that publishes on trigger."""
 
     deployment: Deployment
     process: Service
@@ -33,14 +33,14 @@ class RealDriver:
 
 @pytest.fixture
 def basic_driver() -> Iterator[BasicDriver]:
-    """A driver that sends status, count and reason only."""
+    """Return a driver that sends only status, count and reason."""
     with BasicDriver() as driver:
         yield driver
 
 
 @pytest.fixture
 def real_driver(deployment: Deployment) -> RealDriver:
-    """Our driver, ready, with two writers."""
+    """Return the driver of stddaq, running with two writers."""
     process, url = deployment.start_driver()
     return RealDriver(deployment, process, url, deployment.start_writers())
 

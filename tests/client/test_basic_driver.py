@@ -1,4 +1,4 @@
-"""The clients against a driver of another implementation, and against what is no driver at all."""
+"""The clients with a driver that is not of stddaq, and with servers that are no driver."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from stddaq.client import (
 )
 from stddaq.client.status import BUSY_STATES
 
-# Statuses come at 10 Hz; that the files are saved may fall between two of them.
+# Statuses arrive at 10 Hz; `file_saved` may be so short that none shows it.
 ENDED = ("file_saved", "idle")
 
 
@@ -50,7 +50,7 @@ def test_states_that_were_missed_do_not_hold_up_a_wait(directory: Path):
     with BasicDriver(image_rate=1e6, preparation_s=0.001) as peer, DriverClient(peer.url) as driver:
         driver.start(directory, n_image=1)
         driver.wait_until_ready(timeout=5)
-        # Nothing between `started` and `idle` was ever sent.
+        # No state between `started` and `idle` was sent.
         assert driver.wait_until_saved(timeout=5).status in ENDED
 
 
@@ -124,21 +124,21 @@ def test_a_run_of_another_client_can_be_followed_and_stopped(basic_driver: Basic
         assert driver.wait_until_saved(timeout=5).status in ENDED
 
 
-def test_a_wait_ends_in_time_and_the_client_stays_usable(basic_driver: BasicDriver):
+def test_a_wait_ends_at_its_timeout_and_the_client_stays_usable(basic_driver: BasicDriver):
     with DriverClient(basic_driver.url) as driver:
         with pytest.raises(DriverTimeoutError, match=r"0\.2 s.*recording"):
             driver.wait(["recording"], timeout=0.2)
         assert driver.status().status == "idle"
 
 
-def test_an_error_in_a_condition_is_the_callers(basic_driver: BasicDriver):
+def test_an_error_in_a_condition_is_raised_to_the_caller(basic_driver: BasicDriver):
     with DriverClient(basic_driver.url) as driver:
         with pytest.raises(ZeroDivisionError):
             driver.wait_for(lambda status: 1 // 0 == 1, timeout=1)
         assert driver.status().status == "idle"
 
 
-def test_a_driver_that_vanishes_ends_watching_and_waiting(directory: Path):
+def test_the_loss_of_the_driver_ends_watching_and_waiting(directory: Path):
     with BasicDriver() as peer:
         driver = DriverClient(peer.url).connect()
         driver.start(directory)
@@ -164,7 +164,7 @@ def test_a_driver_that_vanishes_ends_watching_and_waiting(directory: Path):
     driver.close()
 
 
-def test_watching_and_waiting_survive_a_restart_of_the_driver_when_asked(directory: Path):
+def test_watching_and_waiting_can_survive_a_restart_of_the_driver(directory: Path):
     with BasicDriver() as peer:
         driver = DriverClient(peer.url, reconnect=True).connect()
         statuses = driver.watch()
@@ -215,7 +215,7 @@ def test_async_client_watches_while_it_waits(basic_driver: BasicDriver, director
     assert states[-1] in ENDED
 
 
-def test_nobody_at_the_url_is_unreachable():
+def test_a_url_without_a_server_is_unreachable():
     with pytest.raises(DriverUnreachableError, match="is it started"):
         DriverClient(f"ws://127.0.0.1:{free_port()}").connect()
 
@@ -226,12 +226,12 @@ def test_a_bad_url_is_unreachable(url: str):
         DriverClient(url).connect()
 
 
-def test_a_web_server_is_no_driver():
+def test_a_web_server_is_reported_as_no_driver():
     with _web_server() as port, pytest.raises(DriverUnreachableError, match="is no std_daq driver"):
         DriverClient(f"ws://127.0.0.1:{port}").connect()
 
 
-def test_a_silent_peer_is_no_driver():
+def test_a_silent_server_is_reported_as_no_driver():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         begin = time.monotonic()
         with pytest.raises(DriverUnreachableError, match=r"0\.3 s"):

@@ -1,4 +1,4 @@
-"""The client against the stand-in for the C++ driver and its writers, and the files that they leave."""
+"""The client with the stand-in for the C++ driver and its writers, and their files."""
 
 from __future__ import annotations
 

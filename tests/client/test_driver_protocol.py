@@ -1,4 +1,4 @@
-"""What a client makes of a driver's messages, fed to it one by one: no sockets, no clock."""
+"""The client's protocol, fed with a driver's messages: no sockets, no clock."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from stddaq.client.status import DriverStatus, parse_status
 
 
 def message(status: str, **fields: Any) -> DriverStatus:
-    """A status as it is parsed from a frame."""
+    """Return a status as parsed from a frame."""
     parsed = parse_status(json.dumps({"status": status, **fields}))
     assert parsed is not None
     return parsed
 
 
 def connected(status: str = "idle", **fields: Any) -> DriverProtocol:
-    """A protocol that has received its first status."""
+    """Return a protocol that has received its first status."""
     first = message(status, **fields)
     protocol = protocol_for(first, DriverHistory())
     protocol.receive(first)
@@ -38,7 +38,7 @@ def replying(status: str = "idle", run_id: str | None = None) -> DriverProtocol:
     return connected(status, run_id=run_id)
 
 
-def test_the_first_status_says_which_kind_of_driver_it_is() -> None:
+def test_the_first_status_shows_the_kind_of_driver() -> None:
     assert isinstance(replying(), ReplyingDriver)
     assert isinstance(connected(), BasicDriver)
 
@@ -123,7 +123,7 @@ class TestBasicDriver:
     @pytest.mark.parametrize(
         ("state", "has_to_settle"), [("file_saved", True), ("error", True), ("idle", False)]
     )
-    def test_start_waits_until_the_last_run_cannot_be_taken_for_its_answer(
+    def test_start_waits_until_the_last_run_cannot_be_mistaken_for_its_answer(
         self, state: str, has_to_settle: bool
     ) -> None:
         driver = connected(state)
@@ -152,7 +152,7 @@ class TestBasicDriver:
             connected().request("repair")
 
 
-def test_error_in_a_condition_ends_its_wait_and_no_other() -> None:
+def test_error_in_a_condition_ends_only_its_own_wait() -> None:
     driver = connected()
     broken = driver.history.expect(lambda _: 1 // 0 == 1)
     sound = driver.history.expect(lambda status: status.status == "started")
@@ -161,7 +161,7 @@ def test_error_in_a_condition_ends_its_wait_and_no_other() -> None:
     assert sound.status == message("started")
 
 
-def test_forgotten_wait_is_not_notified() -> None:
+def test_abandoned_wait_is_not_notified() -> None:
     driver = connected()
     notified: list[bool] = []
     wait = driver.history.expect(lambda _: True)
@@ -182,7 +182,7 @@ def test_feed_of_a_run_ends_with_the_end_of_the_run() -> None:
     assert states == ["recording", "saving_file", "file_saved"]
 
 
-def test_lost_connection_ends_feeds_after_what_they_hold() -> None:
+def test_lost_connection_ends_feeds_after_their_queued_statuses() -> None:
     driver = connected("recording")
     feed = driver.history.feed()
     driver.history.fail(ConnectionLostError("lost"))

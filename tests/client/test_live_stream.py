@@ -1,4 +1,4 @@
-"""The clients of live streams, against our service and against plain publishers as others run them."""
+"""The clients of live streams, with the service of stddaq and with plain publishers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TYPES = ("array-1.0", "bsread")
 
 
 class Publisher:
-    """A plain PUB socket; knows when somebody has subscribed."""
+    """A plain publisher that can wait for a subscriber."""
 
     def __init__(self) -> None:
         self.context = zmq.Context()
@@ -99,7 +99,7 @@ def test_asyncio_client_yields_the_same(deployment: Deployment, stream_type: str
         assert asyncio.run(receive(stream.address, source)) == [0, 1, 2, 3, 4]
 
 
-def test_timeout_says_whether_somebody_answers(publisher: Publisher) -> None:
+def test_timeout_says_whether_a_service_answers(publisher: Publisher) -> None:
     with (
         LiveStreamClient(f"tcp://127.0.0.1:{free_port()}") as client,
         pytest.raises(LiveStreamTimeoutError, match="no service answers"),
@@ -126,7 +126,7 @@ def test_asyncio_timeout_says_so_and_leaves_the_client_usable(publisher: Publish
     assert asyncio.run(receive()) == 7
 
 
-def test_address_that_is_none_is_refused_with_what_is_allowed() -> None:
+def test_a_malformed_address_is_refused_with_what_is_allowed() -> None:
     for address in ("nonsense", "http://127.0.0.1:1", "tcp://127.0.0.1"):
         with pytest.raises(LiveStreamError, match=r"expected tcp://HOST:PORT"):
             LiveStreamClient(address).connect()
@@ -138,8 +138,8 @@ def test_client_that_is_not_connected_says_so() -> None:
 
 
 @pytest.mark.parametrize("status", [{}, 7, ["x"], None])
-def test_status_of_others_that_is_no_text_is_left_out(publisher: Publisher, status: object) -> None:
-    """Found: whatever stood there became the status of the image."""
+def test_a_third_party_status_that_is_not_text_is_left_out(publisher: Publisher, status: object) -> None:
+    """Any value of the field became the status of the image."""
     channel = Channel.of_image("camera", (3, 4), PIXELS.dtype, "none")
     main, *rest = MessageEncoder([channel]).message(7, 1, 2, [encode_value(channel, PIXELS)])
     header = json.dumps(json.loads(bytes(main)) | {"status": status}).encode()
@@ -151,7 +151,7 @@ def test_status_of_others_that_is_no_text_is_left_out(publisher: Publisher, stat
     np.testing.assert_array_equal(image.pixels, PIXELS)
 
 
-def test_messages_that_are_no_images_are_counted_and_left_out(publisher: Publisher) -> None:
+def test_messages_without_an_image_are_counted_and_left_out(publisher: Publisher) -> None:
     channel = Channel.of_image("camera", (3, 4), PIXELS.dtype, "bitshuffle_lz4")
     good = MessageEncoder([channel]).message(5, 1, 2, [encode_value(channel, PIXELS)])
     with LiveStreamClient(publisher.address) as client:
@@ -175,7 +175,7 @@ def test_messages_that_are_no_images_are_counted_and_left_out(publisher: Publish
     assert (image.image_id, image.timestamp_ns, image.name) == (5, 1_000_000_002, "camera")
 
 
-def test_first_channel_with_an_image_is_taken_of_several(publisher: Publisher) -> None:
+def test_first_of_several_channels_with_an_image_is_used(publisher: Publisher) -> None:
     channels = [
         Channel(name="scalar"),
         Channel.of_image("empty", (3, 4), PIXELS.dtype),
@@ -204,7 +204,7 @@ def test_slow_user_gets_the_newest_images_and_the_count_of_the_others(
         assert client.n_received == 10
 
 
-def test_ids_that_start_again_are_no_gap(publisher: Publisher) -> None:
+def test_a_restart_of_ids_is_not_a_gap(publisher: Publisher) -> None:
     with LiveStreamClient(publisher.address) as client:
         publisher.wait_for_subscriber()
         for image_id in (5, 7, 0, 1):
@@ -213,7 +213,7 @@ def test_ids_that_start_again_are_no_gap(publisher: Publisher) -> None:
         assert client.n_skipped == 1
 
 
-def test_asyncio_client_does_not_hold_up_the_loop(publisher: Publisher) -> None:
+def test_asyncio_client_does_not_block_the_loop(publisher: Publisher) -> None:
     async def longest_pause() -> float:
         longest, before = 0.0, time.monotonic()
         async with AsyncLiveStreamClient(publisher.address) as client:
@@ -226,7 +226,7 @@ def test_asyncio_client_does_not_hold_up_the_loop(publisher: Publisher) -> None:
             await asyncio.gather(waiting, return_exceptions=True)
         return longest
 
-    # Without end, had it waited in the loop; what a loaded machine adds does not matter.
+    # A wait in the loop would be endless; the delay of a loaded machine is not.
     assert asyncio.run(asyncio.wait_for(longest_pause(), 20)) < 10
 
 

@@ -1,4 +1,4 @@
-"""Clients that are collected inside a reference cycle, or used after a fork, in processes of their own."""
+"""Clients in a reference cycle that is collected, or used after a fork, each in its own process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clients against our driver, its writers and a simulator, all as real processes."""
+"""The clients with the driver of stddaq, its writers and a simulator, all as real processes."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_a_hung_driver_is_a_lost_connection(real_driver: RealDriver):
         assert time.monotonic() - begin < 10
 
 
-def test_a_run_that_the_restarted_driver_does_not_know_is_not_taken_for_saved(
+def test_a_run_that_the_restarted_driver_does_not_know_is_not_reported_as_saved(
     real_driver: RealDriver, directory: Path
 ):
     with DriverClient(real_driver.url, reconnect=True) as driver:
@@ -177,7 +177,7 @@ def test_a_late_reply_never_counts_for_a_later_command(real_driver: RealDriver, 
         with pytest.raises(DriverTimeoutError, match=r"timeout of .* waiting for the answer to start"):
             driver.start(directory, file_prefix="a", timeout=0.3)
         real_driver.process.send(signal.SIGCONT)
-        # The first start was carried out after all; its reply does not make the second look admitted.
+        # The driver did carry out the first start; its reply must not answer the second.
         with pytest.raises(DriverBusyError):
             driver.start(directory, file_prefix="b")
         driver.stop()

@@ -1,4 +1,4 @@
-"""Statuses as they come from a driver, and the queue in which they wait to be read."""
+"""Statuses of a driver, and the queue in which they wait to be read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stddaq.client.status import HISTORY_LIMIT, DriverStatus, StatusQueue, parse_status
 
 
-def test_status_of_a_basic_driver_leaves_what_it_does_not_say_none():
+def test_fields_that_a_basic_driver_does_not_send_are_none():
     status = parse_status('{"status": "recording", "count": 7}')
     assert status == DriverStatus("recording", count=7)
     assert status is not None
@@ -19,7 +19,7 @@ def test_status_of_a_basic_driver_leaves_what_it_does_not_say_none():
     assert status.is_busy
 
 
-def test_status_of_our_driver_is_complete():
+def test_status_of_the_stddaq_driver_is_complete():
     message = {
         "status": "error",
         "count": 3,
@@ -44,30 +44,30 @@ def test_status_of_our_driver_is_complete():
 
 
 @pytest.mark.parametrize("frame", ["", "5", "[]", "{}", '{"status": 5}', b"\xff\x00", "[" * 5000])
-def test_what_is_no_status_is_none(frame: str | bytes):
+def test_a_frame_that_is_not_a_status_is_none(frame: str | bytes):
     assert parse_status(frame) is None
 
 
 @given(
     st.dictionaries(st.text(max_size=5) | st.just("count"), st.none() | st.integers() | st.text(max_size=3))
 )
-def test_no_value_of_another_key_breaks_a_status(content: dict[str, object]):
+def test_no_value_of_another_key_makes_a_status_invalid(content: dict[str, object]):
     status = parse_status(json.dumps({**content, "writers": [content], "files": 3, "status": "idle"}))
     assert status is not None
     assert status.status == "idle"
 
 
-def test_status_shows_what_the_driver_said_and_no_more():
+def test_a_shown_status_has_only_the_fields_that_the_driver_sent():
     assert repr(DriverStatus("recording", count=0)) == "DriverStatus(status='recording', count=0)"
 
 
-def test_states_can_be_compared_though_some_were_missed():
+def test_states_can_be_compared_although_some_were_missed():
     assert DriverStatus("recording").has_reached("waiting_for_first_image")
     assert not DriverStatus("creating_file").has_reached("waiting_for_first_image")
     assert not DriverStatus("error").has_reached("started")
 
 
-def test_queue_keeps_every_change_and_of_the_counts_the_newest():
+def test_queue_keeps_every_change_of_state_and_the_newest_count():
     queue = StatusQueue()
     for status in (
         DriverStatus("started"),
@@ -83,7 +83,7 @@ def test_queue_keeps_every_change_and_of_the_counts_the_newest():
     ]
 
 
-def test_queue_that_nobody_reads_stays_bounded():
+def test_unread_queue_stays_bounded():
     queue = StatusQueue()
     for run in range(HISTORY_LIMIT):
         for state in ("started", "recording", "file_saved", "idle"):

@@ -1,4 +1,4 @@
-"""The configuration file: every key of the specification, and every way in which a file can be wrong."""
+"""The configuration file: every key of the specification, and every kind of mistake."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ DEFAULTS = {
 
 
 def minimal(**changes: Any) -> dict[str, Any]:
-    """The mandatory keys, 8 rows of 12 pixels, with changes."""
+    """Return the mandatory keys, for images of 8 x 12 pixels, with changes."""
     content = {
         "detector_name": "camera",
         "detector_type": "gigafrost",
@@ -61,14 +61,14 @@ def minimal(**changes: Any) -> dict[str, Any]:
 
 
 def written(directory: Path, content: object) -> Path:
-    """A file with `content` as JSON, or as it is when it is bytes."""
+    """Return a file with `content` as JSON, or unchanged if it is bytes."""
     path = directory / "detector.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     return path
 
 
 def refusal(path: Path) -> str:
-    """The message with which `path` is refused; one line that begins with the path."""
+    """Return the message that refuses `path`: one line that starts with the path."""
     with pytest.raises(ConfigError) as refused:
         DetectorConfig.load(path)
     message = str(refused.value)
@@ -240,7 +240,7 @@ def test_configuration_is_immutable() -> None:
         config.n_modules = 3
 
 
-def test_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+def test_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     path = written(tmp_path, b"\xef\xbb\xbf" + json.dumps(minimal()).encode())
     assert DetectorConfig.load(path) == DetectorConfig.parse(minimal())
 
@@ -267,7 +267,7 @@ def test_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
         (b'{"other": {"a\\nb": 1, "a\\nb": 2}}', '"a\\nb": expected one value in an object, got several'),
     ],
 )
-def test_file_that_is_no_json_object_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_file_without_a_json_object_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     assert reason in refusal(written(tmp_path, content))
 
 
@@ -287,7 +287,7 @@ small = st.integers(1, 500)
 
 @st.composite
 def configurations(draw: st.DrawFn) -> dict[str, Any]:
-    """Any valid content: mandatory keys, some of the others, and keys of other services."""
+    """Generate valid content: mandatory keys, some optional keys, and keys of other services."""
     height, width = draw(small), draw(small)
     detector_type = draw(st.sampled_from(("gigafrost", "eiger", "pco", "jungfrau-raw", "jungfrau-converted")))
     x, y = st.integers(0, width - 1), st.integers(0, height - 1)

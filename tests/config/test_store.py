@@ -1,4 +1,4 @@
-"""`ConfigStore` in a directory: refusals leave everything as it was."""
+"""`ConfigStore` in a directory: a refusal changes nothing."""
 
 from __future__ import annotations
 

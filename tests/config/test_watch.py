@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def watch(path: Path) -> ConfigWatch:
-    """A watch of `path` that has returned the first configuration."""
+    """Return a watch of `path` that has returned the first configuration."""
     watch = ConfigWatch(path)
     assert polls(watch, 2) == [None, 1]
     return watch
@@ -55,7 +55,7 @@ def test_changed_file_is_read_once_when_two_polls_find_it_the_same(path: Path, w
     assert polls(watch, 4) == [None, 2, None, None]
 
 
-def test_file_is_not_read_while_it_is_written(path: Path, watch: ConfigWatch) -> None:
+def test_file_is_not_read_while_it_changes(path: Path, watch: ConfigWatch) -> None:
     text = config_text(3)
     for length in (50, 100, len(text)):
         path.write_text(text[:length])
@@ -84,7 +84,7 @@ def test_invalid_file_is_reported_once_and_the_next_valid_one_returned(
     assert polls(watch, 2) == [None, 5]
 
 
-def test_missing_file_is_reported_once_and_followed_when_it_is_back(path: Path, watch: ConfigWatch) -> None:
+def test_missing_file_is_reported_once_and_followed_when_it_reappears(path: Path, watch: ConfigWatch) -> None:
     path.unlink()
     pause, error, *rest = polls(watch, 4)
     assert (pause, rest) == (None, [None, None])
@@ -93,7 +93,7 @@ def test_missing_file_is_reported_once_and_followed_when_it_is_back(path: Path, 
     assert polls(watch, 2) == [None, 1]
 
 
-def test_file_that_is_missing_only_between_two_polls_is_no_error(path: Path, watch: ConfigWatch) -> None:
+def test_file_that_is_missing_for_one_poll_is_not_an_error(path: Path, watch: ConfigWatch) -> None:
     path.unlink()
     assert polls(watch, 1) == [None]
     path.write_text(config_text(6))

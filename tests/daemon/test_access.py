@@ -1,4 +1,4 @@
-"""`Access`, fed with headers."""
+"""The decisions of `Access` about request headers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def basic(text: str) -> str:
 
 
 def refusal(headers: Mapping[str, str | Sequence[str]], token: str | None = None) -> int:
-    """The status with which a request is refused, or 0."""
+    """Return the status with which a request is refused, or 0."""
 
     def values(name: str) -> Sequence[str]:
         found = headers.get(name, [])

@@ -1,4 +1,4 @@
-"""Argument types, and the parser's one-line refusals."""
+"""Argument types and the parser's one-line refusals."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_other_value_is_refused_with_what_is_expected(
 
 
 def make_parser() -> ArgumentParser:
-    """A parser with an option in each spelling."""
+    """Return a parser with an option in each spelling."""
     parser = ArgumentParser("program", "Does something.")
     parser.add_argument("rest", nargs="*")
     parser.add_argument("--writer-timeout", type=Seconds(), default=1.0)

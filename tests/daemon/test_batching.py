@@ -1,4 +1,4 @@
-"""Pauses between two reads of a socket, with a clock that the tests advance."""
+"""Pauses between two reads of a socket, with a fake clock."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONGEST = 0.02
 
 
 class Reader:
-    """A service that reads a stream and pauses as `Batching` says."""
+    """A service that reads a stream with the pauses of `Batching`."""
 
     def __init__(self, target: int = TARGET) -> None:
         self.now = 100.0
@@ -32,11 +32,11 @@ class Reader:
         self.owed = 0.0
 
     def stream(self, rate: float, seconds: float, wake_up: float = 50e-6) -> list[float]:
-        """Images at `rate` for `seconds`: the pause after each read."""
+        """Send images at `rate` for `seconds`. Return the pause after each read."""
         pauses, end = [], self.now + seconds
         pause = 0.0
         while self.now < end:
-            # Without a pause the poller waits for the next image.
+            # After no pause the poller waits for the next image.
             elapsed = max(pause, wake_up, 0.0 if pause else 1 / rate)
             self.now += elapsed
             self.owed += rate * elapsed
@@ -47,7 +47,7 @@ class Reader:
         return pauses
 
     def quiet(self, seconds: float) -> None:
-        """No images for a while: one read finds nothing."""
+        """Send no images for a while, so that one read finds nothing."""
         assert self.batching.pause_after(0) == 0
         self.now += seconds
 

@@ -1,4 +1,4 @@
-"""The end of daemons: signals, exit code, and no files left (the deployment checks that itself)."""
+"""The end of daemons: signals and exit code; the fixture `deployment` checks for files left behind."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_second_signal_changes_nothing(deployment: Deployment) -> None:
     assert driver.stderr == []
 
 
-# The helper thread receives the signal, so it does not interrupt the wait of the main thread: like a signal
-# that arrives just before the wait, after Python has checked for signals. The thread gets the GIL when
+# A helper thread receives the signal, so that it does not interrupt the wait of the main thread. A signal that
+# arrives just before the wait, after Python has checked for signals, has the same effect. The thread gets the GIL when
 # that wait begins.
 WAITING_DAEMON = """
 import signal, sys, threading, zmq

@@ -1,4 +1,4 @@
-"""Statistics in InfluxDB's line protocol: a real InfluxDB takes the lines of every service as they are."""
+"""Statistics in InfluxDB's line protocol: a real InfluxDB accepts the lines of every service."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ store-enabled = false
 
 
 class InfluxDB:
-    """An InfluxDB server with the database `stddaq`."""
+    """A real InfluxDB server with the database `stddaq`."""
 
     def __init__(self, port: int) -> None:
         self._url = f"http://127.0.0.1:{port}"
@@ -58,11 +58,11 @@ class InfluxDB:
         self._request("query", "", q="CREATE DATABASE stddaq")
 
     def write(self, lines: list[str]) -> None:
-        """Raises `HTTPError` when one of them is not line protocol."""
+        """Write lines. Raise `HTTPError` when one of them is not line protocol."""
         self._request("write", "\n".join(lines), db="stddaq", precision="ns")
 
     def last(self, measurement: str) -> dict[str, Any]:
-        """The newest point: its tags and fields."""
+        """Return the tags and fields of the newest point."""
         query = f'SELECT * FROM "{measurement}" ORDER BY time DESC LIMIT 1'
         answer = json.loads(self._request("query", db="stddaq", q=query, epoch="ns"))
         (series,) = answer["results"][0]["series"]
@@ -87,7 +87,7 @@ def influxdb(deployment: Deployment, tmp_path: Path) -> Iterator[InfluxDB]:
 
 
 def statistics_of(service: Service, measurement: str) -> list[str]:
-    """The first statistics lines of a service; whatever else it prints is a log line."""
+    """Return the first statistics lines of a service, and check that its other lines are log lines."""
     start = f"{measurement},"
     wait_until(lambda: any(line.startswith(start) for line in service.stdout), 20, f"statistics: {start}")
     lines = service.stdout[:]
@@ -127,7 +127,7 @@ def test_a_real_influxdb_takes_the_statistics_of_every_service(
         influxdb.write(lines)
         point = influxdb.last(measurement.replace("\\", ""))
         assert point["detector"] == deployment.detector_name
-        # Both forms say the same: every pair is a tag or a field, with its name and its value.
+        # Each pair of the line is a tag or a field of the same name and value.
         for key, value in re.findall(r"[, ](\w+)=([^, ]+)", lines[-1]):
             found = point[key]
             assert found == (value if isinstance(found, str) else float(value.removesuffix("i"))), key
@@ -135,7 +135,7 @@ def test_a_real_influxdb_takes_the_statistics_of_every_service(
     assert influxdb.last("std_det_writer")["id"] == "1"
 
 
-def test_special_characters_are_escaped_and_numbers_that_influxdb_does_not_know_left_out(
+def test_special_characters_are_escaped_and_numbers_unknown_to_influxdb_are_left_out(
     influxdb: InfluxDB,
 ) -> None:
     pairs = {"detector": "a b,c=d", "source": "image", "n": 5, "ratio": float("nan"), "rate": 1 / 3}

@@ -1,4 +1,4 @@
-"""Functions that hang, crash or answer too much, in a thread, a fork and a new interpreter."""
+"""Functions that hang, crash or return too much, in a thread, a fork and a new interpreter."""
 
 from __future__ import annotations
 

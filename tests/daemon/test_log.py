@@ -1,4 +1,4 @@
-"""Log and statistics lines: what Filebeat and people read."""
+"""Log and statistics lines, for Filebeat and people."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VERSION = re.escape(f"[v{__version__}]")
 
 
 def line(service: str, level: str, message: str) -> str:
-    """Regular expression of one whole line; `message` is one already."""
+    """Return a regular expression for a whole line; `message` is a regular expression."""
     return rf"^{STAMP}\[{service}\]{VERSION}\[{level}\] {message}$"
 
 
@@ -121,7 +121,7 @@ def test_statistics_come_once_a_period(make_deployment: Callable[..., Deployment
     assert 1.8e9 < times()[1] - times()[0] < 4e9
 
 
-def test_every_line_of_a_daemon_is_a_log_line_and_nothing_else_is_printed(deployment: Deployment) -> None:
+def test_a_daemon_prints_only_log_lines(deployment: Deployment) -> None:
     driver, _ = deployment.start_driver()
     writer = deployment.start("std_det_writer", 0)
     for service in (driver, writer):
@@ -138,7 +138,7 @@ def test_log_level_off_prints_nothing(make_deployment: Callable[..., Deployment]
     writer = deployment.start("std_det_writer", 0, ready=None)
     wait_until(deployment.sockets, timeout=20, what="the writer's socket")
     assert writer.end() == 0
-    assert writer.output.count("\n") == 0  # The command alone.
+    assert writer.output.count("\n") == 0  # The output is only the command itself.
 
 
 def test_level_is_coloured_on_a_terminal_only(deployment: Deployment, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_level_is_coloured_on_a_terminal_only(deployment: Deployment, tmp_path: 
 def test_message_with_line_breaks_is_one_line(
     capsys: pytest.CaptureFixture[str], logger_as_before: None
 ) -> None:
-    """Found by fuzzing: the path of a request for a master file had a carriage return in it."""
+    """The path in a request for a master file can contain a carriage return."""
     log.set_up("std_det_writer", "info")
     log.logger.error("create_master_file failed: %s", "\ré\n\u2028a: is missing")
     out = capsys.readouterr().out

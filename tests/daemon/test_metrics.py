@@ -55,7 +55,7 @@ def test_series_of_one_metric_differ_in_their_labels(registry: Registry) -> None
 
 
 @pytest.mark.parametrize("labels", [{}, {"reason": "late"}, {"source": "image", "reason": "late"}])
-def test_labels_other_than_those_of_the_metric_are_refused(
+def test_labels_that_differ_from_those_of_the_metric_are_refused(
     registry: Registry, labels: dict[str, str]
 ) -> None:
     with pytest.raises(ValueError, match=r"stddaq_images_written_total: expected labels \('source',\), got"):

@@ -1,4 +1,4 @@
-"""Services whose output is not read, is paused, or is closed."""
+"""Services whose output is not read, paused or closed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def report(n_dropped: int) -> str:
     return f"dropped {n_dropped}"
 
 
-def test_lines_that_nothing_reads_are_dropped_and_counted() -> None:
+def test_lines_that_are_not_read_are_dropped_and_counted() -> None:
     read, write = os.pipe()
     with os.fdopen(write, "w") as stream, os.fdopen(read, "rb", buffering=0) as pipe:
         output = LineOutput(stream)
@@ -65,7 +65,7 @@ def test_socket_as_output_does_not_block() -> None:
 @pytest.mark.fault(
     fault="the reader of the log lines of the driver, a writer or `stddaq up` stops reading",
     state="idle",
-    promise="the service goes on; dropped lines are counted and reported; SIGTERM ends it within 2 s",
+    promise="the service keeps running; dropped lines are counted and reported; SIGTERM ends it within 2 s",
 )
 @pytest.mark.parametrize("service", ["driver", "writer", "up"])
 def test_full_log_pipe_stops_no_service(
@@ -86,7 +86,7 @@ def test_full_log_pipe_stops_no_service(
             ready = b""
             while b"ready" not in ready:
                 ready += os.read(read, 4096)
-            # Another process fills the pipe that both share.
+            # Another process fills the shared pipe.
             full = os.open(f"/proc/self/fd/{write}", os.O_WRONLY | os.O_NONBLOCK)
             with contextlib.suppress(BlockingIOError):
                 while os.write(full, b"\n"):

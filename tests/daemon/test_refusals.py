@@ -1,4 +1,4 @@
-"""What no service can work with is refused: one line on standard error, exit code 2, nothing left behind."""
+"""Services refuse unusable configurations and arguments: one line, exit code 2, nothing left behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stddaq.writing.writer import service as writer_service
 
 Capture = pytest.CaptureFixture[str]
 Main = Callable[[list[str]], int]
-# Each service: its main function, and what follows the configuration file.
+# Each service: its main function, and its arguments after the configuration file.
 SERVICES: dict[str, tuple[Main, list[str]]] = {
     "std_det_driver": (driver_service.main, []),
     "std_det_writer": (writer_service.main, ["0"]),
@@ -34,13 +34,13 @@ SERVICES: dict[str, tuple[Main, list[str]]] = {
 
 
 def command(service: str) -> list[str]:
-    """The console script, with the sub-command of `stddaq`."""
+    """Return the console script, with the subcommand of `stddaq`."""
     name, *sub_command = service.split()
     return [console_script(name), *sub_command]
 
 
 def refusal(service: str, arguments: list[str], capsys: Capture) -> str:
-    """Run the service's main function; what its one line says after the service's name."""
+    """Run the service's main function. Return its one line, without the service's name."""
     with pytest.raises(SystemExit) as ended:
         SERVICES[service][0](arguments)
     captured = capsys.readouterr()
@@ -53,7 +53,7 @@ def refusal(service: str, arguments: list[str], capsys: Capture) -> str:
 
 
 def refused(service: Service) -> str:
-    """Wait for a process to end refused; what its one line says."""
+    """Wait for the refusal of a process. Return its one line."""
     assert service.wait(20) == 2, service.output
     assert len(service.stderr) == 1, service.output
     return service.stderr[0]
@@ -81,7 +81,7 @@ BAD_FILES: dict[str, tuple[bytes | None, str]] = {
 
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_configuration_that_cannot_be_used_is_refused_by_every_service(
+def test_every_service_refuses_an_unusable_configuration(
     service: str, kind: str, tmp_path: Path, capsys: Capture
 ) -> None:
     content, reason = BAD_FILES[kind]
@@ -103,7 +103,7 @@ def test_configuration_that_cannot_be_used_is_refused_by_every_service(
     ],
     ids=["none", "unknown option", "too many"],
 )
-def test_wrong_arguments_are_refused_by_every_service(
+def test_every_service_refuses_wrong_arguments(
     service: str,
     arguments: list[str],
     reason: str,
@@ -207,7 +207,7 @@ MakeDeployment = Callable[..., Deployment]
 
 
 def start_refused(deployment: Deployment, service: str, *arguments: object) -> str:
-    """Start a service that must be refused; its line."""
+    """Start a service that must refuse to start. Return its line."""
     return refused(deployment.run(*command(service), deployment.config_path, *arguments))
 
 
@@ -255,7 +255,7 @@ def test_port_in_use_is_refused_with_the_port(make_deployment: MakeDeployment) -
         ("stddaq simulate", ["--trigger"]),
     ],
 )
-def test_second_service_of_the_same_kind_is_refused_and_the_first_goes_on(
+def test_second_service_of_the_same_kind_is_refused_and_the_first_keeps_running(
     deployment: Deployment, service: str, arguments: list[str]
 ) -> None:
     first = deployment.run(*command(service), deployment.config_path, *arguments, ready="ready")
@@ -279,7 +279,7 @@ def test_second_service_of_the_same_kind_is_refused_and_the_first_goes_on(
     [{"image_pixel_height": 64}, {"image_pixel_height": 48, "image_pixel_width": 32}],
     ids=["other size", "same size"],
 )
-def test_ring_of_another_geometry_in_use_is_refused_with_both(
+def test_ring_of_another_geometry_in_use_is_refused_with_both_geometries_geometries(
     deployment: Deployment, service: str, arguments: list[str], changes: dict[str, Any]
 ) -> None:
     first = deployment.start("std_det_writer", 0)
@@ -303,7 +303,7 @@ def test_ipc_directory_that_makes_names_too_long_is_refused(deployment: Deployme
 
 
 @pytest.mark.parametrize("writer_id", [2, 3, 100])
-def test_writer_that_is_not_needed_exits_0_saying_so(deployment: Deployment, writer_id: int) -> None:
+def test_writer_that_is_not_needed_says_so_and_exits_with_0(deployment: Deployment, writer_id: int) -> None:
     writer = deployment.start("std_det_writer", writer_id, ready=None)
     assert writer.wait() == 0
     assert writer.stderr == []

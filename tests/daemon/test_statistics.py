@@ -1,4 +1,4 @@
-"""The statistics line: due once a period, with the differences of cumulative counters."""
+"""The statistics line: once a period, with the differences of cumulative counters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stddaq.daemon.statistics import Period, StatisticsLine
 
 
 class Daemon:
-    """What a daemon has: counters in a registry, a clock, and a statistics line."""
+    """A daemon's counters in a registry, its clock and its statistics line."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -59,7 +59,7 @@ def test_line_is_written_once_a_period(daemon: Daemon) -> None:
     assert len(daemon.lines) == 1
 
 
-def test_counts_are_those_of_the_period_and_totals_those_since_the_start(daemon: Daemon) -> None:
+def test_counts_are_of_the_period_and_totals_since_the_start(daemon: Daemon) -> None:
     for late in (3, 4):
         daemon.counts += Counter(received=50, late=late, missing=1)
         daemon.now += 20
@@ -82,7 +82,7 @@ def test_counts_are_whole_numbers(daemon: Daemon) -> None:
     assert [type(value) for value in daemon.lines[0].values()] == [int, float, int, int, int]
 
 
-def test_what_was_counted_before_the_line_was_made_belongs_to_no_period(daemon: Daemon) -> None:
+def test_counts_from_before_the_line_was_made_belong_to_no_period(daemon: Daemon) -> None:
     daemon.counts["received"] = 7
     config = DetectorConfig.parse(make_config(stats_collection_period=1))
     line = StatisticsLine(config, daemon.registry, daemon.pairs, lambda: daemon.now)
@@ -91,7 +91,7 @@ def test_what_was_counted_before_the_line_was_made_belongs_to_no_period(daemon: 
     assert daemon.lines[0]["processed_times"] == 0
 
 
-def test_metric_that_is_not_in_the_registry_is_an_error_and_not_0(daemon: Daemon) -> None:
+def test_unknown_metric_is_an_error_and_not_0(daemon: Daemon) -> None:
     period = Period(1.0, daemon.registry.read(), daemon.registry.read())
     with pytest.raises(KeyError, match="stddaq_images_sent_total"):
         period.count(metrics.IMAGES_SENT)

@@ -1,4 +1,4 @@
-"""`StopRequest`: a flag and a descriptor, set by signals."""
+"""`StopRequest`: a flag and a descriptor that signals set."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_signal_is_a_request(stop: StopRequest, number: signal.Signals) -> None:
     assert is_readable(stop)
 
 
-def test_poll_empties_the_descriptor_of_other_signals(stop: StopRequest) -> None:
+def test_poll_drains_the_descriptor_after_other_signals(stop: StopRequest) -> None:
     stop.catch_signals()
     signal.signal(signal.SIGUSR2, lambda *_: None)
     signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)
@@ -54,13 +54,13 @@ def test_poll_empties_the_descriptor_of_other_signals(stop: StopRequest) -> None
     assert not is_readable(stop)
 
 
-def test_reading_the_flag_leaves_the_descriptor_alone(stop: StopRequest) -> None:
+def test_reading_the_flag_does_not_change_the_descriptor(stop: StopRequest) -> None:
     os.write(stop._write, b"x")
     assert not stop.requested
     assert is_readable(stop)
 
 
-def test_requests_beyond_what_the_descriptor_holds_do_not_block(stop: StopRequest) -> None:
+def test_requests_beyond_the_capacity_of_the_descriptor_do_not_block(stop: StopRequest) -> None:
     for _ in range(70_000):
         stop.request()
     assert stop.poll()

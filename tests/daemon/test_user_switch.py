@@ -1,4 +1,4 @@
-"""Whose rights a service acts with."""
+"""The user as which a service acts."""
 
 from __future__ import annotations
 

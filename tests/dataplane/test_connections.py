@@ -1,4 +1,4 @@
-"""Names of the ipc sockets, byte for byte as other std_daq services have them, and who may bind them."""
+"""Names of the ipc sockets, which equal those of std_daq services (C++), and rules for binding them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OpenSocket = Callable[[int], zmq.Socket]
 
 @pytest.fixture
 def open_socket() -> Iterator[OpenSocket]:
-    """Opens sockets that are closed after the test."""
+    """Return a function that opens sockets, which are closed after the test."""
     with zmq.Context() as context, ExitStack() as opened:
 
         def open_socket(kind: int) -> zmq.Socket:
@@ -68,7 +68,7 @@ def test_sockets_are_in_tmp_by_default(monkeypatch: pytest.MonkeyPatch, value: s
     assert all_endpoints() == [f"ipc:///tmp/{name}" for name in NAMES]
 
 
-def test_sockets_are_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_chooses_the_directory_of_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STDDAQ_IPC_DIR", "/run/daq")
     assert all_endpoints() == [f"ipc:///run/daq/{name}" for name in NAMES]
 
@@ -82,7 +82,9 @@ def test_path_longer_than_a_socket_address_is_refused_with_both_lengths(
         endpoints.ipc_endpoint("123456")
 
 
-def test_endpoint_of_a_living_service_is_not_taken_over(open_socket: OpenSocket, ipc_directory: Path) -> None:
+def test_endpoint_of_a_running_service_is_not_taken_over(
+    open_socket: OpenSocket, ipc_directory: Path
+) -> None:
     endpoint = endpoints.metadata_stream("d", "image")
     first, second = open_socket(zmq.PUB), open_socket(zmq.PUB)
     connections.bind(first, endpoint)
@@ -107,7 +109,7 @@ def test_socket_file_of_a_dead_service_is_taken_over(open_socket: OpenSocket, ip
     assert pull.recv() == b"alive"
 
 
-def test_what_is_no_socket_is_refused(open_socket: OpenSocket, ipc_directory: Path) -> None:
+def test_a_file_that_is_not_a_socket_is_refused(open_socket: OpenSocket, ipc_directory: Path) -> None:
     (ipc_directory / "d-image").mkdir()
     with pytest.raises(EndpointError, match="d-image: cannot be bound"):
         connections.bind(open_socket(zmq.PUB), endpoints.metadata_stream("d", "image"))
@@ -121,7 +123,7 @@ def test_missing_directory_is_refused(
         connections.bind(open_socket(zmq.PUB), endpoints.metadata_stream("d", "image"))
 
 
-def test_unbind_leaves_no_file_and_still_delivers(open_socket: OpenSocket, ipc_directory: Path) -> None:
+def test_unbind_removes_the_file_and_still_delivers(open_socket: OpenSocket, ipc_directory: Path) -> None:
     endpoint = endpoints.driver_to_writer("d", 0)
     push, pull = open_socket(zmq.PUSH), open_socket(zmq.PULL)
     push.linger = 5000
@@ -138,7 +140,7 @@ def test_unbind_leaves_no_file_and_still_delivers(open_socket: OpenSocket, ipc_d
 def test_receiver_that_does_not_read_keeps_its_connection(
     open_socket: OpenSocket, ipc_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With heartbeats and a receiver at its limit, libzmq drops the connection, and may abort the process."""
+    """With heartbeats and a receiver at its limit libzmq drops the connection, and may abort the process."""
     heartbeats_ms = (50, 200)
     monkeypatch.setattr(connections, "HEARTBEAT_INTERVAL_MS", heartbeats_ms[0])
     monkeypatch.setattr(connections, "HEARTBEAT_TIMEOUT_MS", heartbeats_ms[1])
@@ -173,7 +175,7 @@ def test_connections_of_a_socket_are_counted_as_they_are_made_and_lost(
     pulls = [open_socket(zmq.PULL) for _ in range(3)]
     for i, pull in enumerate(pulls):
         pull.connect(endpoints.driver_to_writer("d", 0))
-        wait_until(lambda n=i + 1: seen(*range(1, n + 1)), what=f"a connection more in {counts}")
+        wait_until(lambda n=i + 1: seen(*range(1, n + 1)), what=f"another connection in {counts}")
     # A connection that closes before the handshake is not counted.
     with pytest.raises(EndpointError):
         connections.bind(open_socket(zmq.PUSH), endpoints.driver_to_writer("d", 0))

@@ -57,9 +57,7 @@ def test_announced_images_are_those_in_the_ring(
         np.testing.assert_array_equal(image.pixels, published)
 
 
-def test_first_images_reach_a_subscriber_that_comes_late(
-    deployment: Deployment, config: DetectorConfig
-) -> None:
+def test_first_images_reach_a_late_subscriber(deployment: Deployment, config: DetectorConfig) -> None:
     def read() -> list[int]:
         with ImageReader(deployment) as reader:
             return [image.image_id for image in reader.receive(50)]
@@ -72,9 +70,7 @@ def test_first_images_reach_a_subscriber_that_comes_late(
         assert all(reading.result(20) == list(range(50)) for reading in readings)
 
 
-def test_waiting_for_subscribers_that_do_not_come_ends(
-    deployment: Deployment, config: DetectorConfig
-) -> None:
+def test_the_wait_for_subscribers_ends_at_its_timeout(deployment: Deployment, config: DetectorConfig) -> None:
     with ImagePublisher(config) as publisher, ImageReader(deployment):
         begin = time.monotonic()
         assert not publisher.wait_for_subscribers(2, timeout=0.3)
@@ -101,7 +97,7 @@ def test_overwritten_slot_is_not_trusted(config: DetectorConfig) -> None:
         assert ring.holds(5 + config.n_slots, new)
 
 
-def test_status_and_fields_belong_to_one_image_each(deployment: Deployment, config: DetectorConfig) -> None:
+def test_status_and_fields_apply_to_one_image_only(deployment: Deployment, config: DetectorConfig) -> None:
     (image,) = random_images(config, 1)
     with ImagePublisher(config) as publisher, ImageReader(deployment) as reader:
         assert publisher.wait_for_subscribers(1, timeout=5)
@@ -128,7 +124,7 @@ def test_image_of_another_shape_or_type_is_refused_and_not_announced(
     assert publisher.n_published == 1
 
 
-def test_second_publisher_of_a_detector_is_refused_and_the_first_goes_on(
+def test_second_publisher_of_a_detector_is_refused_and_the_first_continues(
     deployment: Deployment, config: DetectorConfig
 ) -> None:
     (image,) = random_images(config, 1)
@@ -151,7 +147,9 @@ def test_publisher_is_refused_a_ring_of_another_geometry_and_leaves_no_socket(
         assert deployment.sockets() == []
 
 
-def test_numbers_of_a_restarted_publisher_go_on(deployment: Deployment, config: DetectorConfig) -> None:
+def test_sequence_numbers_of_a_restarted_publisher_continue(
+    deployment: Deployment, config: DetectorConfig
+) -> None:
     (image,) = random_images(config, 1)
     with ImageReader(deployment):
         with ImagePublisher(config) as publisher:

@@ -1,4 +1,4 @@
-"""What a subscriber receives and counts; with a fake socket, without a ring."""
+"""Messages that a subscriber receives and counts; with a fake socket, without a ring."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FakeSocket:
 
 
 def subscriber_of(messages: list[bytes], *, sequence_is_number: bool = True) -> ImageSubscriber:
-    # Without __init__, which attaches to shared memory and opens sockets.
+    # Skip __init__, which attaches to shared memory and opens sockets.
     reader: Any = RingReader.__new__(RingReader)
     reader.rules, reader._refusal = MetadataRules(CONFIG, "image"), None
     subscriber: Any = ImageSubscriber.__new__(ImageSubscriber)
@@ -74,7 +74,7 @@ def test_image_of_another_geometry_is_malformed_once_and_its_reason_is_logged_on
     assert caplog.text.count("images do not fit the configuration: image 1: height") == 1
 
 
-def test_dropped_and_skipped_are_counted_apart() -> None:
+def test_dropped_and_skipped_are_counted_separately() -> None:
     subscriber = subscriber_of([message(0, 10), message(5, 11), message(6, 14)])
     assert received(subscriber) == [0, 5, 6]
     assert (subscriber.counts.n_dropped, subscriber.counts.n_skipped) == (2, 4)

@@ -1,4 +1,4 @@
-"""The protobuf messages against the tables of the specification, and what a consumer accepts of them."""
+"""The protobuf messages as the specification has them, and the checks of a consumer."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def test_detector_metadata_and_actions_are_oneofs() -> None:
     assert members(image_buffer_pb2.NextImageResponse, "action") == ["no_image", "ack"]
 
 
-# Image 3 of a GigaFRoST, 2016 x 2016 pixels of two bytes, put together by hand from the table:
-# a tag is number * 8 + wire type (0 varint, 2 length-delimited).
+# Image 3 of a GigaFRoST, 2016 x 2016 pixels of two bytes, written by hand from the table: a tag is
+# number * 8 + wire type (0 varint, 2 length-delimited).
 EXAMPLE = bytes.fromhex("0803 10e00f 18e00f 208090f003 2802 3001 420c 0801 1002 1803 2004 2805 3001")
 
 
@@ -135,8 +135,8 @@ def test_message_is_these_bytes() -> None:
     assert metadata.parse(EXAMPLE) == message
 
 
-def test_peer_that_does_not_know_our_fields_reads_the_rest() -> None:
-    # Field 100 (tag a0 06) as any unknown field: the original consumer skips it.
+def test_a_peer_that_does_not_know_field_100_reads_the_rest() -> None:
+    # The original consumer skips field 100 (tag a0 06), like any unknown field.
     with_sequence = EXAMPLE + bytes.fromhex("a006 05")
     parsed = metadata.parse(with_sequence)
     assert parsed is not None
@@ -152,13 +152,13 @@ def test_field_of_a_later_version_is_skipped() -> None:
 
 
 @given(st.binary(max_size=100))
-def test_any_bytes_are_a_message_or_none(message: bytes) -> None:
+def test_any_bytes_parse_to_a_message_or_none(message: bytes) -> None:
     parsed = metadata.parse(message)
     assert parsed is None or isinstance(parsed, ImageMetadata)
 
 
 @pytest.mark.parametrize("message", [b"\xff", EXAMPLE[:-1], b"\x42\x05x", b"\x08" + b"\xff" * 11])
-def test_malformed_message_is_none(message: bytes) -> None:
+def test_malformed_message_parses_to_none(message: bytes) -> None:
     assert metadata.parse(message) is None
 
 
@@ -172,9 +172,7 @@ def test_malformed_message_is_none(message: bytes) -> None:
         ("blosc2", "blosc2", 2),
     ],
 )
-def test_suffix_says_where_images_are_and_how_they_are_compressed(
-    suffix: str, ring: str, compression: int
-) -> None:
+def test_suffix_determines_ring_and_compression(suffix: str, ring: str, compression: int) -> None:
     assert metadata.ring_suffix(suffix) == ring
     assert metadata.compression_of(suffix) == compression
 
@@ -198,7 +196,7 @@ CONFIG = DetectorConfig.parse(make_config(image_pixel_height=4, image_pixel_widt
 
 
 def fitting(suffix: str = "image", **changes: int) -> ImageMetadata:
-    """Metadata of an image of CONFIG, with changes."""
+    """Return metadata of an image of CONFIG, with changes."""
     fields = {
         "image_id": 17,
         "height": 4,
@@ -250,7 +248,7 @@ def test_image_that_fits_is_accepted(suffix: str, changes: dict[str, int]) -> No
         ("blosc2", {"size": 49}, "image 17: size: expected 1 to 48, got 49"),
     ],
 )
-def test_image_that_does_not_fit_is_refused_with_what_is_wrong(
+def test_image_that_does_not_fit_is_refused_with_the_reason(
     suffix: str, changes: dict[str, int], problem: str
 ) -> None:
     rules, message = MetadataRules(CONFIG, suffix), fitting(suffix, **changes)
@@ -271,7 +269,7 @@ enum_values = st.integers(0, 30) | st.integers(-(2**31), 2**31 - 1)
     enum_values,
     enum_values,
 )
-def test_the_quick_check_and_the_one_in_words_agree(
+def test_the_quick_check_and_the_explaining_check_agree(
     suffix: str, height: int, width: int, size: int, dtype: int, status: int, compression: int
 ) -> None:
     message = fitting(

@@ -17,13 +17,13 @@ Stream = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), min_size=1,
 
 @given(Stream, st.integers(1, 40), st.data())
 def test_every_slot_that_was_announced_again_is_suspect(ids: list[int], n_slots: int, data: st.DataObject):
-    """Also if the source has written up to `MIN_MARGIN` images that it has not announced yet."""
+    """This includes slots of up to `MIN_MARGIN` images that are written and not announced yet."""
     recorded = sorted(data.draw(st.sets(st.integers(0, len(ids) - 1), max_size=len(ids))))
     epochs = Epochs(n_slots)
     for image_id in ids:
         epochs.publish(image_id)
     written = [*ids, *range(ids[-1] + 1, ids[-1] + 1 + MIN_MARGIN)]
-    # A restart that none of the recorded images shows cannot be distinguished from late images.
+    # If no recorded image shows a restart, it cannot be distinguished from late images.
     assume(restarts(ids) == restarts([ids[i] for i in recorded]))
     for position in recorded:
         suspect = epochs.is_suspect(ids[position])
@@ -36,7 +36,7 @@ def restarts(ids: Sequence[int]) -> int:
 
 
 @given(st.integers(0, 1000), st.integers(1, 50))
-def test_images_of_one_epoch_that_are_young_enough_are_not_suspect(first: int, n_images: int):
+def test_recent_images_of_one_epoch_are_not_suspect(first: int, n_images: int):
     epochs = Epochs(n_images + MIN_MARGIN)
     ids = range(first, first + n_images)
     for image_id in ids:

@@ -1,4 +1,4 @@
-"""The ring buffer: the layout that others share, who makes and removes it, and what a reader can trust."""
+"""The ring buffer: the layout shared with C++ services, its creation and removal, and verdicts on images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MakeConfig = Callable[..., DetectorConfig]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[MakeConfig]:
-    """Makes configurations of one detector; what a failed test leaves of its segments is removed."""
+    """Return a function that makes configurations of one detector, whose segments are removed at the end."""
     name = make_config()["detector_name"]
 
     def make(**overrides: Any) -> DetectorConfig:
@@ -43,7 +43,7 @@ def make(tmp_path: Path) -> Iterator[MakeConfig]:
 
 
 class RingProcess:
-    """A process of `support.processes.ring_processes`; it ends with the block, if it still runs."""
+    """A process of `support.processes.ring_processes`, which exits at the end of the block."""
 
     def __init__(self, role: str, config: DetectorConfig, *arguments: object) -> None:
         configuration = () if role == "map" else (config.model_dump_json(),)
@@ -65,7 +65,7 @@ class RingProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Closes the pipes, which ends the process, and waits for it.
+        # Close the pipes, which makes the process exit, and wait for it.
         self._process.__exit__(None, None, None)
 
 
@@ -80,14 +80,14 @@ def segments(config: DetectorConfig) -> list[str]:
 
 
 def make_cpp_ring(config: DetectorConfig) -> Path:
-    """A ring as a C++ source makes it: no cursor, no lock."""
+    """Make a ring as a C++ source does: no cursor, no lock."""
     path = SHM / f"{config.detector_name}-image"
     path.touch(0o777)
     os.truncate(path, RingGeometry.of(config).segment_bytes)
     return path
 
 
-# What other services see
+# Layout
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_pixels_are_little_endian_and_row_major(make: MakeConfig) -> None:
         assert bytes(ring.slot(5)) == image.tobytes()
 
 
-# Who makes it, who removes it
+# Creation and removal
 
 
 def test_the_first_service_creates_the_ring_and_the_last_one_removes_it(make: MakeConfig) -> None:
@@ -196,7 +196,7 @@ def test_ring_of_a_cpp_service_is_never_removed(make: MakeConfig) -> None:
     path.unlink()
 
 
-def test_ring_of_a_cpp_service_has_no_cursor_until_a_source_of_ours_writes(make: MakeConfig) -> None:
+def test_ring_of_a_cpp_service_has_no_cursor_until_a_stddaq_source_writes(make: MakeConfig) -> None:
     config = make()
     path = make_cpp_ring(config)
     with RingBuffer(config, "image") as ring:
@@ -207,7 +207,7 @@ def test_ring_of_a_cpp_service_has_no_cursor_until_a_source_of_ours_writes(make:
     path.unlink()
 
 
-def test_a_slot_that_is_still_looked_at_survives_the_end_of_the_ring(make: MakeConfig) -> None:
+def test_a_view_of_a_slot_survives_the_end_of_the_ring(make: MakeConfig) -> None:
     with RingBuffer(make(), "image") as ring:
         ring.image(1)[:] = 11
         image = ring.image(1)
@@ -266,7 +266,7 @@ def test_geometry_of_a_cpp_ring_in_use_is_refused_by_its_size(make: MakeConfig) 
 
 
 @pytest.mark.parametrize("overrides", [{"image_pixel_height": 640}, {"image_pixel_height": 33}], ids=str)
-def test_left_over_of_a_killed_service_with_another_geometry_is_replaced(
+def test_ring_left_by_a_killed_service_with_another_geometry_is_replaced(
     make: MakeConfig, overrides: dict[str, Any]
 ) -> None:
     config, other = make(), make(**overrides)
@@ -280,7 +280,7 @@ def test_left_over_of_a_killed_service_with_another_geometry_is_replaced(
         assert ring.holds(4, sequence)
 
 
-def test_left_over_of_a_killed_service_is_used_again(make: MakeConfig) -> None:
+def test_ring_left_by_a_killed_service_is_used_again(make: MakeConfig) -> None:
     config = make()
     with other_process("hold", config, "image") as service:
         service.kill()
@@ -289,7 +289,7 @@ def test_left_over_of_a_killed_service_is_used_again(make: MakeConfig) -> None:
     assert segments(config) == []
 
 
-def test_segment_that_the_system_refuses_is_an_error_with_the_reason(make: MakeConfig) -> None:
+def test_a_segment_that_cannot_be_opened_is_an_error_with_the_reason(make: MakeConfig) -> None:
     path = SHM / f"{make().detector_name}-image"
     path.symlink_to("/nowhere")
     with pytest.raises(
@@ -316,7 +316,7 @@ def test_many_services_that_start_at_once_share_one_ring(make: MakeConfig) -> No
     assert segments(config) == []
 
 
-# What a reader can trust
+# Verdicts
 
 
 def test_image_is_not_trusted_while_it_is_being_written(make: MakeConfig) -> None:
@@ -330,7 +330,7 @@ def test_image_is_not_trusted_while_it_is_being_written(make: MakeConfig) -> Non
         assert ring.holds(1005, later)
 
 
-def test_no_sequence_number_is_used_again_by_the_next_source(make: MakeConfig) -> None:
+def test_the_next_source_reuses_no_sequence_number(make: MakeConfig) -> None:
     config = make()
     with RingBuffer(config, "image") as first:
         sequences = [first.commit(i) for i in range(10)]
@@ -339,7 +339,7 @@ def test_no_sequence_number_is_used_again_by_the_next_source(make: MakeConfig) -
         assert second.commit(0) > sequences[-1]
 
 
-def test_sequence_goes_on_when_a_source_is_restarted_on_a_ring_in_use(make: MakeConfig) -> None:
+def test_sequence_continues_when_a_source_is_restarted_on_a_ring_in_use(make: MakeConfig) -> None:
     config = make()
     with RingBuffer(config, "image") as reader:
         with RingBuffer(config, "image") as source:
@@ -356,7 +356,7 @@ def shared_ring() -> Iterator[RingBuffer]:
         yield ring
 
 
-# Few slots, so that images meet; gaps, and ids that begin again.
+# Few slots, so that images share them; ids have gaps and restarts.
 image_ids = st.builds(lambda lap, slot: lap * 1000 + slot, st.integers(0, 5), st.integers(0, 3))
 
 
@@ -365,7 +365,7 @@ image_ids = st.builds(lambda lap, slot: lap * 1000 + slot, st.integers(0, 5), st
 def test_ring_holds_exactly_the_last_image_committed_to_each_slot(
     shared_ring: RingBuffer, steps: list[tuple[int, bool]]
 ) -> None:
-    """Steps are (image id, whether it is completed). The reference is a dictionary by slot."""
+    """Steps are (image id, whether it is committed). The reference is a dictionary by slot."""
     announced: list[tuple[int, int]] = []
     in_slot: dict[int, int] = {}
     for image_id, is_completed in steps:
@@ -381,7 +381,7 @@ def test_ring_holds_exactly_the_last_image_committed_to_each_slot(
 
 
 def test_reader_that_is_lapped_never_accepts_a_torn_image(make: MakeConfig, tmp_path: Path) -> None:
-    """A writer in another process fills one slot with k, k + 1, ... without a pause; the reader copies."""
+    """Another process fills one slot with k, k + 1, ... without a pause, while the reader copies it."""
     config = make(image_pixel_height=512, image_pixel_width=512)
     announcements = tmp_path / "announcements"
     accepted = lapped = 0

@@ -1,4 +1,4 @@
-"""When the verdict on a copy is known, and what it is; with a fake ring, fake ids and a fake clock."""
+"""The verdict on a copy and its time, with a fake ring, fake ids and a fake clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HOLD_S = 0.05
 
 
 class FakeRing:
-    """A ring of four slots; `stamps` are the sequence numbers that its cursor has."""
+    """A ring of four slots; `stamps` are the sequence numbers of its cursor."""
 
     def __init__(self) -> None:
         self.has_cursor, self.sequence, self.stamps = True, 0, [0] * 4
@@ -59,10 +59,10 @@ class Clock:
 
 
 class Bench:
-    """A queue of held images and everything it looks at."""
+    """A ring reader with fake ring, ids and clock."""
 
     def __init__(self) -> None:
-        # Without __init__, which attaches to shared memory and opens a socket.
+        # Skip __init__, which attaches to shared memory and opens a socket.
         reader: Any = RingReader.__new__(RingReader)
         self.ring, self.ids, self.clock = FakeRing(), FakeIds(), Clock()
         reader.ring, reader.published_ids = self.ring, self.ids
@@ -91,7 +91,7 @@ def test_cursor_alone_judges_every_image_with_a_sequence(
     assert bench.reader.has_cursor_for(ImageMetadata(image_id=1, sequence=sequence)) == expected
 
 
-def test_slot_holds_an_image_until_its_number_is_another(bench: Bench) -> None:
+def test_slot_holds_an_image_until_its_sequence_number_changes(bench: Bench) -> None:
     image = ImageMetadata(image_id=5, sequence=9)
     assert not bench.reader.holds(image)
     bench.ring.stamps[1] = 9
@@ -120,7 +120,7 @@ def test_ids_published_during_the_hold_time_count(bench: Bench) -> None:
     assert bench.ids.judged == [1, 2, 3]
 
 
-def test_ids_published_while_earlier_copies_are_waited_for_count(bench: Bench) -> None:
+def test_ids_published_during_the_wait_for_earlier_copies_count(bench: Bench) -> None:
     bench.copy("a", 1)
     bench.clock.now += HOLD_S / 2
     bench.copy("b", 2)
@@ -140,7 +140,7 @@ def test_waiting_releases_all_in_order_after_their_hold_times(bench: Bench) -> N
     assert not bench.held
 
 
-def test_copy_with_a_known_verdict_waits_only_for_those_before_it(bench: Bench) -> None:
+def test_copy_with_a_known_verdict_waits_only_for_earlier_copies(bench: Bench) -> None:
     bench.held.add_judged("first", [True])
     bench.copy("a", 1)
     bench.held.add_judged("last", [False])

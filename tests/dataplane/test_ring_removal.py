@@ -1,4 +1,4 @@
-"""Services attach to a ring buffer and leave it in any order, also all at once: the last removes it."""
+"""Services attach to a ring buffer and leave it in any order, or all at once; the last removes it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.processes.deployment import make_config
 
 ROUNDS = 12
 
-# A process of its own, so that it can fork as a daemon's start would: no threads, no open files of the tests.
+# Run in a new process, which has no threads and none of the tests' files when it forks.
 PROGRAM = """
 import json, multiprocessing, sys
 from stddaq.config import DetectorConfig
@@ -37,7 +37,7 @@ for round in range(int(sys.argv[2])):
         assert service.exitcode == 0
 """
 
-# Services that come while others leave, at times of their own.
+# Services attach and leave at random times.
 COMING_AND_GOING = """
 import json, multiprocessing, random, sys, time
 from stddaq.config import DetectorConfig
@@ -66,7 +66,7 @@ for round in range(int(sys.argv[2])):
 
 
 @pytest.mark.parametrize("program", [PROGRAM, COMING_AND_GOING], ids=["at-once", "at-times-of-their-own"])
-def test_services_that_come_and_go_leave_no_segment(program: str):
+def test_services_that_attach_and_leave_at_random_leave_no_segment(program: str):
     config = make_config()
     subprocess.run([sys.executable, "-c", program, json.dumps(config), str(ROUNDS)], check=True, timeout=50)
     left = sorted(Path("/dev/shm").glob(f"{config['detector_name']}*"))

@@ -1,4 +1,4 @@
-"""What a receiver knows of its stream from running numbers and image ids."""
+"""The counts that a receiver derives from sequence numbers and image ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stddaq.dataplane.stream_counts import StreamCounts
 
-# What arrives of a numbered stream: its messages as they are, garbled, refused by the rules, or not at all.
+# Messages of a numbered stream arrive unchanged, garbled, not fitting, or not at all.
 Arrivals = st.lists(st.sampled_from(("received", "garbled", "refused", "dropped")), max_size=40)
 
 
@@ -30,7 +30,7 @@ def test_every_message_between_two_received_ones_is_counted_exactly_once(
     arrivals: list[str], first_number: int, counts_ids: bool
 ) -> None:
     counts = StreamCounts()
-    # Before and after the first and the last number nothing is known of dropped messages.
+    # Messages that are dropped before the first number or after the last are unknown.
     for number, arrival in enumerate(["received", *arrivals, "received"], first_number):
         if arrival == "garbled":
             counts.receive_malformed()
@@ -61,7 +61,7 @@ def test_numbers_of_a_new_ring_that_step_back_drop_nothing() -> None:
 
 
 @given(Arrivals)
-def test_stream_without_numbers_drops_nothing_that_is_known(arrivals: list[str]) -> None:
+def test_stream_without_numbers_has_no_known_drops(arrivals: list[str]) -> None:
     counts = StreamCounts()
     for image_id, arrival in enumerate(arrivals):
         if arrival == "garbled":

@@ -1,4 +1,4 @@
-"""The Python in the how-to pages does what the pages say."""
+"""The Python code of the how-to pages works as described."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
 
 
 def python_of(page: str, **replaced: str) -> str:
-    """The one block of Python of a page, with what a reader would put in its place."""
+    """Return the Python block of a page, with the values that a reader would insert."""
     (block,) = re.findall(r"^```python\n(.*?)^```", (HOW_TO / page).read_text(), re.MULTILINE | re.DOTALL)
     for old, new in replaced.items():
         assert old in block
@@ -35,7 +35,7 @@ def python_of(page: str, **replaced: str) -> str:
     return block
 
 
-def test_images_are_recorded_and_read_as_the_pages_say(
+def test_images_are_recorded_and_read_as_described(
     deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, url = deployment.start_driver()
@@ -56,7 +56,7 @@ def test_images_are_recorded_and_read_as_the_pages_say(
     assert names["good"].all()
 
 
-def test_a_configuration_is_changed_as_the_page_says(
+def test_a_configuration_is_changed_as_described(
     deployment: Deployment, capsys: pytest.CaptureFixture[str]
 ) -> None:
     service = deployment.start("stddaq-rest", "--port", 0, ready=None)
@@ -66,16 +66,14 @@ def test_a_configuration_is_changed_as_the_page_says(
     assert json.loads(deployment.config_path.read_text())["number_of_writers"] == 4
 
 
-def test_images_are_watched_as_the_page_says(
-    deployment: Deployment, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_images_are_watched_as_described(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
     stream = start_live_stream(deployment)
     deployment.run(deployment.stddaq, "simulate", deployment.config_path, "--rate", 50, ready="ready")
     exec(python_of("watch-live.md", **{"tcp://127.0.0.1:20000": stream.address}), {})
     assert capsys.readouterr().out.endswith(" (32, 48) uint16\n")
 
 
-def test_camera_is_recorded_as_the_page_says(
+def test_a_camera_is_recorded_as_described(
     make_deployment: Callable[..., Deployment], tmp_path: Path
 ) -> None:
     page = (HOW_TO / "record-a-pco-camera.md").read_text()
@@ -99,7 +97,7 @@ def test_camera_is_recorded_as_the_page_says(
         assert len(file[f"{deployment.detector_name}/metadata"]) == 100  # pyright: ignore
 
 
-def test_service_of_the_page_subtracts_the_dark_image(deployment: Deployment, tmp_path: Path) -> None:
+def test_the_described_service_subtracts_the_dark_image(deployment: Deployment, tmp_path: Path) -> None:
     config = DetectorConfig.parse(deployment.config)
     program, dark = tmp_path / "subtract_dark.py", tmp_path / "dark.npy"
     program.write_text(python_of("write-a-processing-service.md"))
@@ -113,7 +111,7 @@ def test_service_of_the_page_subtracts_the_dark_image(deployment: Deployment, tm
     assert values == [{2}, {0}]
 
 
-def test_plans_run_as_the_page_says(
+def test_plans_run_as_described(
     deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = free_port()

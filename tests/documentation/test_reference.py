@@ -1,4 +1,4 @@
-"""The documentation against the code: what it names exists, and what exists is named."""
+"""The reference names everything that exists, and nothing else."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def reference(name: str) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """What `#...` of a link to the page may be."""
+    """Return the anchors to which a link to the page may point."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if link.startswith("http"):
             continue
@@ -116,7 +116,7 @@ def test_every_key_of_the_account_is_described() -> None:
 def test_every_path_and_key_of_the_configuration_service_is_described() -> None:
     text = reference("rest")
     for path in _paths_of_the_configuration_service():
-        # The end is enough where a parameter is in between.
+        # Comparing the end is enough for paths with a parameter.
         assert path.rpartition("}")[2].removesuffix("/") in text, path
     for model in (ConfigChanged, FileStatus, Table):
         for key in model.model_fields.keys() - {"filename", "n_datasets"}:
@@ -129,10 +129,10 @@ def _paths_of_the_configuration_service() -> list[str]:
 
 
 def _options(main: Main, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> set[str]:
-    """The long options that `--help` shows."""
+    """Return the long options in the output of `--help`."""
     with pytest.raises(SystemExit):
         main([*arguments, "--help"])
-    # At the beginning of a line; in the explanations they belong to other commands.
+    # Options at the start of a line; in descriptions they may belong to other commands.
     return set(re.findall(r"^ +(?:-\w(?: \w+)?, )?(--[\w-]+)", capsys.readouterr().out, re.MULTILINE))
 
 
@@ -149,7 +149,7 @@ def test_every_option_of_stddaq_is_described(name: str, capsys: pytest.CaptureFi
     described = re.findall(rf"^stddaq {name} .*(?:\n .*)*", reference("command-lines"), re.MULTILINE)
     assert len(described) == 1
     options = _options(stddaq, [name], capsys) - {"--help"}
-    # The reference gives the short form where there is one.
+    # The reference shows the short form of options that have one.
     short = {"--n-images": "-n", "--port": "-p", "--source_suffix": "-s", "--output": "-o"}
     short["--with_metadata_writer"] = "-m"
     missing = [o for o in sorted(options) if not re.search(rf"{short.get(o, o)}\b", described[0])]

@@ -1,4 +1,4 @@
-"""The Bluesky examples run as they are."""
+"""The Bluesky examples run unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.processes.tiled_server import API_KEY, TiledServer
 from stddaq.config import DetectorConfig
 from stddaq.sources.simulated.scenes import Scene
 
-# Several programs that take seconds to start.
+# The tests start several slow programs.
 pytestmark = pytest.mark.timeout(200)
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def port(deployment: Deployment) -> int:
-    """Port of the driver of services with a simulated detector that waits for its trigger."""
+    """Return the port of a driver whose simulated detector waits for a trigger."""
     port = free_port()
     deployment.run(
         *(deployment.stddaq, "up", deployment.config_path, "--port", port, "-m"),
@@ -34,7 +34,7 @@ def port(deployment: Deployment) -> int:
 
 
 def run_example(deployment: Deployment, name: str, *args: object) -> list[str]:
-    """Run an example to its end, and return what it printed."""
+    """Run an example to its end. Return its output."""
     example = deployment.run(sys.executable, ROOT / "examples" / name, *args)
     assert example.wait(timeout=100) == 0, example.output
     return example.stdout
@@ -81,12 +81,12 @@ def test_tomography_ends_in_a_plot(
     )
     assert printed[-1] == f"{plot}: 20 projections"
     with Image.open(plot) as drawn:
-        # The slice on the right: bright rods in something darker.
+        # The slice on the right shows bright rods in a darker background.
         pixels = np.asarray(drawn.convert("L"), float)[60:-60, -380:-40]
     assert pixels.std() > 20
 
 
-def test_a_session_starts_with_what_a_user_needs(deployment: Deployment, port: int, directory: Path):
+def test_a_session_starts_with_devices_and_a_run_engine(deployment: Deployment, port: int, directory: Path):
     deployment.env |= {
         "STDDAQ_CONFIG": str(deployment.config_path),
         "STDDAQ_URL": f"ws://127.0.0.1:{port}",

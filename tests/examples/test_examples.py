@@ -1,4 +1,4 @@
-"""The examples and the example configurations run as they are."""
+"""The examples and the example configurations run unchanged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIGURATIONS = sorted((ROOT / "services/config").glob("*.json"))
 
 @pytest.fixture
 def recorded(deployment: Deployment, tmp_path: Path) -> Path:
-    """Record a run with the recording example, and return the directory of its files."""
+    """Record a run with the recording example. Return the directory of its files."""
     directory = tmp_path / "files"
     directory.mkdir()
     port = free_port()
@@ -38,7 +38,7 @@ def recorded(deployment: Deployment, tmp_path: Path) -> Path:
     return directory
 
 
-def test_recording_example_records_what_was_simulated(deployment: Deployment, recorded: Path):
+def test_recording_example_records_the_simulated_images(deployment: Deployment, recorded: Path):
     scene = Scene.of(DetectorConfig.parse(deployment.config), "rings")
     with h5py.File(recorded / "burstMaster.h5") as file:
         images = file["/entry/data/data"]
@@ -61,7 +61,7 @@ def test_averaging_example_averages_all_images(deployment: Deployment, recorded:
 
 @pytest.fixture
 def calibration(tmp_path: Path) -> tuple[Path, Path]:
-    """Dark and flat image, .npy; one pixel is dead."""
+    """Return .npy files of a dark and a flat image with one dead pixel."""
     random = np.random.default_rng(2)
     dark = random.uniform(5, 9, (32, 48))
     flat = dark + random.uniform(80, 120, (32, 48))
@@ -103,7 +103,7 @@ def test_flat_field_example_makes_a_stream_that_writers_record(
             image = corrected[i].astype(float)
             assert image[3, 4] == 0
             is_alive = (flat > dark) & (images[i] < 65535)
-            # A pixel is known to 1 of about 80; where it was clipped, the corrected one is not checked.
+            # Rounding costs a pixel up to 1 part in about 80. Pixels that were clipped are not checked.
             expected = min(light * mean, 65535) if detector_type == "gigafrost" else light * mean
             np.testing.assert_allclose(image[is_alive], expected, rtol=1e-3, atol=2.5)
 

@@ -31,7 +31,7 @@ def source(**changes: Any) -> ImageSource:
 
 
 def images(start: int, stop: int, prefix: str = "det_") -> Images:
-    """Images `start` to `stop` (not included) of a run of two writers."""
+    """Return images `start` to `stop` (exclusive) of a run of two writers."""
     files = tuple(
         RawDatasets(Path(f"/data/{prefix}{i}.h5"), "/det", (2, 3), np.dtype("<u2"), np.dtype("<u8"), "run")
         for i in range(2)
@@ -41,7 +41,7 @@ def images(start: int, stop: int, prefix: str = "det_") -> Images:
 
 
 def emit(documents: list[Document], descriptor: str = "primary") -> None:
-    """Complete documents as a RunEngine does when it emits them."""
+    """Complete documents as a RunEngine does before it emits them."""
     for name, doc in documents:
         if name in ("resource", "stream_resource"):
             doc["run_start"] = "run"
@@ -54,7 +54,7 @@ def emit(documents: list[Document], descriptor: str = "primary") -> None:
 def compose(
     composer: Composer, n_events: int, *, emitted: bool = True, descriptor: str = "primary"
 ) -> list[Document]:
-    """The documents of the events up to `n_events` that are not published yet."""
+    """Return the documents of events up to `n_events` that are not published yet."""
     first = composer.n_published
     documents = list(composer.compose(n_events, images(first * PER_EVENT, n_events * PER_EVENT)))
     if emitted:
@@ -78,7 +78,7 @@ def test_a_stream_has_one_resource_and_contiguous_data():
     assert compose(composer, 4) == []
 
 
-def test_a_stream_resource_says_how_to_read_the_published_images_file():
+def test_a_stream_resource_describes_how_to_read_the_published_images_file():
     (_, resource), _ = compose(documents_of("stream", "det").composer(source()), 1)
     assert resource["uri"] == "file://localhost/data/det_Published.h5"
     assert resource["mimetype"] == "application/x-hdf5"
@@ -154,12 +154,12 @@ def test_a_datum_id_is_in_the_reading_and_its_documents_are_collected_once():
     collected = list(documents.collect(lambda: []))
     assert names(collected) == ["resource", "datum"]
     assert reading["det_image"]["value"] == collected[1][1]["datum_id"]
-    # A second look at the same point publishes nothing, and shows the same datum.
+    # A second reading of the same point publishes nothing and contains the same datum.
     assert documents.reading("det_image", lambda: [])["det_image"]["value"] == reading["det_image"]["value"]
     assert list(documents.collect(lambda: [])) == []
 
 
-def test_staging_forgets_documents_that_were_not_collected():
+def test_staging_discards_documents_that_were_not_collected():
     documents = documents_of("STDDAQ_RAW", "det")
     documents.reading("det_image", lambda: compose(documents.composer(source()), 1))
     documents.reset()

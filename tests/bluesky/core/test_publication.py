@@ -1,4 +1,4 @@
-"""Publication: exactly the published images are in the file that documents reference."""
+"""The file that documents reference holds exactly the published images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PIXELS = pixels(IMAGES)
 
 @pytest.fixture
 def images(tmp_path: Path) -> Images:
-    """The images of a closed run of three writers."""
+    """Return the images of a closed run of three writers."""
     return of_closed_run(read_run(write_run(tmp_path, IMAGES, RunSpec(n_writers=3))))
 
 
@@ -37,14 +37,14 @@ def publication_of(directory: Path, documents: str) -> Publication:
 
 
 def emit(documents: list[Document], descriptor: str = "primary") -> list[Document]:
-    """Complete documents as a RunEngine does when it emits them."""
+    """Complete documents as a RunEngine does before it emits them."""
     for name, doc in documents:
         doc["descriptor" if name == "stream_datum" else "run_start"] = descriptor
     return documents
 
 
 def shown(path: Path) -> np.ndarray:
-    """The images in a published images file."""
+    """Return the images in a published images file."""
     with h5py.File(path) as file:
         return dataset(file, "entry/data/data")[()]
 
@@ -146,7 +146,7 @@ def test_another_number_of_images_than_described_is_refused_before_anything_is_a
     assert publication.files == ()
 
 
-def test_events_of_a_flight_come_in_stretches(publication: Publication, images: Images):
+def test_events_of_a_flight_are_published_in_ranges(publication: Publication, images: Images):
     for part, expected in ((slice(4), (0, 2)), (slice(4, 12), (2, 6))):
         _, documents = publication.publish_events(images[part], 2, live=False)
         assert indices(emit(documents)) == [expected]
@@ -159,7 +159,7 @@ def test_a_flight_whose_documents_were_discarded_cannot_continue(publication: Pu
         publication.publish_events(images[4:8], 2, live=False)
 
 
-def test_a_raw_file_that_vanished_is_an_error_that_names_it(publication: Publication, images: Images):
+def test_a_raw_file_that_was_removed_is_an_error_that_names_it(publication: Publication, images: Images):
     images.raw_files[1].path.unlink()
     with pytest.raises(AcquisitionError, match=r"det: .*file1\.h5"):
         publication.publish_point(Point(images[:4], is_live=False))

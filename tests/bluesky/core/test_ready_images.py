@@ -1,4 +1,4 @@
-"""The queue of ready images: in order, nothing that another image can still precede."""
+"""The queue releases images in order, and none that another image can still precede."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FILES = tuple(
 
 
 def readable(first: tuple[int, ...], *ids: list[int]) -> Images | None:
-    """The images of rows from `first` on, with the ids of each file."""
+    """Return the images of rows from `first` on, with the ids of each file."""
     return in_order(FILES, first, [np.array(of_file, np.uint64) for of_file in ids])
 
 
 def counts(*rows: int, **others: int) -> RunCounts:
-    """What a driver counts when it has sent `rows` images to each writer."""
+    """Return the counts of a driver that has sent `rows` images to each writer."""
     return RunCounts(n_images=sum(rows), rows=rows, **others)
 
 
@@ -38,7 +38,7 @@ def test_images_of_all_files_come_out_in_the_order_of_their_ids():
     assert ids_of(images.take(5)) == [0, 1, 2, 3, 4]
 
 
-def test_images_wait_for_one_before_them_that_is_sent_and_not_readable():
+def test_images_wait_for_an_earlier_one_that_is_sent_and_not_readable_yet():
     images = ReadyImages(counts(0, 0), 5, may_restart=False)
     images.feed(readable((0, 0), [0], [1, 3]), counts(3, 2))
     assert (images.n_ready, images.next_rows) == (1, (1, 0))
@@ -47,7 +47,7 @@ def test_images_wait_for_one_before_them_that_is_sent_and_not_readable():
     assert ids_of(images.take(5)) == [0, 1, 2, 3, 4]
 
 
-def test_images_beyond_the_wanted_ones_stay_outside():
+def test_images_beyond_the_requested_ones_stay_in_the_files():
     images = ReadyImages(counts(0, 0), 3, may_restart=False)
     images.feed(readable((0, 0), [0, 2, 4], [1, 3]), counts(3, 2))
     assert (images.n_ready, images.next_rows) == (3, (2, 1))
@@ -119,7 +119,7 @@ def test_a_driver_without_rows_is_served_by_closed_files_only():
     assert ids_of(images.take(2)) == [0, 1]
 
 
-def test_bad_images_are_counted_by_kind_since_a_moment():
+def test_bad_images_since_a_mark_are_counted_by_kind():
     before = RunCounts(n_damaged=1, n_skipped=2)
     after = RunCounts(n_damaged=3, n_skipped=2, n_failed=1)
     assert after.bad_since(before) == {"damaged": 2, "failed": 1}

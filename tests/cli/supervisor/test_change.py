@@ -1,4 +1,4 @@
-"""Which services end and start when the configuration changes."""
+"""The services that end and start when the configuration changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_nothing_changes_when_all_services_are_the_same():
     assert not plan_change(ALL, ALL)
 
 
-def test_a_service_that_takes_no_part_in_runs_is_replaced_while_the_driver_runs_on():
+def test_a_service_that_takes_no_part_in_runs_is_replaced_while_the_driver_keeps_running():
     changed = [replace(spec, start_up="other") if spec is STREAM else spec for spec in ALL]
     assert steps(plan_change(ALL, changed)) == ([], ["live_stream a"], ["live_stream a"])
 
@@ -50,9 +50,9 @@ def test_a_finished_replay_does_not_run_again():
     assert plan_change(ALL, changed)
 
 
-def test_a_finished_replay_that_is_not_wanted_any_more_leaves():
+def test_a_finished_replay_that_is_no_longer_configured_is_removed():
     assert steps(plan_change(ALL, ALL[1:], finished={"replay"}))[1] == ["replay", "driver"]
 
 
-def test_a_service_that_is_down_is_tried_again_though_it_has_not_changed():
+def test_a_service_that_is_down_is_started_again_even_if_it_has_not_changed():
     assert steps(plan_change(ALL, ALL, down={"live_stream a"})) == ([], ["live_stream a"], ["live_stream a"])

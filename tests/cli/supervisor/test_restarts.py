@@ -1,4 +1,4 @@
-"""What follows the exit of a service, with a clock of the test."""
+"""The action after the exit of a service, with a fake clock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_each_restart_waits_for_the_next_delay_until_the_service_is_given_up():
     assert decisions[2].message == "ended with exit code 1, 3 times within 60 s; ending"
 
 
-def test_restarts_that_lie_outside_the_window_do_not_count():
+def test_restarts_outside_the_window_do_not_count():
     clock = Clock()
     restarts = Restarts((0.5, 2.0), clock=clock)
     for _ in range(5):
@@ -43,13 +43,13 @@ def test_a_service_that_refuses_before_all_are_ready_ends_all_at_once():
     assert (decision.action, decision.message) == ("refuse", "refuses to start; ending")
 
 
-def test_a_service_that_refuses_later_is_tried_again_and_then_stays_down():
+def test_a_service_that_refuses_later_is_restarted_once_and_then_stays_down():
     restarts = Restarts((0.5,), clock=Clock())
     assert restarts.decide(2, was_ready=True).action == "restart"
     assert restarts.decide(2, was_ready=True).action == "stay down"
 
 
-def test_exit_code_0_is_a_finish_only_where_it_may_be():
+def test_exit_code_0_is_a_finish_only_for_services_that_may_finish():
     assert Restarts(may_finish=True).decide(0, was_ready=True).action == "finish"
     assert Restarts().decide(0, was_ready=True).action == "restart"
     assert Restarts(may_finish=True).decide(1, was_ready=True).action == "restart"

@@ -1,4 +1,4 @@
-"""The supervisor with processes of the test: who is started, signalled and killed, in which order."""
+"""The order in which the supervisor starts, signals and kills services, with fake processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stddaq.cli.supervisor.supervisor import Supervisor
 
 
 class FakeProcess:
-    """A process that ends when a signal in `obeys` reaches it, or when the test says so."""
+    """A process that exits on a signal in `obeys`, or when the test calls `exit`."""
 
     def __init__(self, name: str, log: list[str], obeys: Sequence[int]) -> None:
         self.name, self.returncode, self.stdout = name, None, asyncio.StreamReader()
@@ -53,7 +53,7 @@ class Machine:
         self.log: list[str] = []
         self.processes: dict[str, FakeProcess] = {}
         self.stubborn: set[str] = set()
-        """These obey only SIGKILL."""
+        """Services that obey only SIGKILL."""
 
     async def start(self, command: Sequence[str]) -> FakeProcess:
         name = command[0]
@@ -93,12 +93,12 @@ def run(
     follow: Callable[[Supervisor], object] | None,
     delays: Sequence[float] = (0.0, 0.0),
 ) -> int:
-    """Run a supervisor over `machine`; it ends when `follow` returns."""
+    """Run a supervisor on `machine` until `follow` returns."""
     return asyncio.run(Supervisor(specs, delays, machine.start).run(lambda: "ready", follow))  # pyright: ignore
 
 
 async def at_once(_: Supervisor) -> None:
-    """End as soon as all services are ready."""
+    """End when all services are ready."""
 
 
 def test_receivers_start_first_and_sources_end_first(machine: Machine):
@@ -121,7 +121,7 @@ def test_a_service_that_keeps_crashing_ends_all(machine: Machine, capsys: pytest
     assert "driver ended with exit code 1, 3 times within 60 s; ending" in capsys.readouterr().out
 
 
-def test_a_service_that_does_not_end_is_killed_and_named(
+def test_a_service_that_does_not_exit_is_killed_and_named(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(child, "END_TIMEOUT_S", 0.01)
@@ -160,7 +160,7 @@ def test_a_change_waits_for_the_driver_and_starts_it_with_the_changed_writer(mac
     assert machine.log[4:8] == ["SIGUSR1 driver", "SIGTERM writer 1", "start writer 1", "start driver"]
 
 
-def test_an_end_while_a_change_waits_for_a_run_ends_the_driver_too(machine: Machine):
+def test_ending_while_a_change_waits_for_a_run_ends_the_driver_too(machine: Machine):
     async def run_and_end() -> int:
         supervisor = Supervisor([DRIVER, *WRITERS], (), machine.start)
         machine.stubborn.add("driver")
@@ -176,7 +176,7 @@ def test_an_end_while_a_change_waits_for_a_run_ends_the_driver_too(machine: Mach
     assert machine.log[3:] == ["SIGUSR1 driver", "SIGTERM driver", "SIGTERM writer 0", "SIGTERM writer 1"]
 
 
-def test_lines_of_services_stand_after_their_names(machine: Machine, capsys: pytest.CaptureFixture[str]):
+def test_lines_of_services_follow_their_names(machine: Machine, capsys: pytest.CaptureFixture[str]):
     async def write(_: Supervisor) -> None:
         (await machine.started("driver")).stdout.feed_data(b"one\ntwo \xff\n")
         await until(lambda: "two" in seen())
@@ -193,7 +193,7 @@ def test_lines_of_services_stand_after_their_names(machine: Machine, capsys: pyt
     assert "driver   | two \N{REPLACEMENT CHARACTER}\n" in text
 
 
-def test_a_service_whose_start_is_still_pending_is_ended_as_soon_as_it_has_started(machine: Machine):
+def test_a_service_whose_start_is_pending_is_ended_as_soon_as_it_has_started(machine: Machine):
     started = asyncio.Event()
 
     async def start_slowly(command: Sequence[str]) -> FakeProcess:
