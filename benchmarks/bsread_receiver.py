@@ -1,7 +1,7 @@
-"""What the camera receiver costs, beside a bare receive and copy of the same messages.
+"""CPU cost of the camera receiver, compared with a bare receive and copy of the same messages.
 
-A camera process pushes the same bsread messages, at a fixed rate, to `std_bsread_recv` over four connections
-and, in turns, to a loop that receives them with pyzmq over as many and copies the pixels into a ring.
+A camera process pushes the same bsread messages at a fixed rate, alternately to `std_bsread_recv` and to a
+loop that receives them with pyzmq and copies the pixels into a ring. Both use four connections.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ TIMEOUT_S = 30.0
 
 
 def receiving(rounds: int = ROUNDS) -> Table:
-    """The receiver and the bare loop, for the three shapes."""
+    """Measure the receiver and the bare loop for the three shapes."""
     table = Table(
         "receiver",
         f"CPU of the camera receiver ({CONNECTIONS} connections, uncompressed bsread)",
-        f"Median (min-max) of {rounds} rounds of {SECONDS:g} s, beside a pyzmq loop that receives the same "
-        "messages over as many connections and copies their pixels. Target for the ratio: 1.5. In the last "
-        "column a subscriber gets the metadata of each image, too.",
+        f"Median (min-max) of {rounds} rounds of {SECONDS:g} s, compared with a pyzmq loop that receives "
+        "the same messages over as many connections and copies their pixels. Target for the ratio: 1.5. In "
+        "the last column a subscriber also receives the metadata of each image.",
         ["shape", "rate Hz", "bare us/image", "receiver us/image", "ratio", "with a subscriber us/image"],
     )
     for shape, rate in RATES_HZ.items():
@@ -61,7 +61,7 @@ def receiving(rounds: int = ROUNDS) -> Table:
 
 
 class _Camera:
-    """A process that pushes `n` messages to one of two addresses, when asked."""
+    """A process that pushes `n` messages to one of two addresses on request."""
 
     def __init__(self, shape: str, pipe: Connection) -> None:
         self.image_bytes = SHAPES[shape][0] * SHAPES[shape][1] * 2
@@ -71,9 +71,9 @@ class _Camera:
         self._next_id = [0, 0]
 
     def push(self, address: int, n_images: int, rate: float) -> None:
-        """Begin to push so many images to an address (its number)."""
+        """Start to push images to the address with the given number."""
         self._pipe.send((address, self._next_id[address], n_images, rate))
-        # The first slots of the ring buffer again, which have their memory since the first time.
+        # Ids restart, so that images use slots whose memory is allocated already.
         self._next_id[address] += -(-n_images // self.id_step) * self.id_step
 
 
@@ -91,7 +91,7 @@ def _camera(shape: str) -> Iterator[_Camera]:
 
 
 def _push_when_asked(pipe: Connection, shape: tuple[int, int]) -> None:
-    """The camera's process."""
+    """Run the camera's process."""
     channel = Channel.of_image("BENCH", shape, np.dtype("<u2"), "none")
     encoder = MessageEncoder([channel])
     value = encode_value(channel, np.random.default_rng(0).poisson(20, shape).astype("<u2"))
@@ -110,7 +110,7 @@ def _push_when_asked(pipe: Connection, shape: tuple[int, int]) -> None:
 
 
 class _Receiver:
-    """The service, whose ring buffer says how far it is."""
+    """The service; its ring buffer shows its progress."""
 
     def __init__(
         self, camera: _Camera, process: subprocess.Popen[str], ring: RingBuffer, stream: str
@@ -118,7 +118,7 @@ class _Receiver:
         self._camera, self._process, self._ring, self._stream = camera, process, ring, stream
 
     def measure(self, rate: float) -> float:
-        """us of CPU per image."""
+        """Return us of CPU per image."""
         n_images = int(rate * SECONDS)
         before, complete = cpu([self._process]), self._ring.sequence + n_images
         self._camera.push(0, n_images, rate)
@@ -130,7 +130,7 @@ class _Receiver:
         return (cpu([self._process]) - before) / n_images * 1e6
 
     def measure_followed(self, rate: float) -> float:
-        """The same with a subscriber to its metadata, as the driver is one."""
+        """Measure with a subscriber to its metadata, like the driver."""
         with zmq.Context() as context:
             subscriber = open_socket(context, zmq.SUB)
             subscriber.subscribe(b"")
@@ -164,13 +164,13 @@ def _receiver(shape: str, camera: _Camera) -> Iterator[_Receiver]:
 
 
 class _BareLoop:
-    """Receives and copies, in this process."""
+    """Receives and copies in this process."""
 
     def __init__(self, camera: _Camera, pull: zmq.Socket[bytes], ring: np.ndarray) -> None:
         self._camera, self._pull, self._ring = camera, pull, ring
 
     def measure(self, rate: float) -> float:
-        """us of CPU per image."""
+        """Return us of CPU per image."""
         n_images, ring, receive = int(rate * SECONDS), self._ring, self._pull.recv_multipart
         begin = time.process_time()
         self._camera.push(1, n_images, rate)

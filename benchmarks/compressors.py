@@ -1,7 +1,7 @@
-"""What the compressors make of the machine, beside the libraries called directly: GB of pixels per second.
+"""Throughput of the compressors, compared with the libraries called directly, in GB of pixels per second.
 
-The service is fed with announcements of simulated images that lie in the ring buffer. The limit is the
-library itself, called in one process by the same number of threads on the same images.
+The service receives announcements of simulated images in the ring buffer. The reference is the library
+itself, called by the same number of threads of one process on the same images.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SERVICES = {
 ROUNDS = 5
 SHAPES = ("a", "b")
 THREADS = (1, 2)
-# Distinct images, which are compressed again and again.
+# Number of distinct images, which are compressed repeatedly.
 RING_BYTES = 400e6
 BYTES_PER_ROUND = 0.8e9
 TIMEOUT_S = 60.0
@@ -45,20 +45,20 @@ TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class _Cost:
-    """Seconds that a round took, by the clock and of CPU."""
+    """Elapsed and CPU seconds of a round."""
 
     wall: float
     cpu: float
 
 
 def throughput(rounds: int = ROUNDS) -> Table:
-    """Both compressors with one and two threads."""
+    """Measure both compressors with one and two threads."""
     table = Table(
         "compressors",
         "Compressors",
-        f"Median (min-max) of {rounds} rounds of {BYTES_PER_ROUND / 1e9:g} GB of simulated pixels, beside "
-        "the library called by as many threads of one process on the same images. Target for the ratio of "
-        "GB/s: 0.9.",
+        f"Median (min-max) of {rounds} rounds of {BYTES_PER_ROUND / 1e9:g} GB of simulated pixels, "
+        "compared with the library called by as many threads of one process on the same images. "
+        "Target for the ratio of GB/s: 0.9.",
         [
             "codec",
             "shape",
@@ -96,7 +96,7 @@ def _add(
 
 
 class _Images:
-    """Images in a ring buffer, announced as often as one likes."""
+    """Images in a ring buffer that can be announced repeatedly."""
 
     def __init__(self, config: DetectorConfig, path: Path, publisher: ImagePublisher) -> None:
         self._config, self._path = config, path
@@ -115,11 +115,11 @@ class _Images:
         self.announce = publisher.socket.send
 
     def bare(self, codec: str, n_threads: int) -> _Cost:
-        """The library itself."""
+        """Measure the library itself."""
         compress = _library(codec)
 
         def work(first: int) -> None:
-            # A result is dropped by the thread that made it: its memory is then used for the next.
+            # The thread that made a result drops it, so that its memory is used for the next one.
             for _ in range(self.n_passes):
                 for pixels in self._pixels[first::n_threads]:
                     compress(pixels)
@@ -131,7 +131,7 @@ class _Images:
 
     @contextmanager
     def compressor(self, codec: str, n_threads: int) -> Iterator[_Compressor]:
-        """The service, started."""
+        """Start the service."""
         process = start(SERVICES[codec], self._path, "-t", n_threads)
         try:
             wait_ready(process)
@@ -142,9 +142,9 @@ class _Images:
 
 
 def _library(codec: str) -> Callable[[np.ndarray], object]:
-    """The codec that the service uses, with nothing around it."""
+    """Return the bare codec of the service."""
     if codec == "h5bitshuffle-lz4":
-        # One buffer for each thread: getting 8 MB of fresh memory for each image costs more than the codec.
+        # Each thread reuses its buffer, because 8 MB of new memory per image would cost more than the codec.
         return lambda pixels: compress_bitshuffle_lz4_into(pixels, _blob_of_thread(pixels))
     return ChunkCompressor(itemsize=2, level=5).compress
 
@@ -159,13 +159,13 @@ def _blob_of_thread(pixels: np.ndarray) -> np.ndarray:
 
 
 class _Compressor:
-    """A compressor that runs, and its output."""
+    """A running compressor and its output."""
 
     def __init__(self, images: _Images, process: subprocess.Popen[str], output: zmq.Socket[bytes]) -> None:
         self._images, self._process, self._output = images, process, output
 
     def measure(self) -> _Cost:
-        """One round: all images announced at once, and waited for."""
+        """Do one round: announce all images at once and wait for them."""
         images = self._images
         began, used = time.perf_counter(), cpu([self._process])
         for _ in range(images.n_passes):
@@ -185,7 +185,7 @@ def _compressor(images: _Images, process: subprocess.Popen[str], stream: str) ->
         output = open_socket(context, zmq.SUB)
         output.subscribe(b"")
         output.connect(stream)
-        time.sleep(0.3)  # Both ends of the service are subscribed then.
+        time.sleep(0.3)  # Wait for the subscriptions at both ends of the service.
         yield _Compressor(images, process, output)
         output.close()
 

@@ -1,4 +1,4 @@
-"""CPU of the driver and the writers, beside bare loops over the same bytes and messages."""
+"""CPU cost of driver and writers, compared with bare loops over the same bytes and messages."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
-# About 40 % of what one writer keeps up with on two shared cores. A run takes less than two seconds: later
-# a virtual machine gives its free memory back to the host, which is slow to find it again.
+# About 40 % of the highest rate of one writer on two shared cores. A run takes less than two seconds, because
+# a virtual machine then returns free memory to its host, and getting it back is slow.
 RATES_HZ = {"a": 150.0, "b": 4000.0, "c": 8000.0}
 BYTES_IN_MEMORY = 1000 * MEBIBYTE
-# So few that the kernel does not write them out during a run, which would be charged to somebody by chance.
+# Few enough that the kernel does not write them to disk during a run, at the cost of a random process.
 BYTES_ON_DISK = 400 * MEBIBYTE
 ROUNDS = 5
-# Rates of a compressed source, with the images of a run: less than two seconds here as well.
+# Rates of a compressed source and images of a run, which also takes less than two seconds.
 COMPRESSED_RUNS = ((2000.0, 3000), (8000.0, 8000))
 
 
 def writing(name: str, directory: Path, where: str, run_bytes: int, rounds: int = ROUNDS) -> Table:
-    """CPU per GB of the writers beside a bare `pwritev` loop, for the three shapes and 1 and 2 writers."""
+    """Measure CPU per GB of writers and of a bare `pwritev` loop, for three shapes and 1 and 2 writers."""
     table = Table(
         name,
         f"CPU of the writing path, files {where}",
-        f"Median (min-max) of {rounds} runs of {run_bytes // MEBIBYTE} MiB, each beside a bare loop that"
-        " `pwritev`s the same slots of the same ring buffer into the same file system. Target for the "
-        "ratio: 1.2 for a and b, 1.5 for c.",
+        f"Median (min-max) of {rounds} runs of {run_bytes // MEBIBYTE} MiB, each compared with a bare loop "
+        "that writes the same slots of the same ring buffer into the same file system with `pwritev`. "
+        "Target for the ratio: 1.2 for a and b, 1.5 for c.",
         [
             "shape",
             "writers",
@@ -80,7 +80,7 @@ def _beside_bare(rig: Rig, n_images: int, rate: float) -> tuple[float, Measured]
 
 
 def control(rounds: int = ROUNDS) -> Table:
-    """What an image costs that has next to no pixels: driver, writers, metadata writer."""
+    """Measure the cost of an image with very few pixels: driver, writers, metadata writer."""
     table = Table(
         "control",
         "CPU without pixels (16x16)",
@@ -116,7 +116,7 @@ def control(rounds: int = ROUNDS) -> Table:
 
 
 def bare_forward(n_messages: int = 200_000) -> float:
-    """CPU us per message of a loop that receives metadata from SUB and pushes it on."""
+    """Return the CPU us per message of a loop that receives metadata from SUB and sends it to PUSH."""
     message = pb.ImageMetadata(
         image_id=10**6, height=16, width=16, size=512, sequence=10**15
     ).SerializeToString()
@@ -148,13 +148,13 @@ def bare_forward(n_messages: int = 200_000) -> float:
 
 
 def compressed(rounds: int = ROUNDS) -> Table:
-    """A compressed source beside a bare loop of HDF5's direct chunk write."""
+    """Measure a compressed source and a bare loop of HDF5's direct chunk write."""
     suffix, shape = "h5bitshuffle-lz4", "b"
     table = Table(
         "compressed",
         "CPU of a compressed source (h5bitshuffle-lz4, 528x280)",
-        f"Median (min-max) of {rounds} runs, beside a bare loop of `write_direct_chunk` of the same slots, "
-        "which never pauses. The higher rate is about 40 % of what the loop reaches, as for the "
+        f"Median (min-max) of {rounds} runs, compared with a bare loop of `write_direct_chunk` of the same "
+        "slots, which never pauses. The higher rate is about 40 % of the loop's, as for the "
         "uncompressed images above. Target for the ratio: 1.3.",
         ["bytes/image", "rate Hz", "images", "bare us/image", "writer us/image", "ratio"],
     )

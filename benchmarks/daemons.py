@@ -1,4 +1,4 @@
-"""What the daemons cost while nothing happens, how long they take to be ready, and how flat costs stay."""
+"""The cost of idle daemons, the time until they are ready, and how costs scale."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ IDLE_S = 10.0
 
 
 def idle() -> Table:
-    """CPU of idle daemons, memory, and the time from the command to `ready`."""
+    """Measure CPU and memory of idle daemons, and the time from the command to `ready`."""
     table = Table(
         "idle",
         "Idle daemons",
-        f"CPU over {IDLE_S:g} s in per cent of a core, memory after a first run; `own` is what no other "
-        "process shares. Targets: 0.5 % of a core, 60 MB of its own, ready within 1 s.",
+        f"CPU over {IDLE_S:g} s in per cent of a core, memory after a first run; `own` is memory "
+        "that is not shared with another process. Targets: 0.5 % of a core, 60 MB own, ready within 1 s.",
         ["daemon", "ready after s", "CPU %", "memory MB", "own memory MB"],
     )
     with Rig("c", 1, with_meta=True) as rig:
@@ -46,14 +46,14 @@ def _idle_share(process: subprocess.Popen[str]) -> float:
 
 
 def _memory(process: subprocess.Popen[str]) -> tuple[float, float]:
-    """(resident, own) MB."""
+    """Return (resident, own) memory in MB."""
     lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
     kib = {line.split()[0].rstrip(":"): int(line.split()[1]) for line in lines[1:]}
     return kib["Rss"] / 1000, (kib["Private_Clean"] + kib["Private_Dirty"]) / 1000
 
 
 def _ready_after(service: str, *arguments: object) -> float:
-    """Median seconds of five starts."""
+    """Return the median seconds of five starts."""
     seconds = []
     with Rig("none", 1) as rig:
         for process in (rig.driver, *rig.writers):
@@ -68,12 +68,12 @@ def _ready_after(service: str, *arguments: object) -> float:
 
 
 def growth(largest: int = 1_000_000) -> Table:
-    """Cost per image from 10^2 to 10^6 images in a run."""
+    """Measure the cost per image for runs of 10^2 to 10^6 images."""
     table = Table(
         "growth",
         "Cost per image against the number of images in a run",
-        "16x16 images at 20 kHz over 2 writers. The cost of starting and ending a run, taken from runs "
-        "without images, is left out.",
+        "16x16 images at 20 kHz over 2 writers. The cost of starting and ending a run, measured by runs "
+        "without images, is subtracted.",
         ["images", "driver us/image", "writers us/image", "complete"],
     )
     with Rig("none", 2) as rig:
@@ -95,11 +95,11 @@ def growth(largest: int = 1_000_000) -> Table:
 
 
 def writers(n_images: int = 50_000) -> Table:
-    """Cost per image with 1 to 16 writers."""
+    """Measure the cost per image with 1 to 16 writers."""
     table = Table(
         "writers",
         "Cost per image against the number of writers",
-        f"Runs of {n_images} images of 16x16 at 10 kHz; all writers of a row together.",
+        f"Runs of {n_images} images of 16x16 at 10 kHz; each row adds up all its writers.",
         ["writers", "driver us/image", "writers us/image", "complete"],
     )
     for n_writers in (1, 2, 4, 8, 16):

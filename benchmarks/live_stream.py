@@ -1,8 +1,8 @@
-"""What a live stream costs, beside a bare pyzmq send of the same bytes at the same rate.
+"""CPU cost of a live stream, compared with a bare pyzmq send of the same bytes at the same rate.
 
-One subscriber in a process of its own, which must get every image; the source announces images that lie in
-the ring buffer already. The limit is a loop that sends header and slot through a PUB socket, as pyzmq does by
-default.
+One subscriber, in a process of its own, must receive every image; the source announces images that are in the
+ring buffer already. The reference is a loop that sends header and slot through a PUB socket with the default
+options of pyzmq.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.wire.array10 import HeaderMaker
 
 ROUNDS = 5
-# Images of a are sent at a third of what the loop reaches with a subscriber on the same two cores.
+# Images of shape a are sent at a third of the loop's rate with a subscriber on the same two cores.
 RATES_HZ = {"a": 40.0, "b": 1000.0, "c": 2000.0}
 IDLE_RATE_HZ = 10_000.0
 SECONDS = 2.0
-# Of the ring buffer so much is used again and again.
+# This part of the ring buffer is used repeatedly.
 RING_BYTES = 128 * MEBIBYTE
 SUBSCRIBE_TIMEOUT_S = 20.0
-# Receives until nothing comes any more, and says how many images that were.
+# Receives until no more images arrive, and prints their number.
 SUBSCRIBER = """
 import sys, zmq
 context = zmq.Context()
@@ -50,13 +50,13 @@ print(n)
 
 
 def forwarding(rounds: int = ROUNDS) -> Table:
-    """A forwarding array-1.0 stream for the three shapes, with one subscriber and without."""
+    """Measure a forwarding array-1.0 stream for the three shapes, with and without a subscriber."""
     table = Table(
         "live",
         "CPU of a live stream (forward, array-1.0)",
-        f"Median (min-max) of {rounds} rounds of {SECONDS:g} s with one subscriber, beside a bare pyzmq loop "
-        f"that sends the same bytes at the same rate; and of as many without subscriber, at "
-        f"{IDLE_RATE_HZ:g} Hz. Targets: ratio 1.3, 5 us without subscriber.",
+        f"Median (min-max) of {rounds} rounds of {SECONDS:g} s with one subscriber, compared with a bare "
+        f"pyzmq loop that sends the same bytes at the same rate; and of as many rounds "
+        f"without subscriber, at {IDLE_RATE_HZ:g} Hz. Targets: ratio 1.3, 5 us without subscriber.",
         ["shape", "rate Hz", "bare us/image", "stream us/image", "ratio", "without subscriber us/image"],
     )
     for shape, rate in RATES_HZ.items():
@@ -75,7 +75,7 @@ def forwarding(rounds: int = ROUNDS) -> Table:
 
 
 class _Streaming:
-    """A live stream and a source over one ring buffer of images. All figures are us of CPU per image."""
+    """A live stream and a source on one ring buffer of images. All figures are us of CPU per image."""
 
     def __init__(
         self, config: DetectorConfig, publisher: ImagePublisher, service: subprocess.Popen[str]
@@ -88,17 +88,17 @@ class _Streaming:
             raise SystemExit("the live stream does not subscribe")
 
     def without_subscriber(self) -> float:
-        """What an image costs that nobody wants."""
+        """Measure the cost of an image without a subscriber."""
         n_images = int(IDLE_RATE_HZ * SECONDS)
         before = cpu([self._service])
         self._announce(n_images, IDLE_RATE_HZ)
         return (cpu([self._service]) - before) / n_images * 1e6
 
     def forward(self, rate: float) -> float:
-        """The live stream with one subscriber."""
+        """Measure the live stream with one subscriber."""
         n_images = int(rate * SECONDS)
         with _subscriber(self._endpoint, n_images):
-            time.sleep(1.0)  # Whether somebody is there shows in what the stream sends.
+            time.sleep(1.0)  # The first sent image shows that the subscriber is connected.
             before = cpu([self._service])
             self._announce(n_images, rate)
             time.sleep(0.3)
@@ -106,7 +106,7 @@ class _Streaming:
         return used / n_images * 1e6
 
     def _announce(self, n_images: int, rate: float) -> None:
-        """Announce images, over slots that have been filled only, without touching their pixels."""
+        """Announce images in filled slots, without touching their pixels."""
         n_used, n_slots = self._n_used, self._config.n_slots
         for i in paced(n_images, rate):
             image_id = self._next_id + i // n_used * n_slots + i % n_used
@@ -115,7 +115,7 @@ class _Streaming:
         self._next_id += (n_images // n_used + 1) * n_slots
 
     def bare(self, rate: float) -> float:
-        """The loop, with all threads of its process, and one subscriber."""
+        """Measure the loop with one subscriber, including all threads of its process."""
         n_images = int(rate * SECONDS)
         headers = HeaderMaker(self._config.image_shape, self._config.dtype)
         with zmq.Context() as context, RingBuffer(self._config, "image") as ring:
@@ -125,7 +125,7 @@ class _Streaming:
             with _subscriber(f"tcp://127.0.0.1:{port}", n_images):
                 socket.recv()
                 for slot in range(self._n_used):
-                    ring.slot(slot)[0]  # A new mapping, which the service has already.
+                    ring.slot(slot)[0]  # Touch a new mapping; the service has done so already.
                 begin = time.process_time()
                 for i in paced(n_images, rate):
                     socket.send_multipart([headers.header(i), ring.slot(i % self._n_used)])
@@ -152,7 +152,7 @@ def _streaming(shape: str) -> Iterator[_Streaming]:
 
 @contextmanager
 def _subscriber(address: str, n_images: int) -> Iterator[None]:
-    """A process that receives; it must have received every image in the end."""
+    """Start a process that receives, and check at the end that it received every image."""
     process = subprocess.Popen([sys.executable, "-c", SUBSCRIBER, address], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()

@@ -1,6 +1,6 @@
-"""What Bluesky plans cost with our detector device: time per point of a count, documents of a fly scan.
+"""The cost of Bluesky plans with the detector device: time per point of a count, documents of a fly scan.
 
-Real daemons and a real RunEngine; the camera is the simulator, with a software trigger. The limit for a point
+Daemons and RunEngine are real; the camera is the simulator with a software trigger. The reference for a point
 is `ophyd.sim.det` in the same RunEngine, which records nothing.
 """
 
@@ -33,7 +33,7 @@ STDDAQ = Path(sys.executable).parent / "stddaq"
 
 
 def points() -> Table:
-    """Milliseconds per point of `count`, beside `ophyd.sim.det`."""
+    """Measure milliseconds per point of `count`, for the device and `ophyd.sim.det`."""
     table = Table(
         "points",
         "Time per point of a count with software trigger",
@@ -67,14 +67,14 @@ def points() -> Table:
 
 
 def flights() -> Table:
-    """How late the documents of a fly scan are, and whether intake suffers."""
+    """Measure how late the documents of a fly scan are, and the rate of the run."""
     table = Table(
         "flights",
         "Documents of a fly scan",
-        f"`fly` of {FLIGHT_IMAGES} images of 16x16 pixels at {FLIGHT_HZ:g} Hz, 2 writers. Late is the time "
-        "from an image to the document that announces it, for the image that waits longest: at most a "
-        "second. Beside it a run of the same images without a plan; rates are those of whole runs "
-        "of the driver, which begin earlier with a plan.",
+        f"`fly` of {FLIGHT_IMAGES} images of 16x16 pixels at {FLIGHT_HZ:g} Hz, 2 writers. Late is the "
+        "longest time from an image to the document that references it; target: at most a second. For "
+        "comparison, a run of the same images without a plan; rates are of whole driver runs, which "
+        "start earlier with a plan.",
         ("round", "documents", "late, s", "images/s", "without plan", "lost images"),
     )
     with ExitStack() as stack:
@@ -94,7 +94,7 @@ def flights() -> Table:
 
 
 class Flight:
-    """Notes when documents of a flight come, and of which images they tell."""
+    """Notes the time of the documents of a flight, and the images that they reference."""
 
     def __init__(self) -> None:
         self.n_documents = 0
@@ -103,14 +103,14 @@ class Flight:
 
     def __call__(self, name: str, doc: Any) -> None:
         if name == "descriptor" and not self._began:
-            self._began = time.perf_counter()  # The camera is triggered after this.
+            self._began = time.perf_counter()  # The camera is triggered after this document.
         elif name == "stream_datum":
             self.n_documents += 1
             taken = self._began + doc["indices"]["start"] / FLIGHT_HZ
             self.latest_s = max(self.latest_s, time.perf_counter() - taken)
 
     def rate(self, rig: Rig) -> tuple[float, int]:
-        """Images per second of the run of the driver, and how many were lost."""
+        """Return images per second of the driver run, and the number of lost images."""
         with DriverClient(rig.url) as client:
             account = client.last_result()
         assert account is not None
@@ -119,7 +119,7 @@ class Flight:
 
 
 def bare_rate(rig: Rig, camera: SimulatedCamera) -> float:
-    """Images per second of a run of the same images that nobody watches."""
+    """Return images per second of a run of the same images without a plan."""
     with DriverClient(rig.url) as client:
         client.start(rig.files, n_image=FLIGHT_IMAGES, overwrite=True)
         client.wait_until_ready(10)
@@ -131,7 +131,7 @@ def bare_rate(rig: Rig, camera: SimulatedCamera) -> float:
 
 
 def seconds_per_point(engine: RunEngine, detector: Any) -> float:
-    """From the second event of a count to the last, per point, so that staging does not count."""
+    """Return the time per point from the second event of a count to the last, without staging."""
     times: list[float] = []
 
     def note(name: str, doc: Any) -> None:

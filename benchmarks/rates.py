@@ -1,4 +1,4 @@
-"""The highest rate that one driver and its writers keep up with, beside what a bare loop writes."""
+"""The highest sustained rate of a driver and its writers, compared with a bare loop."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 from rig import MEBIBYTE, Rig, size_of
 from tables import Table
 
-# Several rounds of the ring buffer; with larger ones a virtual machine measures where its host finds memory.
+# Several turns of the ring buffer. Larger runs on a virtual machine measure the memory of its host.
 RUN_BYTES = 800 * MEBIBYTE
-# Rates are tried between these fractions of the bare loop's, so many of them, each so often.
+# Rates are tried between these fractions of the bare loop's: number of rates, and repetitions of each.
 LOWEST, HIGHEST, STEPS, ATTEMPTS = 0.3, 1.6, 6, 3
 
 
 def sustained(name: str, directory: Path, where: str) -> Table:
-    """For the three shapes and 1 and 2 writers, by bisection."""
+    """Measure the three shapes with 1 and 2 writers, by bisection."""
     table = Table(
         name,
         f"Highest sustained rate, files {where}",
         f"Bisection over runs of {RUN_BYTES // MEBIBYTE} MiB. A rate is sustained when no image is lost and "
-        "all are readable within 10 % + 50 ms of the time that announcing them took; what counts is the "
-        "rate until the last one is readable. Driver, writers, source and measurement share the cores. "
+        "all are readable within 10 % + 50 ms of the time that announcing them took; the rate counts "
+        "until the last one is readable. Driver, writers, source and measurement share the cores. "
         "Target: 0.9 of the bare loop, with one writer.",
         ["shape", "writers", "bare Hz", "bare GB/s", "sustained Hz", "sustained GB/s", "sustained / bare"],
     )
@@ -60,7 +60,7 @@ def _highest(rig: Rig, n_images: int, bare: float) -> float:
 
 
 def _sustains(rig: Rig, n_images: int, rate: float) -> float:
-    """The rate at which images became readable, when they are announced at `rate`; 0 when not sustained."""
+    """Return the rate at which images announced at `rate` became readable; 0 when not sustained."""
     rig.clear(n_images * rig.config.image_bytes)
     run = rig.record(n_images, rate)
     keeps_up = run.is_complete and run.elapsed_s <= 1.1 * n_images / rate + 0.05

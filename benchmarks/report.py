@@ -1,4 +1,4 @@
-"""The figures as a page of the documentation, with plots."""
+"""Write the figures as a page of the documentation, with plots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from tables import Table
 
 mpl.use("svg")
-mpl.rcParams["svg.hashsalt"] = "stddaq"  # The same figures give the same file.
+mpl.rcParams["svg.hashsalt"] = "stddaq"  # The same figures must give the same file.
 
 import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
 
@@ -32,7 +32,7 @@ def write(machine: str, tables: Mapping[str, Table]) -> None:
 
 
 def _plot_rates(table: Table, path: Path) -> None:
-    """Bars: what the bare loop and the services write, GB/s."""
+    """Plot bars of the rates of the bare loop and the services in GB/s."""
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
     names = [f"{row[0]}, {row[1]} writer{'s' if row[1] != 1 else ''}" for row in table.rows]
     places = range(len(names))
@@ -50,7 +50,7 @@ def _plot_rates(table: Table, path: Path) -> None:
 
 
 def _plot_growth(tables: Mapping[str, Table], path: Path) -> None:
-    """Cost per image against the length of a run and the number of writers; the master file against gaps."""
+    """Plot the cost per image by run length and number of writers, and the master file by gaps."""
     figure, (runs, writers, master) = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
     for axes, name, label in ((runs, "growth", "images in a run"), (writers, "writers", "writers")):
         rows = tables[name].rows

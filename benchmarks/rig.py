@@ -1,8 +1,9 @@
-"""A driver, its writers and a source on a ring buffer of images that are there already, and what they cost.
+"""A driver, its writers and a source on a filled ring buffer, and their CPU cost.
 
 The source announces images without touching their pixels, so that only the driver and the writers work. CPU
-is what the scheduler has charged to all threads of a process, to the nanosecond. Freshly freed memory is
-touched before each measurement: on virtual machines the first touch of a page can cost more than its copy.
+is the time that the scheduler has charged to all threads of a process, in nanoseconds. Freed memory is
+touched before each measurement, because on virtual machines the first touch of a page can cost more than its
+copy.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.ring_buffer import RingBuffer
 
-# Of a GigaFRoST, uint16; of the last there is next to nothing, so that what remains is the cost of control.
+# GigaFRoST images, uint16. The last shape is so small that only the cost of control remains.
 SHAPES = {"a": (2016, 2016), "b": (528, 280), "c": (480, 128), "none": (16, 16)}
 START_TIMEOUT_S = 20.0
-# The bare loop writes so many images by one system call.
+# The bare loop writes this number of images with one system call.
 BARE_BATCH = 16
 MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one run took. CPU in seconds, per kind of service; `elapsed_s` until all images are readable."""
+    """The cost of one run: CPU seconds per kind of service, and `elapsed_s` until all images are readable."""
 
     n_images: int
     driver: float
@@ -50,15 +51,15 @@ class Measured:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every image is in the files."""
+        """Return whether every image is in the files."""
         return self.account["n_good"] == self.n_images
 
 
 @dataclass(slots=True)
 class Rig:
-    """The services of one configuration; a context manager. `files` is where runs go.
+    """The services of one configuration; a context manager. `files` is the directory of the runs.
 
-    Without `with_source` the images come from somewhere else.
+    Without `with_source` another source provides the images.
     """
 
     shape: str
@@ -104,7 +105,7 @@ class Rig:
             wait_ready(process)
 
     def start(self, service: str, *arguments: object) -> subprocess.Popen[str]:
-        """Start a service of this configuration; it is ended with the rig."""
+        """Start a service of this configuration, which ends with the rig."""
         process = start(service, self.config_path, *arguments)
         self._stack.callback(end, process)
         return process
@@ -127,7 +128,7 @@ class Rig:
         path.unlink()
 
     def record(self, n_images: int, rate: float, first_id: int = 0) -> Measured:
-        """One run of `n_images`, announced at `rate` per second."""
+        """Do one run of `n_images`, announced at `rate` per second."""
         return asyncio.run(self._record(n_images, rate, first_id))
 
     async def _record(self, n_images: int, rate: float, first_id: int) -> Measured:
@@ -156,7 +157,7 @@ class Rig:
         return cpu([self.driver]), cpu(self.writers), cpu(self.meta)
 
     def bare_loop(self, n_images: int) -> tuple[float, float]:
-        """CPU and elapsed seconds of a process that `pwritev`s the same slots into one file."""
+        """Return CPU and elapsed seconds of a process that writes the same slots with `pwritev`."""
         path = self.files / "bare"
         with RingBuffer(self.config, self.suffix) as ring, path.open("wb", buffering=0) as file:
             size, fd = self.config.image_bytes, file.fileno()
@@ -175,7 +176,7 @@ class Rig:
 
 @contextlib.contextmanager
 def detector(shape: str, **fields: object) -> Iterator[Path]:
-    """A configuration file, with IPC addresses that only services started meanwhile use."""
+    """Write a configuration file. Services that start in the block use a new ipc directory."""
     with tempfile.TemporaryDirectory(prefix="stddaq-", dir="/tmp") as ipc:
         os.environ["STDDAQ_IPC_DIR"] = ipc
         path = Path(ipc) / "bench.json"
@@ -184,10 +185,10 @@ def detector(shape: str, **fields: object) -> Iterator[Path]:
 
 
 def configuration(shape: str, **fields: object) -> dict[str, Any]:
-    """A GigaFRoST of one of the shapes, with a name that nobody else has, and what `fields` say."""
+    """Return the configuration of a GigaFRoST of one shape with a unique name; `fields` are added."""
     height, width = SHAPES[shape]
     return {
-        # The smallest ring, 1000 slots, goes round in 25 ms at 40 kHz: less than a shared machine pauses.
+        # At 40 kHz the smallest ring, 1000 slots, would last 25 ms; a shared machine pauses for longer.
         "ram_buffer_gb": 1,
         "detector_name": f"bench{os.getpid()}-{time.time_ns() % 10**9}",
         "detector_type": "gigafrost",
@@ -208,13 +209,13 @@ def start(service: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def size_of(shape: str) -> str:
-    """A shape as the tables name it."""
+    """Return the name of a shape in the tables."""
     height, width = SHAPES[shape]
     return f"{shape}: {height}x{width}"
 
 
 def wait_ready(process: subprocess.Popen[str]) -> str:
-    """Read log lines until the service is ready. Returns the last word of that line."""
+    """Read log lines until the service is ready. Return the last word of that line."""
     assert process.stdout is not None
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -227,7 +228,7 @@ def wait_ready(process: subprocess.Popen[str]) -> str:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """End a service."""
+    """Terminate a service."""
     process.terminate()
     try:
         process.communicate(timeout=10)
@@ -237,7 +238,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def paced(n: int, rate: float) -> Iterator[int]:
-    """The numbers below `n`, at `rate` per second, in bursts of a millisecond."""
+    """Yield the numbers below `n` at `rate` per second, in bursts of a millisecond."""
     begin = time.perf_counter()
     for i in range(n):
         yield i
@@ -247,7 +248,7 @@ def paced(n: int, rate: float) -> Iterator[int]:
 
 
 def cpu(processes: Sequence[subprocess.Popen[str]]) -> float:
-    """CPU seconds that all threads of the processes have used."""
+    """Return the CPU seconds of all threads of the processes."""
     total = 0
     for process in processes:
         for thread in Path(f"/proc/{process.pid}/task").iterdir():

@@ -1,7 +1,8 @@
-"""All measurements, or some, by one command: `make bench`, `make bench ARGS="cost latency"`.
+"""Run all measurements, `make bench`, or some, `make bench ARGS="cost latency"`.
 
-Prints the figures while they come. When all were measured, or with --write, it also writes them, with plots,
-into docs/explanations/performance.md: quote ratios of one table only, shared machines wander.
+Figures are printed as they are measured. After all measurements, or with --write, they are also written, with
+plots, to docs/explanations/performance.md. Compare ratios within one table only, because the speed of shared
+machines changes.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ MEMORY = Path("/dev/shm")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and report."""
+    """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("measurements", nargs="*", metavar="MEASUREMENT", help="default: all")
     parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), help="a directory on disk")
     parser.add_argument(
         "--write",
         action="store_true",
-        help="write the page with these, and with earlier figures of the others",
+        help="write the page with these figures and earlier ones of the other measurements",
     )
     args = parser.parse_args(argv)
     available: dict[str, Callable[[], Table]] = {
@@ -82,7 +83,7 @@ def _earlier() -> dict[str, Table]:
 
 
 def machine() -> str:
-    """What the figures were taken on."""
+    """Return a description of this machine."""
     model = next(
         (
             line.split(":")[1].strip()

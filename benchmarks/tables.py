@@ -1,4 +1,4 @@
-"""What a measurement gives: rows of figures under named columns, printed and written as Markdown."""
+"""The result of a measurement: rows of figures under named columns, printed and written as Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Cell = str | int | float
 
 @dataclass(slots=True)
 class Table:
-    """The figures of one measurement. `note` says what was measured and what the limit is."""
+    """The figures of one measurement; `note` describes them and their target."""
 
     name: str
     title: str
@@ -21,14 +21,14 @@ class Table:
     rows: list[list[Cell]] = field(default_factory=list)
 
     def add(self, *cells: Cell) -> None:
-        """Add a row, and print it, so that one sees how far a long measurement is."""
+        """Add a row and print it, to show the progress of a long measurement."""
         if not self.rows:
             print(f"\n{self.title}\n  " + " | ".join(self.columns))
         self.rows.append(list(cells))
         print("  " + " | ".join(map(_text, cells)), flush=True)
 
     def markdown(self) -> str:
-        """The table with its title and note."""
+        """Return the table with its title and note."""
         lines = [f"## {self.title}", "", self.note, ""]
         lines.append("| " + " | ".join(self.columns) + " |")
         lines.append("|" + " --- |" * len(self.columns))
@@ -36,7 +36,7 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, to be read again by `Table(**...)`."""
+        """Return all fields, for `Table(**...)`."""
         return asdict(self)
 
 

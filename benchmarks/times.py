@@ -1,4 +1,4 @@
-"""How long things take: until an image is readable, to start and end a run, to create the master file."""
+"""Durations: until an image is readable, of the start and end of a run, of creating the master file."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ READER_TIMEOUT_S = 30.0
 
 
 def latency() -> Table:
-    """From publishing an image to another process reading its row and pixels by SWMR."""
+    """Measure from publishing an image until another process has read its row and pixels (SWMR)."""
     table = Table(
         "latency",
         "From publishing an image to another process reading it (SWMR)",
-        "528x280, one writer, files in memory; the reader opened the file before and looks every "
-        "millisecond or so, its own time included. Targets: 50 ms in step scans (bursts with pauses), 1 s "
+        "528x280, one writer, files in memory; the reader keeps the file open and polls about every "
+        "millisecond; its own time is included. Targets: 50 ms in step scans (bursts with pauses), 1 s "
         "at any rate.",
         ["images", "median ms", "95 % ms", "longest ms"],
     )
@@ -54,7 +54,7 @@ def latency() -> Table:
 
 
 async def _delays(rig: Rig, rate: float, burst: int, n_images: int) -> list[float]:
-    """Seconds from each image's publication until it is readable."""
+    """Return the seconds from each image's publication until it is readable."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     async with AsyncDriverClient(rig.url) as client:
@@ -85,7 +85,7 @@ def _publish(rig: Rig, rate: float, burst: int, n_images: int) -> list[float]:
 
 
 def _watch_rows(channel: Connection, path: str, detector_name: str, n_images: int) -> None:
-    """Note when each row could first be read, pixels included. Runs in a process of its own."""
+    """Note when each row and its pixels could first be read. Runs in a process of its own."""
     seen: list[float] = []
     deadline = time.monotonic() + READER_TIMEOUT_S
     with h5py.File(path, "r", libver="latest", swmr=True, locking=False) as file:
@@ -105,7 +105,7 @@ def _watch_rows(channel: Connection, path: str, detector_name: str, n_images: in
 
 
 def control(rounds: int = 20) -> Table:
-    """From `start` to `waiting_for_first_image`, and from the last image to `file_saved`."""
+    """Measure from `start` to `waiting_for_first_image`, and from the last image to `file_saved`."""
     table = Table(
         "times",
         "Start and end of a run",
@@ -141,7 +141,7 @@ async def _start_and_end(rig: Rig, n_images: int) -> tuple[float, float]:
 
 
 def master_file() -> Table:
-    """What creating the master file takes, against the number of images and of gaps in their ids."""
+    """Measure the creation of the master file by number of images and of gaps in their ids."""
     table = Table(
         "master",
         "Creating the master file",
@@ -166,7 +166,7 @@ def master_file() -> Table:
 def _create_master(n_images: int, n_gaps: int) -> float:
     config = DetectorConfig.parse(configuration("none", number_of_writers=2))
     ids = np.arange(n_images, dtype=np.uint64)
-    ids += (ids * (n_gaps + 1) // n_images).astype(np.uint64)  # One id is missing at each gap.
+    ids += (ids * (n_gaps + 1) // n_images).astype(np.uint64)  # Each gap is one missing id.
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         paths = [Path(directory) / f"file{writer}.h5" for writer in range(2)]
         for writer, path in enumerate(paths):

@@ -23,7 +23,7 @@ from stddaq.processing import Image, ServiceParser, run_processor
 
 
 def prepare(config: DetectorConfig, args: argparse.Namespace) -> Callable[[Image, np.ndarray], None]:
-    """Load what is the same for all images. The service calls it once, at its start."""
+    """Load the dark and flat image. The service calls it once, at its start."""
     # float32 holds 16-bit pixels exactly; 32-bit ones take float64.
     dtype = np.result_type(config.dtype, np.float32)
     dark = load(args.dark, config).astype(dtype)

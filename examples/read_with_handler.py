@@ -31,8 +31,8 @@ def main() -> None:
         except FileLayoutError as error:
             if not point:
                 raise SystemExit(str(error)) from None
-            break  # The point before was the last.
-        # Images are read by `compute`, not before.
+            break  # The previous point was the last one.
+        # Only `compute` reads the images.
         print(f"point {point}: shape {images.shape}, mean {images.mean().compute():.2f}")
         point += 1
 

@@ -31,7 +31,7 @@ def main() -> None:
 
     with DriverClient(args.url) as driver, SimulatorClient(DetectorConfig.load(args.config)) as detector:
         driver.start(args.directory, n_image=args.n_images, file_prefix="burst", overwrite=True)
-        # The files are open and the driver has subscribed: from here on no image is missed.
+        # From here on no image is missed: the files are open and the driver has subscribed.
         driver.wait_until_ready(timeout=10)
         detector.trigger(args.n_images)
         for status in driver.watch_run():

@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="existing directory for the files")
     parser.add_argument("tiled", help="url of the tiled server")
     parser.add_argument("plot", type=Path, help="the plot to make")
-    parser.add_argument("--api-key", default="secret", help="of the tiled server")
+    parser.add_argument("--api-key", default="secret", help="API key of the tiled server")
     parser.add_argument("--url", default=DEFAULT_URL, help="the driver")
     parser.add_argument("-n", type=int, default=90, help="projections")
     args = parser.parse_args()

@@ -50,9 +50,9 @@ def test_second_signal_changes_nothing(deployment: Deployment) -> None:
     assert driver.stderr == []
 
 
-# A helper thread receives the signal, so that it does not interrupt the wait of the main thread. A signal that
-# arrives just before the wait, after Python has checked for signals, has the same effect. The thread gets the GIL when
-# that wait begins.
+# A helper thread receives the signal, so that it does not interrupt the wait of the main thread. That is what
+# a signal does that arrives just before the wait, after Python has checked for signals. The helper gets the
+# GIL when that wait starts.
 WAITING_DAEMON = """
 import signal, sys, threading, zmq
 from stddaq.daemon.arguments import ArgumentParser

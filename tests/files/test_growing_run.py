@@ -1,4 +1,4 @@
-"""Images of files that grow: what is published is in the order of the run, however far each writer is."""
+"""Images of growing files are published in the order of the run, however far each writer is."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ N_IMAGES = 12
     n_sent=st.integers(0, N_IMAGES),
     visible=st.lists(st.integers(0, N_IMAGES), min_size=4, max_size=4),
 )
-# The driver said that 3 images were sent; then image 3 went to writer 0, which has not flushed it, and image
-# 4 to writer 1, which has.
+# The driver reported 3 sent images. Then it sent image 3 to writer 0, which has not flushed it, and image 4
+# to writer 1, which has.
 @example(n_writers=3, division="image_id", n_skipped=0, n_sent=3, visible=[1, 2, 1, 0])
 def test_settled_images_are_the_first_of_the_run(
     n_writers: int, division: str, n_skipped: int, n_sent: int, visible: list[int]
 ) -> None:
-    """Of `n_sent` images, and of those that were sent while the files were looked at, some are readable."""
+    """Some images are readable, of `n_sent` and of those that were sent while the files were read."""
     images = stream(range(0, N_IMAGES * (n_skipped + 1), n_skipped + 1))
     spec = RunSpec(n_writers=n_writers, division=division)
     with tempfile.TemporaryDirectory() as directory:

@@ -22,7 +22,7 @@ def raw_rows(
     division: str | None = None,
     name: str = "file0.h5",
 ) -> RawRows:
-    """Return the rows of a raw file of ours (`division` given) or of a C++ writer."""
+    """Return the rows of a raw file of a stddaq writer (with `division`) or of a C++ writer."""
     image_ids = np.array(ids, np.uint64)
     if epochs is None:
         drops = np.zeros(len(ids), np.uint64)
@@ -52,7 +52,7 @@ def cpp_files(*ids: Sequence[int]) -> list[RawRows]:
 
 
 def files_of(order: ImageOrder) -> list[list[int]]:
-    """Return where the rows of each file stand in the run."""
+    """Return the positions of each file's rows in the run."""
     return [positions.tolist() for positions in order.positions]
 
 
@@ -76,7 +76,7 @@ def test_ids_that_do_not_increase_start_an_epoch_in_every_file() -> None:
     assert order.n_restarts == 1
 
 
-def test_a_restart_is_no_gap() -> None:
+def test_a_restart_is_not_a_gap() -> None:
     order = order_images(cpp_files([5, 6, 0, 1, 3]))
     assert (order.n_gaps, order.n_restarts) == (1, 1)
 
@@ -88,7 +88,7 @@ def test_files_that_disagree_on_the_number_of_restarts_are_refused() -> None:
         order_images(cpp_files([0, 2, 0], [1, 3]))
 
 
-def test_a_file_without_images_has_no_say_on_restarts() -> None:
+def test_a_file_without_images_does_not_affect_restarts() -> None:
     order = order_images(cpp_files([0, 2, 0], []))
     assert files_of(order) == [[0, 1, 2], []]
 
@@ -135,7 +135,7 @@ def test_files_of_two_divisions_are_refused() -> None:
         order_images(files)
 
 
-def test_no_images_are_in_order() -> None:
+def test_a_run_without_images_has_an_empty_order() -> None:
     order = order_images(cpp_files([], []))
     assert (order.n_images, order.n_gaps, order.n_restarts, files_of(order)) == (0, 0, 0, [[], []])
 

@@ -1,4 +1,4 @@
-"""What `stddaq info` says of files, and that no file makes it fail otherwise than with a clear error."""
+"""`stddaq info` describes any file, or refuses it with a clear error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def text(path: Path) -> str:
     return "\n".join(describe(path).lines())
 
 
-def test_raw_file_tells_ids_gaps_status_and_origin(tmp_path: Path) -> None:
+def test_raw_file_is_described_by_ids_gaps_status_and_origin(tmp_path: Path) -> None:
     raw = write_run(tmp_path, stream([0, 1, 2, 3, 4, 10, 11, 12], range(4)), RunSpec(filter=bitshuffle()))
     with h5py.File(raw[0], "r+") as file:
         rows = dataset(file, "det/metadata")
@@ -39,7 +39,7 @@ def test_raw_file_tells_ids_gaps_status_and_origin(tmp_path: Path) -> None:
         assert part in shown
 
 
-def test_master_file_tells_its_sources_and_what_is_missing(tmp_path: Path) -> None:
+def test_master_file_is_described_by_its_sources_and_missing_files(tmp_path: Path) -> None:
     raw = write_run(tmp_path, stream([0, 1, 4, 5]), RunSpec(metadata_file=True))
     create_master_file(tmp_path / "m.h5", raw, metadata_file=tmp_path / "fileMeta.h5", account='{"count": 4}')
     info = describe(tmp_path / "m.h5")
@@ -53,7 +53,7 @@ def test_master_file_tells_its_sources_and_what_is_missing(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_empty_files_and_metadata_files_are_told(tmp_path: Path, ours: bool) -> None:
+def test_empty_files_and_metadata_files_are_described(tmp_path: Path, ours: bool) -> None:
     raw = write_run(tmp_path, stream([]), RunSpec(metadata_file=True, ours=ours))
     assert describe(raw[0]).n_images == 0
     assert "images:" in text(raw[0])
@@ -74,7 +74,7 @@ def test_other_hdf5_file_lists_its_datasets(tmp_path: Path) -> None:
     assert "(3, 4) float32" in text(tmp_path / "x.h5")
 
 
-def test_broken_files_are_told_or_refused_and_nothing_else(tmp_path: Path) -> None:
+def test_broken_files_are_described_or_refused(tmp_path: Path) -> None:
     raw = write_run(tmp_path, stream(range(9)), RunSpec(metadata_file=True))
     create_master_file(tmp_path / "m.h5", raw)
     chance = random.Random(1)
@@ -92,7 +92,7 @@ def test_broken_files_are_told_or_refused_and_nothing_else(tmp_path: Path) -> No
 
 
 def is_refused(path: Path) -> bool:
-    """Whether the file is refused, as a file should be: by one line that names it."""
+    """Return whether the file is refused, which must be by one line that names it."""
     try:
         assert describe(path).lines()
     except FileLayoutError as error:

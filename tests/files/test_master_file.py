@@ -1,4 +1,4 @@
-"""The master file against the three-line reference of what it must show, and every way to refuse."""
+"""The master file, compared with a reference of a few lines, and its refusals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 
 def check_shows(master: Path, images: list[Image], spec: RunSpec) -> None:
-    """The reference: the run's images in their order, pixel by pixel and row by row."""
+    """Check that the file shows the run's images in order, pixel by pixel and row by row."""
     ids = [image.image_id for image in images]
     with h5py.File(master) as file:
         np.testing.assert_array_equal(dataset(file, DATA)[()], pixels(images, spec.shape, spec.dtype))
@@ -57,7 +57,7 @@ increasing_ids = st.lists(st.integers(0, 60), unique=True, max_size=25).map(sort
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[Image]:
-    """A stream as a driver sees it: ids with gaps, that restart at an id not above the last."""
+    """Generate streams as a driver receives them: ids with gaps, and restarts at or below the last id."""
     epochs = [ids for ids in draw(st.lists(increasing_ids, max_size=3)) if ids]
     kept = epochs[:1]
     for ids in epochs[1:]:
@@ -103,7 +103,7 @@ def test_cpp_made_files_are_shown_in_order_or_refused(
         try:
             create_master_file(directory / "fileMaster.h5", raw)
         except FileLayoutError:
-            # Only what these files cannot tell: in which pass a row is, or whether they are all.
+            # The only reasons: the files do not show the epoch of a row, or whether they are complete.
             restarts = any(image.epoch for image in images)
             assert restarts or (division == "arrival" and n_writers > 1)
             assert not (directory / "fileMaster.h5").exists()
@@ -126,7 +126,7 @@ def test_restarted_dense_streams_are_shown_in_order(
 
 @pytest.mark.parametrize("compression", [pb.none, pb.h5bitshuffle_lz4])
 @pytest.mark.parametrize("division", ["image_id", "arrival"])
-def test_files_of_our_writers_are_shown_in_order(tmp_path: Path, division: str, compression: int) -> None:
+def test_files_of_stddaq_writers_are_shown_in_order(tmp_path: Path, division: str, compression: int) -> None:
     images = stream(range(3, 40), [5, 9], range(8, 20))
     spec = RunSpec(n_writers=3, division=division, shape=(8, 16))
     layout = RawLayout(spec.detector, spec.shape, np.dtype(spec.dtype), 4096, compression)
@@ -143,14 +143,14 @@ def test_files_of_our_writers_are_shown_in_order(tmp_path: Path, division: str, 
 
 
 def direct_chunk(image: np.ndarray) -> bytes:
-    """An image compressed as the compressor does it, by HDF5's own filter."""
+    """Return an image that HDF5's own filter compressed, as the compressor does."""
     with h5py.File.in_memory() as file:
         stored = file.create_dataset("d", data=image, chunks=image.shape, **bitshuffle())
         return stored.id.read_direct_chunk((0, 0))[1]
 
 
 @pytest.mark.parametrize("division", ["image_id", "arrival"])
-def test_cpp_made_files_may_stand_beside_ours(tmp_path: Path, division: str) -> None:
+def test_files_of_cpp_and_stddaq_writers_can_be_combined(tmp_path: Path, division: str) -> None:
     images = stream(range(1, 30))
     spec = RunSpec(n_writers=3, division=division, metadata_file=True)
     raw = write_run(tmp_path, images, spec)
@@ -164,7 +164,7 @@ def test_cpp_made_files_may_stand_beside_ours(tmp_path: Path, division: str) -> 
 
 
 @given(st.lists(st.integers(0, 200), unique=True).map(sorted))
-def test_stretches_are_the_values_again(values: list[int]) -> None:
+def test_stretches_are_equal_to_their_values(values: list[int]) -> None:
     found = stretches(np.array(values, np.int64))
     again = [first + step * i for _, first, step, length in found for i in range(length)]
     assert again == values
@@ -189,7 +189,7 @@ def test_mappings_grow_with_gaps_and_not_with_images(
 
 @pytest.mark.parametrize("division", ["image_id", "arrival"])
 def test_many_gaps_share_mappings(tmp_path: Path, division: str) -> None:
-    """HDF5 takes 25 kB of memory for each mapping: one for each gap was 2.3 GiB for 75000 gaps."""
+    """HDF5 uses 25 kB of memory for each mapping. One for each of 75000 gaps took 2.3 GiB."""
     images = stream([i for i in range(6000) if i % 3 and i % 7])
     spec = RunSpec(n_writers=2, division=division, metadata_file=True)
     raw = write_run(tmp_path, images, spec)
@@ -250,7 +250,7 @@ def test_silx_opens_on_the_images(tmp_path: Path) -> None:
         assert found.axes_dataset_names == ["image_id", None, None]
 
 
-def test_older_names_and_account_are_there(tmp_path: Path) -> None:
+def test_interleaved_names_and_account_are_present(tmp_path: Path) -> None:
     raw = write_run(tmp_path, stream(range(9)))
     account = json.dumps({"run_id": "run-1", "started_at": "2026-01-01T00:00:00Z", "count": 9})
     create_master_file(tmp_path / "m.h5", raw, account=account)
@@ -269,7 +269,7 @@ def test_rows_beyond_metadata_are_not_shown(tmp_path: Path) -> None:
     check_shows(tmp_path / "m.h5", stream(range(10)), RunSpec())
 
 
-def test_existing_file_is_kept_unless_overwrite_is_said(tmp_path: Path) -> None:
+def test_existing_file_is_kept_without_overwrite(tmp_path: Path) -> None:
     raw = write_run(tmp_path, stream(range(9)))
     master = tmp_path / "m.h5"
     master.write_text("mine")
@@ -283,7 +283,7 @@ def test_existing_file_is_kept_unless_overwrite_is_said(tmp_path: Path) -> None:
 
 
 def refused(directory: Path, raw: list[Path], match: str, metadata_file: Path | None = None) -> None:
-    """The master file is refused, with one line, and nothing of it is left behind."""
+    """Check that the master file is refused with one line and leaves no file behind."""
     before = sorted(directory.iterdir())
     with pytest.raises(FileLayoutError, match=match) as caught:
         create_master_file(directory / "m.h5", raw, metadata_file=metadata_file)
@@ -331,7 +331,7 @@ def test_image_of_another_writer_is_named(tmp_path: Path) -> None:
     refused(tmp_path, raw, r"file1\.h5: holds image 4, which belongs to writer 0 of 2")
 
 
-def test_image_that_is_there_twice_is_named(tmp_path: Path) -> None:
+def test_image_that_occurs_twice_is_named(tmp_path: Path) -> None:
     spec = RunSpec(division="arrival")
     raw = write_run(tmp_path, stream(range(9)), spec)
     write_raw_file(raw[1], stream([1, 4]), spec, 1)
@@ -357,7 +357,7 @@ def test_truncated_file_is_named(tmp_path: Path) -> None:
     refused(tmp_path, raw, r"file1\.h5: is truncated")
 
 
-def test_file_that_is_no_raw_file_is_named(tmp_path: Path) -> None:
+def test_file_that_is_not_a_raw_file_is_named(tmp_path: Path) -> None:
     raw = write_run(tmp_path, stream(range(9)))
     with h5py.File(raw[1], "w") as file:
         file["else"] = 1
@@ -385,7 +385,7 @@ def test_metadata_file_without_an_image_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_more_rows_in_the_metadata_file_are_passed_over(tmp_path: Path) -> None:
+def test_further_rows_in_the_metadata_file_are_ignored(tmp_path: Path) -> None:
     spec = RunSpec(metadata_file=True)
     stored = stream([0, 1, 2, 5, 6], [1, 2, 3])
     raw = write_run(tmp_path, stored, spec)
@@ -395,7 +395,7 @@ def test_more_rows_in_the_metadata_file_are_passed_over(tmp_path: Path) -> None:
     check_shows(tmp_path / "m.h5", stored, spec)
 
 
-def test_restarts_that_cpp_made_files_do_not_tell_are_refused(tmp_path: Path) -> None:
+def test_restarts_that_cpp_files_do_not_show_are_refused(tmp_path: Path) -> None:
     spec = RunSpec(ours=False)
     raw = spec.raw_paths(tmp_path)
     write_raw_file(raw[0], stream([0, 2, 4], [2, 4]), spec, 0)
@@ -405,14 +405,14 @@ def test_restarts_that_cpp_made_files_do_not_tell_are_refused(tmp_path: Path) ->
         raw,
         r"file1\.h5: restarts of the image ids: expected 1 as in .*file0\.h5, got 0; .* order .* is unknown",
     )
-    # The metadata file has seen them all.
+    # The metadata file shows all restarts.
     images = [*stream(range(5)), Image(1, 2), Image(1, 4), Image(1, 5)]
     raw = write_run(tmp_path, images, replace(spec, metadata_file=True))
     create_master_file(tmp_path / "m.h5", raw, metadata_file=tmp_path / "fileMeta.h5")
     check_shows(tmp_path / "m.h5", images, spec)
 
 
-def test_passes_that_do_not_fit_the_ids_are_refused(tmp_path: Path) -> None:
+def test_epochs_that_do_not_fit_the_ids_are_refused(tmp_path: Path) -> None:
     raw = write_run(tmp_path, stream(range(9)))
     with h5py.File(raw[1], "r+") as file:
         file["det"].attrs["epochs"] = np.array([[3, 2], [1, 1]], np.uint64)

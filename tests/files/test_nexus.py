@@ -23,7 +23,7 @@ def test_lost_pixel_is_the_largest_integer(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["<f4", "<f8"])
-def test_lost_pixel_is_not_a_number(dtype: str) -> None:
+def test_lost_pixel_of_floats_is_nan(dtype: str) -> None:
     value = lost_pixel(np.dtype(dtype))
     assert value.dtype == np.dtype(dtype)
     assert np.isnan(value)

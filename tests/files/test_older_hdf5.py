@@ -1,4 +1,4 @@
-"""Every file of ours is read, rows and pixels, by an HDF5 of years ago that did not write it."""
+"""An HDF5 library that is years older reads rows and pixels of every file that stddaq writes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def test_every_file_is_written_in_the_stated_format(rig: Rig):
     images = images_of(range(8))
     assert_saved(rig.record(images), images)
     for name in ("file0.h5", "fileMaster.h5"):
-        assert superblock_version(rig.path(name)) == 3  # HDF5 1.10; of 2.0 it is 4 or more.
+        assert (
+            superblock_version(rig.path(name)) == 3
+        )  # Version 3 is that of HDF5 1.10; HDF5 2.0 would write 4 or more.
 
 
 def superblock_version(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""The published images file: what it shows of raw files, and how it is replaced."""
+"""The published images file: its images, and its replacement."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def images_of_run(directory: Path, ids: Sequence[int]) -> Images:
 
 
 def shown(path: Path) -> list[int]:
-    """Return the ids of the images that a file shows, after a comparison of every pixel."""
+    """Compare every pixel of a file with the raw files. Return its image ids."""
     with h5py.File(path) as file:
         ids = dataset(file, IMAGE_METADATA)[()]["image_id"].tolist()
         pixels = dataset(file, DATA)[()]

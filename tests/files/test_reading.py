@@ -48,7 +48,7 @@ def test_missing_or_short_raw_file_is_named(tmp_path: Path, given: str) -> None:
         pass
 
 
-def test_raw_file_that_changed_under_its_master_file_is_an_error(tmp_path: Path) -> None:
+def test_raw_file_that_changed_after_its_master_file_is_an_error(tmp_path: Path) -> None:
     raw = write_run(tmp_path, stream(range(6)))
     create_master_file(tmp_path / "fileMaster.h5", raw)
     write_raw_file(raw[1], stream([1, 3]), RunSpec(), 1)
@@ -59,7 +59,7 @@ def test_raw_file_that_changed_under_its_master_file_is_an_error(tmp_path: Path)
         pass
 
 
-def test_errors_of_the_reader_are_not_taken_for_damage(tmp_path: Path) -> None:
+def test_errors_of_the_reader_are_not_reported_as_damage(tmp_path: Path) -> None:
     write_run(tmp_path, stream(range(6)))
     with pytest.raises(ValueError, match="mine"), open_run(tmp_path):
         raise ValueError("mine")

@@ -1,4 +1,4 @@
-"""Files of killed writers become openable for everyone; nothing is made up, nobody is disturbed."""
+"""Repair closes files of killed writers, invents no data, and does not disturb running writers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stddaq.files.master_file import create_master_file
 from stddaq.files.reading import open_run
 from stddaq.files.repair import lookup3, repair
 
-# A writer that flushes all of its images but the last ones, says so, and waits for its end.
+# A writer that flushes all of its images except the last ones, prints `ready`, and waits.
 WRITER = """
 import sys, time
 from pathlib import Path
@@ -42,7 +42,7 @@ time.sleep(60)
 
 @contextmanager
 def writer(path: Path, flushed: int, late: int = 0) -> Iterator[subprocess.Popen[str]]:
-    """A living writer of `path`."""
+    """Start a process that writes `path`."""
     arguments = [sys.executable, "-c", WRITER, str(path), str(flushed), str(late)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -54,7 +54,7 @@ def writer(path: Path, flushed: int, late: int = 0) -> Iterator[subprocess.Popen
 
 
 def killed(path: Path, flushed: int, late: int = 0) -> None:
-    """Leave the file of a writer that was killed."""
+    """Create the file of a writer that was killed."""
     with writer(path, flushed, late):
         pass
 
@@ -67,7 +67,7 @@ def check_images(path: Path, n_images: int) -> None:
 
 
 @pytest.mark.parametrize(("flushed", "late"), [(0, 0), (0, 3), (1, 0), (20, 0), (20, 11), (9, 1)])
-def test_file_of_a_killed_writer_becomes_openable_with_all_flushed_images(
+def test_repair_closes_the_file_of_a_killed_writer_with_all_flushed_images(
     tmp_path: Path, flushed: int, late: int
 ) -> None:
     path = tmp_path / "file0.h5"
@@ -87,7 +87,7 @@ def test_file_of_a_killed_writer_becomes_openable_with_all_flushed_images(
         assert run.read(0, flushed)[:, 0, 0].tolist() == list(range(flushed))
 
 
-def test_file_of_a_living_writer_is_left_alone(tmp_path: Path) -> None:
+def test_file_of_a_running_writer_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "file0.h5"
     with writer(path, 5) as process:
         before = path.read_bytes()
@@ -98,7 +98,7 @@ def test_file_of_a_living_writer_is_left_alone(tmp_path: Path) -> None:
         assert f"being written by process {process.pid}" in "\n".join(describe(path).lines())
 
 
-def test_file_that_is_open_for_writing_without_swmr_is_left_alone(tmp_path: Path) -> None:
+def test_file_that_is_open_for_writing_without_swmr_is_not_touched(tmp_path: Path) -> None:
     (path,) = write_run(tmp_path, stream(range(3)), RunSpec(n_writers=1))
     with h5py.File(path, "r+", libver="latest") as file:
         dataset(file, "det/data")[0] = 7
@@ -119,7 +119,7 @@ def test_whole_files_need_no_repair(tmp_path: Path) -> None:
         assert path.read_bytes() == before
 
 
-def test_space_that_was_allocated_and_not_written_is_no_damage(tmp_path: Path) -> None:
+def test_allocated_space_that_was_not_written_is_not_damage(tmp_path: Path) -> None:
     path = tmp_path / "file0.h5"
     killed(path, 20)
     with h5py.File(path, swmr=True) as file:
@@ -131,14 +131,14 @@ def test_space_that_was_allocated_and_not_written_is_no_damage(tmp_path: Path) -
     content = path.read_bytes()
     repair(path)
     check_images(path, 20)
-    # One byte less than the last flushed image is another matter.
+    # A missing byte of the last flushed image is damage.
     path.write_bytes(content[: last_row + 64 * 64 * 2 - 1])
     with pytest.raises(FileLayoutError, match=r"is truncated to \d+ bytes: 1 of 20 rows of /det/data"):
         repair(path)
 
 
 @pytest.mark.parametrize("left", [0.3, 0.9])
-def test_truncated_file_is_refused_and_stays_as_it_is(tmp_path: Path, left: float) -> None:
+def test_truncated_file_is_refused_and_not_changed(tmp_path: Path, left: float) -> None:
     path = tmp_path / "file0.h5"
     killed(path, 40)
     content = path.read_bytes()
@@ -150,7 +150,7 @@ def test_truncated_file_is_refused_and_stays_as_it_is(tmp_path: Path, left: floa
 
 
 @pytest.mark.parametrize("content", [b"", b"no HDF5", b"\x89HDF\r\n\x1a\n" + bytes(40)])
-def test_what_is_not_hdf5_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_hdf5_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.h5").write_bytes(content)
     with pytest.raises(FileLayoutError, match=r"x\.h5: is (not an HDF5 file|damaged)"):
         repair(tmp_path / "x.h5")
@@ -159,7 +159,7 @@ def test_what_is_not_hdf5_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_superblock_checksum_is_that_of_hdf5(tmp_path: Path) -> None:
-    # The first is the test vector of the algorithm's author.
+    # The first one is the test vector of the algorithm's author.
     assert lookup3(b"Four score and seven years ago") == 0x17770551
     with h5py.File(tmp_path / "x.h5", "w", libver="latest") as file:
         file["data"] = np.arange(10)

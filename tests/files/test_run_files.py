@@ -1,4 +1,4 @@
-"""Finding the files of a run by directory and prefix, or by any one of its files."""
+"""The files of a run are found by directory and prefix, or by any of its files."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def test_run_is_found_from_any_of_its_files_in_the_order_of_its_writers(tmp_path
         assert [raw.name for raw in found.raw] == names
         assert found.metadata == tmp_path / "fileMeta.h5"
         assert found.master == tmp_path / "fileMaster.h5"
-        # The master file need not exist to name its run.
+        # A run can be named by a master file that does not exist.
         assert find_run(found.master) == found
     assert find_run(tmp_path, "other").metadata is None
 
 
-def test_prefixes_that_end_in_digits_are_kept_apart(tmp_path: Path) -> None:
+def test_prefixes_that_end_in_digits_are_distinguished(tmp_path: Path) -> None:
     touch(tmp_path, "scan0.h5", "scan1.h5", "scan10.h5", "scan11.h5", "scan2020.h5", "scan2021.h5")
     assert [raw.name for raw in find_run(tmp_path, "scan").raw] == ["scan0.h5", "scan1.h5"]
     assert [raw.name for raw in find_run(tmp_path, "scan1").raw] == ["scan10.h5", "scan11.h5"]
@@ -53,7 +53,7 @@ def test_path_without_a_run_is_named(tmp_path: Path, given: str) -> None:
         find_run(tmp_path)
 
 
-def test_order_of_a_shell_pattern_becomes_that_of_the_writers() -> None:
+def test_files_of_a_shell_pattern_are_sorted_by_writer() -> None:
     names = [f"run7_{writer}.h5" for writer in range(23)]
     assert [path.name for path in in_writer_order([Path(name) for name in sorted(names)])] == names
 
@@ -74,7 +74,7 @@ def test_aggregate_takes_a_directory_a_file_or_a_shell_pattern(tmp_path: Path) -
         aggregate_run([])
 
 
-def test_files_are_named_as_specified() -> None:
+def test_names_of_files_follow_the_specification() -> None:
     assert [raw_file_name("scan_", i) for i in (0, 1, 10)] == ["scan_0.h5", "scan_1.h5", "scan_10.h5"]
     assert metadata_file_name("file") == "fileMeta.h5"
     assert master_file_name("file") == "fileMaster.h5"

@@ -1,4 +1,4 @@
-"""Files that grow: their creation, their rows, and a reader beside the writer."""
+"""Growing files: their creation, their rows, and a reader at the same time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises of the package as a whole: cost of importing, commands, generated code."""
+"""Promises of the whole package: import time, commands, generated code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.processes.deployment import console_script
 import stddaq
 
 ROOT = Path(__file__).parents[2]
-# What takes a noticeable time to import.
+# Modules that are slow to import.
 HEAVY = (
     "bluesky",
     "dask",
@@ -33,7 +33,7 @@ HEAVY = (
     "zmq",
 )
 
-# Options as the documents that this project implements name them.
+# The options in std_daq's documents.
 SERVICES = {
     "std_det_driver": (
         "-s SUFFIX, --source_suffix SUFFIX",
@@ -87,7 +87,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def heavy_modules_after(statement: str) -> list[str]:
-    """Which of HEAVY a fresh interpreter has imported after `statement`."""
+    """Return the modules of HEAVY that a fresh interpreter has imported after `statement`."""
     program = f"import sys\n{statement}\nprint(*(set({HEAVY}) & sys.modules.keys()), file=sys.stderr)"
     done = run(sys.executable, "-c", program)
     assert done.returncode == 0, done.stderr
@@ -129,7 +129,7 @@ def test_command_is_installed_with_its_documented_arguments(service: str) -> Non
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_every_command_says_the_version_of_the_package(service: str) -> None:
+def test_every_command_shows_the_version_of_the_package(service: str) -> None:
     done = run(console_script(service), "--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{stddaq.__version__}\n", "")
 

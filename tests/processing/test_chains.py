@@ -1,4 +1,4 @@
-"""Whole chains of real processes: source, stage, driver and writers, files."""
+"""Chains of real processes, from source to files: source, stage, driver and writers."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ def begin(rig: Rig, **start: Any) -> None:
 
 @pytest.mark.parametrize("detector_type", ["pco", "eiger", "gigafrost"])
 @pytest.mark.parametrize("suffix", sorted(SERVICES))
-def test_files_hold_the_very_bytes_that_the_compressor_made(
-    make_rig: MakeRig, suffix: str, detector_type: str
-):
+def test_files_hold_the_exact_bytes_of_the_compressor(make_rig: MakeRig, suffix: str, detector_type: str):
     rig = make_rig(
         driver=["-s", suffix],
         writers=False,
@@ -67,7 +65,7 @@ def test_files_hold_the_very_bytes_that_the_compressor_made(
                 assert (mask, compressed_image(stored, suffix)) == (0, made[row * 2 + writer])
 
 
-def test_images_that_no_compression_makes_smaller_are_recorded_with_all_others(make_rig: MakeRig):
+def test_incompressible_images_are_recorded_with_all_others(make_rig: MakeRig):
     rig = make_rig(driver=["-s", "blosc2"], writers=False)
     start_writers(rig, "blosc2")
     rig.deployment.start("std_data_compress_blosc2", "-t", 2)
@@ -123,7 +121,7 @@ def test_compressor_follows_the_filter(make_deployment: Callable[..., Deployment
         deployment.start("std_gf_filter")
         assert publisher.wait_for_subscribers(1, 5)
         deployment.start("std_data_compress_blosc2", "-t", 2, "-s", "filter")
-        stack.enter_context(StreamReader(deployment, "filter"))  # Connects when the compressor has.
+        stack.enter_context(StreamReader(deployment, "filter"))  # It connects after the compressor.
         reader = stack.enter_context(StreamReader(deployment, "blosc2"))
         for image in images_of(range(30)):
             publisher.metadata.gf.store_image = image.image_id % 2 == 1

@@ -1,4 +1,4 @@
-"""The compressors: what they make is what HDF5's filters and the libraries themselves read."""
+"""HDF5's filters and the libraries themselves read the output of the compressors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def start_compressor(deployment: Deployment, suffix: str, *args: object, threads
 
 
 def decoded(image: PublishedImage, suffix: str, config: DetectorConfig) -> np.ndarray:
-    """The pixels, by the library that defines the format."""
+    """Return the pixels as decoded by the library that defines the format."""
     if suffix == "blosc2":
         return c_blosc2.decompress(image.content, config.image_shape, config.dtype)
     total, block_bytes = struct.unpack_from(">qi", image.content)
@@ -56,7 +56,7 @@ def decoded(image: PublishedImage, suffix: str, config: DetectorConfig) -> np.nd
 
 
 def noise_of(image_id: int, config: DetectorConfig) -> Image:
-    """An image that no compression makes smaller."""
+    """Return an incompressible image."""
     bytes_ = np.random.default_rng(image_id).bytes(config.image_bytes)
     return Image(image_id, np.frombuffer(bytes_, config.dtype).reshape(config.image_shape))
 
@@ -77,7 +77,7 @@ def publish(source: ImagePublisher, images: list[Image]) -> None:
     ids=["u2", "u1-odd", "u4", "f4"],
 )
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_compressed_images_are_those_of_the_source_in_its_order(
+def test_compressed_images_are_those_of_the_source_in_order(
     make_deployment: MakeDeployment, suffix: str, overrides: dict[str, Any]
 ):
     deployment = make_deployment(**overrides)
@@ -101,7 +101,7 @@ def test_compressed_images_are_those_of_the_source_in_its_order(
         np.testing.assert_array_equal(decoded(image, suffix, config), original.pixels)
 
 
-def test_detector_fields_stay_beside_compressed_images(deployment: Deployment):
+def test_compressed_images_keep_their_detector_fields(deployment: Deployment):
     config = DetectorConfig.parse(deployment.config)
     with ImagePublisher(config) as source:
         start_compressor(deployment, "blosc2")
@@ -113,7 +113,7 @@ def test_detector_fields_stay_beside_compressed_images(deployment: Deployment):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_images_that_do_not_become_smaller_stay_as_they_are(deployment: Deployment, suffix: str):
+def test_incompressible_images_are_stored_without_compression(deployment: Deployment, suffix: str):
     config = DetectorConfig.parse(deployment.config)
     images = [noise_of(0, config), image_of(1), noise_of(2, config), image_of(3)]
     with ImagePublisher(config) as source:
@@ -130,7 +130,7 @@ def test_images_that_do_not_become_smaller_stay_as_they_are(deployment: Deployme
     service.wait_for_line("n_uncompressed_images=2")
 
 
-def test_blob_has_blocks_of_the_size_asked_for(deployment: Deployment):
+def test_blob_has_blocks_of_the_requested_size(deployment: Deployment):
     config = DetectorConfig.parse(deployment.config)
     image = image_of(0)
     with ImagePublisher(config) as source:
@@ -143,7 +143,7 @@ def test_blob_has_blocks_of_the_size_asked_for(deployment: Deployment):
     assert received.content[12:] == bitshuffle.compress_lz4(image.pixels, 256).tobytes()
 
 
-def test_levels_of_blosc2_differ_in_what_they_make(deployment: Deployment):
+def test_levels_of_blosc2_differ_in_size(deployment: Deployment):
     sizes = {}
     config = DetectorConfig.parse(deployment.config)
     image = Image(0, np.random.default_rng(1).poisson(20, (32, 48)).astype("<u2"))
@@ -156,12 +156,12 @@ def test_levels_of_blosc2_differ_in_what_they_make(deployment: Deployment):
                 (received,) = reader.receive(1)
                 sizes[level] = received.metadata.size
             assert service.end() == 0
-    # Level 0 does not compress: with its header the image would not fit.
+    # Level 0 does not compress, so that the image with a header would not fit.
     assert sizes[9] < sizes[0] == config.image_bytes
 
 
 @pytest.mark.parametrize("dtype", ["u1", "<u2", "<u4", "<f4"])
-def test_blobs_of_bitshuffle_and_ours_are_each_others(dtype: str):
+def test_blobs_of_stddaq_and_bitshuffle_can_be_exchanged(dtype: str):
     pixels = np.random.default_rng(3).poisson(9, (61, 53)).astype(dtype)
     theirs = struct.pack(">qi", pixels.nbytes, 8192) + bitshuffle.compress_lz4(pixels).tobytes()
     ours = bytes(compress_bitshuffle_lz4(pixels))
@@ -172,10 +172,10 @@ def test_blobs_of_bitshuffle_and_ours_are_each_others(dtype: str):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_hdf5_filters_read_what_compressors_make(
+def test_hdf5_filters_read_the_output_of_compressors(
     make_deployment: MakeDeployment, tmp_path: Path, suffix: str
 ):
-    # Larger than a block of either codec; uniform images are a case of their own in Blosc2.
+    # Images are larger than a block of either codec. Blosc2 treats uniform images separately.
     deployment = make_deployment(image_pixel_height=200, image_pixel_width=300)
     config = DetectorConfig.parse(deployment.config)
     images = [
@@ -225,7 +225,7 @@ def test_image_too_large_for_blosc2_is_refused(
     assert "image: expected up to 2147483615 bytes, got 4000000000" in line
 
 
-def test_overwritten_images_are_passed_on_as_such_and_without_pixels(deployment: Deployment):
+def test_overwritten_images_are_forwarded_as_overwritten_without_pixels(deployment: Deployment):
     config = DetectorConfig.parse(deployment.config)
     with ImagePublisher(config) as source:
         service = start_compressor(deployment, "h5bitshuffle-lz4")
@@ -268,7 +268,7 @@ def test_images_of_a_source_without_cursor_are_compressed_after_the_hold_time(de
         if image.status == 1:
             np.testing.assert_array_equal(decoded(image, "blosc2", config), original.pixels)
     lost = [image.image_id for image in received if image.status == 3]
-    # 150 were overwritten. Only the newest id is known, so some more are not trusted.
+    # 150 images were overwritten. Only the newest id is known, so some more are suspect.
     assert lost == list(range(50, 50 + len(lost)))
     assert 150 <= len(lost) <= 300
 
@@ -292,13 +292,13 @@ def test_a_recreated_cpp_ring_is_never_read_as_the_old_one(deployment: Deploymen
 
             assert compressed(0) == [1] * 20
             source.remake_ring()
-            # In the slots of the first ones; until the service has the new ring it trusts none of them.
+            # These reuse the first slots. The service trusts none of them until it has the new ring.
             compressed(1000)
             service.wait_for_line("was removed, attaching to a new one")
             assert compressed(2000) == [1] * 20
 
 
-def test_restart_of_image_ids_is_passed_on_in_order(deployment: Deployment):
+def test_restart_of_image_ids_is_forwarded_in_order(deployment: Deployment):
     config = DetectorConfig.parse(deployment.config)
     images = [*images_of(range(40)), *images_of(range(40), salt=1), *images_of([7] * 5, salt=2)]
     with ImagePublisher(config) as source:
@@ -316,7 +316,7 @@ def test_restart_of_image_ids_is_passed_on_in_order(deployment: Deployment):
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_compressor_ends_at_once_also_when_it_has_work(deployment: Deployment, signal_number: int):
+def test_busy_compressor_ends_at_once(deployment: Deployment, signal_number: int):
     config = DetectorConfig.parse(deployment.config)
     with ImagePublisher(config) as source:
         service = start_compressor(deployment, "blosc2")
@@ -326,7 +326,7 @@ def test_compressor_ends_at_once_also_when_it_has_work(deployment: Deployment, s
     assert service.stderr == []
 
 
-def test_compressor_that_is_started_again_goes_on(deployment: Deployment):
+def test_restarted_compressor_continues(deployment: Deployment):
     config = DetectorConfig.parse(deployment.config)
     with ImagePublisher(config) as source:
         service = start_compressor(deployment, "blosc2")
@@ -348,7 +348,7 @@ def test_compressor_that_is_started_again_goes_on(deployment: Deployment):
                     reader.wait_for_publisher()
 
 
-def test_messages_that_were_lost_and_malformed_ones_are_counted(deployment: Deployment):
+def test_lost_and_malformed_messages_are_counted(deployment: Deployment):
     config = DetectorConfig.parse(deployment.config)
     with ImagePublisher(config) as source:
         service = start_compressor(deployment, "blosc2")
@@ -376,7 +376,7 @@ def test_messages_that_were_lost_and_malformed_ones_are_counted(deployment: Depl
         ("h5bitshuffle-lz4", ["-t", 1, "-b", 2**32], "up to 1073741824, got 8589934592"),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_reason(
+def test_impossible_arguments_are_refused_with_the_reason(
     deployment: Deployment,
     capsys: pytest.CaptureFixture[str],
     suffix: str,

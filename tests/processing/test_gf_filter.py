@@ -1,4 +1,4 @@
-"""`std_gf_filter`: the metadata of the images that are marked to be stored."""
+"""`std_gf_filter` forwards the metadata of images that are marked to be stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.processing import gf_filter
 
 
-def test_messages_of_the_filter_are_those_of_the_source_with_its_own_numbers(deployment: Deployment):
+def test_the_filter_forwards_messages_with_its_own_sequence_numbers(deployment: Deployment):
     with ImagePublisher(DetectorConfig.parse(deployment.config)) as source:
         service = deployment.start("std_gf_filter")
         assert source.wait_for_subscribers(1, 5)
@@ -35,7 +35,7 @@ def test_messages_of_the_filter_are_those_of_the_source_with_its_own_numbers(dep
     service.wait_for_line(r"source=image,processed_times=\d+,.*n_passed_images=")
 
 
-def test_images_overwritten_before_they_are_filtered_are_passed_on_for_readers_to_notice(
+def test_images_overwritten_before_filtering_are_forwarded_and_readers_notice(
     deployment: Deployment,
 ):
     with ImagePublisher(DetectorConfig.parse(deployment.config)) as source:

@@ -1,4 +1,4 @@
-"""The base of a user's own service: everything but the function is taken care of."""
+"""A user's own service needs only a function."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def config(deployment: Deployment) -> DetectorConfig:
 
 @pytest.fixture
 def opened() -> Iterator[ExitStack]:
-    """What is closed before the services end."""
+    """Return an exit stack that closes before the services end."""
     with ExitStack() as stack:
         yield stack
 
@@ -93,7 +93,7 @@ def test_writers_follow_a_new_stream_by_its_suffix(make_rig: MakeRig):
     assert (account["source"], account["n_dropped"]) == ("negated", 0)
 
 
-def test_image_that_cannot_be_processed_is_passed_on_as_undefined_and_the_service_goes_on(
+def test_image_whose_processing_fails_is_forwarded_as_undefined_and_the_service_continues(
     deployment: Deployment, config: DetectorConfig, source: ImagePublisher
 ):
     service = start(deployment, "negate")
@@ -107,13 +107,13 @@ def test_image_that_cannot_be_processed_is_passed_on_as_undefined_and_the_servic
     assert not received[1].pixels(config).any()
     service.wait_for_line(r"n_failed_images=1,")
     service.wait_for_line(r"\[error\] processing failed: scan 13")
-    service.wait_for_line(r"user_services\.py")  # The traceback says where.
+    service.wait_for_line(r"user_services\.py")  # The traceback shows the place.
 
 
-def test_filter_that_looks_at_pixels_passes_on_what_it_likes(make_rig: MakeRig):
+def test_filter_can_select_images_by_their_pixels(make_rig: MakeRig):
     rig = make_rig(driver=["-s", "bright"], writers=False)
     for i in range(2):
-        rig.deployment.start("std_det_writer", i)  # The images stay in the ring of the source.
+        rig.deployment.start("std_det_writer", i)  # The images remain in the ring of the source.
     service = start(rig.deployment, "bright", "-t", 2)
     assert rig.source.wait_for_subscribers(1, 5)
     images = [Image(i, np.full((32, 48), i * 7 % 200, "<u2")) for i in range(120)]
@@ -127,7 +127,7 @@ def test_filter_that_looks_at_pixels_passes_on_what_it_likes(make_rig: MakeRig):
     service.wait_for_line(f"n_passed_images={len(bright)},")
 
 
-def test_filter_passes_on_as_overwritten_what_it_could_not_judge(
+def test_filter_forwards_images_that_it_could_not_read_as_overwritten(
     deployment: Deployment, source: ImagePublisher
 ):
     service = start(deployment, "bright")
@@ -145,7 +145,7 @@ def test_filter_passes_on_as_overwritten_what_it_could_not_judge(
     ]
 
 
-def test_images_of_another_size_have_a_configuration_of_their_own(
+def test_images_of_another_size_have_their_own_configuration(
     deployment: Deployment, source: ImagePublisher, tmp_path: Path
 ):
     halved = {**deployment.config, "image_pixel_height": 16, "image_pixel_width": 24}
@@ -177,7 +177,7 @@ def test_service_that_is_slower_than_its_source_still_gets_images(
     assert [image.image_id for image in received] == list(range(4000))
     statuses = [image.status for image in received]
     assert 3 in statuses, "the source was not fast enough"
-    # Between the first that was lost and the last 1000, which the ring still had when the source had ended.
+    # Good images follow the first bad one, not only among the last 1000, which stayed in the ring.
     assert 1 in statuses[statuses.index(3) : 3000]
 
 
@@ -195,7 +195,9 @@ def test_source_without_cursor_is_served(deployment: Deployment, config: Detecto
         np.testing.assert_array_equal(image.pixels(config), np.invert(original.pixels))
 
 
-def test_function_that_hangs_does_not_keep_the_service(deployment: Deployment, source: ImagePublisher):
+def test_hanging_function_does_not_keep_the_service_from_ending(
+    deployment: Deployment, source: ImagePublisher
+):
     service = start(deployment, "negate", "--pause", 600)
     assert source.wait_for_subscribers(1, 5)
     publish(source, images_of(range(3)))
@@ -205,7 +207,7 @@ def test_function_that_hangs_does_not_keep_the_service(deployment: Deployment, s
     assert time.monotonic() - began < 5
     service.wait_for_line("stopped while an image was still being processed")
     assert service.stderr == []
-    # Its threads were in the ring buffers until the end.
+    # Its threads used the ring buffers until the end.
     assert deployment.sockets() == [f"{deployment.detector_name}-image"]
 
 
@@ -219,7 +221,7 @@ def test_function_that_hangs_does_not_keep_the_service(deployment: Deployment, s
         (["halve", "--output-config", "/none.json"], "/none.json: cannot be read"),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_reason(
+def test_impossible_arguments_are_refused_with_the_reason(
     deployment: Deployment, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
 ):
     role, *options = arguments
@@ -247,7 +249,7 @@ def test_streams_of_other_services_cannot_be_the_output(
     deployment: Deployment, capsys: pytest.CaptureFixture[str], suffix: str
 ):
     def main(argv: list[str]) -> int:
-        parser = ServiceParser("misnamed", "A service of the tests.")
+        parser = ServiceParser("misnamed", "A service.")
         return run_processor(parser, suffix, user_services.prepare_halve, argv)
 
     line = refusal(capsys, main, "-s", "delay", deployment.config_path)

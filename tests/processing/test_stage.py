@@ -1,4 +1,4 @@
-"""The loop of a stage on fakes: what becomes of good, overwritten and failed images, and what is counted."""
+"""The loop of a stage with fakes: good, overwritten and failed images, and the counters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG = DetectorConfig.parse(make_config())
 
 
 class FakeReader:
-    """A ring with cursor that holds every image except those of `overwritten`."""
+    """A ring with a cursor that holds every image except those of `overwritten`."""
 
     def __init__(self) -> None:
         self.overwritten: set[int] = set()
@@ -41,7 +41,7 @@ class FakeReader:
 
 
 class FakeSubscriber:
-    """A subscription whose messages are those of `announced`."""
+    """A subscription that receives the messages in `announced`."""
 
     suffix = "image"
 
@@ -98,7 +98,7 @@ class FakeOutput(StageOutput[str]):
 
 
 class Rig:
-    """A stage that works in the test's own thread."""
+    """A stage that works in the test's thread."""
 
     def __init__(self) -> None:
         self.subscriber, self.output = FakeSubscriber(), FakeOutput()
@@ -109,7 +109,7 @@ class Rig:
         self.workers = Workers(0, self.stage._work)
 
     def process(self, *image_ids: int) -> list[tuple[int, int, str]]:
-        """Announce images and turn the loop until they are published."""
+        """Announce images and run the loop until they are published."""
         self.subscriber.announced.extend(image_ids)
         self.stage._receive()
         while self.stage._start(self.workers):
@@ -194,7 +194,7 @@ def test_image_waits_for_an_earlier_one_in_the_same_slot(rig: Rig) -> None:
     assert [image_id for image_id, _, _ in rig.output.published] == [3, 13]
 
 
-def test_slow_stage_skips_images_that_would_be_overwritten_and_tries_again_when_there_is_room(
+def test_slow_stage_skips_images_that_would_be_overwritten_and_resumes_when_there_is_room(
     rig: Rig,
 ) -> None:
     rig.output.overwriting.add(1)

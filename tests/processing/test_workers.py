@@ -1,4 +1,4 @@
-"""Worker threads: jobs are done in order, in parallel tasks, and never keep a service from exiting."""
+"""Worker threads do jobs in order, in parallel tasks, and never keep a service from exiting."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stddaq.processing.workers import TASKS_PER_THREAD, Workers
 
 
 def wait(workers: Workers[int]) -> None:
-    """Wait until a task is finished, as the poller of a service does."""
+    """Wait until a task is finished, as a service's poller does."""
     readable, _, _ = select.select([workers.fileno()], [], [], 5)
     assert readable, "no task was finished"
     workers.acknowledge()
@@ -47,7 +47,7 @@ def test_descriptor_is_readable_when_a_task_is_finished_until_it_is_acknowledged
     assert workers.close(5)
 
 
-def test_as_many_tasks_can_be_started_as_keep_the_threads_busy() -> None:
+def test_enough_tasks_can_be_started_to_keep_the_threads_busy() -> None:
     may_go_on = threading.Semaphore(0)
     workers = Workers[int](2, lambda _: may_go_on.acquire())
     for n_free in range(2 * TASKS_PER_THREAD, 0, -1):
@@ -61,7 +61,7 @@ def test_as_many_tasks_can_be_started_as_keep_the_threads_busy() -> None:
     assert workers.close(5)
 
 
-def test_close_waits_for_tasks_that_were_started_but_not_for_one_that_hangs() -> None:
+def test_close_waits_for_started_tasks_but_not_for_one_that_hangs() -> None:
     done: list[int] = []
     workers = Workers[int](1, done.append)
     for job in range(TASKS_PER_THREAD):

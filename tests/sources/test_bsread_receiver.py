@@ -1,4 +1,4 @@
-"""`std_bsread_recv` as a process: what a camera sends over the network, and what is then in the ring."""
+"""`std_bsread_recv` as a process: messages of a camera, and the images in the ring."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def test_every_image_of_the_camera_is_in_the_ring_in_order(
 
 
 @pytest.mark.parametrize("signal_number", [None, signal.SIGTERM], ids=["by itself", "SIGTERM"])
-def test_camera_server_that_has_sent_all_waits_for_a_slow_receiver_unless_asked_to_end(
+def test_camera_server_that_has_sent_all_waits_for_a_slow_receiver_until_it_is_terminated(
     make_deployment: Callable[..., Deployment], signal_number: int | None
 ) -> None:
-    """Found: what a receiver had not taken within a second of the last image was thrown away."""
+    """Images that the receiver had not taken one second after the last one were discarded."""
     pco = make_deployment(**PCO, image_pixel_height=1031, image_pixel_width=1000)
     camera, address = start_camera(pco, "--rate", 0, "--n-images", 30, "--wait-for-subscribers", 1)
     with zmq.Context() as context, context.socket(zmq.PULL) as receiver:
@@ -90,7 +90,7 @@ def test_camera_server_that_has_sent_all_waits_for_a_slow_receiver_unless_asked_
             camera.send(signal_number)
             assert camera.wait(2) == 0
             return
-        time.sleep(1.2)  # The receiver hangs for longer than the server waits when it is asked to end.
+        time.sleep(1.2)  # The receiver hangs for longer than a terminated server waits.
         found = [json.loads(receiver.recv_multipart()[0])["pulse_id"] for _ in range(30)]
         assert found == list(range(30))
         assert camera.wait(10) == 0
@@ -123,7 +123,7 @@ def test_subscriber_receives_what_is_published(pco: Deployment) -> None:
     with ImageReader(pco) as reader, Camera(kind=zmq.PUB) as camera:
         receiver = start_receiver(pco, camera.address, "-t", "sub")
         wait_for_totals(receiver, n_subscribers=1, n_connections=1)
-        # A subscription takes a while to arrive.
+        # A subscription arrives after a moment.
         first = next(i for i in range(10**6) if camera.send_images([i]) or reader.receive_one(0.05))
         camera.send_images(range(first + 1, first + 20))
         received = reader.receive(19)
@@ -141,7 +141,7 @@ def test_simulated_camera_publishes_to_subscribers(pco: Deployment) -> None:
 
 @pytest.mark.parametrize("dtype", [">u2", "<u2"])
 @pytest.mark.parametrize("compression", COMPRESSIONS)
-def test_pixels_come_in_the_byte_order_of_the_channel(
+def test_pixels_have_the_byte_order_of_the_channel(
     pco: Deployment, dtype: str, compression: Compression
 ) -> None:
     with ImageReader(pco) as reader, Camera() as camera:
@@ -204,12 +204,12 @@ def with_value(camera: Camera, value: bytes, compression: Compression = "none") 
 
 
 def damaged(camera: Camera, image_id: int, compression: Compression) -> list[bytes]:
-    """Right in all its lengths, but not in the LZ4 data."""
+    """Return a message with valid lengths and damaged LZ4 data."""
     parts = camera.message(image_id, compression=compression)
     return [*parts[:2], parts[2][:16] + bytes([255]) * (len(parts[2]) - 16), parts[3]]
 
 
-def test_bad_messages_are_counted_by_kind_and_never_in_the_ring(pco: Deployment) -> None:
+def test_bad_messages_are_counted_by_kind_and_never_reach_the_ring(pco: Deployment) -> None:
     with ImageReader(pco) as reader, Camera() as camera:
         receiver = start_receiver(pco, camera.address)
         wait_for_totals(receiver, n_subscribers=1)
@@ -221,7 +221,7 @@ def test_bad_messages_are_counted_by_kind_and_never_in_the_ring(pco: Deployment)
         assert {key.removeprefix("n_bad_") for key in expected} == set(REJECTIONS)
         found = wait_for_totals(receiver, **expected)
         assert {key: found[key] for key in expected} == expected
-        # They said 5, or 6 and 7, whose damage shows only when their turn has come.
+        # The bad messages had id 5, or 6 and 7, whose damage is found only when they are decoded.
         camera.send_images(range(8, 12))
         received = reader.receive(9)
     assert ids(received) == [*range(5), *range(8, 12)]
@@ -246,7 +246,7 @@ def test_large_damaged_images_are_left_out_and_the_order_is_kept(
     assert_pixels(received)
 
 
-def test_messages_that_are_much_too_long_cost_no_connection(pco: Deployment) -> None:
+def test_much_too_long_messages_do_not_close_a_connection(pco: Deployment) -> None:
     with ImageReader(pco) as reader, Camera() as camera:
         receiver = start_receiver(pco, camera.address)
         wait_for_totals(receiver, n_subscribers=1, n_connections=4)
@@ -280,7 +280,7 @@ def test_missing_image_holds_back_the_others_for_a_limited_time(pco: Deployment)
         wait_for_totals(receiver, n_skipped_ids=1, n_late=1)
 
 
-def test_no_image_is_missing_because_the_receiver_stood_still(pco: Deployment) -> None:
+def test_a_pause_of_the_receiver_makes_no_image_missing(pco: Deployment) -> None:
     with ImageReader(pco) as reader, Camera() as camera:
         receiver = start_receiver(pco, camera.address)
         wait_for_totals(receiver, n_subscribers=1)
@@ -291,7 +291,7 @@ def test_no_image_is_missing_because_the_receiver_stood_still(pco: Deployment) -
             assert ids(reader.receive(1)) == [first]
             receiver.send(signal.SIGSTOP)
             camera.send_images([first + 3, first + 1])
-            # Longer than a missing image is waited for.
+            # The pause is longer than the wait for a missing image.
             was_in_time = reader.receive_one(2 * MAX_WAIT_S) is None
             receiver.send(signal.SIGCONT)
             if not was_in_time:
@@ -300,7 +300,7 @@ def test_no_image_is_missing_because_the_receiver_stood_still(pco: Deployment) -
         assert ids(reader.receive(3)) == [first + 1, first + 2, first + 3]
 
 
-def test_camera_that_is_started_again_is_recognised(pco: Deployment) -> None:
+def test_restarted_camera_is_recognised(pco: Deployment) -> None:
     with ImageReader(pco) as reader:
         with Camera() as camera:
             receiver = start_receiver(pco, camera.address)
@@ -319,7 +319,7 @@ def test_camera_that_is_started_again_is_recognised(pco: Deployment) -> None:
     receiver.wait_for_line(r"\[event\] the camera's image ids restart")
 
 
-def test_camera_that_is_armed_again_is_recognised_on_the_same_connections(pco: Deployment) -> None:
+def test_rearmed_camera_is_recognised_on_the_same_connections(pco: Deployment) -> None:
     port = free_port()
     with ImageReader(pco) as reader, SimulatorClient(camera_name(pco.detector_name)) as client:
         receiver = start_receiver(pco, f"tcp://127.0.0.1:{port}")
@@ -335,7 +335,7 @@ def test_camera_that_is_armed_again_is_recognised_on_the_same_connections(pco: D
     assert ids(received) == [*range(30), *range(30)]
 
 
-def test_receiver_that_is_started_again_goes_on_with_the_next_image(pco: Deployment) -> None:
+def test_restarted_receiver_continues_with_the_next_image(pco: Deployment) -> None:
     with ImageReader(pco) as reader:
         _, address = start_camera(pco, "--rate", 200)
         receiver = start_receiver(pco, address)
@@ -343,14 +343,14 @@ def test_receiver_that_is_started_again_goes_on_with_the_next_image(pco: Deploym
         assert receiver.end() == 0
         start_receiver(pco, address)
         wait_until(lambda: ids(reader.receive(1))[0] > first[-1], what="an image of the second receiver")
-        # What the camera has sent to connections of the first that were about to close is lost.
+        # Images that the camera sent to closing connections of the first receiver are lost.
         reader.receive(50)
         second = ids(reader.receive(50))
     assert first == list(range(first[0], first[0] + 50))
     assert second == list(range(second[0], second[0] + 50))
 
 
-def test_receiver_is_four_peers_of_the_camera_unless_told_otherwise(pco: Deployment) -> None:
+def test_receiver_has_four_connections_to_the_camera_by_default(pco: Deployment) -> None:
     with Camera() as camera:
         wait_for_totals(start_receiver(pco, camera.address), n_connections=4)
 
@@ -390,7 +390,7 @@ def test_other_detectors_are_refused(deployment: Deployment, capsys: pytest.Capt
         assert "detector_type: expected pco for" in line
 
 
-def test_address_that_is_taken_is_refused(pco: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
+def test_address_in_use_is_refused(pco: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
     with Camera() as camera:
         line = refusal(capsys, simulate_pco, pco.config_path, camera.address)
     assert f"{camera.address}: cannot be bound: Address already in use" in line

@@ -1,4 +1,4 @@
-"""A PCO camera from the network to the files: camera server, receiver, driver, writers, metadata writer."""
+"""A PCO camera is recorded by camera server, receiver, driver, writers and metadata writer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from stddaq.sources.bsread.camera_server import camera_name
 def make_camera_rig(
     make_deployment: Callable[..., Deployment], tmp_path: Path
 ) -> Iterator[Callable[..., Rig]]:
-    """Makes a driver, two writers and the metadata writer of a PCO camera; its images come from elsewhere."""
+    """Return a function that starts driver, two writers and metadata writer for a PCO camera."""
     rigs: list[Rig] = []
 
     def make(**overrides: object) -> Rig:
@@ -46,7 +46,7 @@ def make_camera_rig(
 
 
 def begin(rig: Rig, **start: object) -> None:
-    """Start a run; every image that the receiver publishes from now on is recorded."""
+    """Start a run. Return when every image that the receiver publishes is recorded."""
     rig.client.start(rig.directory, **start)  # pyright: ignore[reportArgumentType]
     rig.client.wait_until_ready(10)
 
@@ -73,7 +73,7 @@ def test_camera_is_recorded_to_the_last_pixel(make_camera_rig: Callable[..., Rig
     assert np.all(np.diff(taken.astype(np.int64)) > 0)
 
 
-def test_run_goes_on_when_the_camera_is_started_again(make_camera_rig: Callable[..., Rig]) -> None:
+def test_run_continues_when_the_camera_is_restarted(make_camera_rig: Callable[..., Rig]) -> None:
     rig = make_camera_rig()
     with Camera() as camera:
         port = camera.port
@@ -91,7 +91,7 @@ def test_run_goes_on_when_the_camera_is_started_again(make_camera_rig: Callable[
     assert (account["n_restarts"], account["n_skipped"]) == (1, 0)
 
 
-def test_run_says_which_ids_are_missing_when_the_receiver_is_started_again(
+def test_run_names_the_ids_that_are_missing_when_the_receiver_is_restarted(
     make_camera_rig: Callable[..., Rig],
 ) -> None:
     rig = make_camera_rig()

@@ -1,4 +1,4 @@
-"""The order of a camera's images, whatever the connections did to it: no sockets, the clock is a number."""
+"""The order of a camera's images is restored; without sockets, with a fake clock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEP_NS = 10**6
 
 
 class Run:
-    """Feeds an order of images: `images` are (id, number of the picture), one every ms."""
+    """Feeds images in an order: `images` are (id, number of the picture), one every ms."""
 
     def __init__(self, n_connections: int = 4, max_held: int = 1000) -> None:
         self.order: ReorderBuffer[int] = ReorderBuffer(n_connections, max_held)
@@ -41,7 +41,7 @@ class Run:
         self.released += [(arrival.image_id, arrival.content) for arrival in self.order.take(self.now)]
 
     def wait(self) -> None:
-        """Until nothing is held back any more."""
+        """Wait until no image is held back."""
         for _ in range(1000):
             due_at = self.order.due_at
             if due_at is None:
@@ -62,7 +62,7 @@ def taken_in_order(ids: Iterable[int], first: int = 1) -> list[tuple[int, int]]:
 
 @st.composite
 def interleavings(draw: st.DrawFn) -> tuple[int, list[tuple[int, int]]]:
-    """(first id, images as four connections deliver them): each in its own order, all mixed."""
+    """Generate (first id, images as four connections deliver them): each in order, all interleaved."""
     first, n = draw(st.integers(0, 3)), draw(st.integers(1, 60))
     queues = [[(first + i, i + 1) for i in range(n) if i % 4 == lane] for lane in range(4)]
     arrived = []
@@ -85,7 +85,7 @@ def test_any_interleaving_of_four_connections_is_put_in_order(
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 100)), max_size=60), st.integers(1, 4))
-def test_ids_are_increasing_but_for_restarts_whatever_comes(images: list[tuple[int, int]], n: int) -> None:
+def test_ids_increase_between_restarts_whatever_arrives(images: list[tuple[int, int]], n: int) -> None:
     run = Run(n)
     run.feed(images)
     run.wait()
@@ -114,7 +114,7 @@ def test_lost_connection_does_not_count_as_one_that_has_delivered_a_later_image(
     assert run.counts == (0, 0, 0, 0)
 
 
-def test_missing_image_is_waited_for_no_longer_than_promised() -> None:
+def test_wait_for_a_missing_image_is_limited() -> None:
     run = Run()
     run.feed(taken_in_order([0, 1, 3]))
     assert run.order.due_at == pytest.approx(0.003 + MAX_WAIT_S)
@@ -132,7 +132,7 @@ def test_no_more_images_are_held_back_than_allowed() -> None:
     assert run.counts == (1, 0, 0, 0)
 
 
-def test_first_image_waits_for_those_that_may_come_before_it() -> None:
+def test_first_image_waits_for_images_that_may_precede_it() -> None:
     run = Run()
     run.feed([(7, 2)])
     assert run.released == []
@@ -150,7 +150,7 @@ def test_single_connection_is_never_waited_for() -> None:
 
 @pytest.mark.parametrize("last", [8, 100, 100_000])
 @pytest.mark.parametrize("first", [0, 1, 3])
-def test_ids_that_begin_again_are_a_restart_without_losing_an_image(first: int, last: int) -> None:
+def test_restart_of_the_ids_loses_no_image(first: int, last: int) -> None:
     run = Run()
     old = taken_in_order(range(last - 5, last + 1))
     new = taken_in_order(range(first, first + N_EVIDENCE), first=len(old) + 1)
@@ -160,7 +160,7 @@ def test_ids_that_begin_again_are_a_restart_without_losing_an_image(first: int, 
     assert run.counts == (0, 0, 0, 1)
 
 
-def test_mixed_beginning_of_a_restart_is_put_in_order() -> None:
+def test_images_are_put_in_order_at_a_restart() -> None:
     run = Run()
     run.feed(taken_in_order(range(10)))
     run.feed([(1, 12), (0, 11), (2, 13), (4, 15), (3, 14)])
@@ -177,7 +177,9 @@ def test_straggler_from_before_the_restart_is_late() -> None:
 
 
 @pytest.mark.parametrize(("again", "n_restarts"), [([0], 1), ([0, 1], 1), ([1], 1), ([5], 0), ([1, 0], 0)])
-def test_few_images_are_a_restart_only_where_a_camera_begins(again: list[int], n_restarts: int) -> None:
+def test_few_images_are_a_restart_only_if_they_start_as_a_camera_does(
+    again: list[int], n_restarts: int
+) -> None:
     run = Run()
     run.feed(taken_in_order(range(10)))
     run.feed(taken_in_order(again, first=20))
@@ -189,7 +191,7 @@ def test_few_images_are_a_restart_only_where_a_camera_begins(again: list[int], n
     assert len(run.released) == 10 + (len(again) if n_restarts else 0)
 
 
-def test_repeated_images_between_good_ones_are_no_restart() -> None:
+def test_repeated_images_between_good_ones_are_not_a_restart() -> None:
     run = Run()
     taken = taken_in_order(range(50))
     for position in range(40, 5, -5):
@@ -200,7 +202,7 @@ def test_repeated_images_between_good_ones_are_no_restart() -> None:
     assert run.counts == (0, 0, 7, 0)
 
 
-def test_burst_of_late_images_is_no_restart() -> None:
+def test_burst_of_late_images_is_not_a_restart() -> None:
     run = Run()
     images = taken_in_order(range(100))
     late = [image for image in images if image[1] % 4 == 2]
@@ -218,13 +220,13 @@ def test_ids_may_restart_anywhere_after_the_camera_disconnected() -> None:
     run = Run()
     run.feed(taken_in_order(range(10)))
     run.order.connection_lost(all_lost=True)
-    run.feed([(8, 1)])  # Even with its clock set back.
+    run.feed([(8, 1)])  # This holds even if its clock was set back.
     run.wait()
     assert run.released[-1] == (8, 1)
     assert run.order.n_restarts == 1
 
 
-def test_clock_that_was_set_back_stops_the_camera_only_for_a_while() -> None:
+def test_camera_whose_clock_was_set_back_is_received_after_a_while() -> None:
     run = Run()
     run.feed(taken_in_order(range(1000), first=10_000))
     run.feed(taken_in_order(range(500), first=1))

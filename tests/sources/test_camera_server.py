@@ -1,4 +1,4 @@
-"""The end of a simulated PCO camera at which receivers connect and vanish."""
+"""Receivers connect to a simulated PCO camera and disappear."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from stddaq.sources.bsread.camera_server import CameraServer
 
 
 @pytest.mark.timeout(30)
-def test_an_image_whose_receiver_vanishes_at_that_moment_waits_for_the_next_one() -> None:
-    """Found under load: the server waited in libzmq for a receiver, and heard no signal any more."""
+def test_an_image_whose_receiver_disappears_waits_for_the_next_receiver() -> None:
+    """Under load the server waited in libzmq for a receiver, and no longer reacted to signals."""
     config = DetectorConfig.parse(make_config(detector_type="pco"))
     server = CameraServer(config, "tcp://127.0.0.1:*", zmq.PUSH, "none")
     with zmq.Context() as context:
@@ -23,7 +23,7 @@ def test_an_image_whose_receiver_vanishes_at_that_moment_waits_for_the_next_one(
         receiver.connect(server.endpoint)
         assert server.can_take(5.0)
         receiver.close(linger=0)
-        wait_until(lambda: server.count_subscribers() == 0, what="the receiver to be gone")
+        wait_until(lambda: server.count_subscribers() == 0, what="the receiver to disconnect")
         server.begin(7)[:] = np.arange(32 * 48, dtype=np.uint16).reshape(32, 48)
         server.commit(7)
         assert not server.can_take(0.0)

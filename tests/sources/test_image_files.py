@@ -14,7 +14,7 @@ from stddaq.sources.image_files import RecordedImages, open_images
 
 
 class ArrayStack:
-    """A stack that notes what was read of it."""
+    """A stack that notes the parts that were read."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.shape: tuple[int, int, int] = array.shape  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""Which images a source publishes, by its state and the requests of its clients. No sockets."""
+"""The images that a source publishes, by its state and the requests of clients; without sockets."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_free_running_source_wants_all_images_and_refuses_triggers() -> None:
         plan.trigger(1)
 
 
-def test_start_and_stop_forget_triggered_images() -> None:
+def test_start_and_stop_discard_triggered_images() -> None:
     plan = make_plan()
     plan.trigger(5)
     plan.start()
@@ -57,7 +57,7 @@ def test_start_and_stop_forget_triggered_images() -> None:
     assert plan.n_wanted == 0
 
 
-def test_source_without_a_limit_has_none_however_much_it_published() -> None:
+def test_source_without_a_limit_publishes_any_number_of_images() -> None:
     plan = make_plan(n_images=None, free_running=True)
     publish(plan, 5)
     assert plan.n_limit is None
@@ -74,7 +74,7 @@ def test_rearm_starts_an_epoch_with_the_same_gaps() -> None:
     assert plan.n_restarts == 1
 
 
-def test_rearm_is_refused_with_pending_images_and_with_ids_that_the_detector_does_not_have() -> None:
+def test_rearm_is_refused_with_pending_images_and_with_impossible_ids() -> None:
     plan = make_plan()
     with pytest.raises(RequestError, match="first_id: expected 0 to 100 for this detector, got 101"):
         plan.rearm(101, last_id=100)

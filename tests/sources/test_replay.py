@@ -16,7 +16,7 @@ from support.processes.sources import ImageReader, ReceivedImage, refusal, start
 from stddaq.client.simulator import SimulatorClient
 from stddaq.sources.replay import main
 
-SHAPE = (32, 48)  # Of the images of a test's deployment.
+SHAPE = (32, 48)  # The shape of the images of a deployment.
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ def images() -> np.ndarray:
 
 
 def replay(deployment: Deployment, file: object, n_images: int, *arguments: object) -> list[ReceivedImage]:
-    """The first `n_images` images that a replay publishes, as another process sees them."""
+    """Return the first `n_images` images that a replay publishes, as another process sees them."""
     with ImageReader(deployment) as reader:
-        # A rate among `arguments` comes later, and counts.
+        # A rate among `arguments` comes later and takes precedence.
         arguments = ("--rate", 0, "--n-images", n_images, "--wait-for-subscribers", 1, *arguments)
         source = start_source(deployment, "replay", file, *arguments)
         received = reader.receive(n_images)
@@ -101,7 +101,7 @@ WRITERS = [
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_recorded_images_are_published_to_the_last_pixel(
+def test_every_pixel_of_recorded_images_is_published(
     deployment: Deployment, tmp_path: Path, images: np.ndarray, write: Callable[[Path, np.ndarray], str]
 ) -> None:
     received = replay(deployment, write(tmp_path / "a file", images), 7)
@@ -109,7 +109,7 @@ def test_recorded_images_are_published_to_the_last_pixel(
     np.testing.assert_array_equal([image.pixels for image in received], images)
 
 
-def test_whole_scan_of_small_images_is_published_to_the_last_pixel(
+def test_every_pixel_of_a_scan_of_small_images_is_published(
     make_deployment: Callable[..., Deployment], tmp_path: Path
 ) -> None:
     images = k11_images()
@@ -119,7 +119,7 @@ def test_whole_scan_of_small_images_is_published_to_the_last_pixel(
     np.testing.assert_array_equal([image.pixels for image in received], images)
 
 
-def test_images_of_40_megabytes_are_published_to_the_last_pixel(
+def test_every_pixel_of_images_of_40_megabytes_is_published(
     make_deployment: Callable[..., Deployment], tmp_path: Path
 ) -> None:
     images = eiger_images()[:3]
@@ -147,7 +147,7 @@ def test_replay_ends_after_the_last_image(deployment: Deployment, tmp_path: Path
     source.wait_for_line("all 7 images published")
 
 
-def test_loop_begins_again_with_new_ids(deployment: Deployment, tmp_path: Path, images: np.ndarray) -> None:
+def test_loop_restarts_with_new_ids(deployment: Deployment, tmp_path: Path, images: np.ndarray) -> None:
     file = write_hdf5(tmp_path / "x.h5", images)
     received = replay(deployment, file, 20, "--loop", "--first-id", 5)
     assert [image.image_id for image in received] == list(range(5, 25))
@@ -165,7 +165,7 @@ def test_ids_can_come_from_the_file(deployment: Deployment, tmp_path: Path, imag
     np.testing.assert_array_equal([image.pixels for image in received], images)
 
 
-def test_ids_of_the_file_start_again_with_its_images(
+def test_ids_of_the_file_restart_with_its_images(
     deployment: Deployment, tmp_path: Path, images: np.ndarray
 ) -> None:
     path = tmp_path / "x.h5"

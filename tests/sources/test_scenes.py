@@ -22,7 +22,7 @@ shapes = st.tuples(st.integers(1, 30), st.integers(1, 30))
 
 @settings(max_examples=10, deadline=None)
 @given(kinds, shapes, st.sampled_from(DTYPES), st.integers(0, 2**63), st.integers(0, 2**64 - 1))
-def test_scene_computed_again_is_equal_to_the_last_pixel(
+def test_scene_is_reproducible(
     kind: SceneKind, shape: tuple[int, int], dtype: np.dtype, seed: int, image_id: int
 ) -> None:
     image = Scene(kind, shape, dtype, seed).image(image_id)
@@ -43,15 +43,13 @@ def test_images_of_one_period_are_all_different(
 
 @settings(max_examples=10, deadline=None)
 @given(kinds, shapes, st.sampled_from(DTYPES), st.integers(0, 2**64 - 1))
-def test_image_says_which_id_it_has(
-    kind: SceneKind, shape: tuple[int, int], dtype: np.dtype, image_id: int
-) -> None:
+def test_image_shows_its_id(kind: SceneKind, shape: tuple[int, int], dtype: np.dtype, image_id: int) -> None:
     n_digits = min(STAMP_PIXELS, shape[0] * shape[1])
     assert read_stamp(Scene(kind, shape, dtype).image(image_id)) == image_id % 256**n_digits
 
 
 @pytest.mark.parametrize("kind", SCENE_KINDS)
-def test_another_seed_is_another_noise(kind: SceneKind) -> None:
+def test_noise_depends_on_the_seed(kind: SceneKind) -> None:
     first, second = (Scene(kind, (20, 30), np.dtype("<u2"), seed).image(0) for seed in (0, 1))
     assert np.count_nonzero(first != second) > first.size / 2
 
@@ -60,7 +58,7 @@ def test_another_seed_is_another_noise(kind: SceneKind) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_scene_moves_by_more_than_its_noise(kind: SceneKind, dtype: np.dtype) -> None:
     scene = Scene(kind, (120, 160), dtype)
-    # Means of 10 x 10 pixels: the noise is a tenth.
+    # The mean of 10 x 10 pixels has a tenth of the noise.
     here, next_one, later = (
         scene.image(i).reshape(12, 10, 16, 10).mean(axis=(1, 3)) for i in (0, 1, scene.n_images // 4)
     )
@@ -70,7 +68,7 @@ def test_scene_moves_by_more_than_its_noise(kind: SceneKind, dtype: np.dtype) ->
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_counts_beside_the_phantom_are_poisson_distributed(dtype: np.dtype) -> None:
     scene = Scene("phantom", (100, 200), dtype)
-    # In the outermost columns nothing is in the beam: constant in time.
+    # The outermost columns are constant in time, because nothing is in the beam there.
     counts = np.stack([scene.image(i)[1:, :8] for i in range(scene.n_images)]).astype(float)
     assert np.mean(counts.var(axis=0) / counts.mean(axis=0)) == pytest.approx(1, rel=0.05)
 

@@ -50,14 +50,14 @@ def test_every_simulated_image_can_be_verified_by_another_process(
         np.testing.assert_array_equal(image.pixels, scene.image(image.image_id))
 
 
-def test_ids_can_begin_anywhere_and_leave_some_out(deployment: Deployment) -> None:
+def test_ids_can_start_anywhere_and_have_gaps(deployment: Deployment) -> None:
     with ImageReader(deployment) as reader:
         arguments = ("--rate", 0, "--n-images", 6, "--first-id", 100, "--skip-every", 3)
         start_source(deployment, "simulate", *arguments, "--wait-for-subscribers", 1)
         assert [image.image_id for image in reader.receive(6)] == [100, 101, 103, 104, 106, 107]
 
 
-def test_gigafrost_is_armed_anew_after_its_last_id(deployment: Deployment) -> None:
+def test_gigafrost_is_rearmed_after_its_last_id(deployment: Deployment) -> None:
     with ImageReader(deployment) as reader:
         arguments = ("--rate", 0, "--n-images", 4, "--first-id", 2**24 - 2)
         start_source(deployment, "simulate", *arguments, "--wait-for-subscribers", 1)
@@ -67,7 +67,7 @@ def test_gigafrost_is_armed_anew_after_its_last_id(deployment: Deployment) -> No
 
 
 @pytest.mark.parametrize(("rate", "n_images"), [(50, 50), (3000, 4500)])
-def test_images_come_at_the_rate_asked_for(deployment: Deployment, rate: int, n_images: int) -> None:
+def test_images_have_the_requested_rate(deployment: Deployment, rate: int, n_images: int) -> None:
     with ImageReader(deployment) as reader:
         arguments = ("--rate", rate, "--n-images", n_images, "--wait-for-subscribers", 1)
         start_source(deployment, "simulate", *arguments)
@@ -76,7 +76,7 @@ def test_images_come_at_the_rate_asked_for(deployment: Deployment, rate: int, n_
     assert expected - 0.01 < took < expected + 2
 
 
-def test_idle_and_slow_sources_use_little_of_the_processor(deployment: Deployment) -> None:
+def test_idle_and_slow_sources_use_little_cpu(deployment: Deployment) -> None:
     source = start_source(deployment, "simulate", "--rate", 10)
     source.wait_for_line("processed_times")
 
@@ -109,7 +109,7 @@ def test_ids_restart_on_request(deployment: Deployment) -> None:
     with ImageReader(deployment) as reader, SimulatorClient(deployment.detector_name) as client:
         wait_until(lambda: client.status().n_subscribers == 1, what="the subscription")
         client.trigger(3)
-        # It refuses to re-arm while triggered images are still to come.
+        # It refuses to re-arm while triggered images are pending.
         images = reader.receive(3)
         assert client.rearm().next_id == 0
         client.trigger(2)
@@ -148,7 +148,7 @@ def test_free_running_can_be_stopped_and_started(deployment: Deployment) -> None
         wait_until(lambda: client.status().n_published > stopped.n_published + 20, what="images")
 
 
-def test_request_that_cannot_be_carried_out_changes_nothing(deployment: Deployment) -> None:
+def test_impossible_request_changes_nothing(deployment: Deployment) -> None:
     start_source(deployment, "simulate", "--trigger", "--rate", 0.1, "--n-images", 10)
     with SimulatorClient(deployment.detector_name) as client, zmq.Context() as context:
         client.trigger(2)
@@ -186,7 +186,7 @@ def test_request_that_cannot_be_carried_out_changes_nothing(deployment: Deployme
             client.trigger()
 
 
-def test_client_that_gets_no_answer_says_so_and_works_once_the_simulator_runs(deployment: Deployment) -> None:
+def test_client_without_an_answer_says_so_and_works_when_the_simulator_runs(deployment: Deployment) -> None:
     with SimulatorClient(deployment.detector_name, timeout=0.2) as client:
         with pytest.raises(SimulatorNotReachableError, match=r"no answer within 0\.2 s"):
             client.status()
@@ -235,7 +235,7 @@ def test_simulator_ends_at_once_and_leaves_nothing_behind(
 
 
 def test_simulator_ends_while_a_subscriber_hangs(deployment: Deployment) -> None:
-    with ImageReader(deployment):  # It never reads.
+    with ImageReader(deployment):  # The subscriber never reads.
         source = start_source(deployment, "simulate", "--rate", 0, "--wait-for-subscribers", 1)
         source.wait_for_line("processed_times=[1-9]")
         begin = time.monotonic()
@@ -275,7 +275,7 @@ def test_preallocated_ring_has_all_its_memory_before_the_first_image(deployment:
     assert ring.stat().st_blocks * 512 >= 1000 * 32 * 48 * 2
 
 
-def test_second_simulator_of_a_detector_is_refused_and_the_first_goes_on(deployment: Deployment) -> None:
+def test_second_simulator_of_a_detector_is_refused_and_the_first_continues(deployment: Deployment) -> None:
     start_source(deployment, "simulate", "--trigger")
     second = start_source(deployment, "simulate", ready=None)
     assert second.wait() == 2
@@ -285,7 +285,7 @@ def test_second_simulator_of_a_detector_is_refused_and_the_first_goes_on(deploym
         assert client.trigger(2).n_images == 2
 
 
-def test_simulator_takes_over_what_a_killed_one_left_behind(deployment: Deployment) -> None:
+def test_simulator_takes_over_sockets_and_segments_of_a_killed_one(deployment: Deployment) -> None:
     start_source(deployment, "simulate", "--trigger").kill()
     assert deployment.sockets()
     start_source(deployment, "simulate", "--trigger")

@@ -1,4 +1,4 @@
-"""Requests to a source that cannot be parsed."""
+"""Malformed requests to a source."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ from stddaq.wire.simulator_messages import RequestError, parse_request
         ),
     ],
 )
-def test_request_that_makes_no_sense_is_explained(message: bytes, reason: str) -> None:
+def test_malformed_request_is_refused_with_the_reason(message: bytes, reason: str) -> None:
     with pytest.raises(RequestError, match=reason):
         parse_request(message)

@@ -1,4 +1,4 @@
-"""`std_live_stream` as it runs: what viewers get, and what it does to others when they do not take it."""
+"""`std_live_stream` as a process: images for viewers, and the effect of viewers on it."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def publish(publisher: ImagePublisher, deployment: Deployment, ids: range, **opt
 def started(
     deployment: Deployment, publisher: ImagePublisher, *args: object, **options: Any
 ) -> LiveStreamService:
-    """Start a live stream that receives every image published from now on."""
+    """Start a live stream. Return it when it receives every published image."""
     n_before = publisher.count_subscribers()
     stream = start_live_stream(deployment, *args, **options)
     assert publisher.wait_for_subscribers(n_before + 1, 5)
     return stream
 
 
-def test_subscriber_gets_every_image_with_the_specified_header(
+def test_subscriber_receives_every_image_with_the_specified_header(
     deployment: Deployment, publisher: ImagePublisher
 ) -> None:
     stream = started(deployment, publisher)
@@ -91,14 +91,14 @@ def test_statistics_line_has_the_specified_pairs_first(
     )
 
 
-def test_ids_that_the_source_left_out_and_messages_that_were_lost_have_counters_of_their_own(
+def test_skipped_ids_and_dropped_messages_have_separate_counters(
     deployment: Deployment,
 ) -> None:
     with FakeStage(deployment, "image") as source:
         stream = start_live_stream(deployment)
         assert source.stream.wait_for_subscribers(1, 5)
         pixels = image_of(deployment, 1).tobytes()
-        # Sequence numbers as the ring gives them, but for one that leaves out two.
+        # Sequence numbers of the ring, with a gap of two.
         source.publish(5, pixels)
         source.publish(8, pixels)
         source.publish(1, pixels)
@@ -110,10 +110,10 @@ def test_ids_that_the_source_left_out_and_messages_that_were_lost_have_counters_
         assert stream.statistics()["n_dropped_messages"] >= 2
 
 
-def test_without_subscriber_no_slot_is_looked_at(deployment: Deployment, publisher: ImagePublisher) -> None:
+def test_no_slot_is_read_without_a_subscriber(deployment: Deployment, publisher: ImagePublisher) -> None:
     stream = started(deployment, publisher)
     stream.process.send(signal.SIGSTOP)
-    # The slots of the first hundred images hold later ones by then.
+    # By then later images are in the slots of the first hundred.
     publish(publisher, deployment, range(1100))
     stream.process.send(signal.SIGCONT)
     stream.wait_for(processed_times=1100, n_overwritten_images=0, n_sent_images=0)
@@ -139,7 +139,7 @@ def test_slot_that_is_being_written_is_not_sent(deployment: Deployment, publishe
     with subscribed(stream) as subscriber:
         stream.process.send(signal.SIGSTOP)
         publish(publisher, deployment, range(1, 4))
-        publisher.begin(2)[:] = 0  # A later image of that slot, which is never finished.
+        publisher.begin(2)[:] = 0  # A later image of that slot is started and never committed.
         stream.process.send(signal.SIGCONT)
         assert subscriber.receive_ids(2) == [1, 3]
     stream.wait_for(n_overwritten_images=1, n_sent_images=2)
@@ -154,7 +154,7 @@ def test_a_recreated_cpp_ring_is_never_read_as_the_old_one(deployment: Deploymen
                 source.publish(image_id, image_of(deployment, image_id))
             assert subscriber.receive_ids(20) == list(range(20))
             source.remake_ring()
-            # In the slots of the first ones; until the service has the new ring it trusts none of them.
+            # These reuse the first slots. The service trusts none of them until it has the new ring.
             for image_id in range(1000, 1020):
                 source.publish(image_id, image_of(deployment, image_id))
             stream.process.wait_for_line("was removed, attaching to a new one")
@@ -171,7 +171,7 @@ def test_images_of_a_source_without_cursor_are_sent_and_suspect_ones_are_not(dep
         stream = start_live_stream(deployment)
         source.wait_for_subscriber()
         with subscribed(stream, queue=0) as subscriber:
-            # The first is how the service finds out that this source has no cursor.
+            # The first image shows the service that this source has no cursor.
             source.publish(0, image_of(deployment, 0))
             assert subscriber.receive_ids(1) == [0]
             for image_id in range(1, 20):
@@ -188,7 +188,7 @@ def test_images_of_a_source_without_cursor_are_sent_and_suspect_ones_are_not(dep
             while last < 1319:
                 header, pixels = subscriber.receive()
                 last = json.loads(header)["frame"]
-                # Those that are sent are good; that some good ones are held back is the price.
+                # All sent images are good, at the price of some good ones that are not sent.
                 assert pixels == image_of(deployment, last).tobytes()
         wait_until(lambda: stream.statistics().get("n_overwritten_images", 0) >= 300)
 
@@ -214,7 +214,7 @@ def test_filtered_stream_over_the_ring_of_acquired_images(
         stream.process.wait_for_line("source=filter,")
 
 
-def test_damaged_image_is_sent_and_says_so(deployment: Deployment, publisher: ImagePublisher) -> None:
+def test_damaged_image_is_sent_with_its_status(deployment: Deployment, publisher: ImagePublisher) -> None:
     array10 = started(deployment, publisher)
     bsread = started(deployment, publisher, "-t", "bsread")
     with subscribed(array10) as one, subscribed(bsread) as other:
@@ -234,7 +234,7 @@ def test_batch_sends_consecutive_ids_of_every_n(deployment: Deployment, publishe
         assert subscriber.is_quiet()
 
 
-def test_periodic_sends_consecutive_images_now_and_then(
+def test_periodic_sends_groups_of_consecutive_images(
     deployment: Deployment, publisher: ImagePublisher
 ) -> None:
     stream = started(deployment, publisher, setting={"type": "periodic", "config": [3, 0.01]})
@@ -262,7 +262,7 @@ def test_setting_is_changed_while_running_and_no_subscriber_is_lost(
     assert sum(" subscribed" in line for line in stream.process.stdout) == 1
 
 
-def test_bad_change_is_reported_once_and_the_running_setting_stays(
+def test_bad_change_is_reported_once_and_the_current_setting_stays(
     deployment: Deployment, publisher: ImagePublisher
 ) -> None:
     stream = started(deployment, publisher)
@@ -294,7 +294,7 @@ def test_stopped_viewer_does_not_disturb_others_and_its_drops_are_counted(
     with ImagePublisher(config) as publisher:
         stream = started(deployment, publisher)
         with subscribed(stream) as good:
-            # It has subscribed, and then takes nothing: its process is stopped.
+            # After its subscription the process is stopped, so that it receives nothing.
             script = tmp_path / "subscriber.py"
             script.write_text(STOPPED)
             n_lines = len(stream.process.stdout)
@@ -310,7 +310,7 @@ def test_stopped_viewer_does_not_disturb_others_and_its_drops_are_counted(
             wait_until(lambda: stream.statistics().get("n_viewer_drops", 0) > 0)
             assert stream.statistics()["n_overwritten_images"] == 0
             stopped.send(signal.SIGCONT)
-            # What it gets in the end and what was dropped are all there was.
+            # Every image is either received in the end or was dropped.
             wait_until(
                 lambda: (
                     sum(line.startswith("got") for line in stopped.stdout)
@@ -347,7 +347,7 @@ def test_other_peers_do_not_disturb_viewers(deployment: Deployment, publisher: I
         with zmq.Context() as context, context.socket(zmq.PULL) as pull:
             pull.linger = 0
             pull.connect(stream.address)
-            # libzmq disconnects when it receives the socket type.
+            # libzmq closes the connection when it receives the socket type.
             wait_until(lambda: any(" disconnected" in line for line in stream.process.stdout))
         publish(publisher, deployment, range(1, 4))
         assert subscriber.receive_ids(3) == [1, 2, 3]
@@ -356,7 +356,7 @@ def test_other_peers_do_not_disturb_viewers(deployment: Deployment, publisher: I
     assert f":{probe_port} " not in stream.process.output
 
 
-def test_subscriber_that_left_and_came_back_is_served_again(
+def test_subscriber_that_reconnects_is_served_again(
     deployment: Deployment, publisher: ImagePublisher
 ) -> None:
     stream = started(deployment, publisher)
@@ -366,7 +366,7 @@ def test_subscriber_that_left_and_came_back_is_served_again(
             assert subscriber.receive_ids(3) == [10 * round_ + i for i in range(3)]
 
 
-def test_subscriber_of_a_topic_gets_what_begins_with_it(
+def test_subscriber_of_a_topic_receives_messages_with_that_prefix(
     deployment: Deployment, publisher: ImagePublisher
 ) -> None:
     stream = started(deployment, publisher)
@@ -378,7 +378,7 @@ def test_subscriber_of_a_topic_gets_what_begins_with_it(
 
 @pytest.fixture
 def bsread_source() -> Iterator[MakeSource]:
-    """Makes psi-bsread's own client for an address; called, it returns the next message."""
+    """Return a function that makes psi-bsread's client for an address; calling it returns a message."""
     made: list[Source] = []
 
     def make(address: str) -> Callable[[], Any]:
@@ -400,7 +400,7 @@ def bsread_source() -> Iterator[MakeSource]:
 
 
 @pytest.mark.parametrize("detector", ["gigafrost", "pco", "eiger", "jungfrau-converted"])
-def test_psi_bsread_decodes_what_is_sent(
+def test_psi_bsread_decodes_the_stream(
     make_deployment: Callable[..., Deployment], bsread_source: MakeSource, detector: str
 ) -> None:
     deployment = make_deployment(detector_type=detector, image_pixel_height=33, image_pixel_width=47)
@@ -432,7 +432,7 @@ def test_psi_bsread_decodes_what_is_sent(
                 assert began - 1 <= value.timestamp <= time.time()
 
 
-def test_compressed_image_goes_out_as_bsread_byte_for_byte(
+def test_compressed_image_is_sent_as_bsread_byte_for_byte(
     deployment: Deployment, bsread_source: MakeSource
 ) -> None:
     with FakeStage(deployment, "h5bitshuffle-lz4") as output:
@@ -442,7 +442,7 @@ def test_compressed_image_goes_out_as_bsread_byte_for_byte(
         stream.process.wait_for_line(" subscribed")
         with subscribed(stream) as subscriber:
             pixels = image_of(deployment, 5)
-            # An unusual block size shows whether the blob was compressed again.
+            # An unusual block size would reveal that the blob was compressed again.
             blob = bytes(compress_bitshuffle_lz4(pixels, block_bytes=512))
             output.publish(5, blob)
             parts = subscriber.receive()
@@ -457,7 +457,7 @@ def test_compressed_image_goes_out_as_bsread_byte_for_byte(
 
 @pytest.mark.parametrize("suffix", ["h5bitshuffle-lz4", "blosc2"])
 @pytest.mark.parametrize("stream_type", ["array-1.0", "bsread"])
-def test_stream_of_a_compressor_is_what_the_images_were(
+def test_stream_of_a_compressor_decodes_to_the_images_of_the_source(
     make_deployment: Callable[..., Deployment],
     bsread_source: MakeSource,
     suffix: str,
@@ -514,7 +514,7 @@ def test_stream_of_a_cpp_compressor_is_what_the_images_were(
 
 
 def received(subscriber: Subscriber, source: Callable[[], Any] | None) -> tuple[int, np.ndarray]:
-    """Id and pixels of the next image: of array-1.0, or, where there is one, of a bsread source."""
+    """Return id and pixels of the next image of an array-1.0 subscriber, or of a bsread source if given."""
     if source is None:
         message = array10.decode(subscriber.receive())
         return message.image_id, message.pixels
@@ -534,7 +534,7 @@ def test_compressed_image_that_cannot_be_decoded_is_counted_and_not_sent(deploym
         stream.wait_for(n_failed_images=1, n_sent_images=1)
 
 
-def test_service_ends_with_0_and_leaves_nothing_while_subscribers_are_there(
+def test_service_with_subscribers_ends_with_0_and_leaves_nothing_behind(
     deployment: Deployment, publisher: ImagePublisher
 ) -> None:
     stream = started(deployment, publisher)
@@ -544,7 +544,7 @@ def test_service_ends_with_0_and_leaves_nothing_while_subscribers_are_there(
     assert stream.process.stderr == []
 
 
-def test_restarted_service_gets_its_address_and_its_subscribers_back(
+def test_restarted_service_regains_its_address_and_its_subscribers(
     deployment: Deployment, publisher: ImagePublisher
 ) -> None:
     stream = started(deployment, publisher)

@@ -1,4 +1,4 @@
-"""`live_stream_configs`: refusals, and how a running live stream follows the file."""
+"""`live_stream_configs`: refusals, and changes while a live stream runs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_impossible_settings_are_refused_with_what_is_allowed(setting: object, r
     assert reason in str(refused.value)
 
 
-def test_address_that_is_not_in_the_configuration_is_refused_and_those_that_are_named() -> None:
+def test_address_that_is_not_in_the_configuration_is_refused_with_those_that_are() -> None:
     with pytest.raises(ConfigError) as refused:
         setting_at(parsed(FORWARD), "tcp://127.0.0.1:1", Path("c.json"))
     assert '"tcp://127.0.0.1:1"' in str(refused.value)
@@ -92,7 +92,7 @@ class File:
         assert self.polls(3) == [False] * 3
 
     def write(self, setting: object) -> None:
-        """Move a new file into the place of the old one."""
+        """Replace the file by a new one."""
         new = self.path.with_suffix(".new")
         new.write_text(json.dumps(self._config | {"live_stream_configs": {ADDRESS: setting}}))
         new.replace(self.path)
@@ -112,7 +112,7 @@ def test_change_is_noticed_once(file: File) -> None:
     assert str(file.followed.current) == "batch 1 2"
 
 
-def test_file_that_was_replaced_with_the_same_setting_is_no_change(file: File) -> None:
+def test_replaced_file_with_the_same_setting_is_not_a_change(file: File) -> None:
     file.write(FORWARD)
     assert file.polls(4) == [False] * 4
 
@@ -138,7 +138,7 @@ def test_address_that_disappears_is_reported_once_and_the_setting_stays(file: Fi
     assert str(file.followed.current) == "forward"
 
 
-def test_missing_file_is_reported_once_and_followed_when_it_is_back(file: File) -> None:
+def test_missing_file_is_reported_once_and_followed_when_it_reappears(file: File) -> None:
     file.path.unlink()
     assert file.polls(1) == [False]
     with pytest.raises(ConfigError, match="cannot be read"):

@@ -1,4 +1,4 @@
-"""The queue of a viewer: bounded in bytes, exact in what it counts, whatever a connection takes at a time."""
+"""The queue of a viewer is bounded in bytes and counts exactly, whatever a connection takes at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def wire(*parts: bytes) -> bytes:
 
 
 def send(queue: ViewerQueue, n_bytes: int) -> bytes:
-    """What a connection sends that takes up to `n_bytes`."""
+    """Return the bytes of a connection that takes up to `n_bytes`."""
     sent = b"".join(queue.next_buffers())[:n_bytes]
     queue.advance(len(sent))
     return sent
@@ -41,7 +41,7 @@ def test_messages_are_sent_whole_and_in_order(messages: list[list[bytes]], n_byt
     assert (queue.n_sent, queue.n_dropped) == (len(messages), 0)
 
 
-def test_message_counts_as_sent_only_when_its_last_byte_is() -> None:
+def test_message_counts_as_sent_only_after_its_last_byte() -> None:
     queue = ViewerQueue()
     queue.offer(message(b"head", bytes(300)))
     total = len(wire(b"head", bytes(300)))
@@ -51,7 +51,7 @@ def test_message_counts_as_sent_only_when_its_last_byte_is() -> None:
     assert (queue.n_sent, queue.is_empty) == (1, True)
 
 
-def test_message_that_does_not_fit_is_dropped_whole_and_room_comes_back(
+def test_message_that_does_not_fit_is_dropped_whole_and_room_is_regained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(viewer_queue, "MAX_QUEUED_BYTES", 3000)
@@ -89,7 +89,7 @@ def test_answers_that_are_never_read_are_an_error(monkeypatch: pytest.MonkeyPatc
         queue.answer(b"pong")
 
 
-def test_image_buffer_is_given_back_after_the_last_viewer() -> None:
+def test_image_buffer_is_returned_after_the_last_viewer() -> None:
     pool = ImageBuffers(100)
     image = pool.take()
     parts: list[Buffer] = [b"h", image]

@@ -1,4 +1,4 @@
-"""The publishing socket with subscribers of libzmq: what they receive, and what is dropped."""
+"""The publishing socket with libzmq subscribers: received and dropped messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def publisher() -> Iterator[Viewers]:
 
 
 def until(publisher: Viewers, condition: Callable[[], object]) -> None:
-    """Attend to the viewers until the condition holds."""
+    """Serve the viewers until the condition holds."""
 
     def attended() -> bool:
         publisher.attend()
@@ -44,7 +44,7 @@ def test_endpoint_has_the_port_that_the_system_chose(publisher: Viewers) -> None
     assert publisher.port > 0
 
 
-def test_messages_of_any_size_and_number_of_parts_arrive_as_they_are(publisher: Viewers) -> None:
+def test_messages_of_any_size_and_number_of_parts_arrive_unchanged(publisher: Viewers) -> None:
     messages = [[b""], [b"a", b""], [b"", b"b"], [bytes(255), bytes(256)], [b"h", os.urandom(10**7), b"t"]]
     with Subscriber(publisher.endpoint) as subscriber:
         until(publisher, lambda: publisher.n_subscribed)
@@ -59,7 +59,7 @@ def test_message_without_viewers_is_not_sent_and_not_dropped(publisher: Viewers)
     assert publisher.n_dropped == 0
 
 
-def test_received_and_dropped_messages_of_a_slow_viewer_are_all_that_were_sent(
+def test_received_and_dropped_messages_of_a_slow_viewer_add_up(
     publisher: Viewers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(viewer_queue, "MAX_QUEUED_BYTES", 10 * SIZE)
@@ -158,7 +158,7 @@ def test_buffer_is_reused_only_after_every_viewer_has_received_it() -> None:
                 image[:] = bytes([i]) * len(image)
                 used.add(id(image.obj))
                 publisher.send([b"h", image], image)
-            # If a buffer were reused too early, an earlier image would have the content of a later one.
+            # A buffer that is reused too early would give an earlier image the content of a later one.
             for subscriber in (other, one):
                 for i in range(5):
                     assert set(received(publisher, subscriber)[1][::1000]) == {i}

@@ -1,4 +1,4 @@
-"""Fixtures: the configuration service as a real process."""
+"""Fixtures of the HTTP service as a real process."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def test_get_returns_the_content_of_the_file(rest: RestService) -> None:
     )
 
 
-def test_user_name_that_is_not_usable_is_refused(rest: RestService) -> None:
+def test_unusable_user_name_is_refused(rest: RestService) -> None:
     for user in (None, "", "a b", "me\n[event] you", "x" * 65, "../me"):
         answer = rest.get("/api/config/get", **({} if user is None else {"user": user}))
         assert answer.status_code == 422

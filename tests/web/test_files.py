@@ -18,7 +18,7 @@ ROW = np.dtype([("image_id", "<u8"), ("status", "<u8")])
 
 
 def write_raw_files(directory: Path, n_images: int = 10, n_writers: int = 2, prefix: str = "file") -> None:
-    """Write raw files in the form of the C++ services; every pixel of image i is i."""
+    """Write raw files in the layout of C++ writers; every pixel of image i is i."""
     for writer in range(n_writers):
         ids = np.arange(writer, n_images, n_writers)
         with h5py.File(directory / f"{prefix}{writer}.h5", "w") as file:
@@ -49,7 +49,7 @@ def test_datasets_shapes_and_types_are_described(rest: RestService, root: Path) 
     assert (metadata["shape"], metadata["dtype"]) == ([5], "{image_id uint64, status uint64}")
 
 
-def test_rows_are_returned_by_column_and_in_parts(rest: RestService, root: Path) -> None:
+def test_rows_are_returned_by_column_and_in_ranges(rest: RestService, root: Path) -> None:
     (table,) = rest.client.read_metadata(root / "file1.h5")["tables"]
     assert (table["name"], table["n_rows"]) == ("/GF2/metadata", 5)
     assert table["columns"] == {"image_id": [1, 3, 5, 7, 9], "status": [1] * 5}
@@ -85,7 +85,7 @@ def test_prefix_without_raw_files_is_refused(rest: RestService, root: Path) -> N
     assert not (root / "all.h5").exists()
 
 
-def test_files_outside_the_roots_are_kept_out(rest: RestService, root: Path, outside: Path) -> None:
+def test_files_outside_the_roots_are_refused(rest: RestService, root: Path, outside: Path) -> None:
     (root / "link.h5").symlink_to(outside)
     (root / "directory").symlink_to(outside.parent)
     for name in (
@@ -207,7 +207,7 @@ def hanging(start_rest: Callable[..., RestService]) -> RestService:
     return start_rest("--file-timeout", 0.05)
 
 
-def test_a_file_system_that_does_not_answer_does_not_stop_the_service(hanging: RestService) -> None:
+def test_a_hanging_file_system_does_not_block_the_service(hanging: RestService) -> None:
     write_raw_files(hanging.root)
     answer = hanging.get("/api/h5/read_metadata", filename=hanging.root / "file0.h5")
     assert answer.status_code == 504

@@ -1,4 +1,4 @@
-"""The service as a daemon: tokens, limits, arguments, its end."""
+"""The service as a daemon: tokens, limits, arguments and its end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_service_ends_cleanly_with_open_connections(rest: RestService, number: i
 
 
 def test_garbage_after_a_request_is_refused_without_output_on_standard_error(rest: RestService) -> None:
-    """uvicorn alone fails to send the answer to the request, with a traceback."""
+    """Without the workaround uvicorn raises an error and does not send the answer to the request."""
     post = b"POST /api/config/set?user=me HTTP/1.1\r\nTransfer-Encoding: chunked\r\n"
     for request, statuses in (
         # Both the host and the length of the chunk are wrong.
@@ -102,7 +102,7 @@ def test_wrong_arguments_are_refused_in_one_line(
     assert reason in process.stderr[0]
 
 
-def test_a_port_that_is_taken_is_refused(rest: RestService) -> None:
+def test_a_port_in_use_is_refused(rest: RestService) -> None:
     second = rest.deployment.start("stddaq-rest", "--port", urlsplit(rest.url).port, ready=None)
     assert second.wait() == 2
     assert "Address already in use" in second.stderr[0]
@@ -129,7 +129,7 @@ def test_other_addresses_need_a_token(start_rest: Callable[..., RestService], to
     in_url = f"http://any:{TOKEN}@127.0.0.1:{port}"
     assert ConfigClient(in_url, user="me").get() == rest.deployment.config
     assert TOKEN not in ConfigClient(in_url, user="me").url
-    # A client that knows only a URL sends its user name and password.
+    # A client that takes only a URL sends its user name and password.
     assert requests.get(f"{in_url}/api/config/get?user=me", timeout=20).json() == rest.deployment.config
     command = Path(f"/proc/{rest.process.pid}/cmdline").read_bytes()
     assert TOKEN.encode() not in command

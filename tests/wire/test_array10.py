@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stddaq.wire.array10 import Array10Error, HeaderMaker, decode
 
 
-def test_header_is_that_of_the_specification_byte_for_byte() -> None:
+def test_header_equals_the_specification_byte_for_byte() -> None:
     made = HeaderMaker((2016, 2016), np.dtype("<u2")).header(3)
     assert made == b'{"htype":"array-1.0", "shape":[2016,2016], "type":"uint16", "frame":3}'
 
@@ -19,7 +19,7 @@ def test_shape_in_the_header_is_height_then_width() -> None:
     assert b'"shape":[480,128]' in HeaderMaker((480, 128), np.dtype("<f4")).header(3)
 
 
-def test_status_stands_after_the_specified_keys_of_damaged_images_only() -> None:
+def test_only_damaged_images_have_a_status_after_the_specified_keys() -> None:
     made = HeaderMaker((2, 3), np.dtype("<u1")).header(7, "missing_packets")
     assert made == (
         b'{"htype":"array-1.0", "shape":[2,3], "type":"uint8", "frame":7, "status":"missing_packets"}'

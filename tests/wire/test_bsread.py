@@ -1,4 +1,4 @@
-"""bsread and its blobs: compared with psi-bsread and bitshuffle, and fed with malformed messages."""
+"""bsread and its blobs, compared with psi-bsread and bitshuffle, and malformed messages."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ dtypes = st.sampled_from([np.dtype(name) for name in DTYPES])
 
 
 def array_of(shape: tuple[int, ...], dtype: np.dtype, seed: int = 0) -> np.ndarray:
-    """Reproducible bytes, of few different values so that they can be compressed."""
+    """Return a reproducible array of few different values, which can be compressed."""
     generator = np.random.default_rng(seed)
     return generator.integers(0, 50, shape).astype(dtype)
 
 
 def example(compression: Compression = "none", dh_compression: Compression = "none") -> list[bytes]:
-    """The parts of one good message: an image of 3 x 4 pixels."""
+    """Return the parts of a valid message with an image of 3 x 4 pixels."""
     channel = Channel.of_image("CAM:FPICTURE", (3, 4), np.dtype("<u2"), compression)
     encoder = MessageEncoder([channel], dh_compression)
     value = encode_value(channel, array_of((3, 4), channel.dtype))
@@ -77,7 +77,7 @@ def test_headers_are_written_as_specified() -> None:
 
 
 @given(shapes, dtypes, st.sampled_from(COMPRESSIONS), st.sampled_from(COMPRESSIONS), st.integers(0, 99))
-def test_every_value_comes_back(
+def test_every_value_survives_a_round_trip(
     shape: tuple[int, int], dtype: np.dtype, compression: Compression, dh_compression: Compression, seed: int
 ) -> None:
     channel = Channel.of_image("X", shape, dtype, compression)
@@ -110,7 +110,7 @@ def test_defaults_of_a_channel_are_those_of_the_specification() -> None:
 
 
 @given(shapes, dtypes, st.sampled_from([0, 1, 2, 16]))
-def test_blobs_are_those_of_bitshuffle(shape: tuple[int, int], dtype: np.dtype, blocks: int) -> None:
+def test_blobs_equal_those_of_bitshuffle(shape: tuple[int, int], dtype: np.dtype, blocks: int) -> None:
     array = array_of(shape, dtype)
     block_bytes = blocks * 8 * dtype.itemsize
     blob = compress_bitshuffle_lz4(array, block_bytes)
@@ -122,9 +122,7 @@ def test_blobs_are_those_of_bitshuffle(shape: tuple[int, int], dtype: np.dtype, 
 
 
 @given(shapes, dtypes)
-def test_blobs_and_those_of_psi_bsread_are_read_by_each_other(
-    shape: tuple[int, int], dtype: np.dtype
-) -> None:
+def test_blobs_of_stddaq_and_psi_bsread_can_be_exchanged(shape: tuple[int, int], dtype: np.dtype) -> None:
     array = array_of(shape, dtype)
     name = dtype.str.replace("|", "<")
     peers: dict[Compression, Any] = {"bitshuffle_lz4": BitshuffleLZ4, "lz4": LZ4}
@@ -166,7 +164,7 @@ def test_blob_is_never_longer_than_its_bound_and_never_written_into_less() -> No
     st.integers(-20_000, 20_000),
     st.sampled_from([0, 64, 4096]),
 )
-def test_blob_within_a_room_is_the_same_or_does_not_fit(
+def test_blob_in_a_limited_buffer_is_the_same_or_does_not_fit(
     size: int, dtype: str, share_of_noise: float, spare: int, block_bytes: int
 ) -> None:
     array = np.zeros(size, dtype)
@@ -181,7 +179,7 @@ def test_blob_within_a_room_is_the_same_or_does_not_fit(
 
 
 def changed(parts: list[bytes], index: int, **fields: Any) -> list[bytes]:
-    """The message with other fields in one of its headers, and the hash that belongs to them."""
+    """Return the message with other fields in one of its headers, and the matching hash."""
     content = json.loads(parts[index])
     target = content["channels"][0] if index == 1 and "channels" not in fields else content
     for key, value in fields.items():
@@ -287,7 +285,7 @@ json_values = st.recursive(
     json_values,
     st.sampled_from(COMPRESSIONS),
 )
-def test_no_field_of_a_header_lets_anything_escape(
+def test_no_header_field_causes_an_unexpected_exception(
     main_key: str, channel_key: str, main_value: Any, channel_value: Any, compression: Compression
 ) -> None:
     parts = example(compression)
@@ -303,7 +301,9 @@ def test_no_field_of_a_header_lets_anything_escape(
 
 
 @given(st.sampled_from(COMPRESSIONS), st.data())
-def test_no_damage_of_a_value_lets_anything_escape(compression: Compression, data: st.DataObject) -> None:
+def test_no_damage_of_a_value_causes_an_unexpected_exception(
+    compression: Compression, data: st.DataObject
+) -> None:
     channel = Channel.of_image("X", (20, 300), np.dtype("<u2"), compression)
     array = array_of((20, 300), channel.dtype)
     value = bytearray(encode_value(channel, array))

@@ -1,4 +1,4 @@
-"""Commands to the driver: what is a command, and the type of mistake in everything else."""
+"""Commands to the driver, and the type of mistake in frames that are not commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stddaq.wire.driver_messages import (
 
 
 def refused(frame: str | bytes) -> tuple[str, str]:
-    """Type and reason of the error; the reason is one line."""
+    """Return type and reason of the error, and check that the reason is one line."""
     with pytest.raises(CommandError) as refusal:
         parse_command(frame)
     reason = str(refusal.value)
@@ -31,7 +31,7 @@ def start(**fields: Any) -> str:
     return json.dumps({"command": "start", "path": "/data"} | fields)
 
 
-def test_start_with_a_path_alone_has_the_specified_defaults() -> None:
+def test_start_with_only_a_path_has_the_specified_defaults() -> None:
     command = parse_command('{"command": "start", "path": "/data"}')
     assert isinstance(command, StartCommand)
     assert command.model_dump() == {
@@ -49,7 +49,7 @@ def test_start_with_a_path_alone_has_the_specified_defaults() -> None:
 
 
 @pytest.mark.parametrize("name", ["stop", "status", "last_result"])
-def test_plain_command_needs_nothing_else_and_minds_nothing_else(name: str) -> None:
+def test_simple_commands_need_no_fields_and_ignore_others(name: str) -> None:
     assert parse_command(json.dumps({"command": name, "path": 5})) == PlainCommand(command=name)  # pyright: ignore[reportArgumentType]
 
 
@@ -121,9 +121,7 @@ def test_plain_command_needs_nothing_else_and_minds_nothing_else(name: str) -> N
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_wrong_frame_is_refused_with_its_type_and_what_is_wrong(
-    frame: str | bytes, error: str, words: str
-) -> None:
+def test_wrong_frame_is_refused_with_type_and_reason(frame: str | bytes, error: str, words: str) -> None:
     found, reason = refused(frame)
     assert found == error
     assert all(part in reason for part in words.split(" ... "))

@@ -1,4 +1,4 @@
-"""Actions for writers: the encoding on the path of an image, and the values that writers refuse."""
+"""Actions for writers: the encoding of images, and values that writers refuse."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stddaq.wire.writer_messages import ActionError, check_action, encode_record
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1))
-def test_an_encoded_image_is_the_action_that_protobuf_would_build(image_id: int, restarts: int):
+def test_an_encoded_image_equals_the_action_of_protobuf(image_id: int, restarts: int):
     metadata = image_metadata_pb2.ImageMetadata(image_id=image_id, height=4, width=6)
     encoded = encode_record_image(metadata.SerializeToString(), restarts)
     image = pb.RecordImage(image_metadata=metadata, restarts=restarts)
@@ -21,7 +21,7 @@ def test_an_encoded_image_is_the_action_that_protobuf_would_build(image_id: int,
 
 @pytest.mark.parametrize("n_unknown", [0, 100, 127, 128, 20_000])
 def test_metadata_of_any_length_is_copied_with_its_unknown_fields(n_unknown: int):
-    # Field 99, length-delimited: fields that this version does not know reach the writers.
+    # Unknown fields, such as field 99 (length-delimited), reach the writers.
     unknown = b"\x9a\x06" + _varint(n_unknown) + b"x" * n_unknown
     metadata = image_metadata_pb2.ImageMetadata(image_id=7).SerializeToString() + unknown
     action = pb.WriterAction.FromString(encode_record_image(metadata, 0))
@@ -60,6 +60,6 @@ def test_an_unknown_division_is_refused():
         pb.WriterAction(create_file=pb.CreateWriterFile()).SerializeToString()
     )
     check_action(action)
-    unknown = pb.CreateWriterFile.FromString(b"\xb0\x06\x05")  # Field 102 (division) is 5.
+    unknown = pb.CreateWriterFile.FromString(b"\xb0\x06\x05")  # Field 102 (division) has the value 5.
     with pytest.raises(ActionError, match=r"division: expected one of \[0, 1\], got 5"):
         check_action(pb.WriterAction(create_file=unknown))

@@ -1,4 +1,4 @@
-"""ZMTP: the handshake of both versions, subscriptions, and malformed input."""
+"""ZMTP: the handshake of both versions, subscriptions and malformed input."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def test_bytes_may_arrive_in_any_pieces(cuts: list[int]) -> None:
 
 def test_subscriber_of_version_2_is_answered_in_version_2() -> None:
     session = PublisherSession()
-    # Signature, revision, SUB, an identity of no bytes, a subscription to everything.
+    # Signature, revision, SUB, an empty identity, a subscription to everything.
     answer = session.receive(SIGNATURE + b"\1" + b"\2" + b"\0\0" + b"\0\1\1")
     assert answer == b"\1\0\0"
     assert session.is_open
     assert session.wants(b"anything")
 
 
-def test_topics_are_prefixes_that_come_and_go() -> None:
+def test_topics_are_prefixes_that_can_be_added_and_removed() -> None:
     session = opened()
     assert not session.wants(b"abc")
     session.receive(b"\0\3\1ab\0\3\1ab\0\2\1x")
@@ -83,7 +83,7 @@ def test_ping_is_answered_with_its_context() -> None:
     assert opened().receive(command(b"\x04PING\0\x0acontext")) == command(b"\x04PONGcontext")
 
 
-def test_messages_that_are_no_subscriptions_are_ignored() -> None:
+def test_messages_that_are_not_subscriptions_are_ignored() -> None:
     session = opened()
     assert session.receive(b"\0\3\7ab" + b"\0\0" + command(b"\x05OTHERxyz")) == b""
     assert session.topics == {}
@@ -103,13 +103,13 @@ def test_messages_that_are_no_subscriptions_are_ignored() -> None:
         (GREETING_3 + command(READY) + b"\2" + struct.pack(">Q", MAX_FRAME_BYTES + 1), "bytes"),
     ],
 )
-def test_peer_that_is_no_subscriber_is_refused_with_the_reason(received: bytes, reason: str) -> None:
+def test_peer_that_is_not_a_subscriber_is_refused_with_the_reason(received: bytes, reason: str) -> None:
     with pytest.raises(ZmtpError) as refused:
         PublisherSession().receive(received)
     assert reason in str(refused.value)
 
 
-def test_topics_without_end_are_refused() -> None:
+def test_too_many_topics_are_refused() -> None:
     session = opened()
     for i in range(MAX_TOPICS):
         session.receive(b"\0\5\1" + struct.pack(">I", i))
@@ -124,7 +124,7 @@ def test_any_bytes_are_processed_or_refused(received: bytes) -> None:
             PublisherSession().receive(prefix + received)
 
 
-def test_frames_are_short_or_long_and_marked_when_more_follow() -> None:
+def test_frames_are_short_or_long_and_flagged_when_more_follow() -> None:
     short, long_head, long_body = frames((b"head", bytes(256)))
     assert short == b"\1\4head"
     assert long_head == b"\2" + struct.pack(">Q", 256)

@@ -1,4 +1,4 @@
-"""What clients may send: every mistake gets its typed answer, and no run is ever disturbed by it."""
+"""Commands of clients: every mistake has a typed reply, and none disturbs a run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from stddaq.client import CommandRefusedError, RunFailedError
 
 IS_ROOT = os.geteuid() == 0
 NOBODY = 65534
-# A user that is not root, not this process, and not "nobody".
+# A user who is not root, not this process's, and not "nobody".
 OTHER = 65533 if os.geteuid() != 65533 else 65532
-# Services that are not root: started as nobody where we are root, and as we are otherwise.
+# A service without root: it runs as nobody if this process is root, otherwise as this user.
 NO_ROOT = NOBODY if IS_ROOT else None
-# A user whom the services can write as: anybody where they are root, otherwise only themselves.
+# A user as whom services can write: any user if they are root, otherwise only their own.
 ASKED_FOR = NOBODY if IS_ROOT else os.geteuid()
 
 BAD_FRAMES = [
@@ -62,14 +62,14 @@ BAD_FRAMES = [
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    """An empty directory in which everybody may write; pytest's own are closed to other users."""
+    """Return an empty directory for all users, who have no access to pytest's directories."""
     with tempfile.TemporaryDirectory(prefix="stddaq-", dir="/tmp") as path:
         Path(path).chmod(0o777)
         yield Path(path)
 
 
 def refusal_of(connection: ClientConnection) -> dict[str, Any]:
-    """The next message that refuses something; broadcasts come between."""
+    """Return the next refusal; skip broadcasts."""
     while True:
         message = json.loads(connection.recv(timeout=5))
         if "error" in message:
@@ -77,7 +77,7 @@ def refusal_of(connection: ClientConnection) -> dict[str, Any]:
 
 
 def ask_raw(url: str, content: bytes) -> bytes:
-    """Send bytes to the port, if any, and read the answer to them."""
+    """Send bytes to the port, if any, and return the answer."""
     host, _, port = url.removeprefix("ws://").partition(":")
     with socket.create_connection((host, int(port)), timeout=2) as plain:
         if content:
@@ -87,7 +87,7 @@ def ask_raw(url: str, content: bytes) -> bytes:
 
 
 @pytest.mark.fault(
-    fault="names with / or .., arbitrary frames, HTTP, 10 MB, bytes that are no WebSocket",
+    fault="names with / or .., arbitrary frames, HTTP, 10 MB, bytes that are not WebSocket",
     state="recording",
     promise="a typed reply or a clean close; the run is perfect",
 )
@@ -104,7 +104,7 @@ def test_no_input_disturbs_a_run(rig: Rig):
             assert reply["reason"], frame
     rig.publish(images[20:40])
     rig.wait_for_count(40)
-    # Not WebSocket at all.
+    # These are not WebSocket frames.
     ask_raw(rig.url, b"")
     assert ask_raw(rig.url, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 426")
     ask_raw(rig.url, b"\x16\x03\x01 no handshake of ours \r\n\r\n")
@@ -119,7 +119,7 @@ def test_no_input_disturbs_a_run(rig: Rig):
     assert sorted(path.name for path in rig.directory.iterdir()) == ["file0.h5", "file1.h5", "fileMaster.h5"]
 
 
-def test_reasons_say_what_was_found_and_what_is_allowed(rig: Rig):
+def test_reasons_name_the_found_and_the_allowed_values(rig: Rig):
     with connect(rig.url) as connection:
         connection.send('{"command": "start", "path": "/tmp", "n_image": "10"}')
         reason = refusal_of(connection)["reason"]
@@ -131,7 +131,7 @@ def test_reasons_say_what_was_found_and_what_is_allowed(rig: Rig):
         )
 
 
-def test_unknown_fields_of_stop_do_not_keep_a_run_from_being_stopped(rig: Rig):
+def test_stop_with_unknown_fields_stops_the_run(rig: Rig):
     rig.begin()
     with connect(rig.url) as connection:
         connection.send('{"command": "stop", "why": "beam dump"}')
@@ -154,14 +154,14 @@ def test_an_existing_file_is_refused_before_anything_is_created(make_rig: MakeRi
         assert [path.name for path in rig.directory.iterdir()] == [name]
         assert rig.path(name).read_text() == "precious"
         rig.path(name).unlink()
-    # Also a link that leads nowhere: writing would create its target.
+    # A dangling link is refused as well, because writing would create its target.
     rig.path("file0.h5").symlink_to(rig.directory / "elsewhere")
     with pytest.raises(CommandRefusedError, match=r"file0\.h5"):
         rig.client.start(rig.directory)
     assert not rig.path("elsewhere").exists()
 
 
-def test_existing_files_are_replaced_only_when_the_command_says_so(rig: Rig):
+def test_existing_files_are_replaced_only_with_overwrite(rig: Rig):
     first, second = images_of(range(5)), images_of(range(100, 103))
     assert_saved(rig.record(first), first)
     with rig.path("file0.h5").open("rb") as old_file:
@@ -170,7 +170,7 @@ def test_existing_files_are_replaced_only_when_the_command_says_so(rig: Rig):
             rig.client.start(rig.directory)
         assert rig.path("file0.h5").read_bytes() == old
         assert_saved(rig.record(second, overwrite=True), second)
-        # A reader of the replaced file still has all of it.
+        # A reader of the replaced file still sees all of it.
         old_file.seek(0)
         assert old_file.read() == old
 
@@ -180,7 +180,7 @@ def test_existing_files_are_replaced_only_when_the_command_says_so(rig: Rig):
     state="idle",
     promise="start is refused with the reason, nothing is created",
 )
-def test_a_path_that_is_no_directory_is_refused(rig: Rig):
+def test_a_path_that_is_not_a_directory_is_refused(rig: Rig):
     rig.path("a_file").touch()
     rig.path("loop").symlink_to(rig.path("loop"))
     for path, found in (
@@ -254,7 +254,7 @@ def test_another_uid_is_refused_when_the_service_is_not_root(make_rig: MakeRig, 
     assert list(open_directory.iterdir()) == []
 
 
-def test_files_belong_to_the_uid_that_was_asked_for(make_rig: MakeRig, open_directory: Path):
+def test_files_belong_to_the_requested_uid(make_rig: MakeRig, open_directory: Path):
     rig = make_rig(switch_user_active=True, driver=["-m"])
     rig.deployment.start("std_det_meta_writer_gf")
     rig.directory = open_directory
@@ -265,7 +265,7 @@ def test_files_belong_to_the_uid_that_was_asked_for(make_rig: MakeRig, open_dire
     assert sorted(names) == ["file0.h5", "file1.h5", "fileMaster.h5", "fileMeta.h5"]
     assert {stat.st_uid for stat in names.values()} == {ASKED_FOR}
     assert {stat.st_gid for stat in names.values()} == {NOBODY if IS_ROOT else os.getegid()}
-    # The services are themselves again: the next run belongs to them.
+    # The services switched back, so that the next run belongs to their own user.
     assert_saved(rig.record(images_of(range(20, 24)), file_prefix="own"), images_of(range(20, 24)))
     assert {path.stat().st_uid for path in rig.directory.glob("own*")} == {os.geteuid()}
 
@@ -275,7 +275,7 @@ def test_files_belong_to_the_uid_that_was_asked_for(make_rig: MakeRig, open_dire
     state="idle",
     promise="start is refused with both numbers",
 )
-def test_more_images_than_the_disk_can_hold_are_refused_with_both_numbers(rig: Rig):
+def test_more_images_than_the_disk_can_hold_are_refused_with_both_sizes(rig: Rig):
     n_image = 2**62
     with pytest.raises(CommandRefusedError, match="bytes free") as refused:
         rig.client.start(rig.directory, n_image=n_image)
@@ -283,7 +283,7 @@ def test_more_images_than_the_disk_can_hold_are_refused_with_both_numbers(rig: R
     assert str(n_image * rig.config.image_bytes) in str(refused.value)
 
 
-def test_the_driver_listens_on_the_loopback_interface_unless_told_otherwise(rig: Rig):
+def test_the_driver_listens_on_the_loopback_interface_by_default(rig: Rig):
     assert rig.url.startswith("ws://127.0.0.1:")
     addresses = Path(f"/proc/{rig.driver.pid}/net/tcp").read_text()
     port = int(rig.url.rpartition(":")[2])
@@ -294,9 +294,9 @@ def test_the_driver_listens_on_the_loopback_interface_unless_told_otherwise(rig:
 @pytest.mark.fault(
     fault="client that does not read",
     state="recording",
-    promise="the run is perfect, other clients are notified",
+    promise="the run is perfect; other clients are notified",
 )
-def test_a_client_that_does_not_read_does_not_hold_up_the_others(rig: Rig):
+def test_a_client_that_does_not_read_does_not_delay_others(rig: Rig):
     with connect(rig.url, max_queue=1, close_timeout=0.1):
         images = images_of(range(30))
         assert_saved(rig.record(images), images)

@@ -1,4 +1,4 @@
-"""Compressed images are stored as they come: the very bytes, which HDF5's own filters can read."""
+"""Compressed images are stored byte for byte, and HDF5's own filters can read them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def compress_image(pixels: np.ndarray, suffix: str) -> bytes:
 
 
 class Compressor:
-    """The stage after acquisition, of which only the output counts; a context manager."""
+    """Publishes blobs as a compressor does; a context manager."""
 
     def __init__(self, deployment: Deployment, suffix: str) -> None:
         config = DetectorConfig.parse(deployment.config)
@@ -89,11 +89,11 @@ class Compressor:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_compressed_images_are_stored_byte_by_byte_and_read_back_by_filters(make_rig: MakeRig, suffix: str):
+def test_compressed_images_are_stored_byte_for_byte_and_read_by_filters(make_rig: MakeRig, suffix: str):
     rig = make_rig(driver=["-s", suffix], writers=False)
     for i in range(2):
         rig.deployment.start("std_det_writer", i, "-s", suffix)
-    # Smooth and noisy ones: their compressed sizes differ.
+    # Smooth and noisy images, whose compressed sizes differ.
     noise = np.random.default_rng(5).integers(0, 40, (32, 48)).astype("<u2")
     images = [image_of(i) if i % 3 else Image(i, noise + np.uint16(i)) for i in range(15)]
     contents = compress(images, suffix)
@@ -102,7 +102,7 @@ def test_compressed_images_are_stored_byte_by_byte_and_read_back_by_filters(make
     compressor.wait_for_subscriber()
     rig.client.start(rig.directory, n_image=15)
     rig.client.wait_until_ready(5)
-    compressor.publish(99, contents[0], size=0)  # Says nothing of its length: no image.
+    compressor.publish(99, contents[0], size=0)  # A message without a size is not an image.
     for image, content in zip(images, contents, strict=True):
         compressor.publish(image.image_id, content)
     account = rig.end()

@@ -1,4 +1,4 @@
-"""Beside services of other implementations (C++): none of the partners notices a difference."""
+"""Interoperation with std_daq services (C++), which notice no difference."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def test_a_run_with_cpp_writers_can_be_stopped(make_rig: MakeRig):
 @pytest.mark.fault(
     fault="C++ writer: SIGKILL",
     state="recording",
-    promise="error that names it; nothing of it counts as recorded; the next run is perfect",
+    promise="error that names it; none of its images counts as recorded; the next run is perfect",
 )
-def test_a_cpp_writer_that_is_killed_is_named_and_nothing_of_it_counts_as_recorded(make_rig: MakeRig):
+def test_a_killed_cpp_writer_is_named_and_none_of_its_images_counts_as_recorded(make_rig: MakeRig):
     rig = make_rig(writers=False)
     (killed,) = start_cpp_writers(rig, (0,))
     rig.deployment.start("std_det_writer", 1)
@@ -107,7 +107,7 @@ def test_cpp_source_is_recorded(make_rig: MakeRig, division: str):
 @pytest.mark.fault(
     fault="ring buffer of a C++ source: removed and created again",
     state="recording",
-    promise="error that names it; what was recorded before is good, nothing after; the next run is perfect",
+    promise="error that names it; images before it are good, none after it; the next run is perfect",
 )
 def test_a_cpp_ring_that_is_replaced_ends_the_run_before_old_pixels_are_recorded(
     make_rig: MakeRig,
@@ -126,7 +126,7 @@ def test_a_cpp_ring_that_is_replaced_ends_the_run_before_old_pixels_are_recorded
     publish(images[:20])
     rig.wait_for_count(20)
     source.remake_ring()
-    publish(images[1000:])  # In the slots of the first ones.
+    publish(images[1000:])  # These reuse the first slots.
     with pytest.raises(RunFailedError, match=f"/dev/shm/{rig.deployment.detector_name}-image: was removed"):
         rig.client.wait_until_saved(5)
     account = rig.account()
@@ -140,7 +140,7 @@ def test_a_cpp_ring_that_is_replaced_ends_the_run_before_old_pixels_are_recorded
     assert_saved(rig.end(), images[:10])
 
 
-def test_a_ring_that_a_cpp_source_made_outlives_our_services(make_deployment: Callable[..., Deployment]):
+def test_a_ring_of_a_cpp_source_outlives_stddaq_services(make_deployment: Callable[..., Deployment]):
     deployment = make_deployment(number_of_writers=1)
     with CppSource(deployment.config):
         segment = Path("/dev/shm") / f"{deployment.detector_name}-image"
@@ -151,7 +151,7 @@ def test_a_ring_that_a_cpp_source_made_outlives_our_services(make_deployment: Ca
 
 
 def test_writers_obey_a_cpp_driver(make_deployment: Callable[..., Deployment], directory: Path):
-    """Images come in turn, without extensions in the messages; one run follows the other."""
+    """Images arrive in turn, in messages without extensions, for two consecutive runs."""
     deployment = make_deployment(number_of_writers=3)
     with CppSource(deployment.config) as source, CppDriver(deployment.config, True) as driver:
         source.wait_for_subscriber()
@@ -172,7 +172,7 @@ def test_writers_obey_a_cpp_driver(make_deployment: Callable[..., Deployment], d
             assert rows["frame_timestamp"].tolist() == [i * 1000 for i in ids]
 
 
-def test_our_writer_reports_to_a_cpp_driver_why_it_cannot_create_a_file(
+def test_a_stddaq_writer_reports_to_a_cpp_driver_why_it_cannot_create_a_file(
     make_deployment: Callable[..., Deployment], directory: Path
 ):
     deployment = make_deployment(number_of_writers=1)
@@ -187,10 +187,10 @@ def test_our_writer_reports_to_a_cpp_driver_why_it_cannot_create_a_file(
         assert_raw_files_hold([directory / "other0.h5"], [])
 
 
-def test_a_response_fits_into_what_a_cpp_driver_receives(
+def test_a_response_fits_into_the_buffer_of_a_cpp_driver(
     make_deployment: Callable[..., Deployment], directory: Path
 ):
-    """C++ drivers have a buffer of 512 bytes, and parse as many as the message had."""
+    """C++ drivers have a buffer of 512 bytes, but parse as many bytes as the message had."""
     deployment = make_deployment(number_of_writers=1)
     with CppDriver(deployment.config) as driver:
         deployment.start_writers()
@@ -201,9 +201,9 @@ def test_a_response_fits_into_what_a_cpp_driver_receives(
 @pytest.mark.fault(
     fault="C++ driver: exits",
     state="recording",
-    promise="our writers close valid files",
+    promise="stddaq writers close valid files",
 )
-def test_files_of_our_writers_under_a_cpp_driver_are_valid_after_it_exits(
+def test_files_of_stddaq_writers_are_valid_after_their_cpp_driver_exits(
     make_deployment: Callable[..., Deployment], directory: Path
 ):
     deployment = make_deployment(number_of_writers=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.processes.recording import MakeRig, assert_saved, images_of
 
-# A writer whose file system does not answer for 1.5 s while the file `pause` exists.
+# A writer whose file system hangs for 1.5 s if the file `pause` exists.
 PAUSING_WRITER = """
 import sys, time
 from pathlib import Path
@@ -32,7 +32,7 @@ sys.exit(main(sys.argv[1:-1]))
 @pytest.mark.fault(
     fault="the file system of a writer pauses for longer than --writer-timeout",
     state="recording",
-    promise="when all images were written, though late, the run is saved with its master file and says so",
+    promise="if all images are written, although late, the run is saved with its master file and a warning",
 )
 def test_late_but_complete_run_is_saved_and_says_so(make_rig: MakeRig, tmp_path: Path) -> None:
     pause = tmp_path / "pause"
@@ -49,6 +49,6 @@ def test_late_but_complete_run_is_saved_and_says_so(make_rig: MakeRig, tmp_path:
     assert "writer 0 did not answer within 1 s" in account["late"]
     assert Path(account["files"]["master"]).exists()
     assert not pause.exists()
-    # The next run is not late.
+    # The next run is in time.
     assert "late" not in rig.record(images_of(range(60, 80)), file_prefix="next")
     assert writer.returncode is None

@@ -1,4 +1,4 @@
-"""Messages on the metadata stream that fit no image are dropped and counted; the run goes on."""
+"""Messages on the metadata stream that are not valid images are counted, and the run continues."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from support.processes.recording import MakeRig, Rig, assert_saved, images_of
 
 
 def broken_messages(source: CppSource) -> list[bytes]:
-    """Everything that must not reach a file."""
+    """Return messages that must not reach a file."""
 
     def changed(**fields: Any) -> bytes:
         message = source.message(5)
@@ -35,11 +35,11 @@ def broken_messages(source: CppSource) -> list[bytes]:
 
 
 @pytest.mark.fault(
-    fault="no protobuf, unknown enums, size larger than a slot, absurd height, on the metadata stream",
+    fault="malformed metadata: not protobuf, unknown enums, size larger than a slot, absurd height",
     state="waiting_for_first_image, recording",
     promise="dropped and counted; the run is perfect",
 )
-def test_malformed_messages_are_dropped_and_counted_and_the_run_goes_on(make_rig: MakeRig):
+def test_malformed_messages_are_counted_and_the_run_continues(make_rig: MakeRig):
     rig = make_rig(driver=["-m"])
     rig.deployment.start("std_det_meta_writer_gf")
     source = rig.enter(CppSource(rig.deployment.config))
@@ -48,7 +48,7 @@ def test_malformed_messages_are_dropped_and_counted_and_the_run_goes_on(make_rig
     broken = broken_messages(source)
     rig.client.start(rig.directory, n_image=30)
     rig.client.wait_until_ready(5)
-    source.announce(broken[0])  # Also as the very first of a run.
+    source.announce(broken[0])  # They may also be the first messages of a run.
     for image, message in zip(images, broken * 3, strict=False):
         source.announce(message)
         source.publish(image.image_id, image.pixels)
@@ -57,7 +57,7 @@ def test_malformed_messages_are_dropped_and_counted_and_the_run_goes_on(make_rig
     assert account["n_malformed"] == 31
 
 
-def test_fields_that_a_source_leaves_unset_are_taken_to_agree(rig: Rig):
+def test_fields_that_a_source_leaves_unset_are_accepted(rig: Rig):
     source = rig.enter(CppSource(rig.deployment.config))
     source.wait_for_subscriber()
     images = images_of(range(4))
@@ -78,7 +78,7 @@ def test_fields_that_a_source_leaves_unset_are_taken_to_agree(rig: Rig):
     promise="recorded as damaged, never as good",
 )
 def test_an_empty_message_is_image_0_without_a_known_status(rig: Rig):
-    """Protobuf cannot tell it from one with all fields unset; it is recorded as damaged, never as good."""
+    """Protobuf cannot distinguish it from a message with all fields unset, so it is recorded as damaged."""
     source = rig.enter(CppSource(rig.deployment.config))
     source.wait_for_subscriber()
     rig.client.start(rig.directory, n_image=1)

@@ -1,4 +1,4 @@
-"""The metadata file of each detector type: one row per image of the run, with what the source published."""
+"""The metadata file of each detector type has one row per image, as the source published it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def metadata_rows(rig: Rig, path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("short", "detector", "fill", "fields"), CASES, ids=[case[0] for case in CASES])
-def test_metadata_file_holds_what_the_source_published(
+def test_metadata_file_holds_the_published_metadata(
     make_rig: MakeRig,
     short: str,
     detector: str,
@@ -101,7 +101,7 @@ def test_metadata_file_of_a_run_without_images_is_empty(make_rig: MakeRig):
     assert len(metadata_rows(rig, rig.path("fileMeta.h5"))) == 0
 
 
-def test_metadata_rows_are_readable_while_the_run_goes_on(make_rig: MakeRig):
+def test_metadata_rows_are_readable_during_the_run(make_rig: MakeRig):
     rig = make_rig(driver=["-m"], number_of_writers=1)
     rig.deployment.start("std_det_meta_writer_gf")
     rig.begin(n_image=3000)

@@ -1,4 +1,4 @@
-"""A writer that falls behind by more than the ring: no image is ever stored as good with another's pixels."""
+"""When a writer falls behind by more than the ring, no image is stored as good with wrong pixels."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from support.tools.fault_table import Seen
 from stddaq.client import RunFailedError
 
 SHAPE = (8, 16)
-KEPT = "its row has status 3 and no pixels, it is counted and listed; file_saved"
+KEPT = "its row has status 3 and no pixels; it is counted and listed; file_saved"
 
 
 def publish_past_a_stopped_writer(rig: Rig, n_images: int, publish: Any) -> dict[str, Any]:
-    """Writer 1 stands still while `n_images` are published; then the run is finished."""
+    """Stop writer 1 while `n_images` are published, then finish the run."""
     rig.writers[1].send(signal.SIGSTOP)
     publish(images_of(range(n_images), shape=SHAPE))
     rig.client.wait_for(lambda status: status.n_received == n_images, 10, "all images")
@@ -41,7 +41,7 @@ def publish_past_a_stopped_writer(rig: Rig, n_images: int, publish: Any) -> dict
 
 
 def assert_only_overwritten_images_are_missing(account: dict[str, Any], n_images: int) -> list[Image]:
-    """Every image has its row; those that are not good are named and have no pixels. Returns the images."""
+    """Check that each image has a row, and that overwritten ones are named and blank. Return the images."""
     expected = []
     overwritten = set(account["overwritten_ids"])
     for writer, path in enumerate(account["files"]["raw"]):
@@ -54,7 +54,7 @@ def assert_only_overwritten_images_are_missing(account: dict[str, Any], n_images
                 assert image_id not in overwritten
             else:
                 assert row["status"] == OVERWRITTEN
-                assert not pixels.any(), f"image {image_id} has pixels of another"
+                assert not pixels.any(), f"image {image_id} has pixels of another image"
                 assert image_id in overwritten
     for image_id in range(n_images):
         image = image_of(image_id, SHAPE)
@@ -72,14 +72,14 @@ def small_images(make_rig: MakeRig) -> Rig:
 @pytest.mark.fault(
     fault="writer lags by almost two rings",
     state="recording",
-    promise="exactly what was overwritten is named: " + KEPT,
+    promise="exactly the overwritten images are named: " + KEPT,
 )
-def test_with_our_source_exactly_the_overwritten_images_are_named(make_rig: MakeRig, seen: Seen):
+def test_exactly_the_overwritten_images_of_a_stddaq_source_are_named(make_rig: MakeRig, seen: Seen):
     rig = small_images(make_rig)
     rig.begin(n_image=1800)
 
     def publish(images: Sequence[Image]) -> None:
-        # Writer 0 keeps up; writer 1 takes what it got before it was stopped or after it woke up.
+        # Writer 0 keeps up; writer 1 copies images that it received before its stop or after it.
         for first in range(0, len(images), 300):
             rig.publish(images[first : first + 300])
             rig.client.wait_for(
@@ -88,7 +88,7 @@ def test_with_our_source_exactly_the_overwritten_images_are_named(make_rig: Make
 
     account = publish_past_a_stopped_writer(rig, 1800, publish)
     images = assert_only_overwritten_images_are_missing(account, 1800)
-    # Ids 0 to 799 share their slots with 1000 to 1799; what the writer had got before it stood still is good.
+    # Ids 0 to 799 share their slots with 1000 to 1799; images copied before the stop are good.
     assert account["overwritten_ids"] == list(range(1, 800, 2))
     assert_master_file_holds(Path(account["files"]["master"]), images)
     assert account["outcome"] == "file_saved"
@@ -98,10 +98,10 @@ def test_with_our_source_exactly_the_overwritten_images_are_named(make_rig: Make
 @pytest.mark.fault(
     fault="writer lags, {n_images} images of a source without cursor (C++-like), ring of 1000",
     state="recording",
-    promise="at least what was overwritten is named: " + KEPT,
+    promise="at least the overwritten images are named: " + KEPT,
 )
 @pytest.mark.parametrize("n_images", [900, 1500])
-def test_with_a_cpp_source_the_account_is_on_the_safe_side(make_rig: MakeRig, n_images: int, seen: Seen):
+def test_the_account_of_a_cpp_source_errs_on_the_safe_side(make_rig: MakeRig, n_images: int, seen: Seen):
     rig = small_images(make_rig)
     source = rig.enter(CppSource(rig.deployment.config))
     source.wait_for_subscriber()
@@ -121,13 +121,13 @@ def test_with_a_cpp_source_the_account_is_on_the_safe_side(make_rig: MakeRig, n_
     truly = set(range(1, max(0, n_images - 1000), 2))
     named = set(account["overwritten_ids"])
     assert named >= truly
-    # As many more as the margin allows: images that could have been in the making.
+    # The margin adds images that the source may have been writing.
     assert all(image_id < n_images - 1000 + 60 for image_id in named)
     seen(f"file_saved; {len(truly)} were overwritten, {len(named)} are named")
 
 
 @pytest.mark.fault(
-    fault="writer lags by more than the ring, run asked to be strict",
+    fault="writer lags by more than the ring; strict run",
     state="recording",
     promise="error with the counts; all files kept",
 )
@@ -150,9 +150,9 @@ def test_a_strict_run_with_overwritten_images_is_an_error_with_all_files_kept(ma
 @pytest.mark.fault(
     fault="writer lags by more than the ring, then SIGKILL",
     state="recording",
-    promise="error; the overwritten images are listed, none is taken for good",
+    promise="error; the overwritten images are listed, and none counts as good",
 )
-def test_overwritten_images_of_a_writer_that_is_killed_afterwards_are_not_counted_as_good(make_rig: MakeRig):
+def test_overwritten_images_of_a_writer_that_is_then_killed_do_not_count_as_good(make_rig: MakeRig):
     rig = small_images(make_rig)
     rig.begin()
     rig.writers[1].send(signal.SIGSTOP)
@@ -176,14 +176,14 @@ def test_overwritten_images_of_a_writer_that_is_killed_afterwards_are_not_counte
     state="recording",
     promise=KEPT,
 )
-def test_whatever_a_burst_of_many_rings_does_no_image_has_pixels_of_another(make_rig: MakeRig, seen: Seen):
-    """Nobody waits for anybody: copies race with the source all the time."""
+def test_no_image_has_pixels_of_another_in_a_burst_of_many_rings(make_rig: MakeRig, seen: Seen):
+    """Source and writers do not wait for each other, so that copies race with the source."""
     n_images = 6000
     rig = small_images(make_rig)
     rig.begin(n_image=n_images)
     rig.publish(images_of(range(n_images), shape=SHAPE))
     account = rig.end()
-    # The account in the master file has all ids, however many they are.
+    # The account in the master file has all ids, however many.
     with h5py.File(account["files"]["master"]) as file:
         text: Any = file["entry/stddaq/account"]
         account |= json.loads(text[()])

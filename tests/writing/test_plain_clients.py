@@ -1,4 +1,4 @@
-"""Clients that were written for the C++ driver: connect, send, take the first message for the answer."""
+"""Clients written for the C++ driver connect, send, and expect the answer as first message."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def receive_until(connection: ClientConnection, *states: str) -> list[dict[str, 
 
 
 @pytest.mark.fault(
-    fault="a client of the C++ driver takes the first message for its answer",
+    fault="client of the C++ driver, which expects the answer as first message",
     state="idle, recording",
     promise="it is the reply: `rejected` with `driver is busy!`, or an error; the run is perfect",
 )
@@ -68,7 +68,7 @@ def test_the_first_message_after_a_command_is_its_reply(rig: Rig):
     assert ask(rig, '{"command": "stop"}')["status"] == "idle"
 
 
-def test_the_greeting_comes_after_a_tenth_of_a_second_or_at_once_to_who_asks_for_it(rig: Rig):
+def test_the_greeting_is_sent_after_100_ms_or_at_once_on_request(rig: Rig):
     for path, earliest, latest in (("", 0.07, 5.0), ("/any/path", 0.07, 5.0), ("/now", 0.0, 0.07)):
         taken = []
         for _ in range(5):
@@ -76,11 +76,11 @@ def test_the_greeting_comes_after_a_tenth_of_a_second_or_at_once_to_who_asks_for
                 begin = time.monotonic()
                 assert receive(connection)["status"] == "idle"
                 taken.append(time.monotonic() - begin)
-        # The fastest: on a busy machine others are late.
+        # The fastest of several, because a busy machine delays some.
         assert earliest <= min(taken) < latest, (path, taken)
 
 
-def test_the_last_recording_or_stop_carries_the_whole_count(rig: Rig):
+def test_the_last_recording_or_stop_has_the_complete_count(rig: Rig):
     for run in range(20):
         rig.wait_for_subscription()
         with Watcher(rig.url) as watcher:
@@ -115,9 +115,9 @@ def test_every_message_is_a_text_frame_with_a_known_status_and_an_integer_count(
 
 
 @pytest.mark.fault(
-    fault="a client reads nothing for 3 s at 500 progress messages a second",
+    fault="client that reads nothing for 3 s at 500 progress messages a second",
     state="recording",
-    promise="it stays connected: progress is merged, and every state reaches it once, in order",
+    promise="it stays connected; progress is merged, and it receives every state once, in order",
 )
 def test_a_client_that_reads_nothing_for_a_while_stays_connected(make_rig: MakeRig):
     rig = make_rig(number_of_writers=8)
@@ -125,7 +125,7 @@ def test_a_client_that_reads_nothing_for_a_while_stays_connected(make_rig: MakeR
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     raw.connect((host, int(port)))
-    # It reads one message, and then nothing: the library stops reading when its queue is full.
+    # It reads only one message; the library stops reading when its queue is full.
     with connect(rig.url, sock=raw, max_queue=1, close_timeout=0.2) as slow:
         receive(slow)
         rig.begin(n_image=10**6)

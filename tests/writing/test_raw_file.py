@@ -1,4 +1,4 @@
-"""Raw files without services: any sequence of batches and flushes gives the images that were put, exactly."""
+"""Raw files without services hold exactly their images, for any sequence of batches and flushes."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def pixels_of(row: int) -> np.ndarray:
 
 
 def visible(path: Path) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """What another process sees while the file is written, or after a crash."""
-    # A second opening in this process would share the writer's caches.
+    """Return the images that another process sees while the file is written, or after a crash."""
+    # Opening the file in this process would share the writer's caches.
     snapshot = path.with_name("snapshot.h5")
     shutil.copyfile(path, snapshot)
     with h5py.File(snapshot, "r", swmr=True) as file:
@@ -59,7 +59,7 @@ def assert_is(rows: list[tuple[int, int]], data: np.ndarray, expected: list[tupl
     expected_images=st.sampled_from([0, 1, 5, 40]),
     compression=st.sampled_from([pb.none, pb.h5bitshuffle_lz4]),
 )
-def test_whatever_is_put_and_flushed_is_read_back(
+def test_images_that_are_put_and_flushed_are_read_back(
     steps: list[Any], block_bytes: int, expected_images: int, compression: int
 ):
     reference: list[tuple[int, int, bool]] = []
@@ -89,7 +89,7 @@ def test_whatever_is_put_and_flushed_is_read_back(
 
 
 def put(file: RawFile, images: list[str], compression: int, first: int) -> None:
-    """Put them as the writer does: those that turn out to be overwritten are blanked afterwards."""
+    """Put images as the writer does, which blanks overwritten images afterwards."""
     slots: list[memoryview | None] = []
     for row, how in enumerate(images, first):
         content = pixels_of(row)
@@ -132,7 +132,7 @@ def test_compressed_images_have_a_chunk_each():
     assert layout_of(2**24, pb.blosc2).chunk_images(1000) == 1
 
 
-def test_an_existing_file_is_never_touched(tmp_path: Path):
+def test_an_existing_file_is_not_changed(tmp_path: Path):
     path = tmp_path / "raw.h5"
     path.write_text("precious")
     with pytest.raises(FileExistsError):
@@ -140,7 +140,7 @@ def test_an_existing_file_is_never_touched(tmp_path: Path):
     assert path.read_text() == "precious"
 
 
-def test_restarts_of_the_ids_are_told(tmp_path: Path):
+def test_restarts_of_the_ids_are_stored(tmp_path: Path):
     file = RawFile(tmp_path / "raw.h5", layout_of(), {"writer": 3})
     for image_id in (5, 6, 1, 2):
         file.put([memoryview(pixels_of(0).tobytes())])
@@ -151,7 +151,7 @@ def test_restarts_of_the_ids_are_told(tmp_path: Path):
         assert closed["det"].attrs["writer"] == 3
 
 
-def test_a_file_can_be_closed_after_it_was_abandoned_and_the_other_way_round(tmp_path: Path):
+def test_a_file_can_be_closed_after_it_was_abandoned_and_vice_versa(tmp_path: Path):
     for i, name in enumerate(("a.h5", "b.h5")):
         file = RawFile(tmp_path / name, layout_of(), {})
         file.abandon()

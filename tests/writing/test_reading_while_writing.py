@@ -1,4 +1,4 @@
-"""Other processes read the files of a run that is going on: what they see is right, and it comes soon."""
+"""Other processes read correct images soon after they are published, while the run continues."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.processes.deployment import Service
 from support.processes.recording import MakeRig, Publishing, Rig, image_of, images_of, read_raw_file
 
 READER = '''
-"""Looks at a growing raw file until the rows of the last image are there; prints how often it looked."""
+"""Read a growing raw file until it has the row of the last image. Print the number of reads."""
 import json
 import sys
 import time
@@ -30,8 +30,8 @@ from support.processes.recording import image_of
 path, last_id, keeps_open = sys.argv[2], int(sys.argv[3]), sys.argv[4] == "keep"
 
 
-def look(group, checked, every):
-    """Check the images that were not seen before, and some of the others. Returns how many rows there are."""
+def read(group, checked, every):
+    """Check new images and some of the others. Return the number of rows, and whether it has the last."""
     metadata = group["metadata"]
     if keeps_open:
         metadata.refresh()
@@ -47,22 +47,22 @@ def look(group, checked, every):
     return len(rows), bool(len(rows)) and rows["image_id"][-1] >= last_id
 
 
-looks, growths, n_rows, done = 0, 0, 0, False
+reads, growths, n_rows, done = 0, 0, 0, False
 print("ready", flush=True)
 deadline = time.monotonic() + 20
 file = h5py.File(path, "r", swmr=True) if keeps_open else None
 while not done and time.monotonic() < deadline:
     opened = file or h5py.File(path, "r", swmr=True)
     n_before = n_rows
-    n_rows, done = look(next(iter(opened.values())), n_rows, 17)
+    n_rows, done = read(next(iter(opened.values())), n_rows, 17)
     assert n_rows >= n_before
     growths += n_rows > n_before
-    looks += 1
+    reads += 1
     if not keeps_open:
         opened.close()
     time.sleep(0.002)
-assert done, f"{n_rows} rows, {looks} looks"
-print(json.dumps({"looks": looks, "growths": growths, "rows": n_rows}), flush=True)
+assert done, f"{n_rows} rows, {reads} reads"
+print(json.dumps({"reads": reads, "growths": growths, "rows": n_rows}), flush=True)
 '''
 
 
@@ -72,7 +72,7 @@ def start_reader(rig: Rig, path: Path, last_id: int, how: str) -> Service:
 
 
 @pytest.mark.parametrize("how", ["open anew", "keep"])
-def test_a_reader_sees_every_pixel_of_what_is_visible_while_the_run_goes_on(rig: Rig, how: str):
+def test_a_reader_sees_every_pixel_of_visible_images_during_the_run(rig: Rig, how: str):
     rig.begin()
     readers = [start_reader(rig, rig.path(f"file{i}.h5"), 598 + i, how) for i in range(2)]
     images = images_of(range(600))
@@ -87,8 +87,8 @@ def test_a_reader_sees_every_pixel_of_what_is_visible_while_the_run_goes_on(rig:
     assert account["n_good"] == 600
 
 
-def test_what_the_driver_counts_is_readable_by_others(rig: Rig):
-    """`count` is never ahead of the files."""
+def test_images_that_the_driver_counts_are_readable(rig: Rig):
+    """The files are never behind `count`."""
     with Publishing(rig, pause_s=0.002):
         rig.client.start(rig.directory)
         for n in (1, 30, 80, 150):
@@ -107,7 +107,7 @@ def test_a_single_image_is_readable_soon_after_it_was_published(rig: Rig):
         begin = time.monotonic()
         while not visible(rig.path(f"file{image_id % 2}.h5"), image_id):
             assert time.monotonic() - begin < 1.0
-        # The file is that of a run that waits for more.
+        # The run waits for more images.
     rig.end(stop=True)
 
 
@@ -118,7 +118,7 @@ def visible(path: Path, image_id: int) -> bool:
     return np.array_equal(data[rows["image_id"].tolist().index(image_id)], image_of(image_id).pixels)
 
 
-def test_images_larger_than_the_block_are_readable_while_the_run_goes_on(make_rig: MakeRig):
+def test_images_larger_than_the_block_are_readable_during_the_run(make_rig: MakeRig):
     rig = make_rig(number_of_writers=1, gpfs_block_size=1000)
     rig.begin()
     images = images_of(range(3))
@@ -134,9 +134,9 @@ def test_images_larger_than_the_block_are_readable_while_the_run_goes_on(make_ri
 @pytest.mark.fault(
     fault="driver and all writers at once: SIGKILL",
     state="recording, under load",
-    promise="everything that was reported as written is readable",
+    promise="all images that were reported as written are readable",
 )
-def test_all_services_killed_at_once_leave_files_with_everything_that_was_counted(rig: Rig):
+def test_all_services_killed_at_once_leave_files_with_all_counted_images(rig: Rig):
     with Publishing(rig):
         rig.client.start(rig.directory)
         rig.wait_for_count(200)

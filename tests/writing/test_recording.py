@@ -1,4 +1,4 @@
-"""What is recorded: every image that was published, in the file of its writer, with its own pixels."""
+"""Every published image is recorded in the file of its writer, with its own pixels."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_pixel_of_images_larger_than_the_block_is_in_the_files(make_rig: M
     assert_saved(rig.record(images), images)
 
 
-def test_division_by_arrival_loads_all_writers_whatever_the_ids(make_rig: MakeRig):
+def test_division_by_arrival_uses_all_writers_whatever_the_ids(make_rig: MakeRig):
     rig = make_rig(image_division="arrival")
     images = images_of(range(0, 80, 4))
     account = rig.record(images)
@@ -62,7 +62,7 @@ def test_ids_with_gaps_are_recorded_and_the_gaps_are_listed(make_rig: MakeRig):
     assert_saved(account, images)
     assert account["skipped"] == [[7, 8], [10, 19], [23, 39]]
     assert (account["first_id"], account["last_id"], account["n_skipped"]) == (5, 40, 29)
-    # Nothing was lost: the source never published these.
+    # No image was dropped: the source did not publish these ids.
     assert account["n_dropped"] == 0
 
 
@@ -88,7 +88,7 @@ def test_a_filtered_stream_is_recorded_from_the_image_ring(make_rig: MakeRig):
     assert_saved(account, passed)
     assert account["source"] == "filter"
     assert account["n_skipped"] == 60 - 24 - 1
-    # On a filtered stream an image that is not there does not mean a loss.
+    # An image that is missing in a filtered stream was not dropped.
     assert account["n_dropped"] is None
 
 
@@ -96,13 +96,13 @@ def test_ids_that_restart_within_a_run_keep_the_order_of_arrival(make_rig: MakeR
     rig = make_rig(number_of_writers=3)
     passes = [
         images_of(range(4, 11), salt=0),
-        images_of(range(2, 8), salt=1),  # Some of the same ids, other pixels.
-        images_of([7, *range(20, 24)], salt=2),  # The very same id again is a restart, too.
+        images_of(range(2, 8), salt=1),  # Some ids occur again, with other pixels.
+        images_of([7, *range(20, 24)], salt=2),  # The same id again is also a restart.
     ]
     images: list[Image] = []
     rig.begin(n_image=18)
     for in_pass in passes:
-        rig.wait_for_count(len(images))  # A slot that is reused at once would be overwritten.
+        rig.wait_for_count(len(images))  # An image would be overwritten if its slot were reused at once.
         rig.publish(in_pass)
         images += in_pass
     account = rig.end()
@@ -111,7 +111,7 @@ def test_ids_that_restart_within_a_run_keep_the_order_of_arrival(make_rig: MakeR
 
 
 @pytest.mark.parametrize("again", [0, 10, 12], ids=lambda again: f"12, then {again}")
-def test_run_that_shall_end_on_a_restart_ends_before_the_image_that_begins_again(rig: Rig, again: int):
+def test_run_with_end_on_restart_ends_before_the_image_of_the_restart(rig: Rig, again: int):
     images = [*images_of(range(5, 8)), *images_of(range(10, 13))]
     rig.begin(n_image=20, end_on_restart=True)
     rig.publish(images)
@@ -139,7 +139,7 @@ def test_images_below_start_id_are_not_recorded(rig: Rig):
 
 @pytest.mark.parametrize("n_writers", [1, 3])
 def test_number_of_images_is_exact(make_rig: MakeRig, n_writers: int):
-    """For 0, 1, N-1, N, N+1 images over N writers, though the source goes on; a run follows the other."""
+    """This holds for 0, 1, N-1, N, N+1 images over N writers in consecutive runs of a continuous source."""
     rig = make_rig(number_of_writers=n_writers)
     next_id = 1
     for n_image in sorted({0, 1, n_writers - 1, n_writers, n_writers + 1}):
@@ -155,7 +155,7 @@ def test_number_of_images_is_exact(make_rig: MakeRig, n_writers: int):
         assert_saved(account, images[:n_image])
 
 
-def test_more_than_ten_writers_are_put_together_in_order(make_rig: MakeRig):
+def test_files_of_more_than_ten_writers_are_combined_in_order(make_rig: MakeRig):
     rig = make_rig(number_of_writers=12, image_pixel_height=8, image_pixel_width=8)
     images = images_of(range(100, 130), shape=(8, 8))
     assert_saved(rig.record(images), images)
@@ -168,7 +168,7 @@ def test_more_than_ten_writers_are_put_together_in_order(make_rig: MakeRig):
         ({"detector_type": "jungfrau-converted", "bit_depth": 16}, "<f4"),
     ],
 )
-def test_pixels_of_every_type_are_stored_as_they_are(make_rig: MakeRig, detector: dict, dtype: str):
+def test_pixels_of_every_type_are_stored_unchanged(make_rig: MakeRig, detector: dict, dtype: str):
     rig = make_rig(**detector)
     images = images_of(range(7), dtype=dtype)
     assert_saved(rig.record(images), images)

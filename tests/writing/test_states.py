@@ -1,4 +1,4 @@
-"""The course of a run as clients see it: every state in order, stop in each of them, one run at a time."""
+"""A run as clients see it: every state in order, stop in each of them, one run at a time."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def test_stop_while_recording_saves_what_was_published_before(rig: Rig):
     assert watcher.states == STOPPED
 
 
-def test_images_published_before_a_stop_are_recorded_although_no_client_waited_for_them(rig: Rig):
+def test_images_published_before_a_stop_are_recorded_even_if_no_client_waits_for_them(rig: Rig):
     images = images_of(range(500))
     rig.begin()
     rig.publish(images[:1])
     rig.wait_for_count(1)
     rig.publish(images[1:])
     account = rig.end(stop=True)
-    # The last of them may still have been on their way; whatever came is complete and in order.
+    # The last images may not have arrived yet; those that did are complete and in order.
     assert account["n_dropped"] == 0
     assert_saved(account, images[: account["count"]])
 
@@ -153,14 +153,14 @@ def test_of_two_starts_at_once_exactly_one_is_admitted(rig: Rig):
 
 
 def reply_to(connection: Any, command: str) -> dict[str, Any]:
-    """The direct reply; broadcasts come between."""
+    """Return the direct reply; skip broadcasts."""
     while True:
         message = json.loads(connection.recv(timeout=5))
         if message.get("command") == command:
             return message
 
 
-def test_start_while_recording_is_rejected_and_the_run_goes_on_undisturbed(rig: Rig):
+def test_start_while_recording_is_rejected_and_does_not_disturb_the_run(rig: Rig):
     images = images_of(range(20))
     rig.begin(n_image=20)
     rig.publish(images[:10])
@@ -202,11 +202,11 @@ def test_a_metadata_writer_that_is_absent_at_the_start_is_an_error_that_names_it
 
 
 @pytest.mark.fault(
-    fault="source never starts, limit given with the start",
+    fault="source never starts; start with first_image_timeout",
     state="waiting_for_first_image",
-    promise="error after the limit",
+    promise="error after the timeout",
 )
-def test_no_image_within_the_time_given_is_an_error(rig: Rig):
+def test_no_image_within_first_image_timeout_is_an_error(rig: Rig):
     rig.begin(first_image_timeout=0.2)
     with pytest.raises(RunFailedError, match=r"no image arrived within 0\.2 s"):
         rig.client.wait_until_saved(10)
@@ -219,13 +219,13 @@ def test_nothing_published_before_the_start_is_recorded(rig: Rig):
     rig.publish(images_of(range(300)))
     images = images_of(range(300, 320))
     assert_saved(rig.record(images, file_prefix="a"), images)
-    # Between the end of a run and the next start, too, though the driver receives them.
+    # This includes images between runs, although the driver receives them.
     rig.publish(images_of(range(320, 400)))
     images = images_of(range(400, 410))
     assert_saved(rig.record(images, file_prefix="b"), images)
 
 
-def test_of_a_source_that_never_pauses_only_newer_images_are_recorded(rig: Rig):
+def test_only_newer_images_of_a_continuous_source_are_recorded(rig: Rig):
     rig.wait_for_subscription()
     ended = threading.Event()
     newest = 0
@@ -256,7 +256,7 @@ def test_of_a_source_that_never_pauses_only_newer_images_are_recorded(rig: Rig):
         thread.join()
 
 
-def test_a_source_that_comes_after_the_start_is_recorded_from_its_first_image(rig: Rig):
+def test_a_source_that_connects_after_the_start_is_recorded_from_its_first_image(rig: Rig):
     rig.client.start(rig.directory, n_image=10)
     rig.client.wait_until_ready(5)
     rig.wait_for_subscription()
@@ -265,7 +265,7 @@ def test_a_source_that_comes_after_the_start_is_recorded_from_its_first_image(ri
     assert_saved(rig.end(), images)
 
 
-def test_a_client_that_vanishes_leaves_the_run_to_others(rig: Rig):
+def test_a_run_outlives_the_client_that_started_it(rig: Rig):
     images = images_of(range(20))
     rig.wait_for_subscription()
     with DriverClient(rig.url) as starter:
@@ -279,8 +279,8 @@ def test_a_client_that_vanishes_leaves_the_run_to_others(rig: Rig):
     assert_saved(rig.account(), images)
 
 
-def test_files_are_readable_when_the_driver_says_saved(rig: Rig):
-    """No later close, no later rename: `file_saved` is the last that happens."""
+def test_files_are_readable_when_the_driver_reports_saved(rig: Rig):
+    """No file is closed or renamed after `file_saved`."""
     with Watcher(rig.url) as watcher:
         images = images_of(range(6))
         rig.begin(n_image=6)

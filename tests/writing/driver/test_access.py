@@ -1,4 +1,4 @@
-"""Who may connect to the driver: browsers, other machines, tokens. With the real service."""
+"""Access to the driver, as a real process: browsers, other machines, tokens."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def token_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def guarded(make_rig: MakeRig, token_file: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
-    """A rig whose driver listens everywhere and demands a token, and a client that has it."""
+    """Return a rig whose driver listens on all interfaces and demands a token, and a client with it."""
     monkeypatch.setenv("STDDAQ_TOKEN", TOKEN)
     rig = make_rig(driver=["--host", "0.0.0.0", "--token-file", token_file])
     monkeypatch.delenv("STDDAQ_TOKEN")
@@ -40,7 +40,7 @@ def guarded(make_rig: MakeRig, token_file: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def handshake(url: str, **headers: str) -> tuple[int, dict[str, str]]:
-    """Send the handshake of a WebSocket with these headers. Return status and headers of the answer."""
+    """Send a WebSocket handshake with these headers. Return status and headers of the answer."""
     address = urlsplit(url)
     given = {"Host": address.netloc} | {name.replace("_", "-"): value for name, value in headers.items()}
     lines = [
@@ -66,7 +66,7 @@ def handshake(url: str, **headers: str) -> tuple[int, dict[str, str]]:
 @pytest.mark.fault(
     fault="a page of another web site opens the driver's WebSocket",
     state="idle",
-    promise="its handshake is refused with 403, and the log says so; local programs are not concerned",
+    promise="its handshake is refused with 403 and logged; local programs are not affected",
 )
 def test_a_page_of_another_web_site_cannot_connect(rig: Rig) -> None:
     here = urlsplit(rig.url).netloc
@@ -74,7 +74,9 @@ def test_a_page_of_another_web_site_cannot_connect(rig: Rig) -> None:
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
         {"Origin": f"http://localhost:{urlsplit(rig.url).port}"},
-        {"Host": f"evil.example:{urlsplit(rig.url).port}"},  # Its name leads to this machine (DNS rebinding).
+        {
+            "Host": f"evil.example:{urlsplit(rig.url).port}"
+        },  # Its host name resolves to this machine (DNS rebinding).
         {"Host": "evil.example", "Origin": "http://evil.example"},
     ):
         status, answer = handshake(rig.url, **headers)
@@ -88,18 +90,18 @@ def test_a_page_of_another_web_site_cannot_connect(rig: Rig) -> None:
 
 
 @pytest.mark.fault(
-    fault="the driver shall listen on all interfaces, without a token",
+    fault="start of a driver on all interfaces without a token",
     state="start",
-    promise="it refuses in one line, which says how to give one",
+    promise="it refuses in one line, which explains how to provide a token",
 )
-def test_other_addresses_than_loopback_need_a_token(deployment: Deployment) -> None:
+def test_addresses_that_are_not_loopback_need_a_token(deployment: Deployment) -> None:
     driver = deployment.start("std_det_driver", "--port", 0, "--host", "0.0.0.0", ready=None)
     assert driver.wait() == 2
     assert len(driver.stderr) == 1
     assert "expected a loopback address, because there is no token, got 0.0.0.0" in driver.stderr[0]
 
 
-def test_with_a_token_only_its_owners_connect(guarded: Rig) -> None:
+def test_only_clients_with_the_token_can_connect(guarded: Rig) -> None:
     url = f"ws://127.0.0.1:{urlsplit(guarded.url).port}"
     wrong = ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"})
     for headers in wrong:
@@ -113,7 +115,7 @@ def test_with_a_token_only_its_owners_connect(guarded: Rig) -> None:
     assert TOKEN.encode() not in Path(f"/proc/{guarded.driver.pid}/cmdline").read_bytes()
 
 
-def test_a_client_that_takes_only_a_url_passes_the_token_in_it(guarded: Rig) -> None:
+def test_a_client_that_takes_only_a_url_can_carry_the_token_in_it(guarded: Rig) -> None:
     port = urlsplit(guarded.url).port
     with connect(f"ws://any:{TOKEN}@127.0.0.1:{port}/now") as client:
         assert json.loads(client.recv(timeout=5))["status"] == "idle"
@@ -161,7 +163,7 @@ def test_commands_carry_the_token(guarded: Rig) -> None:
     assert run(f"ws://any:{TOKEN}@127.0.0.1:{port}").stdout.startswith("idle")
 
 
-def test_up_passes_the_token_on(deployment: Deployment, token_file: Path) -> None:
+def test_up_passes_the_token_to_its_services(deployment: Deployment, token_file: Path) -> None:
     port = free_port()
     up = deployment.run(
         *(deployment.stddaq, "up", deployment.config_path, "--port", port),

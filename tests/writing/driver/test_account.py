@@ -1,4 +1,4 @@
-"""The account of a run, and the division of images, against references of a few lines."""
+"""The account of a run and the division of images, compared with references of a few lines."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_every_recorded_image_is_exactly_one_of_good_damaged_overwritten_and_fai
     assert not result["lists_truncated"]
 
 
-def test_long_lists_are_cut_and_the_result_says_so():
+def test_long_lists_are_truncated_and_marked():
     ids = list(range(0, 40, 2))
     account = account_of(ids, damaged=[True] * len(ids))
     result = account.result([], [], list_limit=10)
@@ -90,26 +90,26 @@ def test_long_lists_are_cut_and_the_result_says_so():
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=30))
-def test_dropped_images_are_the_running_numbers_that_did_not_arrive(steps: list[int]):
+def test_dropped_images_are_the_sequence_numbers_that_did_not_arrive(steps: list[int]):
     sequences = [1000 + sum(steps[: i + 1]) for i in range(len(steps))]
     account = account_of(range(len(steps)), sequences=sequences)
     missing = set(range(sequences[0], sequences[-1] + 1)) - set(sequences)
     assert account.n_dropped == len(missing)
 
 
-def test_dropped_images_of_a_source_without_running_numbers_are_not_known():
+def test_dropped_images_of_a_source_without_sequence_numbers_are_unknown():
     assert account_of([1, 2, 7]).result([], [], list_limit=None)["n_dropped"] is None
     assert account_of([1, 2], sequences=[5, 8]).result([], [], list_limit=None)["n_dropped"] == 2
 
 
-def test_damage_of_an_id_that_came_twice_is_counted_twice():
+def test_damage_of_an_id_that_arrived_twice_is_counted_twice():
     result = account_of([3, 4, 3, 4], damaged=[True, False, True, False]).result([], [], list_limit=None)
     assert (result["n_damaged"], result["n_good"], result["damaged_ids"]) == (2, 2, [3, 3])
 
 
 def test_messages_that_arrived_and_were_not_recorded_are_not_dropped():
     account = RunAccount()
-    for sequence in (10, 11):  # 10 is recorded, 11 has an id below start_id.
+    for sequence in (10, 11):  # Image 10 is recorded; 11 is below start_id.
         account.receive_number(sequence)
     account.receive_malformed()
     account.receive_number(13)
@@ -119,10 +119,8 @@ def test_messages_that_arrived_and_were_not_recorded_are_not_dropped():
 
 
 @given(st.data(), Ids)
-def test_of_ids_that_came_several_times_no_image_counts_as_good_that_is_not(
-    data: st.DataObject, ids: list[int]
-):
-    # Found by `make chaos`, seed 2:1: an id was overwritten, and after a restart of the ids damaged.
+def test_no_bad_image_of_a_repeated_id_counts_as_good(data: st.DataObject, ids: list[int]):
+    # `make chaos` with seed 2:1 found this: an id was overwritten, and damaged after a restart.
     damaged = data.draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
     overwritten = data.draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
     n_good = sum(not d and not o for d, o in zip(damaged, overwritten, strict=True))

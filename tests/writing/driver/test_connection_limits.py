@@ -1,4 +1,4 @@
-"""How many connections the driver keeps."""
+"""The limit of connections to the driver."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from websockets.sync.client import connect
 @pytest.mark.fault(
     fault="600 connections without a handshake, more than the driver has descriptors",
     state="idle",
-    promise="the driver and its writers go on; a client can connect and start a run",
+    promise="driver and writers keep running; a client can connect and start a run",
 )
 def test_half_open_connections_do_not_use_up_the_descriptors(deployment: Deployment) -> None:
     command = f"ulimit -n 300; exec {console_script('std_det_driver')} {deployment.config_path} -p 0"

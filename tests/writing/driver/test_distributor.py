@@ -1,4 +1,4 @@
-"""The distributor's thread: a defect in it ends the process, because clients could not notice otherwise."""
+"""A defect in the distributor's thread ends the process, because clients could not notice it otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The driver without sockets: every course of a run, against a distributor that the test controls."""
+"""The driver without sockets: all courses of a run, with a distributor that the test controls."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ SAVED = [
 
 
 class FakeDistributor:
-    """Runs calls at once. Writers confirm every request, unless it is held or refused.
+    """Runs calls at once. Its writers confirm every request unless it is held or refused.
 
     Attributes:
         requests: kinds of the requests, in order.
-        held: kinds that are not answered until `release`.
+        held: kinds that are answered only after `release`.
         refused: reasons by kind.
     """
 
@@ -103,7 +103,7 @@ class FakeDistributor:
             job.on_end(reason)
 
     def publish(self, *image_ids: int) -> None:
-        """Forward images that are written at once."""
+        """Forward images, which are written at once."""
         for image_id in image_ids:
             job = self.job
             assert job
@@ -118,7 +118,7 @@ class FakeDistributor:
 
 
 class Watching(Client):
-    """A client that notes what it receives."""
+    """A client that notes the messages that it receives."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
@@ -128,7 +128,7 @@ class Watching(Client):
 
     @property
     def states(self) -> list[str]:
-        """In order, each as often as it was entered."""
+        """Return the states in the order in which they were entered."""
         states = [message["status"] for message in self.messages if "command" not in message]
         return [state for i, state in enumerate(states) if i == 0 or states[i - 1] != state]
 
@@ -154,7 +154,7 @@ class Bench:
         )
 
     async def send(self, **command: Any) -> dict[str, Any]:
-        """Send a command as another client; returns the reply."""
+        """Send a command as another client. Return the reply."""
         sender = Watching()
         await self.driver.receive(sender, json.dumps(command))
         return sender.messages[-1]
@@ -163,7 +163,7 @@ class Bench:
         return await self.send(command="start", path=str(self.directory), **fields)
 
     async def reach(self, state: str) -> None:
-        """Wait until clients have seen `state`."""
+        """Wait until clients have received `state`."""
         while state not in self.client.states:
             await asyncio.sleep(0.001)
 
@@ -177,7 +177,7 @@ OnBench = Callable[[Callable[[Bench], Coroutine[Any, Any, None]]], None]
 
 @pytest.fixture
 def on_bench(tmp_path: Path) -> OnBench:
-    """Run a coroutine on a bench."""
+    """Return a test that runs the coroutine on a bench."""
 
     def run(test: Callable[[Bench], Awaitable[None]]) -> None:
         async def limited() -> None:
@@ -360,7 +360,7 @@ def test_a_file_system_that_does_not_respond_refuses_the_start(
 
 
 @pytest.mark.parametrize("kind", ["create_file", "confirm_last_image", "close_file", "create_master_file"])
-def test_a_request_that_fails_is_an_error_and_the_next_run_is_admitted(on_bench: OnBench, kind: str):
+def test_a_failed_request_is_an_error_and_the_next_run_is_admitted(on_bench: OnBench, kind: str):
     async def test(bench: Bench) -> None:
         bench.distributor.refused = {kind: "writer 1: no room"}
         await bench.start(n_image=1)
@@ -414,7 +414,7 @@ def test_files_that_were_not_closed_are_named_with_the_command_that_repairs_them
     on_bench(test)
 
 
-def test_images_that_no_writer_accounts_for_are_an_error(on_bench: OnBench):
+def test_images_missing_in_the_writers_reports_are_an_error(on_bench: OnBench):
     async def test(bench: Bench) -> None:
         await bench.start(n_image=2)
         await bench.reach("waiting_for_first_image")
@@ -481,13 +481,13 @@ def test_a_data_path_that_hangs_ends_the_run_as_an_error(on_bench: OnBench, monk
 
 
 @pytest.mark.parametrize("command", ["start", "repair"])
-def test_nothing_else_is_admitted_during_a_run(on_bench: OnBench, command: str):
+def test_no_other_command_is_admitted_during_a_run(on_bench: OnBench, command: str):
     async def test(bench: Bench) -> None:
         await bench.start()
         await bench.reach("waiting_for_first_image")
         reply = await (bench.start() if command == "start" else bench.send(command="repair"))
         assert (reply["status"], reply["error"], reply["command"]) == ("rejected", "busy", command)
-        assert reply["reason"] == "driver is busy!"  # As the C++ driver says it.
+        assert reply["reason"] == "driver is busy!"  # The reply of the C++ driver.
         assert reply["detail"].endswith("expected state idle, got state waiting_for_first_image")
 
     on_bench(test)
@@ -521,7 +521,7 @@ def test_a_repair_that_fails_is_an_error_and_the_driver_is_idle_again(
     on_bench(test)
 
 
-def test_a_retiring_driver_finishes_its_run_admits_no_other_and_keeps_the_result_for_a_while(
+def test_a_retiring_driver_finishes_its_run_refuses_another_and_keeps_the_result_for_a_while(
     on_bench: OnBench, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(driver_module, "RESULT_TIMEOUT_S", 0.05)
@@ -590,7 +590,7 @@ def test_progress_is_reported_to_clients(on_bench: OnBench):
     on_bench(test)
 
 
-def test_a_frame_that_is_no_command_changes_nothing(on_bench: OnBench):
+def test_a_frame_that_is_not_a_command_changes_nothing(on_bench: OnBench):
     async def test(bench: Bench) -> None:
         sender = Watching()
         await bench.driver.receive(sender, "nonsense")
@@ -600,7 +600,7 @@ def test_a_frame_that_is_no_command_changes_nothing(on_bench: OnBench):
     on_bench(test)
 
 
-def test_the_last_status_before_saving_carries_the_whole_count(on_bench: OnBench):
+def test_the_last_status_before_saving_has_the_complete_count(on_bench: OnBench):
     async def test(bench: Bench) -> None:
         await bench.start(n_image=3)
         await bench.reach("waiting_for_first_image")
@@ -632,7 +632,7 @@ def test_a_new_run_shows_no_numbers_of_the_last_one(on_bench: OnBench):
     on_bench(test)
 
 
-def test_a_run_without_its_writers_has_no_images_of_the_last_one(
+def test_a_run_that_fails_without_writers_has_no_images_of_the_last_one(
     on_bench: OnBench, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(writers_module, "CONNECT_TIMEOUT_S", 0.01)
@@ -654,7 +654,7 @@ def test_a_run_without_its_writers_has_no_images_of_the_last_one(
     on_bench(test)
 
 
-def test_files_of_a_run_that_failed_are_those_that_were_made(on_bench: OnBench):
+def test_a_failed_run_lists_only_files_that_were_created(on_bench: OnBench):
     async def test(bench: Bench) -> None:
         bench.distributor.refused = {"create_file": "writer 1: no room"}
         await bench.start()

@@ -1,4 +1,4 @@
-"""What a slow client receives; with a connection that the test drains."""
+"""Messages for a slow client, with a connection that the test drains."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def blocked() -> tuple[FakeConnection, Session]:
     return connection, Session(connection)
 
 
-def test_what_the_client_can_take_is_sent_at_once():
+def test_messages_are_sent_at_once_while_the_client_keeps_up():
     connection = FakeConnection()
     session = Session(connection)
     for message in "abc":
@@ -35,7 +35,7 @@ def test_what_the_client_can_take_is_sent_at_once():
     assert connection.sent == ["a", "b", "c"]
 
 
-def test_a_slow_client_receives_every_state_and_reply_in_order_and_of_progress_the_newest():
+def test_a_slow_client_receives_all_states_and_replies_in_order_and_the_newest_progress():
     connection, session = blocked()
     for i in range(1000):
         session.send(f"recording {i}", state="recording")
@@ -50,7 +50,7 @@ def test_a_slow_client_receives_every_state_and_reply_in_order_and_of_progress_t
     assert (connection.sent, connection.is_aborted) == (expected, False)
 
 
-def test_progress_without_end_needs_no_memory_and_is_no_reason_to_disconnect():
+def test_endless_progress_needs_no_memory_and_does_not_disconnect_the_client():
     connection, session = blocked()
     message = "x" * 10_000
     for _ in range(2 * MAX_WAITING_BYTES // len(message)):
@@ -58,7 +58,7 @@ def test_progress_without_end_needs_no_memory_and_is_no_reason_to_disconnect():
     assert not connection.is_aborted
 
 
-def test_a_client_that_asks_and_never_reads_is_disconnected():
+def test_a_client_that_sends_commands_and_never_reads_is_disconnected():
     connection, session = blocked()
     message = "x" * 10_000
     for _ in range(2 * MAX_WAITING_BYTES // len(message)):

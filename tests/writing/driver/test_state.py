@@ -1,4 +1,4 @@
-"""The state of the driver: which state may follow which, and what clients see."""
+"""The state of the driver: allowed transitions, and the statuses for clients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def a_run() -> ActiveRun:
 
 
 def in_state(last: State) -> StateMachine:
-    """A machine in a state of a run, or just before it."""
+    """Return a state machine in a state of a run, or just before it."""
     machine = StateMachine()
     machine.enter(State.CHECKING_START, run=a_run())
     for state in RUN[: RUN.index(last) + 1]:
@@ -44,7 +44,7 @@ def test_a_run_passes_its_states_in_order():
 
 
 @pytest.mark.parametrize("state", RUN)
-def test_no_state_of_a_run_is_entered_without_the_one_before(state: State):
+def test_no_state_of_a_run_can_be_omitted(state: State):
     machine = StateMachine()
     with pytest.raises(RuntimeError, match=f"{state.name} cannot follow IDLE"):
         machine.enter(state)
@@ -99,7 +99,7 @@ def test_every_state_has_a_status_of_the_protocol():
     assert {state.status for state in RUN} | {"stop"} == set(RUN_STATES)
 
 
-def test_a_retiring_driver_finishes_its_run_and_admits_no_other():
+def test_a_retiring_driver_finishes_its_run_and_refuses_another():
     machine = in_state(State.RECORDING)
     machine.retire()
     assert (machine.state, machine.is_retiring) == (State.RECORDING, True)

@@ -1,4 +1,4 @@
-"""Which clients receive the status, and how often; with a clock that tests set."""
+"""The clients that receive the status, and its frequency, with a fake clock."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def setup() -> Setup:
     return Setup()
 
 
-def test_a_new_client_receives_the_status_at_once_if_it_asks_for_that(setup: Setup):
+def test_a_new_client_receives_the_status_at_once_on_request(setup: Setup):
     client = FakeClient()
     setup.watchers.add(client, at_once=True)
     assert client.messages == [{"n": 1}]
@@ -109,7 +109,7 @@ def test_every_client_receives_the_same_message_until_it_disconnects(setup: Setu
     assert (len(first.messages), len(second.messages), len(setup.watchers)) == (2, 1, 1)
 
 
-def test_a_client_that_receives_a_reply_is_not_notified_too(setup: Setup):
+def test_a_client_that_receives_a_reply_is_not_notified_as_well(setup: Setup):
     starter, other = setup.client(), setup.client()
     setup.watchers.notify(except_for=starter)
     assert (len(starter.messages), len(other.messages)) == (0, 1)

@@ -1,4 +1,4 @@
-"""What the driver knows of a writer: which answer belongs to which request, progress, timeouts."""
+"""The driver's view of a writer: matching of answers to requests, progress, timeouts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stddaq.writing.driver.writer_peer import Answer, WriterConnection, WriterPe
 
 
 class FedPeer(WriterPeer):
-    """A connected peer with a clock that tests set, which notes its answers."""
+    """A connected peer with a fake clock, which notes its answers."""
 
     def __init__(self, name: str = "0") -> None:
         self.now = 100.0
@@ -106,7 +106,7 @@ def test_answers_of_a_cpp_writer_count_in_order(peer: FedPeer):
 
 
 def test_a_late_answer_of_a_cpp_writer_never_counts_for_a_later_request(peer: FedPeer):
-    """It answers in order, so one answer is dropped for each request that timed out."""
+    """Such a writer answers in order, so one answer is dropped for each request that timed out."""
     peer.ask(1, timeout=1.0)
     peer.now += 1.5
     assert peer.expire_requests()
@@ -148,7 +148,7 @@ def test_reports_add_ids_and_answers_replace_them(peer: FedPeer):
     assert peer.reported.overwritten_ids == [1, 5]
 
 
-def test_unexpected_answers_and_garbage_are_ignored(peer: FedPeer):
+def test_unexpected_answers_and_malformed_messages_are_ignored(peer: FedPeer):
     peer.respond(code=pb.SUCCESS, request=77)
     assert not peer.receive(b"\xff\xff garbage")
     peer.ask(1)
@@ -175,7 +175,7 @@ def test_text_of_a_writer_is_shown_in_one_line(peer: FedPeer):
 
 
 class Sockets:
-    """A connection, and the sockets of the writer at its other end."""
+    """A connection and the writer's sockets at its other end."""
 
     def __init__(self, context: zmq.Context) -> None:
         name: str = make_config()["detector_name"]
@@ -225,7 +225,7 @@ def test_requests_and_answers_pass_the_sockets(sockets: Sockets):
     assert sockets.answers == [Answer("")]
 
 
-def test_a_writer_that_disappears_is_noticed_once_and_receives_no_further_request(sockets: Sockets):
+def test_a_writer_that_disappears_is_noticed_once_and_receives_no_more_requests(sockets: Sockets):
     sockets.request(1)
     sockets.actions.close(linger=0)
     wait_until(lambda: not sockets.is_connected(), what="the disconnection")

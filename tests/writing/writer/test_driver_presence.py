@@ -1,4 +1,4 @@
-"""A driver leaves its run when its connection stays lost, with a clock that the test sets."""
+"""A driver has left when its connection stays lost, with a fake clock."""
 
 from __future__ import annotations
 

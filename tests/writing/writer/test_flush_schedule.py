@@ -1,4 +1,4 @@
-"""When a flush is due, with a clock that the tests set."""
+"""The times at which a flush is due, with a fake clock."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_flushes_keep_their_spacing_when_the_stream_pauses_often(schedule: Flush
     assert schedule.due_in == pytest.approx(FLUSH_SPACING_S)
 
 
-def test_the_loops_own_pauses_are_no_pauses_of_the_stream(schedule: FlushSchedule):
+def test_pauses_of_the_loop_are_not_pauses_of_the_stream(schedule: FlushSchedule):
     schedule.batching_pause = 0.02
     schedule.recorded()
     assert schedule.due_in == pytest.approx(QUIET_S + 0.02)

@@ -1,4 +1,4 @@
-"""A writer's loop between the sockets of a driver and a fake recorder: requests, responses, reports."""
+"""A writer's loop with a driver's sockets and a fake recorder: requests, responses, reports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TIMEOUT_MS = 5000
 
 
 class FakeRecorder(Recorder):
-    """Notes what the loop calls; an image is written when it is flushed."""
+    """Notes the calls of the loop; an image is written when it is flushed."""
 
     batch_limit = 10
 
@@ -40,7 +40,7 @@ class FakeRecorder(Recorder):
 
     @property
     def ids(self) -> list[int]:
-        """The ids of all recorded images."""
+        """Return the ids of all recorded images."""
         return [image_id for batch in self.batches for image_id in batch]
 
     def prepare(self) -> None:
@@ -82,7 +82,7 @@ class FakeRecorder(Recorder):
 
 
 class FakeDriver:
-    """The driver's two sockets. `connect` and `disconnect` concern the socket that sends requests."""
+    """The driver's two sockets; `connect` and `disconnect` apply to the one that sends requests."""
 
     def __init__(self) -> None:
         self.context = zmq.Context()
@@ -132,7 +132,7 @@ def recorder() -> FakeRecorder:
 
 @pytest.fixture
 def stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: FakeRecorder) -> Iterator[StopRequest]:
-    """A running loop; the request stops it."""
+    """Run a loop. Yield the request that stops it."""
     monkeypatch.setenv("STDDAQ_IPC_DIR", str(tmp_path))
     stop = StopRequest()
     writer = WriterLoop(CONFIG, 0, recorder, Registry(CONFIG.detector_name, "std_det_writer", "0"))
@@ -309,7 +309,7 @@ def test_the_file_of_a_driver_that_does_not_return_is_closed(
 def test_a_driver_that_numbers_its_requests_and_reconnects_finds_its_file_closed(
     driver: FakeDriver, recorder: FakeRecorder, path: Path
 ):
-    """It has dropped this writer from the run."""
+    """Such a driver has removed this writer from its run."""
     driver.create(path)
     driver.response(1)
     driver.disconnect()
@@ -317,7 +317,7 @@ def test_a_driver_that_numbers_its_requests_and_reconnects_finds_its_file_closed
     wait_until(lambda: "close" in recorder.calls, 5, "the file to be closed")
 
 
-def test_stopping_carries_out_what_has_arrived_and_closes_the_file(
+def test_stopping_carries_out_received_requests_and_closes_the_file(
     stop: StopRequest, driver: FakeDriver, recorder: FakeRecorder, path: Path
 ):
     driver.create(path)
