@@ -7,16 +7,19 @@ from typing import Any
 import pytest
 
 from stddaq.dataplane.metadata import ImageMetadata
+from stddaq.dataplane.ring_buffer import SUFFIX_SHIFT, suffix_code
 from stddaq.dataplane.ring_reader import REACH_LIMIT_S, HeldImages, RingReader
 
 HOLD_S = 0.05
+OF_THIS_RING = suffix_code("image") << SUFFIX_SHIFT
+OF_ANOTHER_RING = suffix_code("blosc2") << SUFFIX_SHIFT
 
 
 class FakeRing:
     """A ring of four slots; `stamps` are the sequence numbers of its cursor."""
 
     def __init__(self) -> None:
-        self.has_cursor, self.sequence, self.stamps = True, 0, [0] * 4
+        self.sequence, self.stamps = 0, [0] * 4
         self.replaced = False
 
     def holds(self, image_id: int, sequence: int) -> bool:
@@ -66,6 +69,7 @@ class Bench:
         reader: Any = RingReader.__new__(RingReader)
         self.ring, self.ids, self.clock = FakeRing(), FakeIds(), Clock()
         reader.ring, reader.published_ids = self.ring, self.ids
+        reader._suffix_code = suffix_code("image")
         self.reader: RingReader = reader
         self.held = HeldImages[str](reader, self.clock, self.clock.sleep)
 
@@ -82,13 +86,20 @@ def bench() -> Bench:
 
 
 @pytest.mark.parametrize(
-    ("sequence", "has_cursor", "expected"), [(7, True, True), (0, True, False), (7, False, True)]
+    ("sequence", "expected"),
+    [(0, False), (7, False), (OF_THIS_RING + 7, True), (OF_ANOTHER_RING + 7, False)],
+    ids=["none", "of no ring", "of this ring", "of another ring"],
 )
-def test_cursor_alone_judges_every_image_with_a_sequence(
-    bench: Bench, sequence: int, has_cursor: bool, expected: bool
+def test_cursor_alone_judges_every_image_with_a_sequence_of_its_ring(
+    bench: Bench, sequence: int, expected: bool
 ) -> None:
-    bench.ring.has_cursor = has_cursor
     assert bench.reader.has_cursor_for(ImageMetadata(image_id=1, sequence=sequence)) == expected
+
+
+def test_rings_of_a_detector_have_different_sequence_numbers() -> None:
+    codes = {suffix_code(suffix) for suffix in ("image", "h5bitshuffle-lz4", "blosc2")}
+    assert len(codes) == 3
+    assert all(0 < code < 4096 for code in codes)
 
 
 def test_slot_holds_an_image_until_its_sequence_number_changes(bench: Bench) -> None:
@@ -190,10 +201,3 @@ def test_image_whose_announcement_does_not_arrive_is_overwritten_after_a_bounded
         bench.clock.now += HOLD_S + REACH_LIMIT_S
     assert bench.released(wait=wait) == [("a", [False, True, False])]
     assert bench.clock.now <= 100 + HOLD_S + REACH_LIMIT_S + 0.01
-
-
-def test_slot_of_a_new_ring_never_holds_an_image_with_a_sequence(bench: Bench) -> None:
-    bench.ring.has_cursor = False
-    image = ImageMetadata(image_id=5, sequence=9)
-    assert bench.reader.has_cursor_for(image)
-    assert not bench.reader.holds(image)

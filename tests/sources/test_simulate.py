@@ -269,8 +269,8 @@ def test_bad_argument_is_refused_with_one_line(
     assert reason in line
 
 
-def test_preallocated_ring_has_all_its_memory_before_the_first_image(deployment: Deployment) -> None:
-    start_source(deployment, "simulate", "--trigger", "--preallocate")
+def test_ring_has_all_its_memory_before_the_first_image(deployment: Deployment) -> None:
+    start_source(deployment, "simulate", "--trigger")
     ring = Path("/dev/shm") / f"{deployment.detector_name}-image"
     assert ring.stat().st_blocks * 512 >= 1000 * 32 * 48 * 2
 

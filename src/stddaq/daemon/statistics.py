@@ -14,6 +14,9 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon.log import logger
 from stddaq.daemon.metrics import Metric, Registry, Values
 
+# Daemons look at least this often after what may be harmed from outside.
+LONGEST_WAIT_S = 1.0
+
 
 class Period:
     """What a daemon's counters have counted in one period of `seconds`."""
@@ -70,8 +73,8 @@ class StatisticsLine:
 
     @property
     def due_in(self) -> float:
-        """Seconds until the next line; 0 when it is due."""
-        return max(0.0, self._since + self._length - self._clock())
+        """Seconds until the next line, at most 1; 0 when it is due. Daemons wait no longer for anything."""
+        return min(LONGEST_WAIT_S, max(0.0, self._since + self._length - self._clock()))
 
     def write_if_due(self) -> bool:
         """Write the line when it is due. Return whether it was."""

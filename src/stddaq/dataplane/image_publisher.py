@@ -7,16 +7,21 @@ subscriber, and sends only one `ImageMetadata` per image.
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 import numpy as np
 
 from stddaq.config import DetectorConfig
+from stddaq.daemon.log import logger
 from stddaq.dataplane.metadata import GOOD_IMAGE, ImageMetadata, dtype_code
 from stddaq.dataplane.metadata_publisher import MetadataPublisher
 from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.errors import SourceError
 from stddaq.text import mismatch
+
+# How often a source looks whether its ring buffer was removed.
+LOOK_PERIOD_S = 1.0
 
 
 class ImagePublisher:
@@ -33,8 +38,8 @@ class ImagePublisher:
     def __init__(self, config: DetectorConfig, suffix: str = "image") -> None:
         """Bind the metadata stream and attach to the ring buffer of `suffix`.
 
-        Raise `EndpointError` when another service publishes there, `GeometryError` when the ring buffer
-        exists with another geometry.
+        Raise `EndpointError` when another source publishes there or has the ring buffer, `GeometryError` when
+        the ring buffer exists with another geometry, or there is no memory for it.
         """
         self._height, self._width = config.image_shape
         self._dtype = dtype_code(config.dtype)
@@ -45,21 +50,40 @@ class ImagePublisher:
             dtype=self._dtype,  # pyright: ignore[reportArgumentType]
         )
         self.n_published = 0
+        self.n_slots = config.n_slots
+        self._config, self._suffix = config, suffix
         self._stream = MetadataPublisher(config, suffix)
         self.endpoint, self.socket = self._stream.endpoint, self._stream.socket
         try:
-            self._ring = RingBuffer(config, suffix)
+            self._attach()
         except BaseException:
             self._stream.close()
             raise
-        geometry = self._ring.geometry
-        self.n_slots = geometry.n_slots
-        used = self._ring.memory[: geometry.n_slots * geometry.image_bytes]
-        self._slots = np.frombuffer(used, config.dtype).reshape(geometry.n_slots, *config.image_shape)
-        self._slot_bytes = np.frombuffer(used, np.uint8).reshape(geometry.n_slots, geometry.image_bytes)
+        self._look_at = 0.0
+
+    def _attach(self) -> None:
+        config = self._config
+        ring = RingBuffer(config, self._suffix, as_source=True)
+        used = ring.memory[: config.n_slots * config.image_bytes]
+        self._slots = np.frombuffer(used, config.dtype).reshape(config.n_slots, *config.image_shape)
+        self._slot_bytes = np.frombuffer(used, np.uint8).reshape(config.n_slots, config.image_bytes)
+        # Last: a thread that opens a slot of this ring meanwhile must not put the pixels into another one.
+        self._ring = ring
 
     def count_subscribers(self) -> int:
-        """Read the subscriptions that have arrived, and return how many there are. Call it regularly."""
+        """Read the subscriptions that have arrived, and return how many there are.
+
+        Call it at least once a second: it also attaches to a new ring buffer if this one was removed. Raise
+        `GeometryError` or `EndpointError` if another service has taken its place.
+        """
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_PERIOD_S
+            if not self._ring.is_current():
+                logger.warning("the ring buffer %s was removed, attaching to a new one", self._ring.name)
+                removed = self._ring
+                self._attach()
+                removed.close()
         return self._stream.count_subscribers()
 
     def wait_for_subscribers(self, count: int, timeout: float) -> bool:
@@ -69,7 +93,7 @@ class ImagePublisher:
     def begin(self, image_id: int) -> np.ndarray:
         """Open the slot of image `image_id`: an array (height, width) of the pixel type to fill in place.
 
-        Readers do not trust the slot until `commit`. Raise `SourceError` when there is no memory for it.
+        Readers do not trust the slot until `commit`.
         """
         self._ring.begin(image_id)
         return self._slots[image_id % self.n_slots]
@@ -121,13 +145,6 @@ class ImagePublisher:
             )
         np.copyto(self.begin(image_id), pixels)
         return self.commit(image_id, status)
-
-    def reserve(self, slot: int) -> None:
-        """Get the memory of a slot. `begin` does it on the first use of a slot, and then takes longer.
-
-        Raise `SourceError` when there is none.
-        """
-        self._ring.reserve(slot)
 
     def close(self) -> None:
         """Deliver announcements on their way, for up to a second; release the socket and the ring buffer."""

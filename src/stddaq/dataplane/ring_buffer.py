@@ -6,13 +6,19 @@ waits. Nothing in that segment says whether a slot still holds the image that a 
 
 The cursor segment `<detector_name>-<suffix>-cursor`, an extension, says it: for each slot the sequence number
 of the image that it holds, 0 while the slot is being written. `ImageMetadata.sequence` carries the same
-number. A reader that finds the announced sequence before and after its copy has copied that image. A std_daq
+number. A reader that finds the announced sequence before and after its copy has copied that image. The cursor
+names the ring that it belongs to, so that it says nothing of another ring with the same name. A std_daq
 service (C++) neither creates nor reads the cursor segment.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import time
+import zlib
+from array import array
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -21,20 +27,40 @@ import numpy as np
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.metadata import dtype_code, ring_suffix
 from stddaq.dataplane.shared_segment import (
-    ATTACH_TIMEOUT_S,
     POLL_PERIOD_S,
+    SHM_DIRECTORY,
     SharedSegment,
-    is_mapped_by_others,
+    is_in_use,
+    status_of,
 )
-from stddaq.errors import GeometryError, SourceError
+from stddaq.errors import EndpointError, GeometryError
 from stddaq.text import mismatch
 
 SEGMENT_GRANULARITY = 2 * 2**20
 
-# Cursor segment: a header of 16 uint64 (native order), then one uint64 per slot.
-_MAGIC, _IMAGE_BYTES, _N_SLOTS, _HEIGHT, _WIDTH, _DTYPE, _RING_HAS_OWNER, _SEQUENCE, _N_COMMITS = range(9)
-_HEADER = 16
-_MAGIC_VALUE = int.from_bytes(b"stddaq-1", "little")
+# Cursor segment: a header of 24 uint64 (native order), then one uint64 per slot.
+_MAGIC, _IMAGE_BYTES, _N_SLOTS, _HEIGHT, _WIDTH, _DTYPE, _RING_INODE, _SEQUENCE = range(8)
+# The source that has the lock, for messages.
+_SOURCE_PID, _SOURCE_UID, _SOURCE_PROGRAM = range(8, 11)
+_PROGRAM_WORDS = 8
+_HEADER = 24
+_MAGIC_VALUE = int.from_bytes(b"stddaq-2", "little")
+
+# Bytes of the cursor segment, far behind its contents, that are locked: by a service that attaches or
+# detaches; by each service that is attached (shared); by the one source.
+_ATTACHING, _ATTACHED, _SOURCE = range(2**40, 2**40 + 3)
+# The first service reserves the memory of the ring, up to 1 s per GiB, while the others wait.
+ATTACH_TIMEOUT_S = 60.0
+DETACH_TIMEOUT_S = 1.0
+
+# A sequence number is 12 bits of the CRC of the ring's suffix, and 52 bits that start from the clock: it says
+# of which ring's images it is.
+SUFFIX_SHIFT = 52
+
+
+def suffix_code(suffix: str) -> int:
+    """Return the upper bits of the sequence numbers of a ring, never 0."""
+    return zlib.crc32(suffix.encode()) >> 20 | 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,73 +97,182 @@ class RingGeometry:
 
 
 class RingBuffer:
-    """A ring buffer that this process has attached to. The last service with a lock on it removes it.
+    """A ring buffer that this process has attached to. The last service to detach removes it.
 
     Attributes:
         memory: writable memoryview of the whole segment, uint8.
         geometry: slots and their size.
+        suffix_code: upper bits of its sequence numbers.
     """
 
-    def __init__(self, config: DetectorConfig, suffix: str) -> None:
+    def __init__(self, config: DetectorConfig, suffix: str, *, as_source: bool = False) -> None:
         """Attach to the ring of `suffix` (a ring's or a metadata stream's), or create it.
 
-        Raises `GeometryError` when it exists with another geometry.
+        With `as_source`, be the only source until `close` or the end of the process. Raises `EndpointError`
+        when another process is the source, and `GeometryError` when the ring has another geometry.
         """
         self.geometry = RingGeometry.of(config)
-        self.name = f"{config.detector_name}-{ring_suffix(suffix)}"
+        suffix = ring_suffix(suffix)
+        self.name = f"{config.detector_name}-{suffix}"
+        self.suffix_code = suffix_code(suffix)
+        self._path = SHM_DIRECTORY / self.name
         self.shape, self.dtype = config.image_shape, config.dtype
-        self._ring = SharedSegment(self.name, self.geometry.segment_bytes, str(self.geometry))
-        try:
-            self._cursor = SharedSegment(
-                f"{self.name}-cursor", self.geometry.cursor_bytes, str(self.geometry)
-            )
-        except BaseException:
-            self._discard(self._ring)
-            raise
-        self._words = self._cursor.view.cast("Q")
-        self._stamps = self._words[_HEADER:]
-        try:
-            if self._cursor.created:
-                self._initialise()
-            self._check_cursor()
-            if self._ring.created:  # Another service may have created the cursor meanwhile.
-                self._words[_RING_HAS_OWNER] = True
-        except BaseException:
-            self.close()
-            raise
-        self.memory = self._ring.view
-        self._image_bytes = self.geometry.image_bytes
-        self._n_slots = self.geometry.n_slots
-        self._is_reserved = bytearray(self._n_slots)
+        self._image_bytes, self._n_slots = self.geometry.image_bytes, self.geometry.n_slots
+        self._is_attached = False
+        self._attach()
+        if as_source:
+            try:
+                self._become_source()
+            except BaseException:
+                self.close()
+                raise
+        self._is_open, self._was_written = bytearray(self._n_slots), bytearray(self._n_slots)
 
-    def _initialise(self) -> None:
+    # Attaching and detaching. Both happen under a lock on the cursor, so that no service attaches to what
+    # another one removes.
+
+    def _attach(self) -> None:
+        deadline = time.monotonic() + ATTACH_TIMEOUT_S
+        while True:
+            cursor = SharedSegment(f"{self.name}-cursor", private=True)
+            try:
+                if cursor.lock(_ATTACHING) and cursor.is_current() and self._attach_with(cursor):
+                    self._cursor, self._is_attached = cursor, True
+                    return
+            except BaseException:
+                if not cursor.size:
+                    cursor.unlink()
+                cursor.close()
+                raise
+            cursor.close()
+            if time.monotonic() > deadline:
+                raise GeometryError(
+                    f"shared memory {cursor.path}: another process has kept it locked for "
+                    f"{ATTACH_TIMEOUT_S:g} s; `fuser -v {cursor.path}` as root names it"
+                )
+            time.sleep(POLL_PERIOD_S)
+
+    def _attach_with(self, cursor: SharedSegment) -> bool:
+        """Attach to the ring of a locked cursor. Return False after removing what was left: try again."""
+        header, ring = self._read_header(cursor), status_of(self._path)
+        if header is None:
+            if ring is not None and ring.st_size > self.geometry.segment_bytes:
+                self._remove_left_over(cursor, f"{ring.st_size} bytes")
+                return False
+        else:
+            geometry, inode = header
+            if ring is None or ring.st_ino != inode:
+                cursor.unlink()  # The ring was removed, and its source may still write this cursor.
+                return False
+            if geometry != self.geometry:
+                self._remove_left_over(cursor, f"a ring of {geometry}, {ring.st_size} bytes")
+                return False
+        self._map(cursor, is_new=header is None)
+        cursor.lock(_ATTACHED, shared=True)
+        cursor.unlock(_ATTACHING)
+        return True
+
+    @staticmethod
+    def _read_header(cursor: SharedSegment) -> tuple[RingGeometry, int] | None:
+        """Return the geometry and the ring's inode that a cursor names; None if it is new."""
+        words = array("Q", cursor.read(_HEADER * 8))
+        if len(words) < _HEADER or words[_MAGIC] != _MAGIC_VALUE:
+            return None
+        return RingGeometry(*words[_IMAGE_BYTES : _DTYPE + 1]), words[_RING_INODE]
+
+    def _remove_left_over(self, cursor: SharedSegment, found: str) -> None:
+        """Remove a ring with another geometry. Raises `GeometryError` if a service uses it."""
+        if not cursor.lock(_ATTACHED) or is_in_use(self._path):
+            advice = "the services that use it have another configuration"
+            raise GeometryError(mismatch(f"shared memory {self._path}", str(self.geometry), found, advice))
+        self._path.unlink(missing_ok=True)
+        cursor.unlink()
+
+    def _map(self, cursor: SharedSegment, *, is_new: bool) -> None:
+        """Open or create the ring and map both. A smaller ring, of a std_daq service (C++), is grown."""
+        geometry, describe = self.geometry, str(self.geometry)
+        self._ring = ring = SharedSegment(self.name)
+        try:
+            ring.reserve(geometry.segment_bytes, describe)
+            cursor.reserve(geometry.cursor_bytes, describe)
+            self.memory = ring.map(geometry.segment_bytes)
+            self._words = cursor.map(geometry.cursor_bytes).cast("Q")
+        except BaseException:
+            if is_new:
+                self._remove_if_unused(cursor, ring)
+            ring.close()
+            raise
+        self._stamps = self._words[_HEADER:]
+        if is_new:
+            self._write_header()
+
+    def _write_header(self) -> None:
         words, geometry = self._words, self.geometry
         words[_IMAGE_BYTES], words[_N_SLOTS] = geometry.image_bytes, geometry.n_slots
         words[_HEIGHT], words[_WIDTH], words[_DTYPE] = geometry.height, geometry.width, geometry.dtype
-        # A leftover with an owner keeps it when it gets another geometry of the same size.
-        words[_RING_HAS_OWNER] = self._ring.created or words[_RING_HAS_OWNER]
+        words[_RING_INODE] = self._ring.inode
         # Starting from the clock, no number is used twice even after the segments were removed by hand: no
         # source publishes more than one image per microsecond.
-        words[_SEQUENCE] = time.time_ns() // 1000
+        words[_SEQUENCE] = self.suffix_code << SUFFIX_SHIFT | time.time_ns() // 1000
         words[_MAGIC] = _MAGIC_VALUE
 
-    def _check_cursor(self) -> None:
+    @staticmethod
+    def _remove_if_unused(cursor: SharedSegment, ring: SharedSegment) -> None:
+        """Remove the segments, under the lock, if no other process uses them. A ring that C++ made stays."""
+        if cursor.is_current() and cursor.lock(_ATTACHED):
+            if ring.is_current() and ring.is_own() and ring.close_as_last():
+                ring.unlink()
+            cursor.unlink()
+
+    def close(self) -> None:
+        """Detach; remove the segments if no other service uses them. A ring that C++ created stays."""
+        if not self._is_attached:
+            return
+        self._is_attached = False
+        locked = self._lock_to_detach()
+        self._stamps.release()
+        self._words.release()
+        with contextlib.suppress(BufferError):  # A slot is still in use.
+            self.memory.release()
+        self._cursor.unlock(_SOURCE)
+        self._cursor.unlock(_ATTACHED)
+        if locked is not None:
+            self._remove_if_unused(locked, self._ring)
+            locked.close()
+        self._ring.close()
+        self._cursor.close()
+
+    def _lock_to_detach(self) -> SharedSegment | None:
+        """Lock the cursor for `_remove_if_unused`. Return None if that was not possible within a second."""
+        cursor, deadline = self._cursor, time.monotonic() + DETACH_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._ring.is_current() and not cursor.is_current():
+                # It was removed by hand. Other services may have the one that is there now.
+                if cursor is not self._cursor:
+                    cursor.close()
+                with contextlib.suppress(GeometryError):
+                    cursor = SharedSegment(cursor.path.name, private=True)
+            if cursor.lock(_ATTACHING):
+                return cursor
+            time.sleep(POLL_PERIOD_S)
+        return None
+
+    def _become_source(self) -> None:
         words = self._words
-        deadline = time.monotonic() + ATTACH_TIMEOUT_S
-        while words[_MAGIC] != _MAGIC_VALUE and time.monotonic() < deadline:
-            time.sleep(POLL_PERIOD_S)  # Its creator is between sizing and filling it.
-        found = RingGeometry(
-            words[_IMAGE_BYTES], words[_N_SLOTS], words[_HEIGHT], words[_WIDTH], words[_DTYPE]
-        )
-        if words[_MAGIC] == _MAGIC_VALUE and found == self.geometry:
-            return
-        if self._cursor.is_unshared() and self._ring.is_unshared():
-            self._initialise()  # A leftover of services that were killed.
-            return
-        advice = "the services that use it have another configuration"
-        raise GeometryError(
-            mismatch(f"shared memory {self._ring.path}", str(self.geometry), f"a ring of {found}", advice)
-        )
+        program = words[_SOURCE_PROGRAM : _SOURCE_PROGRAM + _PROGRAM_WORDS].cast("B")
+        if not self._cursor.lock(_SOURCE):
+            name = bytes(program).rstrip(b"\0").decode(errors="replace")
+            raise EndpointError(
+                mismatch(
+                    f"shared memory {self._path}",
+                    "no other source",
+                    f"process {words[_SOURCE_PID]} of user {words[_SOURCE_UID]} ({ascii(name)[1:-1]})",
+                    "two detectors need two values of `detector_name`",
+                )
+            )
+        name = os.path.basename(sys.argv[0] if sys.argv else "").encode()[: len(program)]  # noqa: PTH119
+        program[:] = name.ljust(len(program), b"\0")
+        words[_SOURCE_PID], words[_SOURCE_UID] = os.getpid(), os.geteuid()
 
     def slot(self, image_id: int) -> memoryview:
         """The bytes of the slot of image `image_id`, uint8, writable, not copied."""
@@ -153,11 +288,6 @@ class RingBuffer:
         return np.frombuffer(self.slot(image_id), self.dtype).reshape(self.shape)
 
     @property
-    def has_cursor(self) -> bool:
-        """Whether a source has written the cursor, so that `holds` is meaningful."""
-        return self._words[_N_COMMITS] != 0
-
-    @property
     def sequence(self) -> int:
         """The sequence number given last."""
         return self._words[_SEQUENCE]
@@ -166,38 +296,34 @@ class RingBuffer:
         """Return whether the slot of `image_id` holds the complete image of number `sequence`."""
         return self._stamps[image_id % self._n_slots] == sequence
 
-    def begin(self, image_id: int) -> memoryview:
-        """Open the slot of image `image_id` for writing; readers do not trust it until `commit`.
+    def is_written(self, image_id: int) -> bool:
+        """Return whether a source has written to the slot of `image_id` since the ring was made.
 
-        Raises `SourceError` when there is no memory for it.
+        A slot that was read without this check counts as written.
         """
         slot = image_id % self._n_slots
-        if not self._is_reserved[slot]:
-            self.reserve(slot)
+        if not self._was_written[slot]:
+            self._was_written[slot] = self._ring.is_written_at(slot * self._image_bytes)
+        return bool(self._was_written[slot])
+
+    def begin(self, image_id: int) -> memoryview:
+        """Open the slot of image `image_id` for writing; readers do not trust it until `commit`."""
+        slot = image_id % self._n_slots
         self._stamps[slot] = 0
+        self._is_open[slot] = True
         return self.slot(image_id)
 
-    def reserve(self, slot: int) -> None:
-        """Get the memory of a slot. `begin` does it on the first use of a slot, and then takes longer.
-
-        Raises `SourceError` when there is none.
-        """
-        try:
-            self._ring.reserve(slot * self._image_bytes, self._image_bytes)
-        except OSError as error:
-            raise SourceError(
-                f"shared memory {self._ring.path}: no room for slot {slot} of {self._n_slots} slots of "
-                f"{self._image_bytes} bytes: {error.strerror}; "
-                f"the ring buffer needs {self._n_slots * self._image_bytes} bytes"
-            ) from error
-        self._is_reserved[slot] = True
-
     def commit(self, image_id: int) -> int:
-        """Mark the slot of `image_id` as written. Returns the sequence number to announce it with."""
+        """Mark the slot of `image_id` as written. Returns the sequence number to announce it with.
+
+        Readers do not trust a slot that was not opened here: its pixels were put into another ring.
+        """
         sequence = self._words[_SEQUENCE] + 1
         self._words[_SEQUENCE] = sequence
-        self._words[_N_COMMITS] += 1
-        self._stamps[image_id % self._n_slots] = sequence
+        slot = image_id % self._n_slots
+        if self._is_open[slot]:
+            self._stamps[slot] = sequence
+            self._is_open[slot] = False
         return sequence
 
     def is_current(self) -> bool:
@@ -219,32 +345,6 @@ class RingBuffer:
                 f"shared memory {self._ring.path}: was removed, and another service created a new one; "
                 "which of the two the source writes to is unknown"
             )
-
-    def close(self) -> None:
-        """Detach; remove the segments if no other service uses them. A ring without owner (C++) stays."""
-        ring_has_owner = bool(self._words[_RING_HAS_OWNER])
-        self._stamps.release()
-        self._words.release()
-        self._ring.release()
-        self._cursor.release()
-        # The ring decides for both: services attach to it first, and wait while this one has the exclusive
-        # lock. A new cursor beside a ring that stays could not know that the ring has an owner.
-        if self._ring.is_last():
-            self._cursor.unlink()
-            if ring_has_owner and not is_mapped_by_others(self._ring.path):
-                self._ring.unlink()
-        elif not self._ring.is_current() and self._cursor.is_last():
-            self._cursor.unlink()  # The ring was removed by hand.
-        self._cursor.close()
-        self._ring.close()
-
-    @staticmethod
-    def _discard(segment: SharedSegment) -> None:
-        """Undo an attachment that failed half-way."""
-        segment.release()
-        if segment.created and segment.is_last() and not is_mapped_by_others(segment.path):
-            segment.unlink()
-        segment.close()
 
     def __enter__(self) -> RingBuffer:
         return self

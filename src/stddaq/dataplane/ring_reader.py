@@ -19,7 +19,7 @@ from stddaq.daemon.log import logger
 from stddaq.dataplane import endpoints
 from stddaq.dataplane.metadata import ImageMetadata, MetadataRules, ring_suffix
 from stddaq.dataplane.published_ids import PublishedIds
-from stddaq.dataplane.ring_buffer import RingBuffer
+from stddaq.dataplane.ring_buffer import SUFFIX_SHIFT, RingBuffer
 
 T = TypeVar("T")
 
@@ -47,16 +47,18 @@ class RingReader:
         self.rules = MetadataRules(config, suffix)
         stream = endpoints.metadata_stream(config.detector_name, ring_suffix(suffix))
         self.ring = RingBuffer(config, suffix)
+        self._suffix_code = self.ring.suffix_code
         self.published_ids = PublishedIds(stream, self.rules, config.n_slots)
         self._refusal: str | None = None
 
     def has_cursor_for(self, metadata: ImageMetadata) -> bool:
         """Return whether the cursor gives the verdict on this image, so that `holds` may be called.
 
-        A sequence number is judged by the cursor alone. A cursor without it, because this ring is younger
-        than the announcement, belongs to another ring than the one that the source writes.
+        A sequence number of this ring is judged by the cursor alone. A cursor without it, because this ring
+        is younger than the announcement, belongs to another ring than the one that the source writes. A
+        number of another ring was passed on by a std_daq stage (C++), which copies fields it does not know.
         """
-        return metadata.sequence != 0
+        return metadata.sequence >> SUFFIX_SHIFT == self._suffix_code
 
     def holds(self, metadata: ImageMetadata) -> bool:
         """Return whether the slot holds the complete image. Thread-safe; call it before and after a copy."""
@@ -66,10 +68,15 @@ class RingReader:
         """Return how many images the source can publish before it reaches the slot; needs the cursor."""
         return self._config.n_slots - (self.ring.sequence - metadata.sequence)
 
-    def expect(self, metadata: ImageMetadata) -> None:
-        """Follow the published ids, because an image without cursor is about to be copied."""
+    def expect(self, metadata: ImageMetadata) -> bool:
+        """Follow the published ids, because an image without cursor is about to be copied.
+
+        Return False if it is not to be copied: no source has ever written to its slot, so this ring is not
+        the one that the source writes.
+        """
         self.published_ids.follow()
         self.published_ids.expect(metadata.image_id)
+        return self.ring.is_written(metadata.image_id)
 
     def refuse(self, metadata: ImageMetadata) -> None:
         """Keep the reason why this image does not fit, for `log_refusal`."""
@@ -85,8 +92,8 @@ class RingReader:
         """Attach to a new ring if this one was removed. Call it only while no image is being read."""
         if not self.ring.is_current():
             logger.warning("the ring buffer %s was removed, attaching to a new one", self.ring.name)
-            self.ring.close()
-            self.ring = RingBuffer(self._config, self.suffix)
+            removed, self.ring = self.ring, RingBuffer(self._config, self.suffix)
+            removed.close()
 
     def close(self) -> None:
         """Disconnect from the source and detach."""

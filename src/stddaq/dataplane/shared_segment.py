@@ -1,16 +1,21 @@
-"""A POSIX shared-memory file that several services attach to: opened or created, locked, removed by the last.
+"""A file in POSIX shared memory: opened or created, locked by byte, mapped.
 
-Each user holds a shared lock (`flock`). Locks cannot show std_daq services (C++), which take none: those are
-found by their memory mappings.
+Segments belong to this user, root, or the group that `STDDAQ_SHM_GROUP` names; others are refused. Their
+memory is reserved when they are made, because a write to a page without memory kills the process (SIGBUS).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import grp
 import mmap
 import os
+import signal
+import stat
+import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from stddaq.errors import GeometryError
@@ -18,160 +23,285 @@ from stddaq.text import mismatch
 
 SHM_DIRECTORY = Path("/dev/shm")
 SEGMENT_MODE = 0o777
-ATTACH_TIMEOUT_S = 2.0
+GROUP_VARIABLE, MODE_VARIABLE = "STDDAQ_SHM_GROUP", "STDDAQ_SHM_MODE"
+# Mode bit of files that stddaq created. Linux gives the sticky bit of a file no meaning.
+_OWN_FILE = stat.S_ISVTX
+_ACCESS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+_STRUCT_FLOCK = "hhqqi"
+# The kernel closes the files of a killed process one after the other.
+_LEASE_TIMEOUT_S = 0.1
 POLL_PERIOD_S = 0.005
 
 
 class SharedSegment:
-    """One shared-memory file, opened or created at a given size and held by a shared lock.
+    """One shared-memory file, open.
 
     Attributes:
-        created: whether this process created it.
-        view: memoryview of the whole segment.
+        path: where it is.
+        inode: tells it from another file of the same name.
     """
 
-    def __init__(self, name: str, size: int, describe: str) -> None:
-        """Open or create the segment. `describe`: what it is for, in errors. Raises `GeometryError`."""
-        self.path = SHM_DIRECTORY / name
-        self.created = False
-        try:
-            self._fd = self._open(size, describe)
-            self.map = self._map(size)
-        except (OSError, OverflowError) as error:
-            reason = (
-                (error.strerror or str(error)) if isinstance(error, OSError) else "more than can be addressed"
-            )
-            raise GeometryError(
-                f"shared memory {self.path}: {reason}; this configuration needs {describe}"
-            ) from error
-        self.view = memoryview(self.map)
+    def __init__(self, name: str, *, private: bool = False) -> None:
+        """Open or create it; a new one is empty. Raises `GeometryError`.
 
-    def _open(self, size: int, describe: str) -> int:
-        deadline = time.monotonic() + ATTACH_TIMEOUT_S
-        while time.monotonic() < deadline:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, SEGMENT_MODE)
+        `private`: users without the right to write get no right to read, so that they cannot lock it.
+        """
+        self.path = SHM_DIRECTORY / name
+        self._map: mmap.mmap | None = None
+        with _explained(self.path):
+            self._fd = self._open(private)
             try:
-                if self._settle(fd, size, describe):
-                    return fd
+                status = os.fstat(self._fd)
+                _check_owner(self.path, status)
             except BaseException:
+                os.close(self._fd)
+                raise
+        self.inode = status.st_ino
+        self._is_open = True
+
+    def _open(self, private: bool) -> int:
+        while True:
+            # First without O_CREAT: with it, the kernel refuses the file of another user in a directory like
+            # /dev/shm, even to root (fs.protected_regular).
+            try:
+                return os.open(self.path, _ACCESS)
+            except FileNotFoundError:
+                pass
+            group, mode = _group(), _mode()
+            try:
+                fd = os.open(self.path, _ACCESS | os.O_CREAT | os.O_EXCL, SEGMENT_MODE)
+            except FileExistsError:
+                continue
+            try:
+                _set_rights(fd, group, mode, private)
+            except BaseException:
+                self.path.unlink(missing_ok=True)
                 os.close(fd)
                 raise
-            os.close(fd)
-            time.sleep(POLL_PERIOD_S)
+            return fd
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+        return os.fstat(self._fd).st_size
+
+    def reserve(self, size: int, describe: str) -> None:
+        """Get memory for `size` bytes, and grow to that size. Raises `GeometryError` if there is too little.
+
+        `describe`: what needs them.
+        """
+        status = os.fstat(self._fd)
+        missing = size - status.st_blocks * 512
+        if status.st_size >= size and missing <= 0:
+            return
+        room = os.fstatvfs(self._fd)
+        free = room.f_bavail * room.f_frsize
+        try:
+            if missing <= free:
+                os.posix_fallocate(self._fd, 0, size)
+                return
+            reason = ""
+        except OSError as error:
+            reason = f"{error.strerror}; "
         raise GeometryError(
-            f"shared memory {self.path}: another service has kept it locked for {ATTACH_TIMEOUT_S:g} s"
+            mismatch(
+                f"shared memory {self.path}",
+                f"room for {size} bytes ({describe})",
+                f"{free} bytes free in {self.path.parent}",
+                f"{reason}free or enlarge it, or configure a smaller ring (`ram_buffer_gb`)",
+            )
         )
 
-    def _map(self, size: int) -> mmap.mmap:
-        try:
-            return mmap.mmap(self._fd, size)
-        except BaseException:
-            if self.created:
-                self.path.unlink(missing_ok=True)
-            os.close(self._fd)
-            raise
-
-    def _settle(self, fd: int, size: int, describe: str) -> bool:
-        """Size a new segment, check an existing one, take the shared lock. Returns False to try again."""
-        found = os.fstat(fd).st_size
-        # An empty segment is sized under the exclusive lock, so that of two services with different
-        # geometries only one can be the first.
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_EX if found == 0 else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        try:
-            if self.path.stat().st_ino != os.fstat(fd).st_ino:
-                return False  # Its last user removed it after it was opened here.
-        except FileNotFoundError:
-            return False
-        found = os.fstat(fd).st_size
-        if found == 0:
-            try:
-                os.ftruncate(fd, size)
-            except BaseException:
-                self.path.unlink(missing_ok=True)
-                raise
-            self.created = True
-        elif found != size:
-            if self._is_abandoned(fd):
-                self.path.unlink(missing_ok=True)
-                return False
-            advice = "the services that use it have another configuration"
-            raise GeometryError(mismatch(f"shared memory {self.path}", describe, f"{found} bytes", advice))
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return True
-
-    def reserve(self, offset: int, size: int) -> None:
-        """Get memory for these bytes. Raises `OSError`."""
-        # Writing to a page for which shared memory has no room kills the process (SIGBUS).
-        os.posix_fallocate(self._fd, offset, size)
+    def map(self, size: int) -> memoryview:
+        """Map the first `size` bytes. Raises `GeometryError`."""
+        with _explained(self.path):
+            self._map = mmap.mmap(self._fd, size)
+        return memoryview(self._map)
 
     def is_current(self) -> bool:
-        """Return whether a service that attaches now gets this segment."""
-        try:
-            return self.path.stat().st_ino == os.fstat(self._fd).st_ino
-        except FileNotFoundError:
-            return False
+        """Return whether its name still names it: it was not removed, renamed or replaced."""
+        return self.inode == _inode_of(self.path)
 
     def is_replaced(self) -> bool:
-        """Return whether another segment has its name: this one was removed, and another one created."""
+        """Return whether another file has its name."""
+        return _inode_of(self.path) not in (None, self.inode)
+
+    def is_written_at(self, offset: int) -> bool:
+        """Return whether a process has written to, or read from, the page at `offset` since it was made."""
         try:
-            return self.path.stat().st_ino != os.fstat(self._fd).st_ino
-        except FileNotFoundError:
+            return os.lseek(self._fd, offset, os.SEEK_DATA) == offset
+        except OSError:  # No data beyond.
             return False
 
-    def is_unshared(self) -> bool:
-        """Return whether no other process has locked it or, as far as this user may see, mapped it."""
-        return self.is_current() and self._is_abandoned(self._fd)
+    def is_own(self) -> bool:
+        """Return whether stddaq created it."""
+        return bool(os.fstat(self._fd).st_mode & _OWN_FILE)
 
-    def _is_abandoned(self, fd: int) -> bool:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        unused = not is_mapped_by_others(self.path)
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return unused
+    def read(self, n_bytes: int) -> bytes:
+        """Return the first bytes, fewer if it is smaller."""
+        return os.pread(self._fd, n_bytes, 0)
 
-    def release(self) -> None:
-        """Unmap and unlock, so that this process no longer counts as a user. Call `close` next."""
-        # A view of a slot that is still in use keeps the mapping until it is deleted.
-        with contextlib.suppress(BufferError):
-            self.view.release()
-            self.map.close()
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
+    def lock(self, byte: int, *, shared: bool = False) -> bool:
+        """Lock one byte for this object, until `unlock` or the end of the process. Return whether it is.
 
-    def is_last(self) -> bool:
-        """Return, after `release`, whether no other service has a lock. Then none can attach before `close`.
-
-        Of several services that detach together one succeeds: a refused exclusive lock leaves no lock.
+        The locks of an object replace each other.
         """
+        kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._set_lock(kind, byte)
+        except (BlockingIOError, PermissionError):
             return False
-        return self.is_current()
+        return True
+
+    def unlock(self, byte: int) -> None:
+        """Unlock one byte."""
+        self._set_lock(fcntl.F_UNLCK, byte)
+
+    def _set_lock(self, kind: int, byte: int) -> None:
+        # A lock of the open file, not of the process: each object has its own.
+        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, struct.pack(_STRUCT_FLOCK, kind, os.SEEK_SET, byte, 1, 0))
 
     def unlink(self) -> None:
-        """Remove its name; processes that have mapped it keep it."""
+        """Remove its name; processes that have opened it keep it."""
         self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Detach."""
-        self.release()
+        """Close and unmap it. A view that is still in use keeps the mapping."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        self._unmap()
         os.close(self._fd)
 
-
-def is_mapped_by_others(path: Path) -> bool:
-    """Return whether another process maps `path`, of those whose maps this user may read."""
-    wanted, own_pid = os.fsencode(path), str(os.getpid())
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        if maps.parent.name == own_pid:
-            continue
+    def _unmap(self) -> bool:
         try:
-            if any(line.rstrip().endswith(wanted) for line in maps.read_bytes().splitlines()):
-                return True
-        except OSError:
-            continue
-    return False
+            if self._map is not None:
+                self._map.close()
+        except BufferError:
+            return False
+        return True
+
+    def close_as_last(self) -> bool:
+        """Close it. Return whether no other process has it open for writing; see `is_in_use`."""
+        # A mapping that remains counts as a use; the kernel tells it from others only by the open file.
+        if self._unmap():
+            self.close()
+            return not is_in_use(self.path)
+        is_last = _is_granted(self._fd, fcntl.F_WRLCK)
+        self.close()
+        return is_last
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what the system refuses into a `GeometryError` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise GeometryError(f"shared memory {path}: {error.strerror or error}") from error
+
+
+def status_of(path: Path) -> os.stat_result | None:
+    """Return the status of a segment; None if there is none. Raises `GeometryError` for another user's."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    _check_owner(path, status)
+    return status
+
+
+def is_in_use(path: Path) -> bool:
+    """Return whether a process has the file open, or mapped, for writing; True if that cannot be known.
+
+    std_daq services (C++) take no locks. The kernel knows them all, of any user and in any container: it
+    grants a read lease only on a file that no process can write.
+    """
+    deadline = time.monotonic() + _LEASE_TIMEOUT_S
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        while not (is_granted := _is_granted(fd, fcntl.F_RDLCK)) and time.monotonic() < deadline:
+            time.sleep(POLL_PERIOD_S)
+        return not is_granted
+    finally:
+        os.close(fd)
+
+
+def _is_granted(fd: int, lease: int) -> bool:
+    """Return whether the kernel grants a lease on an open file; it is released again."""
+    try:
+        # A process that opens the file meanwhile makes the kernel send a signal: by default SIGIO, which
+        # would end this process.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, lease)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return False
+    return True
+
+
+def _inode_of(path: Path) -> int | None:
+    try:
+        return path.lstat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def _set_rights(fd: int, group: int | None, mode: int | None, private: bool) -> None:
+    """Set group and mode of a new file as configured."""
+    if group is not None:
+        os.fchown(fd, -1, group)
+    if mode is None:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode) | (0 if group is None else 0o060)
+    if private:
+        writable = mode & 0o222
+        mode &= writable << 1 | writable | writable >> 1
+    os.fchmod(fd, mode | _OWN_FILE)
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise GeometryError(mismatch(f"shared memory {path}", "a regular file", "something else"))
+    if status.st_uid in (0, os.geteuid()):
+        return
+    group = _group()
+    if group is not None and status.st_gid == group:
+        return
+    raise GeometryError(
+        mismatch(
+            f"shared memory {path}",
+            f"owner {os.geteuid()} or root",
+            f"owner {status.st_uid}, group {status.st_gid}, mode {stat.S_IMODE(status.st_mode):o}",
+            f"if the services run as several users, set {GROUP_VARIABLE} to their common group",
+        )
+    )
+
+
+def _group() -> int | None:
+    """Return the group whose segments are accepted, if one is configured."""
+    name = os.environ.get(GROUP_VARIABLE)
+    if not name:
+        return None
+    try:
+        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise GeometryError(mismatch(GROUP_VARIABLE, "a group of this system", ascii(name))) from None
+
+
+def _mode() -> int | None:
+    """Return the mode of new segments, if one is configured."""
+    text = os.environ.get(MODE_VARIABLE)
+    if not text:
+        return None
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0o600 <= mode <= 0o777 or mode & 0o600 != 0o600:
+        raise GeometryError(mismatch(MODE_VARIABLE, "an octal mode from 600 to 777", ascii(text)))
+    return mode

@@ -50,6 +50,9 @@ class StageOutput(Protocol[Made]):
         """Publish the next image, in the order of the source. Adapts `metadata`, that of the source."""
         ...
 
+    def attend(self) -> None:
+        """Do what is due at least once a second."""
+
     def register(self, registry: Registry) -> None:
         """Add its own counters to those of the service."""
         ...
@@ -76,6 +79,9 @@ class _RingStageOutput(StageOutput[Made]):
 
     def register(self, registry: Registry) -> None:
         del registry  # The stage counts everything that all outputs have in common.
+
+    def attend(self) -> None:
+        self._publisher.count_subscribers()
 
     def pairs(self, period: Period) -> dict[str, object]:
         del period

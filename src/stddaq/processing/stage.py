@@ -115,6 +115,7 @@ class Stage(Generic[Made]):
             poller.register(self._subscriber.socket, 0 if self._waiting else zmq.POLLIN)
             poller.poll(int(min(self._statistics.due_in, self._held.due_in) * 1000) + 1)
             workers.acknowledge()
+            self._output.attend()
             self._publish()
             n_received = self._receive()
             while self._start(workers):
@@ -140,9 +141,8 @@ class Stage(Generic[Made]):
         while waiting and len(jobs) < n_images and self._enter_slot(waiting[0].image_id):
             image = waiting.popleft()
             is_certain = not self._output.looks_at_pixels or self._reader.has_cursor_for(image.metadata)
-            if not is_certain:
-                self._reader.expect(image.metadata)
-            jobs.append(_Job[Made](image, is_certain))
+            is_missing = not is_certain and not self._reader.expect(image.metadata)
+            jobs.append(_Job[Made](image, is_certain, is_overwritten=is_missing))
         if jobs:
             self._jobs.extend(jobs)
             workers.start(jobs)
@@ -160,7 +160,7 @@ class Stage(Generic[Made]):
         """Make what is published of one image. Runs in any thread."""
         image, output = job.image, self._output
         try:
-            job.is_overwritten = self._is_known_overwritten(job) or self._is_too_late_for(job)
+            job.is_overwritten |= self._is_known_overwritten(job) or self._is_too_late_for(job)
             if not job.is_overwritten:
                 try:
                     job.made = output.make(image)

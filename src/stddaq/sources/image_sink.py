@@ -42,9 +42,6 @@ class ImageSink(Protocol):
         """Number of connected consumers."""
         ...
 
-    def preallocate(self, stop: StopRequest) -> None:
-        """Reserve the memory of all images, unless asked to stop. Raise `SourceError` if it is short."""
-
     def can_take(self, timeout: float) -> bool:
         """Return whether an image can be published within `timeout` seconds."""
         return True
@@ -70,9 +67,3 @@ OpenSink = Callable[[DetectorConfig], ImageSink]
 
 class RingSink(ImagePublisher, ImageSink):
     """The ring buffer and the metadata stream. They never wait for consumers."""
-
-    def preallocate(self, stop: StopRequest) -> None:
-        for slot in range(self.n_slots):
-            if stop.poll():
-                return
-            self.reserve(slot)

@@ -49,7 +49,6 @@ class SourceOptions:
     exposure_time: float = 0.001
     wait_for_subscribers: int = 0
     wait_timeout: float = 10.0
-    preallocate: bool = False
 
 
 class SourceLoop:
@@ -112,10 +111,6 @@ class SourceLoop:
         unbind(self._control, self._endpoint)
         self._context.term()
         self._sink.close()
-
-    def preallocate(self, stop: StopRequest) -> None:
-        """Reserve the memory of all images. Raise `SourceError` if there is too little."""
-        self._sink.preallocate(stop)
 
     def deliver(self, stop: StopRequest) -> None:
         """After `serve`: wait for slow consumers, unless asked to stop."""
@@ -282,8 +277,6 @@ def run_source(
     """
     source = SourceLoop(config, provider, options, open_sink, trigger_name or config.detector_name)
     try:
-        if options.preallocate:
-            source.preallocate(stop)
         ready(
             "%s at %s on %s, software trigger at %s",
             "bursts on trigger" if options.triggered else "free-running",

@@ -15,16 +15,6 @@ from stddaq.wire.simulator_messages import MAX_BURST, MAX_EXPOSURE_S, MAX_RATE_H
 
 
 def add_source_options(parser: ArgumentParser) -> None:
-    """Add the options of a source that publishes through the ring buffer."""
-    add_image_options(parser)
-    parser.add_argument(
-        "--preallocate",
-        action="store_true",
-        help="reserve the memory of the whole ring buffer first: the first images are as fast as later ones",
-    )
-
-
-def add_image_options(parser: ArgumentParser) -> None:
     """Add the options of any source: rate, trigger, ids and end."""
     add = parser.add_argument
     add(
@@ -92,5 +82,4 @@ def source_options(
         exposure_time=args.exposure_time,
         wait_for_subscribers=args.wait_for_subscribers,
         wait_timeout=args.wait_timeout,
-        preallocate="preallocate" in args and args.preallocate,
     )

@@ -131,14 +131,12 @@ class LiveStream:
         """Take one image out of its slot, and send it if the slot held it throughout."""
         reader = self._reader
         has_cursor = reader.has_cursor_for(metadata)
-        if has_cursor and not reader.holds(metadata):
+        if not (reader.holds(metadata) if has_cursor else reader.expect(metadata)):
             self.n_overwritten += 1
             return
-        if not has_cursor:
-            reader.expect(metadata)
-            if len(self._held) >= self._max_held:
-                time.sleep(self._held.due_in)
-                self._send_judged()
+        if not has_cursor and len(self._held) >= self._max_held:
+            time.sleep(self._held.due_in)
+            self._send_judged()
         taken = self._encoder.take(metadata, reader.ring.slot(metadata.image_id))
         if not has_cursor:
             self._held.add((metadata, taken), [metadata], time.monotonic())

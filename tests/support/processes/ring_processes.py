@@ -36,7 +36,10 @@ def map_only(path: str) -> None:
 
 def lap(config: DetectorConfig, suffix: str, announcements: str) -> None:
     """Fill image `k * n_slots` with k. The file `announcements` holds k and its sequence as uint64."""
-    with RingBuffer(config, suffix) as ring, Path(announcements).open("wb", buffering=0) as announced:
+    with (
+        RingBuffer(config, suffix, as_source=True) as ring,
+        Path(announcements).open("wb", buffering=0) as announced,
+    ):
         k = 0
         while not wait_for_end(0):
             image_id = k * ring.geometry.n_slots

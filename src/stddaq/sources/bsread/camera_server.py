@@ -23,7 +23,7 @@ from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.errors import ConfigError, EndpointError
 from stddaq.sources.image_sink import ImageSink
 from stddaq.sources.loop import run_source
-from stddaq.sources.options import add_image_options, source_options
+from stddaq.sources.options import add_source_options, source_options
 from stddaq.sources.simulated.scenes import Scene
 from stddaq.sources.simulated.service import SceneProvider, add_scene_options
 from stddaq.text import mismatch
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--compression", choices=get_args(Compression), default="none", help="of the images (default: none)"
     )
     add_scene_options(parser)
-    add_image_options(parser)
+    add_source_options(parser)
     return run(parser, _serve, argv)
 
 

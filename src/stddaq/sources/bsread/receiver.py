@@ -133,6 +133,7 @@ class BsreadReceiver:
             elif n < BATCH_LIMIT:
                 self._sleep(poller)
             self._filler.settle()
+            self._publisher.count_subscribers()
             self._report()
 
     def _receive(self) -> int:
@@ -194,8 +195,6 @@ class BsreadReceiver:
         for readable, _ in poller.poll(max(0, math.ceil(delay * 1000))):
             if readable is self._monitor:
                 self._watch_connections()
-            elif readable is self._publisher.socket:
-                self._publisher.count_subscribers()  # Empties the queue of subscriptions.
 
     def _watch_connections(self) -> None:
         for n_connected in connection_counts(self._monitor):

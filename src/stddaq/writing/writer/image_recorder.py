@@ -7,7 +7,7 @@ the same check again, and a row in the metadata. An image that was overwritten k
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon import log, metrics
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, log_statistics
-from stddaq.dataplane.metadata import ID_MISSMATCH
+from stddaq.dataplane.metadata import ID_MISSMATCH, ImageMetadata
 from stddaq.dataplane.ring_reader import HeldImages, RingReader
 from stddaq.errors import StdDaqError
 from stddaq.files.compressed_chunks import prepare_chunks
@@ -142,21 +142,17 @@ class ImageRecorder(Recorder):
         reader, images = self._reader, batch.images
         self._source_has_cursor = all(reader.has_cursor_for(image.image_metadata) for image in images)
         if self._source_has_cursor:
-            self._put(file, batch, check=True)
-            # An image that was put as a blank stays overwritten, whatever its slot holds now.
-            blank, holds = batch.blank_rows, reader.holds
-            verdict = [row in blank or not holds(image.image_metadata) for row, image in enumerate(images)]
-            self._held.add_judged(batch, verdict)
+            self._put(file, batch, reader.holds)
+            holds = reader.holds
+            self._held.add_judged(batch, [not holds(image.image_metadata) for image in images])
             return
-        for image in images:
-            reader.expect(image.image_metadata)
-        self._put(file, batch, check=False)
+        self._put(file, batch, reader.expect)
         copied_at = time.monotonic()
         reader.ring.check_not_replaced()
         self._held.add(batch, [image.image_metadata for image in images], copied_at)
 
-    def _put(self, file: RawFile, batch: _Batch, *, check: bool) -> None:
-        """Put the images into the file; with `check`, those that are overwritten already as blanks."""
+    def _put(self, file: RawFile, batch: _Batch, is_there: Callable[[ImageMetadata], bool]) -> None:
+        """Put the images into the file; those that are not there, because they are overwritten, as blanks."""
         reader, compressed, image_bytes = (
             self._reader,
             self._reader.rules.compression,
@@ -169,7 +165,7 @@ class ImageRecorder(Recorder):
             metadata = image.image_metadata
             start = offset(metadata.image_id)
             size = metadata.size if compressed else image_bytes
-            if check and not reader.holds(metadata):
+            if not is_there(metadata):
                 batch.blank_rows.add(row)
                 slots.append(None)
             else:
@@ -183,7 +179,9 @@ class ImageRecorder(Recorder):
         file = self._file
         if file is None or not self._held:
             return
-        for batch, verdict in self._held.release():
+        # An image that was put as a blank stays overwritten, whatever its slot holds now.
+        for batch, found in self._held.release():
+            verdict = [is_overwritten or row in batch.blank_rows for row, is_overwritten in enumerate(found)]
             try:
                 self._blank(file, batch, verdict)
             except (OSError, RuntimeError) as error:
@@ -238,6 +236,9 @@ class ImageRecorder(Recorder):
             log.logger.error("flushing failed: %s", error)
             self._give_up(self._file)
         self._account.n_visible = self._file.n_visible
+        # A source of ours attaches to a new ring within a second. One without cursor writes the old one on.
+        if self._source_has_cursor and not self._held:
+            self._reader.refresh()
         return bool(self._held)
 
     def _fail(self, file: RawFile, images: RecordImages, error: Exception) -> None:
