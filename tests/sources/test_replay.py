@@ -124,7 +124,11 @@ def test_every_pixel_of_images_of_40_megabytes_is_published(
 ) -> None:
     images = eiger_images()[:3]
     deployment = make_deployment(
-        detector_type="eiger", bit_depth=32, image_pixel_height=3264, image_pixel_width=3106
+        detector_type="eiger",
+        bit_depth=32,
+        image_pixel_height=3264,
+        image_pixel_width=3106,
+        ram_buffer_gb=1,
     )
     path = tmp_path / "eiger.h5"
     with h5py.File(path, "w") as file:

@@ -41,6 +41,7 @@ def test_every_pixel_of_images_larger_than_the_block_is_in_the_files(make_rig: M
         bit_depth=32,
         image_pixel_height=3264,
         image_pixel_width=3106,
+        ram_buffer_gb=1,
         gpfs_block_size=None,
     )
     images = [Image(i, pixels[i]) for i in range(len(pixels))]

@@ -165,7 +165,7 @@ class RingBuffer:
                 cursor.unlink()  # The ring was removed, and its source may still write this cursor.
                 return False
             if geometry != self.geometry:
-                self._remove_left_over(cursor, f"a ring of {geometry}, {ring.st_size} bytes")
+                self._remove_left_over(cursor, f"a ring of {geometry}")
                 return False
         self._map(cursor, is_new=header is None)
         cursor.lock(_ATTACHED, shared=True)
