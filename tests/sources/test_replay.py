@@ -119,11 +119,7 @@ def test_every_pixel_of_a_scan_of_small_images_is_published(
     np.testing.assert_array_equal([image.pixels for image in received], images)
 
 
-<<<<<<< HEAD
-def test_every_pixel_of_images_of_40_megabytes_is_published(
-=======
 def test_images_in_a_compressed_file_are_published_to_the_last_pixel(
->>>>>>> 75d6a69 (Tests of large images have rings that fit into memory)
     make_deployment: Callable[..., Deployment], tmp_path: Path
 ) -> None:
     images = eiger_images()[:3]
