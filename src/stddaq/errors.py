@@ -23,7 +23,7 @@ class ConfigError(StdDaqError, ValueError):
 
 
 class GeometryError(StdDaqError, ValueError):
-    """A shared-memory segment has another geometry than the configuration's, or cannot be had at all."""
+    """A shared-memory segment does not have the geometry of the configuration, or cannot be opened."""
 
 
 class EndpointError(StdDaqError, OSError):
@@ -31,12 +31,12 @@ class EndpointError(StdDaqError, OSError):
 
 
 class FileLayoutError(StdDaqError, ValueError):
-    """An HDF5 file is missing, short, or not laid out as the raw, metadata or master file it should be."""
+    """An HDF5 file is missing, short, or does not have the layout of a raw, metadata or master file."""
 
 
 class SourceError(StdDaqError, RuntimeError):
-    """A source of images (simulator, replay) cannot deliver what was asked for."""
+    """A source of images (simulator, replay) cannot deliver the requested images."""
 
 
 class OutputExistsError(StdDaqError, FileExistsError):
-    """A file that is to be made exists already, and may not be replaced."""
+    """A file to be created exists already and may not be replaced."""

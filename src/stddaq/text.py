@@ -1,4 +1,4 @@
-"""How values that a file or a peer has sent are shown to people, in one line."""
+"""Show values from files and peers to people, in one line."""
 
 import json
 import re
@@ -8,9 +8,9 @@ _encoder = json.JSONEncoder(default=str)
 
 
 def shown(value: object) -> str:
-    """A value as JSON, cut to 60 characters."""
+    """Return a value as JSON, cut to 60 characters."""
     text = ""
-    # Piece by piece: what is not shown of a value of megabytes is not composed either.
+    # Encode piece by piece, so that the invisible rest of a large value is not encoded at all.
     for piece in _encoder.iterencode(value):
         text += piece[: _SHOWN_LENGTH + 1]
         if len(text) > _SHOWN_LENGTH:
@@ -19,19 +19,19 @@ def shown(value: object) -> str:
 
 
 def shown_text(text: str) -> str:
-    """What a peer says, for the middle of a line: cut to 500 characters, escaped what cannot be printed."""
+    """Return the text of a peer for the middle of a line: cut to 500 characters, unprintable ones escaped."""
     return escaped(text if len(text) <= 500 else f"{text[:497]}...")
 
 
 def escaped(text: str) -> str:
-    """`text` in one line: line breaks and whatever else cannot be printed as escape sequences."""
+    """Return `text` in one line: line breaks and other unprintable characters become escape sequences."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shown_key(key: str) -> str:
-    """A key of a JSON object: as it is, or as JSON when it holds line breaks and the like."""
+    """Return a key of a JSON object: unchanged, or as JSON if it has unprintable characters."""
     return key if re.fullmatch(r"[\w.:/-]{1,60}", key, re.ASCII) else shown(key)
 
 

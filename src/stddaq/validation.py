@@ -1,4 +1,4 @@
-"""The mistakes that pydantic finds in a file or message, in the words of all our errors."""
+"""Errors of pydantic as messages in the form of all other errors."""
 
 from __future__ import annotations
 

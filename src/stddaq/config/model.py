@@ -24,8 +24,8 @@ from stddaq.validation import explain
 
 DetectorType = Literal["gigafrost", "eiger", "pco", "jungfrau-raw", "jungfrau-converted"]
 LogLevel = Literal["debug", "info", "warning", "error", "off"]
-# Images go to writer `image_id % number_of_writers`, or to the writers in turn as they arrive. The second
-# loads the writers evenly when the ids of a stream share a factor with the number of writers.
+# Images go to writer `image_id % number_of_writers`, or to the writers in turn as they arrive. Division by
+# arrival loads all writers evenly, even if the ids of a stream share a factor with the number of writers.
 ImageDivision = Literal["image_id", "arrival"]
 # Statistics in the form of the C++ services, or in the line protocol of InfluxDB.
 StatisticsFormat = Literal["std_daq", "influxdb"]
@@ -153,7 +153,7 @@ def parse_json(text: bytes) -> Any:
             parse_float=_finite,
         )
     except ConfigError:
-        raise  # A ValueError, too: from one of the hooks.
+        raise  # One of the hooks raised it; it is also a ValueError.
     except UnicodeDecodeError as error:
         raise ConfigError(f"is not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:
@@ -169,7 +169,7 @@ def parse_json(text: bytes) -> Any:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse two values for one key, of which JSON readers silently take one."""
+    """Refuse two values for one key, because JSON readers silently use one of them."""
     content = dict(pairs)
     if len(content) != len(pairs):
         keys = [key for key, _ in pairs]

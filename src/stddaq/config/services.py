@@ -137,7 +137,7 @@ def affected_programs(before: DetectorConfig, after: DetectorConfig) -> tuple[li
 
 
 def pending_changes(running: DetectorConfig, path: Path) -> list[str]:
-    """Return the keys in which the file `path` asks for other recordings than a driver that runs `running`.
+    """Return the keys with which the file `path` would record differently from a driver that runs `running`.
 
     `stddaq up` ignores a file that is missing or not valid, so there are none then.
     """

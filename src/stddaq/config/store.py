@@ -24,7 +24,7 @@ from stddaq.config.services import affected_programs, changed_keys, service_mist
 from stddaq.errors import ConfigError, StdDaqError
 from stddaq.text import mismatch, shown
 
-# Previous versions kept of each file.
+# Number of previous versions that are kept.
 HISTORY_LIMIT = 100
 MAX_MISTAKES = 100
 # Sockets, shared memory and files of a deployment are named after them.
@@ -87,7 +87,7 @@ class ConfigStore:
         self.path = path
 
     def read(self) -> StoredConfig:
-        """Return the present content of the file. Raise `ConfigUnreadableError`."""
+        """Return the current content of the file. Raise `ConfigUnreadableError`."""
         try:
             text = self.path.read_bytes()
             content = parse_json(text)

@@ -18,7 +18,7 @@ POLL_S = 0.25
 class ConfigWatch:
     """The changes of the configuration file at `path`. Call `poll` periodically.
 
-    Editors do not write a file at once, so it is read when two polls have found it the same.
+    Editors do not write a file at once, so it is read after two polls have found it unchanged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +61,7 @@ async def config_changes(
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:
-    """Return what differs after every change of the file; None if it is missing."""
+    """Return a value that differs after every change of the file; None if it is missing."""
     try:
         status = path.stat()
     except OSError:

@@ -26,7 +26,7 @@ SLOW_GAP_S = 0.005
 
 
 class Batching:
-    """Chooses the pause before the next read of a socket from what the last reads have found."""
+    """Chooses the pause before the next read of a socket by the number of messages in the last reads."""
 
     def __init__(self, target: int, longest_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         """A read should find `target` messages; no pause is longer than `longest_s` seconds."""
@@ -39,12 +39,12 @@ class Batching:
 
     @classmethod
     def of_driver(cls, config: DetectorConfig) -> Batching:
-        """Return the one of the driver: enough messages for each of its writers, which wake with it."""
+        """Return the batching of the driver: enough messages for each of its writers, which wake with it."""
         return cls(TARGET * max(1, config.number_of_writers), longest_pause(config))
 
     @classmethod
     def of_reader(cls, config: DetectorConfig) -> Batching:
-        """Return the one of any other service that reads the ring buffer."""
+        """Return the batching of any other service that reads the ring buffer."""
         return cls(TARGET, longest_pause(config))
 
     def pause_after(self, n_messages: int) -> float:
@@ -55,7 +55,7 @@ class Batching:
             return 0.0
         if self._quiet_since is not None and now - self._quiet_since > SLOW_GAP_S:
             if self._n_since_quiet < self._target // 2:
-                # A short burst is over, such as a point of a scan. Its rate would only delay the next one.
+                # A short burst, such as a point of a scan, is over. Its rate would only delay the next burst.
                 # After a larger burst the pauses stay: the sender may batch as well.
                 self._gap, self._pause = 2 * SLOW_GAP_S, 0.0
             self._n_since_quiet = 0

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_ANSWER_BYTES = 64 * 2**20
-# From SIGTERM, on which a function may remove what it has half made, to SIGKILL.
+# Time from SIGTERM, on which a function may remove incomplete files, to SIGKILL.
 TERMINATION_TIMEOUT_S = 0.5
 
 
@@ -50,7 +50,7 @@ class CrashError(StdDaqError, RuntimeError):
 async def run_in_thread(function: Callable[[], T], timeout: float, where: str) -> T:
     """Run `function` in its own thread. `where` opens the message of the `TimeoutError`.
 
-    After a timeout the thread goes on and its result is dropped. The thread is a daemon: it delays neither
+    After a timeout the thread continues and its result is dropped. The thread is a daemon: it delays neither
     the end of the loop nor that of the process.
     """
     # A spawned process imports this module and needs neither.
@@ -65,7 +65,7 @@ async def run_in_thread(function: Callable[[], T], timeout: float, where: str) -
             return await asyncio.shield(asyncio.wrap_future(future))
     except TimeoutError:
         if future.done():
-            raise  # From the function itself.
+            raise  # The function itself raised it.
         raise TimeoutError(_no_answer(where, timeout)) from None
 
 
@@ -112,13 +112,13 @@ async def run_in_process_async(
 
 
 def main() -> None:
-    """Run the function that `run_in_process` passes on standard input: the entry point of the new process."""
+    """Run the function that `run_in_process` sends on standard input: the entry point of the new process."""
     # Ctrl-C in a terminal reaches all its processes; the caller decides what happens to this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     write = os.dup(1)
-    os.dup2(2, 1)  # What a library prints must not get into the answer.
+    os.dup2(2, 1)  # The output of libraries must not get into the answer.
     setup: _Setup = pickle.load(sys.stdin.buffer)
     if setup.memory_limit is not None:
         resource.setrlimit(resource.RLIMIT_AS, (setup.memory_limit, setup.memory_limit))
@@ -197,7 +197,7 @@ class _Child(Generic[T]):
         return value
 
     def terminate(self) -> None:
-        """Ask the process to end, from any thread; nothing when it has ended."""
+        """Terminate the process, if it still runs; any thread may call it."""
         if self._exit_code is None:
             self._kill(signal.SIGTERM)
 
@@ -217,7 +217,7 @@ class _Child(Generic[T]):
         raise TimeoutError(_no_answer(self._where, self._timeout))
 
     def _end(self) -> None:
-        """Wait for the end of the process, which a file system may delay beyond SIGKILL: then give up."""
+        """Wait for the end of the process. Give up if a file system delays it beyond SIGKILL."""
         for _ in range(2):
             deadline = time.monotonic() + TERMINATION_TIMEOUT_S
             while time.monotonic() < deadline:
@@ -258,7 +258,7 @@ def _fulfil(future: Future[T], function: Callable[[], T]) -> None:
 
 def _answer(function: Callable[[], object], pipe: int, timeout: float) -> NoReturn:
     """Send the function's result or exception, and exit without any clean-up of the parent's."""
-    # Should the caller be killed meanwhile, this process does not outlive the timeout either.
+    # This process ends at the timeout even if its caller was killed.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, timeout + TERMINATION_TIMEOUT_S)
     try:
@@ -283,7 +283,7 @@ def _pickled_exception(error: Exception) -> bytes:
 
 
 class _AnswerUnpickler(pickle.Unpickler):
-    """Takes data, exceptions and dataclasses of stddaq, and nothing that a hostile file could make act."""
+    """Accepts only data, exceptions and dataclasses of stddaq, so that a hostile answer can run no code."""
 
     def find_class(self, module_name: str, name: str) -> Any:
         """Return the class `name`, unless an answer must not contain it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-# Numbers that identify a service and count nothing.
+# Numbers that identify a service and are not counts.
 _NUMBERS_OF_SERVICES = ("id", "port")
 
 

@@ -54,7 +54,7 @@ class StopRequest:
 
     def catch_signals(self) -> None:
         """Make the stop signals call `request` until `close`; `nohup` keeps SIGHUP ignored."""
-        # Python calls handlers only between two of its instructions: that of a signal that arrives just
+        # Python runs handlers only between two of its instructions, so that of a signal which arrives just
         # before a wait would run after it. The wake-up descriptor is written to at once.
         self._wakes_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
@@ -79,7 +79,7 @@ class StopRequest:
 
 
 def raise_descriptor_limit() -> None:
-    """Allow as many descriptors as the system does: libzmq aborts the process when there is none left.
+    """Raise the limit of descriptors as far as allowed, because libzmq aborts a process without any left.
 
     Raise `ConfigError` when these are too few.
     """

@@ -46,10 +46,10 @@ CAMERA_IMAGES_LEFT_OUT = _counter(
 )
 CAMERA_CONNECTIONS = _gauge("camera_connections", "Connections to the camera server.")
 
-# Every subscriber of a metadata stream; the camera receiver counts images and rejected messages, too.
+# Every subscriber of a metadata stream, and the camera receiver for images and rejected messages.
 IMAGES_RECEIVED = _counter("images_received", "Images received.", "source")
 MESSAGES_LOST = _counter(
-    "messages_lost", "Messages announced by the source and dropped on the way.", "source"
+    "messages_lost", "Messages that the source sent and this service did not receive.", "source"
 )
 IDS_SKIPPED = _counter("ids_skipped", "Image ids that never arrived between two that did.", "source")
 MESSAGES_REJECTED = _counter(
@@ -69,7 +69,7 @@ IMAGES_PROCESSED = _counter(
 IMAGES_UNCOMPRESSED = _counter("images_uncompressed", "Images that compression did not make smaller.")
 COMPRESSED_BYTES = _counter("compressed_bytes", "Bytes of the images after compression.")
 UNCOMPRESSED_BYTES = _counter("uncompressed_bytes", "Bytes of the same images before compression.")
-IMAGES_PASSED = _counter("images_passed", "Images that the filter has passed on.")
+IMAGES_PASSED = _counter("images_passed", "Images that the filter has forwarded.")
 
 # The driver.
 CLIENTS_CONNECTED = _gauge("clients_connected", "Clients connected to the driver.")
@@ -103,7 +103,7 @@ Values = Mapping[Series, float]
 
 
 class Registry:
-    """Everything that one daemon counts.
+    """All metrics of one daemon.
 
     Attributes:
         labels: labels of all its metrics: `detector`, `service` and `instance_id`.

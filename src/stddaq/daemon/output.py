@@ -1,4 +1,4 @@
-"""Standard output that never blocks its process: lines that its reader does not take are dropped and counted.
+"""Standard output that never blocks: lines that its reader does not take are dropped and counted.
 
 A pipe whose reader has stopped, or a terminal that is paused, must not stop a service.
 """
@@ -15,14 +15,14 @@ import threading
 from collections.abc import Callable
 from typing import TextIO
 
-# A pipe takes this much at once, or nothing; when it is writable at all, it takes this much.
+# A writable pipe takes this many bytes at once.
 _PIPE_BUF = select.PIPE_BUF
 
 
 def open_closed_streams() -> None:
     """Open /dev/null in place of standard streams that are closed.
 
-    Otherwise the next file or socket gets their descriptor, and whatever is printed is written into it.
+    Otherwise the next file or socket would get their descriptor, and receive all output.
     """
     for descriptor in range(3):
         try:
@@ -40,7 +40,7 @@ class LineOutput:
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        """`stream` is mostly `sys.stdout`, which is None when the process was started without one."""
+        """`stream` is usually `sys.stdout`, which is None when the process was started without one."""
         self.n_dropped = 0
         self._n_reported = 0
         self._stream, self._guard = stream, threading.Lock()
@@ -72,7 +72,7 @@ class LineOutput:
                 self.n_dropped += 1
 
     def _put(self, line: str) -> bool:
-        """Return False if nothing of `line` was written. What is written in part is completed later."""
+        """Return False if no part of `line` was written. A partly written line is completed later."""
         if self._rest:
             self._rest = self._rest[self._send(self._rest) :]
             if self._rest:
@@ -103,7 +103,7 @@ class LineOutput:
         return n_sent
 
     def _write_to_stream(self, line: str) -> None:
-        """Write to a stream without a descriptor, which is one in memory."""
+        """Write to a stream without a descriptor, which is in memory."""
         if self._stream is not None:
             self._stream.write(f"{line}\n")
 
@@ -133,7 +133,7 @@ def _kind(fd: int | None) -> str:
 
 
 def _reopened(fd: int | None) -> int | None:
-    """Return a descriptor of the same pipe or terminal that does not block, and leaves `fd` as it is.
+    """Return a non-blocking descriptor of the same pipe or terminal, without a change of `fd`.
 
     The flag O_NONBLOCK of `fd` itself is shared with other processes, such as a shell.
     """
@@ -142,7 +142,7 @@ def _reopened(fd: int | None) -> int | None:
         return os.open(f"/proc/self/fd/{fd}", flags)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENXIO):
-            return None  # The pipe of another user: `_is_writable` asks before each write.
+            return None  # The pipe belongs to another user; `_is_writable` is called before each write.
         raise
 
 

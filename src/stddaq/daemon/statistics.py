@@ -19,7 +19,7 @@ LONGEST_WAIT_S = 1.0
 
 
 class Period:
-    """What a daemon's counters have counted in one period of `seconds`."""
+    """The counters of a daemon in one period of `seconds`."""
 
     def __init__(self, seconds: float, before: Values, now: Values) -> None:
         """`before` and `now`: readings of the registry at the start and at the end."""

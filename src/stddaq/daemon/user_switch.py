@@ -18,7 +18,7 @@ def groups_of(uid: int) -> tuple[int, list[int]]:
     try:
         user = pwd.getpwuid(uid)
     except KeyError:
-        # Only the file server knows this uid. Most user databases give a user the group of the same number.
+        # Only the file server knows this uid. Most user databases give a user the group with the same number.
         return uid, [uid]
     return user.pw_gid, os.getgrouplist(user.pw_name, user.pw_gid)
 

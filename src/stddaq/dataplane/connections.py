@@ -21,7 +21,7 @@ from stddaq.errors import EndpointError
 # Messages that a sender queues for a peer. The images of a peer this late are overwritten in the ring anyway.
 QUEUE_LIMIT = 100_000
 # Messages that a receiver queues, about 200 MB; only a defect fills it. libzmq 4.3.5 aborts the process when
-# a connection breaks whose receiver had stopped reading at its limit.
+# a connection breaks whose receiver had stopped at its limit: https://github.com/zeromq/libzmq/issues/3937
 RECEIVE_LIMIT = 1_000_000
 # A peer that hangs as a whole process (SIGSTOP, a dead host) is detected within the sum of the two.
 HEARTBEAT_INTERVAL_MS = 400

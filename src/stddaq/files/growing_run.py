@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from stddaq.errors import FileLayoutError
+from stddaq.files.image_order import order_of_rows
 from stddaq.files.opening import damage_named, open_file
 from stddaq.files.raw_rows import Origin, RawDatasets, raw_group
 from stddaq.files.run import RecordedRun
@@ -90,13 +91,12 @@ def in_order(
     """Return the images of the rows from `first` on of each file by id; None if ids restart among them."""
     if any(np.any(of_file[1:] <= of_file[:-1]) for of_file in ids):
         return None
-    all_ids = np.concatenate(ids)
-    order = np.argsort(all_ids, kind="stable")
+    order = order_of_rows(ids)
     numbers = np.concatenate([np.full(len(of_file), i, np.int64) for i, of_file in enumerate(ids)])
     rows = np.concatenate(
         [row + np.arange(len(of_file), dtype=np.int64) for row, of_file in zip(first, ids, strict=True)]
     )
-    return Images(files, numbers[order], rows[order], all_ids[order])
+    return Images(files, numbers[order], rows[order], np.concatenate(ids)[order])
 
 
 def n_settled(images: Images, first: Sequence[int], sent: Sequence[int]) -> int:

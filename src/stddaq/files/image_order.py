@@ -58,7 +58,7 @@ class ImageOrder:
 
 
 def order_images(files: Sequence[RawRows]) -> ImageOrder:
-    """Order the images of `files`, the raw files of writer 0, 1, ... of one run.
+    """Order the images of `files`, the raw files of writers 0, 1, ... of one run.
 
     Raises `FileLayoutError` when an image occurs twice, an id belongs to another writer, or the order is
     unknown.
@@ -76,10 +76,10 @@ def order_images(files: Sequence[RawRows]) -> ImageOrder:
         (division,) = divisions
         if division == "image_id":
             _check_writer_of_ids(files)
-        return _by_pass_and_id(files, division)
+        return _by_epoch_and_id(files, division)
     if _id_of_another_writer(files) is None:
         _check_epochs_agree(files)
-        return _by_pass_and_id(files, "image_id" if len(files) > 1 else None)
+        return _by_epoch_and_id(files, "image_id" if len(files) > 1 else None)
     if _dealt_in_turn([file.n_rows for file in files]):
         return _by_arrival(files)
     restarted = next((file for file in files if file.n_restarts), None)
@@ -88,7 +88,18 @@ def order_images(files: Sequence[RawRows]) -> ImageOrder:
             f"{restarted.path}: its image ids restart, it names no epochs, and its length fits neither "
             "division of images: the order of the run's images is unknown"
         )
-    return _by_pass_and_id(files, None)
+    return _by_epoch_and_id(files, None)
+
+
+def order_of_rows(image_ids: Sequence[np.ndarray], epochs: Sequence[np.ndarray] = ()) -> np.ndarray:
+    """Return the rows (n,) int64 of several files, counted through, in the order of (epoch, image id).
+
+    Without `epochs` the ids must not restart.
+    """
+    all_ids = np.concatenate(image_ids)
+    all_epochs = np.concatenate(epochs) if epochs else all_ids[:0]
+    # The rows of each file are sorted already, so that a stable sort only merges: 10^6 images in 30 ms.
+    return np.lexsort((all_ids, all_epochs)) if all_epochs.any() else np.argsort(all_ids, kind="stable")
 
 
 def rows_of_images(order: ImageOrder, table: ImageRows) -> np.ndarray:
@@ -114,12 +125,10 @@ def rows_of_images(order: ImageOrder, table: ImageRows) -> np.ndarray:
     return rows.astype(np.int64)
 
 
-def _by_pass_and_id(files: Sequence[RawRows], division: str | None) -> ImageOrder:
-    image_ids = np.concatenate([file.image_ids for file in files])
-    epochs = np.concatenate([file.epochs for file in files])
-    # The rows of each file are sorted already, so that a stable sort only merges: 10^6 images in 30 ms.
-    sorted_rows = np.lexsort((image_ids, epochs)) if epochs.any() else np.argsort(image_ids, kind="stable")
-    image_ids, epochs = image_ids[sorted_rows], epochs[sorted_rows]
+def _by_epoch_and_id(files: Sequence[RawRows], division: str | None) -> ImageOrder:
+    sorted_rows = order_of_rows([file.image_ids for file in files], [file.epochs for file in files])
+    image_ids = np.concatenate([file.image_ids for file in files])[sorted_rows]
+    epochs = np.concatenate([file.epochs for file in files])[sorted_rows]
     twice = np.flatnonzero((image_ids[1:] == image_ids[:-1]) & (epochs[1:] == epochs[:-1]))
     offsets = np.cumsum([0, *(file.n_rows for file in files)])
     if len(twice):
@@ -143,9 +152,9 @@ def _by_arrival(files: Sequence[RawRows]) -> ImageOrder:
 
 
 def _check_writer_of_ids(files: Sequence[RawRows]) -> None:
-    stranger = _id_of_another_writer(files)
-    if stranger is not None:
-        file, image_id, writer = stranger
+    misplaced = _id_of_another_writer(files)
+    if misplaced is not None:
+        file, image_id, writer = misplaced
         raise FileLayoutError(
             f"{file.path}: holds image {image_id}, which belongs to writer {image_id % len(files)} "
             f"of {len(files)}, and not to writer {writer}"

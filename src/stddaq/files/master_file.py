@@ -22,7 +22,7 @@ import stddaq
 from stddaq.atomic_file import replacing
 from stddaq.errors import FileLayoutError, OutputExistsError
 from stddaq.files.file_format import FILE_FORMAT
-from stddaq.files.nexus import DATA, IMAGE_METADATA, lost_pixel, nexus_group
+from stddaq.files.nexus import ACCOUNT, DATA, EPOCHS, IMAGE_METADATA, RAW_FILES, lost_pixel, nexus_group
 from stddaq.files.opening import relative_name
 from stddaq.files.run import RecordedRun, read_run
 from stddaq.files.sources import mark_with_run_ids
@@ -181,13 +181,13 @@ def _write_detector(entry: h5py.Group, run: RecordedRun, directory: Path) -> Non
 def _write_account(entry: h5py.Group, run: RecordedRun, directory: Path, account: str | None) -> None:
     group = nexus_group(entry, "stddaq", "NXcollection")
     group["version"] = stddaq.__version__
-    group["raw_files"] = [relative_name(raw.path, directory) for raw in run.raw_files]
+    group[RAW_FILES] = [relative_name(raw.path, directory) for raw in run.raw_files]
     if run.order.image_division is not None:
         group["image_division"] = run.order.image_division
     if run.order.n_restarts:
-        group["epochs"] = run.order.epochs
+        group[EPOCHS] = run.order.epochs
     if account:
-        group["account"] = account
+        group[ACCOUNT] = account
 
 
 def _verify(temporary: Path, run: RecordedRun) -> None:

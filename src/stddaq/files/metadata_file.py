@@ -133,7 +133,7 @@ class MetadataFile:
 
     def _close_file(self) -> None:
         if self._is_closed:
-            return  # HDF5 cannot close a file a second time, so a failure is final.
+            return  # A failed close cannot be repeated: https://github.com/h5py/h5py/issues/2160
         self._is_closed = True
         self._metadata.close()
         close_swmr_file(self._file, self.path)

@@ -80,9 +80,9 @@ def damage_named(path: Path) -> Iterator[None]:
 def isolated(function: Callable[[], T], path: Path, timeout: float | None = None) -> T:
     """Run `function`, which reads `path`, in a fork of this process: for programs without threads.
 
-    HDF5 can crash over a damaged file, or read it for longer than the universe is old: in one left by a SWMR
-    writer it reads a broken block a hundred times, and doubles the pause each time. Raises `FileLayoutError`
-    then. The default of `timeout` is `READING_TIMEOUT_S`.
+    HDF5 can crash on a damaged file, or read it without end (https://github.com/HDFGroup/hdf5/issues/1707):
+    in a file left by a SWMR writer it reads a broken block a hundred times, and doubles the pause each time.
+    Raise `FileLayoutError` then. The default of `timeout` is `READING_TIMEOUT_S`.
     """
     try:
         return run_in_fork(function, READING_TIMEOUT_S if timeout is None else timeout, str(path))

@@ -326,7 +326,7 @@ class RawFile:
 
     def _close_file(self) -> None:
         if self._is_closed:
-            return  # HDF5 cannot close a file a second time, so a failure is final.
+            return  # A failed close cannot be repeated: https://github.com/h5py/h5py/issues/2160
         self._is_closed = True
         self._release_reserve()
         # HDF5 closes a file only after its last open object.

@@ -1,4 +1,4 @@
-"""`std_gf_filter`: passes on the images of a GigaFRoST that its control system marks to be stored."""
+"""`std_gf_filter` forwards the GigaFRoST images that the control system marks to be stored."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SUFFIX = "filter"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `std_gf_filter`."""
-    parser = ServiceParser(NAME, "Pass on the metadata of images whose store_image is set.")
-    parser.add_argument("-n", "--no_filter", action="store_true", help="pass on all images")
+    parser = ServiceParser(NAME, "Forward the metadata of images whose store_image is set.")
+    parser.add_argument("-n", "--no_filter", action="store_true", help="forward all images")
     return daemon.run(parser, _serve, argv)
 
 
@@ -34,7 +34,7 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
             )
         )
     keep = _any_image if args.no_filter else _is_to_be_stored
-    # Only the metadata is read: threads would cost more than they save.
+    # The filter reads only metadata, so threads would cost more than they save.
     serve_stage(
         NAME, config, args, stop, lambda: FilterOutput(config, SUFFIX, keep, looks_at_pixels=False), SUFFIX, 0
     )

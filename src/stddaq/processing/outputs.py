@@ -62,7 +62,7 @@ class StageOutput(Protocol[Made]):
         ...
 
     def close(self) -> None:
-        """Deliver announcements on their way, then release sockets and memory."""
+        """Deliver pending announcements, then release sockets and memory."""
         ...
 
 
@@ -136,7 +136,7 @@ class CompressedOutput(_RingStageOutput[tuple[int, int]]):
 
     def _make(self, pixels: np.ndarray, slot: np.ndarray) -> tuple[int, int]:
         """Fill the slot. Return the bytes used and the compression."""
-        # One byte less than the image: a larger blob is of no use.
+        # The blob must be smaller than the image.
         size = self._compress(pixels, slot[: self._image_bytes - 1])
         if size is None:
             np.copyto(slot, pixels.reshape(-1).view(np.uint8))
@@ -186,7 +186,7 @@ class FilterOutput(StageOutput[bool]):
 
     def blank(self, image: Image) -> bool:
         del image
-        return True  # Overwritten and failed images are not left out silently.
+        return True  # Overwritten and failed images are forwarded, so that readers notice them.
 
     def publish(self, metadata: ImageMetadata, made: bool) -> None:
         if not made:

@@ -65,7 +65,7 @@ def run_processor(
 
     `prepare(config, args)` is called once and returns the function that is called for each image,
     `process(image, pixels)`. That reads `image.pixels` (height, width), the image of the source, and fills
-    all of `pixels` (height, width), of the output's type. If it raises, the image is published with pixels 0
+    all of `pixels` (height, width), of the output's type. If it raises, the image is published with zeros
     and status `undefined`. `prepare` raises `ConfigError` to refuse to start. Return the exit code.
     """
 
@@ -98,9 +98,9 @@ def run_filter(
     """Run a service that publishes the metadata of some images of its source as `<detector_name>-<suffix>`.
 
     `prepare(config, args)` is called once and returns the function that is called for each image,
-    `keep(image)`. That returns whether to pass the image on. The pixels stay in the ring buffer of the
-    source; services that follow read this stream and that ring. The image is passed on as well if `keep`
-    raises, or if it is overwritten before `keep` returns. Return the exit code.
+    `keep(image)`. That returns whether to forward the image. The pixels stay in the ring buffer of the
+    source; later services read this stream and that ring. An image is also forwarded if `keep` raises,
+    or if it is overwritten before `keep` returns. Return the exit code.
     """
 
     def serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:

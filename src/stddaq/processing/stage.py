@@ -1,8 +1,8 @@
 """The loop of a stage: receive images, process them in threads, publish the results in the source's order.
 
-A `StageOutput` defines what is made of an image and how it is published. An image whose slot was reused
-before the work on it was complete is published with status `id_missmatch` and without its pixels; an image
-whose processing failed, with status `undefined`. So no image is left out, and none is wrongly called good.
+A `StageOutput` makes the output of an image and publishes it. An image whose slot was reused before its
+processing was complete is published with status `id_missmatch` and without pixels; an image whose processing
+failed, with status `undefined`. So no image is left out, and none is wrongly called good.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from stddaq.processing.outputs import Made, StageOutput
 from stddaq.processing.workers import Workers
 
 RECEIVE_BATCH = 1000
-# Small images are worked on several at a time: handing over a task costs as much as a small image.
+# Small images are processed several at a time, because handing over a task costs as much as one of them.
 TASK_BYTES = 4 * 2**20
 TASK_IMAGES = 64
-# Slots that the source must be away from an image, after images were overwritten during the work on them.
+# After images were overwritten during their processing, the source must be this many slots away.
 LEAST_SLOTS_NEEDED = 16
-# How long the images that are being processed may take after the service was asked to stop.
+# How long images may still be processed after a stop request.
 STOP_TIMEOUT_S = 1.0
 
 
 @dataclass(slots=True)
 class _Job(Generic[Made]):
-    """An image on its way through the stage."""
+    """An image in the stage."""
 
     image: Image
     is_certain: bool
-    """Whether the verdict is known at once: from the cursor, or because no pixels are looked at."""
+    """Whether the verdict is known at once: from the cursor, or because no pixels are read."""
     made: Made | None = None
     is_overwritten: bool = False
     error: Exception | None = None
@@ -93,7 +93,7 @@ class Stage(Generic[Made]):
         self._output.register(registry)
 
     def serve(self, stop: StopRequest) -> None:
-        """Work until asked to stop; images that were started by then are still published.
+        """Process images until asked to stop; images that were started by then are still published.
 
         Raise `SourceError` if there is no memory for an image.
         """
@@ -125,7 +125,7 @@ class Stage(Generic[Made]):
                 time.sleep(pause)
 
     def _receive(self) -> int:
-        """Receive announced images when all earlier ones are being worked on. Return how many there are."""
+        """Receive announced images when all earlier ones are being processed. Return their number."""
         if self._waiting:
             return 0
         image = self._subscriber.image
@@ -149,7 +149,7 @@ class Stage(Generic[Made]):
         return bool(jobs)
 
     def _enter_slot(self, image_id: int) -> bool:
-        """Reserve the output slot, unless an image with another id is on its way to it (after a restart)."""
+        """Reserve the output slot, unless an image with another id is being made for it (after a restart)."""
         slot = image_id % self._output.n_slots
         if slot in self._busy_slots:
             return False
@@ -157,7 +157,7 @@ class Stage(Generic[Made]):
         return True
 
     def _work(self, job: _Job[Made]) -> None:
-        """Make what is published of one image. Runs in any thread."""
+        """Make the output of one image. Runs in any thread."""
         image, output = job.image, self._output
         try:
             job.is_overwritten |= self._is_known_overwritten(job) or self._is_too_late_for(job)
@@ -179,7 +179,7 @@ class Stage(Generic[Made]):
         return job.is_certain and self._output.looks_at_pixels and not self._reader.holds(job.image.metadata)
 
     def _is_too_late_for(self, job: _Job[Made]) -> bool:
-        """Return whether an image would be overwritten during the work on it, as those before it were.
+        """Return whether an image would be overwritten during its processing, as those before it were.
 
         Without this, a stage that is slower than its source spends all its time on overwritten images.
         """
@@ -196,9 +196,9 @@ class Stage(Generic[Made]):
             self._slots_needed = 0
 
     def _publish(self, *, wait: bool = False) -> None:
-        """Publish the images that are done, in order, up to the first that is not.
+        """Publish finished images in order, up to the first unfinished one.
 
-        `wait`: also those whose verdict is not due yet.
+        `wait`: include images whose verdict is not due yet.
         """
         jobs, held = self._jobs, self._held
         while jobs and jobs[0].done_at:
@@ -220,7 +220,7 @@ class Stage(Generic[Made]):
     def _publish_job(self, job: _Job[Made]) -> None:
         output, metadata = self._output, job.image.metadata
         if job.made is None:
-            raise job.error or SourceError(f"image {metadata.image_id}: the output made nothing of it")
+            raise job.error or SourceError(f"image {metadata.image_id}: no output was made")
         if job.is_overwritten:
             self.n_overwritten += 1
             metadata.status = ID_MISSMATCH

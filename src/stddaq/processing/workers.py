@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-# For each thread one task to work on and one that waits, so that it never waits for the main thread.
+# Each thread has a task and a further one that waits, so that it never waits for the main thread.
 TASKS_PER_THREAD = 2
 
 
@@ -49,18 +49,18 @@ class Workers(Generic[T]):
         return self._done
 
     def acknowledge(self) -> None:
-        """Forget finished tasks."""
+        """Clear the signal of finished tasks."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._done)
         self._running = [task for task in self._running if not task.is_done]
 
     @property
     def n_free(self) -> int:
-        """How many tasks can be started now."""
+        """Number of tasks that can be started now."""
         return self._limit - len(self._running)
 
     def start(self, jobs: list[T]) -> None:
-        """Give these jobs to one thread, which does them in order."""
+        """Hand these jobs to one thread, which does them in order."""
         task = _Task(jobs)
         if not self._threads:
             self._do(task)

@@ -240,7 +240,7 @@ class _NpyStack(Stack):
 
 
 class _StrictHandler(logging.Handler):
-    """Raises the errors that tifffile only logs before it continues with zeros."""
+    """Raises errors that tifffile only logs before it continues with zeros."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.ERROR:

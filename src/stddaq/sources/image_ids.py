@@ -1,4 +1,4 @@
-"""The ids of a source's images: counted, with gaps if asked for, or listed."""
+"""The ids of a source's images: counted, with or without gaps, or listed."""
 
 from __future__ import annotations
 

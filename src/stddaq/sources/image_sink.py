@@ -18,7 +18,7 @@ class ImageProvider(Protocol):
     """The images of a source without a detector."""
 
     length: int | None
-    """Number of images; None: as many as asked for."""
+    """Number of images; None: not limited."""
 
     def fill(self, slot: np.ndarray, position: int, image_id: int) -> None:
         """Put image number `position` (from 0, in the order of publication) into `slot`, (height, width).
@@ -29,7 +29,7 @@ class ImageProvider(Protocol):
 
 
 class ImageSink(Protocol):
-    """What a source publishes through: the ring buffer, or a camera server's socket."""
+    """The output of a source: the ring buffer, or a camera server's socket."""
 
     metadata: ImageMetadata
     """Metadata of the next image, reused. The detector's own fields are set before `commit`."""
@@ -51,7 +51,7 @@ class ImageSink(Protocol):
         ...
 
     def commit(self, image_id: int) -> int:
-        """Publish the image whose pixels were put there. Return its sequence number."""
+        """Publish the image in the array of `begin`. Return its sequence number."""
         ...
 
     def deliver(self, stop: StopRequest) -> None:

@@ -71,7 +71,8 @@ class SourceLoop:
         self._n_dropped_reported = 0
         self._statistics = StatisticsLine(config, self._registry(), self._pairs)
         self._context = zmq.Context()
-        # ROUTER, which clients see as REP: libzmq's own REP stops receiving after a message without envelope.
+        # Clients see a ROUTER as REP. libzmq's own REP stops receiving after a message without envelope; no
+        # upstream issue is known.
         self._control = open_socket(self._context, zmq.ROUTER)
         self._endpoint = software_trigger(trigger_name)
         try:
@@ -158,7 +159,7 @@ class SourceLoop:
         """Publish one image. Measured: 6 us and the copy of the pixels."""
         plan, sink = self._plan, self._sink
         if plan.position == plan.per_epoch:
-            plan.restart(plan.ids)  # The detector counts no further, or the file starts again.
+            plan.restart(plan.ids)  # The detector has reached its last id, or the file starts again.
             self._start_epoch()
         image_id = plan.ids[plan.position]
         self._provider.fill(sink.begin(image_id), plan.n_published, image_id)
@@ -204,7 +205,7 @@ class SourceLoop:
         except zmq.Again:
             return
         if envelope[:1] != [b""]:
-            return  # Not from a REQ socket: it expects no answer.
+            return  # A message that is not from a REQ socket expects no answer.
         parts = envelope[1:]
         try:
             if len(parts) != 1:

@@ -67,7 +67,7 @@ def add_source_options(parser: ArgumentParser) -> None:
 def source_options(
     config: DetectorConfig, args: argparse.Namespace, ids: ImageIds | None = None
 ) -> SourceOptions:
-    """Return the options given, with `ids` instead of counted ones. Raise `SourceError`."""
+    """Return the options in `args`, with `ids` instead of counted ids. Raise `SourceError`."""
     last = last_image_id(config)
     if args.first_id > last:
         raise SourceError(

@@ -1,4 +1,4 @@
-"""When images are due: at a rate, without drift, and without a burst after a long delay."""
+"""The times at which images are due: at a rate, without drift, and without a burst after a long delay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which image a source publishes next: its id, how many are left, free-running or on trigger. No I/O."""
+"""The images that a source publishes next: ids, number, free-running or on trigger. No I/O."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class ImagePlan:
     """The images still to be published.
 
     Attributes:
-        ids: ids of the present epoch.
+        ids: ids of the current epoch.
         position: position of the next image within them.
         per_epoch: number of ids until they restart.
         free_running: images are published at the rate; otherwise only on trigger.
         n_published: images published so far.
         n_left: images until the source ends.
-        n_triggered: triggered images that are still to come.
+        n_triggered: triggered images that are not published yet.
         n_restarts: restarts of the ids.
     """
 
@@ -59,11 +59,11 @@ class ImagePlan:
         return self.n_left if self.n_left < UNLIMITED // 2 else None
 
     def start(self) -> None:
-        """Publish at the rate until `stop`; forget triggers."""
+        """Publish at the rate until `stop`; discard triggered images."""
         self.free_running, self.n_triggered = True, 0
 
     def stop(self) -> None:
-        """Publish only on trigger; forget triggers."""
+        """Publish only on trigger; discard triggered images."""
         self.free_running, self.n_triggered = False, 0
 
     def trigger(self, n_images: int) -> tuple[int, int]:

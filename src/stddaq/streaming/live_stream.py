@@ -28,10 +28,10 @@ from stddaq.streaming.viewers import Viewers
 from stddaq.wire.compression import CompressionError
 
 RECEIVE_BATCH = 1000
-# The longest time for which a fast source keeps the stream from its viewers.
+# The longest time for which a fast source delays the handling of viewers.
 ATTEND_PERIOD_S = 0.02
 LOOK_PERIOD_S = 0.2
-# Too short for a viewer to see; of a fast source several images arrive with one wake-up.
+# Too short for a viewer to notice; with a fast source several images arrive per wake-up.
 SHORTEST_PAUSE_S = 0.002
 # Images of a source without cursor that wait for their verdict, in bytes.
 MAX_HELD_BYTES = 512 * 2**20
@@ -113,7 +113,7 @@ class LiveStream:
     def _take_images(self) -> int:
         """Handle announced images, for a limited time. Return how many messages there were.
 
-        Without viewers 3 us per image, most of it the receipt and the parsing of the message.
+        Without viewers an image costs 3 us, most of it for receiving and parsing the message.
         """
         counts, viewers = self._subscriber.counts, self._viewers
         n_before, until = counts.n_images, time.monotonic() + ATTEND_PERIOD_S
@@ -144,7 +144,7 @@ class LiveStream:
             self._finish(metadata, taken, is_overwritten=not reader.holds(metadata))
 
     def _send_judged(self) -> None:
-        """Send the good ones of the images of a source without cursor whose verdict is due."""
+        """Send images of a source without cursor whose verdict is due, if it is good."""
         if not self._held:
             return
         for (metadata, taken), (is_overwritten,) in self._held.release():
@@ -164,7 +164,7 @@ class LiveStream:
         self.n_sent += self._viewers.send(parts, image)
 
     def _look_around(self) -> None:
-        """Do what can wait: a changed setting, silent connections, a removed ring."""
+        """Do the less urgent work: a changed setting, silent connections, a removed ring."""
         try:
             if self._setting.poll():
                 self._schedule = schedule_of(self._setting.current)

@@ -1,4 +1,4 @@
-"""Which images of a stream are sent: all, Y of every N ids, or Y in a row F times a second."""
+"""Selects the images to send: all, Y of every N ids, or Y in a row F times a second."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from stddaq.config.live_streams import LiveStreamSetting
 
 
 class Schedule(Protocol):
-    """Chooses the images that are sent. Called once for every image, in the order of the stream."""
+    """Selects images. Called once for every image, in the order of the stream."""
 
     def takes(self, image_id: int, now: float) -> bool:
         """Return whether to send image `image_id`, received at `now` (seconds, monotonic)."""
@@ -46,7 +46,7 @@ class Periodic(Schedule):
         del image_id
         if self._left == 0 and now >= self._due:
             self._left = self._count
-            # On a grid, which keeps the frequency exact for images at any times; a pause starts a new grid.
+            # A fixed grid of times keeps the frequency exact; a pause starts a new grid.
             self._due += self._period
             if self._due <= now:
                 self._due = now + self._period

@@ -13,7 +13,7 @@ from stddaq.wire.zmtp import Buffer, ZmtpError, frames
 
 # Per viewer: eight images of 4 megapixels, a tenth of a second of a fast stream. One image always fits.
 MAX_QUEUED_BYTES = 64 * 2**20
-# Many small images, or answers to the pings of a peer that reads nothing.
+# The limit for many small images, or for answers to the pings of a peer that does not read.
 MAX_QUEUED_BUFFERS = 500_000
 _BUFFERS_PER_SEND = 64
 
@@ -37,7 +37,7 @@ class ImageBuffers:
 
 
 class QueuedMessage:
-    """A message for several viewers. Gives its image buffer back after the last `release`."""
+    """A message for several viewers. The last `release` returns its image buffer."""
 
     __slots__ = ("_image", "_n_users", "_pool", "n_bytes", "wire")
 
@@ -60,7 +60,7 @@ class QueuedMessage:
 
 
 class ViewerQueue:
-    """What waits to be sent to one viewer.
+    """The messages that wait to be sent to one viewer.
 
     Attributes:
         n_sent: messages that were sent completely.
@@ -97,7 +97,7 @@ class ViewerQueue:
                 raise ZmtpError("more pings than the peer reads answers")
 
     def next_buffers(self) -> list[memoryview]:
-        """Return what to send next."""
+        """Return the bytes to send next."""
         return [buffer for buffer, _ in islice(self._buffers, _BUFFERS_PER_SEND)]
 
     def advance(self, n_bytes: int) -> None:

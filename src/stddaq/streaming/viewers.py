@@ -19,14 +19,14 @@ from stddaq.wire.zmtp import Buffer, PublisherSession, ZmtpError
 
 MAX_VIEWERS = 64
 HANDSHAKE_TIMEOUT_S = 10.0
-# A viewer that has not subscribed for so long is disconnected when others wait.
+# A viewer that has not subscribed within this time is disconnected when others wait.
 SUBSCRIPTION_TIMEOUT_S = 1.0
 _DISCONNECTED = "disconnected"
 _RECEIVE_BYTES = 65536
 
 
 class Viewer:
-    """One connection: its socket, its protocol, and the queue of what it has yet to receive."""
+    """One connection: its socket, its protocol and its queue."""
 
     def __init__(self, connection: socket.socket, peer: str) -> None:
         """`peer` names the viewer in the log. Raise `OSError` if the connection is closed already."""
@@ -44,7 +44,7 @@ class Viewer:
         return True
 
     def receive(self) -> None:
-        """Process what the viewer has sent. Raise `OSError` if it has disconnected, or `ZmtpError`."""
+        """Process input of the viewer. Raise `OSError` if it has disconnected, or `ZmtpError`."""
         with contextlib.suppress(BlockingIOError):
             data = self.connection.recv(_RECEIVE_BYTES)
             if not data:
@@ -63,7 +63,7 @@ class Viewer:
             queue.advance(n_bytes)
 
     def close(self) -> None:
-        """Close the connection. What is queued is not sent."""
+        """Close the connection. Queued messages are not sent."""
         self.queue.clear()
         self.connection.close()
 
@@ -131,7 +131,7 @@ class Viewers:
     def close_silent(self) -> None:
         """Close connections that have not completed the handshake in time.
 
-        Close those without a subscription, too, when there are too many and others wait.
+        When there are too many and others wait, also close those without a subscription.
         """
         now = time.monotonic()
         for viewer in list(self._viewers.values()):
@@ -179,7 +179,7 @@ class Viewers:
         log.logger.warning("%d viewers are connected: no more are accepted until one leaves", MAX_VIEWERS)
 
     def _poll(self, viewer: Viewer) -> None:
-        """Wait for what the viewer needs: to send, and to be sent what is queued."""
+        """Poll the connection for input, and for output if messages are queued."""
         events = select.EPOLLIN | (0 if viewer.queue.is_empty else select.EPOLLOUT)
         self._epoll.modify(viewer.connection.fileno(), events)
 
@@ -192,7 +192,7 @@ class Viewers:
             self._is_accepting = True
         viewer.close()
         self._count_subscribed()
-        # Supervisors connect only to see whether the stream listens: not worth a line.
+        # Supervisors connect only to check that the stream listens, which is not worth a line.
         is_probe = reason == _DISCONNECTED and not viewer.session.has_received
         report = log.logger.debug if is_probe else log.event
         n_sent, n_dropped = viewer.queue.n_sent, viewer.queue.n_dropped
@@ -202,7 +202,7 @@ class Viewers:
         self.n_subscribed = sum(bool(viewer.session.topics) for viewer in self._viewers.values())
 
     def close(self) -> None:
-        """Close all connections. What is queued for slow viewers is not sent."""
+        """Close all connections. Messages queued for slow viewers are not sent."""
         for viewer in self._viewers.values():
             viewer.close()
         self._viewers.clear()

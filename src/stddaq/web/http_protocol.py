@@ -1,6 +1,7 @@
 """The HTTP protocol of uvicorn, corrected for garbage after a request that is still being answered.
 
-uvicorn refuses the garbage at once and then fails, with a traceback, to send the answer to the request.
+uvicorn 0.54 refuses the garbage at once, and then fails to send the answer to the request, with a traceback
+(`LocalProtocolError: ... state=MUST_CLOSE`). No upstream issue is known.
 """
 
 from __future__ import annotations

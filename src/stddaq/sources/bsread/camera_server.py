@@ -46,7 +46,7 @@ def camera_name(detector_name: str) -> str:
 
 
 class CameraServer(ImageSink):
-    """The camera's end of the network. Its consumers are receivers."""
+    """The camera's socket. Its consumers are receivers."""
 
     def __init__(self, config: DetectorConfig, address: str, kind: int, compression: Compression) -> None:
         """Bind `address`. `kind` is zmq.PUSH or zmq.PUB. Raise `EndpointError`."""
@@ -58,7 +58,7 @@ class CameraServer(ImageSink):
         self._n_published = self._n_connected = 0
         self._context = zmq.Context(io_threads=2)
         self._images = open_socket(self._context, kind)
-        self._images.copy_threshold = 0  # Small messages are tracked, too.
+        self._images.copy_threshold = 0  # Track small messages as well.
         self._in_transit: list[zmq.MessageTracker] = []
         self._unsent: list[Any] | None = None
         self._discard_at = N_TRACKED

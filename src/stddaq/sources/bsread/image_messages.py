@@ -1,4 +1,4 @@
-"""Which bsread messages the camera receiver accepts, and how their pixels get into the ring buffer.
+"""The bsread messages that the camera receiver accepts, and the transfer of pixels to the ring buffer.
 
 `ImageRules` rejects messages that do not fit the configuration. `RingFiller` puts the pixels of the others
 into their slots, with one copy, and announces them in the order of its calls.

@@ -187,7 +187,7 @@ class BsreadReceiver:
         return since < BUSY_S
 
     def _sleep(self, poller: zmq.Poller) -> None:
-        """Wait until something arrives, or until a held image or the statistics are due."""
+        """Wait for a message, or until a held image or the statistics are due."""
         delay = self._statistics.due_in
         due_at = self._buffer.due_at
         if due_at is not None:

@@ -202,7 +202,7 @@ class ReorderBuffer(Generic[Content]):
 
     @property
     def first_id(self) -> int | None:
-        """Id with which the present epoch started."""
+        """Id with which the current epoch started."""
         return self._first
 
     @property

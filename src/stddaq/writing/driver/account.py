@@ -79,9 +79,9 @@ class RunAccount(StreamCounts):
     def _damaged_with_pixels(self, without_pixels: Sequence[int]) -> Sequence[int]:
         """Return the damaged ids, without those of images that are overwritten or failed.
 
-        An id that was recorded several times may be damaged once and overwritten another time. Which of its
-        images was overwritten is unknown here: as many as possible count as bad, so that none of them counts
-        as good that is not.
+        An id that was recorded several times may be damaged once and overwritten another time. It is unknown
+        here which of its images was overwritten, so as many as possible count as bad, and no bad image counts
+        as good.
         """
         common = set(self.damaged_ids).intersection(without_pixels) if without_pixels else set()
         if not common:
@@ -97,7 +97,7 @@ class RunAccount(StreamCounts):
         return damaged
 
     def _n_recorded(self, ids: Sequence[int]) -> Counter[int]:
-        """Return how often each of `ids`, which rise, was recorded."""
+        """Return how often each of `ids`, which are sorted, was recorded."""
         if not self.n_restarts:
             return Counter(ids)
         found: Counter[int] = Counter()

@@ -1,4 +1,4 @@
-"""One run as the driver carries it out: the command, the files, what has happened so far."""
+"""The current run: its command, its files and its progress."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class ActiveRun:
     Attributes:
         account: the distributor's thread counts in it.
         failure: why the data path ended the recording; empty when it did not fail.
-        created, closed, discarded: names of the writers that confirmed it of their file.
-        has_master: the master file was made.
-        old_files: to be removed before the files of an old run are replaced.
+        created, closed, discarded: names of the writers whose file was confirmed as such.
+        has_master: the master file was created.
+        old_files: files of an old run to remove before others of it are replaced.
     """
 
     def __init__(self, start: StartCommand, files: PlannedFiles) -> None:
@@ -62,7 +62,7 @@ class ActiveRun:
         return [path for name, path in self._by_writer().items() if name in self.created - self.closed]
 
     def made_files(self) -> dict[str, object]:
-        """Return the files of the run that were made and not discarded, for messages."""
+        """Return the files of the run that were created and not discarded, for messages."""
         kept = self.created - self.discarded
         paths = {name: str(path) for name, path in self._by_writer().items() if name in kept}
         return {

@@ -1,6 +1,7 @@
-"""How many WebSocket connections the driver keeps: descriptors remain for the writers and the files.
+"""The limit of WebSocket connections, which reserves descriptors for the writers and the files.
 
-libzmq aborts the process when it cannot accept a connection, so the driver never uses up its descriptors.
+libzmq aborts the process when no descriptor is left for a connection that it accepts
+(https://github.com/zeromq/libzmq/issues/1306), so the driver never uses up its descriptors.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from websockets.protocol import State
 from stddaq.daemon import log
 
 MAX_CONNECTIONS = 1024
-# Of one host, so that a host in trouble leaves room for the others.
+# The limit of one host, so that a faulty host leaves room for the others.
 MAX_CONNECTIONS_OF_A_HOST = 512
 RESERVED_DESCRIPTORS = 128
 # A host that disappears is noticed after about two minutes.
@@ -55,7 +56,7 @@ class ConnectionLimits:
 
     def _close_one(self, candidates: list[ServerConnection]) -> None:
         """Close the oldest that has not completed its handshake, else the newest."""
-        # The newest has not had the time to send its handshake.
+        # The newest connection has not had time to send its handshake.
         waiting = (other for other in candidates[:-1] if other.protocol.state is State.CONNECTING)
         closed = next(waiting, candidates[-1])
         host = self._hosts.pop(closed)

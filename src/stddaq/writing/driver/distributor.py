@@ -37,11 +37,11 @@ META = "meta"
 # Between runs messages are read and dropped; the thread sleeps this long to read many at once.
 IDLE_PAUSE_S = 0.01
 BATCH_LIMIT = 1000
-# Requests, progress reports and disconnected writers are handled this often while images keep coming.
+# Requests, progress reports and disconnected writers are handled this often while images keep arriving.
 CONTROL_PERIOD_S = 0.005
 POLL_MS = 250
 CRASHED = 70
-# The publisher acts on a subscription that has reached it within a millisecond.
+# A publisher acts on a received subscription within a millisecond.
 SUBSCRIPTION_SETTLE_S = 0.03
 SUBSCRIPTION_TIMEOUT_S = 1.0
 SUB_RECONNECT_MS = 50
@@ -49,14 +49,14 @@ SUB_RECONNECT_MS = 50
 
 @dataclass(slots=True)
 class RecordingJob:
-    """What the distributor records for one run.
+    """The recording of one run by the distributor.
 
     Attributes:
         account: counts the images. Its counters may be read from any thread.
         on_first_image, on_end: called once each, in the distributor's thread; `on_end` with a reason when
             the run has failed, else with an empty string.
         on_caught_up: called there when every image so far is written and readable, as between the points of
-            a scan; seldom while images keep coming.
+            a scan; seldom while images keep arriving.
         is_open: whether further images are recorded.
     """
 
@@ -100,7 +100,7 @@ class Distributor:
             raise
         self.peers = [*self.writers, *([self._meta] if self._meta else [])]
         self._subscribe()
-        # No earlier driver has used these numbers: late answers to its requests match none of this one's.
+        # No earlier driver has used these numbers, so late answers to its requests match none here.
         self._request_numbers = itertools.count(time.time_ns())
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -113,7 +113,7 @@ class Distributor:
         self._thread = threading.Thread(target=self._serve, name="distributor", daemon=True)
 
     def _subscribe(self) -> None:
-        # Subscribed once, for the life of the driver: no image can be missed while a run starts.
+        # The driver stays subscribed, so that no image can be missed while a run starts.
         self._subscriber = connections.open_socket(self._context, zmq.SUB)
         self._subscriber.reconnect_ivl = self._subscriber.reconnect_ivl_max = SUB_RECONNECT_MS
         self._subscriber.subscribe(b"")
@@ -148,7 +148,7 @@ class Distributor:
     def ask(
         self, actions: Mapping[str, pb.WriterAction], timeout: float | None = None
     ) -> Future[dict[str, Answer]]:
-        """Send each writer named its request. The future holds the answers of all of them.
+        """Send each named writer its request. The future holds the answers of all of them.
 
         `timeout` in seconds replaces `writer_timeout` for requests that take longer.
         """
@@ -175,7 +175,7 @@ class Distributor:
     # Everything below runs in the thread, by `call` or from `_serve`.
 
     def begin_run(self, run_id: str) -> None:
-        """Forget what the writers reported of the last run."""
+        """Discard the writers' reports of the last run."""
         for peer in self.peers:
             peer.begin_run(run_id)
 
@@ -193,7 +193,7 @@ class Distributor:
             self._end_recording("")
 
     def end_recording(self) -> None:
-        """Record what has arrived, and nothing more, because of a stop or a failure."""
+        """Record the received images and no more, because of a stop or a failure."""
         while self._job and self._take_images() == BATCH_LIMIT:
             pass
         self._end_recording("")
@@ -214,7 +214,7 @@ class Distributor:
         try:
             self._work()
         except BaseException:  # noqa: BLE001
-            # Without its data path the driver is of no use; systemd or `stddaq up` restart it.
+            # The driver is useless without its data path; systemd or `stddaq up` restart it.
             log.logger.exception("the data path failed unexpectedly, the driver exits")
             os._exit(CRASHED)
 
@@ -269,7 +269,7 @@ class Distributor:
         return n_settled == job.account.n_images
 
     def _take_images(self) -> int:
-        """Receive what has arrived, at most a batch. Returns the number of messages."""
+        """Receive up to a batch of messages. Return their number."""
         job = self._job
         n_before = job.account.n_images if job else 0
         n_messages = self._take_messages(job)

@@ -1,6 +1,6 @@
-"""The driver: takes the commands of clients, admits one run at a time, and keeps the result of the last one.
+"""The driver: carries out commands of clients, admits one run at a time, and keeps the last result.
 
-It lives in one asyncio loop, which owns the state. The distributor's thread owns images and sockets.
+An asyncio loop owns the state; the distributor's thread owns images and sockets.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from stddaq.writing.driver.writers import Writers
 
 CHECK_TIMEOUT_S = 10.0
 REPAIR_TIMEOUT_S = 60.0
-# The client of a run that has ended may ask for its account so long before a retiring driver exits.
+# A retiring driver stays this long after its last run, so that clients can request the account.
 RESULT_TIMEOUT_S = 2.0
 
 
 class Driver:
-    """Create it in the asyncio loop that it lives in.
+    """The driver belongs to the asyncio loop in which it is created.
 
     Attributes:
         watchers: the connected clients.
@@ -60,14 +60,14 @@ class Driver:
         self.watchers = Watchers(self._status, asyncio.get_running_loop())
         self._course: asyncio.Task[None] | None = None
         self._retired = asyncio.Event()
-        # Of the last run: its account, the files that are not closed, their user, and its end.
+        # The last run: its account, the files that are not closed, their user, and its end.
         self._last_result: dict[str, Any] | None = None
         self._unclosed: list[Path] = []
         self._unclosed_uid = 0
         self._run_ended_at = -math.inf
 
     async def receive(self, client: Client, frame: str | bytes) -> None:
-        """Carry out one frame of a client and reply to it."""
+        """Carry out the command in a client's frame and reply."""
         try:
             command = parse_command(frame)
         except CommandError as error:
@@ -83,19 +83,19 @@ class Driver:
             self._reply_plain(client, command)
 
     def request_stop(self) -> None:
-        """End the run in whatever state it is. Without a run this does nothing."""
+        """End the run in any state. Without a run this does nothing."""
         if self._machine.run:
             self._machine.run.stop_requested.set()
 
     async def retire(self) -> None:
-        """Admit no further run. Return when the present one has ended and its account could be read."""
+        """Admit no further run. Return when the current one has ended and its account could be read."""
         self._machine.retire()
         self._notice_retirement()
         await self._retired.wait()
         await asyncio.sleep(self._run_ended_at + RESULT_TIMEOUT_S - time.monotonic())
 
     async def shut_down(self, timeout: float) -> None:
-        """Stop the present run, if any, and wait up to `timeout` seconds for its end."""
+        """Stop the current run, if any, and wait up to `timeout` seconds for its end."""
         self.request_stop()
         if self._course:
             await asyncio.wait([self._course], timeout=timeout)
@@ -111,7 +111,7 @@ class Driver:
         client.send(encode(reply))
 
     async def _start(self, client: Client, start: StartCommand) -> None:
-        # Nothing else runs between this check and the change of state: of two starts one is admitted.
+        # No other code runs between this check and the change of state: of two starts one is admitted.
         if refusal := self._refusal_if_busy():
             log.event("start rejected: %s", refusal["detail"])
             client.send(encode(refusal | {"command": "start"}))
@@ -162,7 +162,7 @@ class Driver:
         run.old_files = check_start(run.start, run.files, self._config, self._roots, compressed=compressed)
 
     async def _repair(self, client: Client) -> None:
-        """Repair the files of the last run that a writer did not close, so that everyone can open them."""
+        """Repair files of the last run that a writer did not close, so that every reader can open them."""
         if refusal := self._refusal_if_busy():
             client.send(encode(refusal | {"command": "repair"}))
             return
@@ -198,7 +198,7 @@ class Driver:
     # The run.
 
     async def _carry_out(self, run: ActiveRun) -> None:
-        """Carry out a run. Whatever happens, the driver is idle and usable afterwards."""
+        """Carry out a run. The driver is idle and usable afterwards in any case."""
         course = RunCourse(run, self._config, self._suffix, self._distributor, self._writers)
         try:
             reason = await course.carry_out(self._enter, self.watchers.notify_progress, self.watchers.notify)

@@ -15,7 +15,7 @@ from stddaq.wire.std_daq import writer_action_pb2 as pb
 async def create_in_own_process(
     create: pb.CreateMasterFile, uid: int, *, switch_user_active: bool, timeout: float
 ) -> None:
-    """Create the master file as `uid` (0: as this service). Raises `StdDaqError`, `OSError`."""
+    """Create the master file as `uid` (0: as this service). Raise `StdDaqError`, `OSError`."""
     UserSwitch(switch_user_active).check(uid)
     function = functools.partial(_create, create.SerializeToString(), uid)
     await run_in_process_async(function, timeout, create.path)

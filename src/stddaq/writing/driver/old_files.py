@@ -1,4 +1,4 @@
-"""Files of the run that an overwriting run replaces: which of them it may replace, and what goes first.
+"""The files of an old run that an overwriting run replaces, and those to remove first.
 
 The new raw files have the names of the old ones, so a master file of the old run would show their images.
 """

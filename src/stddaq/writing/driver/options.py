@@ -1,4 +1,4 @@
-"""The options of the driver, which `stddaq up` takes, too, and passes on."""
+"""The options of the driver, which `stddaq up` accepts and passes to it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`stddaq repair` on behalf of the driver, for the files that its last run left unclosed.
 
-It happens in a separate process, which acts as the user of the files, loads HDF5, and may hang on a file
-system. The driver itself must do none of these.
+A separate process acts as the user of the files, loads HDF5, and may hang on a file system. The driver itself
+must do none of these.
 """
 
 from __future__ import annotations

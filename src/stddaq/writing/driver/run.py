@@ -1,4 +1,4 @@
-"""The course of one run: it reads like the order of its states.
+"""The course of one run, in the order of its states.
 
 The asyncio loop owns the course; the distributor's thread forwards the images and reports by callbacks.
 """
@@ -27,10 +27,10 @@ from stddaq.writing.driver.state import State
 from stddaq.writing.driver.writers import Writers
 
 POLL_S = 0.01
-# The master file of a run with very many gaps takes its time: 0.3 s for a thousand, 3 s for ten thousand.
+# The master file of a run with many gaps takes long: 0.3 s for a thousand gaps, 3 s for ten thousand.
 MASTER_FILE_TIMEOUT_S = 600.0
 REMOVAL_TIMEOUT_S = 10.0
-# Ids or ranges that a message lists; the counts are always exact.
+# A message lists at most this many ids or ranges; the counts are always exact.
 LIST_LIMIT = 1000
 
 
@@ -54,7 +54,7 @@ class RunCourse:
     async def carry_out(
         self, enter: Enter, on_progress: Callable[[], None], on_complete: Callable[[], None]
     ) -> str:
-        """Carry out the run. Returns why it failed, an empty string when it did not. Raises nothing.
+        """Carry out the run. Return why it failed, or an empty string. Raise nothing.
 
         `on_progress` is called when all images so far are readable, `on_complete` when those of the run are.
         """
@@ -122,7 +122,7 @@ class RunCourse:
             raise RunError(f"a file of the old run cannot be removed: {reason}") from error
 
     def _is_complete(self) -> bool:
-        """Whether writers that answered too late have written all images and closed their files by now."""
+        """Whether late writers have written all images and closed their files by now."""
         run = self._run
         return run.is_recorded and run.is_late and not run.is_finishing and self._writers.have_saved_all(run)
 
@@ -135,7 +135,7 @@ class RunCourse:
         await self._finish()
 
     async def _finish(self) -> None:
-        """Create the master file of raw files that are closed, and check what a strict run demands."""
+        """Create the master file of closed raw files, and check the conditions of a strict run."""
         run = self._run
         run.is_finishing = True
         # The account in the master file lists the file itself.
@@ -154,13 +154,13 @@ class RunCourse:
     async def _wait_for_images(self, enter: Enter, on_progress: Callable[[], None]) -> None:
         """Record until all images have arrived, a stop is requested, or the data path fails.
 
-        Only `first_image_timeout` and a stop limit how long: the source decides when it sends images.
+        Only `first_image_timeout` and a stop limit the time, because the source decides when it sends images.
         """
         run = self._run
         await self._wait_for_subscription()
         job = self._recording_job(on_progress)
         await self._writers.call(lambda: self._distributor.record(job))
-        # Entered once it is true, so that a client that triggers the camera now misses no image.
+        # This state is entered when a client can trigger the camera without missing an image.
         enter(State.WAITING_FOR_FIRST_IMAGE)
         await _first_of(
             run.first_image, run.recorded, run.stop_requested, timeout=run.start.first_image_timeout

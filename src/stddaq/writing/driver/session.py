@@ -1,4 +1,4 @@
-"""One client of the driver that is connected by WebSocket, however slowly it reads."""
+"""One WebSocket client of the driver, which may read slowly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 from stddaq.writing.driver.status import Client
 
-# More than this in the buffers of the connection, and messages wait here, where they can be merged.
+# If the buffers of the connection hold more than this, messages wait here, where they can be merged.
 MAX_UNSENT_BYTES = 64 * 2**10
 # A client is disconnected when its replies and changes of state need more: those of hundreds of runs.
 MAX_WAITING_BYTES = 4 * 2**20
@@ -17,7 +17,7 @@ class Connection(Protocol):
     """The part of a WebSocket connection that a session uses. No method waits."""
 
     def unsent_bytes(self) -> int:
-        """Return how much the client has not taken yet."""
+        """Return how many bytes the client has not taken yet."""
         ...
 
     def write(self, message: str) -> None:
@@ -30,7 +30,7 @@ class Connection(Protocol):
 
 
 class Session(Client):
-    """Sends at once what the client can take. The rest waits: of each state the newest, and every reply."""
+    """Sends messages at once while the client keeps up. Then replies and the newest of each state wait."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

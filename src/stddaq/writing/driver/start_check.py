@@ -68,8 +68,8 @@ def check_start(
 
     Return the files of an old run that must be removed before its raw files are replaced.
 
-    Files may be written below `roots` only, or anywhere if there are none. May take long on a slow file
-    system.
+    Files may be written below `roots` only, or anywhere if there are none. The check may take long on a slow
+    file system.
     """
     _check_user(start, config)
     _check_directory(start, roots)
@@ -105,7 +105,7 @@ def _check_no_file_of_other_run(start: StartCommand, files: PlannedFiles) -> Non
 
 
 def _check_no_file_exists(start: StartCommand, files: PlannedFiles) -> None:
-    # A metadata file of another run would be read as that of this one, also if this one makes none.
+    # A metadata file of another run would be read as that of this run, even if this run has none.
     metadata = Path(start.path) / metadata_file_name(start.file_prefix)
     existing = [str(path) for path in dict.fromkeys((*files.all, metadata)) if os.path.lexists(path)]
     if existing:
@@ -144,7 +144,8 @@ def _may_write(path: str, uid: int) -> bool:
     if uid in (0, os.geteuid()):
         return may_create_files(path)
     if os.geteuid() != 0:
-        return True  # Only the writers, which run as root then, can know. They refuse before they create.
+        # Only the writers, which run as root in this case, can know. They refuse before they create files.
+        return True
     # Only the kernel knows the groups and access lists of a network file system, and switching the user in
     # this process would affect all its threads.
     where = f"path: check of {path} as uid {uid}"

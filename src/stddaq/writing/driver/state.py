@@ -10,7 +10,7 @@ from stddaq.writing.driver.active_run import ActiveRun
 
 
 class State(Enum):
-    """What the driver does."""
+    """The activity of the driver."""
 
     IDLE = auto()
     CHECKING_START = auto()
@@ -18,7 +18,7 @@ class State(Enum):
     REPAIRING = auto()
     """A process repairs the files that the last run left open."""
     RETIRED = auto()
-    """Idle for good: the service is about to exit."""
+    """Permanently idle: the service is about to exit."""
     STARTED = auto()
     CREATING_FILE = auto()
     FILE_CREATED = auto()
@@ -87,7 +87,7 @@ class StateMachine:
     def enter(self, state: State, reason: str = "", run: ActiveRun | None = None) -> None:
         """Change the state. `run` comes with `CHECKING_START` and stays until `rest`.
 
-        Raises `RuntimeError`, a defect, when `state` cannot follow the present one.
+        Raise `RuntimeError`, a defect, when `state` cannot follow the current one.
         """
         follows = state in _FOLLOWERS[self.state] or (state is State.ERROR and self.state.is_run)
         if not follows:
@@ -99,7 +99,7 @@ class StateMachine:
         self.state, self.reason, self.run = self._rest, "", None
 
     def retire(self) -> None:
-        """Rest in `RETIRED`: now, or after the present run."""
+        """Rest in `RETIRED`: now, or after the current run."""
         self._rest = State.RETIRED
         if self.state is State.IDLE:
             self.rest()

@@ -1,4 +1,4 @@
-"""The driver's status messages: what they contain, which clients receive them, and how often."""
+"""The driver's status messages: their content, their recipients, and their frequency."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from stddaq.writing.driver.writers import Writers
 
 # A status that says that all images so far are readable takes 0.1 ms for each client.
 PROGRESS_SPACING_S = 0.002
-# As the C++ driver: clients that send a command before take the first message for its reply.
+# The delay of the C++ driver. Clients that send a command within it expect the reply as first message.
 GREETING_DELAY_S = 0.1
-# New clients get a greeting, so that a driver without clients need not wake up at 10 Hz.
+# New clients receive a greeting, so that a driver without clients need not wake up at 10 Hz.
 UNWATCHED_PERIOD_S = 0.5
 _STATES_WITH_COUNT = frozenset(
     {State.RECORDING, State.STOP, State.SAVING_FILE, State.FILE_SAVED, State.ERROR}
@@ -30,8 +30,8 @@ class Client(Protocol):
     def send(self, message: str, state: object = None) -> None:
         """Send one JSON object without waiting.
 
-        A status comes with its `state`: of those that the client has not taken yet, the newest of each state
-        is enough.
+        `state` marks a status: of the statuses that the client has not taken yet, only the newest of each
+        state is kept.
         """
         ...
 
@@ -52,7 +52,7 @@ class Watchers:
     """The clients that are connected, each of which receives every status message."""
 
     def __init__(self, compose: Callable[[], dict[str, Any]], scheduler: Scheduler) -> None:
-        """`compose` returns the present status message."""
+        """`compose` returns the current status message."""
         self._compose, self._scheduler = compose, scheduler
         self._clients: set[Client] = set()
         self._new: set[Client] = set()
@@ -131,14 +131,14 @@ class Watchers:
 
 def status_message(machine: StateMachine, writers: Writers) -> dict[str, Any]:
     """Compose the status of the driver and of its run."""
-    # `run_id` is there even without a run: it shows clients that this driver marks its replies.
+    # `run_id` is present even without a run, because it shows clients that this driver marks its replies.
     message: dict[str, Any] = {"status": machine.state.status, "run_id": None}
     if machine.state in _STATES_WITH_COUNT:
         message["count"] = writers.n_recorded()
     if machine.reason:
         message["reason"] = machine.reason
     if run := machine.shown_run:
-        # After the count and before the other numbers, because images keep coming.
+        # Read after the count and before the other numbers, because images keep arriving.
         forwarded = writers.n_forwarded()
         message |= {
             "run_id": run.id,

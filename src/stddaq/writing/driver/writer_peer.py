@@ -1,4 +1,4 @@
-"""One writer as the driver knows it: its connection, its pending requests, what it has reported.
+"""The driver's view of one writer: its connection, its pending requests and its reports.
 
 `WriterPeer` does no I/O: it is fed with messages and changes of the connection. `WriterConnection` adds the
 sockets.
@@ -41,7 +41,7 @@ class _PendingRequest:
 
 @dataclass(slots=True)
 class WriterProgress:
-    """What a writer has reported of the current run."""
+    """The reports of a writer about the current run."""
 
     n_written: int = 0
     n_overwritten: int = 0
@@ -78,20 +78,20 @@ class WriterPeer:
         self._run_id = ""
 
     def begin_run(self, run_id: str) -> None:
-        """Forget what was reported of the last run."""
+        """Discard the reports of the last run."""
         self._run_id = run_id
         self.n_forwarded = 0
         self.reported = WriterProgress()
 
     def expect_answer(self, number: int, timeout: float, on_answer: Callable[[Answer], None]) -> None:
-        """Note a request that was sent. `on_answer` is called once, with the answer or why there is none.
+        """Note a request that was sent. `on_answer` is called once, with the answer or a failure.
 
         The request fails after `timeout` seconds in which the writer made no progress.
         """
         self._requests.append(_PendingRequest(number, self._clock(), timeout, on_answer))
 
     def receive(self, message: bytes) -> bool:
-        """Take an answer or a progress report. Returns whether it reports progress of this run."""
+        """Process an answer or a progress report. Return whether it reports progress of this run."""
         try:
             response = pb.WriterResponse.FromString(message)
         except DecodeError:
@@ -140,7 +140,7 @@ class WriterPeer:
                 return
 
     def connection_changed(self, connected: bool) -> str:
-        """Note that the writer connected or disconnected. Returns what this means for the run, if anything.
+        """Note that the writer connected or disconnected. Return what is wrong with the run, if anything.
 
         All pending requests of a writer that disconnects fail.
         """
@@ -153,7 +153,7 @@ class WriterPeer:
         return failure
 
     def expire_requests(self) -> str:
-        """Fail all requests when the oldest has timed out. Returns why, an empty string if it has not."""
+        """Fail all requests when the oldest has timed out. Return the reason, or an empty string."""
         if not self._requests:
             return ""
         oldest = self._requests[0]
@@ -206,14 +206,14 @@ class WriterConnection(WriterPeer):
         self.expect_answer(action.request, timeout, on_answer)
 
     def receive_responses(self) -> bool:
-        """Read what the writer sent. Returns whether it reports progress."""
+        """Read messages of the writer. Return whether it reports progress."""
         progressed = False
         while cast(int, self.responses.get(zmq.EVENTS)) & zmq.POLLIN:
             progressed |= self.receive(self.responses.recv(zmq.NOBLOCK))
         return progressed
 
     def check(self) -> str:
-        """Notice connections, disconnections and timeouts. Returns what is wrong, if anything new is."""
+        """Check for connections, disconnections and timeouts. Return what is newly wrong, if anything."""
         failure = ""
         for connected in connections.connection_changes(self.monitor):
             log.event("writer %s %s", self.name, "connected" if connected else "disconnected")

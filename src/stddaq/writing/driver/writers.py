@@ -1,4 +1,4 @@
-"""The writers of the driver: requests to all of them, their answers, and what they have reported."""
+"""The writers of the driver: requests to all of them, their answers and their reports."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from stddaq.writing.driver.distributor import META, Distributor
 from stddaq.writing.driver.writer_peer import Answer
 
 T = TypeVar("T")
-# A writer that has just been started may need this long to connect; within 2 s a run without it is an error.
+# A new writer may need this long to connect; a run without it must be an error within 2 s.
 CONNECT_TIMEOUT_S = 1.5
 POLL_S = 0.01
 # The distributor's thread answers within milliseconds; on an overloaded machine within seconds.
 CALL_TIMEOUT_S = 30.0
-# Looks at counters that another thread changes; the second mostly finds them unchanged.
+# Reads of counters that another thread changes; the second read usually finds them unchanged.
 MAX_LOOKS = 100
 
 
@@ -48,7 +48,7 @@ class Writers:
             raise RunError(f"the driver's data path did not answer within {CALL_TIMEOUT_S:g} s") from error
 
     async def wait_until_connected(self) -> None:
-        """Wait for writers that have just been started. Raises `RunError` with the absent ones."""
+        """Wait for new writers to connect. Raise `RunError` with the absent ones."""
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         while absent := [peer.title for peer in self._peers if not peer.connected]:
             if time.monotonic() > deadline:
@@ -56,7 +56,7 @@ class Writers:
             await asyncio.sleep(POLL_S)
 
     async def create_files(self, run: ActiveRun) -> None:
-        """Let each writer create its file. Raises `RunError`."""
+        """Make each writer create its file. Raise `RunError`."""
         await self._request(run, self._create_file_actions(run))
 
     async def confirm_last_image(self, run: ActiveRun) -> None:
@@ -69,7 +69,7 @@ class Writers:
                 raise RunError(mismatch(peer.title, f"{peer.n_forwarded} images", got))
 
     async def close_files(self, run: ActiveRun) -> None:
-        """Let each writer close its file. Raises `RunError`, also for images that could not be written."""
+        """Make each writer close its file. Raise `RunError`, also for images that could not be written."""
         await self._request(run, self._same_action(pb.WriterAction(close_file=pb.CloseWriterFile())))
         failed = [peer for peer in self._image_writers if peer.reported.n_failed]
         if failed:
@@ -91,8 +91,8 @@ class Writers:
         )
 
     async def close_files_after_error(self, run: ActiveRun) -> None:
-        """Let the connected writers close valid files."""
-        # Empty files of a run that recorded nothing would only be in the way of the next try.
+        """Make the connected writers close valid files."""
+        # Empty files would only block the next attempt.
         close = pb.CloseWriterFile(discard_if_empty=not run.account.n_images)
         actions = self._same_action(pb.WriterAction(close_file=close))
         asked = [peer for peer in self._peers if peer.connected]
@@ -102,9 +102,9 @@ class Writers:
             run.discarded |= {p.name for p in asked if p.has_extensions and not answers[p.name].reason}
 
     async def create_master_file(self, run: ActiveRun, create: pb.CreateMasterFile, timeout: float) -> bool:
-        """Let a writer create the master file: it acts as the user of the run and has HDF5 loaded.
+        """Make a writer create the master file, because it acts as the user of the run and has HDF5 loaded.
 
-        Returns False when no writer can, because all are C++ ones. Raises `RunError`.
+        Return False if no writer can, because all are C++ writers. Raise `RunError`.
         """
         able = next((peer for peer in self._image_writers if peer.has_extensions), None)
         if able:
@@ -142,10 +142,10 @@ class Writers:
     async def _request(
         self, run: ActiveRun, actions: dict[str, pb.WriterAction], timeout: float | None = None
     ) -> None:
-        """Ask all writers named and wait for their answers. Raises `RunError` with every failure."""
+        """Send requests to the named writers and wait for answers. Raise `RunError` with every failure."""
         answers = await self._ask(run, actions, timeout)
         for peer in self._peers:
-            # A C++ writer reports no numbers: what it confirms is all that it received.
+            # A C++ writer reports no numbers; it confirms all images that it received.
             if (answer := answers.get(peer.name)) and not answer.reason and not peer.has_extensions:
                 peer.reported.n_written = peer.n_forwarded
         failed = [answer for answer in answers.values() if answer.reason]
@@ -173,7 +173,7 @@ class Writers:
     def n_recorded(self) -> int:
         """Return how many images are written and readable by other processes, or failed.
 
-        A C++ writer reports nothing before the end; of those, the images that they received.
+        C++ writers report nothing before the end; their received images are counted instead.
         """
         return sum(
             peer.reported.n_written + peer.reported.n_failed if peer.has_extensions else peer.n_forwarded
@@ -195,8 +195,8 @@ class Writers:
     def n_forwarded(self) -> list[int]:
         """Return the images sent to each writer, all at one moment although the other thread continues.
 
-        Two equal looks in a row mean that no image came in between. Readers of growing files need to know
-        which images are yet to come between those that they see.
+        Two equal reads in a row mean that no image arrived between them. Readers of growing files need to
+        know which images may still appear between those that they see.
         """
         found: list[int] = []
         for _ in range(MAX_LOOKS):
