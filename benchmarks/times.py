@@ -179,7 +179,7 @@ def _create_master(n_images: int, n_gaps: int) -> float:
                 "writer": writer,
                 "stddaq_version": "0",
             }
-            raw = RawFile(path, RawLayout.of(config, "image"), attributes, expected_images=len(mine))
+            raw = RawFile.create(path, RawLayout.of(config, "image"), attributes, expected_images=len(mine))
             image = memoryview(bytes(config.image_bytes))
             for first in range(0, len(mine), 1000):
                 batch = mine[first : first + 1000].tolist()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from support.processes.deployment import make_config
 
 from stddaq.config.store import (
+    HISTORY_LIMIT,
     ConfigIdentityError,
     ConfigOutdatedError,
     ConfigProtectedError,
@@ -68,7 +70,7 @@ def test_refused_configuration_changes_nothing(
 def test_directory_that_cannot_be_written_is_reported_and_the_file_stays(store: ConfigStore) -> None:
     before = store.path.read_bytes()
     store.path.with_name("c.json.history").write_text("a file where the directory must be")
-    with pytest.raises(ConfigWriteError, match="cannot be replaced: Not a directory"):
+    with pytest.raises(ConfigWriteError, match=r"cannot be replaced: .*history: Not a directory"):
         store.replace(changed(log_level="debug"), "me")
     assert store.path.read_bytes() == before
 
@@ -93,3 +95,42 @@ def test_invalid_file_cannot_be_read_but_replaced(store: ConfigStore, content: b
 def test_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigUnreadableError, match="cannot be read: No such file"):
         ConfigStore(tmp_path / "absent.json").read()
+
+
+def test_history_that_is_a_link_is_not_followed(store: ConfigStore, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for i in range(150):
+        (elsewhere / f"{i}").touch()
+    store.path.with_name("c.json.history").symlink_to(elsewhere)
+    before = store.path.read_bytes()
+    with pytest.raises(ConfigWriteError, match="history: Not a directory"):
+        store.replace(changed(log_level="debug"), "me")
+    assert store.path.read_bytes() == before
+    assert len(list(elsewhere.iterdir())) == 150
+
+
+def test_only_versions_of_the_store_are_removed_from_the_history(store: ConfigStore) -> None:
+    directory = store.path.with_name("c.json.history")
+    directory.mkdir()
+    others = {directory / name for name in ("00-notes.txt", "1.json", "20200101T000000.000000Z-before-me")}
+    versions = [directory / f"20200101T000000.{i:06d}Z-before-me.json" for i in range(HISTORY_LIMIT + 10)]
+    for path in (*others, *versions):
+        path.touch()
+    store.replace(changed(log_level="debug"), "me")
+    left = set(history(store))
+    assert others < left
+    assert left.isdisjoint(versions[:11])
+    assert len(left - others) == HISTORY_LIMIT
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give away a directory")
+def test_history_of_another_user_is_refused(store: ConfigStore) -> None:
+    directory = store.path.with_name("c.json.history")
+    directory.mkdir()
+    os.chown(directory, 12345, 12345)
+    with pytest.raises(
+        ConfigWriteError, match=r"history: expected a directory of uid 0.*got one of uid 12345"
+    ):
+        store.replace(changed(log_level="debug"), "me")
+    assert history(store) == []

@@ -132,7 +132,7 @@ def test_files_of_stddaq_writers_are_shown_in_order(tmp_path: Path, division: st
     layout = RawLayout(spec.detector, spec.shape, np.dtype(spec.dtype), 4096, compression)
     raw = spec.raw_paths(tmp_path)
     for writer, mine in enumerate(divide(images, spec.n_writers, division)):
-        file = RawFile(raw[writer], layout, {**attributes(spec), "writer": writer})
+        file = RawFile.create(raw[writer], layout, {**attributes(spec), "writer": writer})
         for image, pixel in zip(mine, pixels(mine, spec.shape, spec.dtype), strict=True):
             stored = direct_chunk(pixel) if compression else pixel
             file.put([memoryview(stored).cast("B")])

@@ -29,7 +29,7 @@ from stddaq.files.raw_file import RawFile, RawLayout
 path, flushed, late = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 layout = RawLayout("det", (64, 64), np.dtype("<u2"), 64 * 1024, 0)
 attributes = {"writer": 0, "number_of_writers": 1, "image_division": "image_id", "run_id": "run-1"}
-file = RawFile(path, layout, attributes)
+file = RawFile.create(path, layout, attributes)
 for image_id in range(flushed + late):
     file.put([memoryview(np.full((64, 64), image_id, "<u2")).cast("B")])
     file.declare(image_id, 1)

@@ -9,41 +9,29 @@ import numpy as np
 import pytest
 from support.data.raw_files import ROW, dataset
 
-from stddaq.files.swmr import CHUNK_ROWS, GrowingRows, close_swmr_file, create_swmr_file
+from stddaq.files.swmr import CHUNK_ROWS, GrowingRows, close_swmr_file, open_swmr_file
+from stddaq.new_file import NewFile
 
 
-def test_existing_file_is_kept(tmp_path: Path) -> None:
-    path = tmp_path / "file0.h5"
-    path.write_bytes(b"precious")
-    with pytest.raises(FileExistsError):
-        create_swmr_file(path, overwrite=False)
-    assert path.read_bytes() == b"precious"
+def created(path: Path) -> h5py.File:
+    """An empty file in a format with SWMR."""
+    new = NewFile.create(path, overwrite=False)
+    try:
+        return open_swmr_file(new)
+    finally:
+        new.close()
 
 
-def test_overwriting_makes_a_new_file(tmp_path: Path) -> None:
-    path = tmp_path / "file0.h5"
-    path.write_bytes(b"old")
-    with path.open("rb") as reader:
-        create_swmr_file(path, overwrite=True).close()
-        assert reader.read() == b"old"
-    assert h5py.is_hdf5(path)
-
-
-def test_missing_directory_is_a_short_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as caught:
-        create_swmr_file(tmp_path / "missing" / "file0.h5", overwrite=False)
-    assert caught.value.strerror == "No such file or directory"
-
-
-def test_file_that_hdf5_cannot_create_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_hdf5_cannot_create_is_an_error_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no space")
 
     monkeypatch.setattr(h5py, "File", fail)
     with pytest.raises(OSError, match="HDF5 cannot create the file: no space") as caught:
-        create_swmr_file(tmp_path / "file0.h5", overwrite=False)
+        created(tmp_path / "file0.h5")
     assert caught.value.filename == str(tmp_path / "file0.h5")
-    assert not list(tmp_path.iterdir())
 
 
 def test_file_that_hdf5_cannot_close_is_an_error_of_the_system(tmp_path: Path) -> None:
@@ -57,7 +45,7 @@ def test_file_that_hdf5_cannot_close_is_an_error_of_the_system(tmp_path: Path) -
 
 def test_rows_are_readable_while_the_file_grows(tmp_path: Path) -> None:
     path = tmp_path / "file0.h5"
-    file = create_swmr_file(path, overwrite=False)
+    file = created(path)
     rows = GrowingRows(file, "metadata", ROW)
     file.swmr_mode = True
     rows.append([(7, 1), (8, 2)])
@@ -73,7 +61,7 @@ def test_rows_are_readable_while_the_file_grows(tmp_path: Path) -> None:
 
 def test_blocks_cross_chunks(tmp_path: Path) -> None:
     path = tmp_path / "file0.h5"
-    file = create_swmr_file(path, overwrite=False)
+    file = created(path)
     rows = GrowingRows(file, "metadata", ROW)
     n = CHUNK_ROWS - 1
     rows.append([(i, 1) for i in range(n)])
@@ -86,7 +74,7 @@ def test_blocks_cross_chunks(tmp_path: Path) -> None:
 
 def test_rows_of_a_failed_append_are_cut(tmp_path: Path) -> None:
     path = tmp_path / "file0.h5"
-    file = create_swmr_file(path, overwrite=False)
+    file = created(path)
     rows = GrowingRows(file, "metadata", ROW)
     rows.append([(1, 1)])
     with pytest.raises((TypeError, ValueError)):

@@ -66,7 +66,7 @@ def test_images_that_are_put_and_flushed_are_read_back(
     n_visible = 0
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         path = Path(directory) / "raw.h5"
-        file = RawFile(path, layout_of(block_bytes, compression), {}, expected_images=expected_images)
+        file = RawFile.create(path, layout_of(block_bytes, compression), {}, expected_images=expected_images)
         for kind, images in steps:
             if kind == "flush":
                 file.flush()
@@ -136,12 +136,12 @@ def test_an_existing_file_is_not_changed(tmp_path: Path):
     path = tmp_path / "raw.h5"
     path.write_text("precious")
     with pytest.raises(FileExistsError):
-        RawFile(path, layout_of(), {})
+        RawFile.create(path, layout_of(), {})
     assert path.read_text() == "precious"
 
 
 def test_restarts_of_the_ids_are_stored(tmp_path: Path):
-    file = RawFile(tmp_path / "raw.h5", layout_of(), {"writer": 3})
+    file = RawFile.create(tmp_path / "raw.h5", layout_of(), {"writer": 3})
     for image_id in (5, 6, 1, 2):
         file.put([memoryview(pixels_of(0).tobytes())])
         file.declare(image_id, 1)
@@ -153,7 +153,7 @@ def test_restarts_of_the_ids_are_stored(tmp_path: Path):
 
 def test_a_file_can_be_closed_after_it_was_abandoned_and_vice_versa(tmp_path: Path):
     for i, name in enumerate(("a.h5", "b.h5")):
-        file = RawFile(tmp_path / name, layout_of(), {})
+        file = RawFile.create(tmp_path / name, layout_of(), {})
         file.abandon()
         if i:
             file.abandon()

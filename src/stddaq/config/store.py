@@ -12,24 +12,26 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stddaq.atomic_file import create_file, replace_file
 from stddaq.config.model import DetectorConfig, parse_json
 from stddaq.config.services import affected_programs, changed_keys, service_mistakes
 from stddaq.errors import ConfigError, StdDaqError
-from stddaq.text import mismatch, shown
+from stddaq.new_file import replace_file, write_file
+from stddaq.open_directory import OpenDirectory
+from stddaq.text import mismatch, os_error_text, shown
 
 # Number of previous versions that are kept.
 HISTORY_LIMIT = 100
 MAX_MISTAKES = 100
 # Sockets, shared memory and files of a deployment are named after them.
 _IDENTITY = ("detector_name", "detector_type")
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_VERSION = re.compile(r"\d{8}T\d{6}\.\d{6}Z-before-.+\.json", re.ASCII)
 
 
 class ConfigUnreadableError(StdDaqError, ValueError):
@@ -108,12 +110,12 @@ class ConfigStore:
         content, config = _validated(text)
         path = Path(os.path.realpath(self.path))
         try:
-            with _turn(path.with_name(f"{path.name}.history")) as history:
+            with _turn(path) as history:
                 return _replace(path, history, content, config, user, expected_etag)
         except ConfigProtectedError:
             raise
         except OSError as error:
-            raise ConfigWriteError(f"{self.path}: cannot be replaced: {error.strerror or error}") from error
+            raise ConfigWriteError(f"{self.path}: cannot be replaced: {os_error_text(error)}") from error
 
 
 def _validated(text: bytes) -> tuple[dict[str, Any], DetectorConfig]:
@@ -132,21 +134,27 @@ def _validated(text: bytes) -> tuple[dict[str, Any], DetectorConfig]:
 
 
 @contextlib.contextmanager
-def _turn(history: Path) -> Iterator[Path]:
-    """Make the history directory, and hold its lock, which writers of the file take in turn."""
+def _turn(path: Path) -> Iterator[OpenDirectory]:
+    """Make the history directory of `path`, and hold its lock, which writers of the file take in turn."""
+    history = path.with_name(f"{path.name}.history")
     with contextlib.suppress(FileExistsError):
         history.mkdir(mode=0o755)
-    lock = os.open(history, _DIRECTORY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield history
-    finally:
-        os.close(lock)
+    with OpenDirectory(history, follow=False) as directory:
+        owner = os.fstat(directory.fd).st_uid
+        if owner not in (os.geteuid(), path.stat().st_uid, 0):
+            expected = f"a directory of uid {os.geteuid()}, of root, or of the owner of the file"
+            raise PermissionError(mismatch(str(history), expected, f"one of uid {owner}"))
+        lock = directory.open_for_reading()
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield directory
+        finally:
+            os.close(lock)
 
 
 def _replace(
     path: Path,
-    history: Path,
+    history: OpenDirectory,
     content: dict[str, Any],
     config: DetectorConfig,
     user: str,
@@ -170,14 +178,23 @@ def _replace(
     if old_config is not None and not changed:
         return Change(config, _etag(before), [], [], [], None)
     after = (json.dumps(content, indent=2) + "\n").encode()
-    kept = history / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-before-{user}.json"
-    create_file(kept, before, like=path)
+    kept = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-before-{user}.json"
+    write_file(history, kept, before, like=path.stat())
     replace_file(path, after)
-    for oldest in sorted(history.iterdir())[:-HISTORY_LIMIT]:
-        oldest.unlink(missing_ok=True)
+    for oldest in _versions(history)[:-HISTORY_LIMIT]:
+        history.remove(oldest)
     # The old file was invalid, so no service was using it.
     picked_up_by, restarted = affected_programs(old_config, config) if old_config else ([], [])
-    return Change(config, _etag(after), changed, picked_up_by, restarted, kept.name)
+    return Change(config, _etag(after), changed, picked_up_by, restarted, kept)
+
+
+def _versions(history: OpenDirectory) -> list[str]:
+    """Return the names of the previous versions, the oldest first; other files are not the store's."""
+    listed = history.open_for_reading()
+    try:
+        return sorted(name for name in os.listdir(listed) if _VERSION.fullmatch(name))  # noqa: PTH208  (a descriptor)
+    finally:
+        os.close(listed)
 
 
 def _previous(text: bytes) -> tuple[dict[str, Any], DetectorConfig | None]:

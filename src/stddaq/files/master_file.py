@@ -19,7 +19,6 @@ import h5py
 import numpy as np
 
 import stddaq
-from stddaq.atomic_file import replacing
 from stddaq.errors import FileLayoutError, OutputExistsError
 from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.nexus import ACCOUNT, DATA, EPOCHS, IMAGE_METADATA, RAW_FILES, lost_pixel, nexus_group
@@ -27,6 +26,8 @@ from stddaq.files.opening import relative_name
 from stddaq.files.run import RecordedRun, read_run
 from stddaq.files.sources import mark_with_run_ids
 from stddaq.files.virtual import MappedRows, create_virtual_dataset, n_mappings, stretches
+from stddaq.new_file import replacing
+from stddaq.open_directory import OutsideRootsError
 from stddaq.text import mismatch
 
 
@@ -62,11 +63,13 @@ def create_master_file(
     metadata_file: Path | None = None,
     account: str | None = None,
     overwrite: bool = False,
+    roots: Sequence[Path] = (),
 ) -> MasterFile:
     """Create the master file `path` over all raw files of a run (any order), which must be closed.
 
-    `account` is the JSON object of the driver. The file appears complete or not at all. Raises
-    `FileLayoutError` that names the raw or metadata file at fault, `OutputExistsError`.
+    `account` is the JSON object of the driver. The file appears complete or not at all, below one of `roots`
+    if there are any. Raises `FileLayoutError` that names the raw or metadata file at fault,
+    `OutputExistsError`, `OutsideRootsError`.
     """
     if os.path.lexists(path) and not overwrite:
         raise OutputExistsError(
@@ -76,11 +79,13 @@ def create_master_file(
     if any(file.path.resolve() == path.resolve() for file in run.raw_files):
         raise OutputExistsError(f"{path}: is a raw file of the run; the master file needs another name")
     try:
-        with replacing(path, overwrite=overwrite) as temporary:
-            summary = _write(temporary, path, run, account)
-            _verify(temporary, run)
+        with replacing(path, overwrite=overwrite, roots=roots) as temporary:
+            summary = _write(temporary.opened, path, run, account)
+            _verify(temporary.opened, run)
     except FileExistsError as error:
         raise OutputExistsError(str(error)) from error
+    except OutsideRootsError:
+        raise
     except OSError as error:
         raise FileLayoutError(f"{path}: cannot be written: {error.strerror or error}") from error
     return summary

@@ -8,13 +8,14 @@ Readable by SWMR while it grows, like the raw files.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from stddaq.files.swmr import GrowingRows, close_swmr_file, create_swmr_file
+from stddaq.files.swmr import GrowingRows, close_swmr_file, open_swmr_file
+from stddaq.new_file import NewFile
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 
@@ -74,20 +75,14 @@ class MetadataFile:
     """A metadata file being written. Not thread-safe; one process per file."""
 
     def __init__(
-        self,
-        path: Path,
-        detector_name: str,
-        layout: MetadataLayout,
-        attributes: Mapping[str, object],
-        *,
-        overwrite: bool = False,
+        self, new: NewFile, detector_name: str, layout: MetadataLayout, attributes: Mapping[str, object]
     ) -> None:
-        """Create the file and begin SWMR. Raises `FileExistsError`, unless `overwrite`, and `OSError`."""
-        self.path = path
+        """Write into the empty file `new`, and begin SWMR. Raises `OSError`."""
+        self.path, self._new = new.path, new
         self._row_of = layout.row_of
         self._rows: list[tuple[int, ...]] = []
         self._is_closed = False
-        self._file = create_swmr_file(path, overwrite=overwrite)
+        self._file = open_swmr_file(new)
         try:
             group = self._file.create_group(detector_name)
             for name, value in attributes.items():
@@ -96,7 +91,29 @@ class MetadataFile:
             self._file.swmr_mode = True
         except BaseException:
             self._file.close()
-            path.unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        detector_name: str,
+        layout: MetadataLayout,
+        attributes: Mapping[str, object],
+        *,
+        overwrite: bool = False,
+        roots: Sequence[Path] = (),
+    ) -> MetadataFile:
+        """Create a file, below `roots` if there are any, and begin SWMR.
+
+        Raises `FileExistsError`, unless `overwrite`, `OutsideRootsError` and `OSError`.
+        """
+        new = NewFile.create(path, overwrite=overwrite, roots=roots)
+        try:
+            return cls(new, detector_name, layout, attributes)
+        except BaseException:
+            new.remove()
+            new.close()
             raise
 
     @property
@@ -119,12 +136,20 @@ class MetadataFile:
             self._metadata.append(self._rows)
             self._rows.clear()
 
-    def close(self) -> None:
-        """Flush and close. Raises `OSError`; rows that were visible stay readable with SWMR."""
+    def close(self, *, discard_if_empty: bool = False) -> None:
+        """Flush and close; with `discard_if_empty` remove a file without rows.
+
+        Raises `OSError`; rows that were visible stay readable with SWMR.
+        """
         try:
-            self.flush()
+            try:
+                self.flush()
+            finally:
+                self._close_file()
+            if discard_if_empty and not self.n_visible:
+                self._new.remove()
         finally:
-            self._close_file()
+            self._new.close()
 
     def abandon(self) -> None:
         """Close after an error without raising; visible rows stay."""

@@ -14,7 +14,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from stddaq.atomic_file import replacing
 from stddaq.errors import FileLayoutError
 from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.growing_run import Images
@@ -23,6 +22,7 @@ from stddaq.files.opening import damage_named, open_file, relative_name
 from stddaq.files.raw_rows import RawDatasets
 from stddaq.files.sources import mark_with_run_ids
 from stddaq.files.virtual import MappedRows, Stretch, create_virtual_dataset, stretches
+from stddaq.new_file import replacing
 
 NAME = "Published"
 
@@ -78,11 +78,11 @@ class PublishedImagesFile:
         """
         try:
             with replacing(self.path) as temporary:
-                with h5py.File(temporary, "w", libver=FILE_FORMAT) as file:
+                with h5py.File(temporary.opened, "w", libver=FILE_FORMAT) as file:
                     self._fill(file)
                     if not live:
                         self._describe(file)
-                self._verify(temporary, live)
+                self._verify(temporary.opened, live)
         except OSError as error:
             raise FileLayoutError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 

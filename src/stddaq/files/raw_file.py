@@ -25,13 +25,13 @@ import hdf5plugin  # noqa: F401  (registers the filters of compressed sources)
 import numpy as np
 from h5py import h5d, h5p, h5s, h5t, h5z  # pyright: ignore[reportAttributeAccessIssue]
 
-from stddaq.atomic_file import replacing
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.metadata import compression_of
 from stddaq.errors import FileLayoutError
 from stddaq.files.compressed_chunks import FILTERS, ChunkMaker
 from stddaq.files.file_format import FILE_FORMAT
-from stddaq.files.swmr import GrowingRows, close_swmr_file, create_swmr_file
+from stddaq.files.swmr import GrowingRows, close_swmr_file, open_swmr_file
+from stddaq.new_file import NewFile
 from stddaq.wire.compression import CompressionError
 
 METADATA_DTYPE = np.dtype([("image_id", "<u8"), ("status", "<u8")])
@@ -106,15 +106,13 @@ class RawFile:
 
     def __init__(
         self,
-        path: Path,
+        new: NewFile,
         layout: RawLayout,
         attributes: Mapping[str, object],
-        *,
         expected_images: int = 0,
-        overwrite: bool = False,
     ) -> None:
-        """Create the file and begin SWMR. Raises `FileExistsError`, unless `overwrite`, and `OSError`."""
-        self.path = path
+        """Write into the empty file `new`, and begin SWMR. Raises `OSError`."""
+        self.path, self._new = new.path, new
         self._layout = layout
         self._attributes = dict(attributes)
         self._image_bytes = layout.image_bytes
@@ -125,16 +123,38 @@ class RawFile:
         self.n_images = 0
         self._extent = 0
         self._is_closed = False
-        self._file = create_swmr_file(path, overwrite=overwrite)
+        self._file = open_swmr_file(new)
         self._reserve: IO[bytes] | None = None
         try:
-            self._reserve = _reserve_space(path.parent)
+            self._reserve = _reserve_space(new.path.parent)
             self._lay_out()
             self._fd: int = self._file.id.get_vfd_handle()
         except BaseException:
             self._release_reserve()
             self._file.close()
-            path.unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        layout: RawLayout,
+        attributes: Mapping[str, object],
+        *,
+        expected_images: int = 0,
+        overwrite: bool = False,
+        roots: Sequence[Path] = (),
+    ) -> RawFile:
+        """Create a file, below `roots` if there are any, and begin SWMR.
+
+        Raises `FileExistsError`, unless `overwrite`, `OutsideRootsError` and `OSError`.
+        """
+        new = NewFile.create(path, overwrite=overwrite, roots=roots)
+        try:
+            return cls(new, layout, attributes, expected_images)
+        except BaseException:
+            new.remove()
+            new.close()
             raise
 
     def _lay_out(self) -> None:
@@ -300,12 +320,20 @@ class RawFile:
         self.n_images = self.n_visible
         return ids
 
-    def close(self, epochs: Sequence[tuple[int, int]] = ()) -> None:
-        """Flush, cut to the exact length, and close.
+    def close(self, epochs: Sequence[tuple[int, int]] = (), *, discard_if_empty: bool = False) -> None:
+        """Flush, cut to the exact length, and close; with `discard_if_empty` remove a file without images.
 
         `epochs` are (first row, epoch) of each restart of the image ids. Raises `OSError`, also when an
         earlier write had failed; rows that were visible stay readable with SWMR.
         """
+        try:
+            self._finish(epochs)
+            if discard_if_empty and not self.n_visible:
+                self._new.remove()
+        finally:
+            self._new.close()
+
+    def _finish(self, epochs: Sequence[tuple[int, int]]) -> None:
         try:
             self.flush()
             self._data.set_extent((self.n_visible, *self._layout.image_shape))
@@ -314,7 +342,7 @@ class RawFile:
             self._close_file()
         n_images = self.n_visible
         if epochs:
-            with h5py.File(self.path, "r+", libver=FILE_FORMAT, locking="best-effort") as file:
+            with h5py.File(self._new.opened, "r+", libver=FILE_FORMAT, locking="best-effort") as file:
                 file[self._layout.detector_name].attrs["epochs"] = np.array(epochs, np.uint64)
         if not self._layout.compression and self._layout.wastes(n_images, self._chunk_images):
             self._trim(epochs)
@@ -340,25 +368,22 @@ class RawFile:
         Only files below about 300 MB are rewritten, whose last chunk is the larger part. If the disk has no
         room for a second copy, the first stays.
         """
-        with contextlib.suppress(OSError), replacing(self.path) as temporary:
-            trimmed = RawFile(
-                temporary, self._layout, self._attributes, expected_images=self.n_visible, overwrite=True
-            )
+        with contextlib.suppress(OSError), self._new.replacing() as temporary:
+            trimmed = RawFile(temporary, self._layout, self._attributes, self.n_visible)
             try:
                 self._copy_into(trimmed)
-                trimmed.close(epochs)
+                trimmed._finish(epochs)
             except BaseException:
                 trimmed.abandon()
                 raise
 
     def _copy_into(self, trimmed: RawFile) -> None:
-        with h5py.File(self.path, "r", locking="best-effort") as file:
+        with h5py.File(self._new.opened, "r", locking="best-effort") as file:
             rows = cast("h5py.Dataset", file[f"{self._layout.detector_name}/metadata"])
             trimmed._declared.extend(rows[:].tolist())
-        with self.path.open("rb", buffering=0) as source:
-            for chunk, offset in enumerate(self._chunk_offsets):
-                n_images = min(self._chunk_images, self.n_visible - chunk * self._chunk_images)
-                trimmed._put_from(source.fileno(), offset, n_images)
+        for chunk, offset in enumerate(self._chunk_offsets):
+            n_images = min(self._chunk_images, self.n_visible - chunk * self._chunk_images)
+            trimmed._put_from(self._new.fd, offset, n_images)
 
     def _put_from(self, source: int, offset: int, n_images: int) -> None:
         """Append images that are contiguous in another file; the kernel copies them."""

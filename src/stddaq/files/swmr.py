@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,25 +11,18 @@ import numpy as np
 from h5py import h5s
 
 from stddaq.files.file_format import FILE_FORMAT
+from stddaq.new_file import NewFile
 
 # Chunks start on pages, so that the kernel copies whole ones.
 PAGE = 4096
 CHUNK_ROWS = 4096
 
 
-def create_swmr_file(path: Path, *, overwrite: bool) -> h5py.File:
-    """Create an HDF5 file in a format with SWMR, with data aligned to pages.
-
-    Raises `FileExistsError`, unless `overwrite`, and `OSError`.
-    """
-    if overwrite:
-        # A new inode: a process that still reads the old file keeps it whole.
-        path.unlink(missing_ok=True)
-    # The system's error messages are two words where HDF5's are a paragraph.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+def open_swmr_file(new: NewFile) -> h5py.File:
+    """Return an empty HDF5 file in a format with SWMR, with data aligned to pages. Raises `OSError`."""
     try:
         return h5py.File(
-            path,
+            new.opened,
             "w",
             libver=FILE_FORMAT,
             locking="best-effort",
@@ -38,8 +30,7 @@ def create_swmr_file(path: Path, *, overwrite: bool) -> h5py.File:
             alignment_interval=PAGE,
         )
     except (OSError, RuntimeError) as error:
-        path.unlink(missing_ok=True)
-        raise OSError(errno.EIO, f"HDF5 cannot create the file: {error}", str(path)) from error
+        raise OSError(errno.EIO, f"HDF5 cannot create the file: {error}", str(new.path)) from error
 
 
 def close_swmr_file(file: h5py.File, path: Path) -> None:

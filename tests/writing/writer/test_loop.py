@@ -50,7 +50,8 @@ class FakeRecorder(Recorder):
         if self.open_error:
             raise self.open_error
         self.n_recorded = self.n_written = 0
-        Path(action.path).touch()
+        self._path = Path(action.path)
+        self._path.touch()
         self.calls.append(f"open {action.run_id}")
 
     def record(self, images: RecordImages) -> None:
@@ -64,8 +65,10 @@ class FakeRecorder(Recorder):
         self.n_written = self.n_recorded
         return False
 
-    def close(self) -> None:
+    def close(self, *, discard_if_empty: bool = False) -> None:
         self.flush()
+        if discard_if_empty and not self.n_written:
+            self._path.unlink()
         self.calls.append("close")
 
     def progress(self, reported: tuple[int, int] = (0, 0)) -> pb.WriterProgress:

@@ -199,7 +199,7 @@ class Driver:
 
     async def _carry_out(self, run: ActiveRun) -> None:
         """Carry out a run. The driver is idle and usable afterwards in any case."""
-        course = RunCourse(run, self._config, self._suffix, self._distributor, self._writers)
+        course = RunCourse(run, self._config, self._suffix, self._distributor, self._writers, self._roots)
         try:
             reason = await course.carry_out(self._enter, self.watchers.notify_progress, self.watchers.notify)
             self._unclosed, self._unclosed_uid = run.unclosed_files(), run.start.writer_id

@@ -10,8 +10,9 @@ import contextlib
 import json
 import shlex
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 from stddaq.config import DetectorConfig
@@ -46,8 +47,16 @@ class RunCourse:
     """Carries out one run, from `creating_file` until all files are closed."""
 
     def __init__(
-        self, run: ActiveRun, config: DetectorConfig, source: str, distributor: Distributor, writers: Writers
+        self,
+        run: ActiveRun,
+        config: DetectorConfig,
+        source: str,
+        distributor: Distributor,
+        writers: Writers,
+        roots: Sequence[Path] = (),
     ) -> None:
+        """Files are made below `roots`, if there are any."""
+        self._roots = roots
         self._run, self._config, self._source = run, config, source
         self._distributor, self._writers = distributor, writers
 
@@ -206,6 +215,7 @@ class RunCourse:
                 create,
                 run.start.writer_id,
                 switch_user_active=self._config.switch_user_active,
+                roots=self._roots,
                 timeout=MASTER_FILE_TIMEOUT_S,
             )
         except (OSError, RuntimeError, StdDaqError) as error:

@@ -77,8 +77,11 @@ class ImageRecorder(Recorder):
         longest_write: longest time per image of a batch in this statistics period, in seconds.
     """
 
-    def __init__(self, config: DetectorConfig, suffix: str, writer_id: int) -> None:
-        """Attach to the ring buffer. Raises `GeometryError`."""
+    def __init__(
+        self, config: DetectorConfig, suffix: str, writer_id: int, roots: Sequence[Path] = ()
+    ) -> None:
+        """Attach to the ring buffer. Files are made below `roots`, if any. Raises `GeometryError`."""
+        self._roots = roots
         self._config, self._suffix, self._writer_id = config, suffix, writer_id
         self.batch_limit = min(BATCH_IMAGES, max(1, BATCH_BYTES // config.image_bytes))
         self._reader = RingReader(config, suffix)
@@ -99,12 +102,13 @@ class ImageRecorder(Recorder):
         self._account = _Account()
         self._held.drop()
         attributes = file_attributes(self._config, self._suffix, action) | {"writer": self._writer_id}
-        self._file = RawFile(
+        self._file = RawFile.create(
             Path(action.path),
             RawLayout.of(self._config, self._suffix),
             attributes,
             expected_images=action.expected_images,
             overwrite=action.overwrite,
+            roots=self._roots,
         )
         if not self._source_has_cursor:
             self._reader.published_ids.follow()
@@ -267,7 +271,7 @@ class ImageRecorder(Recorder):
         self.n_failed += len(images)
         self._account.failed_ids.extend(image.image_metadata.image_id for image in images)
 
-    def close(self) -> None:
+    def close(self, *, discard_if_empty: bool = False) -> None:
         if self._file is None:
             return
         self.settle()
@@ -275,7 +279,7 @@ class ImageRecorder(Recorder):
         account = self._account
         self._reader.published_ids.ignore()
         try:
-            file.close(account.epochs)
+            file.close(account.epochs, discard_if_empty=discard_if_empty)
         except (OSError, RuntimeError) as error:
             self._give_up(file)
             file.abandon()

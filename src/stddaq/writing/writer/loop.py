@@ -216,10 +216,8 @@ class WriterLoop:
         path, self._open_path = self._open_path, None
         self._flushes.cancel()
         try:
-            self._recorder.close()
+            self._recorder.close(discard_if_empty=discard_if_empty)
             n_images = self._recorder.progress().n_written
-            if discard_if_empty and not n_images:
-                path.unlink(missing_ok=True)
         finally:
             self._user.return_to_self()
         log.event("file %s closed, %d images", path, n_images)

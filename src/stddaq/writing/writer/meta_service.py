@@ -37,7 +37,9 @@ class MetadataRecorder(Recorder):
 
     batch_limit = 1000
 
-    def __init__(self, config: DetectorConfig, layout: MetadataLayout) -> None:
+    def __init__(self, config: DetectorConfig, layout: MetadataLayout, roots: Sequence[Path] = ()) -> None:
+        """Files are made below `roots` if there are any."""
+        self._roots = roots
         self._config, self._layout = config, layout
         self._file: MetadataFile | None = None
         self.n_received = 0
@@ -52,12 +54,13 @@ class MetadataRecorder(Recorder):
 
     def open(self, action: pb.CreateWriterFile) -> None:
         self._begin_account()
-        self._file = MetadataFile(
+        self._file = MetadataFile.create(
             Path(action.path),
             self._config.detector_name,
             self._layout,
             file_attributes(self._config, SOURCE, action),
             overwrite=action.overwrite,
+            roots=self._roots,
         )
 
     def record(self, images: RecordImages) -> None:
@@ -84,12 +87,12 @@ class MetadataRecorder(Recorder):
         self._n_visible = self._file.n_visible
         return False
 
-    def close(self) -> None:
+    def close(self, *, discard_if_empty: bool = False) -> None:
         file, self._file = self._file, None
         if file is None:
             return
         try:
-            file.close()
+            file.close(discard_if_empty=discard_if_empty)
         except (OSError, RuntimeError) as error:
             file.abandon()
             self._failure = self._failure or f"{file.path}: {error}"

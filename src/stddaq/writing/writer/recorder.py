@@ -41,8 +41,8 @@ class Recorder(Protocol):
         """Make the images known to be good visible to other processes. Return whether others remain."""
         ...
 
-    def close(self) -> None:
-        """Flush and close the file. Raise `OSError`."""
+    def close(self, *, discard_if_empty: bool = False) -> None:
+        """Flush and close the file, or remove it if it is empty and shall be discarded. Raise `OSError`."""
         ...
 
     def progress(self, reported: tuple[int, int] = (0, 0)) -> pb.WriterProgress:

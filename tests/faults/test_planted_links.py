@@ -1,0 +1,91 @@
+"""A user plants links in the own directory while a service that runs as root writes there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import h5py
+import pytest
+from support.processes.recording import MakeRig, images_of
+
+from stddaq.client import CommandRefusedError, RunFailedError
+
+NOBODY = 65534
+N_RUNS = 20
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to have more rights than a user")
+
+# Puts a link in the place of every file that appears, or of the directory itself.
+PLANT_FILES = """
+while True:
+    for name in os.listdir("."):
+        if name.endswith(".spare") or os.path.islink(name):
+            continue
+        os.symlink(victim, f"{name}.spare")
+        os.rename(f"{name}.spare", name)
+"""
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory with `user`, which is a user's, and `victim`, which is root's."""
+    with tempfile.TemporaryDirectory(prefix="stddaq-", dir="/tmp") as path:
+        place = Path(path)
+        os.chown(place, NOBODY, NOBODY)
+        (place / "user").mkdir()
+        os.chown(place / "user", NOBODY, NOBODY)
+        (place / "victim").mkdir(mode=0o755)
+        yield place
+
+
+@contextmanager
+def planting(program: str, directory: Path, victim: Path) -> Iterator[None]:
+    """Run a program of the user in the directory."""
+    header = (
+        f"import os\nos.setgid({NOBODY})\nos.setuid({NOBODY})\nvictim = {str(victim)!r}\nprint(flush=True)\n"
+    )
+    command = [sys.executable, "-c", header + program]
+    with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        try:
+            yield
+            assert process.poll() is None
+        finally:
+            process.kill()
+
+
+def precious_file(path: Path) -> Callable[[], bytes]:
+    """Make an HDF5 file, which HDF5 would open and truncate; return a function that reads it."""
+    with h5py.File(path, "w") as file:
+        file["precious"] = range(1000)
+    return path.read_bytes
+
+
+@pytest.mark.fault(
+    fault="a user replaces each new file by a link to a file of root",
+    state="creating_file, saving_file",
+    promise="the run may fail; the file of root is unchanged",
+)
+def test_links_in_place_of_files_are_not_followed(make_rig: MakeRig, place: Path) -> None:
+    rig = make_rig(number_of_writers=1)
+    victim = place / "victim/file0.h5"
+    content = precious_file(victim)
+    before = content()
+    with planting(PLANT_FILES, place / "user", victim):
+        for run in range(N_RUNS):
+            images = images_of(range(3))
+            with suppress(CommandRefusedError, RunFailedError):
+                rig.wait_for_subscription()
+                rig.client.start(place / "user", n_image=3, file_prefix=f"r{run}_", overwrite=True)
+                rig.client.wait_until_ready(10)
+                rig.publish(images)
+                rig.client.wait_until_saved(10)
+            rig.client.wait(["idle"], 10)
+            assert content() == before
+    assert sorted(path.name for path in victim.parent.iterdir()) == ["file0.h5"]
