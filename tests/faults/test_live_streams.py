@@ -16,9 +16,11 @@ from support.tools.fault_table import Seen
 
 # 2 MB: the socket buffers of a connection hold a few of these images, the viewer queue about thirty.
 LARGE = {"image_pixel_height": 1024, "image_pixel_width": 1024, "gpfs_block_size": None, "ram_buffer_gb": 2}
-N_IMAGES = 70
+N_IMAGES = 50
 VIEWER = """
 import json, sys, time, zmq
+from pathlib import Path
+is_slow = Path(sys.argv[2])
 socket = zmq.Context().socket(zmq.SUB)
 socket.rcvhwm = 1
 socket.rcvbuf = 65536
@@ -27,18 +29,20 @@ socket.connect(sys.argv[1])
 while True:
     header, pixels = socket.recv_multipart()
     print("got", json.loads(header)["frame"], flush=True)
-    time.sleep(float(sys.argv[2]))
+    next_at = time.monotonic() + 1.0
+    while is_slow.exists() and time.monotonic() < next_at:
+        time.sleep(0.01)
 """
 
 
 @pytest.fixture
 def viewer(tmp_path: Path) -> Callable[..., Service]:
-    """Return a function that starts a viewer process, which pauses after each image."""
+    """Return a function that starts a viewer process, which is slow while the file `slow` exists."""
     script = tmp_path / "viewer.py"
     script.write_text(VIEWER)
 
-    def start(rig: Rig, stream: LiveStreamService, pause_s: float = 0.0) -> Service:
-        started = rig.deployment.run(sys.executable, script, stream.address, pause_s)
+    def start(rig: Rig, stream: LiveStreamService) -> Service:
+        started = rig.deployment.run(sys.executable, script, stream.address, tmp_path / "slow")
         stream.process.wait_for_line(" subscribed")
         return started
 
@@ -69,19 +73,22 @@ def record_beside(rig: Rig, stream: LiveStreamService, images: list[Image]) -> s
 )
 @pytest.mark.parametrize("what", ["slow", "SIGSTOP, later SIGCONT"])
 def test_only_a_viewer_that_does_not_keep_up_misses_images(
-    make_rig: MakeRig, viewer: Callable[..., Service], what: str, seen: Seen
+    make_rig: MakeRig, viewer: Callable[..., Service], tmp_path: Path, what: str, seen: Seen
 ):
     rig = make_rig(**LARGE)
     stream = start_live_stream(rig.deployment)
     rig.wait_for_subscription()
     assert rig.source.wait_for_subscribers(2, 5)
-    bad = viewer(rig, stream, 0.05 if what == "slow" else 0.0)
+    bad = viewer(rig, stream)
     images = images_of(range(N_IMAGES), shape=rig.config.image_shape)
-    if what != "slow":
+    if what == "slow":
+        (tmp_path / "slow").touch()
+    else:
         bad.send(signal.SIGSTOP)
     seen(record_beside(rig, stream, images))
     wait_until(lambda: stream.statistics().get("n_viewer_drops", 0) > 0, what="drops")
     assert stream.statistics()["n_overwritten_images"] == 0
+    (tmp_path / "slow").unlink(missing_ok=True)
     bad.send(signal.SIGCONT)
     wait_until(
         lambda: len(ids_got(bad)) + stream.statistics()["n_viewer_drops"] == N_IMAGES,
@@ -105,7 +112,7 @@ def test_a_killed_viewer_does_not_disturb_the_run_or_other_viewers(
     stream = start_live_stream(rig.deployment)
     assert rig.source.wait_for_subscribers(2, 5)
     gone = viewer(rig, stream)
-    images = images_of(range(N_IMAGES), shape=rig.config.image_shape)
+    images = images_of(range(10), shape=rig.config.image_shape)
     rig.publish(images[:1])
     gone.wait_for_line("got 0")
     gone.kill()

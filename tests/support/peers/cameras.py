@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 import zmq
 from support.processes.deployment import Deployment, Service, console_script, wait_until
+from support.processes.recording import image_of
 
 from stddaq.sources.simulated.scenes import Scene
 from stddaq.wire.bsread import Channel, Compression, MessageEncoder, encode_value
@@ -61,8 +62,7 @@ def wait_for_totals(receiver: Service, **expected: int) -> dict[str, int]:
 
 def image_pixels(image_id: int, shape: tuple[int, int], dtype: str = "<u2") -> np.ndarray:
     """Return pixels that identify the image."""
-    offsets = np.arange(shape[0] * shape[1], dtype=np.uint64).reshape(shape)
-    return (offsets * np.uint64(31) + np.uint64(image_id * 7919 + 1)).astype(dtype)
+    return image_of(image_id, shape, dtype).pixels
 
 
 class Camera:
