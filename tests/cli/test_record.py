@@ -1,4 +1,4 @@
-"""`stddaq record`, `status` and `stop` beside `stddaq up`."""
+"""`stddaq record`, `status` and `stop`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import pytest
-from cli.conftest import Up
+from cli.conftest import StartServices
 from support.peers.basic_driver import BasicDriver
 from support.processes.deployment import Deployment, free_port
 
@@ -23,7 +22,7 @@ from stddaq.client import DriverBusyError
 from stddaq.client.simulator import SimulatorClient
 from stddaq_ophyd.core.driver_run import _words
 
-SIMULATE = ("-m", "--source", "simulate", "--rate", "500")
+SIMULATE = ("--rate", "500")
 
 
 @pytest.fixture
@@ -33,8 +32,8 @@ def directory(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_run_ends_with_its_account(up: Callable[..., Up], directory: Path):
-    running = up(*SIMULATE)
+def test_a_run_ends_with_its_account(services: StartServices, directory: Path):
+    running = services(*SIMULATE)
     record = running.record(directory, "-n", 120, "--prefix", "scan")
     assert record.wait(timeout=20) == 0
     assert "outcome     saved" in record.stdout
@@ -48,16 +47,16 @@ def test_a_run_ends_with_its_account(up: Callable[..., Up], directory: Path):
         assert data.shape == (120, 32, 48)
 
 
-def test_skipped_ids_are_shown_with_their_ranges(up: Callable[..., Up], directory: Path):
-    running = up("--source", "simulate", "--rate", "500", "--skip-every", "10")
+def test_skipped_ids_are_shown_with_their_ranges(services: StartServices, directory: Path):
+    running = services("--rate", "500", "--skip-every", "10")
     record = running.record(directory, "-n", 100)
     assert record.wait(timeout=20) == 0
     assert re.search(r"100 of 100 images, \d+ skipped", record.output)
     assert re.search(r"skipped +\d+: image ids \d+, .*, \.\.\.", record.output)
 
 
-def test_run_with_end_on_restart_names_the_ids_of_the_restart(up: Callable[..., Up], directory: Path):
-    running = up("--source", "simulate", "--trigger", "--rate", "0")
+def test_run_with_end_on_restart_names_the_ids_of_the_restart(services: StartServices, directory: Path):
+    running = services("--trigger", "--rate", "0")
     record = running.record(directory, "-n", 100, "--end-on-restart")
     record.wait_for_line("waiting_for_first_image")
     with SimulatorClient(running.deployment.detector_name) as client:
@@ -73,8 +72,8 @@ def test_run_with_end_on_restart_names_the_ids_of_the_restart(up: Callable[..., 
     assert re.search(r"images +20, all good, ids 0 to 19", record.output)
 
 
-def test_on_a_terminal_there_is_a_progress_bar(up: Callable[..., Up], directory: Path):
-    running = up(*SIMULATE)
+def test_on_a_terminal_there_is_a_progress_bar(services: StartServices, directory: Path):
+    running = services(*SIMULATE)
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
         [running.deployment.stddaq, "record", directory, "-n", "500", "--url", running.url],
@@ -100,8 +99,10 @@ def test_on_a_terminal_there_is_a_progress_bar(up: Callable[..., Up], directory:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_stops_the_run_and_saves_it(up: Callable[..., Up], directory: Path, number: signal.Signals):
-    running = up(*SIMULATE)
+def test_a_signal_stops_the_run_and_saves_it(
+    services: StartServices, directory: Path, number: signal.Signals
+):
+    running = services(*SIMULATE)
     record = running.record(directory)
     record.wait_for_line("recording: .*images")
     assert record.end(number) == 0
@@ -110,8 +111,8 @@ def test_a_signal_stops_the_run_and_saves_it(up: Callable[..., Up], directory: P
     assert (directory / "fileMaster.h5").exists()
 
 
-def test_existing_files_are_refused_without_overwrite(up: Callable[..., Up], directory: Path):
-    running = up(*SIMULATE)
+def test_existing_files_are_refused_without_overwrite(services: StartServices, directory: Path):
+    running = services(*SIMULATE)
     (directory / "file0.h5").touch()
     refused = running.record(directory, "-n", 5)
     assert refused.wait() == 1
@@ -186,8 +187,8 @@ def test_a_driver_that_replaces_files_is_not_started_without_overwrite(
         assert deployment.run(*command, "--prefix", "other").wait() == 0
 
 
-def test_duration_and_rate_exclude_the_wait_for_the_first_image(up: Callable[..., Up], directory: Path):
-    running = up("--source", "simulate", "--trigger", "--rate", "100")
+def test_duration_and_rate_exclude_the_wait_for_the_first_image(services: StartServices, directory: Path):
+    running = services("--trigger", "--rate", "100")
     record = running.record(directory, "-n", 101)
     record.wait_for_line("waiting_for_first_image")
     time.sleep(1)  # The time that must not count.
@@ -209,8 +210,8 @@ def test_files_that_were_not_created_are_not_listed(deployment: Deployment, dire
     assert not any(line.startswith("file ") for line in record.stdout)
 
 
-def test_status_shows_the_state_and_the_last_run(up: Callable[..., Up], directory: Path):
-    running = up(*SIMULATE)
+def test_status_shows_the_state_and_the_last_run(services: StartServices, directory: Path):
+    running = services(*SIMULATE)
     stddaq = running.deployment.stddaq
     before = running.deployment.run(stddaq, "status", "--url", running.url)
     assert before.wait() == 0
@@ -224,8 +225,8 @@ def test_status_shows_the_state_and_the_last_run(up: Callable[..., Up], director
     assert json.loads(machine.stdout[0])["last_result"]["count"] == 7
 
 
-def test_stop_ends_a_run_of_another_client(up: Callable[..., Up], directory: Path):
-    running = up(*SIMULATE)
+def test_stop_ends_a_run_of_another_client(services: StartServices, directory: Path):
+    running = services(*SIMULATE)
     record = running.record(directory)
     record.wait_for_line("recording: ")
     stop = running.deployment.run(running.deployment.stddaq, "stop", "--url", running.url)
@@ -234,8 +235,8 @@ def test_stop_ends_a_run_of_another_client(up: Callable[..., Up], directory: Pat
     assert record.wait() == 0
 
 
-def test_the_command_that_a_busy_driver_proposes_ends_the_run(up: Callable[..., Up], directory: Path):
-    running = up(*SIMULATE)
+def test_the_command_that_a_busy_driver_proposes_ends_the_run(services: StartServices, directory: Path):
+    running = services(*SIMULATE)
     record = running.record(directory)
     record.wait_for_line("recording: .*images")
     proposed = re.search("`stddaq (.*)`", _words(DriverBusyError("busy", "driver is busy!"), running.url))
@@ -246,15 +247,15 @@ def test_the_command_that_a_busy_driver_proposes_ends_the_run(up: Callable[..., 
     assert record.wait(timeout=20) == 0
 
 
-def test_stop_without_a_run_says_so(up: Callable[..., Up]):
-    running = up()
+def test_stop_without_a_run_says_so(services: StartServices):
+    running = services()
     stop = running.deployment.run(running.deployment.stddaq, "stop", "--url", running.url)
     assert stop.wait() == 0
     assert "no run is in progress" in stop.stdout[0]
 
 
-def test_a_trigger_is_fired(up: Callable[..., Up], directory: Path):
-    running = up("--source", "simulate", "--trigger", "--rate", "500")
+def test_a_trigger_is_fired(services: StartServices, directory: Path):
+    running = services("--trigger", "--rate", "500")
     record = running.record(directory, "-n", 30)
     record.wait_for_line("waiting_for_first_image")
     trigger = running.deployment.run(
