@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -26,6 +27,11 @@ settings.load_profile("stddaq")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts background jobs with SIGINT ignored. Services would inherit it; tests interrupt them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of workers of `-n auto`: most tests wait for their services half of the time."""
+    return 2 * (os.cpu_count() or 1)
 
 
 @pytest.fixture
@@ -85,5 +91,6 @@ def rig(make_rig: MakeRig) -> Rig:
 @pytest.fixture(scope="session")
 def tiled_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TiledServer]:
     """Return a tiled server that may read the files of all tests."""
-    with TiledServer(tmp_path_factory.mktemp("tiled"), tmp_path_factory.getbasetemp()) as server:
+    directory, adapter = tmp_path_factory.mktemp("tiled"), "stddaq_ophyd.tiled_adapter:CheckedHDF5Adapter"
+    with TiledServer(directory, tmp_path_factory.getbasetemp(), adapter) as server:
         yield server

@@ -38,7 +38,7 @@ def test_messages_of_a_camera_are_images_or_counted_by_what_is_wrong(
             assert len(reader.receive(N_GOOD)) == N_GOOD
             health = Health([receiver])
 
-            @examples(200)
+            @examples(100)
             @given(messages(camera))
             def survived(parts: Sequence[bytes]) -> None:
                 nonlocal n_sent

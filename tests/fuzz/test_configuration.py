@@ -73,7 +73,7 @@ def load(content: bytes) -> DetectorConfig | str:
             return str(error).removeprefix(file.name)
 
 
-@examples(250)
+@examples(125)
 @given(TEXTS)
 def test_any_configuration_file_is_used_or_refused_in_one_short_line(content: bytes) -> None:
     config = load(content)

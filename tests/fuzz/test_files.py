@@ -103,7 +103,7 @@ def test_an_hdf5_file_with_any_damage_is_described_or_refused_in_one_line(
     refusals = Refusals(commands, "info", made / "ours0.h5")
     path = tmp_path / "file0.h5"
 
-    @examples(40)
+    @examples(20)
     @given(damaged(contents) | mutated(st.sampled_from(contents)))
     def damage_is_survived(content: bytes) -> None:
         path.write_bytes(content)
@@ -205,7 +205,7 @@ def test_an_hdf5_file_with_any_content_is_described_or_refused_in_one_line(
     refusals = Refusals(commands, "info", tmp_path / "good0.h5")
     path = tmp_path / "file0.h5"
 
-    @examples(50)
+    @examples(25)
     @given(TREES, attributes(), st.booleans())
     def content_is_survived(tree: dict[str, str], attributes: dict[str, Any], is_latest: bool) -> None:
         path.unlink(missing_ok=True)
@@ -254,7 +254,7 @@ def test_any_damage_to_a_recorded_image_is_refused_in_one_line(
     path.write_bytes(contents[0])
     refusals = Refusals(commands, *replay)
 
-    @examples(120)
+    @examples(60)
     @given(damaged(contents) | mutated(st.sampled_from(contents)))
     def damage_is_survived(content: bytes) -> None:
         path.write_bytes(content)

@@ -56,7 +56,7 @@ def test_arbitrary_bytes_at_the_port_of_a_live_stream_do_not_disturb_its_viewers
         check_viewer()
         health = Health([stream.process])
 
-        @examples(100)
+        @examples(50)
         @given(ZMTP_CONVERSATIONS, st.booleans())
         def bytes_are_survived(content: bytes, stays: bool) -> None:
             stranger = opened.enter_context(socket.create_connection((host, port), timeout=5))
@@ -125,7 +125,7 @@ def test_client_of_a_live_stream_yields_images_and_counts_malformed_messages() -
         with LiveStreamClient(stream.getsockopt_string(zmq.LAST_ENDPOINT)) as client:
             wait_until(lambda: stream.poll(0), what="the subscription")
 
-            @examples(300)
+            @examples(150)
             @given(array10_messages() | bsread_headers())
             def received_or_counted(parts: Sequence[bytes]) -> None:
                 images_up_to_a_marker()  # Read the rest of an example that failed.

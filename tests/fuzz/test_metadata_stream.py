@@ -131,7 +131,7 @@ def test_any_message_is_an_image_or_malformed_and_the_files_hold_exactly_the_ima
     assert_saved(rig.record(images, file_prefix="before"), images)
     health = Health([rig.driver, *rig.writers, meta_writer])
 
-    @examples(30)
+    @examples(15)
     @given(MESSAGES, st.sampled_from([0, 0, 0, 20, LAST_ID]))
     def messages_are_accounted_for(messages: list[bytes], start_id: int) -> None:
         record(rig, messages, start_id)

@@ -43,7 +43,7 @@ def test_no_request_makes_the_service_fail_whether_it_fits_the_schema_or_not(
 
 
 def _try_all(cases: Any) -> None:
-    @examples(20)
+    @examples(10)
     @given(case=cases)
     def answered(case: Any) -> None:
         answer = case.call()

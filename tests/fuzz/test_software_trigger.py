@@ -102,7 +102,7 @@ def test_any_request_is_answered_and_the_source_triggers_afterwards(deployment: 
     health = Health([source])
     with requester(deployment) as dealer:
 
-        @examples(60)
+        @examples(30)
         @given(
             st.lists(MESSAGES, min_size=1, max_size=10),
             st.lists(st.binary(min_size=1, max_size=20), max_size=3),

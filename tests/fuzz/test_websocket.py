@@ -99,7 +99,7 @@ def test_any_sequence_of_frames_is_answered_frame_by_frame_in_every_state(make_r
     health = Health([rig.driver, *rig.writers])
     ids = itertools.count(100)
 
-    @examples(50)
+    @examples(25)
     @given(st.lists(frames(directory), min_size=1, max_size=12), st.lists(st.integers(0, 12), max_size=4))
     def sequence_is_answered(sequence: Sequence[str | bytes], published_after: list[int]) -> None:
         with connect(rig.url) as connection:

@@ -170,7 +170,7 @@ def test_any_action_is_carried_out_or_answered_with_a_reason(name: str, start_wr
     health = Health([service])
     request = requests(directory).map(lambda action: action.SerializeToString())
 
-    @examples(60)
+    @examples(30)
     @given(st.lists(request | mutated(request) | st.binary(max_size=40), max_size=15))
     def actions_are_survived(messages: list[bytes]) -> None:
         nonlocal service, health

@@ -32,7 +32,7 @@ def test_bytes_that_are_not_zmtp_do_not_disturb_services(make_rig: MakeRig):
         sockets = rig.deployment.sockets()
         assert len(sockets) == 8
 
-        @examples(60)
+        @examples(30)
         @given(st.sampled_from(sockets), ZMTP_CONVERSATIONS)
         def bytes_are_survived(name: str, content: bytes) -> None:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain:

@@ -129,9 +129,15 @@ def test_command_is_installed_with_its_documented_arguments(service: str) -> Non
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_every_command_shows_the_version_of_the_package(service: str) -> None:
-    done = run(console_script(service), "--version")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{stddaq.__version__}\n", "")
+def test_every_command_shows_the_version_of_the_package(
+    service: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name=service)
+    monkeypatch.setattr(sys, "argv", [service, "--version"])
+    with pytest.raises(SystemExit) as exited:
+        script.load()()
+    assert not exited.value.code
+    assert capfd.readouterr() == (f"{stddaq.__version__}\n", "")
 
 
 def test_installed_commands_are_these_and_no_others() -> None:

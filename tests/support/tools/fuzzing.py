@@ -23,7 +23,7 @@ LOG_LINE = re.compile(
 )
 # Allowance for caches and the allocator. Input that is kept would amount to far more.
 GROWTH_LIMIT_KIB = 32 * 1024
-LONGER = 20
+LONGER = 40
 
 U64 = st.one_of(
     st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1]), st.integers(0, 2**64 - 1)
