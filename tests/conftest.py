@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from support.data.token import TOKEN
 from support.processes.deployment import Deployment
+from support.processes.real_driver import RealDriver
 from support.processes.recording import MakeRig, Rig
 from support.processes.tiled_server import TiledServer
 
@@ -86,6 +88,21 @@ def make_rig(make_deployment: Callable[..., Deployment], directory: Path) -> Ite
 def rig(make_rig: MakeRig) -> Rig:
     """Return a rig with two writers and images of 32 x 48 pixels of uint16."""
     return make_rig()
+
+
+@pytest.fixture
+def real_driver(deployment: Deployment) -> RealDriver:
+    """Return the driver of stddaq, running with two writers."""
+    return RealDriver.start(deployment)
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    """Return a file with `TOKEN`."""
+    path = tmp_path / "token"
+    path.write_text(f"{TOKEN}\n")
+    path.chmod(0o600)
+    return path
 
 
 @pytest.fixture(scope="session")

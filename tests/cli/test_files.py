@@ -8,8 +8,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from client.conftest import RealDriver
 from support.processes.deployment import Deployment, Service
+from support.processes.real_driver import RealDriver
 
 from stddaq.client import DriverClient, RunFailedError
 
@@ -17,17 +17,9 @@ from stddaq.client import DriverClient, RunFailedError
 @pytest.fixture
 def real_driver(deployment: Deployment) -> RealDriver:
     """Return a running driver with two writers and a simulator."""
-    process, url = deployment.start_driver()
-    driver = RealDriver(deployment, process, url, deployment.start_writers())
+    driver = RealDriver.start(deployment)
     driver.publish_continuously()
     return driver
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    path = tmp_path / "files"
-    path.mkdir()
-    return path
 
 
 def record(driver: RealDriver, directory: Path, n_images: int) -> None:

@@ -9,28 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from client.conftest import RealDriver
-from support.processes.deployment import Deployment
+from support.processes.real_driver import RealDriver
 
 from stddaq.cli import main, record
 from stddaq.client import DriverClient
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to act as another user")
-
-
-@pytest.fixture
-def real_driver(deployment: Deployment) -> RealDriver:
-    """The driver of stddaq, ready, with two writers."""
-    process, url = deployment.start_driver()
-    return RealDriver(deployment, process, url, deployment.start_writers())
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    """An empty directory for the files of runs."""
-    path = tmp_path / "files"
-    path.mkdir()
-    return path
 
 
 @pytest.fixture

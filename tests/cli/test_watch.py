@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 from support.processes.deployment import Deployment, Service, free_port, wait_until
-from support.processes.live_streams import LiveStreamService, image_of, start_live_stream
+from support.processes.live_streams import LiveStreamService, start_live_stream, streamed_pixels
 
 from stddaq.cli.pictures.colours import Contrast, write_png
 from stddaq.cli.pictures.terminal import TerminalImage
@@ -41,7 +41,7 @@ def stream_of(
 
         def publish(ids: range) -> None:
             for image_id in ids:
-                source.publish(image_id, image_of(deployment, image_id))
+                source.publish(image_id, streamed_pixels(deployment, image_id))
 
         yield stream, publish
 

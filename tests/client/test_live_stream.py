@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zmq
 from support.processes.deployment import Deployment, free_port, wait_until
-from support.processes.live_streams import image_of, start_live_stream
+from support.processes.live_streams import start_live_stream, streamed_pixels
 
 from stddaq.client import (
     AsyncLiveStreamClient,
@@ -66,12 +66,14 @@ def test_client_yields_the_images_of_the_service_with_their_ids(
             stream.process.wait_for_line(" subscribed")
             source.metadata.gf.frame_timestamp = 1_700_000_000_123_456_789
             for image_id in (3, 4, 8):
-                source.publish(image_id, image_of(deployment, image_id), status=2 if image_id == 4 else 1)
+                source.publish(
+                    image_id, streamed_pixels(deployment, image_id), status=2 if image_id == 4 else 1
+                )
             for image_id, image in zip((3, 4, 8), client, strict=False):
                 assert image.image_id == image_id
                 assert image.protocol == stream_type
                 assert image.status == ("missing_packets" if image_id == 4 else None)
-                np.testing.assert_array_equal(image.pixels, image_of(deployment, image_id))
+                np.testing.assert_array_equal(image.pixels, streamed_pixels(deployment, image_id))
                 if stream_type == "bsread":
                     assert image.timestamp_ns == 1_700_000_000_123_456_789
                     assert image.name == deployment.detector_name
@@ -85,9 +87,9 @@ def test_asyncio_client_yields_the_same(deployment: Deployment, stream_type: str
         async with AsyncLiveStreamClient(address) as client:
             await asyncio.to_thread(stream.process.wait_for_line, " subscribed")
             for image_id in range(5):
-                source.publish(image_id, image_of(deployment, image_id))
+                source.publish(image_id, streamed_pixels(deployment, image_id))
             async for image in client:
-                np.testing.assert_array_equal(image.pixels, image_of(deployment, image.image_id))
+                np.testing.assert_array_equal(image.pixels, streamed_pixels(deployment, image.image_id))
                 ids.append(image.image_id)
                 if len(ids) == 5:
                     return ids

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from client.conftest import RealDriver
 from support.processes.deployment import free_port
+from support.processes.real_driver import RealDriver
 
 IN_A_CYCLE = """
 import gc

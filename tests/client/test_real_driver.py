@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from client.conftest import RealDriver
 from support.processes.deployment import Deployment
+from support.processes.real_driver import RealDriver
+from support.processes.recording import RUN_STATES
 
 from stddaq.client import (
     AsyncDriverClient,
@@ -23,16 +24,6 @@ from stddaq.client import (
     DriverTimeoutError,
     RunFailedError,
 )
-
-RUN_STATES = [
-    "started",
-    "creating_file",
-    "file_created",
-    "waiting_for_first_image",
-    "recording",
-    "saving_file",
-    "file_saved",
-]
 
 
 def test_a_run_is_recorded_and_accounted_for(real_driver: RealDriver, directory: Path):

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from support.processes.deployment import Deployment, wait_until
-from support.processes.sources import ImageReader
+from support.processes.stream_readers import ImageReader
 
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
@@ -51,7 +51,7 @@ def test_announced_images_are_those_in_the_ring(
     assert [image.metadata.sequence for image in received] == sequences
     rules = MetadataRules(config, "image")
     for image, published in zip(received, images, strict=True):
-        assert image.is_good
+        assert image.is_held
         assert image.metadata.size == config.image_bytes
         assert rules.problem(image.metadata) is None
         np.testing.assert_array_equal(image.pixels, published)
@@ -133,7 +133,7 @@ def test_second_publisher_of_a_detector_is_refused_and_the_first_continues(
         with pytest.raises(EndpointError, match="another running service"):
             ImagePublisher(config)
         publisher.publish(0, image)
-        assert reader.receive(1)[0].is_good
+        assert reader.receive(1)[0].is_held
         assert "image" in "".join(deployment.sockets())
 
 

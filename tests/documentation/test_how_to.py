@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from support.processes.deployment import Deployment, free_port
 from support.processes.live_streams import start_live_stream
-from support.processes.processing import StreamReader
+from support.processes.stream_readers import StreamReader
 
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
@@ -107,7 +107,7 @@ def test_the_described_service_subtracts_the_dark_image(deployment: Deployment, 
         assert source.wait_for_subscribers(1, 5)
         source.publish(0, np.full(config.image_shape, 12, config.dtype))
         source.publish(1, np.full(config.image_shape, 8, config.dtype))
-        values = [set(image.pixels(config).flat) for image in reader.receive(2)]
+        values = [set(image.pixels.flat) for image in reader.receive(2)]
     assert values == [{2}, {0}]
 
 

@@ -6,15 +6,9 @@ from typing import Any
 
 import pytest
 from support.assertions.faults import SMALL, count_of, first_sentence, wait_for_error
-from support.peers.cameras import Camera, image_pixels, start_camera, start_receiver, wait_for_totals
+from support.peers.cameras import Camera, start_camera, start_receiver, wait_for_totals
 from support.processes.deployment import Service, free_port
-from support.processes.recording import (
-    Image,
-    MakeRig,
-    Rig,
-    assert_raw_files_hold,
-    assert_saved,
-)
+from support.processes.recording import Image, MakeRig, Rig, assert_raw_files_hold, assert_saved, pixels_of
 from support.tools.fault_table import Seen
 
 from stddaq.sources.simulated.scenes import Scene
@@ -116,7 +110,7 @@ def test_a_run_continues_when_the_camera_receiver_is_killed_and_restarted(make_r
         camera.send_images(range(60, 120))
         account = rig.end()
     ids = [*range(40), *range(60, 120)]
-    assert_saved(account, [Image(i, image_pixels(i, rig.config.image_shape)) for i in ids])
+    assert_saved(account, [Image(i, pixels_of(i, rig.config.image_shape)) for i in ids])
     assert (account["skipped"], account["n_restarts"]) == ([[40, 59]], 0)
     seen(
         f"{account['outcome']}; {account['n_good']} of {account['count']} images good in the files, "

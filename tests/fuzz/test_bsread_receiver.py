@@ -8,9 +8,10 @@ from typing import get_args
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from support.peers.cameras import PCO, Camera, image_pixels, start_receiver, totals, wait_for_totals
+from support.peers.cameras import PCO, Camera, start_receiver, totals, wait_for_totals
 from support.processes.deployment import Deployment
-from support.processes.sources import ImageReader
+from support.processes.recording import pixels_of
+from support.processes.stream_readers import ImageReader
 from support.tools.fuzzing import Health, bsread_messages, examples
 
 from stddaq.sources.bsread.image_messages import REJECTIONS
@@ -45,7 +46,7 @@ def test_messages_of_a_camera_are_images_or_counted_by_what_is_wrong(
                 camera.send(parts)
                 n_sent += 1
                 while (image := reader.receive_one(0)) is not None:
-                    assert image.is_good
+                    assert image.is_held
                 health.check()
 
             survived()
@@ -60,8 +61,8 @@ def test_messages_of_a_camera_are_images_or_counted_by_what_is_wrong(
                 assert image is not None, receiver.output
                 received.append(image)
         for image in received[-N_GOOD:]:
-            assert image.is_good
-            np.testing.assert_array_equal(image.pixels, image_pixels(image.image_id, image.pixels.shape))
+            assert image.is_held
+            np.testing.assert_array_equal(image.pixels, pixels_of(image.image_id, image.pixels.shape))
         health.check()
         # Each message is an image, late, repeated, or rejected for one reason.
         wait_for_totals(receiver, n_restarts=1)

@@ -14,7 +14,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 from support.processes.deployment import Deployment, wait_until
-from support.processes.live_streams import image_of, start_live_stream, subscribed
+from support.processes.live_streams import start_live_stream, streamed_pixels, subscribed
 from support.tools.fuzzing import (
     JSON_VALUES,
     U64,
@@ -50,7 +50,7 @@ def test_arbitrary_bytes_at_the_port_of_a_live_stream_do_not_disturb_its_viewers
 
         def check_viewer() -> None:
             image_id = next(image_ids)
-            publisher.publish(image_id, image_of(deployment, image_id))
+            publisher.publish(image_id, streamed_pixels(deployment, image_id))
             assert viewer.receive_ids(1) == [image_id]
 
         check_viewer()

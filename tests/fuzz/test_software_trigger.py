@@ -12,7 +12,8 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 from support.processes.deployment import Deployment, Service
-from support.processes.sources import ImageReader, start_source
+from support.processes.sources import start_source
+from support.processes.stream_readers import ImageReader
 from support.tools.fuzzing import JSON_VALUES, Health, deeply_nested, examples
 
 from stddaq.client.simulator import SimulatorClient
@@ -93,7 +94,7 @@ def assert_triggers(deployment: Deployment) -> None:
         assert (burst.first_id, burst.n_images) == (500, 20)
         images = reader.receive(20)
         assert [image.image_id for image in images] == list(range(500, 520))
-        assert all(image.is_good for image in images)
+        assert all(image.is_held for image in images)
 
 
 def test_any_request_is_answered_and_the_source_triggers_afterwards(deployment: Deployment):

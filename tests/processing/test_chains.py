@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from support.data.raw_files import compressed_image
 from support.processes.deployment import Deployment
-from support.processes.processing import StreamReader
 from support.processes.recording import Image, MakeRig, Rig, assert_saved, images_of
 from support.processes.sources import start_source
+from support.processes.stream_readers import StreamReader
 
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher

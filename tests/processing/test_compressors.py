@@ -16,9 +16,9 @@ import pytest
 from support.peers import c_blosc2
 from support.peers.cpp_services import CppSource
 from support.processes.deployment import Deployment, Service, make_config, wait_until
-from support.processes.processing import PublishedImage, StreamReader
 from support.processes.recording import Image, image_of, images_of
 from support.processes.sources import refusal
+from support.processes.stream_readers import ReceivedImage, StreamReader
 
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
@@ -41,7 +41,7 @@ def start_compressor(deployment: Deployment, suffix: str, *args: object, threads
     return deployment.start(SERVICES[suffix], "-t", threads, *args)
 
 
-def decoded(image: PublishedImage, suffix: str, config: DetectorConfig) -> np.ndarray:
+def decoded(image: ReceivedImage, suffix: str, config: DetectorConfig) -> np.ndarray:
     """Return the pixels as decoded by the library that defines the format."""
     if suffix == "blosc2":
         return c_blosc2.decompress(image.content, config.image_shape, config.dtype)
@@ -125,7 +125,7 @@ def test_incompressible_images_are_stored_without_compression(deployment: Deploy
     for image, original in zip(received, images, strict=True):
         is_compressed = image.metadata.compression != 0
         assert is_compressed == (image.image_id % 2 == 1)
-        pixels = decoded(image, suffix, config) if is_compressed else image.pixels(config)
+        pixels = decoded(image, suffix, config) if is_compressed else image.pixels
         np.testing.assert_array_equal(pixels, original.pixels)
     service.wait_for_line("n_uncompressed_images=2")
 

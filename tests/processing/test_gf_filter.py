@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 from support.processes.deployment import Deployment
-from support.processes.processing import StreamReader
 from support.processes.recording import images_of
 from support.processes.sources import refusal
+from support.processes.stream_readers import StreamReader
 
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher

@@ -15,9 +15,9 @@ import pytest
 from support.peers.cpp_services import CppSource
 from support.processes import user_services
 from support.processes.deployment import Deployment, Service
-from support.processes.processing import StreamReader
 from support.processes.recording import Image, MakeRig, assert_saved, image_of, images_of
 from support.processes.sources import refusal
+from support.processes.stream_readers import StreamReader
 
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image import Image as SourceImage
@@ -75,7 +75,7 @@ def test_new_images_are_published_in_the_order_of_the_source(
     for image, original in zip(received, images, strict=True):
         assert (image.image_id, image.status, image.is_held) == (original.image_id, original.status, True)
         assert image.metadata.gf.scan_time == 5
-        np.testing.assert_array_equal(image.pixels(config), np.invert(original.pixels))
+        np.testing.assert_array_equal(image.pixels, np.invert(original.pixels))
 
 
 def test_writers_follow_a_new_stream_by_its_suffix(make_rig: MakeRig):
@@ -104,7 +104,7 @@ def test_image_whose_processing_fails_is_forwarded_as_undefined_and_the_service_
             publish(source, [image])
         received = reader.receive(3)
     assert [image.status for image in received] == [1, 0, 1]
-    assert not received[1].pixels(config).any()
+    assert not received[1].pixels.any()
     service.wait_for_line(r"n_failed_images=1,")
     service.wait_for_line(r"\[error\] processing failed: scan 13")
     service.wait_for_line(r"user_services\.py")  # The traceback shows the place.
@@ -159,7 +159,7 @@ def test_images_of_another_size_have_their_own_configuration(
         received = reader.receive(4)
     for image, original in zip(received, images_of(range(4)), strict=True):
         assert (image.metadata.height, image.metadata.width, image.metadata.size) == (16, 24, 768)
-        np.testing.assert_array_equal(image.pixels(config), original.pixels[::2, ::2])
+        np.testing.assert_array_equal(image.pixels, original.pixels[::2, ::2])
 
 
 def test_service_that_is_slower_than_its_source_still_gets_images(
@@ -192,7 +192,7 @@ def test_source_without_cursor_is_served(deployment: Deployment, config: Detecto
             received = reader.receive(100)
     for image, original in zip(received, images, strict=True):
         assert (image.status, image.is_held) == (1, True)
-        np.testing.assert_array_equal(image.pixels(config), np.invert(original.pixels))
+        np.testing.assert_array_equal(image.pixels, np.invert(original.pixels))
 
 
 def test_hanging_function_does_not_keep_the_service_from_ending(

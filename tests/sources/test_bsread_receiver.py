@@ -18,14 +18,15 @@ from support.peers.cameras import (
     NAME,
     PCO,
     Camera,
-    image_pixels,
     simulated_scene,
     start_camera,
     start_receiver,
     wait_for_totals,
 )
 from support.processes.deployment import Deployment, free_port, wait_until
-from support.processes.sources import ImageReader, ReceivedImage, refusal
+from support.processes.recording import pixels_of
+from support.processes.sources import refusal
+from support.processes.stream_readers import ImageReader, ReceivedImage
 
 from stddaq.client.simulator import SimulatorClient
 from stddaq.sources.bsread.camera_server import camera_name
@@ -49,8 +50,8 @@ def ids(images: list[ReceivedImage]) -> list[int]:
 
 def assert_pixels(images: list[ReceivedImage]) -> None:
     for image in images:
-        assert image.is_good
-        np.testing.assert_array_equal(image.pixels, image_pixels(image.image_id, image.pixels.shape))
+        assert image.is_held
+        np.testing.assert_array_equal(image.pixels, pixels_of(image.image_id, image.pixels.shape))
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
@@ -69,7 +70,7 @@ def test_every_image_of_the_camera_is_in_the_ring_in_order(
         scene = simulated_scene(reader.config.image_shape)
     assert ids(received) == list(range(n))
     for image in received:
-        assert image.is_good
+        assert image.is_held
         assert image.metadata.pco.bsread_name == pco.detector_name
         assert abs(image.metadata.pco.global_timestamp_sec - time.time()) < 60
         np.testing.assert_array_equal(image.pixels, scene.image(image.image_id))
@@ -109,7 +110,7 @@ def test_images_of_psi_bsread_are_received(pco: Deployment, compression: str | N
         receiver = start_receiver(pco, f"tcp://127.0.0.1:{port}")
         wait_for_totals(receiver, n_subscribers=1, n_connections=4)
         for i in range(50):
-            pixels = image_pixels(i, (32, 48))
+            pixels = pixels_of(i, (32, 48))
             sender.send(pulse_id=i, timestamp=(1000 + i, 5), data={"temperature": 1.5, NAME: pixels})
         received = reader.receive(50)
     assert ids(received) == list(range(50))
@@ -148,7 +149,7 @@ def test_pixels_have_the_byte_order_of_the_channel(
         receiver = start_receiver(pco, camera.address)
         wait_for_totals(receiver, n_subscribers=1)
         for i in range(5):
-            pixels = image_pixels(i, (32, 48)).astype(dtype)
+            pixels = pixels_of(i, (32, 48)).astype(dtype)
             camera.send(camera.message(i, pixels=pixels, compression=compression))
         assert_pixels(reader.receive(5))
 

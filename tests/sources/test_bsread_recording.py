@@ -11,14 +11,13 @@ import pytest
 from support.peers.cameras import (
     PCO,
     Camera,
-    image_pixels,
     simulated_scene,
     start_camera,
     start_receiver,
     wait_for_totals,
 )
 from support.processes.deployment import Deployment, free_port
-from support.processes.recording import GOOD, Image, Rig, assert_saved
+from support.processes.recording import GOOD, Image, Rig, assert_saved, pixels_of
 
 from stddaq.client.simulator import SimulatorClient
 from stddaq.sources.bsread.camera_server import camera_name
@@ -87,7 +86,7 @@ def test_run_continues_when_the_camera_is_restarted(make_camera_rig: Callable[..
         camera.send_images(range(30))
         account = rig.end()
     ids = [*range(20), *range(30)]
-    assert_saved(account, [Image(i, image_pixels(i, (32, 48)), GOOD) for i in ids])
+    assert_saved(account, [Image(i, pixels_of(i, (32, 48)), GOOD) for i in ids])
     assert (account["n_restarts"], account["n_skipped"]) == (1, 0)
 
 
@@ -107,7 +106,7 @@ def test_run_names_the_ids_that_are_missing_when_the_receiver_is_restarted(
         camera.send_images(range(25, 45))
         account = rig.end()
     ids = [*range(20), *range(25, 45)]
-    assert_saved(account, [Image(i, image_pixels(i, (32, 48)), GOOD) for i in ids])
+    assert_saved(account, [Image(i, pixels_of(i, (32, 48)), GOOD) for i in ids])
     assert account["skipped"] == [[20, 24]]
 
 

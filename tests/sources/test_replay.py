@@ -11,7 +11,8 @@ import pytest
 import tifffile
 from support.processes.deployment import Deployment
 from support.processes.recording import eiger_images, k11_images
-from support.processes.sources import ImageReader, ReceivedImage, refusal, start_source
+from support.processes.sources import refusal, start_source
+from support.processes.stream_readers import ImageReader, ReceivedImage
 
 from stddaq.client.simulator import SimulatorClient
 from stddaq.sources.replay import main
@@ -34,7 +35,7 @@ def replay(deployment: Deployment, file: object, n_images: int, *arguments: obje
         received = reader.receive(n_images)
         assert source.wait() == 0
         assert reader.receive_one(0) is None
-    assert all(image.is_good for image in received)
+    assert all(image.is_held for image in received)
     return received
 
 

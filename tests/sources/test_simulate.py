@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import zmq
 from support.processes.deployment import Deployment, wait_until
-from support.processes.sources import ImageReader, refusal, start_source
+from support.processes.sources import refusal, start_source
+from support.processes.stream_readers import ImageReader
 
 from stddaq.client.simulator import (
     SimulatorClient,
@@ -46,7 +47,7 @@ def test_every_simulated_image_can_be_verified_by_another_process(
         assert source.wait() == 0
     assert [image.image_id for image in received] == list(range(600))
     for image in received:
-        assert image.is_good
+        assert image.is_held
         np.testing.assert_array_equal(image.pixels, scene.image(image.image_id))
 
 

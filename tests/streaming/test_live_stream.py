@@ -25,8 +25,8 @@ from support.processes.live_streams import (
     FakeStage,
     LiveStreamService,
     Subscriber,
-    image_of,
     start_live_stream,
+    streamed_pixels,
     subscribed,
 )
 
@@ -50,7 +50,7 @@ def publisher(deployment: Deployment) -> Iterator[ImagePublisher]:
 
 def publish(publisher: ImagePublisher, deployment: Deployment, ids: range, **options: Any) -> None:
     for image_id in ids:
-        publisher.publish(image_id, image_of(deployment, image_id), **options)
+        publisher.publish(image_id, streamed_pixels(deployment, image_id), **options)
 
 
 def started(
@@ -73,7 +73,7 @@ def test_subscriber_receives_every_image_with_the_specified_header(
             header, pixels = subscriber.receive()
             expected = '{"htype":"array-1.0", "shape":[32,48], "type":"uint16", "frame":%d}'
             assert header == (expected % image_id).encode()
-            assert pixels == image_of(deployment, image_id).tobytes()
+            assert pixels == streamed_pixels(deployment, image_id).tobytes()
     stream.wait_for(
         processed_times=57, n_sent_images=57, n_viewer_drops=0, n_overwritten_images=0, n_skipped_ids=0
     )
@@ -97,7 +97,7 @@ def test_skipped_ids_and_dropped_messages_have_separate_counters(
     with FakeStage(deployment, "image") as source:
         stream = start_live_stream(deployment)
         assert source.stream.wait_for_subscribers(1, 5)
-        pixels = image_of(deployment, 1).tobytes()
+        pixels = streamed_pixels(deployment, 1).tobytes()
         # Sequence numbers of the ring, with a gap of two.
         source.publish(5, pixels)
         source.publish(8, pixels)
@@ -130,7 +130,7 @@ def test_image_that_was_overwritten_before_it_was_copied_is_counted_and_never_se
         for image_id in range(100, 1100):
             header, pixels = subscriber.receive()
             assert json.loads(header)["frame"] == image_id
-            assert pixels == image_of(deployment, image_id).tobytes()
+            assert pixels == streamed_pixels(deployment, image_id).tobytes()
     stream.wait_for(processed_times=1100, n_overwritten_images=100, n_sent_images=1000)
 
 
@@ -151,19 +151,19 @@ def test_a_recreated_cpp_ring_is_never_read_as_the_old_one(deployment: Deploymen
         source.wait_for_subscriber()
         with subscribed(stream, queue=0) as subscriber:
             for image_id in range(20):
-                source.publish(image_id, image_of(deployment, image_id))
+                source.publish(image_id, streamed_pixels(deployment, image_id))
             assert subscriber.receive_ids(20) == list(range(20))
             source.remake_ring()
             # These reuse the first slots. The service trusts none of them until it has the new ring.
             for image_id in range(1000, 1020):
-                source.publish(image_id, image_of(deployment, image_id))
+                source.publish(image_id, streamed_pixels(deployment, image_id))
             stream.process.wait_for_line("was removed, attaching to a new one")
-            source.publish(2000, image_of(deployment, 2000))
+            source.publish(2000, streamed_pixels(deployment, 2000))
             last = -1
             while last < 2000:
                 header, pixels = subscriber.receive()
                 last = json.loads(header)["frame"]
-                assert pixels == image_of(deployment, last).tobytes(), f"image {last}"
+                assert pixels == streamed_pixels(deployment, last).tobytes(), f"image {last}"
 
 
 def test_images_of_a_source_without_cursor_are_sent_and_suspect_ones_are_not(deployment: Deployment) -> None:
@@ -172,24 +172,24 @@ def test_images_of_a_source_without_cursor_are_sent_and_suspect_ones_are_not(dep
         source.wait_for_subscriber()
         with subscribed(stream, queue=0) as subscriber:
             # The first image shows the service that this source has no cursor.
-            source.publish(0, image_of(deployment, 0))
+            source.publish(0, streamed_pixels(deployment, 0))
             assert subscriber.receive_ids(1) == [0]
             for image_id in range(1, 20):
-                source.publish(image_id, image_of(deployment, image_id))
+                source.publish(image_id, streamed_pixels(deployment, image_id))
             for image_id in range(1, 20):
                 header, pixels = subscriber.receive()
                 assert json.loads(header)["frame"] == image_id
-                assert pixels == image_of(deployment, image_id).tobytes()
+                assert pixels == streamed_pixels(deployment, image_id).tobytes()
             stream.process.send(signal.SIGSTOP)
             for image_id in range(20, 1320):
-                source.publish(image_id, image_of(deployment, image_id))
+                source.publish(image_id, streamed_pixels(deployment, image_id))
             stream.process.send(signal.SIGCONT)
             last = -1
             while last < 1319:
                 header, pixels = subscriber.receive()
                 last = json.loads(header)["frame"]
                 # All sent images are good, at the price of some good ones that are not sent.
-                assert pixels == image_of(deployment, last).tobytes()
+                assert pixels == streamed_pixels(deployment, last).tobytes()
         wait_until(lambda: stream.statistics().get("n_overwritten_images", 0) >= 300)
 
 
@@ -204,7 +204,7 @@ def test_filtered_stream_over_the_ring_of_acquired_images(
         assert passed_on.wait_for_subscribers(1, 5)
         with subscribed(stream) as subscriber:
             for image_id in range(1, 10):
-                sequence = publisher.publish(image_id, image_of(deployment, image_id))
+                sequence = publisher.publish(image_id, streamed_pixels(deployment, image_id))
                 if image_id % 3 == 0:
                     message = type(publisher.metadata)()
                     message.CopyFrom(publisher.metadata)
@@ -300,12 +300,12 @@ def test_stopped_viewer_does_not_disturb_others_and_its_drops_are_counted(
             n_lines = len(stream.process.stdout)
             stopped = deployment.run(console_script("python"), script, stream.address)
             stream.process.wait_for_line(" subscribed", start=n_lines)
-            publisher.publish(0, image_of(deployment, 0))
+            publisher.publish(0, streamed_pixels(deployment, 0))
             assert good.receive_ids(1) == [0]
             stopped.wait_for_line("got 0")
             stopped.send(signal.SIGSTOP)
             for image_id in range(1, n_images):
-                publisher.publish(image_id, image_of(deployment, image_id))
+                publisher.publish(image_id, streamed_pixels(deployment, image_id))
                 assert good.receive_ids(1) == [image_id]
             wait_until(lambda: stream.statistics().get("n_viewer_drops", 0) > 0)
             assert stream.statistics()["n_overwritten_images"] == 0
@@ -418,11 +418,11 @@ def test_psi_bsread_decodes_the_stream(
         elif detector == "gigafrost":
             publisher.metadata.gf.frame_timestamp = 1_700_000_000_123_456_789
         for image_id in (7, 9):
-            publisher.publish(image_id, image_of(deployment, image_id))
+            publisher.publish(image_id, streamed_pixels(deployment, image_id))
             message = source()
             assert message.pulse_id == image_id
             value = message.data[name]
-            expected = image_of(deployment, image_id)
+            expected = streamed_pixels(deployment, image_id)
             assert (value.value.dtype, value.value.shape) == (expected.dtype, expected.shape)
             np.testing.assert_array_equal(value.value, expected)
             if detector in ("pco", "gigafrost"):
@@ -441,7 +441,7 @@ def test_compressed_image_is_sent_as_bsread_byte_for_byte(
         source = bsread_source(stream.address)
         stream.process.wait_for_line(" subscribed")
         with subscribed(stream) as subscriber:
-            pixels = image_of(deployment, 5)
+            pixels = streamed_pixels(deployment, 5)
             # An unusual block size would reveal that the blob was compressed again.
             blob = bytes(compress_bitshuffle_lz4(pixels, block_bytes=512))
             output.publish(5, blob)
@@ -474,7 +474,7 @@ def test_stream_of_a_compressor_decodes_to_the_images_of_the_source(
             if source is not None:
                 wait_until(lambda: sum(" subscribed" in line for line in stream.process.stdout) == 2)
             noise = np.random.default_rng(1).integers(0, 2**16, (64, 96)).astype("<u2")
-            images = [image_of(deployment, 1), noise, np.zeros((64, 96), "<u2")]
+            images = [streamed_pixels(deployment, 1), noise, np.zeros((64, 96), "<u2")]
             # The subscription may reach the compressor only after its first images.
             last = 0
             while last < 100 and not subscriber.socket.poll(100):
@@ -493,7 +493,7 @@ def test_stream_of_a_compressor_decodes_to_the_images_of_the_source(
 def test_stream_of_a_cpp_compressor_is_what_the_images_were(
     deployment: Deployment, bsread_source: MakeSource, suffix: str, stream_type: str
 ) -> None:
-    images = {i: image_of(deployment, i) for i in range(3)}
+    images = {i: streamed_pixels(deployment, i) for i in range(3)}
     with CppSource(deployment.config, suffix) as compressor:
         stream = start_live_stream(deployment, "-s", suffix, "-t", stream_type)
         compressor.wait_for_subscriber()
@@ -529,7 +529,7 @@ def test_compressed_image_that_cannot_be_decoded_is_counted_and_not_sent(deploym
         assert output.stream.wait_for_subscribers(1, 5)
         with subscribed(stream) as subscriber:
             output.publish(1, b"no blob")
-            output.publish(2, bytes(compress_bitshuffle_lz4(image_of(deployment, 2))))
+            output.publish(2, bytes(compress_bitshuffle_lz4(streamed_pixels(deployment, 2))))
             assert subscriber.receive_ids(1) == [2]
         stream.wait_for(n_failed_images=1, n_sent_images=1)
 

@@ -12,8 +12,10 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+from support.data.token import TOKEN
 from support.processes.deployment import Deployment
-from support.processes.sources import ImageReader, start_source
+from support.processes.sources import start_source
+from support.processes.stream_readers import ImageReader
 from support.processes.web import RestService
 
 from stddaq.client import (
@@ -23,16 +25,6 @@ from stddaq.client import (
     NotFoundError,
     RequestRefusedError,
 )
-
-TOKEN = "a-token-that-is-hard-to-guess"
-
-
-@pytest.fixture
-def token_file(tmp_path: Path) -> Path:
-    path = tmp_path / "token"
-    path.write_text(f"{TOKEN}\n")
-    path.chmod(0o600)
-    return path
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

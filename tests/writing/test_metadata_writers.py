@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from support.data.raw_files import GF_ROW
 from support.processes.deployment import wait_until
 from support.processes.recording import MakeRig, Rig, assert_saved, image_of, images_of
 
@@ -40,16 +41,8 @@ def pco(metadata: ImageMetadata, i: int) -> tuple[int, ...]:
     return (1_700_000_000 + i, 999_999_999 - i)
 
 
-GF_FIELDS = [
-    ("image_id", "<u8"),
-    ("scan_id", "<u8"),
-    ("scan_time", "<u4"),
-    ("sync_time", "<u4"),
-    ("frame_timestamp", "<u8"),
-    ("exposure_time", "<u8"),
-]
 CASES: list[Any] = [
-    ("gf", "gigafrost", gigafrost, GF_FIELDS),
+    ("gf", "gigafrost", gigafrost, GF_ROW.descr),
     ("jf", "jungfrau-raw", jungfrau, [("image_id", "<u8"), ("daq_rec", "<u8")]),
     ("eg", "eiger", eiger, [("image_id", "<u8"), ("exptime", "<u8")]),
     (

@@ -11,22 +11,20 @@ from typing import Any
 
 import pytest
 from support.peers import cpp_services
-from support.processes.recording import MakeRig, Rig, Watcher, assert_raw_files_hold, assert_saved, images_of
+from support.processes.recording import (
+    RUN_STATES,
+    MakeRig,
+    Rig,
+    Watcher,
+    assert_raw_files_hold,
+    assert_saved,
+    images_of,
+)
 from websockets.sync.client import connect
 
 from stddaq.client import DriverBusyError, DriverClient, RunFailedError
 
-RECORDED = [
-    "idle",
-    "started",
-    "creating_file",
-    "file_created",
-    "waiting_for_first_image",
-    "recording",
-    "saving_file",
-    "file_saved",
-    "idle",
-]
+RECORDED = ["idle", *RUN_STATES, "idle"]
 STOPPED = [*RECORDED[:6], "stop", *RECORDED[6:]]
 
 

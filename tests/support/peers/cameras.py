@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterable, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import zmq
+from support.closing import Closing
 from support.processes.deployment import Deployment, Service, console_script, wait_until
-from support.processes.recording import image_of
+from support.processes.recording import pixels_of
 
 from stddaq.sources.simulated.scenes import Scene
 from stddaq.wire.bsread import Channel, Compression, MessageEncoder, encode_value
@@ -60,12 +60,7 @@ def wait_for_totals(receiver: Service, **expected: int) -> dict[str, int]:
     return totals(receiver)
 
 
-def image_pixels(image_id: int, shape: tuple[int, int], dtype: str = "<u2") -> np.ndarray:
-    """Return pixels that identify the image."""
-    return image_of(image_id, shape, dtype).pixels
-
-
-class Camera:
+class Camera(Closing):
     """Binds a PUSH (or PUB) socket in the test's own process; a context manager."""
 
     def __init__(self, shape: tuple[int, int] = (32, 48), kind: int = zmq.PUSH, port: int = 0) -> None:
@@ -102,7 +97,7 @@ class Camera:
     ) -> list[bytes]:
         """Return a valid message, 1 ms after the last; `channel` replaces fields of its data header."""
         if pixels is None:
-            pixels = image_pixels(image_id, self.shape)
+            pixels = pixels_of(image_id, self.shape)
         if taken_ns is None:
             self.taken_ns += 10**6
             taken_ns = self.taken_ns
@@ -124,11 +119,3 @@ class Camera:
 
     def close(self) -> None:
         self._context.destroy(linger=2000)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -16,17 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import zmq
 from support.peers.basic_driver import BasicDriver
-from support.peers.cpp_services import METADATA, CppRing, Names
+from support.peers.cpp_services import BLOCK_IMAGES, CppRawFile, CppRing, Names
 from support.processes.deployment import Deployment, Service
 
 from stddaq.wire.std_daq import image_metadata_pb2 as images_pb
 
-# Files grow by this number of images, after which clients receive the new count.
-BLOCK_IMAGES = 64
 POLL_MS = 20
 
 
@@ -40,37 +36,6 @@ def start_cpp_driver(deployment: Deployment, *args: object) -> tuple[Service, st
     return driver, driver.wait_for_line(r"listening on (ws://\S+)")[1]
 
 
-class RawFile:
-    """The file of one writer, grown in blocks, of which only what is used is left at the end."""
-
-    def __init__(self, path: Path, names: Names) -> None:
-        height, width = names.shape
-        self._rows: list[tuple[int, int]] = []
-        self._file = h5py.File(path, "w", libver="earliest")
-        group = self._file.create_group(names.detector_name)
-        self._data = group.create_dataset(
-            "data",
-            (0, height, width),
-            maxshape=(None, height, width),
-            chunks=(4, height, width),
-            dtype=names.dtype,
-        )
-        self._metadata = group.create_dataset("metadata", (0,), METADATA, maxshape=(None,), chunks=(64,))
-
-    def write(self, image: images_pb.ImageMetadata, pixels: np.ndarray) -> None:
-        row = len(self._rows)
-        if row == self._data.shape[0]:
-            self._data.resize(row + BLOCK_IMAGES, axis=0)
-        self._data[row] = pixels
-        self._rows.append((image.image_id, image.status))
-
-    def close(self) -> None:
-        self._data.resize(len(self._rows), axis=0)
-        self._metadata.resize(len(self._rows), axis=0)
-        self._metadata[:] = np.array(self._rows, METADATA)
-        self._file.close()
-
-
 class RecordingCppDriver(BasicDriver):
     """Driver and writers in one; a context manager."""
 
@@ -78,7 +43,7 @@ class RecordingCppDriver(BasicDriver):
         super().__init__(port=port)
         self._names = Names(config)
         self._by_arrival = by_arrival
-        self._files: list[RawFile] = []
+        self._files: list[CppRawFile] = []
         self._ring = CppRing(self._names)
         self._context = zmq.Context()
         self._stream = self._context.socket(zmq.SUB)
@@ -89,7 +54,7 @@ class RecordingCppDriver(BasicDriver):
     async def _create_files(self, command: dict[str, Any]) -> None:
         prefix = Path(command["path"]) / command.get("file_prefix", "file")
         for writer in range(self._names.number_of_writers):
-            self._files.append(RawFile(Path(f"{prefix}{writer}.h5"), self._names))
+            self._files.append(CppRawFile(Path(f"{prefix}{writer}.h5"), self._names))
         while self._stream.poll(0):  # Images from before the run are not recorded.
             self._stream.recv()
 

@@ -27,6 +27,8 @@ from stddaq.wire.std_daq import writer_action_pb2 as pb
 METADATA = np.dtype([("image_id", "<u8"), ("status", "<u8")])
 # The size of a C++ driver's receive buffer.
 MAX_RESPONSE_BYTES = 512
+# Files grow by this number of images; the driver reports a new count after as many.
+BLOCK_IMAGES = 64
 DTYPE_CODES = {8: 1, 16: 2, 32: 4}
 
 
@@ -79,6 +81,37 @@ class CppRing:
             self.remove()
         else:
             self._map.close()
+
+
+class CppRawFile:
+    """The file of one writer, grown in blocks, of which only what is used is left at the end."""
+
+    def __init__(self, path: Path, names: Names) -> None:
+        height, width = names.shape
+        self._rows: list[tuple[int, int]] = []
+        self._file = h5py.File(path, "w", libver="earliest")
+        group = self._file.create_group(names.detector_name)
+        self._data = group.create_dataset(
+            "data",
+            (0, height, width),
+            maxshape=(None, height, width),
+            chunks=(4, height, width),
+            dtype=names.dtype,
+        )
+        self._metadata = group.create_dataset("metadata", (0,), METADATA, maxshape=(None,), chunks=(64,))
+
+    def write(self, image: images_pb.ImageMetadata, pixels: np.ndarray) -> None:
+        row = len(self._rows)
+        if row == self._data.shape[0]:
+            self._data.resize(row + BLOCK_IMAGES, axis=0)
+        self._data[row] = pixels
+        self._rows.append((image.image_id, image.status))
+
+    def close(self) -> None:
+        self._data.resize(len(self._rows), axis=0)
+        self._metadata.resize(len(self._rows), axis=0)
+        self._metadata[:] = np.array(self._rows, METADATA)
+        self._file.close()
 
 
 class CppSource:
@@ -228,8 +261,7 @@ class CppWriter:
         self._endpoint = names.endpoint(f"writer-{writer}")
         self._responses.bind(self._endpoint)
         self._actions.connect(names.endpoint(f"driver-{writer}"))
-        self._file: h5py.File | None = None
-        self._rows: list[tuple[int, int]] = []
+        self._file: CppRawFile | None = None
 
     def serve(self) -> None:
         ring = CppRing(self._names)
@@ -257,35 +289,16 @@ class CppWriter:
 
     def _create(self, path: str) -> None:
         self._close()
-        height, width = self._names.shape
-        self._rows = []
-        self._file = h5py.File(path, "w")
-        group = self._file.create_group(self._names.detector_name)
-        group.create_dataset(
-            "data",
-            (0, height, width),
-            maxshape=(None, height, width),
-            chunks=(4, height, width),
-            dtype=self._names.dtype,
-        )
-        group.create_dataset("metadata", (0,), maxshape=(None,), chunks=(64,), dtype=METADATA)
+        self._file = CppRawFile(Path(path), self._names)
 
     def _record(self, metadata: images_pb.ImageMetadata, ring: CppRing) -> None:
-        if self._file is None:
-            return
-        data: Any = self._file[f"{self._names.detector_name}/data"]
-        data.resize(len(self._rows) + 1, axis=0)
-        data[len(self._rows)] = ring.read(metadata.image_id)
-        self._rows.append((metadata.image_id, metadata.status))
+        if self._file is not None:
+            self._file.write(metadata, ring.read(metadata.image_id))
 
     def _close(self) -> None:
-        if self._file is None:
-            return
-        rows: Any = self._file[f"{self._names.detector_name}/metadata"]
-        rows.resize(len(self._rows), axis=0)
-        rows[:] = np.array(self._rows, METADATA)
-        self._file.close()
-        self._file = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def main(argv: Sequence[str]) -> None:

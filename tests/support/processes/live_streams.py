@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import zmq
+from support.closing import Closing
 from support.processes.deployment import Deployment, Service, free_port, wait_until
+from support.processes.recording import pixels_of
 
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.metadata import ImageMetadata, compression_of, dtype_code
@@ -21,11 +22,10 @@ from stddaq.dataplane.ring_buffer import RingBuffer
 FORWARD: dict[str, Any] = {"type": "forward", "config": []}
 
 
-def image_of(deployment: Deployment, image_id: int) -> np.ndarray:
-    """Return pixels that identify the image."""
+def streamed_pixels(deployment: Deployment, image_id: int) -> np.ndarray:
+    """Return `pixels_of` an image in the shape and type of the deployment."""
     config = DetectorConfig.parse(deployment.config)
-    pixels = np.arange(np.prod(config.image_shape), dtype=np.uint32) * 3 + image_id
-    return (pixels % 65521).astype(config.dtype).reshape(config.image_shape)
+    return pixels_of(image_id, config.image_shape, config.dtype)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def start_live_stream(deployment: Deployment, *args: object, setting: object = F
     return LiveStreamService(deployment.start("std_live_stream", address, *args), address)
 
 
-class Subscriber:
+class Subscriber(Closing):
     """A plain SUB socket; a context manager."""
 
     def __init__(self, address: str, topic: bytes = b"", queue: int = 1000) -> None:
@@ -90,14 +90,6 @@ class Subscriber:
     def close(self) -> None:
         self._context.destroy(linger=0)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 @contextmanager
 def subscribed(stream: LiveStreamService, **options: Any) -> Iterator[Subscriber]:
@@ -111,7 +103,7 @@ def subscribed(stream: LiveStreamService, **options: Any) -> Iterator[Subscriber
         yield subscriber
 
 
-class FakeStage:
+class FakeStage(Closing):
     """Publishes given bytes, as a processing stage does; a context manager."""
 
     def __init__(self, deployment: Deployment, suffix: str) -> None:
@@ -139,11 +131,3 @@ class FakeStage:
     def close(self) -> None:
         self.stream.close()
         self._ring.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -20,6 +20,7 @@ from typing import Any, Self
 import h5py
 import hdf5plugin  # noqa: F401  (registers the filters)
 import numpy as np
+from support.closing import Closing
 from support.processes.deployment import Deployment, Service, wait_until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
@@ -30,6 +31,16 @@ from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.wire.default_addresses import GREETING_PATH
 
 GOOD, DAMAGED, OVERWRITTEN = 1, 2, 3
+# The states of a run that is saved.
+RUN_STATES = [
+    "started",
+    "creating_file",
+    "file_created",
+    "waiting_for_first_image",
+    "recording",
+    "saving_file",
+    "file_saved",
+]
 SAVED_TIMEOUT_S = 30.0
 # Number of images of a master file that are read and compared at a time.
 BLOCK_IMAGES = 100
@@ -45,22 +56,29 @@ class Image:
     status: int = GOOD
 
 
-def image_of(
-    image_id: int, shape: tuple[int, int] = (32, 48), dtype: str = "<u2", status: int = GOOD, salt: int = 0
-) -> Image:
-    """Return an image whose pixels identify it; `salt` distinguishes images of the same id."""
+def pixels_of(
+    image_id: int, shape: tuple[int, int] = (32, 48), dtype: str | np.dtype = "<u2", salt: int = 0
+) -> np.ndarray:
+    """Return pixels that identify an image; `salt` distinguishes images of the same id."""
     first = image_id * 7919 + salt * 104729 + 1
     kind = np.dtype(dtype)
     if kind.kind == "f":
-        return Image(image_id, (_ramp(shape, "<u8") + np.uint64(first)).astype(kind), status)
-    # Integers wrap, so that the sum can be made in their own type, three times faster.
-    return Image(image_id, _ramp(shape, dtype) + np.uint64(first % 2**64).astype(kind), status)
+        return (_ramp(shape, "<u8") + np.uint64(first)).astype(kind)
+    # Integers wrap, so the sum can be made in their own type, which is three times faster.
+    return _ramp(shape, kind.str) + np.uint64(first % 2**64).astype(kind)
 
 
 @functools.cache
 def _ramp(shape: tuple[int, int], dtype: str) -> np.ndarray:
     offsets = np.arange(shape[0] * shape[1], dtype=np.uint64).reshape(shape)
     return (offsets * np.uint64(31)).astype(dtype)
+
+
+def image_of(
+    image_id: int, shape: tuple[int, int] = (32, 48), dtype: str = "<u2", status: int = GOOD, salt: int = 0
+) -> Image:
+    """Return an image with the pixels of `pixels_of`."""
+    return Image(image_id, pixels_of(image_id, shape, dtype, salt), status)
 
 
 def images_of(ids: Iterable[int], **how: Any) -> list[Image]:
@@ -133,7 +151,7 @@ class Watcher:
         self._close.close()
 
 
-class Rig:
+class Rig(Closing):
     """A driver, its writers and a source; a context manager.
 
     `start_driver` sets `driver`, `url` and `client`.
@@ -179,14 +197,6 @@ class Rig:
 
     def close(self) -> None:
         self._close.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def publish(self, images: Iterable[Image], pause_s: float = 0.0) -> None:
         """Put images into the ring buffer and announce them, as fast as possible or with pauses."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from support.data.token import TOKEN
 from support.processes.deployment import Deployment, free_port
 from support.processes.recording import MakeRig, Rig, assert_saved, images_of
 from websockets.exceptions import InvalidStatus
@@ -17,16 +18,6 @@ from websockets.sync.client import connect
 
 from stddaq.client import AsyncDriverClient, DriverClient, DriverNotAllowedError
 from stddaq_ophyd import StdDaqDetector
-
-TOKEN = "a-token-that-is-hard-to-guess"
-
-
-@pytest.fixture
-def token_file(tmp_path: Path) -> Path:
-    path = tmp_path / "token"
-    path.write_text(f"{TOKEN}\n")
-    path.chmod(0o600)
-    return path
 
 
 @pytest.fixture

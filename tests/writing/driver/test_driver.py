@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import pytest
 from support.processes.deployment import make_config
+from support.processes.recording import RUN_STATES
 
 from stddaq.config import DetectorConfig
 from stddaq.wire.std_daq import image_metadata_pb2
@@ -24,16 +25,7 @@ from stddaq.writing.driver.status import Client
 from stddaq.writing.driver.writer_peer import Answer, WriterPeer
 
 T = TypeVar("T")
-SAVED = [
-    "started",
-    "creating_file",
-    "file_created",
-    "waiting_for_first_image",
-    "recording",
-    "saving_file",
-    "file_saved",
-    "idle",
-]
+SAVED = [*RUN_STATES, "idle"]
 
 
 class FakeDistributor:
@@ -167,6 +159,11 @@ class Bench:
         while state not in self.client.states:
             await asyncio.sleep(0.001)
 
+    async def publish(self, *ids: int) -> None:
+        """Wait until the run records, then forward images that are written at once."""
+        await self.reach("waiting_for_first_image")
+        self.distributor.publish(*ids)
+
     async def last_result(self) -> dict[str, Any]:
         await self.reach("idle")
         return (await self.send(command="last_result"))["result"]
@@ -177,7 +174,7 @@ OnBench = Callable[[Callable[[Bench], Coroutine[Any, Any, None]]], None]
 
 @pytest.fixture
 def on_bench(tmp_path: Path) -> OnBench:
-    """Return a test that runs the coroutine on a bench."""
+    """Return a function that runs a coroutine function on a bench."""
 
     def run(test: Callable[[Bench], Awaitable[None]]) -> None:
         async def limited() -> None:
@@ -192,8 +189,7 @@ def test_a_run_passes_all_states_and_its_result_is_kept(on_bench: OnBench):
     async def test(bench: Bench) -> None:
         reply = await bench.start(n_image=3)
         assert (reply["command"], reply["status"]) == ("start", "started")
-        await bench.reach("waiting_for_first_image")
-        bench.distributor.publish(4, 5)
+        await bench.publish(4, 5)
         await bench.reach("recording")
         bench.distributor.publish(6)
         await bench.reach("idle")
@@ -224,8 +220,7 @@ def test_a_stop_while_writers_are_busy_ends_the_run(on_bench: OnBench, held: str
         bench.distributor.held = {held}
         await bench.start(n_image=1)
         if held == "close_file":
-            await bench.reach("waiting_for_first_image")
-            bench.distributor.publish(0)
+            await bench.publish(0)
         await bench.reach(state)
         assert (await bench.send(command="stop"))["status"] == state
         bench.distributor.release()
@@ -239,8 +234,7 @@ def test_a_stop_while_writers_are_busy_ends_the_run(on_bench: OnBench, held: str
 def test_a_stop_ends_the_wait_for_images(on_bench: OnBench, n_images: int):
     async def test(bench: Bench) -> None:
         await bench.start()
-        await bench.reach("waiting_for_first_image")
-        bench.distributor.publish(*range(n_images))
+        await bench.publish(*range(n_images))
         if n_images:
             await bench.reach("recording")
         await bench.send(command="stop")
@@ -278,8 +272,7 @@ def test_a_stop_without_a_run_does_not_stop_the_next_one(on_bench: OnBench):
     async def test(bench: Bench) -> None:
         assert (await bench.send(command="stop"))["status"] == "idle"
         await bench.start(n_image=1)
-        await bench.reach("waiting_for_first_image")
-        bench.distributor.publish(0)
+        await bench.publish(0)
         await bench.reach("idle")
         assert bench.client.states == SAVED
 
@@ -365,8 +358,7 @@ def test_a_failed_request_is_an_error_and_the_next_run_is_admitted(on_bench: OnB
         bench.distributor.refused = {kind: "writer 1: no room"}
         await bench.start(n_image=1)
         if kind != "create_file":
-            await bench.reach("waiting_for_first_image")
-            bench.distributor.publish(0)
+            await bench.publish(0)
         result = await bench.last_result()
         assert result["outcome"] == "error"
         assert result["reason"].startswith("writer 1: no room")
@@ -391,8 +383,7 @@ def test_an_error_before_the_first_image_discards_the_empty_files(on_bench: OnBe
 def test_a_failure_of_the_data_path_is_the_reason_even_after_a_stop(on_bench: OnBench):
     async def test(bench: Bench) -> None:
         await bench.start()
-        await bench.reach("waiting_for_first_image")
-        bench.distributor.publish(0)
+        await bench.publish(0)
         await bench.reach("recording")
         bench.distributor.end_recording("writer 1 exited or hangs")
         await bench.send(command="stop")
@@ -553,8 +544,7 @@ def test_an_idle_driver_retires_at_once(on_bench: OnBench):
 def test_shutting_down_saves_the_files_of_the_run(on_bench: OnBench):
     async def test(bench: Bench) -> None:
         await bench.start()
-        await bench.reach("waiting_for_first_image")
-        bench.distributor.publish(0)
+        await bench.publish(0)
         await bench.driver.shut_down(timeout=2.0)
         assert bench.client.states[-3:] == ["saving_file", "file_saved", "idle"]
 
@@ -575,8 +565,7 @@ def test_shutting_down_does_not_wait_longer_than_its_timeout(on_bench: OnBench):
 def test_progress_is_reported_to_clients(on_bench: OnBench):
     async def test(bench: Bench) -> None:
         await bench.start()
-        await bench.reach("waiting_for_first_image")
-        bench.distributor.publish(0)
+        await bench.publish(0)
         await bench.reach("recording")
         before = len(bench.client.messages)
         assert bench.distributor.job
@@ -603,8 +592,7 @@ def test_a_frame_that_is_not_a_command_changes_nothing(on_bench: OnBench):
 def test_the_last_status_before_saving_has_the_complete_count(on_bench: OnBench):
     async def test(bench: Bench) -> None:
         await bench.start(n_image=3)
-        await bench.reach("waiting_for_first_image")
-        bench.distributor.publish(0, 1, 2)
+        await bench.publish(0, 1, 2)
         await bench.reach("saving_file")
         statuses = [message["status"] for message in bench.client.messages]
         last = bench.client.messages[statuses.index("saving_file") - 1]
@@ -616,8 +604,7 @@ def test_the_last_status_before_saving_has_the_complete_count(on_bench: OnBench)
 def test_a_new_run_shows_no_numbers_of_the_last_one(on_bench: OnBench):
     async def test(bench: Bench) -> None:
         await bench.start(n_image=3)
-        await bench.reach("waiting_for_first_image")
-        bench.distributor.publish(0, 1, 2)
+        await bench.publish(0, 1, 2)
         bench.distributor.writers[0].reported.n_overwritten = 1
         await bench.reach("idle")
         bench.client.messages.clear()
@@ -639,8 +626,7 @@ def test_a_run_that_fails_without_writers_has_no_images_of_the_last_one(
 
     async def test(bench: Bench) -> None:
         await bench.start(n_image=3)
-        await bench.reach("waiting_for_first_image")
-        bench.distributor.publish(0, 1, 2)
+        await bench.publish(0, 1, 2)
         bench.distributor.writers[0].reported.overwritten_ids.append(0)
         await bench.reach("idle")
         bench.client.messages.clear()
@@ -662,8 +648,7 @@ def test_a_failed_run_lists_only_files_that_were_created(on_bench: OnBench):
         bench.client.messages.clear()
         bench.distributor.refused = {"create_master_file": "no room"}
         await bench.start(n_image=1)
-        await bench.reach("waiting_for_first_image")
-        bench.distributor.publish(0)
+        await bench.publish(0)
         files = (await bench.last_result())["files"]
         assert [Path(path).name for path in files["raw"]] == ["file0.h5", "file1.h5"]
         assert files["master"] is None

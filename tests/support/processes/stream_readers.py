@@ -1,14 +1,14 @@
-"""A reader of the streams of processing services, in the test's own process."""
+"""Consumers of a metadata stream, which read every announced image from its ring buffer in this process."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 import zmq
+from support.closing import Closing
 from support.processes.deployment import Deployment, wait_until
 
 from stddaq.config import DetectorConfig
@@ -19,13 +19,17 @@ from stddaq.dataplane.ring_buffer import RingBuffer
 
 
 @dataclass(frozen=True)
-class PublishedImage:
-    """One announcement of a stream, and a copy of the bytes that it announces."""
+class ReceivedImage:
+    """One announcement and a copy of the announced bytes.
+
+    Attributes:
+        is_held: whether the slot held the image before and after it was copied.
+    """
 
     metadata: ImageMetadata
     content: bytes
     is_held: bool
-    """Whether the slot held the image before and after it was copied."""
+    config: DetectorConfig
 
     @property
     def image_id(self) -> int:
@@ -35,20 +39,18 @@ class PublishedImage:
     def status(self) -> int:
         return self.metadata.status
 
-    def pixels(self, config: DetectorConfig) -> np.ndarray:
+    @property
+    def pixels(self) -> np.ndarray:
         """Return the content as an image (height, width)."""
-        return np.frombuffer(self.content, config.dtype).reshape(config.image_shape)
+        return np.frombuffer(self.content, self.config.dtype).reshape(self.config.image_shape)
 
 
-class StreamReader:
-    """Subscribes to the stream of `suffix` and reads its images; a context manager.
+class ImageReader(Closing):
+    """Subscribes to the stream of `suffix` and reads its images; a context manager."""
 
-    Entering it waits until the publisher has the subscription.
-    """
-
-    _is_connected = False
-
-    def __init__(self, deployment: Deployment, suffix: str, config: DetectorConfig | None = None) -> None:
+    def __init__(
+        self, deployment: Deployment, suffix: str = "image", config: DetectorConfig | None = None
+    ) -> None:
         self.config = config or DetectorConfig.parse(deployment.config)
         self._context = zmq.Context()
         self._socket = open_socket(self._context, zmq.SUB)
@@ -57,21 +59,38 @@ class StreamReader:
         self._socket.connect(metadata_stream(self.config.detector_name, suffix))
         self._ring = RingBuffer(self.config, suffix)
 
-    def receive(self, n_images: int, timeout: float = 20.0) -> list[PublishedImage]:
+    def receive(self, n_images: int, timeout: float = 20.0) -> list[ReceivedImage]:
         """Return the next `n_images` images. Fail when they do not arrive within `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        images: list[PublishedImage] = []
+        images: list[ReceivedImage] = []
         while len(images) < n_images:
-            remaining = max(0.0, deadline - time.monotonic())
-            assert self._socket.poll(int(remaining * 1000)), f"{len(images)} of {n_images} images came"
-            images.append(self._read(ImageMetadata.FromString(self._socket.recv())))
+            image = self.receive_one(deadline - time.monotonic())
+            assert image is not None, f"{len(images)} of {n_images} images within {timeout} s"
+            images.append(image)
         return images
 
-    def _read(self, metadata: ImageMetadata) -> PublishedImage:
-        was_held = self._ring.holds(metadata.image_id, metadata.sequence)
-        content = bytes(self._ring.slot(metadata.image_id)[: metadata.size])
-        is_held = was_held and self._ring.holds(metadata.image_id, metadata.sequence)
-        return PublishedImage(metadata, content, is_held)
+    def receive_one(self, timeout: float) -> ReceivedImage | None:
+        """Return the next image, or None when none arrives within `timeout` seconds."""
+        if not self._socket.poll(max(0, int(timeout * 1000))):
+            return None
+        metadata = ImageMetadata.FromString(self._socket.recv())
+        image_id, sequence = metadata.image_id, metadata.sequence
+        was_held = self._ring.holds(image_id, sequence)
+        content = bytes(self._ring.slot(image_id)[: metadata.size])
+        return ReceivedImage(
+            metadata, content, was_held and self._ring.holds(image_id, sequence), self.config
+        )
+
+    def close(self) -> None:
+        self._socket.disable_monitor()
+        self._context.destroy(linger=0)
+        self._ring.close()
+
+
+class StreamReader(ImageReader):
+    """An `ImageReader` of a running publisher; entering it waits until the publisher has the subscription."""
+
+    _is_connected = False
 
     def wait_for_publisher(self, is_there: bool = True) -> None:
         """Wait until a publisher has the subscription, or has disconnected."""
@@ -89,10 +108,3 @@ class StreamReader:
     def __enter__(self) -> Self:
         self.wait_for_publisher()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._socket.disable_monitor()
-        self._context.destroy(linger=0)
-        self._ring.close()

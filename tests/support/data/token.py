@@ -1,0 +1,3 @@
+"""The token of services that demand one."""
+
+TOKEN = "a-token-that-is-hard-to-guess"
