@@ -11,25 +11,36 @@ from pathlib import Path
 
 import pytest
 from support.assertions.accounts import check_run
-from support.assertions.faults import wait_for_error
-from support.processes.deployment import console_script
+from support.assertions.faults import SMALL, wait_for_error
+from support.processes.deployment import SHM_DIRECTORY, Service, console_script, wait_until
 from support.processes.recording import MakeRig, Rig, assert_saved, images_of
 from support.tools.fault_table import Seen
 
+from stddaq.client import DriverStatus
+
 SHAPE = (128, 128)
 DISK = {"image_pixel_height": SHAPE[0], "image_pixel_width": SHAPE[1]}
+# `make test` repeats what was tested 50 times.
+ROUNDS = 3
+RESTART = "HDF5 has failed in this process; it restarts"
+SUFFIX = "h5bitshuffle-lz4"
+MANY_IMAGES, BATCH = 6000, 100
 PROMISE = "error with the reason; images written before are readable; driver and writers remain usable"
 
 
-def start_limited_writer(rig: Rig, i: int, file_bytes: int) -> None:
+def start_limited_writer(rig: Rig, i: int, file_bytes: int) -> Service:
     """Start a writer whose files cannot grow beyond `file_bytes`, as on a full disk."""
-    rig.deployment.run(
+    return start_limited(rig, "std_det_writer", i, file_bytes=file_bytes)
+
+
+def start_limited(rig: Rig, script: str, *arguments: object, file_bytes: int) -> Service:
+    return rig.deployment.run(
         "/bin/bash",
         "-c",
         f'trap "" XFSZ; ulimit -f {file_bytes // 1024}; exec "$0" "$@"',
-        console_script("std_det_writer"),
+        console_script(script),
         rig.deployment.config_path,
-        i,
+        *arguments,
         ready="ready",
     )
 
@@ -58,6 +69,66 @@ def test_a_disk_that_fills_up_is_an_error_with_the_reason_and_earlier_images_are
     images = images_of(range(1000, 1020), shape=SHAPE)
     assert_saved(rig.record(images, file_prefix="next"), images)
     seen("next run perfect")
+
+
+@pytest.mark.fault(
+    fault="HDF5 cannot write or close a file (limit of the file size)",
+    state="recording, run after run",
+    promise="error with the reason; the process is replaced before the next run, which is perfect",
+)
+@pytest.mark.parametrize("victim", ["writers of compressed images", "metadata writer"])
+def test_a_process_in_which_hdf5_failed_is_replaced_before_the_next_run(
+    make_rig: MakeRig, victim: str, seen: Seen
+):
+    rig, limited = start_compressed(make_rig) if "compressed" in victim else start_with_metadata(make_rig)
+    for number in range(ROUNDS):
+        first = 2 * MANY_IMAGES * number
+        rig.begin(file_prefix=f"large{number}_")
+        publish_until_error(rig, first)
+        account, _ = wait_for_error(rig)
+        assert "File too large" in account["reason"]
+        images = images_of(range(first + MANY_IMAGES, first + MANY_IMAGES + 40), shape=rig.config.image_shape)
+        # At once: it waits for the writers that restart.
+        rig.begin(file_prefix=f"small{number}_", n_image=40)
+        rig.publish(images)
+        assert check_run(rig.end(), images).n_good == 40
+        assert not any(service.returncode for service in limited)
+    restarts = [sum(RESTART in line for line in service.stdout) for service in limited]
+    assert max(restarts) == ROUNDS
+    seen(f"{ROUNDS} times: error, then a perfect run by the same process")
+
+
+def publish_until_error(rig: Rig, first: int) -> None:
+    """Publish images as fast as they are recorded, because the ring buffer holds few."""
+    for n in range(0, MANY_IMAGES, BATCH):
+        rig.publish(images_of(range(first + n, first + n + BATCH), shape=rig.config.image_shape))
+        rig.client.wait_for(lambda status, n=n + BATCH: has_recorded(status, n) or has_failed(status), 10)
+        if has_failed(rig.client.status()):
+            return
+    pytest.fail(f"recorded {MANY_IMAGES} images in spite of the limit")
+
+
+def has_recorded(status: DriverStatus, n_images: int) -> bool:
+    return (status.count or 0) >= n_images
+
+
+def has_failed(status: DriverStatus) -> bool:
+    return status.status not in ("waiting_for_first_image", "recording")
+
+
+def start_compressed(make_rig: MakeRig) -> tuple[Rig, list[Service]]:
+    rig = make_rig(writers=False, driver=["-s", SUFFIX], **DISK)
+    assert rig.source.n_published == 0
+    rig.deployment.start("std_data_compress_h5bitshuffle_lz4", "-t", 1)
+    wait_until((SHM_DIRECTORY / f"{rig.config.detector_name}-{SUFFIX}").exists, what="the ring buffer")
+    limit = 2 * 2**20
+    return rig, [start_limited(rig, "std_det_writer", i, "-s", SUFFIX, file_bytes=limit) for i in range(2)]
+
+
+def start_with_metadata(make_rig: MakeRig) -> tuple[Rig, list[Service]]:
+    rig = make_rig(driver=["-m"], **SMALL)
+    # One chunk of rows, and not a second one.
+    return rig, [start_limited(rig, "std_det_meta_writer_gf", file_bytes=256 * 1024)]
 
 
 @pytest.fixture

@@ -36,6 +36,8 @@ def bring_back(rig: Rig, writer: int, how: signal.Signals) -> None:
         rig.writers[writer].wait()
         rig.restart_writer(writer)
     else:
+        if writer == 0:
+            release(rig)
         rig.writers[writer].send(signal.SIGCONT)
 
 

@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 
 from stddaq.daemon.arguments import ArgumentParser
+from stddaq.files.limits import MASTER_FILE_TIMEOUT_S
 
-# Ten thousand gaps take 3 s.
-MASTER_FILE_TIMEOUT_S = 600.0
 SUMMARY = "make a master file, which shows all images of a run as one, over existing raw files"
 
 

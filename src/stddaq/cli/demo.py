@@ -162,7 +162,7 @@ def _deployment(directory: Path, config_path: Path, rate: float) -> Iterator[str
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    from stddaq.cli.supervisor.parent_death import end_with_parent
+    from stddaq.daemon.parent_death import end_with_parent
     from stddaq.dataplane.endpoints import IPC_DIRECTORY_VARIABLE, ipc_directory
 
     log_path = directory / f"{PREFIX}.log"

@@ -29,6 +29,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
+from stddaq.daemon.parent_death import end_with_parent
 from stddaq.daemon.user_switch import drop_rights
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
@@ -72,12 +73,14 @@ async def run_in_thread(function: Callable[[], T], timeout: float, where: str) -
 def run_in_fork(function: Callable[[], T], timeout: float, where: str) -> T:
     """Run `function` in a fork of this process, which must have no threads that hold locks."""
     read, write = os.pipe()
+    end_with_caller = end_with_parent(signal.SIGKILL)
     with warnings.catch_warnings():
         # Python warns of the idle threads of numerical libraries, which hold no locks.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
         try:
+            end_with_caller()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.close(read)
             _answer(function, write, timeout)

@@ -1,5 +1,7 @@
 """Start and end of a daemon: arguments, configuration, signals, exit code.
 
+A service returns from `serve` what the next process needs if a library has failed in this one.
+
 The exit code is 0 after SIGTERM, SIGINT or SIGHUP and when all work is done. It is 2 if the configuration, an
 argument or the state of the machine prevents the start; one line on standard error then says why.
 A later `OSError` is a defect, or a failure of the machine, and leaves a traceback.
@@ -12,13 +14,16 @@ import contextlib
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import NoReturn
 
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon.arguments import ArgumentParser, refuse
 from stddaq.daemon.output import open_closed_streams
+from stddaq.daemon.replacement import HandedOver, replace_process
 from stddaq.errors import ConfigError, StdDaqError
 from stddaq.text import mismatch, os_error_text
 
@@ -60,6 +65,7 @@ class StopRequest:
         for number in STOP_SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self.request)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def fileno(self) -> int:
         return self._read
@@ -107,7 +113,15 @@ def refused_start(program: str) -> Iterator[None]:
         refuse(program, os_error_text(error))
 
 
-Serve = Callable[[DetectorConfig, argparse.Namespace, StopRequest], None]
+def _leave(stop: StopRequest, handed_over: HandedOver) -> NoReturn:
+    """End this process without any clean-up of the library that has failed in it."""
+    if not stop.requested:
+        replace_process(handed_over, STOP_SIGNALS)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+Serve = Callable[[DetectorConfig, argparse.Namespace, StopRequest], HandedOver | None]
 
 
 def run(parser: ArgumentParser, serve: Serve, argv: Sequence[str] | None = None) -> int:
@@ -127,7 +141,9 @@ def _run(program: str, serve: Serve, args: argparse.Namespace) -> None:
         config = DetectorConfig.load(args.detector_json_filename)
         log.set_up(program, config.log_level, config.statistics_format)
         stop.catch_signals()
-        serve(config, args, stop)
+        handed_over = serve(config, args, stop)
+        if handed_over is not None:
+            _leave(stop, handed_over)
         # The interpreter removes signal handlers before it exits; a signal then would change the exit code.
         handlers = dict.fromkeys(handlers, signal.SIG_IGN)
     finally:

@@ -86,9 +86,13 @@ def create_master_file(
         raise OutputExistsError(str(error)) from error
     except OutsideRootsError:
         raise
-    except OSError as error:
-        raise FileLayoutError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except (OSError, RuntimeError) as error:
+        raise FileLayoutError(f"{path}: cannot be written: {_reason(error)}") from error
     return summary
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _write(temporary: Path, path: Path, run: RecordedRun, account: str | None) -> MasterFile:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stddaq.files.hdf5_calls import hdf5_calls
 from stddaq.files.swmr import GrowingRows, close_swmr_file, open_swmr_file
 from stddaq.new_file import NewFile
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
@@ -84,13 +85,15 @@ class MetadataFile:
         self._is_closed = False
         self._file = open_swmr_file(new)
         try:
-            group = self._file.create_group(detector_name)
-            for name, value in attributes.items():
-                group.attrs[name] = value
-            self._metadata = GrowingRows(group, "metadata", layout.dtype)
-            self._file.swmr_mode = True
+            with hdf5_calls:
+                group = self._file.create_group(detector_name)
+                for name, value in attributes.items():
+                    group.attrs[name] = value
+                self._metadata = GrowingRows(group, "metadata", layout.dtype)
+                self._file.swmr_mode = True
         except BaseException:
-            self._file.close()
+            with contextlib.suppress(OSError, RuntimeError):
+                self._file.close()
             raise
 
     @classmethod

@@ -83,8 +83,9 @@ class PublishedImagesFile:
                     if not live:
                         self._describe(file)
                 self._verify(temporary.opened, live)
-        except OSError as error:
-            raise FileLayoutError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise FileLayoutError(f"{self.path}: cannot be written: {reason}") from error
 
     def _add(self, file: RawDatasets) -> _Mapped:
         first = next(iter(self._mapped.values()), None)

@@ -30,6 +30,7 @@ from stddaq.dataplane.metadata import compression_of
 from stddaq.errors import FileLayoutError
 from stddaq.files.compressed_chunks import FILTERS, ChunkMaker
 from stddaq.files.file_format import FILE_FORMAT
+from stddaq.files.hdf5_calls import hdf5_calls
 from stddaq.files.swmr import GrowingRows, close_swmr_file, open_swmr_file
 from stddaq.new_file import NewFile
 from stddaq.wire.compression import CompressionError
@@ -127,11 +128,13 @@ class RawFile:
         self._reserve: IO[bytes] | None = None
         try:
             self._reserve = _reserve_space(new.path.parent)
-            self._lay_out()
+            with hdf5_calls:
+                self._lay_out()
             self._fd: int = self._file.id.get_vfd_handle()
         except BaseException:
             self._release_reserve()
-            self._file.close()
+            with contextlib.suppress(OSError, RuntimeError):
+                self._file.close()
             raise
 
     @classmethod
@@ -218,7 +221,8 @@ class RawFile:
     def _extend(self, n_rows: int) -> None:
         """Make room for `n_rows` rows, never fewer than before: HDF5 would free chunks beyond the extent."""
         if n_rows > self._extent:
-            self._data.set_extent((n_rows, *self._layout.image_shape))
+            with hdf5_calls:
+                self._data.set_extent((n_rows, *self._layout.image_shape))
             self._extent = n_rows
 
     def _allocate_chunk(self) -> None:
@@ -254,19 +258,20 @@ class RawFile:
             if image is not None:
                 place = (self.n_images, 0, 0)
                 try:
-                    if position in uncompressed:
-                        store(place, image, FILTER_SKIPPED)
-                    else:
-                        store(place, self._chunks.chunk(image))
+                    content = image if position in uncompressed else self._chunks.chunk(image)
                 except CompressionError as error:
                     unreadable[position] = error
+                else:
+                    with hdf5_calls:
+                        store(place, content, FILTER_SKIPPED if position in uncompressed else 0)
             self.n_images += 1
         return unreadable
 
     def blank(self, row: int) -> None:
         """Remove the unflushed pixels of `row`, which turned out to be those of another image."""
         if self._layout.compression:
-            self._data.write_direct_chunk((row, 0, 0), self._zeros(), FILTER_SKIPPED)
+            with hdf5_calls:
+                self._data.write_direct_chunk((row, 0, 0), self._zeros(), FILTER_SKIPPED)
             return
         chunk, place = divmod(row, self._chunk_images)
         offset = self._chunk_offsets[chunk] + place * self._image_bytes
@@ -296,7 +301,8 @@ class RawFile:
             raise FileLayoutError(f"{self.path}: {n_rows} rows declared, {self.n_images} images put")
         try:
             self._extend(n_rows)
-            self._data.flush()
+            with hdf5_calls:
+                self._data.flush()
             self._metadata.append(self._declared)
         except (OSError, RuntimeError):
             self._release_reserve()  # Closing needs space as well.
@@ -336,7 +342,8 @@ class RawFile:
     def _finish(self, epochs: Sequence[tuple[int, int]]) -> None:
         try:
             self.flush()
-            self._data.set_extent((self.n_visible, *self._layout.image_shape))
+            with hdf5_calls:
+                self._data.set_extent((self.n_visible, *self._layout.image_shape))
             self._metadata.cut()
         finally:
             self._close_file()

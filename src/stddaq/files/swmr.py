@@ -11,6 +11,7 @@ import numpy as np
 from h5py import h5s
 
 from stddaq.files.file_format import FILE_FORMAT
+from stddaq.files.hdf5_calls import hdf5_calls
 from stddaq.new_file import NewFile
 
 # Chunks start on pages, so that the kernel copies whole ones.
@@ -21,14 +22,15 @@ CHUNK_ROWS = 4096
 def open_swmr_file(new: NewFile) -> h5py.File:
     """Return an empty HDF5 file in a format with SWMR, with data aligned to pages. Raises `OSError`."""
     try:
-        return h5py.File(
-            new.opened,
-            "w",
-            libver=FILE_FORMAT,
-            locking="best-effort",
-            alignment_threshold=16 * PAGE,
-            alignment_interval=PAGE,
-        )
+        with hdf5_calls:
+            return h5py.File(
+                new.opened,
+                "w",
+                libver=FILE_FORMAT,
+                locking="best-effort",
+                alignment_threshold=16 * PAGE,
+                alignment_interval=PAGE,
+            )
     except (OSError, RuntimeError) as error:
         raise OSError(errno.EIO, f"HDF5 cannot create the file: {error}", str(new.path)) from error
 
@@ -36,7 +38,8 @@ def open_swmr_file(new: NewFile) -> h5py.File:
 def close_swmr_file(file: h5py.File, path: Path) -> None:
     """Close a file whose datasets are closed. Raises `OSError`; closing cannot be tried again then."""
     try:
-        file.close()
+        with hdf5_calls:
+            file.close()
     except RuntimeError as error:
         raise OSError(errno.EIO, f"HDF5 cannot close the file: {error}", str(path)) from error
 
@@ -54,17 +57,20 @@ class GrowingRows:
     def append(self, rows: Sequence[tuple[int, ...]]) -> None:
         """Append `rows` and flush them, so that other processes can read them."""
         n_rows = self.n_rows + len(rows)
-        self._id.set_extent((n_rows,))
-        target = self._id.get_space()
-        target.select_hyperslab((self.n_rows,), (len(rows),))
         # h5py needs the values in an array of the very type, or it converts row by row.
-        self._id.write(h5s.create_simple((len(rows),)), target, np.array(rows, self._dtype))
-        self._id.flush()
+        values = np.array(rows, self._dtype)
+        with hdf5_calls:
+            self._id.set_extent((n_rows,))
+            target = self._id.get_space()
+            target.select_hyperslab((self.n_rows,), (len(rows),))
+            self._id.write(h5s.create_simple((len(rows),)), target, values)
+            self._id.flush()
         self.n_rows = n_rows
 
     def cut(self) -> None:
         """Remove rows that a failed `append` has left."""
-        self._id.set_extent((self.n_rows,))
+        with hdf5_calls:
+            self._id.set_extent((self.n_rows,))
 
     def close(self) -> None:
         """Close the dataset: HDF5 closes a file only after its last open object."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 import pytest
@@ -34,8 +36,8 @@ SMALL = {"image_pixel_height": 8, "image_pixel_width": 16}
 def bring_to(rig: Rig, state: State, begin: Callable[[int], object] | None = None) -> list[Image]:
     """Start a run and publish until it is in `state`. Return the published images.
 
-    In `saving_file` writer 0 is stopped while it makes the master file, until `release`. `begin` starts a run
-    of a given number of images and waits until it records; the default uses the rig's own client.
+    In `saving_file` writer 0 and its child, which makes the master file, are stopped until `release`. `begin`
+    starts a run of a given number of images and waits until it records; by default the rig's own client does.
     """
     shape = rig.config.image_shape
     begin = begin or (lambda n_image: rig.begin(n_image=n_image))
@@ -54,21 +56,30 @@ def bring_to(rig: Rig, state: State, begin: Callable[[int], object] | None = Non
         rig.publish(images[first : min(first + BATCH, N_GAPS - 1)])
         wait_until(lambda n=first: count_of(rig) >= min(n + BATCH, N_GAPS - 1), what="images of the run")
     rig.publish(images[-1:])
-    in_the_making = rig.path(f".fileMaster.h5.{rig.writers[0].pid}")
 
     def is_in_the_making() -> bool:
         assert not rig.path("fileMaster.h5").exists(), (
             "the master file was finished before the test could stop it"
         )
-        return in_the_making.exists()
+        return bool(makers_of_master(rig))
 
     wait_until(is_in_the_making, 30, "the master file in the making")
     rig.writers[0].send(signal.SIGSTOP)
+    for pid in makers_of_master(rig):
+        os.kill(pid, signal.SIGSTOP)
     return images
+
+
+def makers_of_master(rig: Rig) -> list[int]:
+    """Return the child of writer 0 that makes the master file, which the name of its temporary file tells."""
+    return [int(path.suffix[1:]) for path in rig.directory.glob(".fileMaster.h5.*")]
 
 
 def release(rig: Rig) -> None:
     """Let writer 0 finish the master file."""
+    for pid in makers_of_master(rig):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
     rig.writers[0].send(signal.SIGCONT)
 
 

@@ -109,4 +109,6 @@ def _carry_out(
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
     sys.argv = command
+    # The command with which the service replaces its process.
+    sys.orig_argv = [sys.executable, *command]
     sys.exit(_scripts()[Path(command[0]).name].load()())

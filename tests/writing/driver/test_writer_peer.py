@@ -233,3 +233,25 @@ def test_a_writer_that_disappears_is_noticed_once_and_receives_no_more_requests(
     assert sockets.answers[0].reason == sockets.failures[0]
     sockets.request(3)
     assert sockets.answers[-1].reason == "writer 0 is not connected"
+
+
+def test_a_writer_that_restarts_keeps_its_requests_and_is_not_connected_until_then(peer: FedPeer):
+    peer.ask(7)
+    assert not peer.receive(pb.WriterResponse(restarting=True).SerializeToString())
+    assert not peer.connected
+    assert peer.connection_changed(False) == ""
+    assert peer.answers == []
+    assert peer.connection_changed(True) == ""
+    assert peer.connected
+    peer.respond(code=pb.SUCCESS, request=7)
+    assert peer.answers == [(7, "")]
+    assert "exited" in peer.connection_changed(False)
+
+
+def test_a_response_may_announce_the_restart(peer: FedPeer):
+    peer.ask(7)
+    peer.respond(code=pb.FAILURE, reason="full", request=7, restarting=True)
+    assert peer.answers == [(7, "writer 0: full")]
+    assert not peer.connected
+    assert peer.is_restarting
+    assert peer.connection_changed(False) == ""

@@ -14,9 +14,11 @@ from support.processes.deployment import make_config, wait_until
 from stddaq.config import DetectorConfig
 from stddaq.daemon.main import StopRequest
 from stddaq.daemon.metrics import Registry
+from stddaq.daemon.replacement import HandedOver
 from stddaq.daemon.statistics import Period
 from stddaq.dataplane import connections, endpoints
 from stddaq.errors import StdDaqError
+from stddaq.files.hdf5_calls import hdf5_calls
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.writer import driver_presence, loop
 from stddaq.writing.writer.loop import MAX_CPP_REASON_BYTES, WriterLoop
@@ -328,3 +330,90 @@ def test_stopping_carries_out_received_requests_and_closes_the_file(
     stop.request()
     wait_until(lambda: "close" in recorder.calls, 5, "the file to be closed")
     assert not Path(endpoints.writer_to_driver(CONFIG.detector_name, 0).removeprefix("ipc://")).exists()
+
+
+class Successor:
+    """A loop whose process HDF5 has failed in, and what it hands over."""
+
+    def __init__(self, recorder: FakeRecorder) -> None:
+        self.stop = StopRequest()
+        self.handed_over: HandedOver | None = None
+        registry = Registry(CONFIG.detector_name, "std_det_writer", "0")
+        self._writer = WriterLoop(CONFIG, 0, recorder, registry)
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        self.handed_over = self._writer.serve(self.stop)
+
+    def end(self, stop: bool = False) -> HandedOver | None:
+        if stop:
+            self.stop.request()
+        self._thread.join(TIMEOUT_MS / 1000)
+        assert not self._thread.is_alive()
+        self.stop.close()
+        return self.handed_over
+
+
+@pytest.fixture
+def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: FakeRecorder) -> Successor:
+    monkeypatch.setenv("STDDAQ_IPC_DIR", str(tmp_path))
+    monkeypatch.setattr(hdf5_calls, "failed", False)
+    return Successor(recorder)
+
+
+def test_a_process_in_which_hdf5_failed_serves_no_further_request(
+    failing: Successor, monkeypatch: pytest.MonkeyPatch, path: Path
+):
+    driver = FakeDriver()
+    driver.create(path, request=1)
+    driver.response(1)
+    monkeypatch.setattr(hdf5_calls, "failed", True)
+    driver.record(0)
+    driver.send(close_file=pb.CloseWriterFile(), request=2)
+    answer = driver.response(2)
+    assert answer.restarting
+    assert answer.progress.n_written == 1
+    assert failing.end() == HandedOver([], [])
+    driver.close()
+
+
+def test_a_cpp_driver_gets_its_answer_from_the_next_process(
+    failing: Successor, recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch, path: Path
+):
+    driver = FakeDriver()
+    driver.create(path, request=0)
+    driver.receive()
+    monkeypatch.setattr(hdf5_calls, "failed", True)
+    driver.send(close_file=pb.CloseWriterFile())
+    handed_over = failing.end()
+    assert handed_over is not None
+    assert len(handed_over.answers) == 1
+    monkeypatch.setattr(hdf5_calls, "failed", False)
+    monkeypatch.setattr(loop, "handed_over", lambda: handed_over)
+    successor = Successor(recorder)
+    assert driver.receive().code == pb.SUCCESS
+    assert successor.end(stop=True) is None
+    driver.close()
+
+
+def test_a_request_that_finds_an_unfit_process_is_carried_out_by_the_next_one(
+    failing: Successor, recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch, path: Path
+):
+    driver = FakeDriver()
+    driver.create(path, request=1, run_id="first")
+    driver.response(1)
+    monkeypatch.setattr(hdf5_calls, "failed", True)
+    driver.create(path, request=2, run_id="second")
+    while not driver.receive().restarting:
+        pass
+    handed_over = failing.end()
+    assert handed_over is not None
+    monkeypatch.setattr(hdf5_calls, "failed", False)
+    monkeypatch.setattr(loop, "handed_over", lambda: handed_over)
+    successor = Successor(recorder)
+    successor.stop.request()
+    assert driver.response(2).code == pb.SUCCESS
+    successor.end()
+    assert recorder.calls == ["prepare", "open first", "close", "prepare", "open second", "close"]
+    driver.close()

@@ -8,10 +8,10 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Protocol
 
-from stddaq.cli.supervisor.parent_death import end_with_parent
 from stddaq.cli.supervisor.readiness import is_listening
 from stddaq.cli.supervisor.restarts import Restarts
 from stddaq.cli.supervisor.spec import ServiceSpec
+from stddaq.daemon.parent_death import end_with_parent
 
 # Limit for the end of a service after SIGTERM; services promise 2 s.
 END_TIMEOUT_S = 4.0

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.errors import StdDaqError
+from stddaq.files.limits import MASTER_FILE_TIMEOUT_S
 from stddaq.text import os_error_text
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.driver.active_run import ActiveRun, RunError
@@ -28,8 +29,6 @@ from stddaq.writing.driver.state import State
 from stddaq.writing.driver.writers import Writers
 
 POLL_S = 0.01
-# The master file of a run with many gaps takes long: 0.3 s for a thousand gaps, 3 s for ten thousand.
-MASTER_FILE_TIMEOUT_S = 600.0
 REMOVAL_TIMEOUT_S = 10.0
 # A message lists at most this many ids or ranges; the counts are always exact.
 LIST_LIMIT = 1000

@@ -58,6 +58,7 @@ class WriterPeer:
         name: `0`, `1`, ... or `meta`.
         title: the name in words, for messages.
         connected: whether a writer process is connected.
+        is_restarting: it has announced that it disconnects and connects again.
         n_forwarded: images of the current run that were sent to it.
         has_extensions: whether it returned the number of the request that it answered last: it reports
             progress and can create master files. C++ writers do not.
@@ -76,6 +77,7 @@ class WriterPeer:
         self._n_late = 0
         self._advanced_at = 0.0
         self._run_id = ""
+        self.is_restarting = False
 
     def begin_run(self, run_id: str) -> None:
         """Discard the reports of the last run."""
@@ -96,6 +98,10 @@ class WriterPeer:
             response = pb.WriterResponse.FromString(message)
         except DecodeError:
             return False
+        if response.restarting:
+            self.is_restarting, self.connected = True, False
+            if not response.request:
+                return False
         is_progress = response.HasField("progress") and response.run_id == self._run_id
         if is_progress:
             self._receive_progress(response.progress, complete=bool(response.request))
@@ -142,10 +148,12 @@ class WriterPeer:
     def connection_changed(self, connected: bool) -> str:
         """Note that the writer connected or disconnected. Return what is wrong with the run, if anything.
 
-        All pending requests of a writer that disconnects fail.
+        All pending requests of a writer that disconnects fail, unless it restarts: it answers afterwards.
         """
         self.connected = connected
         if connected:
+            self.is_restarting = False
+        if connected or self.is_restarting:
             return ""
         self._n_late = 0
         failure = f"{self.title} exited or hangs; {self._written_so_far()}"
@@ -216,6 +224,8 @@ class WriterConnection(WriterPeer):
         """Check for connections, disconnections and timeouts. Return what is newly wrong, if anything."""
         failure = ""
         for connected in connections.connection_changes(self.monitor):
+            if not connected:
+                self.receive_responses()  # What it sent before; it may restart.
             log.event("writer %s %s", self.name, "connected" if connected else "disconnected")
             failure = self.connection_changed(connected) or failure
         return self.expire_requests() or failure

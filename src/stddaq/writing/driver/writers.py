@@ -17,6 +17,8 @@ from stddaq.writing.driver.writer_peer import Answer
 T = TypeVar("T")
 # A new writer may need this long to connect; a run without it must be an error within 2 s.
 CONNECT_TIMEOUT_S = 1.5
+# One that replaces its process loads Python and HDF5, on an overloaded machine in seconds.
+RESTART_TIMEOUT_S = 15.0
 POLL_S = 0.01
 # The distributor's thread answers within milliseconds; on an overloaded machine within seconds.
 CALL_TIMEOUT_S = 30.0
@@ -49,10 +51,12 @@ class Writers:
 
     async def wait_until_connected(self) -> None:
         """Wait for new writers to connect. Raise `RunError` with the absent ones."""
-        deadline = time.monotonic() + CONNECT_TIMEOUT_S
-        while absent := [peer.title for peer in self._peers if not peer.connected]:
-            if time.monotonic() > deadline:
-                raise RunError(f"not connected: {', '.join(absent)}; nothing was created")
+        begin = time.monotonic()
+        while absent := [peer for peer in self._peers if not peer.connected]:
+            restarts = all(peer.is_restarting for peer in absent)
+            if time.monotonic() - begin > (RESTART_TIMEOUT_S if restarts else CONNECT_TIMEOUT_S):
+                titles = ", ".join(peer.title for peer in absent)
+                raise RunError(f"not connected: {titles}; nothing was created")
             await asyncio.sleep(POLL_S)
 
     async def create_files(self, run: ActiveRun) -> None:

@@ -7,6 +7,7 @@ so that it closes the file of a run whose driver has crashed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import deque
 from pathlib import Path
@@ -17,12 +18,16 @@ from google.protobuf.message import DecodeError
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon.batching import Batching
+from stddaq.daemon.isolation import run_in_fork
 from stddaq.daemon.main import StopRequest
 from stddaq.daemon.metrics import Registry
+from stddaq.daemon.replacement import HandedOver, handed_over
 from stddaq.daemon.statistics import StatisticsLine
 from stddaq.daemon.user_switch import UserSwitch
 from stddaq.dataplane import connections, endpoints
 from stddaq.errors import StdDaqError
+from stddaq.files.hdf5_calls import hdf5_calls
+from stddaq.files.limits import MASTER_FILE_TIMEOUT_S
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.wire.writer_messages import check_action
 from stddaq.writing.master_request import create_as_requested
@@ -35,6 +40,8 @@ RECEIVE_LIMIT = 1000
 STOP_DRAIN_S = 0.5
 # A driver that has just started may not be connected yet when the first response is sent.
 RESPONSE_TIMEOUT_MS = 500
+# For the last responses, when the sockets are closed.
+LINGER_MS = 200
 # The std_daq driver (C++) receives into a buffer of 512 bytes and reads past its end if a response is longer.
 MAX_CPP_REASON_BYTES = 480
 
@@ -52,6 +59,7 @@ class WriterLoop:
         self._statistics = StatisticsLine(config, registry, recorder.statistics)
         self._context = zmq.Context()
         self._responses = connections.open_socket(self._context, zmq.PUSH)
+        self._responses.linger = LINGER_MS
         self._responses.sndtimeo = RESPONSE_TIMEOUT_MS
         self._actions = connections.open_socket(self._context, zmq.PULL)
         self._monitor = connections.watch_connections(self._actions)
@@ -63,7 +71,10 @@ class WriterLoop:
             self._context.destroy(linger=0)
             raise
         self._batching = Batching.of_reader(config)
-        self._waiting: deque[pb.WriterAction] = deque()
+        # Left by the process that this one replaces.
+        left = handed_over()
+        self._waiting = deque(map(pb.WriterAction.FromString, left.requests))
+        self._unsent = list(left.answers)
         self._n_malformed = 0
         self._flushes, self._driver = FlushSchedule(), DriverPresence()
         # The run that is being written.
@@ -73,14 +84,23 @@ class WriterLoop:
         self._reports_progress = False
         self._reported = (0, 0)
 
-    def serve(self, stop: StopRequest) -> None:
-        """Carry out requests until asked to stop; then close the open file, if any, and the sockets."""
+    @property
+    def _is_unfit(self) -> bool:
+        """Return whether this process must not open another file, because HDF5 has failed in it."""
+        return hdf5_calls.failed and self._open_path is None
+
+    def serve(self, stop: StopRequest) -> HandedOver | None:
+        """Carry out requests until asked to stop; then close the open file, if any, and the sockets.
+
+        Return what the next process needs if HDF5 has failed in this one: end it without HDF5's clean-up.
+        """
         poller = zmq.Poller()
         for source in (self._actions, self._monitor, stop.fileno()):
             poller.register(source, zmq.POLLIN)
         batching, flushes = self._batching, self._flushes
         try:
-            while not stop.poll():
+            self._send_unsent()
+            while not stop.poll() and not self._is_unfit:
                 events = poller.poll(self._timeout_ms())
                 if flushes.batching_pause and events:
                     time.sleep(flushes.batching_pause)
@@ -90,14 +110,27 @@ class WriterLoop:
                 if self._statistics.write_if_due():
                     self._recorder.end_period()
                     self._log_malformed()
+            if self._is_unfit and not stop.requested:
+                return self._hand_over()
+            self._send_unsent()
             deadline = time.monotonic() + STOP_DRAIN_S
             while self._work() and time.monotonic() < deadline:
                 pass
             self._close_left_open("this writer was asked to stop")
+            return HandedOver() if hdf5_calls.failed else None
         finally:
             self._actions.disable_monitor()
             connections.unbind(self._responses, self._responses_endpoint)
-            self._context.destroy(linger=200)
+            self._context.destroy(linger=LINGER_MS)
+
+    def _hand_over(self) -> HandedOver:
+        log.logger.warning("HDF5 has failed in this process; it restarts")
+        if self._waiting and self._reports_progress:
+            # The driver keeps its requests then. It is sent before the connections are closed.
+            with contextlib.suppress(zmq.Again):
+                self._responses.send(pb.WriterResponse(restarting=True).SerializeToString(), zmq.NOBLOCK)
+        requests = [action.SerializeToString() for action in self._waiting]
+        return HandedOver(requests, self._unsent)
 
     def _timeout_ms(self) -> int:
         timeout = self._statistics.due_in
@@ -112,7 +145,7 @@ class WriterLoop:
         waiting = self._waiting
         self._receive(RECEIVE_LIMIT)
         n_received = len(waiting)
-        while waiting:
+        while waiting and not self._is_unfit:
             images: list[pb.RecordImage] = []
             while (
                 waiting and len(images) < self._recorder.batch_limit and waiting[0].HasField("record_image")
@@ -162,6 +195,13 @@ class WriterLoop:
     def _carry_out(self, action: pb.WriterAction) -> None:
         """Carry out one request and send the response, with the reason if it has failed."""
         kind = action.WhichOneof("action")
+        if kind == "create_file":
+            self._watch_driver()  # Earlier changes of the connection concern earlier runs.
+            self._close_left_open("the driver has started another run")
+            self._reports_progress = bool(action.request)
+            if self._is_unfit:
+                self._waiting.appendleft(action)
+                return
         response = pb.WriterResponse(code=pb.SUCCESS, request=action.request)
         try:
             check_action(action)
@@ -181,7 +221,12 @@ class WriterLoop:
             response.code, response.reason = pb.FAILURE, _reason(error)
             log.logger.error("%s failed: %s", kind, response.reason)
         self._complete(response, action)
-        self._send(response)
+        if self._is_unfit and not action.request:
+            # A std_daq driver (C++) must not send the next request while this process restarts.
+            self._unsent.append(response.SerializeToString())
+        else:
+            response.restarting = self._is_unfit
+            self._send(response.SerializeToString())
 
     def _complete(self, response: pb.WriterResponse, action: pb.WriterAction) -> None:
         """Add what this driver understands: the std_daq driver (C++) numbers no requests."""
@@ -195,8 +240,6 @@ class WriterLoop:
         response.reason = _shortened(response.reason)
 
     def _create(self, action: pb.WriterAction) -> None:
-        self._watch_driver()  # Earlier changes of the connection concern earlier runs.
-        self._close_left_open("the driver has started another run")
         create = action.create_file
         self._recorder.prepare()
         self._user.become(create.writer_id)
@@ -206,7 +249,7 @@ class WriterLoop:
             self._user.return_to_self()
             raise
         self._open_path, self._uid = Path(create.path), create.writer_id
-        self._run_id, self._reports_progress = create.run_id, bool(action.request)
+        self._run_id = create.run_id
         self._reported = (0, 0)
         log.event("file %s created for uid %d", create.path, create.writer_id)
 
@@ -235,17 +278,21 @@ class WriterLoop:
     def _create_master(self, action: pb.CreateMasterFile) -> None:
         self._user.become(self._uid)
         try:
-            create_as_requested(action)
+            # HDF5 may fail, or crash, when there is no space.
+            run_in_fork(functools.partial(create_as_requested, action), MASTER_FILE_TIMEOUT_S, action.path)
         finally:
             self._user.return_to_self()
 
-    def _send(self, response: pb.WriterResponse) -> None:
+    def _send_unsent(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        for response in unsent:
+            self._send(response)
+
+    def _send(self, response: bytes) -> None:
         try:
-            self._responses.send(response.SerializeToString())
+            self._responses.send(response)
         except zmq.Again:
-            log.logger.warning(
-                "no driver is connected; the response %s is dropped", pb.ResponseCode.Name(response.code)
-            )
+            log.logger.warning("no driver is connected; a response is dropped")
 
     def _watch_driver(self) -> None:
         """Close the file of a run whose driver has disconnected."""

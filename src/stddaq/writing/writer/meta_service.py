@@ -14,6 +14,7 @@ from stddaq.daemon import log, metrics
 from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import ArgumentParser
 from stddaq.daemon.metrics import Registry
+from stddaq.daemon.replacement import HandedOver
 from stddaq.daemon.statistics import Period
 from stddaq.errors import ConfigError
 from stddaq.files.metadata_file import EIGER, GIGAFROST, JUNGFRAU, PCO, MetadataFile, MetadataLayout
@@ -147,7 +148,9 @@ def _main(
     )
     parser.add_config()
 
-    def serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
+    def serve(
+        config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest
+    ) -> HandedOver | None:
         if config.detector_type not in detector_types:
             raise ConfigError(
                 mismatch(
@@ -159,6 +162,6 @@ def _main(
         registry = Registry(config.detector_name, parser.prog)
         loop = WriterLoop(config, WRITER, MetadataRecorder(config, layout), registry)
         log.ready("metadata writer of %s", config.detector_name)
-        loop.serve(stop)
+        return loop.serve(stop)
 
     return daemon.run(parser, serve, argv)

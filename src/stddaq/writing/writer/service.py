@@ -10,6 +10,7 @@ from stddaq.daemon import log
 from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import ArgumentParser, writer_number
 from stddaq.daemon.metrics import Registry
+from stddaq.daemon.replacement import HandedOver
 from stddaq.writing.writer.image_recorder import ImageRecorder
 from stddaq.writing.writer.loop import WriterLoop
 
@@ -25,17 +26,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return daemon.run(parser, _serve, argv)
 
 
-def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
+def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> HandedOver | None:
     if args.writer_id >= config.number_of_writers:
         log.event(
             "writer %d is not needed: number_of_writers is %d", args.writer_id, config.number_of_writers
         )
-        return
+        return None
     recorder = ImageRecorder(config, args.source_suffix, args.writer_id)
     try:
         registry = Registry(config.detector_name, NAME, str(args.writer_id))
         loop = WriterLoop(config, args.writer_id, recorder, registry)
         log.ready("writer %d of %s", args.writer_id, config.detector_name)
-        loop.serve(stop)
+        return loop.serve(stop)
     finally:
         recorder.detach()

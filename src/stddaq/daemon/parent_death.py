@@ -11,15 +11,15 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def end_with_parent() -> Callable[[], None]:
-    """Return a `preexec_fn` that lets the kernel send the child SIGTERM when this process dies.
+def end_with_parent(by: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
+    """Return a function for the child, which lets the kernel end it `by` a signal when this process dies.
 
-    With SIGTERM, unlike SIGKILL, the child still closes files and removes sockets and segments.
+    With SIGTERM, unlike SIGKILL, a service still closes files and removes sockets and segments.
     """
     parent = os.getpid()
 
     def in_child() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, by)
         if os.getppid() != parent:
             os._exit(1)  # The parent died before the line above.
 
