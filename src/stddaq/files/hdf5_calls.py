@@ -30,7 +30,7 @@ class Hdf5Calls:
             return
         self.failed = True
         if kind is RuntimeError:
-            raise OSError(errno.EIO, f"HDF5 has failed: {error}") from error
+            raise OSError(errno.EIO, str(error)) from error
 
 
 # Of this process.

@@ -31,8 +31,9 @@ def open_swmr_file(new: NewFile) -> h5py.File:
                 alignment_threshold=16 * PAGE,
                 alignment_interval=PAGE,
             )
-    except (OSError, RuntimeError) as error:
-        raise OSError(errno.EIO, f"HDF5 cannot create the file: {error}", str(new.path)) from error
+    except OSError as error:
+        reason = f"HDF5 cannot create the file: {error.strerror or error}"
+        raise OSError(errno.EIO, reason, str(new.path)) from error
 
 
 def close_swmr_file(file: h5py.File, path: Path) -> None:
@@ -40,8 +41,9 @@ def close_swmr_file(file: h5py.File, path: Path) -> None:
     try:
         with hdf5_calls:
             file.close()
-    except RuntimeError as error:
-        raise OSError(errno.EIO, f"HDF5 cannot close the file: {error}", str(path)) from error
+    except OSError as error:
+        reason = f"HDF5 cannot close the file: {error.strerror or error}"
+        raise OSError(errno.EIO, reason, str(path)) from error
 
 
 class GrowingRows:
