@@ -20,10 +20,10 @@ help: ## list the targets
 demo: $(VENV)/.installed ## record simulated images and check every pixel of the files (in ./demo)
 	@$(BIN)/stddaq demo $(ARGS)
 
-test: $(VENV)/.installed-dev ## run the tests, except those that need databroker 1, InfluxDB or Debian's HDF5
+test: $(VENV)/.installed-dev ## run the tests, except those that need databroker 1, InfluxDB, Debian's HDF5 or plan queues
 	@$(BIN)/pytest -n auto -m "not external" $(ARGS)
 
-test-all: $(VENV)/.installed-dev $(VENV)/.installed-databroker1 $(VENV)/.installed-influxdb $(VENV)/.installed-debian-hdf5 ## run all tests
+test-all: $(VENV)/.installed-dev $(VENV)/.installed-databroker1 $(VENV)/.installed-influxdb $(VENV)/.installed-debian-hdf5 $(VENV)/.installed-queues ## run all tests
 	@$(BIN)/pytest -n auto $(ARGS)
 
 faults: $(VENV)/.installed-dev ## provoke every fault and write the results into docs/explanations/faults.md
@@ -80,6 +80,10 @@ $(VENV)/.installed-influxdb: $(VENV)/.created .ci/make-influxdb
 
 $(VENV)/.installed-debian-hdf5: $(VENV)/.created .ci/make-debian-hdf5
 	@sh .ci/make-debian-hdf5 $(VENV)/debian-hdf5
+	@touch $@
+
+$(VENV)/.installed-queues: $(VENV)/.installed-dev .ci/make-queues
+	@sh .ci/make-queues $(VENV)
 	@touch $@
 
 $(VENV)/.created:

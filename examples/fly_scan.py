@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from bluesky import RunEngine
 from bluesky.callbacks.best_effort import BestEffortCallback
@@ -37,8 +38,8 @@ def main() -> None:
     camera = SimulatedCamera(DetectorConfig.load(args.config).detector_name, name="camera")
     camera.rate.put(args.rate)
     det = StdDaqDetector(args.url, name="det", paths=args.directory, trigger=camera)
-    # A simulated motor arrives at once.
-    motor = SynAxis(name="motor")
+    # A simulated motor arrives at once. bluesky's annotations do not know ophyd's.
+    motor: Any = SynAxis(name="motor")
 
     RE = RunEngine()  # noqa: N806 (bluesky's own name for it)
     best_effort = BestEffortCallback()

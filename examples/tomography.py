@@ -40,9 +40,10 @@ class Beamline:
     OFFSET, BEAM = 100.0, 4000.0
 
     def __init__(self, source: ImagePublisher, shape: tuple[int, int]) -> None:
-        self.shutter = Signal(name="shutter", value=0)
-        self.sample = SynAxis(name="sample")
-        self.rotation = SynAxis(name="rotation")
+        # bluesky's annotations do not know ophyd's.
+        self.shutter: Any = Signal(name="shutter", value=0)
+        self.sample: Any = SynAxis(name="sample")
+        self.rotation: Any = SynAxis(name="rotation")
         self._source, self._shape = source, shape
         self._random = np.random.default_rng(1)
 

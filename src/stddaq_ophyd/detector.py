@@ -34,7 +34,13 @@ from stddaq_ophyd.core.paths import DirectoryPaths, PathProvider
 from stddaq_ophyd.core.publication import Publication
 from stddaq_ophyd.core.run_counts import RunCounts
 from stddaq_ophyd.detector_signals import DetectorSignals
-from stddaq_ophyd.steps import AcquisitionStatus, Steps, StepStatus, in_run_engine
+from stddaq_ophyd.steps import (
+    AcquisitionStatus,
+    Steps,
+    StepStatus,
+    in_run_engine,
+    is_description_for_documents,
+)
 
 # An exiting program waits this long for the files of a run that is still open.
 EXIT_TIMEOUT_S = 10.0
@@ -133,6 +139,7 @@ class StdDaqDetector(DetectorSignals):
             raise RedundantStaging(f"{self.name} is staged already; {self.name}.unstage() comes first")
         self._is_staged, self._steps.error = True, None
         self._is_triggered = self._is_read = False
+        self.stream.put("")
         self._n_events_to_fly = self._n_images_in_flight = 0
         return self._steps.submit(self._stage, StepStatus(self))
 
@@ -143,7 +150,6 @@ class StdDaqDetector(DetectorSignals):
             super().stage()
             self._acquisition = self._new_acquisition()
             self._reset_counts()
-            self.stream.put("")
             run = self._acquisition.start_run()
             if run.image_shape and run.dtype:
                 self._note_layout(run.image_shape, run.dtype, len(run.raw_files))
@@ -257,17 +263,18 @@ class StdDaqDetector(DetectorSignals):
     def describe(self) -> OrderedDict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return descriptions of what `read` returns, and of the images, which documents reference."""
         description: Any = super().describe()
-        if not in_run_engine():
-            description.update(self._describe_images())
-        elif self._is_staged:
+        if is_description_for_documents() and self._is_staged:
             # A RunEngine asks once for each stream of each run, before its first documents.
             self._expect_new_stream()
+        if self._is_staged or not in_run_engine():
             description.update(self._describe_images())
         return description
 
     def _expect_new_stream(self) -> None:
         if self._acquisition is not None:
             self._acquisition.expect_new_stream(self._event_size, self._stream_name)
+            if self._is_read:
+                self._documents.read_again(self._acquisition.withdraw_point, self._publish)
 
     @property
     def image_key(self) -> str:
@@ -327,11 +334,16 @@ class StdDaqDetector(DetectorSignals):
 
     def kickoff(self) -> StepStatus:
         """Start a flight of the prepared length. The Status is done when the camera was triggered."""
-        self._check_staged("kickoff")
         n_events, self._n_events_to_fly = self._n_events_to_fly, 0
-        if not n_events:
+        if not self._is_staged or not n_events:
+            found = "an unknown number" if self._is_staged else "not staged"
             raise AcquisitionError(
-                f"{self.name}: the number of events is unknown; {self.name}.prepare(n) comes first"
+                mismatch(
+                    f"{self.name}: kickoff",
+                    f"{self.name}.stage() and {self.name}.prepare(n) before it",
+                    found,
+                    f"the plan is stddaq_ophyd.plans.fly([{self.name}], n)",
+                )
             )
         if not self._documents.supports_flights:
             raise AcquisitionError(f'{self.name}: flights need a device with documents="stream"')
@@ -371,7 +383,8 @@ class StdDaqDetector(DetectorSignals):
 
     def describe_collect(self) -> dict[str, dict[str, Any]]:
         """Return the description of the images; their documents come by `collect`."""
-        self._expect_new_stream()
+        if is_description_for_documents():
+            self._expect_new_stream()
         return self._describe_images()
 
     def _n_ready_events(self) -> int:

@@ -6,12 +6,25 @@ from typing import Any
 
 from ophyd import Component, Device, Kind, Signal
 from ophyd.signal import InternalSignal
+from ophyd.status import Status
 
 from stddaq.text import mismatch
 from stddaq_ophyd.core.acquisition import Settings
 from stddaq_ophyd.core.errors import AcquisitionError
 from stddaq_ophyd.core.paths import PathInfo
 from stddaq_ophyd.core.run_counts import RunCounts
+
+
+class _AtOnceSignal(Signal):
+    """A signal whose `set` is done when it returns, without a thread: plans set it for each event."""
+
+    def set(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, value: Any, *, timeout: Any = None, settle_time: Any = None
+    ) -> Status:
+        self.put(value)
+        status = Status(self)
+        status.set_finished()
+        return status
 
 
 class DetectorSignals(Device):
@@ -34,10 +47,7 @@ class DetectorSignals(Device):
     )
     allow_bad = Component(Signal, value=0, kind=Kind.config, doc="1: accept points with bad images")
     stream = Component(
-        Signal,
-        value="",
-        kind=Kind.omitted,
-        doc="stream of the next images; plans that return to an earlier stream set it",
+        _AtOnceSignal, value="", kind=Kind.omitted, doc="stream of the next images, set by `name_streams`"
     )
     image_height = Component(InternalSignal, value=0, kind=Kind.config, doc="pixels")
     image_width = Component(InternalSignal, value=0, kind=Kind.config, doc="pixels")

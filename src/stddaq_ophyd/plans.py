@@ -2,9 +2,10 @@
 
 Bluesky's own plans (count, scan, grid_scan, ...) take images point by point. `bluesky.plans.fly` cannot drive
 a device that emits StreamDatum documents.
-"""
 
-from __future__ import annotations
+The annotations of the public plans are an interface: bluesky-queueserver and blueapi choose devices by them,
+and check arguments. They are evaluated, not strings, and name types of bluesky and Python only.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,9 +14,10 @@ from typing import Any
 import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
 import numpy as np
+from bluesky.protocols import Movable, Readable
 from bluesky.utils import MsgGenerator, short_uid
 
-from stddaq_ophyd.detector import StdDaqDetector
+__all__ = ["fly", "fly_scan", "tomography"]
 
 # Tables and plots show the stream `primary`, so that has the progress and positions of a flight.
 IMAGES = "images"
@@ -23,11 +25,11 @@ DARKS, FLATS = "darks", "flats"
 
 
 def fly(
-    detectors: Sequence[StdDaqDetector],
+    detectors: Sequence[Readable],
     num: int,
     *,
     period: float = 0.5,
-    md: Mapping[str, Any] | None = None,
+    md: dict[str, Any] | None = None,
 ) -> MsgGenerator[str]:
     """Take `num` events of `images_per_event` images with each detector, without stopping between them.
 
@@ -41,14 +43,14 @@ def fly(
 
 
 def fly_scan(
-    detectors: Sequence[StdDaqDetector],
-    motor: Any,
+    detectors: Sequence[Readable],
+    motor: Movable,
     start: float,
     stop: float,
     num: int,
     *,
     period: float = 0.5,
-    md: Mapping[str, Any] | None = None,
+    md: dict[str, Any] | None = None,
 ) -> MsgGenerator[str]:
     """Do what `fly` does while `motor` moves from `start` to `stop` at its configured speed.
 
@@ -59,8 +61,8 @@ def fly_scan(
     md = {
         "plan_name": "fly_scan",
         "plan_args": arguments | {"num": num},
-        "motors": [motor.name],
-        "hints": {"dimensions": [(motor.hints["fields"], "primary")]} if hasattr(motor, "hints") else {},
+        "motors": [_name(motor)],
+        "hints": _dimensions(motor),
     } | dict(md or {})
     moved = short_uid("moved")
     go = partial(bps.abs_set, motor, stop, group=moved)
@@ -106,6 +108,15 @@ def _flight(
     return (yield from inner())
 
 
+def _name(device: Any) -> str:
+    return device.name
+
+
+def _dimensions(motor: Any) -> dict[str, Any]:
+    """Return the hint that plots are over the positions of `motor`."""
+    return {"dimensions": [(motor.hints["fields"], "primary")]} if hasattr(motor, "hints") else {}
+
+
 def _event(readables: Sequence[Any]) -> MsgGenerator[None]:
     yield from bps.create("primary")
     for readable in readables:
@@ -114,21 +125,21 @@ def _event(readables: Sequence[Any]) -> MsgGenerator[None]:
 
 
 def tomography(
-    detectors: Sequence[Any],
-    rotation: Any,
+    detectors: Sequence[Readable],
+    rotation: Movable,
     start: float,
     stop: float,
     num: int,
     *,
-    shutter: Any,
-    sample: Any,
+    shutter: Movable,
+    sample: Movable,
     sample_in: float,
     sample_out: float,
     open_value: Any = 1,
     closed_value: Any = 0,
     n_darks: int = 10,
     n_flats: int = 10,
-    md: Mapping[str, Any] | None = None,
+    md: dict[str, Any] | None = None,
 ) -> MsgGenerator[str]:
     """Take darks, flats and `num` projections from angle `start` to `stop` (not included) in one run.
 
@@ -138,17 +149,18 @@ def tomography(
     and their angles. Returns the uid of the run.
     """
     angles = np.linspace(start, stop, num, endpoint=False)
-    hints = {"dimensions": [(rotation.hints["fields"], "primary")]} if hasattr(rotation, "hints") else {}
     md = {
         "plan_name": "tomography",
-        "detectors": [detector.name for detector in detectors],
-        "motors": [rotation.name],
+        "detectors": [*map(_name, detectors)],
+        "motors": [_name(rotation)],
         "num_points": num,
         "num_darks": n_darks,
         "num_flats": n_flats,
         "plan_args": {"rotation": repr(rotation), "start": start, "stop": stop, "num": num},
-        "hints": hints,
+        "hints": _dimensions(rotation),
     } | dict(md or {})
+
+    readables: list[Any] = [*detectors, rotation]
 
     def take(stream: str) -> MsgGenerator[Any]:
         yield from bps.checkpoint()
@@ -167,7 +179,7 @@ def tomography(
         for angle in angles:
             yield from bps.checkpoint()
             yield from bps.mv(rotation, angle)
-            yield from bps.trigger_and_read([*detectors, rotation], name="primary")
+            yield from bps.trigger_and_read(readables, name="primary")
 
     def leave() -> MsgGenerator[None]:
         yield from bps.mv(shutter, closed_value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from ophyd import Device
@@ -25,12 +25,28 @@ def in_run_engine() -> bool:
     return threading.current_thread().name == "bluesky-run-engine"
 
 
+def is_description_for_documents() -> bool:
+    """Return whether a RunEngine calls for the documents of a new stream, and not a plan that it runs.
+
+    Plans run in the task of `RunEngine._run`; descriptions of new streams are gathered in tasks of their own.
+    """
+    if not in_run_engine():
+        return False
+    task = asyncio.current_task()
+    coroutine = task.get_coro() if task else None
+    return getattr(coroutine, "__qualname__", "") != "RunEngine._run"
+
+
 class StepStatus(DeviceStatus):
     """The Status of one step; its representation includes the reason of a failure."""
 
     def __init__(self, device: Device) -> None:
         # The device itself ends what a failed step leaves open.
         super().__init__(device, call_stop_on_failure=False)
+
+    def __iter__(self) -> Iterator[Device]:
+        # bluesky's lazily_stage_wrapper takes what `stage` returns for a list of devices.
+        return iter((self.device,))
 
     def __str__(self) -> str:
         state = f"failed: {self._exception}" if self._exception else "done" if self.done else "running"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +23,7 @@ from ophyd import Component, Device, Signal
 from ophyd.sim import SynAxis
 from ophyd.status import Status
 from support.assertions.plans import Documents, PointCamera, assert_images, stream_images
-from support.processes.deployment import Deployment, wait_until
+from support.processes.deployment import Deployment, Service, console_script, wait_until
 from support.processes.recording import image_of
 
 from stddaq.client import DriverClient
@@ -425,12 +428,59 @@ def test_two_run_engines_use_a_detector_in_turn(
     newer.loop.close()
 
 
-def test_a_driver_whose_run_was_left_by_a_killed_process_says_what_to_type(
-    engine: RunEngine, make_detector: MakeDetector
+FLIGHT = """
+import sys
+from bluesky import RunEngine
+from stddaq_ophyd import SimulatedCamera, StdDaqDetector
+from stddaq_ophyd.plans import fly
+camera = SimulatedCamera(sys.argv[2], name="camera")
+camera.rate.put(20)
+det = StdDaqDetector(sys.argv[1], name="det", paths=sys.argv[3], trigger=camera)
+RE = RunEngine(context_managers=[])
+RE.subscribe(lambda name, doc: print(name, flush=True), "stream_datum")
+RE(fly([det], 1000, period=0.1))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_the_run_of_a_process_that_was_killed_is_ended_by_the_next(
+    engine: RunEngine, simulated: Any, directory: Path, how: signal.Signals
 ):
+    arguments = (simulated.url, simulated.camera.prefix, str(directory))
+    killed = Service([sys.executable, "-c", FLIGHT, *arguments], os.environ)
+    killed.wait_for_line("stream_datum", 50)
+    killed.send(how)
+    killed.wait(timeout=20)
+    found = Documents()
+    engine(count([simulated.det], 3), found)
+    simulated.assert_shown(found, simulated.camera.status().next_id - 3, 3)
+    wait_until(lambda: simulated.det.driver_state() == "idle", what="the driver to be idle")
+
+
+def test_the_run_of_another_program_is_not_ended(engine: RunEngine, make_detector: MakeDetector):
     det, camera = make_detector()
     with DriverClient(det.prefix) as client:
         client.start(camera.rig.directory, file_prefix="other_")
+        run_id = client.status().run_id
         with pytest.raises(FailedStatus) as failed:
             engine(count([det]))
-    assert f"stddaq stop --url {det.prefix}" in str(failed.value.__cause__)
+        assert client.status().run_id == run_id
+    text = str(failed.value.__cause__)
+    command = re.search(r"`(stddaq stop --url \S+)`", text)
+    assert command is not None, text
+    # The advice works when it is typed.
+    program, *arguments = command[1].split()
+    subprocess.run([console_script(program), *arguments], check=True, timeout=30)
+    engine(count([det]))
+
+
+def test_the_run_of_another_detector_that_is_alive_is_not_ended(
+    engine: RunEngine, make_detector: MakeDetector
+):
+    det, _ = make_detector()
+    other = StdDaqDetector(det.prefix, name="other", paths=det.paths)
+    other.stage().wait(10)
+    with pytest.raises(FailedStatus, match="driver is busy"):
+        engine(count([det]))
+    other.unstage().wait(10)
+    engine(count([det]))

@@ -68,9 +68,10 @@ def test_a_flight_takes_a_whole_number_of_events(make: Make, value: Any):
 
 def test_methods_that_need_staging_say_so(make: Make):
     det = make()
-    for step in (det.trigger, det.kickoff):
-        with pytest.raises(AcquisitionError, match=r"not staged; det\.stage\(\) comes first"):
-            step()
+    with pytest.raises(AcquisitionError, match=r"not staged; det\.stage\(\) comes first"):
+        det.trigger()
+    with pytest.raises(AcquisitionError, match=r"expected det\.stage\(\) and det\.prepare\(n\) before it"):
+        det.kickoff()
 
 
 def test_completing_without_a_flight_is_done(make: Make):

@@ -31,7 +31,7 @@ def test_a_point_can_be_taken_by_hand(make_detector: MakeDetector, capsys: pytes
     with pytest.raises(AcquisitionError, match=r"not staged; det\.stage\(\) comes first"):
         det.trigger()
     det.stage()
-    with pytest.raises(AcquisitionError, match=r"det\.prepare\(n\) comes first"):
+    with pytest.raises(AcquisitionError, match=r"det\.prepare\(n\) before it, got an unknown number"):
         det.kickoff()
     det.trigger()
     reading = det.read()

@@ -64,7 +64,7 @@ def test_documents_of_a_flight_are_emitted_while_its_images_arrive(
 ):
     det, camera = make_flyer(rig={"number_of_writers": 3})
     det.images_per_event.put(2)
-    motor = SynAxis(name="motor")
+    motor: Any = SynAxis(name="motor")
     engine(fly_scan([det], motor, 2, 5, 250, period=0.2))
     assert_images(stream_images(documents), camera.published)
     stops = [datum["indices"]["stop"] for datum in documents["stream_datum"]]
@@ -97,8 +97,10 @@ def test_tomography_puts_darks_flats_and_projections_into_separate_streams(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector
 ):
     det, camera = make_detector(rig={"number_of_writers": 3})
-    rotation, sample = SynAxis(name="rotation"), SynAxis(name="sample")
-    shutter = Signal(name="shutter", value=1)
+    # bluesky's protocols do not know the types of ophyd's Status.
+    rotation: Any = SynAxis(name="rotation")
+    sample: Any = SynAxis(name="sample")
+    shutter: Any = Signal(name="shutter", value=1)
     beamline: list[tuple[Any, Any]] = []
 
     def expose() -> None:

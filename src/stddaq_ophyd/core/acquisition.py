@@ -423,6 +423,12 @@ class Acquisition:
                 )
             return documents
 
+    def withdraw_point(self) -> None:
+        """Forget that the last point was published; its documents are not emitted."""
+        with self._guard:
+            if self._point is not None:
+                self._publication.withdraw_point(self._point)
+
     def n_ready_events(self) -> int:
         """Return the number of events of the flight that can be published, or were."""
         with self._guard:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -68,13 +69,25 @@ class Composer(ABC):
     def n_published(self) -> int:
         """Return the number of events whose documents were emitted, or can no longer be withdrawn."""
 
+    def withdraw(self, event: int) -> None:
+        """Forget `event` and those after it, whose documents are not emitted."""
+        return
+
     @abstractmethod
     def compose(self, n_events: int, images: Images) -> Iterator[Document]:
         """Yield documents of `images`, the events from `n_published` to `n_events` (not included)."""
 
-    @abstractmethod
-    def check_stream(self) -> None:
-        """Raise `StreamsMixedError` when the documents were emitted into more than one stream."""
+    @property
+    def descriptors(self) -> Set[str]:
+        """Return the event descriptors of the stream, where documents show them."""
+        return frozenset()
+
+    def check_stream(self, others: Set[str]) -> None:
+        """Raise `StreamsMixedError` when documents were emitted into another stream.
+
+        `others` are the descriptors of all other streams.
+        """
+        return
 
 
 class Documents(ABC):
@@ -101,6 +114,10 @@ class Documents(ABC):
     def reading(self, data_key: str, publish: Publish) -> dict[str, Any]:
         """Return what the reading of an event holds for the images."""
         return {}
+
+    def read_again(self, withdraw: Callable[[], None], publish: Publish) -> None:
+        """Change the last reading, if it was published before its new stream was known."""
+        return
 
     @abstractmethod
     def collect(self, publish: Publish) -> Iterator[Document]:
@@ -159,6 +176,12 @@ class StreamComposer(Composer):
             },
         )
         self._data: list[StreamDatum] = []
+        self._descriptors: set[str] = set()
+
+    @property
+    def descriptors(self) -> Set[str]:
+        emitted = (datum["descriptor"] for datum in self._data if datum["descriptor"])
+        return self._descriptors or set(islice(emitted, 1))
 
     @property
     def n_published(self) -> int:
@@ -177,13 +200,22 @@ class StreamComposer(Composer):
         self._data.append(datum)
         yield "stream_datum", datum
 
-    def check_stream(self) -> None:
-        if len({datum["descriptor"] for datum in self._data if datum["descriptor"]}) > 1:
-            self._data = self._data[-1:]
-            raise StreamsMixedError(
-                "the last images continue those of another stream; a plan that returns to an earlier stream "
-                'names it before each point: bps.mv(det.stream, "NAME")'
-            )
+    def check_stream(self, others: Set[str]) -> None:
+        """Also note descriptors: bluesky's `configure` makes a new one for the same stream."""
+        for datum in self._data:
+            descriptor = datum["descriptor"]
+            if not descriptor or descriptor in self._descriptors:
+                continue
+            # A new stream counts its events from 1.
+            is_first = datum["seq_nums"]["start"] == 1 and datum["indices"]["start"] > 0
+            if descriptor in others or is_first:
+                self._data = self._data[-1:]
+                self._descriptors.add(descriptor)
+                raise StreamsMixedError(
+                    "the last images continue those of another stream; the preprocessor "
+                    "stddaq_ophyd.preprocessors.name_streams names streams"
+                )
+            self._descriptors.add(descriptor)
 
 
 # Resource and Datum.
@@ -201,21 +233,42 @@ class DatumDocuments(Documents):
 
     def __init__(self) -> None:
         self._to_collect: list[Document] = []
-        self._datum_id = ""
+        self._value: dict[str, Any] = {"value": ""}
+        # Documents of the last reading among those to collect.
+        self._of_reading: list[Document] = []
 
     def reset(self) -> None:
         self._to_collect.clear()
+        self._of_reading.clear()
 
     def reading(self, data_key: str, publish: Publish) -> dict[str, Any]:
-        for document in publish():
-            self._to_collect.append(document)
-            if document[0] == "datum":
-                self._datum_id = document[1]["datum_id"]
-        return {data_key: {"value": self._datum_id, "timestamp": time.time()}}
+        self._value = {"value": self._value["value"], "timestamp": time.time()}
+        self._publish(publish)
+        return {data_key: self._value}
+
+    def read_again(self, withdraw: Callable[[], None], publish: Publish) -> None:
+        # A RunEngine describes a new stream after the first reading, of which it keeps the object.
+        if self._of_reading:
+            del self._to_collect[-len(self._of_reading) :]
+            withdraw()
+            self._publish(publish)
+
+    def _publish(self, publish: Publish) -> None:
+        self._of_reading = publish()
+        self._to_collect += self._of_reading
+        for name, document in self._of_reading:
+            if name == "datum":
+                self._value["value"] = document["datum_id"]
 
     def collect(self, publish: Publish) -> Iterator[Document]:
-        documents, self._to_collect = self._to_collect, []
-        yield from documents
+        documents, self._to_collect, self._of_reading = self._to_collect, [], []
+        # Readings that were not collected, as those at a prompt, may have brought a Resource before.
+        resources: set[str] = set()
+        for name, document in documents:
+            if name != "resource" or document["uid"] not in resources:
+                yield name, document
+            if name == "resource":
+                resources.add(document["uid"])
 
     def composer(self, source: ImageSource) -> DatumComposer:
         return DatumComposer(source, self)
@@ -278,8 +331,9 @@ class DatumComposer(Composer):
     def n_published(self) -> int:
         return self._n_published
 
-    def check_stream(self) -> None:
-        pass  # A Datum does not show its stream.
+    def withdraw(self, event: int) -> None:
+        """Forget `event` and those after it, whose documents are not emitted."""
+        self._n_published = event
 
     def compose(self, n_events: int, images: Images) -> Iterator[Document]:
         n, first = self._source.images_per_event, self._n_published

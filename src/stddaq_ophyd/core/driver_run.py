@@ -7,6 +7,7 @@ which reports only `status`, `count` and `reason`, and whose files can be read w
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -32,6 +33,9 @@ from stddaq_ophyd.core.camera import Exposure
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
 from stddaq_ophyd.core.paths import PathInfo
 from stddaq_ophyd.core.run_counts import RunCounts
+from stddaq_ophyd.core.run_owner import RunOwner, is_orphan
+
+_log = logging.getLogger(__name__)
 
 # Longer than the driver itself waits for its writers and files.
 READY_TIMEOUT_S = 30.0
@@ -66,6 +70,7 @@ class DriverRun:
         self._cancelled = threading.Event()
         self._status: DriverStatus | None = None
         self._run_id: str | None = None
+        self._owner: RunOwner | None = None
         self._is_open = False
         self.growing_files: GrowingFiles | None = None
         self.raw_files: tuple[Path, ...] = ()
@@ -113,14 +118,31 @@ class DriverRun:
 
     def _start(self) -> None:
         try:
-            self._status = self._client.start(
-                self.paths.directory, file_prefix=self.paths.prefix, **self._options
-            )
+            self._status = self._send_start()
+        except DriverBusyError:
+            if not self._end_orphan():
+                raise
+            self._status = self._send_start()
         except DriverTimeoutError:
             self._is_open = True  # The driver may have started it.
             raise
         self._run_id = self._status.run_id
         self._is_open = True
+        if self._run_id is not None:
+            self._owner = RunOwner(self._run_id)
+
+    def _send_start(self) -> DriverStatus:
+        return self._client.start(self.paths.directory, file_prefix=self.paths.prefix, **self._options)
+
+    def _end_orphan(self) -> bool:
+        """End the run of a killed process of this user. Return whether there was one."""
+        run_id = self._client.status().run_id
+        if run_id is None or not is_orphan(run_id):
+            return False
+        _log.warning("%s: ends the run %s of a process that was killed", self._device, run_id)
+        self._client.stop()
+        self._client.wait(("idle",), CLOSE_TIMEOUT_S)
+        return True
 
     def _read_layout(self) -> None:
         """Read what the raw files hold, and find out whether they can be read while they grow."""
@@ -236,6 +258,8 @@ class DriverRun:
         finally:
             self._is_open = False
             self._client.close()
+            if self._owner is not None:
+                self._owner.release()
 
     def _end(self) -> None:
         try:

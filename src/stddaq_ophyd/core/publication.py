@@ -8,6 +8,7 @@ the next ones are added, and stay in the raw files as orphans.
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,23 +46,26 @@ class PublishedStream:
         """Return the number of images in the file whose documents were not emitted."""
         return self.file.n_images - self.composer.n_published * self.images_per_event
 
-    def publish(self, images: Images, *, live: bool) -> list[Document]:
-        """Show `images` after those of the published events, and return their documents."""
-        self.withdraw()
+    def publish(self, images: Images, others: Set[str], *, live: bool) -> list[Document]:
+        """Show `images` after those of the published events, and return their documents.
+
+        `others` are the descriptors of other streams.
+        """
+        self.withdraw(others)
         n_events = self.composer.n_published + len(images) // self.images_per_event
         self.file.extend(images)
         self.file.write(live=live)
         return list(self.composer.compose(n_events, images))
 
-    def withdraw(self) -> None:
+    def withdraw(self, others: Set[str]) -> None:
         """Remove images whose documents a RunEngine pause discarded. Raises `StreamsMixedError`."""
-        self.composer.check_stream()
+        self.composer.check_stream(others)
         self.file.truncate(self.composer.n_published * self.images_per_event)
 
-    def close(self) -> None:
+    def close(self, others: Set[str]) -> None:
         """Write the file a last time, without discarded images; remove it when nothing was published."""
         try:
-            self.withdraw()
+            self.withdraw(others)
         finally:
             if self.file.n_images:
                 self.file.write(live=False)
@@ -97,6 +101,12 @@ class Publication:
         """
         self._expected[name] = images_per_event
 
+    def withdraw_point(self, point: Point) -> None:
+        """Forget that `point` was published; its documents are not emitted."""
+        if point.stream is not None:
+            point.stream.composer.withdraw(point.event)
+            point.stream = None
+
     def is_published(self, point: Point) -> bool:
         """Return whether documents of `point` were emitted, or can no longer be withdrawn."""
         return point.stream is not None and point.event < point.stream.composer.n_published
@@ -131,14 +141,17 @@ class Publication:
         errors = []
         for stream in self._streams:
             try:
-                stream.close()
+                stream.close(self._descriptors_of_others(stream))
             except (StreamsMixedError, FileLayoutError, OSError) as error:
                 errors.append(AcquisitionError(f"{self._device}: {error}"))
         return errors
 
+    def _descriptors_of_others(self, stream: PublishedStream) -> Set[str]:
+        return {uid for other in self._streams if other is not stream for uid in other.composer.descriptors}
+
     def _publish(self, stream: PublishedStream, images: Images, *, live: bool) -> list[Document]:
         try:
-            return stream.publish(images, live=live)
+            return stream.publish(images, self._descriptors_of_others(stream), live=live)
         except (StreamsMixedError, FileLayoutError) as error:
             raise AcquisitionError(f"{self._device}: {error}") from error
 

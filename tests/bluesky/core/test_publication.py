@@ -36,10 +36,12 @@ def publication_of(directory: Path, documents: str) -> Publication:
     return Publication("det", paths, "det_image", documents_of(documents, "det"))
 
 
-def emit(documents: list[Document], descriptor: str = "primary") -> list[Document]:
-    """Complete documents as a RunEngine does before it emits them."""
+def emit(documents: list[Document], descriptor: str = "primary", *, is_first: bool = False) -> list[Document]:
+    """Complete documents as a RunEngine does before it emits them, `is_first` in their stream."""
     for name, doc in documents:
         doc["descriptor" if name == "stream_datum" else "run_start"] = descriptor
+        if name == "stream_datum":
+            doc["seq_nums"] = {"start": 1 if is_first else doc["indices"]["start"] + 1, "stop": 0}
     return documents
 
 
@@ -122,9 +124,17 @@ def test_images_that_continue_another_stream_are_reported_at_the_end(
     publication: Publication, images: Images
 ):
     emit(publication.publish_point(Point(images[:2], is_live=False)), "a")
-    emit(publication.publish_point(Point(images[2:4], is_live=False)), "b")
+    emit(publication.publish_point(Point(images[2:4], is_live=False)), "b", is_first=True)
     (error,) = publication.close()
     assert "det: the last images continue those of another stream" in str(error)
+
+
+def test_a_new_descriptor_of_the_same_stream_is_no_other_stream(publication: Publication, images: Images):
+    # As after bluesky's `configure`.
+    for event, descriptor in enumerate("abc"):
+        emit(publication.publish_point(Point(images[2 * event : 2 * event + 2], is_live=False)), descriptor)
+    assert publication.close() == []
+    np.testing.assert_array_equal(shown(publication.files[0]), PIXELS[:6])
 
 
 def test_another_number_of_images_per_event_is_refused(publication: Publication, images: Images):
