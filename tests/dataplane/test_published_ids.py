@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from support.tools.fuzzing import displaced_ids
 
 from stddaq.dataplane.published_ids import MIN_MARGIN, Epochs
 
@@ -63,3 +64,27 @@ def test_images_after_a_restart_are_not_reached_by_the_ids_before_it():
         epochs.publish(image_id)
     assert not epochs.has_reached(50)
     assert epochs.has_reached(39)
+
+
+@given(displaced_ids(), st.integers(0, 1000))
+def test_late_ids_cost_no_image(ids: list[int], first: int):
+    epochs = Epochs(2 * len(ids) + MIN_MARGIN)
+    for image_id in ids:
+        epochs.publish(first + image_id)
+        assert epochs.has_reached(first + image_id)
+    assert not any(epochs.is_suspect(first + image_id) for image_id in ids)
+
+
+def test_a_repeated_id_costs_only_the_earlier_image_of_that_id():
+    epochs = Epochs(1000)
+    ids = [1, 2, 3, 2, 4, 5]
+    for image_id in ids:
+        epochs.publish(image_id)
+    assert [epochs.is_suspect(image_id) for image_id in ids] == [False, True, False, False, False, False]
+
+
+def test_images_are_suspect_while_a_repeated_id_may_be_the_first_of_a_restart():
+    epochs = Epochs(1000)
+    for image_id in (1, 2, 3, 2):
+        epochs.publish(image_id)
+    assert [epochs.is_suspect(image_id) for image_id in (1, 2, 3)] == [False, True, True]

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
+from support.tools.fuzzing import displaced_ids
 
 from stddaq.dataplane.stream_counts import StreamCounts
 
@@ -14,15 +15,15 @@ Arrivals = st.lists(st.sampled_from(("received", "garbled", "refused", "dropped"
 
 
 @given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 20), max_size=20))
-def test_gaps_and_restarts_are_those_between_neighbouring_ids(ids: list[int]) -> None:
+def test_gaps_and_restarts_of_a_numbered_stream_are_those_between_neighbouring_ids(ids: list[int]) -> None:
     counts = StreamCounts()
-    for image_id in ids:
-        counts.receive(image_id, 0)
+    for number, image_id in enumerate(ids, 1):
+        counts.receive(image_id, number)
     pairs = list(pairwise(ids))
     assert counts.n_images == len(ids)
     assert counts.n_skipped == sum(b - a - 1 for a, b in pairs if b > a)
     assert counts.n_restarts == sum(b <= a for a, b in pairs)
-    assert not counts.is_numbered
+    assert counts.n_late == 0
 
 
 @given(Arrivals, st.integers(1, 2**63), st.booleans())
@@ -70,3 +71,24 @@ def test_stream_without_numbers_has_no_known_drops(arrivals: list[str]) -> None:
             counts.receive(image_id, 0)
     assert counts.n_dropped == 0
     assert not counts.is_numbered
+
+
+@given(displaced_ids())
+def test_ids_that_arrive_late_are_neither_restarts_nor_skipped(ids: list[int]) -> None:
+    counts = StreamCounts()
+    for image_id in ids:
+        counts.receive(image_id, 0)
+    assert counts.n_restarts == 0
+    assert counts.n_skipped == 0
+    assert counts.n_images == len(ids)
+
+
+@given(displaced_ids(), st.data())
+def test_ids_that_never_arrive_among_late_ones_are_skipped(ids: list[int], data: st.DataObject) -> None:
+    lost = data.draw(st.sets(st.sampled_from(range(1, len(ids) - 1)), max_size=5)) if len(ids) > 2 else set()
+    counts = StreamCounts()
+    received = [image_id for image_id in ids if image_id not in lost]
+    for image_id in received:
+        counts.receive(image_id, 0)
+    assert counts.n_restarts == 0
+    assert counts.n_skipped == sum(image_id < max(received) for image_id in lost)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from typing import Any
 
 import pytest
 from support.assertions.accounts import check_perfect, check_run
 from support.assertions.faults import KILL_OR_STOP, SMALL, first_sentence, record_under_load, wait_for_error
+from support.processes.deployment import SHM_DIRECTORY
 from support.processes.recording import Image, MakeRig, Rig, assert_saved
 from support.processes.sources import start_source
 from support.tools.fault_table import Seen
@@ -159,3 +162,53 @@ def test_a_source_that_fails_while_files_are_saved_changes_nothing(
     source.kill()
     record_under_load(rig)
     seen("next run perfect")
+
+
+@pytest.mark.fault(
+    fault="{what} of a source: removed",
+    state="between runs",
+    promise="no wrong image is good; the source says so and continues in a new one within a second",
+)
+@pytest.mark.parametrize("what", ["ring buffer", "cursor segment"])
+def test_a_source_whose_ring_was_removed_continues_in_a_new_one(make_rig: MakeRig, what: str, seen: Seen):
+    rig = make_rig(**SMALL)
+    source = start_source(rig.deployment, "simulate", "--rate", 500)
+    suffix = {"ring buffer": "", "cursor segment": "-cursor"}[what]
+    (SHM_DIRECTORY / f"{rig.deployment.detector_name}-image{suffix}").unlink()
+
+    def record(n_images: int, prefix: str) -> dict[str, Any]:
+        rig.client.start(rig.directory, n_image=n_images, file_prefix=prefix)
+        rig.client.wait_until_saved(10)
+        account = rig.account()
+        check_run(account, simulated(rig, account), due=None)
+        return account
+
+    account = record(100, "removed")
+    assert account["n_good"] + account["n_overwritten"] == 100
+    source.wait_for_line("was removed, attaching to a new one")
+    assert record(100, "next")["n_good"] == 100
+    seen("no wrong image, said within a second, next run perfect")
+
+
+@pytest.mark.fault(
+    fault="second source with the same detector name and another ipc directory",
+    state="recording",
+    promise="it is refused, with the process that is the first; the run is perfect",
+)
+def test_a_second_source_on_a_ring_is_refused_and_disturbs_no_run(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch, seen: Seen
+):
+    rig = make_rig(**SMALL)
+    source = start_source(rig.deployment, "simulate", "--rate", 500)
+    rig.client.start(rig.directory, n_image=200)
+    with tempfile.TemporaryDirectory(prefix="sd-", dir="/tmp") as other_directory:
+        monkeypatch.setitem(rig.deployment.env, "STDDAQ_IPC_DIR", other_directory)
+        refused = start_source(rig.deployment, "simulate", ready=None)
+        assert refused.wait() == 2
+    (line,) = refused.stderr
+    assert f"expected no other source, got process {source.pid} of user {os.geteuid()} (stddaq)" in line
+    rig.client.wait_until_saved(10)
+    account = rig.account()
+    check_run(account, simulated(rig, account), due=None)
+    assert account["n_good"] == 200
+    seen("refused in one line, run perfect")

@@ -29,6 +29,7 @@ from support.tools.fault_table import Seen
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.connections import bind, open_socket, unbind
 from stddaq.dataplane.endpoints import metadata_stream
+from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.metadata import COMPRESSION_OF_SUFFIX, ImageMetadata
 from stddaq.dataplane.ring_buffer import RingBuffer
 
@@ -164,6 +165,25 @@ def test_what_a_cpp_compressor_makes_is_stored_readably(make_rig: MakeRig, suffi
         [sys.executable, "-c", READ, master], capture_output=True, text=True, check=True, timeout=30
     )
     assert json.loads(read.stdout) == [int(image.pixels.sum()) for image in images]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_images_of_a_cpp_compressor_that_passes_sequence_numbers_on_are_recorded(
+    make_rig: MakeRig, suffix: str
+):
+    rig, compressor = cpp_compressor(make_rig, suffix)
+    images = [image_of(i) for i in range(20)]
+    with ImagePublisher(rig.config) as source:
+        for image in images:
+            number = source.publish(image.image_id, image.pixels)
+            compressor.publish_compressed(
+                image.image_id,
+                compress_image(image.pixels, suffix),
+                COMPRESSION_OF_SUFFIX[suffix],
+                of=ImageMetadata.FromString(source.metadata.SerializeToString()),
+            )
+            assert source.metadata.sequence == number
+        assert_saved(rig.end(), images)
 
 
 @pytest.mark.fault(

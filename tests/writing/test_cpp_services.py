@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -102,6 +103,54 @@ def test_cpp_source_is_recorded(make_rig: MakeRig, division: str):
     assert account["n_dropped"] is None
     assert account["n_skipped"] == 28
     assert account["damaged_ids"] == [9]
+
+
+@pytest.mark.fault(
+    fault="C++ source announces images slightly out of order",
+    state="recording",
+    promise="all of them are good; no restart is counted",
+)
+def test_late_images_of_a_cpp_source_cost_no_image(make_rig: MakeRig):
+    rig = make_rig()
+    source = rig.enter(CppSource(rig.deployment.config))
+    source.wait_for_subscriber()
+    ids = [0, *(i for n in range(1, 97, 4) for i in (n + 1, n + 2, n + 3, n)), 97]
+    images = images_of(ids)
+    rig.client.start(rig.directory, n_image=len(images))
+    rig.client.wait_until_ready(10)
+    for image in images:
+        source.publish(image.image_id, image.pixels)
+    account = rig.end()
+    assert_saved(account, images)
+    assert account["n_good"] == len(images) == 98
+    assert account["n_restarts"] == account["n_skipped"] == 0
+
+
+@pytest.mark.fault(
+    fault="ring buffer of a C++ source: removed by hand",
+    state="between runs",
+    promise="no image of the next run is good; after a restart of the source, the run is perfect",
+)
+def test_images_of_a_cpp_source_whose_ring_was_removed_are_not_good(make_rig: MakeRig):
+    rig = make_rig()
+    images = images_of(range(10))
+
+    def record(source: CppSource, prefix: str) -> dict[str, Any]:
+        rig.client.start(rig.directory, n_image=len(images), file_prefix=prefix)
+        rig.client.wait_until_ready(10)
+        for image in images:
+            source.publish(image.image_id, image.pixels)
+        return rig.end()
+
+    with CppSource(rig.deployment.config) as source:
+        source.wait_for_subscriber()
+        assert record(source, "before")["n_good"] == 10
+        Path(f"/dev/shm/{rig.deployment.detector_name}-image").unlink()
+        account = record(source, "removed")
+        assert (account["n_good"], account["n_overwritten"]) == (0, 10)
+    with CppSource(rig.deployment.config) as source:
+        source.wait_for_subscriber()
+        assert_saved(record(source, "after"), images)
 
 
 @pytest.mark.fault(

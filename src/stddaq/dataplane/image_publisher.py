@@ -83,6 +83,8 @@ class ImagePublisher:
                 logger.warning("the ring buffer %s was removed, attaching to a new one", self._ring.name)
                 removed = self._ring
                 self._attach()
+                # The numbers continue, so that none counts as dropped.
+                self._ring.continue_from(removed)
                 removed.close()
         return self._stream.count_subscribers()
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import zmq
 
 from stddaq.dataplane import connections
+from stddaq.dataplane.id_order import LATE_IDS, IdOrder, Place
 from stddaq.dataplane.metadata import ImageMetadata, MetadataRules, parse
 
 # An image is judged this long after its copy, when announcements that were under way have arrived. A longer
@@ -30,16 +31,29 @@ UNCONFIRMED_HOLD_S = 0.1
 MARGIN_FRACTION = 0.05
 MIN_MARGIN = 16
 CATCH_UP_LIMIT_S = 1.0
-# An id that is at most this far behind the newest one is late; one further back belongs to a restart.
-LATE_IDS = 16
 
 
 @dataclass(slots=True)
 class _Epoch:
-    """Ids published between two restarts, from the first to the newest."""
+    """Ids published between two restarts, from the first to the newest.
+
+    Attributes:
+        repeated: ids that were announced again: their slots were written again.
+        unclear: an id that was late, or the first of a restart, while no id beyond `newest` has arrived.
+    """
 
     first: int
     newest: int
+    repeated: deque[int] = field(default_factory=lambda: deque(maxlen=LATE_IDS))
+    unclear: int | None = None
+
+    def add_late(self, image_id: int, place: Place) -> None:
+        """Add an id that is not beyond the newest one."""
+        if place is Place.REPEATED:
+            self.repeated.append(image_id)
+        if place is Place.REPEATED or image_id < self.first:
+            self.unclear = image_id
+        self.first = min(self.first, image_id)
 
 
 class Epochs:
@@ -49,31 +63,47 @@ class Epochs:
         self._n_slots = n_slots
         self._margin = max(MIN_MARGIN, int(n_slots * MARGIN_FRACTION))
         self._epochs: deque[_Epoch] = deque()
-        self._judged = -1
+        self._published, self._judged = IdOrder(), IdOrder()
 
     def publish(self, image_id: int) -> None:
         """Add the next published id."""
-        epochs = self._epochs
-        if epochs and image_id > epochs[-1].newest:
-            epochs[-1].newest = image_id
+        order, epochs = self._published, self._epochs
+        if image_id == order.next_id:
+            order.next_id += 1
+            place = Place.GAP
         else:
-            epochs.append(_Epoch(image_id, image_id))
+            place = order.place(image_id, in_order=False)
+        if place is Place.GAP:
+            epochs[-1].newest, epochs[-1].unclear = image_id, None
+        elif place in (Place.FIRST, Place.RESTART):
+            epochs.append(_Epoch(order.first_id, image_id))
+        else:
+            epochs[-1].add_late(image_id, place)
 
     def has_reached(self, image_id: int) -> bool:
         """Return whether the announcement of the next image to judge, or a later one, has arrived."""
         epochs = self._epochs
-        # The images of the first epoch are judged once an id is far below the one judged last.
-        skip = int(bool(epochs) and image_id <= self._judged - LATE_IDS)
+        # The images of the first epoch are judged once the ids of those to judge have restarted.
+        skip = int(bool(epochs) and self._judged.is_restart(image_id, in_order=False))
         return any(epoch.newest >= image_id for epoch in list(epochs)[skip:])
 
     def is_suspect(self, image_id: int) -> bool:
-        """Return whether the slot of an image may hold another by now. Call it in the order of the ids."""
-        epochs = self._epochs
-        if len(epochs) > 1 and image_id <= self._judged:
+        """Return whether the slot of an image may hold another by now. Call it in the order of arrival."""
+        epochs, judged = self._epochs, self._judged
+        if image_id == judged.next_id:
+            judged.next_id += 1
+        elif judged.place(image_id, in_order=False) is Place.RESTART and len(epochs) > 1:
             epochs.popleft()
         while len(epochs) > 1 and not epochs[0].first <= image_id <= epochs[0].newest:
             epochs.popleft()
-        self._judged = image_id
+        if not epochs:
+            return False
+        if image_id in epochs[0].repeated:
+            epochs[0].repeated.remove(image_id)
+            return True
+        unclear = epochs[-1].unclear
+        if unclear is not None and self._wrote_slot_of(image_id, unclear + 1, unclear):
+            return True
         return any(
             self._wrote_slot_of(image_id, image_id + 1 if position == 0 else later.first, later.newest)
             for position, later in enumerate(epochs)

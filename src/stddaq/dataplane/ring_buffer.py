@@ -326,6 +326,10 @@ class RingBuffer:
             self._is_open[slot] = False
         return sequence
 
+    def continue_from(self, removed: RingBuffer) -> None:
+        """Continue the sequence numbers of a ring that was removed, of which this process was the source."""
+        self._words[_SEQUENCE] = removed.sequence
+
     def is_current(self) -> bool:
         """Return whether a service that attaches now gets this ring (it was not removed by hand)."""
         return self._ring.is_current() and self._cursor.is_current()

@@ -135,9 +135,12 @@ class CppSource:
         self.ring.write(image_id, pixels.tobytes())
         self.announce(self.message(image_id, status))
 
-    def publish_compressed(self, image_id: int, content: bytes, compression: int) -> None:
+    def publish_compressed(
+        self, image_id: int, content: bytes, compression: int, of: images_pb.ImageMetadata | None = None
+    ) -> None:
+        """`of`: the message of the image that was compressed, whose unknown fields protobuf passes on."""
         self.ring.write(image_id, content)
-        message = self.message(image_id)
+        message = of or self.message(image_id)
         message.size, message.compression = len(content), compression  # pyright: ignore[reportAttributeAccessIssue]
         self.announce(message)
 

@@ -486,6 +486,10 @@ class Episode:
                 self._start(name)
         for path in SHM_DIRECTORY.glob(f"{self._deployment.detector_name}*-renamed"):
             path.unlink(missing_ok=True)
+        if self.chain == "third-party" and ("remove ring" in self._where or "rename ring" in self._where):
+            # A std_daq source (C++) does not notice that its ring was removed.
+            self._end("source", signal.SIGTERM)
+            self._restart("source")
         time.sleep(HEAL_S if self._was_removed() else 0.3)
 
     def _was_removed(self) -> bool:

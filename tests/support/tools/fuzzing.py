@@ -47,6 +47,13 @@ JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+def displaced_ids() -> st.SearchStrategy[list[int]]:
+    """Return ids from 0 on, in an order of arrival in which each but the first is up to 15 ids late."""
+    return st.lists(st.integers(0, 15) | st.just(0), max_size=80).map(
+        lambda delays: [0, *(i for _, i in sorted((i + delay, i) for i, delay in enumerate(delays, 1)))]
+    )
+
+
 def examples(n: int) -> settings:
     """Return settings for `n` examples; in the profile of `make fuzz` for many more, which are shrunk."""
     is_longer = settings.get_current_profile_name() == "fuzz"

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.tools.fuzzing import displaced_ids
 
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 from stddaq.writing.driver.account import RunAccount
@@ -25,8 +26,9 @@ def account_of(ids: Sequence[int], damaged: Sequence[bool] = (), sequences: Sequ
     account = RunAccount()
     for position, image_id in enumerate(ids):
         status = pb.missing_packets if position < len(damaged) and damaged[position] else pb.good_image
-        account.receive_number(sequences[position] if position < len(sequences) else 0)
-        account.record(pb.ImageMetadata(image_id=image_id, status=status))
+        sequence = sequences[position] if position < len(sequences) else 0
+        account.receive_number(sequence)
+        account.record(pb.ImageMetadata(image_id=image_id, status=status, sequence=sequence))
     return account
 
 
@@ -42,12 +44,32 @@ def test_ranges_are_the_ids_in_order_of_arrival(ids: list[int]):
 @example([HUGE])
 @example([0, HUGE])
 @example([HUGE, 0])
-def test_skipped_ids_are_those_missing_between_neighbours(ids: list[int]):
-    account = account_of(ids)
+def test_skipped_ids_of_a_stddaq_source_are_those_missing_between_neighbours(ids: list[int]):
+    account = account_of(ids, sequences=range(1, len(ids) + 1))
     pairs = list(pairwise(ids))
     assert list(account.skipped()) == [(a + 1, b - 1) for a, b in pairs if b > a + 1]
     assert account.n_skipped == sum(b - a - 1 for a, b in pairs if b > a)
-    assert account.n_restarts == sum(b <= a for a, b in pairs)
+    assert account.n_restarts == account.epoch == sum(b <= a for a, b in pairs)
+
+
+@given(Ids)
+def test_skipped_ids_of_any_source_are_as_many_as_are_counted(ids: list[int]):
+    account = account_of(ids)
+    assert sum(last - first + 1 for first, last in account.skipped()) == account.n_skipped
+    assert account.epoch == sum(b <= a for a, b in pairwise(ids))
+
+
+@given(displaced_ids(), st.data())
+def test_late_ids_are_recorded_and_only_those_that_never_arrive_are_skipped(
+    ids: list[int], data: st.DataObject
+):
+    lost = data.draw(st.sets(st.sampled_from(range(1, len(ids))), max_size=5)) if len(ids) > 1 else set()
+    received = [image_id for image_id in ids if image_id not in lost]
+    account = account_of(received)
+    skipped = [image_id for first, last in account.skipped() for image_id in range(first, last + 1)]
+    assert skipped == sorted(image_id for image_id in lost if image_id < max(received))
+    assert account.n_restarts == 0
+    assert [i for first, last in account.ranges for i in range(first, last + 1)] == received
 
 
 @given(Ids, st.integers(1, 5), st.booleans())

@@ -13,6 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from stddaq.dataplane.id_order import Place
 from stddaq.dataplane.stream_counts import StreamCounts
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
@@ -24,17 +25,32 @@ class RunAccount(StreamCounts):
     `n_images`, `n_skipped` and `n_restarts` are those of the run.
 
     Attributes:
+        epoch: how often an id was not above the one before it; files order images by (epoch, id).
         damaged_ids: recorded images whose status is not good.
         n_before_start_id: images that are not recorded because of `start_id`.
         first_at, last_at: when the first and the last image were recorded, by `time.monotonic`.
     """
 
-    __slots__ = ("_first", "_last", "damaged_ids", "first_at", "last_at", "n_before_start_id")
+    __slots__ = (
+        "_first",
+        "_following",
+        "_last",
+        "_restarts",
+        "damaged_ids",
+        "epoch",
+        "first_at",
+        "last_at",
+        "n_before_start_id",
+    )
 
     def __init__(self) -> None:
         super().__init__()
         self._first = array("Q")
         self._last = array("Q")
+        # The id that extends the last range, and the ranges with which the ids restarted.
+        self._following = -1
+        self._restarts = array("Q")
+        self.epoch = 0
         self.damaged_ids = array("Q")
         self.n_before_start_id = 0
         self.first_at = self.last_at = 0.0
@@ -42,15 +58,25 @@ class RunAccount(StreamCounts):
     def record(self, metadata: pb.ImageMetadata) -> None:
         """Count the next recorded image."""
         image_id = metadata.image_id
-        if image_id != self.next_id:
-            self._break(image_id)
-            self._first.append(image_id)
-            self._last.append(image_id)
-        self.next_id = image_id + 1
-        self._last[-1] = image_id
+        if image_id == self._following:
+            self._following = self.next_id = image_id + 1
+            self._last[-1] = image_id
+        else:
+            self._begin_range(image_id, in_order=metadata.sequence != 0)
         self.n_images += 1
         if metadata.status != pb.good_image:
             self.damaged_ids.append(image_id)
+
+    def _begin_range(self, image_id: int, *, in_order: bool) -> None:
+        if self._last and image_id <= self._last[-1]:
+            self.epoch += 1
+        if image_id == self.next_id:  # After a late one.
+            self.next_id += 1
+        elif self._place(image_id, in_order=in_order) is Place.RESTART:
+            self._restarts.append(len(self._first))
+        self._first.append(image_id)
+        self._last.append(image_id)
+        self._following = self.next_id if image_id + 1 == self.next_id else -1
 
     @property
     def ranges(self) -> Iterator[tuple[int, int]]:
@@ -58,10 +84,15 @@ class RunAccount(StreamCounts):
         return zip(self._first, self._last, strict=True)
 
     def skipped(self) -> Iterator[tuple[int, int]]:
-        """Return the ranges (first, last) of ids that are missing within an epoch."""
-        for last, following in zip(self._last, self._first[1:], strict=False):
-            if following > last + 1:
-                yield last + 1, following - 1
+        """Return the ranges (first, last) of ids that are missing between two restarts."""
+        ranges = list(self.ranges)
+        for start, end in itertools.pairwise((0, *self._restarts, len(ranges))):
+            # Late ids below the first one of the stream do not make those between them skipped.
+            newest = ranges[start][0] - 1 if ranges else 0
+            for first, last in sorted(ranges[start:end]):
+                if first > newest + 1:
+                    yield newest + 1, first - 1
+                newest = max(newest, last)
 
     def ids_of(self, writer: int, number_of_writers: int, by_arrival: bool) -> Iterator[int]:
         """Return the ids that were forwarded to `writer`, in order."""
@@ -98,7 +129,7 @@ class RunAccount(StreamCounts):
 
     def _n_recorded(self, ids: Sequence[int]) -> Counter[int]:
         """Return how often each of `ids`, which are sorted, was recorded."""
-        if not self.n_restarts:
+        if not self.epoch:
             return Counter(ids)
         found: Counter[int] = Counter()
         for first, last in self.ranges:

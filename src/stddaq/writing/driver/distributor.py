@@ -305,7 +305,7 @@ class Distributor:
         if image_id < job.start_id:
             account.n_before_start_id += 1
             return
-        if image_id < account.next_id and job.end_on_restart:
+        if job.end_on_restart and account.is_restart(image_id, in_order=metadata.sequence != 0):
             self._end_recording(
                 f"the image ids restarted: {image_id} came after {account.next_id - 1}, "
                 "and the run was started with end_on_restart"
@@ -313,7 +313,7 @@ class Distributor:
             return
         position = account.n_images
         account.record(metadata)
-        action = encode_record_image(message, account.n_restarts)
+        action = encode_record_image(message, account.epoch)
         writers = self.writers
         writer = writers[(position if job.by_arrival else image_id) % len(writers)]
         if not (self._send(writer, action) and (self._meta is None or self._send(self._meta, action))):
