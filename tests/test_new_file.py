@@ -1,4 +1,4 @@
-"""Atomic replacement of files, and links that are planted meanwhile."""
+"""Atomic replacement of files, also when links are planted meanwhile."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_missing_directory_is_a_short_error(tmp_path: Path) -> None:
     assert caught.value.strerror == "No such file or directory"
 
 
-def test_what_is_planted_under_the_name_is_neither_written_nor_removed(tmp_path: Path) -> None:
+def test_a_planted_file_is_neither_written_nor_removed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     new = NewFile.create(tmp_path / "a", overwrite=False)
@@ -179,6 +179,6 @@ def test_files_are_made_below_the_roots_only(tmp_path: Path) -> None:
 
 
 def n_descriptors_of(path: Path) -> int:
-    """Descriptors of this process below `path`."""
+    """Return the number of this process's descriptors below `path`."""
     found = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
     return len([name for name in found if name.startswith(f"{path}/")])

@@ -1,4 +1,4 @@
-"""The images of a plan are the images that it caused: none of another plan, none lost, none twice."""
+"""A plan has exactly the images that it caused: none of another plan, none lost, none twice."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MakeDetector = Callable[..., tuple[Any, PointCamera]]
 
 
 class Simulated:
-    """A detector whose camera is the simulator, and the services that it needs."""
+    """A detector whose camera is the simulator, with the services that it needs."""
 
     def __init__(self, deployment: Deployment, directory: Path) -> None:
         _, self.url = deployment.start_driver()
@@ -50,7 +50,7 @@ class Simulated:
         self._scene = Scene.of(DetectorConfig.parse(deployment.config), "rings")
 
     def assert_shown(self, found: Documents, first_id: int, n: int) -> None:
-        """The documents show `n` images from `first_id` on."""
+        """Check that the documents reference `n` images from `first_id` on."""
         expected = [self._scene.image(i) for i in range(first_id, first_id + n)]
         np.testing.assert_array_equal(stream_images(found), expected)
 
@@ -64,7 +64,7 @@ def simulated(deployment: Deployment, directory: Path) -> Any:
 
 
 def interrupt_at(engine: RunEngine, what: str) -> None:
-    """Pause `engine` after its first document of the kind `what`."""
+    """Pause `engine` after its first document of kind `what`."""
     token = engine.subscribe(lambda name, doc: threading.Thread(target=engine.request_pause).start(), what)
     engine.subscribe(lambda name, doc: engine.unsubscribe(token), "stop")
 
@@ -116,17 +116,17 @@ def test_images_of_a_process_that_was_killed_are_not_those_of_the_next_plan(
 
 
 class NamingCamera(PointCamera):
-    """Says which image is its first, and publishes some of an earlier trigger before it.
+    """Reports the id of its first image, and publishes images of an earlier trigger before it.
 
     Attributes:
-        n_early: images of each call that come before the first one.
+        n_early: number of earlier images in each call.
     """
 
     n_early = 0
 
     def fire(self, n_images: int) -> Any:
         if self.is_rearmed:
-            self._next_id = 100  # Other slots of the ring than those of the images that follow.
+            self._next_id = 100  # Their slots must differ from those of the images that follow.
         early = [image_of(self._next_id + i, self.rig.config.image_shape) for i in range(self.n_early)]
         self.rig.publish(early)
         self._next_id += self.n_early
@@ -186,7 +186,7 @@ def test_a_camera_that_is_collected_does_not_keep_the_process(simulated: Any, di
 
 @bpp.run_decorator()
 def declared(det: Any, change: Callable[[], Any]) -> Any:
-    """A plan that declares its stream, and lets `change` run before its second point."""
+    """Return a plan that declares its stream and calls `change` before its second point."""
     yield from bps.declare_stream(det, name="primary")
     yield from bps.trigger_and_read([det])
     change()
@@ -232,7 +232,7 @@ def test_images_per_event_cannot_change_between_description_and_documents(
 
 @bpp.run_decorator()
 def flown(det: Any, then: Callable[[], Any], *, is_collected: bool = False) -> Any:
-    """A flight of 10 events that is completed, and another plan `then` in the same run."""
+    """Return a plan with a completed flight of 10 events, and the plan `then` in the same run."""
     yield from bps.prepare(det, 10, wait=True)
     yield from bps.declare_stream(det, name="images", collect=True)
     yield from bps.kickoff(det, wait=True)
@@ -258,7 +258,7 @@ def test_a_flight_that_was_not_collected_is_not_replaced(
         engine(bpp.stage_wrapper(flown(det, lambda: then(det)), [det]))
     expected = "det: expected a flight of 10 events that was collected, got 0 events collected"
     assert expected in str(failed.value.__cause__)
-    # What the RunEngine collects by itself at the end is all that there is.
+    # The RunEngine collects all of them at the end.
     assert sum(det.orphans.values()) + documents_events(documents) == 10
 
 
@@ -419,7 +419,7 @@ def test_two_run_engines_use_a_detector_in_turn(
     newer(count([det], 2), found)
     n = len(camera.published)
     assert_images(stream_images(found), camera.published)
-    # In the older one a new stream, too, and images_per_event that differs.
+    # The older RunEngine also has a new stream, with other images_per_event.
     det.images_per_event.put(2)
     engine(count([det], 2))
     assert_images(stream_images(documents), camera.published[n:])

@@ -82,7 +82,7 @@ def test_of_two_starts_one_is_busy(real_driver: RealDriver, directory: Path):
         assert driver.wait_until_saved(timeout=10).count == 0
 
 
-def test_starts_at_the_same_instant_are_told_apart(real_driver: RealDriver, directory: Path):
+def test_simultaneous_starts_are_distinguished(real_driver: RealDriver, directory: Path):
     async def compete() -> list[str | None]:
         async with AsyncDriverClient(real_driver.url) as a, AsyncDriverClient(real_driver.url) as b:
             outcomes = await asyncio.gather(

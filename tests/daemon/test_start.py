@@ -27,7 +27,7 @@ DAEMONS: dict[str, list[str]] = {
     "stddaq simulate-pco": ["tcp://127.0.0.1:0"],
     "stddaq-rest": ["--port", "0"],
 }
-# Of the detector types that a daemon accepts.
+# Detector types that a daemon accepts.
 DETECTOR_TYPES = {
     "std_bsread_recv": "pco",
     "std_det_meta_writer_eg": "eiger",
@@ -35,7 +35,7 @@ DETECTOR_TYPES = {
     "std_det_meta_writer_pco": "pco",
     "stddaq simulate-pco": "pco",
 }
-# Fails the first call that every daemon makes of the operating system.
+# Makes the first call of every daemon to the operating system fail.
 WITHOUT_PIPES = """
 import errno, os, sys
 from importlib.metadata import distribution

@@ -69,7 +69,7 @@ def test_writers_close_valid_files_when_the_driver_is_killed_and_serve_the_next_
     state="recording, under load",
     promise="valid files; the new driver records at once",
 )
-def test_a_new_driver_records_at_once_while_the_source_goes_on(make_rig: MakeRig, seen: Seen):
+def test_a_new_driver_records_at_once_while_the_source_continues(make_rig: MakeRig, seen: Seen):
     rig = make_rig(**SMALL)
     with Publishing(rig) as source:
         rig.client.start(rig.directory)

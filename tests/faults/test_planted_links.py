@@ -1,4 +1,4 @@
-"""A user plants links in the own directory while a service that runs as root writes there."""
+"""A user plants links in a directory to which a service writes as root."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOBODY = 65534
 N_RUNS = 20
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to have more rights than a user")
 
-# Puts a link in the place of every file that appears, or of the directory itself.
+# Replaces every new file, or the directory itself, by a link.
 PLANT_FILES = """
 while True:
     for name in os.listdir("."):
@@ -33,7 +33,7 @@ while True:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory with `user`, which is a user's, and `victim`, which is root's."""
+    """Return a directory with `user`, which belongs to a user, and `victim`, which belongs to root."""
     with tempfile.TemporaryDirectory(prefix="stddaq-", dir="/tmp") as path:
         place = Path(path)
         os.chown(place, NOBODY, NOBODY)
@@ -45,7 +45,7 @@ def place() -> Iterator[Path]:
 
 @contextmanager
 def planting(program: str, directory: Path, victim: Path) -> Iterator[None]:
-    """Run a program of the user in the directory."""
+    """Run a program of the user in the directory during the block."""
     header = (
         f"import os\nos.setgid({NOBODY})\nos.setuid({NOBODY})\nvictim = {str(victim)!r}\nprint(flush=True)\n"
     )
@@ -61,14 +61,14 @@ def planting(program: str, directory: Path, victim: Path) -> Iterator[None]:
 
 
 def precious_file(path: Path) -> Callable[[], bytes]:
-    """Make an HDF5 file, which HDF5 would open and truncate; return a function that reads it."""
+    """Create an HDF5 file, which HDF5 would open and truncate. Return a function that reads it."""
     with h5py.File(path, "w") as file:
         file["precious"] = range(1000)
     return path.read_bytes
 
 
 @pytest.mark.fault(
-    fault="a user replaces each new file by a link to a file of root",
+    fault="user who replaces each new file by a link to a file of root",
     state="creating_file, saving_file",
     promise="the run may fail; the file of root is unchanged",
 )

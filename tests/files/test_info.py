@@ -52,9 +52,9 @@ def test_master_file_is_described_by_its_sources_and_missing_files(tmp_path: Pat
     assert "file1.h5: fill values" in text(tmp_path / "m.h5")
 
 
-@pytest.mark.parametrize("ours", [True, False])
-def test_empty_files_and_metadata_files_are_described(tmp_path: Path, ours: bool) -> None:
-    raw = write_run(tmp_path, stream([]), RunSpec(metadata_file=True, ours=ours))
+@pytest.mark.parametrize("by_stddaq", [True, False])
+def test_empty_files_and_metadata_files_are_described(tmp_path: Path, by_stddaq: bool) -> None:
+    raw = write_run(tmp_path, stream([]), RunSpec(metadata_file=True, by_stddaq=by_stddaq))
     assert describe(raw[0]).n_images == 0
     assert "images:" in text(raw[0])
     info = describe(tmp_path / "fileMeta.h5")

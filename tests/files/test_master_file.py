@@ -96,7 +96,7 @@ def test_master_file_shows_every_image_in_order(
 def test_cpp_made_files_are_shown_in_order_or_refused(
     images: list[Image], n_writers: int, division: str
 ) -> None:
-    spec = RunSpec(n_writers=n_writers, division=division, ours=False)
+    spec = RunSpec(n_writers=n_writers, division=division, by_stddaq=False)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         raw = write_run(directory, images, spec)
@@ -113,13 +113,13 @@ def test_cpp_made_files_are_shown_in_order_or_refused(
 
 
 @pytest.mark.parametrize("division", ["image_id", "arrival"])
-@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("by_stddaq", [True, False])
 @pytest.mark.parametrize(("n_writers", "n_images"), [(1, 2), (2, 5), (3, 100), (12, 100), (14, 15)])
 def test_restarted_dense_streams_are_shown_in_order(
-    tmp_path: Path, division: str, ours: bool, n_writers: int, n_images: int
+    tmp_path: Path, division: str, by_stddaq: bool, n_writers: int, n_images: int
 ) -> None:
     images = stream(range(n_images), range(n_images - 1))
-    spec = RunSpec(n_writers=n_writers, division=division, ours=ours)
+    spec = RunSpec(n_writers=n_writers, division=division, by_stddaq=by_stddaq)
     create_master_file(tmp_path / "m.h5", write_run(tmp_path, images, spec))
     check_shows(tmp_path / "m.h5", images, spec)
 
@@ -155,7 +155,7 @@ def test_files_of_cpp_and_stddaq_writers_can_be_combined(tmp_path: Path, divisio
     spec = RunSpec(n_writers=3, division=division, metadata_file=True)
     raw = write_run(tmp_path, images, spec)
     for writer in (0, 2):
-        cpp_made = replace(spec, ours=False)
+        cpp_made = replace(spec, by_stddaq=False)
         write_raw_file(raw[writer], divide(images, 3, division)[writer], cpp_made, writer)
         create_master_file(tmp_path / "m.h5", raw, metadata_file=tmp_path / "fileMeta.h5", overwrite=True)
         check_shows(tmp_path / "m.h5", images, spec)
@@ -291,9 +291,9 @@ def refused(directory: Path, raw: list[Path], match: str, metadata_file: Path | 
     assert sorted(directory.iterdir()) == before
 
 
-@pytest.mark.parametrize("ours", [True, False])
-def test_missing_raw_file_is_named(tmp_path: Path, ours: bool) -> None:
-    raw = write_run(tmp_path, stream(range(40)), RunSpec(n_writers=12, ours=ours))
+@pytest.mark.parametrize("by_stddaq", [True, False])
+def test_missing_raw_file_is_named(tmp_path: Path, by_stddaq: bool) -> None:
+    raw = write_run(tmp_path, stream(range(40)), RunSpec(n_writers=12, by_stddaq=by_stddaq))
     refused(tmp_path, [*raw[:10], *raw[11:]], r"file10\.h5: is missing")
     refused(tmp_path, raw[:11], r"file11\.h5: is missing")
     raw[10].unlink()
@@ -396,7 +396,7 @@ def test_further_rows_in_the_metadata_file_are_ignored(tmp_path: Path) -> None:
 
 
 def test_restarts_that_cpp_files_do_not_show_are_refused(tmp_path: Path) -> None:
-    spec = RunSpec(ours=False)
+    spec = RunSpec(by_stddaq=False)
     raw = spec.raw_paths(tmp_path)
     write_raw_file(raw[0], stream([0, 2, 4], [2, 4]), spec, 0)
     write_raw_file(raw[1], stream([1, 3, 5]), spec, 1)

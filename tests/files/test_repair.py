@@ -110,7 +110,7 @@ def test_file_that_is_open_for_writing_without_swmr_is_not_touched(tmp_path: Pat
 def test_whole_files_need_no_repair(tmp_path: Path) -> None:
     spec = RunSpec(metadata_file=True)
     paths = [*write_run(tmp_path, stream(range(9)), spec), tmp_path / "fileMeta.h5"]
-    paths += write_run(tmp_path, stream(range(9)), RunSpec(ours=False, prefix="cpp"))
+    paths += write_run(tmp_path, stream(range(9)), RunSpec(by_stddaq=False, prefix="cpp"))
     with h5py.File(tmp_path / "else.h5", "w", userblock_size=512) as file:
         file["else"] = 1
     for path in [*paths, tmp_path / "else.h5"]:

@@ -1,4 +1,4 @@
-"""Files that show another run's raw files, which HDF5 would do without an error."""
+"""Master and published images files over another run's raw files, which HDF5 would show without an error."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_file_over_the_raw_files_of_another_run_is_refused(
 def test_a_file_over_other_images_is_refused_where_no_file_names_the_run(
     tmp_path: Path, make: Callable[[Path, list[Path]], Path]
 ) -> None:
-    cpp = RunSpec(ours=False)
+    cpp = RunSpec(by_stddaq=False)
     raw = write_run(tmp_path, IMAGES, cpp)
     path = make(tmp_path, raw)
     check(path)

@@ -14,7 +14,7 @@ from stddaq.new_file import NewFile
 
 
 def created(path: Path) -> h5py.File:
-    """An empty file in a format with SWMR."""
+    """Return an empty file in a format with SWMR."""
     new = NewFile.create(path, overwrite=False)
     try:
         return open_swmr_file(new)

@@ -58,8 +58,8 @@ def hdf5_files(directory: Path) -> list[bytes]:
     """Return Python and C++ raw files, compressed and not, a metadata file, and a master file."""
     images = stream([0, 2, 4, 8], [0, 2])
     specs = [
-        RunSpec(1, prefix="ours"),
-        RunSpec(1, prefix="cpp", ours=False),
+        RunSpec(1, prefix="py"),
+        RunSpec(1, prefix="cpp", by_stddaq=False),
         RunSpec(1, prefix="compressed", filter=bitshuffle()),
     ]
     for spec in specs:

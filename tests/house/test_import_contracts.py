@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = "Imports run one way"
 
 
-# Module, what it must not import, and the contract that says so.
+# A module, an import that is forbidden to it, and the contract that forbids it.
 VIOLATIONS = [
     ("stddaq.text", "stddaq.cli", LAYERS),
     ("stddaq.wire.zmtp", "stddaq.dataplane.endpoints", LAYERS),
@@ -40,7 +40,7 @@ VIOLATIONS = [
 
 @dataclass(frozen=True)
 class Report:
-    """What lint-imports says: the contracts that are broken, and the text on each of them."""
+    """The report of lint-imports: the names of the broken contracts, and the text about each of them."""
 
     broken: tuple[str, ...]
     sections: dict[str, str]

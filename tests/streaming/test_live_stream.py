@@ -490,7 +490,7 @@ def test_stream_of_a_compressor_decodes_to_the_images_of_the_source(
 
 @pytest.mark.parametrize("stream_type", ["array-1.0", "bsread"])
 @pytest.mark.parametrize("suffix", ["h5bitshuffle-lz4", "blosc2"])
-def test_stream_of_a_cpp_compressor_is_what_the_images_were(
+def test_stream_of_a_cpp_compressor_decodes_to_the_images_of_the_source(
     deployment: Deployment, bsread_source: MakeSource, suffix: str, stream_type: str
 ) -> None:
     images = {i: streamed_pixels(deployment, i) for i in range(3)}

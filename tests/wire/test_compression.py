@@ -1,4 +1,4 @@
-"""Blobs of other libraries and versions are decoded; what is not a whole blob is refused."""
+"""Blobs of other libraries and versions are decoded; incomplete blobs are refused."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_every_proper_prefix_of_a_blosc2_chunk_is_refused(image: np.ndarray):
             decompress_chunk_into(chunk[:end], decoded)
 
 
-def test_damaged_blobs_are_decoded_without_touching_memory_beside_them():
-    # In a process of its own, which a mistake ends with SIGSEGV.
+def test_decoding_damaged_blobs_touches_no_memory_next_to_them():
+    # Run in a process of its own, which a mistake would end with SIGSEGV.
     tests = Path(__file__).parents[1]
     command = [sys.executable, "-m", "support.tools.guarded_decoding"]
     done = subprocess.run(command, cwd=tests, capture_output=True, text=True, timeout=50, check=False)
@@ -91,7 +91,7 @@ def test_blosc2_chunks_of_every_codec_are_decoded(codec: bytes, shuffle: int):
         (struct.pack("<4B3i", 5, 1, 0x35, 2, 60, 60, 99), "expected the 16 bytes announced for it, got 99"),
     ],
 )
-def test_what_is_no_blosc2_chunk_is_named(chunk: bytes, reason: str):
+def test_bytes_that_are_not_a_blosc2_chunk_are_refused_with_the_reason(chunk: bytes, reason: str):
     with pytest.raises(CompressionError, match=reason):
         FrameMaker(60, 2).frame(chunk)
 

@@ -1,4 +1,4 @@
-"""Runs that replace the files of another one."""
+"""Runs that replace the files of another run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from stddaq.client import CommandRefusedError, RunFailedError
 
 
 @pytest.mark.fault(
-    fault="a run replaces raw files whose master file exists, and fails",
+    fault="run that replaces raw files with a master file, and fails",
     state="waiting_for_first_image",
     promise="no file shows images of one run as those of the other",
 )
-def test_files_over_the_old_raw_files_go_before_these_are_replaced(make_rig: MakeRig, seen: Seen):
+def test_master_file_is_removed_before_its_raw_files_are_replaced(make_rig: MakeRig, seen: Seen):
     rig = make_rig(driver=["-m"])
     rig.deployment.start("std_det_meta_writer_gf")
     first, second = images_of(range(20)), images_of(range(20), salt=1)
@@ -46,7 +46,7 @@ def test_files_over_the_old_raw_files_go_before_these_are_replaced(make_rig: Mak
 @pytest.mark.fault(
     fault="prefix w1 (raw file w10.h5) beside a run w of 12 writers, to be overwritten",
     state="idle",
-    promise="start is refused with the reason, nothing is changed",
+    promise="start is refused with the reason; nothing is changed",
 )
 def test_raw_files_of_a_run_of_another_prefix_are_not_overwritten(rig: Rig, seen: Seen):
     spec = RunSpec(n_writers=12, prefix="w")

@@ -61,7 +61,7 @@ class RunSpec:
 
     n_writers: int = 2
     division: str = "image_id"
-    ours: bool = True
+    by_stddaq: bool = True
     prefix: str = "file"
     detector: str = "det"
     shape: tuple[int, int] = (2, 3)
@@ -90,7 +90,7 @@ def write_run(directory: Path, images: Sequence[Image], spec: RunSpec | None = N
 def write_raw_file(path: Path, images: Sequence[Image], spec: RunSpec, writer: int = 0) -> None:
     """Write one raw file; those of C++ writers have no attributes."""
     rows = np.array([(image.image_id, 1) for image in images], ROW)
-    with h5py.File(path, "w", libver="latest" if spec.ours else "earliest") as file:
+    with h5py.File(path, "w", libver="latest" if spec.by_stddaq else "earliest") as file:
         group = file.create_group(spec.detector)
         data = group.create_dataset(
             "data",
@@ -103,7 +103,7 @@ def write_raw_file(path: Path, images: Sequence[Image], spec: RunSpec, writer: i
         if images:
             data[...] = pixels(images, spec.shape, spec.dtype)
         group.create_dataset("metadata", data=rows, maxshape=(None,), chunks=(64,))
-        if spec.ours:
+        if spec.by_stddaq:
             group.attrs.update(attributes(spec), writer=writer)
             if epochs(images):
                 group.attrs["epochs"] = np.array(epochs(images), np.uint64)
@@ -117,7 +117,7 @@ def write_metadata_file(path: Path, images: Sequence[Image], spec: RunSpec) -> N
     with h5py.File(path, "w", libver="latest") as file:
         group = file.create_group(spec.detector)
         group.create_dataset("metadata", data=rows, maxshape=(None,), chunks=(64,))
-        if spec.ours:
+        if spec.by_stddaq:
             group.attrs.update(attributes(spec))
 
 

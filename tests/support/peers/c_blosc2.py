@@ -1,4 +1,4 @@
-"""Blosc2 as std_daq services (C++) use it: the C library, one chunk per image, nothing around it."""
+"""Blosc2 as std_daq services (C++) use it: the C library, one bare chunk per image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import hdf5plugin
 import numpy as np
 
 BITSHUFFLE = 2
-# What a chunk may be larger than its data.
+# A chunk may be this much larger than its data.
 MAX_OVERHEAD = 32
 
 
@@ -27,7 +27,7 @@ def _library() -> Any:
 
 
 def compress(image: np.ndarray, level: int = 5, codec: bytes = b"lz4", shuffle: int = BITSHUFFLE) -> bytes:
-    """The chunk of an image."""
+    """Return the chunk of an image."""
     library = _library()
     assert library.blosc1_set_compressor(codec) >= 0
     image = np.ascontiguousarray(image)
@@ -39,7 +39,7 @@ def compress(image: np.ndarray, level: int = 5, codec: bytes = b"lz4", shuffle: 
 
 
 def decompress(chunk: bytes, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
-    """The image of a chunk."""
+    """Return the image of a chunk."""
     image = np.empty(shape, dtype)
     size = _library().blosc2_decompress(chunk, len(chunk), image.ctypes.data, image.nbytes)
     assert size == image.nbytes, f"blosc2_decompress: {size}"

@@ -84,7 +84,7 @@ class CppRing:
 
 
 class CppRawFile:
-    """The file of one writer, grown in blocks, of which only what is used is left at the end."""
+    """The file of one writer, which grows in blocks; the unused part is removed at the end."""
 
     def __init__(self, path: Path, names: Names) -> None:
         height, width = names.shape

@@ -1,6 +1,6 @@
-"""Decode damaged blobs with unreadable memory behind them: a program, because a mistake kills its process.
+"""A program that decodes damaged blobs next to unreadable memory; a mistake kills it.
 
-Prints how many blobs were refused and how many decoded.
+It prints how many blobs were refused and how many decoded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROT_NONE = 0
 
 
 class GuardedMemory:
-    """Memory that ends where reading and writing kills the process."""
+    """Memory that ends at an unreadable page."""
 
     def __init__(self, n_bytes: int) -> None:
         n_pages = -(-n_bytes // mmap.PAGESIZE)
@@ -38,7 +38,7 @@ class GuardedMemory:
         assert libc.mprotect(self._bytes.ctypes.data + self._size, mmap.PAGESIZE, PROT_NONE) == 0
 
     def last(self, n_bytes: int) -> np.ndarray:
-        """The last bytes before the end."""
+        """Return the last bytes before the end."""
         return self._bytes[self._size - n_bytes : self._size]
 
 
