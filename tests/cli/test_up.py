@@ -87,7 +87,7 @@ def test_options_of_the_driver_reach_it(up: Callable[..., Up], tmp_path: Path):
 
 def arguments_of(pid: int) -> list[str]:
     """Return the arguments of a service after its configuration file."""
-    command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+    command = Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
     return command[next(i for i, word in enumerate(command) if word.endswith(".json")) + 1 :]
 
 

@@ -26,7 +26,7 @@ from typing import IO, Any
 from support.processes.preloaded import PreloadedProcess, is_console_script
 
 SHM_DIRECTORY = Path("/dev/shm")
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 10.0
 
 
