@@ -125,7 +125,7 @@ def _carry_out(
     sys.exit(_run(command))
 
 
-def _run(command: list[str]) -> object:
+def _run(command: list[str]) -> int | None:
     _show_command(command)
     sys.argv = command
     # The command with which the service replaces its process.
