@@ -130,7 +130,8 @@ def read_metadata_file(path: Path, allow_unclosed: bool = False) -> ImageRows:
 
 def raw_group(file: h5py.File) -> h5py.Group | None:
     """Return the group of a raw file, with datasets `data` and `metadata`; None for any other file."""
-    groups = [group for group in _groups(file) if _has(group, "data") and _has(group, "metadata")]
+    # metadata first, as in `raw_file_of`: HDF5 keeps the length that a dataset had when first opened.
+    groups = [group for group in _groups(file) if _has(group, "metadata") and _has(group, "data")]
     return groups[0] if len(groups) == 1 else None
 
 
