@@ -198,6 +198,7 @@ def configuration(shape: str, **fields: object) -> dict[str, Any]:
         "image_pixel_width": width,
         "start_udp_port": 2000,
         "module_positions": {},
+        "allowed_roots": ["/"],
         **fields,
     }
 

@@ -60,6 +60,18 @@ class OpenDirectory:
         with self._named(name):
             return os.open(name, flags, mode, dir_fd=self.fd)
 
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Iterator[Path]:
+        """Yield the path by which libraries open this very file. Raise `OSError`, also for a link."""
+        # Unlike a regular file, a FIFO would wait for its writer.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with self._named(name):
+            fd = os.open(name, flags, dir_fd=self.fd)
+        try:
+            yield Path(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
+
     def remove(self, name: str) -> None:
         """Remove a file or link, if there is one."""
         with self._named(name), contextlib.suppress(FileNotFoundError):

@@ -34,6 +34,8 @@ DEFAULTS = {
     "gpfs_block_size": 16777216,
     "live_stream_configs": {},
     "switch_user_active": False,
+    "allowed_roots": [],
+    "trusted_uids": [],
     "delay_filter_timeout": 10,
     "max_number_of_forwarders_spawned": 8,
     "use_all_forwarders": False,

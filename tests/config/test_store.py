@@ -53,6 +53,12 @@ def test_tag_of_the_file_admits_one_change(store: ConfigStore) -> None:
         (changed(bit_depth=12), ConfigError),
         (changed(services=["rm -r /"]), ConfigError),
         (changed(services=["std_gf_filter"]), ConfigProtectedError),
+        (changed(switch_user_active=True), ConfigProtectedError),
+        (changed(allowed_roots=["/", "/etc"]), ConfigProtectedError),
+        (changed(allowed_roots=None), ConfigProtectedError),
+        (changed(trusted_uids=[1000]), ConfigProtectedError),
+        (changed(live_stream_configs={"tcp://0.0.0.0:9000": {"type": "forward"}}), ConfigProtectedError),
+        (changed(live_stream_configs={"ipc:///etc/file": {"type": "forward"}}), ConfigProtectedError),
         (changed().replace(b'"camera"', b'"another"'), ConfigIdentityError),
         (changed(detector_type="eiger"), ConfigIdentityError),
     ],
@@ -65,6 +71,19 @@ def test_refused_configuration_changes_nothing(
         store.replace(text, "me")
     assert store.path.read_bytes() == before
     assert history(store) == []
+
+
+def test_keys_of_rights_may_be_repeated_and_left_out_with_their_defaults(store: ConfigStore) -> None:
+    store.replace(changed(switch_user_active=False, trusted_uids=[], services=[]), "me")
+    store.replace(changed(), "me")
+
+
+def test_live_streams_of_this_machine_may_be_added_and_others_changed(store: ConfigStore) -> None:
+    everywhere, here = "tcp://0.0.0.0:9000", "tcp://127.0.0.1:9001"
+    store.path.write_bytes(changed(live_stream_configs={everywhere: {"type": "forward"}}))
+    streams = {everywhere: {"type": "batch", "config": [1, 5]}, here: {"type": "forward"}}
+    store.replace(changed(live_stream_configs=streams), "me")
+    assert set(store.read().config.live_stream_configs) == {everywhere, here}
 
 
 def test_directory_that_cannot_be_written_is_reported_and_the_file_stays(store: ConfigStore) -> None:
@@ -87,7 +106,10 @@ def test_invalid_file_cannot_be_read_but_replaced(store: ConfigStore, content: b
     store.path.write_bytes(content)
     with pytest.raises(ConfigUnreadableError, match=f"{store.path}: .*{reason}"):
         store.read()
-    change = store.replace(changed(), "me")
+    # The rights that an unreadable file gave are not known, so the new one gives none.
+    with pytest.raises(ConfigProtectedError, match="allowed_roots"):
+        store.replace(changed(), "me")
+    change = store.replace(changed(allowed_roots=None), "me")
     assert (change.picked_up_by, change.restarted) == ([], [])
     assert store.read().config.detector_name
 

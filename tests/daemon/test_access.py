@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from stddaq.daemon.access import Access, AccessError, is_loopback
+from stddaq.daemon.access import Access, AccessError
+from stddaq.loopback import is_loopback
 
 TOKEN = "a-token-that-is-hard-to-guess"
 HOST = {"host": "127.0.0.1:8080"}

@@ -29,6 +29,15 @@ while True:
         os.symlink(victim, f"{name}.spare")
         os.rename(f"{name}.spare", name)
 """
+PLANT_DIRECTORY = """
+os.chdir("..")
+os.symlink(os.path.dirname(victim), "link")
+while True:
+    os.rename("user", "away")
+    os.rename("link", "user")
+    os.rename("user", "link")
+    os.rename("away", "user")
+"""
 
 
 @pytest.fixture
@@ -89,3 +98,33 @@ def test_links_in_place_of_files_are_not_followed(make_rig: MakeRig, place: Path
             rig.client.wait(["idle"], 10)
             assert content() == before
     assert sorted(path.name for path in victim.parent.iterdir()) == ["file0.h5"]
+
+
+@pytest.mark.fault(
+    fault="a user replaces the directory of a run by a link to a directory outside the allowed root",
+    state="idle to saving_file",
+    promise="nothing is made, replaced or removed outside the root",
+)
+def test_directory_that_becomes_a_link_leads_nowhere(make_rig: MakeRig, place: Path) -> None:
+    elsewhere = place.parent / f"{place.name}-elsewhere"
+    elsewhere.mkdir()
+    try:
+        precious = [elsewhere / name for name in ("file0.h5", "fileMaster.h5")]
+        contents = [precious_file(path) for path in precious]
+        before = [content() for content in contents]
+        rig = make_rig(number_of_writers=1, driver=["--allowed-root", place], allowed_roots=[str(place)])
+        with planting(PLANT_DIRECTORY, place / "user", precious[0]):
+            for _ in range(N_RUNS):
+                with suppress(CommandRefusedError, RunFailedError):
+                    rig.wait_for_subscription()
+                    rig.client.start(place / "user", n_image=3, overwrite=True)
+                    rig.client.wait_until_ready(10)
+                    rig.publish(images_of(range(3)))
+                    rig.client.wait_until_saved(10)
+                rig.client.wait(["idle"], 10)
+                assert [content() for content in contents] == before
+        assert sorted(elsewhere.iterdir()) == precious
+    finally:
+        for path in elsewhere.iterdir():
+            path.unlink()
+        elsewhere.rmdir()

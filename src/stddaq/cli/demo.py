@@ -137,6 +137,8 @@ def _write_config(directory: Path, size: int | None) -> tuple[Path, DetectorConf
         "module_positions": {},
         "number_of_writers": N_WRITERS,
         "stats_collection_period": 10,
+        # Of the demo, and of runs that its user starts to try it.
+        "allowed_roots": [str(directory.resolve()), tempfile.gettempdir()],
     }
     path = _config_path(directory)
     try:

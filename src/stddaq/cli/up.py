@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stddaq.daemon.arguments import ArgumentParser, IntegerRange
+from stddaq.daemon.roots import root_options
 from stddaq.errors import ConfigError, EndpointError
 from stddaq.text import mismatch
 from stddaq.writing.driver.options import add_driver_options, driver_options
@@ -99,12 +100,15 @@ def _services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceS
             conducts=True,
         )
     )
+    roots = root_options(args)
     for i in range(config.number_of_writers):
         address = endpoints.writer_to_driver(name, i)
-        specs.append(commands.service(f"writer {i}", "std_det_writer", [str(i), "-s", source], address))
+        specs.append(
+            commands.service(f"writer {i}", "std_det_writer", [str(i), "-s", source, *roots], address)
+        )
     if args.with_metadata_writer:
         address = endpoints.writer_to_driver(name, "meta")
-        specs.append(commands.service("meta writer", META_WRITERS[config.detector_type], [], address))
+        specs.append(commands.service("meta writer", META_WRITERS[config.detector_type], roots, address))
     return specs
 
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from stddaq.loopback import is_loopback
+
 MAX_IMAGES = 2**31 - 1
 MIN_FREQUENCY_HZ, MAX_FREQUENCY_HZ = 1e-5, 1e6
 
@@ -47,6 +49,12 @@ class LiveStreamSetting(BaseModel):
 
     def __str__(self) -> str:
         return " ".join([self.type, *map(str, self.config)])
+
+
+def is_local_stream(address: str) -> bool:
+    """Return whether only this machine can receive the live stream at `address`."""
+    scheme, _, place = address.partition("://")
+    return scheme == "tcp" and is_loopback(place.rpartition(":")[0].strip("[]"))
 
 
 def _is_count(value: object) -> bool:

@@ -43,6 +43,10 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 # The upper limits are those of the C++ services' int; they also keep arithmetic with the values exact.
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 NotNegative = Annotated[int, Field(ge=0, le=2**31 - 1)]
+AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00]*$")]
+
+# Keys that decide who may do what: only an edit of the file changes them.
+RIGHTS = ("services", "switch_user_active", "allowed_roots", "trusted_uids")
 
 
 class DetectorConfig(BaseModel):
@@ -73,6 +77,8 @@ class DetectorConfig(BaseModel):
     module_sync_queue_size: Positive = 50
 
     # Keys of stddaq alone; the C++ services tolerate them.
+    allowed_roots: list[AbsolutePath] = Field(default_factory=list)
+    trusted_uids: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(default_factory=list)
     image_division: ImageDivision = "image_id"
     statistics_format: StatisticsFormat = "std_daq"
     services: list[str] = Field(default_factory=list)

@@ -28,7 +28,16 @@ _IMAGES = frozenset(
         "ram_buffer_gb",
     }
 )
-_FILES = frozenset({"number_of_writers", "gpfs_block_size", "switch_user_active", "image_division"})
+_FILES = frozenset(
+    {
+        "allowed_roots",
+        "gpfs_block_size",
+        "image_division",
+        "number_of_writers",
+        "switch_user_active",
+        "trusted_uids",
+    }
+)
 _DRIVER = _LOGS | _IMAGES | _FILES
 
 

@@ -19,7 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stddaq.config.model import DetectorConfig, parse_json
+from stddaq.config.live_streams import is_local_stream
+from stddaq.config.model import RIGHTS, DetectorConfig, parse_json
 from stddaq.config.services import affected_programs, changed_keys, service_mistakes
 from stddaq.errors import ConfigError, StdDaqError
 from stddaq.new_file import replace_file, write_file
@@ -104,8 +105,8 @@ class ConfigStore:
         """Replace the file by the configuration `text`, which is JSON.
 
         Raise `ConfigError` with every mistake, `ConfigOutdatedError` if the file no longer has the expected
-        tag, `ConfigProtectedError` if `services` differs, `ConfigIdentityError` if the detector does, or
-        `ConfigWriteError`. Then nothing has changed.
+        tag, `ConfigProtectedError` if a key differs that decides on rights, `ConfigIdentityError` if the
+        detector does, or `ConfigWriteError`. Then nothing has changed.
         """
         content, config = _validated(text)
         path = Path(os.path.realpath(self.path))
@@ -165,12 +166,7 @@ def _replace(
         raise ConfigOutdatedError(f"{path} has changed since it was read; read it again")
     old_content, old_config = _previous(before)
     changed = changed_keys(old_content, content)
-    if "services" in changed:
-        raise ConfigProtectedError(
-            mismatch(
-                "services", "the value in the file", "another one", "only an edit of the file changes it"
-            )
-        )
+    _check_rights(old_content, content)
     if renamed := [key for key in _IDENTITY if key in old_content and key in changed]:
         key = renamed[0]
         advice = "another detector has a configuration file of its own"
@@ -186,6 +182,24 @@ def _replace(
     # The old file was invalid, so no service was using it.
     picked_up_by, restarted = affected_programs(old_config, config) if old_config else ([], [])
     return Change(config, _etag(after), changed, picked_up_by, restarted, kept)
+
+
+def _check_rights(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse to change who may do what, and to open a live stream to other machines."""
+    advice = "only an edit of the file changes it"
+    for key in RIGHTS:
+        default = DetectorConfig.model_fields[key].get_default(call_default_factory=True)
+        if old.get(key, default) != new.get(key, default):
+            raise ConfigProtectedError(mismatch(key, "the value in the file", "another one", advice))
+    before, after = old.get("live_stream_configs") or {}, new.get("live_stream_configs") or {}
+    for address in after:
+        if address not in before and not is_local_stream(address):
+            expected = "a new address on the loopback interface"
+            raise ConfigProtectedError(
+                mismatch(
+                    "live_stream_configs", expected, shown(address), "only an edit of the file adds others"
+                )
+            )
 
 
 def _versions(history: OpenDirectory) -> list[str]:

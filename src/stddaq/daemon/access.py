@@ -11,13 +11,13 @@ import argparse
 import base64
 import binascii
 import hmac
-import ipaddress
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from stddaq.errors import ConfigError, StdDaqError
+from stddaq.loopback import is_loopback
 from stddaq.text import mismatch
 from stddaq.wire.default_addresses import TOKEN_VARIABLE
 
@@ -41,6 +41,11 @@ class Access:
     def __init__(self, token: str | None = None) -> None:
         self._token = token
 
+    @property
+    def demands_token(self) -> bool:
+        """Return whether every request that passes carries a token."""
+        return self._token is not None
+
     def check(self, header: Header) -> None:
         """Raise `AccessError` if a browser sent it for another web site, or its token is not right."""
         host = _only("Host", header("host"))
@@ -53,14 +58,6 @@ class Access:
         elif not hmac.compare_digest(_token_in(header("authorization")), self._token.encode()):
             expected = "Bearer and the token of this service, or the token as the password of Basic"
             raise AccessError(401, mismatch("Authorization", expected, "another value or none"))
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether `host`, an address or a name, is the loopback interface."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def add_token_option(parser: argparse.ArgumentParser) -> None:

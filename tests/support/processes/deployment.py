@@ -63,6 +63,8 @@ def make_config(**overrides: Any) -> dict[str, Any]:
         # With small blocks a few small images fill several chunks.
         "gpfs_block_size": 16384,
         "stats_collection_period": 1,
+        # Services that run as root demand a root.
+        "allowed_roots": ["/"],
     }
     config.update(overrides)
     return {key: value for key, value in config.items() if value is not None}

@@ -116,6 +116,12 @@ class Driver:
             log.event("start rejected: %s", refusal["detail"])
             client.send(encode(refusal | {"command": "start"}))
             return
+        try:
+            client.requester.check(start.writer_id)
+        except CommandError as error:
+            log.event("start refused: %s", error)
+            client.send(encode(_refusal(error) | {"command": "start"}))
+            return
         if self._overwrite:
             start = start.model_copy(update={"overwrite": True})
         files = PlannedFiles.of(start, self._config.number_of_writers, self._writers.have_metadata_writer)
@@ -181,7 +187,11 @@ class Driver:
     async def _repair_unclosed(self) -> list[dict[str, Any]]:
         switch = self._config.switch_user_active
         return await repair_as(
-            self._unclosed_uid, self._unclosed, switch_user_active=switch, timeout=REPAIR_TIMEOUT_S
+            self._unclosed_uid,
+            self._unclosed,
+            switch_user_active=switch,
+            roots=self._roots,
+            timeout=REPAIR_TIMEOUT_S,
         )
 
     def _refusal_if_busy(self) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from stddaq.daemon.isolation import run_in_process, run_in_process_async
 from stddaq.daemon.user_switch import UserSwitch, drop_rights
 from stddaq.files.names import is_ambiguous
+from stddaq.open_directory import OpenDirectory
 
 
 def file_of_other_run(
@@ -39,13 +40,16 @@ def _file_of_other_prefix(uid: int, paths: Sequence[Path], prefix: str) -> tuple
     return file_of_other_prefix(paths, prefix)
 
 
-async def remove_as(uid: int, paths: Sequence[Path], *, switch_user_active: bool, timeout: float) -> None:
-    """Remove `paths` as `uid` (0: as this service). Raises `StdDaqError`, `OSError`."""
+async def remove_as(
+    uid: int, paths: Sequence[Path], *, switch_user_active: bool, roots: Sequence[Path], timeout: float
+) -> None:
+    """Remove `paths` below `roots` as `uid` (0: as this service). Raises `StdDaqError`, `OSError`."""
     UserSwitch(switch_user_active).check(uid)
-    function = functools.partial(_remove, list(paths))
+    function = functools.partial(_remove, list(paths), [root.absolute() for root in roots])
     await run_in_process_async(function, timeout, "removal of the old run's files", uid=uid)
 
 
-def _remove(paths: Sequence[Path]) -> None:
+def _remove(paths: Sequence[Path], roots: Sequence[Path]) -> None:
     for path in paths:
-        path.unlink(missing_ok=True)
+        with OpenDirectory(path.parent, roots=roots) as directory:
+            directory.remove(path.name)

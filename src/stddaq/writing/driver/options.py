@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from stddaq.daemon.access import add_token_option
-from stddaq.daemon.arguments import ArgumentParser, IntegerRange, Seconds, existing_directory, port_number
+from stddaq.daemon.arguments import ArgumentParser, IntegerRange, Seconds, port_number
+from stddaq.daemon.roots import add_root_option, root_options
 from stddaq.wire.default_addresses import DEFAULT_PORT
 
 WRITER_TIMEOUT_S = 10.0
@@ -31,14 +32,7 @@ def add_driver_options(parser: ArgumentParser, port: IntegerRange = port_number)
         action="store_true",
         help="a metadata writer takes part in the runs; stddaq up also starts it",
     )
-    parser.add_argument(
-        "--allowed-root",
-        type=existing_directory,
-        action="append",
-        default=[],
-        metavar="DIRECTORY",
-        help="write files below this directory only; may be given several times (default: anywhere)",
-    )
+    add_root_option(parser)
     parser.add_argument(
         "--overwrite",
         action="store_true",
@@ -59,8 +53,7 @@ def driver_options(args: argparse.Namespace) -> list[str]:
     words += ["--writer-timeout", str(args.writer_timeout)]
     if args.token_file is not None:
         words += ["--token-file", str(args.token_file)]
-    for root in args.allowed_root:
-        words += ["--allowed-root", str(root)]
+    words += root_options(args)
     words += ["-m"] if args.with_metadata_writer else []
     words += ["--overwrite"] if args.overwrite else []
     return words

@@ -123,6 +123,7 @@ class RunCourse:
                 run.start.writer_id,
                 run.old_files,
                 switch_user_active=self._config.switch_user_active,
+                roots=self._roots,
                 timeout=REMOVAL_TIMEOUT_S,
             )
         except (OSError, StdDaqError) as error:

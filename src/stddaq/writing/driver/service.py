@@ -25,6 +25,8 @@ from stddaq.daemon import main as daemon
 from stddaq.daemon.access import Access, AccessError, access_of
 from stddaq.daemon.arguments import ArgumentParser
 from stddaq.daemon.metrics import Registry
+from stddaq.daemon.peer_user import uid_of_peer
+from stddaq.daemon.roots import allowed_roots
 from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
@@ -33,6 +35,7 @@ from stddaq.writing.driver.connection_limits import ConnectionLimits
 from stddaq.writing.driver.distributor import Distributor
 from stddaq.writing.driver.driver import Driver
 from stddaq.writing.driver.options import add_driver_options
+from stddaq.writing.driver.requester import ANYONE, Requester
 from stddaq.writing.driver.session import Connection, Session
 
 NAME = "std_det_driver"
@@ -70,6 +73,7 @@ class DriverServer:
         self._suffix = source_suffix
         self._driver, self._access = driver, access
         self._n_refused = 0
+        self._trusted_uids = config.trusted_uids
         registry = Registry(config.detector_name, NAME)
         registry.add(metrics.IMAGES_RECEIVED, lambda: distributor.n_received, source=source_suffix)
         registry.add(metrics.CLIENTS_CONNECTED, lambda: len(driver.watchers))
@@ -152,8 +156,14 @@ class DriverServer:
             return response
         return None
 
+    def _requester(self, connection: ServerConnection) -> Requester:
+        if self._access.demands_token:
+            return ANYONE
+        own, peer = connection.local_address, connection.remote_address
+        return Requester(lambda: uid_of_peer(own, peer), self._trusted_uids)
+
     async def _session(self, connection: ServerConnection) -> None:
-        session = Session(_Outgoing(connection))
+        session = Session(_Outgoing(connection), self._requester(connection))
         watchers = self._driver.watchers
         path = connection.request.path if connection.request else ""
         watchers.add(session, at_once=path.partition("?")[0].endswith(GREETING_PATH))
@@ -206,7 +216,7 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
                 str(config.number_of_writers),
             )
         )
-    access = access_of(args)
+    access, roots = access_of(args), allowed_roots(config, args)
     distributor = Distributor(
         config,
         args.source_suffix,
@@ -215,7 +225,7 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
     )
     distributor.start()
     try:
-        asyncio.run(_serve_clients(config, args, distributor, access, stop))
+        asyncio.run(_serve_clients(config, args, distributor, access, roots, stop))
     finally:
         distributor.stop()
 
@@ -225,13 +235,14 @@ async def _serve_clients(
     args: argparse.Namespace,
     distributor: Distributor,
     access: Access,
+    roots: Sequence[Path],
     stop: daemon.StopRequest,
 ) -> None:
     driver = Driver(
         config,
         args.source_suffix,
         distributor,
-        args.allowed_root,
+        roots,
         Path(args.detector_json_filename),
         overwrite=args.overwrite,
     )

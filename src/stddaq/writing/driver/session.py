@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
+from stddaq.writing.driver.requester import ANYONE, Requester
 from stddaq.writing.driver.status import Client
 
 # If the buffers of the connection hold more than this, messages wait here, where they can be merged.
@@ -32,8 +33,8 @@ class Connection(Protocol):
 class Session(Client):
     """Sends messages at once while the client keeps up. Then replies and the newest of each state wait."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, requester: Requester = ANYONE) -> None:
+        self._connection, self.requester = connection, requester
         self._waiting: deque[tuple[object, str]] = deque()
         self._n_waiting_bytes = 0
 

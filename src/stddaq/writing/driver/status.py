@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from stddaq.wire.driver_messages import STATUS_PERIOD_S
+from stddaq.writing.driver.requester import ANYONE, Requester
 from stddaq.writing.driver.state import State, StateMachine
 from stddaq.writing.driver.writers import Writers
 
@@ -25,7 +26,13 @@ _STATES_WITH_COUNT = frozenset(
 
 
 class Client(Protocol):
-    """A connected client."""
+    """A connected client.
+
+    Attributes:
+        requester: the client as a user of this machine.
+    """
+
+    requester: Requester = ANYONE
 
     def send(self, message: str, state: object = None) -> None:
         """Send one JSON object without waiting.

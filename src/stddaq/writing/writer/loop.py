@@ -10,6 +10,7 @@ import contextlib
 import functools
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import zmq
@@ -50,10 +51,18 @@ class WriterLoop:
     """One writer of one driver."""
 
     def __init__(
-        self, config: DetectorConfig, writer: int | str, recorder: Recorder, registry: Registry
+        self,
+        config: DetectorConfig,
+        writer: int | str,
+        recorder: Recorder,
+        registry: Registry,
+        roots: Sequence[Path] = (),
     ) -> None:
-        """Bind and connect the sockets of `writer` (its number, or `meta`). Raise `EndpointError`."""
-        self._recorder = recorder
+        """Bind and connect the sockets of `writer` (its number, or `meta`). Raise `EndpointError`.
+
+        Master files are made below `roots`, if there are any.
+        """
+        self._recorder, self._roots = recorder, roots
         self._user = UserSwitch(config.switch_user_active)
         recorder.register(registry)
         self._statistics = StatisticsLine(config, registry, recorder.statistics)
@@ -279,7 +288,8 @@ class WriterLoop:
         self._user.become(self._uid)
         try:
             # HDF5 may fail, or crash, when there is no space.
-            run_in_fork(functools.partial(create_as_requested, action), MASTER_FILE_TIMEOUT_S, action.path)
+            create = functools.partial(create_as_requested, action, self._roots)
+            run_in_fork(create, MASTER_FILE_TIMEOUT_S, action.path)
         finally:
             self._user.return_to_self()
 

@@ -15,6 +15,7 @@ from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import ArgumentParser
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.replacement import HandedOver
+from stddaq.daemon.roots import add_root_option, allowed_roots
 from stddaq.daemon.statistics import Period
 from stddaq.errors import ConfigError
 from stddaq.files.metadata_file import EIGER, GIGAFROST, JUNGFRAU, PCO, MetadataFile, MetadataLayout
@@ -147,6 +148,7 @@ def _main(
         f"Write the {detector} metadata of all images of a run to an HDF5 file.",
     )
     parser.add_config()
+    add_root_option(parser)
 
     def serve(
         config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest
@@ -160,7 +162,8 @@ def _main(
                 )
             )
         registry = Registry(config.detector_name, parser.prog)
-        loop = WriterLoop(config, WRITER, MetadataRecorder(config, layout), registry)
+        roots = allowed_roots(config, args)
+        loop = WriterLoop(config, WRITER, MetadataRecorder(config, layout, roots), registry, roots)
         log.ready("metadata writer of %s", config.detector_name)
         return loop.serve(stop)
 

@@ -1,0 +1,127 @@
+"""Services that run as root: where they write, and as which user. With real services and users."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.processes.deployment import Deployment, free_port
+from support.processes.recording import MakeRig, Rig
+
+from stddaq.client import DriverClient
+
+NOBODY, OTHER = 65534, 54321
+TOKEN = "a-token-that-is-hard-to-guess"
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+# A client as another user, which cannot read this checkout.
+CLIENT = """
+import encodings.idna, os, sys
+from websockets.sync.client import connect
+url, uid, frame = sys.argv[1:]
+os.setuid(int(uid))
+with connect(url + "/now") as driver:
+    driver.recv(timeout=5)
+    driver.send(frame)
+    while '"command"' not in (reply := driver.recv(timeout=10)):
+        pass
+print(reply)
+"""
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory in which all users may write; those of pytest are closed to other users."""
+    with tempfile.TemporaryDirectory(prefix="stddaq-", dir="/tmp") as path:
+        Path(path).chmod(0o777)
+        yield Path(path)
+
+
+def start_as(uid: int, rig: Rig, url: str, directory: Path, writer_id: int) -> dict[str, Any]:
+    """Send a start as a user. Return the reply."""
+    frame = {"command": "start", "path": str(directory), "n_image": 0, "writer_id": writer_id}
+    frame["file_prefix"] = f"f{writer_id}_{uid}_"
+    command = [sys.executable, "-c", CLIENT, url, str(uid), json.dumps(frame)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    reply = json.loads(done.stdout)
+    if reply["status"] != "error":
+        rig.client.wait(["idle"], 10)
+    return reply
+
+
+@pytest.mark.fault(
+    fault="a local user asks a service that runs as root for files of root, or of another user",
+    state="idle",
+    promise="refused; files of the own user are made, and trusted users may ask for all",
+)
+def test_local_user_gets_files_of_no_other_user(make_rig: MakeRig, open_directory: Path) -> None:
+    rig = make_rig(switch_user_active=True, trusted_uids=[OTHER], number_of_writers=1)
+    for writer_id in (0, 1, OTHER):
+        reply = start_as(NOBODY, rig, rig.url, open_directory, writer_id)
+        assert (reply["status"], reply["error"]) == ("error", "user_not_allowed")
+        assert f"writer_id: expected {NOBODY}, the uid of this client, got {writer_id}" in reply["reason"]
+    assert list(open_directory.iterdir()) == []
+    for uid, writer_id in ((NOBODY, NOBODY), (OTHER, NOBODY), (OTHER, OTHER), (OTHER, 0), (0, NOBODY)):
+        assert start_as(uid, rig, rig.url, open_directory, writer_id)["status"] == "started"
+        files = list(open_directory.glob(f"f{writer_id}_{uid}_*"))
+        assert {path.stat().st_uid for path in files} == {writer_id}
+
+
+def test_token_allows_any_user(
+    make_deployment: Callable[..., Deployment], open_directory: Path, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    deployment = make_deployment(switch_user_active=True, number_of_writers=1)
+    _, url = deployment.start_driver("--token-file", token)
+    deployment.start_writers()
+    frame = {"command": "start", "path": str(open_directory), "n_image": 0, "writer_id": OTHER}
+    with_token = url.replace("//", f"//any:{TOKEN}@")
+    command = [sys.executable, "-c", CLIENT, with_token, str(NOBODY), json.dumps(frame)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert json.loads(done.stdout)["status"] == "started"
+
+
+@pytest.mark.fault(
+    fault="driver or writer is started as root without a root path",
+    state="start",
+    promise="it refuses in one line, which says how to give one",
+)
+@pytest.mark.parametrize("service", [("std_det_driver",), ("std_det_writer", 0), ("std_det_meta_writer_gf",)])
+def test_root_needs_a_root_path(deployment: Deployment, service: tuple[Any, ...]) -> None:
+    deployment.write_config(allowed_roots=[])
+    name, *arguments = service
+    process = deployment.start(name, *arguments, ready=None)
+    assert process.wait() == 2
+    (line,) = process.stderr
+    assert "--allowed-root: expected the directory below which this service, which runs as root" in line
+    assert "give --allowed-root DIRECTORY, or allowed_roots in the configuration" in line
+
+
+def test_up_passes_the_root_path_to_all_that_write(deployment: Deployment, tmp_path: Path) -> None:
+    deployment.write_config(allowed_roots=[])
+    port = free_port()
+    up = deployment.run(
+        *(deployment.stddaq, "up", deployment.config_path, "--port", port, "-m"),
+        *("--allowed-root", tmp_path / "files", "--allowed-root", tmp_path),
+    )
+    assert up.wait() == 2
+    assert "expected an existing directory" in up.stderr[0]
+    deployment.run(
+        *(deployment.stddaq, "up", deployment.config_path, "--port", port, "-m"),
+        *("--allowed-root", tmp_path),
+        ready="all services ready",
+    )
+    with DriverClient(f"ws://127.0.0.1:{port}") as client:
+        client.start(tmp_path, n_image=0)
+        client.wait_until_saved(10)
+    assert (tmp_path / "fileMeta.h5").exists()
