@@ -168,6 +168,21 @@ def test_a_service_that_refuses_is_not_restarted(deployment: Deployment):
     assert any("simulate refuses to start" in line for line in process.stdout)
 
 
+@pytest.mark.fault(
+    fault="ring buffer larger than the free memory in /dev/shm",
+    state="start",
+    promise="refused with both sizes; nothing is restarted, `stddaq up` ends with 2",
+)
+def test_a_ring_that_does_not_fit_is_refused_with_both_sizes(make_deployment: Callable[..., Deployment]):
+    deployment = make_deployment(ram_buffer_gb=2**14)
+    process = deployment.run(deployment.stddaq, "up", deployment.config_path, "--port", free_port())
+    assert process.wait(timeout=20) == 2
+    refused = f"-image: expected room for {2**44} bytes .*, got [0-9]+ bytes free in /dev/shm"
+    assert re.search(refused, "\n".join(process.stdout))
+    assert not any("starting it again" in line for line in process.stdout)
+    assert deployment.segments() == []
+
+
 def test_a_second_deployment_of_the_same_detector_is_refused(up: Callable[..., Up]):
     running = up()
     second = running.deployment.run(

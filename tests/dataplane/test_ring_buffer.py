@@ -26,6 +26,7 @@ from stddaq.errors import EndpointError, GeometryError
 
 SHM = Path("/dev/shm")
 MIB = 2**20
+PROTECTED_REGULAR = Path("/proc/sys/fs/protected_regular")
 MakeConfig = Callable[..., DetectorConfig]
 
 
@@ -345,6 +346,31 @@ def test_segment_of_another_user_is_refused_by_name_unless_it_has_the_configured
         assert (SHM / f"{config.detector_name}-image").stat().st_gid == 23456
     for path in SHM.glob(f"{config.detector_name}*"):
         path.unlink()
+
+
+def may_set_protected_regular() -> bool:
+    return os.geteuid() == 0 and os.access(PROTECTED_REGULAR, os.W_OK)
+
+
+@pytest.mark.skipif(not may_set_protected_regular(), reason="only root can set fs.protected_regular")
+@pytest.mark.parametrize("value", ["1", "2"])
+def test_root_attaches_to_the_ring_of_a_user_where_the_kernel_protects_files_in_shared_directories(
+    make: MakeConfig, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("STDDAQ_SHM_GROUP", "23456")
+    config = make()
+    with other_process("hold", config, "image"):
+        for name in segments(config):
+            os.chown(SHM / f"{config.detector_name}{name}", 12345, 23456)
+        before = PROTECTED_REGULAR.read_text()
+        PROTECTED_REGULAR.write_text(value)
+        try:
+            with pytest.raises(PermissionError):
+                os.open(SHM / f"{config.detector_name}-image", os.O_RDWR | os.O_CREAT)
+            with RingBuffer(config, "image"):
+                pass
+        finally:
+            PROTECTED_REGULAR.write_text(before)
 
 
 def test_mode_is_configurable_and_the_cursor_is_closed_to_those_who_may_not_write(
