@@ -348,6 +348,24 @@ def test_segment_of_another_user_is_refused_by_name_unless_it_has_the_configured
         path.unlink()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_user_without_rights_is_refused_with_owner_and_mode(make: MakeConfig) -> None:
+    config = make()
+    with RingBuffer(config, "image") as ring:
+        (SHM / f"{ring.name}-cursor").chmod(0o600)
+        os.seteuid(12345)
+        try:
+            with pytest.raises(GeometryError) as refused:
+                RingBuffer(config, "image")
+        finally:
+            os.seteuid(0)
+        assert str(refused.value).startswith(
+            f"shared memory /dev/shm/{ring.name}-cursor: expected that user 12345 may read and write it, "
+            "got owner 0, group 0, mode 600"
+        )
+        assert ring.is_current()
+
+
 def may_set_protected_regular() -> bool:
     return os.geteuid() == 0 and os.access(PROTECTED_REGULAR, os.W_OK)
 

@@ -198,6 +198,10 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if isinstance(error, PermissionError):
+            with contextlib.suppress(OSError):
+                expected = f"that user {os.geteuid()} may read and write it"
+                raise _refusal(path, expected, path.lstat()) from error
         raise GeometryError(f"shared memory {path}: {error.strerror or error}") from error
 
 
@@ -272,14 +276,14 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
     group = _group()
     if group is not None and status.st_gid == group:
         return
-    raise GeometryError(
-        mismatch(
-            f"shared memory {path}",
-            f"owner {os.geteuid()} or root",
-            f"owner {status.st_uid}, group {status.st_gid}, mode {stat.S_IMODE(status.st_mode):o}",
-            f"if the services run as several users, set {GROUP_VARIABLE} to their common group",
-        )
-    )
+    raise _refusal(path, f"owner {os.geteuid()} or root", status)
+
+
+def _refusal(path: Path, expected: str, status: os.stat_result) -> GeometryError:
+    mode = stat.S_IMODE(status.st_mode) & 0o777
+    found = f"owner {status.st_uid}, group {status.st_gid}, mode {mode:o}"
+    advice = f"if the services run as several users, set {GROUP_VARIABLE} to their common group"
+    return GeometryError(mismatch(f"shared memory {path}", expected, found, advice))
 
 
 def _group() -> int | None:
