@@ -7,7 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from stddaq.errors import StdDaqError
 from stddaq.open_directory import OpenDirectory
+from stddaq.text import mismatch
+
+
+class FileLostError(StdDaqError, OSError):
+    """A file that is being written is no longer at its path."""
 
 
 class NewFile:
@@ -49,6 +55,23 @@ class NewFile:
         """Remove the file, unless its name is that of another file by now."""
         if self._is_at(self._name):
             self._directory.remove(self._name)
+
+    def check_in_place(self) -> None:
+        """Raise `FileLostError` if the file was removed, or it or its directory was renamed or replaced."""
+        own = os.fstat(self.fd)
+        try:
+            found = self.path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
+        except OSError:
+            return  # Nothing is known then.
+        expected = "the file that is being written"
+        if found is None or not own.st_nlink:
+            got = "none: it or its directory was removed or renamed during the run"
+            raise FileLostError(mismatch(str(self.path), expected, got))
+        if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
+            got = "another one, which has replaced it during the run"
+            raise FileLostError(mismatch(str(self.path), expected, got))
 
     def move_to(self, name: str, *, overwrite: bool) -> None:
         """Rename the file within its directory. Raise `FileExistsError` unless `overwrite`."""

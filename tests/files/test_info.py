@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -102,3 +104,34 @@ def is_refused(path: Path) -> bool:
     assert message.startswith(str(path))
     assert len(message.splitlines()) == 1
     return True
+
+
+# Writes images to the file in its argument, flushes after each, and prints a line when the file is there.
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from stddaq.files.raw_file import RawFile, RawLayout
+file = RawFile.create(Path(sys.argv[1]), RawLayout("det", (4, 8), np.dtype("<u2"), 4096, 0), {})
+print("ready", flush=True)
+image_id = 0
+while True:
+    file.put([memoryview(bytes(64))])
+    file.declare(image_id, 1)
+    file.flush()
+    image_id += 1
+"""
+
+
+def test_a_file_that_is_being_written_is_never_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "raw.h5"
+    command = [sys.executable, "-c", WRITER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        try:
+            assert writer.stdout
+            assert writer.stdout.readline() == b"ready\n"
+            n_images = [describe(path).n_images or 0 for _ in range(300)]
+        finally:
+            writer.kill()
+    assert n_images == sorted(n_images)
+    assert n_images[-1] > n_images[0]

@@ -16,6 +16,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from silx.io.nxdata.parse import get_default
 from support.data.raw_files import (
+    EPOCH_ROW,
     Image,
     RunSpec,
     attributes,
@@ -32,9 +33,11 @@ from support.data.raw_files import (
 )
 
 from stddaq.errors import FileLayoutError, OutputExistsError
+from stddaq.files.info import describe
 from stddaq.files.master_file import create_master_file
 from stddaq.files.nexus import ACCOUNT, DATA, DETECTOR, IMAGE_ID, IMAGE_METADATA
 from stddaq.files.raw_file import RawFile, RawLayout
+from stddaq.files.repair import repair
 from stddaq.files.virtual import stretches
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
@@ -415,8 +418,9 @@ def test_restarts_that_cpp_files_do_not_show_are_refused(tmp_path: Path) -> None
 def test_epochs_that_do_not_fit_the_ids_are_refused(tmp_path: Path) -> None:
     raw = write_run(tmp_path, stream(range(9)))
     with h5py.File(raw[1], "r+") as file:
-        file["det"].attrs["epochs"] = np.array([[3, 2], [1, 1]], np.uint64)
-    refused(tmp_path, raw, r"file1\.h5: attribute epochs: does not fit")
+        dataset(file, "det/epochs").resize(2, axis=0)
+        dataset(file, "det/epochs")[:] = np.array([(3, 2), (1, 1)], EPOCH_ROW)
+    refused(tmp_path, raw, r"file1\.h5: /det/epochs: does not fit")
 
 
 def test_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -432,3 +436,28 @@ def test_lost_raw_file_shows_as_the_largest_value_and_undefined_status(tmp_path:
     with h5py.File(tmp_path / "m.h5") as file:
         assert dataset(file, IMAGE_METADATA)["status"].tolist() == [1, 0, 1, 0]
         assert (dataset(file, DATA)[1] == 65535).all()
+
+
+def test_the_unused_rows_of_a_cpp_file_with_one_image_are_no_images(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, stream([0, 1, 2]), RunSpec(ours=False))
+    with h5py.File(raw[1], "r+") as file:
+        dataset(file, "det/metadata").resize(1048576, axis=0)
+    master = create_master_file(tmp_path / "fileMaster.h5", raw)
+    check_shows(master.path, stream([0, 1, 2]), RunSpec(ours=False))
+    assert describe(raw[1]).n_images == 1
+    assert repair(raw[1]).n_images == 1
+    with h5py.File(raw[1], "r+") as file:
+        dataset(file, "det/metadata")[5] = (11, 1)
+    refused(tmp_path, raw, r"file1\.h5: is short")
+
+
+def test_files_without_a_division_are_ordered_by_id(tmp_path: Path) -> None:
+    """Files that our writers made under a C++ driver that divides by arrival."""
+    images = stream([0, 1, 2, 4, 5, 7, 8, 10])
+    spec = RunSpec(division="arrival")
+    raw = write_run(tmp_path, images, spec)
+    for path in raw:
+        with h5py.File(path, "r+") as file:
+            for name in ("image_division", "run_id"):
+                del file["det"].attrs[name]
+    check_shows(create_master_file(tmp_path / "fileMaster.h5", raw).path, images, spec)

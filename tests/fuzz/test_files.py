@@ -14,7 +14,7 @@ import pytest
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
-from support.data.raw_files import ROW, RunSpec, bitshuffle, stream, write_raw_file, write_run
+from support.data.raw_files import EPOCH_ROW, ROW, RunSpec, bitshuffle, stream, write_raw_file, write_run
 from support.processes.deployment import Deployment
 from support.processes.file_commands import Done, FileCommands
 from support.tools.fuzzing import examples, mutated
@@ -121,6 +121,7 @@ KINDS = (
     "text",
     "scalar",
     "empty",
+    "epochs",
     "floats",
     "compound",
     "nowhere",
@@ -132,6 +133,7 @@ NAMES = (
     "det",
     "det/data",
     "det/metadata",
+    "det/epochs",
     "other/metadata",
     "entry/data/data",
     "entry/data/image_id",
@@ -146,7 +148,6 @@ ATTRIBUTES: dict[str, list[Any]] = {
     "number_of_writers": [1, 2, 0, -1, 2**64 - 1, "2"],
     "image_division": ["image_id", "arrival", "", 5],
     "run_id": ["a", 5, [1]],
-    "epochs": [[[1, 1]], [[0, 5], [1, 0]], [1, 2], "x", [[2**64 - 1, 1]], 0.5],
     "default": ["entry", "missing", "/", "det", 5],
     "signal": ["data", "missing", 5],
 }
@@ -161,6 +162,7 @@ def put(file: h5py.File, name: str, kind: str) -> None:
         "text": {"data": '{"a": '},
         "scalar": {"data": 5},
         "empty": {"data": h5py.Empty("f4")},
+        "epochs": {"data": np.array([(2**64 - 1, 1), (1, 0)], EPOCH_ROW)},
         "floats": {"data": np.array([np.nan, np.inf, -1.0])},
         "compound": {"data": np.zeros((3, 2), [("image_id", "<f4"), ("status", "S3")])},
     }

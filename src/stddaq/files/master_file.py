@@ -96,7 +96,7 @@ def _reason(error: Exception) -> str:
 
 
 def _write(temporary: Path, path: Path, run: RecordedRun, account: str | None) -> MasterFile:
-    with h5py.File(temporary, "w", libver=FILE_FORMAT) as file:
+    with h5py.File(temporary, "w", libver=FILE_FORMAT, locking=False) as file:
         file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "stddaq"})
         entry = nexus_group(file, "entry", "NXentry", default="data")
         mark_with_run_ids(file, [run.run_id])
@@ -201,7 +201,7 @@ def _write_account(entry: h5py.Group, run: RecordedRun, directory: Path, account
 
 def _verify(temporary: Path, run: RecordedRun) -> None:
     """Read the first and last row of each raw file through the new file, which maps rows like images."""
-    with h5py.File(temporary, "r") as file:
+    with h5py.File(temporary, "r", locking=False) as file:
         rows = file[IMAGE_METADATA]
         assert isinstance(rows, h5py.Dataset)
         for raw, positions in zip(run.raw_files, run.order.positions, strict=True):

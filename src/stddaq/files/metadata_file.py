@@ -8,6 +8,7 @@ Readable by SWMR while it grows, like the raw files.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,14 @@ class MetadataFile:
             self._metadata.append(self._rows)
             self._rows.clear()
 
+    def show_alive(self) -> None:
+        """Check that the file is at its path, and touch it: `stddaq repair` sees that it is being written.
+
+        Raise `FileLostError`.
+        """
+        self._new.check_in_place()
+        os.utime(self._new.fd)
+
     def close(self, *, discard_if_empty: bool = False) -> None:
         """Flush and close; with `discard_if_empty` remove a file without rows.
 
@@ -149,6 +158,7 @@ class MetadataFile:
                 self.flush()
             finally:
                 self._close_file()
+            self._new.check_in_place()
             if discard_if_empty and not self.n_visible:
                 self._new.remove()
         finally:

@@ -98,8 +98,8 @@ def _open(path: Path, allow_unclosed: bool, as_growing: bool) -> Opened:
             pass
         if as_growing:
             with suppress(OSError):  # Files of an older format cannot grow.
-                return Opened(h5py.File(path, "r", swmr=True), unclosed=True)
-        return Opened(h5py.File(path, "r"), unclosed=False)
+                return Opened(_hdf5_file(path, swmr=True), unclosed=True)
+        return Opened(_hdf5_file(path), unclosed=False)
     except FileNotFoundError as error:
         raise FileLayoutError(f"{path}: is missing, no such file") from error
     except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
@@ -115,9 +115,21 @@ def _open(path: Path, allow_unclosed: bool, as_growing: bool) -> Opened:
                 f"in the latter case `stddaq repair {path}` makes it readable"
             ) from error
     try:
-        return Opened(h5py.File(path, "r", swmr=True), unclosed=True)
+        return Opened(_hdf5_file(path, swmr=True), unclosed=True)
     except DAMAGE as error:
         raise _unreadable(path, error) from error
+
+
+def _hdf5_file(path: Path, swmr: bool = False) -> h5py.File:
+    try:
+        return h5py.File(path, "r", swmr=swmr)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if "unable to lock file" not in str(error):
+            raise
+    # The file system has no locks.
+    return h5py.File(path, "r", swmr=swmr, locking=False)
 
 
 def _unreadable(path: Path, error: Exception) -> FileLayoutError:

@@ -78,7 +78,7 @@ class PublishedImagesFile:
         """
         try:
             with replacing(self.path) as temporary:
-                with h5py.File(temporary.opened, "w", libver=FILE_FORMAT) as file:
+                with h5py.File(temporary.opened, "w", libver=FILE_FORMAT, locking=False) as file:
                     self._fill(file)
                     if not live:
                         self._describe(file)

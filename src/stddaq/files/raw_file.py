@@ -4,7 +4,8 @@ One `pwritev` copies uncompressed pixels from the ring buffer into chunks that H
 touches itself; direct chunk write stores compressed images, without compressing again. `flush` makes rows
 visible to SWMR readers: first `data`, then `metadata`, so that every visible row has its pixels.
 
-Layout (std_daq): group `/<detector_name>` with `data` (n, H, W) and `metadata` (n,) of `METADATA_DTYPE`.
+Layout (std_daq): group `/<detector_name>` with `data` (n, H, W) and `metadata` (n,) of `METADATA_DTYPE`; and,
+only here, `epochs` (m,) of `EPOCHS_DTYPE`.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from stddaq.config import DetectorConfig
 from stddaq.dataplane.metadata import compression_of
 from stddaq.errors import FileLayoutError
 from stddaq.files.compressed_chunks import FILTERS, ChunkMaker
-from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.hdf5_calls import hdf5_calls
 from stddaq.files.swmr import GrowingRows, close_swmr_file, open_swmr_file
 from stddaq.new_file import NewFile
 from stddaq.wire.compression import CompressionError
 
 METADATA_DTYPE = np.dtype([("image_id", "<u8"), ("status", "<u8")])
+EPOCHS_DTYPE = np.dtype([("first_row", "<u8"), ("epoch", "<u8")])
 # Filter mask of a chunk that skipped the only filter.
 FILTER_SKIPPED = 1
 # The unused end of the last chunk may be this large: with the HDF5 structures (about 150 KiB) a file stays
@@ -180,6 +181,7 @@ class RawFile:
             group.id, b"data", h5t.py_create(layout.dtype), space, dcpl=creation, dapl=access
         )
         self._metadata = GrowingRows(group, "metadata", METADATA_DTYPE)
+        self._epochs = GrowingRows(group, "epochs", EPOCHS_DTYPE)
         self._file.swmr_mode = True
 
     @property
@@ -326,6 +328,14 @@ class RawFile:
         self.n_images = self.n_visible
         return ids
 
+    def show_alive(self) -> None:
+        """Check that the file is at its path, and touch it: `stddaq repair` sees that it is being written.
+
+        Raise `FileLostError`.
+        """
+        self._new.check_in_place()
+        os.utime(self._new.fd)
+
     def close(self, epochs: Sequence[tuple[int, int]] = (), *, discard_if_empty: bool = False) -> None:
         """Flush, cut to the exact length, and close; with `discard_if_empty` remove a file without images.
 
@@ -345,12 +355,12 @@ class RawFile:
             with hdf5_calls:
                 self._data.set_extent((self.n_visible, *self._layout.image_shape))
             self._metadata.cut()
+            if epochs:
+                self._epochs.append(epochs)
         finally:
             self._close_file()
+        self._new.check_in_place()
         n_images = self.n_visible
-        if epochs:
-            with h5py.File(self._new.opened, "r+", libver=FILE_FORMAT, locking="best-effort") as file:
-                file[self._layout.detector_name].attrs["epochs"] = np.array(epochs, np.uint64)
         if not self._layout.compression and self._layout.wastes(n_images, self._chunk_images):
             self._trim(epochs)
 
@@ -367,6 +377,7 @@ class RawFile:
         # HDF5 closes a file only after its last open object.
         del self._data
         self._metadata.close()
+        self._epochs.close()
         close_swmr_file(self._file, self.path)
 
     def _trim(self, epochs: Sequence[tuple[int, int]]) -> None:
@@ -385,7 +396,7 @@ class RawFile:
                 raise
 
     def _copy_into(self, trimmed: RawFile) -> None:
-        with h5py.File(self._new.opened, "r", locking="best-effort") as file:
+        with h5py.File(self._new.opened, "r", locking=False) as file:
             rows = cast("h5py.Dataset", file[f"{self._layout.detector_name}/metadata"])
             trimmed._declared.extend(rows[:].tolist())
         for chunk, offset in enumerate(self._chunk_offsets):

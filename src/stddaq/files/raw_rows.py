@@ -155,10 +155,15 @@ def raw_file_of(path: Path, opened: Opened) -> RawRows:
     metadata, data = group["metadata"], group["data"]
     assert isinstance(data, h5py.Dataset)
     assert isinstance(metadata, h5py.Dataset)
-    # metadata first: in a growing file `data` is always ahead of it.
+    # metadata first: in a growing file `data` is always ahead of it. Its shape is that of its opening.
     rows = _table(path, metadata, ("image_id", "status"))
+    if opened.unclosed:
+        data.refresh()
     if data.ndim != 3:
         raise FileLayoutError(f"{path}: {data.name}: found shape {data.shape}, expected (n, height, width)")
+    origin = Origin.of(group.attrs)
+    if origin == Origin():
+        rows = _without_unused(rows, data.shape[0])
     if data.shape[0] < len(rows):
         raise FileLayoutError(
             f"{path}: is short: {data.name} holds {data.shape[0]} images, its metadata {len(rows)} rows"
@@ -168,7 +173,7 @@ def raw_file_of(path: Path, opened: Opened) -> RawRows:
     return RawRows(
         path=path,
         detector_name=(group.name or "").lstrip("/"),
-        origin=Origin.of(group.attrs),
+        origin=origin,
         image_ids=image_ids,
         epochs=epochs,
         epochs_known=known,
@@ -219,24 +224,27 @@ def _table(path: Path, dataset: h5py.Dataset, columns: tuple[str, ...]) -> np.nd
     return dataset.fields(list(columns))[()] if len(names) > len(columns) else dataset[()]
 
 
+def _without_unused(rows: np.ndarray, n_images: int) -> np.ndarray:
+    """Return the rows of the images: a C++ writer leaves 1048576 rows, all others zero, beside one image."""
+    unused = rows[n_images:]
+    return rows if any(unused[name].any() for name in ("image_id", "status")) else rows[:n_images]
+
+
 def _epochs(path: Path, group: h5py.Group, image_ids: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Return the epoch of each row, from the attribute `epochs`, else from ids that do not increase."""
-    if "epochs" not in group.attrs:
+    """Return the epoch of each row, from the dataset `epochs`, else from ids that do not increase."""
+    dataset = group.get("epochs")
+    if not isinstance(dataset, h5py.Dataset) or dataset.shape == (0,):
         drops = np.zeros(len(image_ids), np.uint64)
         drops[1:] = image_ids[1:] <= image_ids[:-1]
         return np.cumsum(drops, dtype=np.uint64), False
-    stored = np.asarray(group.attrs["epochs"])
-    if stored.ndim != 2 or stored.shape[1] != 2 or stored.dtype.kind not in "ui":
-        raise FileLayoutError(
-            f"{path}: attribute epochs: found shape {stored.shape} of {stored.dtype}, "
-            "expected integers (restarts, 2): first row, epoch"
-        )
-    table = np.vstack([np.zeros((1, 2), np.uint64), stored.astype(np.uint64)])
+    stored = _table(path, dataset, ("first_row", "epoch"))
+    table = np.zeros((len(stored) + 1, 2), np.uint64)
+    table[1:, 0], table[1:, 1] = stored["first_row"], stored["epoch"]
     entry = np.searchsorted(table[:, 0], np.arange(len(image_ids), dtype=np.uint64), side="right") - 1
     epochs = table[entry, 1]
     forward = (epochs[1:] > epochs[:-1]) | ((epochs[1:] == epochs[:-1]) & (image_ids[1:] > image_ids[:-1]))
     if np.any(table[1:, 0] < table[:-1, 0]) or not forward.all():
-        raise FileLayoutError(f"{path}: attribute epochs: does not fit the image ids: {stored[:5].tolist()}")
+        raise FileLayoutError(f"{path}: {dataset.name}: does not fit the image ids: {stored[:5].tolist()}")
     return epochs, True
 
 

@@ -91,7 +91,8 @@ def _declare_closed(path: Path, fd: int, superblock: _Superblock) -> int | None:
 def _images_and_end(path: Path, size: int) -> tuple[int | None, int]:
     """Return the number of images, and the offset at which the space of the rows ends."""
     with examine(path) as opened:
-        return _n_images(path, opened), _end_of_rows(path, opened.file, size)
+        n_images = _n_images(path, opened)
+        return n_images, _end_of_rows(path, opened.file, n_images or 0, size)
 
 
 def writers_of(path: Path) -> list[int]:
@@ -175,22 +176,21 @@ def _exclusively_opened(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def _end_of_rows(path: Path, file: h5py.File, size: int) -> int:
+def _end_of_rows(path: Path, file: h5py.File, n_rows: int, size: int) -> int:
     """Return the offset where the space of the datasets ends. Refuse rows beyond `size`, the file's end."""
     group = raw_group(file) or metadata_group(file)
     if group is None:
         return 0
-    rows = group["metadata"]
-    assert isinstance(rows, h5py.Dataset)
     end = 0
-    for dataset in group.values():
+    for name in ("data", "metadata"):
+        dataset = group.get(name)
         if not isinstance(dataset, h5py.Dataset):
             continue
-        lost, end_of_dataset = _rows_beyond(dataset, len(rows), size)
+        lost, end_of_dataset = _rows_beyond(dataset, n_rows, size)
         end = max(end, end_of_dataset)
         if lost:
             raise FileLayoutError(
-                f"{path}: is truncated to {size} bytes: {lost} of {len(rows)} rows of {dataset.name} are lost"
+                f"{path}: is truncated to {size} bytes: {lost} of {n_rows} rows of {dataset.name} are lost"
             )
     return end
 
@@ -229,7 +229,7 @@ def _n_images(path: Path, opened: Opened) -> int | None:
 def _cut(path: Path) -> int:
     """Cut `data` to the rows of `metadata`. Return the number of images cut off."""
     try:
-        with h5py.File(path, "r+", libver=FILE_FORMAT) as file:
+        with h5py.File(path, "r+", libver=FILE_FORMAT, locking=False) as file:
             group = raw_group(file)
             if group is None:
                 return 0

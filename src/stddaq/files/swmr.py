@@ -27,7 +27,8 @@ def open_swmr_file(new: NewFile) -> h5py.File:
                 new.opened,
                 "w",
                 libver=FILE_FORMAT,
-                locking="best-effort",
+                # A viewer that opens the new file at once holds a lock, and some file systems have none.
+                locking=False,
                 alignment_threshold=16 * PAGE,
                 alignment_interval=PAGE,
             )

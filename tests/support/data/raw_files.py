@@ -16,6 +16,7 @@ import hdf5plugin
 import numpy as np
 
 ROW = np.dtype([("image_id", "<u8"), ("status", "<u8")])
+EPOCH_ROW = np.dtype([("first_row", "<u8"), ("epoch", "<u8")])
 GF_ROW = np.dtype(
     [
         ("image_id", "<u8"),
@@ -105,8 +106,9 @@ def write_raw_file(path: Path, images: Sequence[Image], spec: RunSpec, writer: i
         group.create_dataset("metadata", data=rows, maxshape=(None,), chunks=(64,))
         if spec.by_stddaq:
             group.attrs.update(attributes(spec), writer=writer)
-            if epochs(images):
-                group.attrs["epochs"] = np.array(epochs(images), np.uint64)
+            group.create_dataset(
+                "epochs", data=np.array(epochs(images), EPOCH_ROW), maxshape=(None,), chunks=(64,)
+            )
 
 
 def write_metadata_file(path: Path, images: Sequence[Image], spec: RunSpec) -> None:

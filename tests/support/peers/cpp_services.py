@@ -32,6 +32,11 @@ BLOCK_IMAGES = 64
 DTYPE_CODES = {8: 1, 16: 2, 32: 4}
 
 
+def rows_left(n_images: int) -> int:
+    """Return the metadata rows of a closed file: C++ writers leave a whole chunk beside a single image."""
+    return 1048576 if n_images == 1 else n_images
+
+
 class Names:
     """Sizes and names that follow from the configuration."""
 
@@ -109,8 +114,8 @@ class CppRawFile:
 
     def close(self) -> None:
         self._data.resize(len(self._rows), axis=0)
-        self._metadata.resize(len(self._rows), axis=0)
-        self._metadata[:] = np.array(self._rows, METADATA)
+        self._metadata.resize(rows_left(len(self._rows)), axis=0)
+        self._metadata[: len(self._rows)] = np.array(self._rows, METADATA)
         self._file.close()
 
 

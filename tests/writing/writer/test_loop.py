@@ -67,6 +67,9 @@ class FakeRecorder(Recorder):
         self.n_written = self.n_recorded
         return False
 
+    def show_alive(self) -> bool:
+        return True
+
     def close(self, *, discard_if_empty: bool = False) -> None:
         self.flush()
         if discard_if_empty and not self.n_written:

@@ -21,6 +21,7 @@ from stddaq.dataplane.ring_reader import HeldImages, RingReader
 from stddaq.errors import StdDaqError
 from stddaq.files.compressed_chunks import prepare_chunks
 from stddaq.files.raw_file import RawFile, RawLayout
+from stddaq.new_file import FileLostError
 from stddaq.wire.compression import CompressionError
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.writer.recorder import Recorder, RecordImages
@@ -54,6 +55,8 @@ class _Account:
     n_restarts: int = 0
     n_visible: int = 0
     failure: str = ""
+    is_lost: bool = False
+    """The file is no longer at its path: none of its images counts."""
 
     def progress(self, reported: tuple[int, int]) -> pb.WriterProgress:
         """The message for the driver, without the `reported` numbers of overwritten and failed ids."""
@@ -233,6 +236,8 @@ class ImageRecorder(Recorder):
         if self._file is None:
             return False
         self._declare_judged()
+        if self._account.is_lost:
+            return False
         try:
             self._file.flush()
         except (OSError, RuntimeError) as error:
@@ -244,6 +249,27 @@ class ImageRecorder(Recorder):
         if self._source_has_cursor and not self._held:
             self._reader.refresh()
         return bool(self._held)
+
+    def show_alive(self) -> bool:
+        if self._file is None or self._account.is_lost:
+            return True
+        try:
+            self._file.show_alive()
+        except FileLostError as error:
+            self._lose(self._file, error)
+            return False
+        except OSError as error:
+            log.logger.warning("%s", error)
+        return True
+
+    def _lose(self, file: RawFile, error: FileLostError) -> None:
+        """Stop writing a file that nobody finds: the driver counts all its images as failed."""
+        account = self._account
+        account.failure, account.is_lost = account.failure or str(error), True
+        log.logger.error("writing failed: %s", error)
+        self._give_up(file)
+        account.n_visible = 0
+        account.overwritten_ids.clear()
 
     def _fail(self, file: RawFile, images: RecordImages, error: Exception) -> None:
         """Stop writing. Images declared before are still made visible, if that is possible."""
@@ -280,6 +306,10 @@ class ImageRecorder(Recorder):
         self._reader.published_ids.ignore()
         try:
             file.close(account.epochs, discard_if_empty=discard_if_empty)
+        except FileLostError as error:
+            if not account.is_lost:
+                self._lose(file, error)
+            raise
         except (OSError, RuntimeError) as error:
             self._give_up(file)
             file.abandon()
@@ -337,11 +367,17 @@ class ImageRecorder(Recorder):
 
 
 def file_attributes(config: DetectorConfig, suffix: str, action: pb.CreateWriterFile) -> dict[str, object]:
-    """Return what every file of a run says of the run. A std_daq driver (C++) divides as configured."""
-    return {
+    """Return what every file of a run says of the run, as far as it is known.
+
+    A std_daq driver (C++) sends neither its division of images nor an id of the run.
+    """
+    found: dict[str, object] = {
         "number_of_writers": action.number_of_writers or config.number_of_writers,
-        "image_division": DIVISIONS[action.division] if action.number_of_writers else config.image_division,
-        "run_id": action.run_id,
         "source": action.source or suffix,
         "stddaq_version": __version__,
     }
+    if action.number_of_writers:
+        found["image_division"] = DIVISIONS[action.division]
+    if action.run_id:
+        found["run_id"] = action.run_id
+    return found

@@ -41,6 +41,8 @@ RECEIVE_LIMIT = 1000
 STOP_DRAIN_S = 0.5
 # A driver that has just started may not be connected yet when the first response is sent.
 RESPONSE_TIMEOUT_MS = 500
+# Files that are removed or renamed must be noticed within a second; `stddaq repair` waits for some periods.
+SHOW_ALIVE_PERIOD_S = 0.5
 # For the last responses, when the sockets are closed.
 LINGER_MS = 200
 # The std_daq driver (C++) receives into a buffer of 512 bytes and reads past its end if a response is longer.
@@ -92,6 +94,7 @@ class WriterLoop:
         self._run_id = ""
         self._reports_progress = False
         self._reported = (0, 0)
+        self._show_alive_at = 0.0
 
     @property
     def _is_unfit(self) -> bool:
@@ -116,6 +119,8 @@ class WriterLoop:
                 flushes.batching_pause = batching.pause_after(self._work())
                 if self._driver.is_lost or any(source is self._monitor for source, _ in events):
                     self._watch_driver()
+                if self._open_path and time.monotonic() >= self._show_alive_at:
+                    self._show_alive()
                 if self._statistics.write_if_due():
                     self._recorder.end_period()
                     self._log_malformed()
@@ -145,6 +150,8 @@ class WriterLoop:
         timeout = self._statistics.due_in
         if (flush_due_in := self._flushes.due_in) is not None:
             timeout = min(timeout, flush_due_in)
+        if self._open_path:
+            timeout = min(timeout, max(0.0, self._show_alive_at - time.monotonic()))
         if self._driver.is_lost and self._open_path:
             timeout = min(timeout, DRIVER_ABSENCE_S)
         return int(timeout * 1000) + 1
@@ -192,6 +199,11 @@ class WriterLoop:
     def _flush(self) -> None:
         self._flushes.flushed(images_remain=self._recorder.flush())
         if self._reports_progress:
+            self._report_progress()
+
+    def _show_alive(self) -> None:
+        self._show_alive_at = time.monotonic() + SHOW_ALIVE_PERIOD_S
+        if not self._recorder.show_alive() and self._reports_progress:
             self._report_progress()
 
     def _report_progress(self) -> None:

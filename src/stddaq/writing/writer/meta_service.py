@@ -19,6 +19,7 @@ from stddaq.daemon.roots import add_root_option, allowed_roots
 from stddaq.daemon.statistics import Period
 from stddaq.errors import ConfigError
 from stddaq.files.metadata_file import EIGER, GIGAFROST, JUNGFRAU, PCO, MetadataFile, MetadataLayout
+from stddaq.new_file import FileLostError
 from stddaq.text import mismatch
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.writer.image_recorder import file_attributes
@@ -50,6 +51,7 @@ class MetadataRecorder(Recorder):
     def _begin_account(self) -> None:
         self._n_visible = self._n_failed = 0
         self._failure = ""
+        self._is_lost = False
 
     def prepare(self) -> None:
         """Do nothing: only the file needs rights, and the user of the run has them."""
@@ -79,7 +81,7 @@ class MetadataRecorder(Recorder):
         """Do nothing: metadata in messages cannot be overwritten."""
 
     def flush(self) -> bool:
-        if self._file is None:
+        if self._file is None or self._is_lost:
             return False
         try:
             self._file.flush()
@@ -89,12 +91,32 @@ class MetadataRecorder(Recorder):
         self._n_visible = self._file.n_visible
         return False
 
+    def show_alive(self) -> bool:
+        if self._file is None or self._is_lost:
+            return True
+        try:
+            self._file.show_alive()
+        except FileLostError as error:
+            self._lose(error)
+            return False
+        except OSError as error:
+            log.logger.warning("%s", error)
+        return True
+
+    def _lose(self, error: FileLostError) -> None:
+        log.logger.error("writing failed: %s", error)
+        self._failure, self._is_lost = self._failure or str(error), True
+        self._n_visible = 0
+
     def close(self, *, discard_if_empty: bool = False) -> None:
         file, self._file = self._file, None
         if file is None:
             return
         try:
             file.close(discard_if_empty=discard_if_empty)
+        except FileLostError as error:
+            self._lose(error)
+            raise
         except (OSError, RuntimeError) as error:
             file.abandon()
             self._failure = self._failure or f"{file.path}: {error}"

@@ -41,6 +41,13 @@ class Recorder(Protocol):
         """Make the images known to be good visible to other processes. Return whether others remain."""
         ...
 
+    def show_alive(self) -> bool:
+        """Show other processes that the open file is being written. Return False once it is lost.
+
+        A file is lost that is no longer at its path.
+        """
+        ...
+
     def close(self, *, discard_if_empty: bool = False) -> None:
         """Flush and close the file, or remove it if it is empty and shall be discarded. Raise `OSError`."""
         ...
