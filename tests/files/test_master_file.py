@@ -439,11 +439,11 @@ def test_lost_raw_file_shows_as_the_largest_value_and_undefined_status(tmp_path:
 
 
 def test_the_unused_rows_of_a_cpp_file_with_one_image_are_no_images(tmp_path: Path) -> None:
-    raw = write_run(tmp_path, stream([0, 1, 2]), RunSpec(ours=False))
+    raw = write_run(tmp_path, stream([0, 1, 2]), RunSpec(by_stddaq=False))
     with h5py.File(raw[1], "r+") as file:
         dataset(file, "det/metadata").resize(1048576, axis=0)
     master = create_master_file(tmp_path / "fileMaster.h5", raw)
-    check_shows(master.path, stream([0, 1, 2]), RunSpec(ours=False))
+    check_shows(master.path, stream([0, 1, 2]), RunSpec(by_stddaq=False))
     assert describe(raw[1]).n_images == 1
     assert repair(raw[1]).n_images == 1
     with h5py.File(raw[1], "r+") as file:
