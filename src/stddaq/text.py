@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 _SHOWN_LENGTH = 60
 _encoder = json.JSONEncoder(default=str)
@@ -42,6 +43,11 @@ def mismatch(where: str, expected: str, got: str, advice: str = "") -> str:
     """
     message = f"{where}: expected {expected}, got {got}"
     return f"{message}; {advice}" if advice else message
+
+
+def command_line(*words: object) -> str:
+    """Return a command in backticks, quoted so that a user can paste it into a shell."""
+    return f"`{shlex.join(map(str, words))}`"
 
 
 def os_error_text(error: OSError) -> str:

@@ -18,9 +18,7 @@ from cli.conftest import StartServices
 from support.peers.basic_driver import BasicDriver
 from support.processes.deployment import Deployment, free_port
 
-from stddaq.client import DriverBusyError
 from stddaq.client.simulator import SimulatorClient
-from stddaq_ophyd.core.driver_run import _words
 
 SIMULATE = ("--rate", "500")
 
@@ -233,18 +231,6 @@ def test_stop_ends_a_run_of_another_client(services: StartServices, directory: P
     assert stop.wait() == 0
     assert re.search(r"^file_saved: \d+ of \d+ images", stop.stdout[-1])
     assert record.wait() == 0
-
-
-def test_the_command_that_a_busy_driver_proposes_ends_the_run(services: StartServices, directory: Path):
-    running = services(*SIMULATE)
-    record = running.record(directory)
-    record.wait_for_line("recording: .*images")
-    proposed = re.search("`stddaq (.*)`", _words(DriverBusyError("busy", "driver is busy!"), running.url))
-    assert proposed
-    stop = running.deployment.run(running.deployment.stddaq, *proposed[1].split())
-    assert stop.wait() == 0
-    assert stop.stdout[-1].startswith("file_saved")
-    assert record.wait(timeout=20) == 0
 
 
 def test_stop_without_a_run_says_so(services: StartServices):

@@ -47,7 +47,7 @@ def test_stop_gives_up_after_its_timeout_and_shows_the_state_of_the_driver(
         driver.start(tmp_path)
         driver.wait(["recording"], timeout=10)
         assert main(["stop", "--url", peer.url, "--timeout", "0.4"]) == 1
-    assert "has not ended within 0.4 s, the driver is saving_file; it continues" in capsys.readouterr().err
+    assert "has not ended within 0.4 s, the driver is saving_file; `stddaq status " in capsys.readouterr().err
 
 
 def test_record_gives_up_after_its_timeout_when_it_was_stopped(
@@ -59,7 +59,7 @@ def test_record_gives_up_after_its_timeout_when_it_was_stopped(
         )
         record.wait_for_line("recording: .* images")
         assert record.end(signal.SIGINT) == 1
-    assert "has not ended within 0.4 s, the driver is saving_file; it continues" in record.stderr[0]
+    assert "has not ended within 0.4 s, the driver is saving_file; `stddaq status " in record.stderr[0]
 
 
 def test_record_stops_a_run_that_starts_after_ctrl_c(deployment: Deployment, tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_a_bad_url_is_unreachable(url: str):
 
 
 def test_a_web_server_is_reported_as_no_driver():
-    with _web_server() as port, pytest.raises(DriverUnreachableError, match="is no std_daq driver"):
+    with _web_server() as port, pytest.raises(DriverUnreachableError, match="is not a std_daq driver"):
         DriverClient(f"ws://127.0.0.1:{port}").connect()
 
 

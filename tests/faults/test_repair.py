@@ -27,7 +27,7 @@ def test_the_driver_repairs_the_files_of_its_last_run(make_rig: MakeRig, seen: S
     rig.writers[1].send(signal.SIGKILL)
     account, _ = wait_for_error(rig)
     hung, killed = account["files"]["raw"]
-    assert account["reason"].endswith(f"; when its writer has exited: stddaq repair {hung} {killed}")
+    assert account["reason"].endswith(f"`stddaq repair {hung} {killed}` makes its file readable")
     refused, repaired = rig.client.repair()
     assert f"got one written by process {rig.writers[0].pid}" in refused["reason"]
     assert repaired == {"path": killed, "n_images": 100, "n_cut": 0, "repaired": True, "reason": None}

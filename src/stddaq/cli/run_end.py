@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from stddaq.errors import StdDaqError
+from stddaq.text import command_line
 
 if TYPE_CHECKING:
     from stddaq.client import DriverClient, DriverStatus
@@ -31,6 +32,6 @@ def stop_run(driver: DriverClient, timeout: float) -> Iterator[DriverStatus]:
         yield from statuses
     except DriverTimeoutError:
         raise RunNotEndedError(
-            f"the run has not ended within {timeout:g} s, the driver is {driver.latest.status}; it "
-            "continues, see stddaq status"
+            f"the run has not ended within {timeout:g} s, the driver is {driver.latest.status}; "
+            f"{command_line('stddaq', 'status', '--url', driver.url)} shows how it continues"
         ) from None

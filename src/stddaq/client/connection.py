@@ -53,7 +53,7 @@ async def open_connection(
         if isinstance(error, InvalidStatus) and error.response.status_code in (401, 403):
             reason = shown_text((error.response.body or b"").decode(errors="replace").strip())
             raise DriverNotAllowedError(f"{url}: the driver refuses this client: {reason}") from error
-        raise DriverUnreachableError(f"the server at {url} is no std_daq driver ({error})") from error
+        raise DriverUnreachableError(f"the server at {url} is not a std_daq driver ({error})") from error
 
 
 async def _first_status(connection: ClientConnection) -> DriverStatus:

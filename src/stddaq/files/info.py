@@ -18,6 +18,7 @@ from stddaq.files.raw_rows import ImageRows, metadata_file_of, metadata_group, r
 from stddaq.files.reading import sources_of_master
 from stddaq.files.repair import writers_of
 from stddaq.files.sources import check_sources
+from stddaq.text import command_line
 from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
 
 Kind = Literal["raw", "metadata", "master", "other"]
@@ -298,9 +299,8 @@ def _unclosed(path: Path, opened: Opened) -> str | None:
     writers = writers_of(path)
     if writers:
         return f"being written by process {', '.join(map(str, writers))}"
-    return (
-        f"no process on this host writes it, its writer was killed: `stddaq repair {path}` makes it readable"
-    )
+    command = command_line("stddaq", "repair", path)
+    return f"no process on this host writes it, its writer was killed: {command} makes it readable"
 
 
 def _account(file: h5py.File) -> dict[str, object] | None:

@@ -18,6 +18,7 @@ import h5py
 
 from stddaq.daemon.isolation import CrashError, run_in_fork
 from stddaq.errors import FileLayoutError, StdDaqError
+from stddaq.text import command_line
 
 T = TypeVar("T")
 
@@ -112,7 +113,7 @@ def _open(path: Path, allow_unclosed: bool, as_growing: bool) -> Opened:
         if not allow_unclosed:
             raise UnclosedFileError(
                 f"{path}: was not closed: it is being written, or its writer was killed; "
-                f"in the latter case `stddaq repair {path}` makes it readable"
+                f"in the latter case {command_line('stddaq', 'repair', path)} makes it readable"
             ) from error
     try:
         return Opened(_hdf5_file(path, swmr=True), unclosed=True)

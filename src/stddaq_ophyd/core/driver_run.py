@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ from stddaq.files.growing_run import GrowingFiles
 from stddaq.files.names import find_run
 from stddaq.files.opening import open_file
 from stddaq.files.raw_rows import RawRows, raw_file_of
-from stddaq.text import mismatch
+from stddaq.text import command_line, mismatch
 from stddaq_ophyd.core.camera import Exposure
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
 from stddaq_ophyd.core.paths import PathInfo
@@ -320,9 +321,15 @@ class DriverRun:
 def _words(cause: BaseException, url: str) -> str:
     """Return the cause, with what the user can do about it."""
     if isinstance(cause, DriverBusyError):
-        return f"{cause}; `stddaq stop --url {url}` ends the run of another user"
+        return f"{cause}; {command_line('stddaq', 'stop', '--url', url)} ends the run of another user"
     if isinstance(cause, DriverUnreachableError):
-        return f"{cause} `stddaq up` starts the services"
+        return f"{cause} {_up(url)} starts the services"
     if isinstance(cause, CommandRefusedError | RunFailedError):
         return cause.reason
     return str(cause) or type(cause).__name__
+
+
+def _up(url: str) -> str:
+    """Return the command that starts a driver at `url`."""
+    port = re.search(r":(\d+)/*$", url)
+    return command_line("stddaq", "up", "CONFIG", *(("--port", port[1]) if port else ()))

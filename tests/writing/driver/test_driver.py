@@ -400,7 +400,7 @@ def test_files_that_were_not_closed_are_named_with_the_command_that_repairs_them
         await bench.start(n_image=0)
         reason = (await bench.last_result())["reason"]
         paths = [str(bench.directory / f"file{i}.h5") for i in range(2)]
-        assert reason.endswith(f"; when its writer has exited: stddaq repair {' '.join(paths)}")
+        assert reason.endswith(f"`stddaq repair {' '.join(paths)}` makes its file readable")
 
     on_bench(test)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import shlex
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.errors import StdDaqError
 from stddaq.files.limits import MASTER_FILE_TIMEOUT_S
-from stddaq.text import os_error_text
+from stddaq.text import command_line, os_error_text
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.driver.active_run import ActiveRun, RunError
 from stddaq.writing.driver.distributor import SUBSCRIPTION_TIMEOUT_S, Distributor, RecordingJob
@@ -74,8 +73,8 @@ class RunCourse:
                 self._run.late = reason
                 reason = await self._attempt(self._save_late(enter, on_complete))
         if reason and (paths := self._run.unclosed_files()):
-            command = shlex.join(["stddaq", "repair", *map(str, paths)])
-            reason += f"; when its writer has exited: {command}"
+            command = command_line("stddaq", "repair", *paths)
+            reason += f"; after the exit of its writer, {command} makes its file readable"
         return reason
 
     async def _attempt(self, step: Coroutine[Any, Any, None]) -> str:
