@@ -36,16 +36,16 @@ DETECTOR_TYPES = {
     "stddaq simulate-pco": "pco",
 }
 # Makes the first call of every daemon to the operating system fail.
-WITHOUT_PIPES = """
-import errno, os, sys
+WITHOUT_SOCKETS = """
+import errno, os, socket, sys
 from importlib.metadata import distribution
 scripts = distribution("stddaq").entry_points.select(group="console_scripts")
 main = scripts[sys.argv[1]].load()
 
-def pipe2(flags):
+def socketpair(*_):
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-os.pipe2 = pipe2
+socket.socketpair = socketpair
 del sys.argv[0]
 sys.exit(main())
 """
@@ -76,7 +76,7 @@ def refusal(deployment: Deployment, daemon: str, command: list[str]) -> str:
 
 @pytest.mark.parametrize("daemon", DAEMONS)
 def test_error_of_the_operating_system_at_the_start_is_one_line(deployment: Deployment, daemon: str) -> None:
-    line = refusal(deployment, daemon, [sys.executable, "-c", WITHOUT_PIPES])
+    line = refusal(deployment, daemon, [sys.executable, "-c", WITHOUT_SOCKETS])
     assert line == f"{daemon}: error: Too many open files\n"
 
 

@@ -13,8 +13,11 @@ import argparse
 import contextlib
 import os
 import resource
+import select
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
@@ -22,6 +25,7 @@ from typing import NoReturn
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon.arguments import ArgumentParser, refuse
+from stddaq.daemon.end_watch import watch_end
 from stddaq.daemon.output import open_closed_streams
 from stddaq.daemon.replacement import HandedOver, replace_process
 from stddaq.errors import ConfigError, StdDaqError
@@ -30,6 +34,7 @@ from stddaq.text import mismatch, os_error_text
 MAX_DESCRIPTORS = 65536
 # A service with many writers or clients needs more, but libzmq aborts the process with fewer than this.
 MIN_DESCRIPTORS = 128
+POLL_PERIOD_S = 0.02
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -44,7 +49,11 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
-        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # Unlike those of a pipe, its bytes can be read without taking them away.
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._read, self._write = self._reader.fileno(), self._writer.fileno()
         self._wakes_before: int | None = None
 
     def poll(self) -> bool:
@@ -70,6 +79,27 @@ class StopRequest:
     def fileno(self) -> int:
         return self._read
 
+    def wait_for_signal(self) -> bool:
+        """Wait in another thread, even if the main thread is blocked, until a stop signal has arrived.
+
+        Return False after `close` without one.
+        """
+        poller = select.poll()
+        poller.register(self._read, select.POLLIN)
+        while not self.requested:
+            poller.poll()
+            try:
+                received = self._reader.recv(4096, socket.MSG_PEEK)
+            except BlockingIOError:
+                continue  # The main thread has emptied it.
+            except OSError:
+                break
+            # The bytes are numbers of signals. Others than these are still to be handled.
+            if not received or any(number in STOP_SIGNALS for number in received):
+                return self.requested or bool(received)
+            time.sleep(POLL_PERIOD_S)
+        return self.requested
+
     def request(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
         """Ask the daemon to end. This is a signal handler; any thread may call it."""
         self.requested = True
@@ -80,8 +110,8 @@ class StopRequest:
         """Close the file descriptor. Signals must have other handlers by then."""
         if self._wakes_before is not None:
             signal.set_wakeup_fd(self._wakes_before)
-        os.close(self._read)
-        os.close(self._write)
+        self._writer.close()
+        self._reader.close()
 
 
 def raise_descriptor_limit() -> None:
@@ -141,6 +171,7 @@ def _run(program: str, serve: Serve, args: argparse.Namespace) -> None:
         config = DetectorConfig.load(args.detector_json_filename)
         log.set_up(program, config.log_level, config.statistics_format)
         stop.catch_signals()
+        watch_end(stop)
         handed_over = serve(config, args, stop)
         if handed_over is not None:
             _leave(stop, handed_over)

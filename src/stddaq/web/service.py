@@ -17,6 +17,7 @@ from stddaq.daemon import log
 from stddaq.daemon import main as daemon
 from stddaq.daemon.access import Access, access_of, add_token_option
 from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number
+from stddaq.daemon.end_watch import watch_end
 from stddaq.daemon.output import open_closed_streams
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
@@ -76,6 +77,7 @@ def _serve(args: argparse.Namespace) -> None:
     log.set_up(NAME, configs[0].log_level)
     stop = daemon.StopRequest()
     stop.catch_signals()
+    watch_end(stop)
     with _listen(args.host, args.port) as listener:
         asyncio.run(_run(args, paths, access, listener, stop))
 
@@ -123,7 +125,10 @@ async def _run(
     server = Server(settings)
 
     def check_stop() -> None:
-        server.should_exit = stop.poll()
+        if stop.poll():
+            server.should_exit = True
+            # uvicorn reports the requests that it cancels now as errors, with tracebacks.
+            logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
 
     asyncio.get_running_loop().add_reader(stop.fileno(), check_stop)
     address, port = listener.getsockname()[:2]

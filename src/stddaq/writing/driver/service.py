@@ -85,7 +85,8 @@ class DriverServer:
         stopped, retire = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_reader(stop.fileno(), lambda: stop.poll() and stopped.set())
-        loop.add_signal_handler(signal.SIGUSR1, retire.set)
+        # Not loop.add_signal_handler, which takes the signals' descriptor away from `stop`.
+        signal.signal(signal.SIGUSR1, lambda *_: loop.call_soon_threadsafe(retire.set))
         server = await self._listen(host, port)
         async with server:
             bound = next(iter(server.sockets)).getsockname()
@@ -96,6 +97,7 @@ class DriverServer:
                 asyncio.create_task(self._retire(retire, stopped)),
             ]
             await stopped.wait()
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             await self._driver.shut_down(SHUT_DOWN_TIMEOUT_S)
             for task in tasks:
                 task.cancel()

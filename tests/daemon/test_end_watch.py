@@ -1,0 +1,74 @@
+"""The watch over the end of a daemon, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.processes.deployment import make_config
+
+DAEMON = """
+import os, sys, time
+from stddaq.daemon.arguments import ArgumentParser
+from stddaq.daemon.log import ready
+from stddaq.daemon.main import run
+
+def serve(config, args, stop):
+    ready("")
+    while not stop.poll():
+        time.sleep(0.01)
+    {end}
+    print("closed", flush=True)
+
+parser = ArgumentParser("waiting", "Waits.")
+parser.add_config()
+sys.exit(run(parser, serve))
+"""
+BLOCKED = "os.read(os.pipe()[0], 1)"
+SLOW = """for _ in range(100):
+        time.sleep(0.025)"""
+BUSY = """end = time.monotonic() + 2.5
+    while time.monotonic() < end:
+        pass"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(make_config()))
+    return path
+
+
+def lines_after_sigterm(config: Path, end: str, suspend_s: float = 0.0) -> list[str]:
+    """Run a daemon whose end is the code `end`, and return what it prints after SIGTERM."""
+    command = [sys.executable, "-c", DAEMON.format(end=end), str(config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stdout is not None
+        assert "ready" in daemon.stdout.readline()
+        daemon.send_signal(signal.SIGTERM)
+        if suspend_s:
+            daemon.send_signal(signal.SIGSTOP)
+            time.sleep(suspend_s)
+            daemon.send_signal(signal.SIGCONT)
+        output, _ = daemon.communicate(timeout=30)
+        assert daemon.returncode == 0
+        return output.splitlines()
+
+
+def test_a_blocked_daemon_is_ended_and_says_so(config: Path) -> None:
+    (line,) = lines_after_sigterm(config, BLOCKED)
+    assert line.endswith("[warning] blocked for 1.4 s after a signal to end: exiting; files may be unclosed")
+
+
+@pytest.mark.parametrize("end", [SLOW, BUSY], ids=["slow", "busy"])
+def test_a_daemon_that_takes_its_time_is_left_alone(config: Path, end: str) -> None:
+    assert lines_after_sigterm(config, end) == ["closed"]
+
+
+def test_a_daemon_that_was_suspended_has_the_same_time(config: Path) -> None:
+    assert lines_after_sigterm(config, "time.sleep(0.5)", suspend_s=2.0) == ["closed"]
