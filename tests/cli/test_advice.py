@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli.conftest import Up
+from cli.conftest import StartServices
 from support.peers.basic_driver import BasicDriver
 from support.processes.deployment import Deployment, Service, free_port
 from support.processes.recording import MakeRig, Rig, images_of, read_raw_file
@@ -85,8 +85,8 @@ def test_up_starts_the_services_of_a_device_that_finds_no_driver(deployment: Dep
     assert up.end() == 0
 
 
-def test_stop_ends_the_run_that_keeps_a_device_waiting(up: Callable[..., Up], tmp_path: Path) -> None:
-    running = up("--source", "simulate", "--rate", "500")
+def test_stop_ends_the_run_that_keeps_a_device_waiting(services: StartServices, tmp_path: Path) -> None:
+    running = services("--rate", 500)
     record = running.record(tmp_path)
     record.wait_for_line("recording: .*images")
     busy = DriverBusyError("busy", "driver is busy!")
