@@ -38,7 +38,7 @@ def leftovers(name: str) -> list[str]:
     return found
 
 
-def test_every_pixel_is_checked_and_nothing_is_left_behind_behind(deployment: Deployment, tmp_path: Path):
+def test_every_pixel_is_checked_and_nothing_is_left_behind(deployment: Deployment, tmp_path: Path):
     directory = tmp_path / "out"
     process = demo(deployment, "--directory", directory, "-n", 30)
     assert process.wait(timeout=55) == 0, process.output
