@@ -3,54 +3,31 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.assertions.accounts import check_perfect
 from support.processes.deployment import Service, wait_until
-from support.processes.live_streams import LiveStreamService, start_live_stream, subscribed
+from support.processes.live_streams import (
+    LiveStreamService,
+    ids_got,
+    start_live_stream,
+    start_viewer,
+    subscribed,
+)
 from support.processes.recording import Image, MakeRig, Rig, images_of
 from support.tools.fault_table import Seen
 
 # 2 MB: the socket buffers of a connection hold a few of these images, the viewer queue about thirty.
 LARGE = {"image_pixel_height": 1024, "image_pixel_width": 1024, "gpfs_block_size": None, "ram_buffer_gb": 2}
 N_IMAGES = 50
-VIEWER = """
-import json, sys, time, zmq
-from pathlib import Path
-is_slow = Path(sys.argv[2])
-socket = zmq.Context().socket(zmq.SUB)
-socket.rcvhwm = 1
-socket.rcvbuf = 65536
-socket.subscribe(b"")
-socket.connect(sys.argv[1])
-while True:
-    header, pixels = socket.recv_multipart()
-    print("got", json.loads(header)["frame"], flush=True)
-    next_at = time.monotonic() + 1.0
-    while is_slow.exists() and time.monotonic() < next_at:
-        time.sleep(0.01)
-"""
 
 
 @pytest.fixture
 def viewer(tmp_path: Path) -> Callable[..., Service]:
     """Return a function that starts a viewer process, which is slow while the file `slow` exists."""
-    script = tmp_path / "viewer.py"
-    script.write_text(VIEWER)
-
-    def start(rig: Rig, stream: LiveStreamService) -> Service:
-        started = rig.deployment.run(sys.executable, script, stream.address, tmp_path / "slow")
-        stream.process.wait_for_line(" subscribed")
-        return started
-
-    return start
-
-
-def ids_got(viewer: Service) -> list[int]:
-    return [int(line.split()[1]) for line in list(viewer.stdout)]
+    return lambda rig, stream: start_viewer(rig.deployment, stream, tmp_path / "slow")
 
 
 def record_beside(rig: Rig, stream: LiveStreamService, images: list[Image]) -> str:

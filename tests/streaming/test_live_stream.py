@@ -19,13 +19,15 @@ import zmq
 from bsread import Source
 from support.peers import c_blosc2
 from support.peers.cpp_services import CppSource
-from support.processes.deployment import Deployment, console_script, wait_until
+from support.processes.deployment import Deployment, wait_until
 from support.processes.live_streams import (
     FORWARD,
     FakeStage,
     LiveStreamService,
     Subscriber,
+    ids_got,
     start_live_stream,
+    start_viewer,
     streamed_pixels,
     subscribed,
 )
@@ -294,12 +296,7 @@ def test_stopped_viewer_does_not_disturb_others_and_its_drops_are_counted(
     with ImagePublisher(config) as publisher:
         stream = started(deployment, publisher)
         with subscribed(stream) as good:
-            # After its subscription the process is stopped, so that it receives nothing.
-            script = tmp_path / "subscriber.py"
-            script.write_text(STOPPED)
-            n_lines = len(stream.process.stdout)
-            stopped = deployment.run(console_script("python"), script, stream.address)
-            stream.process.wait_for_line(" subscribed", start=n_lines)
+            stopped = start_viewer(deployment, stream, tmp_path / "slow")
             publisher.publish(0, streamed_pixels(deployment, 0))
             assert good.receive_ids(1) == [0]
             stopped.wait_for_line("got 0")
@@ -312,27 +309,11 @@ def test_stopped_viewer_does_not_disturb_others_and_its_drops_are_counted(
             stopped.send(signal.SIGCONT)
             # Every image is either received in the end or was dropped.
             wait_until(
-                lambda: (
-                    sum(line.startswith("got") for line in stopped.stdout)
-                    + stream.statistics()["n_viewer_drops"]
-                    == n_images
-                ),
+                lambda: len(ids_got(stopped)) + stream.statistics()["n_viewer_drops"] == n_images,
                 20,
             )
             stopped.kill()
         assert stream.process.end() == 0
-
-
-STOPPED = """
-import json, sys, zmq
-socket = zmq.Context().socket(zmq.SUB)
-socket.rcvhwm = 2
-socket.subscribe(b"")
-socket.connect(sys.argv[1])
-while True:
-    header, pixels = socket.recv_multipart()
-    print("got", json.loads(header)["frame"], flush=True)
-"""
 
 
 def test_other_peers_do_not_disturb_viewers(deployment: Deployment, publisher: ImagePublisher) -> None:

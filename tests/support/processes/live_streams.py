@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,20 @@ def start_live_stream(deployment: Deployment, *args: object, setting: object = F
     configs = deployment.config.get("live_stream_configs", {})
     deployment.write_config(live_stream_configs=configs | {address: setting})
     return LiveStreamService(deployment.start("std_live_stream", address, *args), address)
+
+
+def start_viewer(deployment: Deployment, stream: LiveStreamService, slow: Path) -> Service:
+    """Start a viewer process and wait for its subscription; it is slow while the file `slow` exists."""
+    n_lines = len(stream.process.stdout)
+    program = Path(__file__).with_name("viewer.py")
+    viewer = deployment.run(sys.executable, program, stream.address, slow)
+    stream.process.wait_for_line(" subscribed", start=n_lines)
+    return viewer
+
+
+def ids_got(viewer: Service) -> list[int]:
+    """Return the ids that a viewer process has printed."""
+    return [int(line.split()[1]) for line in list(viewer.stdout) if line.startswith("got ")]
 
 
 class Subscriber(Closing):
