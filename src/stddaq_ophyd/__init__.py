@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stddaq_ophyd.camera import SimulatedCamera
     from stddaq_ophyd.core.camera import Camera, Exposure
-    from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
+    from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError, SettingError
     from stddaq_ophyd.core.paths import DirectoryPaths, PathInfo, PathProvider
     from stddaq_ophyd.detector import StdDaqDetector
     from stddaq_ophyd.live_stream import LiveStreamAddress, LiveStreams, LiveStreamSettingError
@@ -27,6 +27,7 @@ _MODULES = {
     "LiveStreams": "live_stream",
     "PathInfo": "core.paths",
     "PathProvider": "core.paths",
+    "SettingError": "core.errors",
     "SimulatedCamera": "camera",
     "StdDaqDetector": "detector",
 }
@@ -42,6 +43,7 @@ __all__ = [
     "LiveStreams",
     "PathInfo",
     "PathProvider",
+    "SettingError",
     "SimulatedCamera",
     "StdDaqDetector",
 ]

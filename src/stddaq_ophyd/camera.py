@@ -5,6 +5,7 @@ A camera that runs freely, or is triggered by hardware, needs nothing of this.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,8 @@ from ophyd.status import StatusBase
 from stddaq.client.simulator import SimulatorClient, SimulatorError, SimulatorState
 from stddaq.text import mismatch
 from stddaq_ophyd.core.camera import Camera, Exposure
-from stddaq_ophyd.core.errors import AcquisitionError
+from stddaq_ophyd.core.errors import AcquisitionError, SettingError
+from stddaq_ophyd.detector_signals import is_number
 
 Trigger = Camera | Signal | Callable[[], Any] | None
 
@@ -68,20 +70,39 @@ def _failure_of(status: StatusBase) -> Callable[[], BaseException | None]:
     return failure
 
 
+class _SimulatorSetting(Signal):
+    """A setting that is sent with the next trigger; it shows what the simulator answered."""
+
+    def put(self, value: Any, *, internal: bool = False, **kwargs: Any) -> None:
+        """Set it; `internal`: only show what the simulator has."""
+        super().put(value, **kwargs)
+        if not internal:
+            camera = self.parent
+            assert isinstance(camera, SimulatedCamera)
+            camera.wanted[self.attr_name] = float(value)
+
+    def check_value(self, value: Any, **_: Any) -> None:
+        if not is_number(value) or not 0 <= value < math.inf:
+            raise SettingError(mismatch(self.name, "a finite number, 0 or more", repr(value)))
+
+
 class SimulatedCamera(Device):
     """The simulated detector of `stddaq simulate --trigger` or `stddaq up --source simulate --trigger`.
 
     As a component: `camera = Component(SimulatedCamera, "<detector_name>")`.
     """
 
-    rate = Component(Signal, value=0.0, kind=Kind.config, doc="images per second, 0: as fast as possible")
-    exposure_time = Component(Signal, value=0.0, kind=Kind.config, doc="seconds, for the metadata")
+    rate = Component(
+        _SimulatorSetting, value=0.0, kind=Kind.config, doc="images per second, 0: as fast as possible"
+    )
+    exposure_time = Component(_SimulatorSetting, value=0.0, kind=Kind.config, doc="seconds, for the metadata")
 
     def __init__(self, prefix: str = "", *, name: str, **kwargs: Any) -> None:
         """`prefix` is the name of the detector in its configuration."""
         super().__init__(prefix, name=name, **kwargs)
         self._client: SimulatorClient | None = None
-        self._configured: tuple[float, float] | None = None
+        # What was set here; the simulator decides about the rest.
+        self.wanted: dict[str, float] = {}
         # A detector fires it in its own thread, and a plan stops it in another.
         self._guard = threading.RLock()
 
@@ -90,12 +111,12 @@ class SimulatedCamera(Device):
         try:
             with self._guard:
                 client = self._connected()
-                rate: Any = self.rate.get()
-                exposure_time: Any = self.exposure_time.get()
-                wanted = float(rate), float(exposure_time)
-                if wanted != self._configured:
-                    client.configure(rate=wanted[0], exposure_time=wanted[1])
-                    self._configured = wanted
+                # Another session may have changed them.
+                self._note(
+                    client.configure(
+                        rate=self.wanted.get("rate"), exposure_time=self.wanted.get("exposure_time")
+                    )
+                )
                 return Exposure(first_id=client.trigger(n_images).first_id)
         except SimulatorError as error:
             raise AcquisitionError(f"{self.name}: {error}") from error
@@ -111,7 +132,13 @@ class SimulatedCamera(Device):
     def status(self) -> SimulatorState:
         """Return what the simulator is doing. Raises `SimulatorError`."""
         with self._guard:
-            return self._connected().status()
+            state = self._connected().status()
+        self._note(state)
+        return state
+
+    def _note(self, state: SimulatorState) -> None:
+        self.rate.put(state.rate, internal=True)
+        self.exposure_time.put(state.exposure_time, internal=True)
 
     def _connected(self) -> SimulatorClient:
         if self._client is None:

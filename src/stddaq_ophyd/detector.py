@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bluesky.utils import NoReplayAllowed
-from ophyd import Signal
+from ophyd import Kind, Signal
 from ophyd.utils import RedundantStaging
 
 from stddaq.client import DEFAULT_URL, DriverClient
@@ -29,10 +29,11 @@ from stddaq_ophyd.camera import Trigger, as_camera
 from stddaq_ophyd.core.acquisition import UNREAD, Acquisition, Settings
 from stddaq_ophyd.core.camera import Camera
 from stddaq_ophyd.core.documents import Document, DocumentsName, documents_of
-from stddaq_ophyd.core.errors import AcquisitionError
+from stddaq_ophyd.core.errors import AcquisitionError, SettingError
 from stddaq_ophyd.core.paths import DirectoryPaths, PathProvider
 from stddaq_ophyd.core.publication import Publication
 from stddaq_ophyd.core.run_counts import RunCounts
+from stddaq_ophyd.core.scalars import Region
 from stddaq_ophyd.detector_signals import DetectorSignals
 from stddaq_ophyd.steps import (
     AcquisitionStatus,
@@ -68,6 +69,7 @@ class StdDaqDetector(DetectorSignals):
         config: DetectorConfig | str | Path | None = None,
         documents: DocumentsName = "stream",
         start_options: Mapping[str, Any] | None = None,
+        regions: Mapping[str, Region] | None = None,
         **kwargs: Any,
     ) -> None:
         """Nothing is connected before the first `stage`.
@@ -81,7 +83,8 @@ class StdDaqDetector(DetectorSignals):
         which flights need with drivers that do not report them. `documents` is "stream" for StreamResource
         and StreamDatum, or a spec of Resource and Datum; with AD_HDF5 the files are closed for each point,
         because its handlers cannot read files that grow. `start_options` are further fields of the driver's
-        `start`, like `writer_id`.
+        `start`, like `writer_id`. `regions` are (first row, last row, first column, last column), the last
+        ones not included; events have the sum of the pixels of each, as `<name>_<region>`.
         """
         # Documents and messages show the URL, but never the token.
         prefix, self._token = split_token(prefix, None)
@@ -90,8 +93,8 @@ class StdDaqDetector(DetectorSignals):
         component: Camera | None = getattr(self, "camera", None) if "camera" in self.component_names else None
         self._camera = as_camera(trigger, trigger_value) or component
         self._exposure = exposure_time if isinstance(exposure_time, Signal) else None
-        if isinstance(exposure_time, int | float):
-            self.exposure_time.put(float(exposure_time))
+        if exposure_time is not None and self._exposure is None:
+            self.exposure_time.put(exposure_time)
         self._start_options = dict(start_options or {})
         self._documents = documents_of(documents, f"{name}: documents")
         if self._documents.supports_flights:
@@ -104,6 +107,9 @@ class StdDaqDetector(DetectorSignals):
         self._n_events_to_fly = self._n_images_in_flight = 0
         # Whether a point or flight was started since staging, and whether a reading waits for its documents.
         self._is_triggered = self._is_read = False
+        self._is_described_for_flight = False
+        self._regions = {region: _checked(name, region, place) for region, place in (regions or {}).items()}
+        self._region_sums: dict[str, float] = {}
         if config is not None:
             loaded = config if isinstance(config, DetectorConfig) else DetectorConfig.load(config)
             self._note_layout(loaded.image_shape, loaded.dtype.str, loaded.number_of_writers)
@@ -239,6 +245,30 @@ class StdDaqDetector(DetectorSignals):
             self._new_settings(n_images), lambda n, _: status.progress(n)
         )
         self._note_counts(n_images, counts)
+        self._note_scalars()
+
+    def _note_scalars(self) -> None:
+        """Read the images of the point, unless neither their mean nor regions are wanted."""
+        acquisition = self._acquisition
+        if acquisition is None or (self.mean.kind is Kind.omitted and not self._regions):
+            return
+        found = acquisition.scalars(self._regions)
+        if found is not None:
+            self.mean.put(found.mean, internal=True)
+            self._region_sums = found.sums
+
+    @property
+    def _region_keys(self) -> dict[str, str]:
+        """Return the data key of each region."""
+        return {f"{self.name}_{region}": region for region in self._regions}
+
+    @property
+    def hints(self) -> dict[str, Any]:
+        """Return what tables and plots of points show; documents of flights have images only."""
+        if self._is_described_for_flight:
+            return {"fields": []}
+        mean = [] if self.mean.kind is Kind.omitted else [self.mean.name]
+        return {"fields": [*mean, *self._region_keys]} if mean or self._regions else super().hints
 
     def read(self) -> OrderedDict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the scalars of the newest point.
@@ -256,6 +286,9 @@ class StdDaqDetector(DetectorSignals):
         # A RunEngine asks for the documents of an event after it has read the device.
         self._is_read = True
         reading: Any = super().read()
+        for key, region in self._region_keys.items():
+            value = self._region_sums.get(region, 0.0)
+            reading[key] = {"value": value, "timestamp": reading[self.n_images.name]["timestamp"]}
         if self._acquisition is not None:
             reading.update(self._documents.reading(self.image_key, self._publish))
         return reading
@@ -263,8 +296,11 @@ class StdDaqDetector(DetectorSignals):
     def describe(self) -> OrderedDict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return descriptions of what `read` returns, and of the images, which documents reference."""
         description: Any = super().describe()
+        for key in self._region_keys:
+            description[key] = {"source": self.prefix, "dtype": "number", "shape": [], "dtype_numpy": "<f8"}
         if is_description_for_documents() and self._is_staged:
             # A RunEngine asks once for each stream of each run, before its first documents.
+            self._is_described_for_flight = False
             self._expect_new_stream()
         if self._is_staged or not in_run_engine():
             description.update(self._describe_images())
@@ -384,6 +420,7 @@ class StdDaqDetector(DetectorSignals):
     def describe_collect(self) -> dict[str, dict[str, Any]]:
         """Return the description of the images; their documents come by `collect`."""
         if is_description_for_documents():
+            self._is_described_for_flight = True
             self._expect_new_stream()
         return self._describe_images()
 
@@ -456,7 +493,27 @@ class StdDaqDetector(DetectorSignals):
 
 
 def _as_provider(paths: PathProvider | str | Path) -> PathProvider:
-    return DirectoryPaths(paths) if isinstance(paths, str | Path) else paths
+    if isinstance(paths, str | Path):
+        return DirectoryPaths(paths)
+    if not callable(paths):
+        expected = "a directory, or a function that returns a PathInfo"
+        raise SettingError(mismatch("paths", expected, repr(paths)))
+    return paths
+
+
+def _checked(device: str, name: str, region: Region) -> Region:
+    """Return a region. Raises `SettingError` when it is none."""
+    numbers = tuple(region)
+    if len(numbers) != 4 or not all(isinstance(number, Integral) and number >= 0 for number in numbers):
+        raise SettingError(
+            mismatch(f"{device}: region {name}", "four whole numbers: rows, columns", repr(region))
+        )
+    top, bottom, left, right = map(int, numbers)
+    if not (name.isidentifier() and top < bottom and left < right):
+        raise SettingError(
+            mismatch(f"{device}: region {name}", "a name of letters, and rows and columns", repr(region))
+        )
+    return top, bottom, left, right
 
 
 _devices: weakref.WeakSet[StdDaqDetector] = weakref.WeakSet()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Integral, Real
 from typing import Any
 
 from ophyd import Component, Device, Kind, Signal
@@ -10,7 +12,7 @@ from ophyd.status import Status
 
 from stddaq.text import mismatch
 from stddaq_ophyd.core.acquisition import Settings
-from stddaq_ophyd.core.errors import AcquisitionError
+from stddaq_ophyd.core.errors import SettingError
 from stddaq_ophyd.core.paths import PathInfo
 from stddaq_ophyd.core.run_counts import RunCounts
 
@@ -27,6 +29,46 @@ class _AtOnceSignal(Signal):
         return status
 
 
+class _SettingSignal(Signal):
+    """A signal that refuses values that are not allowed. Raises `SettingError`."""
+
+    expected = ""
+
+    def is_allowed(self, value: Any) -> bool:
+        """Return whether `value` may be put."""
+        raise NotImplementedError
+
+    def check_value(self, value: Any, **_: Any) -> None:
+        if not self.is_allowed(value):
+            raise SettingError(mismatch(self.name, self.expected, repr(value)))
+
+
+class _CountSignal(_SettingSignal):
+    expected = "a whole number from 1"
+
+    def is_allowed(self, value: Any) -> bool:
+        return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+class _SecondsSignal(_SettingSignal):
+    expected = "a finite number of seconds, 0 or more"
+
+    def is_allowed(self, value: Any) -> bool:
+        return is_number(value) and 0 <= value < math.inf
+
+
+class _FlagSignal(_SettingSignal):
+    expected = "0 or 1"
+
+    def is_allowed(self, value: Any) -> bool:
+        return isinstance(value, Integral) and int(value) in (0, 1)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether `value` is a real number, of Python or numpy."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 class DetectorSignals(Device):
     """The base of `StdDaqDetector`, which keeps these signals up to date."""
 
@@ -38,14 +80,20 @@ class DetectorSignals(Device):
         kind=Kind.hinted,
         doc="damaged, overwritten, failed and skipped images since staging",
     )
+    mean = Component(
+        InternalSignal, value=0.0, kind=Kind.hinted, doc="mean of all pixels of this point; omitted: not read"
+    )
     images_per_event = Component(
-        Signal, value=1, kind=Kind.config, doc="images of a point, or of an event of a flight"
+        _CountSignal, value=1, kind=Kind.config, doc="images of a point, or of an event of a flight"
     )
-    exposure_time = Component(Signal, value=0.0, kind=Kind.config, doc="seconds for each image")
+    exposure_time = Component(_SecondsSignal, value=0.0, kind=Kind.config, doc="seconds for each image")
     margin = Component(
-        Signal, value=5.0, kind=Kind.config, doc="seconds beyond the exposure time in which images must come"
+        _SecondsSignal,
+        value=5.0,
+        kind=Kind.config,
+        doc="seconds beyond the exposure time in which images must come",
     )
-    allow_bad = Component(Signal, value=0, kind=Kind.config, doc="1: accept points with bad images")
+    allow_bad = Component(_FlagSignal, value=0, kind=Kind.config, doc="1: accept points with bad images")
     stream = Component(
         _AtOnceSignal, value="", kind=Kind.omitted, doc="stream of the next images, set by `name_streams`"
     )
@@ -63,11 +111,7 @@ class DetectorSignals(Device):
 
     @property
     def _event_size(self) -> int:
-        """Return `images_per_event`. Raises `AcquisitionError` unless it is positive."""
-        n = int(_value(self.images_per_event))
-        if n < 1:
-            raise AcquisitionError(mismatch(f"{self.name}: images_per_event", "1 or more", str(n)))
-        return n
+        return int(_value(self.images_per_event))
 
     @property
     def _image_shape(self) -> tuple[int, int]:
@@ -89,6 +133,7 @@ class DetectorSignals(Device):
     def _reset_counts(self) -> None:
         for signal in (self.n_images, self.n_recorded, self.n_bad):
             signal.put(0, internal=True)
+        self.mean.put(0.0, internal=True)
 
     def _note_counts(self, n_images: int, counts: RunCounts) -> None:
         self.n_images.put(n_images, internal=True)

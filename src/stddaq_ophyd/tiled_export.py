@@ -1,4 +1,4 @@
-"""Export of the files of images from tiled: the raw files, and the file that shows them in order.
+"""What `TiledWriter` registers in tiled, and the export of all files of images from there.
 
 `TiledWriter` registers one file for a StreamResource. A published images file refers to raw files, so these
 are registered as well: `RawFilesConsolidator` takes the place of bluesky_tiled_plugins' consolidator for HDF5
@@ -14,7 +14,12 @@ from typing import Any
 from urllib.parse import quote
 
 import h5py
-from bluesky_tiled_plugins.writing.consolidators import CONSOLIDATOR_REGISTRY, HDF5Consolidator
+from bluesky_tiled_plugins.writing.consolidators import (
+    CONSOLIDATOR_REGISTRY,
+    ConsolidatorBase,
+    HDF5Consolidator,
+)
+from bluesky_tiled_plugins.writing.tiled_writer import MIMETYPE_LOOKUP
 from tiled.structures.data_source import Asset
 from tiled.utils import path_from_uri
 
@@ -22,6 +27,9 @@ from stddaq.errors import FileLayoutError
 from stddaq.files.opening import open_file
 from stddaq.text import mismatch
 from stddaq_ophyd.core.documents import MIMETYPE
+
+# No reader knows it.
+RAW_MIMETYPE = "application/x-stddaq-raw"
 
 
 class RawFilesConsolidator(HDF5Consolidator):
@@ -54,9 +62,26 @@ def _sources(path: Path, dataset: str) -> list[str]:
         return sorted({source.file_name.replace("%%", "%") for source in images.virtual_sources()})
 
 
+class RefusingConsolidator(ConsolidatorBase):
+    """Refuses Resources of raw files, whose images tiled cannot put into order."""
+
+    def __init__(self, stream_resource: Any, descriptor: Any) -> None:
+        raise FileLayoutError(
+            mismatch(
+                "TiledWriter",
+                "StreamResources, or Resources of spec STDDAQ_PUBLISHED or AD_HDF5",
+                "spec STDDAQ_RAW",
+                'give the device documents="stream"',
+            )
+        )
+
+
 def register() -> None:
-    """Let `TiledWriter` register raw files."""
+    """Let `TiledWriter` know our files."""
     CONSOLIDATOR_REGISTRY[MIMETYPE] = RawFilesConsolidator
+    CONSOLIDATOR_REGISTRY[RAW_MIMETYPE] = RefusingConsolidator
+    MIMETYPE_LOOKUP["STDDAQ_PUBLISHED"] = MIMETYPE
+    MIMETYPE_LOOKUP["STDDAQ_RAW"] = RAW_MIMETYPE
 
 
 def raw_export(images: Any, directory: str | Path) -> list[Path]:

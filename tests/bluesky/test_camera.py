@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bluesky import RunEngine
+from bluesky import plan_stubs as bps
+from bluesky import preprocessors as bpp
 from bluesky.plans import count
 from bluesky.utils import FailedStatus
 from ophyd import Component, Signal
@@ -73,7 +76,7 @@ def test_files_go_to_a_directory_of_the_scan_that_readers_see_under_another_name
     engine: RunEngine, make_detector: MakeDetector, tmp_path: Path, directory: Path
 ):
     (tmp_path / "mount").symlink_to(directory)
-    paths = DirectoryPaths(directory, read_directory=tmp_path / "mount", metadata=engine.md)
+    paths = DirectoryPaths(directory, read_directory=tmp_path / "mount", engine=engine)
     det, camera = make_detector(paths=paths)
     for scan in (1, 2):
         documents = Documents()
@@ -86,3 +89,21 @@ def test_files_go_to_a_directory_of_the_scan_that_readers_see_under_another_name
         configured = documents["descriptor"][0]["configuration"]["det"]["data"]
         assert (configured["det_directory"], configured["det_file_prefix"]) == (str(found), "det_")
         assert_images(stream_images(documents), camera.published[-1:])
+
+
+def test_files_are_of_the_run_in_which_a_detector_is_staged(
+    engine: RunEngine, make_detector: MakeDetector, directory: Path
+):
+    det, _ = make_detector(paths=DirectoryPaths(directory, engine=engine))
+    stream: Any = det
+
+    def staged_in_a_run(**md: Any) -> Any:
+        yield from bps.open_run(md)
+        yield from bpp.stage_wrapper(bps.trigger_and_read([stream]), [stream])
+        yield from bps.close_run()
+
+    engine(staged_in_a_run())
+    engine(staged_in_a_run(scan_id=77))
+    engine(count([stream]))
+    names = sorted(path.name for path in directory.iterdir())
+    assert names == ["scan_00001", "scan_00003", "scan_00077"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -27,9 +28,10 @@ from support.processes.deployment import Deployment, Service, console_script, wa
 from support.processes.recording import image_of
 
 from stddaq.client import DriverClient
+from stddaq.client.simulator import SimulatorClient
 from stddaq.config import DetectorConfig
 from stddaq.sources.simulated.scenes import Scene
-from stddaq_ophyd import AcquisitionError, Exposure, SimulatedCamera, StdDaqDetector
+from stddaq_ophyd import AcquisitionError, Exposure, SettingError, SimulatedCamera, StdDaqDetector
 from stddaq_ophyd.camera import as_camera
 from stddaq_ophyd.plans import fly
 
@@ -113,6 +115,26 @@ def test_images_of_a_process_that_was_killed_are_not_those_of_the_next_plan(
     state = simulated.camera.status()
     assert state.n_published < 1000
     simulated.assert_shown(found, state.next_id - 3, 3)
+
+
+def test_settings_of_the_simulator_are_shown_as_it_has_them(
+    engine: RunEngine, documents: Documents, simulated: Any
+):
+    with SimulatorClient(simulated.camera.prefix) as other:
+        other.configure(rate=500, exposure_time=0.5)
+        engine(count([simulated.det, simulated.camera]))
+        # What was not set here is left alone, and shown.
+        configured = documents["descriptor"][0]["configuration"]["camera"]["data"]
+        assert configured == {"camera_rate": 500, "camera_exposure_time": 0.5}
+        simulated.camera.rate.put(250)
+        other.configure(rate=100)
+        engine(count([simulated.det]))
+        assert (other.status().rate, simulated.camera.rate.get()) == (250, 250)
+        other.configure(rate=100)
+        assert simulated.camera.status().rate == simulated.camera.rate.get() == 100
+    for value in (-1, math.nan, "fast"):
+        with pytest.raises(SettingError, match="camera_rate: expected a finite number"):
+            simulated.camera.rate.put(value)
 
 
 class NamingCamera(PointCamera):

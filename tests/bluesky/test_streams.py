@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import matplotlib as mpl
+import numpy as np
 import pytest
 from bluesky import RunEngine
 from bluesky import plan_stubs as bps
 from bluesky import preprocessors as bpp
-from bluesky.plans import count, fly
+from bluesky.callbacks.best_effort import BestEffortCallback
+from bluesky.plans import count, fly, scan
 from bluesky.utils import FailedStatus
+from matplotlib import pyplot as plt
 from ophyd.sim import SynAxis
 from support.assertions.plans import Documents, PointCamera, assert_images, stream_images
 
 from stddaq_ophyd import AcquisitionError
+from stddaq_ophyd.plans import fly as fly_images
+from stddaq_ophyd.plans import fly_scan
 from stddaq_ophyd.preprocessors import name_streams
 
 MakeDetector = Callable[..., tuple[Any, PointCamera]]
@@ -136,6 +142,59 @@ def test_lazily_staged_detectors_work(engine: RunEngine, documents: Documents, m
     assert det.driver_state() == "idle"
 
 
+def test_events_have_the_mean_and_the_sums_of_regions(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, camera = make_detector(
+        rig={"number_of_writers": 3}, regions={"spot": (2, 5, 10, 20), "corner": (0, 1, 0, 1)}
+    )
+    det.images_per_event.put(4)
+    engine(count([det], 3))
+    for event in documents["event"]:
+        first = 4 * (event["seq_num"] - 1)
+        pixels = np.array([image.pixels for image in camera.published[first : first + 4]], float)
+        assert event["data"]["det_mean"] == pytest.approx(pixels.mean())
+        assert event["data"]["det_spot"] == pixels[:, 2:5, 10:20].sum()
+        assert event["data"]["det_corner"] == pixels[:, 0, 0].sum()
+    (descriptor,) = documents["descriptor"]
+    assert descriptor["hints"]["det"]["fields"] == ["det_mean", "det_spot", "det_corner"]
+
+
+def test_images_are_not_read_when_nothing_of_them_is_wanted(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, _ = make_detector()
+    det.mean.kind = "omitted"
+    engine(count([det]))
+    assert "det_mean" not in documents["event"][0]["data"]
+    assert documents["descriptor"][0]["hints"]["det"]["fields"] == [
+        "det_n_images",
+        "det_n_recorded",
+        "det_n_bad",
+    ]
+
+
+def test_plots_and_tables_show_points_and_flights(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector, capsys: pytest.CaptureFixture[str]
+):
+    mpl.use("Agg")
+    det, _ = make_detector()
+    motor: Any = SynAxis(name="motor")
+    engine.subscribe(BestEffortCallback())
+    engine(scan([det], motor, 0, 1, 3))
+    axes = plt.gcf().axes
+    assert [axis.get_ylabel() for axis in axes] == ["det_mean"]
+    engine(fly_images([det], 20, period=0.1))
+    engine(fly_scan([det], motor, 0, 1, 20, period=0.1))
+    shown = capsys.readouterr()
+    assert "det_n_recorded" in shown.out
+    assert "rror" not in shown.out + shown.err
+    for descriptor in documents["descriptor"]:
+        for hints in descriptor["hints"].values():
+            assert set(hints.get("fields", [])) <= descriptor["data_keys"].keys()
+    plt.close("all")
+
+
 def test_the_plan_fly_of_bluesky_says_what_to_use(engine: RunEngine, make_detector: MakeDetector):
     det, _ = make_detector()
     with pytest.raises(AcquisitionError, match=r"stddaq_ophyd\.plans\.fly\(\[det\], n\)"):
@@ -149,8 +208,6 @@ def test_the_plan_fly_of_bluesky_says_what_to_use(engine: RunEngine, make_detect
 def test_a_flight_does_not_take_the_number_of_an_earlier_one(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector
 ):
-    from stddaq_ophyd.plans import fly as fly_images
-
     det, _ = make_detector()
     engine(fly_images([det], 5))
     det.stage().wait(10)

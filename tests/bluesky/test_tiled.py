@@ -94,7 +94,7 @@ def test_resource_and_datum_can_be_read(
 ):
     det, camera = make_detector(documents=kind)
     det.images_per_event.put(3)
-    engine.subscribe(TiledWriter(tiled, spec_to_mimetype={"STDDAQ_PUBLISHED": "application/x-hdf5"}))
+    engine.subscribe(TiledWriter(tiled))
     uid = run_plan(engine, count([det], 4))
     np.testing.assert_array_equal(images_in(tiled[uid]), expected_of(camera, 3))
 

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
-from support.processes.deployment import Deployment, console_script, free_port
+from support.processes.deployment import Deployment, free_port
 from support.processes.tiled_server import API_KEY, TiledServer
 
 from stddaq.config import DetectorConfig
@@ -19,6 +19,22 @@ from stddaq.sources.simulated.scenes import Scene
 pytestmark = pytest.mark.timeout(200)
 
 ROOT = Path(__file__).parents[2]
+# An environment with nothing but the package and its extra `bluesky`, which `make test-all` creates.
+CLEAN = Path(sys.prefix) / "clean" / "bin" / "python"
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(Path(sys.executable), id="here"),
+        pytest.param(CLEAN, id="clean", marks=pytest.mark.external),
+    ]
+)
+def python(request: pytest.FixtureRequest) -> Path:
+    """The Python of the environment in which examples run."""
+    assert request.param.exists(), (
+        f"{CLEAN}: missing; `make test-all` creates it, or sh .ci/make-clean {sys.prefix}"
+    )
+    return request.param
 
 
 @pytest.fixture
@@ -33,31 +49,33 @@ def port(deployment: Deployment) -> int:
     return port
 
 
-def run_example(deployment: Deployment, name: str, *args: object) -> list[str]:
+def run_example(deployment: Deployment, python: Path, name: str, *args: object) -> list[str]:
     """Run an example to its end. Return its output."""
-    example = deployment.run(sys.executable, ROOT / "examples" / name, *args)
+    example = deployment.run(python, ROOT / "examples" / name, *args)
     assert example.wait(timeout=100) == 0, example.output
     return example.stdout
 
 
-def test_counting_flying_and_reading_by_handler(deployment: Deployment, port: int, directory: Path):
+def test_counting_flying_and_reading_by_handler(
+    deployment: Deployment, python: Path, port: int, directory: Path
+):
     arguments = (deployment.config_path, directory, "--url", f"ws://127.0.0.1:{port}")
     scene = Scene.of(DetectorConfig.parse(deployment.config), "rings")
     means = [scene.image(image_id).mean() for image_id in range(10)]
 
-    counted = run_example(deployment, "count.py", *arguments)
+    counted = run_example(deployment, python, "count.py", *arguments)
     assert any("det_n_images" in line for line in counted)
     shown = [np.fromstring(line.partition("[")[2].rstrip("]"), sep=" ") for line in counted[-5:]]
     np.testing.assert_allclose(np.ravel(shown), means)
 
     for spec, file in (("STDDAQ_RAW", "det_00001_0.h5"), ("STDDAQ_PUBLISHED", "det_00001_Published.h5")):
         read = run_example(
-            deployment, "read_with_handler.py", spec, directory / file, "--images-per-event", 2
+            deployment, python, "read_with_handler.py", spec, directory / file, "--images-per-event", 2
         )
         assert read[4] == f"point 4: shape (2, 32, 48), mean {np.mean(means[8:]):.2f}"
         assert len(read) == 5
 
-    flown = run_example(deployment, "fly_scan.py", *arguments, "-n", 100)
+    flown = run_example(deployment, python, "fly_scan.py", *arguments, "-n", 100)
     assert "images 0 to 100 are readable" in flown or any("to 100 are readable" in line for line in flown)
     with h5py.File(directory / "det_00002_Published.h5") as file:
         images = file["entry/data/data"]
@@ -66,7 +84,7 @@ def test_counting_flying_and_reading_by_handler(deployment: Deployment, port: in
 
 
 def test_tomography_ends_in_a_plot(
-    deployment: Deployment, tiled_server: TiledServer, directory: Path, tmp_path: Path
+    deployment: Deployment, python: Path, tiled_server: TiledServer, directory: Path, tmp_path: Path
 ):
     port = free_port()
     deployment.run(
@@ -75,6 +93,7 @@ def test_tomography_ends_in_a_plot(
     plot = tmp_path / "tomography.png"
     printed = run_example(
         deployment,
+        python,
         "tomography.py",
         *(deployment.config_path, directory, tiled_server.url, plot),
         *("--api-key", API_KEY, "--url", f"ws://127.0.0.1:{port}", "-n", 20),
@@ -98,7 +117,7 @@ def test_a_session_starts_with_devices_and_a_run_engine(deployment: Deployment, 
         "det.stage().wait(10)\ndet.trigger().wait(10)\nprint(det.read()['det_n_images']['value'])\n"
         "det.unstage().wait(10)\nRE(scan([det], motor, 0, 1, 2))\ndet.summary()"
     )
-    session = deployment.run(console_script("ipython"), "--colors=NoColor", "-c", program)
+    session = deployment.run(python, "-m", "IPython", "--colors=NoColor", "-c", program)
     assert session.wait(timeout=100) == 0, session.output
     assert "1" in session.stdout
     assert "files            " in session.output

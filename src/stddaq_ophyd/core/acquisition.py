@@ -26,6 +26,7 @@ from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
 from stddaq_ophyd.core.publication import Point, Publication, PublishedStream
 from stddaq_ophyd.core.ready_images import ReadyImages
 from stddaq_ophyd.core.run_counts import RunCounts
+from stddaq_ophyd.core.scalars import Region, Scalars, scalars_of
 
 # Reading the ids of a growing file takes 0.6 ms, writing the published images file 2 ms.
 FLIGHT_PERIOD_S = 0.25
@@ -239,6 +240,14 @@ class Acquisition:
             raise AcquisitionError(
                 mismatch(self._device, f"{n_images} images in {run.where}", f"{images.n_ready}{early}")
             )
+
+    def scalars(self, regions: Mapping[str, Region]) -> Scalars | None:
+        """Read the images of the last point. Raises `AcquisitionError`."""
+        point = self._point
+        if point is None:
+            return None
+        with self._errors_kept():
+            return scalars_of(point.images, regions)
 
     def start_flight(self, n_events: int, settings: Settings) -> None:
         """Start a flight of `n_events`. Return when the camera was triggered. Raises `AcquisitionError`."""

@@ -15,3 +15,7 @@ class AcquisitionStoppedError(AcquisitionError):
 
 class StreamsMixedError(AcquisitionError):
     """Images of one stream were published as images of another."""
+
+
+class SettingError(AcquisitionError, ValueError):
+    """A value is not allowed for a setting of a device."""

@@ -6,7 +6,7 @@ The driver's host and the reading host may see the same directory under differen
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,10 +38,46 @@ class PathProvider(Protocol):
         ...
 
 
+class Engine(Protocol):
+    """What a RunEngine has."""
+
+    @property
+    def md(self) -> Mapping[str, Any]:
+        """Return its metadata; `scan_id` is that of the last run."""
+        ...
+
+    def subscribe(self, func: Callable[[str, dict[str, Any]], Any], name: str = "all") -> Any:
+        """Call `func` with each document of this name."""
+        ...
+
+
+class _Scans:
+    """The number of the open run, or of the next one: devices are staged within a run or before it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._open: dict[str, int] = {}
+        engine.subscribe(self._start, "start")
+        engine.subscribe(self._stop, "stop")
+
+    def _start(self, _: str, document: dict[str, Any]) -> None:
+        self._open[document["uid"]] = int(document["scan_id"])
+
+    def _stop(self, _: str, document: dict[str, Any]) -> None:
+        self._open.pop(document["run_start"], None)
+
+    @property
+    def number(self) -> int:
+        """Return the number of the run that was opened last, if it is open."""
+        if self._open:
+            return list(self._open.values())[-1]
+        return int(self._engine.md.get("scan_id", 0)) + 1
+
+
 class DirectoryPaths(PathProvider):
     """Files in one directory, named by the device and a number: `<directory>/<device>_00001_0.h5`.
 
-    With the metadata of the RunEngine (`RE.md`) the number is that of the scan, in a directory of its own:
+    With a RunEngine the number is that of the scan, in a directory of its own:
     `<directory>/scan_00042/<device>_0.h5`. A prefix that exists already gets a letter appended.
     """
 
@@ -50,23 +86,23 @@ class DirectoryPaths(PathProvider):
         directory: str | Path,
         *,
         read_directory: str | Path | None = None,
-        metadata: Mapping[str, Any] | None = None,
+        engine: Engine | None = None,
     ) -> None:
         """`directory` as the driver sees it, `read_directory` as this process sees it, if that differs.
 
-        `metadata` is `RE.md`; the files are of its next `scan_id`.
+        `engine` is the RunEngine; the files are of its open run, or of the next one.
         """
-        self._write = Path(directory).absolute()
-        self._read = Path(read_directory or directory).absolute()
-        self._metadata = metadata
+        self._write = Path(directory).expanduser().absolute()
+        self._read = Path(read_directory or directory).expanduser().absolute()
+        self._scans = _Scans(engine) if engine is not None else None
 
     def __call__(self, device_name: str) -> PathInfo:
         """Make the directory. Raises `AcquisitionError` when that is impossible."""
         device = re.sub(r"[^\w.-]", "_", device_name).lstrip(".") or "detector"
-        if self._metadata is None:
+        if self._scans is None:
             below, prefix = Path(), self._numbered(device)
         else:
-            below = Path(f"scan_{int(self._metadata.get('scan_id', 0)) + 1:05d}")
+            below = Path(f"scan_{self._scans.number:05d}")
             prefix = f"{device}_"
         read = self._read / below
         try:

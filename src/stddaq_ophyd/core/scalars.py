@@ -1,0 +1,50 @@
+"""Scalars of the images of a point, so that tables and plots have something to align with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import hdf5plugin  # noqa: F401  (registers the filters of compressed images)
+import numpy as np
+
+from stddaq.errors import FileLayoutError
+from stddaq.files.growing_run import Images
+from stddaq.files.opening import damage_named, open_file
+
+# Rows and columns of a region: first row, last row (not included), first column, last column (not included).
+Region = tuple[int, int, int, int]
+
+
+@dataclass(slots=True)
+class Scalars:
+    """Scalars of some images.
+
+    Attributes:
+        mean: of all pixels.
+        sums: of the pixels of each region, over all images.
+    """
+
+    mean: float
+    sums: dict[str, float]
+
+
+def scalars_of(images: Images, regions: Mapping[str, Region]) -> Scalars:
+    """Read `images`, one at a time. Raises `FileLayoutError`."""
+    total, n_pixels = 0.0, 0
+    sums = dict.fromkeys(regions, 0.0)
+    for i in np.unique(images.files):
+        raw = images.raw_files[i]
+        with open_file(raw.path, allow_unclosed=True, as_growing=True) as opened, damage_named(raw.path):
+            data: Any = opened.file.get(f"{raw.group}/data")
+            if not isinstance(data, h5py.Dataset):
+                raise FileLayoutError(f"{raw.path}: has no images")
+            for row in images.rows[images.files == i]:
+                pixels = data[int(row)]
+                total += float(pixels.sum(dtype=np.float64))
+                n_pixels += pixels.size
+                for name, (top, bottom, left, right) in regions.items():
+                    sums[name] += float(pixels[top:bottom, left:right].sum(dtype=np.float64))
+    return Scalars(total / max(1, n_pixels), sums)
