@@ -109,9 +109,9 @@ def test_an_address_without_a_stream_ends_it_with_the_reason(deployment: Deploym
         assert (nobody.wait(), silent.wait()) == (1, 1)
     (line,) = nobody.stderr
     assert address in line
-    assert "no service answers" in line
+    assert "got no connection" in line
     (line,) = silent.stderr
-    assert "sends nothing" in line
+    assert "got none over the connection" in line
 
 
 @pytest.mark.parametrize(

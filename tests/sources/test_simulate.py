@@ -189,7 +189,7 @@ def test_impossible_request_changes_nothing(deployment: Deployment) -> None:
 
 def test_client_without_an_answer_says_so_and_works_when_the_simulator_runs(deployment: Deployment) -> None:
     with SimulatorClient(deployment.detector_name, timeout=0.2) as client:
-        with pytest.raises(SimulatorNotReachableError, match=r"no answer within 0\.2 s"):
+        with pytest.raises(SimulatorNotReachableError, match=r"an answer within 0\.2 s, got none"):
             client.status()
         start_source(deployment, "simulate", "--trigger")
         wait_until(lambda: reachable(client), what="the simulator")

@@ -1,8 +1,8 @@
 """The command `stddaq`: services in one terminal, runs, files, and a demonstration.
 
-Each sub-command is a module with `add_arguments` and `run`; what is expensive to import is imported by `run`,
-so that `stddaq --help` is quick. A `StdDaqError` or `OSError` becomes one line on standard error and exit
-code 2.
+Each sub-command is a module with `add_arguments` and `run`. `run` imports what is expensive to import, so
+that `stddaq --help` is quick. A `StdDaqError` or `OSError` becomes one line on standard error and exit code
+2.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from stddaq.text import os_error_text
 
 
 class SubCommand(Protocol):
-    """What a module of this package offers."""
+    """The interface of a module of this package."""
 
     SUMMARY: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add what the command takes."""
+        """Add the arguments of the command."""
         ...
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do it. Returns the exit code."""
+        """Carry out the command. Return the exit code."""
         ...
 
 
 # In the order in which a newcomer needs them.
 _MODULES = ("demo", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "repair")
-# Services with argument parsers of their own: the module, and one sentence.
+# Services with their own argument parsers: the module, and one sentence.
 _SERVICES = {
     "simulate": ("simulated.service", "publish simulated images as a detector would"),
     "replay": ("replay", "publish recorded images as a detector would"),
@@ -47,7 +47,7 @@ _SERVICES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit code: 0, 1 when a run or a check failed, 2 when refused."""
+    """Run the command. Return its exit code: 0, 1 when a run or a check failed, 2 when refused."""
     open_closed_streams()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in _SERVICES:

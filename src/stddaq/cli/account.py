@@ -8,12 +8,12 @@ from typing import Any
 
 from stddaq.cli.text import bytes_text
 
-# Ids and ranges of a kind that are shown; the files and the driver hold them all.
+# Ids and ranges to show of each kind; the files and the driver hold all of them.
 SHOWN = 5
 
 
 def account_lines(account: Mapping[str, Any], image_bytes: int | None = None) -> list[str]:
-    """Lines of `name: value`; the rate in GB/s only when `image_bytes` is known."""
+    """Return lines of names and values, with the rate in GB/s if `image_bytes` is known."""
     lines = []
     if account.get("outcome") == "error":
         lines.append(f"outcome     error: {account.get('reason')}")
@@ -31,14 +31,14 @@ def account_lines(account: Mapping[str, Any], image_bytes: int | None = None) ->
         if account.get(number):
             lines.append(f"{what:<11} {account[number]}: {_ids(account.get(ids) or [], account[number])}")
     if account.get("n_restarts"):
-        lines.append(f"ids         started again {account['n_restarts']} times")
+        lines.append(f"ids         restarted {account['n_restarts']} times")
     lines.append(f"duration    {_duration(account, image_bytes)}")
     lines += file_lines(account.get("files") or {})
     return lines
 
 
 def file_lines(files: Mapping[str, Any]) -> list[str]:
-    """The files of a run with their sizes; the master file, which shows all images, last."""
+    """Return the files of a run with their sizes, and last the master file, which shows all images."""
     paths = [*(files.get("raw") or []), files.get("metadata"), files.get("master")]
     return [f"file        {path} ({_size(path)})" for path in paths if path]
 

@@ -170,7 +170,7 @@ def _deployment(directory: Path, config_path: Path, rate: float) -> Iterator[str
     log_path = directory / f"{PREFIX}.log"
     up = [sys.executable, "-m", "stddaq", "up", str(config_path), "--port", str(port), "-m"]
     up += ["--source", "simulate", "--scene", "rings", "--rate", f"{rate:g}"]
-    # Not below the demo's directory, because socket paths are limited to 107 bytes.
+    # Not in the demo's directory, because socket paths are limited to 107 bytes.
     ipc_parent = ipc_directory()
     with tempfile.TemporaryDirectory(prefix="stddaq-", dir=ipc_parent) as ipc, log_path.open("w") as log:
         process = subprocess.Popen(

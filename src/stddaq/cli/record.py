@@ -99,7 +99,7 @@ def _record(driver: DriverClient, args: argparse.Namespace, image_bytes: int | N
         try:
             follow(driver, image_bytes, asked, args.stop_timeout)
         except BaseException:
-            # Without its starter, a run without a number of images would go on for ever.
+            # A run without a number of images would otherwise never end.
             with contextlib.suppress(StdDaqError):
                 driver.stop()
             raise
@@ -107,7 +107,7 @@ def _record(driver: DriverClient, args: argparse.Namespace, image_bytes: int | N
 
 
 def _overwriting(driver: DriverClient, args: argparse.Namespace) -> str:
-    """Return why a driver that replaces existing files must not be asked to record; empty if it may."""
+    """Return why this run must not start on a driver that replaces existing files; empty if it may."""
     from stddaq.files.names import files_of_prefix
     from stddaq.text import mismatch
 
@@ -125,7 +125,7 @@ def _overwriting(driver: DriverClient, args: argparse.Namespace) -> str:
 
 
 def _fields(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields that the user gave: a driver that is not stddaq's may refuse others."""
+    """Return only the fields that the user gave, because another driver may refuse the rest."""
     fields = {
         "file_prefix": args.prefix,
         "n_image": args.n_images,
@@ -212,7 +212,7 @@ class _Rate:
         self._text = ""
 
     def text(self, status: DriverStatus) -> str:
-        """Return `200.1 images/s, 0.105 GB/s`; empty before two statuses have come."""
+        """Return `200.1 images/s, 0.105 GB/s`; empty before the second status."""
         now, count = time.monotonic(), status.count or 0
         if status.status != "recording" or not count:
             return self._text
@@ -228,7 +228,7 @@ class _Rate:
 
 
 class _Lines:
-    """Progress for files and pipes: a line for each change of state, and one a second in between."""
+    """Progress for files and pipes: a line for each change of state, and one a second between them."""
 
     def __init__(self, image_bytes: int | None) -> None:
         self._rate = _Rate(image_bytes)

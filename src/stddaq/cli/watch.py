@@ -95,14 +95,14 @@ class _Seen:
         self._forget(time.monotonic())
         if len(self._recent) < 2:
             return 0.0, 0.0
-        # Of n images n - 1 intervals are known; the first image belongs to the interval before.
+        # n images have n - 1 intervals between them; the first image belongs to the interval before.
         (begin, n_first_bytes), (end, _) = self._recent[0], self._recent[-1]
         n_bytes = sum(n_bytes for _, n_bytes in self._recent) - n_first_bytes
         span = max(end - begin, 1e-6)
         return (len(self._recent) - 1) / span, n_bytes / span
 
     def losses(self) -> str:
-        """Return what was lost or is bad: `3 dropped because the terminal is slow, 1 damaged`; or nothing."""
+        """Return the losses: `3 dropped because the terminal is slow, 1 damaged`; empty without any."""
         parts = (
             (self.n_dropped, "dropped because the terminal is slow"),
             (self.n_damaged, "damaged"),
@@ -111,7 +111,7 @@ class _Seen:
         return ", ".join(f"{count} {what}" for count, what in parts if count)
 
     def left_out(self) -> str:
-        """Return how many ids did not come. That is no loss where the stream's setting leaves images out."""
+        """Return how many ids were not in the stream. The stream's setting may leave them out."""
         return f"{self.n_skipped} ids not in the stream" if self.n_skipped else ""
 
     def summary(self) -> str:
@@ -123,7 +123,7 @@ class _Seen:
 
 
 class _Saver:
-    """Writes images as PNG files, and replaces none."""
+    """Writes images as PNG files. It replaces no file."""
 
     def __init__(self, directory: Path) -> None:
         """Make the directory. Raise `ConfigError`."""

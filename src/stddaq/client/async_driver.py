@@ -57,8 +57,8 @@ class AsyncDriverClient:
     """A connection to one driver. Use it as an async context manager, in one event loop."""
 
     def __init__(self, url: str = DEFAULT_URL, *, token: str | None = None, reconnect: bool = False) -> None:
-        """`url` as `ws://host:port`. With `reconnect`, watching and waiting continue when the driver comes
-        back after it vanished; otherwise they end with `ConnectionLostError`.
+        """`url` is `ws://host:port`. With `reconnect`, watching and waiting continue after a restart of the
+        driver; without, they raise `ConnectionLostError`.
 
         `token` is for a driver that demands one. It may also be in the URL, `ws://any:TOKEN@host:port`, or
         in the environment variable STDDAQ_TOKEN."""
@@ -107,7 +107,7 @@ class AsyncDriverClient:
 
     @property
     def latest(self) -> DriverStatus:
-        """The status received last. Raises `ConnectionLostError`."""
+        """The latest status. Raise `ConnectionLostError`."""
         self._connected()
         assert self._history.latest is not None
         return self._history.latest
@@ -120,8 +120,8 @@ class AsyncDriverClient:
         `fields` are those of `stddaq.wire.driver_messages.StartCommand`: `n_image`, `file_prefix`,
         `writer_id`, `start_id`; with stddaq's driver also `overwrite`, `strict`, `end_on_restart`,
         `first_image_timeout`.
-        Returns the status of the admitted run, which `wait_until_ready` and `wait_until_saved` then follow.
-        Raises `CommandRefusedError` with the driver's reason (`DriverBusyError` during another run),
+        Return the status of the admitted run, which `wait_until_ready` and `wait_until_saved` then follow.
+        Raise `CommandRefusedError` with the driver's reason (`DriverBusyError` during another run),
         `DriverTimeoutError`, `ConnectionLostError`.
         """
         command = {"command": "start", "path": str(Path(path).absolute()), **fields}
@@ -138,12 +138,12 @@ class AsyncDriverClient:
     async def stop(self, timeout: float = COMMAND_TIMEOUT_S) -> DriverStatus:
         """End the run, in any state; `wait_until_saved` waits for its files.
 
-        Raises `DriverTimeoutError`, `ConnectionLostError`.
+        Raise `DriverTimeoutError`, `ConnectionLostError`.
         """
         return await self._answer(self._connected().stop(), {"command": "stop"}, timeout)
 
     async def status(self, timeout: float = COMMAND_TIMEOUT_S) -> DriverStatus:
-        """Return a status newer than this call. Raises `DriverTimeoutError`, `ConnectionLostError`."""
+        """Return a status newer than this call. Raise `DriverTimeoutError`, `ConnectionLostError`."""
         answer, has_to_be_sent = self._connected().status()
         if has_to_be_sent:
             return await self._answer(answer, {"command": "status"}, timeout)
@@ -152,7 +152,7 @@ class AsyncDriverClient:
     async def last_result(self, timeout: float = COMMAND_TIMEOUT_S) -> dict[str, Any] | None:
         """Return the account of the last run: counts, lists of ids, files. None when there was no run.
 
-        Raises `UnsupportedError` when the driver is not stddaq's, `DriverTimeoutError`,
+        Raise `UnsupportedError` when the driver is not stddaq's, `DriverTimeoutError`,
         `ConnectionLostError`.
         """
         result = (await self._request("last_result", timeout)).raw.get("result")
@@ -161,9 +161,9 @@ class AsyncDriverClient:
     async def repair(self, timeout: float = REPAIR_TIMEOUT_S) -> list[dict[str, Any]]:
         """Repair the files of the last run that a killed writer did not close, so that they can be opened.
 
-        Returns for each file: `path`, `n_images` that it holds, `n_cut` incomplete images that were removed,
+        Return for each file: `path`, `n_images` that it holds, `n_cut` incomplete images that were removed,
         `repaired` (False when the file was valid), and `reason` why it could not be repaired, or None.
-        Raises `DriverBusyError` during a run, `UnsupportedError` when the driver is not stddaq's,
+        Raise `DriverBusyError` during a run, `UnsupportedError` when the driver is not stddaq's,
         `DriverTimeoutError`, `ConnectionLostError`.
         """
         repaired = (await self._request("repair", timeout)).raw.get("repaired")
@@ -173,7 +173,7 @@ class AsyncDriverClient:
         """Return an endless async iterator of statuses, from the latest on.
 
         A slow reader gets every change of state, and only the newest of the counts in between.
-        The iterator raises `ConnectionLostError` when the driver vanishes.
+        The iterator raises `ConnectionLostError` when the connection is lost.
         """
         self._connected()
         return StatusWatcher(self._history.feed())
@@ -182,7 +182,7 @@ class AsyncDriverClient:
         """Return an iterator as `watch` does, which ends with `file_saved` or `error` of the current run.
 
         The current run is the one that this client started last, or else the one in progress.
-        Raises `DriverError` when there is none. The iterator raises `DriverTimeoutError` when the run has
+        Raise `DriverError` when there is none. The iterator raises `DriverTimeoutError` when the run has
         not ended `timeout` seconds from now; None: no limit.
         """
         self._connected()
@@ -193,14 +193,14 @@ class AsyncDriverClient:
     ) -> DriverStatus:
         """Return the first status, from the latest on, for which `condition` is true.
 
-        Raises `DriverTimeoutError` after `timeout` seconds, naming `what`; `ConnectionLostError`.
+        Raise `DriverTimeoutError` after `timeout` seconds, naming `what`; `ConnectionLostError`.
         """
         if self._lost is None and condition(self.latest):
             return self.latest
         return await self._result(self._expect(condition), timeout, what)
 
     async def wait(self, states: Iterable[str], timeout: float) -> DriverStatus:
-        """Wait until the driver is in one of `states`. Raises `DriverTimeoutError`, `ConnectionLostError`."""
+        """Wait until the driver is in one of `states`. Raise `DriverTimeoutError`, `ConnectionLostError`."""
         wanted = frozenset(states)
         return await self.wait_for(
             lambda status: status.status in wanted, timeout, f"the state {' or '.join(sorted(wanted))}"
@@ -209,7 +209,7 @@ class AsyncDriverClient:
     async def wait_until_ready(self, timeout: float) -> DriverStatus:
         """Wait until the current run (see `watch_run`) records every image that is published from now on.
 
-        Raises `RunFailedError` when it fails before, `DriverTimeoutError`, `ConnectionLostError`.
+        Raise `RunFailedError` when it fails before, `DriverTimeoutError`, `ConnectionLostError`.
         """
         run = self._current_run()
         status = await self._follow(run, lambda: run.ready, timeout, "the driver to wait for images")
@@ -219,7 +219,7 @@ class AsyncDriverClient:
     async def wait_until_saved(self, timeout: float) -> DriverStatus:
         """Wait until the files of the current run (see `watch_run`) are closed.
 
-        Raises `RunFailedError` when it ended in `error`, `DriverTimeoutError`, `ConnectionLostError`.
+        Raise `RunFailedError` when it ended in `error`, `DriverTimeoutError`, `ConnectionLostError`.
         """
         run = self._current_run()
         status = await self._follow(run, lambda: run.ended, timeout, "the end of the run")

@@ -34,7 +34,7 @@ class ConfigServiceError(StdDaqError):
 
 
 class ConfigServiceUnreachableError(ConfigServiceError, ConnectionError):
-    """No configuration service answers at the url in time."""
+    """No configuration service responds at the URL in time."""
 
 
 class RequestRefusedError(ConfigServiceError):
@@ -42,7 +42,7 @@ class RequestRefusedError(ConfigServiceError):
 
     Attributes:
         status: HTTP status code.
-        reasons: the service's messages, one or more.
+        reasons: the messages of the service; at least one.
     """
 
     def __init__(self, status: int, reasons: list[str]) -> None:
@@ -51,7 +51,7 @@ class RequestRefusedError(ConfigServiceError):
 
 
 class ConfigRefusedError(RequestRefusedError):
-    """The configuration has mistakes; `reasons` has them all."""
+    """The configuration is not valid; `reasons` lists every mistake."""
 
 
 class ConfigChangedError(RequestRefusedError):
@@ -75,7 +75,7 @@ _ERRORS: dict[int, type[RequestRefusedError]] = {
 
 
 class Config(dict[str, Any]):
-    """A configuration as in its file; `etag` says which version it is."""
+    """A configuration as it is in the file; `etag` identifies its version."""
 
     def __init__(self, content: dict[str, Any], etag: str | None) -> None:
         super().__init__(content)
@@ -84,13 +84,13 @@ class Config(dict[str, Any]):
 
 @dataclass(frozen=True, slots=True)
 class ConfigChange:
-    """What came of a new configuration.
+    """The effect of a new configuration.
 
     Attributes:
-        changed: keys with another value than before.
+        changed: keys whose values changed.
         picked_up_by: programs that follow the change while they run.
-        restarted: programs that `stddaq up` starts again, after the run that is going on.
-        previous: name of the version before in the history of the service; None when nothing changed.
+        restarted: programs that `stddaq up` restarts, after the current run.
+        previous: name of the previous version in the history of the service; None when nothing changed.
     """
 
     message: str
@@ -102,7 +102,7 @@ class ConfigChange:
 
 
 class ConfigClient:
-    """Talks to one configuration service; safe to use from several threads.
+    """A client of one configuration service, which several threads can share.
 
     Every method raises `ConfigServiceUnreachableError`, and `RequestRefusedError` or a subclass of it.
     """
@@ -116,28 +116,28 @@ class ConfigClient:
         token: str | None = None,
         timeout: float = TIMEOUT_S,
     ) -> None:
-        """`user` for the logs of the service (default: the login name); `detector` by its name, where the
-        service has several; `token` where it asks for one, which may also be in the URL
-        (`http://any:TOKEN@host:5000`) or in the environment variable STDDAQ_TOKEN; `timeout` of a request in
-        seconds."""
+        """`user` is for the logs of the service (default: the login name), `detector` the name of one of
+        several detectors, `timeout` that of a request in seconds. `token` is for a service that demands one.
+        It may also be in the URL (`http://any:TOKEN@host:5000`) or in the environment variable STDDAQ_TOKEN.
+        """
         self.url, self._token = split_token(url.rstrip("/"), token)
         self._who = {"user": getpass.getuser() if user is None else user}
         if detector is not None:
             self._who["detector"] = detector
         self._timeout = timeout
-        # A service of the institute is never behind the proxy that leads to the internet.
+        # The proxy in the environment leads out of the institute, but the service is inside.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def get(self) -> Config:
-        """The configuration as it is in the file."""
+        """Return the configuration as it is in the file."""
         content, headers = self._request("GET", "/api/config/get", self._who)
         return Config(content, headers.get("ETag"))
 
     def set(self, config: dict[str, Any]) -> ConfigChange:
-        """Replace the configuration file. Raises `ConfigRefusedError`, with every mistake.
+        """Replace the configuration file. Raise `ConfigRefusedError`, which lists every mistake.
 
-        One that came from `get` replaces only the version that it was read from; `ConfigChangedError`
-        otherwise.
+        A result of `get` replaces only the version that it was read from. Raise `ConfigChangedError` when
+        the file has changed since.
         """
         etag = config.etag if isinstance(config, Config) else None
         answer, headers = self._request(
@@ -150,18 +150,18 @@ class ConfigClient:
     def read_metadata(
         self, filename: str | Path, first_row: int = 0, max_rows: int = 100_000
     ) -> dict[str, Any]:
-        """Rows of the tables of a file below a root of the service, as its answer has them."""
+        """Return rows of the tables of a file below a root of the service."""
         query = {"filename": str(filename), "first_row": first_row, "max_rows": max_rows}
         return self._request("GET", "/api/h5/read_metadata", query)[0]
 
     def file_status(self, filename: str | Path) -> dict[str, Any]:
-        """Datasets, shapes and types of a file below a root of the service."""
+        """Return datasets, shapes and types of a file below a root of the service."""
         return self._request("GET", "/api/h5/get_metadata_status", {"filename": str(filename)})[0]
 
     def create_interleaved_vds(
         self, base_path: str | Path, output_file: str | Path, file_prefix: str = "file"
     ) -> dict[str, Any]:
-        """Let the service make a master file over the raw files `<base_path>/<file_prefix><i>.h5`."""
+        """Create a master file over the raw files `<base_path>/<file_prefix><i>.h5`."""
         asked = {
             "base_path": str(base_path),
             "output_file": str(output_file),
@@ -170,7 +170,7 @@ class ConfigClient:
         return self._request("POST", "/api/h5/create_interleaved_vds", {}, asked)[0]
 
     def simulator(self, detector: str, command: Literal["start", "stop"]) -> dict[str, Any]:
-        """Let the simulator of a detector publish at its rate, or only when it is triggered."""
+        """Make the simulator of a detector publish at its rate, or only when it is triggered."""
         name = urllib.parse.quote(detector, safe="")
         return self._request("POST", f"/api/test/{name}/simulator/{command}", {})[0]
 
@@ -182,7 +182,7 @@ class ConfigClient:
         body: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
     ) -> tuple[dict[str, Any], Any]:
-        """(JSON object, headers) of the answer."""
+        """Return the JSON object and the headers of the answer."""
         request = urllib.request.Request(
             f"{self.url}{path}?{urllib.parse.urlencode(query)}",
             None if body is None else json.dumps(body).encode(),
@@ -206,7 +206,7 @@ class ConfigClient:
 
     def _object(self, content: object) -> dict[str, Any]:
         if not isinstance(content, dict):
-            raise ValueError("the answer is no JSON object")
+            raise ValueError(f"expected a JSON object, got {type(content).__name__}")
         return content
 
 

@@ -10,7 +10,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from stddaq.client.address import authorization
 from stddaq.client.errors import DriverNotAllowedError, DriverUnreachableError
 from stddaq.client.status import DriverStatus, parse_status
-from stddaq.text import shown_text
+from stddaq.text import mismatch, shown_text
 from stddaq.wire.default_addresses import GREETING_PATH
 
 CONNECT_TIMEOUT_S = 5.0
@@ -44,7 +44,9 @@ async def open_connection(
                 await connection.close()
                 raise
     except TimeoutError:
-        raise DriverUnreachableError(f"{url}: no status of a driver within {timeout:g} s") from None
+        raise DriverUnreachableError(
+            mismatch(url, f"the status of a driver within {timeout:g} s", "none")
+        ) from None
     except OSError as error:
         raise DriverUnreachableError(
             f"{url}: no driver accepts connections there ({error.strerror or error}); is it started?"

@@ -1,7 +1,7 @@
-"""The driver's client for ordinary code: plans, scripts, IPython.
+"""The driver's client for code without asyncio: plans, scripts, IPython.
 
-It is the asyncio client in a thread of its own, so that it works inside and outside of running event loops,
-and may be shared by several threads.
+It runs the asyncio client in its own thread, so it works inside and outside event loops, and several threads
+can share it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class DriverClient:
         return self
 
     def close(self) -> None:
-        """Disconnect. A run goes on."""
+        """Disconnect. A run in progress continues."""
         with self._guard:
             thread, ownership = self._thread, self._ownership
             self._loop = self._thread = self._ownership = None
@@ -82,57 +82,56 @@ class DriverClient:
 
     @property
     def latest(self) -> DriverStatus:
-        """The status received last. Raises `ConnectionLostError`."""
+        """The latest status. Raise `ConnectionLostError`."""
         return self._client.latest
 
     def start(self, path: str | Path, *, timeout: float = COMMAND_TIMEOUT_S, **fields: Any) -> DriverStatus:
-        """Start a run; the files appear in the directory `path`, which the driver must be able to see.
+        """Start a run; its files are written into the directory `path`, as the driver sees it.
 
         `fields` are those of `stddaq.wire.driver_messages.StartCommand`: `n_image`, `file_prefix`,
-        `writer_id`, `start_id`; with our driver also `overwrite`, `strict`, `end_on_restart`,
+        `writer_id`, `start_id`; with stddaq's driver also `overwrite`, `strict`, `end_on_restart`,
         `first_image_timeout`.
-        Returns the status of the admitted run; `wait_until_ready` and `wait_until_saved` then follow it.
-        Raises `CommandRefusedError` with the driver's reason (`DriverBusyError` during another run),
+        Return the status of the admitted run, which `wait_until_ready` and `wait_until_saved` then follow.
+        Raise `CommandRefusedError` with the driver's reason (`DriverBusyError` during another run),
         `DriverTimeoutError`, `ConnectionLostError`.
         """
         return self._call(self._client.start(path, timeout=timeout, **fields))
 
     def stop(self, timeout: float = COMMAND_TIMEOUT_S) -> DriverStatus:
-        """End the run, in whatever state it is; `wait_until_saved` waits for its files.
+        """End the run, in any state; `wait_until_saved` waits for its files.
 
-        Raises `DriverTimeoutError`, `ConnectionLostError`.
+        Raise `DriverTimeoutError`, `ConnectionLostError`.
         """
         return self._call(self._client.stop(timeout))
 
     def status(self, timeout: float = COMMAND_TIMEOUT_S) -> DriverStatus:
-        """A status that is newer than this call. Raises `DriverTimeoutError`, `ConnectionLostError`."""
+        """Return a status newer than this call. Raise `DriverTimeoutError`, `ConnectionLostError`."""
         return self._call(self._client.status(timeout))
 
     def last_result(self, timeout: float = COMMAND_TIMEOUT_S) -> dict[str, Any] | None:
-        """The account of the run that ended last: counts, lists of ids, files. None when there was none.
+        """Return the account of the last run: counts, lists of ids, files. None when there was no run.
 
-        Raises `UnsupportedError` when the driver keeps none (another implementation), `DriverTimeoutError`,
-        `ConnectionLostError`.
+        Raise `UnsupportedError` when the driver is not stddaq's, `DriverTimeoutError`, `ConnectionLostError`.
         """
         return self._call(self._client.last_result(timeout))
 
     def repair(self, timeout: float = REPAIR_TIMEOUT_S) -> list[dict[str, Any]]:
-        """Make the files of the last run that a writer has not closed openable for everyone.
+        """Repair the files of the last run that a killed writer did not close.
 
-        See `AsyncDriverClient.repair`. Raises `DriverBusyError`, `UnsupportedError`, `DriverTimeoutError`,
-        `ConnectionLostError`.
+        The result is that of `AsyncDriverClient.repair`. Raise `DriverBusyError`, `UnsupportedError`,
+        `DriverTimeoutError`, `ConnectionLostError`.
         """
         return self._call(self._client.repair(timeout))
 
     def watch(self) -> Iterator[DriverStatus]:
-        """An iterator of statuses, from the latest on, without end; see `AsyncDriverClient.watch`."""
+        """Return an endless iterator of statuses, from the latest on; see `AsyncDriverClient.watch`."""
         return self._iterate(self._client.watch)
 
     def watch_run(self, timeout: float | None = None) -> Iterator[DriverStatus]:
         """Return an iterator as `watch` does, which ends with `file_saved` or `error` of the current run.
 
         The current run is the one that this client started last, or else the one in progress.
-        Raises `DriverError` when there is none. The iterator raises `DriverTimeoutError` when the run has
+        Raise `DriverError` when there is none. The iterator raises `DriverTimeoutError` when the run has
         not ended `timeout` seconds from now; it stays usable after a `KeyboardInterrupt`.
         """
         return self._iterate(lambda: self._client.watch_run(timeout))
@@ -146,28 +145,28 @@ class DriverClient:
     def wait_for(
         self, condition: Callable[[DriverStatus], bool], timeout: float, what: str = "that status"
     ) -> DriverStatus:
-        """The first status, from the latest on, for which `condition` is true.
+        """Return the first status, from the latest on, for which `condition` is true.
 
-        `condition` is called in the client's own thread and must not block. Raises `DriverTimeoutError` after
+        The client's own thread calls `condition`, which must not block. Raise `DriverTimeoutError` after
         `timeout` seconds, naming `what`; `ConnectionLostError`.
         """
         return self._call(self._client.wait_for(condition, timeout, what))
 
     def wait(self, states: Iterable[str], timeout: float) -> DriverStatus:
-        """Wait until the driver is in one of `states`. Raises `DriverTimeoutError`, `ConnectionLostError`."""
+        """Wait until the driver is in one of `states`. Raise `DriverTimeoutError`, `ConnectionLostError`."""
         return self._call(self._client.wait(states, timeout))
 
     def wait_until_ready(self, timeout: float) -> DriverStatus:
         """Wait until the current run (see `watch_run`) records every image that is published from now on.
 
-        Raises `RunFailedError` when it fails before, `DriverTimeoutError`, `ConnectionLostError`.
+        Raise `RunFailedError` when it fails before, `DriverTimeoutError`, `ConnectionLostError`.
         """
         return self._call(self._client.wait_until_ready(timeout))
 
     def wait_until_saved(self, timeout: float) -> DriverStatus:
         """Wait until the files of the current run (see `watch_run`) are closed.
 
-        Raises `RunFailedError` when it ended in `error`, `DriverTimeoutError`, `ConnectionLostError`.
+        Raise `RunFailedError` when it ended in `error`, `DriverTimeoutError`, `ConnectionLostError`.
         """
         return self._call(self._client.wait_until_saved(timeout))
 
@@ -188,7 +187,7 @@ class DriverClient:
         except concurrent.futures.CancelledError:
             raise ConnectionLostError(f"{self.url}: this client was closed") from None
         except BaseException:
-            future.cancel()  # Ctrl-C: what was waited for is not wanted any more.
+            future.cancel()  # Ctrl-C ends the wait here, so end it in the client's thread, too.
             raise
 
 
@@ -201,7 +200,7 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _end(client: AsyncDriverClient, loop: asyncio.AbstractEventLoop) -> None:
-    """Let the loop disconnect and end, without waiting for it."""
+    """Make the loop disconnect and end. Do not wait for it."""
     closing = client.close()
     try:
         future = asyncio.run_coroutine_threadsafe(closing, loop)

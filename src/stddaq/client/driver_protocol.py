@@ -67,7 +67,7 @@ class Expectation:
 
 
 class FollowedRun:
-    """The course of one run, as far as it was seen."""
+    """The course of one run, as observed by this client."""
 
     def __init__(self, run_id: str | None, is_own: bool = True) -> None:
         """`is_own`: this client started the run."""
@@ -152,7 +152,7 @@ class DriverHistory:
         self._expectations.discard(expectation)
 
     def feed(self, run: FollowedRun | None = None) -> StatusFeed:
-        """Return a feed of statuses, from the latest on, for as long as it is referenced."""
+        """Return a feed of statuses, from the latest on. It is fed while it is referenced."""
         assert self.latest is not None
         feed = StatusFeed(self.latest, run)
         self._feeds.add(feed)
@@ -233,7 +233,7 @@ class ReplyingDriver(DriverProtocol):
 
     def __init__(self, history: DriverHistory) -> None:
         super().__init__(history)
-        # An answer that is no longer waited for keeps its place, so that its late reply is not mistaken for
+        # An abandoned answer keeps its place, so that its late reply is not mistaken for
         # that of a later command.
         self._unanswered: dict[str, deque[Expectation]] = {}
 
@@ -250,7 +250,7 @@ class ReplyingDriver(DriverProtocol):
 
     def _receive_reply(self, command: object, status: DriverStatus, is_refusal: bool) -> None:
         if not isinstance(command, str):
-            # The driver could not read the command; there is no doubt when only one waits.
+            # The driver could not read the command. If only one waits, it is that one.
             waiting = [name for name, answers in self._unanswered.items() if answers]
             command = waiting[0] if len(waiting) == 1 else ""
         answers = self._unanswered.get(command)

@@ -20,11 +20,11 @@ class DriverNotAllowedError(DriverError, PermissionError):
 
 
 class ConnectionLostError(DriverError, ConnectionError):
-    """The driver vanished, or sent nothing for too long. What it was doing may continue."""
+    """The connection closed, or the driver sent nothing for too long. A run may continue."""
 
 
 class DriverTimeoutError(DriverError, TimeoutError):
-    """What was waited for did not happen in time. The connection stays usable."""
+    """A wait reached its timeout. The connection stays usable."""
 
 
 class CommandRefusedError(DriverError):

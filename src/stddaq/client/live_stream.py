@@ -1,7 +1,7 @@
-"""The viewer's end of a live stream: numpy images with their ids, from array-1.0 as from bsread.
+"""Clients of live streams: numpy images with their ids, from array-1.0 and from bsread.
 
-A thread receives all the time, so that the stream never waits for its user; a user who is slow gets the
-newest images, and a count of those that were left out. Sync and asyncio clients share it.
+A thread receives all the time, so the stream never waits for its user. A slow user gets the newest images and
+the number of dropped ones. The synchronous and the asyncio client share this thread.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LiveStreamError(StdDaqError):
 
 
 class LiveStreamTimeoutError(LiveStreamError, TimeoutError):
-    """No image came in time. The client stays usable."""
+    """No image arrived in time. The client stays usable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,14 @@ class LiveImage:
     """One image of a live stream.
 
     Attributes:
-        image_id: the id that the detector gave (bsread: pulse id).
-        pixels: the image, (height, width).
+        image_id: the detector's id (bsread: pulse id).
+        pixels: array of shape (height, width).
         protocol: `array-1.0` or `bsread`.
-        status: `missing_packets` or the like of an image that is damaged; None of a good one, and of
-            streams that do not have it.
-        timestamp_ns: when it was taken, ns since 1970; None with array-1.0, which has none.
-        name: of the bsread channel; None with array-1.0.
-        n_bytes: as received, with headers.
+        status: of a damaged image, such as `missing_packets`; None for good images and for streams without
+            it.
+        timestamp_ns: ns since 1970; None with array-1.0, which has none.
+        name: name of the bsread channel; None with array-1.0.
+        n_bytes: bytes received, with headers.
     """
 
     image_id: int
@@ -67,13 +67,13 @@ class LiveImage:
 
 
 class _Decoder:
-    """Takes messages of either protocol apart."""
+    """Decodes messages of both protocols."""
 
     def __init__(self) -> None:
         self._bsread = MessageDecoder()
 
     def decode(self, parts: Sequence[memoryview]) -> LiveImage:
-        """The image of a message. Raises `StdDaqError` when there is none."""
+        """Return the image of a message. Raise `StdDaqError` when there is none."""
         n_bytes = sum(part.nbytes for part in parts)
         if _htype(parts[0]).startswith("bsr_m-"):
             return self._decode_bsread(parts, n_bytes)
@@ -90,7 +90,7 @@ class _Decoder:
             pixels = decode_value(channel, value, MAX_IMAGE_BYTES)
             assert pixels is not None
             sec, ns = decode_timestamp(channel, timestamp)
-            # A key of stddaq; another program may use the same name for a value of any type.
+            # This key is stddaq's own; another program may use its name for a value of any type.
             status = json.loads(bytes(parts[0])).get("status")
             status = status if isinstance(status, str) else None
             pulse_id = message.header.pulse_id
@@ -103,7 +103,7 @@ def _htype(header: memoryview) -> str:
         content = json.loads(bytes(header[:MAX_HEADER_BYTES]))
         return str(content["htype"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise LiveStreamError("found a message that is neither array-1.0 nor bsread") from error
+        raise LiveStreamError(mismatch("message", "array-1.0 or bsread", "another format")) from error
 
 
 class _Receiver:
@@ -120,7 +120,7 @@ class _Receiver:
         self._news = threading.Condition()
         self._context = zmq.Context()
         self._socket = connections.open_socket(self._context, zmq.SUB)
-        # The thread receives at once, so only what came since its last poll waits in the socket.
+        # The thread receives at once, so the socket queues only messages since its last poll.
         self._socket.maxmsgsize = MAX_IMAGE_BYTES
         self._socket.subscribe(b"")
         self._monitor = connections.watch_connections(self._socket)
@@ -163,7 +163,7 @@ class _Receiver:
             self._notify()
 
     def take(self, timeout: float | None) -> list[memoryview] | None:
-        """The oldest message that waits, or None when none comes within `timeout` seconds."""
+        """Return the oldest waiting message; None when none arrives within `timeout` seconds."""
         with self._news:
             if not self._news.wait_for(lambda: bool(self._waiting), timeout):
                 return None
@@ -172,7 +172,7 @@ class _Receiver:
             return parts
 
     def stop(self) -> None:
-        """Let the thread disconnect and end, without waiting for it. Any thread may call it."""
+        """Make the thread disconnect and end. Do not wait for it. Any thread may call this."""
         with contextlib.suppress(OSError):  # It has ended already.
             self._stop.send(b"x")
 
@@ -192,7 +192,7 @@ def _size(parts: list[memoryview]) -> int:
 
 
 def _reachable(address: str) -> str:
-    """An address as services bind it (`tcp://*:20000`) as one to connect to on this host."""
+    """Return an address to connect to on this host for one to bind, such as `tcp://*:20000`."""
     for everywhere in ("tcp://*:", "tcp://0.0.0.0:"):
         if address.startswith(everywhere):
             return f"tcp://127.0.0.1:{address.removeprefix(everywhere)}"
@@ -200,23 +200,23 @@ def _reachable(address: str) -> str:
 
 
 class _Counts:
-    """What the clients have in common: their counters.
+    """The part that both clients share: receiver, decoder and counters.
 
     Attributes:
-        n_received: images that the user has got.
-        n_skipped: ids missing between them, for whatever reason: the schedule of the stream, drops on the
-            way, images that this client has left out.
-        n_malformed: messages without an image that can be understood.
-        problem: what was wrong with the last of those.
+        n_received: images that the user received.
+        n_skipped: ids between them that were not received: because of the stream's schedule, of drops on the
+            way, or of drops in this client.
+        n_malformed: messages without a valid image.
+        problem: why the last of those was not valid.
     """
 
     def __init__(self, address: str) -> None:
-        """`address` as `tcp://host:port`; `*` is this host."""
+        """`address` is `tcp://host:port`; the host `*` is this one."""
         self.address = address
         self.n_received = self.n_skipped = self.n_malformed = 0
         self.problem: str | None = None
         self._decoder = _Decoder()
-        # An asyncio task that is cancelled leaves the thread that decodes for it behind.
+        # The thread that decodes for an asyncio task continues after the task is cancelled.
         self._guard = threading.Lock()
         self._receiver: _Receiver | None = None
         self._ownership: Ownership | None = None
@@ -224,12 +224,12 @@ class _Counts:
 
     @property
     def n_dropped(self) -> int:
-        """Images that came but were left out because the user was too slow."""
+        """Images that were received but dropped because the user was too slow."""
         return 0 if self._receiver is None else self._receiver.n_dropped
 
     @property
     def is_connected(self) -> bool:
-        """Whether a live stream has answered at the address."""
+        """Whether a live stream is connected."""
         return self._receiver is not None and self._receiver.is_connected
 
     def _open_receiver(self) -> _Receiver:
@@ -250,7 +250,7 @@ class _Counts:
         return receiver
 
     def _decode(self, parts: Sequence[memoryview]) -> LiveImage | None:
-        """The image of a message, None when there is none in it."""
+        """Return the image of a message; None when it has none."""
         with self._guard:
             return self._decode_next(parts)
 
@@ -269,12 +269,12 @@ class _Counts:
 
     def _timeout(self, timeout: float) -> LiveStreamTimeoutError:
         if self.problem is not None and not self.n_received:
-            why = f"what comes is no image: {self.problem}"
+            got, advice = f"a message without one ({self.problem})", ""
         elif self.is_connected:
-            why = "connected, but the stream sends nothing; is the detector running?"
+            got, advice = "none over the connection", "is the detector running?"
         else:
-            why = "no service answers; is std_live_stream running?"
-        return LiveStreamTimeoutError(f"{self.address}: no image within {timeout:g} s: {why}")
+            got, advice = "no connection", "is std_live_stream running?"
+        return LiveStreamTimeoutError(mismatch(self.address, f"an image within {timeout:g} s", got, advice))
 
 
 def _wake(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
@@ -283,7 +283,7 @@ def _wake(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
 
 
 class LiveStreamClient(_Counts):
-    """Receives a live stream. Use it as a context manager, and iterate over it:
+    """A client of a live stream. Use it as a context manager, and iterate over it:
 
     with LiveStreamClient("tcp://127.0.0.1:20000") as stream:
         for image in stream:
@@ -291,20 +291,20 @@ class LiveStreamClient(_Counts):
     """
 
     def connect(self) -> Self:
-        """Connect and subscribe, without waiting for the stream. Raises `LiveStreamError`."""
+        """Connect and subscribe, without waiting for the stream. Raise `LiveStreamError`."""
         if self._receiver is None:
             self._own(_Receiver(self.address))
         return self
 
     def close(self) -> None:
-        """Disconnect; images that wait are given up."""
+        """Disconnect, and drop the images that wait."""
         if (receiver := self._disown()) is not None:
             receiver.join()
 
     def receive(self, timeout: float | None = None) -> LiveImage:
-        """The next image, in the order in which they come; `timeout` in seconds, None: no limit.
+        """Return the next image. `timeout` is in seconds; None: no limit.
 
-        Raises `LiveStreamTimeoutError`.
+        Raise `LiveStreamTimeoutError`.
         """
         receiver = self._open_receiver()
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -332,29 +332,29 @@ class LiveStreamClient(_Counts):
 
 
 class AsyncLiveStreamClient(_Counts):
-    """The same for asyncio: `async with`, `async for`; for one task at a time."""
+    """The client for asyncio: `async with`, `async for`. One task uses it at a time."""
 
     def __init__(self, address: str) -> None:
-        """`address` as `tcp://host:port`; `*` is this host."""
+        """`address` is `tcp://host:port`; the host `*` is this one."""
         super().__init__(address)
         self._news = asyncio.Event()
 
     async def connect(self) -> Self:
-        """Connect and subscribe, without waiting for the stream. Raises `LiveStreamError`."""
+        """Connect and subscribe, without waiting for the stream. Raise `LiveStreamError`."""
         if self._receiver is None:
             loop, news = asyncio.get_running_loop(), self._news
             self._own(_Receiver(self.address, lambda: _wake(loop, news)))
         return self
 
     async def close(self) -> None:
-        """Disconnect; images that wait are given up."""
+        """Disconnect, and drop the images that wait."""
         if (receiver := self._disown()) is not None:
             await asyncio.to_thread(receiver.join)
 
     async def receive(self, timeout: float | None = None) -> LiveImage:
-        """The next image, in the order in which they come; `timeout` in seconds, None: no limit.
+        """Return the next image. `timeout` is in seconds; None: no limit.
 
-        Raises `LiveStreamTimeoutError`.
+        Raise `LiveStreamTimeoutError`.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:

@@ -42,8 +42,8 @@ class OwnProcess:
 class Ownership:
     """Releases what a client owns: once, on request, when the client is collected, or at exit.
 
-    In a reference cycle, objects are collected in any order. The callback of the weak reference to the client
-    comes before all of them, and keeps what it releases.
+    Objects of a reference cycle are collected in any order. The callback of the weak reference to the client
+    runs before, and keeps alive what it releases.
     """
 
     def __init__(self, owner: object, where: str, release: Callable[[], None]) -> None:

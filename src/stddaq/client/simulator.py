@@ -19,6 +19,7 @@ from stddaq.config import DetectorConfig
 from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.endpoints import software_trigger
 from stddaq.errors import StdDaqError
+from stddaq.text import mismatch
 
 
 class SimulatorError(StdDaqError):
@@ -35,7 +36,7 @@ class SimulatorRefusedError(SimulatorError):
 
 @dataclass(frozen=True, slots=True)
 class TriggeredBurst:
-    """The images that a trigger causes: `n_images`, the first of them with `first_id`."""
+    """The images of one trigger: `n_images` from `first_id` on."""
 
     first_id: int
     n_images: int
@@ -43,7 +44,7 @@ class TriggeredBurst:
 
 @dataclass(frozen=True, slots=True)
 class SimulatorState:
-    """What a source is doing. Rate in images per second (0: as fast as possible), times in seconds."""
+    """What a source is doing: rate in images per second (0: as fast as possible), times in seconds."""
 
     free_running: bool
     rate: float
@@ -52,7 +53,7 @@ class SimulatorState:
     next_id: int
     n_published: int
     n_pending: int
-    """Triggered images that are still to come."""
+    """Triggered images that are not published yet."""
     n_left: int | None
     """Images until the source ends; None: it does not end."""
     n_subscribers: int
@@ -110,14 +111,14 @@ def _owner(path: str) -> str:
 
 
 class SimulatorClient:
-    """Talks to the simulator or replay of one detector; not for several threads at once.
+    """Controls the simulator or replay of one detector. Use it in one thread at a time.
 
-    Every method raises `SimulatorNotReachableError` when there is no answer within the timeout, and
-    `SimulatorRefusedError` when the source refuses. An unanswered request may have been carried out.
+    Every method raises `SimulatorNotReachableError` when no answer arrives within the timeout, and
+    `SimulatorRefusedError` when the source refuses. A request without an answer may have been carried out.
     """
 
     def __init__(self, detector: str | DetectorConfig, timeout: float = 5.0) -> None:
-        """`detector` by its name or configuration; `timeout` of each request in seconds."""
+        """`detector` is a name or a configuration, `timeout` that of each request in seconds."""
         name = detector if isinstance(detector, str) else detector.detector_name
         self.endpoint = software_trigger(name)
         self._timeout = timeout
@@ -125,7 +126,7 @@ class SimulatorClient:
         self._ownership = Ownership(self, self.endpoint, self._requests.close)
 
     def trigger(self, n_images: int | None = None) -> TriggeredBurst:
-        """Publish one burst, of `n_images` instead of the configured number."""
+        """Publish one burst, of `n_images` or else of the configured number."""
         answer = self._ask("trigger", n_images=n_images)
         return TriggeredBurst(answer["first_id"], answer["n_images"])
 
@@ -136,7 +137,7 @@ class SimulatorClient:
         return self._state("configure", rate=rate, burst=burst, exposure_time=exposure_time)
 
     def rearm(self, first_id: int = 0) -> SimulatorState:
-        """Let the image ids start again at `first_id`."""
+        """Restart the image ids at `first_id`."""
         return self._state("rearm", first_id=first_id)
 
     def start(self) -> SimulatorState:
@@ -144,11 +145,11 @@ class SimulatorClient:
         return self._state("start")
 
     def stop(self) -> SimulatorState:
-        """Publish nothing until the next trigger or start; a burst in progress ends."""
+        """Stop publishing until the next trigger or start. A burst in progress is completed."""
         return self._state("stop")
 
     def status(self) -> SimulatorState:
-        """What the source is doing."""
+        """Return what the source is doing."""
         return self._state("status")
 
     def close(self) -> None:
@@ -165,7 +166,9 @@ class SimulatorClient:
         reply = self._requests.ask(json.dumps({"command": command, **given}).encode(), self._timeout)
         if reply is None:
             why = _why_unreachable(self.endpoint)
-            raise SimulatorNotReachableError(f"{self.endpoint}: no answer within {self._timeout:g} s: {why}")
+            raise SimulatorNotReachableError(
+                mismatch(self.endpoint, f"an answer within {self._timeout:g} s", "none", why)
+            )
         answer = json.loads(reply)
         if answer["status"] != "ok":
             raise SimulatorRefusedError(answer["reason"])

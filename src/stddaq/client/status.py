@@ -1,7 +1,7 @@
-"""What a driver says about itself: one status message, and a bounded queue of them for each watcher.
+"""One status message of a driver, and a bounded queue of them for each watcher.
 
-Only `status`, `count` and `reason` are sent by every implementation of the driver; the other fields are
-None, or empty, when they are not.
+Every implementation of the driver sends `status`, `count` and `reason`. Other fields that it does not send
+are None or empty.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class DriverStatus:
 
     status: str
     count: int | None = None
-    """Images recorded so far: written, flushed and readable, when the driver is ours."""
+    """Images recorded so far: written, flushed and readable, if the driver is stddaq's."""
     reason: str | None = None
     """Why, with `error` and `rejected`."""
     run_id: str | None = None
@@ -45,14 +45,14 @@ class DriverStatus:
     """The whole message."""
 
     def __repr__(self) -> str:
-        # Only what the driver said, so that a line of IPython shows it.
-        said = {item.name: getattr(self, item.name) for item in fields(self) if item.repr}
-        shown = ", ".join(f"{name}={value!r}" for name, value in said.items() if value not in (None, {}))
+        # Only the fields that the driver sent, so that they fit into a line of IPython.
+        sent = {item.name: getattr(self, item.name) for item in fields(self) if item.repr}
+        shown = ", ".join(f"{name}={value!r}" for name, value in sent.items() if value not in (None, {}))
         return f"DriverStatus({shown})"
 
     @property
     def is_busy(self) -> bool:
-        """Whether a run is going on."""
+        """Whether a run is in progress."""
         return self.status in BUSY_STATES
 
     @property
@@ -67,20 +67,20 @@ class DriverStatus:
 
     @property
     def n_bad(self) -> int | None:
-        """Images that are damaged, overwritten, failed or skipped; None when the driver does not say."""
+        """Images that are damaged, overwritten, failed or skipped; None when the driver sends no counts."""
         counts = (self.n_damaged, self.n_overwritten, self.n_failed, self.n_skipped)
         known = [count for count in counts if count is not None]
         return sum(known) if known else None
 
     def has_reached(self, state: str) -> bool:
-        """Whether the run is in `state` or past it. States may be missed, so compare with this."""
+        """Return whether the run is in `state` or past it, because a client may miss a state."""
         if self.status not in RUN_STATES:
             return False
         return RUN_STATES.index(self.status) >= RUN_STATES.index(state)
 
 
 def parse_status(message: str | bytes) -> DriverStatus | None:
-    """The status in a WebSocket frame of a driver, or None when there is none."""
+    """Return the status in a WebSocket frame of a driver; None when there is none."""
     try:
         content = json.loads(message)
     except (ValueError, RecursionError):
@@ -123,10 +123,10 @@ def _text(content: dict[str, Any], key: str) -> str | None:
 
 
 class StatusQueue:
-    """Statuses that a watcher has not read yet: all changes of state, of the counts only the newest.
+    """Statuses that a watcher has not read yet: every change of state, and only the newest counts.
 
-    Ten statuses a second would otherwise pile up for a slow reader. Of more than `HISTORY_LIMIT` changes the
-    oldest are dropped.
+    Ten statuses a second would otherwise accumulate for a slow reader. The oldest of more than
+    `HISTORY_LIMIT` changes are dropped.
     """
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ class StatusQueue:
         self._statuses.append(status)
 
     def get(self) -> DriverStatus:
-        """The oldest; raises IndexError when there is none."""
+        """Return the oldest status. Raise IndexError when there is none."""
         return self._statuses.popleft()
 
     def __len__(self) -> int:
