@@ -63,7 +63,7 @@ def test_socket_as_output_does_not_block() -> None:
 
 
 @pytest.mark.fault(
-    fault="the reader of the log lines of the driver, a writer or `stddaq up` stops reading",
+    fault="log lines of the driver, a writer or `stddaq up` are not read any more",
     state="idle",
     promise="the service keeps running; dropped lines are counted and reported; SIGTERM ends it within 2 s",
 )

@@ -69,7 +69,7 @@ def end(service: Service) -> str:
 
 
 @pytest.mark.fault(
-    fault="the storage of a writer does not respond; SIGTERM",
+    fault="storage of a writer does not respond; SIGTERM",
     state="recording",
     promise="exit code 0 within 2 s; error that names it; the next run is perfect",
 )

@@ -66,7 +66,7 @@ def test_a_run_continues_when_the_camera_server_is_killed_and_restarted(make_rig
 @pytest.mark.fault(
     fault="camera server (bsread): SIGKILL, restarted; run with end_on_restart",
     state="recording",
-    promise="error that names both ids; the files hold the images before it; the next run is perfect",
+    promise="error that names both ids; the files hold all earlier images; the next run is perfect",
 )
 def test_a_run_with_end_on_restart_names_the_ids_at_which_the_camera_restarted(make_rig: MakeRig, seen: Seen):
     rig = make_rig(**CAMERA)

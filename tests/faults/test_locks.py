@@ -80,7 +80,7 @@ def viewer(directory: Path) -> Iterator[list[str]]:
 
 
 @pytest.mark.fault(
-    fault="a viewer opens each new file at once and locks it",
+    fault="HDF5 viewer that opens each new file at once and locks it",
     state="creating_file, saving_file",
     promise="every run is perfect",
 )

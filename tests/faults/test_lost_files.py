@@ -44,7 +44,7 @@ HARMS = {
 
 @pytest.mark.fault(
     fault="a file of the run: {how}",
-    state="recording, no image comes",
+    state="recording, no image arrives",
     promise="error within a second that names the path; no image of the file is good; next run perfect",
 )
 @pytest.mark.parametrize("name", ["file1.h5", "fileMeta.h5"])

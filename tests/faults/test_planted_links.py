@@ -101,7 +101,7 @@ def test_links_in_place_of_files_are_not_followed(make_rig: MakeRig, place: Path
 
 
 @pytest.mark.fault(
-    fault="a user replaces the directory of a run by a link to a directory outside the allowed root",
+    fault="user who replaces the directory of a run by a link to a directory outside the allowed root",
     state="idle to saving_file",
     promise="nothing is made, replaced or removed outside the root",
 )

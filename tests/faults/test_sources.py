@@ -167,7 +167,7 @@ def test_a_source_that_fails_while_files_are_saved_changes_nothing(
 @pytest.mark.fault(
     fault="{what} of a source: removed",
     state="between runs",
-    promise="no wrong image is good; the source says so and continues in a new one within a second",
+    promise="no wrong image is good; the source reports it and continues with a new one within a second",
 )
 @pytest.mark.parametrize("what", ["ring buffer", "cursor segment"])
 def test_a_source_whose_ring_was_removed_continues_in_a_new_one(make_rig: MakeRig, what: str, seen: Seen):
@@ -193,7 +193,7 @@ def test_a_source_whose_ring_was_removed_continues_in_a_new_one(make_rig: MakeRi
 @pytest.mark.fault(
     fault="second source with the same detector name and another ipc directory",
     state="recording",
-    promise="it is refused, with the process that is the first; the run is perfect",
+    promise="it is refused, and the process of the first is named; the run is perfect",
 )
 def test_a_second_source_on_a_ring_is_refused_and_disturbs_no_run(
     make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch, seen: Seen

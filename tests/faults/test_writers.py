@@ -25,7 +25,7 @@ from support.processes.recording import MakeRig, Publishing, Rig, images_of
 from support.tools.fault_table import Seen
 
 PROMISE = (
-    "error within 2 s that names it; what it flushed is readable, the other file is complete; "
+    "error within 2 s that names it; its flushed images are readable; the other file is complete; "
     "it takes part in the next run"
 )
 

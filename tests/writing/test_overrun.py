@@ -27,7 +27,7 @@ from support.tools.fault_table import Seen
 from stddaq.client import RunFailedError
 
 SHAPE = (8, 16)
-KEPT = "its row has status 3 and no pixels; it is counted and listed; file_saved"
+KEPT = "their rows have status 3 and no pixels; they are counted and listed; file_saved"
 
 
 def publish_past_a_stopped_writer(rig: Rig, n_images: int, publish: Any) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def test_overwritten_images_of_a_writer_that_is_then_killed_do_not_count_as_good
 @pytest.mark.fault(
     fault="burst of six rings, as fast as the source can",
     state="recording",
-    promise=KEPT,
+    promise="overwritten images are named: " + KEPT,
 )
 def test_no_image_has_pixels_of_another_in_a_burst_of_many_rings(make_rig: MakeRig, seen: Seen):
     """Source and writers do not wait for each other, so that copies race with the source."""

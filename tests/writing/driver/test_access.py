@@ -55,7 +55,7 @@ def handshake(url: str, **headers: str) -> tuple[int, dict[str, str]]:
 
 
 @pytest.mark.fault(
-    fault="a page of another web site opens the driver's WebSocket",
+    fault="page of another web site that opens the driver's WebSocket",
     state="idle",
     promise="its handshake is refused with 403 and logged; local programs are not affected",
 )

@@ -58,9 +58,9 @@ def start_as(uid: int, rig: Rig, url: str, directory: Path, writer_id: int) -> d
 
 
 @pytest.mark.fault(
-    fault="a local user asks a service that runs as root for files of root, or of another user",
+    fault="local user who requests files of root, or of another user, from a service that runs as root",
     state="idle",
-    promise="refused; files of the own user are made, and trusted users may ask for all",
+    promise="refused; users may request files of their own, and trusted users any files",
 )
 def test_local_user_gets_files_of_no_other_user(make_rig: MakeRig, open_directory: Path) -> None:
     rig = make_rig(switch_user_active=True, trusted_uids=[OTHER], number_of_writers=1)
@@ -92,9 +92,9 @@ def test_token_allows_any_user(
 
 
 @pytest.mark.fault(
-    fault="driver or writer is started as root without a root path",
+    fault="start of driver or writer as root without an allowed root",
     state="start",
-    promise="it refuses in one line, which says how to give one",
+    promise="it refuses in one line, which explains how to set one",
 )
 @pytest.mark.parametrize("service", [("std_det_driver",), ("std_det_writer", 0), ("std_det_meta_writer_gf",)])
 def test_root_needs_a_root_path(deployment: Deployment, service: tuple[Any, ...]) -> None:
