@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from h5py import h5d, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 from support.processes.web import RestService
 
 from stddaq.client import DriverClient, NotAllowedError, NotFoundError, RequestRefusedError
@@ -126,13 +129,73 @@ def test_files_that_a_file_refers_to_must_be_below_the_roots_too(
     with h5py.File(root / "linked.h5", "w") as file:
         file["entry/data/data"] = h5py.ExternalLink(str(outside), "GF2/metadata")
         file["metadata"] = np.array([(1, 1)], ROW)
-    for name in ("virtual", "twice", "external"):
+    with h5py.File(root / "pattern.h5", "w") as file:
+        (root / "0").symlink_to(outside.parent)
+        every = h5s.create_simple((1,), (h5s.UNLIMITED,))
+        every.select_hyperslab((0,), (h5s.UNLIMITED,), (1,), (1,))
+        creation = h5p.create(h5p.DATASET_CREATE)
+        creation.set_virtual(
+            every, f"%b/{outside.name}".encode(), b"GF2/metadata", h5s.create_simple((1,), (1,))
+        )
+        h5d.create(file.id, b"metadata", h5t.py_create(ROW), every, dcpl=creation)
+    # Storage in a file below the root, too: what is shown is not what was checked.
+    with h5py.File(root / "own-external.h5", "w") as file:
+        file.create_dataset("metadata", (1,), ROW, external=[("own.bin", 0, 16)])
+    for name in ("virtual", "twice", "external", "linked", "pattern", "own-external"):
         for request in ("read_metadata", "get_metadata_status"):
             answer = rest.get(f"/api/h5/{request}", filename=root / f"{name}.h5")
             assert answer.status_code == 403, (name, answer.text)
-    assert "4711" not in rest.get("/api/h5/read_metadata", filename=root / "linked.h5").text
-    status = rest.get("/api/h5/get_metadata_status", filename=root / "linked.h5").json()
+            assert "4711" not in answer.text
+    with h5py.File(root / "inside.h5", "w") as file:
+        file["other"] = h5py.ExternalLink("twice.h5", "metadata")
+        file["metadata"] = np.array([(1, 1)], ROW)
+    status = rest.get("/api/h5/get_metadata_status", filename=root / "inside.h5").json()
     assert [dataset["name"] for dataset in status["datasets"]] == ["/metadata"]
+
+
+def test_source_that_hdf5_finds_only_in_another_directory_is_not_read(
+    rest: RestService, root: Path, outside: Path
+) -> None:
+    """HDF5 looks for a relative name in the current directory of the process as well."""
+    relative = str(outside).lstrip("/")
+    with h5py.File(root / "virtual.h5", "w") as file:
+        layout = h5py.VirtualLayout((1,), ROW)
+        layout[:] = h5py.VirtualSource(relative, "GF2/metadata", (1,), ROW)
+        file.create_virtual_dataset("metadata", layout)
+    assert "4711" not in rest.get("/api/h5/read_metadata", filename=root / "virtual.h5").text
+
+
+def test_raw_file_that_is_a_link_inside_hdf5_makes_no_master_file(
+    rest: RestService, root: Path, outside: Path
+) -> None:
+    write_raw_files(root, n_writers=1)
+    with h5py.File(root / "file1.h5", "w") as file:
+        file["GF2"] = h5py.ExternalLink("file0.h5", "/")
+    with pytest.raises(NotAllowedError, match="with links to other files"):
+        rest.client.create_interleaved_vds(root, "all.h5")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to have rights")
+def test_file_of_a_user_is_read_with_the_rights_of_the_user(rest: RestService, outside: Path) -> None:
+    """The process has no right to read a source that only root may read, even below a root."""
+    place = Path(tempfile.mkdtemp(prefix="stddaq-", dir="/tmp"))
+    try:
+        place.chmod(0o755)
+        secret = Path(shutil.copy(outside, place / "secret.h5"))
+        secret.chmod(0o600)
+        with h5py.File(place / "virtual.h5", "w") as file:
+            layout = h5py.VirtualLayout((1,), ROW)
+            layout[:] = h5py.VirtualSource("secret.h5", "GF2/metadata", (1,), ROW)
+            file.create_virtual_dataset("metadata", layout)
+        started = rest.start(rest.deployment, place)
+        name = place / "virtual.h5"
+        assert "4711" in started.get("/api/h5/read_metadata", filename=name).text
+        os.chown(name, 65534, 65534)
+        answer = started.get("/api/h5/read_metadata", filename=name)
+        assert "4711" not in answer.text
+        assert answer.status_code != 200
+    finally:
+        shutil.rmtree(place)
 
 
 def test_a_master_file_is_made_below_the_roots_only(rest: RestService, root: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
@@ -25,6 +26,8 @@ from stddaq.client import (
     NotFoundError,
     RequestRefusedError,
 )
+from stddaq.web import service
+from stddaq.web.http_protocol import HEADER_TIMEOUT_S
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -198,3 +201,27 @@ def test_the_simulator_is_started_and_stopped(rest: RestService) -> None:
     with pytest.raises(NotFoundError):
         rest.client.simulator("another", "start")
     assert rest.post(f"/api/test/{name}/simulator/explode").status_code == 422
+
+
+def test_connection_without_a_header_is_closed(rest: RestService) -> None:
+    """One that sends a byte now and then would keep its place for ever."""
+    address = ("127.0.0.1", urlsplit(rest.url).port or 0)
+    request = b"GET /api/absent HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with socket.create_connection(address) as silent, socket.create_connection(address) as slow:
+        slow.settimeout(HEADER_TIMEOUT_S + 20)
+        slow.sendall(request)
+        assert slow.recv(10_000).startswith(b"HTTP/1.1 404")
+        slow.sendall(request[:10])
+        silent.settimeout(HEADER_TIMEOUT_S + 20)
+        for connection in (silent, slow):
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
+    assert rest.client.get() == rest.deployment.config
+
+
+def test_client_that_does_not_read_its_answer_is_given_up() -> None:
+    with service._listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            option = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert option == service.UNREAD_TIMEOUT_S * 1000

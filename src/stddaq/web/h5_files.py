@@ -17,7 +17,7 @@ from stddaq.web.h5_process import carry_out
 MAX_RUNNING = 4
 MAX_WAITING = 32
 # A damaged file can ask for any amount of memory.
-MEMORY_LIMIT = 4 * 2**30
+MEMORY_LIMIT = 2 * 2**30
 
 
 class H5Files:

@@ -1,10 +1,13 @@
-"""The process of one request for HDF5 files: check its paths, and only then load HDF5, which is slow."""
+"""The process of one request for HDF5 files: check its paths, load HDF5, drop all rights, carry it out."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from stddaq.daemon.user_switch import drop_rights
 from stddaq.web.roots import Roots
 
 
@@ -15,6 +18,23 @@ def carry_out(roots: Sequence[str], name: str, arguments: dict[str, Any]) -> dic
         arguments["filename"] = allowed.existing_file(arguments["filename"], "filename")
     if "base_path" in arguments:
         arguments["base_path"] = allowed.existing_directory(arguments["base_path"], "base_path")
+    # Imported after the checks, because HDF5 is slow to load, but with all rights, because other
+    # users may be unable to read the installation.
     from stddaq.web.h5_requests import run_request
 
+    path = arguments.get("filename") or arguments["base_path"]
+    if os.geteuid() == 0:
+        # What a file of a user does to HDF5 happens with the rights of that user.
+        drop_rights(_owner(path, arguments.get("file_prefix", "")))
+    # HDF5 looks for the sources of a virtual dataset in the current directory, too.
+    os.chdir(path if path.is_dir() else path.parent)
     return run_request(allowed, name, arguments)
+
+
+def _owner(path: Path, file_prefix: str) -> int:
+    """Return the owner of a file; of a directory, the first owner of it and its raw files who is not root."""
+    owner = path.stat().st_uid
+    if owner or not path.is_dir():
+        return owner
+    raw_files = (file for file in path.iterdir() if file.name.startswith(file_prefix))
+    return next((uid for file in raw_files if (uid := file.lstat().st_uid)), 0)

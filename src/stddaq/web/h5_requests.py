@@ -1,8 +1,9 @@
 """The requests for HDF5 files: describe them, read their rows, make a master file.
 
-Only files below the roots are opened: links and `..` are resolved first, and the files that a file refers to
-(virtual datasets, external storage) must lie below a root as well. Runs in its own process, so that neither
-a hanging file system nor a crash of HDF5 stops the service.
+Only files below the roots are opened: links and `..` are resolved first, and the sources of virtual datasets
+and the targets of external links must lie below a root as well. External storage, which could show the bytes
+of any file, is refused. Runs in its own process, so that neither a hanging file system nor a crash of HDF5
+stops the service.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from stddaq.files.opening import DAMAGE, examine
 from stddaq.files.sources import check_sources
 from stddaq.text import mismatch
 from stddaq.web.errors import FileAccessError, PathForbiddenError
-from stddaq.web.roots import Roots, check_text
+from stddaq.web.roots import Roots, check_text, printable
 
 MAX_DATASETS = 1000
 # Their answer, Python objects, is a few times larger; `stddaq.daemon.isolation` limits it.
@@ -61,8 +62,8 @@ def get_metadata_status(roots: Roots, filename: Path) -> dict[str, Any]:
         datasets = [
             _as_json(info) | {"attributes": _attributes(dataset)} for info, dataset in found[:MAX_DATASETS]
         ]
-        has_external_links = _has_external_links(opened.file)
-    # `describe` would follow external links out of the roots.
+        has_external_links = _check_external_links(roots, path, opened.file)
+    # `describe` would follow external links, whose targets are not checked.
     info = None if has_external_links else describe(path)
     return {
         "filename": str(path),
@@ -78,11 +79,18 @@ def get_metadata_status(roots: Roots, filename: Path) -> dict[str, Any]:
     }
 
 
-def _has_external_links(file: h5py.File) -> bool:
-    def is_external(_name: str, link: object) -> bool | None:
-        return True if isinstance(link, h5py.ExternalLink) else None
+def _check_external_links(roots: Roots, path: Path, file: h5py.File) -> bool:
+    """Return whether the file has links to others. Raise `PathForbiddenError` if one leaves the roots."""
+    found: list[str] = []
 
-    return bool(file.visititems_links(is_external))
+    def add(_name: str, link: object) -> None:
+        if isinstance(link, h5py.ExternalLink):
+            found.append(link.filename)
+
+    file.visititems_links(add)
+    for name in found:
+        _check_reference(roots, path, name)
+    return bool(found)
 
 
 def _as_json(info: DatasetInfo) -> dict[str, Any]:
@@ -100,6 +108,7 @@ def read_metadata(roots: Roots, filename: Path, first_row: int, max_rows: int) -
     """Return the rows of all tables (one row per image) of the file, column by column."""
     path = filename
     with examine(path, allow_unclosed=True) as opened:
+        _check_external_links(roots, path, opened.file)
         found = []
         for dataset in _datasets(opened.file):
             if dataset.dtype.names is None or dataset.ndim != 1:
@@ -163,6 +172,8 @@ def _datasets(file: h5py.File) -> Iterator[h5py.Dataset]:
 
 def _check_file(roots: Roots, path: Path) -> None:
     with examine(path, allow_unclosed=True) as opened:
+        if _check_external_links(roots, path, opened.file):
+            raise PathForbiddenError(mismatch(str(path), "a raw file", "a file with links to other files"))
         for dataset in _datasets(opened.file):
             _check_sources(roots, path, dataset)
 
@@ -172,18 +183,30 @@ def _check_sources(roots: Roots, path: Path, dataset: h5py.Dataset, level: int =
     if level > MAX_LEVELS:
         where = f"{path}: {dataset.name}"
         raise FileLayoutError(mismatch(where, f"at most {MAX_LEVELS} levels of virtual datasets", "more"))
-    for name, *_ in dataset.external or ():
-        roots.check(path.parent / name)
+    if dataset.external:
+        where = printable(f"{path}: {dataset.name}")
+        raise PathForbiddenError(mismatch(where, "values in the file itself", "external storage"))
     if not dataset.is_virtual:
         return
     for name in sorted({source.file_name for source in dataset.virtual_sources()}):
         if name == ".":
             continue
-        source = roots.check(path.parent / name)
+        source = _check_reference(roots, path, name)
         if source != path and source.is_file():
             with examine(source, allow_unclosed=True) as opened:
                 for inner in _datasets(opened.file):
                     _check_sources(roots, source, inner, level + 1)
+
+
+def _check_reference(roots: Roots, path: Path, name: str) -> Path:
+    """Return the file that HDF5 opens for `name` in the file `path`; it must be below a root."""
+    if "%" in name:
+        # A pattern: HDF5 puts numbers into it, which name other files than this one.
+        raise PathForbiddenError(mismatch(printable(path), "names of files", f"pattern {printable(name)}"))
+    check_text(name, "name of a file")
+    # HDF5 tries the current directory when the file is not beside `path`.
+    roots.check(Path.cwd() / name)
+    return roots.check(path.parent / name)
 
 
 def _attributes(member: h5py.HLObject) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from stddaq.wire.default_addresses import DEFAULT_CONFIG_PORT
 NAME = "stddaq-rest"
 MAX_CONNECTIONS = 100
 SHUT_DOWN_S = 1
+UNREAD_TIMEOUT_S = 30.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,7 +154,10 @@ def _listen(host: str, port: int) -> socket.socket:
     """Return a listening socket; for port 0 the system chooses one. Raise `ConfigError`."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server((str(address[0]), port), family=family, backlog=MAX_CONNECTIONS)
+        listener = socket.create_server((str(address[0]), port), family=family, backlog=MAX_CONNECTIONS)
+        # Connections inherit it: a client that does not read its answer is disconnected.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_TIMEOUT_S * 1000))
+        return listener
     except OSError as error:
         raise ConfigError(f"--host {host} --port {port}: cannot listen there: {error.strerror}") from error
 
