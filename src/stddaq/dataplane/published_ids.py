@@ -69,7 +69,7 @@ class Epochs:
         """Add the next published id."""
         order, epochs = self._published, self._epochs
         if image_id == order.next_id:
-            order.next_id += 1
+            order.next_id = image_id + 1
             place = Place.GAP
         else:
             place = order.place(image_id, in_order=False)

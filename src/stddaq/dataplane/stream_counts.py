@@ -49,7 +49,7 @@ class StreamCounts(IdOrder):
         """Count an image: its id, and the running number of its message (0: the stream has none). 0.2 us."""
         self.n_images += 1
         if image_id == self.next_id:
-            self.next_id += 1
+            self.next_id = image_id + 1
         else:
             self._place(image_id, in_order=number != 0)
         if number:

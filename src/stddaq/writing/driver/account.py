@@ -34,6 +34,7 @@ class RunAccount(StreamCounts):
     __slots__ = (
         "_first",
         "_following",
+        "_is_ordered",
         "_last",
         "_restarts",
         "damaged_ids",
@@ -50,6 +51,7 @@ class RunAccount(StreamCounts):
         # The id that extends the last range, and the ranges with which the ids restarted.
         self._following = -1
         self._restarts = array("Q")
+        self._is_ordered = True
         self.epoch = 0
         self.damaged_ids = array("Q")
         self.n_before_start_id = 0
@@ -59,7 +61,7 @@ class RunAccount(StreamCounts):
         """Count the next recorded image."""
         image_id = metadata.image_id
         if image_id == self._following:
-            self._following = self.next_id = image_id + 1
+            self._following = image_id + 1
             self._last[-1] = image_id
         else:
             self._begin_range(image_id, in_order=metadata.sequence != 0)
@@ -67,13 +69,25 @@ class RunAccount(StreamCounts):
         if metadata.status != pb.good_image:
             self.damaged_ids.append(image_id)
 
+    def is_restart(self, image_id: int, *, in_order: bool) -> bool:
+        self._catch_up()
+        return super().is_restart(image_id, in_order=in_order)
+
+    def _catch_up(self) -> None:
+        # `record` counts `next_id` no further while the ids continue: each image would pay for it.
+        self.next_id = max(self.next_id, self._following)
+
     def _begin_range(self, image_id: int, *, in_order: bool) -> None:
+        self._catch_up()
         if self._last and image_id <= self._last[-1]:
             self.epoch += 1
         if image_id == self.next_id:  # After a late one.
             self.next_id += 1
-        elif self._place(image_id, in_order=in_order) is Place.RESTART:
-            self._restarts.append(len(self._first))
+        else:
+            place = self._place(image_id, in_order=in_order)
+            self._is_ordered &= place not in (Place.LATE, Place.REPEATED)
+            if place is Place.RESTART:
+                self._restarts.append(len(self._first))
         self._first.append(image_id)
         self._last.append(image_id)
         self._following = self.next_id if image_id + 1 == self.next_id else -1
@@ -85,6 +99,11 @@ class RunAccount(StreamCounts):
 
     def skipped(self) -> Iterator[tuple[int, int]]:
         """Return the ranges (first, last) of ids that are missing between two restarts."""
+        if self._is_ordered:
+            for last, following in zip(self._last, self._first[1:], strict=False):
+                if following > last + 1:
+                    yield last + 1, following - 1
+            return
         ranges = list(self.ranges)
         for start, end in itertools.pairwise((0, *self._restarts, len(ranges))):
             # Late ids below the first one of the stream do not make those between them skipped.
