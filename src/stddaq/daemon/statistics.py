@@ -14,7 +14,7 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon.log import logger
 from stddaq.daemon.metrics import Metric, Registry, Values
 
-# Daemons look at least this often after what may be harmed from outside.
+# Daemons check at least this often what may be removed from outside.
 LONGEST_WAIT_S = 1.0
 
 
@@ -73,7 +73,7 @@ class StatisticsLine:
 
     @property
     def due_in(self) -> float:
-        """Seconds until the next line, at most 1; 0 when it is due. Daemons wait no longer for anything."""
+        """Seconds until the next line, at most 1; 0 when it is due. The longest wait of a daemon."""
         return min(LONGEST_WAIT_S, max(0.0, self._since + self._length - self._clock()))
 
     def write_if_due(self) -> bool:

@@ -1,4 +1,4 @@
-"""Late ids and restarts: where an image id belongs that does not continue its stream.
+"""Late ids and restarts: the place of an image id that does not continue its stream.
 
 Third-party sources may announce images slightly out of order. A step back is a late id until there is
 evidence of a restart: it is far, it leads to the first id, or several ids in order follow. The sources of
@@ -17,7 +17,7 @@ N_EVIDENCE = 4
 
 
 class Place(Enum):
-    """What an id is that does not continue the stream."""
+    """The place of an id that does not continue the stream."""
 
     FIRST = "first"
     GAP = "gap"
@@ -43,7 +43,7 @@ class IdOrder:
         self._run_next, self._run_length, self._front = -1, 0, -1
 
     def place(self, image_id: int, *, in_order: bool) -> Place:
-        """Add an id that is not `next_id`, which the caller counts up. Return what it is.
+        """Add an id that is not `next_id`, which the caller counts up. Return its place.
 
         `in_order`: whether its source publishes in order.
         """

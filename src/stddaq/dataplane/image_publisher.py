@@ -20,8 +20,8 @@ from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.errors import SourceError
 from stddaq.text import mismatch
 
-# How often a source looks whether its ring buffer was removed.
-LOOK_PERIOD_S = 1.0
+# How often a source checks whether its ring buffer was removed.
+CHECK_PERIOD_S = 1.0
 
 
 class ImagePublisher:
@@ -59,7 +59,7 @@ class ImagePublisher:
         except BaseException:
             self._stream.close()
             raise
-        self._look_at = 0.0
+        self._check_at = 0.0
 
     def _attach(self) -> None:
         config = self._config
@@ -77,8 +77,8 @@ class ImagePublisher:
         `GeometryError` or `EndpointError` if another service has taken its place.
         """
         now = time.monotonic()
-        if now >= self._look_at:
-            self._look_at = now + LOOK_PERIOD_S
+        if now >= self._check_at:
+            self._check_at = now + CHECK_PERIOD_S
             if not self._ring.is_current():
                 logger.warning("the ring buffer %s was removed, attaching to a new one", self._ring.name)
                 removed = self._ring

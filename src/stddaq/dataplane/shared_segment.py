@@ -38,7 +38,7 @@ class SharedSegment:
 
     Attributes:
         path: where it is.
-        inode: tells it from another file of the same name.
+        inode: distinguishes it from another file with the same name.
     """
 
     def __init__(self, name: str, *, private: bool = False) -> None:
@@ -183,7 +183,7 @@ class SharedSegment:
 
     def close_as_last(self) -> bool:
         """Close it. Return whether no other process has it open for writing; see `is_in_use`."""
-        # A mapping that remains counts as a use; the kernel tells it from others only by the open file.
+        # A mapping that remains is a use. The lease of the open file itself does not count it.
         if self._unmap():
             self.close()
             return not is_in_use(self.path)
