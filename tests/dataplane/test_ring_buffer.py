@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from stddaq.errors import EndpointError, GeometryError
 
 SHM = Path("/dev/shm")
 MIB = 2**20
+CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc")
 PROTECTED_REGULAR = Path("/proc/sys/fs/protected_regular")
 MakeConfig = Callable[..., DetectorConfig]
 
@@ -48,11 +50,14 @@ def make(tmp_path: Path) -> Iterator[MakeConfig]:
 class RingProcess:
     """A process of `support.processes.ring_processes`, which exits at the end of the block."""
 
-    def __init__(self, role: str, config: DetectorConfig, *arguments: object) -> None:
+    def __init__(
+        self, role: str, config: DetectorConfig, *arguments: object, within: Sequence[str] = ()
+    ) -> None:
+        """`within`: a command that runs the process."""
         configuration = () if role == "map" else (config.model_dump_json(),)
         command = (ring_processes.__file__, role, *configuration, *map(str, arguments))
         self._process = subprocess.Popen(
-            (sys.executable, *command), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            (*within, sys.executable, *command), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
     def wait_until_ready(self) -> RingProcess:
@@ -197,6 +202,21 @@ def test_ring_is_not_removed_while_another_process_maps_it(make: MakeConfig) -> 
     RingBuffer(config, "image").close()
     assert "-image-cursor" not in segments(config)
     (SHM / ring.name).unlink(missing_ok=True)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="only root can make PID namespaces"
+)
+def test_ring_is_not_removed_while_a_process_outside_the_container_maps_it(make: MakeConfig) -> None:
+    config = make()
+    path = SHM / f"{config.detector_name}-image"
+    with RingProcess("hold", config, "image", within=CONTAINER) as service:
+        service.wait_until_ready()
+        with other_process("map", config, path):
+            service.__exit__()
+            assert segments(config) == ["-image"]
+    RingBuffer(config, "image").close()
+    assert segments(config) == []
 
 
 def test_ring_of_a_cpp_service_is_never_removed(make: MakeConfig) -> None:

@@ -167,6 +167,10 @@ class RingBuffer:
             if geometry != self.geometry:
                 self._remove_left_over(cursor, f"a ring of {geometry}")
                 return False
+        self._ring = SharedSegment(self.name)
+        if header is not None and self._ring.inode != header[1]:
+            self._ring.close()  # A std_daq service (C++) has just made it.
+            return False
         self._map(cursor, is_new=header is None)
         cursor.lock(_ATTACHED, shared=True)
         cursor.unlock(_ATTACHING)
@@ -189,9 +193,8 @@ class RingBuffer:
         cursor.unlink()
 
     def _map(self, cursor: SharedSegment, *, is_new: bool) -> None:
-        """Open or create the ring and map both. A smaller ring, of a std_daq service (C++), is grown."""
-        geometry, describe = self.geometry, str(self.geometry)
-        self._ring = ring = SharedSegment(self.name)
+        """Map ring and cursor. A smaller ring, of a std_daq service (C++), is grown."""
+        geometry, describe, ring = self.geometry, str(self.geometry), self._ring
         try:
             ring.reserve(geometry.segment_bytes, describe)
             cursor.reserve(geometry.cursor_bytes, describe)
