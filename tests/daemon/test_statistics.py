@@ -11,7 +11,7 @@ from support.processes.deployment import make_config
 from stddaq.config import DetectorConfig
 from stddaq.daemon import metrics, statistics
 from stddaq.daemon.metrics import Registry
-from stddaq.daemon.statistics import Period, StatisticsLine
+from stddaq.daemon.statistics import LONGEST_WAIT_S, Period, StatisticsLine
 
 
 class Daemon:
@@ -46,7 +46,7 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Daemon:
 
 
 def test_line_is_written_once_a_period(daemon: Daemon) -> None:
-    assert daemon.line.due_in == 10
+    assert daemon.line.due_in == LONGEST_WAIT_S
     assert not daemon.line.write_if_due()
     daemon.now += 9.5
     assert daemon.line.due_in == 0.5
@@ -55,7 +55,7 @@ def test_line_is_written_once_a_period(daemon: Daemon) -> None:
     assert daemon.line.due_in == 0
     assert daemon.line.write_if_due()
     assert not daemon.line.write_if_due()
-    assert daemon.line.due_in == 10
+    assert daemon.line.due_in == LONGEST_WAIT_S
     assert len(daemon.lines) == 1
 
 

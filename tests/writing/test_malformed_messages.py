@@ -83,6 +83,7 @@ def test_an_empty_message_is_image_0_without_a_known_status(rig: Rig):
     source.wait_for_subscriber()
     rig.client.start(rig.directory, n_image=1)
     rig.client.wait_until_ready(5)
+    source.ring.write(0, b"\1")
     source.announce(b"")
     account = rig.end()
     assert (account["count"], account["n_good"], account["damaged_ids"]) == (1, 0, [0])

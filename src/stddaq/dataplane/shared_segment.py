@@ -28,8 +28,8 @@ GROUP_VARIABLE, MODE_VARIABLE = "STDDAQ_SHM_GROUP", "STDDAQ_SHM_MODE"
 _OWN_FILE = stat.S_ISVTX
 _ACCESS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _STRUCT_FLOCK = "hhqqi"
-# The kernel closes the files of a killed process one after the other.
-_LEASE_TIMEOUT_S = 0.1
+# The kernel closes the files of a process one after the other, and a fork has them until it executes.
+_LEASE_TIMEOUT_S = 0.5
 POLL_PERIOD_S = 0.005
 
 
