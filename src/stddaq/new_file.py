@@ -1,4 +1,4 @@
-"""Files that are made once and appear whole, and never through a link that another user has planted."""
+"""Create files that appear complete, and never through a link that another user has planted."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class NewFile:
 
     Attributes:
         path: its path, for messages. Another process may have put another file there.
-        opened: the path by which libraries open this very file.
+        opened: the path by which libraries open exactly this file.
     """
 
     def __init__(self, directory: OpenDirectory, name: str, mode: int = 0o666) -> None:
-        """Create `name` in `directory`, which belongs to this file from now on. Raise `FileExistsError`."""
+        """Create `name` in `directory`, which this object closes. Raise `FileExistsError`."""
         self.path = directory.path / name
         self._directory, self._name = directory, name
         try:
@@ -52,7 +52,7 @@ class NewFile:
         return cls(directory, path.name)
 
     def remove(self) -> None:
-        """Remove the file, unless its name is that of another file by now."""
+        """Remove the file, unless another file has taken its name."""
         if self._is_at(self._name):
             self._directory.remove(self._name)
 
@@ -64,7 +64,7 @@ class NewFile:
         except (FileNotFoundError, NotADirectoryError):
             found = None
         except OSError:
-            return  # Nothing is known then.
+            return  # The state of the file is unknown in this case.
         expected = "the file that is being written"
         if found is None or not own.st_nlink:
             got = "none: it or its directory was removed or renamed during the run"

@@ -1,7 +1,7 @@
-"""A directory that is kept open: files are made in it, wherever a link in its path leads later.
+"""A directory that is kept open, so that files are created in it even if its path changes later.
 
-Whoever may write to a directory can replace a name in it, or the directory itself, by a link at any moment. A
-service with more rights than that user must never follow such a link.
+A user who may write to a directory can replace a name in it, or the directory itself, by a link at any time.
+A service with more rights than that user must never follow such a link.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class OpenDirectory:
     def _check_below(self, roots: Sequence[Path]) -> None:
         if not roots:
             return
-        # Of the directory that is open now, not of what the path leads to at another time.
+        # Check the open directory, because the path may lead elsewhere by now.
         real = (Path("/proc/self/fd") / str(self.fd)).readlink()
         allowed = [root.resolve() for root in roots]
         if not any(real.is_relative_to(root) for root in allowed):
@@ -49,7 +49,7 @@ class OpenDirectory:
             raise OutsideRootsError(mismatch("path", escaped(expected), escaped(str(self.path))))
 
     def copy(self) -> OpenDirectory:
-        """Return the same directory, to be closed by itself."""
+        """Return the same directory as a new object, which must be closed separately."""
         duplicate = object.__new__(OpenDirectory)
         duplicate.path, duplicate.fd = self.path, os.dup(self.fd)
         return duplicate
@@ -62,7 +62,7 @@ class OpenDirectory:
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[Path]:
-        """Yield the path by which libraries open this very file. Raise `OSError`, also for a link."""
+        """Yield the path by which libraries open exactly this file. Raise `OSError`, also for a link."""
         # Unlike a regular file, a FIFO would wait for its writer.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with self._named(name):
@@ -116,7 +116,7 @@ class OpenDirectory:
         try:
             yield
         except OSError as error:
-            # The system names what it was given, which is relative.
+            # Errors of the system name only the relative path.
             raise OSError(error.errno, error.strerror, str(self.path / name)) from error
 
     def __enter__(self) -> Self:

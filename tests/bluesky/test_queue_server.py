@@ -104,7 +104,7 @@ def test_all_plans_can_be_queued_paused_and_aborted(queue: Queue):
     expected = ["fly", "fly_scan", "tomography", "scan"]
     assert queue.history() == [(name, "completed") for name in expected], queue.documents[-1]
 
-    # A pause in a point is replayed; one in a flight can only be aborted or go on.
+    # A point is replayed after a pause; a flight can only be aborted or resumed.
     queue.add("fly", ["det"], 1000)
     queue.do("queue_start")
     queue.wait_for_images()

@@ -12,7 +12,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def end_with_parent(by: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
-    """Return a function for the child, which lets the kernel end it `by` a signal when this process dies.
+    """Return a function for the child that makes the kernel send it the signal `by` when this process dies.
 
     With SIGTERM, unlike SIGKILL, a service still closes files and removes sockets and segments.
     """

@@ -1,7 +1,7 @@
 """Replace this process by a new one with the same id, arguments, environment and standard streams.
 
-Memory and all other open files are left behind. The supervisor and systemd notice nothing: the process id and
-the parent stay the same.
+Memory and all other open files are released. Supervisor and systemd do not notice, because process id and
+parent stay the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _VARIABLE = "STDDAQ_HANDED_OVER"
 
 @dataclass(frozen=True, slots=True)
 class HandedOver:
-    """Messages that the process has received and not carried out, and answers that it has not sent."""
+    """Received messages that are not carried out yet, and answers that are not sent yet."""
 
     requests: Sequence[bytes] = ()
     answers: Sequence[bytes] = ()
@@ -42,7 +42,7 @@ def replace_process(handed_over: HandedOver, stop_signals: Sequence[signal.Signa
 
 
 def handed_over() -> HandedOver:
-    """Return what the process before this one has handed over, once; nothing if there was none."""
+    """Return what the previous process has handed over; empty without one, and on further calls."""
     descriptor = os.environ.pop(_VARIABLE, None)
     if descriptor is None:
         return HandedOver()
