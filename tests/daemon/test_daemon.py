@@ -66,6 +66,7 @@ def serve(config, args, stop):
     def send(number):
         while not sys._current_frames()[main].f_code.co_filename.endswith("zmq/sugar/poll.py"):
             pass
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (number,))
         signal.pthread_kill(threading.get_ident(), number)
 
     signal.signal(signal.SIGUSR2, lambda *_: None)

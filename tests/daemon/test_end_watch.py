@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.processes.deployment import make_config
+from support.processes.deployment import make_config, wait_until
 
 DAEMON = """
 import os, sys, time
@@ -20,6 +21,7 @@ from stddaq.daemon.main import run
 
 def serve(config, args, stop):
     ready("")
+    {begin}
     while not stop.poll():
         time.sleep(0.01)
     {end}
@@ -30,6 +32,13 @@ parser.add_config()
 sys.exit(run(parser, serve))
 """
 BLOCKED = "os.read(os.pipe()[0], 1)"
+# As a parent after vfork: this thread cannot handle signals.
+CLONE, CLONE_VFORK = {"x86_64": 56, "aarch64": 220}[platform.machine()], 0x4000
+UNINTERRUPTIBLE = f"""import ctypes
+    if ctypes.CDLL(None).syscall({CLONE}, {CLONE_VFORK | signal.SIGCHLD}, 0, 0, 0, 0) == 0:
+        os.closerange(0, 1000)
+        time.sleep(10)
+        os._exit(0)"""
 SLOW = """for _ in range(100):
         time.sleep(0.025)"""
 BUSY = """end = time.monotonic() + 2.5
@@ -44,12 +53,18 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def lines_after_sigterm(config: Path, end: str, suspend_s: float = 0.0) -> list[str]:
-    """Run a daemon whose end is the code `end`, and return what it prints after SIGTERM."""
-    command = [sys.executable, "-c", DAEMON.format(end=end), str(config)]
+def lines_after_sigterm(
+    config: Path, end: str, suspend_s: float = 0.0, begin: str = "", state: str = ""
+) -> list[str]:
+    """Run a daemon that begins and ends with this code, and return what it prints after SIGTERM.
+
+    The signal is sent when the main thread is in `state`.
+    """
+    command = [sys.executable, "-c", DAEMON.format(begin=begin, end=end), str(config)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as daemon:
         assert daemon.stdout is not None
         assert "ready" in daemon.stdout.readline()
+        wait_until(lambda: state in Path(f"/proc/{daemon.pid}/stat").read_text().split()[2], what=state)
         daemon.send_signal(signal.SIGTERM)
         if suspend_s:
             daemon.send_signal(signal.SIGSTOP)
@@ -63,6 +78,11 @@ def lines_after_sigterm(config: Path, end: str, suspend_s: float = 0.0) -> list[
 def test_a_blocked_daemon_is_ended_and_says_so(config: Path) -> None:
     (line,) = lines_after_sigterm(config, BLOCKED)
     assert line.endswith("[warning] blocked for 1.4 s after a signal to end: exiting; files may be unclosed")
+
+
+def test_a_daemon_that_waits_uninterruptibly_is_ended_and_says_so(config: Path) -> None:
+    (line,) = lines_after_sigterm(config, "", begin=UNINTERRUPTIBLE, state="D")
+    assert "blocked for 1.4 s after a signal to end" in line
 
 
 @pytest.mark.parametrize("end", [SLOW, BUSY], ids=["slow", "busy"])

@@ -3,11 +3,15 @@
 The main thread ends the daemon: it closes files and removes sockets. It cannot when it waits in a system call
 that does not return. Then a thread ends the process without it. A main thread that still does something, as
 closing a large file on slow storage, is left alone.
+
+Stop signals are blocked in the main thread and delivered to this one, because the kernel does not run the
+handler in a thread that waits uninterruptibly.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -16,21 +20,41 @@ from typing import TYPE_CHECKING
 from stddaq.daemon import log
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stddaq.daemon.main import StopRequest
 
 # The longest wait of an orderly end is shorter, and a daemon ends within 2 s of a signal.
 BLOCKED_S = 1.4
 PERIOD_S = 0.1
+JOIN_TIMEOUT_S = 1.0
 
 
-def watch_end(stop: StopRequest) -> None:
-    """Start the thread. It ends with `stop`, unless a signal arrives before."""
-    threading.Thread(target=_watch, args=(stop,), name="end watch", daemon=True).start()
+class EndWatch:
+    """The thread that watches the end of this process."""
+
+    def __init__(self, stop: StopRequest, signals: Sequence[signal.Signals]) -> None:
+        """Start the thread in the main thread, and deliver `signals` to it."""
+        self._stop, self._signals = stop, signals
+        self._thread = threading.Thread(target=self._run, name="end watch", daemon=True)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        self._thread.start()
+
+    def end(self) -> None:
+        """End the thread, unless a signal has arrived. Later ones stay blocked."""
+        self._stop.end_wait_for_signal()
+        if not self._stop.requested:
+            self._thread.join(JOIN_TIMEOUT_S)
+
+    def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
+        if self._stop.wait_for_signal():
+            _watch()
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
 
 
-def _watch(stop: StopRequest) -> None:
-    if not stop.wait_for_signal():
-        return
+def _watch() -> None:
+    """Wait until the main thread is blocked, and exit. The end of the process ends the wait."""
     main_thread = threading.main_thread().native_id
     before, blocked_s, sampled_at = None, 0.0, time.monotonic()
     while blocked_s < BLOCKED_S:

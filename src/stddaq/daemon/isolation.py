@@ -82,6 +82,7 @@ def run_in_fork(function: Callable[[], T], timeout: float, where: str) -> T:
         try:
             end_with_caller()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            _unblock_signals()
             os.close(read)
             _answer(function, write, timeout)
         finally:
@@ -120,6 +121,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    _unblock_signals()
     write = os.dup(1)
     os.dup2(2, 1)  # The output of libraries must not get into the answer.
     setup: _Setup = pickle.load(sys.stdin.buffer)
@@ -130,6 +132,11 @@ def main() -> None:
     if setup.uid:
         drop_rights(setup.uid)
     _answer(function, write, setup.timeout)
+
+
+def _unblock_signals() -> None:
+    # A daemon blocks its stop signals in the main thread, and a child inherits that.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

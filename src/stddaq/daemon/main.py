@@ -25,7 +25,7 @@ from typing import NoReturn
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon.arguments import ArgumentParser, refuse
-from stddaq.daemon.end_watch import watch_end
+from stddaq.daemon.end_watch import EndWatch
 from stddaq.daemon.output import open_closed_streams
 from stddaq.daemon.replacement import HandedOver, replace_process
 from stddaq.errors import ConfigError, StdDaqError
@@ -55,6 +55,7 @@ class StopRequest:
         self._writer.setblocking(False)
         self._read, self._write = self._reader.fileno(), self._writer.fileno()
         self._wakes_before: int | None = None
+        self._ends_wait = False
 
     def poll(self) -> bool:
         """Return `requested`; while it is false, empty the descriptor, because other signals fill it too.
@@ -82,11 +83,11 @@ class StopRequest:
     def wait_for_signal(self) -> bool:
         """Wait in another thread, even if the main thread is blocked, until a stop signal has arrived.
 
-        Return False after `close` without one.
+        Return False after `end_wait_for_signal` or `close` without one.
         """
         poller = select.poll()
         poller.register(self._read, select.POLLIN)
-        while not self.requested:
+        while not (self.requested or self._ends_wait):
             poller.poll()
             try:
                 received = self._reader.recv(4096, socket.MSG_PEEK)
@@ -99,6 +100,12 @@ class StopRequest:
                 return self.requested or bool(received)
             time.sleep(POLL_PERIOD_S)
         return self.requested
+
+    def end_wait_for_signal(self) -> None:
+        """Make `wait_for_signal` return."""
+        self._ends_wait = True
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._write, b"\0")
 
     def request(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
         """Ask the daemon to end. This is a signal handler; any thread may call it."""
@@ -143,8 +150,9 @@ def refused_start(program: str) -> Iterator[None]:
         refuse(program, os_error_text(error))
 
 
-def _leave(stop: StopRequest, handed_over: HandedOver) -> NoReturn:
+def _leave(stop: StopRequest, watch: EndWatch, handed_over: HandedOver) -> NoReturn:
     """End this process without any clean-up of the library that has failed in it."""
+    watch.end()
     if not stop.requested:
         replace_process(handed_over, STOP_SIGNALS)
     sys.stdout.flush()
@@ -171,13 +179,14 @@ def _run(program: str, serve: Serve, args: argparse.Namespace) -> None:
         config = DetectorConfig.load(args.detector_json_filename)
         log.set_up(program, config.log_level, config.statistics_format)
         stop.catch_signals()
-        watch_end(stop)
+        watch = EndWatch(stop, STOP_SIGNALS)
         handed_over = serve(config, args, stop)
         if handed_over is not None:
-            _leave(stop, handed_over)
+            _leave(stop, watch, handed_over)
         # The interpreter removes signal handlers before it exits; a signal then would change the exit code.
         handlers = dict.fromkeys(handlers, signal.SIG_IGN)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         stop.close()

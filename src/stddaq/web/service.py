@@ -17,7 +17,7 @@ from stddaq.daemon import log
 from stddaq.daemon import main as daemon
 from stddaq.daemon.access import Access, access_of, add_token_option
 from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number
-from stddaq.daemon.end_watch import watch_end
+from stddaq.daemon.end_watch import EndWatch
 from stddaq.daemon.output import open_closed_streams
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
@@ -78,7 +78,7 @@ def _serve(args: argparse.Namespace) -> None:
     log.set_up(NAME, configs[0].log_level)
     stop = daemon.StopRequest()
     stop.catch_signals()
-    watch_end(stop)
+    EndWatch(stop, daemon.STOP_SIGNALS)
     with _listen(args.host, args.port) as listener:
         asyncio.run(_run(args, paths, access, listener, stop))
 
