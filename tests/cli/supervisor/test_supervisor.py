@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -209,3 +210,22 @@ def test_a_service_whose_start_is_pending_is_ended_as_soon_as_it_has_started(mac
 
     assert asyncio.run(end_before_the_start()) == 0
     assert machine.log == ["start driver", "SIGTERM driver"]
+
+
+def test_a_service_that_the_system_cannot_start_is_tried_again(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+):
+    failures = [BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))]
+
+    async def start(command: Sequence[str]) -> FakeProcess:
+        if command[0] == "driver" and failures:
+            raise failures.pop()
+        return await machine.start(command)
+
+    async def wait_for_the_driver(_: Supervisor) -> None:
+        await machine.started("driver")
+
+    supervisor = Supervisor([DRIVER, *WRITERS], (0.0,), start)
+    assert asyncio.run(supervisor.run(lambda: "ready", wait_for_the_driver)) == 0
+    assert machine.log.count("start driver") == 1
+    assert "driver cannot be started: Resource temporarily unavailable" in capsys.readouterr().out

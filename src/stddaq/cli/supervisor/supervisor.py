@@ -22,6 +22,7 @@ from stddaq.cli.supervisor.output import ServiceOutput
 from stddaq.cli.supervisor.restarts import REFUSED, RESTART_DELAYS_S, Restarts
 from stddaq.cli.supervisor.spec import ServiceSpec
 from stddaq.daemon.output import LineOutput
+from stddaq.text import os_error_text
 
 READY_TIMEOUT_S = 30.0
 READY_PERIOD_S = 0.05
@@ -155,7 +156,11 @@ class Supervisor:
         """Start a service, and restart it after a crash."""
         name = child.spec.name
         while True:
-            code = await child.run_once(lambda line: self._output.write(name, line))
+            try:
+                code = await child.run_once(lambda line: self._output.write(name, line))
+            except OSError as error:  # No memory, or too many processes; it may pass.
+                self.say(f"{name} cannot be started: {os_error_text(error)}")
+                code = 1
             if self._end.is_set() or child.is_ending:
                 return
             decision = child.restarts.decide(code, self._was_ready)
