@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,8 @@ import pytest
 from support.data.raw_files import RunSpec, dataset, stream, write_run
 
 from stddaq.errors import FileLayoutError
+from stddaq.files import repair as repair_module
+from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.info import describe
 from stddaq.files.master_file import create_master_file
 from stddaq.files.reading import open_run
@@ -165,3 +169,49 @@ def test_superblock_checksum_is_that_of_hdf5(tmp_path: Path) -> None:
         file["data"] = np.arange(10)
     block = (tmp_path / "x.h5").read_bytes()[:48]
     assert lookup3(block[:44]) == int.from_bytes(block[44:], "little")
+
+
+@contextmanager
+def touched_from_elsewhere(path: Path) -> Iterator[None]:
+    """Touch a file as its writer does, by a process that cannot be seen to have it open."""
+    ended = threading.Event()
+
+    def touch() -> None:
+        while not ended.wait(0.05):
+            os.utime(path)
+
+    thread = threading.Thread(target=touch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_file_that_a_writer_elsewhere_may_be_writing_is_not_repaired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "raw.h5"
+    with h5py.File(path, "w", libver=FILE_FORMAT) as file:
+        file.create_group("det")
+    content = bytearray(path.read_bytes())
+    content[11] = 5  # Open for writing in SWMR mode.
+    content[44:48] = lookup3(bytes(content[:44])).to_bytes(4, "little")
+    path.write_bytes(content)
+    monkeypatch.setattr(repair_module, "UNCHANGED_S", 0.5)
+    with touched_from_elsewhere(path):
+        with pytest.raises(FileLayoutError, match=r"a file that stays unchanged for 0\.5 s, got one"):
+            repair(path)
+        assert "its writer cannot be seen from here" in "\n".join(describe(path).lines())
+    assert path.read_bytes() == content
+    os.utime(path, (1e9, 1e9))
+    assert "its writer was killed, or is stopped in another container" in "\n".join(describe(path).lines())
+    assert repair(path).repaired
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `repair` wait for nothing."""
+    monkeypatch.setattr(repair_module, "UNCHANGED_S", 0.0)
+    monkeypatch.setattr(repair_module, "TOUCHED_WITHIN_S", 0.0)

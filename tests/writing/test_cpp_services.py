@@ -243,7 +243,7 @@ def test_a_response_fits_into_the_buffer_of_a_cpp_driver(
     deployment = make_deployment(number_of_writers=1)
     with CppDriver(deployment.config) as driver:
         deployment.start_writers()
-        with pytest.raises(AssertionError, match=r"ä/file0\.h5: No such file or directory"):
+        with pytest.raises(AssertionError, match=r"ä(/file0\.h5)?: No such file or directory"):
             driver.create(directory.joinpath(*["ä" * 100] * 5))
 
 

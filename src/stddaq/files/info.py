@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ Kind = Literal["raw", "metadata", "master", "other"]
 FILTER_NAMES = {1: "gzip", 2: "shuffle", 32000: "lzf", 32004: "lz4", 32008: "bitshuffle", 32026: "blosc2"}
 GOOD, OVERWRITTEN = 1, 3
 MAX_LISTED = 20
+# A writer touches its file twice a second; one that was killed has done so lately, too.
+TOUCHED_LATELY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class FileInfo:
         kind: "other" is any HDF5 file that does not belong to a run.
         size: bytes of the file.
         pixel_bytes: bytes of its images, uncompressed; None when it holds none itself.
-        unclosed: "being written" or "left by a killed writer", as seen from this host; None when closed.
+        unclosed: what is known of its writer; None when closed.
         missing: raw files of a master file that are not there; HDF5 shows fill values instead.
         differs: why the raw files of a master file are not those that it was made over.
         datasets: all of a file of kind "other", otherwise those of the layout.
@@ -299,8 +302,15 @@ def _unclosed(path: Path, opened: Opened) -> str | None:
     writers = writers_of(path)
     if writers:
         return f"being written by process {', '.join(map(str, writers))}"
+    age = time.time() - path.stat().st_mtime
+    if abs(age) < TOUCHED_LATELY_S:
+        changed = f"changed {max(age, 0.0):.0f} s ago"
+        return f"{changed}: its writer cannot be seen from here, or was just killed"
     command = command_line("stddaq", "repair", path)
-    return f"no process on this host writes it, its writer was killed: {command} makes it readable"
+    return (
+        "no process that can be seen from here writes it: its writer was killed, or is stopped in another "
+        f"container or on another host; {command} makes it readable"
+    )
 
 
 def _account(file: h5py.File) -> dict[str, object] | None:

@@ -3,12 +3,16 @@
 HDF5 refuses a plain open because the superblock still marks the file as being written. Every image that the
 writer had flushed is kept; what follows the last flushed row is cut off. A file that has lost flushed images
 stays unchanged.
+
+A file is repaired only if no process that can be seen writes it, none holds its HDF5 lock, and it stays
+unchanged for a while. A stopped writer in another container or on another host cannot be seen.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +26,14 @@ from stddaq.errors import FileLayoutError
 from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.opening import DAMAGE, SIGNATURE, Opened, examine, isolated
 from stddaq.files.raw_rows import metadata_file_of, metadata_group, raw_file_of, raw_group
+from stddaq.text import mismatch
 
+# A writer touches its file twice a second (`RawFile.show_alive`), even if no image comes. A file that was
+# changed lately is watched for longer, because a file system may delay its writer.
+UNCHANGED_S = 3.0
+TOUCHED_WITHIN_S = 1.2
+# Older than any difference between the clocks of two hosts.
+SURELY_OLD_S = 60.0
 # Superblock of version 2 and 3 with 8-byte addresses (HDF5 file format specification, II.B): place of the
 # consistency flags and of the end-of-file address, and a lookup3 checksum of all before it.
 _VERSION, _ADDRESS_BYTES, _FLAGS, _END_OF_FILE, _CHECKSUM, _SIZE = 8, 9, 11, slice(28, 36), 44, 48
@@ -62,6 +73,7 @@ def repair(path: Path) -> RepairResult:
         n_images, _ = isolated(lambda: _images_and_end(path, path.stat().st_size), path)
         return RepairResult(path, n_images, 0, repaired=False)
     with _exclusively_opened(path) as fd:
+        _check_unchanged(path, fd)
         try:
             n_images = _declare_closed(path, fd, superblock)
         except OSError as error:
@@ -110,6 +122,22 @@ def writers_of(path: Path) -> list[int]:
         if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
             found.add(int(link.parent.parent.name))
     return sorted(found)
+
+
+def _check_unchanged(path: Path, fd: int) -> None:
+    """Refuse a file that another process changes, perhaps in another container or on another host."""
+    before = os.fstat(fd)
+    time.sleep(UNCHANGED_S if abs(time.time() - before.st_mtime) < SURELY_OLD_S else TOUCHED_WITHIN_S)
+    after = os.fstat(fd)
+    if (after.st_mtime_ns, after.st_size) != (before.st_mtime_ns, before.st_size):
+        raise FileLayoutError(
+            mismatch(
+                str(path),
+                f"a file that stays unchanged for {UNCHANGED_S:g} s",
+                "one that changes",
+                "a process in another container or on another host is writing it",
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +197,11 @@ def _exclusively_opened(path: Path) -> Iterator[int]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise FileLayoutError(f"{path}: another process has it open (HDF5 file lock)") from error
-        # HDF5 opens the file itself later and takes its own locks.
-        fcntl.flock(fd, fcntl.LOCK_UN)
+        except OSError:
+            pass  # A file system without locks.
+        else:
+            # HDF5 opens the file itself later and takes its own locks.
+            fcntl.flock(fd, fcntl.LOCK_UN)
         yield fd
     finally:
         os.close(fd)

@@ -92,9 +92,10 @@ class FileCommands:
 def carry_out(arguments: list[str]) -> Done:
     """Run a command in this process. The output of child processes is collected as well."""
     from stddaq.cli import main
-    from stddaq.files import opening
+    from stddaq.files import opening, repair
 
     opening.READING_TIMEOUT_S = READING_TIMEOUT_S
+    repair.UNCHANGED_S = repair.TOUCHED_WITHIN_S = 0.0
     code, trace = None, ""
     with collected(1) as out, collected(2) as err:
         try:
