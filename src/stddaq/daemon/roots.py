@@ -1,15 +1,19 @@
-"""The directories below which a service makes files."""
+"""The directories below which a service creates files."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from stddaq.config import DetectorConfig
 from stddaq.daemon.arguments import existing_directory
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
+
+if TYPE_CHECKING:
+    # `stddaq --help` shows these options; the configuration is slow to import.
+    from stddaq.config import DetectorConfig
 
 
 def add_root_option(parser: argparse.ArgumentParser) -> None:
