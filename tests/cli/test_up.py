@@ -82,7 +82,8 @@ def test_options_of_the_driver_reach_it(up: Callable[..., Up], tmp_path: Path):
     driver = arguments_of(child_named(running, "std_det_driver"))
     assert parsed_options(driver) == parsed_options(["-m", *given, "--port", str(running.port)])
     writer = arguments_of(child_named(running, "std_det_writer", "0"))
-    assert writer[-2:] == ["-s", "filter"]
+    roots_given = [word for root in roots for word in ("--allowed-root", str(root))]
+    assert writer == ["0", "-s", "filter", *roots_given]
 
 
 def arguments_of(pid: int) -> list[str]:
