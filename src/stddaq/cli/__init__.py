@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+from stddaq.cli.escaped_output import escaped_output
 from stddaq.daemon.arguments import ArgumentParser, refuse
 from stddaq.daemon.output import open_closed_streams
 from stddaq.errors import StdDaqError
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return service.main(argv[1:])
     args = _parser().parse_args(argv)
     try:
-        return args.run(args)
+        with escaped_output():
+            return args.run(args)
     except StdDaqError as error:
         refuse(f"stddaq {args.command}", error)
     except BrokenPipeError:

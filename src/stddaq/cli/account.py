@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stddaq.cli.text import bytes_text
+from stddaq.text import escaped
 
 # Ids and ranges to show of each kind; the files and the driver hold all of them.
 SHOWN = 5
@@ -34,7 +35,7 @@ def account_lines(account: Mapping[str, Any], image_bytes: int | None = None) ->
         lines.append(f"ids         restarted {account['n_restarts']} times")
     lines.append(f"duration    {_duration(account, image_bytes)}")
     lines += file_lines(account.get("files") or {})
-    return lines
+    return [escaped(line) for line in lines]
 
 
 def file_lines(files: Mapping[str, Any]) -> list[str]:

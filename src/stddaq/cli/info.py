@@ -20,15 +20,15 @@ def run(args: argparse.Namespace) -> int:
     from stddaq.errors import StdDaqError
     from stddaq.files.info import describe
     from stddaq.files.opening import isolated
-    from stddaq.text import os_error_text
+    from stddaq.text import escaped, os_error_text
 
     code = 0
     for name in args.files:
         path = Path(name)
         try:
-            print("\n".join(isolated(partial(describe, path), path).lines()))
+            print("\n".join(map(escaped, isolated(partial(describe, path), path).lines())))
         except (StdDaqError, OSError) as error:
             reason = os_error_text(error) if isinstance(error, OSError) else error
-            print(f"stddaq info: error: {reason}", file=sys.stderr)
+            print(f"stddaq info: error: {escaped(str(reason))}", file=sys.stderr)
             code = 2
     return code

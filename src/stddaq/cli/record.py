@@ -12,10 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stddaq.cli.escaped_output import terminal
 from stddaq.cli.run_end import TIMEOUT_S, RunNotEndedError, stop_run
 from stddaq.cli.text import bad_text, bytes_text, status_line
 from stddaq.daemon.arguments import ArgumentParser, IntegerRange, Seconds
 from stddaq.errors import StdDaqError
+from stddaq.text import escaped
 
 if TYPE_CHECKING:
     from stddaq.client import DriverClient, DriverStatus
@@ -260,18 +262,20 @@ class _Bar:
             MofNCompleteColumn(),
             TextColumn("images  {task.fields[rate]}  {task.fields[bad]}"),
             TimeElapsedColumn(),
-            console=Console(highlight=False),
+            console=Console(file=terminal(), highlight=False),
         )
         self._state = ""
         self._task = self._bar.add_task("starting", total=None, rate="", bad="")
 
     def show(self, status: DriverStatus) -> None:
+        from rich.markup import escape
+
         from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
 
         endless = status.n_image is None or status.n_image >= DEFAULT_N_IMAGE
         self._bar.update(
             self._task,
-            description=status.status.replace("_", " "),
+            description=escape(escaped(status.status.replace("_", " "))),
             total=None if endless else status.n_image,
             completed=status.count or 0,
             rate=self._rate.text(status),

@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from stddaq.errors import StdDaqError
     from stddaq.files.repair import repair
-    from stddaq.text import os_error_text
+    from stddaq.text import escaped, os_error_text
 
     if args.last_run == bool(args.files):
         print("stddaq repair: error: expected either --run or FILE, got both or neither", file=sys.stderr)
@@ -34,10 +34,10 @@ def run(args: argparse.Namespace) -> int:
     code = 0
     for name in args.files:
         try:
-            print(repair(Path(name)))
+            print(escaped(str(repair(Path(name)))))
         except (StdDaqError, OSError) as error:
             reason = os_error_text(error) if isinstance(error, OSError) else error
-            print(f"stddaq repair: error: {reason}", file=sys.stderr)
+            print(f"stddaq repair: error: {escaped(str(reason))}", file=sys.stderr)
             code = 2
     return code
 
@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
 def _repair_run(url: str) -> int:
     from stddaq.client import DriverClient
     from stddaq.files.repair import RepairResult
+    from stddaq.text import escaped
 
     with DriverClient(url) as driver:
         results = driver.repair()
@@ -53,7 +54,7 @@ def _repair_run(url: str) -> int:
     code = 0
     for result in results:
         if result["reason"]:
-            print(f"stddaq repair: error: {result['reason']}", file=sys.stderr)
+            print(f"stddaq repair: error: {escaped(result['reason'])}", file=sys.stderr)
             code = 2
         else:
             print(RepairResult(Path(result["path"]), result["n_images"], result["n_cut"], result["repaired"]))

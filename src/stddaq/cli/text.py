@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stddaq.text import escaped
+
 if TYPE_CHECKING:
     from stddaq.client import DriverStatus
 
@@ -18,7 +20,8 @@ def status_line(status: DriverStatus) -> str:
         parts.append(bad)
     if status.reason:
         parts.append(status.reason)
-    return f"{status.status}: {', '.join(parts)}" if parts else status.status
+    # In one line, whatever the driver sends.
+    return escaped(f"{status.status}: {', '.join(parts)}" if parts else status.status)
 
 
 def bad_text(status: DriverStatus) -> str:

@@ -9,8 +9,10 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stddaq.cli.escaped_output import terminal
 from stddaq.cli.text import bytes_text
 from stddaq.daemon.arguments import ArgumentParser, Seconds, image_count
+from stddaq.text import escaped
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -171,10 +173,17 @@ def _watch_lines(
 def _watch_terminal(
     stream: LiveStreamClient, args: argparse.Namespace, seen: _Seen, saver: _Saver | None
 ) -> None:
+    from rich.console import Console
     from rich.live import Live
 
     waiting = f"waiting for images at {args.address} ..."
-    with Live(waiting, auto_refresh=False, screen=True, vertical_overflow="crop") as live:
+    with Live(
+        escaped(waiting),
+        auto_refresh=False,
+        screen=True,
+        vertical_overflow="crop",
+        console=Console(file=terminal()),
+    ) as live:
         live.refresh()
         drawn_at = 0.0
         while args.n_images is None or seen.n_images < args.n_images:
@@ -191,7 +200,7 @@ def _show_last(image: LiveImage, is_logarithmic: bool) -> None:
     from stddaq.cli.pictures.colours import Contrast
     from stddaq.cli.pictures.terminal import TerminalImage
 
-    Console().print(TerminalImage(image.pixels, Contrast.of(image.pixels, is_logarithmic)))
+    Console(file=terminal()).print(TerminalImage(image.pixels, Contrast.of(image.pixels, is_logarithmic)))
 
 
 def _take_one(
@@ -241,7 +250,7 @@ def _screen(args: argparse.Namespace, seen: _Seen, image: LiveImage) -> Renderab
     from stddaq.cli.pictures.terminal import TerminalImage
 
     contrast = Contrast.of(image.pixels, args.log)
-    facts = Text.assemble((f" {args.address}  ", "bold"), "  ".join(_facts(seen)))
+    facts = Text.assemble((f" {args.address}  ", "bold"), escaped("  ".join(_facts(seen))))
     counts = Text(
         f" counts {image.pixels.min():g} to {image.pixels.max():g}, mean {image.pixels.mean():.4g}, "
         f"shown {contrast.darkest:.4g} to {contrast.brightest:.4g}"
@@ -253,7 +262,7 @@ def _screen(args: argparse.Namespace, seen: _Seen, image: LiveImage) -> Renderab
     if seen.n_skipped:
         status.append(f"  {seen.left_out()}", "dim")
     if image.status is not None:
-        status.append(f"  this image: {image.status}", "bold red")
+        status.append(f"  this image: {escaped(str(image.status))}", "bold red")
     layout = Layout()
     layout.split_column(
         Layout(TerminalImage(image.pixels, contrast), name="image"),

@@ -51,7 +51,7 @@ async def open_connection(
         raise DriverUnreachableError(
             f"{url}: no driver accepts connections there ({error.strerror or error}); is it started?"
         ) from error
-    except (InvalidHandshake, InvalidURI, ConnectionClosed) as error:
+    except (InvalidHandshake, InvalidURI, UnicodeError, ConnectionClosed) as error:
         if isinstance(error, InvalidStatus) and error.response.status_code in (401, 403):
             reason = shown_text((error.response.body or b"").decode(errors="replace").strip())
             raise DriverNotAllowedError(f"{url}: the driver refuses this client: {reason}") from error

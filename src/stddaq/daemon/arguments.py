@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stddaq import __version__
-from stddaq.text import mismatch
+from stddaq.text import escaped, mismatch
 from stddaq.wire.default_addresses import DEFAULT_URL
 
 REFUSED = 2
@@ -24,7 +24,7 @@ MAX_SECONDS = 1e6
 
 def refuse(program: str, reason: object) -> NoReturn:
     """Exit with code 2 and one line on standard error."""
-    print(f"{program}: error: {' '.join(str(reason).split())}", file=sys.stderr)
+    print(f"{program}: error: {escaped(' '.join(str(reason).split()))}", file=sys.stderr)
     raise SystemExit(REFUSED)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stddaq.daemon.output import LineOutput
+from stddaq.text import escaped
 
 _OWN_NAME = "stddaq"
 _COLOURS = ("36", "32", "33", "35", "34", "96", "92", "93", "95", "94")
@@ -27,11 +28,15 @@ class ServiceOutput:
     def write(self, name: str, line: str) -> None:
         """Write a line of a service."""
         position = self._names.index(name) if name in self._names else 0
-        self._write(self._coloured(name.ljust(self._width), _COLOURS[position % len(_COLOURS)]), line)
+        self._write(
+            self._coloured(name.ljust(self._width), _COLOURS[position % len(_COLOURS)]), escaped(line)
+        )
 
     def say(self, message: str) -> None:
         """Write a line of the supervisor itself."""
-        self._write(self._coloured(_OWN_NAME.ljust(self._width), _BOLD), self._coloured(message, _BOLD))
+        self._write(
+            self._coloured(_OWN_NAME.ljust(self._width), _BOLD), self._coloured(escaped(message), _BOLD)
+        )
 
     def _coloured(self, text: str, colour: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if self._output.is_terminal else text

@@ -1,0 +1,87 @@
+"""Control characters from outside never reach the terminal: a hostile driver, and hostile files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from support.processes.deployment import console_script
+from websockets.sync.server import ServerConnection, serve
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\n\x9bfake: all good\udcff"
+# Anything that a terminal would act on; a line break of the hostile text would begin a line with "fake".
+FORBIDDEN = ("\x1b", "\x07", "\r", "\x9b", "\nfake")
+ROW = np.dtype([("image_id", "<u8"), ("status", "<u8")])
+
+
+def run(*arguments: object, cwd: Path | None = None) -> str:
+    """Run `stddaq`. Return all its output, which must be free of control characters."""
+    command = [console_script("stddaq"), *arguments]
+    done = subprocess.run(
+        [os.fsencode(str(word)) for word in command], capture_output=True, timeout=50, cwd=cwd, check=False
+    )
+    output = (done.stdout + done.stderr).decode(errors="surrogateescape")
+    assert "Traceback" not in output
+    for part in FORBIDDEN:
+        assert part not in output, (part, output)
+    return output
+
+
+@pytest.fixture
+def hostile_driver() -> Iterator[str]:
+    """A driver whose every text is hostile."""
+    account = {
+        "outcome": "error",
+        "reason": HOSTILE,
+        "late": HOSTILE,
+        "files": {"raw": [HOSTILE]},
+        "run_id": "1",
+    }
+
+    def answer(client: ServerConnection) -> None:
+        status = {"status": "error", "reason": HOSTILE, "run_id": "1", "error": HOSTILE}
+        client.send(json.dumps({"status": HOSTILE, "reason": HOSTILE, "run_id": "1"}))
+        for frame in client:
+            command = json.loads(frame)["command"]
+            repaired = {"path": HOSTILE, "n_images": 1, "n_cut": 0, "repaired": True, "reason": None}
+            both = [repaired, repaired | {"reason": HOSTILE}]
+            reply = status | {"command": command, "result": account, "repaired": both}
+            client.send(
+                json.dumps(reply if command == "start" else reply | {"status": HOSTILE, "error": None})
+            )
+
+    with serve(answer, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        server.shutdown()
+
+
+def test_texts_of_a_driver(hostile_driver: str, tmp_path: Path) -> None:
+    assert "owned" in run("status", "--url", hostile_driver)
+    assert "owned" in run("status", "--json", "--url", hostile_driver)
+    assert "owned" in run("stop", "--url", hostile_driver, "--timeout", 1)
+    assert "owned" in run("record", tmp_path, "-n", 1, "--url", hostile_driver)
+    assert "owned" in run("repair", "--run", "--url", hostile_driver)
+
+
+def test_names_and_content_of_files(tmp_path: Path) -> None:
+    path = tmp_path / f"{HOSTILE}0.h5"
+    name = HOSTILE.replace("\udcff", "")
+    with h5py.File(path, "w") as file:
+        group = file.create_group(name)
+        group["data"] = np.zeros((1, 2, 2), np.uint16)
+        group["metadata"] = np.array([(1, 1)], ROW)
+        group.attrs["run_id"] = name
+        file[f"{name}2"] = np.zeros(3)
+    (tmp_path / f"{HOSTILE}1.h5").write_bytes(b"no HDF5")
+    for command in ("info", "repair", "aggregate"):
+        for file_name in (path, tmp_path / f"{HOSTILE}1.h5", tmp_path / f"{HOSTILE}absent"):
+            assert "owned" in run(command, file_name)
+    assert "owned" in run("up", tmp_path / HOSTILE)
