@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -168,6 +169,10 @@ class StdDaqDetector(DetectorSignals):
             raise
 
     def _new_acquisition(self) -> Acquisition:
+        if "bluesky_tiled_plugins.writing.consolidators" in sys.modules:
+            from stddaq_ophyd import tiled_export
+
+            tiled_export.register()
         paths = self._paths(self.name)
         self._note_files(paths)
         publication = Publication(self.name, paths, self.image_key, self._documents)

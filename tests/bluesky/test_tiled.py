@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from bluesky import RunEngine
+from bluesky import plan_stubs as bps
+from bluesky import preprocessors as bpp
 from bluesky.plans import count
 from bluesky_tiled_plugins import TiledWriter
 from support.assertions.plans import PointCamera, run_plan
@@ -18,9 +21,11 @@ from support.processes.recording import images_of
 from support.processes.tiled_server import TiledServer
 from tiled.client.utils import ClientError
 
+from stddaq.errors import FileLayoutError
 from stddaq_ophyd import StdDaqDetector
 from stddaq_ophyd.camera import as_camera
 from stddaq_ophyd.plans import fly
+from stddaq_ophyd.tiled_export import raw_export
 
 # The tests start several slow programs.
 pytestmark = pytest.mark.timeout(200)
@@ -139,3 +144,40 @@ def test_the_checked_adapter_refuses_images_whose_raw_file_is_missing(
     (camera.rig.directory / "det_00001_1.h5").unlink()
     with pytest.raises(ClientError, match=r"det_00001_1\.h5: is missing"):
         images_in(tiled[uid])
+
+
+def test_raw_files_as_resources_are_refused(engine: RunEngine, make_detector: MakeDetector, tiled: Any):
+    det, _ = make_detector(documents="STDDAQ_RAW")
+    engine.subscribe(TiledWriter(tiled, batch_size=1))
+    with pytest.raises(FileLayoutError, match='give the device documents="stream"'):
+        engine(count([det], 2))
+
+
+@pytest.mark.parametrize("n_runs", [1, 2])
+def test_an_export_has_the_raw_files_and_shows_the_images(
+    engine: RunEngine, make_detector: MakeDetector, tiled: Any, tmp_path: Path, n_runs: int
+):
+    det, camera = make_detector(rig={"number_of_writers": 3})
+
+    @bpp.stage_decorator([det])
+    @bpp.run_decorator()
+    def plan() -> Any:
+        for _ in range(n_runs):
+            for _ in range(4):
+                yield from bps.trigger_and_read([det])
+            # Later points are in the files of another run.
+            det.stop()
+
+    engine.subscribe(TiledWriter(tiled, batch_size=1))
+    uid = run_plan(engine, plan())
+    node = tiled[uid]["primary"]["det_image"]
+    np.testing.assert_array_equal(node.read(), expected_of(camera, 1))
+    files = raw_export(node, tmp_path / "export")
+    assert len(files) == 1 + 3 * n_runs
+    (published,) = [path for path in files if path.name.endswith("Published.h5")]
+    for path in camera.rig.directory.iterdir():
+        path.unlink()
+    with h5py.File(published) as file:
+        np.testing.assert_array_equal(file["entry/data/data"], [image.pixels for image in camera.published])
+    with pytest.raises(FileLayoutError, match="exists already"):
+        raw_export(node, tmp_path / "export")

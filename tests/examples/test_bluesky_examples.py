@@ -64,7 +64,7 @@ def test_counting_flying_and_reading_by_handler(
     means = [scene.image(image_id).mean() for image_id in range(10)]
 
     counted = run_example(deployment, python, "count.py", *arguments)
-    assert any("det_n_images" in line for line in counted)
+    assert any("det_mean" in line for line in counted)
     shown = [np.fromstring(line.partition("[")[2].rstrip("]"), sep=" ") for line in counted[-5:]]
     np.testing.assert_allclose(np.ravel(shown), means)
 
