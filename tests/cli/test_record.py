@@ -256,11 +256,11 @@ def test_a_trigger_is_fired(services: StartServices, directory: Path):
 # Modules are imported first, because other users may not have access to the checkout.
 TRIGGER_AS_OTHER = """
 import os, sys
-from stddaq.client.simulator import SimulatorClient, SimulatorNotReachableError
+from stddaq.client.simulator import SimulatorClient, SimulatorError
 os.setgroups([]), os.setgid(65533), os.setuid(65533)
 try:
     SimulatorClient(sys.argv[1], timeout=0.3).trigger()
-except SimulatorNotReachableError as error:
+except SimulatorError as error:
     print(error)
 """
 
@@ -275,9 +275,12 @@ def test_a_simulator_that_this_user_may_not_trigger_is_not_reported_as_absent(de
         command = [sys.executable, "-c", TRIGGER_AS_OTHER, deployment.detector_name]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
 
-    assert "this user may not connect to it (owner uid 0, mode 0755)" in trigger_as_other()
+    assert "expected permission to connect, got none as user" in (refused := trigger_as_other())
+    assert "has owner user root and mode 0755" in refused
     deployment.ipc_directory.chmod(0o700)
-    assert "may not connect to it (its directory: Permission denied)" in trigger_as_other()
+    directory = deployment.ipc_directory
+    assert f"expected permission to search {directory}, got none" in (refused := trigger_as_other())
+    assert f"{directory} has owner user root and mode 0700" in refused
     assert simulator.end() == 0
     deployment.ipc_directory.chmod(0o755)
     assert "no simulator or replay of this detector is running on this machine" in trigger_as_other()

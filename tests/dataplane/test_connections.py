@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import tempfile
@@ -15,9 +16,11 @@ import zmq
 from support.processes.deployment import wait_until
 
 from stddaq.dataplane import connections, endpoints
+from stddaq.dataplane.ipc_sockets import Binding
 from stddaq.errors import EndpointError
 
 OpenSocket = Callable[[int], zmq.Socket]
+Bind = Callable[[zmq.Socket, str], Binding]
 
 
 @pytest.fixture
@@ -29,6 +32,19 @@ def open_socket() -> Iterator[OpenSocket]:
             return opened.enter_context(connections.open_socket(context, kind))
 
         yield open_socket
+
+
+@pytest.fixture
+def bind() -> Iterator[Bind]:
+    """Binds sockets until the end of the test."""
+    with ExitStack() as bound:
+
+        def bind(zmq_socket: zmq.Socket, endpoint: str) -> Binding:
+            binding = Binding(zmq_socket, endpoint)
+            bound.callback(binding.close)
+            return binding
+
+        yield bind
 
 
 @pytest.fixture
@@ -83,26 +99,28 @@ def test_path_longer_than_a_socket_address_is_refused_with_both_lengths(
 
 
 def test_endpoint_of_a_running_service_is_not_taken_over(
-    open_socket: OpenSocket, ipc_directory: Path
+    open_socket: OpenSocket, bind: Bind, ipc_directory: Path
 ) -> None:
     endpoint = endpoints.metadata_stream("d", "image")
     first, second = open_socket(zmq.PUB), open_socket(zmq.PUB)
-    connections.bind(first, endpoint)
+    bind(first, endpoint)
 
     with pytest.raises(EndpointError, match="another running service is bound there"):
-        connections.bind(second, endpoint)
+        Binding(second, endpoint)
 
     assert sorted(ipc_directory.iterdir()) == [ipc_directory / "d-image"]
 
 
-def test_socket_file_of_a_dead_service_is_taken_over(open_socket: OpenSocket, ipc_directory: Path) -> None:
+def test_socket_file_of_a_dead_service_is_taken_over(
+    open_socket: OpenSocket, bind: Bind, ipc_directory: Path
+) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(ipc_directory / "d-image"))
         dead.listen()
     assert (ipc_directory / "d-image").is_socket()
 
     push, pull = open_socket(zmq.PUSH), open_socket(zmq.PULL)
-    connections.bind(push, endpoints.metadata_stream("d", "image"))
+    bind(push, endpoints.metadata_stream("d", "image"))
     pull.connect(endpoints.metadata_stream("d", "image"))
     push.send(b"alive")
     assert pull.poll(5000)
@@ -112,7 +130,7 @@ def test_socket_file_of_a_dead_service_is_taken_over(open_socket: OpenSocket, ip
 def test_a_file_that_is_not_a_socket_is_refused(open_socket: OpenSocket, ipc_directory: Path) -> None:
     (ipc_directory / "d-image").mkdir()
     with pytest.raises(EndpointError, match="d-image: cannot be bound"):
-        connections.bind(open_socket(zmq.PUB), endpoints.metadata_stream("d", "image"))
+        Binding(open_socket(zmq.PUB), endpoints.metadata_stream("d", "image"))
 
 
 def test_missing_directory_is_refused(
@@ -120,17 +138,17 @@ def test_missing_directory_is_refused(
 ) -> None:
     monkeypatch.setenv("STDDAQ_IPC_DIR", str(ipc_directory / "missing"))
     with pytest.raises(EndpointError, match="cannot be bound"):
-        connections.bind(open_socket(zmq.PUB), endpoints.metadata_stream("d", "image"))
+        Binding(open_socket(zmq.PUB), endpoints.metadata_stream("d", "image"))
 
 
-def test_unbind_removes_the_file_and_still_delivers(open_socket: OpenSocket, ipc_directory: Path) -> None:
+def test_closing_removes_the_file_and_still_delivers(open_socket: OpenSocket, ipc_directory: Path) -> None:
     endpoint = endpoints.driver_to_writer("d", 0)
     push, pull = open_socket(zmq.PUSH), open_socket(zmq.PULL)
     push.linger = 5000
-    connections.bind(push, endpoint)
+    binding = Binding(push, endpoint)
     pull.connect(endpoint)
     push.send(b"last")
-    connections.unbind(push, endpoint)
+    binding.close()
 
     assert list(ipc_directory.iterdir()) == []
     assert pull.poll(5000)
@@ -138,7 +156,7 @@ def test_unbind_removes_the_file_and_still_delivers(open_socket: OpenSocket, ipc
 
 
 def test_receiver_that_does_not_read_keeps_its_connection(
-    open_socket: OpenSocket, ipc_directory: Path, monkeypatch: pytest.MonkeyPatch
+    open_socket: OpenSocket, bind: Bind, ipc_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With heartbeats and a receiver at its limit libzmq drops the connection, and may abort the process."""
     heartbeats_ms = (50, 200)
@@ -148,7 +166,7 @@ def test_receiver_that_does_not_read_keeps_its_connection(
     endpoint = endpoints.driver_to_writer("d", 0)
     push, pull = open_socket(zmq.PUSH), open_socket(zmq.PULL)
     connections.watch_for_hanging_peers(push)
-    connections.bind(push, endpoint)
+    bind(push, endpoint)
     pull.connect(endpoint)
     push.sndtimeo = pull.rcvtimeo = 20_000
     for _ in range(n_messages):
@@ -161,11 +179,11 @@ def test_receiver_that_does_not_read_keeps_its_connection(
 
 
 def test_connections_of_a_socket_are_counted_as_they_are_made_and_lost(
-    open_socket: OpenSocket, ipc_directory: Path
+    open_socket: OpenSocket, bind: Bind, ipc_directory: Path
 ) -> None:
     push = open_socket(zmq.PUSH)
     monitor = connections.watch_connections(push)
-    connections.bind(push, endpoints.driver_to_writer("d", 0))
+    bind(push, endpoints.driver_to_writer("d", 0))
     counts: list[int] = []
 
     def seen(*expected: int) -> bool:
@@ -178,7 +196,7 @@ def test_connections_of_a_socket_are_counted_as_they_are_made_and_lost(
         wait_until(lambda n=i + 1: seen(*range(1, n + 1)), what=f"another connection in {counts}")
     # A connection that closes before the handshake is not counted.
     with pytest.raises(EndpointError):
-        connections.bind(open_socket(zmq.PUSH), endpoints.driver_to_writer("d", 0))
+        Binding(open_socket(zmq.PUSH), endpoints.driver_to_writer("d", 0))
     for pull in pulls:
         pull.close()
     wait_until(lambda: seen(1, 2, 3, 2, 1, 0), what=f"no connection left in {counts}")
@@ -187,11 +205,11 @@ def test_connections_of_a_socket_are_counted_as_they_are_made_and_lost(
 
 
 def test_loss_of_one_of_several_connections_is_reported_with_those_that_are_left(
-    open_socket: OpenSocket, ipc_directory: Path
+    open_socket: OpenSocket, bind: Bind, ipc_directory: Path
 ) -> None:
     push = open_socket(zmq.PUSH)
     monitor = connections.watch_connections(push)
-    connections.bind(push, endpoints.driver_to_writer("d", 0))
+    bind(push, endpoints.driver_to_writer("d", 0))
     pulls = [open_socket(zmq.PULL) for _ in range(2)]
     changes: list[bool] = []
 
@@ -208,3 +226,70 @@ def test_loss_of_one_of_several_connections_is_reported_with_those_that_are_left
     wait_until(lambda: seen(True, True, False, True, False), what=f"none that is left in {changes}")
     push.disable_monitor()
     monitor.close()
+
+
+def test_removed_socket_file_comes_back_and_connections_go_on(
+    open_socket: OpenSocket, bind: Bind, ipc_directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint = endpoints.metadata_stream("d", "image")
+    publisher, early, late = open_socket(zmq.XPUB), open_socket(zmq.SUB), open_socket(zmq.SUB)
+    publisher.setsockopt(zmq.XPUB_VERBOSE, 1)
+    binding = bind(publisher, endpoint)
+    for subscriber in (early, late):
+        subscriber.subscribe(b"")
+    early.connect(endpoint)
+    assert publisher.poll(5000)
+    (ipc_directory / "d-image").unlink()
+    late.connect(endpoint)
+    wait_until(lambda: binding.check() or (ipc_directory / "d-image").is_socket(), what="the socket file")
+    publisher.recv()
+    assert publisher.poll(5000), "the second subscriber does not connect"
+    publisher.send(b"image")
+    for subscriber in (early, late):
+        assert subscriber.poll(5000)
+        assert subscriber.recv() == b"image"
+    assert f"the ipc socket {ipc_directory / 'd-image'} was removed, bound again" in caplog.text
+    binding.close()
+    assert list(ipc_directory.iterdir()) == []
+
+
+def test_endpoint_stays_taken_when_its_file_is_removed(
+    open_socket: OpenSocket, bind: Bind, ipc_directory: Path
+) -> None:
+    endpoint = endpoints.writer_to_driver("d", 0)
+    bind(open_socket(zmq.PUSH), endpoint)
+    (ipc_directory / "d-writer-0").unlink()
+    with pytest.raises(EndpointError, match=rf"is bound there, process {os.getpid()} of user \w+"):
+        Binding(open_socket(zmq.PUSH), endpoint)
+
+
+def test_one_name_in_two_directories_is_two_endpoints(
+    open_socket: OpenSocket, bind: Bind, ipc_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bind(open_socket(zmq.PUSH), endpoints.writer_to_driver("d", 0))
+    other = ipc_directory / "other"
+    other.mkdir()
+    monkeypatch.setenv("STDDAQ_IPC_DIR", str(other))
+    bind(open_socket(zmq.PUSH), endpoints.writer_to_driver("d", 0))
+    assert (other / "d-writer-0").is_socket()
+
+
+def test_socket_of_a_service_that_took_the_place_of_a_removed_one_is_left_alone(
+    open_socket: OpenSocket, bind: Bind, ipc_directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = ipc_directory / "d-image"
+    binding = bind(open_socket(zmq.PUB), endpoints.metadata_stream("d", "image"))
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as cpp:  # It knows no locks.
+        cpp.bind(str(path))
+        cpp.listen()
+        taken = path.lstat().st_ino
+
+        def says_so() -> bool:
+            binding.check()
+            return "another running service is bound there" in caplog.text
+
+        wait_until(says_so, what="the log line")
+        assert path.lstat().st_ino == taken
+    wait_until(lambda: binding.check() or "bound again" in caplog.text, what="the own socket file")
+    assert caplog.text.count("another running service") == 1

@@ -16,8 +16,9 @@ from support.processes.deployment import Deployment, Service, console_script
 from support.processes.recording import Rig, assert_saved, images_of
 from support.tools.fuzzing import U32, U64, Health, assert_unharmed, examples, mutated
 
-from stddaq.dataplane.connections import bind, open_socket, unbind
+from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.endpoints import driver_to_writer, writer_to_driver
+from stddaq.dataplane.ipc_sockets import Binding
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
 WRITERS: dict[str, dict[str, Any]] = {
@@ -39,7 +40,7 @@ class DriverSockets:
         self._actions = open_socket(self._context, zmq.PUSH)
         self._responses = open_socket(self._context, zmq.PULL)
         self._endpoint = driver_to_writer(detector_name, writer)
-        bind(self._actions, self._endpoint)
+        self._binding = Binding(self._actions, self._endpoint)
         self._responses.connect(writer_to_driver(detector_name, writer))
         self._n_requests = 0
 
@@ -66,7 +67,7 @@ class DriverSockets:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        unbind(self._actions, self._endpoint)
+        self._binding.close()
         self._context.destroy(linger=0)
 
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from support.processes.recording import Background, MakeRig, assert_saved, images_of
 from support.tools.fuzzing import U64, Health, examples, mutated
 
-from stddaq.dataplane.connections import bind, open_socket, unbind
+from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.endpoints import driver_to_writer, writer_to_driver
+from stddaq.dataplane.ipc_sockets import Binding
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
 # Placeholders for values that are known only when the answer is sent.
@@ -63,7 +64,7 @@ class LyingWriter(Background):
         self._responses = open_socket(self._context, zmq.PUSH)
         self._actions = open_socket(self._context, zmq.PULL)
         self._endpoint = writer_to_driver(detector_name, 0)
-        bind(self._responses, self._endpoint)
+        self._binding = Binding(self._responses, self._endpoint)
         self._actions.connect(driver_to_writer(detector_name, 0))
 
     def _work(self) -> None:
@@ -95,7 +96,7 @@ class LyingWriter(Background):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
-        unbind(self._responses, self._endpoint)
+        self._binding.close()
         self._context.destroy(linger=0)
 
 

@@ -27,9 +27,10 @@ from support.processes.recording import Image, MakeRig, Rig, assert_saved, image
 from support.tools.fault_table import Seen
 
 from stddaq.config import DetectorConfig
-from stddaq.dataplane.connections import bind, open_socket, unbind
+from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.dataplane.ipc_sockets import Binding
 from stddaq.dataplane.metadata import COMPRESSION_OF_SUFFIX, ImageMetadata
 from stddaq.dataplane.ring_buffer import RingBuffer
 
@@ -57,8 +58,7 @@ class Compressor:
         self._height, self._width = config.image_shape
         self._context = zmq.Context()
         self._stream = open_socket(self._context, zmq.XPUB)
-        self._endpoint = metadata_stream(config.detector_name, suffix)
-        bind(self._stream, self._endpoint)
+        self._binding = Binding(self._stream, metadata_stream(config.detector_name, suffix))
         self._ring = RingBuffer(config, suffix)
 
     def wait_for_subscriber(self) -> None:
@@ -84,7 +84,7 @@ class Compressor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        unbind(self._stream, self._endpoint)
+        self._binding.close()
         self._context.destroy(linger=200)
         self._ring.close()
 

@@ -18,8 +18,9 @@ from support.processes.recording import (
 )
 
 from stddaq.client import RunFailedError
-from stddaq.dataplane.connections import bind, open_socket, unbind
+from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.endpoints import metadata_stream
+from stddaq.dataplane.ipc_sockets import Binding
 
 
 @pytest.mark.parametrize("n_writers", [1, 2, 3, 8])
@@ -73,7 +74,7 @@ def test_a_filtered_stream_is_recorded_from_the_image_ring(make_rig: MakeRig):
     endpoint = metadata_stream(rig.config.detector_name, "filter")
     with zmq.Context() as context:
         stage = open_socket(context, zmq.XPUB)
-        bind(stage, endpoint)
+        binding = Binding(stage, endpoint)
         try:
             assert stage.poll(5000), "the driver does not subscribe to the filtered stream"
             rig.client.start(rig.directory, n_image=len(passed))
@@ -84,7 +85,7 @@ def test_a_filtered_stream_is_recorded_from_the_image_ring(make_rig: MakeRig):
                     stage.send(rig.source.metadata.SerializeToString())
             account = rig.end()
         finally:
-            unbind(stage, endpoint)
+            binding.close()
     assert_saved(account, passed)
     assert account["source"] == "filter"
     assert account["n_skipped"] == 60 - 24 - 1

@@ -6,9 +6,7 @@ Detector devices use `SimulatorClient` in place of a trigger line. Every call is
 from __future__ import annotations
 
 import json
-import socket
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +16,7 @@ from stddaq.client.ownership import Ownership
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.endpoints import software_trigger
+from stddaq.dataplane.local_peers import accepts_connections, permission_problem
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
 
@@ -28,6 +27,10 @@ class SimulatorError(StdDaqError):
 
 class SimulatorNotReachableError(SimulatorError, TimeoutError):
     """The source did not answer in time."""
+
+
+class SimulatorPermissionError(SimulatorError, PermissionError):
+    """This user may not connect to the source; the message names the owner and the mode of its socket."""
 
 
 class SimulatorRefusedError(SimulatorError):
@@ -88,33 +91,17 @@ class _Requests:
 
 
 def _why_unreachable(endpoint: str) -> str:
-    path = endpoint.removeprefix("ipc://")
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1.0)
-            probe.connect(path)
-    except PermissionError:
-        return f"this user may not connect to it ({_owner(path)})"
-    except (FileNotFoundError, ConnectionRefusedError):
-        return "no simulator or replay of this detector is running on this machine"
-    except OSError as error:
-        return str(error.strerror or error)
-    return "the simulator accepts connections but does not answer"
-
-
-def _owner(path: str) -> str:
-    try:
-        status = Path(path).stat()
-    except OSError as error:
-        return f"its directory: {error.strerror}"
-    return f"owner uid {status.st_uid}, mode {status.st_mode & 0o7777:04o}"
+    if accepts_connections(endpoint):
+        return "the simulator accepts connections but does not answer"
+    return "no simulator or replay of this detector is running on this machine"
 
 
 class SimulatorClient:
     """Controls the simulator or replay of one detector. Use it in one thread at a time.
 
-    Every method raises `SimulatorNotReachableError` when no answer arrives within the timeout, and
-    `SimulatorRefusedError` when the source refuses. A request without an answer may have been carried out.
+    Every method raises `SimulatorNotReachableError` when no answer arrives within the timeout,
+    `SimulatorPermissionError` without permission to connect, and `SimulatorRefusedError` when the source
+    refuses. A request without an answer may have been carried out.
     """
 
     def __init__(self, detector: str | DetectorConfig, timeout: float = 5.0) -> None:
@@ -163,6 +150,8 @@ class SimulatorClient:
     def _ask(self, command: str, **fields: float | None) -> dict[str, Any]:
         given = {name: value for name, value in fields.items() if value is not None}
         self._ownership.check()
+        if problem := permission_problem(self.endpoint):
+            raise SimulatorPermissionError(problem)
         reply = self._requests.ask(json.dumps({"command": command, **given}).encode(), self._timeout)
         if reply is None:
             why = _why_unreachable(self.endpoint)

@@ -75,6 +75,11 @@ class UserSwitch:
         os.seteuid(uid)
         self._switched = True
 
+    @property
+    def is_switched(self) -> bool:
+        """Whether the process acts as another user than its own."""
+        return self._switched
+
     def return_to_self(self) -> None:
         """Act as the service's own user again."""
         if self._switched:

@@ -1,22 +1,17 @@
-"""ZeroMQ sockets with the project's limits: opening, binding without a takeover, counting connections.
-
-ZeroMQ itself removes the socket file of a running service when another one binds there; `bind` refuses.
-"""
+"""ZeroMQ sockets with the project's limits, and the connections that they have."""
 
 from __future__ import annotations
 
-import socket
+import contextlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import cast
 from weakref import WeakKeyDictionary
 
 import zmq
 
-from stddaq.dataplane.endpoints import IPC_DIRECTORY_VARIABLE
-from stddaq.errors import EndpointError
+from stddaq.dataplane.local_peers import peer_of
 
 # Messages that a sender queues for a peer. The images of a peer this late are overwritten in the ring anyway.
 QUEUE_LIMIT = 100_000
@@ -26,9 +21,6 @@ RECEIVE_LIMIT = 1_000_000
 # A peer that hangs as a whole process (SIGSTOP, a dead host) is detected within the sum of the two.
 HEARTBEAT_INTERVAL_MS = 400
 HEARTBEAT_TIMEOUT_MS = 1000
-# How long to wait for a service at an ipc endpoint: `bind` needs an answer, `accepts_connections` is polled.
-_BIND_CHECK_TIMEOUT_S = 1.0
-_POLL_TIMEOUT_S = 0.1
 # First frame of a message of a monitor, see zmq_socket_monitor(3): an event and a descriptor.
 _MONITOR_EVENT = struct.Struct("=Hi")
 
@@ -54,52 +46,6 @@ def watch_for_hanging_peers(zmq_socket: zmq.Socket) -> None:
     zmq_socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
 
 
-def bind(zmq_socket: zmq.Socket, endpoint: str) -> None:
-    """Bind an ipc endpoint, unless a running service is bound there. Raise `EndpointError`."""
-    try:
-        is_taken = _connects(endpoint, _BIND_CHECK_TIMEOUT_S)
-    except OSError as error:
-        raise EndpointError(f"{endpoint}: cannot be bound: {error.strerror}") from error
-    if is_taken:
-        raise EndpointError(
-            f"{endpoint}: another running service is bound there; stop it, or change detector_name, "
-            f"or set {IPC_DIRECTORY_VARIABLE} to run a separate deployment"
-        )
-    try:
-        zmq_socket.bind(endpoint)
-    except zmq.ZMQError as error:
-        raise EndpointError(f"{endpoint}: cannot be bound: {error.strerror}") from error
-
-
-def _connects(endpoint: str, timeout: float) -> bool:
-    """Return whether a service accepts connections at an ipc endpoint. Raise `OSError` for other failures."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(timeout)
-        try:
-            probe.connect(endpoint.removeprefix("ipc://"))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False  # No service, or the file that a killed service has left.
-        return True
-
-
-def accepts_connections(endpoint: str) -> bool:
-    """Return whether a service accepts connections at an ipc endpoint."""
-    try:
-        return _connects(endpoint, _POLL_TIMEOUT_S)
-    except OSError:
-        return False
-
-
-def unbind(zmq_socket: zmq.Socket, endpoint: str) -> None:
-    """Close a socket that `bind` has bound, and remove its file, which ZeroMQ does not.
-
-    Messages on their way are still delivered, within the socket's linger time.
-    """
-    # The file first: while the socket accepts connections, no other service binds there and owns the file.
-    Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
-    zmq_socket.close()
-
-
 @dataclass(slots=True)
 class _Connections:
     """Descriptors of the connections of a socket: established with a peer, and started."""
@@ -115,7 +61,7 @@ class _Connections:
         return len(self.established) + self.n_unnamed
 
 
-# Connections that close before the ZMTP handshake (as of `bind`) are not counted as peers.
+# Connections that close before the ZMTP handshake (as of a `Binding` that checks) are not counted as peers.
 _connections: WeakKeyDictionary[zmq.Socket, _Connections] = WeakKeyDictionary()
 
 
@@ -166,3 +112,12 @@ def connection_counts(monitor: zmq.Socket) -> Iterator[int]:
             yield known.count
         elif descriptor in known.started:
             known.started.remove(descriptor)
+
+
+def connected_processes(monitor: zmq.Socket) -> list[str]:
+    """Return the processes that are connected to an ipc socket, in words, as of the last count."""
+    found: list[str] = []
+    for descriptor in _connections[monitor].established:
+        with contextlib.suppress(OSError):  # Just disconnected.
+            found.append(peer_of(descriptor))
+    return sorted(found)

@@ -14,14 +14,12 @@ import numpy as np
 
 from stddaq.config import DetectorConfig
 from stddaq.daemon.log import logger
+from stddaq.dataplane.ipc_sockets import CHECK_PERIOD_S
 from stddaq.dataplane.metadata import GOOD_IMAGE, ImageMetadata, dtype_code
 from stddaq.dataplane.metadata_publisher import MetadataPublisher
 from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.errors import SourceError
 from stddaq.text import mismatch
-
-# How often a source checks whether its ring buffer was removed.
-CHECK_PERIOD_S = 1.0
 
 
 class ImagePublisher:

@@ -14,6 +14,7 @@ import zmq
 from stddaq.config import DetectorConfig
 from stddaq.dataplane import connections, endpoints
 from stddaq.dataplane.image import Image
+from stddaq.dataplane.ipc_sockets import Connection
 from stddaq.dataplane.metadata import ImageMetadata, is_ring, parse
 from stddaq.dataplane.ring_reader import RingReader
 from stddaq.dataplane.stream_counts import StreamCounts
@@ -40,7 +41,7 @@ class ImageSubscriber:
         self._context = zmq.Context()
         self.socket = connections.open_socket(self._context, zmq.SUB)
         self.socket.subscribe(b"")
-        self.socket.connect(stream)
+        self._connection = Connection(self.socket, stream)
         # In a stream without ring of its own the sequence numbers are those of another stream's messages.
         self._sequence_is_number = is_ring(suffix)
 
@@ -66,6 +67,10 @@ class ImageSubscriber:
             else:
                 counts.refuse()
                 self.reader.refuse(metadata)
+
+    def check(self) -> None:
+        """Log why the source refuses the connection, if it does. Call it once a second."""
+        self._connection.check()
 
     def image(self, metadata: ImageMetadata) -> Image:
         """Return the announced image, with its pixels where they lie."""

@@ -8,8 +8,9 @@ from types import TracebackType
 import zmq
 
 from stddaq.config import DetectorConfig
-from stddaq.dataplane.connections import bind, open_socket, unbind
+from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.endpoints import metadata_stream
+from stddaq.dataplane.ipc_sockets import Binding
 from stddaq.dataplane.metadata import ImageMetadata
 
 # How long `close` waits for announcements on their way to subscribers.
@@ -33,16 +34,18 @@ class MetadataPublisher:
         self.socket = open_socket(self._context, zmq.XPUB)
         self.socket.setsockopt(zmq.XPUB_VERBOSER, 1)
         try:
-            bind(self.socket, self.endpoint)
+            self._binding = Binding(self.socket, self.endpoint)
         except BaseException:
             self._context.destroy()
             raise
 
     def count_subscribers(self) -> int:
-        """Read the subscriptions that have arrived, and return how many there are. Call it regularly.
+        """Read the subscriptions that have arrived, and return how many there are.
 
-        Images published from now on are sent to all of them.
+        Images published from now on are sent to all of them. Call it at least once a second: it also binds
+        the stream again if its socket file was removed.
         """
+        self._binding.check()
         while True:
             try:
                 message = self.socket.recv(zmq.NOBLOCK)
@@ -70,7 +73,7 @@ class MetadataPublisher:
     def close(self) -> None:
         """Deliver announcements on their way, for up to a second, and release the socket."""
         self.socket.linger = DELIVERY_TIMEOUT_MS
-        unbind(self.socket, self.endpoint)
+        self._binding.close()
         self._context.term()
 
     def __enter__(self) -> MetadataPublisher:

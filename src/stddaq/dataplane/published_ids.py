@@ -17,6 +17,7 @@ import zmq
 
 from stddaq.dataplane import connections
 from stddaq.dataplane.id_order import LATE_IDS, IdOrder, Place
+from stddaq.dataplane.ipc_sockets import Connection
 from stddaq.dataplane.metadata import ImageMetadata, MetadataRules, parse
 
 # An image is judged this long after its copy, when announcements that were under way have arrived. A longer
@@ -131,7 +132,7 @@ class PublishedIds:
         self._socket = connections.open_socket(self._context, zmq.SUB)
         # With room for two rounds, the oldest queued announcement is newer than every image in the ring.
         self._socket.rcvhwm = max(connections.RECEIVE_LIMIT, 2 * n_slots)
-        self._socket.connect(stream)
+        self._connection = Connection(self._socket, stream)
 
     @property
     def hold(self) -> float:
@@ -160,6 +161,7 @@ class PublishedIds:
 
     def catch_up(self) -> None:
         """Add all ids that have been published so far."""
+        self._connection.check()
         for image_id in self._arrived():
             if not self._is_confirmed:
                 self._is_confirmed = True

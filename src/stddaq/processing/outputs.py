@@ -198,6 +198,9 @@ class FilterOutput(StageOutput[bool]):
     def register(self, registry: Registry) -> None:
         registry.add(metrics.IMAGES_PASSED, lambda: self._n_passed)
 
+    def attend(self) -> None:
+        self._stream.count_subscribers()
+
     def pairs(self, period: Period) -> dict[str, object]:
         return {
             "n_subscribers": self._stream.count_subscribers(),

@@ -234,6 +234,7 @@ class Stage(Generic[Made]):
         self.n_published += 1
 
     def _report(self) -> None:
+        self._subscriber.check()
         if not self._statistics.write_if_due():
             return
         self._reader.log_refusal()

@@ -20,8 +20,9 @@ from stddaq.daemon.log import event, logger, ready
 from stddaq.daemon.main import StopRequest
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, StatisticsLine
-from stddaq.dataplane.connections import bind, open_socket, unbind
+from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.endpoints import software_trigger
+from stddaq.dataplane.ipc_sockets import Binding
 from stddaq.errors import SourceError
 from stddaq.sources.image_ids import ImageIds
 from stddaq.sources.image_sink import ImageProvider, OpenSink, RingSink
@@ -81,7 +82,7 @@ class SourceLoop:
             self._context.destroy()
             raise
         try:
-            bind(self._control, self._endpoint)
+            self._binding = Binding(self._control, self._endpoint)
         except BaseException:
             self._sink.close()
             self._context.destroy()
@@ -109,7 +110,7 @@ class SourceLoop:
     def close(self) -> None:
         """Release sockets and ring buffer after the last messages are sent."""
         self._control.linger = ANSWER_TIMEOUT_MS
-        unbind(self._control, self._endpoint)
+        self._binding.close()
         self._context.term()
         self._sink.close()
 
@@ -200,6 +201,7 @@ class SourceLoop:
         """Answer one request at most: a flood of requests does not stop publication."""
         # Also empties the queue of subscriptions, which would wake the poller again.
         self._sink.count_subscribers()
+        self._binding.check()
         try:
             client, *envelope = self._control.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:

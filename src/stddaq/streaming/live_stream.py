@@ -30,7 +30,7 @@ from stddaq.wire.compression import CompressionError
 RECEIVE_BATCH = 1000
 # The longest time for which a fast source delays the handling of viewers.
 ATTEND_PERIOD_S = 0.02
-LOOK_PERIOD_S = 0.2
+CHECK_PERIOD_S = 0.2
 # Too short for a viewer to notice; with a fast source several images arrive per wake-up.
 SHORTEST_PAUSE_S = 0.002
 # Images of a source without cursor that wait for their verdict, in bytes.
@@ -95,7 +95,7 @@ class LiveStream:
         poller = zmq.Poller()
         for source in (self._subscriber.socket, self._viewers.fileno(), stop.fileno()):
             poller.register(source, zmq.POLLIN)
-        batching, look_at = Batching.of_reader(self._config), time.monotonic() + LOOK_PERIOD_S
+        batching, look_at = Batching.of_reader(self._config), time.monotonic() + CHECK_PERIOD_S
         while not stop.poll():
             timeout = min(self._statistics.due_in, look_at - time.monotonic(), self._held.due_in)
             poller.poll(int(max(0.0, timeout) * 1000) + 1)
@@ -104,7 +104,7 @@ class LiveStream:
             pause = max(batching.pause_after(n_messages), SHORTEST_PAUSE_S if n_messages else 0.0)
             self._send_judged()
             if time.monotonic() >= look_at:
-                look_at = time.monotonic() + LOOK_PERIOD_S
+                look_at = time.monotonic() + CHECK_PERIOD_S
                 self._look_around()
             self._report()
             if pause:
@@ -179,6 +179,7 @@ class LiveStream:
         self._reader.refresh()
 
     def _report(self) -> None:
+        self._subscriber.check()
         if not self._statistics.write_if_due():
             return
         self._reader.log_refusal()

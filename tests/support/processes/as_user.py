@@ -14,7 +14,9 @@ def main() -> int:
     """Become the user permanently, without the caller's groups, and run the script."""
     uid, script = int(sys.argv[1]), sys.argv[2]
     carry_out = distribution("stddaq").entry_points.select(group="console_scripts")[script].load()
-    codecs.lookup("utf-8-sig")  # Codecs are imported on first use; this one reads configurations.
+    # Codecs are imported on first use: for configurations and for addresses.
+    for codec in ("utf-8-sig", "idna"):
+        codecs.lookup(codec)
     os.setgroups([])
     os.setgid(uid)
     os.setuid(uid)

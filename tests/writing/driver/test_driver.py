@@ -41,7 +41,8 @@ class FakeDistributor:
         self.writers = [WriterPeer(str(i)) for i in range(n_writers)]
         self.peers = list(self.writers)
         for peer in self.peers:
-            peer.connected = peer.has_extensions = True
+            peer.connections_changed(1)
+            peer.has_extensions = True
         self.requests: list[str] = []
         self.held: set[str] = set()
         self.refused: dict[str, str] = {}
@@ -83,6 +84,9 @@ class FakeDistributor:
 
     def is_subscribed(self) -> bool:
         return True
+
+    def subscription_problem(self) -> str:
+        return ""
 
     def record(self, job: RecordingJob) -> None:
         self.job = job
@@ -435,7 +439,7 @@ def test_an_absent_writer_is_an_error_that_names_it(on_bench: OnBench, monkeypat
     monkeypatch.setattr(writers_module, "CONNECT_TIMEOUT_S", 0.02)
 
     async def test(bench: Bench) -> None:
-        bench.distributor.writers[1].connected = False
+        bench.distributor.writers[1].connections_changed(0)
         await bench.start()
         assert (await bench.last_result())["reason"] == "not connected: writer 1; nothing was created"
         assert "file_created" not in bench.client.states
@@ -630,7 +634,7 @@ def test_a_run_that_fails_without_writers_has_no_images_of_the_last_one(
         bench.distributor.writers[0].reported.overwritten_ids.append(0)
         await bench.reach("idle")
         bench.client.messages.clear()
-        bench.distributor.writers[1].connected = False
+        bench.distributor.writers[1].connections_changed(0)
         await bench.start(file_prefix="next")
         result = await bench.last_result()
         assert result["outcome"] == "error"

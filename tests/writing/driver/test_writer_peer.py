@@ -9,7 +9,8 @@ import pytest
 import zmq
 from support.processes.deployment import make_config, wait_until
 
-from stddaq.dataplane import connections, endpoints
+from stddaq.dataplane import endpoints
+from stddaq.dataplane.ipc_sockets import Binding
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.driver.writer_peer import Answer, WriterConnection, WriterPeer
 
@@ -20,7 +21,7 @@ class FedPeer(WriterPeer):
     def __init__(self, name: str = "0") -> None:
         self.now = 100.0
         super().__init__(name, clock=lambda: self.now)
-        self.connection_changed(True)
+        self.connections_changed(1)
         self.answers: list[tuple[int, str]] = []
 
     def ask(self, number: int, timeout: float = 10.0) -> None:
@@ -120,8 +121,8 @@ def test_a_cpp_writer_that_reconnects_owes_no_late_answers(peer: FedPeer):
     peer.ask(1, timeout=1.0)
     peer.now += 1.5
     assert peer.expire_requests()
-    peer.connection_changed(False)
-    peer.connection_changed(True)
+    peer.connections_changed(0)
+    peer.connections_changed(1)
     peer.ask(2)
     peer.respond(code=pb.SUCCESS)
     assert peer.answers[1:] == [(2, "")]
@@ -163,7 +164,7 @@ def test_a_writer_that_disconnects_fails_all_its_requests(peer: FedPeer):
     peer.ask(1)
     peer.ask(2)
     reason = "writer 0 exited or hangs; it confirmed 3 of the 5 images sent to it"
-    assert peer.connection_changed(False) == reason
+    assert peer.connections_changed(0) == reason
     assert peer.answers == [(1, reason), (2, reason)]
     assert not peer.connected
 
@@ -179,9 +180,8 @@ class Sockets:
 
     def __init__(self, context: zmq.Context) -> None:
         name: str = make_config()["detector_name"]
-        self._endpoint = endpoints.writer_to_driver(name, 0)
         self.responses = context.socket(zmq.PUSH)
-        connections.bind(self.responses, self._endpoint)
+        self._binding = Binding(self.responses, endpoints.writer_to_driver(name, 0))
         self.actions = context.socket(zmq.PULL)
         self.actions.connect(endpoints.driver_to_writer(name, 0))
         self.connection = WriterConnection(context, name, "0")
@@ -200,7 +200,7 @@ class Sockets:
 
     def close(self) -> None:
         self.connection.close()
-        connections.unbind(self.responses, self._endpoint)
+        self._binding.close()
 
 
 @pytest.fixture
@@ -239,13 +239,13 @@ def test_a_writer_that_restarts_keeps_its_requests_and_is_not_connected_until_th
     peer.ask(7)
     assert not peer.receive(pb.WriterResponse(restarting=True).SerializeToString())
     assert not peer.connected
-    assert peer.connection_changed(False) == ""
+    assert peer.connections_changed(0) == ""
     assert peer.answers == []
-    assert peer.connection_changed(True) == ""
+    assert peer.connections_changed(1) == ""
     assert peer.connected
     peer.respond(code=pb.SUCCESS, request=7)
     assert peer.answers == [(7, "")]
-    assert "exited" in peer.connection_changed(False)
+    assert "exited" in peer.connections_changed(0)
 
 
 def test_a_response_may_announce_the_restart(peer: FedPeer):
@@ -254,4 +254,4 @@ def test_a_response_may_announce_the_restart(peer: FedPeer):
     assert peer.answers == [(7, "writer 0: full")]
     assert not peer.connected
     assert peer.is_restarting
-    assert peer.connection_changed(False) == ""
+    assert peer.connections_changed(0) == ""

@@ -26,6 +26,8 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon.batching import Batching
 from stddaq.dataplane import connections, endpoints
+from stddaq.dataplane.ipc_sockets import Connection
+from stddaq.dataplane.local_peers import accepts_connections
 from stddaq.dataplane.metadata import ImageMetadata, MetadataRules, is_ring
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.wire.writer_messages import encode_record_image
@@ -118,7 +120,7 @@ class Distributor:
         self._subscriber.reconnect_ivl = self._subscriber.reconnect_ivl_max = SUB_RECONNECT_MS
         self._subscriber.subscribe(b"")
         self._subscriber_monitor = connections.watch_connections(self._subscriber)
-        self._subscriber.connect(self._stream)
+        self._source = Connection(self._subscriber, self._stream)
 
     def start(self) -> None:
         """Run the thread."""
@@ -186,7 +188,7 @@ class Distributor:
             if self._take_images() < BATCH_LIMIT:
                 break
         self._job = job
-        absent = [peer.title for peer in self.peers if not peer.connected]
+        absent = [peer.obstacle or peer.title for peer in self.peers if not peer.connected]
         if absent:
             self._end_recording(f"disconnected since its file was created: {', '.join(absent)}")
         elif job.n_image == 0:
@@ -204,11 +206,15 @@ class Distributor:
             job.is_open = False
             job.on_end(reason)
 
+    def subscription_problem(self) -> str:
+        """Return why the subscription can never be received, an empty string if it can."""
+        return "" if self._connected_at is not None else self._source.check_now()
+
     def is_subscribed(self) -> bool:
         """Return whether a publisher has received the subscription, or none is running."""
         if self._connected_at is not None:
             return time.monotonic() - self._connected_at >= SUBSCRIPTION_SETTLE_S
-        return not connections.accepts_connections(self._stream)
+        return not accepts_connections(self._stream)
 
     def _serve(self) -> None:
         try:
@@ -263,6 +269,9 @@ class Distributor:
             job.on_caught_up()
         for connected in connections.connection_changes(self._subscriber_monitor):
             self._connected_at = time.monotonic() if connected else None
+        self._source.check()
+        if self._source.problem and self._job and self._connected_at is None:
+            self._end_recording(self._source.problem)
 
     def _has_caught_up(self, job: RecordingJob) -> bool:
         n_settled = sum(peer.reported.n_written + peer.reported.n_failed for peer in self.writers)

@@ -184,6 +184,8 @@ class RunCourse:
         deadline = time.monotonic() + SUBSCRIPTION_TIMEOUT_S
         while time.monotonic() < deadline and not await self._writers.call(self._distributor.is_subscribed):
             await asyncio.sleep(POLL_S)
+        if problem := await self._writers.call(self._distributor.subscription_problem):
+            raise RunError(problem)
 
     def _recording_job(self, on_progress: Callable[[], None]) -> RecordingJob:
         run, loop = self._run, asyncio.get_running_loop()

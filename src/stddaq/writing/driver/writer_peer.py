@@ -7,7 +7,7 @@ sockets.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError
 
 from stddaq.daemon import log
 from stddaq.dataplane import connections, endpoints
-from stddaq.text import shown_text
+from stddaq.dataplane.ipc_sockets import Binding, Connection
+from stddaq.text import mismatch, shown_text
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
 
@@ -57,7 +58,6 @@ class WriterPeer:
     Attributes:
         name: `0`, `1`, ... or `meta`.
         title: the name in words, for messages.
-        connected: whether a writer process is connected.
         is_restarting: it has announced that it disconnects and connects again.
         n_forwarded: images of the current run that were sent to it.
         has_extensions: whether it returned the number of the request that it answered last: it reports
@@ -67,7 +67,8 @@ class WriterPeer:
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
         self.title = f"writer {name}" if name.isdecimal() else "the metadata writer"
-        self.connected = False
+        self._n_connections = 0
+        self._crowd = self._denial = ""
         self.n_forwarded = 0
         self.has_extensions = False
         self.reported = WriterProgress()
@@ -99,7 +100,7 @@ class WriterPeer:
         except DecodeError:
             return False
         if response.restarting:
-            self.is_restarting, self.connected = True, False
+            self.is_restarting = True
             if not response.request:
                 return False
         is_progress = response.HasField("progress") and response.run_id == self._run_id
@@ -145,20 +146,46 @@ class WriterPeer:
                 request.on_answer(Answer(f"{self.title}: {failure}" if failed else ""))
                 return
 
-    def connection_changed(self, connected: bool) -> str:
+    @property
+    def connected(self) -> bool:
+        """Whether a writer process is connected, and nothing keeps it from taking part in a run."""
+        return self._n_connections > 0 and not (self.is_restarting or self.obstacle)
+
+    @property
+    def obstacle(self) -> str:
+        """Why a writer that is connected cannot take part in a run; empty if it can."""
+        return self._crowd or self._denial
+
+    def connections_changed(self, n_connections: int, processes: Sequence[str] = ()) -> str:
         """Note that the writer connected or disconnected. Return what is wrong with the run, if anything.
 
         All pending requests of a writer that disconnects fail, unless it restarts: it answers afterwards.
+        They also fail if the writer is not alone, because each process receives a part of the images.
+        `processes`: what is connected, in words.
         """
-        self.connected = connected
-        if connected:
+        is_lost, self._n_connections = n_connections < self._n_connections, n_connections
+        self._crowd = failure = ""
+        if is_lost and not self.is_restarting:
+            self._n_late = 0
+            failure = f"{self.title} exited or hangs; {self._written_so_far()}"
+        if n_connections:
             self.is_restarting = False
-        if connected or self.is_restarting:
-            return ""
-        self._n_late = 0
-        failure = f"{self.title} exited or hangs; {self._written_so_far()}"
-        self.fail_requests(failure)
+        if n_connections > 1:
+            got = f"{n_connections}: {', '.join(processes)}"
+            self._crowd = failure = mismatch(self.title, "one process", got, "stop all but one")
+        if failure:
+            self.fail_requests(failure)
         return failure
+
+    def denied(self, problem: str) -> str:
+        """Note why this process may not receive from the writer, if so. Return what is newly wrong."""
+        denial = problem and f"{self.title}: {problem}"
+        if denial == self._denial:
+            return ""
+        self._denial = denial
+        if denial:
+            self.fail_requests(denial)
+        return denial
 
     def expire_requests(self) -> str:
         """Fail all requests when the oldest has timed out. Return the reason, or an empty string."""
@@ -197,14 +224,13 @@ class WriterConnection(WriterPeer):
         connections.watch_for_hanging_peers(self.actions)
         self.responses = connections.open_socket(context, zmq.PULL)
         self.monitor = connections.watch_connections(self.actions)
-        self._endpoint = endpoints.driver_to_writer(detector_name, name)
-        connections.bind(self.actions, self._endpoint)
-        self.responses.connect(endpoints.writer_to_driver(detector_name, name))
+        self._binding = Binding(self.actions, endpoints.driver_to_writer(detector_name, name))
+        self._connection = Connection(self.responses, endpoints.writer_to_driver(detector_name, name))
 
     def request(self, action: pb.WriterAction, timeout: float, on_answer: Callable[[Answer], None]) -> None:
         """Send a request; see `expect_answer`."""
         if not self.connected:
-            on_answer(Answer(f"{self.title} is not connected"))
+            on_answer(Answer(self.obstacle or f"{self.title} is not connected"))
             return
         try:
             self.actions.send(action.SerializeToString(), zmq.NOBLOCK)
@@ -221,17 +247,26 @@ class WriterConnection(WriterPeer):
         return progressed
 
     def check(self) -> str:
-        """Check for connections, disconnections and timeouts. Return what is newly wrong, if anything."""
+        """Check connections, timeouts and the socket file. Return what is newly wrong, if anything."""
         failure = ""
-        for connected in connections.connection_changes(self.monitor):
-            if not connected:
+        self._binding.check()
+        self._connection.check()
+        for n_connections in connections.connection_counts(self.monitor):
+            is_new = n_connections > self._n_connections
+            if not is_new:
                 self.receive_responses()  # What it sent before; it may restart.
-            log.event("writer %s %s", self.name, "connected" if connected else "disconnected")
-            failure = self.connection_changed(connected) or failure
+            log.event("writer %s %s", self.name, "connected" if is_new else "disconnected")
+            if is_new:
+                self._connection.check_now()
+            processes = connections.connected_processes(self.monitor) if n_connections > 1 else ()
+            failure = self.connections_changed(n_connections, processes) or failure
+            if self._crowd:
+                log.logger.error("%s", self._crowd)
+        failure = self.denied(self._connection.problem) or failure
         return self.expire_requests() or failure
 
     def close(self) -> None:
         """Remove the socket file. The sockets are closed with their context."""
         self.fail_requests("the driver exits")
         self.actions.disable_monitor()
-        connections.unbind(self.actions, self._endpoint)
+        self._binding.close()

@@ -55,9 +55,14 @@ class Writers:
         while absent := [peer for peer in self._peers if not peer.connected]:
             restarts = all(peer.is_restarting for peer in absent)
             if time.monotonic() - begin > (RESTART_TIMEOUT_S if restarts else CONNECT_TIMEOUT_S):
-                titles = ", ".join(peer.title for peer in absent)
-                raise RunError(f"not connected: {titles}; nothing was created")
+                raise RunError(f"{self._absence()}; nothing was created")
             await asyncio.sleep(POLL_S)
+
+    def _absence(self) -> str:
+        """Return which writers cannot take part in a run, and why."""
+        absent = [peer.title for peer in self._peers if not (peer.connected or peer.obstacle)]
+        reasons = [f"not connected: {', '.join(absent)}"] if absent else []
+        return "; ".join([*(peer.obstacle for peer in self._peers if peer.obstacle), *reasons])
 
     async def create_files(self, run: ActiveRun) -> None:
         """Make each writer create its file. Raise `RunError`."""

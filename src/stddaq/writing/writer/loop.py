@@ -26,9 +26,11 @@ from stddaq.daemon.replacement import HandedOver, handed_over
 from stddaq.daemon.statistics import StatisticsLine
 from stddaq.daemon.user_switch import UserSwitch
 from stddaq.dataplane import connections, endpoints
+from stddaq.dataplane.ipc_sockets import Binding, Connection
 from stddaq.errors import StdDaqError
 from stddaq.files.hdf5_calls import hdf5_calls
 from stddaq.files.limits import MASTER_FILE_TIMEOUT_S
+from stddaq.text import mismatch
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.wire.writer_messages import check_action
 from stddaq.writing.master_request import create_as_requested
@@ -74,10 +76,13 @@ class WriterLoop:
         self._responses.sndtimeo = RESPONSE_TIMEOUT_MS
         self._actions = connections.open_socket(self._context, zmq.PULL)
         self._monitor = connections.watch_connections(self._actions)
-        self._responses_endpoint = endpoints.writer_to_driver(config.detector_name, writer)
+        self._drivers = connections.watch_connections(self._responses)
         try:
-            connections.bind(self._responses, self._responses_endpoint)
-            self._actions.connect(endpoints.driver_to_writer(config.detector_name, writer))
+            responses = endpoints.writer_to_driver(config.detector_name, writer)
+            self._binding = Binding(self._responses, responses)
+            self._connection = Connection(
+                self._actions, endpoints.driver_to_writer(config.detector_name, writer)
+            )
         except BaseException:
             self._context.destroy(linger=0)
             raise
@@ -121,6 +126,7 @@ class WriterLoop:
                     self._watch_driver()
                 if self._open_path and time.monotonic() >= self._show_alive_at:
                     self._show_alive()
+                self._watch_sockets()
                 if self._statistics.write_if_due():
                     self._recorder.end_period()
                     self._log_malformed()
@@ -134,7 +140,8 @@ class WriterLoop:
             return HandedOver() if hdf5_calls.failed else None
         finally:
             self._actions.disable_monitor()
-            connections.unbind(self._responses, self._responses_endpoint)
+            self._responses.disable_monitor()
+            self._binding.close()
             self._context.destroy(linger=LINGER_MS)
 
     def _hand_over(self) -> HandedOver:
@@ -324,6 +331,17 @@ class WriterLoop:
                 self._close_left_open("the connection to the driver was interrupted")
         if self._open_path and self._driver.has_left:
             self._close_left_open("the driver has disconnected")
+
+    def _watch_sockets(self) -> None:
+        """Mend and report what other processes do to the sockets."""
+        if not self._user.is_switched:  # The rights that count are those of the service.
+            self._binding.check()
+            self._connection.check()
+        for n_connections in connections.connection_counts(self._drivers):
+            if n_connections > 1:
+                processes = ", ".join(connections.connected_processes(self._drivers))
+                where = f"receivers of the responses at {self._binding.endpoint}"
+                log.logger.error("%s", mismatch(where, "one driver", f"{n_connections}: {processes}"))
 
     def _log_malformed(self) -> None:
         if self._n_malformed:

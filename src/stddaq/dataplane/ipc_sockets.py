@@ -1,0 +1,173 @@
+"""Binding and connecting ipc endpoints, with the checks that libzmq does not make.
+
+libzmq removes the file of a running service when another one binds there, and never notices that its own file
+was removed: peers that start later do not find the service. A `Binding` refuses the first and mends the
+second. A lock shows who has the endpoint even without the file.
+
+libzmq treats a connection that is refused by permission like one to a service that is still to start. A
+`Connection` tells them apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import socket
+import time
+from pathlib import Path
+
+import zmq
+
+from stddaq.daemon.log import logger
+from stddaq.dataplane.endpoints import IPC_DIRECTORY_VARIABLE
+from stddaq.dataplane.local_peers import (
+    BIND_CHECK_TIMEOUT_S,
+    holder_of,
+    path_of,
+    permission_problem,
+    process_at,
+)
+from stddaq.errors import EndpointError
+
+# How often a service checks whether its socket files and segments exist.
+CHECK_PERIOD_S = 1.0
+# Refused services wait here, because the lock accepts no connections; they need its process id only.
+_LOCK_BACKLOG = 128
+
+
+class Binding:
+    """An ipc endpoint that a socket is bound to."""
+
+    def __init__(self, zmq_socket: zmq.Socket, endpoint: str) -> None:
+        """Bind, unless another running service has the endpoint. Raise `EndpointError`."""
+        self.endpoint = endpoint
+        self._socket, self._path = zmq_socket, path_of(endpoint)
+        self._check_at, self._problem = 0.0, ""
+        self._lock = _lock(endpoint)
+        try:
+            self._bind()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _bind(self) -> None:
+        try:
+            holder = holder_of(self._path, BIND_CHECK_TIMEOUT_S)
+            if holder is None:
+                self._socket.bind(self.endpoint)
+                self._inode = _inode(self._path)
+        except (OSError, zmq.ZMQError) as error:
+            raise EndpointError(f"{self.endpoint}: cannot be bound: {error.strerror}") from error
+        if holder is not None:
+            raise EndpointError(_taken(self.endpoint, holder))
+
+    def check(self) -> None:
+        """Bind again if the socket file was removed or replaced. Call it at least once a second; 0.1 us.
+
+        Connections are not interrupted.
+        """
+        now = time.monotonic()
+        if now < self._check_at:
+            return
+        self._check_at = now + CHECK_PERIOD_S
+        try:
+            if _inode(self._path) == self._inode:
+                return
+            self._bind()
+        except OSError as error:
+            problem = str(error)
+            if problem != self._problem:
+                logger.error("the ipc socket was removed, and cannot be bound again: %s", problem)
+            self._problem = problem
+            return
+        self._problem = ""
+        logger.warning("the ipc socket %s was removed, bound again", self._path)
+
+    def close(self) -> None:
+        """Close the socket and remove its file, which ZeroMQ does not.
+
+        Messages on their way are still delivered, within the socket's linger time.
+        """
+        # The file first: while the lock is held, no other service binds there and owns the file.
+        with contextlib.suppress(OSError):
+            if _inode(self._path) == self._inode:
+                self._path.unlink()
+        self._socket.close()
+        self._lock.close()
+
+
+class Connection:
+    """An ipc endpoint that a socket is connected to, or will be when a service binds there.
+
+    Attributes:
+        problem: why this process may not connect; empty if it may.
+    """
+
+    def __init__(self, zmq_socket: zmq.Socket, endpoint: str) -> None:
+        """Connect."""
+        self.endpoint = endpoint
+        self.problem = ""
+        self._check_at = 0.0
+        zmq_socket.connect(endpoint)
+        self.check()
+
+    def check(self) -> None:
+        """Check whether this process may connect, and log a new problem. Call it once a second; 0.1 us."""
+        now = time.monotonic()
+        if now >= self._check_at:
+            self._check_at = now + CHECK_PERIOD_S
+            self.check_now()
+
+    def check_now(self) -> str:
+        """Check regardless of the time. Return the problem. 5 us."""
+        problem, self.problem = self.problem, permission_problem(self.endpoint)
+        if self.problem and self.problem != problem:
+            logger.error("%s", self.problem)
+        return self.problem
+
+
+def _lock(endpoint: str) -> socket.socket:
+    """Take the lock of an endpoint, which ends with the process. Raise `EndpointError`."""
+    path = path_of(endpoint)
+    try:
+        directory = path.parent.stat()
+    except OSError as error:
+        raise EndpointError(f"{endpoint}: cannot be bound: {error.strerror}") from error
+    # An abstract address has no file that could be removed. The directory is part of it, because its path may
+    # name another one in a container.
+    name = f"{directory.st_dev}:{directory.st_ino}:{path.name}"
+    address = b"\0stddaq-" + hashlib.sha256(os.fsencode(name)).hexdigest().encode()
+    lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        lock.bind(address)
+        lock.listen(_LOCK_BACKLOG)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            lock.close()
+            raise EndpointError(f"{endpoint}: cannot be bound: {error.strerror}") from error
+        holder = "another process"
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(0)
+            probe.connect(address)
+            holder = process_at(probe)
+        lock.close()
+        raise EndpointError(_taken(endpoint, holder)) from error
+    return lock
+
+
+def _taken(endpoint: str, holder: str) -> str:
+    return (
+        f"{endpoint}: another running service is bound there, {holder}; stop it, or change detector_name, "
+        f"or set {IPC_DIRECTORY_VARIABLE} to run a separate deployment"
+    )
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from another one of its name; None if there is none. Raise `OSError`."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
