@@ -127,9 +127,9 @@ class _Receiver:
         self._stop, self._stopped = socket.socketpair()
         try:
             self._socket.connect(_reachable(address))
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, UnicodeError) as error:
             self._release()
-            reason = error.strerror or str(error)
+            reason = getattr(error, "strerror", None) or str(error)
             raise LiveStreamError(mismatch(address, "tcp://HOST:PORT", reason)) from error
         self._thread = threading.Thread(target=self._receive, name=f"live stream {address}", daemon=True)
         self._thread.start()
