@@ -31,7 +31,7 @@ def leftovers(name: str) -> list[str]:
     found = [path.name for path in SHM.glob(f"{name}*")]
     for directory in Path("/proc").glob("[0-9]*"):
         try:
-            if name in (directory / "cmdline").read_text():
+            if name.encode() in (directory / "cmdline").read_bytes():
                 found.append(directory.name)
         except OSError:
             continue
