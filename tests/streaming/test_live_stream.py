@@ -494,6 +494,16 @@ def test_stream_of_a_cpp_compressor_decodes_to_the_images_of_the_source(
                 np.testing.assert_array_equal(pixels, image)
 
 
+def test_header_of_an_image_whose_cpp_source_sets_no_status_is_that_of_cpp(deployment: Deployment) -> None:
+    with CppSource(deployment.config) as source:
+        stream = start_live_stream(deployment)
+        source.wait_for_subscriber()
+        with subscribed(stream) as subscriber:
+            source.publish(3, streamed_pixels(deployment, 3), status=0)
+            header, _pixels = subscriber.receive()
+    assert header == b'{"htype":"array-1.0", "shape":[32,48], "type":"uint16", "frame":3}'
+
+
 def received(subscriber: Subscriber, source: Callable[[], Any] | None) -> tuple[int, np.ndarray]:
     """Return id and pixels of the next image of an array-1.0 subscriber, or of a bsread source if given."""
     if source is None:

@@ -102,3 +102,9 @@ def test_lz4_blob_that_ends_early_is_refused():
     for end in range(len(blob)):
         with pytest.raises(CompressionError):
             decompress_lz4_into(blob[:end], np.empty_like(image))
+
+
+def test_channel_without_a_name_is_decoded():
+    image = np.arange(12, dtype="<u2").reshape(3, 4)
+    channel = Channel.of_image("", (3, 4), image.dtype)
+    np.testing.assert_array_equal(decode_value(channel, image.tobytes(), image.nbytes), image)

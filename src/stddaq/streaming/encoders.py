@@ -137,8 +137,12 @@ def _decoder(compression: int) -> Decode:
 
 
 def status_name(metadata: ImageMetadata) -> str | None:
-    """Return the name of the status of an image, or None if the image is good."""
-    if metadata.status == GOOD_IMAGE:
+    """Return the name of the status of an image, or None if the image is good.
+
+    `undefined` also means good in a message without sequence number: std_daq services (C++) may leave the
+    status out. Stages of stddaq use it for images that they could not make.
+    """
+    if metadata.status == GOOD_IMAGE or not (metadata.status or metadata.sequence):
         return None
     return pb.ImageMetadataStatus.Name(metadata.status)
 

@@ -105,7 +105,8 @@ class Channel(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True)
 
-    name: Annotated[str, Field(min_length=1, max_length=_MAX_NAME)]
+    name: Annotated[str, Field(max_length=_MAX_NAME)]
+    """May be empty: std_daq (C++) names only the channels of PCO cameras."""
     shape: Annotated[
         tuple[Annotated[int, Field(ge=1, lt=2**32)], ...],
         Field(strict=False, min_length=1, max_length=_MAX_DIMENSIONS),
