@@ -93,7 +93,9 @@ def raw_export(images: Any, directory: str | Path) -> list[Path]:
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target) as downloads:
-        files = [Path(path) for path in images.raw_export(downloads)]
+        # It returns paths with a placeholder for the names that the server sent.
+        images.raw_export(downloads)
+        files = sorted(path for path in Path(downloads).rglob("*") if path.is_file())
         if len(files) < 2:
             raise FileLayoutError(mismatch(str(target), "raw files beside the images", "none are registered"))
         exported = [target / file.name for file in files]
