@@ -47,3 +47,6 @@ _.motor2
 
 # A field that only the comparison of its dataclass reads.
 _.start_up
+
+# An option of a ZeroMQ socket.
+_.rcvbuf

@@ -65,7 +65,7 @@ def _sources(path: Path, dataset: str) -> list[str]:
 class RefusingConsolidator(ConsolidatorBase):
     """Refuses Resources of raw files, whose images tiled cannot put into order."""
 
-    def __init__(self, stream_resource: Any, descriptor: Any) -> None:
+    def __init__(self, *_documents: Any) -> None:
         raise FileLayoutError(
             mismatch(
                 "TiledWriter",
