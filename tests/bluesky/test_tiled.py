@@ -174,10 +174,10 @@ def test_an_export_has_the_raw_files_and_shows_the_images(
     np.testing.assert_array_equal(node.read(), expected_of(camera, 1))
     files = raw_export(node, tmp_path / "export")
     assert len(files) == 1 + 3 * n_runs
+    with pytest.raises(FileLayoutError, match="exists already"):
+        raw_export(node, tmp_path / "export")
     (published,) = [path for path in files if path.name.endswith("Published.h5")]
     for path in camera.rig.directory.iterdir():
         path.unlink()
     with h5py.File(published) as file:
         np.testing.assert_array_equal(file["entry/data/data"], [image.pixels for image in camera.published])
-    with pytest.raises(FileLayoutError, match="exists already"):
-        raw_export(node, tmp_path / "export")
