@@ -386,6 +386,25 @@ def test_a_user_without_rights_is_refused_with_owner_and_mode(make: MakeConfig) 
         assert ring.is_current()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_user_leaves_the_segments_of_another_user_to_their_owner(
+    make: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STDDAQ_SHM_MODE", "777")
+    config = make()
+    ring = RingBuffer(config, "image")
+    os.seteuid(12345)
+    try:
+        with RingBuffer(config, "image"):
+            ring.close()
+    finally:
+        os.seteuid(0)
+    assert segments(config) == ["-image", "-image-cursor"]
+    with RingBuffer(config, "image"):
+        pass
+    assert segments(config) == []
+
+
 def may_set_protected_regular() -> bool:
     return os.geteuid() == 0 and os.access(PROTECTED_REGULAR, os.W_OK)
 

@@ -31,6 +31,7 @@ from stddaq.dataplane.shared_segment import (
     SHM_DIRECTORY,
     SharedSegment,
     is_in_use,
+    remove,
     status_of,
 )
 from stddaq.errors import EndpointError, GeometryError
@@ -189,7 +190,7 @@ class RingBuffer:
         if not cursor.lock(_ATTACHED) or is_in_use(self._path):
             advice = "the services that use it have another configuration"
             raise GeometryError(mismatch(f"shared memory {self._path}", str(self.geometry), found, advice))
-        self._path.unlink(missing_ok=True)
+        remove(self._path)
         cursor.unlink()
 
     def _map(self, cursor: SharedSegment, *, is_new: bool) -> None:
@@ -223,9 +224,12 @@ class RingBuffer:
     def _remove_if_unused(cursor: SharedSegment, ring: SharedSegment) -> None:
         """Remove the segments, under the lock, if no other process uses them. A ring that C++ made stays."""
         if cursor.is_current() and cursor.lock(_ATTACHED):
-            if ring.is_current() and ring.is_own() and ring.close_as_last():
-                ring.unlink()
-            cursor.unlink()
+            # In a directory like /dev/shm only their owner and root may remove them: they stay for the next
+            # services, which use them again.
+            with contextlib.suppress(GeometryError):
+                if ring.is_current() and ring.is_own() and ring.close_as_last():
+                    ring.unlink()
+                cursor.unlink()
 
     def close(self) -> None:
         """Detach; remove the segments if no other service uses them. A ring that C++ created stays."""

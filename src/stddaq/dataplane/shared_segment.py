@@ -162,8 +162,8 @@ class SharedSegment:
         fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, struct.pack(_STRUCT_FLOCK, kind, os.SEEK_SET, byte, 1, 0))
 
     def unlink(self) -> None:
-        """Remove its name; processes that have opened it keep it."""
-        self.path.unlink(missing_ok=True)
+        """Remove its name; processes that have opened it keep it. Raises `GeometryError` without the right."""
+        remove(self.path)
 
     def close(self) -> None:
         """Close and unmap it. A view that is still in use keeps the mapping."""
@@ -213,6 +213,12 @@ def status_of(path: Path) -> os.stat_result | None:
         return None
     _check_owner(path, status)
     return status
+
+
+def remove(path: Path) -> None:
+    """Remove a segment's name, if it is there. Raises `GeometryError` without the right to."""
+    with _explained(path):
+        path.unlink(missing_ok=True)
 
 
 def is_in_use(path: Path) -> bool:
