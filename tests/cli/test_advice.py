@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cli.conftest import StartServices
 from support.peers.basic_driver import BasicDriver
-from support.processes.deployment import Deployment, Service, free_port
+from support.processes.deployment import Deployment, Service, free_port, wait_until
 from support.processes.recording import MakeRig, Rig, images_of, read_raw_file
 
 from stddaq.cli.run_end import RunNotEndedError, stop_run
@@ -50,9 +50,13 @@ def error_of_a_reader(rig: Rig, path: Path) -> str:
 
 
 def output_of_info(rig: Rig, path: Path) -> str:
-    info = rig.deployment.run(rig.deployment.stddaq, "info", path)
-    info.wait()
-    return next(line for line in info.stdout if "stddaq repair" in line)
+    def advice() -> str:
+        info = rig.deployment.run(rig.deployment.stddaq, "info", path)
+        info.wait()
+        return next((line for line in info.stdout if "stddaq repair" in line), "")
+
+    # At first the file is so new that a writer which cannot be seen from here may still write it.
+    return wait_until(advice, 20.0, "advice to repair")
 
 
 @pytest.mark.parametrize("message", [reason_of_the_run, error_of_a_reader, output_of_info])

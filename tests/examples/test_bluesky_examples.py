@@ -117,7 +117,7 @@ def test_a_session_starts_with_devices_and_a_run_engine(deployment: Deployment, 
         "det.stage().wait(10)\ndet.trigger().wait(10)\nprint(det.read()['det_n_images']['value'])\n"
         "det.unstage().wait(10)\nRE(scan([det], motor, 0, 1, 2))\ndet.summary()"
     )
-    session = deployment.run(python, "-m", "IPython", "--colors=NoColor", "-c", program)
+    session = deployment.run(sys.executable, "-m", "IPython", "--colors=NoColor", "-c", program)
     assert session.wait(timeout=100) == 0, session.output
     assert "1" in session.stdout
     assert "files            " in session.output

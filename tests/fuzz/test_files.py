@@ -67,7 +67,7 @@ def hdf5_files(directory: Path) -> list[bytes]:
     write_run(directory, stream(range(5)), RunSpec(2, prefix="both", metadata_file=True))
     create_master_file(directory / "bothMaster.h5", [directory / "both0.h5", directory / "both1.h5"])
     left = directory / "left0.h5"
-    left.write_bytes(left_by_a_killed_writer(directory / "ours0.h5"))
+    left.write_bytes(left_by_a_killed_writer(directory / "py0.h5"))
     return [path.read_bytes() for path in sorted(directory.glob("*.h5"))]
 
 
@@ -100,7 +100,7 @@ def test_an_hdf5_file_with_any_damage_is_described_or_refused_in_one_line(
     made = tmp_path / "made"
     made.mkdir()
     contents = hdf5_files(made)
-    refusals = Refusals(commands, "info", made / "ours0.h5")
+    refusals = Refusals(commands, "info", made / "py0.h5")
     path = tmp_path / "file0.h5"
 
     @examples(20)
