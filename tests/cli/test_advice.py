@@ -70,7 +70,8 @@ def test_the_file_of_a_killed_writer_is_readable_after_the_repair(
     rig.publish(images_of(range(10)))
     rig.client.wait_for(lambda status: status.count == 10, 5, "10 images")
     rig.writers[0].kill()
-    rig.client.wait(["error"], 10)
+    with pytest.raises(RunFailedError):
+        rig.client.wait_until_saved(10)
     path = rig.path("file0.h5")
     carry_out(rig.deployment, message(rig, path))
     assert read_raw_file(path)[0]["image_id"].tolist() == list(range(10))
