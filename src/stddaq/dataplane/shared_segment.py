@@ -162,7 +162,7 @@ class SharedSegment:
         fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, struct.pack(_STRUCT_FLOCK, kind, os.SEEK_SET, byte, 1, 0))
 
     def unlink(self) -> None:
-        """Remove its name; processes that have opened it keep it. Raises `GeometryError` without the right."""
+        """Remove its name; processes that have opened it keep it. Raises `GeometryError`."""
         remove(self.path)
 
     def close(self) -> None:
