@@ -168,6 +168,8 @@ def _become(command: list[str], preexec_fn: Callable[[], None]) -> NoReturn:
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # As Python does at its start; `subprocess` has restored the default for a program.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         code = _run(command)
     except SystemExit as exited:
         code = exited.code
