@@ -84,7 +84,7 @@ def test_full_log_pipe_stops_no_service(
     with subprocess.Popen(command, env=deployment.env, stdout=write, stderr=write) as process:
         try:
             ready = b""
-            while b"ready" not in ready:
+            while (b"ready" if service == "writer" else b"listening on ws://") not in ready:
                 ready += os.read(read, 4096)
             # Another process fills the shared pipe.
             full = os.open(f"/proc/self/fd/{write}", os.O_WRONLY | os.O_NONBLOCK)
