@@ -17,6 +17,8 @@ from support.processes.real_driver import RealDriver
 from support.processes.recording import MakeRig, Rig
 from support.processes.tiled_server import TiledServer
 
+from stddaq.files.hdf5_calls import hdf5_calls
+
 pytest_plugins = ["support.tools.fault_table"]
 
 # No deadline, because examples share the machine with the services of other tests. Every run uses the same
@@ -34,6 +36,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_xdist_auto_num_workers() -> int:
     """Return the number of workers of `-n auto`: most tests wait for their services half of the time."""
     return 2 * (os.cpu_count() or 1)
+
+
+@pytest.fixture(autouse=True)
+def hdf5_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget failures that earlier tests have provoked in this process."""
+    monkeypatch.setattr(hdf5_calls, "failed", False)
 
 
 @pytest.fixture

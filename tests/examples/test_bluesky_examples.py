@@ -105,7 +105,9 @@ def test_tomography_ends_in_a_plot(
     assert pixels.std() > 20
 
 
-def test_a_session_starts_with_devices_and_a_run_engine(deployment: Deployment, port: int, directory: Path):
+def test_a_session_starts_with_devices_and_a_run_engine(
+    deployment: Deployment, python: Path, port: int, directory: Path
+):
     deployment.env |= {
         "STDDAQ_CONFIG": str(deployment.config_path),
         "STDDAQ_URL": f"ws://127.0.0.1:{port}",

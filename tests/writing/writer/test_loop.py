@@ -103,6 +103,7 @@ class FakeDriver:
     def connect(self) -> None:
         self.actions = connections.open_socket(self.context, zmq.PUSH)
         self.actions.linger = 1000
+        self.actions.sndtimeo = TIMEOUT_MS
         self.actions.bind(endpoints.driver_to_writer(CONFIG.detector_name, 0))
 
     def disconnect(self) -> None:
