@@ -111,7 +111,8 @@ def read_metadata(roots: Roots, filename: Path, first_row: int, max_rows: int) -
         _check_external_links(roots, path, opened.file)
         found = []
         for dataset in _datasets(opened.file):
-            if dataset.dtype.names is None or dataset.ndim != 1:
+            # Raw files have a table of epochs, too.
+            if "image_id" not in (dataset.dtype.names or ()) or dataset.ndim != 1:
                 continue
             _check_sources(roots, path, dataset)
             if IMAGE_ID in opened.file:
