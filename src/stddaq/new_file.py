@@ -56,6 +56,16 @@ class NewFile:
         if self._is_at(self._name):
             self._directory.remove(self._name)
 
+    @contextmanager
+    def removed_on_error(self) -> Iterator[NewFile]:
+        """Return the context that fills the file: it is removed and closed when the block raises."""
+        try:
+            yield self
+        except BaseException:
+            self.remove()
+            self.close()
+            raise
+
     def check_in_place(self) -> None:
         """Raise `FileLostError` if the file was removed, or it or its directory was renamed or replaced."""
         own = os.fstat(self.fd)

@@ -112,13 +112,8 @@ class MetadataFile:
 
         Raises `FileExistsError`, unless `overwrite`, `OutsideRootsError` and `OSError`.
         """
-        new = NewFile.create(path, overwrite=overwrite, roots=roots)
-        try:
+        with NewFile.create(path, overwrite=overwrite, roots=roots).removed_on_error() as new:
             return cls(new, detector_name, layout, attributes)
-        except BaseException:
-            new.remove()
-            new.close()
-            raise
 
     @property
     def n_images(self) -> int:

@@ -153,13 +153,8 @@ class RawFile:
 
         Raises `FileExistsError`, unless `overwrite`, `OutsideRootsError` and `OSError`.
         """
-        new = NewFile.create(path, overwrite=overwrite, roots=roots)
-        try:
+        with NewFile.create(path, overwrite=overwrite, roots=roots).removed_on_error() as new:
             return cls(new, layout, attributes, expected_images)
-        except BaseException:
-            new.remove()
-            new.close()
-            raise
 
     def _lay_out(self) -> None:
         layout = self._layout

@@ -414,8 +414,8 @@ class Acquisition:
         """Return documents of what was recorded and not published yet, of a flight up to event `limit`.
 
         They continue those of the same `stream`; without a name, those before. Raises `AcquisitionError` when
-        the files do not show what was recorded, and when the documents are those `of_event` and no point was
-        taken for it.
+        the files do not show what was recorded, and when the documents are those `of_event` and no point
+        belongs to it.
         """
         with self._guard, self._errors_kept():
             if self._flight is not None and not self._flight.is_collected:

@@ -245,7 +245,7 @@ class ImageRecorder(Recorder):
             log.logger.error("flushing failed: %s", error)
             self._give_up(self._file)
         self._account.n_visible = self._file.n_visible
-        # A source of ours attaches to a new ring within a second. One without cursor writes the old one on.
+        # A source with cursor attaches to a new ring within a second. One without continues with the old one.
         if self._source_has_cursor and not self._held:
             self._reader.refresh()
         return bool(self._held)
@@ -263,7 +263,7 @@ class ImageRecorder(Recorder):
         return True
 
     def _lose(self, file: RawFile, error: FileLostError) -> None:
-        """Stop writing a file that nobody finds: the driver counts all its images as failed."""
+        """Stop writing a file that has lost its path: the driver counts all its images as failed."""
         account = self._account
         account.failure, account.is_lost = account.failure or str(error), True
         log.logger.error("writing failed: %s", error)
