@@ -130,7 +130,7 @@ class DriverRun:
         self._run_id = self._status.run_id
         self._is_open = True
         if self._run_id is not None:
-            self._owner = RunOwner(self._run_id)
+            self._owner = RunOwner(self._url, self._run_id)
 
     def _send_start(self) -> DriverStatus:
         return self._client.start(self.paths.directory, file_prefix=self.paths.prefix, **self._options)
@@ -138,7 +138,7 @@ class DriverRun:
     def _end_orphan(self) -> bool:
         """End the run of a killed process of this user. Return whether there was one."""
         run_id = self._client.status().run_id
-        if run_id is None or not is_orphan(run_id):
+        if run_id is None or not is_orphan(self._url, run_id):
             return False
         _log.warning("%s: ends the run %s of a process that was killed", self._device, run_id)
         self._client.stop()

@@ -1,31 +1,33 @@
-"""The owner of a driver run: a file for each open run, whose lock the kernel frees when the process ends.
+"""The owner of a driver run: a file for each driver, whose lock the kernel frees when the process ends.
 
 A process that is killed leaves its run to the driver. The next one of the same user on the same machine finds
-the file without lock, and may end the run.
+the id of the run in the file, without lock, and may end the run. Its own run uses the file again and removes
+it at the end, so that files do not accumulate.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
-import re
 import tempfile
 from pathlib import Path
 
+_MAX_ID_BYTES = 4096
+
 
 class RunOwner:
-    """Owns the run `run_id` until it is released, or the process ends."""
+    """Owns the run `run_id` of the driver at `url` until it is released, or the process ends."""
 
-    def __init__(self, run_id: str) -> None:
-        self._path = _file_of(run_id)
-        self._descriptor: int | None = None
-        # Without it another process cannot take the run over, which is no reason to fail.
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(mode=0o700, exist_ok=True)
-            if _is_mine(self._path.parent):
-                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def __init__(self, url: str, run_id: str) -> None:
+        self._path = _path_of(url)
+        # Without the file another process cannot take the run over, which is no reason to fail.
+        self._descriptor = _lock(self._path, os.O_CREAT)
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, 0)
+                os.pwrite(self._descriptor, run_id.encode(), 0)
 
     def release(self) -> None:
         """Give the run up. Releasing again does nothing."""
@@ -35,31 +37,35 @@ class RunOwner:
             os.close(descriptor)
 
 
-def is_orphan(run_id: str) -> bool:
+def is_orphan(url: str, run_id: str) -> bool:
     """Return whether a process of this user on this machine owned the run and has ended."""
-    path = _file_of(run_id)
-    try:
-        if not _is_mine(path.parent):
-            return False
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    except OSError:
+    descriptor = _lock(_path_of(url))
+    if descriptor is None:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    else:
-        path.unlink(missing_ok=True)
-        return True
+        return os.pread(descriptor, _MAX_ID_BYTES, 0) == run_id.encode()
     finally:
         os.close(descriptor)
 
 
-def _file_of(run_id: str) -> Path:
-    name = re.sub(r"[^\w-]", "_", run_id)
-    return Path(tempfile.gettempdir()) / f"stddaq-runs-{os.getuid()}" / name
+def _lock(path: Path, flags: int = 0) -> int | None:
+    """Return the file, open and locked; None if another process has it, or it is another user's."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        is_mine = False
+    else:
+        is_mine = os.fstat(descriptor).st_uid == os.geteuid()
+    if is_mine:
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
-def _is_mine(directory: Path) -> bool:
-    status = directory.lstat()
-    return status.st_uid == os.getuid() and directory.is_dir() and not directory.is_symlink()
+def _path_of(url: str) -> Path:
+    name = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"stddaq-run-{os.geteuid()}-{name}"
