@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -176,6 +177,38 @@ def test_files_are_made_below_the_roots_only(tmp_path: Path) -> None:
             NewFile.create(directory / "a", overwrite=True, roots=roots)
     assert names(outside) == []
     assert n_descriptors_of(tmp_path) == 0
+
+
+def without_unnamed_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse `O_TMPFILE`, as some file systems do."""
+    real = os.open
+
+    def refuse(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), path)
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", refuse)
+
+
+@pytest.mark.parametrize("is_supported", [True, False])
+def test_unnamed_file_stays_in_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_supported: bool
+) -> None:
+    """Without `O_TMPFILE` the file has a name for a moment, which must not be made through a link."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "others").mkdir()
+    with OpenDirectory(tmp_path / "mine") as directory:
+        (tmp_path / "mine").rename(tmp_path / "moved")
+        (tmp_path / "mine").symlink_to(tmp_path / "others")
+        others = (tmp_path / "others").stat()
+        if not is_supported:
+            without_unnamed_files(monkeypatch)
+        fd = directory.create_unnamed()
+    assert os.fstat(fd).st_nlink == 0
+    os.close(fd)
+    assert names(tmp_path / "moved") == names(tmp_path / "others") == []
+    assert (tmp_path / "others").stat().st_mtime_ns == others.st_mtime_ns
 
 
 def n_descriptors_of(path: Path) -> int:

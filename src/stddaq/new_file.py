@@ -51,6 +51,10 @@ class NewFile:
             raise
         return cls(directory, path.name)
 
+    def unnamed_beside(self) -> int:
+        """Return the descriptor of a new file without a name on the same file system. Raise `OSError`."""
+        return self._directory.create_unnamed()
+
     def remove(self) -> None:
         """Remove the file, unless another file has taken its name."""
         if self._is_at(self._name):

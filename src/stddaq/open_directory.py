@@ -7,7 +7,9 @@ A service with more rights than that user must never follow such a link.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +61,20 @@ class OpenDirectory:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with self._named(name):
             return os.open(name, flags, mode, dir_fd=self.fd)
+
+    def create_unnamed(self) -> int:
+        """Return the descriptor of a new file without a name, which ends with its last descriptor."""
+        with self._named("an unnamed file"):
+            try:
+                return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                    raise
+        # A file system, or a kernel, that cannot do this, so the file has a name for a moment.
+        name = f".{os.getpid()}-{secrets.token_hex(8)}"
+        fd = self.create(name, 0o600)
+        self.remove(name)
+        return fd
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[Path]:

@@ -14,12 +14,11 @@ import contextlib
 import errno
 import mmap
 import os
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, cast
+from typing import cast
 
 import h5py
 import hdf5plugin  # noqa: F401  (registers the filters of compressed sources)
@@ -126,9 +125,9 @@ class RawFile:
         self._extent = 0
         self._is_closed = False
         self._file = open_swmr_file(new)
-        self._reserve: IO[bytes] | None = None
+        self._reserve: int | None = None
         try:
-            self._reserve = _reserve_space(new.path.parent)
+            self._reserve = _reserve_space(new)
             with hdf5_calls:
                 self._lay_out()
             self._fd: int = self._file.id.get_vfd_handle()
@@ -310,7 +309,7 @@ class RawFile:
         """Release the reserve for a full disk."""
         reserve, self._reserve = self._reserve, None
         if reserve is not None:
-            reserve.close()
+            os.close(reserve)
 
     def drop_undeclared(self) -> None:
         """Drop images that were put but not declared, because writing failed."""
@@ -415,14 +414,14 @@ class RawFile:
             n_images -= n
 
 
-def _reserve_space(directory: Path) -> IO[bytes] | None:
-    """Open an unnamed file of `RESERVE_BYTES`; it ends with this process. Raises `OSError` on a full disk."""
-    reserve = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115  (kept open)
+def _reserve_space(new: NewFile) -> int | None:
+    """Open an unnamed file of `RESERVE_BYTES` beside `new`. Raises `OSError` on a full disk."""
+    reserve = new.unnamed_beside()
     try:
-        os.posix_fallocate(reserve.fileno(), 0, RESERVE_BYTES)
+        os.posix_fallocate(reserve, 0, RESERVE_BYTES)
     except OSError as error:
-        reserve.close()
+        os.close(reserve)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        return None  # A limit on the size of files, or a file system without fallocate or unnamed files.
+        return None  # A limit on the size of files, or a file system without fallocate.
     return reserve
