@@ -11,10 +11,10 @@ from ophyd.signal import InternalSignal
 from ophyd.status import Status
 
 from stddaq.text import mismatch
-from stddaq_ophyd.core.acquisition import Settings
 from stddaq_ophyd.core.errors import SettingError
 from stddaq_ophyd.core.paths import PathInfo
 from stddaq_ophyd.core.run_counts import RunCounts
+from stddaq_ophyd.core.settings import Settings
 
 
 class _AtOnceSignal(Signal):

@@ -66,7 +66,8 @@ class DriverRun:
     ) -> None:
         """`options` are further fields of the driver's `start`; `device` begins every message."""
         self.paths = paths
-        self._device, self._url, self._options = device, url, dict(options)
+        self.url = url
+        self._device, self._options = device, dict(options)
         self._client, self._token = DriverClient(url, token=token), token
         self._cancelled = threading.Event()
         self._status: DriverStatus | None = None
@@ -130,7 +131,7 @@ class DriverRun:
         self._run_id = self._status.run_id
         self._is_open = True
         if self._run_id is not None:
-            self._owner = RunOwner(self._url, self._run_id)
+            self._owner = RunOwner(self.url, self._run_id)
 
     def _send_start(self) -> DriverStatus:
         return self._client.start(self.paths.directory, file_prefix=self.paths.prefix, **self._options)
@@ -138,7 +139,7 @@ class DriverRun:
     def _end_orphan(self) -> bool:
         """End the run of a killed process of this user. Return whether there was one."""
         run_id = self._client.status().run_id
-        if run_id is None or not is_orphan(self._url, run_id):
+        if run_id is None or not is_orphan(self.url, run_id):
             return False
         _log.warning("%s: ends the run %s of a process that was killed", self._device, run_id)
         self._client.stop()
@@ -282,7 +283,7 @@ class DriverRun:
 
     def _end_by_new_connection(self) -> None:
         """Connect again: the driver may still be there, with the run."""
-        with contextlib.suppress(DriverError), DriverClient(self._url, token=self._token) as client:
+        with contextlib.suppress(DriverError), DriverClient(self.url, token=self._token) as client:
             latest = client.latest
             if latest.is_busy and latest.run_id == self._run_id:
                 client.stop()
@@ -310,9 +311,9 @@ class DriverRun:
 
     def _failure(self, what: str, cause: BaseException | None = None) -> AcquisitionError:
         """Return the error to raise, and keep it if it is the first."""
-        why = f": {_words(cause, self._url)}" if cause is not None else ""
+        why = f": {_words(cause, self.url)}" if cause is not None else ""
         error = AcquisitionError(
-            f"{self._device}: {what}{why}; files {self.where}, driver {self._url} is {self.state}"
+            f"{self._device}: {what}{why}; files {self.where}, driver {self.url} is {self.state}"
         )
         self.error = self.error or error
         return error

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stddaq.text import mismatch
-from stddaq_ophyd.core.errors import AcquisitionError
+from stddaq_ophyd.core.errors import AcquisitionError, SettingError
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,16 @@ class DirectoryPaths(PathProvider):
     def __repr__(self) -> str:
         where = str(self._write) if self._read == self._write else f"{self._write}, read as {self._read}"
         return f"DirectoryPaths({where})"
+
+
+def provider_of(paths: PathProvider | str | Path) -> PathProvider:
+    """Return a provider of paths in a directory, or `paths` itself. Raises `SettingError`."""
+    if isinstance(paths, str | Path):
+        return DirectoryPaths(paths)
+    if not callable(paths):
+        expected = "a directory, or a function that returns a PathInfo"
+        raise SettingError(mismatch("paths", expected, repr(paths)))
+    return paths
 
 
 def _free(prefix: str, taken: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import h5py
@@ -13,6 +14,8 @@ import numpy as np
 from stddaq.errors import FileLayoutError
 from stddaq.files.growing_run import Images
 from stddaq.files.opening import damage_named, open_file
+from stddaq.text import mismatch
+from stddaq_ophyd.core.errors import SettingError
 
 # Rows and columns of a region: first row, last row (not included), first column, last column (not included).
 Region = tuple[int, int, int, int]
@@ -48,3 +51,18 @@ def scalars_of(images: Images, regions: Mapping[str, Region]) -> Scalars:
                 for name, (top, bottom, left, right) in regions.items():
                     sums[name] += float(pixels[top:bottom, left:right].sum(dtype=np.float64))
     return Scalars(total / max(1, n_pixels), sums)
+
+
+def checked_region(device: str, name: str, region: Region) -> Region:
+    """Return a region. Raises `SettingError` when it is none."""
+    numbers = tuple(region)
+    if len(numbers) != 4 or not all(isinstance(number, Integral) and number >= 0 for number in numbers):
+        raise SettingError(
+            mismatch(f"{device}: region {name}", "four whole numbers: rows, columns", repr(region))
+        )
+    top, bottom, left, right = map(int, numbers)
+    if not (name.isidentifier() and top < bottom and left < right):
+        raise SettingError(
+            mismatch(f"{device}: region {name}", "a name of letters, and rows and columns", repr(region))
+        )
+    return top, bottom, left, right

@@ -1,0 +1,69 @@
+"""Fill a queue of images from the files of a driver run, while they grow or after they are closed."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from stddaq.files.growing_run import in_order, of_closed_run
+from stddaq.files.run import read_run
+from stddaq.text import mismatch
+from stddaq_ophyd.core.driver_run import DriverRun
+from stddaq_ophyd.core.errors import AcquisitionError
+from stddaq_ophyd.core.ready_images import ReadyImages
+from stddaq_ophyd.core.run_counts import RunCounts
+
+# Between two looks at growing files; a writer flushes within a few milliseconds.
+SETTLE_PERIOD_S = 0.01
+
+
+def feed_from_growing(run: DriverRun, images: ReadyImages, counts: RunCounts) -> None:
+    """Feed the queue with what is readable; the driver had sent `counts` before.
+
+    Afterwards the queue is not ordered when only closed files can show the order.
+    """
+    growing = run.growing_files
+    if growing is not None:
+        rows = images.next_rows
+        images.feed(in_order(growing.files, rows, growing.ids(rows, counts.rows)), counts)
+
+
+def feed_from_closed(
+    run: DriverRun,
+    images: ReadyImages,
+    n_images: int,
+    device: str,
+    guard: AbstractContextManager[Any],
+) -> None:
+    """Close the run, and complete the queue, which `guard` guards, with `n_images` from its files.
+
+    Raises `AcquisitionError` when the run failed or has fewer, `FileLayoutError` when a file cannot be read.
+    """
+    run.close()
+    if run.error is not None:
+        raise run.error
+    closed = of_closed_run(read_run(run.raw_files), images.next_rows)
+    with guard:
+        images.feed_closed(closed)
+    if images.n_ready < n_images:
+        early = f" after {images.n_early} of an earlier trigger" if images.n_early else ""
+        raise AcquisitionError(
+            mismatch(device, f"{n_images} images in {run.where}", f"{images.n_ready}{early}")
+        )
+
+
+def check_bad(
+    run: DriverRun, before: RunCounts, after: RunCounts, n_images: int, device: str, *, allow_bad: bool
+) -> None:
+    """Raise `AcquisitionError` when bad images are among those after `before`, unless they are allowed."""
+    bad = after.bad_since(before)
+    if bad and not allow_bad:
+        found = ", ".join(f"{n} {kind}" for kind, n in bad.items())
+        raise AcquisitionError(
+            mismatch(
+                device,
+                f"{n_images} good images",
+                f"{found} among them",
+                f"files {run.where}, driver {run.url} is {run.state}; allow_bad = 1 accepts them",
+            )
+        )

@@ -1,0 +1,22 @@
+"""How images are taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How images are taken.
+
+    Attributes:
+        images_per_event: images of one point, or of one event of a flight.
+        timeout: seconds in which the images of a point must come; in a flight, each image after the last.
+        allow_bad: whether damaged, overwritten, failed and skipped images are accepted.
+        publish_live: whether images may be published before their files are closed.
+    """
+
+    images_per_event: int
+    timeout: float
+    allow_bad: bool = False
+    publish_live: bool = True
