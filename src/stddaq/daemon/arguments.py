@@ -22,10 +22,10 @@ REFUSED = 2
 MAX_SECONDS = 1e6
 
 
-def refuse(program: str, reason: object) -> NoReturn:
-    """Exit with code 2 and one line on standard error."""
+def refuse(program: str, reason: object, code: int = REFUSED) -> NoReturn:
+    """Exit with code 2, or `code`, and one line on standard error."""
     print(f"{program}: error: {escaped(' '.join(str(reason).split()))}", file=sys.stderr)
-    raise SystemExit(REFUSED)
+    raise SystemExit(code)
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -24,12 +24,18 @@ COMPRESSION_OF_SUFFIX = {"h5bitshuffle-lz4": pb.h5bitshuffle_lz4, "blosc2": pb.b
 # Metadata streams whose images are in the ring buffer of another suffix.
 RING_OF_STREAM = {"filter": "image", "delay": "image"}
 
-_DTYPE_CODE = {"<u1": 1, "|u1": 1, "<u2": 2, "<u4": 4, "<f4": 24}
+_DTYPE_CODE = {"|u1": 1, "<u2": 2, "<u4": 4, "<f4": 24}
+_DTYPE = {code: np.dtype(name) for name, code in _DTYPE_CODE.items()}
 
 
 def dtype_code(dtype: np.dtype) -> int:
     """Return the `ImageMetadataDtype` of a pixel type."""
     return _DTYPE_CODE[dtype.str]
+
+
+def dtype_of(code: int) -> np.dtype:
+    """Return the pixel type of an `ImageMetadataDtype`."""
+    return _DTYPE[code]
 
 
 def ring_suffix(stream_suffix: str) -> str:

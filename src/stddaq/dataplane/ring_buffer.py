@@ -25,7 +25,7 @@ from types import TracebackType
 import numpy as np
 
 from stddaq.config import DetectorConfig
-from stddaq.dataplane.metadata import dtype_code, ring_suffix
+from stddaq.dataplane.metadata import dtype_code, dtype_of, ring_suffix
 from stddaq.dataplane.shared_segment import (
     POLL_PERIOD_S,
     SHM_DIRECTORY,
@@ -106,18 +106,26 @@ class RingBuffer:
         suffix_code: upper bits of its sequence numbers.
     """
 
-    def __init__(self, config: DetectorConfig, suffix: str, *, as_source: bool = False) -> None:
+    def __init__(
+        self,
+        config: DetectorConfig,
+        suffix: str,
+        *,
+        as_source: bool = False,
+        geometry: RingGeometry | None = None,
+    ) -> None:
         """Attach to the ring of `suffix` (a ring's or a metadata stream's), or create it.
 
-        With `as_source`, be the only source until `close` or the end of the process. Raises `EndpointError`
-        when another process is the source, and `GeometryError` when the ring has another geometry.
+        With `as_source`, be the only source until `close` or the end of the process. `geometry` is that of
+        the configuration's images by default. Raises `EndpointError` when another process is the source, and
+        `GeometryError` when the ring has another geometry.
         """
-        self.geometry = RingGeometry.of(config)
+        self.geometry = geometry = geometry or RingGeometry.of(config)
         suffix = ring_suffix(suffix)
         self.name = f"{config.detector_name}-{suffix}"
         self.suffix_code = suffix_code(suffix)
         self._path = SHM_DIRECTORY / self.name
-        self.shape, self.dtype = config.image_shape, config.dtype
+        self.shape, self.dtype = (geometry.height, geometry.width), dtype_of(geometry.dtype)
         self._image_bytes, self._n_slots = self.geometry.image_bytes, self.geometry.n_slots
         self._is_attached = False
         self._attach()
@@ -302,6 +310,10 @@ class RingBuffer:
     def holds(self, image_id: int, sequence: int) -> bool:
         """Return whether the slot of `image_id` holds the complete image of number `sequence`."""
         return self._stamps[image_id % self._n_slots] == sequence
+
+    def stamp(self, image_id: int) -> int:
+        """Return the sequence number in the cursor of the slot of `image_id`; 0: none, or being written."""
+        return self._stamps[image_id % self._n_slots]
 
     def is_written(self, image_id: int) -> bool:
         """Return whether a source has written to the slot of `image_id` since the ring was made.

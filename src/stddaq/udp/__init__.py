@@ -1,0 +1,1 @@
+"""Detectors that send UDP packets: receivers of modules, converters, and the module synchroniser."""

@@ -1,0 +1,186 @@
+"""The frames of one module between its receiver and its converter: a ring buffer, and a stream of messages.
+
+The ring `<detector_name>-<module>` has 1000 slots; frame `id` is in slot `id % 1000`. The stream of the same
+name (PUB, SUB) announces each frame with a message of 64 bytes (see `frame_message`). A cursor stands beside
+the ring, as beside every ring of stddaq, so that a converter notices when its slot was overwritten.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import TracebackType
+
+import numpy as np
+import zmq
+
+from stddaq.config import DetectorConfig
+from stddaq.daemon.log import logger
+from stddaq.dataplane.connections import open_socket
+from stddaq.dataplane.endpoints import metadata_stream
+from stddaq.dataplane.ipc_sockets import CHECK_PERIOD_S, Connection
+from stddaq.dataplane.metadata_publisher import MetadataPublisher
+from stddaq.dataplane.ring_buffer import RingBuffer, RingGeometry
+from stddaq.udp.frame_message import frame_layout, parse_frame
+from stddaq.udp.geometry import frame_bytes
+
+FRAME_SLOTS = 1000
+_SEQUENCE_MASK = 2**32 - 1
+_UINT8 = 1
+
+
+def _attach(config: DetectorConfig, module: int, *, as_source: bool) -> RingBuffer:
+    n_bytes = frame_bytes(config)
+    geometry = RingGeometry(n_bytes, FRAME_SLOTS, 1, n_bytes, _UINT8)
+    return RingBuffer(config, str(module), as_source=as_source, geometry=geometry)
+
+
+class FramePublisher:
+    """The receiver's end: it owns the ring's writing side and the bound socket, and waits for no converter.
+
+    Attributes:
+        endpoint: where the frames are announced.
+        socket: XPUB socket; becomes readable when the subscriptions change.
+        n_published: frames announced so far.
+    """
+
+    def __init__(self, config: DetectorConfig, module: int) -> None:
+        """Bind the stream and attach to the ring of a module.
+
+        Raise `EndpointError` when another receiver has the module, `GeometryError` when the ring has other
+        slots, or there is no memory for it.
+        """
+        self._config, self._module = config, module
+        self.n_published = 0
+        self._stream = MetadataPublisher(config, str(module))
+        self.endpoint, self.socket = self._stream.endpoint, self._stream.socket
+        try:
+            self._attach()
+        except BaseException:
+            self._stream.close()
+            raise
+        self._check_at = 0.0
+
+    def _attach(self) -> None:
+        ring = _attach(self._config, self._module, as_source=True)
+        n_bytes = ring.geometry.image_bytes
+        self._slots = np.frombuffer(ring.memory[: FRAME_SLOTS * n_bytes], np.uint8).reshape(-1, n_bytes)
+        self._ring = ring
+
+    def check(self) -> int:
+        """Mend what was removed from outside, once a second. Return the number of subscribers.
+
+        Raise `GeometryError` or `EndpointError` if another service has taken the ring's place.
+        """
+        now = time.monotonic()
+        if now >= self._check_at:
+            self._check_at = now + CHECK_PERIOD_S
+            if not self._ring.is_current():
+                logger.warning("the frame ring %s was removed, attaching to a new one", self._ring.name)
+                removed = self._ring
+                self._attach()
+                self._ring.continue_from(removed)
+                removed.close()
+        return self._stream.count_subscribers()
+
+    def begin(self, frame_id: int) -> np.ndarray:
+        """Open the slot of a frame: an array of bytes to fill. Converters do not trust it until `commit`."""
+        self._ring.begin(frame_id)
+        return self._slots[frame_id % FRAME_SLOTS]
+
+    def commit(self, message: np.ndarray) -> None:
+        """Announce the frame put into its slot since `begin`, and set `sequence` of its message.
+
+        `message` is a 0-dimensional array of `frame_layout`.
+        """
+        # 0 means that there is no number.
+        while not (sequence := self._ring.commit(int(message["id"])) & _SEQUENCE_MASK):
+            self._ring.begin(int(message["id"]))
+        message["sequence"] = sequence
+        self._stream.socket.send(message.tobytes())
+        self.n_published += 1
+
+    def close(self) -> None:
+        """Deliver announcements on their way, for up to a second; release the socket and the ring."""
+        self._stream.close()
+        del self._slots
+        self._ring.close()
+
+    def __enter__(self) -> FramePublisher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class FrameSubscriber:
+    """The converter's end: announced frames, and their bytes in the ring.
+
+    Attributes:
+        socket: SUB socket, for pollers.
+        n_malformed: messages that announce no frame.
+    """
+
+    def __init__(self, config: DetectorConfig, module: int) -> None:
+        """Attach to the ring of a module and subscribe. Raise `EndpointError` and `GeometryError`."""
+        self._config, self._module = config, module
+        self._layout = frame_layout(config.detector_type)
+        self.n_malformed = 0
+        self._attach()
+        self._context = zmq.Context()
+        self.socket = open_socket(self._context, zmq.SUB)
+        self.socket.subscribe(b"")
+        self._connection = Connection(self.socket, metadata_stream(config.detector_name, str(module)))
+        self._check_at = 0.0
+
+    def _attach(self) -> None:
+        self._ring = _attach(self._config, self._module, as_source=False)
+
+    def receive(self, limit: int) -> Iterator[np.ndarray]:
+        """Yield the messages of the frames that were announced, at most `limit`: 0-dimensional arrays.
+
+        The array is read-only; `tobytes` gives the message with all its 64 bytes.
+        """
+        for _ in range(limit):
+            try:
+                message = parse_frame(self.socket.recv(zmq.NOBLOCK), self._layout)
+            except zmq.Again:
+                return
+            if message is None:
+                self.n_malformed += 1
+            else:
+                yield message
+
+    def frame(self, frame_id: int) -> np.ndarray:
+        """Return the slot of a frame as an array of bytes, not copied. Release it before `check`."""
+        return np.frombuffer(self._ring.slot(frame_id), np.uint8)
+
+    def holds(self, message: np.ndarray) -> bool:
+        """Return whether the slot holds the complete frame of a message. Call it before and after a copy.
+
+        A message without `sequence`, of a C++ receiver, says nothing: True.
+        """
+        sequence = int(message["sequence"])
+        return not sequence or self._ring.stamp(int(message["id"])) & _SEQUENCE_MASK == sequence
+
+    def check(self) -> None:
+        """Attach to a new ring if this one was removed, and log why the receiver refuses the connection.
+
+        Call it at least once a second, while no frame is in use.
+        """
+        self._connection.check()
+        now = time.monotonic()
+        if now >= self._check_at:
+            self._check_at = now + CHECK_PERIOD_S
+            if not self._ring.is_current():
+                logger.warning("the frame ring %s was removed, attaching to a new one", self._ring.name)
+                removed = self._ring
+                self._attach()
+                removed.close()
+
+    def close(self) -> None:
+        """Unsubscribe and detach."""
+        self._context.destroy(linger=0)
+        self._ring.close()
