@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.data.raw_files import RunSpec, pixels, stream, write_run
 from support.peers.debian_hdf5 import DebianHdf5
 from support.processes.deployment import wait_until
 from support.processes.recording import MakeRig, Rig, assert_saved, images_of
 
 from stddaq.client import RunFailedError
+from stddaq.files.master_file import create_master_file
 from stddaq.files.repair import repair
+from stddaq.files.virtual import MAX_SINGLE_STRETCHES
 
 
 @pytest.fixture
@@ -51,6 +54,25 @@ def test_a_repaired_file_is_read_by_an_older_hdf5(rig: Rig, debian: DebianHdf5):
     (raw,) = debian.read(path)
     group = rig.deployment.detector_name
     np.testing.assert_array_equal(raw[f"{group}/data"], [image.pixels for image in images[::2]])
+
+
+@pytest.mark.external
+@pytest.mark.parametrize("n_writers", [1, 2])
+def test_a_master_file_with_many_gaps_is_read_by_an_older_hdf5(
+    tmp_path: Path, debian: DebianHdf5, n_writers: int
+):
+    """More gaps than it maps one by one: HDF5 stores unions of hyperslabs."""
+    images = stream([i for i in range(4 * MAX_SINGLE_STRETCHES * 7) if i % 7 < 3 or i % 11 < 2])
+    spec = RunSpec(n_writers=n_writers, metadata_file=True)
+    raw, meta = write_run(tmp_path, images, spec), tmp_path / "fileMeta.h5"
+    made = create_master_file(tmp_path / "fileMaster.h5", raw, metadata_file=meta)
+    assert made.n_gaps > 2 * MAX_SINGLE_STRETCHES
+    assert made.n_mappings < made.n_gaps / 10
+    (master,) = debian.read(made.path)
+    ids = [image.image_id for image in images]
+    np.testing.assert_array_equal(master["entry/data/data"], pixels(images))
+    assert master["entry/data/metadata"]["image_id"] == ids
+    assert master["entry/instrument/detector/metadata"]["image_id"] == ids
 
 
 def test_every_file_is_written_in_the_stated_format(rig: Rig):

@@ -15,6 +15,8 @@ import h5py
 import hdf5plugin
 import numpy as np
 
+from stddaq.files.file_format import FILE_FORMAT
+
 ROW = np.dtype([("image_id", "<u8"), ("status", "<u8")])
 EPOCH_ROW = np.dtype([("first_row", "<u8"), ("epoch", "<u8")])
 GF_ROW = np.dtype(
@@ -91,7 +93,7 @@ def write_run(directory: Path, images: Sequence[Image], spec: RunSpec | None = N
 def write_raw_file(path: Path, images: Sequence[Image], spec: RunSpec, writer: int = 0) -> None:
     """Write one raw file; those of C++ writers have no attributes."""
     rows = np.array([(image.image_id, 1) for image in images], ROW)
-    with h5py.File(path, "w", libver="latest" if spec.by_stddaq else "earliest") as file:
+    with h5py.File(path, "w", libver=FILE_FORMAT if spec.by_stddaq else "earliest") as file:
         group = file.create_group(spec.detector)
         data = group.create_dataset(
             "data",
@@ -116,7 +118,7 @@ def write_metadata_file(path: Path, images: Sequence[Image], spec: RunSpec) -> N
     rows = np.zeros(len(images), GF_ROW)
     rows["image_id"] = [image.image_id for image in images]
     rows["frame_timestamp"] = np.arange(len(images)) + 1000
-    with h5py.File(path, "w", libver="latest") as file:
+    with h5py.File(path, "w", libver=FILE_FORMAT) as file:
         group = file.create_group(spec.detector)
         group.create_dataset("metadata", data=rows, maxshape=(None,), chunks=(64,))
         if spec.by_stddaq:

@@ -173,12 +173,18 @@ class Deployment:
     """One detector: its configuration, its ipc directory, and the services started for it."""
 
     def __init__(
-        self, directory: Path, *, user: int | None = None, preloaded: bool = True, **overrides: Any
+        self,
+        directory: Path,
+        *,
+        user: int | None = None,
+        preloaded: bool = True,
+        env: Mapping[str, str] | None = None,
+        **overrides: Any,
     ) -> None:
         """Write the configuration into `directory`; `overrides` as for `make_config`.
 
         Services run as the uid `user`, which needs root, or by default as the caller. Services that are not
-        `preloaded` share no memory with each other.
+        `preloaded` share no memory with each other. `env` is added to their environment.
         """
         self.config = make_config(**overrides)
         self.detector_name: str = self.config["detector_name"]
@@ -197,6 +203,7 @@ class Deployment:
             "PYTHONUNBUFFERED": "1",
             # Services do no linear algebra, but starting its threads takes a fifth of their start time.
             "OPENBLAS_NUM_THREADS": "1",
+            **(env or {}),
         }
         self.services: list[Service] = []
 

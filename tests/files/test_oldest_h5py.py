@@ -1,0 +1,72 @@
+"""stddaq works with the oldest h5py that it allows, whose HDF5 is older than that of this environment."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import h5py
+import pytest
+from support.peers.oldest_h5py import oldest_h5py, run_python
+from support.processes.recording import REPOSITORY, MakeRig, assert_saved, images_of
+
+pytestmark = pytest.mark.external
+
+
+def test_it_is_the_lower_bound_of_the_dependency():
+    bound = re.search(r'"h5py>=([0-9.]+)"', (REPOSITORY / "pyproject.toml").read_text())
+    assert bound
+    version = run_python("-c", "import h5py; print(h5py.__version__)", timeout=30.0).strip()
+    assert (version + ".").startswith(bound[1] + ".")
+    assert version != h5py.__version__
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "tests/files",
+        "tests/faults/test_repair.py",
+        "tests/writing/test_compressed_sources.py",
+        "tests/writing/test_reading_while_writing.py",
+    ],
+)
+@pytest.mark.timeout(400)
+def test_it_passes_the_tests_that_write_read_and_repair(tests: str, tmp_path: Path):
+    report = run_python(
+        *("-m", "pytest", "-q", "-n", 0, "-m", "not external", f"--basetemp={tmp_path / 'inner'}"),
+        *("-p", "no:cacheprovider", REPOSITORY / tests),
+        timeout=380.0,
+    )
+    assert re.search(r"\d+ passed", report)
+    assert "failed" not in report
+
+
+def test_what_it_writes_is_read_by_the_h5py_of_this_environment(make_rig: MakeRig):
+    rig = make_rig(driver=["-m"], preloaded=False, env=oldest_h5py())
+    rig.deployment.start("std_det_meta_writer_gf")
+    for writer in rig.writers:
+        assert "oldest-h5py" in libraries(writer.pid)
+    # More gaps than a master file maps one by one.
+    images = images_of(i for i in range(1000) if i % 7 < 3 or i % 11 < 2)
+    assert_saved(rig.record(images), images)
+
+
+def test_what_the_h5py_of_this_environment_writes_is_read_by_it(make_rig: MakeRig):
+    rig = make_rig()
+    images = images_of(i for i in range(1000) if i % 7 < 3 or i % 11 < 2)
+    assert_saved(rig.record(images), images)
+    read = """
+import sys
+from support.processes.recording import assert_master_file_holds, assert_raw_files_hold, images_of
+from pathlib import Path
+images = images_of(i for i in range(1000) if i % 7 < 3 or i % 11 < 2)
+directory = Path(sys.argv[1])
+assert_raw_files_hold([directory / "file0.h5", directory / "file1.h5"], images)
+assert_master_file_holds(directory / "fileMaster.h5", images)
+"""
+    program = f"import sys; sys.path.insert(0, {str(REPOSITORY / 'tests')!r})\n{read}"
+    run_python("-c", program, rig.directory, timeout=60.0)
+
+
+def libraries(pid: int) -> str:
+    return Path(f"/proc/{pid}/maps").read_text()
