@@ -95,6 +95,14 @@ def test_repair_closes_the_file_of_a_killed_writer(real_driver: RealDriver, dire
         assert isinstance(data, h5py.Dataset)
         assert len(data) > 10
         assert f"{len(data)} images" in repair.stdout[0]
+    checked = re.search(
+        r"not open for writing in (\d+) of (\d+) processes .* cannot be seen", repair.stdout[1]
+    )
+    assert checked
+    assert 1 < int(checked[1]) <= int(checked[2])
+    again = stddaq(real_driver, "repair", directory / "file0.h5")
+    assert again.wait() == 0
+    assert len(again.stdout) == 1
 
 
 def test_a_prefix_with_a_directory_is_found(real_driver: RealDriver, directory: Path):

@@ -87,12 +87,43 @@ def test_a_writer_whose_storage_does_not_respond(
     storage.wait_for_a_call()
     ended = end(rig.writers[0])
     assert "blocked for 1.4 s after a signal to end" in rig.writers[0].stdout[-1]
+    assert f"{rig.deployment.detector_name}-writer-0" not in rig.deployment.sockets()
     with pytest.raises(RunFailedError, match="writer 0 exited"):
         rig.client.wait_until_saved(10)
     rig.restart_writer(0)
     images = images_of(range(20))
     assert_saved(rig.record(images, overwrite=True), images)
     seen(f"{ended}; error: writer 0 exited; next run perfect")
+
+
+@pytest.mark.fault(
+    fault="storage does not respond while a writer makes the master file; SIGTERM",
+    state="saving",
+    promise="exit code 0 within 2 s, no process or socket is left; error that names it; next run perfect",
+)
+def test_a_writer_whose_master_file_is_not_made(make_rig: MakeRig, storage: Storage, seen: Seen) -> None:
+    rig = make_rig(writers=False, number_of_writers=1)
+    function = "stddaq.writing.writer.loop:create_as_requested"
+    rig.writers = [writer] = [storage.start(rig.deployment, function, "std_det_writer", 0)]
+    storage.stop_responding()
+    rig.begin(n_image=5)
+    rig.publish(images_of(range(5)))
+    storage.wait_for_a_call()
+    (child,) = children_of(writer.pid)
+    ended = end(writer)
+    assert not Path(f"/proc/{child}").exists()
+    assert f"{rig.deployment.detector_name}-writer-0" not in rig.deployment.sockets()
+    with pytest.raises(RunFailedError, match="writer 0"):
+        rig.client.wait_until_saved(10)
+    reason = rig.account()["reason"]
+    rig.restart_writer(0)
+    images = images_of(range(20))
+    assert_saved(rig.record(images, overwrite=True), images)
+    seen(f"{ended}; error: {reason.partition(';')[0]}; next run perfect")
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_metadata_writer_whose_storage_does_not_respond(make_rig: MakeRig, storage: Storage) -> None:

@@ -23,7 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from stddaq.errors import StdDaqError
-    from stddaq.files.repair import repair
+    from stddaq.files.repair import limits_of_the_check, repair, visible_processes
     from stddaq.text import escaped, os_error_text
 
     if args.last_run == bool(args.files):
@@ -31,20 +31,24 @@ def run(args: argparse.Namespace) -> int:
         return 2
     if args.last_run:
         return _repair_run(args.url)
-    code = 0
+    code, n_repaired = 0, 0
     for name in args.files:
         try:
-            print(escaped(str(repair(Path(name)))))
+            result = repair(Path(name))
+            print(escaped(str(result)))
+            n_repaired += result.repaired
         except (StdDaqError, OSError) as error:
             reason = os_error_text(error) if isinstance(error, OSError) else error
             print(f"stddaq repair: error: {escaped(str(reason))}", file=sys.stderr)
             code = 2
+    if n_repaired:
+        print(limits_of_the_check(visible_processes()))
     return code
 
 
 def _repair_run(url: str) -> int:
     from stddaq.client import DriverClient
-    from stddaq.files.repair import RepairResult
+    from stddaq.files.repair import RepairResult, limits_of_the_check
     from stddaq.text import escaped
 
     with DriverClient(url) as driver:
@@ -58,4 +62,6 @@ def _repair_run(url: str) -> int:
             code = 2
         else:
             print(RepairResult(Path(result["path"]), result["n_images"], result["n_cut"], result["repaired"]))
+    if any(result["repaired"] for result in results):
+        print(limits_of_the_check("a process that the driver can see"))
     return code

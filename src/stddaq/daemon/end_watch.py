@@ -10,7 +10,6 @@ handler in a thread that waits uninterruptibly.
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stddaq.daemon import log
+from stddaq.daemon.forced_exit import exit_now
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ def _watch() -> None:
         blocked_s = blocked_s + min(now - sampled_at, 2 * PERIOD_S) if activity == before else 0.0
         before, sampled_at = activity, now
     log.logger.warning("blocked for %.1f s after a signal to end: exiting; files may be unclosed", BLOCKED_S)
-    os._exit(0)
+    exit_now(0)
 
 
 def _activity(thread: Path) -> object:

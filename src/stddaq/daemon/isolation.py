@@ -37,11 +37,15 @@ from stddaq.text import mismatch
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from stddaq.daemon.main import StopRequest
+
 T = TypeVar("T")
 
 MAX_ANSWER_BYTES = 64 * 2**20
 # Time from SIGTERM, on which a function may remove incomplete files, to SIGKILL.
 TERMINATION_TIMEOUT_S = 0.5
+# Time from a signal to end the daemon to that SIGTERM: a daemon ends within 2 s.
+STOP_TIMEOUT_S = 0.3
 
 
 class CrashError(StdDaqError, RuntimeError):
@@ -67,11 +71,14 @@ async def run_in_thread(function: Callable[[], T], timeout: float, where: str) -
     except TimeoutError:
         if future.done():
             raise  # The function itself raised it.
-        raise TimeoutError(_no_answer(where, timeout)) from None
+        raise TimeoutError(mismatch(where, f"an answer within {timeout:g} s", "none")) from None
 
 
-def run_in_fork(function: Callable[[], T], timeout: float, where: str) -> T:
-    """Run `function` in a fork of this process, which must have no threads that hold locks."""
+def run_in_fork(function: Callable[[], T], timeout: float, where: str, stop: StopRequest | None = None) -> T:
+    """Run `function` in a fork of this process, which must have no threads that hold locks.
+
+    After a signal to end this daemon (`stop`) the timeout is `STOP_TIMEOUT_S`.
+    """
     read, write = os.pipe()
     end_with_caller = end_with_parent(signal.SIGKILL)
     with warnings.catch_warnings():
@@ -88,7 +95,7 @@ def run_in_fork(function: Callable[[], T], timeout: float, where: str) -> T:
         finally:
             os._exit(1)
     os.close(write)
-    return _Child(pid, read, timeout, where).result()
+    return _Child(pid, read, timeout, where, stop=stop).result()
 
 
 def run_in_process(
@@ -181,8 +188,10 @@ class _Child(Generic[T]):
         timeout: float,
         where: str,
         process: subprocess.Popen[bytes] | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
-        self._pid, self._pipe, self._timeout, self._where, self._process = pid, pipe, timeout, where, process
+        self._pid, self._pipe, self._where, self._process, self._stop = pid, pipe, where, process, stop
+        self._limit = f"an answer within {timeout:g} s"
         self._deadline = time.monotonic() + timeout
         self._exit_code: int | None = None
 
@@ -215,7 +224,14 @@ class _Child(Generic[T]):
         answer = bytearray()
         poller = select.poll()  # select() refuses descriptors beyond 1023.
         poller.register(self._pipe, select.POLLIN)
-        while poller.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
+        if self._stop:
+            poller.register(self._stop, select.POLLIN)
+        while ready := poller.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
+            if self._stop and any(descriptor != self._pipe for descriptor, _ in ready):
+                if self._stop.poll():
+                    poller.unregister(self._stop)
+                    self._shorten()
+                continue
             part = os.read(self._pipe, 65536)
             if not part:
                 return bytes(answer)
@@ -224,7 +240,13 @@ class _Child(Generic[T]):
                 raise CrashError(
                     mismatch(self._where, f"an answer of up to {MAX_ANSWER_BYTES} bytes", "more")
                 )
-        raise TimeoutError(_no_answer(self._where, self._timeout))
+        raise TimeoutError(mismatch(self._where, self._limit, "none"))
+
+    def _shorten(self) -> None:
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        if deadline < self._deadline:
+            self._deadline = deadline
+            self._limit = f"an answer within {STOP_TIMEOUT_S:g} s of the signal to end this service"
 
     def _end(self) -> None:
         """Wait for the end of the process. Give up if a file system delays it beyond SIGKILL."""
@@ -314,7 +336,3 @@ _PLAIN_CLASSES = {
     ("pathlib._local", "PosixPath"),  # Python 3.13
     ("numpy", "dtype"),
 }
-
-
-def _no_answer(where: str, timeout: float) -> str:
-    return mismatch(where, f"an answer within {timeout:g} s", "none")

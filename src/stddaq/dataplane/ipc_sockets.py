@@ -20,6 +20,7 @@ from pathlib import Path
 
 import zmq
 
+from stddaq.daemon.forced_exit import before_forced_exit
 from stddaq.daemon.log import logger
 from stddaq.dataplane.endpoints import IPC_DIRECTORY_VARIABLE
 from stddaq.dataplane.local_peers import (
@@ -51,6 +52,7 @@ class Binding:
         except BaseException:
             self._lock.close()
             raise
+        self._revoke_clean_up = before_forced_exit(self._remove_file)
 
     def _bind(self) -> None:
         try:
@@ -92,10 +94,14 @@ class Binding:
         """
         # The file first: while the lock is held, no other service binds there and owns the file.
         with contextlib.suppress(OSError):
-            if _inode(self._path) == self._inode:
-                self._path.unlink()
+            self._remove_file()
+        self._revoke_clean_up()
         self._socket.close()
         self._lock.close()
+
+    def _remove_file(self) -> None:
+        if _inode(self._path) == self._inode:
+            self._path.unlink()
 
 
 class Connection:

@@ -107,6 +107,22 @@ def _images_and_end(path: Path, size: int) -> tuple[int | None, int]:
         return n_images, _end_of_rows(path, opened.file, n_images or 0, size)
 
 
+def limits_of_the_check(processes: str) -> str:
+    """Return what `repair` has found out about writers, in `processes`, and what it cannot know."""
+    return (
+        f"checked: unchanged for {TOUCHED_WITHIN_S:g} s or more, no HDF5 lock, not open for writing in "
+        f"{processes}; a writer that is stopped in another container or on another host cannot be seen, and "
+        "damages the repaired file if it continues: if there is one, kill it"
+    )
+
+
+def visible_processes() -> str:
+    """Return how many processes `writers_of` looks into, in words."""
+    processes = list(Path("/proc").glob("[0-9]*/fd"))
+    n_visible = sum(os.access(descriptors, os.R_OK | os.X_OK) for descriptors in processes)
+    return f"{n_visible} of {len(processes)} processes of this host"
+
+
 def writers_of(path: Path) -> list[int]:
     """Return the ids of the processes with `path` open for writing that this user can see on this host."""
     status = path.stat()

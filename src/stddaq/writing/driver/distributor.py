@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon.batching import Batching
+from stddaq.daemon.forced_exit import exit_now
 from stddaq.dataplane import connections, endpoints
 from stddaq.dataplane.ipc_sockets import Connection
 from stddaq.dataplane.local_peers import accepts_connections
@@ -222,7 +223,7 @@ class Distributor:
         except BaseException:  # noqa: BLE001
             # The driver is useless without its data path; systemd or `stddaq up` restart it.
             log.logger.exception("the data path failed unexpectedly, the driver exits")
-            os._exit(CRASHED)
+            exit_now(CRASHED)
 
     def _work(self) -> None:
         poller = zmq.Poller()

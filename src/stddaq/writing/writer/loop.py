@@ -100,6 +100,7 @@ class WriterLoop:
         self._reports_progress = False
         self._reported = (0, 0)
         self._show_alive_at = 0.0
+        self._stop: StopRequest | None = None
 
     @property
     def _is_unfit(self) -> bool:
@@ -111,6 +112,7 @@ class WriterLoop:
 
         Return what the next process needs if HDF5 has failed in this one: end it without HDF5's clean-up.
         """
+        self._stop = stop
         poller = zmq.Poller()
         for source in (self._actions, self._monitor, stop.fileno()):
             poller.register(source, zmq.POLLIN)
@@ -308,7 +310,7 @@ class WriterLoop:
         try:
             # HDF5 may fail, or crash, when there is no space.
             create = functools.partial(create_as_requested, action, self._roots)
-            run_in_fork(create, MASTER_FILE_TIMEOUT_S, action.path)
+            run_in_fork(create, MASTER_FILE_TIMEOUT_S, action.path, self._stop)
         finally:
             self._user.return_to_self()
 
