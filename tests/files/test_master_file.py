@@ -1,4 +1,4 @@
-"""The master file, compared with a reference of a few lines, and its refusals."""
+"""The master file, compared with a reference of a few lines."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from silx.io.nxdata.parse import get_default
+from support.assertions.master_files import assert_refused, assert_shows
 from support.data.raw_files import (
-    EPOCH_ROW,
     Image,
     RunSpec,
     attributes,
@@ -35,25 +35,11 @@ from support.data.raw_files import (
 from stddaq.errors import FileLayoutError, OutputExistsError
 from stddaq.files.info import describe
 from stddaq.files.master_file import create_master_file
-from stddaq.files.nexus import ACCOUNT, DATA, DETECTOR, IMAGE_ID, IMAGE_METADATA
+from stddaq.files.nexus import ACCOUNT, DATA, IMAGE_METADATA
 from stddaq.files.raw_file import RawFile, RawLayout
 from stddaq.files.repair import repair
 from stddaq.files.virtual import stretches
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
-
-
-def check_shows(master: Path, images: list[Image], spec: RunSpec) -> None:
-    """Check that the file shows the run's images in order, pixel by pixel and row by row."""
-    ids = [image.image_id for image in images]
-    with h5py.File(master) as file:
-        np.testing.assert_array_equal(dataset(file, DATA)[()], pixels(images, spec.shape, spec.dtype))
-        assert (
-            dataset(file, IMAGE_METADATA)["image_id"].tolist() == ids == dataset(file, IMAGE_ID)[()].tolist()
-        )
-        assert (dataset(file, IMAGE_METADATA)["status"] == 1).all()
-        if spec.metadata_file:
-            assert dataset(file, f"{DETECTOR}/metadata")["image_id"].tolist() == ids
-
 
 increasing_ids = st.lists(st.integers(0, 60), unique=True, max_size=25).map(sorted)
 
@@ -87,7 +73,7 @@ def test_master_file_shows_every_image_in_order(
         meta = directory / "fileMeta.h5" if metadata_file else None
         summary = create_master_file(master, raw[::-1], metadata_file=meta)
         assert summary.n_images == len(images)
-        check_shows(master, images, spec)
+        assert_shows(master, images, spec)
         assert not [path.name for path in directory.iterdir() if path.name.startswith(".")]
 
 
@@ -112,7 +98,7 @@ def test_cpp_made_files_are_shown_in_order_or_refused(
             assert not (directory / "fileMaster.h5").exists()
             return
         assume(division == "arrival" or not any(image.epoch for image in images))
-        check_shows(directory / "fileMaster.h5", images, spec)
+        assert_shows(directory / "fileMaster.h5", images, spec)
 
 
 @pytest.mark.parametrize("division", ["image_id", "arrival"])
@@ -124,7 +110,7 @@ def test_restarted_dense_streams_are_shown_in_order(
     images = stream(range(n_images), range(n_images - 1))
     spec = RunSpec(n_writers=n_writers, division=division, by_stddaq=by_stddaq)
     create_master_file(tmp_path / "m.h5", write_run(tmp_path, images, spec))
-    check_shows(tmp_path / "m.h5", images, spec)
+    assert_shows(tmp_path / "m.h5", images, spec)
 
 
 @pytest.mark.parametrize("compression", [pb.none, pb.h5bitshuffle_lz4])
@@ -142,7 +128,7 @@ def test_files_of_stddaq_writers_are_shown_in_order(tmp_path: Path, division: st
             file.declare(image.image_id, 1)
         file.close(epochs(mine))
     create_master_file(tmp_path / "m.h5", raw)
-    check_shows(tmp_path / "m.h5", images, spec)
+    assert_shows(tmp_path / "m.h5", images, spec)
 
 
 def direct_chunk(image: np.ndarray) -> bytes:
@@ -161,9 +147,9 @@ def test_files_of_cpp_and_stddaq_writers_can_be_combined(tmp_path: Path, divisio
         cpp_made = replace(spec, by_stddaq=False)
         write_raw_file(raw[writer], divide(images, 3, division)[writer], cpp_made, writer)
         create_master_file(tmp_path / "m.h5", raw, metadata_file=tmp_path / "fileMeta.h5", overwrite=True)
-        check_shows(tmp_path / "m.h5", images, spec)
+        assert_shows(tmp_path / "m.h5", images, spec)
     (tmp_path / "m.h5").unlink()
-    refused(tmp_path, raw[:2], r"file2\.h5: is missing, the run has 3 writers")
+    assert_refused(tmp_path, raw[:2], r"file2\.h5: is missing, the run has 3 writers")
 
 
 @given(st.lists(st.integers(0, 200), unique=True).map(sorted))
@@ -199,7 +185,7 @@ def test_many_gaps_share_mappings(tmp_path: Path, division: str) -> None:
     summary = create_master_file(tmp_path / "m.h5", raw, metadata_file=tmp_path / "fileMeta.h5")
     assert summary.n_gaps > 1900
     assert summary.n_mappings < 50
-    check_shows(tmp_path / "m.h5", images, spec)
+    assert_shows(tmp_path / "m.h5", images, spec)
 
 
 @pytest.mark.parametrize("images", [stream([]), stream([5]), stream(range(5))])
@@ -207,7 +193,7 @@ def test_zero_one_and_few_images_are_shown(tmp_path: Path, images: list[Image]) 
     spec = RunSpec(n_writers=4)
     raw = write_run(tmp_path, images, spec)
     create_master_file(tmp_path / "fileMaster.h5", raw)
-    check_shows(tmp_path / "fileMaster.h5", images, spec)
+    assert_shows(tmp_path / "fileMaster.h5", images, spec)
 
 
 @pytest.mark.parametrize("compression", [bitshuffle, blosc2])
@@ -215,7 +201,7 @@ def test_compressed_images_are_shown(tmp_path: Path, compression) -> None:
     spec = RunSpec(filter=compression(), shape=(16, 16))
     raw = write_run(tmp_path, stream(range(9)), spec)
     create_master_file(tmp_path / "fileMaster.h5", raw)
-    check_shows(tmp_path / "fileMaster.h5", stream(range(9)), spec)
+    assert_shows(tmp_path / "fileMaster.h5", stream(range(9)), spec)
 
 
 def test_moved_directory_still_shows_its_images(tmp_path: Path) -> None:
@@ -225,7 +211,7 @@ def test_moved_directory_still_shows_its_images(tmp_path: Path) -> None:
     meta = tmp_path / "here" / f"{spec.prefix}Meta.h5"
     create_master_file(tmp_path / "here" / "m.h5", raw, metadata_file=meta)
     shutil.move(tmp_path / "here", tmp_path / "there")
-    check_shows(tmp_path / "there" / "m.h5", stream(range(9)), spec)
+    assert_shows(tmp_path / "there" / "m.h5", stream(range(9)), spec)
 
 
 def test_master_file_in_another_directory_shows_the_images(tmp_path: Path) -> None:
@@ -237,7 +223,7 @@ def test_master_file_in_another_directory_shows_the_images(tmp_path: Path) -> No
     (tmp_path / "moved").mkdir()
     shutil.move(tmp_path / "raw", tmp_path / "moved" / "raw")
     shutil.move(tmp_path / "out", tmp_path / "moved" / "out")
-    check_shows(tmp_path / "moved" / "out" / "deep" / "m.h5", stream(range(9)), RunSpec())
+    assert_shows(tmp_path / "moved" / "out" / "deep" / "m.h5", stream(range(9)), RunSpec())
 
 
 def test_silx_opens_on_the_images(tmp_path: Path) -> None:
@@ -269,7 +255,7 @@ def test_rows_beyond_metadata_are_not_shown(tmp_path: Path) -> None:
     with h5py.File(raw[1], "r+") as file:
         dataset(file, "det/data").resize(9, axis=0)
     create_master_file(tmp_path / "m.h5", raw)
-    check_shows(tmp_path / "m.h5", stream(range(10)), RunSpec())
+    assert_shows(tmp_path / "m.h5", stream(range(10)), RunSpec())
 
 
 def test_existing_file_is_kept_without_overwrite(tmp_path: Path) -> None:
@@ -280,112 +266,9 @@ def test_existing_file_is_kept_without_overwrite(tmp_path: Path) -> None:
         create_master_file(master, raw)
     assert master.read_text() == "mine"
     create_master_file(master, raw, overwrite=True)
-    check_shows(master, stream(range(9)), RunSpec())
+    assert_shows(master, stream(range(9)), RunSpec())
     with pytest.raises(OutputExistsError, match="is a raw file"):
         create_master_file(raw[0], raw, overwrite=True)
-
-
-def refused(directory: Path, raw: list[Path], match: str, metadata_file: Path | None = None) -> None:
-    """Check that the master file is refused with one line and leaves no file behind."""
-    before = sorted(directory.iterdir())
-    with pytest.raises(FileLayoutError, match=match) as caught:
-        create_master_file(directory / "m.h5", raw, metadata_file=metadata_file)
-    assert len(str(caught.value).splitlines()) == 1
-    assert sorted(directory.iterdir()) == before
-
-
-@pytest.mark.parametrize("by_stddaq", [True, False])
-def test_missing_raw_file_is_named(tmp_path: Path, by_stddaq: bool) -> None:
-    raw = write_run(tmp_path, stream(range(40)), RunSpec(n_writers=12, by_stddaq=by_stddaq))
-    refused(tmp_path, [*raw[:10], *raw[11:]], r"file10\.h5: is missing")
-    refused(tmp_path, raw[:11], r"file11\.h5: is missing")
-    raw[10].unlink()
-    refused(tmp_path, raw, r"file10\.h5: is missing")
-    refused(tmp_path, [], "raw files: expected at least one, got none")
-
-
-def test_short_data_is_named(tmp_path: Path) -> None:
-    raw = write_run(tmp_path, stream(range(9)))
-    with h5py.File(raw[1], "r+") as file:
-        dataset(file, "det/data").resize(2, axis=0)
-    refused(tmp_path, raw, r"file1\.h5: is short: /det/data holds 2 images, its metadata 4 rows")
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ({"shape": (3, 3)}, "image shape"),
-        ({"dtype": "<u4"}, "pixel type"),
-        ({"detector": "other"}, "detector_name"),
-        ({"run_id": "run-2"}, "run_id"),
-        ({"division": "arrival"}, "image_division"),
-        ({"n_writers": 3}, "number_of_writers"),
-    ],
-)
-def test_file_of_another_run_is_named(tmp_path: Path, change: dict[str, object], what: str) -> None:
-    raw = write_run(tmp_path, stream(range(9)))
-    write_raw_file(raw[1], stream([1, 3]), replace(RunSpec(), **change), 1)
-    refused(tmp_path, raw, rf"file1\.h5: is not of the same run as .*file0\.h5: {what}: expected .*, got ")
-
-
-def test_image_of_another_writer_is_named(tmp_path: Path) -> None:
-    raw = write_run(tmp_path, stream(range(9)))
-    write_raw_file(raw[1], stream([1, 4]), RunSpec(), 1)
-    refused(tmp_path, raw, r"file1\.h5: holds image 4, which belongs to writer 0 of 2")
-
-
-def test_image_that_occurs_twice_is_named(tmp_path: Path) -> None:
-    spec = RunSpec(division="arrival")
-    raw = write_run(tmp_path, stream(range(9)), spec)
-    write_raw_file(raw[1], stream([1, 4]), spec, 1)
-    refused(tmp_path, raw, r"file0\.h5 and .*file1\.h5: both hold image 4")
-
-
-def test_same_writer_twice_is_named(tmp_path: Path) -> None:
-    raw = write_run(tmp_path, stream(range(9)))
-    write_raw_file(raw[1], stream([0]), RunSpec(), 0)
-    refused(tmp_path, raw, r"file1\.h5: belongs to writer 0, as does .*file0\.h5")
-
-
-@pytest.mark.parametrize("content", [b"", b"no HDF5 at all"])
-def test_file_that_is_not_hdf5_is_named(tmp_path: Path, content: bytes) -> None:
-    raw = write_run(tmp_path, stream(range(9)))
-    raw[1].write_bytes(content)
-    refused(tmp_path, raw, r"file1\.h5: is not an HDF5 file")
-
-
-def test_truncated_file_is_named(tmp_path: Path) -> None:
-    raw = write_run(tmp_path, stream(range(9)))
-    raw[1].write_bytes(raw[1].read_bytes()[:-100])
-    refused(tmp_path, raw, r"file1\.h5: is truncated")
-
-
-def test_file_that_is_not_a_raw_file_is_named(tmp_path: Path) -> None:
-    raw = write_run(tmp_path, stream(range(9)))
-    with h5py.File(raw[1], "w") as file:
-        file["else"] = 1
-    refused(tmp_path, raw, r"file1\.h5: expected a raw file \(.*\), got /else")
-
-
-def test_file_that_is_being_written_is_named(tmp_path: Path) -> None:
-    raw = write_run(tmp_path, stream(range(9)))
-    with h5py.File(raw[1], "r+", libver="latest") as file:
-        file.swmr_mode = True
-        flagged = raw[1].read_bytes()
-    raw[1].write_bytes(flagged)
-    refused(tmp_path, raw, r"file1\.h5: was not closed: .*stddaq repair")
-
-
-def test_metadata_file_without_an_image_is_named(tmp_path: Path) -> None:
-    raw = write_run(tmp_path, stream(range(9)))
-    meta = tmp_path / "fileMeta.h5"
-    write_metadata_file(meta, stream([0, 1, 2, 4, 5, 6, 7, 8]), RunSpec())
-    refused(
-        tmp_path,
-        raw,
-        r"fileMeta\.h5: expected a row for each of the run's 9 images, got none for 1 .* first is image 3",
-        meta,
-    )
 
 
 def test_further_rows_in_the_metadata_file_are_ignored(tmp_path: Path) -> None:
@@ -395,38 +278,7 @@ def test_further_rows_in_the_metadata_file_are_ignored(tmp_path: Path) -> None:
     meta = tmp_path / "fileMeta.h5"
     write_metadata_file(meta, stream(range(9), range(9)), spec)
     create_master_file(tmp_path / "m.h5", raw, metadata_file=meta)
-    check_shows(tmp_path / "m.h5", stored, spec)
-
-
-def test_restarts_that_cpp_files_do_not_show_are_refused(tmp_path: Path) -> None:
-    spec = RunSpec(by_stddaq=False)
-    raw = spec.raw_paths(tmp_path)
-    write_raw_file(raw[0], stream([0, 2, 4], [2, 4]), spec, 0)
-    write_raw_file(raw[1], stream([1, 3, 5]), spec, 1)
-    refused(
-        tmp_path,
-        raw,
-        r"file1\.h5: restarts of the image ids: expected 1 as in .*file0\.h5, got 0; .* order .* is unknown",
-    )
-    # The metadata file shows all restarts.
-    images = [*stream(range(5)), Image(1, 2), Image(1, 4), Image(1, 5)]
-    raw = write_run(tmp_path, images, replace(spec, metadata_file=True))
-    create_master_file(tmp_path / "m.h5", raw, metadata_file=tmp_path / "fileMeta.h5")
-    check_shows(tmp_path / "m.h5", images, spec)
-
-
-def test_epochs_that_do_not_fit_the_ids_are_refused(tmp_path: Path) -> None:
-    raw = write_run(tmp_path, stream(range(9)))
-    with h5py.File(raw[1], "r+") as file:
-        dataset(file, "det/epochs").resize(2, axis=0)
-        dataset(file, "det/epochs")[:] = np.array([(3, 2), (1, 1)], EPOCH_ROW)
-    refused(tmp_path, raw, r"file1\.h5: /det/epochs: does not fit")
-
-
-def test_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    raw = write_run(tmp_path, stream(range(9)))
-    with pytest.raises(FileLayoutError, match=r"nowhere/m\.h5: cannot be written"):
-        create_master_file(tmp_path / "nowhere" / "m.h5", raw)
+    assert_shows(tmp_path / "m.h5", stored, spec)
 
 
 def test_lost_raw_file_shows_as_the_largest_value_and_undefined_status(tmp_path: Path) -> None:
@@ -443,12 +295,12 @@ def test_the_unused_rows_of_a_cpp_file_with_one_image_are_no_images(tmp_path: Pa
     with h5py.File(raw[1], "r+") as file:
         dataset(file, "det/metadata").resize(1048576, axis=0)
     master = create_master_file(tmp_path / "fileMaster.h5", raw)
-    check_shows(master.path, stream([0, 1, 2]), RunSpec(by_stddaq=False))
+    assert_shows(master.path, stream([0, 1, 2]), RunSpec(by_stddaq=False))
     assert describe(raw[1]).n_images == 1
     assert repair(raw[1]).n_images == 1
     with h5py.File(raw[1], "r+") as file:
         dataset(file, "det/metadata")[5] = (11, 1)
-    refused(tmp_path, raw, r"file1\.h5: is short")
+    assert_refused(tmp_path, raw, r"file1\.h5: is short")
 
 
 def test_files_without_a_division_are_ordered_by_id(tmp_path: Path) -> None:
@@ -460,4 +312,4 @@ def test_files_without_a_division_are_ordered_by_id(tmp_path: Path) -> None:
         with h5py.File(path, "r+") as file:
             for name in ("image_division", "run_id"):
                 del file["det"].attrs[name]
-    check_shows(create_master_file(tmp_path / "fileMaster.h5", raw).path, images, spec)
+    assert_shows(create_master_file(tmp_path / "fileMaster.h5", raw).path, images, spec)

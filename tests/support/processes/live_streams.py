@@ -17,6 +17,7 @@ from support.processes.deployment import Deployment, Service, free_port, wait_un
 from support.processes.recording import pixels_of
 
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.metadata import ImageMetadata, compression_of, dtype_code
 from stddaq.dataplane.metadata_publisher import MetadataPublisher
 from stddaq.dataplane.ring_buffer import RingBuffer
@@ -64,6 +65,22 @@ def start_live_stream(deployment: Deployment, *args: object, setting: object = F
     configs = deployment.config.get("live_stream_configs", {})
     deployment.write_config(live_stream_configs=configs | {address: setting})
     return LiveStreamService(deployment.start("std_live_stream", address, *args), address)
+
+
+def publish(publisher: ImagePublisher, deployment: Deployment, ids: range, **options: Any) -> None:
+    """Publish images whose pixels are `streamed_pixels` of their id."""
+    for image_id in ids:
+        publisher.publish(image_id, streamed_pixels(deployment, image_id), **options)
+
+
+def started(
+    deployment: Deployment, publisher: ImagePublisher, *args: object, **options: Any
+) -> LiveStreamService:
+    """Start a live stream. Return it when it receives every published image."""
+    n_before = publisher.count_subscribers()
+    stream = start_live_stream(deployment, *args, **options)
+    assert publisher.wait_for_subscribers(n_before + 1, 5)
+    return stream
 
 
 def start_viewer(deployment: Deployment, stream: LiveStreamService, slow: Path) -> Service:
