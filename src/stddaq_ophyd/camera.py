@@ -110,14 +110,10 @@ class SimulatedCamera(Device):
         """Publish a burst of `n_images`. Raises `AcquisitionError` when the simulator does not answer."""
         try:
             with self._guard:
-                client = self._connected()
-                # Another session may have changed them.
-                self._note(
-                    client.configure(
-                        rate=self.wanted.get("rate"), exposure_time=self.wanted.get("exposure_time")
-                    )
-                )
-                return Exposure(first_id=client.trigger(n_images).first_id)
+                # Another session may have changed the settings.
+                burst = self._connected().trigger(n_images, **self.wanted)
+                self._note(burst.state)
+                return Exposure(first_id=burst.first_id)
         except SimulatorError as error:
             raise AcquisitionError(f"{self.name}: {error}") from error
 

@@ -123,14 +123,16 @@ class StdDaqDetector(StagedDetector):
         self._note_scalars()
 
     def _note_scalars(self) -> None:
-        """Read the images of the point, unless neither their mean nor regions are wanted."""
-        acquisition = self._acquisition
-        if acquisition is None or (self.mean.kind is Kind.omitted and not self._regions.keys):
+        """Read the images of the point, as far as their mean and regions are wanted."""
+        acquisition, mean_is_wanted = self._acquisition, self.mean.kind is not Kind.omitted
+        if acquisition is None or not (mean_is_wanted or self._regions.keys):
             return
-        found = acquisition.scalars(self._regions.regions)
-        if found is not None:
+        found = acquisition.scalars(self._regions.regions, mean=mean_is_wanted)
+        if found is None:
+            return
+        if found.mean is not None:
             self.mean.put(found.mean, internal=True)
-            self._regions.values = found.sums
+        self._regions.values = found.sums
 
     @property
     def hints(self) -> dict[str, Any]:

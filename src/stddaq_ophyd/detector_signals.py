@@ -81,7 +81,10 @@ class DetectorSignals(Device):
         doc="damaged, overwritten, failed and skipped images since staging",
     )
     mean = Component(
-        InternalSignal, value=0.0, kind=Kind.hinted, doc="mean of all pixels of this point; omitted: not read"
+        InternalSignal,
+        value=0.0,
+        kind=Kind.hinted,
+        doc="mean of the pixels of the last image of this point; omitted: not read",
     )
     images_per_event = Component(
         _CountSignal, value=1, kind=Kind.config, doc="images of a point, or of an event of a flight"

@@ -17,7 +17,6 @@ from stddaq.client.simulator import (
     SimulatorClient,
     SimulatorNotReachableError,
     SimulatorRefusedError,
-    TriggeredBurst,
 )
 from stddaq.dataplane.endpoints import software_trigger
 from stddaq.sources.simulated.scenes import SCENE_KINDS, Scene, SceneKind
@@ -31,6 +30,12 @@ DETECTORS = {
     "one-pixel": {"image_pixel_height": 1, "image_pixel_width": 1},
 }
 END_TIMEOUT_S = 2.0
+
+
+def triggered(client: SimulatorClient, n_images: int | None = None) -> tuple[int, int]:
+    """Trigger a burst, and return its first id and number of images."""
+    burst = client.trigger(n_images)
+    return burst.first_id, burst.n_images
 
 
 @pytest.mark.parametrize("kind", SCENE_KINDS)
@@ -95,14 +100,26 @@ def test_one_trigger_is_one_burst(deployment: Deployment) -> None:
     with ImageReader(deployment) as reader, SimulatorClient(deployment.detector_name) as client:
         wait_until(lambda: client.status().n_subscribers == 1, what="the subscription")
         assert reader.receive_one(0.2) is None
-        assert client.trigger() == TriggeredBurst(first_id=0, n_images=4)
+        assert triggered(client) == (0, 4)
         assert [image.image_id for image in reader.receive(4)] == [0, 1, 2, 3]
-        assert client.trigger(2) == TriggeredBurst(first_id=4, n_images=2)
-        assert client.trigger(3) == TriggeredBurst(first_id=6, n_images=3)
+        assert triggered(client, 2) == (4, 2)
+        assert triggered(client, 3) == (6, 3)
         assert [image.image_id for image in reader.receive(5)] == [4, 5, 6, 7, 8]
         assert reader.receive_one(0.2) is None
         state = client.status()
         assert (state.n_published, state.next_id, state.n_pending, state.n_left) == (9, 9, 0, None)
+
+
+def test_a_trigger_may_change_settings_and_shows_them(deployment: Deployment) -> None:
+    start_source(deployment, "simulate", "--trigger", "--rate", 500)
+    with SimulatorClient(deployment.detector_name) as client:
+        state = client.trigger(1, exposure_time=0.5).state
+        assert (state.rate, state.exposure_time, state.next_id) == (500, 0.5, 0)
+        state = client.trigger(1, rate=100).state
+        assert (state.rate, state.exposure_time) == (100, 0.5)
+        with pytest.raises(SimulatorRefusedError, match="rate: "):
+            client.trigger(1, rate=-1)
+        assert (client.status().rate, client.status().next_id) == (100, 2)
 
 
 def test_ids_restart_on_request(deployment: Deployment) -> None:
@@ -143,7 +160,7 @@ def test_free_running_can_be_stopped_and_started(deployment: Deployment) -> None
             client.trigger()
         stopped = client.stop()
         assert not stopped.free_running
-        assert client.trigger(1) == TriggeredBurst(stopped.next_id, 1)
+        assert triggered(client, 1) == (stopped.next_id, 1)
         wait_until(lambda: client.status().n_published == stopped.n_published + 1, what="the image")
         assert client.start().free_running
         wait_until(lambda: client.status().n_published > stopped.n_published + 20, what="images")
@@ -182,7 +199,7 @@ def test_impossible_request_changes_nothing(deployment: Deployment) -> None:
         with pytest.raises(SimulatorRefusedError, match="first_id: expected 0 to 16777215 for this detector"):
             client.rearm(2**24)
         assert client.status().next_id == 1
-        assert client.trigger(100) == TriggeredBurst(first_id=1, n_images=9)
+        assert triggered(client, 100) == (1, 9)
         with pytest.raises(SimulatorRefusedError, match="expected a source with images left"):
             client.trigger()
 

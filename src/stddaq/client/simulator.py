@@ -38,14 +38,6 @@ class SimulatorRefusedError(SimulatorError):
 
 
 @dataclass(frozen=True, slots=True)
-class TriggeredBurst:
-    """The images of one trigger: `n_images` from `first_id` on."""
-
-    first_id: int
-    n_images: int
-
-
-@dataclass(frozen=True, slots=True)
 class SimulatorState:
     """What a source is doing: rate in images per second (0: as fast as possible), times in seconds."""
 
@@ -61,6 +53,15 @@ class SimulatorState:
     """Images until the source ends; None: it does not end."""
     n_subscribers: int
     scan_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class TriggeredBurst:
+    """The images of one trigger: `n_images` from `first_id` on; `state` of the source before the first."""
+
+    first_id: int
+    n_images: int
+    state: SimulatorState
 
 
 class _Requests:
@@ -90,6 +91,10 @@ class _Requests:
         self._socket.connect(self._endpoint)
 
 
+def _state_in(answer: dict[str, Any]) -> SimulatorState:
+    return SimulatorState(**{name: answer[name] for name in SimulatorState.__dataclass_fields__})
+
+
 def _why_unreachable(endpoint: str) -> str:
     if accepts_connections(endpoint):
         return "the simulator accepts connections but does not answer"
@@ -112,10 +117,12 @@ class SimulatorClient:
         self._requests = _Requests(self.endpoint)
         self._ownership = Ownership(self, self.endpoint, self._requests.close)
 
-    def trigger(self, n_images: int | None = None) -> TriggeredBurst:
-        """Publish one burst, of `n_images` or else of the configured number."""
-        answer = self._ask("trigger", n_images=n_images)
-        return TriggeredBurst(answer["first_id"], answer["n_images"])
+    def trigger(
+        self, n_images: int | None = None, *, rate: float | None = None, exposure_time: float | None = None
+    ) -> TriggeredBurst:
+        """Publish one burst, of `n_images` or else of the configured number, with the given settings."""
+        answer = self._ask("trigger", n_images=n_images, rate=rate, exposure_time=exposure_time)
+        return TriggeredBurst(answer["first_id"], answer["n_images"], _state_in(answer))
 
     def configure(
         self, rate: float | None = None, burst: int | None = None, exposure_time: float | None = None
@@ -144,8 +151,7 @@ class SimulatorClient:
         self._ownership.release()
 
     def _state(self, command: str, **fields: float | None) -> SimulatorState:
-        answer = self._ask(command, **fields)
-        return SimulatorState(**{name: answer[name] for name in SimulatorState.__dataclass_fields__})
+        return _state_in(self._ask(command, **fields))
 
     def _ask(self, command: str, **fields: float | None) -> dict[str, Any]:
         given = {name: value for name, value in fields.items() if value is not None}

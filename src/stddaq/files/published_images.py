@@ -71,10 +71,10 @@ class PublishedImagesFile:
             self.n_images = n_images
 
     def write(self, *, live: bool) -> None:
-        """Write the file, read the newest image of each raw file through it, and rename it into place.
+        """Write the file, read an image of each new raw file through it, and rename it into place.
 
         `live`: raw files may be growing and the file will be written again, so what only viewers need is left
-        out, which saves two thirds of the time. Raises `FileLayoutError`.
+        out. Raises `FileLayoutError`.
         """
         try:
             with replacing(self.path) as temporary:
@@ -96,7 +96,8 @@ class PublishedImagesFile:
                     f"{file.path}: holds images of {found[0]} {found[1]}, expected {expected[0]} "
                     f"{expected[1]} as in {first.file.path}"
                 )
-        self._mapped[file.path] = mapped = _Mapped(file)
+        name = relative_name(file.path, self.path.parent)
+        self._mapped[file.path] = mapped = _Mapped(file, name)
         return mapped
 
     def _fill(self, file: h5py.File) -> None:
@@ -121,49 +122,62 @@ class PublishedImagesFile:
         account = nexus_group(entry, "stddaq", "NXcollection")
         # Readers compare them with those in the raw files. While these grow, the id of the run has to do.
         file[PUBLISHED_IDS] = np.concatenate(self._ids)
-        account["raw_files"] = [relative_name(path, self.path.parent) for path in self._mapped]
+        account["raw_files"] = [mapped.name for mapped in self._mapped.values()]
 
     def _sources(self, dataset: str) -> list[MappedRows]:
         return [
             MappedRows(
-                relative_name(path, self.path.parent),
+                mapped.name,
                 f"{mapped.file.group}/{dataset}",
                 mapped.n_rows,
                 mapped.stretches,
             )
-            for path, mapped in self._mapped.items()
+            for mapped in self._mapped.values()
             if mapped.stretches
         ]
 
     def _verify(self, temporary: Path, live: bool) -> None:
-        """Check that the images are visible: HDF5 silently shows fill values for what it does not find."""
+        """Check that each raw file is found: HDF5 silently shows fill values for what it does not find.
+
+        One image is enough, because images are added after they were read in their raw file.
+        """
+        to_check = {
+            path: mapped
+            for path, mapped in self._mapped.items()
+            if mapped.last_id is not None and not mapped.is_visible
+        }
+        if not to_check:
+            return
         with (
             open_file(temporary, allow_unclosed=live, as_growing=live) as opened,
             damage_named(temporary),
         ):
             rows = opened.file[IMAGE_METADATA]
             assert isinstance(rows, h5py.Dataset)
-            for path, mapped in self._mapped.items():
-                if mapped.last_id is None:
-                    continue
+            for path, mapped in to_check.items():
                 found = rows[mapped.last_place]["image_id"]
                 if found != mapped.last_id:
                     raise FileLayoutError(
                         f"{path}: cannot be read through {self.path.name}: image {mapped.last_id} is shown "
                         f"as {found}; HDF5_VDS_PREFIX is {os.environ.get('HDF5_VDS_PREFIX', 'not set')}"
                     )
-                if live:
-                    mapped.last_id = None  # Checked; checked again when more of this file is shown.
+                mapped.is_visible = True
 
 
 class _Mapped:
-    """The rows of one raw file that are shown, as stretches of rows and their places."""
+    """The rows of one raw file that are shown, as stretches of rows and their places.
 
-    def __init__(self, file: RawDatasets) -> None:
-        self.file = file
+    Attributes:
+        name: of the file, relative to the published images file.
+        last_id: of the newest image, if it is known.
+        is_visible: whether an image has been read through the published images file.
+    """
+
+    def __init__(self, file: RawDatasets, name: str) -> None:
+        self.file, self.name = file, name
         self.stretches: list[Stretch] = []
-        # Of the newest image, until it has been read through the published images file.
         self.last_id: int | None = None
+        self.is_visible = False
 
     @property
     def n_rows(self) -> int:

@@ -222,11 +222,13 @@ class SourceLoop:
         if isinstance(request, Trigger):
             was_idle = not plan.n_wanted
             first_id, n_images = plan.trigger(request.n_images or self._burst)
+            self._configure(request)
             if was_idle:
                 self._pacer.restart()
-            return {"first_id": first_id, "n_images": n_images}
+            return {"first_id": first_id, "n_images": n_images, **self._state()}
         if isinstance(request, Configure):
             self._configure(request)
+            self._burst = request.burst or self._burst
         elif isinstance(request, Rearm):
             plan.rearm(request.first_id, last_image_id(self._config))
             self._start_epoch()
@@ -239,12 +241,10 @@ class SourceLoop:
             plan.stop()
         return self._state()
 
-    def _configure(self, request: Configure) -> None:
+    def _configure(self, request: Trigger | Configure) -> None:
         if request.rate is not None and request.rate != self._rate:
             self._rate = request.rate
             self._pacer.set_rate(request.rate)
-        if request.burst is not None:
-            self._burst = request.burst
         if request.exposure_time is not None:
             self._fields.exposure_time = request.exposure_time
 

@@ -34,24 +34,32 @@ class _Request(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
-class Trigger(_Request):
-    """Publish one burst. Answered with `first_id` and `n_images` of the burst, before it is published."""
+class _Settings(_Request):
+    """Settings from the next image on; those not given stay."""
+
+    rate: Rate | None = None
+    """Images per second, within a burst or free-running; 0: as fast as possible."""
+    exposure_time: Exposure | None = None
+    """Seconds; only announced in the metadata."""
+
+
+class Trigger(_Settings):
+    """Change settings, and publish one burst.
+
+    Answered with `first_id` and `n_images` of the burst, and the state, before it is published.
+    """
 
     command: Literal["trigger"] = "trigger"
     n_images: Burst | None = None
     """None: the configured burst."""
 
 
-class Configure(_Request):
-    """Change settings from the next image on; those not given stay."""
+class Configure(_Settings):
+    """Change settings."""
 
     command: Literal["configure"] = "configure"
-    rate: Rate | None = None
-    """Images per second, within a burst or free-running; 0: as fast as possible."""
     burst: Burst | None = None
     """Images per trigger."""
-    exposure_time: Exposure | None = None
-    """Seconds; only announced in the metadata."""
 
 
 class Rearm(_Request):

@@ -144,13 +144,13 @@ class Acquisition:
         feed_from_closed(run, images, n, self._device, self._guard)
         return after, False
 
-    def scalars(self, regions: Mapping[str, Region]) -> Scalars | None:
-        """Read the images of the last point. Raises `AcquisitionError`."""
+    def scalars(self, regions: Mapping[str, Region], *, mean: bool) -> Scalars | None:
+        """Read what is needed of the images of the last point. Raises `AcquisitionError`."""
         point = self._point
         if point is None:
             return None
         with self._failures.kept():
-            return scalars_of(point.images, regions)
+            return scalars_of(point.images, regions, mean=mean)
 
     def start_flight(self, n_events: int, settings: Settings) -> None:
         """Start a flight of `n_events`. Return when the camera was triggered. Raises `AcquisitionError`."""

@@ -23,34 +23,38 @@ Region = tuple[int, int, int, int]
 
 @dataclass(slots=True)
 class Scalars:
-    """Scalars of some images.
+    """Scalars of the images of a point.
 
     Attributes:
-        mean: of all pixels.
+        mean: of the pixels of the last image; None if it is not wanted.
         sums: of the pixels of each region, over all images.
     """
 
-    mean: float
+    mean: float | None
     sums: dict[str, float]
 
 
-def scalars_of(images: Images, regions: Mapping[str, Region]) -> Scalars:
-    """Read `images`, one at a time. Raises `FileLayoutError`."""
-    total, n_pixels = 0.0, 0
-    sums = dict.fromkeys(regions, 0.0)
-    for i in np.unique(images.files):
+def scalars_of(images: Images, regions: Mapping[str, Region], *, mean: bool) -> Scalars:
+    """Read what is needed of `images`: the last one for the mean, and the regions of each.
+
+    Raises `FileLayoutError`.
+    """
+    found = Scalars(None, dict.fromkeys(regions, 0.0))
+    last = len(images) - 1
+    wanted = np.arange(len(images)) if regions else np.array([last])
+    for i in np.unique(images.files[wanted]):
         raw = images.raw_files[i]
         with open_file(raw.path, allow_unclosed=True, as_growing=True) as opened, damage_named(raw.path):
             data: Any = opened.file.get(f"{raw.group}/data")
             if not isinstance(data, h5py.Dataset):
                 raise FileLayoutError(f"{raw.path}: has no images")
-            for row in images.rows[images.files == i]:
-                pixels = data[int(row)]
-                total += float(pixels.sum(dtype=np.float64))
-                n_pixels += pixels.size
+            for image in wanted[images.files[wanted] == i]:
+                row = int(images.rows[image])
+                if mean and image == last:
+                    found.mean = float(data[row].mean(dtype=np.float64))
                 for name, (top, bottom, left, right) in regions.items():
-                    sums[name] += float(pixels[top:bottom, left:right].sum(dtype=np.float64))
-    return Scalars(total / max(1, n_pixels), sums)
+                    found.sums[name] += float(data[row, top:bottom, left:right].sum(dtype=np.float64))
+    return found
 
 
 def checked_region(device: str, name: str, region: Region) -> Region:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from stddaq.writing.writer.flush_schedule import FLUSH_PERIOD_S, FLUSH_SPACING_S, QUIET_S, FlushSchedule
+from stddaq.writing.writer.flush_schedule import (
+    FLUSH_PERIOD_S,
+    FLUSH_SPACING_S,
+    LONG_PAUSE_S,
+    QUIET_S,
+    FlushSchedule,
+)
 
 
 class FakeClock:
@@ -22,7 +28,13 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def schedule(clock: FakeClock) -> FlushSchedule:
-    return FlushSchedule(clock)
+    """Return the schedule of a stream that does not pause."""
+    made = FlushSchedule(clock)
+    made.recorded()
+    made.cancel()
+    made.recorded()
+    made.cancel()
+    return made
 
 
 def test_without_recorded_images_no_flush_is_due(schedule: FlushSchedule):
@@ -34,6 +46,36 @@ def test_images_become_visible_when_the_stream_pauses(schedule: FlushSchedule, c
     assert schedule.due_in == pytest.approx(QUIET_S)
     clock.now += QUIET_S + 1e-6
     assert schedule.due_in == 0.0
+
+
+def test_the_first_image_after_a_long_pause_becomes_visible_at_once(
+    schedule: FlushSchedule, clock: FakeClock
+):
+    for _ in range(3):
+        clock.now += 2 * LONG_PAUSE_S
+        schedule.recorded()
+        assert schedule.due_in == 0.0
+        schedule.flushed(images_remain=False)
+        assert schedule.due_in is None
+
+
+def test_the_images_after_the_first_one_of_a_burst_are_flushed_when_it_ends(
+    schedule: FlushSchedule, clock: FakeClock
+):
+    clock.now += 2 * LONG_PAUSE_S
+    schedule.recorded()
+    schedule.flushed(images_remain=False)
+    schedule.recorded()
+    assert schedule.due_in == pytest.approx(QUIET_S)
+
+
+def test_an_image_that_stays_invisible_after_its_flush_is_flushed_again(
+    schedule: FlushSchedule, clock: FakeClock
+):
+    clock.now += 2 * LONG_PAUSE_S
+    schedule.recorded()
+    schedule.flushed(images_remain=True)
+    assert schedule.due_in == pytest.approx(QUIET_S)
 
 
 def test_a_steady_stream_is_flushed_once_per_period(schedule: FlushSchedule, clock: FakeClock):

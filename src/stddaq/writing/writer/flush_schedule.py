@@ -1,7 +1,8 @@
 """When a writer flushes: often enough for live readers, seldom enough for its throughput.
 
 A flush costs 0.2 to 0.5 ms. In a steady stream images become visible every `FLUSH_PERIOD_S`; when the stream
-pauses, as between the points of a scan, they become visible at once.
+pauses, as between the points of a scan, they become visible at once. So does the first image after a long
+pause, which is the whole point of many scans.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ FLUSH_PERIOD_S = 0.2
 QUIET_S = 0.002
 # Shortest time between two flushes, also when the stream pauses again and again.
 FLUSH_SPACING_S = 0.005
+# After a pause of this length a flush of the first image is no load, even if more images follow.
+LONG_PAUSE_S = 0.01
 
 
 class FlushSchedule:
@@ -29,17 +32,24 @@ class FlushSchedule:
         self.batching_pause = 0.0
         self._pending_since: float | None = None
         self._recorded_at = self._flushed_at = 0.0
+        self._is_first = False
 
     def recorded(self) -> None:
         """Note that images were recorded just now."""
-        self._recorded_at = self._clock()
+        now = self._clock()
+        self._is_first = now - self._recorded_at > LONG_PAUSE_S
+        self._recorded_at = now
         if self._pending_since is None:
-            self._pending_since = self._recorded_at
+            self._pending_since = now
 
     def flushed(self, images_remain: bool) -> None:
         """Note a flush that was done just now, and whether recorded images are still invisible."""
-        self._flushed_at = self._clock()
-        self._pending_since = self._flushed_at if images_remain else None
+        now = self._clock()
+        if not self._is_first:
+            # The other images of a burst need not keep the distance to its first one.
+            self._flushed_at = now
+        self._is_first = False
+        self._pending_since = now if images_remain else None
 
     def cancel(self) -> None:
         """Forget images that wait for a flush: their file is closed."""
@@ -50,6 +60,8 @@ class FlushSchedule:
         """Seconds until the next flush, 0 when it is due, None when every image is visible."""
         if self._pending_since is None:
             return None
+        if self._is_first:
+            return 0.0
         quiet = QUIET_S + (self.batching_pause if self.batching_pause > QUIET_S / 2 else 0.0)
         after_pause = max(self._recorded_at + quiet, self._flushed_at + FLUSH_SPACING_S)
         due_at = min(self._pending_since + FLUSH_PERIOD_S, after_pause)
