@@ -142,12 +142,13 @@ def test_a_hung_service_is_killed_at_the_end_and_named(up: Callable[..., Up]):
     os.kill(child_named(running, "std_det_writer", "1"), signal.SIGSTOP)
     assert running.process.end() == 0
     assert any("writer 1 does not end within" in line for line in running.process.stdout)
+    assert running.deployment.segments() == []
     running.deployment.remove_leftovers()
 
 
 def test_a_second_signal_kills_a_hung_service_at_once(up: Callable[..., Up]):
-    running = up()
-    os.kill(child_named(running, "std_det_driver"), signal.SIGSTOP)
+    running = up(*SIMULATE)
+    os.kill(child_named(running, "simulate"), signal.SIGSTOP)
     running.process.send(signal.SIGINT)
     # The kernel would merge two signals that are sent at once.
     wait_until(lambda: not is_pending(running.process.pid, signal.SIGINT), what="the first signal's arrival")
@@ -155,6 +156,7 @@ def test_a_second_signal_kills_a_hung_service_at_once(up: Callable[..., Up]):
     assert running.process.end(signal.SIGINT) == 0
     assert time.monotonic() - begin < 3
     running.process.wait_for_line("asked again")
+    assert running.deployment.segments() == []
     running.deployment.remove_leftovers()
 
 

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from stddaq.cli.supervisor.readiness import is_listening
     from stddaq.cli.supervisor.supervisor import Supervisor
     from stddaq.config import DetectorConfig
+    from stddaq.dataplane.ring_buffer import remove_unused_rings
 
     config = DetectorConfig.load(args.config)
     specs = _services(config, args)
@@ -51,12 +52,16 @@ def run(args: argparse.Namespace) -> int:
                 "is this configuration up elsewhere?"
             )
     url = f"ws://{args.host}:{args.port}"
-    return asyncio.run(
-        Supervisor(specs).run(
-            lambda: f"all services ready, driver at {url}, press Ctrl-C to end them",
-            lambda supervisor: _follow(supervisor, args),
+    try:
+        return asyncio.run(
+            Supervisor(specs).run(
+                lambda: f"all services ready, driver at {url}, press Ctrl-C to end them",
+                lambda supervisor: _follow(supervisor, args),
+            )
         )
-    )
+    finally:
+        # A killed service cannot remove its ring, which may be most of the machine's memory.
+        remove_unused_rings(config.detector_name)
 
 
 async def _follow(supervisor: Supervisor, args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ service (C++) neither creates nor reads the cursor segment.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import sys
 import time
@@ -228,6 +229,23 @@ class RingBuffer:
         words[_SEQUENCE] = self.suffix_code << SUFFIX_SHIFT | time.time_ns() // 1000
         words[_MAGIC] = _MAGIC_VALUE
 
+    @classmethod
+    def remove_if_unused(cls, name: str) -> None:
+        """Remove the ring `name` and its cursor if no service uses them. Raise `GeometryError`."""
+        cursor = SharedSegment(f"{name}-cursor", private=True)
+        try:
+            if not cursor.lock(_ATTACHING):
+                return
+            if status_of(SHM_DIRECTORY / name) is None:
+                if cursor.lock(_ATTACHED):
+                    cursor.unlink()
+                return
+            ring = SharedSegment(name)
+            cls._remove_if_unused(cursor, ring)
+            ring.close()
+        finally:
+            cursor.close()
+
     @staticmethod
     def _remove_if_unused(cursor: SharedSegment, ring: SharedSegment) -> None:
         """Remove the segments, under the lock, if no other process uses them. A ring that C++ made stays."""
@@ -376,3 +394,10 @@ class RingBuffer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def remove_unused_rings(detector_name: str) -> None:
+    """Remove the rings of a detector that killed services left. A ring in use, or that C++ made, stays."""
+    for path in SHM_DIRECTORY.glob(f"{glob.escape(detector_name)}-*-cursor"):
+        with contextlib.suppress(GeometryError):
+            RingBuffer.remove_if_unused(path.name.removesuffix("-cursor"))
