@@ -23,6 +23,14 @@ _.media_type
 _.render
 _.should_exit
 
+# BEC.
+_.SimulatedStdDaqCamera
+_.USER_ACCESS
+_.on_kickoff
+_.on_stage
+_.on_trigger
+_.on_unstage
+
 # ophyd, Bluesky, databroker and tiled.
 _.CheckedHDF5Adapter
 _._settled

@@ -155,18 +155,26 @@ class _Receiver:
         with self._news:
             self._n_waiting_bytes += _size(parts)
             self._waiting.append(parts)
-            while self._n_waiting_bytes > MAX_WAITING_BYTES and len(self._waiting) > 1:
-                self._n_waiting_bytes -= _size(self._waiting.popleft())
-                self.n_dropped += 1
+            self._drop_while_over(MAX_WAITING_BYTES)
             self._news.notify()
         if self._notify is not None:
             self._notify()
 
-    def take(self, timeout: float | None) -> list[memoryview] | None:
-        """Return the oldest waiting message; None when none arrives within `timeout` seconds."""
+    def _drop_while_over(self, n_bytes: int) -> None:
+        while self._n_waiting_bytes > n_bytes and len(self._waiting) > 1:
+            self._n_waiting_bytes -= _size(self._waiting.popleft())
+            self.n_dropped += 1
+
+    def take(self, timeout: float | None, newest: bool = False) -> list[memoryview] | None:
+        """Return the oldest waiting message, or drop all but the newest and return that.
+
+        Return None when none arrives within `timeout` seconds.
+        """
         with self._news:
             if not self._news.wait_for(lambda: bool(self._waiting), timeout):
                 return None
+            if newest:
+                self._drop_while_over(0)
             parts = self._waiting.popleft()
             self._n_waiting_bytes -= _size(parts)
             return parts
@@ -301,16 +309,17 @@ class LiveStreamClient(_Counts):
         if (receiver := self._disown()) is not None:
             receiver.join()
 
-    def receive(self, timeout: float | None = None) -> LiveImage:
+    def receive(self, timeout: float | None = None, *, newest: bool = False) -> LiveImage:
         """Return the next image. `timeout` is in seconds; None: no limit.
 
+        With `newest`, images that arrived before the newest are dropped without decoding them.
         Raise `LiveStreamTimeoutError`.
         """
         receiver = self._open_receiver()
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            parts = receiver.take(left)
+            parts = receiver.take(left, newest)
             if parts is None:
                 raise self._timeout(timeout or 0.0)
             if (image := self._decode(parts)) is not None:
