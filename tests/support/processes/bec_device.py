@@ -66,6 +66,11 @@ class BecCamera:
         self.prepare(number, **fields)
         wait_for(self.device.pre_scan())
 
+    def read(self, signal: str) -> Any:
+        """Return the value of a signal that BEC reads at each point."""
+        reading: Any = self.device.read()
+        return reading[f"gf_{signal}"]["value"]
+
     def master(self, number: int = 1) -> Path:
         """Return the master file of a scan."""
         return self.rig.directory / f"S{number:05d}" / f"S{number:05d}_gf_Master.h5"
