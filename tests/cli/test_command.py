@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import pytest
 
 import stddaq
@@ -99,3 +101,21 @@ def test_output_without_a_reader_is_not_an_error(tmp_path: Path):
         text=True,
     )
     assert "Traceback" not in process.stdout + process.stderr
+
+
+@pytest.mark.parametrize("command", ["info", "repair"])
+def test_a_reader_that_closes_the_pipe_ends_the_command_silently(tmp_path: Path, command: str):
+    path = tmp_path / "detector0.h5"
+    with h5py.File(path, "w"):
+        pass
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        process = subprocess.run(
+            [sys.executable, "-m", "stddaq", command, path],
+            check=False,
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (process.returncode, process.stderr) == (0, "")

@@ -57,7 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         with escaped_output():
-            return args.run(args)
+            code = args.run(args)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code
     except StdDaqError as error:
         refuse(f"stddaq {args.command}", error)
     except BrokenPipeError:

@@ -26,9 +26,11 @@ def run(args: argparse.Namespace) -> int:
     for name in args.files:
         path = Path(name)
         try:
-            print("\n".join(map(escaped, isolated(partial(describe, path), path).lines())))
+            lines = isolated(partial(describe, path), path).lines()
         except (StdDaqError, OSError) as error:
             reason = os_error_text(error) if isinstance(error, OSError) else error
             print(f"stddaq info: error: {escaped(str(reason))}", file=sys.stderr)
             code = 2
+        else:
+            print("\n".join(map(escaped, lines)))
     return code

@@ -35,12 +35,13 @@ def run(args: argparse.Namespace) -> int:
     for name in args.files:
         try:
             result = repair(Path(name))
-            print(escaped(str(result)))
-            n_repaired += result.repaired
         except (StdDaqError, OSError) as error:
             reason = os_error_text(error) if isinstance(error, OSError) else error
             print(f"stddaq repair: error: {escaped(str(reason))}", file=sys.stderr)
             code = 2
+        else:
+            print(escaped(str(result)))
+            n_repaired += result.repaired
     if n_repaired:
         print(limits_of_the_check(visible_processes()))
     return code
