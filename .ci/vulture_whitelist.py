@@ -42,6 +42,18 @@ _.settle_time
 _.success
 _._finish_all
 
+# ophyd-async.
+_.collections_written_signal
+_.config_sigs
+_.config_values
+_.datakey_name
+_.ensure_stopped
+_.get_deadtime
+_.prepare_internal
+_.prepare_unbounded
+_.start_acquiring
+_.wait_for_idle
+
 # http.server and pytest, in tests.
 _.do_GET
 _.log_message

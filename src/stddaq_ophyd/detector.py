@@ -27,7 +27,8 @@ from stddaq_ophyd.core.scalars import Region
 from stddaq_ophyd.core.settings import Settings
 from stddaq_ophyd.detector_staging import StagedDetector
 from stddaq_ophyd.region_sums import RegionSums
-from stddaq_ophyd.steps import AcquisitionStatus, StepStatus, in_run_engine, is_description_for_documents
+from stddaq_ophyd.run_engine import in_run_engine, is_description_for_documents
+from stddaq_ophyd.steps import AcquisitionStatus, StepStatus
 
 
 class StdDaqDetector(StagedDetector):
@@ -115,19 +116,18 @@ class StdDaqDetector(StagedDetector):
         self._pending = status
         return self._steps.submit(partial(self._take_point, n_images), status)
 
-    def _take_point(self, n_images: int, status: AcquisitionStatus) -> None:
-        counts = self._staged_acquisition().take_point(
-            self._new_settings(n_images), lambda n, _: status.progress(n)
-        )
+    async def _take_point(self, n_images: int, status: AcquisitionStatus) -> None:
+        settings = await self._new_settings(n_images)
+        counts = await self._staged_acquisition().take_point(settings, lambda n, _: status.progress(n))
         self._note_counts(n_images, counts)
-        self._note_scalars()
+        await self._note_scalars()
 
-    def _note_scalars(self) -> None:
+    async def _note_scalars(self) -> None:
         """Read the images of the point, as far as their mean and regions are wanted."""
         acquisition, mean_is_wanted = self._acquisition, self.mean.kind is not Kind.omitted
         if acquisition is None or not (mean_is_wanted or self._regions.keys):
             return
-        found = acquisition.scalars(self._regions.regions, mean=mean_is_wanted)
+        found = await acquisition.scalars(self._regions.regions, mean=mean_is_wanted)
         if found is None:
             return
         if found.mean is not None:
@@ -177,9 +177,12 @@ class StdDaqDetector(StagedDetector):
 
     def _expect_new_stream(self) -> None:
         if self._acquisition is not None:
-            self._acquisition.expect_new_stream(self._event_size, self._stream_name)
+            acquisition = self._acquisition
+            self._steps.call(acquisition.expect_new_stream(self._event_size, self._stream_name))
             if self._is_read:
-                self._documents.read_again(self._acquisition.withdraw_point, self._publish)
+                self._documents.read_again(
+                    lambda: self._steps.call(acquisition.withdraw_point()), self._publish
+                )
 
     def _describe_images(self) -> dict[str, dict[str, Any]]:
         shape = self._image_shape
@@ -214,7 +217,8 @@ class StdDaqDetector(StagedDetector):
     def _publish(self, index: int | None = None, *, of_event: bool = True) -> list[Document]:
         if self._acquisition is None or not self._is_staged:
             return []
-        return self._acquisition.documents(index, self._stream_name, of_event=of_event)
+        documents = self._acquisition.documents(index, self._stream_name, of_event=of_event)
+        return self._steps.call(documents)
 
     # Flights.
 
@@ -252,8 +256,9 @@ class StdDaqDetector(StagedDetector):
         self._n_images_in_flight = n_events * n_images
         return self._steps.submit(partial(self._kickoff, n_events, n_images), StepStatus(self))
 
-    def _kickoff(self, n_events: int, n_images: int, status: StepStatus) -> None:
-        self._staged_acquisition().start_flight(n_events, self._new_settings(n_images))
+    async def _kickoff(self, n_events: int, n_images: int, status: StepStatus) -> None:
+        settings = await self._new_settings(n_images)
+        await self._staged_acquisition().start_flight(n_events, settings)
 
     def complete(self) -> AcquisitionStatus:
         """Wait for all images of the flight. The Status fails when they stop coming, or some are bad.
@@ -268,12 +273,12 @@ class StdDaqDetector(StagedDetector):
         self._pending = status
         return self._steps.submit(partial(self._complete, n_images), status)
 
-    def _complete(self, n_images: int, status: AcquisitionStatus) -> None:
+    async def _complete(self, n_images: int, status: AcquisitionStatus) -> None:
         def progress(n: int, counts: RunCounts) -> None:
             self._note_counts(n, counts)
             status.progress(n)
 
-        self._note_counts(n_images, self._staged_acquisition().finish_flight(progress))
+        self._note_counts(n_images, await self._staged_acquisition().finish_flight(progress))
 
     def pause(self) -> None:
         """Refuse a replay during a flight, whose images go on during a pause. The RunEngine calls it."""
@@ -289,10 +294,10 @@ class StdDaqDetector(StagedDetector):
         return self._describe_images()
 
     def _n_ready_events(self) -> int:
-        return self._acquisition.n_ready_events() if self._acquisition else 0
+        return self._steps.call(self._acquisition.n_ready_events()) if self._acquisition else 0
 
-    def _new_settings(self, n_images: int) -> Settings:
+    async def _new_settings(self, n_images: int) -> Settings:
         if self._exposure is not None:
-            exposure: Any = self._exposure.get()
+            exposure: Any = await self._blocking.run(self._exposure.get)
             self.exposure_time.put(float(exposure))
         return self._settings(n_images, publish_live=self._documents.reads_growing_files)

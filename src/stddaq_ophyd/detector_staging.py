@@ -1,7 +1,7 @@
 """The detector device from staging to unstaging: a driver run is started, its files are closed.
 
-What takes time runs in a thread of the device, one step after the other, so that the RunEngine and the prompt
-wait only for the Status that they receive.
+What takes time runs in an event loop of the device, one step after the other, so that the RunEngine and the
+prompt wait only for the Status that they receive.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from stddaq_ophyd.core.documents import Documents
 from stddaq_ophyd.core.errors import AcquisitionError
 from stddaq_ophyd.core.paths import PathProvider, provider_of
 from stddaq_ophyd.core.publication import Publication
+from stddaq_ophyd.core.worker import Worker
 from stddaq_ophyd.detector_signals import DetectorSignals
-from stddaq_ophyd.steps import Steps, StepStatus, in_run_engine
+from stddaq_ophyd.run_engine import in_run_engine
+from stddaq_ophyd.steps import Steps, StepStatus
 
 # An exiting program waits this long for the files of a run that is still open.
 EXIT_TIMEOUT_S = 10.0
@@ -57,6 +59,8 @@ class StagedDetector(DetectorSignals):
         self._documents = documents
         self._start_options = dict(start_options or {})
         self._steps = Steps(f"steps of {name}")
+        # For signals and functions of the user, which block.
+        self._blocking = Worker(f"signals of {name}")
         self._acquisition: Acquisition | None = None
         self._is_staged = False
         # The point or flight that `read` waits for outside a RunEngine.
@@ -97,30 +101,30 @@ class StagedDetector(DetectorSignals):
         self._is_staged, self._steps.error = True, None
         return self._steps.submit(self._stage, StepStatus(self))
 
-    def _stage(self, status: StepStatus) -> None:
+    async def _stage(self, status: StepStatus) -> None:
         self._acquisition = None
         self._documents.reset()
         try:
-            super().stage()
-            self._acquisition = self._new_acquisition()
+            await self._blocking.run(super().stage)
+            self._acquisition = await self._new_acquisition()
             self._reset_counts()
-            run = self._acquisition.start_run()
+            run = await self._acquisition.start_run()
             if run.image_shape and run.dtype:
                 self._note_layout(run.image_shape, run.dtype, len(run.raw_files))
         except BaseException:
             self._is_staged = False
             if self._acquisition is not None:
-                self._acquisition.close()
+                await self._acquisition.close()
             with contextlib.suppress(Exception):
-                super().unstage()
+                await self._blocking.run(super().unstage)
             raise
 
-    def _new_acquisition(self) -> Acquisition:
+    async def _new_acquisition(self) -> Acquisition:
         if "bluesky_tiled_plugins.writing.consolidators" in sys.modules:
             from stddaq_ophyd import tiled_export
 
             tiled_export.register()
-        paths = self._paths(self.name)
+        paths = await self._blocking.run(self._paths, self.name)
         self._note_files(paths)
         publication = Publication(self.name, paths, self.image_key, self._documents)
         return Acquisition(
@@ -142,14 +146,14 @@ class StagedDetector(DetectorSignals):
             self._acquisition.stop()
         return self._steps.submit(self._unstage, StepStatus(self), can_be_abandoned=False)
 
-    def _unstage(self, status: StepStatus) -> None:
+    async def _unstage(self, status: StepStatus) -> None:
         acquisition = self._acquisition
         known = acquisition.error if acquisition else None
         try:
             if acquisition is not None:
-                acquisition.close()
+                await acquisition.close()
         finally:
-            super().unstage()
+            await self._blocking.run(super().unstage)
         if acquisition is not None:
             self._check_documents(acquisition)
             if acquisition.error is not None and acquisition.error is not known:
@@ -171,8 +175,8 @@ class StagedDetector(DetectorSignals):
             return
         acquisition.stop()
 
-        def close(_: StepStatus) -> None:
-            acquisition.close()
+        async def close(_: StepStatus) -> None:
+            await acquisition.close()
             acquisition.allow_restart()
 
         self._steps.submit(close, StepStatus(self))

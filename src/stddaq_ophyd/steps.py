@@ -1,40 +1,19 @@
-"""The steps of a device: each runs in the device's own thread, and a Status reports its end."""
+"""The steps of a device: each runs in the event loop of the device, and a Status reports its end."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from ophyd import Device
 from ophyd.status import DeviceStatus
 
-from stddaq_ophyd.core.worker import Worker
+from stddaq_ophyd.core.loop_thread import LoopThread
 
 S = TypeVar("S", bound="StepStatus")
-
-
-def in_run_engine() -> bool:
-    """Return whether a RunEngine calls: any, while `in_bluesky_event_loop` knows only the newest."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return threading.current_thread().name == "bluesky-run-engine"
-
-
-def is_description_for_documents() -> bool:
-    """Return whether a RunEngine calls for the documents of a new stream, and not a plan that it runs.
-
-    Plans run in the task of `RunEngine._run`; descriptions of new streams are gathered in tasks of their own.
-    """
-    if not in_run_engine():
-        return False
-    task = asyncio.current_task()
-    coroutine = task.get_coro() if task else None
-    return getattr(coroutine, "__qualname__", "") != "RunEngine._run"
+T = TypeVar("T")
 
 
 class StepStatus(DeviceStatus):
@@ -95,23 +74,27 @@ class AcquisitionStatus(StepStatus):
 
 
 class Steps:
-    """Runs the steps of one device in order.
+    """Runs the steps of one device in order, in an event loop in a thread of its own.
 
     Attributes:
         error: the first failure since it was set to None.
     """
 
     def __init__(self, name: str) -> None:
-        self._worker = Worker(name)
+        self._loop = LoopThread(name)
+        self._order = asyncio.Lock()
         self._unfinished: set[StepStatus] = set()
         self.error: Exception | None = None
 
-    def submit(self, step: Callable[[S], None], status: S, *, can_be_abandoned: bool = True) -> S:
-        """Run `step` in the thread, and let `status` report how it ended."""
+    def submit(
+        self, step: Callable[[S], Coroutine[Any, Any, None]], status: S, *, can_be_abandoned: bool = True
+    ) -> S:
+        """Run `step` after those before, and let `status` report how it ended."""
 
-        def run() -> None:
+        async def run() -> None:
             try:
-                step(status)
+                async with self._order:
+                    await step(status)
             except Exception as error:  # noqa: BLE001  (the waiter of the status receives it)
                 if status in self._unfinished or not can_be_abandoned:
                     self._unfinished.discard(status)
@@ -123,8 +106,12 @@ class Steps:
 
         if can_be_abandoned:
             self._unfinished.add(status)
-        self._worker.submit(run)
+        self._loop.submit(run())
         return status
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Return the result of `coroutine`, which runs beside the steps."""
+        return self._loop.submit(coroutine).result()
 
     def abandon(self) -> None:
         """Let no unfinished step report a failure any more."""
@@ -132,4 +119,13 @@ class Steps:
 
     def wait_until_done(self, timeout: float) -> bool:
         """Return whether all steps ended within `timeout` seconds."""
-        return self._worker.wait_until_idle(timeout)
+
+        async def done() -> None:
+            async with self._order:
+                pass
+
+        try:
+            self._loop.submit(done()).result(timeout)
+        except TimeoutError:
+            return False
+        return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,3 +50,27 @@ def make_detector(make_rig: MakeRig) -> Iterator[Callable[..., tuple[StdDaqDetec
     yield make
     for detector in made:
         detector.unstage().wait(10)
+
+
+@pytest.fixture
+def make_async_detector(make_rig: MakeRig, engine: RunEngine) -> Iterator[Callable[..., Any]]:
+    """Return what `make_detector` returns, for ophyd-async."""
+    from ophyd_async.core import init_devices
+
+    from stddaq_ophyd.async_detector import AsyncStdDaqDetector
+
+    made: list[AsyncStdDaqDetector] = []
+
+    def make(rig: dict[str, Any] | None = None, **options: Any) -> tuple[AsyncStdDaqDetector, PointCamera]:
+        daemons = make_rig(**(rig or {}))
+        daemons.wait_for_subscription()
+        camera = PointCamera(daemons)
+        options = {"paths": daemons.directory, "trigger": camera} | options
+        with init_devices():
+            det = AsyncStdDaqDetector(daemons.url, **options)
+        made.append(det)
+        return det, camera
+
+    yield make
+    for detector in made:
+        asyncio.run_coroutine_threadsafe(detector.disconnect(), engine.loop).result(10)

@@ -6,12 +6,12 @@ files can show the order of images, each point is a driver run.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from stddaq.text import mismatch
@@ -28,13 +28,15 @@ from stddaq_ophyd.core.run_counts import RunCounts
 from stddaq_ophyd.core.run_files import SETTLE_PERIOD_S, check_bad, feed_from_closed, feed_from_growing
 from stddaq_ophyd.core.scalars import Region, Scalars, scalars_of
 from stddaq_ophyd.core.settings import Settings
+from stddaq_ophyd.core.worker import Worker, uninterrupted
 
 
 class Acquisition:
     """Records images with driver runs, and publishes them.
 
-    `start_run`, the methods that take images, and `close` block; call them from one thread. All others may be
-    called from any thread.
+    Use it in one event loop, which it does not block; `stop` and `allow_restart` may be called from any
+    thread. Call `start_run`, the methods that take images, and `close` one after the other. A method that
+    takes images may be cancelled. All others may run beside them.
     """
 
     def __init__(
@@ -53,10 +55,12 @@ class Acquisition:
         self._publication = publication
         self._camera = CameraControl(camera, device)
         self._failures, self._account = Failures(device), Account(device)
-        self._guard = threading.RLock()
+        # Of point, flight and publication, which tasks and the thread of `files` use.
+        self._guard = asyncio.Lock()
+        self._files = Worker(f"files of {device}")
         self._run: DriverRun | None = None
         self._runs: list[DriverRun] = []
-        self._stopped = threading.Event()
+        self._is_stopped = False
         self._point: Point | None = None
         self._flight: Flight | None = None
 
@@ -77,41 +81,49 @@ class Acquisition:
 
     # Recording.
 
-    def start_run(self) -> DriverRun:
+    async def start_run(self) -> DriverRun:
         """Start a driver run unless one is open. On `AcquisitionError` nothing is left open."""
-        if self._stopped.is_set():
+        if self._is_stopped:
             raise AcquisitionStoppedError(f"{self._device}: stopped")
         if self._run is not None and self._run.is_open:
             return self._run
         paths = self._publication.paths
         if self._runs:
             paths = dataclasses.replace(paths, prefix=f"{paths.prefix}part{len(self._runs) + 1}_")
-        self._run = DriverRun(self._url, paths, self._options, self._device, self._token)
+        self._run = DriverRun(self._url, paths, self._options, self._device, self._files, self._token)
         self._runs.append(self._run)
         with self._failures.kept():
-            self._run.open()
+            # The driver would go on with a run whose start was cancelled.
+            await uninterrupted(self._run.open())
         return self._run
 
-    def take_point(self, settings: Settings, on_progress: OnProgress = lambda n, counts: None) -> RunCounts:
+    async def take_point(
+        self,
+        settings: Settings,
+        on_progress: OnProgress = lambda n, counts: None,
+        on_fired: Callable[[], None] = lambda: None,
+    ) -> RunCounts:
         """Take the images of one point. Return when they are recorded and readable.
 
-        Returns the counts of the run. Raises `AcquisitionError`.
+        `on_fired` is called when the camera was triggered. Returns the counts of the run. Raises
+        `AcquisitionError`.
         """
         n = settings.images_per_event
-        with self._taking():
-            run = self.start_run()
-            before = run.counts()
-            exposure = self._camera.fire(n)
+        async with self._taking():
+            run = await self.start_run()
+            before = await run.counts()
+            exposure = await self._camera.fire(n)
+            on_fired()
             images = ReadyImages(before, n, may_restart=True, first_id=exposure.first_id)
-            after = run.wait_for(n, before, settings.timeout, exposure, on_progress=on_progress)
-            after, is_live = self._read_point(run, images, after, exposure, settings)
+            after = await run.wait_for(n, before, settings.timeout, exposure, on_progress=on_progress)
+            after, is_live = await self._read_point(run, images, after, exposure, settings)
             check_bad(run, before, after, n, self._device, allow_bad=settings.allow_bad)
-        with self._guard:
+        async with self._guard:
             self._account.add_early(images.n_early)
             self._point = Point(images.take(n), is_live)
         return after
 
-    def _read_point(
+    async def _read_point(
         self,
         run: DriverRun,
         images: ReadyImages,
@@ -122,7 +134,7 @@ class Acquisition:
         """Complete the queue of a point. Return the counts, and whether its files may still grow."""
         n, deadline = settings.images_per_event, time.monotonic() + settings.timeout
         while run.is_live and settings.publish_live and images.is_ordered:
-            feed_from_growing(run, images, after)
+            await feed_from_growing(run, images, after, self._files)
             if images.is_complete:
                 return after, True
             left = deadline - time.monotonic()
@@ -137,36 +149,38 @@ class Acquisition:
                 )
             if images.n_early:
                 # Those of this point come after them.
-                after = run.wait_for(n + images.n_early, images.before, max(left, 0.0), exposure)
+                after = await run.wait_for(n + images.n_early, images.before, max(left, 0.0), exposure)
             if images.is_ordered:
                 # More images came than were waited for, and a writer has not flushed its part of the first.
-                time.sleep(SETTLE_PERIOD_S)
-        feed_from_closed(run, images, n, self._device, self._guard)
+                await asyncio.sleep(SETTLE_PERIOD_S)
+        await feed_from_closed(run, images, n, self._device, self._files, self._guard)
         return after, False
 
-    def scalars(self, regions: Mapping[str, Region], *, mean: bool) -> Scalars | None:
+    async def scalars(self, regions: Mapping[str, Region], *, mean: bool) -> Scalars | None:
         """Read what is needed of the images of the last point. Raises `AcquisitionError`."""
         point = self._point
         if point is None:
             return None
         with self._failures.kept():
-            return scalars_of(point.images, regions, mean=mean)
+            return await self._files.run(scalars_of, point.images, regions, mean=mean)
 
-    def start_flight(self, n_events: int, settings: Settings) -> None:
+    async def start_flight(self, n_events: int, settings: Settings) -> None:
         """Start a flight of `n_events`. Return when the camera was triggered. Raises `AcquisitionError`."""
-        with self._taking():
-            run = self.start_run()
-            before = run.counts()
-            exposure = self._camera.fire(n_events * settings.images_per_event)
-            with self._guard:
-                self._flight = Flight(n_events, settings, run, before, exposure, self._device, self._guard)
+        async with self._taking():
+            run = await self.start_run()
+            before = await run.counts()
+            exposure = await self._camera.fire(n_events * settings.images_per_event)
+            async with self._guard:
+                self._flight = Flight(
+                    n_events, settings, run, before, exposure, self._device, self._files, self._guard
+                )
 
     @property
     def is_flying(self) -> bool:
         """Return whether a flight was started, and not all of it was published."""
         return self._flight is not None and not self._flight.is_collected
 
-    def finish_flight(self, on_progress: OnProgress = lambda n, counts: None) -> RunCounts:
+    async def finish_flight(self, on_progress: OnProgress = lambda n, counts: None) -> RunCounts:
         """Return when all images of the flight are recorded and can be published.
 
         Returns the counts of the run. Raises `AcquisitionError`.
@@ -174,22 +188,29 @@ class Acquisition:
         flight = self._flight
         if flight is None:
             raise AcquisitionError(f"{self._device}: no flight was started; kickoff comes first")
-        with self._camera_stopped_on_failure():
-            return flight.finish(on_progress)
+        async with self._camera_stopped_on_failure():
+            return await flight.finish(on_progress)
 
-    @contextmanager
-    def _taking(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def _taking(self) -> AsyncIterator[None]:
         """Take images within it: what was taken before must be published, or not wanted any more.
 
         Raises `AcquisitionError` when a flight was not collected.
         """
-        with self._camera_stopped_on_failure():
-            with self._guard:
-                flight = self._flight
-                if flight is not None and not flight.is_collected and not flight.has_failed:
-                    raise flight.not_collected()
-                self._settle()
+        async with self._camera_stopped_on_failure():
+            await self.settle()
             yield
+
+    async def settle(self) -> None:
+        """Account for the images of the last point or flight, of which nothing more is published.
+
+        Raises `AcquisitionError` when a flight was not collected.
+        """
+        async with self._guard:
+            flight = self._flight
+            if flight is not None and not flight.is_collected and not flight.has_failed:
+                raise flight.not_collected()
+            self._settle()
 
     def _settle(self) -> None:
         """Account for the images of the last point or flight."""
@@ -203,31 +224,31 @@ class Acquisition:
 
     def stop(self) -> None:
         """Make waits for images fail with `AcquisitionStoppedError`."""
-        self._stopped.set()
+        self._is_stopped = True
         if self._run is not None:
             self._run.cancel()
 
     def allow_restart(self) -> None:
         """After `stop`, let images be taken again, into new files."""
-        self._stopped.clear()
+        self._is_stopped = False
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the run, and write the published images files a last time. Does not raise; see `error`."""
         try:
-            self._camera.stop()
+            await self._camera.stop()
         except AcquisitionError as error:
             self._failures.keep(error)
         if self._run is not None:
-            self._run.close()
+            await self._run.close()
             if self._run.error is not None:
                 self._failures.keep(self._run.error)
 
-        with self._guard:
+        async with self._guard:
             flight = self._flight
             if flight is not None and flight.is_complete and not flight.is_collected:
                 self._failures.keep(flight.not_collected())
             self._settle()
-            for error in self._publication.close():
+            for error in await self._files.run(self._publication.close):
                 self._failures.keep(error)
             miscounted = self._account.close(sum(run.n_recorded for run in self._runs))
             if miscounted is not None:
@@ -235,15 +256,15 @@ class Acquisition:
 
     # Publishing.
 
-    def expect_new_stream(self, images_per_event: int, name: str = "") -> None:
+    async def expect_new_stream(self, images_per_event: int, name: str = "") -> None:
         """The next documents of stream `name` belong to another stream, or run, than those before.
 
         Its events were described with `images_per_event`.
         """
-        with self._guard:
+        async with self._guard:
             self._publication.expect_new_stream(images_per_event, name)
 
-    def documents(
+    async def documents(
         self, limit: int | None = None, stream: str = "", *, of_event: bool = False
     ) -> list[Document]:
         """Return documents of what was recorded and not published yet, of a flight up to event `limit`.
@@ -252,50 +273,62 @@ class Acquisition:
         the files do not show what was recorded, and when the documents are those `of_event` and no point
         belongs to it.
         """
-        with self._guard, self._failures.kept():
-            if self._flight is not None and not self._flight.is_collected:
-                return self._documents_of_flight(self._flight, limit, stream)
-            documents = self._publication.publish_point(self._point, stream) if self._point else []
-            if of_event and not documents:
-                raise AcquisitionError(
-                    mismatch(
-                        self._device,
-                        "a point for each event",
-                        "an event without",
-                        "trigger comes before read",
+        async with self._guard:
+            with self._failures.kept():
+                if self._flight is not None and not self._flight.is_collected:
+                    return await self._documents_of_flight(self._flight, limit, stream)
+                documents: list[Document] = []
+                if self._point is not None:
+                    documents = await self._files.run(self._publication.publish_point, self._point, stream)
+                if of_event and not documents:
+                    raise AcquisitionError(
+                        mismatch(
+                            self._device,
+                            "a point for each event",
+                            "an event without",
+                            "trigger comes before read",
+                        )
                     )
-                )
-            return documents
+                return documents
 
-    def _documents_of_flight(self, flight: Flight, limit: int | None, stream: str) -> list[Document]:
-        flight.read_files_when_due()
+    async def _documents_of_flight(self, flight: Flight, limit: int | None, stream: str) -> list[Document]:
+        await flight.read_files_when_due()
         n_events = min(flight.n_ready_events, flight.n_events if limit is None else limit)
         n = n_events * flight.settings.images_per_event - flight.images.n_taken
         if n <= 0:
             return []
-        flight.stream, documents = self._publication.publish_events(
-            flight.images.take(n), flight.settings.images_per_event, live=flight.run.is_live, name=stream
+        flight.stream, documents = await self._files.run(
+            self._publication.publish_events,
+            flight.images.take(n),
+            flight.settings.images_per_event,
+            live=flight.run.is_live,
+            name=stream,
         )
         return documents
 
-    def withdraw_point(self) -> None:
+    async def withdraw_point(self) -> None:
         """Forget that the last point was published; its documents are not emitted."""
-        with self._guard:
+        async with self._guard:
             if self._point is not None:
                 self._publication.withdraw_point(self._point)
 
-    def n_ready_events(self) -> int:
+    async def n_ready_events(self) -> int:
         """Return the number of events of the flight that can be published, or were."""
-        with self._guard:
+        async with self._guard:
             if self._flight is None:
                 return 0
-            self._flight.read_files_when_due()
+            await self._flight.read_files_when_due()
             return self._flight.n_ready_events
+
+    @property
+    def n_ready_images(self) -> int:
+        """Return the number of images of the flight that can be published, or were."""
+        return self._flight.images.n_ready if self._flight else 0
 
     # Errors.
 
-    @contextmanager
-    def _camera_stopped_on_failure(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def _camera_stopped_on_failure(self) -> AsyncIterator[None]:
         """Keep and raise failures, and stop the camera: its images are not wanted."""
         with self._failures.kept():
             try:
@@ -303,5 +336,5 @@ class Acquisition:
             except BaseException:
                 # The reason of the failure says more than one of the camera.
                 with suppress(AcquisitionError):
-                    self._camera.stop()
+                    await self._camera.stop()
                 raise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from stddaq_ophyd.core.errors import AcquisitionError
+from stddaq_ophyd.core.worker import Worker
 
 
 def _no_failure() -> BaseException | None:
@@ -28,13 +30,15 @@ class Exposure:
 
 @runtime_checkable
 class Camera(Protocol):
-    """Takes images on a software trigger. The device calls it in its own thread.
+    """Takes images on a software trigger.
 
     A camera may have a method `stop()`, which ends what it takes. The device calls it before the first images
     of a staging, when images of a point or flight did not come, and when it is stopped or unstaged.
+    Both may be coroutine functions, for the event loop of the device; otherwise they run in a thread, one at
+    a time.
     """
 
-    def fire(self, n_images: int) -> Exposure | None:
+    def fire(self, n_images: int) -> Exposure | Awaitable[Exposure | None] | None:
         """Start to take `n_images`; it may return before they are taken."""
         ...
 
@@ -47,29 +51,35 @@ class CameraControl:
         self._camera, self._device = camera, device
         self._stop: Callable[[], Any] = getattr(camera, "stop", _do_nothing)
         self._has_fired = False
+        self._thread = Worker(f"camera of {device}")
 
-    def fire(self, n_images: int) -> Exposure:
+    async def fire(self, n_images: int) -> Exposure:
         """Start to take `n_images`. Raises `AcquisitionError`."""
         if self._camera is None:
             return Exposure()
         try:
             if not self._has_fired:
                 # It may still take images for a process that was killed.
-                self._stop()
-            exposure = self._camera.fire(n_images)
+                await self._call(self._stop)
+            exposure = await self._call(self._camera.fire, n_images)
         except Exception as error:
             raise AcquisitionError(f"{self._device}: the camera cannot be triggered: {error}") from error
         self._has_fired = True
         return exposure if isinstance(exposure, Exposure) else Exposure()
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Stop the camera if it was fired. Raises `AcquisitionError`."""
         if not self._has_fired:
             return
         try:
-            self._stop()
+            await self._call(self._stop)
         except Exception as error:
             raise AcquisitionError(f"{self._device}: the camera cannot be stopped: {error}") from error
+
+    async def _call(self, method: Callable[..., Any], *args: Any) -> Any:
+        if inspect.iscoroutinefunction(method):
+            return await method(*args)
+        return await self._thread.run(method, *args)
 
 
 def _do_nothing() -> None:

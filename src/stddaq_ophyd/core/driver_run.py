@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from stddaq.client import DriverClient, DriverStatus, RunFailedError
+from stddaq.client import AsyncDriverClient, DriverStatus, RunFailedError
 from stddaq.client.errors import (
     CommandRefusedError,
     ConnectionLostError,
@@ -35,6 +34,7 @@ from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
 from stddaq_ophyd.core.paths import PathInfo
 from stddaq_ophyd.core.run_counts import RunCounts
 from stddaq_ophyd.core.run_owner import RunOwner, is_orphan
+from stddaq_ophyd.core.worker import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ OnProgress = Callable[[int, RunCounts], None]
 
 
 class DriverRun:
-    """One run of the driver at `url`. Its methods block; call all but `cancel` from one thread.
+    """One run of the driver at `url`. Use it in one event loop; `cancel` may be called from any thread.
 
     Attributes:
         growing_files: the raw files while they grow; None when they cannot be read before they are closed.
@@ -62,14 +62,22 @@ class DriverRun:
     """
 
     def __init__(
-        self, url: str, paths: PathInfo, options: Mapping[str, Any], device: str, token: str | None = None
+        self,
+        url: str,
+        paths: PathInfo,
+        options: Mapping[str, Any],
+        device: str,
+        files: Worker,
+        token: str | None = None,
     ) -> None:
-        """`options` are further fields of the driver's `start`; `device` begins every message."""
+        """`options` are further fields of the driver's `start`; `device` begins every message; the thread of
+        `files` reads files."""
         self.paths = paths
         self.url = url
         self._device, self._options = device, dict(options)
-        self._client, self._token = DriverClient(url, token=token), token
-        self._cancelled = threading.Event()
+        self._client, self._token = AsyncDriverClient(url, token=token), token
+        self._files = files
+        self._is_cancelled = False
         self._status: DriverStatus | None = None
         self._run_id: str | None = None
         self._owner: RunOwner | None = None
@@ -101,30 +109,30 @@ class DriverRun:
         """Return directory and names of the files, for messages."""
         return f"{self.paths.directory}/{self.paths.prefix}*.h5"
 
-    def open(self) -> None:
+    async def open(self) -> None:
         """Start the run; from the return on every image that is published is recorded.
 
         Raises `AcquisitionError` with the driver's reason, and leaves nothing open then.
         """
         try:
-            self._client.connect(CONNECT_TIMEOUT_S)
-            self._start()
-            self._status = self._client.wait_until_ready(READY_TIMEOUT_S)
-            self._read_layout()
+            await self._client.connect(CONNECT_TIMEOUT_S)
+            await self._start()
+            self._status = await self._client.wait_until_ready(READY_TIMEOUT_S)
+            await self._files.run(self._read_layout)
         except BaseException as error:
             reason = self._failure("cannot start a run", error)
-            self.close()
+            await self.close()
             if isinstance(error, StdDaqError):
                 raise reason from error
             raise
 
-    def _start(self) -> None:
+    async def _start(self) -> None:
         try:
-            self._status = self._send_start()
+            self._status = await self._send_start()
         except DriverBusyError:
-            if not self._end_orphan():
+            if not await self._end_orphan():
                 raise
-            self._status = self._send_start()
+            self._status = await self._send_start()
         except DriverTimeoutError:
             self._is_open = True  # The driver may have started it.
             raise
@@ -133,17 +141,17 @@ class DriverRun:
         if self._run_id is not None:
             self._owner = RunOwner(self.url, self._run_id)
 
-    def _send_start(self) -> DriverStatus:
-        return self._client.start(self.paths.directory, file_prefix=self.paths.prefix, **self._options)
+    async def _send_start(self) -> DriverStatus:
+        return await self._client.start(self.paths.directory, file_prefix=self.paths.prefix, **self._options)
 
-    def _end_orphan(self) -> bool:
+    async def _end_orphan(self) -> bool:
         """End the run of a killed process of this user. Return whether there was one."""
-        run_id = self._client.status().run_id
+        run_id = (await self._client.status()).run_id
         if run_id is None or not is_orphan(self.url, run_id):
             return False
         _log.warning("%s: ends the run %s of a process that was killed", self._device, run_id)
-        self._client.stop()
-        self._client.wait(("idle",), CLOSE_TIMEOUT_S)
+        await self._client.stop()
+        await self._client.wait(("idle",), CLOSE_TIMEOUT_S)
         return True
 
     def _read_layout(self) -> None:
@@ -175,17 +183,17 @@ class DriverRun:
                 )
             ) from error
 
-    def counts(self) -> RunCounts:
+    async def counts(self) -> RunCounts:
         """Return the newest counts. Raises `AcquisitionError` when the run has ended."""
         try:
-            self._status = self._client.status() if self._run_id else self._client.latest
+            self._status = await self._client.status() if self._run_id else self._client.latest
         except DriverError as error:
             raise self._failure("the connection to the driver is lost", error) from error
         if not self._is_this_run(self._status):
-            raise self._failure("the run has ended", self._reason_of_end())
+            raise self._failure("the run has ended", await self._reason_of_end())
         return RunCounts.of(self._status)
 
-    def wait_for(
+    async def wait_for(
         self,
         n_images: int,
         before: RunCounts,
@@ -197,8 +205,8 @@ class DriverRun:
     ) -> RunCounts:
         """Wait until `n_images` more than `before` are recorded, and readable if the run is live.
 
-        `timeout` in seconds, for all images, or with `restart_on_progress` for each. `on_progress` is called
-        in another thread. Raises `AcquisitionError`, also when the `exposure` fails.
+        `timeout` in seconds, for all images, or with `restart_on_progress` for each. Raises
+        `AcquisitionError`, also when the `exposure` fails.
         """
         latest = before
         deadline = time.monotonic() + timeout
@@ -207,7 +215,7 @@ class DriverRun:
         def is_decided(status: DriverStatus) -> bool:
             nonlocal latest, deadline, n_recorded
             self._status = status
-            if self._cancelled.is_set() or not self._is_this_run(status) or exposure.failure():
+            if self._is_cancelled or not self._is_this_run(status) or exposure.failure():
                 return True
             latest = RunCounts.of(status)
             self._note_recorded(status)
@@ -221,7 +229,7 @@ class DriverRun:
 
         while n_recorded < n_images:
             try:
-                status = self._client.wait_for(is_decided, max(0.0, deadline - time.monotonic()))
+                status = await self._client.wait_for(is_decided, max(0.0, deadline - time.monotonic()))
             except DriverTimeoutError:
                 if time.monotonic() < deadline:
                     continue
@@ -232,12 +240,13 @@ class DriverRun:
                 ) from None
             except DriverError as error:
                 raise self._failure(f"recorded {n_recorded} of {n_images} images", error) from error
-            if self._cancelled.is_set():
+            if self._is_cancelled:
                 raise AcquisitionStoppedError(
                     f"{self._device}: stopped, recorded {n_recorded} of {n_images} images to {self.where}"
                 )
             if not self._is_this_run(status):
-                raise self._failure(f"recorded {n_recorded} of {n_images} images", self._reason_of_end())
+                why = await self._reason_of_end()
+                raise self._failure(f"recorded {n_recorded} of {n_images} images", why)
             if n_recorded < n_images and (why := exposure.failure()) is not None:
                 raise self._failure(f"recorded {n_recorded} of {n_images} images, the camera failed", why)
         return latest
@@ -247,61 +256,63 @@ class DriverRun:
 
     def cancel(self) -> None:
         """Make `wait_for` raise `AcquisitionStoppedError`. Safe from any thread."""
-        self._cancelled.set()
+        self._is_cancelled = True
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the run and wait until the driver is idle and the files are closed. Does not raise.
 
         A failure is in `error`, unless there was one before.
         """
         try:
             if self._is_open:
-                self._end()
+                await self._end()
         finally:
             self._is_open = False
-            self._client.close()
+            await self._client.close()
             if self._owner is not None:
                 self._owner.release()
 
-    def _end(self) -> None:
+    async def _end(self) -> None:
         try:
             if self._is_this_run(self._client.latest):
-                self._client.stop()
-            self._status = self._client.wait_until_saved(CLOSE_TIMEOUT_S)
-            self._client.wait(("idle",), IDLE_TIMEOUT_S)
+                await self._client.stop()
+            self._status = await self._client.wait_until_saved(CLOSE_TIMEOUT_S)
+            await self._client.wait(("idle",), IDLE_TIMEOUT_S)
         except ConnectionLostError as error:
             self._note("the connection to the driver is lost", error)
-            self._end_by_new_connection()
+            await self._end_by_new_connection()
         except DriverError as error:
             self._note("the run failed", error)
             with contextlib.suppress(DriverError):
-                self._client.wait(("idle",), IDLE_TIMEOUT_S)
+                await self._client.wait(("idle",), IDLE_TIMEOUT_S)
         if self._status is not None and self._status.run_id == self._run_id:
             self._note_recorded(self._status)
         if not self.raw_files:
-            self._find_files()
+            await self._find_files()
 
-    def _end_by_new_connection(self) -> None:
+    async def _end_by_new_connection(self) -> None:
         """Connect again: the driver may still be there, with the run."""
-        with contextlib.suppress(DriverError), DriverClient(self.url, token=self._token) as client:
-            latest = client.latest
-            if latest.is_busy and latest.run_id == self._run_id:
-                client.stop()
-                client.wait(("idle",), CLOSE_TIMEOUT_S)
+        with contextlib.suppress(DriverError):
+            async with AsyncDriverClient(self.url, token=self._token) as client:
+                latest = client.latest
+                if latest.is_busy and latest.run_id == self._run_id:
+                    await client.stop()
+                    await client.wait(("idle",), CLOSE_TIMEOUT_S)
 
-    def _find_files(self) -> None:
+    async def _find_files(self) -> None:
         try:
-            self.raw_files = find_run(self.paths.read_directory, self.paths.prefix).raw
+            run = await self._files.run(find_run, self.paths.read_directory, self.paths.prefix)
+            self.raw_files = run.raw
         except FileLayoutError as error:
             self._note("the files of the run are not there", error)
 
     def _is_this_run(self, status: DriverStatus) -> bool:
         return status.is_busy and status.run_id == self._run_id
 
-    def _reason_of_end(self) -> Exception | None:
+    async def _reason_of_end(self) -> Exception | None:
         """Return why the run ended by itself."""
         try:
-            self._client.wait_until_saved(CLOSE_TIMEOUT_S)
+            await self._client.wait_until_saved(CLOSE_TIMEOUT_S)
         except DriverError as error:
             return error
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ from stddaq_ophyd.core.ready_images import ReadyImages
 from stddaq_ophyd.core.run_counts import RunCounts
 from stddaq_ophyd.core.run_files import SETTLE_PERIOD_S, check_bad, feed_from_closed, feed_from_growing
 from stddaq_ophyd.core.settings import Settings
+from stddaq_ophyd.core.worker import Worker
 
 # Reading the ids of a growing file takes 0.6 ms, writing the published images file 2 ms.
 READ_PERIOD_S = 0.25
@@ -22,12 +23,13 @@ READ_PERIOD_S = 0.25
 
 @dataclass(slots=True)
 class Flight:
-    """One flight. `guard` guards its queue, which is filled in one thread and published in another.
+    """One flight. `guard` guards its queue, which is filled in one task and published in another.
 
     Attributes:
         before: the counts of the run when the flight began.
         exposure: what the camera takes.
         device: begins every message.
+        files: the thread that reads files.
         is_complete: whether all images are in the queue.
         has_failed: whether images did not come, or were not wanted any more.
         stream: where its documents went, after the first ones.
@@ -40,7 +42,8 @@ class Flight:
     before: RunCounts
     exposure: Exposure
     device: str
-    guard: threading.RLock
+    files: Worker
+    guard: asyncio.Lock
     images: ReadyImages = field(init=False)
     is_complete: bool = False
     has_failed: bool = False
@@ -80,10 +83,10 @@ class Flight:
             )
         )
 
-    def finish(self, on_progress: OnProgress) -> RunCounts:
+    async def finish(self, on_progress: OnProgress) -> RunCounts:
         """Return the counts of the run when all images can be published. Raises `AcquisitionError`."""
         try:
-            after = self._complete(self._wait_for(self.n_images, on_progress))
+            after = await self._complete(await self._wait_for(self.n_images, on_progress))
             check_bad(
                 self.run,
                 self.before,
@@ -98,8 +101,8 @@ class Flight:
         self.is_complete = True
         return after
 
-    def _wait_for(self, n_images: int, on_progress: OnProgress = lambda n, counts: None) -> RunCounts:
-        return self.run.wait_for(
+    async def _wait_for(self, n_images: int, on_progress: OnProgress = lambda n, counts: None) -> RunCounts:
+        return await self.run.wait_for(
             n_images,
             self.before,
             self.settings.timeout,
@@ -108,27 +111,27 @@ class Flight:
             on_progress=on_progress,
         )
 
-    def _complete(self, after: RunCounts) -> RunCounts:
+    async def _complete(self, after: RunCounts) -> RunCounts:
         """Wait until the queue is complete, or else close the run and complete it from the files."""
         deadline = time.monotonic() + self.settings.timeout
         while self.images.is_ordered and self.settings.publish_live and time.monotonic() < deadline:
-            with self.guard:
-                self._read_files()
+            async with self.guard:
+                await self._read_files()
                 if self.images.is_complete:
                     return after
             if self.images.n_early:
-                after = self._wait_for(self.n_images + self.images.n_early)
-            time.sleep(SETTLE_PERIOD_S)
-        feed_from_closed(self.run, self.images, self.n_images, self.device, self.guard)
+                after = await self._wait_for(self.n_images + self.images.n_early)
+            await asyncio.sleep(SETTLE_PERIOD_S)
+        await feed_from_closed(self.run, self.images, self.n_images, self.device, self.files, self.guard)
         return after
 
-    def read_files_when_due(self) -> None:
-        """Add what has become readable to the queue, unless that was done a moment ago."""
+    async def read_files_when_due(self) -> None:
+        """Add what has become readable to the queue, unless that was done a moment ago. `guard` is held."""
         is_due = time.monotonic() - self.read_at >= READ_PERIOD_S
         if is_due and not self.is_complete and self.settings.publish_live:
-            self._read_files()
+            await self._read_files()
 
-    def _read_files(self) -> None:
+    async def _read_files(self) -> None:
         if self.run.is_live and self.images.is_ordered and self.run.is_open:
             self.read_at = time.monotonic()
-            feed_from_growing(self.run, self.images, self.run.counts())
+            await feed_from_growing(self.run, self.images, await self.run.counts(), self.files)

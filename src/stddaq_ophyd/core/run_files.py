@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Any
+import asyncio
 
 from stddaq.files.growing_run import in_order, of_closed_run
 from stddaq.files.run import read_run
@@ -12,39 +11,37 @@ from stddaq_ophyd.core.driver_run import DriverRun
 from stddaq_ophyd.core.errors import AcquisitionError
 from stddaq_ophyd.core.ready_images import ReadyImages
 from stddaq_ophyd.core.run_counts import RunCounts
+from stddaq_ophyd.core.worker import Worker
 
 # Between two looks at growing files; a writer flushes within a few milliseconds.
 SETTLE_PERIOD_S = 0.01
 
 
-def feed_from_growing(run: DriverRun, images: ReadyImages, counts: RunCounts) -> None:
+async def feed_from_growing(run: DriverRun, images: ReadyImages, counts: RunCounts, files: Worker) -> None:
     """Feed the queue with what is readable; the driver had sent `counts` before.
 
-    Afterwards the queue is not ordered when only closed files can show the order.
+    Afterwards the queue is not ordered when only closed files can show the order. The thread of `files`
+    reads.
     """
     growing = run.growing_files
     if growing is not None:
         rows = images.next_rows
-        images.feed(in_order(growing.files, rows, growing.ids(rows, counts.rows)), counts)
+        ids = await files.run(growing.ids, rows, counts.rows)
+        images.feed(in_order(growing.files, rows, ids), counts)
 
 
-def feed_from_closed(
-    run: DriverRun,
-    images: ReadyImages,
-    n_images: int,
-    device: str,
-    guard: AbstractContextManager[Any],
+async def feed_from_closed(
+    run: DriverRun, images: ReadyImages, n_images: int, device: str, files: Worker, guard: asyncio.Lock
 ) -> None:
     """Close the run, and complete the queue, which `guard` guards, with `n_images` from its files.
 
     Raises `AcquisitionError` when the run failed or has fewer, `FileLayoutError` when a file cannot be read.
     """
-    run.close()
+    await run.close()
     if run.error is not None:
         raise run.error
-    closed = of_closed_run(read_run(run.raw_files), images.next_rows)
-    with guard:
-        images.feed_closed(closed)
+    async with guard:
+        images.feed_closed(of_closed_run(await files.run(read_run, run.raw_files), images.next_rows))
     if images.n_ready < n_images:
         early = f" after {images.n_early} of an earlier trigger" if images.n_early else ""
         raise AcquisitionError(

@@ -1,27 +1,51 @@
-"""A thread that runs the steps of one device in order, so that no caller has to wait for them."""
+"""A thread for what blocks, like files and cameras, so that no event loop has to wait for it."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # An idle thread ends after this; the next step starts another.
 IDLE_TIMEOUT_S = 5.0
 
 
 class Worker:
-    """Runs functions in order. They must not raise."""
+    """Runs functions in order. An executor would keep a program from exiting while one of them blocks."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._changed = threading.Condition()
         self._steps: deque[Callable[[], None]] = deque()
         self._runs = False
-        self._is_busy = False
 
-    def submit(self, step: Callable[[], None]) -> None:
-        """Run `step` after all steps that were submitted before."""
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what `function` returns, after all functions that were passed before.
+
+        It is completed, or not run at all, when the caller is cancelled.
+        """
+        future: Future[T] = Future()
+
+        def step() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = function(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001  (the caller raises it)
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self._submit(step)
+        return await asyncio.wrap_future(future)
+
+    def _submit(self, step: Callable[[], None]) -> None:
         with self._changed:
             self._steps.append(step)
             if not self._runs:
@@ -29,19 +53,21 @@ class Worker:
                 threading.Thread(target=self._work, name=self._name, daemon=True).start()
             self._changed.notify_all()
 
-    def wait_until_idle(self, timeout: float) -> bool:
-        """Return whether all steps were done within `timeout` seconds."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._steps and not self._is_busy, timeout)
-
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._is_busy = False
-                self._changed.notify_all()
                 if not self._changed.wait_for(lambda: self._steps, IDLE_TIMEOUT_S):
                     self._runs = False
                     return
                 step = self._steps.popleft()
-                self._is_busy = True
             step()
+
+
+async def uninterrupted(step: Coroutine[Any, Any, T]) -> T:
+    """Complete `step` also when the caller is cancelled meanwhile."""
+    task = asyncio.ensure_future(step)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

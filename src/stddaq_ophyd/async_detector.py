@@ -1,0 +1,393 @@
+"""The detector as an ophyd-async device: points by trigger, flights by prepare, kickoff, complete, collect.
+
+`stddaq_ophyd.core` does the recording and publishes the images; the hooks of ophyd-async lead to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bluesky.protocols import Reading, StreamAsset
+from bluesky.utils import NoReplayAllowed
+from event_model import DataKey
+from ophyd_async.core import (
+    AsyncStatus,
+    DetectorAcquireLogic,
+    DetectorDataLogic,
+    DetectorTrigger,
+    DetectorTriggerLogic,
+    SignalRW,
+    StandardDetector,
+    StreamableDataProvider,
+    TriggerInfo,
+    WatchableAsyncStatus,
+    WatcherUpdate,
+    soft_signal_r_and_setter,
+    soft_signal_rw,
+)
+
+from stddaq.client import DEFAULT_URL
+from stddaq.client.address import split_token
+from stddaq.config import DetectorConfig
+from stddaq_ophyd.async_camera import AsyncTrigger, ExposureLogic, as_async_camera
+from stddaq_ophyd.async_driver import AsyncDriver
+from stddaq_ophyd.async_paths import AsyncPaths, next_paths
+from stddaq_ophyd.core.acquisition import Acquisition
+from stddaq_ophyd.core.documents import StreamDocuments
+from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
+from stddaq_ophyd.core.paths import PathInfo
+from stddaq_ophyd.core.publication import Publication
+from stddaq_ophyd.core.recorder import Recorder, raise_failure
+from stddaq_ophyd.core.settings import Settings
+from stddaq_ophyd.run_engine import is_description_for_documents
+
+# The failure of the recording says more than a timeout of ophyd-async at the same moment.
+REASON_TIMEOUT_S = 1.0
+
+
+# The generators within the methods of the base, whose statuses do not end before their timeout.
+_trigger: Any = inspect.unwrap(StandardDetector.trigger)
+_complete: Any = inspect.unwrap(StandardDetector.complete)
+
+
+class AsyncStdDaqDetector(StandardDetector):
+    """A detector whose images the driver at `url` records.
+
+    with init_devices():
+        det = AsyncStdDaqDetector("ws://127.0.0.1:8080", "/data", trigger=camera.trigger_command)
+    RE(count([det], 5))
+
+    Attributes:
+        driver: the state of the driver.
+        n_ready: images of this staging that documents may announce.
+        allow_bad: whether points and flights with bad images are accepted.
+        stream: stream of the next images, set by `name_streams`.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        paths: AsyncPaths = "/tmp",
+        *,
+        trigger: AsyncTrigger = None,
+        trigger_value: Any = 1,
+        exposure_time: SignalRW[float] | None = None,
+        n_frames: SignalRW[int] | None = None,
+        deadtime: float | None = None,
+        trigger_logic: DetectorTriggerLogic | None = None,
+        config: DetectorConfig | str | Path | None = None,
+        start_options: Mapping[str, Any] | None = None,
+        name: str = "",
+    ) -> None:
+        """`paths` is a directory, a path provider of ophyd-async, or one of `stddaq_ophyd.core.paths`.
+
+        A driver that demands a token gets that of the URL, `ws://any:TOKEN@host:8080`, or of the environment
+        variable STDDAQ_TOKEN.
+        `trigger` makes the camera take the images: a command of ophyd-async, a signal, which is set to
+        `trigger_value`, a function or coroutine function, or a `Camera`; without it the next images that
+        arrive are taken. `exposure_time` and `n_frames` are set to live time and number of images of a
+        `TriggerInfo`; `deadtime` in seconds. A camera that can do more, like external triggers, has a
+        `trigger_logic` of its own. `config` gives shape and type of the images, which drivers need that do
+        not report them. `start_options` are further fields of the driver's `start`, like `writer_id`.
+        """
+        self.url, self._token = split_token(url, None)
+        self._paths = paths
+        self._camera = as_async_camera(trigger, trigger_value)
+        self._start_options = dict(start_options or {})
+        self.driver = AsyncDriver(self.url, self._token)
+        self.n_ready, self._set_n_ready = soft_signal_r_and_setter(int, 0)
+        self.allow_bad = soft_signal_rw(bool, False)
+        self.stream = soft_signal_rw(str, "")
+        self.image_height, self._set_height = soft_signal_r_and_setter(int, 0, units="pixels")
+        self.image_width, self._set_width = soft_signal_r_and_setter(int, 0, units="pixels")
+        self.pixel_type, self._set_pixel_type = soft_signal_r_and_setter(str, "")
+        self.bit_depth, self._set_bit_depth = soft_signal_r_and_setter(int, 0)
+        self.number_of_writers, self._set_number_of_writers = soft_signal_r_and_setter(int, 0)
+        self.directory, self._set_directory = soft_signal_r_and_setter(str, "")
+        self.file_prefix, self._set_file_prefix = soft_signal_r_and_setter(str, "")
+        self._shape: tuple[int, int] | None = None
+        self._dtype = ""
+        if config is not None:
+            loaded = config if isinstance(config, DetectorConfig) else DetectorConfig.load(config)
+            self._note_layout(loaded.image_shape, loaded.dtype.str, loaded.number_of_writers)
+
+        self._recorder: Recorder | None = None
+        self._error: Exception | None = None
+        self._info = TriggerInfo()
+        # Whether the images that `prepare` started to take wait for a trigger, and whether a reading waits
+        # for its documents.
+        self._is_prepared = self._is_read = False
+        self.add_detector_logics(
+            trigger_logic or ExposureLogic(exposure_time, n_frames, deadtime),
+            _AcquireLogic(self),
+            _ImageLogic(self),
+        )
+        self.add_config_signals(
+            self.driver.url,
+            self.allow_bad,
+            self.image_height,
+            self.image_width,
+            self.pixel_type,
+            self.bit_depth,
+            self.number_of_writers,
+            self.directory,
+            self.file_prefix,
+        )
+        super().__init__(name=name)
+
+    @property
+    def error(self) -> Exception | None:
+        """Return the first failure since the device was staged."""
+        return self._error or (self._recorder.acquisition.error if self._recorder else None)
+
+    @property
+    def orphans(self) -> dict[str, int]:
+        """Return the numbers of recorded images that are in no document, by reason, after unstaging."""
+        return dict(self._recorder.acquisition.orphans) if self._recorder else {}
+
+    async def disconnect(self) -> None:
+        """End a run that is open, and the connection to the driver."""
+        await self.close_run()
+        await self.driver.disconnect()
+
+    # Driver runs.
+
+    async def open_run(self) -> None:
+        """Start a driver run in new files. Raise `AcquisitionError` with the driver's reason."""
+        if "bluesky_tiled_plugins.writing.consolidators" in sys.modules:
+            from stddaq_ophyd import tiled_export
+
+            tiled_export.register()
+        paths = next_paths(self._paths, self.name)
+        self._set_directory(str(paths.directory))
+        self._set_file_prefix(paths.prefix)
+        self._recorder = Recorder(self._acquisition(paths), self._set_n_ready)
+        self._set_n_ready(0)
+        run = await self._recorder.acquisition.start_run()
+        if run.image_shape and run.dtype:
+            self._note_layout(run.image_shape, run.dtype, len(run.raw_files))
+
+    def _acquisition(self, paths: PathInfo) -> Acquisition:
+        publication = Publication(self.name, paths, self.name, StreamDocuments())
+        return Acquisition(self.url, self.name, self._start_options, publication, self._camera, self._token)
+
+    async def close_run(self) -> None:
+        """End the driver run. Does not raise; see `error`."""
+        self._is_prepared = self._is_read = False
+        if self._recorder is not None:
+            await self._recorder.close()
+
+    def _note_layout(self, shape: tuple[int, int], dtype: str, number_of_writers: int) -> None:
+        self._shape, self._dtype = shape, dtype
+        self._set_height(shape[0])
+        self._set_width(shape[1])
+        self._set_pixel_type(dtype)
+        self._set_bit_depth(8 * int(dtype[2:]))
+        self._set_number_of_writers(number_of_writers)
+
+    # Points and flights.
+
+    @AsyncStatus.wrap
+    async def prepare(self, value: TriggerInfo) -> None:
+        """Set what the next trigger or kickoff takes, and start a driver run unless one is open."""
+        await self._settle()
+        self._info, self._is_prepared = value, False
+        await super().prepare(value)
+
+    @WatchableAsyncStatus.wrap
+    async def trigger(self) -> AsyncIterator[WatcherUpdate[int]]:
+        """Take the images of a point. Fail as soon as they cannot come any more."""
+        if not self._is_prepared:
+            await self._settle()
+        self._is_read = False
+        async for update in self._until_failure(_trigger(self)):
+            yield update
+
+    @AsyncStatus.wrap
+    async def kickoff(self) -> None:
+        """Start a flight. Done when the camera was triggered."""
+        if self._info.trigger == DetectorTrigger.INTERNAL:
+            await self._settle()
+        with contextlib.suppress(AcquisitionStoppedError):
+            await super().kickoff()
+
+    @WatchableAsyncStatus.wrap
+    async def complete(self) -> AsyncIterator[WatcherUpdate[int]]:
+        """Wait for the images of the flight. Fail as soon as they cannot come any more."""
+        async for update in self._until_failure(_complete(self)):
+            yield update
+        if self._info.trigger == DetectorTrigger.INTERNAL:
+            await self.finish_taking()
+
+    async def _settle(self) -> None:
+        """Put the count of images back to those whose documents were emitted."""
+        if self._recorder is not None:
+            await self._recorder.settle()
+
+    async def start_taking(self) -> None:
+        """Take what was prepared. Return when the camera was triggered."""
+        if self._is_prepared:
+            self._is_prepared = False
+            return
+        assert self._recorder is not None
+        is_external = self._info.trigger != DetectorTrigger.INTERNAL
+        n_events = self._info.number_of_events
+        if not is_external:
+            n_events = await self.events_to_kickoff.get_value()
+        settings = Settings(
+            images_per_event=self._info.collections_per_event,
+            timeout=self._info.exposure_timeout,
+            allow_bad=await self.allow_bad.get_value(),
+        )
+        await self._recorder.start(n_events, settings)
+        self._is_prepared = is_external
+
+    async def finish_taking(self) -> None:
+        """Return when all images can be announced. Raise `AcquisitionError`."""
+        if self._recorder is not None:
+            await self._recorder.finish()
+
+    async def _until_failure(
+        self, updates: AsyncGenerator[WatcherUpdate[int], None]
+    ) -> AsyncIterator[WatcherUpdate[int]]:
+        """Yield `updates`. Raise the error of the recording at once; end quietly when that was stopped."""
+        while True:
+            update = asyncio.ensure_future(anext(updates, None))
+            try:
+                found = await self._unless_failed(update)
+            except AcquisitionStoppedError:
+                # By a pause or an abort: the RunEngine would raise what this status says after it.
+                return
+            finally:
+                update.cancel()
+                await asyncio.wait([update])
+            if found is None:
+                return
+            yield found
+
+    async def _unless_failed(
+        self, update: asyncio.Future[WatcherUpdate[int] | None]
+    ) -> WatcherUpdate[int] | None:
+        taking = self._recorder.task if self._recorder else None
+        if taking is not None:
+            await asyncio.wait([update, taking], return_when=asyncio.FIRST_COMPLETED)
+            if not update.done():
+                raise_failure(taking)
+        try:
+            return await update
+        except TimeoutError:
+            if taking is not None:
+                await asyncio.wait([taking], timeout=REASON_TIMEOUT_S)
+                if taking.done():
+                    raise_failure(taking)
+            raise
+
+    # The RunEngine.
+
+    async def pause(self) -> None:
+        """End the exposure of a point, which is taken again; a flight goes on, and refuses a replay."""
+        if self._recorder is None:
+            return
+        if self._recorder.acquisition.is_flying:
+            raise NoReplayAllowed(f"{self.name} is in a flight")
+        self._is_prepared = False
+        await self._recorder.end()
+
+    async def resume(self) -> None:
+        """Do nothing: the RunEngine triggers the point again."""
+
+    async def describe(self) -> dict[str, DataKey]:
+        """Return the description of the images, which documents reference."""
+        await self._expect_new_stream()
+        return await super().describe()
+
+    async def describe_collect(self) -> dict[str, DataKey]:
+        """Return the description of the images; their documents come by `collect`."""
+        await self._expect_new_stream()
+        return await super().describe_collect()
+
+    async def _expect_new_stream(self) -> None:
+        # A RunEngine asks once for each stream of each run, before its first documents.
+        if is_description_for_documents() and self._recorder is not None:
+            await self._recorder.acquisition.expect_new_stream(
+                self._info.collections_per_event, await self.stream.get_value()
+            )
+
+    async def read(self) -> dict[str, Reading]:
+        """Return nothing but let the next documents be those of an event."""
+        self._is_read = True
+        return await super().read()
+
+    async def documents(self, n_images: int) -> list[StreamAsset]:
+        """Return the documents of what is recorded and not announced, up to `n_images` of this staging."""
+        if self._recorder is None:
+            return []
+        is_event, self._is_read = self._is_read, False
+        stream = await self.stream.get_value()
+        found: Any = await self._recorder.documents(n_images, stream, of_event=is_event)
+        return found
+
+    def data_keys(self, images_per_event: int) -> dict[str, DataKey]:
+        """Return the description of the images. Raise `AcquisitionError` when shape or type are unknown."""
+        if self._shape is None:
+            raise AcquisitionError(
+                f"{self.name}: shape and type of the images are unknown, because the driver {self.url} "
+                "does not report them; give the device the configuration of its detector (config=...)"
+            )
+        return {
+            self.name: DataKey(
+                source=self.url,
+                dtype="array",
+                dtype_numpy=self._dtype,
+                shape=[images_per_event, *self._shape],
+                dims=["image", "y", "x"],
+                external=StreamDocuments.external,
+            )
+        }
+
+
+class _AcquireLogic(DetectorAcquireLogic):
+    def __init__(self, detector: AsyncStdDaqDetector) -> None:
+        self._detector = detector
+
+    async def start_acquiring(self) -> None:
+        await self._detector.start_taking()
+
+    async def wait_for_idle(self) -> None:
+        await self._detector.finish_taking()
+
+    async def ensure_stopped(self) -> None:
+        """Do nothing: closing the run stops the camera."""
+
+
+class _ImageLogic(DetectorDataLogic):
+    def __init__(self, detector: AsyncStdDaqDetector) -> None:
+        self._detector = detector
+
+    async def prepare_unbounded(self, datakey_name: str) -> StreamableDataProvider:
+        await self._detector.open_run()
+        return _Images(self._detector)
+
+    async def stop(self) -> None:
+        await self._detector.close_run()
+
+
+class _Images(StreamableDataProvider):
+    def __init__(self, detector: AsyncStdDaqDetector) -> None:
+        self._detector = detector
+        self.collections_written_signal = detector.n_ready
+
+    async def make_datakeys(self, collections_per_event: int) -> dict[str, DataKey]:
+        return self._detector.data_keys(collections_per_event)
+
+    async def make_stream_docs(
+        self, collections_written: int, collections_per_event: int
+    ) -> AsyncIterator[StreamAsset]:
+        for document in await self._detector.documents(collections_written):
+            yield document
