@@ -48,6 +48,8 @@ _.config_sigs
 _.config_values
 _.datakey_name
 _.ensure_stopped
+_.make_datakeys
+_.make_stream_docs
 _.get_deadtime
 _.prepare_internal
 _.prepare_unbounded
