@@ -103,11 +103,11 @@ def test_interrupt_ends_it_with_exit_code_0(deployment: Deployment) -> None:
 
 def test_an_address_without_a_stream_ends_it_with_the_reason(deployment: Deployment) -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
-    nobody = deployment.run(deployment.stddaq, "watch", address, "--timeout", 0.2)
+    unserved = deployment.run(deployment.stddaq, "watch", address, "--timeout", 0.2)
     with stream_of(deployment) as (stream, _):
         silent = deployment.run(deployment.stddaq, "watch", stream.address, "--timeout", 1)
-        assert (nobody.wait(), silent.wait()) == (1, 1)
-    (line,) = nobody.stderr
+        assert (unserved.wait(), silent.wait()) == (1, 1)
+    (line,) = unserved.stderr
     assert address in line
     assert "got no connection" in line
     (line,) = silent.stderr

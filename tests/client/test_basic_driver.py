@@ -1,4 +1,4 @@
-"""The clients with a driver that is not of stddaq, and with servers that are no driver."""
+"""The clients with a std_daq driver (C++), and with servers that are not drivers."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Publisher:
         self.address = f"tcp://127.0.0.1:{self.socket.bind_to_random_port('tcp://127.0.0.1')}"
 
     def wait_for_subscriber(self) -> None:
-        assert self.socket.poll(5000), "nobody subscribes"
+        assert self.socket.poll(5000), "no subscriber within 5 s"
         self.socket.recv()
 
     def send_array(self, image_id: int, pixels: np.ndarray = PIXELS) -> None:

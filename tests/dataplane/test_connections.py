@@ -171,6 +171,7 @@ def test_receiver_that_does_not_read_keeps_its_connection(
     push.sndtimeo = pull.rcvtimeo = 20_000
     for _ in range(n_messages):
         push.send(b"image")
+    # Longer than libzmq waits for the answer to a heartbeat.
     time.sleep(2 * sum(heartbeats_ms) / 1000)
     push.send(b"last")
 

@@ -45,7 +45,7 @@ def test_arbitrary_bytes_at_the_port_of_a_live_stream_do_not_disturb_its_viewers
     with ImagePublisher(DetectorConfig.parse(deployment.config)) as publisher, ExitStack() as opened:
         assert publisher.wait_for_subscribers(1, 5)
         viewer = opened.enter_context(subscribed(stream))
-        strangers: list[socket.socket] = []
+        other_peers: list[socket.socket] = []
         image_ids = iter(range(10**6))
 
         def check_viewer() -> None:
@@ -59,14 +59,14 @@ def test_arbitrary_bytes_at_the_port_of_a_live_stream_do_not_disturb_its_viewers
         @examples(50)
         @given(ZMTP_CONVERSATIONS, st.booleans())
         def bytes_are_survived(content: bytes, stays: bool) -> None:
-            stranger = opened.enter_context(socket.create_connection((host, port), timeout=5))
+            other_peer = opened.enter_context(socket.create_connection((host, port), timeout=5))
             with suppress(OSError):
-                stranger.sendall(content)
-            strangers.append(stranger)
+                other_peer.sendall(content)
+            other_peers.append(other_peer)
             # Some leave at once, some stay without reading; so that others are admitted, not for ever.
-            if not stays or len(strangers) >= MAX_VIEWERS // 2:
-                while strangers:
-                    strangers.pop().close()
+            if not stays or len(other_peers) >= MAX_VIEWERS // 2:
+                while other_peers:
+                    other_peers.pop().close()
             check_viewer()
             health.check()
 

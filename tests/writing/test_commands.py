@@ -107,7 +107,7 @@ def test_no_input_disturbs_a_run(rig: Rig):
     # These are not WebSocket frames.
     ask_raw(rig.url, b"")
     assert ask_raw(rig.url, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 426")
-    ask_raw(rig.url, b"\x16\x03\x01 no handshake of ours \r\n\r\n")
+    ask_raw(rig.url, b"\x16\x03\x01 not a handshake \r\n\r\n")
     with connect(rig.url) as connection, suppress(ConnectionClosed):
         connection.send('{"command": "start", "path": "' + "x" * 10_000_000 + '"}')
         for _ in range(100):

@@ -71,7 +71,7 @@ def start_reader(rig: Rig, path: Path, last_id: int, how: str) -> Service:
     return rig.deployment.run(sys.executable, "-c", READER, tests, path, last_id, how, ready="ready")
 
 
-@pytest.mark.parametrize("how", ["open anew", "keep"])
+@pytest.mark.parametrize("how", ["reopen", "keep"])
 def test_a_reader_sees_every_pixel_of_visible_images_during_the_run(rig: Rig, how: str):
     rig.begin()
     readers = [start_reader(rig, rig.path(f"file{i}.h5"), 598 + i, how) for i in range(2)]

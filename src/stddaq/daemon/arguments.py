@@ -46,13 +46,13 @@ class ArgumentParser(argparse.ArgumentParser):
         """Add `-s`, which selects a metadata stream or ring buffer."""
         self.add_argument("-s", "--source_suffix", default="image", type=suffix, metavar="SUFFIX", help=help)
 
-    # The overloads of typeshed cannot be written once more here.
     def add_driver_url(self) -> None:
         """Add `--url` of the driver."""
         self.add_argument(
             "--url", default=DEFAULT_URL, metavar="URL", help=f"the driver (default: {DEFAULT_URL})"
         )
 
+    # The overloads of typeshed cannot be repeated here.
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Any = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:

@@ -5,7 +5,7 @@ was removed: peers that start later do not find the service. A `Binding` refuses
 second. A lock shows who has the endpoint even without the file.
 
 libzmq treats a connection that is refused by permission like one to a service that is still to start. A
-`Connection` tells them apart.
+`Connection` distinguishes the two.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _taken(endpoint: str, holder: str) -> str:
 
 
 def _inode(path: Path) -> tuple[int, int] | None:
-    """Return what tells a file from another one of its name; None if there is none. Raise `OSError`."""
+    """Return what distinguishes a file from a later one of its name; None without a file. Raise `OSError`."""
     try:
         status = path.lstat()
     except FileNotFoundError:

@@ -208,7 +208,7 @@ def _master(
     file = opened.file
     if images.ndim != 3 or image_ids.shape != images.shape[:1] or image_ids.dtype.kind not in "ui":
         raise FileLayoutError(
-            f"{path}: is no master file: found images {_shape(images.shape)} and image ids "
+            f"{path}: is not a master file: found images {_shape(images.shape)} and image ids "
             f"{_shape(image_ids.shape)} of {image_ids.dtype}, expected (n, height, width) and integers (n)"
         )
     ids = image_ids[()].astype(np.uint64)

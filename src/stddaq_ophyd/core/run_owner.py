@@ -22,7 +22,7 @@ class RunOwner:
 
     def __init__(self, url: str, run_id: str) -> None:
         self._path = _path_of(url)
-        # Without the file another process cannot take the run over, which is no reason to fail.
+        # Without the file another process cannot take the run over, but this run is not affected.
         self._descriptor = _lock(self._path, os.O_CREAT)
         if self._descriptor is not None:
             with contextlib.suppress(OSError):

@@ -71,7 +71,7 @@ def bring_to(rig: Rig, state: State, begin: Callable[[int], object] | None = Non
 
 
 def makers_of_master(rig: Rig) -> list[int]:
-    """Return the child of writer 0 that makes the master file, which the name of its temporary file tells."""
+    """Return the child of writer 0 that makes the master file; the name of its temporary file has the pid."""
     return [int(path.suffix[1:]) for path in rig.directory.glob(".fileMaster.h5.*")]
 
 

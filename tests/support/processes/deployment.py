@@ -164,7 +164,7 @@ class Service:
         return self.wait(timeout)
 
     def kill(self) -> None:
-        """Send SIGKILL and wait. The deployment then removes segments and sockets that are left behind."""
+        """Send SIGKILL and wait. The deployment then removes segments and sockets that remain."""
         self.send(signal.SIGKILL)
         self.wait()
 

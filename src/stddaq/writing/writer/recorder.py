@@ -44,7 +44,7 @@ class Recorder(Protocol):
     def show_alive(self) -> bool:
         """Show other processes that the open file is being written. Return False once it is lost.
 
-        A file is lost that is no longer at its path.
+        A file that is no longer at its path is lost.
         """
         ...
 
