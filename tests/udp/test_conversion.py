@@ -196,7 +196,7 @@ def test_gain_bits_choose_pedestal_and_factor(tmp_path: Path) -> None:
     expected = [4.0, -100.0, -100.0, np.nan, -50.0, np.nan, np.inf, 400.0]
     np.testing.assert_array_equal(image[0, :8], np.array(expected, np.float32))
     assert (image[0, 8:1024] == -50).all()
-    assert (conversion.n_invalid, conversion.n_without_data, conversion.n_saturated) == (1, 1, 1)
+    assert conversion.pixel_counts == {"invalid": 1, "without_data": 1, "saturated": 1}
 
 
 @pytest.mark.parametrize("shape", [(1030, 1040), (1024, 1024)], ids=["image", "stacked modules"])

@@ -46,6 +46,18 @@ CAMERA_IMAGES_LEFT_OUT = _counter(
 )
 CAMERA_CONNECTIONS = _gauge("camera_connections", "Connections to the camera server.")
 
+# Converters and the module synchroniser.
+PIXELS_WITHOUT_VALUE = _counter(
+    "pixels_without_value", "Pixels of a Jungfrau that could not be converted.", "reason"
+)
+MODULE_FRAMES = _counter("module_frames", "Frames of modules that the synchroniser has received.")
+MODULE_FRAMES_LOST = _counter("module_frames_lost", "Frames that incomplete images lacked.", "module")
+MODULE_FRAMES_IGNORED = _counter(
+    "module_frames_ignored", "Frames that were late, or repeated, for their image.", "reason"
+)
+IMAGES_INCOMPLETE = _counter("images_incomplete", "Images that a module did not deliver.")
+IMAGES_WAITING = _gauge("images_waiting", "Images that wait for modules, or for the image before them.")
+
 # Every subscriber of a metadata stream, and the camera receiver for images and rejected messages.
 IMAGES_RECEIVED = _counter("images_received", "Images received.", "source")
 MESSAGES_LOST = _counter(

@@ -53,6 +53,11 @@ def writer_to_driver(detector_name: str, writer: int | str) -> str:
     return ipc_endpoint(f"{detector_name}-writer-{writer}")
 
 
+def converted_frames(detector_name: str) -> str:
+    """Return where converters push the message of each converted frame to the module synchroniser."""
+    return ipc_endpoint(f"{detector_name}-sync")
+
+
 def software_trigger(detector_name: str) -> str:
     """Return where a simulator accepts software triggers (REQ, JSON)."""
     return ipc_endpoint(f"{detector_name}-trigger")

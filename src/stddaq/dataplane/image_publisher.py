@@ -8,6 +8,7 @@ subscriber, and sends only one `ImageMetadata` per image.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from stddaq.config import DetectorConfig
 from stddaq.daemon.log import logger
 from stddaq.dataplane.ipc_sockets import CHECK_PERIOD_S
-from stddaq.dataplane.metadata import GOOD_IMAGE, ImageMetadata, dtype_code
+from stddaq.dataplane.metadata import GOOD_IMAGE, ID_MISSMATCH, ImageMetadata, dtype_code
 from stddaq.dataplane.metadata_publisher import MetadataPublisher
 from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.errors import SourceError
@@ -33,9 +34,10 @@ class ImagePublisher:
         n_slots: slots of the ring buffer.
     """
 
-    def __init__(self, config: DetectorConfig, suffix: str = "image") -> None:
+    def __init__(self, config: DetectorConfig, suffix: str = "image", n_parts: int = 0) -> None:
         """Bind the metadata stream and attach to the ring buffer of `suffix`.
 
+        `n_parts`: services that write parts of an image, each with `RingBuffer.begin_part`.
         Raise `EndpointError` when another source publishes there or has the ring buffer, `GeometryError` when
         the ring buffer exists with another geometry, or there is no memory for it.
         """
@@ -49,7 +51,7 @@ class ImagePublisher:
         )
         self.n_published = 0
         self.n_slots = config.n_slots
-        self._config, self._suffix = config, suffix
+        self._config, self._suffix, self._n_parts = config, suffix, n_parts
         self._stream = MetadataPublisher(config, suffix)
         self.endpoint, self.socket = self._stream.endpoint, self._stream.socket
         try:
@@ -61,7 +63,7 @@ class ImagePublisher:
 
     def _attach(self) -> None:
         config = self._config
-        ring = RingBuffer(config, self._suffix, as_source=True)
+        ring = RingBuffer(config, self._suffix, as_source=True, n_parts=self._n_parts)
         used = ring.memory[: config.n_slots * config.image_bytes]
         self._slots = np.frombuffer(used, config.dtype).reshape(config.n_slots, *config.image_shape)
         self._slot_bytes = np.frombuffer(used, np.uint8).reshape(config.n_slots, config.image_bytes)
@@ -128,6 +130,27 @@ class ImagePublisher:
         self._stream.send(metadata)
         self.n_published += 1
         return sequence
+
+    def commit_parts(self, image_id: int, marks: Sequence[tuple[int, int]], status: int = GOOD_IMAGE) -> int:
+        """Announce an image that other services have written, each a part with its mark. Return its status.
+
+        That is `ID_MISSMATCH` if one of them has started another image in the slot. Without `marks`, of
+        services that make none, readers judge the slot by the announced ids.
+        """
+        metadata = self.metadata
+        metadata.sequence = 0
+        if marks:
+            metadata.sequence, is_intact = self._ring.commit_parts(image_id, marks)
+            status = status if is_intact else ID_MISSMATCH
+        metadata.image_id = image_id
+        metadata.status = status  # pyright: ignore[reportAttributeAccessIssue]
+        self._stream.send(metadata)
+        self.n_published += 1
+        return status
+
+    def pixels(self, image_id: int) -> np.ndarray:
+        """Return the slot of an image, for pixels that no other service writes."""
+        return self._slots[image_id % self.n_slots]
 
     def publish(self, image_id: int, pixels: np.ndarray, status: int = GOOD_IMAGE) -> int:
         """Copy `pixels`, shape (height, width) of the pixel type, into the slot and announce the image.

@@ -9,6 +9,10 @@ of the image that it holds, 0 while the slot is being written. `ImageMetadata.se
 number. A reader that finds the announced sequence before and after its copy has copied that image. The cursor
 names the ring that it belongs to, so that it says nothing of another ring with the same name. A std_daq
 service (C++) neither creates nor reads the cursor segment.
+
+Several services may write parts of one image, and the source then announces it: each marks its part of a slot
+with a number of its own before it writes, in words behind those of the slots. The source compares them with
+the numbers that it received, so that a slot in which a later image has been started never counts as complete.
 """
 
 from __future__ import annotations
@@ -17,9 +21,11 @@ import contextlib
 import glob
 import os
 import sys
+import threading
 import time
 import zlib
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -114,12 +120,14 @@ class RingBuffer:
         *,
         as_source: bool = False,
         geometry: RingGeometry | None = None,
+        n_parts: int = 0,
     ) -> None:
         """Attach to the ring of `suffix` (a ring's or a metadata stream's), or create it.
 
         With `as_source`, be the only source until `close` or the end of the process. `geometry` is that of
-        the configuration's images by default. Raises `EndpointError` when another process is the source, and
-        `GeometryError` when the ring has another geometry.
+        the configuration's images by default. `n_parts`: services that write parts of an image. Raises
+        `EndpointError` when another process is the source, and `GeometryError` when the ring has another
+        geometry.
         """
         self.geometry = geometry = geometry or RingGeometry.of(config)
         suffix = ring_suffix(suffix)
@@ -128,6 +136,7 @@ class RingBuffer:
         self._path = SHM_DIRECTORY / self.name
         self.shape, self.dtype = (geometry.height, geometry.width), dtype_of(geometry.dtype)
         self._image_bytes, self._n_slots = self.geometry.image_bytes, self.geometry.n_slots
+        self._cursor_bytes = geometry.cursor_bytes + 8 * n_parts * geometry.n_slots
         self._is_attached = False
         self._attach()
         if as_source:
@@ -136,6 +145,7 @@ class RingBuffer:
             except BaseException:
                 self.close()
                 raise
+        self._fence = threading.Lock()
         self._is_open, self._was_written = bytearray(self._n_slots), bytearray(self._n_slots)
 
     # Attaching and detaching. Both happen under a lock on the cursor, so that no service attaches to what
@@ -207,15 +217,16 @@ class RingBuffer:
         geometry, describe, ring = self.geometry, str(self.geometry), self._ring
         try:
             ring.reserve(geometry.segment_bytes, describe)
-            cursor.reserve(geometry.cursor_bytes, describe)
+            cursor.reserve(self._cursor_bytes, describe)
             self.memory = ring.map(geometry.segment_bytes)
-            self._words = cursor.map(geometry.cursor_bytes).cast("Q")
+            self._words = cursor.map(self._cursor_bytes).cast("Q")
         except BaseException:
             if is_new:
                 self._remove_if_unused(cursor, ring)
             ring.close()
             raise
-        self._stamps = self._words[_HEADER:]
+        self._stamps = self._words[_HEADER : _HEADER + self._n_slots]
+        self._parts = self._words[_HEADER + self._n_slots :]
         if is_new:
             self._write_header()
 
@@ -264,6 +275,7 @@ class RingBuffer:
         self._is_attached = False
         locked = self._lock_to_detach()
         self._stamps.release()
+        self._parts.release()
         self._words.release()
         with contextlib.suppress(BufferError):  # A slot is still in use.
             self.memory.release()
@@ -362,6 +374,35 @@ class RingBuffer:
             self._stamps[slot] = sequence
             self._is_open[slot] = False
         return sequence
+
+    def begin_part(self, image_id: int, part: int, mark: int) -> np.ndarray:
+        """Open the slot of image `image_id` for one of several writers. Return its pixels, to be filled.
+
+        `mark` is a number that this writer has not used for this slot before. Readers do not trust the slot
+        until `commit_parts`.
+        """
+        slot = image_id % self._n_slots
+        # In this order, so that `commit_parts` finds the mark, or its sequence number is erased.
+        self._parts[part * self._n_slots + slot] = mark
+        self._stamps[slot] = 0
+        return self.image(image_id)
+
+    def commit_parts(self, image_id: int, marks: Iterable[tuple[int, int]]) -> tuple[int, bool]:
+        """Mark the slot of `image_id` as written if it has the marks (part, mark) of all its parts.
+
+        Return the sequence number to announce it with, and whether the slot holds the image.
+        """
+        slot, n_slots, parts = image_id % self._n_slots, self._n_slots, self._parts
+        sequence = self._words[_SEQUENCE] + 1
+        self._words[_SEQUENCE] = self._stamps[slot] = sequence
+        # The processor may delay the store behind the loads that follow, unless a lock lies between them.
+        with self._fence:
+            pass
+        for part, mark in marks:
+            if parts[part * n_slots + slot] != mark:
+                self._stamps[slot] = 0
+                return sequence, False
+        return sequence, True
 
     def continue_from(self, removed: RingBuffer) -> None:
         """Continue the sequence numbers of a ring that was removed, of which this process was the source."""

@@ -1,0 +1,220 @@
+"""`std_data_sync_module`: announces an image when all its modules have been converted.
+
+It owns the image ring and binds the metadata stream `image`; converters write the pixels and push the message
+of each frame to `sync`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+import zmq
+
+from stddaq.config import DetectorConfig
+from stddaq.config.modules import expected_modules, gaps, position_mistakes
+from stddaq.daemon import metrics
+from stddaq.daemon.arguments import Seconds
+from stddaq.daemon.log import event, logger, ready
+from stddaq.daemon.main import StopRequest, run
+from stddaq.daemon.metrics import Registry
+from stddaq.daemon.statistics import Period, StatisticsLine
+from stddaq.dataplane.connections import open_socket
+from stddaq.dataplane.endpoints import converted_frames
+from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.dataplane.ipc_sockets import Binding
+from stddaq.dataplane.metadata import ID_MISSMATCH
+from stddaq.errors import ConfigError
+from stddaq.udp.arguments import UdpArgumentParser
+from stddaq.udp.detector_fields import fields_of
+from stddaq.udp.module_sync import DEFAULT_TIMEOUT_S, ModuleImage, ModuleSync
+from stddaq.udp.placement import placement
+
+PROGRAM = "std_data_sync_module"
+SOURCE = "sync"
+# Signals and statistics are checked at least once per this many messages.
+BATCH_LIMIT = 1000
+_DETECTORS_WITHOUT_MODULES = ("pco",)
+
+
+class ModuleSyncService:
+    """A running synchroniser: its sockets, the image ring, and its loop."""
+
+    def __init__(self, config: DetectorConfig, timeout: float, *, announces_incomplete: bool = False) -> None:
+        """Raise `ConfigError` for impossible positions, `EndpointError` or `GeometryError`."""
+        if mistakes := position_mistakes(config):
+            raise ConfigError("; ".join(mistakes), mistakes)
+        self._config, self._announces_incomplete = config, announces_incomplete
+        modules = expected_modules(config)
+        self._sync = ModuleSync(
+            modules,
+            config.n_modules,
+            config.module_sync_queue_size,
+            config.n_slots,
+            is_gigafrost=config.detector_type == "gigafrost",
+            timeout=timeout,
+        )
+        self._fill = fields_of(config.detector_type)
+        self._gaps = gaps(config)
+        self._slots_are_clear = bytearray(config.n_slots)
+        self._places = {module: placement(config, module) for module in modules}
+        self._lost = self._sync.n_lost.copy()
+        self._n_overwritten = self._n_restarts_logged = 0
+        self._statistics = StatisticsLine(config, self._registry(modules), self._pairs)
+        self._publisher = ImagePublisher(config, n_parts=config.n_modules)
+        self._context = zmq.Context()
+        self.endpoint = converted_frames(config.detector_name)
+        self._socket = open_socket(self._context, zmq.PULL)
+        try:
+            self._binding = Binding(self._socket, self.endpoint)
+        except BaseException:
+            self._context.destroy()
+            self._publisher.close()
+            raise
+
+    def serve(self, stop: StopRequest) -> None:
+        """Announce images until asked to stop."""
+        poller = zmq.Poller()
+        for readable in (self._socket, self._publisher.socket, stop.fileno()):
+            poller.register(readable, zmq.POLLIN)
+        while not stop.poll():
+            # Nothing is given up while frames that it lacks may be among the queued messages.
+            if self._receive() < BATCH_LIMIT:
+                self._publish(time.monotonic())
+                self._sleep(poller)
+            self._publisher.count_subscribers()
+            self._binding.check()
+            self._report()
+
+    def _receive(self) -> int:
+        """Receive up to `BATCH_LIMIT` messages, and announce what is complete. Return their number."""
+        receive, add, clock = self._socket.recv, self._sync.add, time.monotonic
+        for n in range(BATCH_LIMIT):
+            try:
+                message = receive(zmq.NOBLOCK)
+            except zmq.Again:
+                return n
+            if add(message, clock()):
+                self._publish(-math.inf)
+        return BATCH_LIMIT
+
+    def _sleep(self, poller: zmq.Poller) -> None:
+        delay = min(self._statistics.due_in, self._sync.due_at - time.monotonic())
+        poller.poll(max(0, math.ceil(delay * 1000)))
+
+    def _publish(self, now: float) -> None:
+        """Announce complete images. Give up those that are incomplete and overdue at `now`."""
+        for image in self._sync.take(now):
+            if not image.lacking:
+                self._announce(image)
+            elif self._announces_incomplete:
+                for module in image.lacking:
+                    self._places[module].part_of(self._publisher.pixels(image.image_id))[:] = 0
+                self._announce(image)
+
+    def _announce(self, image: ModuleImage) -> None:
+        publisher, image_id = self._publisher, image.image_id
+        if self._gaps:
+            self._clear_gaps(image_id)
+        self._fill(publisher.metadata, image.message)
+        if publisher.commit_parts(image_id, image.marks, image.status) == ID_MISSMATCH:
+            self._n_overwritten += 1
+
+    def _clear_gaps(self, image_id: int) -> None:
+        """Set the pixels between modules to 0, once in each slot, because no converter writes them."""
+        slot = image_id % len(self._slots_are_clear)
+        if not self._slots_are_clear[slot]:
+            pixels = self._publisher.pixels(image_id)
+            for gap in self._gaps:
+                pixels[gap.top : gap.bottom, gap.left : gap.right] = 0
+            self._slots_are_clear[slot] = True
+
+    def _report(self) -> None:
+        if self._sync.n_restarts != self._n_restarts_logged:
+            self._n_restarts_logged = self._sync.n_restarts
+            event("the image ids restart (restart %d)", self._n_restarts_logged)
+        if not self._statistics.write_if_due():
+            return
+        lost = self._sync.n_lost - self._lost
+        self._lost = self._sync.n_lost.copy()
+        if lost:
+            named = ", ".join(f"{n} of module {module}" for module, n in sorted(lost.items()))
+            logger.warning("incomplete images lack frames: %s", named)
+
+    def _registry(self, modules: Sequence[int]) -> Registry:
+        registry, sync = Registry(self._config.detector_name, PROGRAM), self._sync
+        registry.add(metrics.IMAGES_PUBLISHED, lambda: self._publisher.n_published, source=SOURCE)
+        registry.add(metrics.IMAGES_OVERWRITTEN, lambda: self._n_overwritten, source=SOURCE)
+        registry.add(metrics.IMAGES_INCOMPLETE, lambda: sync.n_incomplete)
+        registry.add(metrics.IMAGES_WAITING, lambda: sync.n_waiting)
+        registry.add(metrics.IDS_RESTARTED, lambda: sync.n_restarts)
+        registry.add(metrics.MODULE_FRAMES, lambda: sync.n_messages)
+        registry.add(metrics.MODULE_FRAMES_IGNORED, lambda: sync.n_late, reason="late")
+        registry.add(metrics.MODULE_FRAMES_IGNORED, lambda: sync.n_repeated, reason="repeated")
+        registry.add(metrics.MESSAGES_REJECTED, lambda: sync.n_malformed, reason="malformed")
+        for module in modules:
+            lost = functools.partial(sync.n_lost.__getitem__, module)
+            registry.add(metrics.MODULE_FRAMES_LOST, lost, module=str(module))
+        return registry
+
+    def _pairs(self, period: Period) -> Mapping[str, object]:
+        count = period.count
+        return {
+            "source": SOURCE,
+            **period.rate(metrics.MODULE_FRAMES),
+            "n_corrupted_images": count(metrics.IMAGES_INCOMPLETE),
+            "n_images": count(metrics.IMAGES_PUBLISHED),
+            "n_overwritten": count(metrics.IMAGES_OVERWRITTEN),
+            "n_lost": count(metrics.MODULE_FRAMES_LOST),
+            "n_late": count(metrics.MODULE_FRAMES_IGNORED, reason="late"),
+            "n_repeated": count(metrics.MODULE_FRAMES_IGNORED, reason="repeated"),
+            "n_malformed": count(metrics.MESSAGES_REJECTED),
+            "n_waiting": period.total(metrics.IMAGES_WAITING),
+        }
+
+    def close(self) -> None:
+        """Deliver announcements on their way; release the sockets and the image ring."""
+        self._binding.close()
+        self._context.term()
+        self._publisher.close()
+
+    def __enter__(self) -> ModuleSyncService:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the synchroniser. Return the exit code."""
+    parser = UdpArgumentParser(PROGRAM, "Announce an image when all modules of the detector are converted.")
+    parser.add_config()
+    parser.add_argument(
+        "--timeout",
+        type=Seconds(),
+        default=DEFAULT_TIMEOUT_S,
+        metavar="SECONDS",
+        help=f"longest wait for a module (default: {DEFAULT_TIMEOUT_S:g})",
+    )
+    parser.add_argument(
+        "--announce-incomplete",
+        action="store_true",
+        help="announce images that lack modules, with zeros in their places and status missing_packets "
+        "(default: they are left out)",
+    )
+    return run(parser, _serve, argv)
+
+
+def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) -> None:
+    if config.detector_type in _DETECTORS_WITHOUT_MODULES:
+        event("nothing to do: the images of %s have no modules", config.detector_type)
+        return
+    with ModuleSyncService(config, args.timeout, announces_incomplete=args.announce_incomplete) as service:
+        ready("modules of %s at %s", config.detector_name, service.endpoint)
+        service.serve(stop)

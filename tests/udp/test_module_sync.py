@@ -1,0 +1,259 @@
+"""Which images are complete, incomplete, late, repeated: the synchroniser's table of faults, without I/O."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stddaq.dataplane.metadata import GOOD_IMAGE, ID_MISSMATCH, MISSING_PACKETS
+from stddaq.udp.module_sync import IN_ORDER, ModuleImage, ModuleSync
+
+N_SLOTS = 1000
+Left = tuple[int, int, tuple[int, ...]]
+
+
+def frame(
+    image_id: int,
+    module: int,
+    *,
+    missing: int = 0,
+    mark: int = IN_ORDER | 1,
+    link_set: int = 0,
+    scan: int = 0,
+) -> bytes:
+    return struct.pack("<QQH4xBxI32xI", image_id, missing, module, link_set, scan, mark)
+
+
+class Fed:
+    """A `ModuleSync` and what has left it: (id, status, lacking modules)."""
+
+    def __init__(self, n_modules: int = 2, queue_size: int = 50, *, is_gigafrost: bool = False) -> None:
+        self.sync = ModuleSync(
+            range(n_modules), n_modules, queue_size, N_SLOTS, is_gigafrost=is_gigafrost, timeout=1.0
+        )
+        self.now = 0.0
+        self.images: list[ModuleImage] = []
+
+    def add(self, image_id: int, *modules: int, **options: int) -> None:
+        for module in modules:
+            if self.sync.add(frame(image_id, module, **options), self.now):
+                self.images += self.sync.take(float("-inf"))
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.images += self.sync.take(self.now)
+
+    @property
+    def left(self) -> list[Left]:
+        return [(image.image_id, image.status, tuple(image.lacking)) for image in self.images]
+
+    @property
+    def complete(self) -> list[int]:
+        return [image.image_id for image in self.images if not image.lacking]
+
+
+def good(*ids: int) -> list[Left]:
+    return [(image_id, GOOD_IMAGE, ()) for image_id in ids]
+
+
+def test_an_image_leaves_when_its_last_module_arrives() -> None:
+    fed = Fed(n_modules=3)
+    fed.add(7, 2, 0)
+    assert not fed.images
+    fed.add(8, 0, 2)
+    fed.add(7, 1)
+    assert fed.left == good(7)
+    fed.add(8, 1)
+    assert fed.left == good(7, 8)
+    assert fed.sync.n_waiting == 0
+
+
+@pytest.mark.parametrize("module", [0, 1, 2])
+def test_packets_lost_by_any_module_make_the_image_incomplete(module: int) -> None:
+    fed = Fed(n_modules=3)
+    for other in range(3):
+        fed.add(7, other, missing=4 * (other == module))
+    assert fed.left == [(7, MISSING_PACKETS, ())]
+
+
+@pytest.mark.parametrize("mark", [IN_ORDER | 1, 0], ids=["stddaq", "C++"])
+def test_a_second_message_of_a_module_is_counted_and_ignored(mark: int) -> None:
+    fed = Fed()
+    fed.add(7, 0, 0, mark=mark)
+    fed.add(7, 1, mark=mark)
+    fed.add(7, 1, mark=mark)
+    fed.add(8, 0, 1, mark=mark)
+    assert fed.left == good(7, 8)
+    assert fed.sync.n_repeated == 2
+
+
+def test_a_late_message_of_a_cpp_receiver_holds_nothing_back() -> None:
+    fed = Fed()
+    for image_id in (6, 7, 8):
+        fed.add(image_id, 0, 1, mark=0)
+    fed.add(7, 0, mark=0)
+    fed.add(9, 0, 1, mark=0)
+    assert fed.left == good(6, 7, 8, 9)
+    assert fed.sync.n_repeated + fed.sync.n_late == 1
+
+
+def test_a_frame_that_arrives_after_its_image_was_given_up_is_late() -> None:
+    fed = Fed()
+    fed.add(7, 0)
+    fed.wait(1.0)
+    fed.add(7, 1)
+    fed.add(8, 0, 1)
+    assert fed.left == [(7, MISSING_PACKETS, (1,)), *good(8)]
+    assert fed.sync.n_late == 1
+
+
+def test_an_image_is_given_up_when_all_modules_that_it_lacks_have_sent_a_later_one() -> None:
+    fed = Fed(n_modules=3)
+    fed.add(7, 0)
+    fed.add(8, 0, 1)
+    assert not fed.images
+    fed.add(8, 2)
+    assert fed.left == [(7, MISSING_PACKETS, (1, 2)), *good(8)]
+    assert fed.sync.n_lost == {1: 1, 2: 1}
+    assert fed.sync.n_incomplete == 1
+
+
+def test_the_last_image_of_a_run_is_given_up_after_the_timeout() -> None:
+    fed = Fed()
+    fed.add(7, 0)
+    assert fed.sync.due_at == 1.0
+    fed.wait(0.99)
+    assert not fed.images
+    fed.wait(0.01)
+    assert fed.left == [(7, MISSING_PACKETS, (1,))]
+    assert fed.sync.due_at == float("inf")
+
+
+def test_no_image_waits_longer_than_the_timeout_for_those_before_it() -> None:
+    fed = Fed()
+    fed.add(9, 0)
+    fed.wait(0.9)
+    fed.add(8, 1)
+    fed.wait(0.1)
+    assert [image_id for image_id, _, _ in fed.left] == [8, 9]
+
+
+def test_a_dead_module_holds_nothing_back_longer_than_the_timeout_and_nothing_is_complete() -> None:
+    fed = Fed()
+    for image_id in range(30):
+        fed.add(image_id, 0)
+        fed.wait(0.1)
+    assert fed.complete == []
+    assert 19 <= len(fed.images) <= 21
+    assert fed.sync.n_lost[1] == len(fed.images)
+
+
+def test_the_lowest_image_leaves_when_too_many_wait() -> None:
+    fed = Fed(queue_size=3)
+    for image_id in range(4):
+        fed.add(image_id, 0)
+    assert fed.left == [(0, MISSING_PACKETS, (1,))]
+    assert fed.sync.n_waiting == 3
+
+
+@pytest.mark.parametrize("mark", [IN_ORDER | 1, 0], ids=["stddaq", "C++"])
+def test_ids_that_restart_are_announced_at_once(mark: int) -> None:
+    fed = Fed()
+    for image_id in [*range(5), *range(5)]:
+        fed.add(image_id, 0, 1, mark=mark)
+    assert fed.complete == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]
+    assert fed.sync.n_restarts == 1
+
+
+def test_modules_may_restart_at_different_times() -> None:
+    fed = Fed()
+    for image_id in (0, 1, 2, 0, 1):
+        fed.add(image_id, 0)
+    for image_id in (0, 1, 2, 0, 1):
+        fed.add(image_id, 1)
+    assert fed.complete == [0, 1, 2, 0, 1]
+    assert fed.sync.n_incomplete == 0
+
+
+def test_a_module_that_was_away_during_restarts_takes_part_again_within_the_timeout() -> None:
+    fed = Fed()
+    fed.add(0, 0, 1)
+    for _ in range(3):
+        fed.add(0, 0)
+        fed.add(1, 0)
+        fed.wait(0.1)
+    assert fed.complete == [0]
+    fed.wait(1.1)
+    fed.add(50, 0, 1)
+    assert fed.complete == [0, 50]
+
+
+def test_a_scan_of_one_image_may_follow_another_one_of_a_gigafrost() -> None:
+    fed = Fed(is_gigafrost=True)
+    for scan in (1, 2, 3):
+        fed.add(0, 0, 1, scan=scan)
+    assert fed.complete == [0, 0, 0]
+
+
+def test_images_of_a_gigafrost_with_two_receivers_wait_for_the_right_one() -> None:
+    fed = Fed(is_gigafrost=True)
+    fed.add(10, 0, link_set=0)
+    # Through the other receiver: says nothing about image 10.
+    fed.add(11, 0, 1, link_set=1)
+    assert not fed.images
+    fed.add(10, 1, link_set=0)
+    assert fed.complete == [10, 11]
+    fed.add(12, 0, link_set=0)
+    fed.add(14, 0, 1, link_set=0)
+    assert fed.left[-2:] == [(12, MISSING_PACKETS, (1,)), *good(14)]
+
+
+def test_an_image_without_marks_is_not_good_when_a_module_is_a_ring_ahead() -> None:
+    fed = Fed(queue_size=2000)
+    fed.add(5, 1, mark=0)
+    for image_id in range(5, 5 + N_SLOTS):
+        fed.add(image_id, 0, mark=0)
+    # Frames of module 0 had arrived up to 949 images ahead before: within the margin.
+    assert fed.left == [(5, GOOD_IMAGE, ())]
+    fed = Fed(queue_size=2000)
+    for image_id in range(5, 5 + N_SLOTS - 51):
+        fed.add(image_id, 0, mark=0)
+    fed.add(5, 1, mark=0)
+    assert fed.left == good(5)
+    fed.add(5 + N_SLOTS, 0, mark=0)
+    fed.add(6, 1, mark=0)
+    assert fed.left[1] == (6, ID_MISSMATCH, ())
+
+
+def test_messages_that_are_none_are_counted() -> None:
+    sync = ModuleSync([0, 2], 4, 50, N_SLOTS, is_gigafrost=False)
+    for message in (b"", b"1234567", bytes(65), frame(1, 3)):
+        assert not sync.add(message, 0.0)
+    assert sync.n_malformed == 4
+    # Eight bytes are an id; the module is its number modulo `n_modules`.
+    sync.add(struct.pack("<Q", 5), 0.0)
+    assert sync.add(frame(5, 6), 0.0)
+    assert [image.image_id for image in sync.take(0.0)] == [5]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_interleaving_of_modules_in_order_announces_every_image(data: st.DataObject) -> None:
+    """Modules send in order, with losses. Images with all frames leave complete, in order."""
+    n_modules = data.draw(st.integers(1, 4))
+    ids = sorted(data.draw(st.sets(st.integers(0, 40), min_size=1, max_size=20)))
+    lost = data.draw(st.sets(st.tuples(st.sampled_from(ids), st.integers(0, n_modules - 1)), max_size=8))
+    queues = [[i for i in ids if (i, module) not in lost] for module in range(n_modules)]
+    fed = Fed(n_modules)
+    while any(queues):
+        module = data.draw(st.sampled_from([m for m in range(n_modules) if queues[m]]))
+        fed.add(queues[module].pop(0), module)
+    fed.wait(1.0)
+    seen = {i for i in ids if any((i, module) not in lost for module in range(n_modules))}
+    expected = [i for i in ids if not any((i, module) in lost for module in range(n_modules))]
+    assert [image.image_id for image in fed.images] == sorted(seen)
+    assert fed.complete == expected
+    assert (fed.sync.n_late, fed.sync.n_repeated) == (0, 0)
