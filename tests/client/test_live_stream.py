@@ -10,11 +10,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import zmq
+from bsread.sender import Sender
+from support.peers.cpp_services import CppSource
 from support.processes.deployment import Deployment, free_port, wait_until
 from support.processes.live_streams import start_live_stream, streamed_pixels
 
 from stddaq.client import (
     AsyncLiveStreamClient,
+    LiveImage,
     LiveStreamClient,
     LiveStreamError,
     LiveStreamTimeoutError,
@@ -150,6 +153,49 @@ def test_a_third_party_status_that_is_not_text_is_left_out(publisher: Publisher,
         publisher.socket.send_multipart([header, *rest])
         image = client.receive(timeout=5)
     assert (image.image_id, image.status) == (7, None)
+    np.testing.assert_array_equal(image.pixels, PIXELS)
+
+
+@pytest.mark.parametrize("stream_type", TYPES)
+def test_images_whose_cpp_source_sets_no_status_are_good(deployment: Deployment, stream_type: str) -> None:
+    with CppSource(deployment.config) as source:
+        stream = start_live_stream(deployment, "-t", stream_type)
+        source.wait_for_subscriber()
+        with LiveStreamClient(stream.address) as client:
+            stream.process.wait_for_line(" subscribed")
+            for image_id, status in ((3, 0), (4, 1), (5, 2)):
+                source.publish(image_id, streamed_pixels(deployment, image_id), status=status)
+            images = [client.receive(timeout=10) for _ in range(3)]
+    assert [image.status for image in images] == [None, None, "missing_packets"]
+    for image in images:
+        np.testing.assert_array_equal(image.pixels, streamed_pixels(deployment, image.image_id))
+
+
+@pytest.mark.parametrize("compression", [None, "bitshuffle_lz4"])
+def test_a_channel_without_a_name_is_received_from_psi_bsread(compression: str | None) -> None:
+    """C++ live streams name the channels of all detectors except pco so."""
+    port = free_port()
+    sender = Sender(
+        address="tcp://127.0.0.1", port=port, mode=zmq.PUB, block=False, data_compression=compression
+    )
+    sender.add_channel_from_value("", PIXELS)
+    sender.open()
+    try:
+        with LiveStreamClient(f"tcp://127.0.0.1:{port}") as client:
+
+            def receive() -> LiveImage | None:
+                sender.send(PIXELS, pulse_id=7, timestamp=(1_700_000_000, 123))
+                try:
+                    return client.receive(timeout=0.05)
+                except LiveStreamTimeoutError:
+                    return None
+
+            image = wait_until(receive, what="an image")
+            assert client.n_malformed == 0
+    finally:
+        sender.close()
+    assert (image.image_id, image.name, image.status) == (7, "", None)
+    assert image.timestamp_ns == 1_700_000_000_000_000_123
     np.testing.assert_array_equal(image.pixels, PIXELS)
 
 

@@ -67,7 +67,7 @@ class SharedSegment:
                 return os.open(self.path, _ACCESS)
             except FileNotFoundError:
                 pass
-            group, mode = _group(), _mode()
+            group, mode = common_group(), _mode()
             try:
                 fd = os.open(self.path, _ACCESS | os.O_CREAT | os.O_EXCL, SEGMENT_MODE)
             except FileExistsError:
@@ -279,7 +279,7 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
         raise GeometryError(mismatch(f"shared memory {path}", "a regular file", "something else"))
     if status.st_uid in (0, os.geteuid()):
         return
-    group = _group()
+    group = common_group()
     if group is not None and status.st_gid == group:
         return
     raise _refusal(path, f"owner {os.geteuid()} or root", status)
@@ -292,8 +292,8 @@ def _refusal(path: Path, expected: str, status: os.stat_result) -> GeometryError
     return GeometryError(mismatch(f"shared memory {path}", expected, found, advice))
 
 
-def _group() -> int | None:
-    """Return the group whose segments are accepted, if one is configured."""
+def common_group() -> int | None:
+    """Return the group whose segments and sockets are accepted, if one is configured."""
     name = os.environ.get(GROUP_VARIABLE)
     if not name:
         return None

@@ -1,5 +1,9 @@
 """The limit of WebSocket connections, which reserves descriptors for the writers and the files.
 
+Connections to hosts that have disappeared are closed. Keepalive of TCP finds them while nothing is sent. But
+while data, as a status, is unconfirmed, the kernel sends no probes, and repeats the data for a quarter of an
+hour. A client that does not read confirms what it receives, and stays connected.
+
 libzmq aborts the process when no descriptor is left for a connection that it accepts
 (https://github.com/zeromq/libzmq/issues/1306), so the driver never uses up its descriptors.
 """
@@ -10,6 +14,7 @@ import asyncio
 import contextlib
 import resource
 import socket
+import struct
 from collections import Counter
 
 from websockets.asyncio.server import ServerConnection
@@ -23,6 +28,9 @@ MAX_CONNECTIONS_OF_A_HOST = 512
 RESERVED_DESCRIPTORS = 128
 # A host that disappears is noticed after about two minutes.
 KEEPALIVE_S, KEEPALIVE_PERIOD_S, KEEPALIVE_PROBES = 60, 15, 4
+UNCONFIRMED_S, UNCONFIRMED_PERIOD_S = 120, 5
+# struct tcp_info: retransmissions since data was confirmed, ms since anything was.
+_RETRANSMISSIONS, _SILENCE_MS, _TCP_INFO_BYTES = 2, 56, 60
 
 
 class ConnectionLimits:
@@ -50,6 +58,14 @@ class ConnectionLimits:
             busiest, _ = Counter(self._hosts.values()).most_common(1)[0]
             self._close_one([other for other, its_host in self._hosts.items() if its_host == busiest])
 
+    async def close_vanished(self) -> None:
+        """Close connections whose host confirms nothing any more. Does not return."""
+        while True:
+            await asyncio.sleep(UNCONFIRMED_PERIOD_S)
+            for connection in list(self._hosts):
+                if _silence(connection.transport) > UNCONFIRMED_S:
+                    connection.transport.abort()
+
     def forget(self, connection: ServerConnection) -> None:
         """Note that a connection was closed."""
         self._hosts.pop(connection, None)
@@ -71,6 +87,16 @@ class ConnectionLimits:
                 self._limit,
                 self._limit_of_a_host,
             )
+
+
+def _silence(transport: asyncio.BaseTransport) -> float:
+    """Return for how many seconds the host has not confirmed data that was sent repeatedly."""
+    try:
+        connection = transport.get_extra_info("socket")
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except (OSError, AttributeError):
+        return 0.0
+    return struct.unpack_from("=I", info, _SILENCE_MS)[0] / 1000 if info[_RETRANSMISSIONS] else 0.0
 
 
 def _keep_alive(transport: asyncio.BaseTransport) -> None:

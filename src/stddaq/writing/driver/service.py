@@ -79,6 +79,7 @@ class DriverServer:
         registry.add(metrics.CLIENTS_CONNECTED, lambda: len(driver.watchers))
         self._statistics = StatisticsLine(config, registry, self._pairs)
         self._connections: WeakSet[ServerConnection] = WeakSet()
+        self._limits = ConnectionLimits()
 
     async def serve(self, host: str, port: int, stop: daemon.StopRequest) -> None:
         """Serve until asked to stop. Raises `ConfigError` when the address cannot be bound."""
@@ -93,6 +94,7 @@ class DriverServer:
             log.ready("listening on ws://%s:%d", bound[0], bound[1])
             tasks = [
                 asyncio.create_task(self._driver.watchers.notify_periodically()),
+                asyncio.create_task(self._limits.close_vanished()),
                 asyncio.create_task(self._log_statistics()),
                 asyncio.create_task(self._retire(retire, stopped)),
             ]
@@ -111,7 +113,7 @@ class DriverServer:
         # The library logs failed handshakes of port scanners and browsers as errors, which they are not here.
         quiet = logging.getLogger("stddaq.websockets")
         quiet.propagate, quiet.disabled = False, True
-        connections, limits = self._connections, ConnectionLimits()
+        connections, limits = self._connections, self._limits
 
         class Tracked(ServerConnection):
             def __init__(self, *args: Any, **options: Any) -> None:
