@@ -50,6 +50,15 @@ def command_line(*words: object) -> str:
     return f"`{shlex.join(map(str, words))}`"
 
 
+def bytes_text(n_bytes: float) -> str:
+    """Return a size for people: `41.9 MB` (powers of ten)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} TB"
+
+
 def os_error_text(error: OSError) -> str:
     """Return an error of the operating system in one line that opens with the path, if there is one."""
     reason = error.strerror or str(error)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
 
 import h5py
 import pytest
+from support.processes.deployment import free_port
 
 import stddaq
 from stddaq.cli import main
+from stddaq.daemon.arguments import user_id
 
 HEAVY = ("h5py", "numpy", "pydantic", "websockets", "zmq", "google.protobuf", "rich", "PIL", "asyncio")
 COMMANDS = ("demo", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "repair")
@@ -66,7 +69,6 @@ def test_python_m_stddaq_is_the_command():
 @pytest.mark.parametrize(
     "argv",
     [
-        [],
         ["fly"],
         ["up"],
         ["up", "/absent.json"],
@@ -89,6 +91,41 @@ def test_a_bad_argument_is_exit_code_2_and_one_line(argv: list[str], capsys: pyt
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1
     assert captured.err.startswith("stddaq")
+
+
+def test_the_command_alone_prints_its_help(capsys: pytest.CaptureFixture[str]):
+    assert main([]) == 0
+    captured = capsys.readouterr()
+    assert all(command in captured.out for command in COMMANDS)
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "meant"),
+    [(["recrd"], "record"), (["record", "/tmp", "--n-imges", "5"], "--n-images"), (["qqqqq"], None)],
+)
+def test_a_misspelt_word_is_followed_by_the_right_one(
+    argv: list[str], meant: str | None, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit):
+        main(argv)
+    error = capsys.readouterr().err
+    assert f"did you mean {meant}?" in error if meant else "did you mean" not in error
+
+
+def test_the_driver_is_that_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    url = f"ws://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("STDDAQ_URL", url)
+    with pytest.raises(SystemExit):
+        main(["status"])
+    assert url in capsys.readouterr().err
+
+
+def test_the_owner_of_files_may_be_a_name() -> None:
+    user = pwd.getpwuid(os.geteuid())
+    assert user_id(user.pw_name) == user_id(str(user.pw_uid)) == user.pw_uid
 
 
 def test_output_without_a_reader_is_not_an_error(tmp_path: Path):

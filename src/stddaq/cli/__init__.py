@@ -54,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in _SERVICES:
         service = importlib.import_module(f"stddaq.sources.{_SERVICES[argv[0]][0]}")
         return service.main(argv[1:])
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    if not argv:
+        parser.print_help()
+        return 0
+    args = parser.parse_args(argv)
     try:
         with escaped_output():
             code = args.run(args)

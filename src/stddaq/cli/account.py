@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stddaq.cli.text import bytes_text
-from stddaq.text import escaped
+from stddaq.text import bytes_text, escaped
 
 # Ids and ranges to show of each kind; the files and the driver hold all of them.
 SHOWN = 5

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from stddaq.cli.escaped_output import terminal
 from stddaq.cli.run_end import TIMEOUT_S, RunNotEndedError, stop_run
-from stddaq.cli.text import bad_text, bytes_text, status_line
-from stddaq.daemon.arguments import ArgumentParser, IntegerRange, Seconds
+from stddaq.cli.text import bad_text, status_line
+from stddaq.daemon.arguments import ArgumentParser, IntegerRange, Seconds, user_id
 from stddaq.errors import StdDaqError
-from stddaq.text import escaped
+from stddaq.text import bytes_text, escaped
 
 if TYPE_CHECKING:
     from stddaq.client import DriverClient, DriverStatus
@@ -45,9 +45,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--writer-id",
-        type=IntegerRange(0, 2**31 - 1),
-        metavar="UID",
-        help="owner of the files (default: as the writers run)",
+        type=user_id,
+        metavar="USER",
+        help="owner of the files, a name or uid (default: as the writers run)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.add_argument(

@@ -33,12 +33,3 @@ def bad_text(status: DriverStatus) -> str:
         "skipped": status.n_skipped,
     }
     return ", ".join(f"{number} {kind}" for kind, number in numbers.items() if number)
-
-
-def bytes_text(n_bytes: float) -> str:
-    """Return a size for people: `41.9 MB` (powers of ten)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} TB"

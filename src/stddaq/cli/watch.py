@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stddaq.cli.escaped_output import terminal
-from stddaq.cli.text import bytes_text
 from stddaq.daemon.arguments import ArgumentParser, Seconds, image_count
-from stddaq.text import escaped
+from stddaq.text import bytes_text, escaped
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

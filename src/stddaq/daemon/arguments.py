@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from stddaq import __version__
 from stddaq.text import escaped, mismatch
-from stddaq.wire.default_addresses import DEFAULT_URL
+from stddaq.wire.default_addresses import DEFAULT_URL, URL_VARIABLE
 
 REFUSED = 2
 MAX_SECONDS = 1e6
@@ -49,7 +50,10 @@ class ArgumentParser(argparse.ArgumentParser):
     def add_driver_url(self) -> None:
         """Add `--url` of the driver."""
         self.add_argument(
-            "--url", default=DEFAULT_URL, metavar="URL", help=f"the driver (default: {DEFAULT_URL})"
+            "--url",
+            default=os.environ.get(URL_VARIABLE) or DEFAULT_URL,
+            metavar="URL",
+            help=f"the driver (default: {URL_VARIABLE} of the environment, or {DEFAULT_URL})",
         )
 
     # The overloads of typeshed cannot be repeated here.
@@ -76,7 +80,26 @@ class ArgumentParser(argparse.ArgumentParser):
         return None
 
     def error(self, message: str) -> NoReturn:
+        if wrong := re.search(r"invalid choice: '([^']+)'|unrecognized arguments: (--[^\s=]+)", message):
+            message += _did_you_mean(wrong[1] or wrong[2], self._words())
         refuse(self.prog, f"{message} (see {self.prog} --help)")
+
+    def _words(self) -> set[str]:
+        """Return the options and commands of this parser, and the options of its commands."""
+        words = set(self._option_string_actions)
+        for action in self._actions:
+            choices = action.choices or ()
+            words.update(map(str, choices))
+            if isinstance(choices, dict):
+                words.update(*(parser._option_string_actions for parser in choices.values()))
+        return words
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def suffix(text: str) -> str:
@@ -150,6 +173,18 @@ def existing_directory(text: str) -> Path:
     if not found:
         raise _error("an existing directory", text)
     return path
+
+
+def user_id(text: str) -> int:
+    """Argument type of a user: a name of this system, or a uid."""
+    if text.isascii() and text.isdecimal():
+        return writer_number(text)
+    import pwd
+
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except (KeyError, ValueError):
+        raise _error("a user of this system or a uid", text) from None
 
 
 def stream_address(text: str) -> str:

@@ -19,7 +19,7 @@ from stddaq.files.raw_rows import ImageRows, metadata_file_of, metadata_group, r
 from stddaq.files.reading import sources_of_master
 from stddaq.files.repair import writers_of
 from stddaq.files.sources import check_sources
-from stddaq.text import command_line
+from stddaq.text import bytes_text, command_line
 from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
 
 Kind = Literal["raw", "metadata", "master", "other"]
@@ -141,8 +141,9 @@ class FileInfo:
 
     def _size(self) -> str:
         if not self.pixel_bytes:
-            return f"{self.size} bytes"
-        return f"{self.size} bytes, {self.size / self.pixel_bytes:.3f} of the pixels' {self.pixel_bytes}"
+            return bytes_text(self.size)
+        ratio = self.size / self.pixel_bytes
+        return f"{bytes_text(self.size)}, {ratio:.3f} of the pixels' {bytes_text(self.pixel_bytes)}"
 
 
 def describe(path: Path) -> FileInfo:

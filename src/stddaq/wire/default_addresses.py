@@ -2,6 +2,8 @@
 
 DEFAULT_PORT = 8080
 DEFAULT_URL = f"ws://127.0.0.1:{DEFAULT_PORT}"
+# The url of the driver for commands that are given none.
+URL_VARIABLE = "STDDAQ_URL"
 # Clients that connect to this path receive the status at once. The C++ driver ignores paths.
 GREETING_PATH = "/now"
 DEFAULT_CONFIG_PORT = 5000
