@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from support.data.gigafrost import pack12
 from support.processes.deployment import make_config
 
 from stddaq.config import DetectorConfig
@@ -39,14 +40,6 @@ STARTS = [
     (3, 24, "a8900aaab00aacd00aaef00a"),
     (2, 24, "7890077ab0077cd0077ef007"),
 ]
-
-
-def pack12(pixels: np.ndarray) -> np.ndarray:
-    """Return 12-bit pixels as an unbroken little-endian bit string."""
-    flat = pixels.reshape(-1, 2).astype(np.uint16)
-    first, second = flat[:, 0], flat[:, 1]
-    packed = np.stack([first & 0xFF, first >> 8 | (second & 15) << 4, second >> 4], axis=1)
-    return packed.astype(np.uint8).reshape(-1)
 
 
 def config(**overrides: Any) -> DetectorConfig:

@@ -64,8 +64,8 @@ class ModuleSyncService:
         self._places = {module: placement(config, module) for module in modules}
         self._lost = self._sync.n_lost.copy()
         self._n_overwritten = self._n_restarts_logged = 0
-        self._statistics = StatisticsLine(config, self._registry(modules), self._pairs)
         self._publisher = ImagePublisher(config, n_parts=config.n_modules)
+        self._statistics = StatisticsLine(config, self._registry(modules), self._pairs)
         self._context = zmq.Context()
         self.endpoint = converted_frames(config.detector_name)
         self._socket = open_socket(self._context, zmq.PULL)

@@ -1,0 +1,67 @@
+"""Frames of modules, published by the test in place of receivers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+import numpy as np
+from support.closing import Closing
+from support.processes.deployment import Deployment, Service, wait_until
+
+from stddaq.config import DetectorConfig
+from stddaq.udp.frame_message import frame_layout
+from stddaq.udp.frame_ring import FramePublisher
+
+CONVERTERS = {
+    "gigafrost": "std_data_convert_gf",
+    "eiger": "std_data_convert_eg",
+    "jungfrau-raw": "std_data_convert_jf",
+    "jungfrau-converted": "std_data_convert_jf",
+}
+
+
+class Modules(Closing):
+    """Publishers of the frames of some modules; a context manager."""
+
+    def __init__(self, deployment: Deployment, *modules: int) -> None:
+        self.config = DetectorConfig.parse(deployment.config)
+        self._stack = contextlib.ExitStack()
+        self.publishers = {
+            module: self._stack.enter_context(FramePublisher(self.config, module)) for module in modules
+        }
+
+    def wait_for_converters(self) -> None:
+        for publisher in self.publishers.values():
+            wait_until(publisher.check, what="a converter")
+
+    def publish(
+        self, frame_id: int, frames: Mapping[int, np.ndarray], n_missing: int = 0, **fields: int
+    ) -> None:
+        """Publish the frames of some modules for one image."""
+        for module, frame in frames.items():
+            publisher = self.publishers[module]
+            slot = publisher.begin(frame_id)
+            slot[: frame.nbytes] = frame.reshape(-1).view(np.uint8)
+            message = np.zeros((), frame_layout(self.config.detector_type))
+            message["id"], message["n_missing_packets"] = frame_id, n_missing
+            message["module"] = module % 8 if self.config.detector_type == "gigafrost" else module
+            for name, value in fields.items():
+                message[name] = value
+            publisher.commit(message)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def start_converters(deployment: Deployment, *modules: int, sync: bool = True) -> dict[int | str, Service]:
+    """Start the synchroniser and the converters of some modules; wait until they are ready."""
+    program = CONVERTERS[deployment.config["detector_type"]]
+    services: dict[int | str, Service] = {}
+    if sync:
+        services["sync"] = deployment.start("std_data_sync_module", ready=None)
+    for module in modules:
+        services[module] = deployment.start(program, module, ready=None)
+    for service in services.values():
+        service.wait_for_line("ready")
+    return services
