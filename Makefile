@@ -20,10 +20,10 @@ help: ## list the targets
 demo: $(VENV)/.installed ## record simulated images and check every pixel of the files (in ./demo)
 	@$(BIN)/stddaq demo $(ARGS)
 
-test: $(VENV)/.installed-dev ## run the tests, except those that need databroker 1, InfluxDB, an older HDF5, plan queues or a clean environment
+test: $(VENV)/.installed-dev ## run the tests, except those that need databroker 1, InfluxDB, an older HDF5, plan queues, BEC or a clean environment
 	@$(BIN)/pytest -n auto -m "not external" $(ARGS)
 
-test-all: $(VENV)/.installed-dev $(VENV)/.installed-databroker1 $(VENV)/.installed-influxdb $(VENV)/.installed-debian-hdf5 $(VENV)/.installed-oldest-h5py $(VENV)/.installed-queues $(VENV)/.installed-clean ## run all tests
+test-all: $(VENV)/.installed-dev $(VENV)/.installed-databroker1 $(VENV)/.installed-influxdb $(VENV)/.installed-debian-hdf5 $(VENV)/.installed-oldest-h5py $(VENV)/.installed-queues $(VENV)/.installed-clean $(VENV)/.installed-bec ## run all tests
 	@$(BIN)/pytest -n auto $(ARGS)
 
 faults: $(VENV)/.installed-dev ## provoke every fault and write the results into docs/explanations/faults.md
@@ -94,6 +94,10 @@ $(VENV)/.installed-queues: $(VENV)/.installed-dev .ci/make-queues
 
 $(VENV)/.installed-clean: $(VENV)/.installed-dev .ci/make-clean
 	@sh .ci/make-clean $(VENV)
+	@touch $@
+
+$(VENV)/.installed-bec: $(VENV)/.installed-dev .ci/make-bec
+	@sh .ci/make-bec $(VENV)
 	@touch $@
 
 $(VENV)/.created:
