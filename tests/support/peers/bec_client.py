@@ -19,7 +19,7 @@ client = BECClient(
     config=ServiceConfig(services), connector_cls=RedisConnector, forced=True, name="TestClient"
 )
 client.start()
-names = {"client": client}
+names: dict[str, object] = {"client": client}
 with os.fdopen(replies, "w") as answers:
     for line in sys.stdin:
         names["result"] = None
