@@ -51,6 +51,7 @@ _.ensure_stopped
 _.make_datakeys
 _.make_stream_docs
 _.get_deadtime
+_.prepare_edge
 _.prepare_internal
 _.prepare_unbounded
 _.start_acquiring

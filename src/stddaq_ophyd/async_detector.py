@@ -9,10 +9,11 @@ import asyncio
 import contextlib
 import inspect
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 from bluesky.protocols import Reading, StreamAsset
 from bluesky.utils import NoReplayAllowed
 from event_model import DataKey
@@ -22,6 +23,7 @@ from ophyd_async.core import (
     DetectorDataLogic,
     DetectorTrigger,
     DetectorTriggerLogic,
+    SignalR,
     SignalRW,
     StandardDetector,
     StreamableDataProvider,
@@ -37,6 +39,7 @@ from stddaq.client.address import split_token
 from stddaq.config import DetectorConfig
 from stddaq_ophyd.async_camera import AsyncTrigger, ExposureLogic, as_async_camera
 from stddaq_ophyd.async_driver import AsyncDriver
+from stddaq_ophyd.async_mock import MockAcquisition
 from stddaq_ophyd.async_paths import AsyncPaths, next_paths
 from stddaq_ophyd.core.acquisition import Acquisition
 from stddaq_ophyd.core.documents import StreamDocuments
@@ -46,6 +49,11 @@ from stddaq_ophyd.core.publication import Publication
 from stddaq_ophyd.core.recorder import Recorder, raise_failure
 from stddaq_ophyd.core.settings import Settings
 from stddaq_ophyd.run_engine import is_description_for_documents
+
+T = TypeVar("T")
+
+# Of the images in mock mode, unless a configuration says something else.
+MOCK_SHAPE, MOCK_TYPE = (16, 24), "<u2"
 
 # The failure of the recording says more than a timeout of ophyd-async at the same moment.
 REASON_TIMEOUT_S = 1.0
@@ -120,9 +128,12 @@ class AsyncStdDaqDetector(StandardDetector):
         self._recorder: Recorder | None = None
         self._error: Exception | None = None
         self._info = TriggerInfo()
-        # Whether the images that `prepare` started to take wait for a trigger, and whether a reading waits
-        # for its documents.
-        self._is_prepared = self._is_read = False
+        # Whether `prepare` runs, whether what it started waits for a trigger, and whether a reading waits for
+        # its documents.
+        self._is_preparing = self._is_armed = self._is_read = False
+        # What a plan waits for, and whether it is ended.
+        self._operations: set[asyncio.Future[Any]] = set()
+        self._is_ending = False
         self.add_detector_logics(
             trigger_logic or ExposureLogic(exposure_time, n_frames, deadtime),
             _AcquireLogic(self),
@@ -140,6 +151,16 @@ class AsyncStdDaqDetector(StandardDetector):
             self.file_prefix,
         )
         super().__init__(name=name)
+
+    @property
+    def n_recorded(self) -> SignalR[int]:
+        """Return the number of recorded images of the newest run."""
+        return self.driver.n_recorded
+
+    @property
+    def n_bad(self) -> SignalR[int]:
+        """Return the number of bad images of the newest run."""
+        return self.driver.n_bad
 
     @property
     def error(self) -> Exception | None:
@@ -174,12 +195,17 @@ class AsyncStdDaqDetector(StandardDetector):
             self._note_layout(run.image_shape, run.dtype, len(run.raw_files))
 
     def _acquisition(self, paths: PathInfo) -> Acquisition:
+        if self._mock is not None:
+            height, width = self._shape or MOCK_SHAPE
+            self._note_layout((height, width), self._dtype or MOCK_TYPE, 1)
+            n_bytes = height * width * np.dtype(self._dtype).itemsize
+            return MockAcquisition(self.url, self.name, paths, n_bytes)
         publication = Publication(self.name, paths, self.name, StreamDocuments())
         return Acquisition(self.url, self.name, self._start_options, publication, self._camera, self._token)
 
     async def close_run(self) -> None:
         """End the driver run. Does not raise; see `error`."""
-        self._is_prepared = self._is_read = False
+        self._is_armed = self._is_read = False
         if self._recorder is not None:
             await self._recorder.close()
 
@@ -194,16 +220,43 @@ class AsyncStdDaqDetector(StandardDetector):
     # Points and flights.
 
     @AsyncStatus.wrap
-    async def prepare(self, value: TriggerInfo) -> None:
-        """Set what the next trigger or kickoff takes, and start a driver run unless one is open."""
+    async def stage(self) -> None:
+        """Let the driver become idle; `prepare` or the first trigger starts a run."""
+        await self._end_operations()
+        await super().stage()
+
+    @AsyncStatus.wrap
+    async def unstage(self) -> None:
+        """End the driver run. Fail when that fails, or when a flight was not collected."""
+        await self._end_operations()
+        known = self.error
+        await super().unstage()
+        if self.error is not None and self.error is not known:
+            raise self.error
+
+    @AsyncStatus.wrap
+    async def prepare(self, value: TriggerInfo | int) -> None:
+        """Set what the next trigger or kickoff takes, and start a driver run unless one is open.
+
+        A number is that of the events, as for `stddaq_ophyd.plans.fly`.
+        """
+        info = value if isinstance(value, TriggerInfo) else TriggerInfo(number_of_events=value)
+        with self._operation(asyncio.ensure_future(self._prepare(info))) as preparing:
+            await preparing
+
+    async def _prepare(self, info: TriggerInfo) -> None:
         await self._settle()
-        self._info, self._is_prepared = value, False
-        await super().prepare(value)
+        self._info, self._is_preparing = info, True
+        try:
+            with contextlib.suppress(AcquisitionStoppedError):
+                await super().prepare(info)
+        finally:
+            self._is_preparing = False
 
     @WatchableAsyncStatus.wrap
     async def trigger(self) -> AsyncIterator[WatcherUpdate[int]]:
         """Take the images of a point. Fail as soon as they cannot come any more."""
-        if not self._is_prepared:
+        if not self._is_armed:
             await self._settle()
         self._is_read = False
         async for update in self._until_failure(_trigger(self)):
@@ -212,41 +265,84 @@ class AsyncStdDaqDetector(StandardDetector):
     @AsyncStatus.wrap
     async def kickoff(self) -> None:
         """Start a flight. Done when the camera was triggered."""
-        if self._info.trigger == DetectorTrigger.INTERNAL:
+        with self._operation(asyncio.ensure_future(self._kickoff())) as starting:
+            await starting
+
+    async def _kickoff(self) -> None:
+        if not self._is_external:
             await self._settle()
         with contextlib.suppress(AcquisitionStoppedError):
             await super().kickoff()
+            if self._is_external:
+                await self._release()
 
     @WatchableAsyncStatus.wrap
     async def complete(self) -> AsyncIterator[WatcherUpdate[int]]:
         """Wait for the images of the flight. Fail as soon as they cannot come any more."""
         async for update in self._until_failure(_complete(self)):
             yield update
-        if self._info.trigger == DetectorTrigger.INTERNAL:
+        if not self._is_external:
             await self.finish_taking()
+
+    @contextlib.contextmanager
+    def _operation(self, future: asyncio.Future[T]) -> Iterator[asyncio.Future[T]]:
+        """Let a pause or an unstaging wait for `future`, which does not start to take images then."""
+        self._operations.add(future)
+        try:
+            yield future
+        finally:
+            self._operations.discard(future)
+
+    async def _end_operations(self) -> None:
+        """End what a plan started. Its statuses end quietly: the RunEngine would raise what they say."""
+        self._is_armed, self._is_ending = False, True
+        try:
+            if self._recorder is not None:
+                await self._recorder.end()
+            if self._operations:
+                await asyncio.wait(tuple(self._operations))
+        finally:
+            self._is_ending = False
+
+    @property
+    def _is_external(self) -> bool:
+        return self._info.trigger != DetectorTrigger.INTERNAL
 
     async def _settle(self) -> None:
         """Put the count of images back to those whose documents were emitted."""
+        self._is_armed = False
         if self._recorder is not None:
             await self._recorder.settle()
 
     async def start_taking(self) -> None:
-        """Take what was prepared. Return when the camera was triggered."""
-        if self._is_prepared:
-            self._is_prepared = False
+        """Take what was prepared; for an external trigger already when it is prepared.
+
+        Return when the camera was triggered.
+        """
+        if self._is_ending:
+            raise AcquisitionStoppedError(f"{self.name}: stopped")
+        if self._is_preparing:
+            await self._start(self._info.number_of_events)
+            self._is_armed = True
             return
+        if not self._is_armed:
+            await self._start(await self.events_to_kickoff.get_value())
+        self._is_armed = False
+        await self._release()
+
+    async def _start(self, n_events: int) -> None:
         assert self._recorder is not None
-        is_external = self._info.trigger != DetectorTrigger.INTERNAL
-        n_events = self._info.number_of_events
-        if not is_external:
-            n_events = await self.events_to_kickoff.get_value()
         settings = Settings(
             images_per_event=self._info.collections_per_event,
             timeout=self._info.exposure_timeout,
             allow_bad=await self.allow_bad.get_value(),
         )
         await self._recorder.start(n_events, settings)
-        self._is_prepared = is_external
+
+    async def _release(self) -> None:
+        """Let the images of this trigger or kickoff count."""
+        if self._recorder is not None:
+            self._recorder.release(await self.events_to_kickoff.get_value())
 
     async def finish_taking(self) -> None:
         """Return when all images can be announced. Raise `AcquisitionError`."""
@@ -258,15 +354,14 @@ class AsyncStdDaqDetector(StandardDetector):
     ) -> AsyncIterator[WatcherUpdate[int]]:
         """Yield `updates`. Raise the error of the recording at once; end quietly when that was stopped."""
         while True:
-            update = asyncio.ensure_future(anext(updates, None))
-            try:
-                found = await self._unless_failed(update)
-            except AcquisitionStoppedError:
-                # By a pause or an abort: the RunEngine would raise what this status says after it.
-                return
-            finally:
-                update.cancel()
-                await asyncio.wait([update])
+            with self._operation(asyncio.ensure_future(anext(updates, None))) as update:
+                try:
+                    found = await self._unless_failed(update)
+                except AcquisitionStoppedError:
+                    return
+                finally:
+                    update.cancel()
+                    await asyncio.wait([update])
             if found is None:
                 return
             yield found
@@ -292,12 +387,9 @@ class AsyncStdDaqDetector(StandardDetector):
 
     async def pause(self) -> None:
         """End the exposure of a point, which is taken again; a flight goes on, and refuses a replay."""
-        if self._recorder is None:
-            return
-        if self._recorder.acquisition.is_flying:
+        if self._recorder is not None and self._recorder.acquisition.is_flying:
             raise NoReplayAllowed(f"{self.name} is in a flight")
-        self._is_prepared = False
-        await self._recorder.end()
+        await self._end_operations()
 
     async def resume(self) -> None:
         """Do nothing: the RunEngine triggers the point again."""

@@ -187,7 +187,7 @@ class StreamComposer(Composer):
     def n_published(self) -> int:
         return max((datum["indices"]["stop"] for datum in self._data if datum["descriptor"]), default=0)
 
-    def compose(self, n_events: int, images: Images) -> Iterator[Document]:
+    def compose(self, n_events: int, images: Images | None = None) -> Iterator[Document]:
         first = self.n_published
         if n_events <= first:
             return

@@ -30,6 +30,7 @@ class Recorder:
         self.n_ready = 0
         self._on_ready = on_ready
         self._n_before, self._images_per_event = 0, 1
+        self._n_taken = self._n_released = 0
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -44,11 +45,14 @@ class Recorder:
         """
         await self.end()
         await self.acquisition.settle()
-        self._n_before = self.acquisition.n_announced
+        self._n_before = self._n_released = self.acquisition.n_announced
         self._note(self._n_before)
 
     async def start(self, n_events: int, settings: Settings) -> None:
-        """Take `n_events` in a task. Return when the camera was triggered. Raises `AcquisitionError`."""
+        """Take `n_events` in a task. Return when the camera was triggered. Raises `AcquisitionError`.
+
+        They count from `release` on.
+        """
         await self.settle()
         self._images_per_event = settings.images_per_event
         fired = asyncio.Event()
@@ -58,6 +62,11 @@ class Recorder:
         await fired.wait()
         if task.done():
             raise_failure(task)
+
+    def release(self, n_events: int) -> None:
+        """Let `n_events` more count. Those of an external trigger may come before they are asked for."""
+        self._n_released += n_events * self._images_per_event
+        self._note(self._n_taken)
 
     async def _take_point(self, settings: Settings, on_fired: Callable[[], None]) -> None:
         def progress(n_images: int, counts: RunCounts) -> None:
@@ -115,7 +124,9 @@ class Recorder:
         await self.end()
         await self.acquisition.close()
 
-    def _note(self, n_ready: int) -> None:
+    def _note(self, n_taken: int) -> None:
+        self._n_taken = n_taken
+        n_ready = min(n_taken, self._n_released)
         # An unchanged value would pass for progress.
         if n_ready != self.n_ready:
             self.n_ready = n_ready

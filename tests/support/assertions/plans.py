@@ -92,6 +92,8 @@ def stream_images(found: Documents, key: str = "det_image", stream: str | None =
     path = resource["uri"].removeprefix("file://localhost")
     stop = 0
     for datum in data:
+        if datum["stream_resource"] != resource["uid"]:
+            continue
         assert datum["indices"]["start"] == stop
         stop = datum["indices"]["stop"]
     with h5py.File(path, "r", swmr=resource["parameters"]["swmr"]) as file:
