@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from support.data.raw_files import RunSpec, dataset, stream, write_run
 
-from stddaq.errors import FileLayoutError
+from stddaq.errors import FileLayoutError, SourceError
 from stddaq.files import repair as repair_module
 from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.info import describe
 from stddaq.files.master_file import create_master_file
 from stddaq.files.reading import open_run
 from stddaq.files.repair import lookup3, repair
+from stddaq.sources.image_files import open_images
 
 # A writer that flushes all of its images except the last ones, prints `ready`, and waits.
 WRITER = """
@@ -100,6 +101,29 @@ def test_file_of_a_running_writer_is_not_touched(tmp_path: Path) -> None:
         assert path.read_bytes() == before
         assert describe(path).n_images == 5
         assert f"being written by process {process.pid}" in "\n".join(describe(path).lines())
+
+
+def test_file_of_a_stopped_writer_of_another_user_or_container_is_not_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file0.h5"
+    monkeypatch.setattr(repair_module, "writers_of", lambda _path: [])  # /proc does not show it.
+    with writer(path, 5, late=3) as process:
+        process.send_signal(signal.SIGSTOP)
+        before = path.read_bytes()
+        with pytest.raises(FileLayoutError, match="is being written by a process of another user or cont"):
+            repair(path)
+        assert path.read_bytes() == before
+        assert "being written by a process of another user" in "\n".join(describe(path).lines())
+    assert repair(path).repaired
+
+
+@pytest.mark.parametrize("look", [repair, describe, lambda path: open_images(str(path))])
+def test_pipes_are_refused_and_not_waited_for(tmp_path: Path, look: Callable[[Path], object]) -> None:
+    path = tmp_path / "file0.h5"
+    os.mkfifo(path)
+    with pytest.raises((FileLayoutError, SourceError), match=r"file0\.h5.*: expected a file, got a pipe"):
+        look(path)
 
 
 def test_file_that_is_open_for_writing_without_swmr_is_not_touched(tmp_path: Path) -> None:

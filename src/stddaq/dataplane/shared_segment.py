@@ -11,7 +11,6 @@ import fcntl
 import grp
 import mmap
 import os
-import signal
 import stat
 import struct
 import time
@@ -19,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stddaq.errors import GeometryError
+from stddaq.file_lease import is_open_elsewhere, is_open_for_writing
 from stddaq.text import mismatch
 
 SHM_DIRECTORY = Path("/dev/shm")
@@ -187,7 +187,7 @@ class SharedSegment:
         if self._unmap():
             self.close()
             return not is_in_use(self.path)
-        is_last = _is_granted(self._fd, fcntl.F_WRLCK)
+        is_last = is_open_elsewhere(self._fd) is False
         self.close()
         return is_last
 
@@ -224,8 +224,7 @@ def remove(path: Path) -> None:
 def is_in_use(path: Path) -> bool:
     """Return whether a process has the file open, or mapped, for writing; True if that cannot be known.
 
-    std_daq services (C++) take no locks. The kernel knows them all, of any user and in any container: it
-    grants a read lease only on a file that no process can write.
+    std_daq services (C++) take no locks. The kernel knows them all, of any user and in any container.
     """
     deadline = time.monotonic() + _LEASE_TIMEOUT_S
     try:
@@ -235,24 +234,11 @@ def is_in_use(path: Path) -> bool:
     except OSError:
         return True
     try:
-        while not (is_granted := _is_granted(fd, fcntl.F_RDLCK)) and time.monotonic() < deadline:
+        while (is_used := is_open_for_writing(fd) is not False) and time.monotonic() < deadline:
             time.sleep(POLL_PERIOD_S)
-        return not is_granted
+        return is_used
     finally:
         os.close(fd)
-
-
-def _is_granted(fd: int, lease: int) -> bool:
-    """Return whether the kernel grants a lease on an open file; it is released again."""
-    try:
-        # A process that opens the file meanwhile makes the kernel send a signal: by default SIGIO, which
-        # would end this process.
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, lease)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError:
-        return False
-    return True
 
 
 def _inode_of(path: Path) -> int | None:

@@ -17,7 +17,7 @@ from stddaq.files.nexus import ACCOUNT, DATA, DETECTOR, EPOCHS, IMAGE_ID, IMAGE_
 from stddaq.files.opening import Opened, examine
 from stddaq.files.raw_rows import ImageRows, metadata_file_of, metadata_group, raw_file_of, raw_group
 from stddaq.files.reading import sources_of_master
-from stddaq.files.repair import writers_of
+from stddaq.files.repair import being_written
 from stddaq.files.sources import check_sources
 from stddaq.text import bytes_text, command_line
 from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
@@ -300,9 +300,8 @@ def _origin(rows: ImageRows) -> dict[str, str | int]:
 def _unclosed(path: Path, opened: Opened) -> str | None:
     if not opened.unclosed:
         return None
-    writers = writers_of(path)
-    if writers:
-        return f"being written by process {', '.join(map(str, writers))}"
+    if writing := being_written(path):
+        return writing
     age = time.time() - path.stat().st_mtime
     if abs(age) < TOUCHED_LATELY_S:
         changed = f"changed {max(age, 0.0):.0f} s ago"

@@ -6,7 +6,9 @@ open, or was killed) is opened only on request.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -18,7 +20,7 @@ import h5py
 
 from stddaq.daemon.isolation import CrashError, run_in_fork
 from stddaq.errors import FileLayoutError, StdDaqError
-from stddaq.text import command_line
+from stddaq.text import command_line, mismatch
 
 T = TypeVar("T")
 
@@ -95,14 +97,15 @@ def isolated(function: Callable[[], T], path: Path, timeout: float | None = None
 
 def _open(path: Path, allow_unclosed: bool, as_growing: bool) -> Opened:
     try:
-        with path.open("rb"):
-            pass
+        check_is_file(path)
         if as_growing:
             with suppress(OSError):  # Files of an older format cannot grow.
                 return Opened(_hdf5_file(path, swmr=True), unclosed=True)
         return Opened(_hdf5_file(path), unclosed=False)
     except FileNotFoundError as error:
         raise FileLayoutError(f"{path}: is missing, no such file") from error
+    except FileLayoutError:
+        raise
     except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise FileLayoutError(f"{path}: cannot be read: {error.strerror or error}") from error
     except BlockingIOError as error:
@@ -119,6 +122,19 @@ def _open(path: Path, allow_unclosed: bool, as_growing: bool) -> Opened:
         return Opened(_hdf5_file(path, swmr=True), unclosed=True)
     except DAMAGE as error:
         raise _unreadable(path, error) from error
+
+
+def check_is_file(path: Path) -> None:
+    """Raise `FileLayoutError` for a pipe, whose reader would wait, a device or a socket; `OSError`."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        mode = os.fstat(fd).st_mode
+    finally:
+        os.close(fd)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise FileLayoutError(mismatch(str(path), "a file", "a pipe" if stat.S_ISFIFO(mode) else "a device"))
 
 
 def _hdf5_file(path: Path, swmr: bool = False) -> h5py.File:

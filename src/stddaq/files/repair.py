@@ -4,8 +4,8 @@ HDF5 refuses a plain open because the superblock still marks the file as being w
 writer had flushed is kept; what follows the last flushed row is cut off. A file that has lost flushed images
 stays unchanged.
 
-A file is repaired only if no process that can be seen writes it, none holds its HDF5 lock, and it stays
-unchanged for a while. A stopped writer in another container or on another host cannot be seen.
+A file is repaired only if no process of this host has it open for writing, none holds its HDF5 lock, and it
+stays unchanged for a while. A stopped writer on another host cannot be seen.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import numpy as np
 from h5py import h5d  # pyright: ignore[reportAttributeAccessIssue]
 
 from stddaq.errors import FileLayoutError
+from stddaq.file_lease import is_open_for_writing
 from stddaq.files.file_format import FILE_FORMAT
-from stddaq.files.opening import DAMAGE, SIGNATURE, Opened, examine, isolated
+from stddaq.files.opening import DAMAGE, SIGNATURE, Opened, check_is_file, examine, isolated
 from stddaq.files.raw_rows import metadata_file_of, metadata_group, raw_file_of, raw_group
 from stddaq.text import mismatch
 
@@ -140,6 +141,19 @@ def writers_of(path: Path) -> list[int]:
     return sorted(found)
 
 
+def being_written(path: Path) -> str:
+    """Return `being written by` the processes of this host that do, an empty string if there are none."""
+    if writers := writers_of(path):
+        return f"being written by process {', '.join(map(str, writers))}"
+    # Non-blocking, because a lease that another process has would make the open wait.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        is_open = is_open_for_writing(fd)
+    finally:
+        os.close(fd)
+    return "being written by a process of another user or container" if is_open else ""
+
+
 def _check_unchanged(path: Path, fd: int) -> None:
     """Refuse a file that another process changes, perhaps in another container or on another host."""
     before = os.fstat(fd)
@@ -151,7 +165,7 @@ def _check_unchanged(path: Path, fd: int) -> None:
                 str(path),
                 f"a file that stays unchanged for {UNCHANGED_S:g} s",
                 "one that changes",
-                "a process in another container or on another host is writing it",
+                "a process on another host is writing it",
             )
         )
 
@@ -165,6 +179,7 @@ class _Superblock:
 def _read_superblock(path: Path) -> _Superblock | None:
     """Return the superblock; None if its version has no flags that a writer could leave set."""
     try:
+        check_is_file(path)
         with path.open("rb") as file:
             block = file.read(_SIZE)
     except OSError as error:
@@ -198,12 +213,8 @@ def _exclusively_opened(path: Path) -> Iterator[int]:
 
     A SWMR writer releases its lock for readers, so the descriptors of all processes are checked as well.
     """
-    writers = writers_of(path)
-    if writers:
-        raise FileLayoutError(
-            f"{path}: is being written by process {', '.join(map(str, writers))}; "
-            "repair it after that process has ended"
-        )
+    if writing := being_written(path):
+        raise FileLayoutError(f"{path}: is {writing}; repair it after that process has ended")
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:

@@ -20,6 +20,7 @@ import numpy as np
 import tifffile
 
 from stddaq.errors import SourceError
+from stddaq.files.opening import check_is_file
 from stddaq.text import mismatch
 
 # A stack up to this size is read once and kept. A larger one is read in blocks.
@@ -92,6 +93,7 @@ def open_images(name: str) -> RecordedImages:
     """
     path, dataset = _split(name)
     with _naming(f"{path}: cannot be read"):
+        check_is_file(path)
         with path.open("rb") as file:
             magic = file.read(8)
         is_hdf5 = h5py.is_hdf5(path)
@@ -112,6 +114,8 @@ def read_image_ids(name: str, n_images: int, last_id: int) -> np.ndarray:
     path, dataset = _split(name)
     if dataset is None:
         raise SourceError(mismatch(name, "FILE:dataset of an HDF5 file", "no dataset"))
+    with _naming(f"{path}: cannot be read"):
+        check_is_file(path)
     with _naming(f"{path}: cannot be read"), h5py.File(path) as file:
         found = file.get(dataset)
         if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "ui" or found.shape != (n_images,):
