@@ -86,6 +86,10 @@ class QueueServer:
     def open(self) -> None:
         """Open the environment in which plans run."""
         self.do("environment_open")
+        self.wait_until_open()
+
+    def wait_until_open(self) -> None:
+        """Wait until plans can run in the environment that opens."""
         self.wait_for(worker_environment_exists=True, manager_state="idle", worker_environment_state="idle")
         wait_until(lambda: self.do("plans_allowed", user_group="primary")["plans_allowed"], what="plans")
 
