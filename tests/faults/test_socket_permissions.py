@@ -15,6 +15,7 @@ from support.processes.recording import MakeRig, Rig
 from support.tools.fault_table import Seen
 
 from stddaq.client import RunFailedError
+from stddaq.dataplane.shared_segment import GROUP_VARIABLE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to start services of several users")
 OTHER = 65533
@@ -55,7 +56,7 @@ def failed_start(rig: Rig, directory: Path) -> str:
 def test_source_that_refuses_the_driver_is_not_taken_as_absent(
     make_rig: MakeRig, open_directory: Path, seen: Seen
 ):
-    rig = make_rig(writers=False, user=OTHER)
+    rig = make_rig(writers=False, user=OTHER, env={GROUP_VARIABLE: str(OTHER)})
     for writer in range(2):
         start_as_root(rig.deployment, "std_det_writer", writer)
         open_socket_file(rig, f"writer-{writer}")
@@ -74,7 +75,7 @@ def test_source_that_refuses_the_driver_is_not_taken_as_absent(
     promise="error that names path, owner and mode",
 )
 def test_writer_that_refuses_the_driver_is_named(make_rig: MakeRig, open_directory: Path, seen: Seen):
-    rig = make_rig(writers=False, user=OTHER)
+    rig = make_rig(writers=False, user=OTHER, env={GROUP_VARIABLE: str(OTHER)})
     for writer in range(2):
         start_as_root(rig.deployment, "std_det_writer", writer)
     reason = failed_start(rig, open_directory)

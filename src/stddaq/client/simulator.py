@@ -16,7 +16,7 @@ from stddaq.client.ownership import Ownership
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.endpoints import software_trigger
-from stddaq.dataplane.local_peers import accepts_connections, permission_problem
+from stddaq.dataplane.local_peers import accepts_connections, permission_problem, untrusted_binder
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
 
@@ -156,7 +156,7 @@ class SimulatorClient:
     def _ask(self, command: str, **fields: float | None) -> dict[str, Any]:
         given = {name: value for name, value in fields.items() if value is not None}
         self._ownership.check()
-        if problem := permission_problem(self.endpoint):
+        if problem := untrusted_binder(self.endpoint) or permission_problem(self.endpoint):
             raise SimulatorPermissionError(problem)
         reply = self._requests.ask(json.dumps({"command": command, **given}).encode(), self._timeout)
         if reply is None:

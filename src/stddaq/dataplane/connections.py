@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import cast
@@ -11,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import zmq
 
-from stddaq.dataplane.local_peers import peer_of
+from stddaq.dataplane.local_peers import peer_of, untrusted_peer_of
 
 # Messages that a sender queues for a peer. The images of a peer this late are overwritten in the ring anyway.
 QUEUE_LIMIT = 100_000
@@ -54,6 +55,10 @@ class _Connections:
     started: list[int] = field(default_factory=list)
     n_unnamed: int = 0
     """Established, but the event of their start is still to come, from another thread of the context."""
+    counts: deque[int] = field(default_factory=deque)
+    """After each change that `connection_counts` has not yielded yet."""
+    n_yielded: int = 0
+    """The last count that it has yielded."""
 
     @property
     def count(self) -> int:
@@ -79,7 +84,7 @@ def connection_changes(monitor: zmq.Socket) -> Iterator[bool]:
 
     When one of several is lost, True follows for those that are left; `connection_counts` yields how many.
     """
-    before = _connections[monitor].count
+    before = _connections[monitor].n_yielded
     for now in connection_counts(monitor):
         is_lost, before = now < before, now
         if is_lost:
@@ -90,10 +95,18 @@ def connection_changes(monitor: zmq.Socket) -> Iterator[bool]:
 
 def connection_counts(monitor: zmq.Socket) -> Iterator[int]:
     """Yield the number of connections after each one that was established or lost since the last call."""
+    _read_events(monitor)
+    known = _connections[monitor]
+    while known.counts:
+        known.n_yielded = known.counts.popleft()
+        yield known.n_yielded
+
+
+def _read_events(monitor: zmq.Socket) -> None:
+    known = _connections[monitor]
     while cast(int, monitor.get(zmq.EVENTS)) & zmq.POLLIN:
         # pyzmq's own decoder imports asyncio, a tenth of a writer's start.
         event, descriptor = _MONITOR_EVENT.unpack(monitor.recv_multipart(zmq.NOBLOCK)[0])
-        known = _connections[monitor]
         if event in (zmq.EVENT_ACCEPTED, zmq.EVENT_CONNECTED):
             if known.n_unnamed:
                 known.n_unnamed -= 1
@@ -106,12 +119,26 @@ def connection_counts(monitor: zmq.Socket) -> Iterator[int]:
                 known.established.add(known.started.pop())
             else:
                 known.n_unnamed += 1
-            yield known.count
+            known.counts.append(known.count)
         elif descriptor in known.established:
             known.established.remove(descriptor)
-            yield known.count
+            known.counts.append(known.count)
         elif descriptor in known.started:
             known.started.remove(descriptor)
+
+
+def untrusted_process(monitor: zmq.Socket) -> str:
+    """Return a process of another user that an ipc socket is connected to, in words; empty if none. 3 us.
+
+    The connections are those of now: those of all messages that the socket has received.
+    """
+    _read_events(monitor)
+    known = _connections[monitor]
+    for descriptor in (*known.established, *known.started):
+        with contextlib.suppress(OSError):  # Just disconnected.
+            if process := untrusted_peer_of(descriptor):
+                return process
+    return ""
 
 
 def connected_processes(monitor: zmq.Socket) -> list[str]:

@@ -29,6 +29,8 @@ from stddaq.dataplane.local_peers import (
     path_of,
     permission_problem,
     process_at,
+    untrusted,
+    untrusted_binder,
 )
 from stddaq.errors import EndpointError
 
@@ -105,33 +107,46 @@ class Binding:
 
 
 class Connection:
-    """An ipc endpoint that a socket is connected to, or will be when a service binds there.
+    """An ipc endpoint that a socket is connected to, or will be when a trusted service binds there.
 
     Attributes:
-        problem: why this process may not connect; empty if it may.
+        problem: why this process does not connect, or may not; empty otherwise.
     """
 
     def __init__(self, zmq_socket: zmq.Socket, endpoint: str) -> None:
         """Connect."""
         self.endpoint = endpoint
         self.problem = ""
+        self._socket, self._is_connected = zmq_socket, False
         self._check_at = 0.0
-        zmq_socket.connect(endpoint)
         self.check()
 
     def check(self) -> None:
-        """Check whether this process may connect, and log a new problem. Call it once a second; 0.1 us."""
+        """Check whether to connect, and log a new problem. Call it once a second; 0.1 us."""
         now = time.monotonic()
         if now >= self._check_at:
             self._check_at = now + CHECK_PERIOD_S
             self.check_now()
 
     def check_now(self) -> str:
-        """Check regardless of the time. Return the problem. 5 us."""
-        problem, self.problem = self.problem, permission_problem(self.endpoint)
+        """Check regardless of the time. Return the problem. 10 us."""
+        problem, refusal = self.problem, untrusted_binder(self.endpoint)
+        self._connect(not refusal)
+        self.problem = refusal or permission_problem(self.endpoint)
         if self.problem and self.problem != problem:
             logger.error("%s", self.problem)
         return self.problem
+
+    def refuse(self, process: str) -> None:
+        """Disconnect from an untrusted process, until `check` finds another one there."""
+        self._connect(False)
+        self.problem = untrusted(self.endpoint, process)
+        logger.error("%s", self.problem)
+
+    def _connect(self, wanted: bool) -> None:
+        if wanted != self._is_connected:
+            self._is_connected = wanted
+            (self._socket.connect if wanted else self._socket.disconnect)(self.endpoint)
 
 
 def _lock(endpoint: str) -> socket.socket:

@@ -1,4 +1,8 @@
-"""The other end of an ipc socket: which process it is, and whether this process may connect to it."""
+"""The other end of an ipc socket: which process it is, and whether the two may connect.
+
+A service trusts the sockets of those whose shared memory it accepts: this user, root, and the members of the
+group that `STDDAQ_SHM_GROUP` names. Every user can bind a socket in /tmp before a service does.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ import stat
 import struct
 from pathlib import Path
 
+from stddaq.dataplane.shared_segment import GROUP_VARIABLE, common_group
+from stddaq.errors import GeometryError
 from stddaq.text import escaped, mismatch
 
 # How long to wait for a service at an ipc endpoint: binding needs an answer, `accepts_connections` is polled.
@@ -16,6 +22,8 @@ BIND_CHECK_TIMEOUT_S = 1.0
 _POLL_TIMEOUT_S = 0.1
 # struct ucred: process, user, group.
 _CREDENTIALS = struct.Struct("3i")
+_SO_PEERGROUPS = 59
+_MAX_GROUPS_BYTES = 1024
 
 
 def path_of(endpoint: str) -> Path:
@@ -62,6 +70,50 @@ def _denied(endpoint: str, expected: str, path: Path) -> str:
     return mismatch(endpoint, expected, found, advice)
 
 
+def untrusted_binder(endpoint: str) -> str:
+    """Return why a service must not connect to an ipc endpoint: an untrusted process has bound it. 5 us."""
+    path = path_of(endpoint)
+    try:
+        if path.stat().st_uid in (0, os.getuid()):
+            return ""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_POLL_TIMEOUT_S)
+            probe.connect(str(path))
+            return "" if _is_trusted(probe) else untrusted(endpoint, process_at(probe))
+    except OSError:
+        return ""  # None has bound it, or `permission_problem` says more.
+
+
+def untrusted(endpoint: str, process: str) -> str:
+    """Return the message about an untrusted process at an ipc endpoint."""
+    expected = f"a process of root, of {user_name(os.getuid())}, or of the group in {GROUP_VARIABLE}"
+    return mismatch(endpoint, expected, process, "end it and remove its socket")
+
+
+def untrusted_peer_of(fd: int) -> str:
+    """Return which process is at the other end of a connection, empty if it is trusted. Raise `OSError`."""
+    with socket.socket(fileno=os.dup(fd)) as connection:
+        return "" if _is_trusted(connection) else process_at(connection)
+
+
+def _is_trusted(connection: socket.socket) -> bool:
+    _pid, uid, gid = _credentials(connection)
+    if uid in (0, os.getuid()):
+        return True
+    try:
+        group = common_group()
+        groups = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS_BYTES)
+    except (GeometryError, OSError):
+        return False
+    return group is not None and group in (gid, *memoryview(groups).cast("I"))
+
+
+def _credentials(connection: socket.socket) -> tuple[int, int, int]:
+    return _CREDENTIALS.unpack(
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+
+
 def peer_of(fd: int) -> str:
     """Return which process is at the other end of a connection, in words. Raise `OSError`."""
     with socket.socket(fileno=os.dup(fd)) as connection:
@@ -78,8 +130,7 @@ def user_name(uid: int) -> str:
 
 def process_at(connection: socket.socket) -> str:
     """Return the process at the other end as `process 17 of user psi (std_det_writer)`."""
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid, uid, _gid = _CREDENTIALS.unpack(credentials)
+    pid, uid, _gid = _credentials(connection)
     try:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:

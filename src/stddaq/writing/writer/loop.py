@@ -180,6 +180,10 @@ class WriterLoop:
                 self._record(images)
             self._flush_when_due()
             if waiting and not waiting[0].HasField("record_image"):
+                if process := connections.untrusted_process(self._monitor):
+                    self._connection.refuse(process)
+                    waiting.clear()
+                    break
                 self._carry_out(waiting.popleft())
         self._flush_when_due()
         return n_received
