@@ -380,3 +380,10 @@ def test_without_numba_converters_say_what_to_install(
 def test_pco_has_nothing_to_synchronise(make_deployment: MakeDeployment) -> None:
     service = make_deployment(detector_type="pco").start("std_data_sync_module", ready="nothing to do")
     assert service.wait() == 0
+
+
+def test_a_second_converter_of_a_module_is_refused(eiger: Deployment) -> None:
+    start_converters(eiger, 1, sync=False)
+    second = eiger.start("std_data_convert_eg", 1, ready=None)
+    assert second.wait(60) == 2
+    assert re.search(r"convert-1: another running service is bound there, process \d+", second.stderr[0])

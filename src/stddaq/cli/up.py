@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stddaq.config import DetectorConfig
 
 SUMMARY = "start and supervise the services of a configuration in this terminal"
-_SOURCES = ("none", "simulate", "replay")
+_SOURCES = ("none", "simulate", "replay", "udp")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -31,7 +31,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=[],
         metavar="SOURCE",
         help="must be the last option: 'simulate ARGS...' or 'replay FILE ARGS...', the command without "
-        "CONFIG; or 'none' (default)",
+        "CONFIG; 'udp ARGS...', receivers and converters of a detector that sends packets, with the "
+        "converters' options; or 'none' (default)",
     )
 
 
@@ -121,4 +122,6 @@ def _source(commands: Commands, args: argparse.Namespace) -> list[ServiceSpec]:
     kind, *rest = args.source or ["none"]
     if kind not in _SOURCES:
         raise ConfigError(mismatch("--source", f"one of {', '.join(_SOURCES)}", repr(kind)))
+    if kind == "udp":
+        return commands.udp_detector(rest)
     return [] if kind == "none" else [commands.source(kind, rest)]

@@ -39,6 +39,7 @@ _FILES = frozenset(
     }
 )
 _DRIVER = _LOGS | _IMAGES | _FILES
+_MODULES = _LOGS | _IMAGES | {"n_modules", "module_positions"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,20 @@ META_WRITERS: Mapping[str, str] = {
     "eiger": "std_det_meta_writer_eg",
     "pco": "std_det_meta_writer_pco",
 }
+# The receiver and the converter of a module, by detector.
+RECEIVERS: Mapping[str, str] = {
+    "gigafrost": "std_udp_recv_gf",
+    "jungfrau-raw": "std_udp_recv_jf",
+    "jungfrau-converted": "std_udp_recv_jf",
+    "eiger": "std_udp_recv_eg",
+}
+CONVERTERS: Mapping[str, str] = {
+    "gigafrost": "std_data_convert_gf",
+    "jungfrau-raw": "std_data_convert_jf",
+    "jungfrau-converted": "std_data_convert_jf",
+    "eiger": "std_data_convert_eg",
+}
+MODULE_SYNC = "std_data_sync_module"
 _ALL = (
     Program("std_bsread_recv", _LOGS | _IMAGES),
     Program("std_data_compress_h5bitshuffle_lz4", _LOGS | _IMAGES),
@@ -76,6 +91,12 @@ _ALL = (
     Program("std_det_driver", _DRIVER, on_request=False),
     Program("std_det_writer", _DRIVER, on_request=False),
     *(Program(name, _DRIVER, on_request=False) for name in sorted(set(META_WRITERS.values()))),
+    *(
+        Program(name, _MODULES | {"start_udp_port"}, on_request=False)
+        for name in sorted(set(RECEIVERS.values()))
+    ),
+    *(Program(name, _MODULES, on_request=False) for name in sorted(set(CONVERTERS.values()))),
+    Program(MODULE_SYNC, _MODULES | {"module_sync_queue_size"}, on_request=False),
     Program("stddaq simulate", _LOGS | _IMAGES, on_request=False),
     Program("stddaq replay", _LOGS | _IMAGES, on_request=False),
 )

@@ -58,6 +58,11 @@ def converted_frames(detector_name: str) -> str:
     return ipc_endpoint(f"{detector_name}-sync")
 
 
+def converter(detector_name: str, module: int) -> str:
+    """Return what the converter of a module binds while it runs. No messages are sent there."""
+    return ipc_endpoint(f"{detector_name}-convert-{module}")
+
+
 def software_trigger(detector_name: str) -> str:
     """Return where a simulator accepts software triggers (REQ, JSON)."""
     return ipc_endpoint(f"{detector_name}-trigger")

@@ -27,9 +27,9 @@ from stddaq.daemon.log import logger, ready
 from stddaq.daemon.main import StopRequest, run
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, StatisticsLine
+from stddaq.dataplane import endpoints
 from stddaq.dataplane.connections import open_socket
-from stddaq.dataplane.endpoints import converted_frames
-from stddaq.dataplane.ipc_sockets import CHECK_PERIOD_S, Connection
+from stddaq.dataplane.ipc_sockets import CHECK_PERIOD_S, Binding, Connection
 from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
@@ -72,8 +72,17 @@ class Converter:
         self._socket = open_socket(self._context, zmq.PUSH)
         # Messages for a synchroniser that does not run are dropped: it could not announce those images later.
         self._socket.immediate = 1
-        self.endpoint = converted_frames(config.detector_name)
+        self.endpoint = endpoints.converted_frames(config.detector_name)
         self._connection = Connection(self._socket, self.endpoint)
+        # A second converter of the module is refused, and `stddaq up` knows that this one is ready.
+        self._presence = open_socket(self._context, zmq.PAIR)
+        try:
+            self._binding = Binding(self._presence, endpoints.converter(config.detector_name, module))
+        except BaseException:
+            self._context.destroy()
+            self._ring.close()
+            self._frames.close()
+            raise
         self._statistics = StatisticsLine(config, self._registry(program), self._pairs)
 
     def _attach(self) -> RingBuffer:
@@ -145,6 +154,7 @@ class Converter:
         """Once a second, attach again to rings that were removed."""
         self._frames.check()
         self._connection.check()
+        self._binding.check()
         now = time.monotonic()
         if now >= self._check_at:
             self._check_at = now + CHECK_PERIOD_S
@@ -192,6 +202,7 @@ class Converter:
 
     def close(self) -> None:
         """Disconnect and detach."""
+        self._binding.close()
         self._context.destroy(linger=1000)
         self._frames.close()
         self._ring.close()

@@ -9,9 +9,19 @@ from pathlib import Path
 
 from stddaq.cli.supervisor.spec import ServiceSpec
 from stddaq.config import DetectorConfig
-from stddaq.config.services import PROGRAMS, RequestedService, requested_services
+from stddaq.config.modules import expected_modules, position_mistakes
+from stddaq.config.services import (
+    CONVERTERS,
+    MODULE_SYNC,
+    PROGRAMS,
+    RECEIVERS,
+    RequestedService,
+    requested_services,
+)
+from stddaq.dataplane import endpoints
 from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.errors import ConfigError
+from stddaq.text import mismatch
 
 # The metadata stream that a program publishes.
 _OUTPUTS = {
@@ -65,6 +75,31 @@ class Commands:
             start_up=self._start_up(f"stddaq {kind}"),
             records=True,
         )
+
+    def udp_detector(self, arguments: Sequence[str]) -> list[ServiceSpec]:
+        """Return receivers, converters and synchroniser of a detector that sends packets.
+
+        `arguments` are options of the converters.
+        """
+        config, name = self._config, self._config.detector_name
+        if config.detector_type not in CONVERTERS:
+            expected = f"one of {', '.join(CONVERTERS)} for --source udp"
+            raise ConfigError(mismatch("detector_type", expected, config.detector_type))
+        if mistakes := position_mistakes(config):
+            raise ConfigError(f"{self._path}: {'; '.join(mistakes)}", mistakes)
+        receiver, converter = RECEIVERS[config.detector_type], CONVERTERS[config.detector_type]
+        modules = expected_modules(config)
+        return [
+            *(
+                self.service(f"receiver {m}", receiver, [str(m)], metadata_stream(name, str(m)))
+                for m in modules
+            ),
+            *(
+                self.service(f"converter {m}", converter, [*arguments, str(m)], endpoints.converter(name, m))
+                for m in modules
+            ),
+            self.service("sync", MODULE_SYNC, (), metadata_stream(name, "image")),
+        ]
 
     def requested(self) -> list[ServiceSpec]:
         """Return the services that the configuration asks for, in the order in which they end."""
