@@ -58,6 +58,19 @@ MODULE_FRAMES_IGNORED = _counter(
 IMAGES_INCOMPLETE = _counter("images_incomplete", "Images that a module did not deliver.")
 IMAGES_WAITING = _gauge("images_waiting", "Images that wait for modules, or for the image before them.")
 
+# Receivers of UDP packets.
+PACKETS_RECEIVED = _counter("packets_received", "Valid packets received.")
+PACKETS_MISSING = _counter("packets_missing", "Packets that the announced frames lack.")
+PACKETS_REJECTED = _counter(
+    "packets_rejected", "Datagrams that are no packets of the module, late or repeated.", "reason"
+)
+PACKETS_DROPPED = _counter(
+    "packets_dropped", "Datagrams dropped by the kernel: the socket's buffer was full."
+)
+RECEIVE_CALLS = _counter("receive_calls", "System calls that returned datagrams.")
+FRAMES_ANNOUNCED = _counter("frames_announced", "Frames announced to the converter.")
+FRAMES_CORRUPTED = _counter("frames_corrupted", "Announced frames that lack packets.")
+
 # Every subscriber of a metadata stream, and the camera receiver for images and rejected messages.
 IMAGES_RECEIVED = _counter("images_received", "Images received.", "source")
 MESSAGES_LOST = _counter(

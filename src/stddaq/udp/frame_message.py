@@ -15,7 +15,8 @@ ID_BYTES = 8
 
 _COMMON = {"id": ("<u8", 0), "n_missing_packets": ("<u8", 8), "module": ("<u2", 16)}
 # The lower 32 bits of the sequence number of the frame in its ring; 0: the receiver gives none.
-_SEQUENCE = {"sequence": ("<u4", 60)}
+SEQUENCE_OFFSET = 60
+_SEQUENCE = {"sequence": ("<u4", SEQUENCE_OFFSET)}
 
 
 def _layout(fields: dict[str, tuple[str, int]]) -> np.dtype:

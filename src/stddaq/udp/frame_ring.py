@@ -7,6 +7,7 @@ the ring, as beside every ring of stddaq, so that a converter notices when its s
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -21,11 +22,12 @@ from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.dataplane.ipc_sockets import CHECK_PERIOD_S, Connection
 from stddaq.dataplane.metadata_publisher import MetadataPublisher
 from stddaq.dataplane.ring_buffer import RingBuffer, RingGeometry
-from stddaq.udp.frame_message import frame_layout, parse_frame
+from stddaq.udp.frame_message import SEQUENCE_OFFSET, frame_layout, parse_frame
 from stddaq.udp.geometry import frame_bytes
 
 FRAME_SLOTS = 1000
 _SEQUENCE_MASK = 2**32 - 1
+_SEQUENCE = struct.Struct("<I")
 _UINT8 = 1
 
 
@@ -89,15 +91,18 @@ class FramePublisher:
         return self._slots[frame_id % FRAME_SLOTS]
 
     def commit(self, message: np.ndarray) -> None:
-        """Announce the frame put into its slot since `begin`, and set `sequence` of its message.
+        """Announce the frame put into its slot since `begin`.
 
         `message` is a 0-dimensional array of `frame_layout`.
         """
-        # 0 means that there is no number.
-        while not (sequence := self._ring.commit(int(message["id"])) & _SEQUENCE_MASK):
-            self._ring.begin(int(message["id"]))
-        message["sequence"] = sequence
-        self._stream.socket.send(message.tobytes())
+        self.commit_bytes(int(message["id"]), bytearray(message.tobytes()))
+
+    def commit_bytes(self, frame_id: int, message: bytearray) -> None:
+        """Announce the frame put into its slot since `begin`. Sets `sequence` in the message, 64 bytes."""
+        while not (sequence := self._ring.commit(frame_id) & _SEQUENCE_MASK):
+            self._ring.begin(frame_id)  # 0 means that there is no number.
+        _SEQUENCE.pack_into(message, SEQUENCE_OFFSET, sequence)
+        self._stream.socket.send(message)
         self.n_published += 1
 
     def close(self) -> None:

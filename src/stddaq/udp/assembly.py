@@ -1,0 +1,288 @@
+"""Frames from packets: which packets belong together, and when a frame is complete. No I/O.
+
+A frame is announced when it is complete, or when it is closed: after an idle time, or by the second frame
+after it. Frames leave in the order of their ids (see `frame_order`). What was not received is 0.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from stddaq.udp.frame_order import FrameOrder, Identity, Place
+from stddaq.udp.frame_ring import FRAME_SLOTS
+from stddaq.udp.packets import Packets
+
+# The current frame, and the next one while packets are out of order.
+MAX_OPEN = 2
+# A frame is closed this long after its last packet, plus one frame period.
+IDLE_TIME_S = 0.01
+UNKNOWN_PERIOD_S = 0.1
+# The packets of one frame are not further apart, however slow the detector is.
+LONGEST_PERIOD_S = 0.2
+
+# Numbers of packets in order. No frame has more.
+_NUMBERS = np.arange(512)
+_N_MISSING = struct.Struct("<Q")
+_N_MISSING_OFFSET = 8
+
+
+class FrameSink(Protocol):
+    """Where frames go: the frame ring."""
+
+    def begin(self, frame_id: int) -> np.ndarray:
+        """Return the slot of a frame, an array of bytes."""
+        ...
+
+    def commit_bytes(self, frame_id: int, message: bytearray) -> None:
+        """Announce the frame."""
+        ...
+
+
+class _Frame:
+    """A frame that is being received: the places for its pixels, and which packets have arrived."""
+
+    __slots__ = ("identity", "is_complete", "last", "last_at", "message", "n_received", "rows", "seen")
+
+    def __init__(self, identity: Identity, message: bytes, pixels: np.ndarray, packets: Packets) -> None:
+        self.identity, self.message = identity, bytearray(message)
+        self.seen = np.zeros(packets.n_packets, bool)
+        self.n_received, self.is_complete, self.last_at = 0, False, 0.0
+        n_equal = packets.n_packets - (packets.last_bytes != packets.row_bytes)
+        end = n_equal * packets.row_bytes
+        self.rows = pixels[:end].reshape(n_equal, packets.row_bytes)
+        self.last = None if n_equal == packets.n_packets else pixels[end : end + packets.last_bytes]
+
+    def put(self, numbers: np.ndarray, payloads: np.ndarray) -> tuple[int, int]:
+        """Put the pixels of some packets into their places.
+
+        Return how many of them had arrived before, and how many came after the frame was complete.
+        """
+        n, seen_before = len(numbers), self.seen
+        if self.n_received + n > len(self.seen):
+            seen_before = self.seen.copy()
+        self._put(numbers, payloads)
+        before, self.n_received = self.n_received, int(np.count_nonzero(self.seen))
+        self.is_complete = self.n_received == len(self.seen)
+        n_repeated, n_late = n - (self.n_received - before), 0
+        if n_repeated and self.is_complete:
+            firsts = np.unique(numbers, return_index=True)[1]
+            completing = firsts[~seen_before[numbers[firsts]]].max(initial=-1)
+            n_late = n - 1 - int(completing)
+        return n_repeated - n_late, n_late
+
+    def _put(self, numbers: np.ndarray, payloads: np.ndarray) -> None:
+        if self.last is not None and int(numbers[-1]) == len(self.rows):
+            self._put_last(payloads[-1])
+            numbers, payloads = numbers[:-1], payloads[:-1]
+        if n := len(numbers):
+            first, last = int(numbers[0]), int(numbers[-1])
+            in_order = last - first == n - 1 and (numbers == _NUMBERS[first : last + 1]).all()
+            self._put_equal(slice(first, last + 1) if in_order else numbers, payloads)
+
+    def _put_equal(self, place: slice | np.ndarray, payloads: np.ndarray) -> None:
+        """Put packets into their places, a row of packets with one copy."""
+        if self.last is not None and isinstance(place, np.ndarray):
+            is_last = place == len(self.rows)
+            if is_last.any():
+                self._put_last(payloads[is_last.argmax()])
+                place, payloads = place[~is_last], payloads[~is_last]
+        self.rows[place] = payloads[:, : self.rows.shape[1]]
+        self.seen[place] = True
+
+    def _put_last(self, payload: np.ndarray) -> None:
+        """Put the last packet, which is shorter, into its place."""
+        if self.last is not None:
+            self.last[:] = payload[: len(self.last)]
+            self.seen[-1] = True
+
+    def clear_missing(self) -> int:
+        """Set the pixels of packets that have not arrived to 0. Return the number of these packets."""
+        if self.is_complete:
+            return 0
+        missing = ~self.seen
+        self.rows[missing[: len(self.rows)]] = 0
+        if self.last is not None and missing[-1]:
+            self.last[:] = 0
+        return len(self.seen) - self.n_received
+
+
+class FrameAssembly:
+    """Assembles the frames of one module.
+
+    Attributes:
+        n_packets: valid packets, repeated and late ones included.
+        n_bad: packets that are not valid, by kind.
+        n_repeated, n_late: packets that had arrived before, or whose frames had left.
+        n_frames: frames announced; `n_corrupted` of them lack packets, `n_missing` packets in all.
+        examples: invalid packets of the last `add`, by kind; see `Rejected`.
+        headers: of the last valid packets, until the next `add`.
+    """
+
+    def __init__(self, packets: Packets, sink: FrameSink, idle_time: float | None = None) -> None:
+        """`idle_time` in seconds; None: 10 ms and one frame period."""
+        self._packets, self._sink, self._idle_time = packets, sink, idle_time
+        self.n_packets = self.n_repeated = self.n_late = 0
+        self.n_frames = self.n_corrupted = self.n_missing = 0
+        self.n_bad: Counter[str] = Counter()
+        self.examples: Mapping[str, tuple[int, str]] = {}
+        self.headers = np.zeros(0, packets.header)
+        self._order = FrameOrder(packets.n_packets, has_epochs=packets.has_epochs)
+        self._open: list[_Frame] = []
+        # A lower frame, in memory of its own, that may be the first of a restart.
+        self._candidate: _Frame | None = None
+        self._period, self._opened_at = UNKNOWN_PERIOD_S, float("-inf")
+        self._packet_at = float("-inf")
+
+    @property
+    def n_restarts(self) -> int:
+        """Restarts of the ids."""
+        return self._order.n_restarts
+
+    def add(self, headers: np.ndarray, payloads: np.ndarray, lengths: np.ndarray, now: float) -> None:
+        """Add datagrams that arrived at `now`, s (monotonic).
+
+        `payloads`: their bytes after the header, (n, `payload_bytes`); `lengths` in bytes, with the header.
+        """
+        packets = self._packets
+        rejected = packets.check(headers, lengths)
+        if rejected is not None:
+            self.n_bad.update(rejected.counts)
+            self.examples = rejected.examples
+            headers, payloads = headers[rejected.good], payloads[rejected.good]
+        self.headers, n = headers, len(headers)
+        if not n:
+            return
+        self.n_packets += n
+        keys, numbers = packets.keys(headers), packets.numbers(headers)
+        starts = [0, *(np.flatnonzero(keys[1:] != keys[:-1]) + 1).tolist()]
+        for i, (start, key) in enumerate(zip(starts, keys[starts].tolist(), strict=True)):
+            end = starts[i + 1] if i + 1 < len(starts) else n
+            frame = self._find(key) or self._start(headers[start].tobytes(), now)
+            self._packet_at = now
+            if frame is None:
+                self.n_late += end - start
+                continue
+            frame.last_at = now
+            n_repeated, n_late = frame.put(numbers[start:end], payloads[start:end])
+            self.n_repeated += n_repeated
+            self.n_late += n_late
+            if frame.is_complete:
+                self._announce_complete()
+
+    def _find(self, key: int) -> _Frame | None:
+        """Return the open frame of a key. Packets of another frame show that the candidate is late."""
+        candidate = self._candidate
+        if candidate is not None:
+            if candidate.identity.key == key:
+                return candidate
+            self._discard_candidate()
+        for frame in self._open:
+            if frame.identity.key == key:
+                return frame
+        return None
+
+    def _start(self, header: bytes, now: float) -> _Frame | None:
+        """Open the frame of a packet; None if it is late."""
+        (identity, message), opened = self._packets.describe(header), self._open
+        newest_id = opened[-1].identity.frame_id if opened else -1
+        place = self._order.place(identity, newest_id, now - self._packet_at)
+        if place is Place.UNCERTAIN:
+            pixels = np.empty(self._packets.n_packets * self._packets.row_bytes, np.uint8)
+            self._candidate = _Frame(identity, message, pixels, self._packets)
+            return self._candidate
+        if place is Place.RESTART:
+            self._restart(identity)
+        elif place is Place.LATE or any(frame.identity.frame_id == identity.frame_id for frame in opened):
+            return None
+        elif len(opened) == MAX_OPEN and identity.frame_id < opened[0].identity.frame_id:
+            return None  # The two frames after it have closed it.
+        self._make_room(identity.frame_id)
+        pixels = self._sink.begin(identity.frame_id)
+        frame = _Frame(identity, message, pixels, self._packets)
+        opened.append(frame)
+        opened.sort(key=lambda frame: frame.identity.frame_id)
+        self._measure_period(now)
+        return frame
+
+    def _make_room(self, frame_id: int) -> None:
+        """Close the frames that are two before a new one, or in its slot."""
+        opened, slot = self._open, frame_id % FRAME_SLOTS
+        while len(opened) >= MAX_OPEN or any(f.identity.frame_id % FRAME_SLOTS == slot for f in opened):
+            self._close_first()
+
+    def _measure_period(self, now: float) -> None:
+        # Frames that arrive together do not show the period; a pause is forgotten after a few frames.
+        interval, self._opened_at = now - self._opened_at, now
+        self._period = min(max(interval, self._period / 2), LONGEST_PERIOD_S)
+
+    @property
+    def idle_time(self) -> float:
+        """Seconds after its last packet when a frame is closed."""
+        return IDLE_TIME_S + self._period if self._idle_time is None else self._idle_time
+
+    def idle_in(self, now: float) -> float | None:
+        """Return the seconds until `close_idle` has something to do; None if no frame is open."""
+        last_at = [frame.last_at for frame in (*self._open[:1], self._candidate) if frame is not None]
+        return max(0.0, min(last_at) + self.idle_time - now) if last_at else None
+
+    def close_idle(self, now: float) -> None:
+        """Close the frames of which no packet has arrived for the idle time.
+
+        Call it only when all packets that had arrived at `now` were added.
+        """
+        idle_since = now - self.idle_time
+        if self._candidate is not None and self._candidate.last_at <= idle_since:
+            self._discard_candidate()
+        while self._open and self._open[0].last_at <= idle_since:
+            self._close_first()
+
+    def close(self) -> None:
+        """Close all frames."""
+        self._discard_candidate()
+        while self._open:
+            self._close_first()
+
+    def _restart(self, identity: Identity) -> None:
+        while self._open:
+            self._close_first()
+        self._order.restart(identity.epoch)
+
+    def _discard_candidate(self) -> None:
+        candidate, self._candidate = self._candidate, None
+        if candidate is not None:
+            self.n_late += candidate.n_received
+
+    def _announce_complete(self) -> None:
+        """Announce the complete frames that have none before them."""
+        candidate = self._candidate
+        if candidate is not None and candidate.is_complete:
+            self._candidate = None
+            self._restart(candidate.identity)
+            self._copy_to_slot(candidate)
+            self._announce(candidate)
+        while self._open and self._open[0].is_complete:
+            self._announce(self._open.pop(0))
+
+    def _copy_to_slot(self, frame: _Frame) -> None:
+        slot = _Frame(frame.identity, b"", self._sink.begin(frame.identity.frame_id), self._packets)
+        slot.rows[:] = frame.rows
+        if slot.last is not None and frame.last is not None:
+            slot.last[:] = frame.last
+
+    def _close_first(self) -> None:
+        self._announce(self._open.pop(0))
+        self._announce_complete()
+
+    def _announce(self, frame: _Frame) -> None:
+        n_missing = frame.clear_missing()
+        _N_MISSING.pack_into(frame.message, _N_MISSING_OFFSET, n_missing)
+        self._sink.commit_bytes(frame.identity.frame_id, frame.message)
+        self._order.leave(frame.identity)
+        self.n_frames += 1
+        self.n_missing += n_missing
+        self.n_corrupted += n_missing > 0

@@ -1,0 +1,156 @@
+"""A UDP socket that receives many datagrams with one system call (recvmmsg).
+
+Headers and payloads go into arrays of their own, so that numpy looks at the headers of a batch at once and
+payloads are copied only to their slot. Nothing is done per datagram in Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+
+from stddaq.errors import EndpointError
+
+# More cost less Python per datagram, as long as they stay in the cache until they are copied.
+BATCH = 128
+# What the std_daq services (C++) ask for.
+SOCKET_BUFFER_BYTES = 105_548_800
+
+# Not in Python's socket module, see socket(7) and linux/asm-generic/socket.h.
+_SO_RCVBUFFORCE = 33
+_SO_RXQ_OVFL = 40
+_BUFFER_LIMIT = Path("/proc/sys/net/core/rmem_max")
+
+_IOVEC = np.dtype([("base", "u8"), ("bytes", "u8")])
+# struct mmsghdr of 64-bit Linux.
+_MESSAGE = np.dtype(
+    {
+        "names": ["name", "name_bytes", "iovecs", "n_iovecs", "control", "control_bytes", "flags", "bytes"],
+        "formats": ["u8", "u4", "u8", "u8", "u8", "u8", "i4", "u4"],
+        "offsets": [0, 8, 16, 24, 32, 40, 48, 56],
+        "itemsize": 64,
+    }
+)
+# struct cmsghdr and the number of datagrams that the socket has dropped.
+_CONTROL = np.dtype(
+    {
+        "names": ["bytes", "level", "type", "n_dropped"],
+        "formats": ["u8", "i4", "i4", "u4"],
+        "offsets": [0, 8, 12, 16],
+        "itemsize": 24,
+    }
+)
+_SENDER = np.dtype([("family", "u2"), ("port", ">u2"), ("address", "4u1"), ("zero", "8u1")])
+
+_recvmmsg = ctypes.CDLL(None, use_errno=True).recvmmsg
+_recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
+_FLAGS = socket.MSG_DONTWAIT | socket.MSG_TRUNC
+
+
+class BatchSocket:
+    """A bound socket with the memory of one batch.
+
+    Attributes:
+        headers, payloads, lengths: of the datagrams of the last `receive`, as arrays of `BATCH`. `lengths`
+            are those on the wire, also if header and payload are longer than the arrays.
+        buffer_bytes: size of the socket's buffer.
+        n_dropped: datagrams that the kernel dropped, because that buffer was full.
+        n_calls: calls of `receive` that returned datagrams.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        header: np.dtype,
+        payload_bytes: int,
+        buffer_bytes: int = SOCKET_BUFFER_BYTES,
+    ) -> None:
+        """Bind it. Raise `EndpointError`."""
+        self.headers = np.zeros(BATCH, header)
+        self.payloads = np.zeros((BATCH, payload_bytes), np.uint8)
+        self.n_dropped = self.n_calls = 0
+        self._dropped_before = 0
+        self._messages, self._controls = np.zeros(BATCH, _MESSAGE), np.zeros(BATCH, _CONTROL)
+        self._senders, self._iovecs = np.zeros(BATCH, _SENDER), np.zeros((BATCH, 2), _IOVEC)
+        self.lengths = self._messages["bytes"]
+        self._set_up_messages()
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            self._socket.bind(address)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
+            self.buffer_bytes = self._enlarge(buffer_bytes)
+        except OSError as error:
+            self._socket.close()
+            place = f"udp://{address[0]}:{address[1]}"
+            if error.errno == errno.EADDRINUSE:
+                raise EndpointError(f"{place}: another process receives there; stop it") from error
+            raise EndpointError(f"{place}: cannot be bound: {error.strerror}") from error
+        self.port: int = self._socket.getsockname()[1]
+        self._arguments = self._socket.fileno(), self._messages.ctypes.data
+
+    def _set_up_messages(self) -> None:
+        iovecs, messages = self._iovecs, self._messages
+        for column, array in enumerate((self.headers, self.payloads)):
+            iovecs["base"][:, column] = _addresses(array)
+            iovecs["bytes"][:, column] = array.strides[0]
+        messages["iovecs"], messages["n_iovecs"] = _addresses(iovecs), 2
+        messages["control"], messages["name"] = _addresses(self._controls), _addresses(self._senders)
+        messages["control_bytes"], messages["name_bytes"] = _CONTROL.itemsize, _SENDER.itemsize
+
+    def _enlarge(self, n_bytes: int) -> int:
+        """Ask for a buffer, beyond the limit of the system if this process may. Return its size."""
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, n_bytes)
+        except PermissionError:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, n_bytes)
+        # The kernel doubles the number for its own use.
+        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def receive(self) -> int:
+        """Receive what has arrived, up to `BATCH` datagrams. Return their number. Raise `OSError`."""
+        fd, messages = self._arguments
+        n = _recvmmsg(fd, messages, BATCH, _FLAGS, None)
+        if n <= 0:
+            number = ctypes.get_errno()
+            if number in (errno.EAGAIN, errno.EINTR):
+                return 0
+            raise OSError(number, os.strerror(number))
+        self.n_calls += 1
+        # The kernel replaces sizes by what it has used.
+        control_bytes = self._messages["control_bytes"]
+        if control_bytes[n - 1]:
+            self._count_dropped(int(self._controls["n_dropped"][n - 1]))
+        control_bytes[:n] = _CONTROL.itemsize
+        return n
+
+    def _count_dropped(self, total: int) -> None:
+        """Count what was dropped until the last datagram; the kernel's number has 32 bits."""
+        self.n_dropped += (total - self._dropped_before) % 2**32
+        self._dropped_before = total
+
+    def sender(self, i: int) -> str:
+        """Return the address of the sender of the i-th datagram."""
+        sender = self._senders[i]
+        return f"{'.'.join(map(str, sender['address']))}:{sender['port']}"
+
+    def close(self) -> None:
+        """Close it."""
+        self._socket.close()
+
+
+def buffer_limit() -> int:
+    """Return the size that the system allows a socket's buffer to have (`net.core.rmem_max`)."""
+    return int(_BUFFER_LIMIT.read_text())
+
+
+def _addresses(array: np.ndarray) -> np.ndarray:
+    """Return the addresses of the elements of the first axis."""
+    return array.ctypes.data + array.strides[0] * np.arange(len(array), dtype=np.uint64)
