@@ -8,17 +8,20 @@ det = StdDaqDetector("ws://127.0.0.1:8080", name="det", paths="/data")
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stddaq_ophyd.async_detector import AsyncStdDaqDetector
     from stddaq_ophyd.camera import SimulatedCamera
     from stddaq_ophyd.core.camera import Camera, Exposure
     from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError, SettingError
     from stddaq_ophyd.core.paths import DirectoryPaths, PathInfo, PathProvider
+    from stddaq_ophyd.core.simulated_camera import SimulatorCamera
     from stddaq_ophyd.detector import StdDaqDetector
     from stddaq_ophyd.live_stream import LiveStreamAddress, LiveStreams, LiveStreamSettingError
 
-# Loaded on first use: readers of files do without ophyd, and devices without dask.
+# Loaded on first use: readers of files do without ophyd, devices of one framework without the other.
 _MODULES = {
     "AcquisitionError": "core.errors",
     "AcquisitionStoppedError": "core.errors",
+    "AsyncStdDaqDetector": "async_detector",
     "Camera": "core.camera",
     "DirectoryPaths": "core.paths",
     "Exposure": "core.camera",
@@ -29,12 +32,14 @@ _MODULES = {
     "PathProvider": "core.paths",
     "SettingError": "core.errors",
     "SimulatedCamera": "camera",
+    "SimulatorCamera": "core.simulated_camera",
     "StdDaqDetector": "detector",
 }
 
 __all__ = [
     "AcquisitionError",
     "AcquisitionStoppedError",
+    "AsyncStdDaqDetector",
     "Camera",
     "DirectoryPaths",
     "Exposure",
@@ -45,6 +50,7 @@ __all__ = [
     "PathProvider",
     "SettingError",
     "SimulatedCamera",
+    "SimulatorCamera",
     "StdDaqDetector",
 ]
 

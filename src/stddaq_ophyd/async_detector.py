@@ -37,17 +37,19 @@ from ophyd_async.core import (
 from stddaq.client import DEFAULT_URL
 from stddaq.client.address import split_token
 from stddaq.config import DetectorConfig
+from stddaq.text import mismatch
 from stddaq_ophyd.async_camera import AsyncTrigger, ExposureLogic, as_async_camera
 from stddaq_ophyd.async_driver import AsyncDriver
 from stddaq_ophyd.async_mock import MockAcquisition
 from stddaq_ophyd.async_paths import AsyncPaths, next_paths
 from stddaq_ophyd.core.acquisition import Acquisition
 from stddaq_ophyd.core.documents import StreamDocuments
-from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
+from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError, SettingError
 from stddaq_ophyd.core.paths import PathInfo
 from stddaq_ophyd.core.publication import Publication
 from stddaq_ophyd.core.recorder import Recorder, raise_failure
 from stddaq_ophyd.core.settings import Settings
+from stddaq_ophyd.core.streams import HasStream
 from stddaq_ophyd.run_engine import is_description_for_documents
 
 T = TypeVar("T")
@@ -64,7 +66,7 @@ _trigger: Any = inspect.unwrap(StandardDetector.trigger)
 _complete: Any = inspect.unwrap(StandardDetector.complete)
 
 
-class AsyncStdDaqDetector(StandardDetector):
+class AsyncStdDaqDetector(StandardDetector, HasStream):
     """A detector whose images the driver at `url` records.
 
     with init_devices():
@@ -241,6 +243,9 @@ class AsyncStdDaqDetector(StandardDetector):
         A number is that of the events, as for `stddaq_ophyd.plans.fly`.
         """
         info = value if isinstance(value, TriggerInfo) else TriggerInfo(number_of_events=value)
+        if info.number_of_events < 1:
+            # `complete` would be done at once, with the camera running.
+            raise SettingError(mismatch(f"{self.name}: number_of_events", "a number from 1", "0"))
         with self._operation(asyncio.ensure_future(self._prepare(info))) as preparing:
             await preparing
 

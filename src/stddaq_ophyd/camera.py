@@ -6,17 +6,18 @@ A camera that runs freely, or is triggered by hardware, needs nothing of this.
 from __future__ import annotations
 
 import math
-import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 from ophyd import Component, Device, Kind, Signal
 from ophyd.status import StatusBase
 
-from stddaq.client.simulator import SimulatorClient, SimulatorError, SimulatorState
+from stddaq.client.simulator import SimulatorState
 from stddaq.text import mismatch
 from stddaq_ophyd.core.camera import Camera, Exposure
-from stddaq_ophyd.core.errors import AcquisitionError, SettingError
+from stddaq_ophyd.core.errors import SettingError
+from stddaq_ophyd.core.simulated_camera import SimulatorCamera
 from stddaq_ophyd.detector_signals import is_number
 
 Trigger = Camera | Signal | Callable[[], Any] | None
@@ -100,51 +101,37 @@ class SimulatedCamera(Device):
     def __init__(self, prefix: str = "", *, name: str, **kwargs: Any) -> None:
         """`prefix` is the name of the detector in its configuration."""
         super().__init__(prefix, name=name, **kwargs)
-        self._client: SimulatorClient | None = None
-        # What was set here; the simulator decides about the rest.
+        # The simulator decides about what was not set here.
         self.wanted: dict[str, float] = {}
-        # A detector fires it in its own thread, and a plan stops it in another.
-        self._guard = threading.RLock()
+        self._simulator = SimulatorCamera(prefix, name, _noting(self))
+        self._simulator.wanted = self.wanted
 
     def fire(self, n_images: int) -> Exposure:
         """Publish a burst of `n_images`. Raises `AcquisitionError` when the simulator does not answer."""
-        try:
-            with self._guard:
-                # Another session may have changed the settings.
-                burst = self._connected().trigger(n_images, **self.wanted)
-                self._note(burst.state)
-                return Exposure(first_id=burst.first_id)
-        except SimulatorError as error:
-            raise AcquisitionError(f"{self.name}: {error}") from error
+        return self._simulator.fire(n_images)
 
     def stop(self, *, success: bool = False) -> None:
         """Publish nothing until the next trigger. Raises `AcquisitionError` as `fire`."""
-        try:
-            with self._guard:
-                self._connected().stop()
-        except SimulatorError as error:
-            raise AcquisitionError(f"{self.name}: {error}") from error
+        self._simulator.stop()
 
     def status(self) -> SimulatorState:
         """Return what the simulator is doing. Raises `SimulatorError`."""
-        with self._guard:
-            state = self._connected().status()
-        self._note(state)
-        return state
-
-    def _note(self, state: SimulatorState) -> None:
-        self.rate.put(state.rate, internal=True)
-        self.exposure_time.put(state.exposure_time, internal=True)
-
-    def _connected(self) -> SimulatorClient:
-        if self._client is None:
-            self._client = SimulatorClient(self.prefix)
-        return self._client
+        return self._simulator.status()
 
     def destroy(self) -> None:
         """Close the connection."""
-        with self._guard:
-            if self._client is not None:
-                self._client.close()
-                self._client = None
+        self._simulator.close()
         super().destroy()
+
+
+def _noting(camera: SimulatedCamera) -> Callable[[SimulatorState], None]:
+    """Return a function that shows a state, without keeping the camera alive."""
+    found = weakref.ref(camera)
+
+    def note(state: SimulatorState) -> None:
+        camera = found()
+        if camera is not None:
+            camera.rate.put(state.rate, internal=True)
+            camera.exposure_time.put(state.exposure_time, internal=True)
+
+    return note

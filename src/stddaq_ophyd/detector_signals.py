@@ -15,6 +15,7 @@ from stddaq_ophyd.core.errors import SettingError
 from stddaq_ophyd.core.paths import PathInfo
 from stddaq_ophyd.core.run_counts import RunCounts
 from stddaq_ophyd.core.settings import Settings
+from stddaq_ophyd.core.streams import HasStream
 
 
 class _AtOnceSignal(Signal):
@@ -69,7 +70,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-class DetectorSignals(Device):
+class DetectorSignals(Device, HasStream):
     """The base of `StdDaqDetector`, which keeps these signals up to date."""
 
     n_images = Component(InternalSignal, value=0, kind=Kind.hinted, doc="images of this point or flight")

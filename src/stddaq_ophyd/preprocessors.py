@@ -9,9 +9,9 @@ starts another file with each stream, and refuses images when a plan returns to 
 from typing import Any
 
 from bluesky.preprocessors import plan_mutator
-from bluesky.utils import Msg, MsgGenerator
+from bluesky.utils import Msg, MsgGenerator, short_uid
 
-from stddaq_ophyd.detector_signals import DetectorSignals
+from stddaq_ophyd.core.streams import HasStream
 
 __all__ = ["name_streams"]
 
@@ -39,14 +39,18 @@ def name_streams(plan: MsgGenerator) -> MsgGenerator:
 
 def _named(devices: list[Any], stream: str | None, message: Msg) -> Any:
     """Return a plan that names the stream and does `message`, or None when no device has streams."""
-    signals = [device.stream for device in devices if isinstance(device, DetectorSignals)]
+    signals = [device.stream for device in devices if isinstance(device, HasStream)]
     if stream is None or not signals:
         return None
     run = "" if message.run is None else f"{message.run}: "
 
     def plan() -> MsgGenerator[Any]:
         for signal in signals:
-            yield Msg("set", signal, f"{run}{stream}")
+            group = short_uid("stream")
+            status = yield Msg("set", signal, f"{run}{stream}", group=group)
+            # A signal of ophyd-async is set in a task.
+            if not getattr(status, "done", True):
+                yield Msg("wait", None, group=group)
         return (yield message)
 
     return plan()

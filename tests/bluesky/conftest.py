@@ -55,6 +55,7 @@ def make_detector(make_rig: MakeRig) -> Iterator[Callable[..., tuple[StdDaqDetec
 @pytest.fixture
 def make_async_detector(make_rig: MakeRig, engine: RunEngine) -> Iterator[Callable[..., Any]]:
     """Return what `make_detector` returns, for ophyd-async."""
+    pytest.importorskip("ophyd_async")
     from ophyd_async.core import init_devices
 
     from stddaq_ophyd.async_detector import AsyncStdDaqDetector

@@ -32,6 +32,7 @@ from ophyd_async.core import (
 from stddaq_ophyd import AcquisitionError, DirectoryPaths, StdDaqDetector
 from stddaq_ophyd.async_camera import as_async_camera
 from stddaq_ophyd.async_detector import AsyncStdDaqDetector
+from stddaq_ophyd.preprocessors import name_streams
 
 MakeDetector = Callable[..., tuple[AsyncStdDaqDetector, PointCamera]]
 
@@ -140,6 +141,29 @@ def test_each_stream_of_one_staging_counts_from_zero(
     engine(staged(det, plan()))
     assert_images(stream_images(documents, "det", "a"), camera.published[:2])
     assert_images(stream_images(documents, "det", "b"), camera.published[2:])
+
+
+def test_a_plan_may_return_to_a_stream_that_the_preprocessor_names(
+    engine: RunEngine, documents: Documents, make_async_detector: MakeDetector
+):
+    det, camera = make_async_detector()
+    engine.preprocessors.append(name_streams)
+
+    @bpp.run_decorator()
+    def plan() -> Any:
+        for stream in "aba":
+            yield from bps.trigger_and_read([det], name=stream)
+
+    engine(staged(det, plan()))
+    first, second, third = camera.published
+    assert_images(stream_images(documents, "det", "a"), [first, third])
+    assert_images(stream_images(documents, "det", "b"), [second])
+
+
+def test_a_flight_without_end_is_refused(engine: RunEngine, make_async_detector: MakeDetector):
+    det, _ = make_async_detector()
+    with pytest.raises(FailedStatus, match="number_of_events: expected a number from 1, got 0"):
+        engine(staged(det, bps.prepare(det, TriggerInfo(number_of_events=0), wait=True)))
 
 
 @pytest.mark.parametrize("cameras", ["command", "signal", "coroutine"])

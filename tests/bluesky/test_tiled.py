@@ -93,6 +93,39 @@ def test_a_flight_is_read_during_the_flight_and_after_it(
     np.testing.assert_array_equal(images_in(tiled[uid], stream="images"), expected)
 
 
+@pytest.mark.parametrize("per_point", [1, 3])
+def test_images_of_an_ophyd_async_plan_are_read_during_the_plan_and_after_it(
+    engine: RunEngine, make_async_detector: Callable[..., tuple[Any, PointCamera]], tiled: Any, per_point: int
+):
+    from ophyd_async.core import TriggerInfo
+
+    det, camera = make_async_detector(rig={"number_of_writers": 3})
+    seen: list[int] = []
+
+    def look(name: str, doc: dict[str, Any]) -> None:
+        found = images_in(tiled.values().last(), "det")
+        np.testing.assert_array_equal(found, expected_of(camera, per_point))
+        seen.append(len(found))
+
+    @bpp.stage_decorator([det])
+    @bpp.run_decorator()
+    def plan() -> Any:
+        yield from bps.prepare(det, TriggerInfo(collections_per_event=per_point), wait=True)
+        for _ in range(4):
+            yield from bps.trigger_and_read([det])
+
+    engine.subscribe(TiledWriter(tiled, batch_size=1))
+    engine.subscribe(look, "event")
+    uid = run_plan(engine, plan())
+    assert seen == [1, 2, 3, 4]
+    np.testing.assert_array_equal(images_in(tiled[uid], "det"), expected_of(camera, per_point))
+    # A flight as well, of the same device.
+    n_before = len(camera.published)
+    uid = run_plan(engine, fly([det], 10, period=0.1))
+    pixels = np.array([image.pixels for image in camera.published[n_before:]])
+    np.testing.assert_array_equal(images_in(tiled[uid], "det", "images"), pixels[:, None])
+
+
 @pytest.mark.parametrize("kind", ["AD_HDF5", "STDDAQ_PUBLISHED"])
 def test_resource_and_datum_can_be_read(
     engine: RunEngine, make_detector: MakeDetector, tiled: Any, kind: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import re
@@ -33,6 +34,24 @@ def python_of(page: str, **replaced: str) -> str:
         assert old in block
         block = block.replace(old, new)
     return block
+
+
+def published_shapes(directory: Path) -> list[tuple[int, ...]]:
+    """Return the shapes of the images of each plan."""
+    shapes = []
+    for path in sorted(directory.glob("det_0000?_Published.h5")):
+        with h5py.File(path) as file:
+            images = file["/entry/data/data"]
+            assert isinstance(images, h5py.Dataset)
+            shapes.append(images.shape)
+    return shapes
+
+
+def end_engine(engine: Any) -> None:
+    """End the thread of a RunEngine."""
+    engine.loop.call_soon_threadsafe(engine.loop.stop)
+    engine._th.join()
+    engine.loop.close()
 
 
 def test_images_are_recorded_and_read_as_described(
@@ -123,18 +142,27 @@ def test_plans_run_as_described(
     names: dict[str, Any] = {}
     places = {"8080": str(port), "/data/run1": str(tmp_path), '"simulated"': repr(deployment.detector_name)}
     exec(python_of("use-it-from-bluesky.md", **places), names)
-    shapes = []
-    for path in sorted(tmp_path.glob("det_0000?_Published.h5")):
-        with h5py.File(path) as file:
-            images = file["/entry/data/data"]
-            assert isinstance(images, h5py.Dataset)
-            shapes.append(images.shape)
-    assert shapes == [(6, 32, 48), (10, 32, 48), (1000, 32, 48)]
+    assert published_shapes(tmp_path) == [(6, 32, 48), (10, 32, 48), (1000, 32, 48)]
     names["camera"].destroy()
+    end_engine(names["RE"])
+
+
+def test_plans_of_ophyd_async_run_as_described(deployment: Deployment, tmp_path: Path) -> None:
+    pytest.importorskip("ophyd_async")
+    port = free_port()
+    deployment.run(
+        *(deployment.stddaq, "up", deployment.config_path, "--port", port, "-m"),
+        *("--source", "simulate", "--trigger"),
+        ready="all services ready",
+    )
+    names: dict[str, Any] = {}
+    places = {"8080": str(port), "/data/run1": str(tmp_path), '"simulated"': repr(deployment.detector_name)}
+    exec(python_of("use-it-from-ophyd-async.md", **places), names)
+    assert published_shapes(tmp_path) == [(3, 32, 48), (20, 32, 48), (500, 32, 48)]
     engine = names["RE"]
-    engine.loop.call_soon_threadsafe(engine.loop.stop)
-    engine._th.join()
-    engine.loop.close()
+    asyncio.run_coroutine_threadsafe(names["det"].disconnect(), engine.loop).result(10)
+    names["camera"].close()
+    end_engine(engine)
 
 
 def test_every_component_and_method_of_the_detector_is_in_the_reference() -> None:
