@@ -26,6 +26,7 @@ import plans
 import rates
 import report
 import times
+import udp_modules
 from tables import Table
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "live": live_stream.forwarding,
         "receiver": bsread_receiver.receiving,
         "compressors": compressors.throughput,
+        "conversion": udp_modules.conversion,
+        "synchroniser": udp_modules.synchronising,
         "latency": times.latency,
         "times": times.control,
         "idle": daemons.idle,

@@ -19,6 +19,7 @@ from stddaq.sources.bsread import camera_server as simulate_pco
 from stddaq.sources.bsread import receiver as bsread_receiver
 from stddaq.sources.simulated import service as simulate
 from stddaq.streaming import service as live_stream_service
+from stddaq.udp import converter, module_sync_service
 from stddaq.web import app as rest_app
 from stddaq.web import service as rest_service
 from stddaq.web.configurations import Configurations
@@ -41,6 +42,9 @@ SERVICES: dict[str, Main] = {
     "std_data_compress_h5bitshuffle_lz4": compressors.main_h5bitshuffle_lz4,
     "std_data_compress_blosc2": compressors.main_blosc2,
     "std_gf_filter": gf_filter.main,
+    "std_data_convert_gf": converter.main_gf,
+    "std_data_convert_jf": converter.main_jf,
+    "std_data_sync_module": module_sync_service.main,
     "stddaq-rest": rest_service.main,
     "stddaq simulate": simulate.main,
     "stddaq replay": replay.main,

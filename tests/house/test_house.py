@@ -76,6 +76,14 @@ SERVICES = {
         "-n, --no_filter",
         "detector_json_filename",
     ),
+    "std_data_convert_gf": ("detector_json_filename", "module_id"),
+    "std_data_convert_eg": ("detector_json_filename", "module_id"),
+    "std_data_convert_jf": (
+        "-g FILE, --gains_and_pedestals FILE",
+        "detector_json_filename",
+        "module_id",
+    ),
+    "std_data_sync_module": ("detector_json_filename",),
     "stddaq": ("demo", "up", "record", "simulate", "replay", "info", "aggregate"),
 }
 
