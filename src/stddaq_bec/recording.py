@@ -22,7 +22,7 @@ from stddaq.client.errors import (
 from stddaq.errors import StdDaqError
 from stddaq.text import command_line, mismatch
 from stddaq_bec.scan import ScanFiles
-from stddaq_ophyd.core.camera import Camera, Exposure
+from stddaq_ophyd.core.camera import Camera, CameraControl, Exposure
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
 from stddaq_ophyd.core.run_owner import RunOwner, is_orphan
 
@@ -67,7 +67,8 @@ class Recording:
         self.was_ready = self.is_stopped = False
         self.error: AcquisitionError | None = None
         self._device, self._url, self._token = device, url, token
-        self._options, self._camera, self._on_change = dict(options), camera, on_change
+        self._options, self._on_change = dict(options), on_change
+        self._camera = CameraControl(camera, device)
         self._client = AsyncDriverClient(url, token=token)
         self._opening = asyncio.Lock()
         self._is_started = False
@@ -90,14 +91,13 @@ class Recording:
             async with self._opening:
                 await self._open()
         except (StdDaqError, OSError) as error:
-            failure = self._failure("cannot start a run", error)
+            failure = self._failure("cannot start a run", self._stopped() or error)
             await self.end()
             raise failure from error
 
     async def _open(self) -> None:
         self._check_stopped()
-        # It may still take images of a scan that was aborted.
-        await self._stop_camera()
+        await self._camera.clear()
         await self._client.connect()
         self._check_stopped()
         await self._send_start()
@@ -139,21 +139,12 @@ class Recording:
         self.raise_error()
         try:
             before = (await self._client.status()).count or 0
-            exposure = await self._fire(n_images)
+            exposure = await self._camera.fire(n_images)
             await self._wait_for(before, n_images, timeout, exposure)
         except (StdDaqError, OSError) as error:
-            failure = self._failure("the images of a trigger are not recorded", error)
+            failure = self._failure("the images of a trigger are not recorded", self._stopped() or error)
             self.stop()
             raise failure from error
-
-    async def _fire(self, n_images: int) -> Exposure:
-        if self._camera is None:
-            return Exposure()
-        try:
-            exposure = await asyncio.to_thread(self._camera.fire, n_images)
-        except Exception as error:
-            raise AcquisitionError(f"the camera cannot be triggered: {error}") from error
-        return exposure or Exposure()
 
     async def _wait_for(self, before: int, n_images: int, timeout: float, exposure: Exposure) -> None:
         def is_decided(status: DriverStatus) -> bool:
@@ -222,8 +213,6 @@ class Recording:
 
     async def _end(self) -> None:
         try:
-            if self.is_stopped:
-                await self._stop_camera()
             await self._end_run()
         except ConnectionLostError as error:
             self._failure("the connection to the driver is lost", error)
@@ -238,6 +227,14 @@ class Recording:
             await self._client.close()
             if self._owner is not None:
                 self._owner.release()
+        if self.is_stopped:
+            await self._stop_camera()
+
+    async def _stop_camera(self) -> None:
+        try:
+            await self._camera.stop()
+        except AcquisitionError as error:
+            self._failure("the run was stopped", error)
 
     async def _end_run(self) -> None:
         # A start in progress notices the stop at its next step, and its own step ends by the stop.
@@ -260,15 +257,6 @@ class Recording:
                 if client.latest.is_busy and client.latest.run_id == self._run_id:
                     await client.stop()
                     await client.wait(("idle",), CLOSE_TIMEOUT_S)
-
-    async def _stop_camera(self) -> None:
-        stop = getattr(self._camera, "stop", None)
-        if stop is None:
-            return
-        try:
-            await asyncio.to_thread(stop)
-        except Exception as error:
-            raise AcquisitionError(f"the camera cannot be stopped: {error}") from error
 
     async def _follow(self) -> None:
         """Report each status until the run ends."""
@@ -298,8 +286,12 @@ class Recording:
         return status.is_busy and status.run_id == self._run_id
 
     def _check_stopped(self) -> None:
-        if self.is_stopped:
-            raise AcquisitionStoppedError(f"stopped after {self.n_images} images")
+        if (stopped := self._stopped()) is not None:
+            raise stopped
+
+    def _stopped(self) -> AcquisitionStoppedError | None:
+        """Return the error of a run that was stopped: how the driver ended it does not matter then."""
+        return AcquisitionStoppedError(f"stopped after {self.n_images} images") if self.is_stopped else None
 
     def _failure(self, what: str, cause: StdDaqError | OSError) -> AcquisitionError:
         """Return the error to raise, and keep it if it is the first."""
@@ -321,4 +313,4 @@ class Recording:
             return f"{cause.reason}; BEC's scan numbers restart when its Redis loses its data"
         if isinstance(cause, CommandRefusedError | RunFailedError):
             return cause.reason
-        return str(cause) or type(cause).__name__
+        return str(cause).removeprefix(f"{self._device}: ") or type(cause).__name__

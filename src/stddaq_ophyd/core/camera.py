@@ -50,31 +50,37 @@ class CameraControl:
         """`device` begins every message."""
         self._camera, self._device = camera, device
         self._stop: Callable[[], Any] = getattr(camera, "stop", _do_nothing)
-        self._has_fired = False
+        self._has_fired = self._is_clear = False
         self._thread = Worker(f"camera of {device}")
 
     async def fire(self, n_images: int) -> Exposure:
         """Start to take `n_images`. Raises `AcquisitionError`."""
         if self._camera is None:
             return Exposure()
-        try:
-            if not self._has_fired:
-                # It may still take images for a process that was killed.
-                await self._call(self._stop)
-            exposure = await self._call(self._camera.fire, n_images)
-        except Exception as error:
-            raise AcquisitionError(f"{self._device}: the camera cannot be triggered: {error}") from error
+        await self.clear()
+        exposure = await self._try(self._camera.fire, "triggered", n_images)
         self._has_fired = True
         return exposure if isinstance(exposure, Exposure) else Exposure()
 
+    async def clear(self) -> None:
+        """Stop the camera once, before its first images. Raises `AcquisitionError`.
+
+        It may still take images for a process that was killed.
+        """
+        if not self._is_clear:
+            await self._try(self._stop, "triggered")
+            self._is_clear = True
+
     async def stop(self) -> None:
         """Stop the camera if it was fired. Raises `AcquisitionError`."""
-        if not self._has_fired:
-            return
+        if self._has_fired:
+            await self._try(self._stop, "stopped")
+
+    async def _try(self, method: Callable[..., Any], what: str, *args: Any) -> Any:
         try:
-            await self._call(self._stop)
+            return await self._call(method, *args)
         except Exception as error:
-            raise AcquisitionError(f"{self._device}: the camera cannot be stopped: {error}") from error
+            raise AcquisitionError(f"{self._device}: the camera cannot be {what}: {error}") from error
 
     async def _call(self, method: Callable[..., Any], *args: Any) -> Any:
         if inspect.iscoroutinefunction(method):
