@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import zmq
 from support.processes.deployment import console_script
 from websockets.sync.server import ServerConnection, serve
+
+from stddaq.wire.array10 import HeaderMaker
+from stddaq.wire.bsread import Channel, MessageEncoder
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\n\x9bfake: all good\udcff"
 # Anything that a terminal would act on; a line break of the hostile text would begin a line with "fake".
@@ -88,3 +94,83 @@ def test_names_and_content_of_files(tmp_path: Path) -> None:
     assert "owned" in run("record", tmp_path / HOSTILE, "--url", f"ws://127.0.0.1:1/{HOSTILE}")
     assert "owned" in run("watch", f"tcp://{HOSTILE}", "--timeout", 1)
     assert "owned" in run("trigger", tmp_path / HOSTILE)
+
+
+@pytest.fixture
+def start_stream() -> Iterator[Callable[[Sequence[bytes]], str]]:
+    """Return a function that starts a live stream of one message again and again. It returns the address."""
+    ended = threading.Event()
+    threads: list[threading.Thread] = []
+    with zmq.Context() as context:
+
+        def send(socket: zmq.Socket, message: Sequence[bytes]) -> None:
+            with socket:
+                while not ended.wait(0.02):
+                    socket.send_multipart(message)
+
+        def start(message: Sequence[bytes]) -> str:
+            socket = context.socket(zmq.PUB)
+            socket.linger = 0
+            port = socket.bind_to_random_port("tcp://127.0.0.1")
+            threads.append(threading.Thread(target=send, args=(socket, message)))
+            threads[-1].start()
+            return f"tcp://127.0.0.1:{port}"
+
+        yield start
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def hostile_image() -> list[bytes]:
+    """Return a bsread message whose texts are hostile."""
+    text = HOSTILE.replace("\udcff", "")
+    pixels = np.arange(24, dtype="<u2").reshape(4, 6)
+    parts = MessageEncoder([Channel.of_image(text, (4, 6), pixels.dtype)]).message(
+        7, 1, 2, [pixels.tobytes()]
+    )
+    header = json.dumps(json.loads(bytes(parts[0])) | {"status": text}).encode()
+    return [header, *(bytes(part or b"") for part in parts[1:])]
+
+
+def hostile_header() -> list[bytes]:
+    """Return an array-1.0 message of a hostile type."""
+    header = json.loads(HeaderMaker((4, 6), np.dtype("<u2")).header(3))
+    return [json.dumps(header | {"type": HOSTILE.replace("\udcff", "")}).encode(), bytes(48)]
+
+
+def test_texts_of_a_live_stream(start_stream: Callable[[Sequence[bytes]], str], tmp_path: Path) -> None:
+    address = start_stream(hostile_image())
+    assert "owned" in run("watch", address, "-n", 3, "--save", tmp_path / HOSTILE)
+    assert "owned" in run("watch", start_stream(hostile_header()), "--timeout", 1)
+    shown = run_in_terminal("watch", address, "-n", 3)
+    assert "this image: " in shown
+    assert "owned" in shown
+    for part in ("\x1b]0;", "\x07", "\x9b", "\x1b[2J\r\n"):
+        assert part not in shown
+
+
+def run_in_terminal(*arguments: object) -> str:
+    """Run `stddaq` in a terminal. Return what it writes there."""
+    terminal, end = pty.openpty()
+    command = [console_script("stddaq"), *map(str, arguments)]
+    env = os.environ | {"TERM": "xterm-256color", "COLUMNS": "200", "LINES": "24"}
+    with subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=env) as process:
+        os.close(end)
+        shown = b""
+        with suppress(OSError):  # The program has exited.
+            while part := os.read(terminal, 65536):
+                shown += part
+        os.close(terminal)
+        assert process.wait(20) == 0
+    return shown.decode()
+
+
+def test_directory_of_the_demo(tmp_path: Path) -> None:
+    directory = tmp_path / HOSTILE.replace("\udcff", "")
+    shown = run("demo", "--directory", directory, "-n", 5, "--size", 64)
+    assert "all good" in shown
+    assert "owned" in shown
+    (directory / "demo.json").unlink()
+    assert "owned" in run("demo", "--directory", directory)
+    assert "owned" in run("demo", "--directory", tmp_path / "x" / HOSTILE, "-n", 5, "--size", 64)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stddaq.daemon.arguments import ArgumentParser, IntegerRange
-from stddaq.daemon.roots import root_options
+from stddaq.daemon.roots import allowed_roots, root_options
 from stddaq.errors import ConfigError, EndpointError
 from stddaq.text import mismatch
 from stddaq.writing.driver.options import add_driver_options, driver_options
@@ -94,6 +94,7 @@ def _services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceS
         )
     if mistakes:
         raise ConfigError(f"{args.config}: " + "; ".join(mistakes), mistakes)
+    allowed_roots(config, args)  # Else driver and each writer would refuse to start.
     name, source = config.detector_name, args.source_suffix
     commands = Commands(config, args.config)
     specs = _source(commands, args) + commands.requested() + commands.live_streams()

@@ -249,7 +249,7 @@ def _screen(args: argparse.Namespace, seen: _Seen, image: LiveImage) -> Renderab
     from stddaq.cli.pictures.terminal import TerminalImage
 
     contrast = Contrast.of(image.pixels, args.log)
-    facts = Text.assemble((f" {args.address}  ", "bold"), escaped("  ".join(_facts(seen))))
+    facts = Text.assemble((f" {escaped(args.address)}  ", "bold"), escaped("  ".join(_facts(seen))))
     counts = Text(
         f" counts {image.pixels.min():g} to {image.pixels.max():g}, mean {image.pixels.mean():.4g}, "
         f"shown {contrast.darkest:.4g} to {contrast.brightest:.4g}"

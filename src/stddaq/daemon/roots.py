@@ -44,7 +44,7 @@ def allowed_roots(config: DetectorConfig, args: argparse.Namespace) -> list[Path
         raise ConfigError(
             mismatch(
                 "--allowed-root",
-                "the directory below which this service, which runs as root, may write",
+                "the directory below which services that run as root may write",
                 "nothing",
                 "give --allowed-root DIRECTORY, or allowed_roots in the configuration",
             )

@@ -23,6 +23,7 @@ from stddaq.files.names import find_run
 from stddaq.files.nexus import IMAGE_ID
 from stddaq.files.opening import DAMAGE, examine
 from stddaq.files.sources import check_sources
+from stddaq.open_directory import OutsideRootsError
 from stddaq.text import mismatch
 from stddaq.web.errors import FileAccessError, PathForbiddenError
 from stddaq.web.roots import Roots, check_text, printable
@@ -40,8 +41,11 @@ def run_request(roots: Roots, name: str, arguments: Mapping[str, Any]) -> dict[s
 
     Raise `FileLayoutError`, `UnclosedFileError`, `OutputExistsError`, and the errors of `stddaq.web.errors`.
     """
+    roots.note_open_files()
     try:
         return _REQUESTS[name](roots, **arguments)
+    except OutsideRootsError as error:
+        raise PathForbiddenError(str(error)) from error
     except StdDaqError:
         raise
     except PermissionError as error:
@@ -63,6 +67,7 @@ def get_metadata_status(roots: Roots, filename: Path) -> dict[str, Any]:
             _as_json(info) | {"attributes": _attributes(dataset)} for info, dataset in found[:MAX_DATASETS]
         ]
         has_external_links = _check_external_links(roots, path, opened.file)
+        roots.check_open_files()
     # `describe` would follow external links, whose targets are not checked.
     info = None if has_external_links else describe(path)
     return {
@@ -118,6 +123,7 @@ def read_metadata(roots: Roots, filename: Path, first_row: int, max_rows: int) -
             if IMAGE_ID in opened.file:
                 check_sources(path, dataset)
             found.append(_table(dataset, first_row, max_rows))
+        roots.check_open_files()
         if not found:
             raise FileLayoutError(
                 mismatch(str(path), "rows of images, a one-dimensional compound dataset", "none")
@@ -147,7 +153,7 @@ def create_interleaved_vds(
     run = find_run(base_path, file_prefix)
     for path in (*run.raw, *([run.metadata] if run.metadata else [])):
         _check_file(roots, roots.check(path))
-    master = aggregate_run([base_path], output, file_prefix)
+    master = aggregate_run([base_path], output, file_prefix, roots=roots.directories)
     return {
         "filename": str(master.path),
         "n_images": master.n_images,
@@ -177,6 +183,7 @@ def _check_file(roots: Roots, path: Path) -> None:
             raise PathForbiddenError(mismatch(str(path), "a raw file", "a file with links to other files"))
         for dataset in _datasets(opened.file):
             _check_sources(roots, path, dataset)
+        roots.check_open_files()
 
 
 def _check_sources(roots: Roots, path: Path, dataset: h5py.Dataset, level: int = 0) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from stddaq.text import mismatch
@@ -21,6 +23,25 @@ class Roots:
 
     def __init__(self, roots: Sequence[str]) -> None:
         self._roots = [Path(root).resolve() for root in roots]
+        self._open_before: set[tuple[int, int]] = set()
+
+    @property
+    def directories(self) -> Sequence[Path]:
+        """The roots themselves."""
+        return self._roots
+
+    def note_open_files(self) -> None:
+        """Except the files that this process has open now from `check_open_files`."""
+        self._open_before = {identity for identity, _ in _open_files()}
+
+    def check_open_files(self) -> None:
+        """Check all files that this process has open.
+
+        A user may replace a path by a link after it was checked. What is open is what was read.
+        """
+        for identity, path in _open_files():
+            if identity not in self._open_before:
+                self._check_below(path, path)
 
     def check(self, path: Path) -> Path:
         """Return `path`, which must be below a root, without links and `..`."""
@@ -28,11 +49,14 @@ class Roots:
             resolved = path.resolve()
         except (OSError, RuntimeError, ValueError) as error:
             raise RequestInvalidError(f"{printable(path)}: cannot be resolved: {error}") from error
+        self._check_below(resolved, path)
+        return resolved
+
+    def _check_below(self, resolved: Path, path: Path) -> None:
         if not any(resolved.is_relative_to(root) for root in self._roots):
             roots = ", ".join(map(str, self._roots))
             expected = f"a path below {roots}" if roots else "a service started with --root"
             raise PathForbiddenError(mismatch(printable(path), expected, "a path outside"))
-        return resolved
 
     def existing_file(self, name: str, key: str) -> Path:
         """Return the file of the absolute path `name`. `key` names the parameter in messages."""
@@ -68,6 +92,17 @@ class Roots:
         if exists:
             raise RequestInvalidError(mismatch(f"{key}: {printable(path)}", kind, "something else"))
         raise PathNotFoundError(f"{key}: {printable(path)} does not exist")
+
+
+def _open_files() -> Iterator[tuple[tuple[int, int], Path]]:
+    """Yield device and inode, and the path, of each regular file that this process has open."""
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            status, path = os.fstat(int(link.name)), link.readlink()
+        except OSError:
+            continue  # The descriptor of the listing itself.
+        if stat.S_ISREG(status.st_mode) and not str(path).startswith("/memfd:"):
+            yield (status.st_dev, status.st_ino), path
 
 
 def check_text(text: str, key: str) -> None:

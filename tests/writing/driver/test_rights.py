@@ -103,8 +103,17 @@ def test_root_needs_a_root_path(deployment: Deployment, service: tuple[Any, ...]
     process = deployment.start(name, *arguments, ready=None)
     assert process.wait() == 2
     (line,) = process.stderr
-    assert "--allowed-root: expected the directory below which this service, which runs as root" in line
+    assert "--allowed-root: expected the directory below which services that run as root" in line
     assert "give --allowed-root DIRECTORY, or allowed_roots in the configuration" in line
+
+
+def test_up_without_a_root_path_refuses_once(deployment: Deployment) -> None:
+    deployment.write_config(allowed_roots=[])
+    up = deployment.run(deployment.stddaq, "up", deployment.config_path, "--port", free_port(), "-m")
+    assert up.wait() == 2
+    assert up.stdout == []
+    (line,) = up.stderr
+    assert "--allowed-root: expected the directory below which services that run as root" in line
 
 
 def test_up_passes_the_root_path_to_all_that_write(deployment: Deployment, tmp_path: Path) -> None:
