@@ -106,6 +106,17 @@ class SimulatedCamera(Device):
         self._simulator = SimulatorCamera(prefix, name, _noting(self))
         self._simulator.wanted = self.wanted
 
+    def stage(self) -> list[object]:
+        """Apply the settings, and show those of the simulator. Raises `AcquisitionError` as `fire`."""
+        staged = super().stage()
+        try:
+            with self._guard:
+                self._note(self._connected().configure(**self.wanted))
+        except SimulatorError as error:
+            super().unstage()
+            raise AcquisitionError(f"{self.name}: {error}") from error
+        return staged
+
     def fire(self, n_images: int) -> Exposure:
         """Publish a burst of `n_images`. Raises `AcquisitionError` when the simulator does not answer."""
         return self._simulator.fire(n_images)

@@ -118,6 +118,7 @@ class StdDaqDetector(StagedDetector):
 
     async def _take_point(self, n_images: int, status: AcquisitionStatus) -> None:
         settings = await self._new_settings(n_images)
+        await self._follow_paths()
         counts = await self._staged_acquisition().take_point(settings, lambda n, _: status.progress(n))
         self._note_counts(n_images, counts)
         await self._note_scalars()
@@ -178,6 +179,8 @@ class StdDaqDetector(StagedDetector):
     def _expect_new_stream(self) -> None:
         if self._acquisition is not None:
             acquisition = self._acquisition
+            # The stream is that of a run, which is open now. Its descriptor names the files.
+            self._steps.call(self._follow_paths())
             self._steps.call(acquisition.expect_new_stream(self._event_size, self._stream_name))
             if self._is_read:
                 self._documents.read_again(

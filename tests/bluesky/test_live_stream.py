@@ -65,3 +65,46 @@ def test_a_setting_applies_while_the_device_is_staged(make_rig: Any, url: str, d
     assert on_disk(deployment, 20000) == {"type": "batch", "config": [1, 100]}
     det.unstage().wait(10)
     assert on_disk(deployment, 20000) == ADDRESSES["tcp://127.0.0.1:20000"]
+
+
+def test_settings_of_another_session_are_shown_kept_and_restored(
+    make_rig: Any, url: str, deployment: Deployment
+):
+    class Detector(StdDaqDetector):
+        live_stream = Component(LiveStreams, url, add_prefix=())
+
+    rig = make_rig()
+    det = Detector(rig.url, name="det", paths=rig.directory)
+    first, second = det.live_stream.port_20000, det.live_stream.port_20001  # pyright: ignore[reportAttributeAccessIssue]
+    other = LiveStreams(url, name="other")
+    other.port_20000.set("batch 2 555").wait(10)  # pyright: ignore[reportAttributeAccessIssue]
+    other.port_20001.set("batch 3 100").wait(10)  # pyright: ignore[reportAttributeAccessIssue]
+    det.stage_sigs[first] = "forward"
+    det.stage().wait(10)
+    configured = det.read_configuration()
+    assert configured["det_live_stream_port_20000_type"]["value"] == "forward"
+    assert configured["det_live_stream_port_20001_config"]["value"] == [3, 100]
+    det.unstage().wait(10)
+    assert on_disk(deployment, 20000) == {"type": "batch", "config": [2, 555]}
+    other.port_20001.set("batch 4 10").wait(10)  # pyright: ignore[reportAttributeAccessIssue]
+    second.config.set([5, 10]).wait(10)
+    assert on_disk(deployment, 20001) == {"type": "batch", "config": [5, 10]}
+    second.type.set("forward").wait(10)
+    with pytest.raises(LiveStreamSettingError, match="for forward"):
+        second.config.set([5, 10]).wait(10)
+
+
+def test_a_plan_takes_its_images_without_the_service_of_the_settings(make_rig: Any, deployment: Deployment):
+    deployment.write_config(live_stream_configs=ADDRESSES)
+    service = deployment.start("stddaq-rest", "--port", 0, ready=None)
+    url = service.wait_for_line(r"ready: listening on (http://\S+)")[1]
+
+    class Detector(StdDaqDetector):
+        live_stream = Component(LiveStreams, url, add_prefix=())
+
+    rig = make_rig()
+    det = Detector(rig.url, name="det", paths=rig.directory)
+    service.end()
+    det.stage().wait(20)
+    assert det.read_configuration()["det_live_stream_port_20000_type"]["value"] == "unknown"
+    det.unstage().wait(10)

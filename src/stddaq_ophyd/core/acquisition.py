@@ -22,6 +22,7 @@ from stddaq_ophyd.core.driver_run import DriverRun, OnProgress
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
 from stddaq_ophyd.core.failures import Failures
 from stddaq_ophyd.core.flight import Flight
+from stddaq_ophyd.core.paths import PathInfo
 from stddaq_ophyd.core.publication import Point, Publication
 from stddaq_ophyd.core.ready_images import ReadyImages
 from stddaq_ophyd.core.run_counts import RunCounts
@@ -60,6 +61,8 @@ class Acquisition:
         self._files = Worker(f"files of {device}")
         self._run: DriverRun | None = None
         self._runs: list[DriverRun] = []
+        # The number of those that were left for files elsewhere.
+        self._n_left = 0
         self._is_stopped = False
         self._point: Point | None = None
         self._flight: Flight | None = None
@@ -88,14 +91,28 @@ class Acquisition:
         if self._run is not None and self._run.is_open:
             return self._run
         paths = self._publication.paths
-        if self._runs:
-            paths = dataclasses.replace(paths, prefix=f"{paths.prefix}part{len(self._runs) + 1}_")
+        if part := len(self._runs) - self._n_left:
+            paths = dataclasses.replace(paths, prefix=f"{paths.prefix}part{part + 1}_")
         self._run = DriverRun(self._url, paths, self._options, self._device, self._files, self._token)
         self._runs.append(self._run)
         with self._failures.kept():
             # The driver would go on with a run whose start was cancelled.
             await uninterrupted(self._run.open())
         return self._run
+
+    @property
+    def is_misplaced(self) -> bool:
+        """Return whether the files belong elsewhere, and nothing was taken yet."""
+        is_unused = self._point is None and self._flight is None and not self._publication.files
+        return is_unused and self._publication.paths.is_outdated()
+
+    async def move_to(self, paths: PathInfo) -> DriverRun:
+        """Record into files elsewhere from now on. Raises `AcquisitionError`."""
+        if self._run is not None:
+            await uninterrupted(self._run.discard())
+        self._n_left = len(self._runs)
+        self._publication.move_to(paths)
+        return await self.start_run()
 
     async def take_point(
         self,

@@ -272,6 +272,21 @@ class DriverRun:
             if self._owner is not None:
                 self._owner.release()
 
+    async def discard(self) -> None:
+        """End the run, and remove its files if no image came."""
+        await self.close()
+        if self.is_live and not self.n_recorded and self.error is None:
+            await self._files.run(self._remove_files)
+
+    def _remove_files(self) -> None:
+        with contextlib.suppress(FileLayoutError, OSError):
+            run = find_run(self.paths.read_directory, self.paths.prefix)
+            for path in (*run.raw, run.master, run.metadata):
+                if path is not None:
+                    path.unlink(missing_ok=True)
+            # The directory of a scan, if nothing else is in it.
+            run.directory.rmdir()
+
     async def _end(self) -> None:
         try:
             if self._is_this_run(self._client.latest):

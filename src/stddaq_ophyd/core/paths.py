@@ -8,11 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from stddaq.text import mismatch
 from stddaq_ophyd.core.errors import AcquisitionError, SettingError
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +28,14 @@ class PathInfo:
         directory: as the driver and its writers see it; absolute.
         prefix: the names of all files begin with it.
         read_directory: the same directory as this process and the readers of documents see it.
+        is_outdated: returns whether the files belong elsewhere by now. The device asks before its first
+            images, and calls the provider again. It must not block.
     """
 
     directory: Path
     prefix: str
     read_directory: Path
+    is_outdated: Callable[[], bool] = _never
 
 
 class PathProvider(Protocol):
@@ -67,10 +75,13 @@ class _Scans:
         self._open.pop(document["run_start"], None)
 
     @property
-    def number(self) -> int:
-        """Return the number of the run that was opened last, if it is open."""
-        if self._open:
-            return list(self._open.values())[-1]
+    def open_number(self) -> int | None:
+        """Return the number of the open run, of the last one if there are several, or None."""
+        return next(reversed(list(self._open.values())), None)
+
+    @property
+    def next_number(self) -> int:
+        """Return the probable number of the next run. The plan may choose another."""
         return int(self._engine.md.get("scan_id", 0)) + 1
 
 
@@ -90,7 +101,7 @@ class DirectoryPaths(PathProvider):
     ) -> None:
         """`directory` as the driver sees it, `read_directory` as this process sees it, if that differs.
 
-        `engine` is the RunEngine; the files are of its open run, or of the next one.
+        `engine` is the RunEngine; the files are of its open run, or of the next one, whatever its number.
         """
         self._write = Path(directory).expanduser().absolute()
         self._read = Path(read_directory or directory).expanduser().absolute()
@@ -99,10 +110,15 @@ class DirectoryPaths(PathProvider):
     def __call__(self, device_name: str) -> PathInfo:
         """Make the directory. Raises `AcquisitionError` when that is impossible."""
         device = re.sub(r"[^\w.-]", "_", device_name).lstrip(".") or "detector"
+        is_outdated = _never
         if self._scans is None:
             below, prefix = Path(), self._numbered(device)
         else:
-            below = Path(f"scan_{self._scans.number:05d}")
+            number = self._scans.open_number
+            if number is None:
+                number = self._scans.next_number
+                is_outdated = partial(self._is_another_open, number)
+            below = Path(f"scan_{number:05d}")
             prefix = f"{device}_"
         read = self._read / below
         try:
@@ -114,7 +130,11 @@ class DirectoryPaths(PathProvider):
                     device_name, "a directory that this process may write to", f"{read}: {error.strerror}"
                 )
             ) from error
-        return PathInfo(self._write / below, _free(prefix, taken), read)
+        return PathInfo(self._write / below, _free(prefix, taken), read, is_outdated)
+
+    def _is_another_open(self, number: int) -> bool:
+        assert self._scans is not None
+        return self._scans.open_number not in (None, number)
 
     def _numbered(self, device: str) -> str:
         """Return the prefix with the number after the highest that exists."""

@@ -94,6 +94,11 @@ class Publication:
         """Return the published images files."""
         return tuple(stream.file.path for stream in self._streams)
 
+    def move_to(self, paths: PathInfo) -> None:
+        """Put the files elsewhere. Nothing was published yet."""
+        assert not self._streams
+        self.paths = paths
+
     def expect_new_stream(self, images_per_event: int, name: str = "") -> None:
         """Start a new file with the next images of stream `name`: they belong to another stream, or run.
 
