@@ -110,11 +110,10 @@ class SimulatedCamera(Device):
         """Apply the settings, and show those of the simulator. Raises `AcquisitionError` as `fire`."""
         staged = super().stage()
         try:
-            with self._guard:
-                self._note(self._connected().configure(**self.wanted))
-        except SimulatorError as error:
+            self._simulator.configure()
+        except BaseException:
             super().unstage()
-            raise AcquisitionError(f"{self.name}: {error}") from error
+            raise
         return staged
 
     def fire(self, n_images: int) -> Exposure:

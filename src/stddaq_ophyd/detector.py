@@ -261,6 +261,7 @@ class StdDaqDetector(StagedDetector):
 
     async def _kickoff(self, n_events: int, n_images: int, status: StepStatus) -> None:
         settings = await self._new_settings(n_images)
+        await self._follow_paths()
         await self._staged_acquisition().start_flight(n_events, settings)
 
     def complete(self) -> AcquisitionStatus:

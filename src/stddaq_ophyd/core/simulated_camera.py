@@ -29,6 +29,14 @@ class SimulatorCamera(Camera):
         # A device fires it in one thread, and a plan stops it in another.
         self._guard = threading.RLock()
 
+    def configure(self) -> None:
+        """Send the settings. Raises `AcquisitionError` as `fire`."""
+        try:
+            with self._guard:
+                self._on_state(self._connected().configure(**self.wanted))
+        except SimulatorError as error:
+            raise AcquisitionError(f"{self._name}: {error}") from error
+
     def fire(self, n_images: int) -> Exposure:
         """Publish a burst of `n_images`. Raises `AcquisitionError` when the simulator does not answer."""
         try:
