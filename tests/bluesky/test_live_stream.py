@@ -81,7 +81,7 @@ def test_settings_of_another_session_are_shown_kept_and_restored(
     other.port_20001.set("batch 3 100").wait(10)  # pyright: ignore[reportAttributeAccessIssue]
     det.stage_sigs[first] = "forward"
     det.stage().wait(10)
-    configured = det.read_configuration()
+    configured: Any = det.read_configuration()
     assert configured["det_live_stream_port_20000_type"]["value"] == "forward"
     assert configured["det_live_stream_port_20001_config"]["value"] == [3, 100]
     det.unstage().wait(10)
@@ -106,5 +106,6 @@ def test_a_plan_takes_its_images_without_the_service_of_the_settings(make_rig: A
     det = Detector(rig.url, name="det", paths=rig.directory)
     service.end()
     det.stage().wait(20)
-    assert det.read_configuration()["det_live_stream_port_20000_type"]["value"] == "unknown"
+    configured: Any = det.read_configuration()
+    assert configured["det_live_stream_port_20000_type"]["value"] == "unknown"
     det.unstage().wait(10)

@@ -33,7 +33,8 @@ class SimulatorCamera(Camera):
         """Send the settings. Raises `AcquisitionError` as `fire`."""
         try:
             with self._guard:
-                self._on_state(self._connected().configure(**self.wanted))
+                rate, exposure_time = map(self.wanted.get, ("rate", "exposure_time"))
+                self._on_state(self._connected().configure(rate=rate, exposure_time=exposure_time))
         except SimulatorError as error:
             raise AcquisitionError(f"{self._name}: {error}") from error
 
