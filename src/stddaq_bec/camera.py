@@ -23,11 +23,11 @@ from stddaq.client.address import split_token
 from stddaq.client.errors import DriverError
 from stddaq.files.nexus import DATA
 from stddaq.text import mismatch
-from stddaq_bec.event_loop import EventLoop
 from stddaq_bec.preview import Preview, binned
 from stddaq_bec.recording import SETTLE_TIMEOUT_S, Recording
 from stddaq_bec.scan import ScanFiles, ScanImages
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
+from stddaq_ophyd.core.loop_thread import LoopThread
 
 if TYPE_CHECKING:
     from bec_lib.devicemanager import ScanInfo
@@ -101,7 +101,7 @@ class StdDaqCamera(PSIDeviceBase):
         self._read_root = None if read_root is None else Path(read_root)
         self._write_root = None if write_root is None else Path(write_root)
         self._start_options = dict(start_options or {})
-        self._loop = EventLoop(f"recording of {name}")
+        self._loop = LoopThread(f"recording of {name}")
         self._preview: Preview | None = None
         self._images: ScanImages | None = None
         self._files: ScanFiles | None = None
@@ -124,7 +124,7 @@ class StdDaqCamera(PSIDeviceBase):
         self.set_live_stream(None)
         if self._recording is not None and not self._recording.is_over:
             self._loop.submit(_stop(self._recording)).exception(DESTROY_TIMEOUT_S)
-        self._loop.close(DESTROY_TIMEOUT_S)
+        self._loop.close()
         super().destroy()
 
     # The steps of a scan.
@@ -191,7 +191,7 @@ class StdDaqCamera(PSIDeviceBase):
         # The base class would stop components here, in the thread that delivers BEC's messages.
         self.stopped = True
         if (recording := self._recording) is not None:
-            self._loop.call(recording.stop)
+            self._loop.submit(_request_stop(recording))
 
     # In the event loop.
 
@@ -277,6 +277,10 @@ class StdDaqCamera(PSIDeviceBase):
             self._preview = None
         if address:
             self._preview = Preview(address, self._preview_period, self._show_preview)
+
+
+async def _request_stop(recording: Recording) -> None:
+    recording.stop()
 
 
 async def _stop(recording: Recording) -> None:

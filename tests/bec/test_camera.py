@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import signal
 import threading
 import time
@@ -13,7 +15,7 @@ import pytest
 from support.processes.bec_device import BecCamera, wait_for
 from support.processes.deployment import free_port, wait_until
 from support.processes.live_streams import start_live_stream
-from support.processes.recording import assert_master_file_holds, images_of
+from support.processes.recording import REPOSITORY, assert_master_file_holds, images_of
 
 from stddaq.client import DriverUnreachableError
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
@@ -58,6 +60,18 @@ def test_a_scan_records_the_images_of_its_triggers(camera: BecCamera):
     last = camera.received("progress")[-1]
     assert (last.value, last.max_value, last.done) == (12, 12, True)
     assert_next_scan_is_right(camera)
+
+
+def test_the_reference_lists_all_settings():
+    from stddaq_bec.camera import StdDaqCamera
+
+    page = (REPOSITORY / "docs" / "reference" / "bec.md").read_text()
+    table = page.partition("## Signals")[0]
+    listed = re.findall(
+        r"`(\w+)`", " ".join(line.split("|")[1] for line in table.splitlines() if "|" in line)
+    )
+    given_by_bec = {"prefix", "name", "scan_info", "device_manager", "kwargs"}
+    assert set(listed) == set(inspect.signature(StdDaqCamera).parameters) - given_by_bec
 
 
 def test_steps_of_a_device_that_is_not_staged_do_nothing(camera: BecCamera):
@@ -322,4 +336,4 @@ def test_a_device_that_is_removed_during_a_run_leaves_the_driver_idle(make_camer
     camera.device.destroy()
     fails(status, "stopped", AcquisitionStoppedError)
     camera.rig.client.wait(("idle",), 20)
-    assert not [t for t in threading.enumerate() if t.name == "recording of gf"]
+    wait_until(lambda: "recording of gf" not in [thread.name for thread in threading.enumerate()])

@@ -10,7 +10,7 @@ import h5py
 import hdf5plugin  # noqa: F401  (registers the filters)
 import numpy as np
 import pytest
-from support.processes.bec_servers import BecServers
+from support.processes.bec_servers import MOTOR, BecServers, is_complete
 from support.processes.deployment import Deployment, wait_until
 
 from stddaq.client import DriverClient
@@ -24,54 +24,116 @@ class Beamline:
     def __init__(self, deployment: Deployment, servers: BecServers) -> None:
         self.deployment, self.servers = deployment, servers
         self.client = servers.client
-        self.driver_process, self.url = deployment.start_driver()
+        self.process, self.url = deployment.start_driver()
         deployment.start_writers()
         simulate = (deployment.stddaq, "simulate", deployment.config_path, "--trigger", "--rate", 100)
         deployment.run(*simulate, "--wait-for-subscribers", 1, ready="ready")
-        self.driver = DriverClient(self.url)
-        servers.load({"samx": MOTOR, "gf": self.device()})
+        servers.load(MOTOR + self.device())
+        self.n_scans = 0
 
-    def device(self, **config: Any) -> dict[str, Any]:
+    def device(self) -> str:
         """Return the configuration of the detector."""
-        return {
-            "deviceClass": "beamline_bec.devices.SimulatedStdDaqCamera",
-            "deviceConfig": {"prefix": self.deployment.detector_name, "driver_url": self.url, **config},
-            "readoutPriority": "async",
-            "softwareTrigger": True,
-            "enabled": True,
-            "readOnly": False,
-        }
+        return f"""
+gf:
+  deviceClass: beamline_bec.devices.SimulatedStdDaqCamera
+  deviceConfig: {{prefix: {self.deployment.detector_name}, driver_url: "{self.url}"}}
+  readoutPriority: async
+  softwareTrigger: true
+  enabled: true
+  readOnly: false
+"""
 
-    def images(self, number: int) -> np.ndarray:
-        """Return the images of a scan through BEC's master file."""
-        path = self.servers.master(number)
-        wait_until(path.exists, 60, str(path))
+    def scan(self, call: str, n_images: int) -> None:
+        """Do a scan to its end. Its images are in BEC's master file, with consecutive ids."""
+        self.client.run(f"{call}.wait(timeout=60)")
+        assert len(self.finished_images()) == n_images
+        self.assert_idle()
+
+    def begin(self, n_images: int = 5) -> None:
+        """Begin a long scan, and wait until it has `n_images`."""
+        self.client.run(f"report = {LONG_SCAN}")
+        with DriverClient(self.url) as driver:
+            driver.wait_for(lambda status: (status.count or 0) >= n_images, 60, f"{n_images} images")
+
+    def fails(self) -> str:
+        """Wait for the end of the scan, which must not complete. Return BEC's alarms since the last call."""
+        self.client.begin("report.wait(timeout=60)")
+        assert "ScanAbortion" in self.client.answer()["error"]
+        alarms = self.client.run(
+            "result = [str(alarm) for alarm in client.alarm_handler.alarms_stack]\n"
+            "client.alarm_handler.clear()"
+        )
+        return "\n".join(alarms)
+
+    def finished_images(self) -> np.ndarray:
+        """Return the images of the next scan through BEC's master file; the simulator made them all."""
+        self.n_scans += 1
+        path = self.servers.master(self.n_scans)
+        wait_until(lambda: is_complete(path), 60, str(path))
         with h5py.File(path) as file:
-            data: Any = file["entry/collection/file_references/gf/data"]
-            return data[:]
+            gf: Any = file["entry/collection/file_references/gf"]
+            data = gf["data"][:]
+        with h5py.File(path.with_name(path.name.replace("master", "gf_Master"))) as file:
+            ids: Any = file["entry/data/image_id"]
+            assert np.array_equal(np.diff(ids[:]), np.ones(len(data) - 1))
+        return data
 
+    def assert_idle(self) -> None:
+        with DriverClient(self.url) as driver:
+            driver.wait(("idle",), 20)
 
-MOTOR = {
-    "deviceClass": "ophyd_devices.SimPositioner",
-    "deviceConfig": {"delay": 0, "limits": [-50, 50], "tolerance": 0.01, "update_frequency": 400},
-    "readoutPriority": "baseline",
-    "enabled": True,
-    "readOnly": False,
-}
 
 # BEC loads devices only from the plugin repository of the beamline.
 DEVICES = "from stddaq_bec.simulated import SimulatedStdDaqCamera"
 LINE_SCAN = "scans.line_scan(dev.samx, -1, 1, steps=5, relative=False, exp_time=0.01, frames_per_trigger=3)"
 
 
+LONG_SCAN = "scans.line_scan(dev.samx, -1, 1, steps=200, relative=False, exp_time=0.01)"
+
+
 @pytest.fixture
 def beamline(deployment: Deployment, tmp_path: Path) -> Iterator[Beamline]:
     with BecServers(tmp_path, deployment.env, DEVICES) as servers:
         made = Beamline(deployment, servers)
-        with made.driver:
-            yield made
+        yield made
 
 
-def test_scans_are_recorded_aborted_and_followed_by_right_ones(beamline: Beamline):
-    beamline.client.run(f"{LINE_SCAN}.wait()")
-    assert beamline.images(1).shape == (15, 32, 48)
+def test_every_kind_of_end_is_followed_by_a_right_scan(beamline: Beamline):
+    beamline.scan(LINE_SCAN, 15)
+    beamline.scan("scans.acquire(burst_at_each_point=4, exp_time=0.01, frames_per_trigger=2)", 8)
+
+    for request in ("request_scan_abortion", "request_scan_halt"):
+        beamline.begin()
+        beamline.client.run(f"client.queue.{request}()")
+        beamline.assert_idle()
+        beamline.fails()
+        assert len(beamline.finished_images()) >= 5
+        beamline.scan(LINE_SCAN, 15)
+
+
+def test_a_scan_that_is_paused_and_resumed_has_all_its_images(beamline: Beamline):
+    beamline.begin()
+    beamline.client.run("client.queue.request_scan_interruption(deferred_pause=False)")
+    wait_until(lambda: beamline.client.run("result = report.status") == "PAUSED", 60, "a pause")
+    beamline.client.run("client.queue.request_scan_continuation()\nreport.wait(timeout=60)")
+    assert len(beamline.finished_images()) == 200
+
+
+def test_a_killed_driver_fails_the_scan_by_name(beamline: Beamline):
+    beamline.begin()
+    beamline.process.kill()
+    assert f"driver {beamline.url}" in beamline.fails()
+    assert beamline.client.run("result = dev.gf.driver_state()")["status"] == "unreachable"
+    port = beamline.url.rpartition(":")[2]
+    beamline.deployment.start("std_det_driver", "--port", port)
+    beamline.n_scans += 1
+    beamline.scan(LINE_SCAN, 15)
+
+
+def test_a_killed_device_server_leaves_a_run_that_the_next_scan_ends(beamline: Beamline):
+    beamline.begin()
+    beamline.servers.servers["bec-device-server"].kill()
+    beamline.client.run("client.queue.request_scan_abortion()")
+    beamline.servers.restart("bec-device-server")
+    beamline.n_scans += 1
+    beamline.scan(LINE_SCAN, 15)

@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """Runs coroutines in one event loop, which ends when this object is collected as garbage.
+    """Runs coroutines in one event loop, which ends with `close`, or when this object is garbage.
 
-    The thread starts with the first coroutine, and again in a forked process, which has none.
+    The thread starts with the first coroutine, again after `close`, and in a forked process, which has none.
     """
 
     def __init__(self, name: str) -> None:
@@ -28,6 +28,13 @@ class LoopThread:
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Start `coroutine` after those that were submitted before."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._running())
+
+    def close(self) -> None:
+        """Cancel what still runs, and end the thread. Return at once."""
+        with self._guard:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            _end(loop)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._guard:

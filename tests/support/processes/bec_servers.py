@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+import h5py
 from support.processes.deployment import Service, free_port
 
 # A second environment, which `make test-all` creates.
@@ -29,6 +30,25 @@ SERVERS = {
     "bec-file-writer": "Started FileWriter",
     "bec-scihub": "Started SciHub",
 }
+
+# A motor that moves at once, in a configuration of devices.
+MOTOR = """
+samx:
+  deviceClass: ophyd_devices.SimPositioner
+  deviceConfig: {delay: 0, limits: [-50, 50], tolerance: 0.01, update_frequency: 400}
+  readoutPriority: baseline
+  enabled: true
+  readOnly: false
+"""
+
+
+def is_complete(path: Path) -> bool:
+    """Return whether BEC has closed its file."""
+    try:
+        with h5py.File(path):
+            return True
+    except OSError:
+        return False
 
 
 def write_plugin(directory: Path, devices: str) -> None:
@@ -110,10 +130,10 @@ class BecServers:
         if server.returncode is None:
             server.end(signal.SIGINT, STEP_TIMEOUT_S)
 
-    def load(self, devices: dict[str, Any]) -> None:
-        """Load a configuration of devices."""
+    def load(self, devices: str) -> None:
+        """Load a configuration of devices, in YAML."""
         path = self._directory / "devices.yaml"
-        path.write_text(json.dumps(devices))
+        path.write_text(devices)
         load = f"client.config.update_session_with_file({str(path)!r}, force=True, save_recovery=False)"
         self.client.run(f"{load}\nscans, dev = client.scans, client.device_manager.devices")
 
