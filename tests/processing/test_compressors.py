@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from support.peers import c_blosc2
 from support.peers.cpp_services import CppSource
-from support.processes.deployment import Deployment, Service, make_config, wait_until
+from support.processes.deployment import SHM_DIRECTORY, Deployment, Service, make_config, wait_until
 from support.processes.recording import Image, image_of, images_of
 from support.processes.sources import refusal
 from support.processes.stream_readers import ReceivedImage, StreamReader
@@ -296,6 +296,35 @@ def test_a_recreated_cpp_ring_is_never_read_as_the_old_one(deployment: Deploymen
             compressed(1000)
             service.wait_for_line("was removed, attaching to a new one")
             assert compressed(2000) == [1] * 20
+
+
+@pytest.mark.fault(
+    fault="the ring buffer of a source is removed while a compressor reads it",
+    state="images at a constant rate",
+    promise="images are damaged for a second or two, then good again; no wrong pixels",
+)
+def test_compressor_follows_a_new_ring_while_images_arrive(make_deployment: MakeDeployment):
+    # Its statistics must not decide when it follows.
+    deployment = make_deployment(stats_collection_period=60)
+    config = DetectorConfig.parse(deployment.config)
+    with ImagePublisher(config) as source:
+        start_compressor(deployment, "h5bitshuffle-lz4")
+        assert source.wait_for_subscribers(1, 5)
+        with StreamReader(deployment, "h5bitshuffle-lz4") as reader:
+            ring, image_ids = SHM_DIRECTORY / f"{config.detector_name}-image", iter(range(10**9))
+            ring.unlink()
+            wait_until(lambda: source.count_subscribers() and ring.exists(), what="the new ring")
+
+            def is_good_again() -> bool:
+                (image,) = images_of([next(image_ids)])
+                publish(source, [image])
+                (received,) = reader.receive(1)
+                if received.status == 1:
+                    pixels = decoded(received, "h5bitshuffle-lz4", config)
+                    np.testing.assert_array_equal(pixels, image.pixels)
+                return received.status == 1
+
+            wait_until(is_good_again, what="a good image from the new ring")
 
 
 def test_restart_of_image_ids_is_forwarded_in_order(deployment: Deployment):

@@ -23,12 +23,25 @@ from stddaq.processing.workers import Workers
 CONFIG = DetectorConfig.parse(make_config())
 
 
+class FakeRing:
+    """A ring that can be removed."""
+
+    is_removed = False
+
+    def is_current(self) -> bool:
+        return not self.is_removed
+
+
 class FakeReader:
     """A ring with a cursor that holds every image except those of `overwritten`."""
 
     def __init__(self) -> None:
         self.overwritten: set[int] = set()
         self.n_slots_left = CONFIG.n_slots
+        self.ring = FakeRing()
+
+    def refresh(self) -> None:
+        self.ring = FakeRing()
 
     def has_cursor_for(self, metadata: ImageMetadata) -> bool:
         return True
@@ -207,3 +220,19 @@ def test_slow_stage_skips_images_that_would_be_overwritten_and_resumes_when_ther
     assert rig.process(3) == [(3, GOOD_IMAGE, "made 3")]
     rig.reader.n_slots_left = LEAST_SLOTS_NEEDED - 1
     assert rig.process(4) == [(4, GOOD_IMAGE, "made 4")]
+
+
+def test_new_ring_is_used_although_images_keep_arriving(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    removed = rig.reader.ring
+    rig.subscriber.announced.extend([1, 2])
+    rig.stage._receive()
+    rig.subscriber.announced.extend([3, 4])
+    removed.is_removed = True
+    rig.stage._follow_ring()
+    assert rig.reader.ring is removed, "images of the old ring were still waiting"
+    while rig.stage._start(rig.workers):
+        rig.stage._publish()
+        assert rig.stage._receive() == 0, "there must be an end of the images of the old ring"
+    rig.stage._follow_ring()
+    assert rig.reader.ring is not removed
+    assert rig.stage._receive() == 2

@@ -23,6 +23,7 @@ from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.dataplane.image import Image
 from stddaq.dataplane.image_subscriber import ImageSubscriber
+from stddaq.dataplane.ipc_sockets import CHECK_PERIOD_S
 from stddaq.dataplane.metadata import ID_MISSMATCH
 from stddaq.dataplane.ring_reader import HeldImages
 from stddaq.errors import SourceError
@@ -81,6 +82,7 @@ class Stage(Generic[Made]):
         self.n_published = self.n_overwritten = self.n_failed = 0
         self._last_error: Exception | None = None
         self._slots_needed = 0
+        self._ring_check_at, self._ring_is_removed = 0.0, False
         self._register(registry)
         self._statistics = StatisticsLine(config, registry, self._pairs)
 
@@ -111,12 +113,14 @@ class Stage(Generic[Made]):
         for source in (workers.fileno(), stop.fileno()):
             poller.register(source, zmq.POLLIN)
         while not stop.poll():
-            # Messages wait in the socket's queue while images wait here.
-            poller.register(self._subscriber.socket, 0 if self._waiting else zmq.POLLIN)
+            # Messages wait in the socket's queue while images wait here, or a new ring is due.
+            is_waiting = self._waiting or self._ring_is_removed
+            poller.register(self._subscriber.socket, 0 if is_waiting else zmq.POLLIN)
             poller.poll(int(min(self._statistics.due_in, self._held.due_in) * 1000) + 1)
             workers.acknowledge()
             self._output.attend()
             self._publish()
+            self._follow_ring()
             n_received = self._receive()
             while self._start(workers):
                 self._publish()
@@ -124,9 +128,19 @@ class Stage(Generic[Made]):
             if not (self._jobs or self._held) and (pause := self._batching.pause_after(n_received)):
                 time.sleep(pause)
 
+    def _follow_ring(self) -> None:
+        """Attach to a new ring if this one was removed, after the images of the old one are published."""
+        now = time.monotonic()
+        if now >= self._ring_check_at:
+            self._ring_check_at = now + CHECK_PERIOD_S
+            self._ring_is_removed = not self._reader.ring.is_current()
+        if self._ring_is_removed and not (self._jobs or self._held or self._waiting):
+            self._reader.refresh()
+            self._ring_is_removed = False
+
     def _receive(self) -> int:
         """Receive announced images when all earlier ones are being processed. Return their number."""
-        if self._waiting:
+        if self._waiting or self._ring_is_removed:
             return 0
         image = self._subscriber.image
         self._waiting.extend(image(metadata) for metadata in self._subscriber.receive(RECEIVE_BATCH))
@@ -241,8 +255,6 @@ class Stage(Generic[Made]):
         if self._last_error:
             logger.error("processing failed: %s", self._last_error, exc_info=self._last_error)
             self._last_error = None
-        if not (self._jobs or self._held or self._waiting):
-            self._reader.refresh()
 
     def _pairs(self, period: Period) -> dict[str, object]:
         return {

@@ -601,11 +601,15 @@ class Episode:
             # Services cannot notice that a closed file is removed.
             self.n_bad += 1
             return
-        elif account["n_good"] != n_readable:
-            self._find("account", f"{account['n_good']} good in the account, {n_readable} in the files")
-        self._check_master(directory / "fileMaster.h5", account)
+        n_good = account["n_good"]
+        # The driver does not know which image of a repeated id was damaged, and which was overwritten.
+        without_pixels = {*account["overwritten_ids"], *account["failed_ids"]}
+        n_unknown = sum(image_id in without_pixels for image_id in account["damaged_ids"])
+        if not n_good <= n_readable <= n_good + n_unknown:
+            self._find("account", f"{n_readable} good images in the files of the account {account}")
+        self._check_master(directory / "fileMaster.h5", n_readable)
 
-    def _check_master(self, path: Path, account: Mapping[str, Any]) -> None:
+    def _check_master(self, path: Path, n_readable: int) -> None:
         try:
             with open_run(path) as run:
                 n_good, faults = 0, list[str | None]()
@@ -620,8 +624,8 @@ class Episode:
         except Exception as error:  # noqa: BLE001  (a user would meet the same error)
             self._find("account", f"{path.name} of a saved run: {type(error).__name__}: {error}")
             return
-        if n_good != account["n_good"]:
-            self._find("account", f"{path.name}: {n_good} good images, {account['n_good']} in the account")
+        if n_good != n_readable:
+            self._find("account", f"{path.name}: {n_good} good images, {n_readable} in the raw files")
 
     def _check_logs(self) -> None:
         for name, service in self.services.items():
