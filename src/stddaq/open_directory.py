@@ -12,9 +12,8 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from stddaq.closing import Closing
 from stddaq.errors import StdDaqError
 from stddaq.text import escaped, mismatch
 
@@ -23,7 +22,7 @@ class OutsideRootsError(StdDaqError, PermissionError):
     """A directory is not below the directories in which files may be made."""
 
 
-class OpenDirectory:
+class OpenDirectory(Closing):
     """A directory, as a context manager. Errors name the whole path."""
 
     def __init__(self, path: Path, *, roots: Sequence[Path] = (), follow: bool = True) -> None:
@@ -134,11 +133,3 @@ class OpenDirectory:
         except OSError as error:
             # Errors of the system name only the relative path.
             raise OSError(error.errno, error.strerror, str(self.path / name)) from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import zmq
@@ -16,6 +15,7 @@ from support.processes.deployment import Deployment, Service, console_script
 from support.processes.recording import Rig, assert_saved, images_of
 from support.tools.fuzzing import U32, U64, Health, assert_unharmed, examples, mutated
 
+from stddaq.closing import Closing
 from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.endpoints import driver_to_writer, writer_to_driver
 from stddaq.dataplane.ipc_sockets import Binding
@@ -32,7 +32,7 @@ PIXELS = {"height": 32, "width": 48, "size": 32 * 48 * 2, "dtype": 2}
 TEXTS = st.one_of(st.text(max_size=20), st.sampled_from(["", "\0", "a\0b", "\n", "x" * 300, "é", "\u2028"]))
 
 
-class DriverSockets:
+class DriverSockets(Closing):
     """The driver's end of the connection to one writer; a context manager."""
 
     def __init__(self, detector_name: str, writer: str) -> None:
@@ -61,12 +61,7 @@ class DriverSockets:
                 return response
         pytest.fail("the writer does not answer")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._binding.close()
         self._context.destroy(linger=0)
 

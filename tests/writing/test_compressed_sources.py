@@ -8,8 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import bitshuffle
 import blosc2
@@ -26,6 +25,7 @@ from support.processes.deployment import Deployment
 from support.processes.recording import Image, MakeRig, Rig, assert_saved, image_of
 from support.tools.fault_table import Seen
 
+from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.endpoints import metadata_stream
@@ -49,7 +49,7 @@ def compress_image(pixels: np.ndarray, suffix: str) -> bytes:
     return struct.pack(">qi", pixels.nbytes, 0) + bitshuffle.compress_lz4(pixels).tobytes()
 
 
-class Compressor:
+class Compressor(Closing):
     """Publishes blobs as a compressor does; a context manager."""
 
     def __init__(self, deployment: Deployment, suffix: str) -> None:
@@ -78,12 +78,7 @@ class Compressor:
         )
         self._stream.send(message.SerializeToString())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._binding.close()
         self._context.destroy(linger=200)
         self._ring.close()

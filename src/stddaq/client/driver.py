@@ -11,7 +11,6 @@ import concurrent.futures
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from stddaq.client.async_driver import (
@@ -24,12 +23,13 @@ from stddaq.client.connection import CONNECT_TIMEOUT_S
 from stddaq.client.errors import ConnectionLostError
 from stddaq.client.ownership import ForkedClientError, Ownership
 from stddaq.client.status import DriverStatus
+from stddaq.closing import Closing
 from stddaq.wire.default_addresses import DEFAULT_URL
 
 T = TypeVar("T")
 
 
-class DriverClient:
+class DriverClient(Closing):
     """A connection to one driver. Use it as a context manager; all methods are safe to call from any thread.
 
     The methods are those of `AsyncDriverClient` and raise the same errors.
@@ -74,11 +74,6 @@ class DriverClient:
 
     def __enter__(self) -> Self:
         return self.connect()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def latest(self) -> DriverStatus:

@@ -22,6 +22,7 @@ import numpy as np
 import zmq
 
 from stddaq.client.ownership import Ownership
+from stddaq.closing import Closing
 from stddaq.dataplane import connections
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
@@ -290,7 +291,7 @@ def _wake(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
         loop.call_soon_threadsafe(news.set)
 
 
-class LiveStreamClient(_Counts):
+class LiveStreamClient(_Counts, Closing):
     """A client of a live stream. Use it as a context manager, and iterate over it:
 
     with LiveStreamClient("tcp://127.0.0.1:20000") as stream:
@@ -333,11 +334,6 @@ class LiveStreamClient(_Counts):
 
     def __enter__(self) -> Self:
         return self.connect()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class AsyncLiveStreamClient(_Counts):

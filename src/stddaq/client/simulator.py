@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import zmq
 
 from stddaq.client.ownership import Ownership
+from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.endpoints import software_trigger
@@ -101,7 +101,7 @@ def _why_unreachable(endpoint: str) -> str:
     return "no simulator or replay of this detector is running on this machine"
 
 
-class SimulatorClient:
+class SimulatorClient(Closing):
     """Controls the simulator or replay of one detector. Use it in one thread at a time.
 
     Every method raises `SimulatorNotReachableError` when no answer arrives within the timeout,
@@ -168,11 +168,3 @@ class SimulatorClient:
         if answer["status"] != "ok":
             raise SimulatorRefusedError(answer["reason"])
         return answer
-
-    def __enter__(self) -> SimulatorClient:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

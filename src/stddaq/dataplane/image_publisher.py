@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
 
 import numpy as np
 
+from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.daemon.log import logger
 from stddaq.dataplane.ipc_sockets import CHECK_PERIOD_S
@@ -23,7 +23,7 @@ from stddaq.errors import SourceError
 from stddaq.text import mismatch
 
 
-class ImagePublisher:
+class ImagePublisher(Closing):
     """Publishes the images of one detector.
 
     Costs about 4 us per image and the copy of its pixels. Attributes:
@@ -174,11 +174,3 @@ class ImagePublisher:
         self._stream.close()
         del self._slots, self._slot_bytes
         self._ring.close()
-
-    def __enter__(self) -> ImagePublisher:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 import zmq
 
+from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.endpoints import metadata_stream
@@ -17,7 +17,7 @@ from stddaq.dataplane.metadata import ImageMetadata
 DELIVERY_TIMEOUT_MS = 1000
 
 
-class MetadataPublisher:
+class MetadataPublisher(Closing):
     """Publishes the metadata stream of one suffix; a context manager.
 
     Attributes:
@@ -75,11 +75,3 @@ class MetadataPublisher:
         self.socket.linger = DELIVERY_TIMEOUT_MS
         self._binding.close()
         self._context.term()
-
-    def __enter__(self) -> MetadataPublisher:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

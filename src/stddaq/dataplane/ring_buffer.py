@@ -27,10 +27,10 @@ import zlib
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 
+from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.metadata import dtype_code, dtype_of, ring_suffix
 from stddaq.dataplane.shared_segment import (
@@ -104,7 +104,7 @@ class RingGeometry:
         )
 
 
-class RingBuffer:
+class RingBuffer(Closing):
     """A ring buffer that this process has attached to. The last service to detach removes it.
 
     Attributes:
@@ -427,14 +427,6 @@ class RingBuffer:
                 f"shared memory {self._ring.path}: was removed, and another service created a new one; "
                 "which of the two the source writes to is unknown"
             )
-
-    def __enter__(self) -> RingBuffer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def remove_unused_rings(detector_name: str) -> None:

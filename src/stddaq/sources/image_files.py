@@ -11,14 +11,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import h5py
 import hdf5plugin  # noqa: F401  Registers the compression filters of HDF5 with h5py.
 import numpy as np
 import tifffile
 
+from stddaq.closing import Closing
 from stddaq.errors import SourceError
 from stddaq.files.opening import check_is_file
 from stddaq.text import mismatch
@@ -44,7 +44,7 @@ class Stack(Protocol):
     def close(self) -> None: ...
 
 
-class RecordedImages:
+class RecordedImages(Closing):
     """The images of one file, read on demand.
 
     Attributes:
@@ -75,14 +75,6 @@ class RecordedImages:
 
     def close(self) -> None:
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_images(name: str) -> RecordedImages:

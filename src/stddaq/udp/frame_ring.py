@@ -10,11 +10,11 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Iterator
-from types import TracebackType
 
 import numpy as np
 import zmq
 
+from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.daemon.log import logger
 from stddaq.dataplane.connections import open_socket
@@ -37,7 +37,7 @@ def _attach(config: DetectorConfig, module: int, *, as_source: bool) -> RingBuff
     return RingBuffer(config, str(module), as_source=as_source, geometry=geometry)
 
 
-class FramePublisher:
+class FramePublisher(Closing):
     """The receiver's end: it owns the ring's writing side and the bound socket, and waits for no converter.
 
     Attributes:
@@ -110,14 +110,6 @@ class FramePublisher:
         self._stream.close()
         del self._slots
         self._ring.close()
-
-    def __enter__(self) -> FramePublisher:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class FrameSubscriber:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import zmq
-from support.closing import Closing
 from support.processes.deployment import Deployment, Service, console_script, wait_until
 from support.processes.recording import pixels_of
 
+from stddaq.closing import Closing
 from stddaq.sources.simulated.scenes import Scene
 from stddaq.wire.bsread import Channel, Compression, MessageEncoder, encode_value
 

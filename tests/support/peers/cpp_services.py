@@ -14,13 +14,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import h5py
 import numpy as np
 import zmq
 
+from stddaq.closing import Closing
 from stddaq.wire.std_daq import image_metadata_pb2 as images_pb
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
@@ -119,7 +119,7 @@ class CppRawFile:
         self._file.close()
 
 
-class CppSource:
+class CppSource(Closing):
     """Publishes images, as a detector or as a compressor; a context manager."""
 
     def __init__(self, config: Mapping[str, Any], suffix: str = "image") -> None:
@@ -168,18 +168,13 @@ class CppSource:
     def announce(self, message: images_pb.ImageMetadata | bytes) -> None:
         self._socket.send(message if isinstance(message, bytes) else message.SerializeToString())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._context.destroy(linger=1000)
         Path(self._endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
         self.ring.close()
 
 
-class CppDriver:
+class CppDriver(Closing):
     """Sends actions to writers, and divides images by arrival; a context manager."""
 
     def __init__(self, config: Mapping[str, Any], with_metadata_writer: bool = False) -> None:
@@ -245,12 +240,7 @@ class CppDriver:
         assert response == plain, f"a C++ driver does not expect {response}"
         return response
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._context.destroy(linger=1000)
         for endpoint in self._bound:
             Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)

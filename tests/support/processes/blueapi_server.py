@@ -7,11 +7,12 @@ import os
 import sys
 import urllib.request
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.error import URLError
 
 from support.processes.deployment import Service, free_port, wait_until
+
+from stddaq.closing import Closing
 
 PYTHON = Path(sys.prefix) / "blueapi" / "bin" / "python"
 START_TIMEOUT_S = 100.0
@@ -35,7 +36,7 @@ manager = Manager()
 """
 
 
-class BlueapiServer:
+class BlueapiServer(Closing):
     """A server with the plans of modules and the list `devices` of the module `script`; a context manager."""
 
     def __init__(self, directory: Path, script: str, plans: list[str]) -> None:
@@ -80,10 +81,5 @@ class BlueapiServer:
         found: dict[str, Any] = self.ask("GET", f"/tasks/{task_id}")
         return found
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self.service.end(timeout=START_TIMEOUT_S)

@@ -17,10 +17,10 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import pytest
+
+from stddaq.closing import Closing
 
 HANG_S = 10.0
 # How long a command may read one file.
@@ -38,7 +38,7 @@ class Done:
     max_memory: int
 
 
-class FileCommands:
+class FileCommands(Closing):
     """The process, which is restarted after a command that ended it; a context manager."""
 
     def __init__(self) -> None:
@@ -73,12 +73,7 @@ class FileCommands:
         assert answer, f"stddaq {arguments}: the process ended with {process.wait()}"
         return Done(**json.loads(answer))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         if self._process.poll() is None:
             self._process.communicate(timeout=10)
         self._close()

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import zmq
-from support.closing import Closing
 from support.processes.deployment import Deployment, Service, free_port, wait_until
 from support.processes.recording import pixels_of
 
+from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.metadata import ImageMetadata, compression_of, dtype_code

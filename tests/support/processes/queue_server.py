@@ -6,11 +6,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import zmq
 from support.processes.deployment import Service, free_port, wait_until
+
+from stddaq.closing import Closing
 
 # A second environment, which `make test-all` creates.
 PYTHON = Path(sys.prefix) / "queues" / "bin" / "python"
@@ -28,7 +29,7 @@ user_groups:
 WHO = {"user": "test", "user_group": "primary"}
 
 
-class QueueServer:
+class QueueServer(Closing):
     """A manager with the startup `script` in `directory`; a context manager."""
 
     def __init__(self, directory: Path, script: str) -> None:
@@ -108,12 +109,7 @@ class QueueServer:
         items = self.do("history_get")["items"]
         return [(item["name"], item["result"]["exit_status"]) for item in items]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self.ask("environment_destroy")
         self.service.end(timeout=START_TIMEOUT_S)
         self._redis.end(timeout=START_TIMEOUT_S)

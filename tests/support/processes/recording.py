@@ -20,12 +20,12 @@ from typing import Any, Self
 import h5py
 import hdf5plugin  # noqa: F401  (registers the filters)
 import numpy as np
-from support.closing import Closing
 from support.processes.deployment import Deployment, Service, wait_until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from stddaq.client import DriverClient
+from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.wire.default_addresses import GREETING_PATH
@@ -114,7 +114,7 @@ def eiger_images() -> np.ndarray:
     return images[:, 1376:1888, 1297:1809].copy()
 
 
-class Watcher:
+class Watcher(Closing):
     """A client that collects all messages of the driver in order; a context manager."""
 
     def __init__(self, url: str) -> None:
@@ -145,9 +145,7 @@ class Watcher:
         wait_until(lambda: self.messages, what="the first message of the driver")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._close.close()
 
 

@@ -8,9 +8,9 @@ from typing import Self
 
 import numpy as np
 import zmq
-from support.closing import Closing
 from support.processes.deployment import Deployment, wait_until
 
+from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.connections import connection_changes, open_socket, watch_connections
 from stddaq.dataplane.endpoints import metadata_stream

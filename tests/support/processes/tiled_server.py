@@ -7,17 +7,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from support.processes.deployment import Service, console_script
+
+from stddaq.closing import Closing
 
 API_KEY = "secret"
 # Its start takes 5 s of computing time.
 START_TIMEOUT_S = 100.0
 
 
-class TiledServer:
+class TiledServer(Closing):
     """A server with a new catalog in `directory` that may read files below `readable`; a context manager."""
 
     def __init__(self, directory: Path, readable: Path, adapter: str | None = None) -> None:
@@ -49,12 +50,7 @@ class TiledServer:
         finally:
             client.context.http_client.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         if self.service.returncode is None:
             self.service.end(timeout=START_TIMEOUT_S)
 

@@ -25,8 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import h5py
 import hdf5plugin  # noqa: F401  (registers the filters)
@@ -37,6 +36,7 @@ from support.processes.deployment import SHM_DIRECTORY, Deployment, Service, fre
 from support.processes.recording import assert_consistent
 
 from stddaq.client import DriverClient, DriverError
+from stddaq.closing import Closing
 from stddaq.files.reading import open_run
 from stddaq.wire.array10 import decode
 
@@ -139,7 +139,7 @@ class Truth:
         return None if status == GOOD else f"image {image_id}: good, published as damaged"
 
 
-class Episode:
+class Episode(Closing):
     """One deployment, its rounds and their findings; a context manager."""
 
     def __init__(self, directory: Path, seed: str, quiet: tuple[str, ...] = ()) -> None:
@@ -657,12 +657,7 @@ class Episode:
             self._where = f"seed {self.seed}, end ({self.chain}; {dict(self.harm)})"
             self._find("end", str(error))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._close_client()
         self._stack.close()
         self._close_deployment()

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -32,6 +31,7 @@ from websockets.sync.client import connect
 
 from stddaq.client import CommandRefusedError, DriverBusyError, DriverClient
 from stddaq.client.simulator import SimulatorClient
+from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.files.reading import open_run
 from stddaq.sources.simulated.scenes import Scene
@@ -94,7 +94,7 @@ class Growth:
         return found
 
 
-class Soak:
+class Soak(Closing):
     """One deployment and the runs on it; a context manager."""
 
     def __init__(self, directory: Path, seed: int) -> None:
@@ -132,9 +132,7 @@ class Soak:
             self._close = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._close.close()
 
     def run(self, restart: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The base of helpers that are context managers because they must be closed."""
+"""The base of classes that are context managers because they must be closed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ class Closing:
     """Calls `close` at the end of the block."""
 
     def close(self) -> None:
+        """Release what the object holds."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
