@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Mapping
 
 import numpy as np
-from support.closing import Closing
 from support.processes.deployment import Deployment, Service, wait_until
 
+from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.udp.frame_message import frame_layout
 from stddaq.udp.frame_ring import FramePublisher
