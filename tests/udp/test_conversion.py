@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from support.data.gigafrost import pack12
+from support.peers.udp_detectors import pack12
 from support.processes.deployment import make_config
 
 from stddaq.config import DetectorConfig
@@ -59,7 +59,7 @@ def gigafrost_frame(image: np.ndarray, module: int, n_bytes: int) -> np.ndarray:
         height // 2 + link + 2 * r if quadrant in (0, 1) else height // 2 - 1 - link - 2 * r
         for r in range(height // 4)
     ]
-    packed = pack12(image[rows, columns])
+    packed = np.frombuffer(pack12(image[rows, columns]), np.uint8)
     return np.concatenate([packed, np.zeros(n_bytes - len(packed), np.uint8)])
 
 

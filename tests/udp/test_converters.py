@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-from support.data.gigafrost import pack12
+from support.peers.udp_detectors import pack12
 from support.processes.deployment import SHM_DIRECTORY, Deployment, wait_until
 from support.processes.stream_readers import StreamReader
 from support.processes.udp_modules import CONVERTERS, Modules, start_converters
@@ -54,7 +54,9 @@ def test_frames_of_eight_modules_become_an_image_with_the_metadata_of_the_camera
         random, config = np.random.default_rng(0), modules.config
         images = [random.integers(0, 4096, config.image_shape, np.uint16) for _ in range(5)]
         for image_id, image in enumerate(images, start=5):
-            frames = {m: pack12(placement(config, m).part_of(image)) for m in range(8)}
+            frames = {
+                m: np.frombuffer(pack12(placement(config, m).part_of(image)), np.uint8) for m in range(8)
+            }
             modules.publish(
                 image_id,
                 frames,

@@ -32,7 +32,8 @@ N_LINK_SETS = 2
 _EPOCH = 1 << 64
 # Id, missing packets, module; link set and scan of a GigaFRoST; mark of the converter.
 _FIELDS = struct.Struct("<QQH4xBxI32xI")
-# Highest bit of the mark: the receiver is one of stddaq, which sends frames in order.
+# Highest bit of the mark: the receiver is one of stddaq. It sends frames in order and none twice, so that an
+# id that is not higher is a restart.
 IN_ORDER = 1 << 31
 
 
@@ -192,10 +193,10 @@ class ModuleSync:
             return self._enter(source, source.epoch, image_id, now)
         last_id = source.last % _EPOCH
         is_other_scan = scan_id != source.scan_id
-        if image_id == last_id and not is_other_scan:
-            return -1
         if in_order:
             is_restart = image_id <= last_id
+        elif image_id == last_id and not is_other_scan:
+            return -1
         else:
             is_restart = self._is_restart_of_cpp(source, image_id, is_other_scan)
         if is_restart:

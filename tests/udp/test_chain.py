@@ -1,0 +1,129 @@
+"""From packets to announced images and files, through receivers, converters and synchroniser as processes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from support.peers.udp_detectors import UdpSender, eiger_frame, free_udp_ports, gigafrost_frame
+from support.processes.deployment import Deployment, free_port
+from support.processes.stream_readers import StreamReader
+from support.processes.udp_modules import start_converters
+
+from stddaq.client import DriverClient
+from stddaq.config import DetectorConfig
+from stddaq.dataplane.metadata import GOOD_IMAGE, MISSING_PACKETS
+from stddaq.udp.placement import placement
+
+MakeDeployment = Callable[..., Deployment]
+SHAPE = (8, 48)
+PACKETS_MD5 = [
+    "f4550dbf5f205b370d28939f04e260f1",
+    "fec080dfaa50d056661a07b50587caca",
+    "1dad285c9a9f34c5248d73d39f620764",
+    "5104f46f85792b01f7da3339831a657f",
+    "050e54c0e724e2f3aad452f59d0241f8",
+    "a5549a3302332281eb2b1299d99c3e0f",
+    "3bda4eb91c89a69da345ce51f53aa29a",
+    "d4836b93506564a576746c3dd0b56bc2",
+]
+ANNOUNCEMENT = "08051008183020800628023001421a08071088ef99ab0518c4e68889012085888c9010288c96283001"
+EIGER = {
+    "detector_type": "eiger",
+    "n_modules": 2,
+    "bit_depth": 8,
+    "image_pixel_height": 256,
+    "image_pixel_width": 1030,
+    "module_positions": {"0": [0, 255, 513, 0], "1": [516, 0, 1029, 255]},
+}
+
+
+def packets_of(image: np.ndarray, frame_id: int, module: int, config: DetectorConfig) -> list[bytes]:
+    pixels = placement(config, module).part_of(image)
+    return gigafrost_frame(frame_id, pixels, module=module, shape=SHAPE, rows=2)
+
+
+def test_the_worked_example_of_a_gigafrost_is_announced_byte_by_byte(make_deployment: MakeDeployment) -> None:
+    deployment = make_deployment(
+        n_modules=8,
+        image_pixel_height=SHAPE[0],
+        image_pixel_width=SHAPE[1],
+        start_udp_port=free_udp_ports(8),
+    )
+    config = DetectorConfig.parse(deployment.config)
+    receivers = [deployment.start("std_udp_recv_gf", module, ready=None) for module in range(8)]
+    start_converters(deployment, *range(8))
+    for receiver in receivers:
+        receiver.wait_for_line("ready")
+        receiver.wait_for_line("n_subscribers=1")
+    expected = np.arange(8 * 48, dtype=np.uint16).reshape(SHAPE)
+    sender = UdpSender(config.start_udp_port)
+    with StreamReader(deployment) as reader:
+        for module in range(8):
+            (packet,) = packets_of(expected, 5, module, config)
+            assert hashlib.md5(packet).hexdigest() == PACKETS_MD5[module]
+            sender.send(module, [packet])
+        (image,) = reader.receive(1)
+    sender.close()
+    assert np.array_equal(image.pixels, expected)
+    assert image.is_held
+    image.metadata.sequence = 0  # Not in messages of C++ services.
+    assert image.metadata.SerializeToString().hex() == ANNOUNCEMENT
+
+
+def eiger_packets(image: np.ndarray, frame_id: int, module: int) -> list[bytes]:
+    """Return the packets of a module of `EIGER`."""
+    rows = image[::-1, :514] if module == 0 else image[:, 516:]
+    pixels = np.concatenate([rows[:, :256], rows[:, 258:]], axis=1)
+    # The rows of ports 0 and 1 of the detector.
+    return eiger_frame(frame_id, pixels, column=module)
+
+
+@pytest.mark.fault(
+    fault="network: one packet of a module lost",
+    state="recording",
+    promise="the image has zeros in its place and the status missing_packets; the account lists it",
+)
+def test_stddaq_up_starts_the_whole_chain_and_records_its_images(
+    make_deployment: MakeDeployment, directory: Path, seen: Callable[[str], None]
+) -> None:
+    deployment = make_deployment(number_of_writers=1, start_udp_port=free_udp_ports(2), **EIGER)
+    port = free_port()
+    up = deployment.run(
+        *(deployment.stddaq, "up", deployment.config_path, "--port", port, "-m", "--source", "udp"),
+        ready="all services ready",
+    )
+    for module in range(2):
+        up.wait_for_line(rf"module_id={module},.*n_subscribers=1")
+    random = np.random.default_rng(0)
+    images = random.integers(1, 255, (5, 256, 1030), np.uint8)
+    images[:, :, 256:258] = images[:, :, 514:516] = images[:, :, 772:774] = 0
+    sender = UdpSender(deployment.config["start_udp_port"])
+    with DriverClient(f"ws://127.0.0.1:{port}") as driver, StreamReader(deployment) as reader:
+        driver.start(directory, file_prefix="udp", n_image=5)
+        driver.wait({"waiting_for_first_image"}, timeout=20)
+        for image_id, image in enumerate(images):
+            for module in range(2):
+                packets = eiger_packets(image, image_id, module)
+                if image_id == 3 and module == 1:
+                    del packets[7]
+                    image[56:64, 516:] = 0
+                sender.send(module, packets)
+            reader.receive(1)
+        driver.wait_until_saved(timeout=30)
+        account = driver.last_result()
+    sender.close()
+    assert account is not None
+    assert (account["n_good"], account["n_damaged"]) == (4, 1)
+    with h5py.File(account["files"]["master"]) as file:
+        data, rows = file["/entry/data/data"], file["/entry/data/metadata"]
+        assert isinstance(data, h5py.Dataset)
+        assert isinstance(rows, h5py.Dataset)
+        assert np.array_equal(data[:], images)
+        assert rows["status"].tolist() == [GOOD_IMAGE] * 3 + [MISSING_PACKETS, GOOD_IMAGE]
+    seen("image 3 has zeros in 8 rows of module 1 and is listed as damaged; the 4 others are good")
+    assert up.end() == 0
