@@ -40,6 +40,7 @@ _MODULES = ("demo", "up", "record", "status", "stop", "watch", "trigger", "info"
 _SERVICES = {
     "simulate": ("simulated.service", "publish simulated images as a detector would"),
     "replay": ("replay", "publish recorded images as a detector would"),
+    "simulate-udp": ("udp.service", "send the UDP packets of a simulated detector"),
     "simulate-pco": (
         "bsread.camera_server",
         "push simulated images over the network as a PCO camera server would",

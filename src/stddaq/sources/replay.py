@@ -21,12 +21,27 @@ from stddaq.sources.simulated.detector_fields import last_image_id
 from stddaq.text import mismatch
 
 
-class _RecordedProvider(ImageProvider):
+class RecordedProvider(ImageProvider):
+    """The images of a file, in its order."""
+
     def __init__(
         self, images: RecordedImages, loop: bool, put: Callable[[np.ndarray, np.ndarray], None]
     ) -> None:
         self._images, self._put = images, put
         self.length: int | None = None if loop else len(images)
+
+    @classmethod
+    def of(
+        cls,
+        images: RecordedImages,
+        shape: tuple[int, int],
+        dtype: np.dtype,
+        *,
+        loop: bool = False,
+        cast: bool = False,
+    ) -> RecordedProvider:
+        """Return the images of a file for a detector. Raise `SourceError` if they do not fit."""
+        return cls(images, loop, _conversion(shape, dtype, images, cast))
 
     def fill(self, slot: np.ndarray, position: int, image_id: int) -> None:
         del image_id  # Images are published in the order of the file, whatever their ids.
@@ -53,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) -> None:
     with open_images(args.images) as images:
-        provider = _RecordedProvider(images, args.loop, _conversion(config, images, args.cast))
+        provider = RecordedProvider.of(
+            images, config.image_shape, config.dtype, loop=args.loop, cast=args.cast
+        )
         ids = None
         if args.ids is not None:
             if args.first_id or args.skip_every:
@@ -66,16 +83,15 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) 
 
 
 def _conversion(
-    config: DetectorConfig, images: RecordedImages, cast: bool
+    shape: tuple[int, int], dtype: np.dtype, images: RecordedImages, cast: bool
 ) -> Callable[[np.ndarray, np.ndarray], None]:
     """Return the function that puts an image into its slot. Raise `SourceError` if images do not fit."""
     n, height, width = images.shape
-    lossless = np.can_cast(images.dtype, config.dtype, "safe")
-    if (height, width) == config.image_shape and (lossless or cast):
+    lossless = np.can_cast(images.dtype, dtype, "safe")
+    if (height, width) == shape and (lossless or cast):
         return np.copyto if lossless else _put_rounded
-    allowed_height, allowed_width = config.image_shape
-    advice = "" if (height, width) != config.image_shape else "--cast rounds and limits the pixels"
-    expected = f"images of {allowed_height}x{allowed_width} {config.dtype}"
+    advice = "" if (height, width) != shape else "--cast rounds and limits the pixels"
+    expected = f"images of {shape[0]}x{shape[1]} {dtype}"
     got = f"{n} images of {height}x{width} {images.dtype}"
     raise SourceError(mismatch(images.where, expected, got, advice))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from stddaq.errors import EndpointError
+from stddaq.udp.socket_structures import ADDRESS, IOVEC, MESSAGE, addresses
 
 # More cost less Python per datagram, as long as they stay in the cache until they are copied.
 BATCH = 128
@@ -26,16 +27,6 @@ _SO_RCVBUFFORCE = 33
 _SO_RXQ_OVFL = 40
 _BUFFER_LIMIT = Path("/proc/sys/net/core/rmem_max")
 
-_IOVEC = np.dtype([("base", "u8"), ("bytes", "u8")])
-# struct mmsghdr of 64-bit Linux.
-_MESSAGE = np.dtype(
-    {
-        "names": ["name", "name_bytes", "iovecs", "n_iovecs", "control", "control_bytes", "flags", "bytes"],
-        "formats": ["u8", "u4", "u8", "u8", "u8", "u8", "i4", "u4"],
-        "offsets": [0, 8, 16, 24, 32, 40, 48, 56],
-        "itemsize": 64,
-    }
-)
 # struct cmsghdr and the number of datagrams that the socket has dropped.
 _CONTROL = np.dtype(
     {
@@ -45,8 +36,6 @@ _CONTROL = np.dtype(
         "itemsize": 24,
     }
 )
-_SENDER = np.dtype([("family", "u2"), ("port", ">u2"), ("address", "4u1"), ("zero", "8u1")])
-
 _recvmmsg = ctypes.CDLL(None, use_errno=True).recvmmsg
 _recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_TRUNC
@@ -75,8 +64,8 @@ class BatchSocket:
         self.payloads = np.zeros((BATCH, payload_bytes), np.uint8)
         self.n_dropped = self.n_calls = 0
         self._dropped_before = 0
-        self._messages, self._controls = np.zeros(BATCH, _MESSAGE), np.zeros(BATCH, _CONTROL)
-        self._senders, self._iovecs = np.zeros(BATCH, _SENDER), np.zeros((BATCH, 2), _IOVEC)
+        self._messages, self._controls = np.zeros(BATCH, MESSAGE), np.zeros(BATCH, _CONTROL)
+        self._senders, self._iovecs = np.zeros(BATCH, ADDRESS), np.zeros((BATCH, 2), IOVEC)
         self.lengths = self._messages["bytes"]
         self._set_up_messages()
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -96,11 +85,11 @@ class BatchSocket:
     def _set_up_messages(self) -> None:
         iovecs, messages = self._iovecs, self._messages
         for column, array in enumerate((self.headers, self.payloads)):
-            iovecs["base"][:, column] = _addresses(array)
+            iovecs["base"][:, column] = addresses(array)
             iovecs["bytes"][:, column] = array.strides[0]
-        messages["iovecs"], messages["n_iovecs"] = _addresses(iovecs), 2
-        messages["control"], messages["name"] = _addresses(self._controls), _addresses(self._senders)
-        messages["control_bytes"], messages["name_bytes"] = _CONTROL.itemsize, _SENDER.itemsize
+        messages["iovecs"], messages["n_iovecs"] = addresses(iovecs), 2
+        messages["control"], messages["name"] = addresses(self._controls), addresses(self._senders)
+        messages["control_bytes"], messages["name_bytes"] = _CONTROL.itemsize, ADDRESS.itemsize
 
     def _enlarge(self, n_bytes: int) -> int:
         """Ask for a buffer, beyond the limit of the system if this process may. Return its size."""
@@ -149,8 +138,3 @@ class BatchSocket:
 def buffer_limit() -> int:
     """Return the size that the system allows a socket's buffer to have (`net.core.rmem_max`)."""
     return int(_BUFFER_LIMIT.read_text())
-
-
-def _addresses(array: np.ndarray) -> np.ndarray:
-    """Return the addresses of the elements of the first axis."""
-    return array.ctypes.data + array.strides[0] * np.arange(len(array), dtype=np.uint64)

@@ -68,7 +68,7 @@ GIGAFROST_HEADER = _layout(
 GIGAFROST_PROTOCOL = 0xCB
 # Of the opening, without swap bit and correction mode.
 _OPENING_MASK = 0xE3FEFFFF
-_TIMESTAMP_BITS = 40
+TIMESTAMP_BITS = 40
 # The headers once more, and the frame messages (see `frame_message`), for single frames.
 _SLS_FIELDS = struct.Struct("<QIIdQHHHxxIHBB")
 _GIGAFROST_FIELDS = struct.Struct("<BBBBIIHHQII")
@@ -365,8 +365,8 @@ class GigaFrostPackets(Packets):
             self._geometry.module_height,
             scan_time,
             sync_time,
-            times & 2**_TIMESTAMP_BITS - 1,
-            times >> _TIMESTAMP_BITS,
+            times & 2**TIMESTAMP_BITS - 1,
+            times >> TIMESTAMP_BITS,
         )
         return Identity(scan_id | index << 32, index, scan_id, times), message
 

@@ -1,0 +1,1 @@
+"""A simulated detector that sends UDP packets."""
