@@ -50,6 +50,7 @@ from stddaq_ophyd.core.publication import Publication
 from stddaq_ophyd.core.recorder import Recorder, raise_failure
 from stddaq_ophyd.core.settings import Settings
 from stddaq_ophyd.core.streams import HasStream
+from stddaq_ophyd.core.worker import Worker
 from stddaq_ophyd.run_engine import is_description_for_documents
 
 T = TypeVar("T")
@@ -127,8 +128,9 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
             loaded = config if isinstance(config, DetectorConfig) else DetectorConfig.load(config)
             self._note_layout(loaded.image_shape, loaded.dtype.str, loaded.number_of_writers)
 
+        # For the path provider, which lists directories.
+        self._blocking = Worker("paths of a detector")
         self._recorder: Recorder | None = None
-        self._error: Exception | None = None
         self._info = TriggerInfo()
         # Whether `prepare` runs, whether what it started waits for a trigger, and whether a reading waits for
         # its documents.
@@ -167,7 +169,7 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
     @property
     def error(self) -> Exception | None:
         """Return the first failure since the device was staged."""
-        return self._error or (self._recorder.acquisition.error if self._recorder else None)
+        return self._recorder.acquisition.error if self._recorder else None
 
     @property
     def orphans(self) -> dict[str, int]:
@@ -187,7 +189,7 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
             from stddaq_ophyd import tiled_export
 
             tiled_export.register()
-        paths = next_paths(self._paths, self.name)
+        paths = await self._blocking.run(next_paths, self._paths, self.name)
         self._set_directory(str(paths.directory))
         self._set_file_prefix(paths.prefix)
         self._recorder = Recorder(self._acquisition(paths), self._set_n_ready)
@@ -226,6 +228,7 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
         """Let the driver become idle; `prepare` or the first trigger starts a run."""
         await self._end_operations()
         await super().stage()
+        self._recorder = None
 
     @AsyncStatus.wrap
     async def unstage(self) -> None:
@@ -340,6 +343,7 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
         settings = Settings(
             images_per_event=self._info.collections_per_event,
             timeout=self._info.exposure_timeout,
+            each_image=True,
             allow_bad=await self.allow_bad.get_value(),
         )
         await self._recorder.start(n_events, settings)

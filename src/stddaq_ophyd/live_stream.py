@@ -1,37 +1,24 @@
 """A component with the settings of the live streams: which images are sent to each address.
 
-The configuration service writes a setting into the detector's configuration, and std_live_stream follows it
-while it runs, without disconnecting its viewers. A Status is done when the service has confirmed the setting.
+A Status is done when the configuration service has confirmed the setting.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ophyd import Component, Device, Kind, Signal
 from ophyd.status import DeviceStatus
-from pydantic import ValidationError
 
-from stddaq.client import DEFAULT_CONFIG_URL, ConfigChangedError, ConfigClient
+from stddaq.client import DEFAULT_CONFIG_URL
 from stddaq.config.live_streams import LiveStreamSetting
 from stddaq.errors import StdDaqError
-from stddaq.text import mismatch
-from stddaq.validation import expectation
+from stddaq_ophyd.core.live_stream_settings import LiveStreamSettings, attribute_names, parsed_setting
 
 _log = logging.getLogger(__name__)
-
-KEY = "live_stream_configs"
-# Another client may change the configuration at the same time.
-MAX_ATTEMPTS = 5
-
-
-class LiveStreamSettingError(StdDaqError, ValueError):
-    """A value is not a setting of a live stream, or the configuration has no such live stream."""
 
 
 class _Part(Signal):
@@ -77,7 +64,7 @@ class LiveStreamAddress(Device):
 
         Raises `LiveStreamSettingError` when `value` is not a setting.
         """
-        setting = self._setting(value)
+        setting = parsed_setting(self.name, value)
         return self._apply(lambda: setting)
 
     def set_part(self, part: str, value: Any) -> DeviceStatus:
@@ -89,7 +76,7 @@ class LiveStreamAddress(Device):
             parts = {"type": self.type.get(), "config": self.config.get()} | {part: value}
             if part == "type" and value == "forward":
                 parts["config"] = []
-            return self._setting(parts)
+            return parsed_setting(self.name, parts)
 
         return self._apply(setting)
 
@@ -114,31 +101,6 @@ class LiveStreamAddress(Device):
         self.type.put(setting.type if setting else "unknown", force=True)
         self.config.put(list(setting.config) if setting else [], force=True)
 
-    def _setting(self, value: object) -> LiveStreamSetting:
-        if isinstance(value, str):
-            kind, *numbers = value.split()
-            value = kind, [self._number(text) for text in numbers]
-        if isinstance(value, Mapping):
-            value = value.get("type"), value.get("config", [])
-        if not (isinstance(value, Sequence) and len(value) == 2):
-            raise LiveStreamSettingError(
-                mismatch(self.name, "a setting like ('periodic', [1, 5])", repr(value))
-            )
-        kind, config = value
-        try:
-            return LiveStreamSetting.model_validate({"type": kind, "config": list(config)})
-        except ValidationError as error:
-            expected = expectation(error.errors(include_url=False)[0])
-        except TypeError:
-            expected = "a list of numbers"
-        raise LiveStreamSettingError(mismatch(self.name, expected, f"{kind!r} {config!r}"))
-
-    def _number(self, text: str) -> int | float:
-        for kind in (int, float):
-            with contextlib.suppress(ValueError):
-                return kind(text)
-        raise LiveStreamSettingError(mismatch(self.name, "a number", repr(text)))
-
 
 class LiveStreams(Device):
     """The live streams of a configuration, each a `LiveStreamAddress` called `port_<number>`.
@@ -158,10 +120,10 @@ class LiveStreams(Device):
     ) -> LiveStreams:
         """Make a component for each address, and ask the service for the addresses unless they are given."""
         if addresses is None:
-            addresses = list(_client(prefix, detector).get().get(KEY, {}))
+            addresses = LiveStreamSettings(prefix, detector).addresses()
         components = {
             attribute: Component(LiveStreamAddress, address, add_prefix=(), kind=Kind.config)
-            for attribute, address in _attributes(addresses).items()
+            for attribute, address in attribute_names(addresses).items()
         }
         made: Any = type(cls.__name__, (cls,), components)
         return super().__new__(made)
@@ -181,8 +143,7 @@ class LiveStreams(Device):
         `stddaq.client.ConfigClient`.
         """
         super().__init__(prefix, name=name, **kwargs)
-        self._client = _client(prefix, detector)
-        self._guard = threading.Lock()
+        self._settings = LiveStreamSettings(prefix, detector)
         if addresses is None:
             self.refresh()
 
@@ -199,48 +160,14 @@ class LiveStreams(Device):
 
     def refresh(self) -> None:
         """Read the settings in force. Raises `LiveStreamSettingError` and the errors of `ConfigClient`."""
-        configured = self._client.get().get(KEY, {})
-        for attribute in self.component_names:
-            address = getattr(self, attribute)
-            if address.prefix not in configured:
-                raise LiveStreamSettingError(
-                    mismatch(address.name, f"an address of {KEY} ({', '.join(configured)})", address.prefix)
-                )
-            address.note(LiveStreamSetting.model_validate(configured[address.prefix]))
+        addresses = [getattr(self, attribute) for attribute in self.component_names]
+        settings = self._settings.read({address.name: address.prefix for address in addresses})
+        for address, setting in zip(addresses, settings, strict=True):
+            address.note(setting)
 
     def apply(self, address: str, setting: LiveStreamSetting) -> None:
         """Write a setting into the configuration, and confirm it.
 
         Raises `LiveStreamSettingError`, `ConfigChangedError`, and the other errors of `ConfigClient`.
         """
-        wanted = {"type": setting.type, "config": list(setting.config)}
-        with self._guard:
-            for attempt in range(MAX_ATTEMPTS):
-                config = self._client.get()
-                if address not in config.get(KEY, {}):
-                    raise LiveStreamSettingError(mismatch(self.name, f"an address of {KEY}", address))
-                config[KEY][address] = config[KEY][address] | wanted
-                try:
-                    self._client.set(config)
-                    break
-                except ConfigChangedError:
-                    if attempt == MAX_ATTEMPTS - 1:
-                        raise
-            found = self._client.get()[KEY].get(address)
-        if found is None or {key: found.get(key) for key in wanted} != wanted:
-            raise LiveStreamSettingError(mismatch(f"{self.name}: {address}", str(wanted), str(found)))
-
-
-def _client(url: str, detector: str | None) -> ConfigClient:
-    return ConfigClient(url, detector=detector)
-
-
-def _attributes(addresses: Sequence[str]) -> dict[str, str]:
-    """Return the address of each attribute name: `port_<number>`, or the whole address for shared ports."""
-    ports = [address.rpartition(":")[2] for address in addresses]
-    return {
-        f"port_{port}"
-        if ports.count(port) == 1
-        else re.sub(r"\W+", "_", address.removeprefix("tcp://")): address
-        for address, port in zip(addresses, ports, strict=True)
-    }
+        self._settings.apply(self.name, address, setting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
@@ -10,7 +11,12 @@ from typing import Any, TypeVar
 from ophyd import Device
 from ophyd.status import DeviceStatus
 
+from stddaq.text import mismatch
+from stddaq_ophyd.core.errors import AcquisitionError
 from stddaq_ophyd.core.loop_thread import LoopThread
+
+# Longer than a slow file system takes for a published images file.
+CALL_TIMEOUT_S = 120.0
 
 S = TypeVar("S", bound="StepStatus")
 T = TypeVar("T")
@@ -81,6 +87,7 @@ class Steps:
     """
 
     def __init__(self, name: str) -> None:
+        self._name = name
         self._loop = LoopThread(name)
         self._order = asyncio.Lock()
         self._unfinished: set[StepStatus] = set()
@@ -110,8 +117,16 @@ class Steps:
         return status
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Return the result of `coroutine`, which runs beside the steps."""
-        return self._loop.submit(coroutine).result()
+        """Return the result of `coroutine`, which runs beside the steps. Raises `AcquisitionError`."""
+        called = self._loop.submit(coroutine)
+        try:
+            return called.result(CALL_TIMEOUT_S)
+        except concurrent.futures.TimeoutError:
+            if called.done():
+                raise
+            called.cancel()
+            expected = f"the files to be read or written within {CALL_TIMEOUT_S:g} s"
+            raise AcquisitionError(mismatch(self._name, expected, "no answer of the file system")) from None
 
     def abandon(self) -> None:
         """Let no unfinished step report a failure any more."""

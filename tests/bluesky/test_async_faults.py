@@ -108,7 +108,7 @@ def test_a_stalled_camera_fails_the_point_and_its_message_counts_the_images(
     det, camera = make_async_detector()
     camera.skip_calls = {3}
     text = failure(engine, points(det, TriggerInfo(collections_per_event=3, exposure_timeout=0.4), 5))
-    assert "det: expected 3 images within 0.4 s, got 0" in text
+    assert "det: expected 3 images, each within 0.4 s, got 0" in text
     assert str(camera.rig.directory) in text
     assert f"driver {camera.rig.url} is recording" in text
     assert str(det.error) == text
@@ -241,6 +241,26 @@ def test_the_next_plan_works_after_a_plan_that_ended_during_a_point(
     assert documents["stop"][0]["exit_status"] == {"abort": "abort", "halt": "abort", "stop": "success"}[how]
     assert len(documents["event"]) == 2
     # Without waiting for the driver, which a halt leaves to the background.
+    assert_next_plan_works(engine, det, camera)
+
+
+def test_a_camera_that_hangs_does_not_keep_an_aborted_plan(
+    engine: RunEngine, make_async_detector: MakeDetector, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("stddaq_ophyd.core.camera.STOP_TIMEOUT_S", 0.2)
+    det, camera = make_async_detector()
+    hung = threading.Event()
+    camera.skip_calls = {2}
+
+    def hang() -> None:
+        threading.Timer(0.1, engine.abort).start()
+        hung.wait(60)
+
+    camera.on_skip = hang
+    with pytest.raises(RunEngineInterrupted):
+        engine(count([det], 3))
+    wait_until_idle(camera.rig)
+    hung.set()
     assert_next_plan_works(engine, det, camera)
 
 

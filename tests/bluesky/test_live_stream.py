@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from bluesky import RunEngine
 from bluesky import plan_stubs as bps
+from bluesky.utils import FailedStatus
 from ophyd import Component
 from support.processes.deployment import Deployment
 
@@ -51,6 +52,28 @@ def test_settings_are_put_confirmed_and_refused_with_the_reason(
         first.set("batch 7 5")
     with pytest.raises(ConfigServiceUnreachableError):
         LiveStreams("http://127.0.0.1:9", name="absent")
+
+
+def test_settings_are_signals_of_ophyd_async(engine: RunEngine, deployment: Deployment, url: str):
+    pytest.importorskip("ophyd_async")
+    from ophyd_async.core import init_devices
+
+    from stddaq_ophyd import AsyncLiveStreams
+
+    with init_devices():
+        streams: Any = AsyncLiveStreams(url, addresses=list(ADDRESSES))
+    read: list[Any] = []
+
+    def plan() -> Any:
+        read.append((yield from bps.rd(streams.port_20001)))
+        yield from bps.mv(streams.port_20000, "batch 2 555")
+        read.append((yield from bps.rd(streams.port_20000)))
+
+    engine(plan())
+    assert read == ["periodic 1 5", "batch 2 555"]
+    assert on_disk(deployment, 20000) == {"type": "batch", "config": [2, 555]}
+    with pytest.raises(FailedStatus, match="for batch"):
+        engine(bps.mv(streams.port_20000, "batch 7 5"))
 
 
 def test_a_setting_applies_while_the_device_is_staged(make_rig: Any, url: str, deployment: Deployment):

@@ -132,7 +132,14 @@ class Acquisition:
             exposure = await self._camera.fire(n)
             on_fired()
             images = ReadyImages(before, n, may_restart=True, first_id=exposure.first_id)
-            after = await run.wait_for(n, before, settings.timeout, exposure, on_progress=on_progress)
+            after = await run.wait_for(
+                n,
+                before,
+                settings.timeout,
+                exposure,
+                restart_on_progress=settings.each_image,
+                on_progress=on_progress,
+            )
             after, is_live = await self._read_point(run, images, after, exposure, settings)
             check_bad(run, before, after, n, self._device, allow_bad=settings.allow_bad)
         async with self._guard:

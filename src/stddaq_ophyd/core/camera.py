@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from stddaq.text import mismatch
 from stddaq_ophyd.core.errors import AcquisitionError
 from stddaq_ophyd.core.worker import Worker
+
+# An aborted plan waits this long for a camera that does not answer.
+STOP_TIMEOUT_S = 10.0
 
 
 def _no_failure() -> BaseException | None:
@@ -58,7 +63,12 @@ class CameraControl:
         if self._camera is None:
             return Exposure()
         await self.clear()
-        exposure = await self._try(self._camera.fire, "triggered", n_images)
+        try:
+            exposure = await self._try(self._camera.fire, "triggered", n_images)
+        except asyncio.CancelledError:
+            # The thread goes on with it.
+            self._has_fired = True
+            raise
         self._has_fired = True
         return exposure if isinstance(exposure, Exposure) else Exposure()
 
@@ -73,8 +83,15 @@ class CameraControl:
 
     async def stop(self) -> None:
         """Stop the camera if it was fired. Raises `AcquisitionError`."""
-        if self._has_fired:
-            await self._try(self._stop, "stopped")
+        if not self._has_fired:
+            return
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self._try(self._stop, "stopped")
+        except TimeoutError as error:
+            # It may also hang in `fire`.
+            expected = f"stopped within {STOP_TIMEOUT_S:g} s"
+            raise AcquisitionError(mismatch(f"{self._device}: camera", expected, "no answer")) from error
 
     async def _try(self, method: Callable[..., Any], what: str, *args: Any) -> Any:
         try:
