@@ -285,9 +285,15 @@ class StdDaqDetector(StagedDetector):
         self._note_counts(n_images, await self._staged_acquisition().finish_flight(progress))
 
     def pause(self) -> None:
-        """Refuse a replay during a flight, whose images go on during a pause. The RunEngine calls it."""
+        """Let a point that is taken again not fail the plan. The RunEngine calls it.
+
+        Raises `NoReplayAllowed` during a flight, whose images go on during a pause.
+        """
         if self._acquisition is not None and self._acquisition.is_flying:
             raise NoReplayAllowed(f"{self.name} is in a flight")
+        if self._pending is not None:
+            # A replay takes the point again, after the images of this one have come, or have not.
+            self._steps.abandon(self._pending)
         super().pause()
 
     def describe_collect(self) -> dict[str, dict[str, Any]]:

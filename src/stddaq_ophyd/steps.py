@@ -128,9 +128,12 @@ class Steps:
             expected = f"the files to be read or written within {CALL_TIMEOUT_S:g} s"
             raise AcquisitionError(mismatch(self._name, expected, "no answer of the file system")) from None
 
-    def abandon(self) -> None:
-        """Let no unfinished step report a failure any more."""
-        self._unfinished.clear()
+    def abandon(self, status: StepStatus | None = None) -> None:
+        """Let an unfinished step, by default all of them, report no failure any more."""
+        if status is None:
+            self._unfinished.clear()
+        else:
+            self._unfinished.discard(status)
 
     def wait_until_done(self, timeout: float) -> bool:
         """Return whether all steps ended within `timeout` seconds."""

@@ -278,3 +278,57 @@ def test_unstaging_twice_or_without_staging_is_harmless(make_detector: MakeDetec
         det.read()
     det.unstage().wait(10)
     wait_until_idle(camera.rig)
+
+
+class HalvedCamera(PointCamera):
+    """Publishes half of the images of its first trigger, and calls `on_half`."""
+
+    def __init__(self, rig: Any, on_half: Callable[[], None]) -> None:
+        super().__init__(rig)
+        self.on_half = on_half
+        self.n_left = 0
+
+    def fire(self, n_images: int) -> None:
+        if self.published:
+            super().fire(n_images)
+            return
+        self.n_left = self.n_held_back = n_images // 2
+        super().fire(n_images)
+        self.n_held_back = 0
+        self.on_half()
+
+    def publish_rest(self) -> None:
+        """Publish the other half, once."""
+        n_left, self.n_left = self.n_left, 0
+        if n_left:
+            super().fire(n_left)
+
+    def publish_rest_at(self, message: Msg) -> None:
+        """Publish the other half when a plan triggers the detector."""
+        if message.command == "trigger":
+            self.publish_rest()
+
+
+@pytest.mark.parametrize("number_of_writers", [1, 5])
+@pytest.mark.parametrize("rest", ["in the pause", "after the pause", "never"])
+def test_a_point_that_is_interrupted_in_its_middle_is_taken_again(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector, rest: str, number_of_writers: int
+):
+    det, other = make_detector(rig={"number_of_writers": number_of_writers})
+    camera = HalvedCamera(other.rig, lambda: threading.Thread(target=engine.request_pause).start())
+    det._camera = camera
+    det.images_per_event.put(7)
+    det.margin.put(1 if rest == "never" else 30)
+    with pytest.raises(RunEngineInterrupted):
+        engine(count([det], 3))
+    if rest == "in the pause":
+        camera.publish_rest()
+    elif rest == "after the pause":
+        engine.msg_hook = camera.publish_rest_at  # pyright: ignore[reportAttributeAccessIssue]
+    engine.resume()
+    n_first = 4 if rest == "never" else 7
+    assert documents["stop"][0]["exit_status"] == "success"
+    assert_images(stream_images(documents), camera.published[n_first:])
+    assert len(camera.published) == n_first + 21
+    wait_until_idle(camera.rig)
+    assert sum(det.orphans.values()) == n_first
