@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from stddaq.dataplane.metadata import ImageMetadata
-from stddaq.dataplane.ring_buffer import SUFFIX_SHIFT, suffix_code
+from stddaq.dataplane.ring_buffer import CODE_SHIFT, ring_code
 from stddaq.dataplane.ring_reader import REACH_LIMIT_S, HeldImages, RingReader
 
 HOLD_S = 0.05
-OF_THIS_RING = suffix_code("image") << SUFFIX_SHIFT
-OF_ANOTHER_RING = suffix_code("blosc2") << SUFFIX_SHIFT
+OF_THIS_RING = ring_code("GF2-image") << CODE_SHIFT
+OF_ANOTHER_RING = ring_code("GF2-blosc2") << CODE_SHIFT
 
 
 class FakeRing:
@@ -69,7 +69,7 @@ class Bench:
         reader: Any = RingReader.__new__(RingReader)
         self.ring, self.ids, self.clock = FakeRing(), FakeIds(), Clock()
         reader.ring, reader.published_ids = self.ring, self.ids
-        reader._suffix_code = suffix_code("image")
+        reader._ring_code = ring_code("GF2-image")
         self.reader: RingReader = reader
         self.held = HeldImages[str](reader, self.clock, self.clock.sleep)
 
@@ -96,9 +96,10 @@ def test_cursor_alone_judges_every_image_with_a_sequence_of_its_ring(
     assert bench.reader.has_cursor_for(ImageMetadata(image_id=1, sequence=sequence)) == expected
 
 
-def test_rings_of_a_detector_have_different_sequence_numbers() -> None:
-    codes = {suffix_code(suffix) for suffix in ("image", "h5bitshuffle-lz4", "blosc2")}
-    assert len(codes) == 3
+def test_rings_have_different_sequence_numbers() -> None:
+    suffixes, detectors = ("image", "h5bitshuffle-lz4", "blosc2"), ("GF2", "REPLAY-GF2")
+    codes = {ring_code(f"{detector}-{suffix}") for suffix in suffixes for detector in detectors}
+    assert len(codes) == 6
     assert all(0 < code < 4096 for code in codes)
 
 

@@ -51,10 +51,11 @@ class MetadataPublisher(Closing):
                 message = self.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return self._n_subscribers
-            # First byte 1: a subscription, 0: its end. Anything else is a message of the peer's own.
-            if message[:1] == b"\1":
+            # 1: a subscription, 0: its end; a topic follows if the images are not wanted. Anything else is a
+            # message of the peer's own.
+            if message == b"\1":
                 self._n_subscribers += 1
-            elif message[:1] == b"\0":
+            elif message == b"\0":
                 self._n_subscribers -= 1
 
     def wait_for_subscribers(self, count: int, timeout: float) -> bool:

@@ -32,6 +32,9 @@ UNCONFIRMED_HOLD_S = 0.1
 MARGIN_FRACTION = 0.05
 MIN_MARGIN = 16
 CATCH_UP_LIMIT_S = 1.0
+# The first byte of every announcement but that of image 0, whose id is not in the message. Sources of stddaq
+# do not count subscriptions to a topic, so that they start when a driver is there.
+TOPIC = b"\x08"
 
 
 @dataclass(slots=True)
@@ -119,7 +122,7 @@ class PublishedIds:
     """Follows the ids that the source of a ring buffer publishes.
 
     It connects once, as the service's own user, but subscribes only while a source without cursor is read:
-    each subscriber costs the source time, and the source counts it.
+    each subscriber costs the source time.
     """
 
     def __init__(self, stream: str, rules: MetadataRules, n_slots: int) -> None:
@@ -142,14 +145,14 @@ class PublishedIds:
     def follow(self) -> None:
         """Subscribe, if not subscribed already."""
         if not self._is_following:
-            self._socket.subscribe(b"")
+            self._socket.subscribe(TOPIC)
             self._epochs = Epochs(self._n_slots)
             self._is_following, self._is_confirmed = True, False
 
     def ignore(self) -> None:
         """Unsubscribe and forget all ids."""
         if self._is_following:
-            self._socket.unsubscribe(b"")
+            self._socket.unsubscribe(TOPIC)
             self._is_following = False
             for _ in self._arrived():
                 pass

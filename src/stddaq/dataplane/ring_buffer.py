@@ -61,14 +61,14 @@ _ATTACHING, _ATTACHED, _SOURCE = range(2**40, 2**40 + 3)
 ATTACH_TIMEOUT_S = 60.0
 DETACH_TIMEOUT_S = 1.0
 
-# A sequence number is 12 bits of the CRC of the ring's suffix, and 52 bits that start from the clock: it says
+# A sequence number is 12 bits of the CRC of the ring's name, and 52 bits that start from the clock: it says
 # of which ring's images it is.
-SUFFIX_SHIFT = 52
+CODE_SHIFT = 52
 
 
-def suffix_code(suffix: str) -> int:
+def ring_code(name: str) -> int:
     """Return the upper bits of the sequence numbers of a ring, never 0."""
-    return zlib.crc32(suffix.encode()) >> 20 | 1
+    return zlib.crc32(name.encode()) >> 20 | 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class RingBuffer(Closing):
     Attributes:
         memory: writable memoryview of the whole segment, uint8.
         geometry: slots and their size.
-        suffix_code: upper bits of its sequence numbers.
+        code: upper bits of its sequence numbers.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class RingBuffer(Closing):
         self.geometry = geometry = geometry or RingGeometry.of(config)
         suffix = ring_suffix(suffix)
         self.name = f"{config.detector_name}-{suffix}"
-        self.suffix_code = suffix_code(suffix)
+        self.code = ring_code(self.name)
         self._path = SHM_DIRECTORY / self.name
         self.shape, self.dtype = (geometry.height, geometry.width), dtype_of(geometry.dtype)
         self._image_bytes, self._n_slots = self.geometry.image_bytes, self.geometry.n_slots
@@ -237,7 +237,7 @@ class RingBuffer(Closing):
         words[_RING_INODE] = self._ring.inode
         # Starting from the clock, no number is used twice even after the segments were removed by hand: no
         # source publishes more than one image per microsecond.
-        words[_SEQUENCE] = self.suffix_code << SUFFIX_SHIFT | time.time_ns() // 1000
+        words[_SEQUENCE] = self.code << CODE_SHIFT | time.time_ns() // 1000
         words[_MAGIC] = _MAGIC_VALUE
 
     @classmethod
@@ -318,6 +318,10 @@ class RingBuffer(Closing):
         name = os.path.basename(sys.argv[0] if sys.argv else "").encode()[: len(program)]  # noqa: PTH119
         program[:] = name.ljust(len(program), b"\0")
         words[_SOURCE_PID], words[_SOURCE_UID] = os.getpid(), os.geteuid()
+
+    def has_source(self) -> bool:
+        """Return whether another process, a source of stddaq, writes this ring. 1 us."""
+        return self._cursor.is_locked(_SOURCE)
 
     def slot(self, image_id: int) -> memoryview:
         """The bytes of the slot of image `image_id`, uint8, writable, not copied."""

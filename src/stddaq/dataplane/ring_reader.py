@@ -19,7 +19,7 @@ from stddaq.daemon.log import logger
 from stddaq.dataplane import endpoints
 from stddaq.dataplane.metadata import ImageMetadata, MetadataRules, ring_suffix
 from stddaq.dataplane.published_ids import PublishedIds
-from stddaq.dataplane.ring_buffer import SUFFIX_SHIFT, RingBuffer
+from stddaq.dataplane.ring_buffer import CODE_SHIFT, RingBuffer
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class RingReader:
         self.rules = MetadataRules(config, suffix)
         stream = endpoints.metadata_stream(config.detector_name, ring_suffix(suffix))
         self.ring = RingBuffer(config, suffix)
-        self._suffix_code = self.ring.suffix_code
+        self._ring_code = self.ring.code
         self.published_ids = PublishedIds(stream, self.rules, config.n_slots)
         self._refusal: str | None = None
 
@@ -58,7 +58,7 @@ class RingReader:
         is younger than the announcement, belongs to another ring than the one that the source writes. A
         number of another ring was passed on by a std_daq stage (C++), which copies fields it does not know.
         """
-        return metadata.sequence >> SUFFIX_SHIFT == self._suffix_code
+        return metadata.sequence >> CODE_SHIFT == self._ring_code
 
     def holds(self, metadata: ImageMetadata) -> bool:
         """Return whether the slot holds the complete image. Thread-safe; call it before and after a copy."""
@@ -77,6 +77,17 @@ class RingReader:
         self.published_ids.follow()
         self.published_ids.expect(metadata.image_id)
         return self.ring.is_written(metadata.image_id)
+
+    def watch_source(self) -> None:
+        """Follow the ids of a source without cursor from its first image on. 2 us.
+
+        Following only once that image has arrived is too late if this process was stopped meanwhile. Call it
+        before the first image, and once a second or less while no image is held.
+        """
+        if self.ring.has_source():
+            self.published_ids.ignore()
+        else:
+            self.published_ids.follow()
 
     def refuse(self, metadata: ImageMetadata) -> None:
         """Keep the reason why this image does not fit, for `log_refusal`."""

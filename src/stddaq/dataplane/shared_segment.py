@@ -153,6 +153,12 @@ class SharedSegment:
             return False
         return True
 
+    def is_locked(self, byte: int) -> bool:
+        """Return whether another object or process has locked one byte."""
+        request = struct.pack(_STRUCT_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+        kind = struct.unpack(_STRUCT_FLOCK, fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, request))[0]
+        return kind != fcntl.F_UNLCK
+
     def unlock(self, byte: int) -> None:
         """Unlock one byte."""
         self._set_lock(fcntl.F_UNLCK, byte)

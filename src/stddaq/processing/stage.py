@@ -109,6 +109,7 @@ class Stage(Generic[Made]):
         self._publish(wait=True)
 
     def _loop(self, workers: Workers[_Job[Made]], stop: StopRequest) -> None:
+        self._watch_source()
         poller = zmq.Poller()
         for source in (workers.fileno(), stop.fileno()):
             poller.register(source, zmq.POLLIN)
@@ -255,6 +256,12 @@ class Stage(Generic[Made]):
         if self._last_error:
             logger.error("processing failed: %s", self._last_error, exc_info=self._last_error)
             self._last_error = None
+        if not self._held:
+            self._watch_source()
+
+    def _watch_source(self) -> None:
+        if self._output.looks_at_pixels:
+            self._reader.watch_source()
 
     def _pairs(self, period: Period) -> dict[str, object]:
         return {

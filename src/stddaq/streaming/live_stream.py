@@ -174,9 +174,11 @@ class LiveStream:
         self._viewers.close_silent()
         if self._held:
             return
-        if not self._viewers.n_subscribed:
-            self._reader.published_ids.ignore()
         self._reader.refresh()
+        if self._viewers.n_subscribed:
+            self._reader.watch_source()
+        else:
+            self._reader.published_ids.ignore()
 
     def _report(self) -> None:
         self._subscriber.check()

@@ -113,8 +113,7 @@ class ImageRecorder(Recorder):
             overwrite=action.overwrite,
             roots=self._roots,
         )
-        if not self._source_has_cursor:
-            self._reader.published_ids.follow()
+        self._reader.watch_source()
 
     def record(self, images: RecordImages) -> None:
         file = self._file
@@ -248,6 +247,7 @@ class ImageRecorder(Recorder):
         # A source with cursor attaches to a new ring within a second. One without continues with the old one.
         if self._source_has_cursor and not self._held:
             self._reader.refresh()
+            self._reader.watch_source()
         return bool(self._held)
 
     def show_alive(self) -> bool:
