@@ -53,6 +53,17 @@ def test_every_pixel_is_checked_and_nothing_is_left_behind(deployment: Deploymen
     assert leftovers(detector_name(directory)) == []
 
 
+def test_packets_of_a_gigafrost_become_images_whose_every_pixel_is_checked(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    process = deployment.run(
+        *(deployment.stddaq, "demo", "--udp", "--directory", tmp_path, "-n", 20, "--rate", 20, "--size", 96)
+    )
+    assert process.wait(timeout=110) == 0, process.output
+    assert re.search(rf"checked +20 images, {20 * 96 * 96} pixels, 0 differ", process.output)
+    assert leftovers(detector_name(tmp_path)) == []
+
+
 def test_it_can_be_repeated_in_the_same_directory(deployment: Deployment, tmp_path: Path):
     for _ in range(2):
         process = demo(deployment, "--directory", tmp_path, "-n", 5, "--size", 64)

@@ -1,8 +1,9 @@
 """`stddaq demo`: record simulated images and prove that every pixel is right.
 
 A simulated detector, the driver, two writers and the metadata writer record a run; then every pixel is read
-back from the master file and compared with the simulator's scene. The demo uses a free port and names and an
-ipc directory of its own, and leaves nothing but its files.
+back from the master file and compared with the simulator's scene. With `--udp` the detector is a GigaFRoST that
+sends packets, from which receivers, converters and the module synchroniser make images. The demo uses free
+ports, names and an ipc directory of its own, and leaves nothing but its files.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import argparse
 import contextlib
 import json
 import os
+import random
+import re
 import shlex
 import shutil
 import signal
@@ -20,7 +23,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +44,12 @@ N_WRITERS = 2
 N_SLOTS = 1000
 # The demo takes the largest whose ring buffer fits: N_SLOTS images of two bytes per pixel.
 IMAGE_SIZES = (512, 256, 128, 64)
+# A GigaFRoST has other widths. The packets of all modules of an image must fit into the sockets' buffers.
+UDP_IMAGE_SIZES = (240, 144, 96, 48)
+UDP_MAX_VALUE = 4095
+N_MODULES = 8
+DEFAULT_RATE_HZ, UDP_DEFAULT_RATE_HZ = 200.0, 50.0
+DEFAULT_IMAGES, UDP_DEFAULT_IMAGES = 1000, 250
 READY_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 15.0
 N_SHOWN = 7
@@ -64,16 +73,26 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--directory", default="demo", help="directory of the files, made if missing (default: demo)"
     )
     parser.add_argument(
-        "-n", "--n-images", type=image_count, default=1000, help="images to record (default: 1000)"
+        "-n",
+        "--n-images",
+        type=image_count,
+        help=f"images to record (default: {DEFAULT_IMAGES}, with --udp {UDP_DEFAULT_IMAGES})",
     )
     parser.add_argument(
-        "--rate", type=NumberRange(0.1, 10_000, "Hz"), default=200.0, help="images per second (default: 200)"
+        "--rate",
+        type=NumberRange(0.1, 10_000, "Hz"),
+        help=f"images per second (default: {DEFAULT_RATE_HZ:g}, with --udp {UDP_DEFAULT_RATE_HZ:g})",
     )
     parser.add_argument(
         "--size",
         type=int,
-        choices=IMAGE_SIZES,
+        choices=(*IMAGE_SIZES, *UDP_IMAGE_SIZES),
         help="height and width in pixels (default: the largest that fits)",
+    )
+    parser.add_argument(
+        "--udp",
+        action="store_true",
+        help="the detector sends UDP packets, from which receivers and converters make the images",
     )
 
 
@@ -81,20 +100,28 @@ def run(args: argparse.Namespace) -> int:
     # SystemExit ends the services that were started, as Ctrl-C does.
     for end in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(end, lambda number, _: sys.exit(128 + number))
+    sizes = UDP_IMAGE_SIZES if args.udp else IMAGE_SIZES
+    if args.size not in (None, *sizes):
+        kind = "with --udp" if args.udp else "without --udp"
+        raise DemoError(mismatch("--size", f"one of {', '.join(map(str, sizes))} {kind}", f"{args.size}"))
+    n_images = args.n_images or (UDP_DEFAULT_IMAGES if args.udp else DEFAULT_IMAGES)
+    rate = args.rate or (UDP_DEFAULT_RATE_HZ if args.udp else DEFAULT_RATE_HZ)
     directory = _prepare_directory(Path(args.directory))
-    config_path, config = _write_config(directory, args.size)
+    config_path, config = _write_config(directory, args.size or _image_side(directory, sizes), args.udp)
     side = config.image_shape[0]
-    print(
-        f"stddaq demo: {args.n_images} images of {side}x{side} pixels, {args.rate:g} per second\n", flush=True
-    )
-    with _deployment(directory, config_path, args.rate) as url:
-        account = _record(url, directory, config, args.n_images)
+    print(f"stddaq demo: {n_images} images of {side}x{side} pixels, {rate:g} per second\n", flush=True)
+    with contextlib.ExitStack() as running:
+        url = running.enter_context(_deployment(directory, config_path, None if args.udp else rate))
+        if args.udp:
+            _wait_for_subscriptions(directory)
+            running.enter_context(_packets(directory, config_path, rate))
+        account = _record(url, directory, config, n_images)
     master = account["files"]["master"]
     if not master:
         raise DemoError("the run has no master file")
     begin = time.monotonic()
     print("\nchecking every pixel of every image ...", flush=True)
-    checked = _check(Path(master), config, account, args.n_images)
+    checked = _check(Path(master), config, account, n_images, UDP_MAX_VALUE if args.udp else None)
     seconds = time.monotonic() - begin
     png = directory / f"{PREFIX}.png"
     _draw(png, checked, config, account)
@@ -122,21 +149,20 @@ def _config_path(directory: Path) -> Path:
     return directory / f"{PREFIX}.json"
 
 
-def _write_config(directory: Path, size: int | None) -> tuple[Path, DetectorConfig]:
+def _write_config(directory: Path, side: int, udp: bool) -> tuple[Path, DetectorConfig]:
     from stddaq.config import DetectorConfig
 
-    side = size or _image_side(directory)
     content = {
         "detector_name": f"demo-{uuid.uuid4().hex[:8]}",
         "detector_type": "gigafrost",
-        "n_modules": 1,
+        "n_modules": N_MODULES if udp else 1,
         "bit_depth": 16,
         "image_pixel_height": side,
         "image_pixel_width": side,
-        "start_udp_port": 2000,
+        "start_udp_port": _free_udp_ports() if udp else 2000,
         "module_positions": {},
         "number_of_writers": N_WRITERS,
-        "stats_collection_period": 10,
+        "stats_collection_period": 1 if udp else 10,
         # Of the demo, and of runs that its user starts to try it.
         "allowed_roots": [str(directory.resolve()), tempfile.gettempdir()],
     }
@@ -148,9 +174,20 @@ def _write_config(directory: Path, size: int | None) -> tuple[Path, DetectorConf
     return path, DetectorConfig.load(path)
 
 
-def _image_side(directory: Path) -> int:
+def _free_udp_ports() -> int:
+    """Return the first of `N_MODULES` consecutive UDP ports that are free now."""
+    for first in random.sample(range(20000, 60000, N_MODULES), 100):
+        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
+            for port in range(first, first + N_MODULES):
+                probe = probes.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                probe.bind(("0.0.0.0", port))
+            return first
+    raise DemoError(mismatch("UDP ports", f"{N_MODULES} consecutive ones that are free", "none"))
+
+
+def _image_side(directory: Path, sizes: Sequence[int]) -> int:
     free = {place: shutil.disk_usage(place).free for place in (Path("/dev/shm"), directory)}
-    for side in IMAGE_SIZES:
+    for side in sizes:
         # A tenth more than the pixels, so that the demo does not fill the machine.
         if all(N_SLOTS * side * side * 2 * 1.1 < n_bytes for n_bytes in free.values()):
             return side
@@ -159,8 +196,11 @@ def _image_side(directory: Path) -> int:
 
 
 @contextlib.contextmanager
-def _deployment(directory: Path, config_path: Path, rate: float) -> Iterator[str]:
-    """Run `stddaq up` in another process, with its output in demo.log. Yield the driver's url."""
+def _deployment(directory: Path, config_path: Path, rate: float | None) -> Iterator[str]:
+    """Run `stddaq up` in another process, with its output in demo.log. Yield the driver's url.
+
+    The simulator publishes images at `rate`; None: the detector sends packets.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -169,7 +209,7 @@ def _deployment(directory: Path, config_path: Path, rate: float) -> Iterator[str
 
     log_path = directory / f"{PREFIX}.log"
     up = [sys.executable, "-m", "stddaq", "up", str(config_path), "--port", str(port), "-m"]
-    up += ["--source", "simulate", "--scene", "rings", "--rate", f"{rate:g}"]
+    up += ["--source", "udp"] if rate is None else ["--source", "simulate", "--rate", f"{rate:g}"]
     # Not in the demo's directory, because socket paths are limited to 107 bytes.
     ipc_parent = ipc_directory()
     with tempfile.TemporaryDirectory(prefix="stddaq-", dir=ipc_parent) as ipc, log_path.open("w") as log:
@@ -186,6 +226,43 @@ def _deployment(directory: Path, config_path: Path, rate: float) -> Iterator[str
         try:
             _wait_until_ready(process, log_path)
             yield f"ws://127.0.0.1:{port}"
+        finally:
+            _end(process)
+
+
+def _wait_for_subscriptions(directory: Path) -> None:
+    """Wait until each receiver has its converter: frames before that would be lost."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    log_path = directory / f"{PREFIX}.log"
+    subscribed = re.compile(r"module_id=(\d+),.*n_subscribers=[1-9]")
+    while len(set(subscribed.findall(log_path.read_text(errors="replace")))) < N_MODULES:
+        if time.monotonic() > deadline:
+            raise DemoError(f"the converters have not subscribed to the receivers, see {log_path}")
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _packets(directory: Path, config_path: Path, rate: float) -> Iterator[None]:
+    """Run the simulator of the packets, with its output in demo-detector.log."""
+    from stddaq.daemon.parent_death import end_with_parent
+    from stddaq.dataplane.endpoints import IPC_DIRECTORY_VARIABLE, ipc_directory
+
+    command = [sys.executable, "-m", "stddaq", "simulate-udp", str(config_path), "--rate", f"{rate:g}"]
+    with (
+        tempfile.TemporaryDirectory(prefix="stddaq-", dir=ipc_directory()) as ipc,
+        (directory / f"{PREFIX}-detector.log").open("w") as log,
+    ):
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, IPC_DIRECTORY_VARIABLE: ipc},
+            start_new_session=True,
+            preexec_fn=end_with_parent(),  # noqa: PLW1509 - there is no other thread yet
+        )
+        try:
+            yield
         finally:
             _end(process)
 
@@ -225,8 +302,13 @@ def _record(url: str, directory: Path, config: DetectorConfig, n_images: int) ->
     return account
 
 
-def _check(master: Path, config: DetectorConfig, account: dict[str, Any], asked: int) -> _Checked:
-    """Compare every pixel of the master file with the simulator's scene. Raise `DemoError`."""
+def _check(
+    master: Path, config: DetectorConfig, account: dict[str, Any], asked: int, max_value: int | None
+) -> _Checked:
+    """Compare every pixel of the master file with the simulator's scene. Raise `DemoError`.
+
+    `max_value`: of the detector, if it is less than that of the pixel type.
+    """
     import h5py
     import numpy as np
 
@@ -249,6 +331,7 @@ def _check(master: Path, config: DetectorConfig, account: dict[str, Any], asked:
         expected = np.empty(config.image_shape, config.dtype)
         for position, image_id in enumerate(ids):
             scene.write(int(image_id), expected)
+            np.minimum(expected, max_value or np.iinfo(config.dtype).max, out=expected)
             if not np.array_equal(images[position], expected):
                 raise DemoError(f"check failed: image {image_id} of {master} differs from what was simulated")
         places = np.linspace(0, len(ids) - 1, min(N_SHOWN, len(ids))).astype(int)
