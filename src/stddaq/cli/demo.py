@@ -1,9 +1,9 @@
 """`stddaq demo`: record simulated images and prove that every pixel is right.
 
 A simulated detector, the driver, two writers and the metadata writer record a run; then every pixel is read
-back from the master file and compared with the simulator's scene. With `--udp` the detector is a GigaFRoST that
-sends packets, from which receivers, converters and the module synchroniser make images. The demo uses free
-ports, names and an ipc directory of its own, and leaves nothing but its files.
+back from the master file and compared with the simulator's scene. With `--udp` the detector is a GigaFRoST
+that sends packets, from which receivers, converters and the module synchroniser make images. The demo uses
+free ports, names and an ipc directory of its own, and leaves nothing but its files.
 """
 
 from __future__ import annotations
