@@ -6,6 +6,8 @@ messages. So every step runs in the device's own event loop, and BEC receives a 
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -13,7 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bec_lib.alarm_handler import Alarms
 from bec_lib.logger import bec_logger
+from bec_lib.messages import ErrorInfo
 from ophyd import Component, Kind, Signal
 from ophyd_devices import FileEventSignal, PreviewSignal, ProgressSignal, PSIDeviceBase
 from ophyd_devices.utils.psi_device_base_utils import StatusBase
@@ -109,6 +113,10 @@ class StdDaqCamera(PSIDeviceBase):
         self._n_triggered = 0
         self._shown_at = 0.0
         super().__init__(prefix, name=name, scan_info=scan_info, device_manager=device_manager, **kwargs)
+        self._is_preview_sent = threading.Event()
+        self._is_preview_sent.set()
+        # ophyd calls subscribers one after the other.
+        self.preview.subscribe(lambda **_: self._is_preview_sent.set(), run=False)
 
     # Loaded and unloaded by BEC.
 
@@ -237,10 +245,24 @@ class StdDaqCamera(PSIDeviceBase):
         self.progress.put(value=value, max_value=max(n_expected, value, 1), done=is_over)
         if is_over:
             self._put_file_event(recording, is_done=True)
-            if recording.n_bad:
-                logger.warning(
-                    f"{self.name}: {recording.n_bad} bad images of {value} in {recording.files.master}"
+            if recording.failed_unasked:
+                self._warn(str(recording.error))
+            elif recording.n_bad:
+                self._warn(
+                    f"{self.name}: {recording.n_bad} of {value} images are bad: {recording.files.master}"
                 )
+
+    def _warn(self, text: str) -> None:
+        """Raise an alarm that does not end the scan."""
+        logger.warning(text)
+        if self.device_manager is None:
+            return
+        info = ErrorInfo(
+            error_message=text, compact_error_message=text, exception_type="Warning", device=self.name
+        )
+        raise_alarm = self.device_manager.connector.raise_alarm
+        # It waits for Redis.
+        asyncio.get_running_loop().run_in_executor(None, raise_alarm, Alarms.WARNING, info)
 
     def _put_counts(self, recording: Recording) -> None:
         self.n_images.put(recording.n_images)
@@ -256,6 +278,10 @@ class StdDaqCamera(PSIDeviceBase):
         )
 
     def _show_preview(self, image: LiveImage) -> None:
+        # Previews do not accumulate while BEC waits for Redis.
+        if not self._is_preview_sent.is_set():
+            return
+        self._is_preview_sent.clear()
         pixels = binned(image.pixels, self._preview_pixels)
         self.preview.put(pixels, metadata={"image_id": image.image_id})
 

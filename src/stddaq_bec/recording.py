@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,6 +47,7 @@ class Recording:
         was_ready: the run was started.
         is_stopped: the run was stopped before its scan was complete.
         error: why the run failed, the first reason only.
+        failed_unasked: the failure came between the steps of the scan.
     """
 
     def __init__(
@@ -64,7 +67,7 @@ class Recording:
         """
         self.files = files
         self.n_images = self.n_bad = 0
-        self.was_ready = self.is_stopped = False
+        self.was_ready = self.is_stopped = self.failed_unasked = False
         self.error: AcquisitionError | None = None
         self._device, self._url, self._token = device, url, token
         self._options, self._on_change = dict(options), on_change
@@ -91,7 +94,7 @@ class Recording:
             async with self._opening:
                 await self._open()
         except (StdDaqError, OSError) as error:
-            failure = self._failure("cannot start a run", self._stopped() or error)
+            failure = self._failure("cannot start a run", self._first_reason() or error)
             await self.end()
             raise failure from error
 
@@ -142,7 +145,7 @@ class Recording:
             exposure = await self._camera.fire(n_images)
             await self._wait_for(before, n_images, timeout, exposure)
         except (StdDaqError, OSError) as error:
-            failure = self._failure("the images of a trigger are not recorded", self._stopped() or error)
+            failure = self._failure("the images of a trigger are not recorded", self._first_reason() or error)
             self.stop()
             raise failure from error
 
@@ -249,6 +252,19 @@ class Recording:
                 await self._check_end()
             self._note(await self._client.wait_until_saved(CLOSE_TIMEOUT_S))
             await self._client.wait(("idle",), IDLE_TIMEOUT_S)
+        if self._run_id is None and self.n_images:
+            await asyncio.to_thread(self._make_master_file)
+
+    def _make_master_file(self) -> None:
+        """Make the file that a driver in C++ does not make, in a process: HDF5 may fail there."""
+        directory, prefix = self.files.master.parent, self.files.prefix
+        command = [sys.executable, "-m", "stddaq", "aggregate", str(directory), "--prefix", prefix]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=CLOSE_TIMEOUT_S)
+        except subprocess.CalledProcessError as error:
+            raise AcquisitionError(f"the master file cannot be made: {error.stderr.strip()}") from error
+        except subprocess.TimeoutExpired as error:
+            raise AcquisitionError(f"the master file was not made within {error.timeout:g} s") from error
 
     async def _end_by_new_connection(self) -> None:
         """Connect again: the driver may still be there, with the run."""
@@ -269,7 +285,8 @@ class Recording:
         except StdDaqError as error:
             if self._ending is None:
                 self._failure("the run ended", error)
-                self._on_change(self)
+                self.failed_unasked = True
+                self.stop()
 
     async def _check_end(self) -> None:
         """Raise why the run ended by itself, unless it had a number of images."""
@@ -286,11 +303,13 @@ class Recording:
         return status.is_busy and status.run_id == self._run_id
 
     def _check_stopped(self) -> None:
-        if (stopped := self._stopped()) is not None:
-            raise stopped
+        if self.is_stopped:
+            raise AcquisitionStoppedError(f"stopped after {self.n_images} images")
 
-    def _stopped(self) -> AcquisitionStoppedError | None:
-        """Return the error of a run that was stopped: how the driver ended it does not matter then."""
+    def _first_reason(self) -> AcquisitionError | None:
+        """Return why the run ended before the present step failed: how that failed does not matter then."""
+        if self.error is not None:
+            return self.error
         return AcquisitionStoppedError(f"stopped after {self.n_images} images") if self.is_stopped else None
 
     def _failure(self, what: str, cause: StdDaqError | OSError) -> AcquisitionError:

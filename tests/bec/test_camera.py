@@ -8,14 +8,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.peers.cpp_driver import start_cpp_driver
 from support.processes.bec_device import BecCamera, wait_for
-from support.processes.deployment import free_port, wait_until
+from support.processes.deployment import Deployment, free_port, wait_until
 from support.processes.live_streams import start_live_stream
-from support.processes.recording import REPOSITORY, assert_master_file_holds, images_of
+from support.processes.recording import REPOSITORY, Rig, assert_master_file_holds, images_of
 
 from stddaq.client import DriverUnreachableError
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
@@ -221,6 +223,61 @@ def test_a_killed_driver_fails_the_trigger_by_name(camera: BecCamera):
     fails(camera.device.trigger(), f"gf: .*driver closed the connection.*driver {camera.rig.url}")
     fails(camera.device.complete(), "gf: ")
     wait_for(camera.device.unstage())
+
+
+class Alarms:
+    """Stands in for BEC's device manager, and receives alarms."""
+
+    def __init__(self) -> None:
+        self.connector = self
+        self.texts: list[str] = []
+
+    def raise_alarm(self, severity: Any, info: Any) -> None:
+        assert severity.name == "WARNING"
+        self.texts.append(info.compact_error_message)
+
+    def wait_for(self, text: str) -> None:
+        wait_until(lambda: any(text in alarm for alarm in self.texts), 20, f"{text} in {self.texts}")
+
+
+def test_a_run_that_fails_between_two_steps_raises_an_alarm(make_camera: MakeCamera):
+    alarms = Alarms()
+    camera = make_camera(device_manager=alarms)
+    camera.start(num_points=2)
+    wait_for(camera.device.trigger())
+    camera.rig.driver.kill()
+    alarms.wait_for("gf: the run ended: ")
+    assert not camera.wait_for_file_event(done=True).successful
+    fails(camera.device.trigger(), "gf: the run ended: ")
+
+
+def test_bad_images_raise_an_alarm_at_the_end(make_camera: MakeCamera):
+    alarms = Alarms()
+    camera = make_camera(device_manager=alarms)
+    camera.points.damaged = {2}
+    camera.start(frames=4)
+    wait_for(camera.device.trigger())
+    wait_for(camera.device.complete())
+    alarms.wait_for("gf: 1 of 4 images are bad")
+
+
+def test_a_driver_in_cpp_records_scans_and_the_device_makes_their_master_file(
+    deployment: Deployment, directory: Path
+):
+    _, url = start_cpp_driver(deployment)
+    with Rig(deployment, directory) as rig:
+        rig.url = url
+        rig.wait_for_subscription()
+        camera = BecCamera(rig)
+        try:
+            camera.start(frames=3, num_points=2)
+            for _ in range(2):
+                wait_for(camera.device.trigger())
+            wait_for(camera.device.complete())
+        finally:
+            camera.device.destroy()
+        assert_master_file_holds(camera.master(), camera.points.published)
+        assert camera.wait_for_file_event(done=True).successful
 
 
 def test_the_run_of_another_client_is_not_ended(camera: BecCamera):
