@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,6 +56,29 @@ def run_example(deployment: Deployment, python: Path, name: str, *args: object) 
     example = deployment.run(python, ROOT / "examples" / name, *args)
     assert example.wait(timeout=100) == 0, example.output
     return example.stdout
+
+
+# Each has an extra of its own.
+OTHER_EXTRAS = ("use-it-from-bec.md", "use-it-from-ophyd-async.md")
+
+
+def imports_of(text: str) -> set[str]:
+    """Return the lines of a program or a page that import something."""
+    return set(re.findall(r"^(?:import \w|from \w\S* import ).*", text, re.MULTILINE))
+
+
+def test_the_extra_has_all_that_examples_and_pages_import(python: Path):
+    examples = (ROOT / "examples").glob("*.py")
+    pages = [path for path in (ROOT / "docs/how-to").glob("*.md") if path.name not in OTHER_EXTRAS]
+    lines = set[str]().union(*(imports_of(path.read_text()) for path in (*examples, *pages)))
+    assert {"from bluesky_tiled_plugins import TiledWriter", "from event_model import Filler"} <= lines
+    lines.discard("from __future__ import annotations")
+    done = subprocess.run([python, "-c", "\n".join(sorted(lines))], stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    # The page starts them.
+    for command in (("ipython", "--version"), ("tiled", "serve", "catalog", "--help")):
+        program, *arguments = command
+        subprocess.run([python.with_name(program), *arguments], stdout=subprocess.PIPE, check=True)
 
 
 def test_counting_flying_and_reading_by_handler(
@@ -119,7 +144,7 @@ def test_a_session_starts_with_devices_and_a_run_engine(
         "det.stage().wait(10)\ndet.trigger().wait(10)\nprint(det.read()['det_n_images']['value'])\n"
         "det.unstage().wait(10)\nRE(scan([det], motor, 0, 1, 2))\ndet.summary()"
     )
-    session = deployment.run(sys.executable, "-m", "IPython", "--colors=NoColor", "-c", program)
+    session = deployment.run(python, "-m", "IPython", "--colors=NoColor", "-c", program)
     assert session.wait(timeout=100) == 0, session.output
     assert "1" in session.stdout
     assert "files            " in session.output
