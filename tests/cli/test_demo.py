@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import pytest
 from PIL import Image
+from silx.io import open as silx_open
+from silx.io.nxdata.parse import get_default
 from support.processes.deployment import Deployment, Service, wait_until
 
 SHM = Path("/dev/shm")
 
 
-def demo(deployment: Deployment, *args: object) -> Service:
+def demo(deployment: Deployment, *args: object, cwd: Path | None = None) -> Service:
     """Start `stddaq demo`, which makes a deployment of its own; the given one only checks its end."""
-    return deployment.run(deployment.stddaq, "demo", "--rate", 200, *args)
+    return deployment.run(deployment.stddaq, "demo", "--rate", 200, *args, cwd=cwd)
 
 
 def detector_name(directory: Path) -> str:
@@ -62,6 +69,54 @@ def test_packets_of_a_gigafrost_become_images_whose_every_pixel_is_checked(
     assert process.wait(timeout=110) == 0, process.output
     assert re.search(rf"checked +20 images, {20 * 96 * 96} pixels, 0 differ", process.output)
     assert leftovers(detector_name(tmp_path)) == []
+
+
+# Runs one shell command until its services are ready, and another one beside it. Their ports are not free in
+# general, so they have a network of their own, whose loopback interface is brought up first.
+BESIDE = """
+import fcntl, signal, socket, struct, subprocess, sys
+with socket.socket() as any_socket:
+    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14x", b"lo", 0x41))  # SIOCSIFFLAGS: IFF_UP | IFF_RUNNING
+up = subprocess.Popen(["sh", "-c", "exec " + sys.argv[1]], stdout=subprocess.PIPE, text=True)
+for line in up.stdout:
+    print("up:", line, end="", flush=True)
+    if "all services ready" in line:
+        break
+code = subprocess.call(["sh", "-c", sys.argv[2]])
+up.send_signal(signal.SIGINT)
+print(up.communicate(timeout=20)[0])
+print("codes", code, up.returncode)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_the_commands_that_it_proposes_work_as_they_are_printed(deployment: Deployment, tmp_path: Path):
+    process = demo(deployment, "-n", 5, "--size", 64, cwd=tmp_path)
+    assert process.wait(timeout=100) == 0, process.output
+    proposed = process.stdout[process.stdout.index("Try next:") + 1 :]
+    info, view, up, record = (line.strip() for line in proposed)
+    shown = deployment.run("/bin/sh", "-c", info, ready="5 images of 64x64 uint16", cwd=tmp_path)
+    assert shown.wait(timeout=60) == 0
+
+    program, action, path = shlex.split(view, comments=True)
+    assert (program, action) == ("silx", "view")  # A window, which the tests cannot open.
+    data: Any = get_default(silx_open(tmp_path / path))
+    assert data is not None
+    assert data.signal.shape == (5, 64, 64)
+
+    isolated = (
+        ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net"]
+    )
+    if subprocess.run([*isolated, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to create a network namespace")
+    beside = deployment.run(*isolated, sys.executable, "-c", BESIDE, up, record, ready=None, cwd=tmp_path)
+    beside.wait(timeout=100)
+    assert "codes 0 0" in beside.stdout, beside.output
+    assert any("500, all good" in line for line in beside.stdout), beside.output
+    with h5py.File(tmp_path / "demo" / "mineMaster.h5") as file:
+        images = file["/entry/data/data"]
+        assert isinstance(images, h5py.Dataset)
+        assert images.shape == (500, 64, 64)
 
 
 def test_it_can_be_repeated_in_the_same_directory(deployment: Deployment, tmp_path: Path):

@@ -92,3 +92,12 @@ def test_ids_that_never_arrive_among_late_ones_are_skipped(ids: list[int], data:
         counts.receive(image_id, 0)
     assert counts.n_restarts == 0
     assert counts.n_skipped == sum(image_id < max(received) for image_id in lost)
+
+
+def test_numbers_of_a_new_ring_that_start_from_the_clock_drop_nothing() -> None:
+    """A source that was restarted after its ring was removed: 3 million "dropped" after three seconds."""
+    begin = 1_700_000_000_000_000
+    counts = StreamCounts()
+    for number in (begin + 1, begin + 2, begin + 3_000_000, begin + 3_000_001, begin + 3_000_004):
+        counts.receive_number(number)
+    assert counts.n_dropped == 2

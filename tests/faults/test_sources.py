@@ -191,6 +191,29 @@ def test_a_source_whose_ring_was_removed_continues_in_a_new_one(make_rig: MakeRi
 
 
 @pytest.mark.fault(
+    fault="source: SIGKILL; its ring buffer and cursor segment removed; source restarted",
+    state="recording",
+    promise="no wrong image is good; the numbers of the new ring do not count as dropped images",
+)
+def test_a_source_restarted_after_its_ring_was_removed_drops_nothing(make_rig: MakeRig, seen: Seen):
+    rig = make_rig(**SMALL)
+    source = start_source(rig.deployment, "simulate", "--rate", 500)
+    rig.client.start(rig.directory)
+    rig.wait_for_count(100)
+    source.kill()
+    for segment in rig.deployment.segments():
+        (SHM_DIRECTORY / segment).unlink()
+    n_before = rig.client.status().n_received or 0
+    start_source(rig.deployment, "simulate", "--rate", 500)
+    rig.client.wait_for(lambda status: (status.n_received or 0) > n_before + 100, 20)
+    account = rig.end(stop=True)
+    assert account["n_restarts"] == 1
+    # Those that were on their way when the source was killed, or announced while the driver reconnected.
+    assert account["n_dropped"] < 100
+    seen(f"1 restart, {account['n_dropped']} dropped")
+
+
+@pytest.mark.fault(
     fault="second source with the same detector name and another ipc directory",
     state="recording",
     promise="it is refused, and the process of the first is named; the run is perfect",

@@ -60,7 +60,7 @@ def test_ids_divided_by_writer_are_merged() -> None:
     order = order_images(cpp_files([0, 2, 8], [1, 5]))
     assert order.image_ids.tolist() == [0, 1, 2, 5, 8]
     assert files_of(order) == [[0, 2, 4], [1, 3]]
-    assert (order.image_division, order.n_gaps, order.n_restarts) == ("image_id", 2, 0)
+    assert (order.image_division, order.n_gaps, order.n_epochs) == ("image_id", 2, 1)
 
 
 def test_one_file_keeps_its_order_and_names_no_division() -> None:
@@ -73,17 +73,18 @@ def test_ids_that_do_not_increase_start_an_epoch_in_every_file() -> None:
     assert order.image_ids.tolist() == [0, 1, 2, 0, 1, 2]
     assert order.epochs.tolist() == [0, 0, 0, 1, 1, 1]
     assert files_of(order) == [[0, 2, 3, 5], [1, 4]]
-    assert order.n_restarts == 1
+    assert order.n_epochs == 2
 
 
 def test_a_restart_is_not_a_gap() -> None:
     order = order_images(cpp_files([5, 6, 0, 1, 3]))
-    assert (order.n_gaps, order.n_restarts) == (1, 1)
+    assert (order.n_gaps, order.n_epochs) == (1, 2)
 
 
 def test_files_that_disagree_on_the_number_of_restarts_are_refused() -> None:
     with pytest.raises(
-        FileLayoutError, match=r"^file1\.h5: restarts of the image ids: expected 1 as in file0"
+        FileLayoutError,
+        match=r"^file1\.h5: image ids that are not above the one before: expected 1 as in file0",
     ):
         order_images(cpp_files([0, 2, 0], [1, 3]))
 
@@ -137,7 +138,7 @@ def test_files_of_two_divisions_are_refused() -> None:
 
 def test_a_run_without_images_has_an_empty_order() -> None:
     order = order_images(cpp_files([], []))
-    assert (order.n_images, order.n_gaps, order.n_restarts, files_of(order)) == (0, 0, 0, [[], []])
+    assert (order.n_images, order.n_gaps, order.n_epochs, files_of(order)) == (0, 0, 0, [[], []])
 
 
 @pytest.mark.parametrize("epochs", [[0, 0, 0, 0], SEVERAL_EPOCHS])

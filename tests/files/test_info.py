@@ -29,7 +29,7 @@ def test_raw_file_is_described_by_ids_gaps_status_and_origin(tmp_path: Path) -> 
     info = describe(raw[0])
     assert (info.kind, info.detector_name, info.n_images, info.image_shape) == ("raw", "det", 7, (2, 3))
     assert info.ids is not None
-    assert (info.ids.first, info.ids.last, info.ids.step, info.ids.n_restarts) == (0, 2, 2, 1)
+    assert (info.ids.first, info.ids.last, info.ids.step, info.ids.n_epochs) == (0, 2, 2, 2)
     assert (info.ids.gaps, info.ids.n_skipped) == (((6, 8),), 2)
     assert info.status is not None
     assert (info.status.n_good, info.status.damaged, info.status.overwritten) == (5, (2,), (4,))
@@ -37,7 +37,13 @@ def test_raw_file_is_described_by_ids_gaps_status_and_origin(tmp_path: Path) -> 
     assert info.pixel_bytes == 7 * 12
     assert info.datasets[0].filters == ("bitshuffle",)
     shown = text(raw[0])
-    for part in ("0 to 2, every 2, restarted 1 times", "2: 6-8", "1 damaged (2)", "run-1", "bitshuffle"):
+    for part in (
+        "0 to 2, every 2, in 2 stretches of increasing ids",
+        "2: 6-8",
+        "1 damaged (2)",
+        "run-1",
+        "bitshuffle",
+    ):
         assert part in shown
 
 

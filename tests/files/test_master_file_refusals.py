@@ -128,7 +128,7 @@ def test_restarts_that_cpp_files_do_not_show_are_refused(tmp_path: Path) -> None
     assert_refused(
         tmp_path,
         raw,
-        r"file1\.h5: restarts of the image ids: expected 1 as in .*file0\.h5, got 0; .* order .* is unknown",
+        r"file1\.h5: image ids that .*: expected 1 as in .*file0\.h5, got 0; .* order .* is unknown",
     )
     # The metadata file shows all restarts.
     images = [*stream(range(5)), Image(1, 2), Image(1, 4), Image(1, 5)]

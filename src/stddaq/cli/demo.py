@@ -376,9 +376,9 @@ def _summarise(checked: _Checked, seconds: float, account: dict[str, Any], maste
     command, directory = _own_command(), shlex.quote(str(Path(master).parent))
     print("\nTry next:")
     print(f"  {command} info {shlex.quote(master)}")
-    print(f"  silx view {shlex.quote(master)}    (pip install 'silx[full]'; any NeXus viewer does)")
+    print(f"  silx view {shlex.quote(master)}  # pip install 'silx[full]'; any NeXus viewer does")
     print(f"  {command} up {directory}/{PREFIX}.json -m --source simulate --rate 100")
-    print(f"  {command} record {directory} --prefix mine -n 500    (in another terminal)")
+    print(f"  {command} record {directory} --prefix mine -n 500  # in another terminal")
 
 
 def _own_command() -> str:

@@ -10,6 +10,10 @@ from stddaq.daemon import metrics
 from stddaq.daemon.metrics import Registry
 from stddaq.dataplane.id_order import IdOrder, Place
 
+# A larger step of the running numbers is no loss: the source has started with numbers from the clock, because
+# its ring was removed. They grow by a million a second between two rings; announcements do not in a minute.
+MAX_DROPPED_AT_ONCE = 1_000_000
+
 
 class StreamCounts(IdOrder):
     """What was received, and what is known to be missing. Feed it every message, in order; no I/O.
@@ -54,15 +58,19 @@ class StreamCounts(IdOrder):
             self._place(image_id, in_order=number != 0)
         if number:
             if number > self._next_number and self._next_number:
-                self.n_dropped += number - self._next_number
+                self._miss(number - self._next_number)
             self._next_number = number + 1
 
     def receive_number(self, number: int) -> None:
         """Count a message by its running number only; for receivers that follow the image ids themselves."""
         if number:
             if number > self._next_number and self._next_number:
-                self.n_dropped += number - self._next_number
+                self._miss(number - self._next_number)
             self._next_number = number + 1
+
+    def _miss(self, n_messages: int) -> None:
+        if n_messages <= MAX_DROPPED_AT_ONCE:
+            self.n_dropped += n_messages
 
     def receive_malformed(self) -> None:
         """Count a message that cannot be parsed. It arrived, so its running number is not dropped."""

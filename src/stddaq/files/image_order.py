@@ -30,7 +30,7 @@ class ImageOrder:
 
     Attributes:
         image_ids: (n,) uint64.
-        epochs: (n,) uint64.
+        epochs: (n,) uint64: how often an id was not above the one before it, as it arrived.
         positions: for each file (rows,) int64, increasing: which image of the run its rows are.
         image_division: "image_id", "arrival", or None when it is unknown.
     """
@@ -52,9 +52,9 @@ class ImageOrder:
         return int(np.count_nonzero(same_epoch & (self.image_ids[1:] - self.image_ids[:-1] != 1)))
 
     @property
-    def n_restarts(self) -> int:
-        """Return the number of restarts."""
-        return int(np.count_nonzero(self.epochs[1:] != self.epochs[:-1]))
+    def n_epochs(self) -> int:
+        """Return the number of stretches of increasing ids, see `epochs`."""
+        return int(np.count_nonzero(self.epochs[1:] != self.epochs[:-1])) + bool(len(self.epochs))
 
 
 def order_images(files: Sequence[RawRows]) -> ImageOrder:
@@ -82,7 +82,7 @@ def order_images(files: Sequence[RawRows]) -> ImageOrder:
         return _by_epoch_and_id(files, "image_id" if len(files) > 1 else None)
     if _dealt_in_turn([file.n_rows for file in files]):
         return _by_arrival(files)
-    restarted = next((file for file in files if file.n_restarts), None)
+    restarted = next((file for file in files if file.n_steps_back), None)
     if restarted is not None:
         raise FileLayoutError(
             f"{restarted.path}: its image ids restart, it names no epochs, and its length fits neither "
@@ -173,12 +173,12 @@ def _id_of_another_writer(files: Sequence[RawRows]) -> tuple[RawRows, int, int] 
 def _check_epochs_agree(files: Sequence[RawRows]) -> None:
     unsure = [file for file in files if file.n_rows and not file.epochs_known]
     for file in unsure[1:]:
-        if file.n_restarts != unsure[0].n_restarts:
+        if file.n_steps_back != unsure[0].n_steps_back:
             raise FileLayoutError(
                 mismatch(
-                    f"{file.path}: restarts of the image ids",
-                    f"{unsure[0].n_restarts} as in {unsure[0].path}",
-                    str(file.n_restarts),
+                    f"{file.path}: image ids that are not above the one before",
+                    f"{unsure[0].n_steps_back} as in {unsure[0].path}",
+                    str(file.n_steps_back),
                     "the order of the run's images is unknown",
                 )
             )

@@ -56,6 +56,7 @@ class IdsInfo:
         step: usual distance between two ids: the number of writers in a raw file divided by image id.
         gaps: ranges (first, last) of the skipped ids within an epoch.
         n_skipped: number of skipped ids.
+        n_epochs: stretches of increasing ids.
     """
 
     first: int
@@ -63,7 +64,7 @@ class IdsInfo:
     step: int
     gaps: tuple[tuple[int, int], ...]
     n_skipped: int
-    n_restarts: int
+    n_epochs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +263,7 @@ def ids_info(image_ids: np.ndarray, epochs: np.ndarray, step: int) -> IdsInfo | 
         step=step,
         gaps=tuple((first, max(first, last)) for first, last in gaps),
         n_skipped=n_skipped,
-        n_restarts=int(np.count_nonzero(~same_epoch)),
+        n_epochs=int(np.count_nonzero(~same_epoch)) + 1,
     )
 
 
@@ -357,8 +358,8 @@ def _type(dtype: np.dtype) -> str:
 
 def _id_properties(ids: IdsInfo) -> Iterator[tuple[str, str]]:
     step = f", every {ids.step}" if ids.step > 1 else ""
-    restarts = f", restarted {ids.n_restarts} times" if ids.n_restarts else ""
-    yield "image ids", f"{ids.first} to {ids.last}{step}{restarts}"
+    epochs = f", in {ids.n_epochs} stretches of increasing ids" if ids.n_epochs > 1 else ""
+    yield "image ids", f"{ids.first} to {ids.last}{step}{epochs}"
     if ids.gaps:
         shown = [f"{first}-{last}" if last > first else str(first) for first, last in ids.gaps[:MAX_LISTED]]
         more = f", and {len(ids.gaps) - MAX_LISTED} more" if len(ids.gaps) > MAX_LISTED else ""

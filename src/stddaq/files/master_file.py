@@ -39,7 +39,7 @@ class MasterFile:
         image_shape: (height, width) in pixels.
         n_mappings: of the images; grows with the gaps, not with the images.
         n_gaps: ranges of image ids that are skipped.
-        n_restarts: how often the ids restart.
+        n_epochs: stretches of increasing ids, of which restarts and late ids make several.
         image_division: "image_id", "arrival", or None when the raw files do not say.
     """
 
@@ -50,7 +50,7 @@ class MasterFile:
     dtype: np.dtype
     n_mappings: int
     n_gaps: int
-    n_restarts: int
+    n_epochs: int
     image_division: str | None
     raw_files: tuple[Path, ...]
     metadata_file: Path | None
@@ -114,7 +114,7 @@ def _write(temporary: Path, path: Path, run: RecordedRun, account: str | None) -
         dtype=run.dtype,
         n_mappings=n_image_mappings,
         n_gaps=run.order.n_gaps,
-        n_restarts=run.order.n_restarts,
+        n_epochs=run.order.n_epochs,
         image_division=run.order.image_division,
         raw_files=tuple(raw.path for raw in run.raw_files),
         metadata_file=run.metadata_file.path if run.metadata_file else None,
@@ -193,7 +193,7 @@ def _write_account(entry: h5py.Group, run: RecordedRun, directory: Path, account
     group[RAW_FILES] = [relative_name(raw.path, directory) for raw in run.raw_files]
     if run.order.image_division is not None:
         group["image_division"] = run.order.image_division
-    if run.order.n_restarts:
+    if run.order.n_epochs > 1:
         group[EPOCHS] = run.order.epochs
     if account:
         group[ACCOUNT] = account

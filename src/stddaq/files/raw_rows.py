@@ -66,7 +66,8 @@ class ImageRows:
 
     Attributes:
         image_ids: (n,) uint64.
-        epochs: (n,) uint64: how often the ids had restarted within the run; (epoch, id) orders a run.
+        epochs: (n,) uint64: how often an id of the run was not above the one that arrived before it, be it
+            a restart or a late id; (epoch, id) orders a run.
         epochs_known: False when `epochs` was derived from ids that do not increase.
     """
 
@@ -85,8 +86,8 @@ class ImageRows:
         return len(self.image_ids)
 
     @property
-    def n_restarts(self) -> int:
-        """Return how often the ids restart from one row to the next."""
+    def n_steps_back(self) -> int:
+        """Return how often the epoch changes from one row to the next."""
         return int(np.count_nonzero(self.epochs[1:] != self.epochs[:-1]))
 
 

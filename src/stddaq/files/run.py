@@ -149,7 +149,7 @@ def _with_epochs_of(table: ImageRows, file: RawRows, writer: int, n_writers: int
 
     Nothing changes if the file has its own epochs, or does not hold the images of its writer from the first.
     """
-    if file.epochs_known or not table.n_restarts:
+    if file.epochs_known or not table.n_steps_back:
         return file
     mine = np.flatnonzero(table.image_ids % np.uint64(n_writers) == writer)[: file.n_rows]
     if not np.array_equal(table.image_ids[mine], file.image_ids):

@@ -25,7 +25,8 @@ class RunAccount(StreamCounts):
     `n_images`, `n_skipped` and `n_restarts` are those of the run.
 
     Attributes:
-        epoch: how often an id was not above the one before it; files order images by (epoch, id).
+        epoch: how often an id was not above the one before it, be it a restart or a late id. Files order
+            images by (epoch, id), so that the order is that of arrival and late ids move no image.
         damaged_ids: recorded images whose status is not good.
         n_before_start_id: images that are not recorded because of `start_id`.
         first_at, last_at: when the first and the last image were recorded, by `time.monotonic`.
