@@ -143,7 +143,7 @@ def test_a_hung_service_is_killed_at_the_end_and_named(up: Callable[..., Up]):
     assert running.process.end() == 0
     assert any("writer 1 does not end within" in line for line in running.process.stdout)
     assert running.deployment.segments() == []
-    running.deployment.remove_leftovers()
+    assert running.deployment.sockets() == []
 
 
 def test_a_second_signal_kills_a_hung_service_at_once(up: Callable[..., Up]):
@@ -157,7 +157,7 @@ def test_a_second_signal_kills_a_hung_service_at_once(up: Callable[..., Up]):
     assert time.monotonic() - begin < 3
     running.process.wait_for_line("asked again")
     assert running.deployment.segments() == []
-    running.deployment.remove_leftovers()
+    assert running.deployment.sockets() == []
 
 
 def test_a_service_that_refuses_is_not_restarted(deployment: Deployment):

@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from stddaq.cli.supervisor.readiness import is_listening
     from stddaq.cli.supervisor.supervisor import Supervisor
     from stddaq.config import DetectorConfig
+    from stddaq.dataplane.ipc_sockets import remove_unused_sockets
     from stddaq.dataplane.ring_buffer import remove_unused_rings
 
     config = DetectorConfig.load(args.config)
@@ -61,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     finally:
-        # A killed service cannot remove its ring, which may be most of the machine's memory.
+        # A killed service cannot remove its sockets and its ring, which may be most of the machine's memory.
+        remove_unused_sockets(config.detector_name)
         remove_unused_rings(config.detector_name)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import socket
@@ -22,7 +23,7 @@ import zmq
 
 from stddaq.daemon.forced_exit import before_forced_exit
 from stddaq.daemon.log import logger
-from stddaq.dataplane.endpoints import IPC_DIRECTORY_VARIABLE
+from stddaq.dataplane.endpoints import IPC_DIRECTORY_VARIABLE, ipc_directory
 from stddaq.dataplane.local_peers import (
     BIND_CHECK_TIMEOUT_S,
     holder_of,
@@ -147,6 +148,15 @@ class Connection:
         if wanted != self._is_connected:
             self._is_connected = wanted
             (self._socket.connect if wanted else self._socket.disconnect)(self.endpoint)
+
+
+def remove_unused_sockets(detector_name: str) -> None:
+    """Remove the socket files of a detector that killed services left."""
+    for path in ipc_directory().glob(f"{glob.escape(detector_name)}-*"):
+        with contextlib.suppress(OSError):
+            # A service that binds there at this moment notices it, and binds again.
+            if path.is_socket() and holder_of(path, BIND_CHECK_TIMEOUT_S) is None:
+                path.unlink()
 
 
 def _lock(endpoint: str) -> socket.socket:
