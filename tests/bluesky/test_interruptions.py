@@ -166,7 +166,7 @@ RE(fly([det], 1000, period=0.1))
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_the_run_of_a_process_that_was_killed_is_ended_by_the_next(
     engine: RunEngine, simulated: Any, directory: Path, how: signal.Signals
 ):

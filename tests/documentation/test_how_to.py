@@ -169,7 +169,9 @@ def test_every_component_and_method_of_the_detector_is_in_the_reference() -> Non
     text = (HOW_TO.parent / "reference" / "bluesky.md").read_text()
     methods = [
         name
-        for name, member in vars(StdDaqDetector).items()
+        for base in StdDaqDetector.__mro__
+        if base.__module__.startswith("stddaq_ophyd")
+        for name, member in vars(base).items()
         if inspect.isfunction(member) and not name.startswith("_") and name not in CALLED_BY_BLUESKY
     ]
     for name in (*methods, *StdDaqDetector.component_names):

@@ -21,7 +21,7 @@ from stddaq.client import DriverStatus
 SHAPE = (128, 128)
 DISK = {"image_pixel_height": SHAPE[0], "image_pixel_width": SHAPE[1]}
 # `make test` repeats what was tested 50 times.
-ROUNDS = 3
+ROUNDS = 2
 RESTART = "HDF5 has failed in this process; it restarts"
 SUFFIX = "h5bitshuffle-lz4"
 MANY_IMAGES, BATCH = 6000, 100

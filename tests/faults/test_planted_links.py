@@ -17,7 +17,7 @@ from support.processes.recording import MakeRig, images_of
 from stddaq.client import CommandRefusedError, RunFailedError
 
 NOBODY = 65534
-N_RUNS = 20
+N_RUNS = 10
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to have more rights than a user")
 
 # Replaces every new file, or the directory itself, by a link.

@@ -136,7 +136,7 @@ def test_a_file_that_is_being_written_is_never_called_damaged(tmp_path: Path) ->
         try:
             assert writer.stdout
             assert writer.stdout.readline() == b"ready\n"
-            n_images = [describe(path).n_images or 0 for _ in range(300)]
+            n_images = [describe(path).n_images or 0 for _ in range(100)]
         finally:
             writer.kill()
     assert n_images == sorted(n_images)

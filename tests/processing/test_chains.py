@@ -23,7 +23,7 @@ SERVICES = {
     "h5bitshuffle-lz4": "std_data_compress_h5bitshuffle_lz4",
     "blosc2": "std_data_compress_blosc2",
 }
-N_IMAGES = 60
+N_IMAGES = 30
 
 
 def start_writers(rig: Rig, suffix: str) -> None:
@@ -36,8 +36,10 @@ def begin(rig: Rig, **start: Any) -> None:
     rig.client.wait_until_ready(10)
 
 
-@pytest.mark.parametrize("detector_type", ["pco", "eiger", "gigafrost"])
-@pytest.mark.parametrize("suffix", sorted(SERVICES))
+# Every type of pixel with every codec is tested in `test_compressors.py`.
+@pytest.mark.parametrize(
+    ("suffix", "detector_type"), [("blosc2", "gigafrost"), ("blosc2", "eiger"), ("h5bitshuffle-lz4", "pco")]
+)
 def test_files_hold_the_exact_bytes_of_the_compressor(make_rig: MakeRig, suffix: str, detector_type: str):
     rig = make_rig(
         driver=["-s", suffix],

@@ -60,7 +60,7 @@ def test_every_image_of_the_camera_is_in_the_ring_in_order(
     make_deployment: Callable[..., Deployment], compression: Compression, size: tuple[int, int]
 ) -> None:
     pco = make_deployment(**PCO, image_pixel_height=size[0], image_pixel_width=size[1])
-    n, port = (900 if size[0] < 1000 else 40), free_port()
+    n, port = (900 if size[0] < 1000 else 12), free_port()
     with ImageReader(pco) as reader:
         receiver = start_receiver(pco, f"tcp://127.0.0.1:{port}")
         wait_for_totals(receiver, n_subscribers=1)

@@ -52,7 +52,7 @@ def begin(rig: Rig, **start: object) -> None:
 
 @pytest.mark.parametrize("compression", ["none", "bitshuffle_lz4"])
 def test_camera_is_recorded_to_the_last_pixel(make_camera_rig: Callable[..., Rig], compression: str) -> None:
-    rig = make_camera_rig(image_pixel_height=600, image_pixel_width=1000)
+    rig = make_camera_rig(image_pixel_height=300, image_pixel_width=500)
     deployment, port = rig.deployment, free_port()
     receiver = start_receiver(deployment, f"tcp://127.0.0.1:{port}")
     wait_for_totals(receiver, n_subscribers=1)
