@@ -11,11 +11,17 @@ from typing import Any
 
 import pytest
 from bluesky import Msg, RunEngine, RunEngineInterrupted
-from bluesky import plan_stubs as bps
 from bluesky.plans import count
 from bluesky.utils import FailedStatus
 from ophyd.utils import RedundantStaging
-from support.assertions.plans import Documents, PointCamera, assert_images, stream_images
+from support.assertions.plans import (
+    STEP,
+    Documents,
+    PointCamera,
+    assert_images,
+    pausing,
+    stream_images,
+)
 from support.processes.deployment import free_port, wait_until
 from support.processes.recording import Rig
 
@@ -172,24 +178,6 @@ def subscribed(plan: Any, callback: Callable[..., None], engine: RunEngine) -> I
     token = yield Msg("subscribe", None, callback, "all")
     yield from plan
     yield Msg("unsubscribe", None, token=token)
-
-
-# The messages of one step of `count`; the test pauses after each.
-STEP = ("checkpoint", "trigger", "wait", "create", "read", "save")
-
-
-def pausing(plan: Any) -> Iterator[Msg]:
-    """Run `plan` with a pause after each message of its first step. Each pause replays the step."""
-    left, returned = list(STEP), None
-    while True:
-        try:
-            message = plan.send(returned)
-        except StopIteration:
-            return
-        returned = yield message
-        if left and message.command == left[0]:
-            del left[0]
-            yield from bps.pause()
 
 
 def test_a_pause_after_any_message_of_a_step_leaves_no_orphan_in_the_documents(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import h5py
 import numpy as np
-from bluesky import RunEngine
+from bluesky import Msg, RunEngine
+from bluesky import plan_stubs as bps
 from support.processes.recording import DAMAGED, GOOD, Image, Rig, image_of
 
 
@@ -31,6 +32,24 @@ def run_plan(engine: RunEngine, plan: Any) -> str:
     """Run a plan of one run, and return the uid of the run."""
     (uid,) = cast(tuple[str, ...], engine(plan))
     return uid
+
+
+# The messages of one step of `count`.
+STEP = ("checkpoint", "trigger", "wait", "create", "read", "save")
+
+
+def pausing(plan: Any) -> Iterator[Msg]:
+    """Run `plan` with a pause after each message of its first step. Each pause replays the step."""
+    left, returned = list(STEP), None
+    while True:
+        try:
+            message = plan.send(returned)
+        except StopIteration:
+            return
+        returned = yield message
+        if left and message.command == left[0]:
+            del left[0]
+            yield from bps.pause()
 
 
 class PointCamera:
