@@ -59,7 +59,7 @@ class StdDaqCamera(PSIDeviceBase):
     n_bad = Component(
         Signal, value=0, kind=Kind.normal, doc="images of the scan that are damaged or not complete"
     )
-    file_event = Component(FileEventSignal, name="file_event", doc="the master file of the scan")
+    file_event = Component(FileEventSignal, name="file_event", doc="the file that leads to the images")
     progress = Component(ProgressSignal, name="progress", doc="recorded images of those expected")
     preview = Component(PreviewSignal, name="preview", ndim=2, doc="the newest image of the live stream")
 
@@ -271,7 +271,7 @@ class StdDaqCamera(PSIDeviceBase):
     def _put_file_event(self, recording: Recording, *, is_done: bool) -> None:
         is_good = recording.error is None and not recording.is_stopped and not recording.n_bad
         self.file_event.put(
-            file_path=str(recording.files.master),
+            file_path=str(recording.files.link),
             done=is_done,
             successful=is_good,
             hinted_h5_entries={"data": DATA},

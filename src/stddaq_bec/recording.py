@@ -107,6 +107,8 @@ class Recording:
         self._check_stopped()
         self._note(await self._client.wait_until_ready(READY_TIMEOUT_S))
         self._check_stopped()
+        await asyncio.to_thread(self.files.write_link)
+        self._check_stopped()
         self.was_ready = True
         self._following = asyncio.create_task(self._follow())
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import h5py
+
 from stddaq.files.names import master_file_name
+from stddaq.files.nexus import ENTRY
 from stddaq.text import mismatch
 from stddaq_ophyd.core.errors import AcquisitionError
 
@@ -71,11 +74,13 @@ class ScanFiles:
         directory: as the driver and its writers see it.
         prefix: the names of all files begin with it.
         master: the master file as BEC sees it.
+        link: the file whose name BEC gives to the device.
     """
 
     directory: Path
     prefix: str
     master: Path
+    link: Path
 
     @classmethod
     def beside(cls, path: Path, read_root: Path | None, write_root: Path | None, device: str) -> ScanFiles:
@@ -97,4 +102,13 @@ class ScanFiles:
                 )
             directory = write_root / directory.relative_to(read_root)
         prefix = f"{path.stem}_"
-        return cls(directory, prefix, path.with_name(master_file_name(prefix)))
+        return cls(directory, prefix, path.with_name(master_file_name(prefix)), path)
+
+    def write_link(self) -> None:
+        """Write a file that leads to the master file. Raise `OSError`.
+
+        BEC drops references to files that do not exist when a scan ends, which after an abort is before the
+        master file is made.
+        """
+        with h5py.File(self.link, "w", locking=False) as file:
+            file[ENTRY] = h5py.ExternalLink(self.master.name, ENTRY)

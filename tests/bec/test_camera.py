@@ -47,7 +47,7 @@ def assert_next_scan_is_right(camera: BecCamera, number: int = 2) -> None:
 def test_a_scan_records_the_images_of_its_triggers(camera: BecCamera):
     device = camera.device
     camera.start(frames=3, num_points=4)
-    assert camera.wait_for_file_event(done=False).file_path == str(camera.master())
+    assert camera.wait_for_file_event(done=False).file_path == str(camera.link())
     for n in (3, 6, 9, 12):
         wait_for(device.trigger())
         assert camera.read("n_images") == n
@@ -57,7 +57,8 @@ def test_a_scan_records_the_images_of_its_triggers(camera: BecCamera):
     wait_for(device.unstage())
 
     event = camera.wait_for_file_event(done=True)
-    assert (event.file_path, event.successful) == (str(camera.master()), True)
+    assert (event.file_path, event.successful) == (str(camera.link()), True)
+    assert_master_file_holds(camera.link(), camera.points.published)
     assert event.hinted_h5_entries == {"data": "/entry/data/data"}
     last = camera.received("progress")[-1]
     assert (last.value, last.max_value, last.done) == (12, 12, True)
@@ -183,6 +184,16 @@ def test_stop_ends_a_run_that_is_being_started(make_camera: MakeCamera):
     wait_for(camera.device.unstage())
     camera.rig.start_writers()
     assert_next_scan_is_right(camera)
+
+
+def test_a_stopped_scan_is_referenced_by_a_file_that_exists_already(camera: BecCamera):
+    camera.start()
+    wait_for(camera.device.trigger())
+    # BEC looks for the file when it aborts the scan, maybe before the driver has ended the run.
+    assert Path(camera.wait_for_file_event(done=False).file_path).exists()
+    camera.device.stop()
+    camera.wait_for_file_event(done=True)
+    assert_master_file_holds(camera.link(), camera.points.published)
 
 
 def test_staging_again_ends_the_run_of_a_scan_that_was_not_completed(camera: BecCamera):

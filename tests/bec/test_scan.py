@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 
 from stddaq_bec.scan import ScanFiles, ScanImages
@@ -59,6 +60,17 @@ def test_files_extend_the_name_that_bec_gives():
     files = ScanFiles.beside(Path("/data/S1/S00001_gf.h5"), None, None, "gf")
     assert (files.directory, files.prefix) == (Path("/data/S1"), "S00001_gf_")
     assert files.master == Path("/data/S1/S00001_gf_Master.h5")
+    assert files.link == Path("/data/S1/S00001_gf.h5")
+
+
+def test_the_link_leads_to_a_master_file_that_is_made_later(tmp_path: Path):
+    files = ScanFiles.beside(tmp_path / "S00001_gf.h5", None, None, "gf")
+    files.write_link()
+    with h5py.File(files.master, "w") as file:
+        file["entry/data/data"] = [1, 2, 3]
+    with h5py.File(files.link) as file:
+        data: Any = file["entry/data/data"]
+        assert data[:].tolist() == [1, 2, 3]
 
 
 def test_the_driver_sees_a_root_under_another_name():

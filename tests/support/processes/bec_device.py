@@ -75,6 +75,10 @@ class BecCamera:
         """Return the master file of a scan."""
         return self.rig.directory / f"S{number:05d}" / f"S{number:05d}_gf_Master.h5"
 
+    def link(self, number: int = 1) -> Path:
+        """Return the file that leads to it, which BEC knows."""
+        return self.rig.directory / f"S{number:05d}" / f"S{number:05d}_gf.h5"
+
 
 def scan_message(base: Path, number: int, frames: int = 1, **fields: Any) -> ScanStatusMessage:
     """Return the status message of a scan whose files are below `base`."""
