@@ -253,6 +253,25 @@ def test_incomplete_images_can_be_announced_with_zeros(eiger: Deployment, module
     assert not incomplete.pixels[:, 514:].any()
 
 
+def test_zeros_are_never_put_into_a_later_image(eiger: Deployment, modules: Modules) -> None:
+    """A synchroniser that was stopped gives up an image whose slot a converter has filled again."""
+    sync = eiger.start("std_data_sync_module", "--announce-incomplete")
+    start_converters(eiger, 0, 1, sync=False)
+    with StreamReader(eiger) as reader, RingBuffer(modules.config, "image") as ring:
+        modules.wait_for_converters()
+        modules.publish(1, both(1))
+        reader.receive(1)
+        sync.send(signal.SIGSTOP)
+        modules.publish(2, {0: EIGER_FRAME})
+        modules.publish(3, both(3))
+        modules.publish(1002, both(77))
+        wait_until(lambda: is_converted(ring.image(1002), 77))
+        sync.send(signal.SIGCONT)
+        received = reader.receive(2)
+    assert [(image.image_id, image.status) for image in received] == [(3, GOOD_IMAGE), (1002, GOOD_IMAGE)]
+    assert (received[1].pixels[:, [0, 513, 516, 1029]] == 77).all()
+
+
 @pytest.mark.parametrize("overrides", [GIGAFROST, EIGER, JUNGFRAU], ids=["gf", "eg", "jf"])
 def test_a_message_of_eight_bytes_from_a_ring_of_ten_slots_is_passed_on(
     make_deployment: MakeDeployment, overrides: dict[str, Any]

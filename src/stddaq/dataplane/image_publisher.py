@@ -148,6 +148,10 @@ class ImagePublisher(Closing):
         self.n_published += 1
         return status
 
+    def mark(self, image_id: int, part: int) -> int:
+        """Return the mark that a writer of parts has left in the slot of an image; 0: none."""
+        return self._ring.mark(image_id, part)
+
     def pixels(self, image_id: int) -> np.ndarray:
         """Return the slot of an image, for pixels that no other service writes."""
         return self._slots[image_id % self.n_slots]

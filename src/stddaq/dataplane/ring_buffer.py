@@ -391,6 +391,10 @@ class RingBuffer(Closing):
         self._stamps[slot] = 0
         return self.image(image_id)
 
+    def mark(self, image_id: int, part: int) -> int:
+        """Return the mark that a writer of parts has left in the slot of `image_id`; 0: none."""
+        return self._parts[part * self._n_slots + image_id % self._n_slots]
+
     def commit_parts(self, image_id: int, marks: Iterable[tuple[int, int]]) -> tuple[int, bool]:
         """Mark the slot of `image_id` as written if it has the marks (part, mark) of all its parts.
 

@@ -60,7 +60,8 @@ class ModuleImage:
     Attributes:
         message: the message that arrived first, completed to 64 bytes.
         arrived: bit set of the modules that have arrived, by their positions.
-        marks: (module, mark) of the frames; empty if one of them has no mark.
+        marks: (module, mark) of the frames that have arrived.
+        n_unmarked: those without mark, of C++ converters.
         status: of the metadata stream.
         lacking: modules that did not arrive, once the image is given up.
     """
@@ -238,10 +239,8 @@ class ModuleSync:
             self._released = image.key
             while self._arrivals and self._arrivals[0].key <= image.key:
                 self._arrivals.popleft()
-            if image.n_unmarked:
-                image.marks = []
-                if self._may_be_overwritten(image):
-                    image.status = ID_MISSMATCH
+            if image.n_unmarked and self._may_be_overwritten(image):
+                image.status = ID_MISSMATCH
             yield image
 
     def _is_hopeless(self, image: ModuleImage, now: float) -> bool:

@@ -31,8 +31,8 @@ from stddaq.dataplane.metadata import ID_MISSMATCH
 from stddaq.errors import ConfigError
 from stddaq.udp.arguments import UdpArgumentParser
 from stddaq.udp.detector_fields import fields_of
+from stddaq.udp.erasing import ModuleEraser
 from stddaq.udp.module_sync import DEFAULT_TIMEOUT_S, ModuleImage, ModuleSync
-from stddaq.udp.placement import placement
 
 PROGRAM = "std_data_sync_module"
 SOURCE = "sync"
@@ -48,7 +48,7 @@ class ModuleSyncService:
         """Raise `ConfigError` for impossible positions, `EndpointError` or `GeometryError`."""
         if mistakes := position_mistakes(config):
             raise ConfigError("; ".join(mistakes), mistakes)
-        self._config, self._announces_incomplete = config, announces_incomplete
+        self._config = config
         modules = expected_modules(config)
         self._sync = ModuleSync(
             modules,
@@ -61,10 +61,10 @@ class ModuleSyncService:
         self._fill = fields_of(config.detector_type)
         self._gaps = gaps(config)
         self._slots_are_clear = bytearray(config.n_slots)
-        self._places = {module: placement(config, module) for module in modules}
         self._lost = self._sync.n_lost.copy()
         self._n_overwritten = self._n_restarts_logged = 0
         self._publisher = ImagePublisher(config, n_parts=config.n_modules)
+        self._eraser = ModuleEraser(config, self._publisher) if announces_incomplete else None
         self._statistics = StatisticsLine(config, self._registry(modules), self._pairs)
         self._context = zmq.Context()
         self.endpoint = converted_frames(config.detector_name)
@@ -109,19 +109,23 @@ class ModuleSyncService:
     def _publish(self, now: float) -> None:
         """Announce complete images. Give up those that are incomplete and overdue at `now`."""
         for image in self._sync.take(now):
-            if not image.lacking:
+            if self._eraser is None:
+                if not image.lacking:
+                    self._announce(image)
+                continue
+            if self._eraser.has_spoiled(image):
+                image.status = ID_MISSMATCH
+            if not image.lacking or self._eraser.erase(image):
                 self._announce(image)
-            elif self._announces_incomplete:
-                for module in image.lacking:
-                    self._places[module].part_of(self._publisher.pixels(image.image_id))[:] = 0
-                self._announce(image)
+            self._eraser.follow(image)
 
     def _announce(self, image: ModuleImage) -> None:
         publisher, image_id = self._publisher, image.image_id
         if self._gaps:
             self._clear_gaps(image_id)
         self._fill(publisher.metadata, image.message)
-        if publisher.commit_parts(image_id, image.marks, image.status) == ID_MISSMATCH:
+        marks = () if image.n_unmarked else image.marks
+        if publisher.commit_parts(image_id, marks, image.status) == ID_MISSMATCH:
             self._n_overwritten += 1
 
     def _clear_gaps(self, image_id: int) -> None:
