@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from support.processes.deployment import Deployment, Service, free_port
 from support.processes.recording import MakeRig, Rig, assert_saved, images_of
 from support.tools.fault_table import Seen
 
+from stddaq.dataplane.local_peers import untrusted_binder
 from stddaq.dataplane.shared_segment import GROUP_VARIABLE
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
@@ -111,16 +114,16 @@ def test_a_writer_obeys_no_driver_of_another_user(
 
 
 @pytest.mark.fault(
-    fault="another user binds the socket of {socket}",
+    fault="another user binds the socket of {bound}",
     state="start",
     promise="the start is an error that names the process",
 )
-@pytest.mark.parametrize("socket", ["the source", "a writer"])
+@pytest.mark.parametrize("bound", ["the source", "a writer"])
 def test_a_driver_reads_no_socket_of_another_user(
-    make_rig: MakeRig, make_deployment: Callable[..., Deployment], socket: str, directory: Path, seen: Seen
+    make_rig: MakeRig, make_deployment: Callable[..., Deployment], bound: str, directory: Path, seen: Seen
 ):
     deployment = make_deployment(number_of_writers=1)
-    name = "image" if socket == "the source" else "writer-0"
+    name = "image" if bound == "the source" else "writer-0"
     planted = Planter(deployment).bind("PUB" if name == "image" else "PUSH", name, b"x")
     with Rig(deployment, directory) as rig:
         rig.start_driver()
@@ -152,3 +155,18 @@ def test_members_of_the_common_group_are_trusted(make_deployment: Callable[..., 
     planted = Planter(deployment).bind("PUSH", "driver-0", message)
     writer.wait_for_line("x0.h5 created", timeout=10.0)
     planted.kill()
+
+
+def test_a_socket_of_another_user_that_accepts_nothing_is_refused_without_a_wait(tmp_path: Path):
+    path = tmp_path / "full"
+    with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as first:
+        full.bind(str(path))
+        full.listen(0)
+        os.chown(path, NOBODY, NOBODY)
+        first.connect(str(path))
+        begin = time.monotonic()
+        for _ in range(20):
+            assert "got one of user nobody that accepts no further connections" in untrusted_binder(
+                f"ipc://{path}"
+            )
+        assert time.monotonic() - begin < 1.0

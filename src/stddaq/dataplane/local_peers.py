@@ -73,15 +73,20 @@ def _denied(endpoint: str, expected: str, path: Path) -> str:
 def untrusted_binder(endpoint: str) -> str:
     """Return why a service must not connect to an ipc endpoint: an untrusted process has bound it. 5 us."""
     path = path_of(endpoint)
+    owner = 0
     try:
-        if path.stat().st_uid in (0, os.getuid()):
+        owner = path.stat().st_uid
+        if owner in (0, os.getuid()):
             return ""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(_POLL_TIMEOUT_S)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
             probe.connect(str(path))
             return "" if _is_trusted(probe) else untrusted(endpoint, process_at(probe))
+    except (FileNotFoundError, ConnectionRefusedError, PermissionError):
+        return ""  # No process has bound it, or `permission_problem` says more.
+    except BlockingIOError:
+        return untrusted(endpoint, f"one of {user_name(owner)} that accepts no further connections")
     except OSError:
-        return ""  # None has bound it, or `permission_problem` says more.
+        return ""
 
 
 def untrusted(endpoint: str, process: str) -> str:
