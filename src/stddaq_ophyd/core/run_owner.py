@@ -11,8 +11,9 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import tempfile
 from pathlib import Path
+
+from stddaq.dataplane.endpoints import ipc_directory
 
 _MAX_ID_BYTES = 4096
 
@@ -68,4 +69,4 @@ def _lock(path: Path, flags: int = 0) -> int | None:
 
 def _path_of(url: str) -> Path:
     name = hashlib.sha256(url.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"stddaq-run-{os.geteuid()}-{name}"
+    return ipc_directory() / f"stddaq-run-{os.geteuid()}-{name}"

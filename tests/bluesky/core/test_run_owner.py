@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,9 @@ from stddaq_ophyd.core.run_owner import RunOwner, is_orphan
 
 URL = "ws://127.0.0.1:8080"
 KILLED = """
-import os, signal, sys, tempfile
+import os, signal, sys
 from stddaq_ophyd.core.run_owner import RunOwner
-tempfile.tempdir = sys.argv[1]
-owner = RunOwner(sys.argv[2], sys.argv[3])
+owner = RunOwner(sys.argv[1], sys.argv[2])
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -24,12 +22,12 @@ os.kill(os.getpid(), signal.SIGKILL)
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the directory of the files."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("STDDAQ_IPC_DIR", str(tmp_path))
     return tmp_path
 
 
 def leave_a_run(place: Path, run_id: str) -> None:
-    subprocess.run([sys.executable, "-c", KILLED, place, URL, run_id], timeout=30, check=False)
+    subprocess.run([sys.executable, "-c", KILLED, URL, run_id], timeout=30, check=False)
     assert len(list(place.iterdir())) == 1
 
 
