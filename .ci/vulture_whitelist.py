@@ -47,6 +47,7 @@ _.collections_written_signal
 _.config_sigs
 _.config_values
 _.datakey_name
+_.default_trigger_info
 _.ensure_stopped
 _.make_datakeys
 _.make_stream_docs

@@ -13,6 +13,7 @@ from ophyd_async.core import (
     SignalDict,
     SignalRW,
     SignalW,
+    TriggerInfo,
 )
 
 from stddaq.text import mismatch
@@ -108,3 +109,9 @@ class ExposureLogic(DetectorTriggerLogic):
             await self._exposure_time.set(livetime)
         if self._n_frames is not None:
             await self._n_frames.set(num)
+
+    async def default_trigger_info(self) -> TriggerInfo:
+        """Return what the signals say, for stock plans with OPHYD_ASYNC_PRESERVE_DETECTOR_STATE=YES."""
+        livetime = await self._exposure_time.get_value() if self._exposure_time else 0.0
+        n_frames = await self._n_frames.get_value() if self._n_frames else 1
+        return TriggerInfo(livetime=livetime, collections_per_event=max(1, n_frames))

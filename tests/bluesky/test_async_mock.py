@@ -14,7 +14,7 @@ from support.assertions.plans import Documents
 
 pytest.importorskip("ophyd_async")
 
-from ophyd_async.core import TriggerInfo, init_devices, soft_command
+from ophyd_async.core import TriggerInfo, init_devices, soft_command, soft_signal_rw
 from ophyd_async.testing import assert_emitted
 
 from stddaq_ophyd.async_detector import AsyncStdDaqDetector
@@ -59,3 +59,17 @@ def test_a_flight_emits_its_documents(engine: RunEngine, documents: Documents, d
     engine(fly([det], 50, period=0.1))
     assert documents["stream_datum"][-1]["indices"]["stop"] == 50
     assert documents["stop"][0]["exit_status"] == "success"
+
+
+def test_stock_plans_may_take_what_the_signals_of_the_camera_say(
+    engine: RunEngine, documents: Documents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OPHYD_ASYNC_PRESERVE_DETECTOR_STATE", "YES")
+    with init_devices(mock=True):
+        exposure_time, n_frames = soft_signal_rw(float, 0.5), soft_signal_rw(int, 3)
+        det = AsyncStdDaqDetector(
+            "ws://127.0.0.1:1", tmp_path, exposure_time=exposure_time, n_frames=n_frames
+        )
+    engine(count([det], 2))
+    assert documents["descriptor"][0]["data_keys"]["det"]["shape"] == [3, 16, 24]
+    assert [doc["indices"]["stop"] for doc in documents["stream_datum"]] == [1, 2]
