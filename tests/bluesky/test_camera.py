@@ -153,3 +153,16 @@ def test_files_of_runs_in_one_staging_are_of_the_first_that_takes_images(
     assert directories == {"scan_00002"}
     assert len(camera.published) == 4
     assert det.orphans == {}
+
+
+def test_files_are_of_the_scan_numbers_of_the_facility(
+    engine: RunEngine, make_detector: MakeDetector, directory: Path
+):
+    det, _ = make_detector(paths=DirectoryPaths(directory, engine=engine))
+    numbers = iter((100, 7))
+    engine.scan_id_source = lambda md: next(numbers)  # pyright: ignore[reportAttributeAccessIssue]
+    for number in (100, 7):
+        found = Documents()
+        engine(fly([det], 5), found)
+        assert f"/scan_{number:05d}/" in found["stream_resource"][0]["uri"]
+    assert sorted(path.name for path in directory.iterdir()) == ["scan_00007", "scan_00100"]

@@ -7,16 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from bluesky import RunEngine
+from bluesky import RunEngine, RunEngineInterrupted
 from bluesky import plan_stubs as bps
 from bluesky import preprocessors as bpp
-from bluesky.plans import count
+from bluesky.plans import count, rel_scan
 from bluesky.suspenders import SuspendBoolHigh
 from bluesky.utils import FailedStatus
 from ophyd import Signal
+from ophyd.sim import SynAxis
 from support.assertions.plans import Documents, PointCamera, assert_images, stream_images
 
 from stddaq_ophyd import StdDaqDetector
+from stddaq_ophyd.plans import tomography
+from stddaq_ophyd.preprocessors import name_streams
 
 # bluesky's protocols do not know the types of ophyd's Status.
 MakeDetector = Callable[..., tuple[Any, PointCamera]]
@@ -108,3 +111,47 @@ def test_a_flight_is_collected_by_the_plan_of_bluesky(
     engine(plan())
     assert_images(stream_images(documents), camera.published)
     assert (len(camera.published), det.orphans) == (20, {})
+
+
+def test_a_point_of_two_detectors_is_taken_again_with_both_when_one_fails_in_a_pause(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, camera = make_detector(rig={"number_of_writers": 3})
+    other, other_camera = make_detector(name="other")
+    other.margin.put(1)
+    other_camera.skip_calls = {2}
+    other_camera.on_skip = lambda: threading.Thread(target=engine.request_pause).start()
+    with pytest.raises(RunEngineInterrupted):
+        engine(rel_scan([det, other], SynAxis(name="motor"), 0, 1, 4))
+    engine.resume()
+    assert documents["stop"][0]["exit_status"] == "success"
+    assert_images(stream_images(documents), camera.published[:1] + camera.published[2:])
+    assert_images(stream_images(documents, key="other_image"), other_camera.published)
+    assert (len(camera.published), len(other_camera.published)) == (5, 4)
+
+
+def test_a_scan_of_several_streams_survives_a_pause_in_each(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, camera = make_detector(rig={"number_of_writers": 3})
+    det.margin.put(1)
+    engine.preprocessors.append(name_streams)
+    camera.skip_calls = {2, 4, 7}
+    camera.on_skip = lambda: threading.Thread(target=engine.request_pause).start()
+    shutter, sample, rotation = (
+        Signal(name="shutter", value=0),
+        SynAxis(name="sample"),
+        SynAxis(name="rotation"),
+    )
+    places = {"shutter": shutter, "sample": sample, "sample_in": 0, "sample_out": 1}
+    with pytest.raises(RunEngineInterrupted):
+        engine(tomography([det], rotation, 0, 180, 4, n_darks=2, n_flats=2, **places))
+    for _ in range(2):
+        with pytest.raises(RunEngineInterrupted):
+            engine.resume()
+    engine.resume()
+    assert documents["stop"][0]["exit_status"] == "success"
+    assert_images(stream_images(documents, stream="darks"), camera.published[:2])
+    assert_images(stream_images(documents, stream="flats"), camera.published[2:4])
+    assert_images(stream_images(documents, stream="primary"), camera.published[4:])
+    assert (len(camera.published), det.orphans) == (8, {})
