@@ -138,14 +138,10 @@ def test_a_scan_of_several_streams_survives_a_pause_in_each(
     engine.preprocessors.append(name_streams)
     camera.skip_calls = {2, 4, 7}
     camera.on_skip = lambda: threading.Thread(target=engine.request_pause).start()
-    shutter, sample, rotation = (
-        Signal(name="shutter", value=0),
-        SynAxis(name="sample"),
-        SynAxis(name="rotation"),
-    )
-    places = {"shutter": shutter, "sample": sample, "sample_in": 0, "sample_out": 1}
+    positions: dict[str, Any] = {"start": 0, "stop": 180, "num": 4, "sample_in": 0, "sample_out": 1}
+    motors: dict[str, Any] = {name: SynAxis(name=name) for name in ("rotation", "sample", "shutter")}
     with pytest.raises(RunEngineInterrupted):
-        engine(tomography([det], rotation, 0, 180, 4, n_darks=2, n_flats=2, **places))
+        engine(tomography([det], n_darks=2, n_flats=2, **positions, **motors))
     for _ in range(2):
         with pytest.raises(RunEngineInterrupted):
             engine.resume()
