@@ -146,7 +146,7 @@ def test_a_file_system_without_locks_disturbs_no_run(
                 ("aggregate", directory, "--prefix", prefix, "--overwrite"),
             ):
                 done = deployment.run(deployment.stddaq, *command)
-                assert done.wait() == 0, done.output
+                assert done.wait(timeout=60) == 0, done.output
             with open_run(master) as run:
                 assert run.n_images == 30
     seen("run perfect; info and aggregate read the files")
