@@ -252,7 +252,7 @@ def test_points_of_an_external_trigger_wait_for_its_pulses(
     assert_images(stream_images(documents, "det"), camera.published)
 
 
-def test_a_preparation_before_a_stock_plan_leaves_no_files(
+def test_a_preparation_before_a_stock_plan_is_forgotten(
     engine: RunEngine, documents: Documents, make_async_detector: MakeDetector
 ):
     det, camera = make_async_detector()
