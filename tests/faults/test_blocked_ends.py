@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import zmq
 from support.processes import blocked
 from support.processes.deployment import Deployment, Service, free_port, wait_until
 from support.processes.live_streams import start_live_stream, subscribed
@@ -24,7 +25,10 @@ from support.tools.fault_table import Seen
 
 from stddaq.client import RunFailedError
 from stddaq.config import DetectorConfig
+from stddaq.dataplane import connections, endpoints
 from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.dataplane.ipc_sockets import Binding
+from stddaq.wire.std_daq import writer_action_pb2 as pb
 
 MakeDeployment = Callable[..., Deployment]
 
@@ -120,6 +124,23 @@ def test_a_writer_whose_master_file_is_not_made(make_rig: MakeRig, storage: Stor
     images = images_of(range(20))
     assert_saved(rig.record(images, overwrite=True), images)
     seen(f"{ended}; error: {reason.partition(';')[0]}; next run perfect")
+
+
+@pytest.mark.fault(
+    fault="a driver sends requests and receives no responses; writer: SIGTERM",
+    state="idle",
+    promise="exit code 0 within 2 s",
+)
+def test_a_writer_whose_driver_takes_no_responses(deployment: Deployment, tmp_path: Path, seen: Seen) -> None:
+    with zmq.Context() as context, connections.open_socket(context, zmq.PUSH) as driver:
+        binding = Binding(driver, endpoints.driver_to_writer(deployment.detector_name, 0))
+        writer = deployment.start("std_det_writer", 0)
+        for number in range(40):
+            create = pb.CreateWriterFile(path=str(tmp_path / "absent" / f"{number}.h5"))
+            driver.send(pb.WriterAction(request=number + 1, create_file=create).SerializeToString())
+        writer.wait_for_line("no driver is connected; a response is dropped")
+        seen(end(writer))
+        binding.close()
 
 
 def children_of(pid: int) -> list[int]:

@@ -324,8 +324,9 @@ class WriterLoop:
             self._send(response)
 
     def _send(self, response: bytes) -> None:
+        is_stopping = self._stop is not None and self._stop.requested
         try:
-            self._responses.send(response)
+            self._responses.send(response, zmq.NOBLOCK if is_stopping else 0)
         except zmq.Again:
             log.logger.warning("no driver is connected; a response is dropped")
 
