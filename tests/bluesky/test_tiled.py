@@ -115,10 +115,11 @@ def test_images_of_an_ophyd_async_plan_are_read_during_the_plan_and_after_it(
             yield from bps.trigger_and_read([det])
 
     engine.subscribe(TiledWriter(tiled, batch_size=1))
-    engine.subscribe(look, "event")
+    token = engine.subscribe(look, "event")
     uid = run_plan(engine, plan())
     assert seen == [1, 2, 3, 4]
     np.testing.assert_array_equal(images_in(tiled[uid], "det"), expected_of(camera, per_point))
+    engine.unsubscribe(token)
     # A flight as well, of the same device.
     n_before = len(camera.published)
     uid = run_plan(engine, fly([det], 10, period=0.1))
