@@ -94,11 +94,10 @@ LONG_SCAN = "scans.line_scan(dev.samx, -1, 1, steps=200, relative=False, exp_tim
 @pytest.fixture
 def beamline(deployment: Deployment, tmp_path: Path) -> Iterator[Beamline]:
     with BecServers(tmp_path, deployment.env, DEVICES) as servers:
-        made = Beamline(deployment, servers)
-        yield made
+        yield Beamline(deployment, servers)
 
 
-def test_every_kind_of_end_is_followed_by_a_right_scan(beamline: Beamline):
+def test_scans_are_right_after_others_that_were_aborted_halted_or_paused(beamline: Beamline):
     beamline.scan(LINE_SCAN, 15)
     beamline.scan("scans.acquire(burst_at_each_point=4, exp_time=0.01, frames_per_trigger=2)", 8)
 
@@ -110,8 +109,6 @@ def test_every_kind_of_end_is_followed_by_a_right_scan(beamline: Beamline):
         assert len(beamline.finished_images()) >= 5
         beamline.scan(LINE_SCAN, 15)
 
-
-def test_a_scan_that_is_paused_and_resumed_has_all_its_images(beamline: Beamline):
     beamline.begin()
     beamline.client.run("client.queue.request_scan_interruption(deferred_pause=False)")
     wait_until(lambda: beamline.client.run("result = report.status") == "PAUSED", 60, "a pause")
@@ -119,7 +116,7 @@ def test_a_scan_that_is_paused_and_resumed_has_all_its_images(beamline: Beamline
     assert len(beamline.finished_images()) == 200
 
 
-def test_a_killed_driver_fails_the_scan_by_name(beamline: Beamline):
+def test_a_killed_driver_fails_the_scan_and_a_killed_device_server_not_the_next_one(beamline: Beamline):
     beamline.begin()
     beamline.process.kill()
     assert f"driver {beamline.url}" in beamline.fails()
@@ -129,8 +126,7 @@ def test_a_killed_driver_fails_the_scan_by_name(beamline: Beamline):
     beamline.n_scans += 1
     beamline.scan(LINE_SCAN, 15)
 
-
-def test_a_killed_device_server_leaves_a_run_that_the_next_scan_ends(beamline: Beamline):
+    # A device server that is killed leaves its run, which the next scan ends.
     beamline.begin()
     beamline.servers.servers["bec-device-server"].kill()
     beamline.client.run("client.queue.request_scan_abortion()")

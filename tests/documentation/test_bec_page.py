@@ -37,7 +37,9 @@ def test_a_detector_is_deployed_scanned_and_read_as_described(deployment: Deploy
     for old, new in places.items():
         assert old in yaml
         yaml = yaml.replace(old, new)
-    with BecServers(tmp_path, deployment.env, devices) as servers:
+    beamline = BecServers(tmp_path, deployment.env, devices)
+    beamline.assert_valid(yaml)
+    with beamline as servers:
         servers.load(f"{MOTOR}{yaml}")
         servers.client.run(scan)
         wait_until(lambda: is_complete(servers.master(1)), 60, "BEC's file")

@@ -137,6 +137,17 @@ class BecServers:
         load = f"client.config.update_session_with_file({str(path)!r}, force=True, save_recovery=False)"
         self.client.run(f"{load}\nscans, dev = client.scans, client.device_manager.devices")
 
+    def assert_valid(self, devices: str) -> None:
+        """Check a configuration of devices with BEC's own tool, which loads and connects them."""
+        path = self._directory / "checked.yaml"
+        path.write_text(devices)
+        tool = [PYTHON.with_name("ophyd_test"), "--config", path, "--output", self._directory, "--connect"]
+        done = subprocess.run(
+            tool, env=self._env, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "All devices passed the test." in done.stdout
+
     def master(self, number: int) -> Path:
         """Return BEC's master file of a scan."""
         scan = f"S{number:05d}"
@@ -150,6 +161,9 @@ class BecServers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # They end at the same time, the device server last: others wait for it.
+        for server in reversed(self.servers.values()):
+            server.send(signal.SIGINT)
         self._close.close()
 
 
