@@ -7,6 +7,7 @@ messages. So every step runs in the device's own event loop, and BEC receives a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Coroutine
@@ -97,11 +98,8 @@ class StdDaqCamera(PSIDeviceBase):
         self.driver_url, self._token = split_token(driver_url, None)
         self._live_stream = live_stream
         self._preview_period, self._preview_pixels = preview_period, preview_pixels
-        self._require_driver, self._image_timeout, self._is_exact = (
-            require_driver,
-            image_timeout,
-            exact_images,
-        )
+        self._require_driver = require_driver
+        self._image_timeout, self._is_exact = image_timeout, exact_images
         self._read_root = None if read_root is None else Path(read_root)
         self._write_root = None if write_root is None else Path(write_root)
         self._start_options = dict(start_options or {})
@@ -131,7 +129,9 @@ class StdDaqCamera(PSIDeviceBase):
         """End the run and all threads."""
         self.set_live_stream(None)
         if self._recording is not None and not self._recording.is_over:
-            self._loop.submit(_stop(self._recording)).exception(DESTROY_TIMEOUT_S)
+            # A driver that hangs does not keep a configuration from being loaded.
+            with contextlib.suppress(TimeoutError):
+                self._loop.submit(_stop(self._recording)).exception(DESTROY_TIMEOUT_S)
         self._loop.close()
         super().destroy()
 
