@@ -74,3 +74,7 @@ _.start_up
 
 # An option of a ZeroMQ socket.
 _.rcvbuf
+
+# Fields that the simulator of packets reads by name.
+_.wrong_port
+_.wrong_size

@@ -45,7 +45,7 @@ class Faults:
     """
 
     def __init__(self, rates: FaultRates, modules: list[int], n_packets: int, seed: int) -> None:
-        self._rates, self._n_packets = rates, n_packets
+        self._n_packets = n_packets
         self._random = np.random.default_rng(seed)
         self.counts: Counter[str] = Counter()
         # All modules send at the same time: packet k of each one before packet k + 1.
