@@ -18,8 +18,10 @@ from stddaq.sources import replay
 from stddaq.sources.bsread import camera_server as simulate_pco
 from stddaq.sources.bsread import receiver as bsread_receiver
 from stddaq.sources.simulated import service as simulate
+from stddaq.sources.udp import service as simulate_udp
 from stddaq.streaming import service as live_stream_service
-from stddaq.udp import converter, module_sync_service
+from stddaq.udp import converter, dump, module_sync_service, receiver
+from stddaq.udp import replay as udp_replay
 from stddaq.web import app as rest_app
 from stddaq.web import service as rest_service
 from stddaq.web.configurations import Configurations
@@ -45,6 +47,10 @@ SERVICES: dict[str, Main] = {
     "std_data_convert_gf": converter.main_gf,
     "std_data_convert_jf": converter.main_jf,
     "std_data_sync_module": module_sync_service.main,
+    "std_udp_recv_gf": receiver.main_gf,
+    "std_udp_tools_dump": dump.main,
+    "std_udp_tools_replay": udp_replay.main,
+    "stddaq simulate-udp": simulate_udp.main,
     "stddaq-rest": rest_service.main,
     "stddaq simulate": simulate.main,
     "stddaq replay": replay.main,

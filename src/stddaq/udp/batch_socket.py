@@ -41,6 +41,26 @@ _recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_TRUNC
 
 
+def bind_udp(address: tuple[str, int], buffer_bytes: int) -> tuple[socket.socket, int]:
+    """Return a bound socket, and the size of its buffer. Raise `EndpointError`."""
+    bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        place = f"udp://{address[0]}:{address[1]}"
+        if error.errno == errno.EADDRINUSE:
+            raise EndpointError(f"{place}: another process receives there; stop it") from error
+        raise EndpointError(f"{place}: cannot be bound: {error.strerror or error}") from error
+    try:
+        # Beyond the limit of the system, if this process may.
+        bound.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
+    except PermissionError:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+    # The kernel doubles the number for its own use.
+    return bound, bound.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+
+
 class BatchSocket:
     """A bound socket with the memory of one batch.
 
@@ -68,17 +88,8 @@ class BatchSocket:
         self._senders, self._iovecs = np.zeros(BATCH, ADDRESS), np.zeros((BATCH, 2), IOVEC)
         self.lengths = self._messages["bytes"]
         self._set_up_messages()
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        try:
-            self._socket.bind(address)
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
-            self.buffer_bytes = self._enlarge(buffer_bytes)
-        except OSError as error:
-            self._socket.close()
-            place = f"udp://{address[0]}:{address[1]}"
-            if error.errno == errno.EADDRINUSE:
-                raise EndpointError(f"{place}: another process receives there; stop it") from error
-            raise EndpointError(f"{place}: cannot be bound: {error.strerror}") from error
+        self._socket, self.buffer_bytes = bind_udp(address, buffer_bytes)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
         self.port: int = self._socket.getsockname()[1]
         self._arguments = self._socket.fileno(), self._messages.ctypes.data
 
@@ -90,15 +101,6 @@ class BatchSocket:
         messages["iovecs"], messages["n_iovecs"] = addresses(iovecs), 2
         messages["control"], messages["name"] = addresses(self._controls), addresses(self._senders)
         messages["control_bytes"], messages["name_bytes"] = _CONTROL.itemsize, ADDRESS.itemsize
-
-    def _enlarge(self, n_bytes: int) -> int:
-        """Ask for a buffer, beyond the limit of the system if this process may. Return its size."""
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, n_bytes)
-        except PermissionError:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, n_bytes)
-        # The kernel doubles the number for its own use.
-        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
 
     def fileno(self) -> int:
         return self._socket.fileno()
