@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -16,7 +17,7 @@ import zmq
 from support.processes.deployment import wait_until
 
 from stddaq.dataplane import connections, endpoints
-from stddaq.dataplane.ipc_sockets import Binding
+from stddaq.dataplane.ipc_sockets import Binding, Connection
 from stddaq.errors import EndpointError
 
 OpenSocket = Callable[[int], zmq.Socket]
@@ -294,3 +295,35 @@ def test_socket_of_a_service_that_took_the_place_of_a_removed_one_is_left_alone(
         assert path.lstat().st_ino == taken
     wait_until(lambda: binding.check() or "bound again" in caplog.text, what="the own socket file")
     assert caplog.text.count("another running service") == 1
+
+
+def test_a_stranger_that_left_at_once_is_refused_with_what_it_has_sent(
+    open_socket: OpenSocket, ipc_directory: Path
+) -> None:
+    endpoint = endpoints.driver_to_writer("d", 0)
+    receiver = open_socket(zmq.PULL)
+    with contextlib.closing(connections.watch_connections(receiver)) as monitor:
+        check_stranger(receiver, monitor, endpoint)
+        receiver.disable_monitor()
+
+
+def check_stranger(receiver: zmq.Socket, monitor: zmq.Socket, endpoint: str) -> None:
+    connection = Connection(receiver, endpoint)
+    with zmq.Context() as other, other.socket(zmq.PUSH) as sender:
+        sender.linger = 10_000
+        sender.bind(endpoint)
+        sender.send(b"order")
+    changes: list[bool] = []
+    wait_until(lambda: changes.extend(connections.connection_changes(monitor)) or False in changes)
+    assert connection.refuse_stranger(monitor, lost_too=True)
+    assert "got a process that has disconnected" in connection.problem
+    assert not receiver.poll(0)
+    assert not connection.refuse_stranger(monitor, lost_too=True)
+    wait_until(lambda: not connection.check_now() and connection._is_connected, what="the next connection")
+    with zmq.Context() as other, other.socket(zmq.PUSH) as sender:
+        sender.bind(endpoint)
+        sender.send(b"order")
+        assert receiver.poll(10_000)
+        assert not connection.refuse_stranger(monitor, lost_too=True)
+        assert list(connections.connection_counts(monitor))[-1] == 1
+        assert receiver.recv() == b"order"

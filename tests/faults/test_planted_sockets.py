@@ -17,6 +17,7 @@ from support.processes.deployment import Deployment, Service, free_port
 from support.processes.recording import MakeRig, Rig, assert_saved, images_of
 from support.tools.fault_table import Seen
 
+from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.local_peers import untrusted_binder
 from stddaq.dataplane.shared_segment import GROUP_VARIABLE
 from stddaq.wire.std_daq import writer_action_pb2 as pb
@@ -170,3 +171,34 @@ def test_a_socket_of_another_user_that_accepts_nothing_is_refused_without_a_wait
                 f"ipc://{path}"
             )
         assert time.monotonic() - begin < 1.0
+
+
+@pytest.mark.fault(
+    fault="another user binds the socket of the source at once when the source has ended",
+    state="recording",
+    promise="error that names the process",
+)
+def test_a_run_ends_when_another_user_takes_the_place_of_the_source(
+    make_deployment: Callable[..., Deployment], directory: Path, seen: Seen
+):
+    deployment = make_deployment(number_of_writers=1)
+    planter = Planter(deployment)
+    with Rig(deployment, directory) as rig:
+        rig.start_driver()
+        rig.start_writers()
+        with ImagePublisher(rig.config) as source:
+            assert source.wait_for_subscribers(1, 10.0)
+            rig.client.start(rig.directory, n_image=1000)
+            rig.client.wait_until_ready(10)
+            for image in images_of(range(20)):
+                source.publish(image.image_id, image.pixels)
+            rig.wait_for_count(20)
+            # Its slot has the pixels of image 5.
+            message = source.metadata
+            message.image_id = 1005
+            message.ClearField("sequence")
+        planted = planter.bind("PUB", "image", message.SerializeToString())
+        state = rig.client.wait_for(lambda status: status.status == "error", 10)
+        assert f"got process {planted.pid} of user nobody" in str(state)
+        planted.kill()
+    seen("error, names the process")

@@ -59,6 +59,12 @@ class _Connections:
     """After each change that `connection_counts` has not yielded yet."""
     n_yielded: int = 0
     """The last count that it has yielded."""
+    trusted: set[int] = field(default_factory=set)
+    """Those that `untrusted_process` has looked at."""
+    n_forgotten: int = 0
+    """Started before `forget`; their handshake may still be reported."""
+    has_lost_unseen: bool = False
+    """One was established and lost between two looks of `untrusted_process`."""
 
     @property
     def count(self) -> int:
@@ -117,28 +123,47 @@ def _read_events(monitor: zmq.Socket) -> None:
             # The event does not name the connection: the latest, because a handshake takes less than 1 ms.
             if known.started:
                 known.established.add(known.started.pop())
+            elif known.n_forgotten:
+                known.n_forgotten -= 1
+                continue
             else:
                 known.n_unnamed += 1
             known.counts.append(known.count)
         elif descriptor in known.established:
             known.established.remove(descriptor)
+            known.has_lost_unseen |= descriptor not in known.trusted
+            known.trusted.discard(descriptor)
             known.counts.append(known.count)
         elif descriptor in known.started:
             known.started.remove(descriptor)
 
 
-def untrusted_process(monitor: zmq.Socket) -> str:
-    """Return a process of another user that an ipc socket is connected to, in words; empty if none. 3 us.
+def untrusted_process(monitor: zmq.Socket, *, lost_too: bool) -> str:
+    """Return a process of another user that an ipc socket is connected to, in words; empty if none. 2 us.
 
-    The connections are those of now: those of all messages that the socket has received.
+    The connections are those of now: those of all messages that the socket has received. With `lost_too`, one
+    that was established and lost since the last call counts: nothing tells who has sent its messages.
     """
     _read_events(monitor)
     known = _connections[monitor]
-    for descriptor in (*known.established, *known.started):
+    is_lost, known.has_lost_unseen = known.has_lost_unseen, False
+    for descriptor in {*known.established, *known.started} - known.trusted:
         with contextlib.suppress(OSError):  # Just disconnected.
             if process := untrusted_peer_of(descriptor):
                 return process
-    return ""
+            known.trusted.add(descriptor)
+    return "a process that has disconnected" if is_lost and lost_too else ""
+
+
+def forget(monitor: zmq.Socket) -> None:
+    """Note that the socket was disconnected: libzmq does not report the end of its connections then."""
+    known = _connections[monitor]
+    known.n_forgotten += len(known.started)
+    known.established.clear()
+    known.started.clear()
+    known.trusted.clear()
+    known.n_unnamed, known.has_lost_unseen = 0, False
+    known.counts.append(0)
 
 
 def connected_processes(monitor: zmq.Socket) -> list[str]:

@@ -23,6 +23,7 @@ import zmq
 
 from stddaq.daemon.forced_exit import before_forced_exit
 from stddaq.daemon.log import logger
+from stddaq.dataplane import connections
 from stddaq.dataplane.endpoints import IPC_DIRECTORY_VARIABLE, ipc_directory
 from stddaq.dataplane.local_peers import (
     BIND_CHECK_TIMEOUT_S,
@@ -119,7 +120,7 @@ class Connection:
         self.endpoint = endpoint
         self.problem = ""
         self._socket, self._is_connected = zmq_socket, False
-        self._check_at = 0.0
+        self._check_at = self._connect_at = 0.0
         self.check()
 
     def check(self) -> None:
@@ -132,17 +133,27 @@ class Connection:
     def check_now(self) -> str:
         """Check regardless of the time. Return the problem. 10 us."""
         problem, refusal = self.problem, untrusted_binder(self.endpoint)
-        self._connect(not refusal)
+        self._connect(not refusal and time.monotonic() >= self._connect_at)
         self.problem = refusal or permission_problem(self.endpoint)
         if self.problem and self.problem != problem:
             logger.error("%s", self.problem)
         return self.problem
 
-    def refuse(self, process: str) -> None:
-        """Disconnect from an untrusted process, until `check` finds another one there."""
-        self._connect(False)
-        self.problem = untrusted(self.endpoint, process)
-        logger.error("%s", self.problem)
+    def refuse_stranger(self, monitor: zmq.Socket, *, lost_too: bool) -> bool:
+        """Disconnect from an untrusted process, until `check` finds another one there. Return whether it did.
+
+        libzmq connects to it milliseconds after the trusted one has left, which is too soon for `check`.
+        `monitor` is that of the socket; see `untrusted_process`. 2 us.
+        """
+        process = connections.untrusted_process(monitor, lost_too=lost_too)
+        if process:
+            self._connect(False)
+            connections.forget(monitor)
+            # Until libzmq has ended the old connection: it would make both, if that one was being renewed.
+            self._connect_at = time.monotonic() + CHECK_PERIOD_S
+            self.problem = untrusted(self.endpoint, process)
+            logger.error("%s", self.problem)
+        return bool(process)
 
     def _connect(self, wanted: bool) -> None:
         if wanted != self._is_connected:

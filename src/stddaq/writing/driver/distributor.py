@@ -268,6 +268,9 @@ class Distributor:
                 self._end_recording(failure)
         if progressed and (job := self._job) and self._has_caught_up(job):
             job.on_caught_up()
+        if self._source.refuse_stranger(self._subscriber_monitor, lost_too=False):
+            # Announcements of it may have been recorded.
+            self._end_recording(self._source.problem)
         for connected in connections.connection_changes(self._subscriber_monitor):
             self._connected_at = time.monotonic() if connected else None
         self._source.check()

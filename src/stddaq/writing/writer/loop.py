@@ -180,8 +180,7 @@ class WriterLoop:
                 self._record(images)
             self._flush_when_due()
             if waiting and not waiting[0].HasField("record_image"):
-                if process := connections.untrusted_process(self._monitor):
-                    self._connection.refuse(process)
+                if self._connection.refuse_stranger(self._monitor, lost_too=True):
                     waiting.clear()
                     break
                 self._carry_out(waiting.popleft())
@@ -332,6 +331,8 @@ class WriterLoop:
 
     def _watch_driver(self) -> None:
         """Close the file of a run whose driver has disconnected."""
+        if self._connection.refuse_stranger(self._monitor, lost_too=True):
+            self._waiting.clear()
         for connected in connections.connection_changes(self._monitor):
             if self._driver.update(connected) and self._reports_progress:
                 # A driver that numbers its requests drops a writer from the run when the connection breaks.
