@@ -121,6 +121,7 @@ def test_images_of_an_ophyd_async_plan_are_read_during_the_plan_and_after_it(
     np.testing.assert_array_equal(images_in(tiled[uid], "det"), expected_of(camera, per_point))
     engine.unsubscribe(token)
     # A flight as well, of the same device.
+    engine.unsubscribe(token)
     n_before = len(camera.published)
     uid = run_plan(engine, fly([det], 10, period=0.1))
     pixels = np.array([image.pixels for image in camera.published[n_before:]])
