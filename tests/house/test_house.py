@@ -79,6 +79,13 @@ SERVICES = {
         "-n, --no_filter",
         "detector_json_filename",
     ),
+    "std_udp_recv_eg": ("detector_json_filename", "module_id"),
+    "std_udp_recv_gf": ("detector_json_filename", "module_id"),
+    "std_udp_recv_jf": ("detector_json_filename", "module_id"),
+    "std_udp_tools_dump": ("detector_json_filename",),
+    "std_udp_dump": ("detector_json_filename",),
+    "std_udp_tools_replay": ("detector_json_filename",),
+    "std_udp_replay": ("detector_json_filename",),
     "std_data_convert_gf": ("detector_json_filename", "module_id"),
     "std_data_convert_eg": ("detector_json_filename", "module_id"),
     "std_data_convert_jf": (
