@@ -61,9 +61,6 @@ SERVICES = {
         "detector_json_filename",
         "stream_address",
     ),
-    **dict.fromkeys(
-        ("std_udp_recv_gf", "std_udp_recv_eg", "std_udp_recv_jf"), ("detector_json_filename", "module_id")
-    ),
     "std_data_compress_h5bitshuffle_lz4": (
         "-t THREADS, --threads THREADS",
         "-b BLOCK, --block_size BLOCK",
