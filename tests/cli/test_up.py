@@ -202,7 +202,7 @@ def test_a_second_deployment_of_the_same_detector_is_refused(up: Callable[..., U
     [
         (("--port", "0"), "--port: expected an integer from 1 to 65535, got '0'"),
         (("--port", "many"), "argument -p/--port"),
-        (("--source", "camera"), "--source: expected one of none, simulate, replay, got 'camera'"),
+        (("--source", "camera"), "--source: expected one of none, simulate, replay, udp, got 'camera'"),
     ],
 )
 def test_a_bad_argument_is_one_line(deployment: Deployment, args: tuple[str, ...], message: str):

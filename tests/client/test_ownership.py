@@ -53,7 +53,7 @@ CAMERA = """
 from stddaq_ophyd.camera import SimulatedCamera
 def client():
     made = SimulatedCamera("nothing", name="camera")
-    made._connected()
+    made._simulator._connected()
     return made
 """
 LIVE_STREAM = """
