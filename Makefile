@@ -20,8 +20,8 @@ help: ## list the targets
 demo: $(VENV)/.installed ## record simulated images and check every pixel of the files (in ./demo)
 	@$(BIN)/stddaq demo $(ARGS)
 
-test: $(VENV)/.installed-dev ## run the tests, except those that need databroker 1, InfluxDB, an older HDF5, plan queues, BEC or a clean environment
-	@$(BIN)/pytest -n auto -m "not external" $(ARGS)
+test: $(VENV)/.installed-dev ## run the tests, except the slow ones, the faults, and those that need another environment
+	@$(BIN)/pytest -n auto -m "not external and not slow and not fault" $(ARGS)
 
 test-all: $(VENV)/.installed-dev $(VENV)/.installed-databroker1 $(VENV)/.installed-influxdb $(VENV)/.installed-debian-hdf5 $(VENV)/.installed-oldest-h5py $(VENV)/.installed-queues $(VENV)/.installed-clean $(VENV)/.installed-bec ## run all tests
 	@$(BIN)/pytest -n auto $(ARGS)

@@ -2,7 +2,7 @@
 
 In one terminal, the services and a simulated detector that waits for its trigger:
 
-    stddaq up services/config/simulated.json -m --source simulate --trigger
+    stddaq up services/config/simulated.json -m --source simulate --trigger --rate 100
 
 In another:
 

@@ -2,7 +2,7 @@
 
 Start the services and a simulated detector that waits for its trigger in one terminal:
 
-    stddaq up services/config/simulated.json -m --source simulate --trigger
+    stddaq up services/config/simulated.json -m --source simulate --trigger --rate 100
 
 In another:
 

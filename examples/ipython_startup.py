@@ -1,6 +1,6 @@
 """Start an IPython session with a RunEngine, the detector, its camera and live tables.
 
-    stddaq up services/config/simulated.json -m --source simulate --trigger
+    stddaq up services/config/simulated.json -m --source simulate --trigger --rate 100
     mkdir -p data
     ipython -i examples/ipython_startup.py
 

@@ -107,6 +107,9 @@ class Steps:
                     self._unfinished.discard(status)
                     self.error = self.error or error
                     status.set_exception(error)
+                else:
+                    # A plan that was paused before it waited for the status does so after the replay.
+                    status.set_finished()
             else:
                 self._unfinished.discard(status)
                 status.set_finished()
@@ -129,7 +132,7 @@ class Steps:
             raise AcquisitionError(mismatch(self._name, expected, "no answer of the file system")) from None
 
     def abandon(self, status: StepStatus | None = None) -> None:
-        """Let an unfinished step, by default all of them, report no failure any more."""
+        """Let an unfinished step, by default all of them, report its end but no failure any more."""
         if status is None:
             self._unfinished.clear()
         else:

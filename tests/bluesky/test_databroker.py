@@ -56,6 +56,7 @@ def read(python: Path, documents: Documents, directory: Path) -> dict[str, np.nd
         return dict(images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "python",
     [

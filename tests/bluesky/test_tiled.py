@@ -51,6 +51,7 @@ def expected_of(camera: PointCamera, per_point: int) -> np.ndarray:
     return pixels.reshape(-1, per_point, *pixels.shape[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_writers", "per_point"), [(1, 1), (3, 4), (8, 3)])
 def test_images_are_read_during_the_plan_and_after_it(
     engine: RunEngine, make_detector: MakeDetector, tiled: Any, n_writers: int, per_point: int
@@ -139,6 +140,7 @@ def test_resource_and_datum_can_be_read(
     np.testing.assert_array_equal(images_in(tiled[uid]), expected_of(camera, 3))
 
 
+@pytest.mark.slow
 def test_a_server_killed_during_a_run_loses_nothing_with_a_backup_directory(
     engine: RunEngine,
     make_detector: MakeDetector,

@@ -16,6 +16,7 @@ from stddaq.dataplane.image_publisher import ImagePublisher
 SHAPE = (8, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", ["1:0", "1:1", "1:7"])
 def test_no_harm_makes_a_wrong_image_good_and_the_next_run_is_perfect(seed: str) -> None:
     episode = run_episode(seed, rounds=2)

@@ -59,6 +59,7 @@ def output_of_info(rig: Rig, path: Path) -> str:
     return wait_until(advice, 20.0, "advice to repair")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("message", [reason_of_the_run, error_of_a_reader, output_of_info])
 def test_the_file_of_a_killed_writer_is_readable_after_the_repair(
     make_rig: MakeRig, message: Callable[[Rig, Path], str]

@@ -60,6 +60,7 @@ def test_every_pixel_is_checked_and_nothing_is_left_behind(deployment: Deploymen
     assert leftovers(detector_name(directory)) == []
 
 
+@pytest.mark.slow
 def test_packets_of_a_gigafrost_become_images_whose_every_pixel_is_checked(
     deployment: Deployment, tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ print("codes", code, up.returncode)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_commands_that_it_proposes_work_as_they_are_printed(deployment: Deployment, tmp_path: Path):
     process = demo(deployment, "-n", 5, "--size", 64, cwd=tmp_path)
@@ -119,6 +121,7 @@ def test_the_commands_that_it_proposes_work_as_they_are_printed(deployment: Depl
         assert images.shape == (500, 64, 64)
 
 
+@pytest.mark.slow
 def test_it_can_be_repeated_in_the_same_directory(deployment: Deployment, tmp_path: Path):
     for _ in range(2):
         process = demo(deployment, "--directory", tmp_path, "-n", 5, "--size", 64)

@@ -77,6 +77,7 @@ def test_texts_of_a_driver(hostile_driver: str, tmp_path: Path) -> None:
     assert "owned" in run("repair", "--run", "--url", hostile_driver)
 
 
+@pytest.mark.slow
 def test_names_and_content_of_files(tmp_path: Path) -> None:
     path = tmp_path / f"{HOSTILE}0.h5"
     name = HOSTILE.replace("\udcff", "")
@@ -166,6 +167,7 @@ def run_in_terminal(*arguments: object) -> str:
     return shown.decode()
 
 
+@pytest.mark.slow
 def test_directory_of_the_demo(tmp_path: Path) -> None:
     directory = tmp_path / HOSTILE.replace("\udcff", "")
     shown = run("demo", "--directory", directory, "-n", 5, "--size", 64)

@@ -52,6 +52,7 @@ def width_of(path: str) -> int:
         return data.shape[2]
 
 
+@pytest.mark.slow
 def test_a_change_during_a_run_waits_for_its_end_and_the_next_run_is_recorded_with_it(
     make_deployment: MakeDeployment, tmp_path: Path
 ) -> None:

@@ -130,13 +130,14 @@ def test_the_described_service_subtracts_the_dark_image(deployment: Deployment, 
     assert values == [{2}, {0}]
 
 
+@pytest.mark.slow
 def test_plans_run_as_described(
     deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = free_port()
     deployment.run(
         *(deployment.stddaq, "up", deployment.config_path, "--port", port, "-m"),
-        *("--source", "simulate", "--trigger"),
+        *("--source", "simulate", "--trigger", "--rate", "500"),
         ready="all services ready",
     )
     names: dict[str, Any] = {}
@@ -152,7 +153,7 @@ def test_plans_of_ophyd_async_run_as_described(deployment: Deployment, tmp_path:
     port = free_port()
     deployment.run(
         *(deployment.stddaq, "up", deployment.config_path, "--port", port, "-m"),
-        *("--source", "simulate", "--trigger"),
+        *("--source", "simulate", "--trigger", "--rate", "500"),
         ready="all services ready",
     )
     names: dict[str, Any] = {}

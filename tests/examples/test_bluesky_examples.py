@@ -45,7 +45,7 @@ def port(deployment: Deployment) -> int:
     port = free_port()
     deployment.run(
         *(deployment.stddaq, "up", deployment.config_path, "--port", port, "-m"),
-        *("--source", "simulate", "--trigger"),
+        *("--source", "simulate", "--trigger", "--rate", "100"),
         ready="all services ready",
     )
     return port
@@ -67,6 +67,7 @@ def imports_of(text: str) -> set[str]:
     return set(re.findall(r"^(?:import \w|from \w\S* import ).*", text, re.MULTILINE))
 
 
+@pytest.mark.slow
 def test_the_extra_has_all_that_examples_and_pages_import(python: Path):
     examples = (ROOT / "examples").glob("*.py")
     pages = [path for path in (ROOT / "docs/how-to").glob("*.md") if path.name not in OTHER_EXTRAS]
@@ -81,6 +82,7 @@ def test_the_extra_has_all_that_examples_and_pages_import(python: Path):
         subprocess.run([python.with_name(program), *arguments], stdout=subprocess.PIPE, check=True)
 
 
+@pytest.mark.slow
 def test_counting_flying_and_reading_by_handler(
     deployment: Deployment, python: Path, port: int, directory: Path
 ):
@@ -108,6 +110,7 @@ def test_counting_flying_and_reading_by_handler(
         np.testing.assert_array_equal(images[99], scene.image(109))
 
 
+@pytest.mark.slow
 def test_tomography_ends_in_a_plot(
     deployment: Deployment, python: Path, tiled_server: TiledServer, directory: Path, tmp_path: Path
 ):

@@ -14,6 +14,7 @@ from support.tools.fault_table import Seen
 from stddaq.client import DriverBusyError
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     fault="writers: one SIGKILL, one SIGSTOP; the driver is asked to repair the files",
     state="idle",

@@ -136,6 +136,7 @@ def test_a_writer_whose_file_is_closed_is_not_needed_for_saving(
     seen("next run perfect")
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     fault="all writers: SIGKILL",
     state="recording",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import h5py
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.processes.recording import MakeRig, Rig, assert_consistent, assert_saved, images_of
@@ -126,6 +127,7 @@ def record(rig: Rig, messages: list[bytes], start_id: int) -> None:
         assert info.n_skipped == account["n_skipped"]
 
 
+@pytest.mark.slow
 def test_any_message_is_an_image_or_malformed_and_the_files_hold_exactly_the_images(make_rig: MakeRig):
     rig = make_rig(driver=["-m"])
     meta_writer = rig.deployment.start("std_det_meta_writer_gf")

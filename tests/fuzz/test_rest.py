@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 import schemathesis
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from stddaq.config import DetectorConfig
 KEYS = sorted(DetectorConfig.model_fields)
 
 
+@pytest.mark.slow
 def test_no_request_makes_the_service_fail_whether_it_fits_the_schema_or_not(
     deployment: Deployment, tmp_path: Path
 ) -> None:

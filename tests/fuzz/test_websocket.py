@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, get_args
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.processes.recording import MakeRig, Rig, assert_consistent, assert_saved, images_of
@@ -93,6 +94,7 @@ def end_run(rig: Rig) -> None:
         assert_consistent(result)
 
 
+@pytest.mark.slow
 def test_any_sequence_of_frames_is_answered_frame_by_frame_in_every_state(make_rig: MakeRig, directory: Path):
     rig = make_rig(driver=["--allowed-root", directory], writers=True)
     assert_saved(rig.record(images_of(range(4)), file_prefix="before"), images_of(range(4)))

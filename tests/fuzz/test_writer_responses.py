@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+import pytest
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,6 +101,7 @@ class LyingWriter(Background):
         self._context.destroy(linger=0)
 
 
+@pytest.mark.slow
 def test_the_run_ends_and_the_driver_is_usable_whatever_a_writer_answers(make_rig: MakeRig):
     rig = make_rig(driver=["--writer-timeout", 0.2], writers=False, number_of_writers=1)
     rig.wait_for_subscription()

@@ -162,6 +162,7 @@ def test_images_of_another_size_have_their_own_configuration(
         np.testing.assert_array_equal(image.pixels, original.pixels[::2, ::2])
 
 
+@pytest.mark.slow
 def test_service_that_is_slower_than_its_source_still_gets_images(
     deployment: Deployment, source: ImagePublisher
 ):

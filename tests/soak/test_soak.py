@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from support.tools.soak import Growth, Sample, Soak
 
 
+@pytest.mark.slow
 def test_fifteen_runs_are_accounted_for_and_leak_no_thread_descriptor_or_segment(
     tmp_path: Path,
 ) -> None:

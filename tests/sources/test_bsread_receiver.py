@@ -54,6 +54,7 @@ def assert_pixels(images: list[ReceivedImage]) -> None:
         np.testing.assert_array_equal(image.pixels, pixels_of(image.image_id, image.pixels.shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("size", [(32, 48), (1031, 1000)], ids=str)
 def test_every_image_of_the_camera_is_in_the_ring_in_order(
@@ -231,6 +232,7 @@ def test_bad_messages_are_counted_by_kind_and_never_reach_the_ring(pco: Deployme
         assert any(f"message rejected ({kind}): " in line for line in receiver.stdout), kind
 
 
+@pytest.mark.slow
 def test_large_damaged_images_are_left_out_and_the_order_is_kept(
     make_deployment: Callable[..., Deployment],
 ) -> None:

@@ -50,6 +50,7 @@ def begin(rig: Rig, **start: object) -> None:
     rig.client.wait_until_ready(10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", ["none", "bitshuffle_lz4"])
 def test_camera_is_recorded_to_the_last_pixel(make_camera_rig: Callable[..., Rig], compression: str) -> None:
     rig = make_camera_rig(image_pixel_height=300, image_pixel_width=500)

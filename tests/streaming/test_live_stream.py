@@ -259,6 +259,7 @@ def change(deployment: Deployment, stream: LiveStreamService, setting: object) -
     deployment.write_config(live_stream_configs=configs | {stream.address: setting})
 
 
+@pytest.mark.slow
 def test_stopped_viewer_does_not_disturb_others_and_its_drops_are_counted(
     make_deployment: Callable[..., Deployment], tmp_path: Path
 ) -> None:

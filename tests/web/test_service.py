@@ -203,6 +203,7 @@ def test_the_simulator_is_started_and_stopped(rest: RestService) -> None:
     assert rest.post(f"/api/test/{name}/simulator/explode").status_code == 422
 
 
+@pytest.mark.slow
 def test_connection_without_a_header_is_closed(rest: RestService) -> None:
     """One that sends a byte now and then would keep its place for ever."""
     address = ("127.0.0.1", urlsplit(rest.url).port or 0)

@@ -22,6 +22,7 @@ def assert_small(account: dict[str, Any], image_bytes: int, n_images: int) -> No
     assert Path(account["files"]["master"]).stat().st_size <= MIB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False], ids=["n_image known", "stopped"])
 def test_files_are_only_slightly_larger_than_their_pixels(make_rig: MakeRig, known: bool):
     """This holds for runs around the size of a block, with and without a number of images at the start."""

@@ -110,10 +110,16 @@ class QueueServer(Closing):
         return [(item["name"], item["result"]["exit_status"]) for item in items]
 
     def close(self) -> None:
-        self.ask("environment_destroy")
-        self.service.end(timeout=START_TIMEOUT_S)
-        self._redis.end(timeout=START_TIMEOUT_S)
-        self._context.destroy(linger=0)
+        # A manager that receives SIGTERM while it destroys the environment may never exit.
+        try:
+            self.ask("environment_destroy")
+            self.wait_for(worker_environment_exists=False)
+            self.ask("manager_stop", option="safe_off")
+            self.service.wait(START_TIMEOUT_S)
+        finally:
+            self.service.kill()
+            self._redis.end(timeout=START_TIMEOUT_S)
+            self._context.destroy(linger=0)
 
 
 def read_documents(path: Path) -> list[tuple[str, dict[str, Any]]]:

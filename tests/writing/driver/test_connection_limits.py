@@ -97,6 +97,7 @@ def open_client(driver: Service, port: int) -> tuple[socket.socket, str]:
     return client, driver.wait_for_line(r"client (\S+) connected", start=n_lines)[1]
 
 
+@pytest.mark.slow
 def test_a_client_whose_host_has_vanished_is_disconnected_and_one_that_does_not_read_is_not(
     deployment: Deployment,
 ) -> None:
