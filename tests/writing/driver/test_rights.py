@@ -62,7 +62,7 @@ def start_as(uid: int, rig: Rig, url: str, directory: Path, writer_id: int) -> d
     state="idle",
     promise="refused; users may request files of their own, and trusted users any files",
 )
-def test_local_user_gets_files_of_no_other_user(make_rig: MakeRig, open_directory: Path) -> None:
+def test_local_user_gets_files_of_no_other_user(open_directory: Path, make_rig: MakeRig) -> None:
     rig = make_rig(switch_user_active=True, trusted_uids=[OTHER], number_of_writers=1)
     for writer_id in (0, 1, OTHER):
         reply = start_as(NOBODY, rig, rig.url, open_directory, writer_id)
@@ -76,8 +76,9 @@ def test_local_user_gets_files_of_no_other_user(make_rig: MakeRig, open_director
 
 
 def test_token_allows_any_user(
-    make_deployment: Callable[..., Deployment], open_directory: Path, tmp_path: Path
+    open_directory: Path, make_deployment: Callable[..., Deployment], tmp_path: Path
 ) -> None:
+    # The directory is the first argument, because the services must end before it is removed.
     token = tmp_path / "token"
     token.write_text(TOKEN)
     token.chmod(0o600)
