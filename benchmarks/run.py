@@ -29,6 +29,8 @@ import times
 import udp_modules
 from tables import Table
 
+from stddaq.closing import exit_at_signals
+
 RESULTS = Path(__file__).with_name("results.json")
 MEMORY = Path("/dev/shm")
 
@@ -68,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = sorted(set(args.measurements) - set(available))
     if unknown:
         parser.error(f"found {', '.join(unknown)}, allowed are {', '.join(available)}")
+    exit_at_signals()
     print(machine())
     tables = {name: available[name]() for name in args.measurements or available}
     if args.write:

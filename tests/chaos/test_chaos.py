@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.peers.chaos_source import DAMAGED, GOOD, RECORD, pixels_of, publication_of
-from support.processes.deployment import SHM_DIRECTORY, Deployment
+from support.processes.deployment import SHM_DIRECTORY, Deployment, Service, wait_until
 from support.tools.chaos import Truth, run_episode
 
 from stddaq.config import DetectorConfig
@@ -58,3 +62,25 @@ def test_a_ring_whose_cursor_was_removed_is_removed_at_the_end(deployment: Deplo
     segments = deployment.segments()
     deployment.remove_leftovers()
     assert segments == []
+
+
+def processes_with(text: str) -> list[str]:
+    """Return the commands of all processes in which `text` occurs."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            found += [command] if text in command else []
+    return found
+
+
+@pytest.mark.slow
+def test_a_terminated_harness_ends_its_services(tmp_path: Path) -> None:
+    env = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    harness = Service([sys.executable, "-m", "support.tools.chaos", "--runs", "100"], env)
+    (config_path,) = wait_until(lambda: list(tmp_path.glob("*/t*.json")), 30, "the configuration")
+    wait_until(lambda: len(processes_with(str(config_path))) >= 3, 30, "the services")
+    assert harness.end(timeout=60) == 128 + signal.SIGTERM
+    assert processes_with(str(config_path)) == []
+    assert list(tmp_path.iterdir()) == []
+    assert list(SHM_DIRECTORY.glob(f"{config_path.stem}*")) == []

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stddaq.closing import exit_at_signals
 from stddaq.daemon.arguments import ArgumentParser, NumberRange, image_count
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
@@ -97,9 +98,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    # SystemExit ends the services that were started, as Ctrl-C does.
-    for end in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(end, lambda number, _: sys.exit(128 + number))
+    exit_at_signals()  # Ends the services that were started, as Ctrl-C does.
     sizes = UDP_IMAGE_SIZES if args.udp else IMAGE_SIZES
     if args.size not in (None, *sizes):
         kind = "with --udp" if args.udp else "without --udp"
@@ -114,7 +113,8 @@ def run(args: argparse.Namespace) -> int:
         url = running.enter_context(_deployment(directory, config_path, None if args.udp else rate))
         if args.udp:
             _wait_for_subscriptions(directory)
-            running.enter_context(_packets(directory, config_path, rate))
+            packets = ["simulate-udp", str(config_path), "--rate", f"{rate:g}"]
+            running.enter_context(_running(packets, directory / f"{PREFIX}-detector.log"))
         account = _record(url, directory, config, n_images)
     master = account["files"]["master"]
     if not master:
@@ -197,24 +197,32 @@ def _image_side(directory: Path, sizes: Sequence[int]) -> int:
 
 @contextlib.contextmanager
 def _deployment(directory: Path, config_path: Path, rate: float | None) -> Iterator[str]:
-    """Run `stddaq up` in another process, with its output in demo.log. Yield the driver's url.
+    """Run `stddaq up`, with its output in demo.log. Yield the driver's url.
 
     The simulator publishes images at `rate`; None: the detector sends packets.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    up = ["up", str(config_path), "--port", str(port), "-m"]
+    up += ["--source", "udp"] if rate is None else ["--source", "simulate", "--rate", f"{rate:g}"]
+    log_path = directory / f"{PREFIX}.log"
+    with _running(up, log_path) as process:
+        _wait_until_ready(process, log_path)
+        yield f"ws://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def _running(arguments: Sequence[str], log_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command of stddaq with an ipc directory of its own, and its output in a file."""
     from stddaq.daemon.parent_death import end_with_parent
     from stddaq.dataplane.endpoints import IPC_DIRECTORY_VARIABLE, ipc_directory
 
-    log_path = directory / f"{PREFIX}.log"
-    up = [sys.executable, "-m", "stddaq", "up", str(config_path), "--port", str(port), "-m"]
-    up += ["--source", "udp"] if rate is None else ["--source", "simulate", "--rate", f"{rate:g}"]
     # Not in the demo's directory, because socket paths are limited to 107 bytes.
     ipc_parent = ipc_directory()
     with tempfile.TemporaryDirectory(prefix="stddaq-", dir=ipc_parent) as ipc, log_path.open("w") as log:
         process = subprocess.Popen(
-            up,
+            [sys.executable, "-m", "stddaq", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -224,8 +232,7 @@ def _deployment(directory: Path, config_path: Path, rate: float | None) -> Itera
             preexec_fn=end_with_parent(),  # noqa: PLW1509 - there is no other thread yet
         )
         try:
-            _wait_until_ready(process, log_path)
-            yield f"ws://127.0.0.1:{port}"
+            yield process
         finally:
             _end(process)
 
@@ -239,32 +246,6 @@ def _wait_for_subscriptions(directory: Path) -> None:
         if time.monotonic() > deadline:
             raise DemoError(f"the converters have not subscribed to the receivers, see {log_path}")
         time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def _packets(directory: Path, config_path: Path, rate: float) -> Iterator[None]:
-    """Run the simulator of the packets, with its output in demo-detector.log."""
-    from stddaq.daemon.parent_death import end_with_parent
-    from stddaq.dataplane.endpoints import IPC_DIRECTORY_VARIABLE, ipc_directory
-
-    command = [sys.executable, "-m", "stddaq", "simulate-udp", str(config_path), "--rate", f"{rate:g}"]
-    with (
-        tempfile.TemporaryDirectory(prefix="stddaq-", dir=ipc_directory()) as ipc,
-        (directory / f"{PREFIX}-detector.log").open("w") as log,
-    ):
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, IPC_DIRECTORY_VARIABLE: ipc},
-            start_new_session=True,
-            preexec_fn=end_with_parent(),  # noqa: PLW1509 - there is no other thread yet
-        )
-        try:
-            yield
-        finally:
-            _end(process)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], log_path: Path) -> None:

@@ -36,7 +36,7 @@ from support.processes.deployment import SHM_DIRECTORY, Deployment, Service, fre
 from support.processes.recording import assert_consistent
 
 from stddaq.client import DriverClient, DriverError
-from stddaq.closing import Closing
+from stddaq.closing import Closing, exit_at_signals
 from stddaq.files.reading import open_run
 from stddaq.wire.array10 import decode
 
@@ -702,6 +702,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--without", action="append", default=[], metavar="HARM", help="leave this harm out")
     args = parser.parse_args(argv)
+    exit_at_signals()
     print(f"--seed {args.seed}", flush=True)
     deadline = time.monotonic() + args.minutes * 60
     n_runs = n_good = 0

@@ -14,6 +14,8 @@ from pathlib import Path
 from support.processes.deployment import Deployment
 from support.processes.detector_queue import DetectorQueue
 
+from stddaq.closing import exit_at_signals
+
 PAGE = Path(__file__).parents[3] / "docs" / "explanations" / "plans-in-a-queue.md"
 INTRODUCTION = """\
 # Plans in a queue: a transcript
@@ -149,6 +151,7 @@ def _right_plan(queue: DetectorQueue, transcript: Transcript) -> None:
 
 def main() -> int:
     """Write the page."""
+    exit_at_signals()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         files = work / "files"

@@ -31,7 +31,7 @@ from websockets.sync.client import connect
 
 from stddaq.client import CommandRefusedError, DriverBusyError, DriverClient
 from stddaq.client.simulator import SimulatorClient
-from stddaq.closing import Closing
+from stddaq.closing import Closing, exit_at_signals
 from stddaq.config import DetectorConfig
 from stddaq.files.reading import open_run
 from stddaq.sources.simulated.scenes import Scene
@@ -301,6 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seed", type=int, default=time.time_ns() % 2**32, help="seed of the sequence of actions"
     )
     args = parser.parse_args(argv)
+    exit_at_signals()
     print(f"{args.minutes:g} minutes, --seed {args.seed}", flush=True)
     deadline = time.monotonic() + args.minutes * 60
     with (
