@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import inspect
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from bluesky.protocols import Reading, StreamAsset
@@ -19,14 +18,11 @@ from bluesky.utils import NoReplayAllowed
 from event_model import DataKey
 from ophyd_async.core import (
     AsyncStatus,
-    DetectorAcquireLogic,
-    DetectorDataLogic,
     DetectorTrigger,
     DetectorTriggerLogic,
     SignalR,
     SignalRW,
     StandardDetector,
-    StreamableDataProvider,
     TriggerInfo,
     WatchableAsyncStatus,
     WatcherUpdate,
@@ -40,27 +36,23 @@ from stddaq.config import DetectorConfig
 from stddaq.text import mismatch
 from stddaq_ophyd.async_camera import AsyncTrigger, ExposureLogic, as_async_camera
 from stddaq_ophyd.async_driver import AsyncDriver
+from stddaq_ophyd.async_logics import AcquireLogic, ImageLogic
 from stddaq_ophyd.async_mock import MockAcquisition
+from stddaq_ophyd.async_operations import Operations
 from stddaq_ophyd.async_paths import AsyncPaths, next_paths
 from stddaq_ophyd.core.acquisition import Acquisition
 from stddaq_ophyd.core.documents import StreamDocuments
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError, SettingError
 from stddaq_ophyd.core.paths import PathInfo
 from stddaq_ophyd.core.publication import Publication
-from stddaq_ophyd.core.recorder import Recorder, raise_failure
+from stddaq_ophyd.core.recorder import Recorder
 from stddaq_ophyd.core.settings import Settings
 from stddaq_ophyd.core.streams import HasStream
 from stddaq_ophyd.core.worker import Worker
 from stddaq_ophyd.run_engine import is_description_for_documents
 
-T = TypeVar("T")
-
 # Of the images in mock mode, unless a configuration says something else.
 MOCK_SHAPE, MOCK_TYPE = (16, 24), "<u2"
-
-# The failure of the recording says more than a timeout of ophyd-async at the same moment.
-REASON_TIMEOUT_S = 1.0
-
 
 # The generators within the methods of the base, whose statuses do not end before their timeout.
 _trigger: Any = inspect.unwrap(StandardDetector.trigger)
@@ -130,18 +122,15 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
 
         # For the path provider, which lists directories.
         self._blocking = Worker("paths of a detector")
-        self._recorder: Recorder | None = None
         self._info = TriggerInfo()
         # Whether `prepare` runs, whether what it started waits for a trigger, and whether a reading waits for
         # its documents.
         self._is_preparing = self._is_armed = self._is_read = False
-        # What a plan waits for, and whether it is ended.
-        self._operations: set[asyncio.Future[Any]] = set()
-        self._is_ending = False
+        self._operations = Operations()
         self.add_detector_logics(
             trigger_logic or ExposureLogic(exposure_time, n_frames, deadtime),
-            _AcquireLogic(self),
-            _ImageLogic(self),
+            AcquireLogic(self),
+            ImageLogic(self),
         )
         self.add_config_signals(
             self.driver.url,
@@ -155,6 +144,10 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
             self.file_prefix,
         )
         super().__init__(name=name)
+
+    @property
+    def _recorder(self) -> Recorder | None:
+        return self._operations.recorder
 
     @property
     def n_recorded(self) -> SignalR[int]:
@@ -192,9 +185,10 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
         paths = await self._blocking.run(next_paths, self._paths, self.name)
         self._set_directory(str(paths.directory))
         self._set_file_prefix(paths.prefix)
-        self._recorder = Recorder(self._acquisition(paths), self._set_n_ready)
+        acquisition = self._acquisition(paths)
+        self._operations.recorder = Recorder(acquisition, self._set_n_ready)
         self._set_n_ready(0)
-        run = await self._recorder.acquisition.start_run()
+        run = await acquisition.start_run()
         if run.image_shape and run.dtype:
             self._note_layout(run.image_shape, run.dtype, len(run.raw_files))
 
@@ -228,7 +222,7 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
         """Let the driver become idle; `prepare` or the first trigger starts a run."""
         await self._end_operations()
         await super().stage()
-        self._recorder = None
+        self._operations.recorder = None
 
     @AsyncStatus.wrap
     async def unstage(self) -> None:
@@ -249,8 +243,7 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
         if info.number_of_events < 1:
             # `complete` would be done at once, with the camera running.
             raise SettingError(mismatch(f"{self.name}: number_of_events", "a number from 1", "0"))
-        with self._operation(asyncio.ensure_future(self._prepare(info))) as preparing:
-            await preparing
+        await self._operations.run(self._prepare(info))
 
     async def _prepare(self, info: TriggerInfo) -> None:
         await self._settle()
@@ -265,16 +258,15 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
     async def trigger(self) -> AsyncIterator[WatcherUpdate[int]]:
         """Take the images of a point. Fail as soon as they cannot come any more."""
         if not self._is_armed:
-            await self._settle()
+            await self._operations.run(self._settle())
         self._is_read = False
-        async for update in self._until_failure(_trigger(self)):
+        async for update in self._operations.until_failure(_trigger(self)):
             yield update
 
     @AsyncStatus.wrap
     async def kickoff(self) -> None:
         """Start a flight. Done when the camera was triggered."""
-        with self._operation(asyncio.ensure_future(self._kickoff())) as starting:
-            await starting
+        await self._operations.run(self._kickoff())
 
     async def _kickoff(self) -> None:
         if not self._is_external:
@@ -287,30 +279,14 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
     @WatchableAsyncStatus.wrap
     async def complete(self) -> AsyncIterator[WatcherUpdate[int]]:
         """Wait for the images of the flight. Fail as soon as they cannot come any more."""
-        async for update in self._until_failure(_complete(self)):
+        async for update in self._operations.until_failure(_complete(self)):
             yield update
         if not self._is_external:
             await self.finish_taking()
 
-    @contextlib.contextmanager
-    def _operation(self, future: asyncio.Future[T]) -> Iterator[asyncio.Future[T]]:
-        """Let a pause or an unstaging wait for `future`, which does not start to take images then."""
-        self._operations.add(future)
-        try:
-            yield future
-        finally:
-            self._operations.discard(future)
-
     async def _end_operations(self) -> None:
-        """End what a plan started. Its statuses end quietly: the RunEngine would raise what they say."""
-        self._is_armed, self._is_ending = False, True
-        try:
-            if self._recorder is not None:
-                await self._recorder.end()
-            if self._operations:
-                await asyncio.wait(tuple(self._operations))
-        finally:
-            self._is_ending = False
+        self._is_armed = False
+        await self._operations.end()
 
     @property
     def _is_external(self) -> bool:
@@ -327,7 +303,7 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
 
         Return when the camera was triggered.
         """
-        if self._is_ending:
+        if self._operations.are_ending:
             raise AcquisitionStoppedError(f"{self.name}: stopped")
         if self._is_preparing:
             await self._start(self._info.number_of_events)
@@ -357,40 +333,6 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
         """Return when all images can be announced. Raise `AcquisitionError`."""
         if self._recorder is not None:
             await self._recorder.finish()
-
-    async def _until_failure(
-        self, updates: AsyncGenerator[WatcherUpdate[int], None]
-    ) -> AsyncIterator[WatcherUpdate[int]]:
-        """Yield `updates`. Raise the error of the recording at once; end quietly when that was stopped."""
-        while True:
-            with self._operation(asyncio.ensure_future(anext(updates, None))) as update:
-                try:
-                    found = await self._unless_failed(update)
-                except AcquisitionStoppedError:
-                    return
-                finally:
-                    update.cancel()
-                    await asyncio.wait([update])
-            if found is None:
-                return
-            yield found
-
-    async def _unless_failed(
-        self, update: asyncio.Future[WatcherUpdate[int] | None]
-    ) -> WatcherUpdate[int] | None:
-        taking = self._recorder.task if self._recorder else None
-        if taking is not None:
-            await asyncio.wait([update, taking], return_when=asyncio.FIRST_COMPLETED)
-            if not update.done():
-                raise_failure(taking)
-        try:
-            return await update
-        except TimeoutError:
-            if taking is not None:
-                await asyncio.wait([taking], timeout=REASON_TIMEOUT_S)
-                if taking.done():
-                    raise_failure(taking)
-            raise
 
     # The RunEngine.
 
@@ -451,44 +393,3 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
                 external=StreamDocuments.external,
             )
         }
-
-
-class _AcquireLogic(DetectorAcquireLogic):
-    def __init__(self, detector: AsyncStdDaqDetector) -> None:
-        self._detector = detector
-
-    async def start_acquiring(self) -> None:
-        await self._detector.start_taking()
-
-    async def wait_for_idle(self) -> None:
-        await self._detector.finish_taking()
-
-    async def ensure_stopped(self) -> None:
-        """Do nothing: closing the run stops the camera."""
-
-
-class _ImageLogic(DetectorDataLogic):
-    def __init__(self, detector: AsyncStdDaqDetector) -> None:
-        self._detector = detector
-
-    async def prepare_unbounded(self, datakey_name: str) -> StreamableDataProvider:
-        await self._detector.open_run()
-        return _Images(self._detector)
-
-    async def stop(self) -> None:
-        await self._detector.close_run()
-
-
-class _Images(StreamableDataProvider):
-    def __init__(self, detector: AsyncStdDaqDetector) -> None:
-        self._detector = detector
-        self.collections_written_signal = detector.n_ready
-
-    async def make_datakeys(self, collections_per_event: int) -> dict[str, DataKey]:
-        return self._detector.data_keys(collections_per_event)
-
-    async def make_stream_docs(
-        self, collections_written: int, collections_per_event: int
-    ) -> AsyncIterator[StreamAsset]:
-        for document in await self._detector.documents(collections_written):
-            yield document

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from bluesky import RunEngine
+from ophyd_async.core import init_devices
 from support.assertions.plans import Documents, PointCamera
 from support.processes.recording import MakeRig
 
 from stddaq_ophyd import StdDaqDetector
+from stddaq_ophyd.async_detector import AsyncStdDaqDetector
 
 
 @pytest.fixture
@@ -53,13 +55,10 @@ def make_detector(make_rig: MakeRig) -> Iterator[Callable[..., tuple[StdDaqDetec
 
 
 @pytest.fixture
-def make_async_detector(make_rig: MakeRig, engine: RunEngine) -> Iterator[Callable[..., Any]]:
+def make_async_detector(
+    make_rig: MakeRig, engine: RunEngine
+) -> Iterator[Callable[..., tuple[AsyncStdDaqDetector, PointCamera]]]:
     """Return what `make_detector` returns, for ophyd-async."""
-    pytest.importorskip("ophyd_async")
-    from ophyd_async.core import init_devices
-
-    from stddaq_ophyd.async_detector import AsyncStdDaqDetector
-
     made: list[AsyncStdDaqDetector] = []
 
     def make(rig: dict[str, Any] | None = None, **options: Any) -> tuple[AsyncStdDaqDetector, PointCamera]:

@@ -13,11 +13,6 @@ from bluesky import preprocessors as bpp
 from bluesky.plans import count, scan
 from bluesky.utils import FailedStatus
 from ophyd.sim import SynAxis
-from support.assertions.plans import Documents, PointCamera, assert_images, stream_images
-from support.processes.recording import image_of
-
-pytest.importorskip("ophyd_async")
-
 from ophyd_async.core import (
     DetectorTrigger,
     DetectorTriggerLogic,
@@ -28,6 +23,8 @@ from ophyd_async.core import (
     soft_command,
     soft_signal_rw,
 )
+from support.assertions.plans import Documents, PointCamera, assert_images, stream_images
+from support.processes.recording import image_of
 
 from stddaq_ophyd import AcquisitionError, DirectoryPaths, StdDaqDetector
 from stddaq_ophyd.async_camera import as_async_camera

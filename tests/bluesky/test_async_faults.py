@@ -13,6 +13,7 @@ from bluesky import plan_stubs as bps
 from bluesky import preprocessors as bpp
 from bluesky.plans import count
 from bluesky.utils import FailedStatus
+from ophyd_async.core import NotConnectedError, TriggerInfo, init_devices
 from support.assertions.plans import (
     STEP,
     Documents,
@@ -23,10 +24,6 @@ from support.assertions.plans import (
 )
 from support.processes.deployment import free_port, wait_until
 from support.processes.recording import Rig
-
-pytest.importorskip("ophyd_async")
-
-from ophyd_async.core import NotConnectedError, TriggerInfo, init_devices
 
 from stddaq_ophyd import AcquisitionError
 from stddaq_ophyd.async_detector import AsyncStdDaqDetector

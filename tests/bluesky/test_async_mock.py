@@ -10,12 +10,9 @@ from bluesky import RunEngine
 from bluesky import plan_stubs as bps
 from bluesky import preprocessors as bpp
 from bluesky.plans import count
-from support.assertions.plans import Documents
-
-pytest.importorskip("ophyd_async")
-
 from ophyd_async.core import TriggerInfo, init_devices, soft_command, soft_signal_rw
 from ophyd_async.testing import assert_emitted
+from support.assertions.plans import Documents
 
 from stddaq_ophyd.async_detector import AsyncStdDaqDetector
 from stddaq_ophyd.plans import fly

@@ -10,10 +10,11 @@ from bluesky import RunEngine
 from bluesky import plan_stubs as bps
 from bluesky.utils import FailedStatus
 from ophyd import Component
+from ophyd_async.core import init_devices
 from support.processes.deployment import Deployment
 
 from stddaq.client import ConfigServiceUnreachableError
-from stddaq_ophyd import LiveStreams, LiveStreamSettingError, StdDaqDetector
+from stddaq_ophyd import AsyncLiveStreams, LiveStreams, LiveStreamSettingError, StdDaqDetector
 
 ADDRESSES = {
     "tcp://127.0.0.1:20000": {"type": "forward", "config": []},
@@ -55,11 +56,6 @@ def test_settings_are_put_confirmed_and_refused_with_the_reason(
 
 
 def test_settings_are_signals_of_ophyd_async(engine: RunEngine, deployment: Deployment, url: str):
-    pytest.importorskip("ophyd_async")
-    from ophyd_async.core import init_devices
-
-    from stddaq_ophyd import AsyncLiveStreams
-
     with init_devices():
         streams: Any = AsyncLiveStreams(url, addresses=list(ADDRESSES))
     read: list[Any] = []

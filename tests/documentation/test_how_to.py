@@ -149,7 +149,6 @@ def test_plans_run_as_described(
 
 
 def test_plans_of_ophyd_async_run_as_described(deployment: Deployment, tmp_path: Path) -> None:
-    pytest.importorskip("ophyd_async")
     port = free_port()
     deployment.run(
         *(deployment.stddaq, "up", deployment.config_path, "--port", port, "-m"),

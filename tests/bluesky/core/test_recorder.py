@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("ophyd_async")
-
 from stddaq_ophyd.async_mock import MockAcquisition
 from stddaq_ophyd.core.driver_run import OnProgress
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
