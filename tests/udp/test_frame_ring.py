@@ -11,6 +11,7 @@ import pytest
 from support.processes.deployment import SHM_DIRECTORY, Deployment, wait_until
 
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.ring_buffer import _SEQUENCE
 from stddaq.errors import EndpointError, GeometryError
 from stddaq.udp.frame_message import GIGAFROST_FRAME
 from stddaq.udp.frame_ring import FRAME_SLOTS, FramePublisher, FrameSubscriber
@@ -32,10 +33,9 @@ def publisher(config: DetectorConfig) -> Iterator[FramePublisher]:
 
 @pytest.fixture
 def subscriber(config: DetectorConfig, publisher: FramePublisher) -> Iterator[FrameSubscriber]:
-    subscriber = FrameSubscriber(config, MODULE)
-    wait_until(publisher.check)
-    yield subscriber
-    subscriber.close()
+    with FrameSubscriber(config, MODULE) as subscriber:
+        wait_until(publisher.count_subscribers)
+        yield subscriber
 
 
 def publish(publisher: FramePublisher, *ids: int) -> None:
@@ -132,17 +132,26 @@ def test_a_ring_of_larger_frames_in_use_is_a_conflict(
 
 
 def test_a_ring_that_was_removed_is_replaced(
-    config: DetectorConfig,
-    publisher: FramePublisher,
-    subscriber: FrameSubscriber,
-    monkeypatch: pytest.MonkeyPatch,
+    config: DetectorConfig, publisher: FramePublisher, subscriber: FrameSubscriber
 ) -> None:
-    monkeypatch.setattr("stddaq.udp.frame_ring.CHECK_PERIOD_S", 0.0)
     os.unlink(SHM_DIRECTORY / f"{config.detector_name}-{MODULE}")  # noqa: PTH108
-    publisher._check_at = subscriber._check_at = 0.0
-    publisher.check()
-    subscriber.check()
+    before = publisher._ring
+    wait_until(lambda: publisher.count_subscribers() and publisher._ring is not before, 10.0)
+    wait_until(lambda: subscriber.check() or subscriber._ring.is_current(), 10.0)
     publish(publisher, 7)
     (message,) = receive(subscriber, 1)
     assert subscriber.holds(message)
     assert (subscriber.frame(7) == 7).all()
+
+
+def test_the_number_0_is_never_given(publisher: FramePublisher, subscriber: FrameSubscriber) -> None:
+    """It means that the receiver gives none, so a slot that was overwritten would be trusted."""
+    words = publisher._ring._words
+    words[_SEQUENCE] = (words[_SEQUENCE] | 2**32 - 1) - 1
+    publish(publisher, 1, 2)
+    first, second = receive(subscriber, 2)
+    assert (int(first["sequence"]), int(second["sequence"])) == (2**32 - 1, 1)
+    assert subscriber.holds(first)
+    assert subscriber.holds(second)
+    publisher.begin(2)
+    assert not subscriber.holds(second)

@@ -7,30 +7,24 @@ subscriber, and sends only one `ImageMetadata` per image.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
 
-from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
-from stddaq.daemon.log import logger
-from stddaq.dataplane.ipc_sockets import CHECK_PERIOD_S
 from stddaq.dataplane.metadata import GOOD_IMAGE, ID_MISSMATCH, ImageMetadata, dtype_code
-from stddaq.dataplane.metadata_publisher import MetadataPublisher
 from stddaq.dataplane.ring_buffer import RingBuffer
+from stddaq.dataplane.ring_publisher import RingPublisher
 from stddaq.errors import SourceError
 from stddaq.text import mismatch
 
 
-class ImagePublisher(Closing):
+class ImagePublisher(RingPublisher):
     """Publishes the images of one detector.
 
     Costs about 4 us per image and the copy of its pixels. Attributes:
         metadata: the message of the next announcement, reused. Set the detector's own fields in it
             (`metadata.gf`, `.jf`, `.eg`, `.pco`) before an image is committed; the rest is set here.
-        socket: XPUB socket of the metadata stream; becomes readable when the subscriptions change.
-        n_published: images published so far.
         n_slots: slots of the ring buffer.
     """
 
@@ -38,8 +32,7 @@ class ImagePublisher(Closing):
         """Bind the metadata stream and attach to the ring buffer of `suffix`.
 
         `n_parts`: services that write parts of an image, each with `RingBuffer.begin_part`.
-        Raise `EndpointError` when another source publishes there or has the ring buffer, `GeometryError` when
-        the ring buffer exists with another geometry, or there is no memory for it.
+        Raise `EndpointError` and `GeometryError` like `RingPublisher`.
         """
         self._height, self._width = config.image_shape
         self._dtype = dtype_code(config.dtype)
@@ -49,48 +42,13 @@ class ImagePublisher(Closing):
             size=config.image_bytes,
             dtype=self._dtype,  # pyright: ignore[reportArgumentType]
         )
-        self.n_published = 0
         self.n_slots = config.n_slots
-        self._config, self._suffix, self._n_parts = config, suffix, n_parts
-        self._stream = MetadataPublisher(config, suffix)
-        self.endpoint, self.socket = self._stream.endpoint, self._stream.socket
-        try:
-            self._attach()
-        except BaseException:
-            self._stream.close()
-            raise
-        self._check_at = 0.0
+        super().__init__(config, suffix, n_parts=n_parts)
 
-    def _attach(self) -> None:
-        config = self._config
-        ring = RingBuffer(config, self._suffix, as_source=True, n_parts=self._n_parts)
-        used = ring.memory[: config.n_slots * config.image_bytes]
-        self._slots = np.frombuffer(used, config.dtype).reshape(config.n_slots, *config.image_shape)
-        self._slot_bytes = np.frombuffer(used, np.uint8).reshape(config.n_slots, config.image_bytes)
-        # Last: a thread that opens a slot of this ring meanwhile must not put the pixels into another one.
-        self._ring = ring
-
-    def count_subscribers(self) -> int:
-        """Read the subscriptions that have arrived, and return how many there are.
-
-        Call it at least once a second: it also attaches to a new ring buffer if this one was removed. Raise
-        `GeometryError` or `EndpointError` if another service has taken its place.
-        """
-        now = time.monotonic()
-        if now >= self._check_at:
-            self._check_at = now + CHECK_PERIOD_S
-            if not self._ring.is_current():
-                logger.warning("the ring buffer %s was removed, attaching to a new one", self._ring.name)
-                removed = self._ring
-                self._attach()
-                # The numbers continue, so that none counts as dropped.
-                self._ring.continue_from(removed)
-                removed.close()
-        return self._stream.count_subscribers()
-
-    def wait_for_subscribers(self, count: int, timeout: float) -> bool:
-        """Wait up to `timeout` seconds for `count` subscriptions. Return whether they have arrived."""
-        return self._stream.wait_for_subscribers(count, timeout)
+    def _use(self, ring: RingBuffer) -> None:
+        slots = np.frombuffer(ring.memory[: self.n_slots * ring.geometry.image_bytes], ring.dtype)
+        self._slots = slots.reshape(self.n_slots, *ring.shape)
+        super()._use(ring)
 
     def begin(self, image_id: int) -> np.ndarray:
         """Open the slot of image `image_id`: an array (height, width) of the pixel type to fill in place.
@@ -174,7 +132,5 @@ class ImagePublisher(Closing):
         return self.commit(image_id, status)
 
     def close(self) -> None:
-        """Deliver announcements on their way, for up to a second; release the socket and the ring buffer."""
-        self._stream.close()
-        del self._slots, self._slot_bytes
-        self._ring.close()
+        del self._slots
+        super().close()

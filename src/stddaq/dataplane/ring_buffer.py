@@ -25,13 +25,15 @@ import threading
 import time
 import zlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
+from stddaq.daemon.log import logger
+from stddaq.dataplane.ipc_sockets import CHECK_PERIOD_S
 from stddaq.dataplane.metadata import dtype_code, dtype_of, ring_suffix
 from stddaq.dataplane.shared_segment import (
     POLL_PERIOD_S,
@@ -131,6 +133,8 @@ class RingBuffer(Closing):
         """
         self.geometry = geometry = geometry or RingGeometry.of(config)
         suffix = ring_suffix(suffix)
+        self._config, self._suffix, self._as_source, self._n_parts = config, suffix, as_source, n_parts
+        self._check_at = 0.0
         self.name = f"{config.detector_name}-{suffix}"
         self.code = ring_code(self.name)
         self._path = SHM_DIRECTORY / self.name
@@ -412,9 +416,33 @@ class RingBuffer(Closing):
                 return sequence, False
         return sequence, True
 
-    def continue_from(self, removed: RingBuffer) -> None:
-        """Continue the sequence numbers of a ring that was removed, of which this process was the source."""
-        self._words[_SEQUENCE] = removed.sequence
+    def check(self, use: Callable[[RingBuffer], None]) -> None:
+        """Replace this ring if it was removed by hand; see `check_now`. Call it at least once a second."""
+        now = time.monotonic()
+        if now >= self._check_at:
+            self._check_at = now + CHECK_PERIOD_S
+            self.check_now(use)
+
+    def check_now(self, use: Callable[[RingBuffer], None]) -> None:
+        """Attach to a new ring if this one was removed by hand: pass it to `use`, then close this one.
+
+        Raise `GeometryError` or `EndpointError` if another service has taken its place. 3 us.
+        """
+        if self.is_current():
+            return
+        logger.warning("the ring buffer %s was removed, attaching to a new one", self.name)
+        ring = RingBuffer(
+            self._config,
+            self._suffix,
+            as_source=self._as_source,
+            geometry=self.geometry,
+            n_parts=self._n_parts,
+        )
+        if self._as_source:
+            # The numbers continue, so that none counts as dropped.
+            ring._words[_SEQUENCE] = self.sequence
+        use(ring)
+        self.close()
 
     def is_current(self) -> bool:
         """Return whether a service that attaches now gets this ring (it was not removed by hand)."""

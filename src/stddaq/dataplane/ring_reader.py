@@ -101,10 +101,10 @@ class RingReader:
 
     def refresh(self) -> None:
         """Attach to a new ring if this one was removed. Call it only while no image is being read."""
-        if not self.ring.is_current():
-            logger.warning("the ring buffer %s was removed, attaching to a new one", self.ring.name)
-            removed, self.ring = self.ring, RingBuffer(self._config, self.suffix)
-            removed.close()
+        self.ring.check_now(self._use)
+
+    def _use(self, ring: RingBuffer) -> None:
+        self.ring = ring
 
     def close(self) -> None:
         """Disconnect from the source and detach."""

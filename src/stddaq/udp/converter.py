@@ -11,15 +11,14 @@ import argparse
 import functools
 import math
 import secrets
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 import zmq
 
+from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.config.modules import GIGAFROST_MODULES
 from stddaq.daemon import metrics
@@ -29,7 +28,7 @@ from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.dataplane import endpoints
 from stddaq.dataplane.connections import open_socket
-from stddaq.dataplane.ipc_sockets import CHECK_PERIOD_S, Binding, Connection
+from stddaq.dataplane.ipc_sockets import Binding, Connection
 from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
@@ -48,7 +47,7 @@ MARGIN = 50
 BATCH_LIMIT = 100
 
 
-class Converter:
+class Converter(Closing):
     """A running converter of one module: its rings, its sockets, and its loop."""
 
     def __init__(self, program: str, config: DetectorConfig, module: int, conversion: Conversion) -> None:
@@ -61,10 +60,9 @@ class Converter:
         self._mark = secrets.randbelow(IN_ORDER)
         self.n_converted = self.n_overwritten = self.n_dropped = 0
         self._reported = (0, 0)
-        self._check_at = 0.0
         self._frames = FrameSubscriber(config, module)
         try:
-            self._ring = self._attach()
+            self._ring = RingBuffer(config, "image", n_parts=config.n_modules)
         except BaseException:
             self._frames.close()
             raise
@@ -85,8 +83,8 @@ class Converter:
             raise
         self._statistics = StatisticsLine(config, self._registry(program), self._pairs)
 
-    def _attach(self) -> RingBuffer:
-        return RingBuffer(self._config, "image", n_parts=self._config.n_modules)
+    def _use(self, ring: RingBuffer) -> None:
+        self._ring = ring
 
     def serve(self, stop: StopRequest) -> None:
         """Convert frames until asked to stop."""
@@ -155,13 +153,7 @@ class Converter:
         self._frames.check()
         self._connection.check()
         self._binding.check()
-        now = time.monotonic()
-        if now >= self._check_at:
-            self._check_at = now + CHECK_PERIOD_S
-            if not self._ring.is_current():
-                logger.warning("the ring buffer %s was removed, attaching to a new one", self._ring.name)
-                removed, self._ring = self._ring, self._attach()
-                removed.close()
+        self._ring.check(self._use)
 
     def _report(self) -> None:
         if not self._statistics.write_if_due():
@@ -206,14 +198,6 @@ class Converter:
         self._context.destroy(linger=1000)
         self._frames.close()
         self._ring.close()
-
-    def __enter__(self) -> Converter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def main_gf(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,6 @@ the ring, as beside every ring of stddaq, so that a converter notices when its s
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,12 +15,11 @@ import zmq
 
 from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
-from stddaq.daemon.log import logger
 from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.endpoints import metadata_stream
-from stddaq.dataplane.ipc_sockets import CHECK_PERIOD_S, Connection
-from stddaq.dataplane.metadata_publisher import MetadataPublisher
+from stddaq.dataplane.ipc_sockets import Connection
 from stddaq.dataplane.ring_buffer import RingBuffer, RingGeometry
+from stddaq.dataplane.ring_publisher import RingPublisher
 from stddaq.udp.frame_message import SEQUENCE_OFFSET, frame_layout, parse_frame
 from stddaq.udp.geometry import frame_bytes
 
@@ -31,20 +29,13 @@ _SEQUENCE = struct.Struct("<I")
 _UINT8 = 1
 
 
-def _attach(config: DetectorConfig, module: int, *, as_source: bool) -> RingBuffer:
+def _geometry(config: DetectorConfig) -> RingGeometry:
     n_bytes = frame_bytes(config)
-    geometry = RingGeometry(n_bytes, FRAME_SLOTS, 1, n_bytes, _UINT8)
-    return RingBuffer(config, str(module), as_source=as_source, geometry=geometry)
+    return RingGeometry(n_bytes, FRAME_SLOTS, 1, n_bytes, _UINT8)
 
 
-class FramePublisher(Closing):
-    """The receiver's end: it owns the ring's writing side and the bound socket, and waits for no converter.
-
-    Attributes:
-        endpoint: where the frames are announced.
-        socket: XPUB socket; becomes readable when the subscriptions change.
-        n_published: frames announced so far.
-    """
+class FramePublisher(RingPublisher):
+    """The receiver's end: it waits for no converter."""
 
     def __init__(self, config: DetectorConfig, module: int) -> None:
         """Bind the stream and attach to the ring of a module.
@@ -52,43 +43,12 @@ class FramePublisher(Closing):
         Raise `EndpointError` when another receiver has the module, `GeometryError` when the ring has other
         slots, or there is no memory for it.
         """
-        self._config, self._module = config, module
-        self.n_published = 0
-        self._stream = MetadataPublisher(config, str(module))
-        self.endpoint, self.socket = self._stream.endpoint, self._stream.socket
-        try:
-            self._attach()
-        except BaseException:
-            self._stream.close()
-            raise
-        self._check_at = 0.0
-
-    def _attach(self) -> None:
-        ring = _attach(self._config, self._module, as_source=True)
-        n_bytes = ring.geometry.image_bytes
-        self._slots = np.frombuffer(ring.memory[: FRAME_SLOTS * n_bytes], np.uint8).reshape(-1, n_bytes)
-        self._ring = ring
-
-    def check(self) -> int:
-        """Mend what was removed from outside, once a second. Return the number of subscribers.
-
-        Raise `GeometryError` or `EndpointError` if another service has taken the ring's place.
-        """
-        now = time.monotonic()
-        if now >= self._check_at:
-            self._check_at = now + CHECK_PERIOD_S
-            if not self._ring.is_current():
-                logger.warning("the frame ring %s was removed, attaching to a new one", self._ring.name)
-                removed = self._ring
-                self._attach()
-                self._ring.continue_from(removed)
-                removed.close()
-        return self._stream.count_subscribers()
+        super().__init__(config, str(module), geometry=_geometry(config))
 
     def begin(self, frame_id: int) -> np.ndarray:
         """Open the slot of a frame: an array of bytes to fill. Converters do not trust it until `commit`."""
         self._ring.begin(frame_id)
-        return self._slots[frame_id % FRAME_SLOTS]
+        return self._slot_bytes[frame_id % FRAME_SLOTS]
 
     def commit(self, message: np.ndarray) -> None:
         """Announce the frame put into its slot since `begin`.
@@ -102,17 +62,11 @@ class FramePublisher(Closing):
         while not (sequence := self._ring.commit(frame_id) & _SEQUENCE_MASK):
             self._ring.begin(frame_id)  # 0 means that there is no number.
         _SEQUENCE.pack_into(message, SEQUENCE_OFFSET, sequence)
-        self._stream.socket.send(message)
+        self.socket.send(message)
         self.n_published += 1
 
-    def close(self) -> None:
-        """Deliver announcements on their way, for up to a second; release the socket and the ring."""
-        self._stream.close()
-        del self._slots
-        self._ring.close()
 
-
-class FrameSubscriber:
+class FrameSubscriber(Closing):
     """The converter's end: announced frames, and their bytes in the ring.
 
     Attributes:
@@ -122,18 +76,16 @@ class FrameSubscriber:
 
     def __init__(self, config: DetectorConfig, module: int) -> None:
         """Attach to the ring of a module and subscribe. Raise `EndpointError` and `GeometryError`."""
-        self._config, self._module = config, module
         self._layout = frame_layout(config.detector_type)
         self.n_malformed = 0
-        self._attach()
+        self._ring = RingBuffer(config, str(module), geometry=_geometry(config))
         self._context = zmq.Context()
         self.socket = open_socket(self._context, zmq.SUB)
         self.socket.subscribe(b"")
         self._connection = Connection(self.socket, metadata_stream(config.detector_name, str(module)))
-        self._check_at = 0.0
 
-    def _attach(self) -> None:
-        self._ring = _attach(self._config, self._module, as_source=False)
+    def _use(self, ring: RingBuffer) -> None:
+        self._ring = ring
 
     def receive(self, limit: int) -> Iterator[np.ndarray]:
         """Yield the messages of the frames that were announced, at most `limit`: 0-dimensional arrays.
@@ -168,14 +120,7 @@ class FrameSubscriber:
         Call it at least once a second, while no frame is in use.
         """
         self._connection.check()
-        now = time.monotonic()
-        if now >= self._check_at:
-            self._check_at = now + CHECK_PERIOD_S
-            if not self._ring.is_current():
-                logger.warning("the frame ring %s was removed, attaching to a new one", self._ring.name)
-                removed = self._ring
-                self._attach()
-                removed.close()
+        self._ring.check(self._use)
 
     def close(self) -> None:
         """Unsubscribe and detach."""

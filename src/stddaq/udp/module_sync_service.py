@@ -11,10 +11,10 @@ import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 
 import zmq
 
+from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.config.modules import expected_modules, gaps, position_mistakes
 from stddaq.daemon import metrics
@@ -41,7 +41,7 @@ BATCH_LIMIT = 1000
 _DETECTORS_WITHOUT_MODULES = ("pco",)
 
 
-class ModuleSyncService:
+class ModuleSyncService(Closing):
     """A running synchroniser: its sockets, the image ring, and its loop."""
 
     def __init__(self, config: DetectorConfig, timeout: float, *, announces_incomplete: bool = False) -> None:
@@ -185,14 +185,6 @@ class ModuleSyncService:
         self._binding.close()
         self._context.term()
         self._publisher.close()
-
-    def __enter__(self) -> ModuleSyncService:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -54,7 +54,7 @@ class ModuleReceiver:
     ) -> None:
         """Raise `EndpointError` or `GeometryError`."""
         self._config, self._module, self._packets = config, module, packets
-        self._check_at = 0.0
+        self._check_at, self._n_subscribers = 0.0, 0
         self._logged: set[str] = set()
         self._problems: dict[str, str] = {}
         self._n_restarts_logged = 0
@@ -138,7 +138,7 @@ class ModuleReceiver:
         if now < self._check_at:
             return
         self._check_at = now + CHECK_PERIOD_S
-        self._publisher.check()
+        self._n_subscribers = self._publisher.count_subscribers()
         self._log_problems()
         if self._statistics.write_if_due():
             self._logged.clear()
@@ -193,7 +193,7 @@ class ModuleReceiver:
             "n_repeated": count(rejected, reason="repeated"),
             **{f"n_bad_{kind}": count(rejected, reason=f"bad_{kind}") for kind in self._packets.kinds},
             "n_restarts": count(metrics.IDS_RESTARTED),
-            "n_subscribers": self._publisher.check(),
+            "n_subscribers": self._n_subscribers,
             "packets_per_call": n_datagrams / n_calls if n_calls else 0.0,
             "socket_buffer_bytes": self.buffer_bytes,
         }

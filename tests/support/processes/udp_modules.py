@@ -33,7 +33,7 @@ class Modules(Closing):
 
     def wait_for_converters(self) -> None:
         for publisher in self.publishers.values():
-            wait_until(publisher.check, what="a converter")
+            wait_until(publisher.count_subscribers, what="a converter")
 
     def publish(
         self, frame_id: int, frames: Mapping[int, np.ndarray], n_missing: int = 0, **fields: int
