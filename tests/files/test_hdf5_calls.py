@@ -7,8 +7,14 @@ import sys
 
 FAILED_RELEASE = """
 import sys
-from types import SimpleNamespace
 from stddaq.files.hdf5_calls import hdf5_calls
+
+class Left:
+    def __init__(self, error):
+        self.error = error
+
+    def __del__(self):
+        raise self.error
 
 try:
     with hdf5_calls:
@@ -17,9 +23,7 @@ except OSError:
     assert hdf5_calls.failed
 for error in (RuntimeError("Can't decrement id ref count (file write failed)"), RuntimeError("another")):
     sys.excepthook(RuntimeError, error, None)
-    sys.unraisablehook(
-        SimpleNamespace(exc_type=RuntimeError, exc_value=error, exc_traceback=None, err_msg=None, object=None)
-    )
+    Left(error)
 """
 
 
