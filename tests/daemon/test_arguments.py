@@ -15,6 +15,7 @@ from stddaq.daemon.arguments import (
     Seconds,
     bitshuffle_block,
     existing_directory,
+    ipv4_address,
     port_number,
     stream_address,
     suffix,
@@ -39,6 +40,7 @@ ArgumentType = Callable[[str], object]
         (stream_address, "tcp://host:1", "tcp://host:1"),
         (stream_address, "ipc:///tmp/a", "ipc:///tmp/a"),
         (existing_directory, "/", Path("/")),
+        (ipv4_address, "127.0.0.1", "127.0.0.1"),
     ],
 )
 def test_value_in_range_is_converted(argument_type: ArgumentType, text: str, value: object) -> None:
@@ -55,6 +57,7 @@ def test_value_in_range_is_converted(argument_type: ArgumentType, text: str, val
         (bitshuffle_block, ("12", "-8", "8.0", "9" * 5000), "a multiple of 8, or 0"),
         (stream_address, ("host:1", "tcp://host", "tcp://host:70000", "udp://a:1"), "tcp://HOST:PORT or"),
         (existing_directory, ("/absent", "/dev/null"), "an existing directory"),
+        (ipv4_address, ("", "localhost", "127.1", "::1", "1.2.3.256", "9" * 5000), "an IPv4 address"),
     ],
 )
 def test_other_value_is_refused_with_what_is_expected(

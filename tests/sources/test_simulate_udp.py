@@ -261,7 +261,11 @@ def test_recorded_images_are_sent(make_deployment: Callable[..., Deployment]) ->
     [
         ({"detector_type": "pco"}, (), "detector_type: expected a detector that sends UDP packets, got"),
         (gigafrost(8, 48), ("--lost", 0.6, "--late", 0.6), "shares of faults: expected 1 or less together"),
-        (gigafrost(8, 48), ("--address", "nowhere"), "nowhere: expected an IPv4 address"),
+        (
+            gigafrost(8, 48),
+            ("--address", "nowhere"),
+            "--address: expected an IPv4 address, got 'nowhere'",
+        ),
         ({"detector_type": "eiger", "module_positions": {}}, (), "module_positions: expected the position"),
     ],
 )

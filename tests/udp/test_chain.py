@@ -12,7 +12,7 @@ import pytest
 from support.peers.udp_detectors import UdpSender, eiger_frame, free_udp_ports, gigafrost_frame
 from support.processes.deployment import Deployment, free_port
 from support.processes.stream_readers import StreamReader
-from support.processes.udp_modules import start_converters
+from support.processes.udp_modules import EIGER, start_converters
 
 from stddaq.client import DriverClient
 from stddaq.config import DetectorConfig
@@ -32,14 +32,6 @@ PACKETS_MD5 = [
     "d4836b93506564a576746c3dd0b56bc2",
 ]
 ANNOUNCEMENT = "08051008183020800628023001421a08071088ef99ab0518c4e68889012085888c9010288c96283001"
-EIGER = {
-    "detector_type": "eiger",
-    "n_modules": 2,
-    "bit_depth": 8,
-    "image_pixel_height": 256,
-    "image_pixel_width": 1030,
-    "module_positions": {"0": [0, 255, 513, 0], "1": [516, 0, 1029, 255]},
-}
 
 
 def packets_of(image: np.ndarray, frame_id: int, module: int, config: DetectorConfig) -> list[bytes]:

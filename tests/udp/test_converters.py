@@ -16,7 +16,7 @@ import zmq
 from support.peers.udp_detectors import pack12
 from support.processes.deployment import SHM_DIRECTORY, Deployment, wait_until
 from support.processes.stream_readers import StreamReader
-from support.processes.udp_modules import CONVERTERS, Modules, start_converters
+from support.processes.udp_modules import CONVERTERS, EIGER, Modules, start_converters
 
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.endpoints import converted_frames, ipc_endpoint
@@ -26,14 +26,6 @@ from stddaq.udp.geometry import frame_bytes
 from stddaq.udp.placement import placement
 
 GIGAFROST = {"n_modules": 8, "image_pixel_height": 24, "image_pixel_width": 72}
-EIGER = {
-    "detector_type": "eiger",
-    "n_modules": 2,
-    "bit_depth": 8,
-    "image_pixel_height": 256,
-    "image_pixel_width": 1030,
-    "module_positions": {"0": [0, 255, 513, 0], "1": [516, 0, 1029, 255]},
-}
 JUNGFRAU = {
     "detector_type": "jungfrau-raw",
     "image_pixel_height": 512,

@@ -14,8 +14,10 @@ from stddaq.config.model import DetectorConfig
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch, shown, shown_key
 
-# Rows and columns of a module in the image. Two gap columns lie between the chips of an Eiger module.
+# Rows and columns of a module in the image. Two gap columns, which the frame does not have, lie between the
+# chips of an Eiger module.
 EIGER_CHIP_COLUMNS, EIGER_GAP_COLUMNS = 256, 2
+EIGER_FRAME_SIZE = (256, 2 * EIGER_CHIP_COLUMNS)
 EIGER_SIZE = (256, 2 * EIGER_CHIP_COLUMNS + EIGER_GAP_COLUMNS)
 JUNGFRAU_SIZE = (512, 1024)
 # Receivers 8 to 15 of a GigaFRoST are a second set of links to the places of 0 to 7.

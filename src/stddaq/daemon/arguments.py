@@ -7,6 +7,7 @@ is slow, so that `--help` is quick.
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import math
 import os
 import re
@@ -173,6 +174,14 @@ def existing_directory(text: str) -> Path:
     if not found:
         raise _error("an existing directory", text)
     return path
+
+
+def ipv4_address(text: str) -> str:
+    """Parse an IPv4 address. Names are refused: each packet sent to one would look it up."""
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError:
+        raise _error("an IPv4 address", text) from None
 
 
 def user_id(text: str) -> int:

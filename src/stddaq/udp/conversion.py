@@ -10,9 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from stddaq.config import DetectorConfig
-from stddaq.config.modules import EIGER_CHIP_COLUMNS, EIGER_GAP_COLUMNS
+from stddaq.config.modules import EIGER_CHIP_COLUMNS, EIGER_FRAME_SIZE, EIGER_GAP_COLUMNS, JUNGFRAU_SIZE
 from stddaq.udp import kernels
-from stddaq.udp.geometry import EIGER_COLUMNS, EIGER_ROWS, JUNGFRAU_COLUMNS, JUNGFRAU_ROWS
 from stddaq.udp.jungfrau_gains import GainParameters
 from stddaq.udp.placement import placement
 
@@ -65,7 +64,7 @@ class EigerConversion(Conversion):
         del message
         place = self._place
         kernels.place_chips(
-            frame.view(self._dtype).reshape(EIGER_ROWS, EIGER_COLUMNS),
+            frame.view(self._dtype).reshape(EIGER_FRAME_SIZE),
             image,
             place.first_row,
             place.row_step,
@@ -117,4 +116,4 @@ class JungfrauConversion(Conversion):
 
 
 def _jungfrau_pixels(frame: np.ndarray) -> np.ndarray:
-    return frame.view("<u2").reshape(JUNGFRAU_ROWS, JUNGFRAU_COLUMNS)
+    return frame.view("<u2").reshape(JUNGFRAU_SIZE)

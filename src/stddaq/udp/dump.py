@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from stddaq.config import DetectorConfig
-from stddaq.daemon.arguments import Seconds, image_count
+from stddaq.daemon.arguments import Seconds, image_count, ipv4_address
 from stddaq.daemon.log import event, ready
 from stddaq.daemon.main import StopRequest, run
 from stddaq.errors import EndpointError, OutputExistsError
@@ -68,7 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_config()
     parser.add_argument(
-        "--address", default="0.0.0.0", metavar="ADDRESS", help="IPv4 address to listen on (default: all)"
+        "--address",
+        type=ipv4_address,
+        default="0.0.0.0",
+        metavar="ADDRESS",
+        help="IPv4 address to listen on (default: all)",
     )
     parser.add_argument("--duration", type=Seconds(), metavar="S", help="end after this many seconds")
     parser.add_argument(

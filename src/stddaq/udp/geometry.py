@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from stddaq.config import DetectorConfig
+from stddaq.config.modules import EIGER_FRAME_SIZE, JUNGFRAU_SIZE
 from stddaq.errors import GeometryError
 from stddaq.text import mismatch
 
@@ -12,13 +14,10 @@ from stddaq.text import mismatch
 GIGAFROST_PAYLOAD_BYTES = 7400
 GIGAFROST_BLOCK = 12
 GIGAFROST_MAX_PIXELS = 2016
-GIGAFROST_MODULES = 8
 # 24 pixels that complete a packet with an odd number of rows.
 _PADDING_BYTES = 36
 
-EIGER_ROWS, EIGER_COLUMNS = 256, 512
 EIGER_PAYLOAD_BYTES = 4096
-JUNGFRAU_ROWS, JUNGFRAU_COLUMNS = 512, 1024
 JUNGFRAU_PAYLOAD_BYTES = 8192
 
 
@@ -119,13 +118,13 @@ def frame_bytes(config: DetectorConfig) -> int:
 def packed_geometry(config: DetectorConfig) -> FrameGeometry:
     """Return the geometry of a module of Eiger or Jungfrau. Raise `GeometryError`."""
     if config.detector_type == "eiger":
-        payload, n_bytes = EIGER_PAYLOAD_BYTES, EIGER_ROWS * EIGER_COLUMNS * config.bit_depth // 8
+        payload, n_bytes = EIGER_PAYLOAD_BYTES, math.prod(EIGER_FRAME_SIZE) * config.bit_depth // 8
     elif config.detector_type in ("jungfrau-raw", "jungfrau-converted"):
         if config.bit_depth != 16:
             raise GeometryError(
                 mismatch("bit_depth", "16 for the packets of a jungfrau", f"{config.bit_depth}")
             )
-        payload, n_bytes = JUNGFRAU_PAYLOAD_BYTES, JUNGFRAU_ROWS * JUNGFRAU_COLUMNS * 2
+        payload, n_bytes = JUNGFRAU_PAYLOAD_BYTES, math.prod(JUNGFRAU_SIZE) * 2
     else:
         raise GeometryError(
             mismatch("detector_type", "a detector that sends UDP packets", config.detector_type)

@@ -14,10 +14,11 @@ from typing import Protocol
 import numpy as np
 
 from stddaq.config import DetectorConfig
+from stddaq.config.modules import GIGAFROST_MODULES, GIGAFROST_RECEIVERS
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
 from stddaq.udp.frame_order import Identity
-from stddaq.udp.geometry import GIGAFROST_MODULES, GigaFrostGeometry, packed_geometry
+from stddaq.udp.geometry import GigaFrostGeometry, packed_geometry
 
 
 def _layout(n_bytes: int, **fields: tuple[str, int]) -> np.dtype:
@@ -282,10 +283,9 @@ class GigaFrostPackets(Packets):
     kinds = ("size", "protocol", "geometry", "row", "quadrant", "link")
 
     def __init__(self, config: DetectorConfig, module: int, do_not_store_bit: int) -> None:
-        if module >= 2 * GIGAFROST_MODULES:
-            raise ConfigError(
-                mismatch("module_id of a gigafrost", f"0 to {2 * GIGAFROST_MODULES - 1}", f"{module}")
-            )
+        if module >= GIGAFROST_RECEIVERS:
+            expected = f"0 to {GIGAFROST_RECEIVERS - 1}"
+            raise ConfigError(mismatch("module_id of a gigafrost", expected, f"{module}"))
         geometry = GigaFrostGeometry.of(*config.image_shape)
         self._geometry = geometry
         self._link_set, self._module = divmod(module, GIGAFROST_MODULES)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from stddaq.config import DetectorConfig
 from stddaq.config.model import DetectorType
 from stddaq.daemon import metrics
-from stddaq.daemon.arguments import IntegerRange, Seconds
+from stddaq.daemon.arguments import IntegerRange, Seconds, ipv4_address
 from stddaq.daemon.log import event, logger, ready
 from stddaq.daemon.main import StopRequest, run
 from stddaq.daemon.metrics import Registry
@@ -204,7 +204,11 @@ def _main(program: str, types: Sequence[DetectorType], argv: Sequence[str] | Non
     parser.add_config()
     parser.add_module()
     parser.add_argument(
-        "--address", default="0.0.0.0", metavar="ADDRESS", help="IPv4 address to listen on (default: all)"
+        "--address",
+        type=ipv4_address,
+        default="0.0.0.0",
+        metavar="ADDRESS",
+        help="IPv4 address to listen on (default: all)",
     )
     parser.add_argument(
         "--idle-time",

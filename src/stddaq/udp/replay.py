@@ -17,6 +17,7 @@ from stddaq.daemon.arguments import (
     NumberRange,
     existing_directory,
     image_count,
+    ipv4_address,
 )
 from stddaq.daemon.log import event, logger, ready
 from stddaq.daemon.main import StopRequest, run
@@ -42,7 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder_path", type=existing_directory, help="folder of the files")
     parser.add_argument(
-        "--address", default="127.0.0.1", metavar="ADDRESS", help="address of the receivers (default: here)"
+        "--address",
+        type=ipv4_address,
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="IPv4 address of the receivers (default: here)",
     )
     parser.add_argument(
         "--first-port",

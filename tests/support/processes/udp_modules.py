@@ -19,6 +19,15 @@ CONVERTERS = {
     "jungfrau-raw": "std_data_convert_jf",
     "jungfrau-converted": "std_data_convert_jf",
 }
+# Two ports side by side; the first one is upside down.
+EIGER = {
+    "detector_type": "eiger",
+    "n_modules": 2,
+    "bit_depth": 8,
+    "image_pixel_height": 256,
+    "image_pixel_width": 1030,
+    "module_positions": {"0": [0, 255, 513, 0], "1": [516, 0, 1029, 255]},
+}
 
 
 class Modules(Closing):

@@ -11,6 +11,7 @@ import numpy as np
 import zmq
 
 from stddaq.config import DetectorConfig
+from stddaq.config.modules import GIGAFROST_MODULES
 from stddaq.daemon.log import event
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.errors import EndpointError
@@ -18,7 +19,6 @@ from stddaq.sources.image_sink import ImageSink
 from stddaq.sources.udp.faults import FaultRates, Faults
 from stddaq.sources.udp.headers import headers_of
 from stddaq.sources.udp.payloads import payloads_of
-from stddaq.udp.geometry import GIGAFROST_MODULES
 from stddaq.udp.socket_structures import ADDRESS, IOVEC, MESSAGE, addresses
 
 # The kernel takes no more messages in one call (UIO_MAXIOV).
@@ -63,10 +63,7 @@ class PacketSink(ImageSink):
         sizes, headers = np.array(self._payloads.sizes), self._headers.array
         n_modules, n_packets = headers.shape
         receivers = np.zeros(n_modules, ADDRESS)
-        try:
-            receivers["address"] = list(socket.inet_aton(self._address))
-        except OSError as error:
-            raise EndpointError(f"{self._address}: expected an IPv4 address") from error
+        receivers["address"] = list(socket.inet_aton(self._address))
         receivers["family"] = socket.AF_INET
         receivers["port"] = np.array(ports) + GIGAFROST_MODULES * link_set
         iovecs = np.zeros((n_modules, n_packets, 2), IOVEC)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from stddaq.config import DetectorConfig
 from stddaq.config.modules import MODULE_SIZES
-from stddaq.daemon.arguments import ArgumentParser, IntegerRange, NumberRange, image_count
+from stddaq.daemon.arguments import ArgumentParser, IntegerRange, NumberRange, image_count, ipv4_address
 from stddaq.daemon.main import StopRequest, run
 from stddaq.errors import ConfigError
 from stddaq.sources.image_files import open_images
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_config()
     parser.add_argument(
         "--address",
+        type=ipv4_address,
         default="127.0.0.1",
         metavar="ADDRESS",
         help="IPv4 address of the receivers (default: here)",
