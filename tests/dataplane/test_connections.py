@@ -302,28 +302,27 @@ def test_a_stranger_that_left_at_once_is_refused_with_what_it_has_sent(
 ) -> None:
     endpoint = endpoints.driver_to_writer("d", 0)
     receiver = open_socket(zmq.PULL)
-    with contextlib.closing(connections.watch_connections(receiver)) as monitor:
-        check_stranger(receiver, monitor, endpoint)
+    connection = Connection(receiver, endpoint, lost_too=True)
+    with contextlib.closing(connection.monitor):
+        check_stranger(receiver, connection, endpoint)
         receiver.disable_monitor()
 
 
-def check_stranger(receiver: zmq.Socket, monitor: zmq.Socket, endpoint: str) -> None:
-    connection = Connection(receiver, endpoint)
+def check_stranger(receiver: zmq.Socket, connection: Connection, endpoint: str) -> None:
     with zmq.Context() as other, other.socket(zmq.PUSH) as sender:
         sender.linger = 10_000
         sender.bind(endpoint)
         sender.send(b"order")
     changes: list[bool] = []
-    wait_until(lambda: changes.extend(connections.connection_changes(monitor)) or False in changes)
-    assert connection.refuse_stranger(monitor, lost_too=True)
+    wait_until(lambda: changes.extend(connections.connection_changes(connection.monitor)) or False in changes)
+    assert connection.receive(1) == []
     assert "got a process that has disconnected" in connection.problem
     assert not receiver.poll(0)
-    assert not connection.refuse_stranger(monitor, lost_too=True)
+    assert not connection.refuse_stranger()
     wait_until(lambda: not connection.check_now() and connection._is_connected, what="the next connection")
     with zmq.Context() as other, other.socket(zmq.PUSH) as sender:
         sender.bind(endpoint)
         sender.send(b"order")
         assert receiver.poll(10_000)
-        assert not connection.refuse_stranger(monitor, lost_too=True)
-        assert list(connections.connection_counts(monitor))[-1] == 1
-        assert receiver.recv() == b"order"
+        assert connection.receive(1) == [b"order"]
+        assert list(connections.connection_counts(connection.monitor))[-1] == 1

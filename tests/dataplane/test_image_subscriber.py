@@ -1,11 +1,11 @@
-"""Messages that a subscriber receives and counts; with a fake socket, without a ring."""
+"""Messages that a subscriber receives and counts; with a fake connection, without a ring."""
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import pytest
-import zmq
 from support.processes.deployment import make_config
 
 from stddaq.config import DetectorConfig
@@ -18,15 +18,13 @@ CONFIG = DetectorConfig.parse(make_config(image_pixel_height=4, image_pixel_widt
 GARBLED = b"\xff\xff"
 
 
-class FakeSocket:
+class FakeConnection:
     def __init__(self, messages: list[bytes]) -> None:
         self.messages = messages
 
-    def recv(self, flags: int) -> bytes:
-        assert flags == zmq.NOBLOCK
-        if not self.messages:
-            raise zmq.Again
-        return self.messages.pop(0)
+    def receive(self, limit: int) -> list[bytes]:
+        received, self.messages = self.messages[:limit], self.messages[limit:]
+        return received
 
 
 def subscriber_of(messages: list[bytes], *, sequence_is_number: bool = True) -> ImageSubscriber:
@@ -34,7 +32,8 @@ def subscriber_of(messages: list[bytes], *, sequence_is_number: bool = True) -> 
     reader: Any = RingReader.__new__(RingReader)
     reader.rules, reader._refusal = MetadataRules(CONFIG, "image"), None
     subscriber: Any = ImageSubscriber.__new__(ImageSubscriber)
-    subscriber.socket, subscriber.counts, subscriber.reader = FakeSocket(messages), StreamCounts(), reader
+    subscriber.counts, subscriber.reader = StreamCounts(), reader
+    subscriber._connection, subscriber._waiting = FakeConnection(messages), deque()
     subscriber._sequence_is_number = sequence_is_number
     return subscriber
 
@@ -87,8 +86,10 @@ def test_running_number_of_a_filtered_stream_counts_and_its_sequence_does_not() 
     assert subscriber.counts.n_dropped == 1
 
 
-def test_messages_beyond_the_limit_and_after_an_early_stop_stay_in_the_socket() -> None:
+def test_messages_beyond_the_limit_and_after_an_early_stop_are_received_later() -> None:
     subscriber = subscriber_of([message(i) for i in range(10)])
     assert received(subscriber, limit=3) == [0, 1, 2]
+    assert not subscriber.is_waiting
     assert next(subscriber.receive(100)).image_id == 3
+    assert subscriber.is_waiting
     assert received(subscriber) == [4, 5, 6, 7, 8, 9]

@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 from support.processes.deployment import Deployment, Service, free_port
+from support.processes.live_streams import Subscriber, start_live_stream
 from support.processes.recording import MakeRig, Rig, assert_saved, images_of
 from support.tools.fault_table import Seen
 
+from stddaq.config import DetectorConfig
+from stddaq.dataplane import endpoints
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.local_peers import untrusted_binder
 from stddaq.dataplane.shared_segment import GROUP_VARIABLE
@@ -53,6 +56,14 @@ class Planter:
         path = self._deployment.ipc_directory / f"{self._deployment.detector_name}-{name}"
         program = PLANT.replace("{user}", str(user))
         return self._deployment.run(sys.executable, "-c", program, kind, path, message.hex(), ready="bound")
+
+
+def wrong_announcement(source: ImagePublisher) -> bytes:
+    """Return a message about image 1005, whose slot has the pixels of image 5."""
+    message = source.metadata
+    message.image_id = 1005
+    message.ClearField("sequence")
+    return message.SerializeToString()
 
 
 @pytest.fixture
@@ -193,12 +204,42 @@ def test_a_run_ends_when_another_user_takes_the_place_of_the_source(
             for image in images_of(range(20)):
                 source.publish(image.image_id, image.pixels)
             rig.wait_for_count(20)
-            # Its slot has the pixels of image 5.
-            message = source.metadata
-            message.image_id = 1005
-            message.ClearField("sequence")
-        planted = planter.bind("PUB", "image", message.SerializeToString())
+            message = wrong_announcement(source)
+        planted = planter.bind("PUB", "image", message)
         state = rig.client.wait_for(lambda status: status.status == "error", 10)
         assert f"got process {planted.pid} of user nobody" in str(state)
         planted.kill()
     seen("error, names the process")
+
+
+@pytest.mark.fault(
+    fault="another user binds the socket of the source at once when the source has ended: {reader}",
+    state="streaming",
+    promise="refused within a second, names the process; none of its images is passed on",
+)
+@pytest.mark.parametrize("reader", ["live stream", "compressor"])
+def test_images_of_another_user_that_takes_the_place_of_the_source_are_not_passed_on(
+    deployment: Deployment, reader: str, seen: Seen
+):
+    planter = Planter(deployment)
+    if reader == "live stream":
+        stream = start_live_stream(deployment)
+        service, address, subscribed = stream.process, stream.address, " subscribed"
+    else:
+        service = deployment.start("std_data_compress_h5bitshuffle_lz4", "-t", 1)
+        address = endpoints.metadata_stream(deployment.detector_name, "h5bitshuffle-lz4")
+        subscribed = "n_subscribers=1"
+    with Subscriber(address) as subscriber:
+        service.wait_for_line(subscribed)
+        with ImagePublisher(DetectorConfig.parse(deployment.config)) as source:
+            assert source.wait_for_subscribers(1, 10.0)
+            for image in images_of(range(20)):
+                source.publish(image.image_id, image.pixels)
+            for _ in range(20):
+                subscriber.receive()
+            message = wrong_announcement(source)
+        planted = planter.bind("PUB", "image", message)
+        service.wait_for_line(rf"-image: expected a process of root, .* got process {planted.pid} of user")
+        assert subscriber.is_quiet(1.0)
+    planted.kill()
+    seen("refused, names the process; nothing is passed on")

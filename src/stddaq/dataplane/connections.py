@@ -22,6 +22,7 @@ RECEIVE_LIMIT = 1_000_000
 # A peer that hangs as a whole process (SIGSTOP, a dead host) is detected within the sum of the two.
 HEARTBEAT_INTERVAL_MS = 400
 HEARTBEAT_TIMEOUT_MS = 1000
+MAX_COUNTS = 1000
 # First frame of a message of a monitor, see zmq_socket_monitor(3): an event and a descriptor.
 _MONITOR_EVENT = struct.Struct("=Hi")
 
@@ -55,8 +56,8 @@ class _Connections:
     started: list[int] = field(default_factory=list)
     n_unnamed: int = 0
     """Established, but the event of their start is still to come, from another thread of the context."""
-    counts: deque[int] = field(default_factory=deque)
-    """After each change that `connection_counts` has not yielded yet."""
+    counts: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_COUNTS))
+    """After each change that `connection_counts` has not yielded yet; many services never call it."""
     n_yielded: int = 0
     """The last count that it has yielded."""
     trusted: set[int] = field(default_factory=set)

@@ -7,6 +7,7 @@ the ring and never delays the source.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 import zmq
@@ -24,7 +25,7 @@ class ImageSubscriber:
     """A subscription to a metadata stream, with the ring buffer of its images.
 
     Attributes:
-        socket: SUB socket, for pollers.
+        socket: SUB socket, for pollers while nothing `is_waiting`.
         counts: what was received, dropped, skipped and malformed.
         reader: the ring buffer, and the verdict whether a slot held its image.
     """
@@ -42,21 +43,21 @@ class ImageSubscriber:
         self.socket = connections.open_socket(self._context, zmq.SUB)
         self.socket.subscribe(b"")
         self._connection = Connection(self.socket, stream)
+        self._waiting: deque[bytes] = deque()
         # In a stream without ring of its own the sequence numbers are those of another stream's messages.
         self._sequence_is_number = is_ring(suffix)
 
     def receive(self, limit: int) -> Iterator[ImageMetadata]:
         """Yield the metadata of the images that have been announced, at most `limit` messages. 3 us each.
 
-        The caller may stop early; what it has not received stays in the socket's queue.
+        The caller may stop early; what it has not received `is_waiting` then.
         """
-        receive, counts, accepts = self.socket.recv, self.counts, self.reader.rules.accepts
+        waiting, counts, accepts = self._waiting, self.counts, self.reader.rules.accepts
         sequence_is_number = self._sequence_is_number
-        for _ in range(limit):
-            try:
-                metadata = parse(receive(zmq.NOBLOCK))
-            except zmq.Again:
-                return
+        if not waiting:
+            waiting.extend(self._connection.receive(limit))
+        for _ in range(min(limit, len(waiting))):
+            metadata = parse(waiting.popleft())
             if metadata is None:
                 counts.receive_malformed()
                 continue
@@ -67,6 +68,11 @@ class ImageSubscriber:
             else:
                 counts.refuse()
                 self.reader.refuse(metadata)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Return whether messages wait here, out of the socket's queue."""
+        return bool(self._waiting)
 
     def check(self) -> None:
         """Log why the source refuses the connection, if it does. Call it once a second."""

@@ -112,14 +112,16 @@ class Connection:
     """An ipc endpoint that a socket is connected to, or will be when a trusted service binds there.
 
     Attributes:
+        monitor: of the connections of the socket.
         problem: why this process does not connect, or may not; empty otherwise.
     """
 
-    def __init__(self, zmq_socket: zmq.Socket, endpoint: str) -> None:
-        """Connect."""
+    def __init__(self, zmq_socket: zmq.Socket, endpoint: str, *, lost_too: bool = False) -> None:
+        """Connect. `lost_too`: see `connections.untrusted_process`."""
         self.endpoint = endpoint
+        self.monitor = connections.watch_connections(zmq_socket)
         self.problem = ""
-        self._socket, self._is_connected = zmq_socket, False
+        self._socket, self._lost_too, self._is_connected = zmq_socket, lost_too, False
         self._check_at = self._connect_at = 0.0
         self.check()
 
@@ -132,6 +134,8 @@ class Connection:
 
     def check_now(self) -> str:
         """Check regardless of the time. Return the problem. 10 us."""
+        if self.refuse_stranger():
+            return self.problem
         problem, refusal = self.problem, untrusted_binder(self.endpoint)
         self._connect(not refusal and time.monotonic() >= self._connect_at)
         self.problem = refusal or permission_problem(self.endpoint)
@@ -139,16 +143,28 @@ class Connection:
             logger.error("%s", self.problem)
         return self.problem
 
-    def refuse_stranger(self, monitor: zmq.Socket, *, lost_too: bool) -> bool:
+    def receive(self, limit: int) -> list[bytes]:
+        """Return the messages that have arrived, at most `limit`, and none of an untrusted process.
+
+        2 us, and 0.4 us for each.
+        """
+        messages, receive = list[bytes](), self._socket.recv
+        with contextlib.suppress(zmq.Again):
+            for _ in range(limit):
+                messages.append(receive(zmq.NOBLOCK))
+        # After the messages, because libzmq reports a connection before it receives from it.
+        return [] if self.refuse_stranger() else messages
+
+    def refuse_stranger(self) -> bool:
         """Disconnect from an untrusted process, until `check` finds another one there. Return whether it did.
 
         libzmq connects to it milliseconds after the trusted one has left, which is too soon for `check`.
-        `monitor` is that of the socket; see `untrusted_process`. 2 us.
+        2 us.
         """
-        process = connections.untrusted_process(monitor, lost_too=lost_too)
+        process = connections.untrusted_process(self.monitor, lost_too=self._lost_too)
         if process:
             self._connect(False)
-            connections.forget(monitor)
+            connections.forget(self.monitor)
             # Until libzmq has ended the old connection: it would make both, if that one was being renewed.
             self._connect_at = time.monotonic() + CHECK_PERIOD_S
             self.problem = untrusted(self.endpoint, process)

@@ -32,6 +32,7 @@ UNCONFIRMED_HOLD_S = 0.1
 MARGIN_FRACTION = 0.05
 MIN_MARGIN = 16
 CATCH_UP_LIMIT_S = 1.0
+RECEIVE_BATCH = 1000
 # The first byte of every announcement but that of image 0, whose id is not in the message. Sources of stddaq
 # do not count subscriptions to a topic, so that they start when a driver is there.
 TOPIC = b"\x08"
@@ -154,8 +155,15 @@ class PublishedIds:
         if self._is_following:
             self._socket.unsubscribe(TOPIC)
             self._is_following = False
-            for _ in self._arrived():
-                pass
+            self.discard()
+
+    def discard(self) -> None:
+        """Forget all ids that have been published so far. Call it once in a while when no image is read."""
+        self._connection.check()
+        self._epochs = Epochs(self._n_slots)
+        deadline = time.monotonic() + CATCH_UP_LIMIT_S
+        while self._connection.receive(RECEIVE_BATCH) and time.monotonic() < deadline:
+            pass
 
     def expect(self, image_id: int) -> None:
         """Add an id that arrived by another way: all that is known until the source's own ids arrive."""
@@ -173,13 +181,10 @@ class PublishedIds:
 
     def _arrived(self) -> Iterator[int]:
         deadline = time.monotonic() + CATCH_UP_LIMIT_S
-        while time.monotonic() < deadline:
-            try:
-                metadata = parse(self._socket.recv(zmq.NOBLOCK))
-            except zmq.Again:
-                return
-            if metadata is not None and self._rules.accepts(metadata):
-                yield metadata.image_id
+        while time.monotonic() < deadline and (messages := self._connection.receive(RECEIVE_BATCH)):
+            for metadata in map(parse, messages):
+                if metadata is not None and self._rules.accepts(metadata):
+                    yield metadata.image_id
 
     def has_reached(self, metadata: ImageMetadata) -> bool:
         """Return whether the source's own announcement of an image, or a later one, has arrived here.

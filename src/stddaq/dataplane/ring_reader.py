@@ -79,7 +79,7 @@ class RingReader:
         return self.ring.is_written(metadata.image_id)
 
     def watch_source(self) -> None:
-        """Follow the ids of a source without cursor from its first image on. 2 us.
+        """Follow the ids of a source without cursor from its first image on. 10 us.
 
         Following only once that image has arrived is too late if this process was stopped meanwhile. Call it
         before the first image, and once a second or less while no image is held.
@@ -88,6 +88,7 @@ class RingReader:
             self.published_ids.ignore()
         else:
             self.published_ids.follow()
+            self.published_ids.catch_up()
 
     def refuse(self, metadata: ImageMetadata) -> None:
         """Keep the reason why this image does not fit, for `log_refusal`."""

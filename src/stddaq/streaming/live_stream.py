@@ -98,7 +98,7 @@ class LiveStream:
         batching, look_at = Batching.of_reader(self._config), time.monotonic() + CHECK_PERIOD_S
         while not stop.poll():
             timeout = min(self._statistics.due_in, look_at - time.monotonic(), self._held.due_in)
-            poller.poll(int(max(0.0, timeout) * 1000) + 1)
+            poller.poll(0 if self._subscriber.is_waiting else int(max(0.0, timeout) * 1000) + 1)
             self._viewers.attend()
             n_messages = self._take_images()
             pause = max(batching.pause_after(n_messages), SHORTEST_PAUSE_S if n_messages else 0.0)

@@ -92,11 +92,8 @@ class FrameSubscriber(Closing):
 
         The array is read-only; `tobytes` gives the message with all its 64 bytes.
         """
-        for _ in range(limit):
-            try:
-                message = parse_frame(self.socket.recv(zmq.NOBLOCK), self._layout)
-            except zmq.Again:
-                return
+        for received in self._connection.receive(limit):
+            message = parse_frame(received, self._layout)
             if message is None:
                 self.n_malformed += 1
             else:

@@ -120,8 +120,8 @@ class Distributor:
         self._subscriber = connections.open_socket(self._context, zmq.SUB)
         self._subscriber.reconnect_ivl = self._subscriber.reconnect_ivl_max = SUB_RECONNECT_MS
         self._subscriber.subscribe(b"")
-        self._subscriber_monitor = connections.watch_connections(self._subscriber)
         self._source = Connection(self._subscriber, self._stream)
+        self._subscriber_monitor = self._source.monitor
 
     def start(self) -> None:
         """Run the thread."""
@@ -268,7 +268,7 @@ class Distributor:
                 self._end_recording(failure)
         if progressed and (job := self._job) and self._has_caught_up(job):
             job.on_caught_up()
-        if self._source.refuse_stranger(self._subscriber_monitor, lost_too=False):
+        if self._source.refuse_stranger():
             # Announcements of it may have been recorded.
             self._end_recording(self._source.problem)
         for connected in connections.connection_changes(self._subscriber_monitor):

@@ -242,8 +242,9 @@ class WriterConnection(WriterPeer):
     def receive_responses(self) -> bool:
         """Read messages of the writer. Return whether it reports progress."""
         progressed = False
-        while cast(int, self.responses.get(zmq.EVENTS)) & zmq.POLLIN:
-            progressed |= self.receive(self.responses.recv(zmq.NOBLOCK))
+        if cast(int, self.responses.get(zmq.EVENTS)) & zmq.POLLIN:
+            for message in self._connection.receive(connections.RECEIVE_LIMIT):
+                progressed |= self.receive(message)
         return progressed
 
     def check(self) -> str:

@@ -346,6 +346,8 @@ class ImageRecorder(Recorder):
         }
 
     def end_period(self) -> None:
+        if self._file is None:
+            self._reader.published_ids.discard()
         self._longest_write_before, self.longest_write = self.longest_write, 0.0
         n_overwritten, n_failed = len(self._account.overwritten_ids), len(self._account.failed_ids)
         if n_overwritten + n_failed != self._n_reported:

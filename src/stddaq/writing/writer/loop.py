@@ -75,14 +75,14 @@ class WriterLoop:
         self._responses.linger = LINGER_MS
         self._responses.sndtimeo = RESPONSE_TIMEOUT_MS
         self._actions = connections.open_socket(self._context, zmq.PULL)
-        self._monitor = connections.watch_connections(self._actions)
         self._drivers = connections.watch_connections(self._responses)
         try:
             responses = endpoints.writer_to_driver(config.detector_name, writer)
             self._binding = Binding(self._responses, responses)
             self._connection = Connection(
-                self._actions, endpoints.driver_to_writer(config.detector_name, writer)
+                self._actions, endpoints.driver_to_writer(config.detector_name, writer), lost_too=True
             )
+            self._monitor = self._connection.monitor
         except BaseException:
             self._context.destroy(linger=0)
             raise
@@ -124,8 +124,7 @@ class WriterLoop:
                 if flushes.batching_pause and events:
                     time.sleep(flushes.batching_pause)
                 flushes.batching_pause = batching.pause_after(self._work())
-                if self._driver.is_lost or any(source is self._monitor for source, _ in events):
-                    self._watch_driver()
+                self._watch_driver()
                 if self._open_path and time.monotonic() >= self._show_alive_at:
                     self._show_alive()
                 self._watch_sockets()
@@ -180,9 +179,6 @@ class WriterLoop:
                 self._record(images)
             self._flush_when_due()
             if waiting and not waiting[0].HasField("record_image"):
-                if self._connection.refuse_stranger(self._monitor, lost_too=True):
-                    waiting.clear()
-                    break
                 self._carry_out(waiting.popleft())
         self._flush_when_due()
         return n_received
@@ -193,12 +189,10 @@ class WriterLoop:
 
     def _receive(self, limit: int) -> None:
         """Move up to `limit` messages from the socket to `_waiting`."""
-        receive, decode, append = self._actions.recv, pb.WriterAction.FromString, self._waiting.append
-        for _ in range(limit):
+        decode, append = pb.WriterAction.FromString, self._waiting.append
+        for message in self._connection.receive(limit):
             try:
-                append(decode(receive(zmq.NOBLOCK)))
-            except zmq.Again:
-                return
+                append(decode(message))
             except DecodeError:
                 self._n_malformed += 1
 
@@ -331,8 +325,6 @@ class WriterLoop:
 
     def _watch_driver(self) -> None:
         """Close the file of a run whose driver has disconnected."""
-        if self._connection.refuse_stranger(self._monitor, lost_too=True):
-            self._waiting.clear()
         for connected in connections.connection_changes(self._monitor):
             if self._driver.update(connected) and self._reports_progress:
                 # A driver that numbers its requests drops a writer from the run when the connection breaks.
