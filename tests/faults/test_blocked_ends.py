@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +15,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import zmq
-from support.processes import blocked
-from support.processes.deployment import Deployment, Service, free_port, wait_until
+from support.processes.deployment import Deployment, Service, free_port
 from support.processes.live_streams import start_live_stream, subscribed
 from support.processes.recording import MakeRig, Rig, assert_saved, images_of
+from support.processes.storage import Storage
 from support.processes.web import RestService
 from support.tools.fault_table import Seen
 
@@ -31,25 +30,6 @@ from stddaq.dataplane.ipc_sockets import Binding
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
 MakeDeployment = Callable[..., Deployment]
-
-
-class Storage:
-    """Storage of a service that stops responding: one function of the service blocks."""
-
-    def __init__(self, directory: Path) -> None:
-        self._fifo = directory / "blocked"
-
-    def start(self, deployment: Deployment, function: str, service: str, *args: object) -> Service:
-        """Start a service in which `function` can block, and wait until it is ready."""
-        program = [sys.executable, "-P", blocked.__file__, function, self._fifo, service]
-        return deployment.run(*program, deployment.config_path, *args, ready="ready")
-
-    def stop_responding(self) -> None:
-        os.mkfifo(self._fifo)
-
-    def wait_for_a_call(self) -> None:
-        """Wait until the service waits in the function."""
-        wait_until(self._fifo.with_name("blocked.entered").exists, what="a call that blocks")
 
 
 @pytest.fixture

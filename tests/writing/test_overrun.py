@@ -22,11 +22,14 @@ from support.processes.recording import (
     images_of,
     read_raw_file,
 )
+from support.processes.storage import Storage
 from support.tools.fault_table import Seen
 
 from stddaq.client import RunFailedError
+from stddaq.dataplane.published_ids import UNCONFIRMED_HOLD_S
 
 SHAPE = (8, 16)
+N_SLOTS = 1000
 KEPT = "their rows have status 3 and no pixels; they are counted and listed; file_saved"
 
 
@@ -44,9 +47,10 @@ def assert_only_overwritten_images_are_missing(account: dict[str, Any], n_images
     """Check that each image has a row, and that overwritten ones are named and blank. Return the images."""
     expected = []
     overwritten = set(account["overwritten_ids"])
-    for writer, path in enumerate(account["files"]["raw"]):
+    paths = account["files"]["raw"]
+    for writer, path in enumerate(paths):
         rows, data = read_raw_file(Path(path))
-        assert rows["image_id"].tolist() == list(range(writer, n_images, 2))
+        assert rows["image_id"].tolist() == list(range(writer, n_images, len(paths)))
         for row, pixels in zip(rows, data, strict=True):
             image_id = int(row["image_id"])
             if row["status"] == 1:
@@ -124,6 +128,41 @@ def test_the_account_of_a_cpp_source_errs_on_the_safe_side(make_rig: MakeRig, n_
     # The margin adds images that the source may have been writing.
     assert all(image_id < n_images - 1000 + 60 for image_id in named)
     seen(f"file_saved; {len(truly)} were overwritten, {len(named)} are named")
+
+
+@pytest.mark.fault(
+    fault="writer stopped before 1900 images of a source without cursor (C++-like), then slow storage",
+    state="recording",
+    promise="at least the overwritten images are named: " + KEPT,
+)
+def test_a_writer_that_was_stopped_while_a_cpp_source_published_everything(
+    make_rig: MakeRig, tmp_path: Path, seen: Seen
+):
+    n_images = 1900
+    rig = make_rig(
+        writers=False, number_of_writers=1, image_pixel_height=SHAPE[0], image_pixel_width=SHAPE[1]
+    )
+    storage = Storage(tmp_path)
+    rig.writers = [writer] = [storage.start(rig.deployment, "os:pwritev", "std_det_writer", 0)]
+    source = rig.enter(CppSource(rig.deployment.config))
+    source.wait_for_subscriber()
+    rig.client.start(rig.directory, n_image=n_images)
+    rig.client.wait_until_ready(10)
+    storage.stop_responding()
+    writer.send(signal.SIGSTOP)
+    for image in images_of(range(n_images), shape=SHAPE):
+        source.publish(image.image_id, image.pixels)
+    rig.client.wait_for(lambda status: status.n_received == n_images, 10, "all images")
+    writer.send(signal.SIGCONT)
+    # Longer than a copy is held until its verdict: the next images are not known by then.
+    storage.respond_slowly(12, 1.5 * UNCONFIRMED_HOLD_S)
+    rig.client.wait_until_saved(20)
+    account = rig.account()
+    assert_only_overwritten_images_are_missing(account, n_images)
+    named = set(account["overwritten_ids"])
+    assert named >= set(range(n_images - N_SLOTS))
+    assert account["n_good"] > 0
+    seen(f"file_saved; {n_images - N_SLOTS} were overwritten, {len(named)} are named")
 
 
 @pytest.mark.fault(
