@@ -151,7 +151,14 @@ def test_the_account_is_exact_to_the_packet(make_module: MakeModule) -> None:
     receiver.service.wait_for_line("number: expected packet 0 to 31, got 99")
 
 
-def test_packets_that_the_kernel_drops_are_counted(make_module: MakeModule) -> None:
+@pytest.mark.fault(
+    fault="receiver: SIGSTOP until the kernel drops packets, then SIGCONT",
+    state="running",
+    promise="the packets that the kernel dropped are counted; the account is exact to the packet",
+)
+def test_packets_that_the_kernel_drops_are_counted(
+    make_module: MakeModule, seen: Callable[[str], None]
+) -> None:
     receiver = make_module("eiger", 0, "--socket-buffer", 400_000, n_modules=4, bit_depth=8)
     pixels = RANDOM.integers(1, 256, (256, 512), np.uint8)
     receiver.service.send(signal.SIGSTOP)
@@ -171,6 +178,7 @@ def test_packets_that_the_kernel_drops_are_counted(make_module: MakeModule) -> N
     assert totals["processed_times"] + totals["n_dropped_by_kernel"] == 31 * 32
     n_silent = 31 - len(frames)
     assert totals["n_missed_packets"] + 32 * n_silent == totals["n_dropped_by_kernel"]
+    seen("packets received and dropped are all that were sent; frames lack or omit exactly the dropped ones")
 
 
 def test_a_small_socket_buffer_is_named(make_module: MakeModule) -> None:
@@ -178,7 +186,14 @@ def test_a_small_socket_buffer_is_named(make_module: MakeModule) -> None:
     receiver.service.wait_for_line(r"socket buffer of 100000 bytes \(100000 asked for\)")
 
 
-def test_links_in_the_wrong_ports_are_named_once_a_period(make_module: MakeModule) -> None:
+@pytest.mark.fault(
+    fault="network: links of an Eiger in the wrong ports",
+    state="running",
+    promise="the log names the module whose packets arrive, once a period",
+)
+def test_links_in_the_wrong_ports_are_named_once_a_period(
+    make_module: MakeModule, seen: Callable[[str], None]
+) -> None:
     receiver = make_module("eiger", 2, n_modules=4, bit_depth=8)
     for frame_id in range(5):
         receiver.send(*eiger_frame(frame_id, np.zeros((256, 512), np.uint8), row=0, column=1))
@@ -188,15 +203,23 @@ def test_links_in_the_wrong_ports_are_named_once_a_period(make_module: MakeModul
     )
     named = [line for line in receiver.service.stdout if "row and column" in line]
     assert len(named) <= 2
+    seen("named")
 
 
-def test_a_link_of_another_module_is_named(make_module: MakeModule) -> None:
+@pytest.mark.fault(
+    fault="network: links of a GigaFRoST in the wrong ports",
+    state="running",
+    promise="packets of another quadrant or link are counted and named with their sender, never in a frame",
+)
+def test_a_link_of_another_module_is_named(make_module: MakeModule, seen: Callable[[str], None]) -> None:
     receiver = make_module("gigafrost", 3, image_pixel_height=8, image_pixel_width=48)
     receiver.send(gigafrost_packet(1, 0, bytes(72), module=6, shape=(8, 48)))
     receiver.service.wait_for_line(
         r"UDP port \d+: quadrant: expected 1 in this port, got 3, from 127.0.0.1:\d+"
     )
     receiver.wait_for_total("n_bad_quadrant", 1)
+    assert receiver.totals()["frames_counter"] == 0
+    seen("counted and named")
 
 
 def test_random_datagrams_harm_nothing(make_module: MakeModule) -> None:
