@@ -72,10 +72,12 @@ def test_images_that_were_overwritten_while_a_compressor_hung_are_named(make_rig
     rig.publish(images)
     compressor.send(signal.SIGCONT)
     account = rig.end()
+    # A writer that lags behind the compressor may find the slots of some damaged images overwritten too.
+    named = {*account["damaged_ids"], *account["overwritten_ids"]}
     # The source overwrote these, or may have done so in the meantime.
-    missed = {*range(1400 - N_SLOTS), *account["damaged_ids"]}
-    assert account["damaged_ids"] == sorted(missed)
-    assert (account["n_overwritten"], account["n_failed"], account["n_dropped"]) == (0, 0, 0)
+    missed = named | set(range(1400 - N_SLOTS))
+    assert named == missed
+    assert (account["n_failed"], account["n_dropped"]) == (0, 0)
     nothing = np.zeros(rig.config.image_shape, rig.config.dtype)
     assert_saved(account, [Image(i.image_id, nothing, 3) if i.image_id in missed else i for i in images])
     seen(f"file_saved; {account['n_good']} of 1400 good, {len(missed)} missed, 400 of them overwritten")
