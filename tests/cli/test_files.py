@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -22,9 +23,9 @@ def real_driver(deployment: Deployment) -> RealDriver:
     return driver
 
 
-def record(driver: RealDriver, directory: Path, n_images: int) -> None:
+def record(driver: RealDriver, directory: Path, n_images: int, prefix: str = "file") -> None:
     with DriverClient(driver.url) as client:
-        client.start(directory, n_image=n_images)
+        client.start(directory, n_image=n_images, file_prefix=prefix)
         client.wait_until_saved(timeout=20)
 
 
@@ -55,6 +56,49 @@ def test_info_continues_after_a_file_that_cannot_be_read(real_driver: RealDriver
     assert len(info.stderr) == 1
     assert "bad.h5" in info.stderr[0]
     assert re.search(r"kind: +raw file", "\n".join(info.stdout))
+
+
+def test_info_lists_the_runs_of_a_directory(real_driver: RealDriver, directory: Path):
+    for prefix, n_images in (("a", 11), ("b", 7), ("c", 3), ("d", 2), ("e", 1)):
+        record(real_driver, directory, n_images, prefix)
+    (directory / "bMaster.h5").unlink()
+    (directory / "c1.h5").unlink()
+    (directory / "d0.h5").write_text("no HDF5")
+    (directory / "eMaster.h5").write_text("no HDF5")
+    with h5py.File(directory / "other0.h5", "w") as file:
+        file["data"] = np.zeros(3)
+    info = stddaq(real_driver, "info", directory)
+    assert info.wait() == 0
+    head, a, b, c, d, e, other = info.stdout
+    assert re.split(r"  +", head) == ["run", "images", "good", "bad", "started", "size", "outcome"]
+    assert re.fullmatch(r"a +11 +11 +- +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d +[\d.]+ kB +saved", a)
+    assert re.fullmatch(r"b +7 +7 +- +\? +[\d.]+ kB +no master file", b)
+    assert re.fullmatch(r"c +3 +\? +- .*c1\.h5: is missing", c)
+    assert re.match(r"d +2 +\? +- .*d0\.h5", d)
+    assert re.match(r"e +\? +\? +- .*eMaster\.h5: is not an HDF5 file", e)
+    assert re.fullmatch(r"other +\? +\? .* HDF5 files, not of a run", other)
+    runs = stddaq(real_driver, "info", "--json", directory, directory / "a0.h5")
+    assert runs.wait() == 0
+    found = json.loads(runs.output)
+    assert [one["prefix"] for one in found[:-1]] == ["a", "b", "c", "d", "e", "other"]
+    assert found[0] | {"started_at": "", "size": 0} == {
+        "prefix": "a",
+        "outcome": "file_saved",
+        "started_at": "",
+        "n_images": 11,
+        "n_good": 11,
+        "bad": {},
+        "size": 0,
+    }
+    assert found[-1]["kind"] == "raw"
+    assert found[-1]["ids"]["step"] == 2
+
+
+def test_info_of_a_directory_without_runs_says_so(deployment: Deployment, directory: Path):
+    (directory / "notes.txt").touch()
+    info = deployment.run(deployment.stddaq, "info", directory)
+    assert info.wait() == 0
+    assert info.stdout == [f"{directory}: no files of runs"]
 
 
 def test_aggregate_makes_the_master_file_again(real_driver: RealDriver, directory: Path):

@@ -106,7 +106,27 @@ def test_a_signal_stops_the_run_and_saves_it(
     assert record.end(number) == 0
     assert any("stopping" in line for line in record.stdout)
     assert "outcome     saved" in record.stdout
+    assert not any(line.startswith("stopped") for line in record.stdout)
     assert (directory / "fileMaster.h5").exists()
+
+
+def test_a_run_that_was_stopped_says_how_many_images_were_asked_for(services: StartServices, directory: Path):
+    running = services(*SIMULATE)
+    record = running.record(directory, "-n", 100_000)
+    record.wait_for_line("recording: .*images")
+    assert record.end(signal.SIGINT) == 0
+    assert "stopped     before all of the 100000 images that it was to record" in record.stdout
+
+
+def test_numbered_runs_continue_after_those_of_the_directory(services: StartServices, directory: Path):
+    running = services(*SIMULATE)
+    for _ in range(2):
+        assert running.record(directory, "-n", 3, "--prefix", "scan", "--auto").wait(timeout=20) == 0
+    masters = sorted(path.name for path in directory.glob("*Master.h5"))
+    assert masters == ["scan_0001_Master.h5", "scan_0002_Master.h5"]
+    refused = running.record(directory / "missing", "--auto")
+    assert refused.wait() == 2
+    assert "missing" in refused.stderr[0]
 
 
 def test_existing_files_are_refused_without_overwrite(services: StartServices, directory: Path):

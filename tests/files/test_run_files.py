@@ -9,7 +9,15 @@ from support.data.raw_files import RunSpec, stream, write_run
 
 from stddaq.errors import FileLayoutError, OutputExistsError
 from stddaq.files.aggregate import aggregate_run
-from stddaq.files.names import find_run, in_writer_order, master_file_name, metadata_file_name, raw_file_name
+from stddaq.files.names import (
+    find_run,
+    in_writer_order,
+    master_file_name,
+    metadata_file_name,
+    next_numbered_prefix,
+    prefixes_in,
+    raw_file_name,
+)
 
 
 def touch(directory: Path, *names: str) -> None:
@@ -35,6 +43,22 @@ def test_prefixes_that_end_in_digits_are_distinguished(tmp_path: Path) -> None:
     assert [raw.name for raw in find_run(tmp_path, "scan").raw] == ["scan0.h5", "scan1.h5"]
     assert [raw.name for raw in find_run(tmp_path, "scan1").raw] == ["scan10.h5", "scan11.h5"]
     assert find_run(tmp_path / "scan2021.h5").prefix == "scan202"
+
+
+def test_prefixes_of_a_directory_are_those_of_its_runs(tmp_path: Path) -> None:
+    touch(tmp_path, "a0.h5", "a1.h5", "aMaster.h5", "a10.h5", "a11.h5", "a1Master.h5", "b0.h5", "cMeta.h5")
+    touch(tmp_path, "calibration.h5", "year2024.h5", "notes.txt", "Master.h5", "d0.h5.part")
+    assert prefixes_in(tmp_path) == ["", "a", "a1", "b", "c"]
+
+
+def test_numbered_prefixes_continue_after_the_last_of_the_directory(tmp_path: Path) -> None:
+    assert next_numbered_prefix(tmp_path, "scan") == "scan_0001_"
+    touch(tmp_path, "scan_0001_0.h5", "scan_0007_Master.h5", "scan_0009_notes.h5", "scan0010_0.h5")
+    assert next_numbered_prefix(tmp_path, "scan") == "scan_0008_"
+    assert next_numbered_prefix(tmp_path, "a.c") == "a.c_0001_"
+    touch(tmp_path, "scan_9999_Meta.h5", "abc_0003_0.h5")
+    assert next_numbered_prefix(tmp_path, "scan") == "scan_10000_"
+    assert next_numbered_prefix(tmp_path, "a.c") == "a.c_0001_"
 
 
 @pytest.mark.parametrize("given", ["file0.h5", "file3.h5", "fileMeta.h5", "."])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stddaq.text import bytes_text, escaped
+from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
 
 # Ids and ranges to show of each kind; the files and the driver hold all of them.
 SHOWN = 5
@@ -22,6 +23,8 @@ def account_lines(account: Mapping[str, Any], image_bytes: int | None = None) ->
     if account.get("late"):
         lines.append(f"late        {account['late']}; all images are in the files")
     lines.append(f"images      {_images(account)}")
+    if account.get("outcome") != "error" and _n_asked(account) > account.get("count", 0):
+        lines.append(f"stopped     before all of the {account['n_image']} images that it was to record")
     for what, number, ids in (
         ("damaged", "n_damaged", "damaged_ids"),
         ("overwritten", "n_overwritten", "overwritten_ids"),
@@ -55,6 +58,12 @@ def _images(account: Mapping[str, Any]) -> str:
     if dropped is None:
         return text
     return f"{text}, {dropped or 'none'} dropped"
+
+
+def _n_asked(account: Mapping[str, Any]) -> int:
+    """Return the number of images after which the run was to end; 0 if none was given."""
+    n_image = account.get("n_image")
+    return n_image if isinstance(n_image, int) and n_image < DEFAULT_N_IMAGE else 0
 
 
 def _ids(ids: Sequence[int | Sequence[int]], number: int) -> str:

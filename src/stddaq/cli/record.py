@@ -17,7 +17,7 @@ from stddaq.cli.run_end import TIMEOUT_S, RunNotEndedError, stop_run
 from stddaq.cli.text import bad_text, status_line
 from stddaq.daemon.arguments import ArgumentParser, IntegerRange, Seconds, user_id
 from stddaq.errors import StdDaqError
-from stddaq.text import bytes_text, escaped
+from stddaq.text import bytes_text, command_line, escaped
 
 if TYPE_CHECKING:
     from stddaq.client import DriverClient, DriverStatus
@@ -37,6 +37,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="images to record (default: until Ctrl-C)",
     )
     parser.add_argument("--prefix", default="file", help="prefix of the file names (default: file)")
+    parser.add_argument(
+        "--auto",
+        action="store_true",
+        help="number the runs: PREFIX_0001_, PREFIX_0002_, ... by what is there",
+    )
     parser.add_argument(
         "--start-id",
         type=IntegerRange(0, 2**64 - 1),
@@ -73,6 +78,10 @@ def run(args: argparse.Namespace) -> int:
     from stddaq.client import CommandRefusedError, DriverClient, RunFailedError
 
     image_bytes = _image_bytes(args.config)
+    if args.auto:
+        from stddaq.files.names import next_numbered_prefix
+
+        args.prefix = next_numbered_prefix(Path(args.path), args.prefix)
     with DriverClient(args.url) as driver:
         if not args.overwrite and (reason := _overwriting(driver, args)):
             print(f"stddaq record: refused: {reason}", file=sys.stderr)
@@ -90,6 +99,13 @@ def run(args: argparse.Namespace) -> int:
         except RunNotEndedError as error:
             print(f"stddaq record: error: {error}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            command = command_line("stddaq", "status", "--url", driver.url)
+            print(
+                f"stddaq record: not waiting; the driver stops the run, {command} shows its end",
+                file=sys.stderr,
+            )
+            return 130
         _summarise(driver, args, image_bytes)
     return 0
 

@@ -109,6 +109,27 @@ def prefix_by_names(path: Path) -> str | None:
     return None
 
 
+def prefixes_in(directory: Path) -> list[str]:
+    """Return the prefixes of the runs that have files in `directory`, sorted. Raises `OSError`."""
+    names = [path.name for path in directory.iterdir() if path.name.endswith(".h5")]
+    over_raw_files = (metadata_file_name(""), master_file_name(""))
+    found = {name.removesuffix(kind) for kind in over_raw_files for name in names if name.endswith(kind)}
+    raw = [name for name in names if found.isdisjoint(_prefixes(name))]
+    by_names = (prefix_by_names(directory / name) for name in raw)
+    return sorted(found | {prefix for prefix in by_names if prefix is not None})
+
+
+def next_numbered_prefix(directory: Path, prefix: str) -> str:
+    """Return `<prefix>_<number>_` with the first number after all that are in `directory`, from 0001 on.
+
+    The last underscore separates the number of the run from those of the writers. Raises `OSError`.
+    """
+    name = re.compile(re.escape(prefix) + rf"_(\d{{4,}})_(?:\d+|{_OVER_RAW_FILES})\.h5")
+    matches = (name.fullmatch(path.name) for path in directory.iterdir())
+    number = max((int(match[1]) for match in matches if match), default=0) + 1
+    return f"{prefix}_{number:04}_"
+
+
 def in_writer_order(paths: Sequence[Path]) -> list[Path]:
     """Return `paths` sorted by the number at the end of their names, if all have one."""
     numbers = _numbers_behind_common_prefix([path.name for path in paths])
