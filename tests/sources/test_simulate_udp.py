@@ -266,6 +266,12 @@ def test_recorded_images_are_sent(make_deployment: Callable[..., Deployment]) ->
             ("--address", "nowhere"),
             "--address: expected an IPv4 address, got 'nowhere'",
         ),
+        (EIGER, ("--link-sets", 2), "--link-sets: expected 1 for eiger, got 2"),
+        (
+            gigafrost(8, 48) | {"start_udp_port": 65525},
+            ("--link-sets", 2),
+            "start_udp_port: expected a last port of 65535 or less, got 65540",
+        ),
         ({"detector_type": "eiger", "module_positions": {}}, (), "module_positions: expected the position"),
     ],
 )

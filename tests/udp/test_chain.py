@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import h5py
 import numpy as np
 import pytest
 from support.peers.udp_detectors import UdpSender, eiger_frame, free_udp_ports, gigafrost_frame
-from support.processes.deployment import Deployment, free_port
+from support.processes.deployment import Deployment, Service, free_port, wait_until
 from support.processes.stream_readers import StreamReader
 from support.processes.udp_modules import EIGER, start_converters
 
 from stddaq.client import DriverClient
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.metadata import GOOD_IMAGE, MISSING_PACKETS
+from stddaq.sources.simulated.scenes import Scene
 from stddaq.udp.placement import placement
 
 MakeDeployment = Callable[..., Deployment]
@@ -119,3 +121,54 @@ def test_stddaq_up_starts_the_whole_chain_and_records_its_images(
         assert rows["status"].tolist() == [GOOD_IMAGE] * 3 + [MISSING_PACKETS, GOOD_IMAGE]
     seen("image 3 has zeros in 8 rows of module 1 and is listed as damaged; the 4 others are good")
     assert up.end() == 0
+
+
+@pytest.mark.slow
+def test_images_of_two_sets_of_links_become_one_run(make_deployment: MakeDeployment, directory: Path) -> None:
+    deployment = make_deployment(
+        n_modules=8,
+        image_pixel_height=SHAPE[0],
+        image_pixel_width=SHAPE[1],
+        start_udp_port=free_udp_ports(16),
+        number_of_writers=1,
+    )
+    port = free_port()
+    up = deployment.run(
+        *(deployment.stddaq, "up", deployment.config_path, "--port", port, "--source", "udp"),
+        *("--link-sets", 2),
+        ready="all services ready",
+    )
+    for module in range(16):
+        up.wait_for_line(rf"module_id={module},.*n_subscribers=1")
+    with DriverClient(f"ws://127.0.0.1:{port}") as driver:
+        driver.start(directory, file_prefix="udp", n_image=20)
+        driver.wait({"waiting_for_first_image"}, timeout=20)
+        options = ("--link-sets", 2, "--rate", 50, "--n-images", 20)
+        detector = deployment.run(deployment.stddaq, "simulate-udp", deployment.config_path, *options)
+        assert detector.wait(60.0) == 0
+        driver.wait_until_saved(timeout=30)
+        account = driver.last_result()
+    assert account is not None
+    assert account["n_good"] == 20
+    config = DetectorConfig.parse(deployment.config)
+    scene, expected = Scene.of(config, "rings"), np.empty(SHAPE, config.dtype)
+    with h5py.File(account["files"]["master"]) as file:
+        data = file["/entry/data/data"]
+        assert isinstance(data, h5py.Dataset)
+        for image_id, image in enumerate(data):
+            scene.write(image_id, expected)
+            assert np.array_equal(image, np.minimum(expected, 4095))
+    # Half of the images came through each set.
+    for module in range(16):
+        wait_until(
+            lambda module=module: frames_of(up, module) == 10,
+            timeout=20,
+            what=f"10 frames of module {module}, not {frames_of(up, module)}",
+        )
+    assert up.end() == 0
+
+
+def frames_of(up: Service, module: int) -> int:
+    """Return the frames that a receiver has announced, by its statistics."""
+    found = re.findall(rf"module_id={module},.*frames_counter=(\d+)", "\n".join(list(up.stdout)))
+    return sum(map(int, found))

@@ -31,8 +31,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=[],
         metavar="SOURCE",
         help="must be the last option: 'simulate ARGS...' or 'replay FILE ARGS...', the command without "
-        "CONFIG; 'udp ARGS...', receivers and converters of a detector that sends packets, with the "
-        "converters' options; or 'none' (default)",
+        "CONFIG; 'udp [--link-sets 2] ARGS...', receivers and converters of a detector that sends packets, "
+        "with the converters' options; or 'none' (default)",
     )
 
 
@@ -126,5 +126,8 @@ def _source(commands: Commands, args: argparse.Namespace) -> list[ServiceSpec]:
     if kind not in _SOURCES:
         raise ConfigError(mismatch("--source", f"one of {', '.join(_SOURCES)}", repr(kind)))
     if kind == "udp":
-        return commands.udp_detector(rest)
+        parser = ArgumentParser("stddaq up --source udp", add_version=False, add_help=False)
+        parser.add_link_sets()
+        known, options = parser.parse_known_args(rest)
+        return commands.udp_detector(options, known.link_sets)
     return [] if kind == "none" else [commands.source(kind, rest)]

@@ -7,7 +7,7 @@ corners `[x0, y0, x1, y1]`; an Eiger module with y1 < y0 is upside down.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stddaq.config.model import DetectorConfig
@@ -67,6 +67,16 @@ def expected_modules(config: DetectorConfig) -> list[int]:
     """Return the modules that make one image, sorted."""
     keys = {int(index) % config.n_modules for index in config.module_positions}
     return sorted(keys) or list(range(config.n_modules))
+
+
+def receiver_modules(config: DetectorConfig, modules: Sequence[int], n_link_sets: int) -> list[int]:
+    """Return the `module_id` of each receiver of a detector: the modules of an image for each set of links.
+
+    Raise `ConfigError` if the detector has only one set.
+    """
+    if n_link_sets > 1 and config.detector_type != "gigafrost":
+        raise ConfigError(mismatch("--link-sets", f"1 for {config.detector_type}", f"{n_link_sets}"))
+    return [module + GIGAFROST_MODULES * link_set for link_set in range(n_link_sets) for module in modules]
 
 
 def position_mistakes(config: DetectorConfig) -> list[str]:

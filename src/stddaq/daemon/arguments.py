@@ -44,6 +44,16 @@ class ArgumentParser(argparse.ArgumentParser):
         """Add the configuration file, the first positional argument of every service."""
         self.add_argument("detector_json_filename", help="path to configuration file")
 
+    def add_link_sets(self) -> None:
+        """Add `--link-sets` of a GigaFRoST."""
+        self.add_argument(
+            "--link-sets",
+            type=int,
+            choices=(1, 2),
+            default=1,
+            help="with 2, every second image of a GigaFRoST goes to receivers 8 to 15 (default: 1)",
+        )
+
     def add_source_suffix(self, help: str) -> None:
         """Add `-s`, which selects a metadata stream or ring buffer."""
         self.add_argument("-s", "--source_suffix", default="image", type=suffix, metavar="SUFFIX", help=help)

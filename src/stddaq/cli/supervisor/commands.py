@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stddaq.cli.supervisor.spec import ServiceSpec
 from stddaq.config import DetectorConfig
-from stddaq.config.modules import expected_modules, position_mistakes
+from stddaq.config.modules import expected_modules, position_mistakes, receiver_modules
 from stddaq.config.services import (
     CONVERTERS,
     MODULE_SYNC,
@@ -76,10 +76,11 @@ class Commands:
             records=True,
         )
 
-    def udp_detector(self, arguments: Sequence[str]) -> list[ServiceSpec]:
+    def udp_detector(self, arguments: Sequence[str], n_link_sets: int) -> list[ServiceSpec]:
         """Return receivers, converters and synchroniser of a detector that sends packets.
 
-        `arguments` are options of the converters.
+        `arguments` are options of the converters. A GigaFRoST may have two sets of links, with receivers
+        and converters 8 to 15.
         """
         config, name = self._config, self._config.detector_name
         if config.detector_type not in CONVERTERS:
@@ -88,7 +89,7 @@ class Commands:
         if mistakes := position_mistakes(config):
             raise ConfigError(f"{self._path}: {'; '.join(mistakes)}", mistakes)
         receiver, converter = RECEIVERS[config.detector_type], CONVERTERS[config.detector_type]
-        modules = expected_modules(config)
+        modules = receiver_modules(config, expected_modules(config), n_link_sets)
         return [
             *(
                 self.service(f"receiver {m}", receiver, [str(m)], metadata_stream(name, str(m)))

@@ -11,14 +11,15 @@ import numpy as np
 import zmq
 
 from stddaq.config import DetectorConfig
-from stddaq.config.modules import GIGAFROST_MODULES
+from stddaq.config.modules import GIGAFROST_MODULES, receiver_modules
 from stddaq.daemon.log import event
 from stddaq.dataplane.metadata import ImageMetadata
-from stddaq.errors import EndpointError
+from stddaq.errors import ConfigError, EndpointError
 from stddaq.sources.image_sink import ImageSink
 from stddaq.sources.udp.faults import FaultRates, Faults
 from stddaq.sources.udp.headers import headers_of
 from stddaq.sources.udp.payloads import payloads_of
+from stddaq.text import mismatch
 from stddaq.udp.socket_structures import ADDRESS, IOVEC, MESSAGE, addresses
 
 # The kernel takes no more messages in one call (UIO_MAXIOV).
@@ -49,23 +50,30 @@ class PacketSink(ImageSink):
         self._late: list[tuple[bytes, tuple[str, int]]] = []
         self._n_published, self._link_sets = 0, link_sets
         self._address, self._first_port = address, config.start_udp_port
-        ports = [config.start_udp_port + module for module in modules]
+        receivers = receiver_modules(config, modules, link_sets)
+        ports = [config.start_udp_port + module for module in receivers]
+        if ports[-1] > 65535:
+            expected = "a last port of 65535 or less"
+            raise ConfigError(mismatch("start_udp_port", expected, f"{ports[-1]}"))
         self.endpoint = f"udp://{address}:{ports[0]}-{ports[-1]}"
         self._memory: list[np.ndarray] = []
-        self._messages = [self._make_messages(ports, link_set) for link_set in range(link_sets)]
+        self._messages = [
+            self._make_messages(ports[start : start + len(modules)])
+            for start in range(0, len(ports), len(modules))
+        ]
         self._card = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         # A loop watches the connections of its sink. Packets have none.
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.PAIR)
 
-    def _make_messages(self, ports: list[int], link_set: int) -> np.ndarray:
+    def _make_messages(self, ports: list[int]) -> np.ndarray:
         """Return one message for each packet of an image, module by module."""
         sizes, headers = np.array(self._payloads.sizes), self._headers.array
         n_modules, n_packets = headers.shape
         receivers = np.zeros(n_modules, ADDRESS)
         receivers["address"] = list(socket.inet_aton(self._address))
         receivers["family"] = socket.AF_INET
-        receivers["port"] = np.array(ports) + GIGAFROST_MODULES * link_set
+        receivers["port"] = ports
         iovecs = np.zeros((n_modules, n_packets, 2), IOVEC)
         iovecs["base"][..., 0] = addresses(headers.reshape(-1)).reshape(n_modules, n_packets)
         iovecs["bytes"][..., 0] = headers.dtype.itemsize

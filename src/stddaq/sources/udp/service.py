@@ -49,13 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--images", metavar="FILE[:dataset]", help="send the images of a HDF5, npy or TIFF file, then again"
     )
-    parser.add_argument(
-        "--link-sets",
-        type=int,
-        choices=(1, 2),
-        default=1,
-        help="with 2, every second image of a GigaFRoST goes to receivers 8 to 15 (default: 1)",
-    )
+    parser.add_link_sets()
     parser.add_argument(
         "--restart-every", type=image_count, metavar="N", help="restart the ids after this many images"
     )
