@@ -17,7 +17,12 @@ JSON = ("content-type", "application/json")
 
 
 def answer(
-    *headers: tuple[str, str], body: tuple[bytes, ...] = (b"",), token: str | None = None, ends: bool = True
+    *headers: tuple[str, str],
+    body: tuple[bytes, ...] = (b"",),
+    token: str | None = None,
+    ends: bool = True,
+    method: str = "GET",
+    path: str = "/api/config/get",
 ) -> tuple[int, Any]:
     """Send one request through a guard. Return 200 and the body that passes, or status and detail."""
     parts = [{"type": "http.request", "body": part, "more_body": True} for part in body]
@@ -40,7 +45,8 @@ def answer(
     given = [(name.encode(), value.encode("latin-1")) for name, value in headers]
     if "host" not in dict(headers):
         given.append((b"host", b"127.0.0.1:5000"))
-    asyncio.run(Guard(app, Access(token))({"type": "http", "headers": given}, receive, send))
+    scope = {"type": "http", "method": method, "path": path, "headers": given}
+    asyncio.run(Guard(app, Access(token))(scope, receive, send))
     if passed:
         return 200, passed[0]
     return sent[0]["status"], json.loads(sent[1]["body"])["detail"]
@@ -74,6 +80,32 @@ def test_request_of_another_web_site_is_refused(origin: str) -> None:
 
 def test_request_of_its_own_pages_passes() -> None:
     assert answer(("origin", "http://127.0.0.1:5000"))[0] == 200
+
+
+LINK = (("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document"))
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "SAME-ORIGIN", ""])
+def test_request_that_another_web_site_caused_is_refused_without_an_origin(site: str) -> None:
+    status, detail = answer(("sec-fetch-site", site), ("sec-fetch-mode", "no-cors"))
+    assert status == 403
+    assert detail.startswith("Sec-Fetch-Site: expected same-origin, none, or a link to the page /, got ")
+
+
+def test_only_the_page_can_be_opened_by_a_link_of_another_web_site() -> None:
+    link = (("sec-fetch-site", "cross-site"), *LINK)
+    assert answer(*link, path="/")[0] == 200
+    assert answer(*link, path="/api/config/get")[0] == 403
+    assert answer(*link, path="/", method="POST")[0] == 403
+    framed = (("sec-fetch-site", "cross-site"), LINK[0], ("sec-fetch-dest", "iframe"))
+    assert answer(*framed, path="/")[0] == 403
+    twice = (("sec-fetch-site", "same-origin"), ("sec-fetch-site", "cross-site"))
+    assert answer(*twice)[0] == 403
+
+
+@pytest.mark.parametrize("site", ["same-origin", "none"])
+def test_request_of_its_own_pages_or_of_the_person_passes(site: str) -> None:
+    assert answer(("sec-fetch-site", site))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -124,9 +156,10 @@ def test_websocket_handshake_is_checked_like_a_request() -> None:
 
     handshake(host="127.0.0.1:5000", origin="http://elsewhere.example")
     handshake(host="elsewhere.example")
+    handshake(**{"host": "127.0.0.1:5000", "sec-fetch-site": "cross-site"})
     assert passed == []
     starts = [m for m in sent if m["type"] == "websocket.http.response.start"]
-    assert [m["status"] for m in starts] == [403, 403]
+    assert [m["status"] for m in starts] == [403, 403, 403]
     handshake(host="127.0.0.1:5000", origin="http://127.0.0.1:5000")
     handshake(host="localhost:5000")
     assert passed == ["websocket", "websocket"]

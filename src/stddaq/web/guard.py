@@ -1,5 +1,7 @@
 """The checks that every request must pass: its token, its origin, the type and length of its body.
 
+WebSocket handshakes are checked like requests, before they are accepted.
+
 Bodies must be declared as JSON, which browsers do not send to another site without asking it.
 """
 
@@ -45,6 +47,7 @@ class Guard:
         headers = Headers(scope=scope)
         try:
             self._check_access(headers)
+            _check_site(scope, headers)
             if scope["type"] == "http":
                 body = await _read_body(headers, receive)
                 _check_type(headers, body)
@@ -62,6 +65,23 @@ class Guard:
             # `Basic` would make browsers ask for a password, and send it by themselves from then on.
             challenge = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
             raise HttpRefusalError(error.status, str(error), challenge) from error
+
+
+def _check_site(scope: Scope, headers: Headers) -> None:
+    """Refuse what a page of another web site makes a browser send; only a link to the page `/` may.
+
+    Requests for images and scripts have no Origin. Browsers set this header themselves, no page can.
+    """
+    site = headers.getlist("sec-fetch-site")
+    is_link = (
+        scope["type"] == "http"
+        and (scope["method"], scope["path"]) == ("GET", "/")
+        and headers.getlist("sec-fetch-mode") == ["navigate"]
+        and headers.getlist("sec-fetch-dest") == ["document"]
+    )
+    if site not in ([], ["same-origin"], ["none"]) and not is_link:
+        expected = "same-origin, none, or a link to the page /"
+        raise HttpRefusalError(403, mismatch("Sec-Fetch-Site", expected, ascii(", ".join(site)[:100])))
 
 
 def _check_type(headers: Headers, body: bytes) -> None:
