@@ -128,7 +128,7 @@ class Recording:
             self._owner = RunOwner(self._url, self._run_id)
 
     async def _end_orphan(self) -> bool:
-        """End the run of a device server that was killed. Return whether there was one."""
+        """End the run of a device that does not exist any more. Return whether there was one."""
         run_id = (await self._client.status()).run_id
         if run_id is None or not is_orphan(self._url, run_id):
             return False

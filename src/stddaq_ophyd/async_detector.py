@@ -338,7 +338,7 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
 
     async def pause(self) -> None:
         """End the exposure of a point, which is taken again; a flight goes on, and refuses a replay."""
-        if self._recorder is not None and self._recorder.acquisition.is_flying:
+        if self._recorder is not None and self._recorder.acquisition.has_flight:
             raise NoReplayAllowed(f"{self.name} is in a flight")
         await self._end_operations()
 

@@ -86,6 +86,7 @@ class StdDaqDetector(StagedDetector):
             # The RunEngine treats any device with `get_index()` as a StreamDatum device.
             self.get_index = self._n_ready_events
         self._n_events_to_fly = self._n_images_in_flight = 0
+        self._kickoff_status: StepStatus | None = None
         # Whether a point or flight was started since staging, and whether a reading waits for its documents.
         self._is_triggered = self._is_read = False
         self._is_described_for_flight = False
@@ -257,7 +258,8 @@ class StdDaqDetector(StagedDetector):
         n_images = self._event_size
         self._is_triggered, self._is_read = True, False
         self._n_images_in_flight = n_events * n_images
-        return self._steps.submit(partial(self._kickoff, n_events, n_images), StepStatus(self))
+        self._kickoff_status = StepStatus(self)
+        return self._steps.submit(partial(self._kickoff, n_events, n_images), self._kickoff_status)
 
     async def _kickoff(self, n_events: int, n_images: int, status: StepStatus) -> None:
         settings = await self._new_settings(n_images)
@@ -289,7 +291,8 @@ class StdDaqDetector(StagedDetector):
 
         Raises `NoReplayAllowed` during a flight, whose images go on during a pause.
         """
-        if self._acquisition is not None and self._acquisition.is_flying:
+        is_starting = self._kickoff_status is not None and not self._kickoff_status.done
+        if is_starting or (self._acquisition is not None and self._acquisition.has_flight):
             raise NoReplayAllowed(f"{self.name} is in a flight")
         if self._pending is not None:
             # A replay takes the point again, after the images of this one have come, or have not.

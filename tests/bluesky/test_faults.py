@@ -220,6 +220,26 @@ def test_the_next_plan_works_after_a_plan_that_ended_during_a_point(
     assert_next_plan_works(engine, det, camera)
 
 
+def test_a_camera_that_hangs_does_not_keep_an_aborted_plan(
+    engine: RunEngine, make_detector: MakeDetector, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("stddaq_ophyd.core.camera.STOP_TIMEOUT_S", 0.2)
+    det, camera = make_detector()
+    hung = threading.Event()
+    camera.skip_calls = {2}
+
+    def hang() -> None:
+        threading.Timer(0.1, engine.abort).start()
+        hung.wait(60)
+
+    camera.on_skip = hang
+    with pytest.raises(RunEngineInterrupted):
+        engine(count([det], 3))
+    wait_until_idle(camera.rig)
+    hung.set()
+    assert_next_plan_works(engine, det, camera)
+
+
 def test_two_sigints_pause_a_waiting_point_and_abort_leaves_the_driver_idle(
     documents: Documents, make_detector: MakeDetector
 ):

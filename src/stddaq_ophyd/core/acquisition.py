@@ -200,9 +200,9 @@ class Acquisition:
                 )
 
     @property
-    def is_flying(self) -> bool:
-        """Return whether a flight was started, and not all of it was published."""
-        return self._flight is not None and not self._flight.is_collected
+    def has_flight(self) -> bool:
+        """Return whether the newest images are those of a flight, which is not taken twice."""
+        return self._flight is not None
 
     async def finish_flight(self, on_progress: OnProgress = lambda n, counts: None) -> RunCounts:
         """Return when all images of the flight are recorded and can be published.
@@ -247,14 +247,16 @@ class Acquisition:
             self._account.add_flight(flight)
 
     def stop(self) -> None:
-        """Make waits for images fail with `AcquisitionStoppedError`."""
+        """Make waits for images, and for a camera that starts, fail with `AcquisitionStoppedError`."""
         self._is_stopped = True
+        self._camera.cancel()
         if self._run is not None:
             self._run.cancel()
 
     def allow_restart(self) -> None:
         """After `stop`, let images be taken again, into new files."""
         self._is_stopped = False
+        self._camera.allow_restart()
 
     async def close(self) -> None:
         """End the run, and write the published images files a last time. Does not raise; see `error`."""

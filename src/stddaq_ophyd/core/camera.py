@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from stddaq.text import mismatch
-from stddaq_ophyd.core.errors import AcquisitionError
+from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
 from stddaq_ophyd.core.worker import Worker
 
 # An aborted plan waits this long for a camera that does not answer.
 STOP_TIMEOUT_S = 10.0
+# How soon a camera that does not start is noticed to be not wanted.
+CANCEL_PERIOD_S = 0.1
 
 
 def _no_failure() -> BaseException | None:
@@ -55,22 +57,36 @@ class CameraControl:
         """`device` begins every message."""
         self._camera, self._device = camera, device
         self._stop: Callable[[], Any] = getattr(camera, "stop", _do_nothing)
-        self._has_fired = self._is_clear = False
+        self._has_fired = self._is_clear = self._is_cancelled = False
         self._thread = Worker(f"camera of {device}")
 
     async def fire(self, n_images: int) -> Exposure:
         """Start to take `n_images`. Raises `AcquisitionError`."""
         if self._camera is None:
             return Exposure()
-        await self.clear()
-        try:
-            exposure = await self._try(self._camera.fire, "triggered", n_images)
-        except asyncio.CancelledError:
-            # The thread goes on with it.
-            self._has_fired = True
-            raise
+        await self._unless_cancelled(self.clear())
+        # When it is cancelled the thread goes on with it.
         self._has_fired = True
+        exposure = await self._unless_cancelled(self._try(self._camera.fire, "triggered", n_images))
         return exposure if isinstance(exposure, Exposure) else Exposure()
+
+    def cancel(self) -> None:
+        """Make `fire` raise `AcquisitionStoppedError`. Safe from any thread."""
+        self._is_cancelled = True
+
+    def allow_restart(self) -> None:
+        """After `cancel`, let the camera be fired again."""
+        self._is_cancelled = False
+
+    async def _unless_cancelled(self, starting: Coroutine[Any, Any, Any]) -> Any:
+        task = asyncio.ensure_future(starting)
+        try:
+            while not (await asyncio.wait([task], timeout=CANCEL_PERIOD_S))[0]:
+                if self._is_cancelled:
+                    raise AcquisitionStoppedError(f"{self._device}: stopped before the camera was triggered")
+            return await task
+        finally:
+            task.cancel()
 
     async def clear(self) -> None:
         """Stop the camera once, before its first images. Raises `AcquisitionError`.

@@ -145,11 +145,11 @@ class DriverRun:
         return await self._client.start(self.paths.directory, file_prefix=self.paths.prefix, **self._options)
 
     async def _end_orphan(self) -> bool:
-        """End the run of a killed process of this user. Return whether there was one."""
+        """End the run of a device of this user that does not exist any more. Return whether there was one."""
         run_id = (await self._client.status()).run_id
         if run_id is None or not is_orphan(self.url, run_id):
             return False
-        _log.warning("%s: ends the run %s of a process that was killed", self._device, run_id)
+        _log.warning("%s: ends the run %s, whose device does not exist any more", self._device, run_id)
         await self._client.stop()
         await self._client.wait(("idle",), CLOSE_TIMEOUT_S)
         return True

@@ -1,8 +1,8 @@
-"""The owner of a driver run: a file for each driver, whose lock the kernel frees when the process ends.
+"""The owner of a driver run: a file for each driver, whose lock ends with the process, or with the owner.
 
-A process that is killed leaves its run to the driver. The next one of the same user on the same machine finds
-the id of the run in the file, without lock, and may end the run. Its own run uses the file again and removes
-it at the end, so that files do not accumulate.
+A process that is killed, or a staged device that is collected as garbage, leaves its run to the driver. The
+next device of the same user on the same machine finds the id of the run in the file, without lock, and may
+end the run. Its own run uses the file again and removes it at the end, so that files do not accumulate.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import weakref
 from pathlib import Path
 
 from stddaq.dataplane.endpoints import ipc_directory
@@ -19,27 +20,30 @@ _MAX_ID_BYTES = 4096
 
 
 class RunOwner:
-    """Owns the run `run_id` of the driver at `url` until it is released, or the process ends."""
+    """Owns the run `run_id` of the driver at `url` until it is released, is garbage, or the process ends."""
 
     def __init__(self, url: str, run_id: str) -> None:
         self._path = _path_of(url)
         # Without the file another process cannot take the run over, but this run is not affected.
-        self._descriptor = _lock(self._path, os.O_CREAT)
-        if self._descriptor is not None:
+        descriptor = _lock(self._path, os.O_CREAT)
+        self._unlock: weakref.finalize[..., RunOwner] | None = None
+        if descriptor is not None:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, 0)
-                os.pwrite(self._descriptor, run_id.encode(), 0)
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, run_id.encode(), 0)
+            self._unlock = weakref.finalize(self, os.close, descriptor)
+            # An exiting program ends the run first; the kernel frees the lock.
+            self._unlock.atexit = False
 
     def release(self) -> None:
         """Give the run up. Releasing again does nothing."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
+        if self._unlock is not None and self._unlock.alive:
             self._path.unlink(missing_ok=True)
-            os.close(descriptor)
+            self._unlock()
 
 
 def is_orphan(url: str, run_id: str) -> bool:
-    """Return whether a process of this user on this machine owned the run and has ended."""
+    """Return whether a device of this user on this machine owned the run, and does not exist any more."""
     descriptor = _lock(_path_of(url))
     if descriptor is None:
         return False

@@ -43,6 +43,16 @@ def test_a_run_is_an_orphan_only_after_the_death_of_its_process(place: Path) -> 
     assert not is_orphan("ws://127.0.0.1:8081", "b")
 
 
+def test_a_run_is_an_orphan_when_its_owner_is_garbage(place: Path) -> None:
+    owner = RunOwner(URL, "a")
+    assert not is_orphan(URL, "a")
+    del owner
+    assert is_orphan(URL, "a")
+    # The next owner uses the file again, and removes it.
+    RunOwner(URL, "b").release()
+    assert list(place.iterdir()) == []
+
+
 def test_files_of_killed_processes_do_not_accumulate(place: Path) -> None:
     leave_a_run(place, "a long id of a run")
     leave_a_run(place, "b")
