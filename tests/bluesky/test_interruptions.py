@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import math
 import os
 import re
@@ -9,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,16 +19,20 @@ from typing import Any
 import numpy as np
 import pytest
 from bluesky import RunEngine, RunEngineInterrupted
+from bluesky import plan_stubs as bps
 from bluesky.plans import count
 from bluesky.utils import FailedStatus
+from ophyd_async.core import init_devices
 from support.assertions.plans import Documents, PointCamera, stream_images
 from support.processes.deployment import Deployment, Service, console_script, wait_until
+from support.processes.recording import MakeRig
 
 from stddaq.client import DriverClient
 from stddaq.client.simulator import SimulatorClient
 from stddaq.config import DetectorConfig
 from stddaq.sources.simulated.scenes import Scene
 from stddaq_ophyd import SettingError, SimulatedCamera, StdDaqDetector
+from stddaq_ophyd.async_detector import AsyncStdDaqDetector
 from stddaq_ophyd.plans import fly
 
 # bluesky's protocols do not know the types of ophyd's Status.
@@ -179,6 +186,47 @@ def test_the_run_of_a_process_that_was_killed_is_ended_by_the_next(
     engine(count([simulated.det], 3), found)
     simulated.assert_shown(found, simulated.camera.status().next_id - 3, 3)
     wait_until(lambda: simulated.det.driver_state() == "idle", what="the driver to be idle")
+
+
+@pytest.mark.parametrize("kind", ["ophyd", "ophyd-async"])
+def test_the_run_of_a_staged_device_that_was_collected_is_ended_by_the_next(
+    engine: RunEngine, make_rig: MakeRig, kind: str
+):
+    rig = make_rig()
+
+    def staged() -> Any:
+        if kind == "ophyd":
+            det: Any = StdDaqDetector(rig.url, name="det", paths=rig.directory)
+        else:
+            with init_devices():
+                det = AsyncStdDaqDetector(rig.url, rig.directory)
+        engine(stage_one(det))
+        return det
+
+    def stage_one(det: Any) -> Any:
+        yield from bps.stage(det, wait=True)
+        if kind != "ophyd":
+            yield from bps.prepare(det, 1, wait=True)
+        # The device stays staged after the plan.
+        engine._staged.clear()
+
+    def end(det: Any) -> Any:
+        yield from bps.unstage(det, wait=True)
+
+    collected = weakref.ref(staged())
+
+    def is_collected() -> bool:
+        engine(bps.null())  # The RunEngine keeps the devices of the last plan.
+        gc.collect()
+        return collected() is None
+
+    wait_until(is_collected, what="the device to be collected")
+    assert rig.client.status().is_busy
+    det = staged()
+    engine(end(det))
+    if kind != "ophyd":
+        asyncio.run_coroutine_threadsafe(det.disconnect(), engine.loop).result(10)
+    wait_until(lambda: rig.client.status().status == "idle", what="the driver to be idle")
 
 
 def test_the_run_of_another_program_is_not_ended(engine: RunEngine, make_detector: MakeDetector):

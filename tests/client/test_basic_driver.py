@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
 import time
@@ -213,6 +214,29 @@ def test_async_client_watches_while_it_waits(basic_driver: BasicDriver, director
     states = asyncio.run(record())
     assert states[0] in BUSY_STATES
     assert states[-1] in ENDED
+
+
+def test_a_task_that_watches_goes_on_without_a_reference(basic_driver: BasicDriver):
+    async def watch() -> int:
+        n, over = 0, asyncio.Event()
+
+        async def count() -> None:
+            nonlocal n
+            async with AsyncDriverClient(basic_driver.url) as driver:
+                async for _ in driver.watch():
+                    n += 1
+                    if n == 5:
+                        break
+            over.set()
+
+        asyncio.create_task(count())  # noqa: RUF006  (that is the test)
+        async with asyncio.timeout(20):
+            while not over.is_set():
+                gc.collect()
+                await asyncio.sleep(0.01)
+        return n
+
+    assert asyncio.run(watch()) == 5
 
 
 def test_a_url_without_a_server_is_unreachable():

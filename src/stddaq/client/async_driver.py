@@ -24,7 +24,6 @@ from stddaq.client.driver_protocol import (
     DriverProtocol,
     Expectation,
     FollowedRun,
-    StatusFeed,
     protocol_for,
     refusal,
 )
@@ -70,6 +69,7 @@ class AsyncDriverClient:
         self._protocol: DriverProtocol | None = None
         self._lost: ConnectionLostError | None = None
         self._starting = asyncio.Lock()
+        self._is_closing = False
         self._process = OwnProcess(self.url)
 
     async def connect(self, timeout: float = CONNECT_TIMEOUT_S) -> Self:
@@ -78,7 +78,7 @@ class AsyncDriverClient:
             self._process.check()
             raise DriverError(f"{self.url}: this client is connected already")
         self._process = OwnProcess(self.url)
-        self._lost = None
+        self._lost, self._is_closing = None, False
         await self._open(timeout)
         self._reader = asyncio.create_task(self._read(), name=f"statuses of {self.url}")
         return self
@@ -88,6 +88,7 @@ class AsyncDriverClient:
         if not self._process.is_this:
             return  # The connection is that of the process that opened it.
         if self._reader is not None:
+            self._is_closing = True
             self._reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reader
@@ -176,7 +177,7 @@ class AsyncDriverClient:
         The iterator raises `ConnectionLostError` when the connection is lost.
         """
         self._connected()
-        return StatusWatcher(self._history.feed())
+        return StatusWatcher(self._history)
 
     def watch_run(self, timeout: float | None = None) -> StatusWatcher:
         """Return an iterator as `watch` does, which ends with `file_saved` or `error` of the current run.
@@ -186,7 +187,7 @@ class AsyncDriverClient:
         not ended `timeout` seconds from now; None: no limit.
         """
         self._connected()
-        return StatusWatcher(self._history.feed(self._current_run()), timeout, self.url)
+        return StatusWatcher(self._history, self._current_run(), timeout, self.url)
 
     async def wait_for(
         self, condition: Callable[[DriverStatus], bool], timeout: float, what: str = "that status"
@@ -347,6 +348,11 @@ class AsyncDriverClient:
                     message = await self._connection.recv()
                 if (status := parse_status(message)) is not None:
                     self._protocol.receive(status)
+        except asyncio.CancelledError:
+            if not self._is_closing:
+                # The event loop ends, and with it the time for a closing handshake.
+                self._connection.transport.abort()
+            raise
         except TimeoutError:
             self._connection.transport.abort()  # A hung driver does not answer a closing handshake either.
             return ConnectionLostError(f"{self.url}: no status from the driver for {SILENCE_TIMEOUT_S:g} s")
@@ -364,11 +370,18 @@ class AsyncDriverClient:
 class StatusWatcher:
     """The async iterator that `AsyncDriverClient.watch` and `watch_run` return."""
 
-    def __init__(self, feed: StatusFeed, timeout: float | None = None, url: str = "") -> None:
-        self._feed, self._timeout, self._url = feed, timeout, url
+    def __init__(
+        self,
+        history: DriverHistory,
+        run: FollowedRun | None = None,
+        timeout: float | None = None,
+        url: str = "",
+    ) -> None:
+        self._history, self._timeout, self._url = history, timeout, url
+        self._feed = history.feed(run)
         self._deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         self._news = asyncio.Event()
-        feed.notify = self._news.set
+        self._feed.notify = self._news.set
 
     def __aiter__(self) -> StatusWatcher:
         return self
@@ -391,7 +404,8 @@ class StatusWatcher:
             if self._feed.error is not None:
                 raise ConnectionLostError(str(self._feed.error))
             self._news.clear()
-            await self._news.wait()
+            with self._history.kept(self._feed):
+                await self._news.wait()
 
     def _timeout_error(self) -> DriverTimeoutError:
         return DriverTimeoutError(f"{self._url}: the run has not ended within {self._timeout:g} s")

@@ -7,10 +7,11 @@ to a command. stddaq's driver replies to each command and names its runs; other 
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from stddaq.client.errors import (
     CommandRefusedError,
@@ -139,6 +140,7 @@ class DriverHistory:
         self.run: FollowedRun | None = None
         self._expectations: set[Expectation] = set()
         self._feeds: weakref.WeakSet[StatusFeed] = weakref.WeakSet()
+        self._awaited: set[StatusFeed] = set()
 
     def expect(self, condition: Callable[[DriverStatus], bool]) -> Expectation:
         """Return an expectation that sees every status from now on, until `forget`."""
@@ -157,6 +159,15 @@ class DriverHistory:
         feed = StatusFeed(self.latest, run)
         self._feeds.add(feed)
         return feed
+
+    @contextlib.contextmanager
+    def kept(self, feed: StatusFeed) -> Iterator[None]:
+        """Keep alive the feed, and the task that waits for it, which the event loop does not."""
+        self._awaited.add(feed)
+        try:
+            yield
+        finally:
+            self._awaited.discard(feed)
 
     def current_run(self) -> FollowedRun | None:
         """Return the run that this client started last, or else the run in progress; None without either."""

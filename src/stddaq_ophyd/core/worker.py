@@ -61,6 +61,8 @@ class Worker:
                     return
                 step = self._steps.popleft()
             step()
+            # An idle thread keeps nothing alive.
+            del step
 
 
 async def uninterrupted(step: Coroutine[Any, Any, T]) -> T:

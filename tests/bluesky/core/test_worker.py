@@ -7,6 +7,7 @@ import gc
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 from support.processes.deployment import wait_until
@@ -30,6 +31,17 @@ def test_functions_run_in_order_in_one_thread_and_their_errors_are_raised():
             await worker.run(divmod, 1, 0)
 
     asyncio.run(main())
+
+
+def test_an_idle_thread_keeps_nothing_alive():
+    class Argument:
+        pass
+
+    worker, argument = Worker("test"), Argument()
+    kept = weakref.ref(argument)
+    asyncio.run(worker.run(id, argument))
+    del argument
+    wait_until(lambda: kept() is None, timeout=TIMEOUT_S, what="the argument to be freed")
 
 
 def test_a_function_of_a_caller_that_was_cancelled_is_not_run():
