@@ -79,7 +79,7 @@ def test_info_lists_the_runs_of_a_directory(real_driver: RealDriver, directory: 
     assert re.fullmatch(r"other +\? +\? .* HDF5 files, not of a run", other)
     runs = stddaq(real_driver, "info", "--json", directory, directory / "a0.h5")
     assert runs.wait() == 0
-    found = json.loads(runs.output)
+    found = json.loads("\n".join(runs.stdout))
     assert [one["prefix"] for one in found[:-1]] == ["a", "b", "c", "d", "e", "other"]
     assert found[0] | {"started_at": "", "size": 0} == {
         "prefix": "a",
