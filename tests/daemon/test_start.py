@@ -26,6 +26,7 @@ DAEMONS: dict[str, list[str]] = {
     "std_data_sync_module": [],
     "std_gf_filter": [],
     "std_live_stream": ["tcp://127.0.0.1:0"],
+    "std_preview": [],
     "std_udp_recv_eg": ["0"],
     "std_udp_recv_gf": ["0"],
     "std_udp_recv_jf": ["0"],

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from stddaq.cli import main as stddaq
 from stddaq.config import DetectorConfig
+from stddaq.preview import service as preview_service
 from stddaq.processing import compressors, gf_filter
 from stddaq.sources import replay
 from stddaq.sources.bsread import camera_server as simulate_pco
@@ -44,6 +45,7 @@ SERVICES: dict[str, Main] = {
     "std_data_compress_h5bitshuffle_lz4": compressors.main_h5bitshuffle_lz4,
     "std_data_compress_blosc2": compressors.main_blosc2,
     "std_gf_filter": gf_filter.main,
+    "std_preview": preview_service.main,
     "std_data_convert_gf": converter.main_gf,
     "std_data_convert_jf": converter.main_jf,
     "std_data_sync_module": module_sync_service.main,

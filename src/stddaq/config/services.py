@@ -88,6 +88,7 @@ _ALL = (
     Program("std_gf_filter", _LOGS | _IMAGES),
     Program("std_live_stream", _LOGS | _IMAGES, frozenset({"live_stream_configs"}), records=False),
     Program("stddaq-rest", frozenset({"log_level"}), records=False),
+    Program("std_preview", _LOGS | _IMAGES | {"n_modules", "module_positions"}, records=False),
     Program("std_det_driver", _DRIVER, on_request=False),
     Program("std_det_writer", _DRIVER, on_request=False),
     *(Program(name, _DRIVER, on_request=False) for name in sorted(set(META_WRITERS.values()))),

@@ -116,6 +116,10 @@ VIEWER_IMAGES_DROPPED = _counter(
 )
 VIEWERS_CONNECTED = _gauge("viewers_connected", "Viewers that have subscribed.", "type")
 
+# The preview service.
+PREVIEWS_ENCODED = _counter("previews_encoded", "Images reduced and encoded for browsers.", "codec")
+PREVIEW_ENCODE_SECONDS = _counter("preview_encode_seconds", "Time spent reducing and encoding.", "codec")
+
 
 class Series(NamedTuple):
     """A metric with the values of its labels, in the order of `metric.labels`."""

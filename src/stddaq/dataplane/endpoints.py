@@ -66,3 +66,8 @@ def converter(detector_name: str, module: int) -> str:
 def software_trigger(detector_name: str) -> str:
     """Return where a simulator accepts software triggers (REQ, JSON)."""
     return ipc_endpoint(f"{detector_name}-trigger")
+
+
+def preview(detector_name: str) -> str:
+    """Return where the preview service publishes reduced images for browsers."""
+    return ipc_endpoint(f"{detector_name}-preview")

@@ -24,6 +24,9 @@ COMPRESSION_OF_SUFFIX = {"h5bitshuffle-lz4": pb.h5bitshuffle_lz4, "blosc2": pb.b
 # Metadata streams whose images are in the ring buffer of another suffix.
 RING_OF_STREAM = {"filter": "image", "delay": "image"}
 
+# 2001 in ns since 1970. Earlier timestamps come from a GigaFRoST whose clock is not set.
+_EARLIEST_NS = 10**18
+
 _DTYPE_CODE = {"|u1": 1, "<u2": 2, "<u4": 4, "<f4": 24}
 _DTYPE = {code: np.dtype(name) for name, code in _DTYPE_CODE.items()}
 
@@ -59,6 +62,25 @@ def parse(message: bytes) -> pb.ImageMetadata | None:
         return ImageMetadata.FromString(message)
     except DecodeError:
         return None
+
+
+def is_good(metadata: pb.ImageMetadata) -> bool:
+    """Return whether the source calls the image good.
+
+    `undefined` also means good in a message without sequence number: std_daq services (C++) may leave the
+    status out. Stages of stddaq use it for images that they could not make.
+    """
+    return metadata.status == GOOD_IMAGE or not (metadata.status or metadata.sequence)
+
+
+def taken_ns(metadata: pb.ImageMetadata) -> int:
+    """Return when an image was taken, in ns since 1970; 0 if the detector does not say."""
+    kind = metadata.WhichOneof("image_metadata")
+    if kind == "pco" and metadata.pco.global_timestamp_sec:
+        return metadata.pco.global_timestamp_sec * 10**9 + metadata.pco.global_timestamp_ns % 10**9
+    if kind == "gf" and _EARLIEST_NS <= metadata.gf.frame_timestamp < 2**63:
+        return metadata.gf.frame_timestamp
+    return 0
 
 
 class MetadataRules:

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from stddaq.config import DetectorConfig
-from stddaq.dataplane.metadata import GOOD_IMAGE, ImageMetadata
+from stddaq.dataplane.metadata import ImageMetadata, is_good, taken_ns
 from stddaq.streaming.viewer_queue import ImageBuffers
 from stddaq.wire.array10 import HeaderMaker
 from stddaq.wire.bsread import Channel, MessageEncoder
@@ -26,8 +26,6 @@ from stddaq.wire.compression import (
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 StreamType = Literal["array-1.0", "bsread"]
-# 2001 in ns since 1970. Earlier timestamps come from a GigaFRoST whose clock is not set.
-_EARLIEST_NS = 10**18
 
 
 class Encoder(Protocol):
@@ -137,21 +135,10 @@ def _decoder(compression: int) -> Decode:
 
 
 def status_name(metadata: ImageMetadata) -> str | None:
-    """Return the name of the status of an image, or None if the image is good.
-
-    `undefined` also means good in a message without sequence number: std_daq services (C++) may leave the
-    status out. Stages of stddaq use it for images that they could not make.
-    """
-    if metadata.status == GOOD_IMAGE or not (metadata.status or metadata.sequence):
-        return None
-    return pb.ImageMetadataStatus.Name(metadata.status)
+    """Return the name of the status of an image, or None if the image is good."""
+    return None if is_good(metadata) else pb.ImageMetadataStatus.Name(metadata.status)
 
 
 def timestamp_of(metadata: ImageMetadata) -> tuple[int, int]:
     """Return when an image was taken, (seconds, nanoseconds) since 1970; now if the detector does not say."""
-    kind = metadata.WhichOneof("image_metadata")
-    if kind == "pco" and metadata.pco.global_timestamp_sec:
-        return metadata.pco.global_timestamp_sec, metadata.pco.global_timestamp_ns % 10**9
-    if kind == "gf" and _EARLIEST_NS <= metadata.gf.frame_timestamp < 2**63:
-        return divmod(metadata.gf.frame_timestamp, 10**9)
-    return divmod(time.time_ns(), 10**9)
+    return divmod(taken_ns(metadata) or time.time_ns(), 10**9)

@@ -33,9 +33,11 @@ _OUTPUTS = {
 _LIVE_STREAM = "std_live_stream"
 _REST = "stddaq-rest"
 _REST_PORT = "5000"
+_PREVIEW = "std_preview"
 # Sources end first, then processing, then live streams.
 _ORDER_OF_ENDING = (
     _REST,
+    _PREVIEW,
     "std_bsread_recv",
     *(name for name in _OUTPUTS if name != "std_bsread_recv"),
     _LIVE_STREAM,
@@ -103,8 +105,14 @@ class Commands:
         ]
 
     def requested(self) -> list[ServiceSpec]:
-        """Return the services that the configuration asks for, in the order in which they end."""
+        """Return the services that the configuration asks for, in the order in which they end.
+
+        The page of a `stddaq-rest` shows the images of a preview service.
+        """
         requested = requested_services(self._config)
+        programs = {service.program.name for service in requested}
+        if _REST in programs and _PREVIEW not in programs:
+            requested.append(RequestedService(PROGRAMS[_PREVIEW], ()))
         requested.sort(key=lambda service: _ORDER_OF_ENDING.index(service.program.name))
         names = [_name(service) for service in requested]
         return [
@@ -134,6 +142,8 @@ class Commands:
         program = service.program.name
         if program in _OUTPUTS:
             return metadata_stream(self._config.detector_name, _OUTPUTS[program])
+        if program == _PREVIEW:
+            return endpoints.preview(self._config.detector_name)
         if program == _LIVE_STREAM:
             return _reachable(_stream_address(self._config, service) or "")
         host = _option(service.arguments, "", "--host") or "127.0.0.1"

@@ -1,0 +1,257 @@
+"""The loop of the preview service: from the ring buffer to browsers, at most some images a second.
+
+It attaches to the ring when the first browser wants images, and detaches a second after the last one has
+left. Between two images it sleeps, then takes the newest one. An image is published only if its slot held it
+before and after it was reduced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+
+import zmq
+
+from stddaq.config import DetectorConfig
+from stddaq.daemon import metrics
+from stddaq.daemon.log import event, logger
+from stddaq.daemon.main import StopRequest
+from stddaq.daemon.metrics import Registry
+from stddaq.daemon.statistics import Period, StatisticsLine
+from stddaq.dataplane import connections, endpoints
+from stddaq.dataplane.image_subscriber import ImageSubscriber
+from stddaq.dataplane.ipc_sockets import Binding
+from stddaq.dataplane.metadata import ImageMetadata, ring_suffix
+from stddaq.dataplane.ring_reader import HeldImages
+from stddaq.dataplane.shared_segment import SHM_DIRECTORY, status_of
+from stddaq.errors import EndpointError, GeometryError
+from stddaq.preview.encoding import image_message, problem_message
+from stddaq.preview.levels import Levels
+from stddaq.preview.reduction import Reduced, ReducerName, Reduction
+from stddaq.wire.preview import topic
+
+CODEC = "lz4"
+CHECK_PERIOD_S = 1.0
+# Browsers that load the page again keep the ring attached.
+LEAVE_AFTER_S = 1.0
+# Announcements that one look takes: a second of a very fast source.
+MAX_ANNOUNCEMENTS = 100_000
+# Messages that wait for a `stddaq-rest` that does not read; the next ones are dropped.
+_MAX_QUEUED = 2
+_TOPICS: dict[bytes, ReducerName] = {topic("mean"): "mean", topic("max"): "max"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    metadata: ImageMetadata
+    reduced: dict[ReducerName, Reduced]
+
+
+class Preview:
+    """Publishes previews; see the module.
+
+    Attributes:
+        n_encoded, n_overwritten: images that were published, and those whose slots were reused too early.
+        wanted: reductions that a browser wants.
+    """
+
+    def __init__(
+        self, config: DetectorConfig, suffix: str, reduction: Reduction, hz: float, registry: Registry
+    ) -> None:
+        """Bind the socket of the previews. Raise `EndpointError`."""
+        self._config, self._suffix, self._reduction = config, suffix, reduction
+        self._period, self._due = 1 / hz, 0.0
+        self._context = zmq.Context()
+        self._socket = connections.open_socket(self._context, zmq.XPUB)
+        self._socket.sndhwm = _MAX_QUEUED
+        self._binding = Binding(self._socket, endpoints.preview(config.detector_name))
+        self._subscriber: ImageSubscriber | None = None
+        self._held: HeldImages[_Taken] | None = None
+        self.wanted: set[ReducerName] = set()
+        self._wanted_until, self._look_at, self._problem = 0.0, 0.0, ""
+        self._levels: dict[ReducerName, Levels] = {}
+        self.n_encoded = self.n_overwritten = 0
+        self._n_overwritten_since = 0
+        self.encode_seconds = 0.0
+        registry.add(metrics.PREVIEWS_ENCODED, lambda: self.n_encoded, codec=CODEC)
+        registry.add(metrics.PREVIEW_ENCODE_SECONDS, lambda: self.encode_seconds, codec=CODEC)
+        registry.add(metrics.IMAGES_OVERWRITTEN, lambda: self.n_overwritten, source=suffix)
+        self._statistics = StatisticsLine(config, registry, self._pairs)
+
+    def serve(self, stop: StopRequest) -> None:
+        """Publish until asked to stop."""
+        poller = zmq.Poller()
+        poller.register(stop.fileno(), zmq.POLLIN)
+        poller.register(self._socket, zmq.POLLIN)
+        while not stop.poll():
+            self._follow_browsers()
+            self._look_around()
+            if self._subscriber is not None:
+                # Announcements before the next image is due would wake this process without need.
+                is_due = time.monotonic() >= self._due
+                poller.register(self._subscriber.socket, zmq.POLLIN if is_due else 0)
+            poller.poll(int(self._timeout() * 1000) + 1)
+            if self._subscriber is not None:
+                self._take_newest(self._subscriber)
+                self._publish_judged()
+                poller.register(self._subscriber.socket, 0)
+            self._statistics.write_if_due()
+
+    def _timeout(self) -> float:
+        now = time.monotonic()
+        waits = [self._statistics.due_in, self._look_at - now]
+        if self._due > now and self._subscriber is not None:
+            waits.append(self._due - now)
+        if self._held:
+            waits.append(self._held.due_in)
+        return max(0.0, min(waits))
+
+    def _follow_browsers(self) -> None:
+        """Receive subscriptions: a byte, 1 or 0, and the topic."""
+        with contextlib.suppress(zmq.Again):
+            while True:
+                message = self._socket.recv(zmq.NOBLOCK)
+                reducer = _TOPICS.get(message[1:])
+                if reducer is None:
+                    continue
+                if message[0]:
+                    self.wanted.add(reducer)
+                    self._look_at = 0.0
+                else:
+                    self.wanted.discard(reducer)
+
+    def _look_around(self) -> None:
+        """Once a second: attach or detach, a removed ring or socket, a refused connection."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + CHECK_PERIOD_S
+        self._binding.check()
+        if self.wanted:
+            self._wanted_until = now + LEAVE_AFTER_S
+        if self._subscriber is None:
+            if self.wanted:
+                self._attach()
+        elif now >= self._wanted_until:
+            self._detach()
+        elif not self._held:
+            self._subscriber.check()
+            reader = self._subscriber.reader
+            reader.log_refusal()
+            with self._reported():
+                reader.refresh()
+                reader.watch_source()
+
+    def _attach(self) -> None:
+        """Attach to the ring once a source has made it."""
+        name = f"{self._config.detector_name}-{ring_suffix(self._suffix)}"
+        if status_of(SHM_DIRECTORY / name) is None:
+            self._report("no source has published images yet", "no_source")
+            return
+        with self._reported():
+            self._subscriber = ImageSubscriber(self._config, self._suffix)
+            self._held = HeldImages[_Taken](self._subscriber.reader)
+            self._problem = ""
+            event("attached to the ring buffer %s for browsers", name)
+
+    def _detach(self) -> None:
+        assert self._subscriber is not None
+        self._subscriber.close()
+        self._subscriber = self._held = None
+        self._levels.clear()
+        event("detached from the ring buffer: no browser shows its images")
+
+    @contextlib.contextmanager
+    def _reported(self):
+        try:
+            yield
+        except (EndpointError, GeometryError) as error:
+            self._report(str(error), "ring_not_usable")
+
+    def _report(self, problem: str, code: str) -> None:
+        """Log a new problem, and publish it for the browsers."""
+        if problem != self._problem:
+            self._problem = problem
+            logger.warning("no images for browsers: %s", problem)
+        for reducer in self.wanted:
+            self._send(problem_message(reducer, self._config.detector_name, problem, code))
+
+    def _take_newest(self, subscriber: ImageSubscriber) -> None:
+        now = time.monotonic()
+        if now < self._due or not self.wanted:
+            return
+        metadata = subscriber.newest(MAX_ANNOUNCEMENTS)
+        if metadata is None:
+            return
+        self._due = max(self._due + self._period, now)
+        reader, held = subscriber.reader, self._held
+        assert held is not None
+        has_cursor = reader.has_cursor_for(metadata)
+        if not (reader.holds(metadata) if has_cursor else reader.expect(metadata)):
+            self._overwritten()
+            return
+        start = time.monotonic()
+        pixels = subscriber.image(metadata).pixels
+        taken = _Taken(metadata, {name: self._reduction.reduce(pixels, name) for name in self.wanted})
+        self.encode_seconds += time.monotonic() - start
+        if not has_cursor:
+            held.add(taken, [metadata], time.monotonic())
+        elif reader.holds(metadata):
+            self._publish(taken)
+        else:
+            self._overwritten()
+
+    def _publish_judged(self) -> None:
+        """Publish images of a source without cursor whose verdict is due, if it is good."""
+        if self._held:
+            for taken, (is_overwritten,) in self._held.release():
+                if is_overwritten:
+                    self._overwritten()
+                else:
+                    self._publish(taken)
+
+    def _overwritten(self) -> None:
+        self.n_overwritten += 1
+        self._n_overwritten_since += 1
+
+    def _publish(self, taken: _Taken) -> None:
+        start = time.monotonic()
+        for reducer, reduced in taken.reduced.items():
+            levels = self._levels.setdefault(reducer, Levels()).of(reduced)
+            self._send(
+                image_message(
+                    self._config,
+                    taken.metadata,
+                    reducer,
+                    self._reduction.bin,
+                    reduced,
+                    levels,
+                    self._n_overwritten_since,
+                )
+            )
+        self._n_overwritten_since = 0
+        self.n_encoded += 1
+        self.encode_seconds += time.monotonic() - start
+
+    def _send(self, message: bytes) -> None:
+        with contextlib.suppress(zmq.Again):
+            self._socket.send(message, zmq.NOBLOCK)
+
+    def _pairs(self, period: Period) -> dict[str, object]:
+        count = period.count(metrics.PREVIEWS_ENCODED)
+        seconds = period.count(metrics.PREVIEW_ENCODE_SECONDS)
+        return {
+            "source": self._suffix,
+            "processed_times": count,
+            "repetition_rate_hz": count / period.seconds if period.seconds > 0 else 0.0,
+            "n_overwritten_images": period.count(metrics.IMAGES_OVERWRITTEN),
+            "avg_encode_us": seconds / count * 1e6 if count else 0.0,
+        }
+
+    def close(self) -> None:
+        """Disconnect from source and browsers."""
+        if self._subscriber is not None:
+            self._subscriber.close()
+        self._binding.close()
+        self._context.destroy(linger=0)

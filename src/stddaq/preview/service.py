@@ -1,0 +1,91 @@
+"""`std_preview`: reduces the newest images for the browsers of `stddaq-rest`.
+
+A process of its own, because the one that answers requests neither maps the ring nor is delayed by pixels. It
+has low priority, and is the first that the kernel ends when memory runs out: no image is lost without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from stddaq.config import DetectorConfig
+from stddaq.config.modules import gaps, position_mistakes
+from stddaq.daemon import log
+from stddaq.daemon import main as daemon
+from stddaq.daemon.arguments import ArgumentParser, NumberRange
+from stddaq.daemon.metrics import Registry
+from stddaq.dataplane import endpoints
+from stddaq.dataplane.metadata import compression_of
+from stddaq.errors import ConfigError
+from stddaq.preview.preview import Preview
+from stddaq.preview.reduction import Reduction
+from stddaq.text import mismatch
+
+NAME = "std_preview"
+NICENESS = 10
+_OOM_SCORE = 500
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `std_preview`."""
+    parser = ArgumentParser(NAME, "Reduce the newest images for the page of stddaq-rest.")
+    parser.add_config()
+    parser.add_source_suffix('suffix of the metadata stream to show (default "image")')
+    parser.add_argument(
+        "--hz",
+        type=NumberRange(0.1, 100, "images per second"),
+        default=10.0,
+        metavar="HZ",
+        help="most images per second (default 10)",
+    )
+    parser.add_argument(
+        "--saturation",
+        type=NumberRange(0, 2**32, "counts"),
+        metavar="COUNTS",
+        help="lowest value of a saturated pixel (default: the largest of the pixel type)",
+    )
+    return daemon.run(parser, _serve, argv)
+
+
+def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
+    suffix = args.source_suffix
+    if compression_of(suffix):
+        raise ConfigError(mismatch("-s", "a stream of images that are not compressed", suffix))
+    _give_way()
+    reduction = Reduction(config.image_shape, config.dtype, masked_pixels(config), args.saturation)
+    registry = Registry(config.detector_name, NAME)
+    with closing(Preview(config, suffix, reduction, args.hz, registry)) as preview:
+        height, width = reduction.size
+        log.ready(
+            "%dx%d pixels of %s, at most %g Hz, at %s",
+            height,
+            width,
+            suffix,
+            args.hz,
+            endpoints.preview(config.detector_name),
+        )
+        preview.serve(stop)
+
+
+def masked_pixels(config: DetectorConfig) -> np.ndarray | None:
+    """Return the pixels that belong to no module, bool; None if there are none."""
+    if not config.module_positions or position_mistakes(config) or not (rectangles := gaps(config)):
+        return None
+    masked = np.zeros(config.image_shape, bool)
+    for gap in rectangles:
+        masked[gap.top : gap.bottom, gap.left : gap.right] = True
+    return masked
+
+
+def _give_way() -> None:
+    """Let every other service of the machine come first."""
+    os.nice(NICENESS)
+    with contextlib.suppress(OSError):  # Without procfs, as in some containers.
+        Path("/proc/self/oom_score_adj").write_text(f"{_OOM_SCORE}\n")

@@ -1,0 +1,60 @@
+"""Messages of the preview service: an image for browsers, or why there is none.
+
+A message on the ipc socket is a topic of 8 bytes and a frame. `stddaq-rest` sends the frame to browsers: the
+length of the header (uint32, little-endian), the header (JSON, padded with spaces to a multiple of 8 bytes
+together with its length), and the payload. The topic is the name of the reduction, so that images are made
+only for those that a browser has asked for.
+
+The payload is a raw LZ4 block of uint16 counts: the high bytes of all counts, then the low bytes. These
+"planes" are half of the size that LZ4 makes of the counts as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from stddaq.wire.compression import compress_lz4
+
+TOPIC_BYTES = 8
+MAX_HEADER_BYTES = 65536
+_LENGTH = struct.Struct("<I")
+# The blob starts with the number of uncompressed bytes, which the header says too.
+_BLOB_HEADER_BYTES = 4
+
+
+def topic(reducer: str) -> bytes:
+    """Return the topic of the images of a reduction."""
+    return reducer.encode().ljust(TOPIC_BYTES)
+
+
+def frame(header: Mapping[str, Any], payload: bytes | memoryview = b"") -> bytes:
+    """Return the frame of a header and a payload."""
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-(_LENGTH.size + len(encoded)) % 8)
+    return b"".join((_LENGTH.pack(len(encoded)), encoded, payload))
+
+
+def split(frame: memoryview) -> tuple[dict[str, Any], memoryview]:
+    """Return header and payload of a frame. Raise `ValueError` if it has no header."""
+    if len(frame) < _LENGTH.size:
+        raise ValueError("preview message: no header")
+    end = _LENGTH.size + _LENGTH.unpack_from(frame)[0]
+    if end > min(len(frame), _LENGTH.size + MAX_HEADER_BYTES):
+        raise ValueError("preview message: the header is longer than the message")
+    header = json.loads(bytes(frame[_LENGTH.size : end]))
+    if not isinstance(header, dict):
+        raise ValueError("preview message: the header is not an object")
+    return header, frame[end:]
+
+
+def planes(counts: np.ndarray) -> memoryview:
+    """Return the payload of uint16 counts."""
+    halves = np.ascontiguousarray(counts, "<u2").view(np.uint8).reshape(-1, 2)
+    encoded = np.empty(halves.size, np.uint8)
+    encoded[: len(halves)], encoded[len(halves) :] = halves[:, 1], halves[:, 0]
+    return compress_lz4(encoded)[_BLOB_HEADER_BYTES:]

@@ -1,0 +1,142 @@
+"""`std_preview` as a process: what browsers receive, and that it costs nothing without them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.peers.cpp_services import CppSource
+from support.processes.deployment import Deployment, wait_until
+from support.processes.live_streams import streamed_pixels
+from support.processes.previews import previews
+
+from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.dataplane.metadata import MISSING_PACKETS
+from stddaq.preview.reduction import SATURATED
+from stddaq.preview.service import NICENESS
+
+ATTACHED = "attached to the ring buffer"
+
+
+@pytest.fixture
+def publisher(deployment: Deployment):
+    with ImagePublisher(DetectorConfig.parse(deployment.config)) as publisher:
+        yield publisher
+
+
+def test_newest_image_arrives_with_the_specified_header(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    service = deployment.start("std_preview", "--hz", 100)
+    with previews(deployment) as mean, previews(deployment, "max") as largest:
+        service.wait_for_line(ATTACHED)
+        wait_until(publisher.count_subscribers)
+        pixels = streamed_pixels(deployment, 7)
+        pixels[3, 4] = 65535
+        publisher.publish(7, pixels, status=MISSING_PACKETS)
+        header, counts = mean.receive_image()
+        assert largest.receive_image()[0]["reducer"] == "max"
+    expected = pixels.copy()
+    expected[3, 4] = SATURATED
+    np.testing.assert_array_equal(counts, expected)
+    levels = header.pop("levels")
+    assert int(header.pop("taken_ns")) > 10**18
+    assert header == {
+        "v": 1,
+        "detector": deployment.detector_name,
+        "image": 7,
+        "time_is": "streamed",
+        "status": MISSING_PACKETS,
+        "shape": [32, 48],
+        "dtype": "uint16",
+        "origin": [0, 0],
+        "bin": 1,
+        "size": [32, 48],
+        "reducer": "mean",
+        "type": "uint16",
+        "scale": 1.0,
+        "offset": 0.0,
+        "codec": "lz4",
+        "planes": True,
+        "n_saturated": 1,
+        "n_masked": 0,
+        "n_missing": 0,
+        "min": float(pixels.min()),
+        "max": 65535.0,
+        "sum": int(pixels.sum(dtype=np.uint64)),
+        "overwritten": 0,
+    }
+    assert pixels.min() <= levels[0] < levels[1] <= 65535
+
+
+def test_overwritten_image_is_counted_and_never_shown(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    service = deployment.start("std_preview", "--hz", 100)
+    with previews(deployment) as reader:
+        service.wait_for_line(ATTACHED)
+        wait_until(publisher.count_subscribers)
+        service.send(signal.SIGSTOP)
+        publisher.publish(5, streamed_pixels(deployment, 5))
+        publisher.begin(5 + publisher.n_slots)[:] = 1
+        service.send(signal.SIGCONT)
+        service.wait_for_line("n_overwritten_images=1,")
+        publisher.publish(6, streamed_pixels(deployment, 6))
+        header, counts = reader.receive_image()
+    assert (header["image"], header["overwritten"]) == (6, 1)
+    np.testing.assert_array_equal(counts, streamed_pixels(deployment, 6))
+
+
+def test_images_of_a_source_without_cursor_are_shown(deployment: Deployment) -> None:
+    with CppSource(deployment.config) as source:
+        deployment.start("std_preview", "--hz", 100)
+        with previews(deployment) as reader:
+            source.wait_for_subscriber()
+            for image_id in (3, 4):
+                source.publish(image_id, streamed_pixels(deployment, image_id))
+                header, counts = reader.receive_image()
+                assert (header["image"], header["status"]) == (image_id, 1)
+                np.testing.assert_array_equal(counts, streamed_pixels(deployment, image_id))
+
+
+def test_it_is_attached_to_the_ring_only_while_a_browser_shows_images(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    service = deployment.start("std_preview")
+    assert publisher.count_subscribers() == 0
+    for _ in range(2):
+        seen = len(service.stdout)
+        with previews(deployment):
+            service.wait_for_line(ATTACHED, start=seen)
+            wait_until(publisher.count_subscribers)
+        service.wait_for_line("detached from the ring buffer", start=seen)
+        wait_until(lambda: publisher.count_subscribers() == 0)
+
+
+def test_without_a_source_browsers_read_why_there_is_no_image(deployment: Deployment) -> None:
+    deployment.start("std_preview")
+    with previews(deployment) as reader:
+        header, payload = reader.receive_frame()
+        assert (header["code"], header["error"]) == ("no_source", "no source has published images yet")
+        assert len(payload) == 0
+        assert deployment.segments() == []
+        with ImagePublisher(DetectorConfig.parse(deployment.config)) as publisher:
+            wait_until(publisher.count_subscribers)
+            publisher.publish(1, streamed_pixels(deployment, 1))
+            assert reader.receive_image()[0]["image"] == 1
+
+
+def test_everything_else_comes_first(deployment: Deployment) -> None:
+    service = deployment.start("std_preview")
+    assert os.getpriority(os.PRIO_PROCESS, service.pid) - os.getpriority(os.PRIO_PROCESS, 0) == NICENESS
+    assert Path(f"/proc/{service.pid}/oom_score_adj").read_text().strip() == "500"
+
+
+def test_compressed_stream_is_refused(deployment: Deployment) -> None:
+    service = deployment.start("std_preview", "-s", "blosc2", ready=None)
+    assert service.wait() == 2
+    assert "expected a stream of images that are not compressed, got blosc2" in service.stderr[0]
