@@ -112,6 +112,14 @@ class OpenDirectory(Closing):
         """Return a descriptor that can be locked, listed and flushed."""
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
 
+    def names(self) -> list[str]:
+        """Return the names in the directory, sorted."""
+        fd = self.open_for_reading()
+        try:
+            return sorted(os.listdir(fd))  # noqa: PTH208  (a descriptor)
+        finally:
+            os.close(fd)
+
     def flush(self) -> None:
         """Write the names in the directory to the disk."""
         fd = self.open_for_reading()

@@ -216,7 +216,7 @@ def _deployment(directory: Path, config_path: Path, rate: float | None) -> Itera
 def _running(arguments: Sequence[str], log_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command of stddaq with an ipc directory of its own, and its output in a file."""
     from stddaq.daemon.parent_death import end_with_parent
-    from stddaq.dataplane.endpoints import IPC_DIRECTORY_VARIABLE, ipc_directory
+    from stddaq.wire.default_addresses import IPC_DIRECTORY_VARIABLE, ipc_directory
 
     # Not in the demo's directory, because socket paths are limited to 107 bytes.
     ipc_parent = ipc_directory()

@@ -26,6 +26,7 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon.arguments import ArgumentParser, refuse
 from stddaq.daemon.end_watch import EndWatch
+from stddaq.daemon.metrics_page import published_pages
 from stddaq.daemon.output import open_closed_streams
 from stddaq.daemon.replacement import HandedOver, replace_process
 from stddaq.errors import ConfigError, StdDaqError
@@ -180,7 +181,8 @@ def _run(program: str, serve: Serve, args: argparse.Namespace) -> None:
         log.set_up(program, config.log_level, config.statistics_format)
         stop.catch_signals()
         watch = EndWatch(stop, STOP_SIGNALS)
-        handed_over = serve(config, args, stop)
+        with published_pages():
+            handed_over = serve(config, args, stop)
         if handed_over is not None:
             _leave(stop, watch, handed_over)
         # The interpreter removes signal handlers before it exits; a signal then would change the exit code.

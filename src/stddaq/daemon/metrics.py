@@ -2,12 +2,13 @@
 
 A loop counts in plain attributes (`self.n_sent += 1`); the daemon's one `Registry` reads them when a value is
 wanted. Counters start at 0 and never decrease. The statistics line prints differences of what is read here
-(see `stddaq.daemon.statistics`).
+(see `stddaq.daemon.statistics`), and the daemon's metrics page holds the values (see
+`stddaq.daemon.metrics_page`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -31,6 +32,25 @@ def _counter(name: str, help: str, *labels: str) -> Metric:
 def _gauge(name: str, help: str, *labels: str) -> Metric:
     return Metric(f"stddaq_{name}", "gauge", labels, help)
 
+
+# Every service, by `stddaq-rest` from the metrics pages and from /proc.
+SERVICE_UP = _gauge("service_up", "1 while the service writes its metrics page, else 0.")
+SERVICE_WANTED = _gauge("service_wanted", "1 if the service should run, else 0.")
+SERVICE_HEARTBEAT_AGE = _gauge(
+    "service_heartbeat_age_seconds", "Time since the main loop of the service has written its page."
+)
+SERVICE_START_TIME = _gauge("service_start_time_seconds", "Start of the service, since 1970.")
+SERVICE_INFO = _gauge("service_info", "Always 1.", "version")
+PROCESS_CPU_SECONDS = _counter("process_cpu_seconds", "CPU time of the process.")
+PROCESS_MEMORY = _gauge("process_memory_anonymous_bytes", "Memory of the process without its ring buffers.")
+PROCESS_DESCRIPTORS = _gauge("process_open_descriptors", "Open descriptors of the process.")
+PAGES_REJECTED = _counter("metrics_pages_rejected", "Readings of a metrics page that is not valid.")
+
+# `stddaq up`. `stddaq-rest` makes `service` and `instance_id` of these labels.
+WANTED = _gauge("wanted", "1 if `stddaq up` keeps the service running, else 0.", "of_service", "of_id")
+SERVICE_RESTARTS = _counter("service_restarts", "Restarts after a crash.", "of_service", "of_id")
+CONFIGURATION_VALID = _gauge("configuration_valid", "1 if the configuration file is valid, else 0.")
+CONFIGURATION_CHANGES = _counter("configuration_changes", "Changes of the configuration file applied.")
 
 # Sources.
 IMAGES_PUBLISHED = _counter("images_published", "Images published.", "source")
@@ -98,6 +118,12 @@ IMAGES_PASSED = _counter("images_passed", "Images that the filter has forwarded.
 
 # The driver.
 CLIENTS_CONNECTED = _gauge("clients_connected", "Clients connected to the driver.")
+COMMANDS_REFUSED = _counter("commands_refused", "Commands of clients refused.", "error")
+RUN_ACTIVE = _gauge("run_active", "1 during a run, else 0.")
+RUN_STATE = _gauge("run_state", "1 for the state that clients see, else 0.", "state")
+RUNS_FINISHED = _counter("runs_finished", "Runs that have ended.", "outcome")
+IMAGES_DAMAGED = _counter("images_damaged", "Recorded images that the source calls damaged.")
+IMAGES_FORWARDED = _counter("images_forwarded", "Images of runs forwarded to a writer.", "writer")
 
 # Writers.
 IMAGES_WRITTEN = _counter("images_written", "Images written.", "source")
@@ -119,6 +145,12 @@ VIEWERS_CONNECTED = _gauge("viewers_connected", "Viewers that have subscribed.",
 # The preview service.
 PREVIEWS_ENCODED = _counter("previews_encoded", "Images reduced and encoded for browsers.", "codec")
 PREVIEW_ENCODE_SECONDS = _counter("preview_encode_seconds", "Time spent reducing and encoding.", "codec")
+
+
+# By name.
+TABLE: Mapping[str, Metric] = {
+    metric.name: metric for metric in list(globals().values()) if isinstance(metric, Metric)
+}
 
 
 class Series(NamedTuple):
@@ -154,6 +186,11 @@ class Registry:
         if series in self._series:
             raise ValueError(mismatch(metric.name, "one series per set of labels", f"{labels} twice"))
         self._series[series] = read
+
+    @property
+    def series(self) -> Sequence[Series]:
+        """All series, in the order in which they were added."""
+        return tuple(self._series)
 
     def read(self) -> Values:
         """Return the values of all series now."""

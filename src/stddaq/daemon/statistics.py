@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Mapping
 
 from stddaq.config import DetectorConfig
+from stddaq.daemon import log
 from stddaq.daemon.log import logger
 from stddaq.daemon.metrics import Metric, Registry, Values
+from stddaq.daemon.metrics_page import published_page
 
 # Daemons check at least this often what may be removed from outside.
 LONGEST_WAIT_S = 1.0
@@ -57,7 +59,7 @@ class Period:
 
 
 class StatisticsLine:
-    """Writes the statistics line of a daemon once per period."""
+    """Writes the statistics line of a daemon once per period, and its metrics page."""
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class StatisticsLine:
         self._detector, self._length = config.detector_name, config.stats_collection_period
         self._registry, self._pairs, self._clock = registry, pairs, clock
         self._since, self._before = clock(), registry.read()
+        self._page = published_page(registry, self._length)
 
     @property
     def due_in(self) -> float:
@@ -77,7 +80,10 @@ class StatisticsLine:
         return min(LONGEST_WAIT_S, max(0.0, self._since + self._length - self._clock()))
 
     def write_if_due(self) -> bool:
-        """Write the line when it is due. Return whether it was."""
+        """Write the line when it is due. Return whether it was. Call it in every turn of the main loop."""
+        # A service that is refused, because another one has its place, must not replace the other's page.
+        if self._page and log.is_ready():
+            self._page.publish_if_due()
         if self.due_in > 0:
             return False
         now, values = self._clock(), self._registry.read()

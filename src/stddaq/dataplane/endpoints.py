@@ -7,19 +7,13 @@ deployments on one machine.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from stddaq.errors import EndpointError
 from stddaq.text import mismatch
+from stddaq.wire.default_addresses import IPC_DIRECTORY_VARIABLE, ipc_directory
 
-IPC_DIRECTORY_VARIABLE = "STDDAQ_IPC_DIR"
 # sun_path holds 108 bytes with its terminating zero.
 MAX_PATH_BYTES = 107
-
-
-def ipc_directory() -> Path:
-    """Return the directory of the ipc sockets of this deployment."""
-    return Path(os.environ.get(IPC_DIRECTORY_VARIABLE) or "/tmp")
 
 
 def ipc_endpoint(name: str) -> str:

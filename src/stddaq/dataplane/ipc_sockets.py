@@ -24,7 +24,6 @@ import zmq
 from stddaq.daemon.forced_exit import before_forced_exit
 from stddaq.daemon.log import logger
 from stddaq.dataplane import connections
-from stddaq.dataplane.endpoints import IPC_DIRECTORY_VARIABLE, ipc_directory
 from stddaq.dataplane.local_peers import (
     BIND_CHECK_TIMEOUT_S,
     holder_of,
@@ -35,6 +34,7 @@ from stddaq.dataplane.local_peers import (
     untrusted_binder,
 )
 from stddaq.errors import EndpointError
+from stddaq.wire.default_addresses import IPC_DIRECTORY_VARIABLE, ipc_directory
 
 # How often a service checks whether its socket files and segments exist.
 CHECK_PERIOD_S = 1.0

@@ -57,12 +57,14 @@ class SourceLoop:
 
     def __init__(
         self,
+        service: str,
         config: DetectorConfig,
         provider: ImageProvider,
         options: SourceOptions,
         open_sink: OpenSink,
         trigger_name: str,
     ) -> None:
+        self._service = service
         self._config, self._provider, self._options = config, provider, options
         self._rate, self._burst = options.rate, options.burst
         self._fields = DetectorFields(config, options.exposure_time)
@@ -89,7 +91,7 @@ class SourceLoop:
             raise
 
     def _registry(self) -> Registry:
-        plan, registry = self._plan, Registry(self._config.detector_name, "source")
+        plan, registry = self._plan, Registry(self._config.detector_name, self._service)
         registry.add(metrics.IMAGES_PUBLISHED, lambda: plan.n_published, source="image")
         image_bytes = self._config.image_bytes
         registry.add(metrics.IMAGE_BYTES_PUBLISHED, lambda: plan.n_published * image_bytes, source="image")
@@ -143,6 +145,7 @@ class SourceLoop:
                 expected = f"{wanted} subscribers within {timeout:g} s"
                 raise SourceError(mismatch(self._sink.endpoint, expected, f"{found}"))
             self._answer_request()
+            self._report()
             poller.poll(min(100, max(1, int(remaining * 1000))))
 
     def _publish_due(self) -> None:
@@ -265,6 +268,7 @@ class SourceLoop:
 
 
 def run_source(
+    service: str,
     config: DetectorConfig,
     provider: ImageProvider,
     options: SourceOptions,
@@ -274,11 +278,11 @@ def run_source(
 ) -> None:
     """Run a source until it has published all its images, or is asked to stop.
 
-    It receives software triggers under `trigger_name` (default: the detector's name). Raise `EndpointError`
-    or `GeometryError` if the sockets or the ring buffer are not available, `SourceError` if an image cannot
-    be read or too few subscribers connect in time.
+    `service` is its name in metrics. It receives software triggers under `trigger_name` (default: the
+    detector's name). Raise `EndpointError` or `GeometryError` if the sockets or the ring buffer are not
+    available, `SourceError` if an image cannot be read or too few subscribers connect in time.
     """
-    source = SourceLoop(config, provider, options, open_sink, trigger_name or config.detector_name)
+    source = SourceLoop(service, config, provider, options, open_sink, trigger_name or config.detector_name)
     try:
         ready(
             "%s at %s on %s, software trigger at %s",

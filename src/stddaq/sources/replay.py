@@ -79,7 +79,7 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) 
         options = source_options(config, args, ids)
         images[0]  # Refuse a file whose images cannot be decoded before the start.
         event("replaying %d images of %s", len(images), images.where)
-        run_source(config, provider, options, stop)
+        run_source("replay", config, provider, options, stop)
 
 
 def _conversion(

@@ -256,8 +256,13 @@ class Deployment:
         return sorted(path.name for path in SHM_DIRECTORY.glob(f"{self.detector_name}*"))
 
     def sockets(self) -> list[str]:
-        """Return the names of the files in the ipc directory."""
-        return sorted(path.name for path in self.ipc_directory.iterdir())
+        """Return the names of the files in the ipc directory; the directory of metrics pages is none."""
+        return sorted(path.name for path in self.ipc_directory.iterdir() if path != self.pages)
+
+    @property
+    def pages(self) -> Path:
+        """Return the directory of the metrics pages, which running services and crashed ones have."""
+        return self.ipc_directory / f"{self.detector_name}.metrics"
 
     def remove_leftovers(self) -> None:
         """Remove the segments and sockets of services that a test killed without `Service.kill`."""
@@ -290,6 +295,8 @@ class Deployment:
             if not killed:
                 complaints += [f"left behind: {SHM_DIRECTORY / name}" for name in self.segments()]
                 complaints += [f"left behind: {self.ipc_directory / name}" for name in self.sockets()]
+            if self.pages.exists() and not any(service.returncode for service in self.services):
+                complaints += [f"left behind: {page}" for page in self.pages.iterdir()]
         finally:
             self.remove_leftovers()
             shutil.rmtree(self.ipc_directory, ignore_errors=True)

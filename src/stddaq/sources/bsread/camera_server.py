@@ -172,4 +172,4 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) 
     open_sink = functools.partial(
         CameraServer, address=args.stream_address, kind=kind, compression=args.compression
     )
-    run_source(config, provider, options, stop, open_sink, camera_name(config.detector_name))
+    run_source("simulate-pco", config, provider, options, stop, open_sink, camera_name(config.detector_name))

@@ -51,4 +51,4 @@ def add_scene_options(parser: ArgumentParser) -> None:
 def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) -> None:
     options = source_options(config, args)
     scene = Scene.of(config, args.scene, args.seed)
-    run_source(config, SceneProvider(scene), options, stop)
+    run_source("simulate", config, SceneProvider(scene), options, stop)

@@ -93,8 +93,8 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) 
     dtype = payloads_of(config).dtype
     if args.images is None:
         provider = SceneProvider(Scene(args.scene, config.image_shape, dtype, args.seed))
-        run_source(config, provider, options, stop, open_sink)
+        run_source("simulate-udp", config, provider, options, stop, open_sink)
         return
     with open_images(args.images) as images:
         provider = RecordedProvider.of(images, config.image_shape, dtype, loop=True)
-        run_source(config, provider, options, stop, open_sink)
+        run_source("simulate-udp", config, provider, options, stop, open_sink)

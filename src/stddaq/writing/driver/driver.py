@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,20 @@ from stddaq.daemon.isolation import run_in_thread
 from stddaq.dataplane.metadata import compression_of
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
-from stddaq.wire.driver_messages import BUSY_REASON, CommandError, PlainCommand, StartCommand, parse_command
+from stddaq.wire.driver_messages import (
+    BUSY_REASON,
+    CommandError,
+    ErrorType,
+    PlainCommand,
+    StartCommand,
+    Status,
+    parse_command,
+)
 from stddaq.writing.driver.active_run import ActiveRun, RunError
 from stddaq.writing.driver.distributor import Distributor
 from stddaq.writing.driver.repair import repair_as
 from stddaq.writing.driver.run import RunCourse
+from stddaq.writing.driver.run_totals import RunTotals
 from stddaq.writing.driver.start_check import PlannedFiles, check_start
 from stddaq.writing.driver.state import State, StateMachine
 from stddaq.writing.driver.status import Client, Watchers, encode, status_message
@@ -40,6 +50,9 @@ class Driver:
 
     Attributes:
         watchers: the connected clients.
+        totals: the images of all runs.
+        n_refused: commands refused, by kind of error.
+        n_finished: runs that have ended, by outcome: `file_saved` or `error`.
     """
 
     def __init__(
@@ -58,6 +71,9 @@ class Driver:
         self._machine = StateMachine()
         self._writers = Writers(distributor, suffix, by_arrival=config.image_division == "arrival")
         self.watchers = Watchers(self._status, asyncio.get_running_loop())
+        self.totals = RunTotals(config.number_of_writers)
+        self.n_refused: Counter[ErrorType] = Counter()
+        self.n_finished: Counter[str] = Counter()
         self._course: asyncio.Task[None] | None = None
         self._retired = asyncio.Event()
         # The last run: its account, the files that are not closed, their user, and its end.
@@ -66,12 +82,17 @@ class Driver:
         self._unclosed_uid = 0
         self._run_ended_at = -math.inf
 
+    @property
+    def status(self) -> Status:
+        """The status that clients see."""
+        return self._machine.state.status
+
     async def receive(self, client: Client, frame: str | bytes) -> None:
         """Carry out the command in a client's frame and reply."""
         try:
             command = parse_command(frame)
         except CommandError as error:
-            client.send(encode(_refusal(error)))
+            client.send(encode(self._refusal(error)))
             return
         if command.command != "status":  # Devices ask at each point of a scan.
             log.event("received %s", command.model_dump_json(exclude_defaults=True, exclude={"overwrite"}))
@@ -120,7 +141,7 @@ class Driver:
             client.requester.check(start.writer_id)
         except CommandError as error:
             log.event("start refused: %s", error)
-            client.send(encode(_refusal(error) | {"command": "start"}))
+            client.send(encode(self._refusal(error) | {"command": "start"}))
             return
         if self._overwrite:
             start = start.model_copy(update={"overwrite": True})
@@ -134,10 +155,11 @@ class Driver:
             if not isinstance(error, CommandError):
                 raise
             log.event("start refused: %s", error)
-            client.send(encode(_refusal(error) | {"command": "start"}))
+            client.send(encode(self._refusal(error) | {"command": "start"}))
             return
         self._enter(State.STARTED, replied_to=client)
         client.send(encode(self._status() | {"command": "start"}))
+        self.totals.begin(run.account, self._writers.n_forwarded)
         self._course = asyncio.create_task(self._carry_out(run))
 
     async def _check(self, run: ActiveRun) -> None:
@@ -177,7 +199,7 @@ class Driver:
             repaired = await self._repair_unclosed() if self._unclosed else []
         except (OSError, StdDaqError) as error:
             reason = f"the files of the last run cannot be repaired: {error}"
-            refusal = _refusal(CommandError("path_not_usable", reason))
+            refusal = self._refusal(CommandError("path_not_usable", reason))
             client.send(encode(refusal | {"command": "repair"}))
         else:
             client.send(encode(self._status() | {"command": "repair", "repaired": repaired}))
@@ -203,7 +225,7 @@ class Driver:
             reason = mismatch("the driver is busy", "state idle", f"state {state}")
         else:
             return None
-        return _refusal(CommandError("busy", reason))
+        return self._refusal(CommandError("busy", reason))
 
     # The run.
 
@@ -215,9 +237,11 @@ class Driver:
             self._unclosed, self._unclosed_uid = run.unclosed_files(), run.start.writer_id
             self._last_result = course.result(reason)
             self._enter(State.ERROR if reason else State.FILE_SAVED, reason)
+            self.n_finished["error" if reason else "file_saved"] += 1
             outcome = f"error: {reason}" if reason else "file_saved"
             log.event("run %s: %s, %d images", run.id, outcome, run.account.n_images)
         finally:
+            self.totals.end()
             self._run_ended_at = time.monotonic()
             self._rest()
 
@@ -242,6 +266,10 @@ class Driver:
 
     def _status(self) -> dict[str, Any]:
         return status_message(self._machine, self._writers)
+
+    def _refusal(self, error: CommandError) -> dict[str, Any]:
+        self.n_refused[error.error] += 1
+        return _refusal(error)
 
 
 def _refusal(error: CommandError) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import logging
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from weakref import WeakSet
 
 from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
@@ -31,6 +31,7 @@ from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
 from stddaq.wire.default_addresses import GREETING_PATH
+from stddaq.wire.driver_messages import RUN_STATES, ErrorType
 from stddaq.writing.driver.connection_limits import ConnectionLimits
 from stddaq.writing.driver.distributor import Distributor
 from stddaq.writing.driver.driver import Driver
@@ -77,6 +78,7 @@ class DriverServer:
         registry = Registry(config.detector_name, NAME)
         registry.add(metrics.IMAGES_RECEIVED, lambda: distributor.n_received, source=source_suffix)
         registry.add(metrics.CLIENTS_CONNECTED, lambda: len(driver.watchers))
+        _register(registry, driver, source_suffix)
         self._statistics = StatisticsLine(config, registry, self._pairs)
         self._connections: WeakSet[ServerConnection] = WeakSet()
         self._limits = ConnectionLimits()
@@ -201,6 +203,19 @@ class DriverServer:
             **period.rate(metrics.IMAGES_RECEIVED),
             "n_active_connections": period.total(metrics.CLIENTS_CONNECTED),
         }
+
+
+def _register(registry: Registry, driver: Driver, source_suffix: str) -> None:
+    driver.totals.register(registry, source_suffix)
+    registry.add(metrics.RUN_ACTIVE, lambda: driver.status != "idle")
+    for status in ("idle", *RUN_STATES, "error"):
+        registry.add(metrics.RUN_STATE, lambda status=status: driver.status == status, state=status)
+    for outcome in ("file_saved", "error"):
+        registry.add(
+            metrics.RUNS_FINISHED, lambda outcome=outcome: driver.n_finished[outcome], outcome=outcome
+        )
+    for error in get_args(ErrorType):
+        registry.add(metrics.COMMANDS_REFUSED, lambda error=error: driver.n_refused[error], error=error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
