@@ -134,13 +134,17 @@ def _publish_without_pause(registry_name: str) -> None:
         page.publish_if_due()
 
 
+def _is_page_of(pid: int | None) -> bool:
+    return [page.pid for page in read_pages(NAME).valid] == [pid]
+
+
 def test_readers_see_values_of_one_moment_and_killed_writers_leave_them() -> None:
     """64 values that are equal at each moment, from a loop without pause that is killed at any moment."""
     for _kill in range(3):
         process = multiprocessing.get_context("fork").Process(target=_publish_without_pause, args=(NAME,))
         process.start()
         try:
-            wait_until(lambda: read_pages(NAME).valid and read_pages(NAME).valid[0].pid == process.pid)
+            wait_until(functools.partial(_is_page_of, process.pid))
             for _reading in range(300):
                 pages = read_pages(NAME)
                 assert not [why for why in pages.rejected.values() if "ever new" not in why]

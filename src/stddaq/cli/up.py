@@ -39,9 +39,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import asyncio
 
+    from stddaq.cli.supervisor.page import SupervisorPage
     from stddaq.cli.supervisor.readiness import is_listening
     from stddaq.cli.supervisor.supervisor import Supervisor
     from stddaq.config import DetectorConfig
+    from stddaq.daemon.metrics_page import remove_unused_pages
     from stddaq.dataplane.ipc_sockets import remove_unused_sockets
     from stddaq.dataplane.ring_buffer import remove_unused_rings
 
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     url = f"ws://{args.host}:{args.port}"
     try:
         return asyncio.run(
-            Supervisor(specs).run(
+            Supervisor(specs, page=SupervisorPage(config.detector_name)).run(
                 lambda: f"all services ready, driver at {url}, press Ctrl-C to end them",
                 lambda supervisor: _follow(supervisor, args),
             )
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         # A killed service cannot remove its sockets and its ring, which may be most of the machine's memory.
         remove_unused_sockets(config.detector_name)
         remove_unused_rings(config.detector_name)
+        remove_unused_pages(config.detector_name)
 
 
 async def _follow(supervisor: Supervisor, args: argparse.Namespace) -> None:
@@ -113,7 +116,9 @@ def _services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceS
     for i in range(config.number_of_writers):
         address = endpoints.writer_to_driver(name, i)
         specs.append(
-            commands.service(f"writer {i}", "std_det_writer", [str(i), "-s", source, *roots], address)
+            commands.service(
+                f"writer {i}", "std_det_writer", [str(i), "-s", source, *roots], address, instance_id=str(i)
+            )
         )
     if args.with_metadata_writer:
         address = endpoints.writer_to_driver(name, "meta")

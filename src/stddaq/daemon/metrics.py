@@ -52,6 +52,11 @@ SERVICE_RESTARTS = _counter("service_restarts", "Restarts after a crash.", "of_s
 CONFIGURATION_VALID = _gauge("configuration_valid", "1 if the configuration file is valid, else 0.")
 CONFIGURATION_CHANGES = _counter("configuration_changes", "Changes of the configuration file applied.")
 
+# `stddaq-rest`.
+HTTP_REQUESTS = _counter("http_requests", "Requests answered, by class of their status.", "status")
+DISK_FREE_BYTES = _gauge("disk_free_bytes", "Free space for users at a root of files.", "path")
+DISK_SIZE_BYTES = _gauge("disk_size_bytes", "Size of the file system of a root.", "path")
+
 # Sources.
 IMAGES_PUBLISHED = _counter("images_published", "Images published.", "source")
 IMAGE_BYTES_PUBLISHED = _counter("image_bytes_published", "Bytes of the published images.", "source")

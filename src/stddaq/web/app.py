@@ -38,8 +38,9 @@ from stddaq.web.errors import (
 )
 from stddaq.web.guard import Guard
 from stddaq.web.h5_files import H5Files
+from stddaq.web.monitoring import Monitoring
 from stddaq.web.responses import JsonResponse, described, refusal
-from stddaq.web.routes import config, files, simulator
+from stddaq.web.routes import config, files, monitoring, simulator
 
 Handler = Callable[[Request, Exception], Awaitable[JsonResponse]]
 
@@ -66,11 +67,16 @@ STATUSES: Mapping[type[Exception], int] = {
 }
 
 
-def create_app(configurations: Configurations, h5_files: H5Files, guard: Callable[[Any], Guard]) -> FastAPI:
+def create_app(
+    configurations: Configurations,
+    h5_files: H5Files,
+    guard: Callable[[Any], Guard],
+    monitored: Monitoring | None = None,
+) -> FastAPI:
     """Return the application; `guard` wraps it in the checks that every request must pass."""
     app = FastAPI(
         title="stddaq-rest",
-        summary="Configurations, HDF5 files and simulators of stddaq",
+        summary="Configurations, HDF5 files, simulators and metrics of stddaq",
         version=stddaq.__version__,
         # FastAPI's documentation pages load their scripts from the internet.
         docs_url=None,
@@ -87,6 +93,7 @@ def create_app(configurations: Configurations, h5_files: H5Files, guard: Callabl
     app.include_router(config.router(configurations))
     app.include_router(files.router(h5_files))
     app.include_router(simulator.router(configurations))
+    app.include_router(monitoring.router(monitored or Monitoring()))
     return app
 
 

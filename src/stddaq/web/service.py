@@ -13,20 +13,25 @@ from functools import partial
 from pathlib import Path
 
 from stddaq.config import DetectorConfig
-from stddaq.daemon import log
+from stddaq.daemon import log, metrics
 from stddaq.daemon import main as daemon
 from stddaq.daemon.access import Access, access_of, add_token_option
 from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number
 from stddaq.daemon.end_watch import EndWatch
+from stddaq.daemon.metrics import Registry
+from stddaq.daemon.metrics_page import MetricsPage, published_pages
 from stddaq.daemon.output import open_closed_streams
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
+from stddaq.web.monitoring import MonitoredDetector, Monitoring
+from stddaq.web.response_counts import ResponseCounts
 from stddaq.wire.default_addresses import DEFAULT_CONFIG_PORT
 
 NAME = "stddaq-rest"
 MAX_CONNECTIONS = 100
 SHUT_DOWN_S = 1
 UNREAD_TIMEOUT_S = 30.0
+HEARTBEAT_S = 0.5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,13 +84,17 @@ def _serve(args: argparse.Namespace) -> None:
     stop = daemon.StopRequest()
     stop.catch_signals()
     EndWatch(stop, daemon.STOP_SIGNALS)
-    with _listen(args.host, args.port) as listener:
-        asyncio.run(_run(args, paths, access, listener, stop))
+    monitored = [
+        MonitoredDetector(config.detector_name, path, [*map(Path, config.allowed_roots)] or args.root)
+        for config, path in zip(configs, paths, strict=True)
+    ]
+    with _listen(args.host, args.port) as listener, published_pages():
+        asyncio.run(_run(args, monitored, access, listener, stop))
 
 
 async def _run(
     args: argparse.Namespace,
-    paths: Sequence[Path],
+    detectors: Sequence[MonitoredDetector],
     access: Access,
     listener: socket.socket,
     stop: daemon.StopRequest,
@@ -106,13 +115,15 @@ async def _run(
             yield  # `StopRequest` catches the signals.
 
     _use_our_log("uvicorn")
+    monitoring, responses = Monitoring(detectors), ResponseCounts()
     app = create_app(
-        Configurations([ConfigStore(path) for path in paths]),
+        Configurations([ConfigStore(detector.config_path) for detector in detectors]),
         H5Files(args.root, args.file_timeout),
         partial(Guard, access=access),
+        monitoring,
     )
     settings = uvicorn.Config(
-        app,
+        responses.counting(app),
         http=HttpProtocol,
         ws="none",
         lifespan="off",
@@ -134,7 +145,26 @@ async def _run(
     asyncio.get_running_loop().add_reader(stop.fileno(), check_stop)
     address, port = listener.getsockname()[:2]
     log.ready("listening on http://%s:%d", f"[{address}]" if ":" in address else address, port)
+    registries = [_registry(detector.name, port, monitoring, responses) for detector in detectors]
+    publishing = asyncio.create_task(_publish(registries))
     await server.serve(sockets=[listener])
+    publishing.cancel()
+
+
+def _registry(detector: str, port: int, monitoring: Monitoring, responses: ResponseCounts) -> Registry:
+    registry = Registry(detector, NAME, str(port))
+    registry.add(metrics.PAGES_REJECTED, lambda: monitoring.n_rejected[detector])
+    for status in responses.by_class:
+        registry.add(metrics.HTTP_REQUESTS, partial(responses.by_class.__getitem__, status), status=status)
+    return registry
+
+
+async def _publish(registries: Sequence[Registry]) -> None:
+    pages = [MetricsPage(registry, HEARTBEAT_S) for registry in registries]
+    while True:
+        for page in pages:
+            page.publish_if_due()
+        await asyncio.sleep(HEARTBEAT_S)
 
 
 def _check_names(paths: Sequence[Path], configs: Sequence[DetectorConfig]) -> None:

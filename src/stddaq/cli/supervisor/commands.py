@@ -52,7 +52,14 @@ class Commands:
         self._values = config.model_dump(mode="json")
 
     def service(
-        self, name: str, program: str, arguments: Sequence[str], address: str, conducts: bool = False
+        self,
+        name: str,
+        program: str,
+        arguments: Sequence[str],
+        address: str,
+        *,
+        instance_id: str | None = "",
+        conducts: bool = False,
     ) -> ServiceSpec:
         """Return the spec of a service: the console script beside this interpreter."""
         script = Path(sys.executable).parent / program
@@ -64,6 +71,8 @@ class Commands:
             address,
             start_up=self._start_up(program),
             records=PROGRAMS[program].records,
+            program=program,
+            instance_id=instance_id,
             conducts=conducts,
         )
 
@@ -76,6 +85,7 @@ class Commands:
             may_finish=True,
             start_up=self._start_up(f"stddaq {kind}"),
             records=True,
+            program=kind,
         )
 
     def udp_detector(self, arguments: Sequence[str], n_link_sets: int) -> list[ServiceSpec]:
@@ -121,6 +131,7 @@ class Commands:
                 service.program.name,
                 service.arguments,
                 self._address(service),
+                instance_id=self._instance_id(service),
             )
             for position, (name, service) in enumerate(zip(names, requested, strict=True))
         ]
@@ -129,7 +140,13 @@ class Commands:
         """Return a live stream for each address that `services` does not mention."""
         given = {_stream_address(self._config, service) for service in requested_services(self._config)}
         return [
-            self.service(_live_stream_name(address), _LIVE_STREAM, [address], _reachable(address))
+            self.service(
+                _live_stream_name(address),
+                _LIVE_STREAM,
+                [address],
+                _reachable(address),
+                instance_id=_port_in(_reachable(address)),
+            )
             for address in self._config.live_stream_configs
             if address not in given
         ]
@@ -137,6 +154,11 @@ class Commands:
     def _start_up(self, program: str) -> str:
         keys = PROGRAMS[program].start_up_keys
         return json.dumps({key: self._values[key] for key in sorted(keys)})
+
+    def _instance_id(self, service: RequestedService) -> str | None:
+        if service.program.name in (_LIVE_STREAM, _REST):
+            return _port_in(self._address(service))
+        return ""
 
     def _address(self, service: RequestedService) -> str:
         program = service.program.name
@@ -176,6 +198,11 @@ def _reachable(address: str) -> str:
     if scheme != "tcp" or not port.isdecimal() or int(port) == 0:
         return address if scheme == "ipc" else ""
     return f"tcp://127.0.0.1:{port}" if host in ("*", "0.0.0.0", "[::]", "::") else address
+
+
+def _port_in(address: str) -> str | None:
+    """Return the port of `tcp://HOST:PORT`; None if it cannot be known."""
+    return address.rpartition(":")[2] or None
 
 
 def _option(arguments: Sequence[str], short: str, long: str) -> str | None:

@@ -29,7 +29,11 @@ class Decision:
 
 
 class Restarts:
-    """The restarts of one service."""
+    """The restarts of one service.
+
+    Attributes:
+        n_restarts: how often it was to be started again.
+    """
 
     def __init__(
         self,
@@ -41,6 +45,7 @@ class Restarts:
         """`delays`: seconds before the first, second, ... restart; there are no more."""
         self._delays, self._may_finish, self._clock = tuple(delays), may_finish, clock
         self._moments: list[float] = []
+        self.n_restarts = 0
 
     def decide(self, code: int, was_ready: bool) -> Decision:
         """Return what follows the exit code `code`. `was_ready`: all services have been ready before."""
@@ -50,6 +55,7 @@ class Restarts:
             return Decision("finish", "has finished")
         delay = self._next_delay()
         if delay is not None:
+            self.n_restarts += 1
             return Decision("restart", f"{_how(code)}; starting it again in {delay:g} s", delay)
         if code == REFUSED:
             # The other services run without it, and the next configuration may correct it.

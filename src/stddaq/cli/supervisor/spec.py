@@ -19,6 +19,10 @@ class ServiceSpec:
     """What it reads of the configuration at its start. When that changes, the service must be restarted."""
     records: bool = False
     """It takes part in runs."""
+    program: str = ""
+    """Its name in metrics."""
+    instance_id: str | None = ""
+    """Its number or port in metrics; None if it cannot be known."""
     conducts: bool = False
     """It decides when runs start. SIGUSR1 makes it exit after the run in progress."""
 

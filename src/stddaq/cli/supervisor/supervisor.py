@@ -19,6 +19,7 @@ from typing import Literal
 from stddaq.cli.supervisor.change import plan_change
 from stddaq.cli.supervisor.child import Child, StartProcess, start_process
 from stddaq.cli.supervisor.output import ServiceOutput
+from stddaq.cli.supervisor.page import SupervisorPage
 from stddaq.cli.supervisor.restarts import REFUSED, RESTART_DELAYS_S, Restarts
 from stddaq.cli.supervisor.spec import ServiceSpec
 from stddaq.daemon.output import LineOutput
@@ -39,12 +40,15 @@ class Supervisor:
         specs: Sequence[ServiceSpec],
         restart_delays: Sequence[float] = RESTART_DELAYS_S,
         start: StartProcess = start_process,
+        page: SupervisorPage | None = None,
     ) -> None:
         """Take `specs` in the order in which they end: sources first, writers last.
 
         `restart_delays`: seconds before the first, second, ... restart of a service; there are no more.
+        `page` shows the services to other processes.
         """
         self._restart_delays, self._start_process = tuple(restart_delays), start
+        self._page = page
         self._output = ServiceOutput(LineOutput(sys.stdout))
         self._children: list[Child] = []
         self._set_children([self._child(spec) for spec in specs])
@@ -66,9 +70,13 @@ class Supervisor:
         self._start_children()
         following = asyncio.create_task(self._follow(on_ready, follow))
         ended = asyncio.create_task(self._end.wait())
+        publishing = asyncio.create_task(self._publish())
         await asyncio.wait((ended, *((following,) if follow else ())), return_when=asyncio.FIRST_COMPLETED)
         self._end.set()
         following.cancel()
+        publishing.cancel()
+        if self._page:
+            self._page.close()
         await self._end_in_order(self._children)
         self.say("all services have ended")
         with contextlib.suppress(asyncio.CancelledError):
@@ -114,6 +122,8 @@ class Supervisor:
     def _set_children(self, children: list[Child]) -> None:
         self._children = children
         self._output.set_names([child.spec.name for child in children])
+        if self._page:
+            self._page.show(children)
 
     def _start_children(self) -> None:
         """Start services in the reverse order of their end, so that receivers are ready before senders."""
@@ -138,6 +148,10 @@ class Supervisor:
         self._was_ready = True
         if follow:
             await follow(self)
+
+    async def _publish(self) -> None:
+        if self._page:
+            await self._page.publish()
 
     async def _announce(self, on_ready: Callable[[], str]) -> None:
         """Wait until all services are ready, and say so."""

@@ -1,0 +1,170 @@
+"""What the services of the detectors publish: read once a second at most, for all who ask."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stddaq.config import DetectorConfig
+from stddaq.daemon import metrics
+from stddaq.daemon.health import ServiceHealth, health_of
+from stddaq.daemon.log import logger
+from stddaq.daemon.metrics import Metric
+from stddaq.daemon.metrics_reader import Page, read_pages
+from stddaq.errors import ConfigError
+from stddaq.web.disks import Disks
+from stddaq.web.metrics_text import Sample, metrics_text, series_text
+from stddaq.web.process_usage import process_usage
+
+CACHE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class MonitoredDetector:
+    """A detector: its name, its configuration file, and the directories of its files."""
+
+    name: str
+    config_path: Path
+    roots: Sequence[Path] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All services at one moment. `time_s` is of the monotonic clock.
+
+    Attributes:
+        samples: of all services and of this machine, in any order.
+        counters, rates: by service, with the series as text; rates are per second since the snapshot before.
+    """
+
+    time_s: float
+    services: list[ServiceHealth] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    counters: dict[ServiceKey, dict[str, float]] = field(default_factory=dict)
+    rates: dict[ServiceKey, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """All samples in the text format of Prometheus."""
+        return metrics_text(self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceKey:
+    """One start of a service."""
+
+    detector: str
+    service: str
+    instance_id: str
+    started_s: float
+
+
+class Monitoring:
+    """Reads the pages of `detectors`.
+
+    Attributes:
+        n_rejected: readings of pages that are not valid, by detector.
+    """
+
+    def __init__(self, detectors: Sequence[MonitoredDetector] = ()) -> None:
+        self._detectors = tuple(detectors)
+        self._disks = Disks()
+        self.n_rejected: Counter[str] = Counter()
+        self._rejected: Mapping[str, str] = {}
+        self._lock = threading.Lock()
+        self._latest = Snapshot(float("-inf"))
+
+    def snapshot(self) -> Snapshot:
+        """Return what is known, at most a second old. It may block; any thread may call it."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._latest.time_s >= CACHE_S:
+                self._latest = self._read(now, self._latest)
+            return self._latest
+
+    def _read(self, now: float, before: Snapshot) -> Snapshot:
+        snapshot = Snapshot(now)
+        rejected: dict[str, str] = {}
+        for detector in self._detectors:
+            pages = read_pages(detector.name)
+            self.n_rejected[detector.name] += len(pages.rejected)
+            rejected |= {f"{detector.name}.metrics/{name}": why for name, why in pages.rejected.items()}
+            services = health_of(detector.name, pages)
+            snapshot.services.extend(services)
+            snapshot.samples.extend(self._machine_samples(detector))
+        self._log_rejected(rejected)
+        for service in snapshot.services:
+            samples = list(_service_samples(service))
+            snapshot.samples.extend(samples)
+            if service.page:
+                key = _key(service, service.page)
+                counters = {
+                    series_text(sample): sample.value for sample in samples if sample.metric.kind == "counter"
+                }
+                snapshot.counters[key] = counters
+                snapshot.rates[key] = _rates(counters, before.counters.get(key), now - before.time_s)
+        return snapshot
+
+    def _log_rejected(self, rejected: Mapping[str, str]) -> None:
+        for name, why in rejected.items():
+            if self._rejected.get(name) != why:
+                logger.warning("metrics page %s rejected: %s", name, why)
+        self._rejected = rejected
+
+    def _machine_samples(self, detector: MonitoredDetector) -> Iterator[Sample]:
+        labels = {"detector": detector.name}
+        yield Sample(metrics.CONFIGURATION_VALID, labels, _is_valid(detector.config_path))
+        for root in detector.roots:
+            if usage := self._disks.usage(root):
+                where = labels | {"path": str(root)}
+                yield Sample(metrics.DISK_FREE_BYTES, where, usage.free_bytes)
+                yield Sample(metrics.DISK_SIZE_BYTES, where, usage.size_bytes)
+
+
+def _key(service: ServiceHealth, page: Page) -> ServiceKey:
+    return ServiceKey(service.detector, service.service, service.instance_id, page.started_s)
+
+
+def _rates(now: Mapping[str, float], before: Mapping[str, float] | None, seconds: float) -> dict[str, float]:
+    if before is None:
+        return {}
+    return {name: (value - before[name]) / seconds for name, value in now.items() if name in before}
+
+
+def _service_samples(service: ServiceHealth) -> Iterator[Sample]:
+    labels = {
+        "detector": service.detector,
+        "service": service.service,
+        "instance_id": service.instance_id,
+    }
+    yield Sample(metrics.SERVICE_UP, labels, service.state == "works")
+    yield Sample(metrics.SERVICE_WANTED, labels, service.is_wanted)
+    if service.n_restarts is not None:
+        yield Sample(metrics.SERVICE_RESTARTS, labels, service.n_restarts)
+    if (page := service.page) is None:
+        return
+    yield Sample(metrics.SERVICE_HEARTBEAT_AGE, labels, page.age_s)
+    yield Sample(metrics.SERVICE_START_TIME, labels, page.started_s)
+    yield Sample(metrics.SERVICE_INFO, labels | {"version": page.version}, 1)
+    usage: Mapping[Metric, float] = process_usage(page.pid, page.start_ticks) if page.is_running else {}
+    for metric, value in usage.items():
+        yield Sample(metric, labels, value)
+    for series, value in page.values.items():
+        if series.metric in (metrics.WANTED, metrics.SERVICE_RESTARTS):
+            continue  # They concern other services: see `ServiceHealth`.
+        # What has been counted stays true; a gauge of a service that does not work is none.
+        if series.metric.kind == "counter" or service.state == "works":
+            own = dict(zip(series.metric.labels, series.labels, strict=True))
+            yield Sample(series.metric, labels | own, value)
+
+
+def _is_valid(config_path: Path) -> bool:
+    try:
+        DetectorConfig.load(config_path)
+    except ConfigError:
+        return False
+    return True

@@ -1,0 +1,113 @@
+"""`/metrics`, `/health` and `/api/health`: what the services publish."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from stddaq.daemon.health import ServiceHealth, State
+from stddaq.web.configurations import call
+from stddaq.web.metrics_text import CONTENT_TYPE
+from stddaq.web.monitoring import Monitoring, ServiceKey, Snapshot
+from stddaq.web.responses import JsonResponse, described
+
+
+class Health(BaseModel):
+    """Whether all services that should run work; `services` lists the others."""
+
+    status: Literal["ok", "failing"]
+    services: list[str] = []
+
+
+class Alive(BaseModel):
+    """The answer of a service that answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ServiceStatus(BaseModel):
+    """One service.
+
+    `age_s` is the time since its main loop wrote its page, `started` seconds since 1970; `rates` are per
+    second.
+    """
+
+    detector: str
+    service: str
+    id: str
+    state: State
+    wanted: bool
+    pid: int | None
+    version: str | None
+    age_s: float | None
+    started: float | None
+    restarts: int | None
+    counters: dict[str, float]
+    rates: dict[str, float]
+
+
+class HealthTable(BaseModel):
+    """All services, working or not; `now` in seconds since 1970."""
+
+    now: float
+    services: list[ServiceStatus]
+
+
+def router(monitoring: Monitoring) -> APIRouter:
+    """Return the routes that read `monitoring`."""
+    routes = APIRouter()
+
+    @routes.get("/metrics", response_class=Response, responses=_TEXT | described(504))
+    async def get_metrics() -> Response:
+        """Return all metrics in the text format of Prometheus."""
+        snapshot = await call(monitoring.snapshot)
+        return Response(snapshot.text, media_type=CONTENT_TYPE)
+
+    @routes.get("/health", responses={503: {"model": Health, "description": "a service does not work"}})
+    async def get_health() -> Health:
+        """Return whether all services that should run work; the status is 503 if one does not."""
+        snapshot = await call(monitoring.snapshot)
+        failing = [service for service in snapshot.services if not service.is_well]
+        if not failing:
+            return Health(status="ok")
+        names = [f"{service.detector}: {service.name}: {service.state}" for service in failing]
+        return JsonResponse(Health(status="failing", services=names).model_dump(), 503)  # pyright: ignore[reportReturnType]
+
+    @routes.get("/health/live")
+    async def get_live() -> Alive:
+        """Return that this service answers."""
+        return Alive()
+
+    @routes.get("/api/health", responses=described(504))
+    async def get_table() -> HealthTable:
+        """Return the state of every service with its counters and rates."""
+        snapshot = await call(monitoring.snapshot)
+        rows = [_status(service, snapshot) for service in snapshot.services]
+        return HealthTable(now=time.time(), services=rows)
+
+    return routes
+
+
+_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+
+def _status(service: ServiceHealth, snapshot: Snapshot) -> ServiceStatus:
+    page = service.page
+    key = page and ServiceKey(service.detector, service.service, service.instance_id, page.started_s)
+    return ServiceStatus(
+        detector=service.detector,
+        service=service.service,
+        id=service.instance_id,
+        state=service.state,
+        wanted=service.is_wanted,
+        pid=page.pid if page else None,
+        version=page.version if page else None,
+        age_s=page.age_s if page else None,
+        started=page.started_s if page else None,
+        restarts=service.n_restarts,
+        counters=snapshot.counters.get(key, {}) if key else {},
+        rates=snapshot.rates.get(key, {}) if key else {},
+    )
