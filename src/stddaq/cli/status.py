@@ -1,36 +1,119 @@
-"""`stddaq status`: show the state of the driver, and its last run."""
+"""`stddaq status`: show the state of the driver, its last run, and the services of this machine."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from stddaq.cli.text import status_line
 from stddaq.daemon.arguments import ArgumentParser
 
-SUMMARY = "show the state of the driver, and how the last run ended"
+if TYPE_CHECKING:
+    from stddaq.daemon.health import ServiceHealth
+
+SUMMARY = "show the state of the driver, how the last run ended, and which services work"
+_HEADER = ("service", "state", "wanted", "heartbeat", "restarts", "pid")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_driver_url()
-    parser.add_argument("--json", action="store_true", help="print the driver's messages as JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="print the driver's messages and the services as JSON"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    from stddaq.cli.account import account_lines
+    """Return 1 if a service that should run does not work."""
+    from stddaq.client import DriverError
+
+    services, rejected = _services()
+    try:
+        status, result = _driver(args.url)
+    except DriverError:
+        # The services show why.
+        if not args.json:
+            _print(_table(services))
+        raise
+    if args.json:
+        rows = [_as_json(service) for service in services]
+        print(json.dumps({"status": dict(status.raw), "last_result": result, "services": rows}))
+    else:
+        from stddaq.cli.account import account_lines
+
+        print(status_line(status))
+        if result is not None:
+            print("last run:")
+            print("\n".join(f"  {line}" for line in account_lines(result)))
+        _print([*_table(services), *rejected])
+    return 0 if all(service.is_well for service in services) else 1
+
+
+def _print(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+def _driver(url: str) -> tuple[Any, Any]:
+    """Return the status of the driver and the account of its last run, if it keeps one."""
     from stddaq.client import DriverClient, UnsupportedError
 
-    with DriverClient(args.url) as driver:
+    with DriverClient(url) as driver:
         status = driver.status()
         try:
-            result = driver.last_result()
+            return status, driver.last_result()
         except UnsupportedError:
-            result = None
-    if args.json:
-        print(json.dumps({"status": dict(status.raw), "last_result": result}))
-        return 0
-    print(status_line(status))
-    if result is not None:
-        print("last run:")
-        print("\n".join(f"  {line}" for line in account_lines(result)))
-    return 0
+            return status, None
+
+
+def _services() -> tuple[list[ServiceHealth], list[str]]:
+    """Return the services of all detectors of this machine, and why some pages are not valid."""
+    from stddaq.daemon.health import health_of
+    from stddaq.daemon.metrics_reader import detectors_with_pages, read_pages
+    from stddaq.wire.default_addresses import ipc_directory
+
+    services: list[ServiceHealth] = []
+    rejected: list[str] = []
+    for detector in detectors_with_pages(ipc_directory()):
+        pages = read_pages(detector, of_any_user=True)
+        services += health_of(detector, pages)
+        rejected += [f"{detector}: {name}: {why}" for name, why in pages.rejected.items()]
+    return services, rejected
+
+
+def _table(services: Sequence[ServiceHealth]) -> list[str]:
+    lines = []
+    for detector in dict.fromkeys(service.detector for service in services):
+        rows = [_HEADER, *(_row(service) for service in services if service.detector == detector)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines.append(f"services of {detector}:")
+        lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return lines
+
+
+def _row(service: ServiceHealth) -> tuple[str, ...]:
+    page = service.page
+    return (
+        service.name,
+        service.state.replace("_", " "),
+        "yes" if service.is_wanted else "no",
+        f"{page.age_s:.1f} s ago" if page else "never",
+        "" if service.n_restarts is None else str(service.n_restarts),
+        str(page.pid) if page and page.is_running else "",
+    )
+
+
+def _as_json(service: ServiceHealth) -> dict[str, object]:
+    page = service.page
+    return {
+        "detector": service.detector,
+        "service": service.service,
+        "id": service.instance_id,
+        "state": service.state,
+        "wanted": service.is_wanted,
+        "pid": page.pid if page else None,
+        "age_s": page.age_s if page else None,
+        "started": page.started_s if page else None,
+        "restarts": service.n_restarts,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from stddaq.daemon.metrics import Metric
@@ -31,10 +31,14 @@ def metrics_text(samples: Iterable[Sample]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def series_text(sample: Sample) -> str:
-    """Return the name and the labels of a sample: `name{label="value"}`."""
-    labels = ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in sample.labels.items())
-    return f"{sample.metric.name}{{{labels}}}"
+def series_text(sample: Sample, without: Sequence[str] = ()) -> str:
+    """Return the name and the labels of a sample, without some: `name{label="value"}`."""
+    labels = ",".join(
+        f'{name}="{value.translate(_ESCAPES)}"'
+        for name, value in sample.labels.items()
+        if name not in without
+    )
+    return f"{sample.metric.name}{{{labels}}}" if labels else sample.metric.name
 
 
 def _number(value: float) -> str:

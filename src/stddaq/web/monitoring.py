@@ -21,6 +21,7 @@ from stddaq.web.metrics_text import Sample, metrics_text, series_text
 from stddaq.web.process_usage import process_usage
 
 CACHE_S = 1.0
+_SERVICE_LABELS = ("detector", "service", "instance_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,9 @@ class Monitoring:
             if service.page:
                 key = _key(service, service.page)
                 counters = {
-                    series_text(sample): sample.value for sample in samples if sample.metric.kind == "counter"
+                    series_text(sample, without=_SERVICE_LABELS): sample.value
+                    for sample in samples
+                    if sample.metric.kind == "counter"
                 }
                 snapshot.counters[key] = counters
                 snapshot.rates[key] = _rates(counters, before.counters.get(key), now - before.time_s)

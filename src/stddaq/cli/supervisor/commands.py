@@ -104,11 +104,19 @@ class Commands:
         modules = receiver_modules(config, expected_modules(config), n_link_sets)
         return [
             *(
-                self.service(f"receiver {m}", receiver, [str(m)], metadata_stream(name, str(m)))
+                self.service(
+                    f"receiver {m}", receiver, [str(m)], metadata_stream(name, str(m)), instance_id=str(m)
+                )
                 for m in modules
             ),
             *(
-                self.service(f"converter {m}", converter, [*arguments, str(m)], endpoints.converter(name, m))
+                self.service(
+                    f"converter {m}",
+                    converter,
+                    [*arguments, str(m)],
+                    endpoints.converter(name, m),
+                    instance_id=str(m),
+                )
                 for m in modules
             ),
             self.service("sync", MODULE_SYNC, (), metadata_stream(name, "image")),
