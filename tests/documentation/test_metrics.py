@@ -1,4 +1,4 @@
-"""The reference of metrics is made from the table in the code: `python tests/documentation/test_metrics.py`."""
+"""The reference of metrics comes from the table in the code: run this file to write it."""
 
 from __future__ import annotations
 
