@@ -11,7 +11,7 @@ class ResponseCounts:
     """The number of responses, `by_class`: `2xx`, `4xx`, ..."""
 
     def __init__(self) -> None:
-        self.by_class = dict.fromkeys(_CLASSES, 0)
+        self.by_class: dict[str, int] = dict.fromkeys(_CLASSES, 0)
 
     def counting(self, app: ASGIApp) -> ASGIApp:
         """Return `app`, with its responses counted."""
