@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from stddaq.dataplane.metadata import ImageMetadata
+from stddaq.dataplane.published_ids import UNCONFIRMED_HOLD_S
 from stddaq.dataplane.ring_buffer import CODE_SHIFT, ring_code
 from stddaq.dataplane.ring_reader import REACH_LIMIT_S, HeldImages, RingReader
 
@@ -21,6 +22,13 @@ class FakeRing:
     def __init__(self) -> None:
         self.sequence, self.stamps = 0, [0] * 4
         self.replaced = False
+        self.claimed = 0
+
+    def claim(self) -> None:
+        self.claimed = self.sequence
+
+    def is_claimed(self, sequence: int) -> bool:
+        return sequence <= self.claimed
 
     def holds(self, image_id: int, sequence: int) -> bool:
         return self.stamps[image_id % 4] == sequence
@@ -38,6 +46,7 @@ class FakeIds:
         self.suspects: set[int] = set()
         self.judged: list[int] = []
         self.unreached: set[int] = set()
+        self.has_unnumbered = False
 
     def catch_up(self) -> None:
         self.suspects |= self.arriving
@@ -174,6 +183,43 @@ def test_copies_from_a_ring_that_was_replaced_are_overwritten_at_once(bench: Ben
     bench.ring.replaced = True
     bench.copy("a", 1, 2)
     assert bench.released() == [("a", [True, True])]
+
+
+SEQUENCES = [OF_THIS_RING + 1, OF_THIS_RING + 2]
+
+
+@pytest.fixture
+def ended(bench: Bench) -> Bench:
+    """A ring whose source has ended; a copy of its two images is held."""
+    images = [ImageMetadata(image_id=i, sequence=sequence) for i, sequence in enumerate(SEQUENCES)]
+    bench.ring.sequence = SEQUENCES[-1]
+    bench.held.add("a", images, bench.clock.now, [False, True])
+    return bench
+
+
+def test_images_of_a_source_that_has_ended_are_held_and_good(ended: Bench) -> None:
+    assert ended.released() == []
+    ended.clock.now += UNCONFIRMED_HOLD_S
+    assert ended.released() == [("a", [False, True])]
+    assert not ended.ids.judged
+
+
+def test_images_of_a_source_that_has_ended_are_overwritten_once_another_source_announces(
+    ended: Bench,
+) -> None:
+    assert ended.released() == []
+    ended.ids.has_unnumbered = True
+    ended.clock.now += UNCONFIRMED_HOLD_S
+    assert ended.released() == [("a", [True, True])]
+
+
+def test_images_of_a_source_that_has_ended_are_held_while_messages_wait(ended: Bench) -> None:
+    ended.held.is_behind = True
+    ended.clock.now += UNCONFIRMED_HOLD_S
+    assert ended.released() == []
+    # One of the messages is of another source.
+    ended.ring.claim()
+    assert ended.released() == [("a", [True, True])]
 
 
 def test_dropped_copies_are_returned_in_order(bench: Bench) -> None:

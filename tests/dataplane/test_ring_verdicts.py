@@ -48,6 +48,26 @@ def test_sequence_continues_when_a_source_is_restarted_on_a_ring_in_use(make: Ma
         assert not reader.holds(8, sequence)
 
 
+def test_only_the_source_that_published_an_image_keeps_others_from_its_slot(make: MakeConfig) -> None:
+    config = make()
+    with RingBuffer(config, "image") as reader:
+        with RingBuffer(config, "image", as_source=True) as first:
+            of_first = put(first, 1)
+            assert reader.has_source_of(of_first)
+        assert not reader.has_source_of(of_first)
+        with RingBuffer(config, "image", as_source=True) as second:
+            of_second = put(second, 2)
+            assert reader.has_source_of(of_second)
+            assert not reader.has_source_of(of_first)
+            # An announcement without number is of the time between the two.
+            assert not reader.is_claimed(of_first)
+            reader.claim()
+            assert reader.is_claimed(of_first)
+            assert not reader.is_claimed(of_second)
+        reader.claim()
+        assert reader.is_claimed(of_second)
+
+
 @pytest.fixture(scope="module")
 def shared_ring() -> Iterator[RingBuffer]:
     with RingBuffer(DetectorConfig.parse(make_config(image_pixel_height=1)), "image") as ring:

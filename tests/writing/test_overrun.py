@@ -22,10 +22,13 @@ from support.processes.recording import (
     images_of,
     read_raw_file,
 )
+from support.processes.rings import RingProcess, other_process
 from support.processes.storage import Storage
 from support.tools.fault_table import Seen
 
 from stddaq.client import RunFailedError
+from stddaq.dataplane.endpoints import metadata_stream
+from stddaq.dataplane.local_peers import path_of
 from stddaq.dataplane.published_ids import UNCONFIRMED_HOLD_S
 
 SHAPE = (8, 16)
@@ -43,14 +46,20 @@ def publish_past_a_stopped_writer(rig: Rig, n_images: int, publish: Any) -> dict
     return rig.account()
 
 
-def assert_only_overwritten_images_are_missing(account: dict[str, Any], n_images: int) -> list[Image]:
-    """Check that each image has a row, and that overwritten ones are named and blank. Return the images."""
+def assert_only_overwritten_images_are_missing(
+    account: dict[str, Any], images: int | Sequence[int]
+) -> list[Image]:
+    """Check that each image has a row, and that overwritten ones are named and blank. Return the images.
+
+    `images`: their number, or their ids.
+    """
+    ids = range(images) if isinstance(images, int) else images
     expected = []
     overwritten = set(account["overwritten_ids"])
     paths = account["files"]["raw"]
     for writer, path in enumerate(paths):
         rows, data = read_raw_file(Path(path))
-        assert rows["image_id"].tolist() == list(range(writer, n_images, len(paths)))
+        assert rows["image_id"].tolist() == list(ids[writer :: len(paths)])
         for row, pixels in zip(rows, data, strict=True):
             image_id = int(row["image_id"])
             if row["status"] == 1:
@@ -60,17 +69,17 @@ def assert_only_overwritten_images_are_missing(account: dict[str, Any], n_images
                 assert row["status"] == OVERWRITTEN
                 assert not pixels.any(), f"image {image_id} has pixels of another image"
                 assert image_id in overwritten
-    for image_id in range(n_images):
+    for image_id in ids:
         image = image_of(image_id, SHAPE)
         lost = image_id in overwritten
         expected.append(Image(image_id, np.zeros_like(image.pixels), OVERWRITTEN) if lost else image)
     assert account["n_overwritten"] == len(overwritten)
-    assert account["n_good"] == n_images - len(overwritten)
+    assert account["n_good"] == len(ids) - len(overwritten)
     return expected
 
 
-def small_images(make_rig: MakeRig) -> Rig:
-    return make_rig(image_pixel_height=SHAPE[0], image_pixel_width=SHAPE[1])
+def small_images(make_rig: MakeRig, **changes: Any) -> Rig:
+    return make_rig(image_pixel_height=SHAPE[0], image_pixel_width=SHAPE[1], **changes)
 
 
 @pytest.mark.fault(
@@ -139,9 +148,7 @@ def test_a_writer_that_was_stopped_while_a_cpp_source_published_everything(
     make_rig: MakeRig, tmp_path: Path, seen: Seen
 ):
     n_images = 1900
-    rig = make_rig(
-        writers=False, number_of_writers=1, image_pixel_height=SHAPE[0], image_pixel_width=SHAPE[1]
-    )
+    rig = small_images(make_rig, writers=False, number_of_writers=1)
     storage = Storage(tmp_path)
     rig.writers = [writer] = [storage.start(rig.deployment, "os:pwritev", "std_det_writer", 0)]
     source = rig.enter(CppSource(rig.deployment.config))
@@ -163,6 +170,97 @@ def test_a_writer_that_was_stopped_while_a_cpp_source_published_everything(
     assert named >= set(range(n_images - N_SLOTS))
     assert account["n_good"] > 0
     seen(f"file_saved; {n_images - N_SLOTS} were overwritten, {len(named)} are named")
+
+
+class LateRig:
+    """A run whose writer lags, because its storage does not respond; the source is a process."""
+
+    def __init__(self, make_rig: MakeRig, directory: Path) -> None:
+        self.rig = small_images(make_rig, writers=False, number_of_writers=1)
+        self.storage = Storage(directory)
+        self.rig.writers = [self.storage.start(self.rig.deployment, "os:pwritev", "std_det_writer", 0)]
+
+    def source(self, first: int, end: int) -> RingProcess:
+        return other_process("publish", self.rig.config, first, end)
+
+    def begin(self) -> None:
+        self.rig.client.start(self.rig.directory)
+        self.rig.client.wait_until_ready(10)
+        self.storage.stop_responding()
+
+    def wait_for(self, n_images: int) -> None:
+        self.rig.client.wait_for(lambda status: status.n_received == n_images, 20, f"{n_images} images")
+
+    def kill(self, source: RingProcess) -> None:
+        source.kill()
+        # The next source replaces it.
+        path_of(metadata_stream(self.rig.config.detector_name, "image")).unlink()
+
+    def publish_as_cpp_source(self, images: Sequence[Image]) -> None:
+        with CppSource(self.rig.deployment.config) as source:
+            source.wait_for_subscriber()
+            for image in images:
+                source.publish(image.image_id, image.pixels)
+            self.wait_for(900)
+
+    def end(self, slow_calls: int = 0) -> dict[str, Any]:
+        """Let the storage respond, after some slow calls, and end the run."""
+        self.storage.respond_slowly(1 + slow_calls, 3 * UNCONFIRMED_HOLD_S if slow_calls else 0.0)
+        return self.rig.end(stop=True)
+
+
+@pytest.fixture
+def late(make_rig: MakeRig, tmp_path: Path) -> LateRig:
+    return LateRig(make_rig, tmp_path)
+
+
+@pytest.mark.fault(
+    fault="writer lags; the source {end}, and one without cursor (C++-like) writes 300 of its slots",
+    state="recording",
+    promise="at least the overwritten images are named: " + KEPT,
+)
+@pytest.mark.parametrize("end", ["ends", "is killed"])
+@pytest.mark.parametrize("slow_calls", [0, 2])
+def test_a_cpp_source_that_continues_on_the_ring_of_a_stddaq_source(
+    late: LateRig, end: str, slow_calls: int, seen: Seen
+):
+    """Slow calls: the ids of the second source are not read yet when the first images are to be judged."""
+    with late.source(0, 600) as source:
+        late.begin()
+        source.go()
+        late.wait_for(600)
+        if end == "is killed":
+            late.kill(source)
+    late.publish_as_cpp_source(images_of(range(1000, 1300), shape=SHAPE))
+    account = late.end(slow_calls)
+    assert_only_overwritten_images_are_missing(account, [*range(600), *range(1000, 1300)])
+    named = set(account["overwritten_ids"])
+    assert set(range(300)) <= named <= set(range(600))
+    seen(f"{account['outcome']}; 300 were overwritten, {len(named)} are named")
+
+
+@pytest.mark.fault(
+    fault="writer lags; the source {end}",
+    state="recording",
+    promise="all images are good",
+)
+@pytest.mark.parametrize("end", ["is killed", "is killed and restarted"])
+def test_images_of_a_source_that_has_ended_are_good(late: LateRig, end: str, seen: Seen):
+    ids = list(range(600))
+    with late.source(0, 600) as source:
+        late.begin()
+        source.go()
+        late.wait_for(600)
+        late.kill(source)
+    if "restarted" in end:
+        ids += range(700, 900)
+        with late.source(700, 900) as source:
+            source.go()
+            late.wait_for(800)
+    account = late.end()
+    assert_only_overwritten_images_are_missing(account, ids)
+    assert account["n_good"] == len(ids)
+    seen(f"{account['outcome']}; {len(ids)} good")
 
 
 @pytest.mark.fault(

@@ -19,6 +19,7 @@ from stddaq.dataplane import connections
 from stddaq.dataplane.id_order import LATE_IDS, IdOrder, Place
 from stddaq.dataplane.ipc_sockets import Connection
 from stddaq.dataplane.metadata import ImageMetadata, MetadataRules, parse
+from stddaq.dataplane.ring_buffer import CODE_SHIFT
 
 # An image is judged this long after its copy, when announcements that were under way have arrived. A longer
 # time is safer, but the source must not reach the slot again meanwhile: 10 ms for 1000 slots at the rate of
@@ -124,11 +125,15 @@ class PublishedIds:
 
     It connects once, as the service's own user, but subscribes only while a source without cursor is read:
     each subscriber costs the source time.
+
+    Attributes:
+        has_unnumbered: whether an announcement without a sequence number of the ring has arrived.
     """
 
-    def __init__(self, stream: str, rules: MetadataRules, n_slots: int) -> None:
+    def __init__(self, stream: str, rules: MetadataRules, n_slots: int, ring_code: int) -> None:
         """Connect to the metadata stream `stream`, an endpoint."""
-        self._rules, self._n_slots = rules, n_slots
+        self._rules, self._n_slots, self._ring_code = rules, n_slots, ring_code
+        self.has_unnumbered = False
         self._hold = min(LONGEST_HOLD_S, HOLD_ROUNDS * n_slots / FASTEST_SOURCE_HZ)
         self._epochs = Epochs(n_slots)
         self._is_following = self._is_confirmed = False
@@ -149,6 +154,7 @@ class PublishedIds:
             self._socket.subscribe(TOPIC)
             self._epochs = Epochs(self._n_slots)
             self._is_following, self._is_confirmed = True, False
+            self.has_unnumbered = False
 
     def ignore(self) -> None:
         """Unsubscribe and forget all ids."""
@@ -184,6 +190,8 @@ class PublishedIds:
         while time.monotonic() < deadline and (messages := self._connection.receive(RECEIVE_BATCH)):
             for metadata in map(parse, messages):
                 if metadata is not None and self._rules.accepts(metadata):
+                    if metadata.sequence >> CODE_SHIFT != self._ring_code:
+                        self.has_unnumbered = True
                     yield metadata.image_id
 
     def has_reached(self, metadata: ImageMetadata) -> bool:

@@ -8,7 +8,8 @@ The cursor segment `<detector_name>-<suffix>-cursor`, an extension, says it: for
 of the image that it holds, 0 while the slot is being written. `ImageMetadata.sequence` carries the same
 number. A reader that finds the announced sequence before and after its copy has copied that image. The cursor
 names the ring that it belongs to, so that it says nothing of another ring with the same name. A std_daq
-service (C++) neither creates nor reads the cursor segment.
+service (C++) neither creates nor reads the cursor segment. When it continues on the ring of a source that has
+ended, the numbers of that source stay; the first reader to notice records that they no longer count.
 
 Several services may write parts of one image, and the source then announces it: each marks its part of a slot
 with a number of its own before it writes, in words behind those of the slots. The source compares them with
@@ -53,6 +54,9 @@ _MAGIC, _IMAGE_BYTES, _N_SLOTS, _HEIGHT, _WIDTH, _DTYPE, _RING_INODE, _SEQUENCE 
 # The source that has the lock, for messages.
 _SOURCE_PID, _SOURCE_UID, _SOURCE_PROGRAM = range(8, 11)
 _PROGRAM_WORDS = 8
+# The number given last before this source came, and the number up to which a source without cursor may have
+# overwritten images of sources that have ended.
+_SINCE, _CLAIMED = range(18, 20)
 _HEADER = 24
 _MAGIC_VALUE = int.from_bytes(b"stddaq-2", "little")
 
@@ -322,10 +326,27 @@ class RingBuffer(Closing):
         name = os.path.basename(sys.argv[0] if sys.argv else "").encode()[: len(program)]  # noqa: PTH119
         program[:] = name.ljust(len(program), b"\0")
         words[_SOURCE_PID], words[_SOURCE_UID] = os.getpid(), os.geteuid()
+        words[_SINCE] = words[_SEQUENCE]
 
     def has_source(self) -> bool:
         """Return whether another process, a source of stddaq, writes this ring. 1 us."""
         return self._cursor.is_locked(_SOURCE)
+
+    def has_source_of(self, sequence: int) -> bool:
+        """Return whether the source that gave this number still writes the ring, and so no other. 1 us."""
+        return sequence > self._words[_SINCE] and self.has_source()
+
+    def claim(self) -> None:
+        """Record that a source without cursor has announced images of this ring. 0.2 us when repeated."""
+        words = self._words
+        last = words[_SEQUENCE]
+        if words[_CLAIMED] < last:
+            # A source that is there now has written its slots itself.
+            words[_CLAIMED] = max(words[_CLAIMED], words[_SINCE] if self.has_source() else last)
+
+    def is_claimed(self, sequence: int) -> bool:
+        """Return whether a source without cursor may have overwritten an image of a source that has ended."""
+        return sequence <= self._words[_CLAIMED]
 
     def slot(self, image_id: int) -> memoryview:
         """The bytes of the slot of image `image_id`, uint8, writable, not copied."""
@@ -440,7 +461,7 @@ class RingBuffer(Closing):
         )
         if self._as_source:
             # The numbers continue, so that none counts as dropped.
-            ring._words[_SEQUENCE] = self.sequence
+            ring._words[_SEQUENCE] = ring._words[_SINCE] = self.sequence
         use(ring)
         self.close()
 

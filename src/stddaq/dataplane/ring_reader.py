@@ -2,8 +2,9 @@
 
 The verdict has two sources. A cursor beside the ring says at once what each slot holds. A ring without cursor
 (a std_daq service in C++) is judged a hold time after the copy, from the ids that its source has published;
-until then the copies wait in `HeldImages`, in order. Writers, live streams and processing stages all use this
-module; forwarders and users' services can.
+until then the copies wait in `HeldImages`, in order. So do images whose source has ended: a source without
+cursor may continue on its ring. Writers, live streams and processing stages all use this module; forwarders
+and users' services can.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon.log import logger
 from stddaq.dataplane import endpoints
 from stddaq.dataplane.metadata import ImageMetadata, MetadataRules, ring_suffix
-from stddaq.dataplane.published_ids import PublishedIds
+from stddaq.dataplane.published_ids import UNCONFIRMED_HOLD_S, PublishedIds
 from stddaq.dataplane.ring_buffer import CODE_SHIFT, RingBuffer
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ class RingReader:
         stream = endpoints.metadata_stream(config.detector_name, ring_suffix(suffix))
         self.ring = RingBuffer(config, suffix)
         self._ring_code = self.ring.code
-        self.published_ids = PublishedIds(stream, self.rules, config.n_slots)
+        self.published_ids = PublishedIds(stream, self.rules, config.n_slots, self._ring_code)
         self._refusal: str | None = None
 
     def has_cursor_for(self, metadata: ImageMetadata) -> bool:
@@ -64,6 +65,23 @@ class RingReader:
         """Return whether the slot holds the complete image. Thread-safe; call it before and after a copy."""
         return self.ring.holds(metadata.image_id, metadata.sequence)
 
+    def is_certain(self, metadata: ImageMetadata) -> bool:
+        """Return whether the cursor alone judges the images just copied, from this one on. 1 us.
+
+        Otherwise their source has ended, and they are to be held: a source without cursor, which does not
+        change the cursor, may have continued on its ring.
+        """
+        ring = self.ring
+        if ring.has_source_of(metadata.sequence):
+            return True
+        if not ring.has_source():
+            self.published_ids.follow()
+        return False
+
+    def is_there(self, metadata: ImageMetadata) -> bool:
+        """Return whether an image of either kind is to be copied."""
+        return self.holds(metadata) if self.has_cursor_for(metadata) else self.expect(metadata)
+
     def slots_left(self, metadata: ImageMetadata) -> int:
         """Return how many images the source can publish before it reaches the slot; needs the cursor."""
         return self._config.n_slots - (self.ring.sequence - metadata.sequence)
@@ -76,6 +94,7 @@ class RingReader:
         """
         self.published_ids.follow()
         self.published_ids.expect(metadata.image_id)
+        self.ring.claim()
         return self.ring.is_written(metadata.image_id)
 
     def watch_source(self) -> None:
@@ -88,7 +107,13 @@ class RingReader:
             self.published_ids.ignore()
         else:
             self.published_ids.follow()
-            self.published_ids.catch_up()
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Add all ids that have been published so far."""
+        self.published_ids.catch_up()
+        if self.published_ids.has_unnumbered:
+            self.ring.claim()
 
     def refuse(self, metadata: ImageMetadata) -> None:
         """Keep the reason why this image does not fit, for `log_refusal`."""
@@ -115,11 +140,11 @@ class RingReader:
 
 @dataclass(slots=True)
 class _Held(Generic[T]):
-    """`verdict`: which of the images are overwritten; None: not known yet."""
+    """`overwritten`: which images are known to be. `images`: to judge the others; empty: all known."""
 
     item: T
     images: Sequence[ImageMetadata]
-    verdict: Sequence[bool] | None
+    overwritten: Sequence[bool]
     copied_at: float
 
 
@@ -127,6 +152,10 @@ class HeldImages(Generic[T]):
     """Copies of images, in order, until it is certain whether their slots still held them.
 
     An item is whatever the caller made of one or more images. The clock is an argument for tests.
+
+    Attributes:
+        is_behind: whether messages wait that say what followed on the ring: images whose source has ended are
+            held until they are read.
     """
 
     def __init__(
@@ -137,6 +166,7 @@ class HeldImages(Generic[T]):
     ) -> None:
         self._reader, self._clock, self._sleep = reader, clock, sleep
         self._held: deque[_Held[T]] = deque()
+        self.is_behind = False
 
     def __len__(self) -> int:
         return len(self._held)
@@ -145,11 +175,23 @@ class HeldImages(Generic[T]):
         """Add a copy whose verdict is known; it waits only for those before it."""
         self._held.append(_Held(item, (), verdict, 0.0))
 
-    def add(self, item: T, images: Sequence[ImageMetadata], copied_at: float) -> None:
-        """Add a copy, made at `copied_at`, of images that the published ids will judge."""
-        # The ids of a ring that was replaced before the copy was complete are those of the new ring.
-        verdict = [True] * len(images) if self._reader.ring.is_replaced() else None
-        self._held.append(_Held(item, images, verdict, copied_at))
+    def add(
+        self,
+        item: T,
+        images: Sequence[ImageMetadata],
+        copied_at: float,
+        overwritten: Sequence[bool] | None = None,
+    ) -> None:
+        """Add a copy, made at `copied_at`, of images that are judged later.
+
+        `overwritten`: which of them are known to be, from the cursor.
+        """
+        found = overwritten or [False] * len(images)
+        if self._reader.ring.is_replaced():
+            # The ids of a ring that was replaced before the copy was complete are those of the new ring.
+            has_cursor_for = self._reader.has_cursor_for
+            found = [known or not has_cursor_for(image) for known, image in zip(found, images, strict=True)]
+        self._held.append(_Held(item, () if all(found) else images, found, copied_at))
 
     @property
     def due_in(self) -> float:
@@ -157,25 +199,31 @@ class HeldImages(Generic[T]):
         if not self._held:
             return float("inf")
         first = self._held[0]
-        if first.verdict is not None:
+        if not first.images:
             return 0.0
-        return max(0.0, first.copied_at + self._reader.published_ids.hold - self._clock())
+        return max(0.0, first.copied_at + self._hold_of(first) - self._clock())
+
+    def _hold_of(self, held: _Held[T]) -> float:
+        if any(map(self._reader.has_cursor_for, held.images)):
+            return UNCONFIRMED_HOLD_S
+        return self._reader.published_ids.hold
 
     def release(self, *, wait: bool = False) -> Iterator[tuple[T, Sequence[bool]]]:
         """Remove the items that are due, and yield each with its verdict: which images are overwritten.
 
         With `wait`, sleep until all of them are due.
         """
-        published_ids = self._reader.published_ids
         caught_up_at = float("-inf")
         while self._held:
             held = self._held[0]
-            verdict = held.verdict
-            if verdict is None:
+            verdict = held.overwritten
+            if held.images:
                 # What was published until the end of the hold time counts; the first id also shortens it.
-                if caught_up_at < held.copied_at + published_ids.hold:
-                    published_ids.catch_up()
+                if caught_up_at < held.copied_at + self._hold_of(held):
+                    self._reader.catch_up()
                     caught_up_at = self._clock()
+                if self.is_behind and not wait and not self._is_decided(held):
+                    return
                 due_in = self.due_in or self._unreached_for(held)
                 if due_in:
                     if not wait:
@@ -183,19 +231,30 @@ class HeldImages(Generic[T]):
                     self._sleep(due_in)
                     caught_up_at = float("-inf")
                     continue
-                verdict = [self._is_overwritten(metadata) for metadata in held.images]
+                known = zip(held.overwritten, held.images, strict=True)
+                verdict = [found or self._is_overwritten(metadata) for found, metadata in known]
             self._held.popleft()
             yield held.item, verdict
 
     def _unreached_for(self, held: _Held[T]) -> float:
         """Seconds to wait before the next look at ids that have not arrived; 0: judge the images now."""
-        reached = self._reader.published_ids.has_reached
-        if all(reached(metadata) for metadata in held.images):
+        has_cursor_for, reached = self._reader.has_cursor_for, self._reader.published_ids.has_reached
+        if all(has_cursor_for(metadata) or reached(metadata) for metadata in held.images):
             return 0.0
-        limit = held.copied_at + self._reader.published_ids.hold + REACH_LIMIT_S
+        limit = held.copied_at + self._hold_of(held) + REACH_LIMIT_S
         return REACH_POLL_S if self._clock() < limit else 0.0
 
+    def _is_decided(self, held: _Held[T]) -> bool:
+        """Return whether messages that wait cannot change the verdict."""
+        reader = self._reader
+        return all(
+            not reader.has_cursor_for(metadata) or reader.ring.is_claimed(metadata.sequence)
+            for metadata in held.images
+        )
+
     def _is_overwritten(self, metadata: ImageMetadata) -> bool:
+        if self._reader.has_cursor_for(metadata):
+            return self._reader.ring.is_claimed(metadata.sequence)
         published_ids = self._reader.published_ids
         # Nothing is known of the slot of an image that the source's own announcements have not reached.
         is_unknown = not published_ids.has_reached(metadata)

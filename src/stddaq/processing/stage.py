@@ -46,7 +46,7 @@ class _Job(Generic[Made]):
 
     image: Image
     is_certain: bool
-    """Whether the verdict is known at once: from the cursor, or because no pixels are read."""
+    """Whether the cursor gives a verdict, or none is needed because no pixels are read."""
     made: Made | None = None
     is_overwritten: bool = False
     error: Exception | None = None
@@ -216,10 +216,14 @@ class Stage(Generic[Made]):
         `wait`: include images whose verdict is not due yet.
         """
         jobs, held = self._jobs, self._held
+        # The first image answers for those after it.
+        has_source: bool | None = None
         while jobs and jobs[0].done_at:
             job = jobs.popleft()
-            if not job.is_certain:
-                held.add(job, [job.image.metadata], job.done_at)
+            if job.is_certain and has_source is None:
+                has_source = not self._output.looks_at_pixels or self._reader.is_certain(job.image.metadata)
+            if not (job.is_certain and has_source):
+                held.add(job, [job.image.metadata], job.done_at, [job.is_overwritten])
             elif held:
                 held.add_judged(job, [job.is_overwritten])
             else:

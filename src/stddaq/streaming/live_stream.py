@@ -134,14 +134,20 @@ class LiveStream:
         if not (reader.holds(metadata) if has_cursor else reader.expect(metadata)):
             self.n_overwritten += 1
             return
-        if not has_cursor and len(self._held) >= self._max_held:
+        if len(self._held) >= self._max_held:
             time.sleep(self._held.due_in)
             self._send_judged()
         taken = self._encoder.take(metadata, reader.ring.slot(metadata.image_id))
         if not has_cursor:
             self._held.add((metadata, taken), [metadata], time.monotonic())
+            return
+        is_overwritten = not reader.holds(metadata)
+        if not reader.is_certain(metadata):
+            self._held.add((metadata, taken), [metadata], time.monotonic(), [is_overwritten])
+        elif self._held:
+            self._held.add_judged((metadata, taken), [is_overwritten])
         else:
-            self._finish(metadata, taken, is_overwritten=not reader.holds(metadata))
+            self._finish(metadata, taken, is_overwritten)
 
     def _send_judged(self) -> None:
         """Send images of a source without cursor whose verdict is due, if it is good."""

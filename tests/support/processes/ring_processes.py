@@ -1,7 +1,8 @@
 """Other users of a ring buffer, as processes: `python ring_processes.py ROLE CONFIGURATION ...`.
 
 Roles: `hold` attaches as a service of stddaq does; `map` only maps the segment, as a C++ service does; `lap`
-keeps overwriting one slot with new images. Each prints `ready`, and exits when its standard input is closed.
+keeps overwriting one slot with new images; `publish` is a source. Each prints `ready`, and exits when its
+standard input is closed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import sys
 import time
 from pathlib import Path
 
+from support.processes.recording import images_of
+
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.ring_buffer import RingBuffer
 
 
@@ -55,9 +59,22 @@ def lap(config: DetectorConfig, suffix: str, announcements: str) -> None:
                 time.sleep(0.0005)
 
 
+def publish(config: DetectorConfig, first_id: str, end_id: str) -> None:
+    """Publish `images_of` the ids to one subscriber, after a line on standard input."""
+    with ImagePublisher(config) as source:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        assert source.wait_for_subscribers(1, 10.0)
+        for image in images_of(range(int(first_id), int(end_id)), shape=config.image_shape):
+            source.publish(image.image_id, image.pixels)
+        wait_for_end()
+
+
 if __name__ == "__main__":
     role, where, *arguments = sys.argv[1:]
     if role == "map":
         map_only(where)
     else:
-        {"hold": hold, "lap": lap}[role](DetectorConfig.model_validate_json(where), *arguments)
+        {"hold": hold, "lap": lap, "publish": publish}[role](
+            DetectorConfig.model_validate_json(where), *arguments
+        )

@@ -28,13 +28,22 @@ class RingProcess:
         configuration = () if role == "map" else (config.model_dump_json(),)
         command = (ring_processes.__file__, role, *configuration, *map(str, arguments))
         self._process = subprocess.Popen(
-            (*within, sys.executable, *command), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            (*within, sys.executable, *command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
 
     def wait_until_ready(self) -> RingProcess:
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"
         return self
+
+    def go(self) -> None:
+        """Send a line."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
 
     def kill(self) -> None:
         self._process.kill()

@@ -146,16 +146,25 @@ class ImageRecorder(Recorder):
     def _copy(self, file: RawFile, batch: _Batch) -> None:
         """Put the images into the file, and hold them until their verdict is known."""
         reader, images = self._reader, batch.images
-        self._source_has_cursor = all(reader.has_cursor_for(image.image_metadata) for image in images)
+        has_cursor_for, holds = reader.has_cursor_for, reader.holds
+        self._source_has_cursor = all(has_cursor_for(image.image_metadata) for image in images)
         if self._source_has_cursor:
-            self._put(file, batch, reader.holds)
-            holds = reader.holds
-            self._held.add_judged(batch, [not holds(image.image_metadata) for image in images])
-            return
-        self._put(file, batch, reader.expect)
-        copied_at = time.monotonic()
-        reader.ring.check_not_replaced()
-        self._held.add(batch, [image.image_metadata for image in images], copied_at)
+            self._put(file, batch, holds)
+            overwritten = [not holds(image.image_metadata) for image in images]
+            if reader.is_certain(images[0].image_metadata):
+                self._held.is_behind = False
+                self._held.add_judged(batch, overwritten)
+                return
+            copied_at = time.monotonic()
+        else:
+            self._put(file, batch, reader.is_there)
+            copied_at = time.monotonic()
+            reader.ring.check_not_replaced()
+            overwritten = [
+                has_cursor_for(image.image_metadata) and not holds(image.image_metadata) for image in images
+            ]
+        self._held.add(batch, [image.image_metadata for image in images], copied_at, overwritten)
+        self._held.is_behind = True
 
     def _put(self, file: RawFile, batch: _Batch, is_there: Callable[[ImageMetadata], bool]) -> None:
         """Put the images into the file; those that are not there, because they are overwritten, as blanks."""
@@ -226,7 +235,11 @@ class ImageRecorder(Recorder):
                 declare(metadata.image_id, metadata.status)
         return None
 
+    def caught_up(self) -> None:
+        self._held.is_behind = False
+
     def settle(self) -> None:
+        self._held.is_behind = False
         while self._held:
             time.sleep(self._held.due_in)
             self._declare_judged()

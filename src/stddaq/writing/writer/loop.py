@@ -180,6 +180,8 @@ class WriterLoop:
             self._flush_when_due()
             if waiting and not waiting[0].HasField("record_image"):
                 self._carry_out(waiting.popleft())
+        if n_received < RECEIVE_LIMIT:
+            self._recorder.caught_up()
         self._flush_when_due()
         return n_received
 

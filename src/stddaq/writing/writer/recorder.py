@@ -33,6 +33,9 @@ class Recorder(Protocol):
         """Write the images. Never raises because of one image."""
         ...
 
+    def caught_up(self) -> None:
+        """Note that all images that have arrived are recorded."""
+
     def settle(self) -> None:
         """Wait a few milliseconds until each recorded image is known to be good or overwritten."""
         ...
