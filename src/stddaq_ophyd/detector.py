@@ -23,7 +23,7 @@ from stddaq_ophyd.core.documents import Document, DocumentsName, documents_of
 from stddaq_ophyd.core.errors import AcquisitionError
 from stddaq_ophyd.core.paths import PathProvider
 from stddaq_ophyd.core.run_counts import RunCounts
-from stddaq_ophyd.core.scalars import Region
+from stddaq_ophyd.core.scalars import Region, WantedScalars
 from stddaq_ophyd.core.settings import Settings
 from stddaq_ophyd.detector_staging import StagedDetector
 from stddaq_ophyd.region_sums import RegionSums
@@ -122,14 +122,11 @@ class StdDaqDetector(StagedDetector):
         await self._follow_paths()
         counts = await self._staged_acquisition().take_point(settings, lambda n, _: status.progress(n))
         self._note_counts(n_images, counts)
-        await self._note_scalars()
+        self._note_scalars()
 
-    async def _note_scalars(self) -> None:
-        """Read the images of the point, as far as their mean and regions are wanted."""
-        acquisition, mean_is_wanted = self._acquisition, self.mean.kind is not Kind.omitted
-        if acquisition is None or not (mean_is_wanted or self._regions.keys):
-            return
-        found = await acquisition.scalars(self._regions.regions, mean=mean_is_wanted)
+    def _note_scalars(self) -> None:
+        """Show the mean and the sums of the point, as far as they are wanted."""
+        found = self._acquisition.scalars if self._acquisition else None
         if found is None:
             return
         if found.mean is not None:
@@ -313,4 +310,8 @@ class StdDaqDetector(StagedDetector):
         if self._exposure is not None:
             exposure: Any = await self._blocking.run(self._exposure.get)
             self.exposure_time.put(float(exposure))
-        return self._settings(n_images, publish_live=self._documents.reads_growing_files)
+        return self._settings(
+            n_images,
+            publish_live=self._documents.reads_growing_files,
+            scalars=WantedScalars(self.mean.kind is not Kind.omitted, self._regions.regions),
+        )

@@ -14,6 +14,7 @@ from stddaq.text import mismatch
 from stddaq_ophyd.core.errors import SettingError
 from stddaq_ophyd.core.paths import PathInfo
 from stddaq_ophyd.core.run_counts import RunCounts
+from stddaq_ophyd.core.scalars import WantedScalars
 from stddaq_ophyd.core.settings import Settings
 from stddaq_ophyd.core.streams import HasStream
 
@@ -126,12 +127,13 @@ class DetectorSignals(Device, HasStream):
     def _stream_name(self) -> str:
         return str(_value(self.stream))
 
-    def _settings(self, n_images: int, *, publish_live: bool) -> Settings:
+    def _settings(self, n_images: int, *, publish_live: bool, scalars: WantedScalars) -> Settings:
         return Settings(
             images_per_event=n_images,
             timeout=float(_value(self.exposure_time)) * n_images + float(_value(self.margin)),
             allow_bad=bool(_value(self.allow_bad)),
             publish_live=publish_live,
+            scalars=scalars,
         )
 
     def _reset_counts(self) -> None:

@@ -26,8 +26,8 @@ from stddaq_ophyd.core.paths import PathInfo
 from stddaq_ophyd.core.publication import Point, Publication
 from stddaq_ophyd.core.ready_images import ReadyImages
 from stddaq_ophyd.core.run_counts import RunCounts
-from stddaq_ophyd.core.run_files import SETTLE_PERIOD_S, check_bad, feed_from_closed, feed_from_growing
-from stddaq_ophyd.core.scalars import Region, Scalars, scalars_of
+from stddaq_ophyd.core.run_files import SETTLE_PERIOD_S, check_bad, feed_from_closed, feed_point
+from stddaq_ophyd.core.scalars import Scalars, scalars_of
 from stddaq_ophyd.core.settings import Settings
 from stddaq_ophyd.core.worker import Worker, uninterrupted
 
@@ -140,11 +140,11 @@ class Acquisition:
                 restart_on_progress=settings.each_image,
                 on_progress=on_progress,
             )
-            after, is_live = await self._read_point(run, images, after, exposure, settings)
+            after, is_live, scalars = await self._read_point(run, images, after, exposure, settings)
             check_bad(run, before, after, n, self._device, allow_bad=settings.allow_bad)
         async with self._guard:
             self._account.add_early(images.n_early)
-            self._point = Point(images.take(n), is_live)
+            self._point = Point(images.take(n), is_live, scalars)
         return after
 
     async def _read_point(
@@ -154,13 +154,14 @@ class Acquisition:
         after: RunCounts,
         exposure: Exposure,
         settings: Settings,
-    ) -> tuple[RunCounts, bool]:
-        """Complete the queue of a point. Return the counts, and whether its files may still grow."""
+    ) -> tuple[RunCounts, bool, Scalars | None]:
+        """Complete the queue of a point. Return the counts, whether its files may still grow, and scalars."""
         n, deadline = settings.images_per_event, time.monotonic() + settings.timeout
-        while run.is_live and settings.publish_live and images.is_ordered:
-            await feed_from_growing(run, images, after, self._files)
+        growing = run.growing_files if settings.publish_live else None
+        while growing is not None and images.is_ordered:
+            scalars = await self._files.run(feed_point, growing, images, after, settings.scalars)
             if images.is_complete:
-                return after, True
+                return after, True, scalars
             left = deadline - time.monotonic()
             if images.is_ordered and left < 0:
                 raise AcquisitionError(
@@ -178,15 +179,15 @@ class Acquisition:
                 # More images came than were waited for, and a writer has not flushed its part of the first.
                 await asyncio.sleep(SETTLE_PERIOD_S)
         await feed_from_closed(run, images, n, self._device, self._files, self._guard)
-        return after, False
+        scalars = None
+        if settings.scalars:
+            scalars = await self._files.run(scalars_of, images.queue, settings.scalars)
+        return after, False, scalars
 
-    async def scalars(self, regions: Mapping[str, Region], *, mean: bool) -> Scalars | None:
-        """Read what is needed of the images of the last point. Raises `AcquisitionError`."""
-        point = self._point
-        if point is None:
-            return None
-        with self._failures.kept():
-            return await self._files.run(scalars_of, point.images, regions, mean=mean)
+    @property
+    def scalars(self) -> Scalars | None:
+        """Return what was wanted of the images of the last point."""
+        return self._point.scalars if self._point else None
 
     async def start_flight(self, n_events: int, settings: Settings) -> None:
         """Start a flight of `n_events`. Return when the camera was triggered. Raises `AcquisitionError`."""

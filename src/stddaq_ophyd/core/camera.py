@@ -64,11 +64,14 @@ class CameraControl:
         """Start to take `n_images`. Raises `AcquisitionError`."""
         if self._camera is None:
             return Exposure()
-        await self._unless_cancelled(self.clear())
+        exposure = await self._unless_cancelled(self._fire(self._camera, n_images))
+        return exposure if isinstance(exposure, Exposure) else Exposure()
+
+    async def _fire(self, camera: Camera, n_images: int) -> Any:
+        await self.clear()
         # When it is cancelled the thread goes on with it.
         self._has_fired = True
-        exposure = await self._unless_cancelled(self._try(self._camera.fire, "triggered", n_images))
-        return exposure if isinstance(exposure, Exposure) else Exposure()
+        return await self._try(camera.fire, "triggered", n_images)
 
     def cancel(self) -> None:
         """Make `fire` raise `AcquisitionStoppedError`. Safe from any thread."""

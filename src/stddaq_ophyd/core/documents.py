@@ -1,7 +1,8 @@
 """The documents that reference images: a frozen description of the file goes in, documents come out.
 
-event-model composes and validates all of them. The RunEngine completes a document in place when it emits it;
-that shows what has been published, because a pause discards documents that were collected and not emitted.
+event-model composes all of them, and validates the first of each kind in a stream. The RunEngine completes
+a document in place when it emits it; that shows what has been published, because a pause discards documents
+that were collected and not emitted.
 """
 
 from __future__ import annotations
@@ -196,7 +197,8 @@ class StreamComposer(Composer):
         resource = self._bundle.stream_resource_doc
         if "run_start" not in resource:
             yield "stream_resource", resource
-        datum = self._bundle.compose_stream_datum(StreamRange(start=first, stop=n_events))
+        # All of a stream have the same form.
+        datum = self._bundle.compose_stream_datum(StreamRange(start=first, stop=n_events), validate=not first)
         self._data.append(datum)
         yield "stream_datum", datum
 

@@ -19,6 +19,7 @@ from stddaq.text import mismatch
 from stddaq_ophyd.core.documents import Composer, Document, Documents, ImageSource
 from stddaq_ophyd.core.errors import AcquisitionError, StreamsMixedError
 from stddaq_ophyd.core.paths import PathInfo
+from stddaq_ophyd.core.scalars import Scalars
 
 
 @dataclass(slots=True)
@@ -27,10 +28,12 @@ class Point:
 
     Attributes:
         is_live: whether the raw files may still grow.
+        scalars: what was wanted of the images.
     """
 
     images: Images
     is_live: bool
+    scalars: Scalars | None = None
     stream: PublishedStream | None = None
     event: int = 0
 

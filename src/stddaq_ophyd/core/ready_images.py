@@ -43,6 +43,12 @@ class ReadyImages:
         return tuple(self._next_rows)
 
     @property
+    def queue(self) -> Images:
+        """Return the images that are in the queue, of which there must have been some."""
+        assert self._queue is not None
+        return self._queue
+
+    @property
     def is_complete(self) -> bool:
         """Return whether all wanted images are, or were, in the queue."""
         return self.n_ready >= self._n_wanted
@@ -72,9 +78,9 @@ class ReadyImages:
 
     def take(self, n_images: int) -> Images:
         """Remove the first `n_images`, which must be in the queue, and return them."""
-        assert self._queue is not None
-        assert n_images <= len(self._queue)
-        taken, self._queue = self._queue[:n_images], self._queue[n_images:]
+        queue = self.queue
+        assert n_images <= len(queue)
+        taken, self._queue = queue[:n_images], queue[n_images:]
         self.n_taken += n_images
         return taken
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from stddaq.files.growing_run import in_order, of_closed_run
+from stddaq.files.growing_run import GrowingFiles, in_order, of_closed_run
 from stddaq.files.run import read_run
 from stddaq.text import mismatch
 from stddaq_ophyd.core.driver_run import DriverRun
 from stddaq_ophyd.core.errors import AcquisitionError
 from stddaq_ophyd.core.ready_images import ReadyImages
 from stddaq_ophyd.core.run_counts import RunCounts
+from stddaq_ophyd.core.scalars import Scalars, WantedScalars, scalars_of
 from stddaq_ophyd.core.worker import Worker
 
 # Between two looks at growing files; a writer flushes within a few milliseconds.
@@ -28,6 +29,19 @@ async def feed_from_growing(run: DriverRun, images: ReadyImages, counts: RunCoun
         rows = images.next_rows
         ids = await files.run(growing.ids, rows, counts.rows)
         images.feed(in_order(growing.files, rows, ids), counts)
+
+
+def feed_point(
+    growing: GrowingFiles, images: ReadyImages, counts: RunCounts, wanted: WantedScalars
+) -> Scalars | None:
+    """Do the same for a queue that only the caller uses. Return what is `wanted` of a complete one.
+
+    The files are opened once for both.
+    """
+    rows = images.next_rows
+    with growing.opened(rows, counts.rows) as opened:
+        images.feed(in_order(growing.files, rows, growing.ids(rows, counts.rows, opened)), counts)
+        return scalars_of(images.queue, wanted, opened) if wanted and images.is_complete else None
 
 
 async def feed_from_closed(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from stddaq_ophyd.core.scalars import WantedScalars
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +17,7 @@ class Settings:
         each_image: the timeout of a point is that of each image, too.
         allow_bad: whether damaged, overwritten, failed and skipped images are accepted.
         publish_live: whether images may be published before their files are closed.
+        scalars: what to read of the images of a point.
     """
 
     images_per_event: int
@@ -22,3 +25,4 @@ class Settings:
     each_image: bool = False
     allow_bad: bool = False
     publish_live: bool = True
+    scalars: WantedScalars = field(default_factory=WantedScalars)

@@ -16,8 +16,8 @@ FLUSH_PERIOD_S = 0.2
 QUIET_S = 0.002
 # Shortest time between two flushes, also when the stream pauses again and again.
 FLUSH_SPACING_S = 0.005
-# After a pause of this length a flush of the first image is no load, even if more images follow.
-LONG_PAUSE_S = 0.01
+# After a pause of this length an image has a flush of its own anyway, so that it may come at once.
+LONG_PAUSE_S = FLUSH_SPACING_S
 
 
 class FlushSchedule:
