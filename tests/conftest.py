@@ -80,13 +80,16 @@ def directory(tmp_path: Path) -> Path:
 def make_rig(make_deployment: Callable[..., Deployment], directory: Path) -> Iterator[MakeRig]:
     """Return a function that makes rigs of a configuration: `make_rig(number_of_writers=8, driver=["-m"])`.
 
-    The driver runs, and the writers unless `writers=False`; the source is made on first use.
+    The driver runs, and the writers unless `writers=False`; the source is made on first use. A `tolerant`
+    driver keeps writers that the test has stopped.
     """
     with ExitStack() as made:
 
-        def make(driver: Sequence[object] = (), writers: bool = True, **overrides: Any) -> Rig:
+        def make(
+            driver: Sequence[object] = (), writers: bool = True, tolerant: bool = False, **overrides: Any
+        ) -> Rig:
             rig = made.enter_context(Rig(make_deployment(**overrides), directory))
-            rig.start_driver(*driver)
+            rig.start_driver(*driver, tolerant=tolerant)
             return rig.start_writers() if writers else rig
 
         yield make

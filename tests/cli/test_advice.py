@@ -69,7 +69,7 @@ def test_the_file_of_a_killed_writer_is_readable_after_the_repair(
     rig.directory.mkdir()
     rig.begin(n_image=20)
     rig.publish(images_of(range(10)))
-    rig.client.wait_for(lambda status: status.count == 10, 5, "10 images")
+    rig.client.wait_for(lambda status: status.count == 10, 20, "10 images")
     rig.writers[0].kill()
     with pytest.raises(RunFailedError):
         rig.client.wait_until_saved(10)

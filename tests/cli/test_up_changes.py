@@ -93,7 +93,7 @@ def command_of_a_plain_client(url: str, command: dict[str, object]) -> dict[str,
         try:
             with connect(url) as connection:
                 connection.send(json.dumps(command))
-                return json.loads(connection.recv(timeout=5))
+                return json.loads(connection.recv(timeout=20))
         except (OSError, ConnectionClosed):
             return None
 

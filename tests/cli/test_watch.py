@@ -37,7 +37,7 @@ def stream_of(
     """Yield a live stream and a function that publishes images with given ids."""
     with ImagePublisher(DetectorConfig.parse(deployment.config)) as source:
         stream = start_live_stream(deployment, *args)
-        assert source.wait_for_subscribers(1, 5)
+        assert source.wait_for_subscribers(1, 20)
 
         def publish(ids: range) -> None:
             for image_id in ids:

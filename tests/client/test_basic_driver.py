@@ -50,16 +50,16 @@ def test_a_run_is_recorded_and_followed_to_its_end(basic_driver: BasicDriver, di
 def test_states_that_were_missed_do_not_hold_up_a_wait(directory: Path):
     with BasicDriver(image_rate=1e6, preparation_s=0.001) as peer, DriverClient(peer.url) as driver:
         driver.start(directory, n_image=1)
-        driver.wait_until_ready(timeout=5)
+        driver.wait_until_ready(timeout=20)
         # No state between `started` and `idle` was sent.
-        assert driver.wait_until_saved(timeout=5).status in ENDED
+        assert driver.wait_until_saved(timeout=20).status in ENDED
 
 
 def test_runs_follow_each_other(basic_driver: BasicDriver, directory: Path):
     with DriverClient(basic_driver.url) as driver:
         for n_image in (1, 50, 10):
             driver.start(directory, n_image=n_image)
-            assert driver.wait_until_saved(timeout=5).status in ENDED
+            assert driver.wait_until_saved(timeout=20).status in ENDED
 
 
 def test_stop_ends_a_run_without_limit(basic_driver: BasicDriver, directory: Path):
@@ -67,7 +67,7 @@ def test_stop_ends_a_run_without_limit(basic_driver: BasicDriver, directory: Pat
         driver.start(directory)
         driver.wait_for(lambda status: bool(status.count), timeout=5)
         driver.stop()
-        assert driver.wait_until_saved(timeout=5).status in ENDED
+        assert driver.wait_until_saved(timeout=20).status in ENDED
 
 
 def test_a_failing_run_raises_with_the_reason(basic_driver: BasicDriver, directory: Path):
@@ -75,7 +75,7 @@ def test_a_failing_run_raises_with_the_reason(basic_driver: BasicDriver, directo
     with DriverClient(basic_driver.url) as driver:
         driver.start(directory)
         with pytest.raises(RunFailedError, match="disk full") as failure:
-            driver.wait_until_saved(timeout=5)
+            driver.wait_until_saved(timeout=20)
     assert failure.value.result is None
 
 
@@ -83,7 +83,7 @@ def test_a_directory_that_the_driver_refuses_fails_the_run_at_once(basic_driver:
     with DriverClient(basic_driver.url) as driver:
         driver.start(tmp_path / "absent")
         with pytest.raises(RunFailedError, match="not a directory"):
-            driver.wait_until_ready(timeout=5)
+            driver.wait_until_ready(timeout=20)
 
 
 def test_a_second_start_is_busy(basic_driver: BasicDriver, directory: Path):
@@ -93,7 +93,7 @@ def test_a_second_start_is_busy(basic_driver: BasicDriver, directory: Path):
         with pytest.raises(DriverBusyError, match="busy"):
             other.start(directory)
         driver.stop()
-        assert driver.wait_until_saved(timeout=5).status in ENDED
+        assert driver.wait_until_saved(timeout=20).status in ENDED
 
 
 def test_a_bad_start_is_refused_before_it_is_sent(basic_driver: BasicDriver, directory: Path):
@@ -122,7 +122,7 @@ def test_a_run_of_another_client_can_be_followed_and_stopped(basic_driver: Basic
         starter.start(directory)
     with DriverClient(basic_driver.url) as driver:
         driver.stop()
-        assert driver.wait_until_saved(timeout=5).status in ENDED
+        assert driver.wait_until_saved(timeout=20).status in ENDED
 
 
 def test_a_wait_ends_at_its_timeout_and_the_client_stays_usable(basic_driver: BasicDriver):

@@ -44,7 +44,7 @@ def test_announced_images_are_those_in_the_ring(
     config = DetectorConfig.parse(deployment.config)
     images = random_images(config, 20)
     with ImagePublisher(config) as publisher, ImageReader(deployment) as reader:
-        assert publisher.wait_for_subscribers(1, timeout=5)
+        assert publisher.wait_for_subscribers(1, timeout=20)
         sequences = [publisher.publish(7 + 3 * i, image) for i, image in enumerate(images)]
         received = reader.receive(len(images))
     assert [image.image_id for image in received] == [7 + 3 * i for i in range(20)]
@@ -80,7 +80,7 @@ def test_the_wait_for_subscribers_ends_at_its_timeout(deployment: Deployment, co
 def test_subscribers_that_leave_are_no_longer_counted(deployment: Deployment, config: DetectorConfig) -> None:
     with ImagePublisher(config) as publisher:
         with ImageReader(deployment), ImageReader(deployment):
-            assert publisher.wait_for_subscribers(2, timeout=5)
+            assert publisher.wait_for_subscribers(2, timeout=20)
         wait_until(lambda: publisher.count_subscribers() == 0, what="the end of both subscriptions")
 
 
@@ -100,7 +100,7 @@ def test_overwritten_slot_is_not_trusted(config: DetectorConfig) -> None:
 def test_status_and_fields_apply_to_one_image_only(deployment: Deployment, config: DetectorConfig) -> None:
     (image,) = random_images(config, 1)
     with ImagePublisher(config) as publisher, ImageReader(deployment) as reader:
-        assert publisher.wait_for_subscribers(1, timeout=5)
+        assert publisher.wait_for_subscribers(1, timeout=20)
         publisher.metadata.gf.scan_id = 3
         publisher.publish(0, image, MISSING_PACKETS)
         publisher.metadata.gf.scan_id = 4
@@ -115,7 +115,7 @@ def test_image_of_another_shape_or_type_is_refused_and_not_announced(
 ) -> None:
     height, width = config.image_shape
     with ImagePublisher(config) as publisher, ImageReader(deployment) as reader:
-        assert publisher.wait_for_subscribers(1, timeout=5)
+        assert publisher.wait_for_subscribers(1, timeout=20)
         for wrong in (np.zeros((width, height), config.dtype), np.zeros((height, width), np.float32)):
             with pytest.raises(SourceError, match=r"expected shape \(32, 48\) of uint16, got "):
                 publisher.publish(0, wrong)
@@ -129,7 +129,7 @@ def test_second_publisher_of_a_detector_is_refused_and_the_first_continues(
 ) -> None:
     (image,) = random_images(config, 1)
     with ImagePublisher(config) as publisher, ImageReader(deployment) as reader:
-        assert publisher.wait_for_subscribers(1, timeout=5)
+        assert publisher.wait_for_subscribers(1, timeout=20)
         with pytest.raises(EndpointError, match="another running service"):
             ImagePublisher(config)
         publisher.publish(0, image)

@@ -123,7 +123,7 @@ def test_the_described_service_subtracts_the_dark_image(deployment: Deployment, 
     np.save(dark, np.full(config.image_shape, 10, config.dtype))
     deployment.run(sys.executable, program, deployment.config_path, "--dark", dark, ready="ready")
     with ImagePublisher(config) as source, StreamReader(deployment, "subtracted") as reader:
-        assert source.wait_for_subscribers(1, 5)
+        assert source.wait_for_subscribers(1, 20)
         source.publish(0, np.full(config.image_shape, 12, config.dtype))
         source.publish(1, np.full(config.image_shape, 8, config.dtype))
         values = [set(image.pixels.flat) for image in reader.receive(2)]

@@ -87,7 +87,7 @@ def test_flat_field_example_makes_a_stream_that_writers_record(
         *("--dark", calibration[0], "--flat", calibration[1]),
         ready="ready",
     )
-    assert rig.source.wait_for_subscribers(1, 5)
+    assert rig.source.wait_for_subscribers(1, 20)
     rig.client.start(rig.directory, n_image=20)
     rig.client.wait_until_ready(10)
     illumination = np.linspace(0, 90_000, 20)

@@ -222,7 +222,7 @@ def publishing(deployment: Deployment) -> Iterator[Callable[[range], None]]:
     config = DetectorConfig.parse(deployment.config)
     pixels = np.ones(config.image_shape, config.dtype)
     with ImagePublisher(config) as source:
-        assert source.wait_for_subscribers(1, 5.0)
+        assert source.wait_for_subscribers(1, 20)
 
         def publish(ids: range) -> None:
             for image_id in ids:

@@ -24,7 +24,7 @@ def make_compressing_rig(make_rig: MakeRig) -> tuple[Rig, Service]:
 def start_compressor(rig: Rig) -> Service:
     """Start a compressor. Return when source, compressor and driver are connected."""
     started = rig.deployment.start("std_data_compress_h5bitshuffle_lz4", "-t", 2)
-    assert rig.source.wait_for_subscribers(1, 5)
+    assert rig.source.wait_for_subscribers(1, 20)
     started.wait_for_line("n_subscribers=1")
     return started
 

@@ -43,7 +43,7 @@ def test_arbitrary_bytes_at_the_port_of_a_live_stream_do_not_disturb_its_viewers
     stream = start_live_stream(deployment)
     host, port = "127.0.0.1", int(stream.address.rpartition(":")[2])
     with ImagePublisher(DetectorConfig.parse(deployment.config)) as publisher, ExitStack() as opened:
-        assert publisher.wait_for_subscribers(1, 5)
+        assert publisher.wait_for_subscribers(1, 20)
         viewer = opened.enter_context(subscribed(stream))
         other_peers: list[socket.socket] = []
         image_ids = iter(range(10**6))

@@ -74,7 +74,7 @@ def test_incompressible_images_are_recorded_with_all_others(make_rig: MakeRig):
     images = images_of(range(20))
     noise = np.random.default_rng(1).integers(0, 2**16, (32, 48), "u2").astype("<u2")
     images[5] = Image(5, noise)
-    assert rig.source.wait_for_subscribers(1, 5)
+    assert rig.source.wait_for_subscribers(1, 20)
     begin(rig, n_image=20)
     rig.publish(images)
     assert_saved(rig.end(), images)
@@ -90,7 +90,7 @@ def test_damage_and_loss_of_the_source_are_in_the_account_of_the_compressed_run(
     rig.deployment.start("std_data_compress_h5bitshuffle_lz4", "-t", 2)
     images = [image for image in images_of(range(30)) if image.image_id not in (11, 12)]
     images[4] = Image(4, images[4].pixels, status=2)
-    assert rig.source.wait_for_subscribers(1, 5)
+    assert rig.source.wait_for_subscribers(1, 20)
     begin(rig, n_image=28)
     rig.publish(images)
     account = rig.end()
@@ -105,7 +105,7 @@ def test_filtered_images_are_recorded_from_the_ring_of_the_source(make_rig: Make
     rig.deployment.start("std_gf_filter", *(["--no_filter"] if no_filter else []))
     images = images_of(range(90))
     stored = [image for image in images if no_filter or image.image_id % 3 == 0]
-    assert rig.source.wait_for_subscribers(1, 5)
+    assert rig.source.wait_for_subscribers(1, 20)
     begin(rig, n_image=len(stored))
     for image in images:
         rig.source.metadata.gf.store_image = image.image_id % 3 == 0
@@ -121,7 +121,7 @@ def test_compressor_follows_the_filter(make_deployment: Callable[..., Deployment
     with ExitStack() as stack:
         publisher = stack.enter_context(ImagePublisher(DetectorConfig.parse(deployment.config)))
         deployment.start("std_gf_filter")
-        assert publisher.wait_for_subscribers(1, 5)
+        assert publisher.wait_for_subscribers(1, 20)
         deployment.start("std_data_compress_blosc2", "-t", 2, "-s", "filter")
         stack.enter_context(StreamReader(deployment, "filter"))  # It connects after the compressor.
         reader = stack.enter_context(StreamReader(deployment, "blosc2"))

@@ -84,7 +84,7 @@ def test_compressed_images_are_those_of_the_source_in_order(
     config = DetectorConfig.parse(deployment.config)
     with ImagePublisher(config) as source:
         start_compressor(deployment, suffix, threads=3)
-        assert source.wait_for_subscribers(1, 5)
+        assert source.wait_for_subscribers(1, 20)
         with StreamReader(deployment, suffix) as reader:
             how = {"shape": config.image_shape, "dtype": config.dtype.str}
             images = [image_of(i, status=1 + i % 2, **how) for i in range(5, 500, 3)]
@@ -105,7 +105,7 @@ def test_compressed_images_keep_their_detector_fields(deployment: Deployment):
     config = DetectorConfig.parse(deployment.config)
     with ImagePublisher(config) as source:
         start_compressor(deployment, "blosc2")
-        assert source.wait_for_subscribers(1, 5)
+        assert source.wait_for_subscribers(1, 20)
         with StreamReader(deployment, "blosc2") as reader:
             source.metadata.gf.scan_id = 17
             publish(source, images_of(range(3)))
@@ -118,7 +118,7 @@ def test_incompressible_images_are_stored_without_compression(deployment: Deploy
     images = [noise_of(0, config), image_of(1), noise_of(2, config), image_of(3)]
     with ImagePublisher(config) as source:
         service = start_compressor(deployment, suffix)
-        assert source.wait_for_subscribers(1, 5)
+        assert source.wait_for_subscribers(1, 20)
         with StreamReader(deployment, suffix) as reader:
             publish(source, images)
             received = reader.receive(4)
@@ -135,7 +135,7 @@ def test_blob_has_blocks_of_the_requested_size(deployment: Deployment):
     image = image_of(0)
     with ImagePublisher(config) as source:
         start_compressor(deployment, "h5bitshuffle-lz4", "-b", 256)
-        assert source.wait_for_subscribers(1, 5)
+        assert source.wait_for_subscribers(1, 20)
         with StreamReader(deployment, "h5bitshuffle-lz4") as reader:
             publish(source, [image])
             (received,) = reader.receive(1)
@@ -150,7 +150,7 @@ def test_levels_of_blosc2_differ_in_size(deployment: Deployment):
     with ImagePublisher(config) as source:
         for level in (0, 9):
             service = start_compressor(deployment, "blosc2", "-l", level)
-            assert source.wait_for_subscribers(1, 5)
+            assert source.wait_for_subscribers(1, 20)
             with StreamReader(deployment, "blosc2") as reader:
                 publish(source, [image])
                 (received,) = reader.receive(1)
@@ -185,7 +185,7 @@ def test_hdf5_filters_read_the_output_of_compressors(
     ]
     with ImagePublisher(config) as source:
         start_compressor(deployment, suffix)
-        assert source.wait_for_subscribers(1, 5)
+        assert source.wait_for_subscribers(1, 20)
         with StreamReader(deployment, suffix) as reader:
             publish(source, images)
             received = reader.receive(3)
@@ -229,7 +229,7 @@ def test_overwritten_images_are_forwarded_as_overwritten_without_pixels(deployme
     config = DetectorConfig.parse(deployment.config)
     with ImagePublisher(config) as source:
         service = start_compressor(deployment, "h5bitshuffle-lz4")
-        assert source.wait_for_subscribers(1, 5)
+        assert source.wait_for_subscribers(1, 20)
         with StreamReader(deployment, "h5bitshuffle-lz4") as reader:
             service.send(signal.SIGSTOP)
             images = images_of(range(1010))
@@ -309,7 +309,7 @@ def test_compressor_follows_a_new_ring_while_images_arrive(make_deployment: Make
     config = DetectorConfig.parse(deployment.config)
     with ImagePublisher(config) as source:
         start_compressor(deployment, "h5bitshuffle-lz4")
-        assert source.wait_for_subscribers(1, 5)
+        assert source.wait_for_subscribers(1, 20)
         with StreamReader(deployment, "h5bitshuffle-lz4") as reader:
             ring, image_ids = SHM_DIRECTORY / f"{config.detector_name}-image", iter(range(10**9))
             ring.unlink()
@@ -332,7 +332,7 @@ def test_restart_of_image_ids_is_forwarded_in_order(deployment: Deployment):
     images = [*images_of(range(40)), *images_of(range(40), salt=1), *images_of([7] * 5, salt=2)]
     with ImagePublisher(config) as source:
         start_compressor(deployment, "h5bitshuffle-lz4", threads=4)
-        assert source.wait_for_subscribers(1, 5)
+        assert source.wait_for_subscribers(1, 20)
         with StreamReader(deployment, "h5bitshuffle-lz4") as reader:
             for image in images:
                 source.publish(image.image_id, image.pixels)
@@ -349,7 +349,7 @@ def test_busy_compressor_ends_at_once(deployment: Deployment, signal_number: int
     config = DetectorConfig.parse(deployment.config)
     with ImagePublisher(config) as source:
         service = start_compressor(deployment, "blosc2")
-        assert source.wait_for_subscribers(1, 5)
+        assert source.wait_for_subscribers(1, 20)
         publish(source, images_of(range(900)))
         assert service.end(signal_number, timeout=5) == 0
     assert service.stderr == []
@@ -361,7 +361,7 @@ def test_restarted_compressor_continues(deployment: Deployment):
         service = start_compressor(deployment, "blosc2")
         with StreamReader(deployment, "blosc2") as reader:
             for begin in (0, 10):
-                assert source.wait_for_subscribers(1, 5)
+                assert source.wait_for_subscribers(1, 20)
                 service.wait_for_line("n_subscribers=1,")
                 images = images_of(range(begin, begin + 5))
                 publish(source, images)
@@ -381,7 +381,7 @@ def test_lost_and_malformed_messages_are_counted(deployment: Deployment):
     config = DetectorConfig.parse(deployment.config)
     with ImagePublisher(config) as source:
         service = start_compressor(deployment, "blosc2")
-        assert source.wait_for_subscribers(1, 5)
+        assert source.wait_for_subscribers(1, 20)
         with StreamReader(deployment, "blosc2") as reader:
             publish(source, images_of([0]))
             source.socket.send(b"\xff")

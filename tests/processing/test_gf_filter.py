@@ -19,7 +19,7 @@ from stddaq.processing import gf_filter
 def test_the_filter_forwards_messages_with_its_own_sequence_numbers(deployment: Deployment):
     with ImagePublisher(DetectorConfig.parse(deployment.config)) as source:
         service = deployment.start("std_gf_filter")
-        assert source.wait_for_subscribers(1, 5)
+        assert source.wait_for_subscribers(1, 20)
         with StreamReader(deployment, "filter") as reader:
             sent = []
             for image in images_of(range(3000)):
@@ -40,7 +40,7 @@ def test_images_overwritten_before_filtering_are_forwarded_and_readers_notice(
 ):
     with ImagePublisher(DetectorConfig.parse(deployment.config)) as source:
         service = deployment.start("std_gf_filter", "-n")
-        assert source.wait_for_subscribers(1, 5)
+        assert source.wait_for_subscribers(1, 20)
         with StreamReader(deployment, "filter") as reader:
             service.send(signal.SIGSTOP)
             for image in images_of(range(1100)):

@@ -66,7 +66,7 @@ def test_new_images_are_published_in_the_order_of_the_source(
     deployment: Deployment, config: DetectorConfig, source: ImagePublisher, threads: int
 ):
     start(deployment, "negate", "-t", threads)
-    assert source.wait_for_subscribers(1, 5)
+    assert source.wait_for_subscribers(1, 20)
     images = [image_of(i, status=1 + i % 2) for i in range(300)]
     with StreamReader(deployment, "negated") as reader:
         source.metadata.gf.scan_time = 5
@@ -83,7 +83,7 @@ def test_writers_follow_a_new_stream_by_its_suffix(make_rig: MakeRig):
     for i in range(2):
         rig.deployment.start("std_det_writer", i, "-s", "negated")
     start(rig.deployment, "negate", "-t", 2)
-    assert rig.source.wait_for_subscribers(1, 5)
+    assert rig.source.wait_for_subscribers(1, 20)
     rig.client.start(rig.directory, n_image=50)
     rig.client.wait_until_ready(10)
     images = images_of(range(50))
@@ -97,7 +97,7 @@ def test_image_whose_processing_fails_is_forwarded_as_undefined_and_the_service_
     deployment: Deployment, config: DetectorConfig, source: ImagePublisher
 ):
     service = start(deployment, "negate")
-    assert source.wait_for_subscribers(1, 5)
+    assert source.wait_for_subscribers(1, 20)
     with StreamReader(deployment, "negated") as reader:
         for image in images_of(range(3)):
             source.metadata.gf.scan_id = 13 if image.image_id == 1 else 12
@@ -115,7 +115,7 @@ def test_filter_can_select_images_by_their_pixels(make_rig: MakeRig):
     for i in range(2):
         rig.deployment.start("std_det_writer", i)  # The images remain in the ring of the source.
     service = start(rig.deployment, "bright", "-t", 2)
-    assert rig.source.wait_for_subscribers(1, 5)
+    assert rig.source.wait_for_subscribers(1, 20)
     images = [Image(i, np.full((32, 48), i * 7 % 200, "<u2")) for i in range(120)]
     bright = [image for image in images if image.pixels[0, 0] >= 100]
     rig.client.start(rig.directory, n_image=len(bright))
@@ -131,7 +131,7 @@ def test_filter_forwards_images_that_it_could_not_read_as_overwritten(
     deployment: Deployment, source: ImagePublisher
 ):
     service = start(deployment, "bright")
-    assert source.wait_for_subscribers(1, 5)
+    assert source.wait_for_subscribers(1, 20)
     with StreamReader(deployment, "bright") as reader:
         service.send(signal.SIGSTOP)
         dark = np.zeros((32, 48), "<u2")
@@ -152,7 +152,7 @@ def test_images_of_another_size_have_their_own_configuration(
     path = tmp_path / "halved.json"
     path.write_text(json.dumps(halved))
     start(deployment, "halve", "--output-config", path)
-    assert source.wait_for_subscribers(1, 5)
+    assert source.wait_for_subscribers(1, 20)
     config = DetectorConfig.parse(halved)
     with StreamReader(deployment, "halved", config) as reader:
         publish(source, images_of(range(4)))
@@ -167,7 +167,7 @@ def test_service_that_is_slower_than_its_source_still_gets_images(
     deployment: Deployment, source: ImagePublisher
 ):
     start(deployment, "negate", "--pause", 0.005)
-    assert source.wait_for_subscribers(1, 5)
+    assert source.wait_for_subscribers(1, 20)
     image = image_of(0)
     with StreamReader(deployment, "negated") as reader:
         for image_id in range(4000):
@@ -200,7 +200,7 @@ def test_hanging_function_does_not_keep_the_service_from_ending(
     deployment: Deployment, source: ImagePublisher
 ):
     service = start(deployment, "negate", "--pause", 600)
-    assert source.wait_for_subscribers(1, 5)
+    assert source.wait_for_subscribers(1, 20)
     publish(source, images_of(range(3)))
     service.wait_for_line("processed_times=0")
     began = time.monotonic()

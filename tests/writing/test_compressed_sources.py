@@ -62,7 +62,7 @@ class Compressor(Closing):
         self._ring = RingBuffer(config, suffix)
 
     def wait_for_subscriber(self) -> None:
-        assert self._stream.poll(5000)
+        assert self._stream.poll(20000)
 
     def publish(self, image_id: int, content: bytes, size: int | None = None) -> None:
         self._ring.begin(image_id)[: len(content)] = content
@@ -97,7 +97,7 @@ def test_compressed_images_are_stored_byte_for_byte_and_read_by_filters(make_rig
     compressor = rig.enter(Compressor(rig.deployment, suffix))
     compressor.wait_for_subscriber()
     rig.client.start(rig.directory, n_image=15)
-    rig.client.wait_until_ready(5)
+    rig.client.wait_until_ready(20)
     compressor.publish(99, contents[0], size=0)  # A message without a size is not an image.
     for image, content in zip(images, contents, strict=True):
         compressor.publish(image.image_id, content)
@@ -116,18 +116,18 @@ def test_compressed_images_are_stored_byte_for_byte_and_read_by_filters(make_rig
 
 def test_overwritten_compressed_images_have_no_pixels(make_rig: MakeRig):
     suffix = "h5bitshuffle-lz4"
-    rig = make_rig(driver=["-s", suffix], writers=False, number_of_writers=1)
+    rig = make_rig(driver=["-s", suffix], writers=False, tolerant=True, number_of_writers=1)
     writer = rig.deployment.start("std_det_writer", 0, "-s", suffix)
     old, new = image_of(0), image_of(1000)
     (old_content,), (new_content,) = compress([old], suffix), compress([new], suffix)
     compressor = rig.enter(Compressor(rig.deployment, suffix))
     compressor.wait_for_subscriber()
     rig.client.start(rig.directory, n_image=2)
-    rig.client.wait_until_ready(5)
+    rig.client.wait_until_ready(20)
     writer.send(signal.SIGSTOP)
     compressor.publish(0, old_content)
     compressor.publish(1000, new_content)
-    rig.client.wait_for(lambda status: status.n_received == 2, 5)
+    rig.client.wait_for(lambda status: status.n_received == 2, 20)
     writer.send(signal.SIGCONT)
     account = rig.end()
     assert account["overwritten_ids"] == [0]

@@ -59,7 +59,7 @@ def test_a_run_with_cpp_writers_can_be_stopped(make_rig: MakeRig):
     images = images_of(range(9))
     rig.begin()
     rig.publish(images)
-    rig.client.wait_for(lambda status: status.n_received == 9, 5)
+    rig.client.wait_for(lambda status: status.n_received == 9, 20)
     assert_saved(rig.end(stop=True), images)
 
 
@@ -78,7 +78,7 @@ def test_a_killed_cpp_writer_is_named_and_none_of_its_images_counts_as_recorded(
     rig.wait_for_count(10)
     killed.kill()
     with pytest.raises(RunFailedError, match="writer 0"):
-        rig.client.wait_until_saved(3)
+        rig.client.wait_until_saved(20)
     account = rig.account()
     assert (account["count"], account["n_good"]) == (20, 10)
     assert account["failed_ids"] == list(range(0, 20, 2))
@@ -177,7 +177,7 @@ def test_a_cpp_ring_that_is_replaced_ends_the_run_before_old_pixels_are_recorded
     source.remake_ring()
     publish(images[1000:])  # These reuse the first slots.
     with pytest.raises(RunFailedError, match=f"/dev/shm/{rig.deployment.detector_name}-image: was removed"):
-        rig.client.wait_until_saved(5)
+        rig.client.wait_until_saved(20)
     account = rig.account()
     assert account["n_good"] == 20
     assert set(account["failed_ids"]) <= set(range(1000, 1020))

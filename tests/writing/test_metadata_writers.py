@@ -106,7 +106,7 @@ def test_metadata_rows_are_readable_during_the_run(make_rig: MakeRig):
             rows: Any = file[f"{rig.config.detector_name}/metadata"]
             return len(rows)
 
-    wait_until(lambda: n_rows() == 500, 2, "500 rows")
+    wait_until(lambda: n_rows() == 500, 20, "500 rows")
     rig.end(stop=True)
 
 

@@ -105,7 +105,7 @@ def test_every_message_is_a_text_frame_with_a_known_status_and_an_integer_count(
         rig.wait_for_subscription()
         connection.send(start_command(rig, n_image=5, writer_id=0))
         messages = receive_until(connection, "waiting_for_first_image")
-        assert connection.ping().wait(5)
+        assert connection.ping().wait(20)
         rig.publish(images_of(range(5)))
         messages += receive_until(connection, "idle")
     for message in messages:

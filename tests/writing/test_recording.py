@@ -76,7 +76,7 @@ def test_a_filtered_stream_is_recorded_from_the_image_ring(make_rig: MakeRig):
         stage = open_socket(context, zmq.XPUB)
         binding = Binding(stage, endpoint)
         try:
-            assert stage.poll(5000), "the driver does not subscribe to the filtered stream"
+            assert stage.poll(20000), "the driver does not subscribe to the filtered stream"
             rig.client.start(rig.directory, n_image=len(passed))
             rig.client.wait_until_ready(10)
             for image in images:

@@ -133,7 +133,7 @@ class CppSource(Closing):
         self._socket.bind(self._endpoint)
 
     def wait_for_subscriber(self) -> None:
-        assert self._socket.poll(5000), "no subscription"
+        assert self._socket.poll(20000), "no subscription"
         self._socket.recv()
 
     def publish(self, image_id: int, pixels: np.ndarray, status: int = 1) -> None:
@@ -203,7 +203,7 @@ class CppDriver(Closing):
     def forward(self, n_images: int) -> None:
         """Forward the next images of the metadata stream."""
         for position in range(n_images):
-            assert self._stream.poll(5000), f"{position} of {n_images} images came"
+            assert self._stream.poll(20000), f"{position} of {n_images} images came"
             record = pb.RecordImage()
             record.image_metadata.ParseFromString(self._stream.recv())
             for name in {self._writers[position % len(self._writers)], *self.peers[len(self._writers) :]}:
@@ -232,7 +232,7 @@ class CppDriver(Closing):
 
     def response(self, name: str) -> pb.WriterResponse:
         """Return the next response of a writer, which must have no field above 99."""
-        assert self._responses[name].poll(5000), f"writer {name} does not answer"
+        assert self._responses[name].poll(20000), f"writer {name} does not answer"
         message = self._responses[name].recv()
         assert len(message) <= MAX_RESPONSE_BYTES
         response = pb.WriterResponse.FromString(message)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from support.processes import tolerant_driver
 from support.processes.preloaded import PreloadedProcess, is_console_script
 
 SHM_DIRECTORY = Path("/dev/shm")
@@ -237,9 +238,17 @@ class Deployment:
             started.wait_for_line(ready)
         return started
 
-    def start_driver(self, *args: object) -> tuple[Service, str]:
-        """Start the driver on a free port. Return it and its WebSocket url."""
-        driver = self.start("std_det_driver", "--port", 0, *args, ready=None)
+    def start_driver(self, *args: object, tolerant: bool = False) -> tuple[Service, str]:
+        """Start the driver on a free port. Return it and its WebSocket url.
+
+        If `tolerant`, it keeps writers that the test has stopped.
+        """
+        if tolerant:
+            driver = self.run(
+                sys.executable, "-P", tolerant_driver.__file__, self.config_path, "--port", 0, *args
+            )
+        else:
+            driver = self.start("std_det_driver", "--port", 0, *args, ready=None)
         return driver, driver.wait_for_line(r"ready: listening on (ws://\S+)")[1]
 
     def start_writers(self) -> list[Service]:

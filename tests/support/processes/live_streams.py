@@ -79,7 +79,7 @@ def started(
     """Start a live stream. Return it when it receives every published image."""
     n_before = publisher.count_subscribers()
     stream = start_live_stream(deployment, *args, **options)
-    assert publisher.wait_for_subscribers(n_before + 1, 5)
+    assert publisher.wait_for_subscribers(n_before + 1, 20)
     return stream
 
 

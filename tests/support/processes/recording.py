@@ -166,8 +166,8 @@ class Rig(Closing):
         self._close = ExitStack()
         self._source: ImagePublisher | None = None
 
-    def start_driver(self, *args: object) -> Self:
-        self.driver, self.url = self.deployment.start_driver(*args)
+    def start_driver(self, *args: object, tolerant: bool = False) -> Self:
+        self.driver, self.url = self.deployment.start_driver(*args, tolerant=tolerant)
         self.client = DriverClient(self.url)
         self._close.enter_context(self.client)
         return self
@@ -205,7 +205,7 @@ class Rig(Closing):
 
     def wait_for_subscription(self) -> None:
         """Wait until the driver has subscribed to the source."""
-        assert self.source.wait_for_subscribers(1, 5.0)
+        assert self.source.wait_for_subscribers(1, 20)
 
     def begin(self, **start: Any) -> None:
         """Start a run and wait until it records every image that is published from now on."""

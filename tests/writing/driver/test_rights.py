@@ -28,7 +28,7 @@ from websockets.sync.client import connect
 url, uid, frame = sys.argv[1:]
 os.setuid(int(uid))
 with connect(url + "/now") as driver:
-    driver.recv(timeout=5)
+    driver.recv(timeout=20)
     driver.send(frame)
     while '"command"' not in (reply := driver.recv(timeout=10)):
         pass

@@ -359,8 +359,11 @@ class ImageRecorder(Recorder):
         }
 
     def end_period(self) -> None:
+        # Announcements must not pile up while no image arrives here.
         if self._file is None:
             self._reader.published_ids.discard()
+        elif not self._held:
+            self._reader.watch_source()
         self._longest_write_before, self.longest_write = self.longest_write, 0.0
         n_overwritten, n_failed = len(self._account.overwritten_ids), len(self._account.failed_ids)
         if n_overwritten + n_failed != self._n_reported:
