@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.processes.deployment import Deployment
+from support.processes.machine import assert_within
 from support.processes.real_driver import RealDriver
 from support.processes.recording import RUN_STATES
 
@@ -69,7 +70,7 @@ def test_a_refusal_is_raised_at_once_with_the_drivers_reason(real_driver: RealDr
             driver.start(directory)
         assert refused.value.error_type == "file_exists"
         assert driver.latest.status == "idle"
-    assert time.monotonic() - begin < 3
+    assert_within(time.monotonic() - begin, 3)
 
 
 def test_of_two_starts_one_is_busy(real_driver: RealDriver, directory: Path):
@@ -136,7 +137,7 @@ def test_a_killed_driver_is_a_lost_connection(real_driver: RealDriver, directory
         begin = time.monotonic()
         with pytest.raises(ConnectionLostError):
             driver.wait_until_saved(timeout=30)
-        assert time.monotonic() - begin < 3
+        assert_within(time.monotonic() - begin, 3)
         killer.join()
 
 
@@ -146,7 +147,7 @@ def test_a_hung_driver_is_a_lost_connection(real_driver: RealDriver):
         begin = time.monotonic()
         with pytest.raises(ConnectionLostError, match="no status from the driver for 5 s"):
             driver.wait(["recording"], timeout=30)
-        assert time.monotonic() - begin < 10
+        assert_within(time.monotonic() - begin, 10)
 
 
 def test_a_run_that_the_restarted_driver_does_not_know_is_not_reported_as_saved(

@@ -19,6 +19,7 @@ from support.assertions.faults import (
     release,
 )
 from support.processes.deployment import wait_until
+from support.processes.machine import assert_within
 from support.processes.recording import MakeRig, Publishing, Rig, assert_master_file_holds
 from support.tools.fault_table import Seen
 
@@ -33,9 +34,11 @@ def raw_files(rig: Rig) -> list:
 
 
 def wait_for_closed_files(rig: Rig) -> float:
-    return in_seconds(
-        lambda: wait_until(lambda: all(map(opens_plainly, raw_files(rig))), CLOSED_WITHIN_S, "closed files")
+    seconds = in_seconds(
+        lambda: wait_until(lambda: all(map(opens_plainly, raw_files(rig))), 30, "closed files")
     )
+    assert_within(seconds, CLOSED_WITHIN_S)
+    return seconds
 
 
 @pytest.mark.fault(

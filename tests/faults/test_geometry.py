@@ -30,7 +30,7 @@ def test_a_service_with_another_geometry_is_refused_and_does_not_disturb_the_run
         # The size of a ring is rounded up to pages of 2 MiB.
         assert f"got a ring of 1000 slots of 3072 bytes (32x48, dtype 2), {4 * 2**20} bytes" in line
         assert f"expected 1000 slots of {height * 96} bytes ({height}x48" in line
-        rig.client.wait_until_saved(10)
+        rig.client.wait_until_saved(30)
         checked = check_perfect(rig.account(), source.images[:], due=due)
     said = line.split(": ", 3)[-1].split(";")[0]
     seen(f"exit code 2: {said}; file_saved: {checked}")

@@ -94,7 +94,7 @@ def test_links_in_place_of_files_are_not_followed(make_rig: MakeRig, place: Path
                 rig.client.start(place / "user", n_image=3, file_prefix=f"r{run}_", overwrite=True)
                 rig.client.wait_until_ready(10)
                 rig.publish(images)
-                rig.client.wait_until_saved(10)
+                rig.client.wait_until_saved(30)
             rig.client.wait(["idle"], 10)
             assert content() == before
     assert sorted(path.name for path in victim.parent.iterdir()) == ["file0.h5"]
@@ -120,7 +120,7 @@ def test_directory_that_becomes_a_link_leads_nowhere(make_rig: MakeRig, place: P
                     rig.client.start(place / "user", n_image=3, overwrite=True)
                     rig.client.wait_until_ready(10)
                     rig.publish(images_of(range(3)))
-                    rig.client.wait_until_saved(10)
+                    rig.client.wait_until_saved(30)
                 rig.client.wait(["idle"], 10)
                 assert [content() for content in contents] == before
         assert sorted(elsewhere.iterdir()) == precious

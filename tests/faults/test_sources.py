@@ -30,7 +30,7 @@ def check_successor(rig: Rig) -> None:
     rig.client.start(rig.directory, n_image=50, file_prefix="next")
     rig.client.wait_until_ready(10)
     start_source(rig.deployment, "simulate", "--rate", 500, "--wait-for-subscribers", 1, "--wait-timeout", 5)
-    rig.client.wait_until_saved(10)
+    rig.client.wait_until_saved(30)
     account = rig.account()
     assert account["count"] == 50
     check_perfect(account, simulated(rig, account), due=0)
@@ -178,7 +178,7 @@ def test_a_source_whose_ring_was_removed_continues_in_a_new_one(make_rig: MakeRi
 
     def record(n_images: int, prefix: str) -> dict[str, Any]:
         rig.client.start(rig.directory, n_image=n_images, file_prefix=prefix)
-        rig.client.wait_until_saved(10)
+        rig.client.wait_until_saved(30)
         account = rig.account()
         check_run(account, simulated(rig, account), due=None)
         return account
@@ -231,7 +231,7 @@ def test_a_second_source_on_a_ring_is_refused_and_disturbs_no_run(
         assert refused.wait() == 2
     (line,) = refused.stderr
     assert f"expected no other source, got process {source.pid} of user {os.geteuid()} (stddaq)" in line
-    rig.client.wait_until_saved(10)
+    rig.client.wait_until_saved(30)
     account = rig.account()
     check_run(account, simulated(rig, account), due=None)
     assert account["n_good"] == 200

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.peers import cpp_services
+from support.processes.machine import assert_within
 from support.processes.recording import (
     RUN_STATES,
     MakeRig,
@@ -181,8 +182,8 @@ def test_a_writer_that_is_absent_at_the_start_is_an_error_that_names_it(make_rig
     begin = time.monotonic()
     rig.client.start(rig.directory, n_image=4)
     with pytest.raises(RunFailedError, match="writer 1"):
-        rig.client.wait_until_saved(10)
-    assert time.monotonic() - begin < 2.0
+        rig.client.wait_until_saved(30)
+    assert_within(time.monotonic() - begin, 2.0)
     assert list(rig.directory.iterdir()) == []
     account = rig.account()
     assert (account["outcome"], account["count"]) == ("error", 0)
@@ -195,7 +196,7 @@ def test_a_metadata_writer_that_is_absent_at_the_start_is_an_error_that_names_it
     rig = make_rig(driver=["-m"], number_of_writers=1)
     rig.client.start(rig.directory)
     with pytest.raises(RunFailedError, match="the metadata writer"):
-        rig.client.wait_until_saved(10)
+        rig.client.wait_until_saved(30)
     assert list(rig.directory.iterdir()) == []
 
 
@@ -207,7 +208,7 @@ def test_a_metadata_writer_that_is_absent_at_the_start_is_an_error_that_names_it
 def test_no_image_within_first_image_timeout_is_an_error(rig: Rig):
     rig.begin(first_image_timeout=0.2)
     with pytest.raises(RunFailedError, match=r"no image arrived within 0\.2 s"):
-        rig.client.wait_until_saved(10)
+        rig.client.wait_until_saved(30)
     images = images_of(range(4))
     assert_saved(rig.record(images, file_prefix="next"), images)
 
@@ -243,7 +244,7 @@ def test_only_newer_images_of_a_continuous_source_are_recorded(rig: Rig):
             rig.client.wait(["idle"], 5)
             before = newest
             rig.client.start(rig.directory, n_image=50, file_prefix=f"run{run}_")
-            rig.client.wait_until_saved(10)
+            rig.client.wait_until_saved(30)
             account = rig.account()
             assert account["first_id"] > before
             assert account["n_dropped"] == account["n_skipped"] == 0

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pytest
 from support.assertions.accounts import Checked, check_perfect
 from support.processes.deployment import Service, wait_until
+from support.processes.machine import assert_within
 from support.processes.recording import Image, Publishing, Rig, images_of
 
 from stddaq.client import RunFailedError
@@ -98,10 +99,10 @@ def wait_for_error(rig: Rig, within: float = PROMISED_S) -> tuple[dict[str, Any]
     """Wait for the run to end as an error. Return its account and the seconds that this took."""
     begin = time.monotonic()
     with pytest.raises(RunFailedError):
-        rig.client.wait_until_saved(10)
+        rig.client.wait_until_saved(30)
     seconds = time.monotonic() - begin
-    assert seconds < within
-    rig.client.wait(["idle"], 1)
+    assert_within(seconds, within)
+    rig.client.wait(["idle"], 20)
     account = rig.account()
     assert account["outcome"] == "error"
     assert "keep up" not in account["reason"], "a dead writer was reported as a slow one"
@@ -146,7 +147,7 @@ def end_in_time(service: Service, signal_number: int = signal.SIGTERM) -> float:
     """Terminate a service: exit code 0 within 2 s, and nothing on standard error. Return the seconds."""
     seconds = in_seconds(lambda: service.send(signal_number) or service.wait())
     assert service.returncode == 0, service.output
-    assert seconds < PROMISED_S
+    assert_within(seconds, PROMISED_S)
     assert service.stderr == []
     return seconds
 

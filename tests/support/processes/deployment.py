@@ -31,7 +31,7 @@ START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 10.0
 
 
-def wait_until(condition: Callable[[], Any], timeout: float = 10.0, what: str = "the condition") -> Any:
+def wait_until(condition: Callable[[], Any], timeout: float = 20.0, what: str = "the condition") -> Any:
     """Call `condition` until it returns a true value, and return that. Fail after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
