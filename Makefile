@@ -23,7 +23,7 @@ demo: $(VENV)/.installed ## record simulated images and check every pixel of the
 test: $(VENV)/.installed-dev ## run the tests, except the slow ones, the faults, and those that need another environment
 	@$(BIN)/pytest -n auto -m "not external and not slow and not fault" $(ARGS)
 
-test-all: $(VENV)/.installed-dev $(VENV)/.installed-databroker1 $(VENV)/.installed-influxdb $(VENV)/.installed-debian-hdf5 $(VENV)/.installed-oldest-h5py $(VENV)/.installed-queues $(VENV)/.installed-clean $(VENV)/.installed-bec ## run all tests
+test-all: $(VENV)/.installed-dev $(VENV)/.installed-databroker1 $(VENV)/.installed-influxdb $(VENV)/.installed-prometheus $(VENV)/.installed-debian-hdf5 $(VENV)/.installed-oldest-h5py $(VENV)/.installed-queues $(VENV)/.installed-clean $(VENV)/.installed-bec ## run all tests
 	@$(BIN)/pytest -n auto $(ARGS)
 
 faults: $(VENV)/.installed-dev ## provoke every fault and write the results into docs/explanations/faults.md
@@ -76,8 +76,12 @@ $(VENV)/.installed-databroker1: $(VENV)/.installed-dev .ci/make-databroker1
 	@sh .ci/make-databroker1 $(VENV)
 	@touch $@
 
-$(VENV)/.installed-influxdb: $(VENV)/.created .ci/make-influxdb
-	@sh .ci/make-influxdb $(VENV)/influxdb
+$(VENV)/.installed-influxdb: $(VENV)/.created .ci/make-debian-program
+	@sh .ci/make-debian-program $(VENV)/influxdb influxdb
+	@touch $@
+
+$(VENV)/.installed-prometheus: $(VENV)/.created .ci/make-debian-program
+	@sh .ci/make-debian-program $(VENV)/prometheus prometheus
 	@touch $@
 
 $(VENV)/.installed-debian-hdf5: $(VENV)/.created .ci/make-debian-hdf5

@@ -74,7 +74,7 @@ def influxdb(deployment: Deployment, tmp_path: Path) -> Iterator[InfluxDB]:
     unpacked = Path(sys.prefix) / "influxdb" / "usr" / "bin"
     program = shutil.which("influxd", path=f"{unpacked}{os.pathsep}{os.environ['PATH']}")
     if program is None:
-        pytest.skip("needs the package influxdb of Debian or Ubuntu, see .ci/make-influxdb")
+        pytest.skip("needs the package influxdb of Debian or Ubuntu, see .ci/make-debian-program")
     port = free_port()
     configuration = tmp_path / "influxdb.conf"
     configuration.write_text(CONFIGURATION.format(backup_port=free_port(), port=port, directory=tmp_path))

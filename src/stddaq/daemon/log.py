@@ -25,6 +25,8 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 _DROPPED = "%d log lines were dropped because the output was not read"
 logger = logging.getLogger("stddaq")
 _ready = threading.Event()
+# Lines since the start of the process, by level.
+n_logged = {"warning": 0, "error": 0, "critical": 0}
 
 
 class _Formatter(logging.Formatter):
@@ -53,6 +55,8 @@ class _Handler(logging.Handler):
         self._output = output
 
     def emit(self, record: logging.LogRecord) -> None:
+        if (level := record.levelname.lower()) in n_logged:
+            n_logged[level] += 1
         try:
             self._output.write(self.format(record), self._report)
         except Exception:  # noqa: BLE001  (as all handlers do: an error in logging must not end the service)

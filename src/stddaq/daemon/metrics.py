@@ -46,6 +46,8 @@ PROCESS_MEMORY = _gauge("process_memory_anonymous_bytes", "Memory of the process
 PROCESS_DESCRIPTORS = _gauge("process_open_descriptors", "Open descriptors of the process.")
 PAGES_REJECTED = _counter("metrics_pages_rejected", "Readings of a metrics page that is not valid.")
 
+MESSAGES_LOGGED = _counter("messages_logged", "Warnings and errors in the log.", "level")
+
 # `stddaq up`. `stddaq-rest` makes `service` and `instance_id` of these labels.
 WANTED = _gauge("wanted", "1 if `stddaq up` keeps the service running, else 0.", "of_service", "of_id")
 SERVICE_RESTARTS = _counter("service_restarts", "Restarts after a crash.", "of_service", "of_id")
@@ -54,6 +56,12 @@ CONFIGURATION_CHANGES = _counter("configuration_changes", "Changes of the config
 
 # `stddaq-rest`.
 HTTP_REQUESTS = _counter("http_requests", "Requests answered, by class of their status.", "status")
+RING_SLOTS = _gauge("ring_slots", "Images that a ring buffer holds.")
+RING_UNRESERVED_BYTES = _gauge(
+    "ring_unreserved_bytes",
+    "Memory that the ring buffers of the detector still need; 0 unless C++ made them.",
+)
+SHARED_MEMORY_FREE_BYTES = _gauge("shared_memory_free_bytes", "Free shared memory.")
 DISK_FREE_BYTES = _gauge("disk_free_bytes", "Free space for users at a root of files.", "path")
 DISK_SIZE_BYTES = _gauge("disk_size_bytes", "Size of the file system of a root.", "path")
 
@@ -111,6 +119,11 @@ IMAGES_OVERWRITTEN = _counter(
     "images_overwritten", "Images whose slots were reused before they were copied.", "source"
 )
 IMAGES_FAILED = _counter("images_failed", "Images that could not be written, sent or processed.", "source")
+
+RING_LAG_IMAGES = _gauge("ring_lag_images", "Images by which the source is ahead of the service.")
+RING_LAG_RATIO = _gauge(
+    "ring_lag_ratio", "The same as a part of the ring buffer; at 1 images are overwritten."
+)
 
 # Processing services.
 IMAGES_PROCESSED = _counter(

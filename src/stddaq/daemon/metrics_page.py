@@ -18,10 +18,11 @@ import stat
 import struct
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from stddaq import __version__
-from stddaq.daemon import log
+from stddaq.daemon import log, metrics
 from stddaq.daemon.forced_exit import before_forced_exit
 from stddaq.daemon.metrics import Registry
 from stddaq.open_directory import OpenDirectory
@@ -181,7 +182,11 @@ def published_pages() -> Iterator[None]:
 
 def published_page(registry: Registry, period: float) -> MetricsPage | None:
     """Return the page of `registry`; None outside `published_pages`, as in tests of a part of a service."""
-    return MetricsPage(registry, period) if _own.are_published else None
+    if not _own.are_published:
+        return None
+    for level in log.n_logged:
+        registry.add(metrics.MESSAGES_LOGGED, partial(log.n_logged.__getitem__, level), level=level)
+    return MetricsPage(registry, period)
 
 
 class _PageFile:

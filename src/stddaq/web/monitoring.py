@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import threading
 import time
 from collections import Counter
@@ -15,6 +17,7 @@ from stddaq.daemon.health import ServiceHealth, health_of
 from stddaq.daemon.log import logger
 from stddaq.daemon.metrics import Metric
 from stddaq.daemon.metrics_reader import Page, read_pages
+from stddaq.dataplane.shared_segment import SHM_DIRECTORY
 from stddaq.errors import ConfigError
 from stddaq.web.disks import Disks
 from stddaq.web.metrics_text import Sample, metrics_text, series_text
@@ -120,7 +123,13 @@ class Monitoring:
 
     def _machine_samples(self, detector: MonitoredDetector) -> Iterator[Sample]:
         labels = {"detector": detector.name}
-        yield Sample(metrics.CONFIGURATION_VALID, labels, _is_valid(detector.config_path))
+        config = _valid(detector.config_path)
+        yield Sample(metrics.CONFIGURATION_VALID, labels, config is not None)
+        if config:
+            yield Sample(metrics.RING_SLOTS, labels, config.n_slots)
+        yield Sample(metrics.RING_UNRESERVED_BYTES, labels, unreserved_bytes(detector.name))
+        if usage := self._disks.usage(SHM_DIRECTORY):
+            yield Sample(metrics.SHARED_MEMORY_FREE_BYTES, labels, usage.free_bytes)
         for root in detector.roots:
             if usage := self._disks.usage(root):
                 where = labels | {"path": str(root)}
@@ -165,9 +174,18 @@ def _service_samples(service: ServiceHealth) -> Iterator[Sample]:
             yield Sample(series.metric, labels | own, value)
 
 
-def _is_valid(config_path: Path) -> bool:
+def _valid(config_path: Path) -> DetectorConfig | None:
     try:
-        DetectorConfig.load(config_path)
+        return DetectorConfig.load(config_path)
     except ConfigError:
-        return False
-    return True
+        return None
+
+
+def unreserved_bytes(detector_name: str) -> int:
+    """Return the size of a detector's segments without the memory that they have."""
+    missing = 0
+    for path in SHM_DIRECTORY.glob(f"{glob.escape(detector_name)}-*"):
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            missing += max(0, status.st_size - status.st_blocks * 512)
+    return missing

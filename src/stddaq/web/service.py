@@ -19,7 +19,7 @@ from stddaq.daemon.access import Access, access_of, add_token_option
 from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number
 from stddaq.daemon.end_watch import EndWatch
 from stddaq.daemon.metrics import Registry
-from stddaq.daemon.metrics_page import MetricsPage, published_pages
+from stddaq.daemon.metrics_page import published_page, published_pages
 from stddaq.daemon.output import open_closed_streams
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
@@ -160,10 +160,11 @@ def _registry(detector: str, port: int, monitoring: Monitoring, responses: Respo
 
 
 async def _publish(registries: Sequence[Registry]) -> None:
-    pages = [MetricsPage(registry, HEARTBEAT_S) for registry in registries]
+    pages = [published_page(registry, HEARTBEAT_S) for registry in registries]
     while True:
         for page in pages:
-            page.publish_if_due()
+            if page:
+                page.publish_if_due()
         await asyncio.sleep(HEARTBEAT_S)
 
 

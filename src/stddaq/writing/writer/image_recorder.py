@@ -29,6 +29,8 @@ from stddaq.writing.writer.recorder import Recorder, RecordImages
 # Fewer large images are written together, so that flushing and stopping need not wait.
 BATCH_IMAGES = 256
 BATCH_BYTES = 32 * 2**20
+# After this time without an image a writer has caught up: the lag that it had is no longer shown.
+LAG_SHOWN_S = 2.0
 DIVISIONS = {pb.by_image_id: "image_id", pb.by_arrival: "arrival"}
 
 
@@ -78,6 +80,7 @@ class ImageRecorder(Recorder):
         n_written, n_overwritten, n_failed: images since the start of the service.
         write_time: seconds that writing has taken since then.
         longest_write: longest time per image of a batch in this statistics period, in seconds.
+        lag: images by which the source was ahead when the last batch was written; 0 without cursor.
     """
 
     def __init__(
@@ -95,6 +98,8 @@ class ImageRecorder(Recorder):
         self._account = _Account()
         self.n_written = self.n_overwritten = self.n_failed = 0
         self.write_time = self.longest_write = self._longest_write_before = 0.0
+        self.lag = 0
+        self._lag_at = 0.0
         # Overwritten and failed images of the run in the last line that reports them.
         self._n_reported = 0
 
@@ -135,6 +140,9 @@ class ImageRecorder(Recorder):
         self.n_written += len(images)
         self.write_time += seconds
         self.longest_write = max(self.longest_write, seconds / len(images))
+        if self._source_has_cursor:
+            self.lag = self._reader.ring.sequence - images[-1].image_metadata.sequence
+            self._lag_at = begin + seconds
 
     def _accepts(self, image: pb.RecordImage) -> bool:
         if self._reader.rules.accepts(image.image_metadata):
@@ -341,10 +349,15 @@ class ImageRecorder(Recorder):
         )
         registry.add(metrics.IMAGES_OVERWRITTEN, lambda: self.n_overwritten, source=source)
         registry.add(metrics.IMAGES_FAILED, lambda: self.n_failed, source=source)
+        registry.add(metrics.RING_LAG_IMAGES, self._shown_lag)
+        registry.add(metrics.RING_LAG_RATIO, lambda: self._shown_lag() / self._config.n_slots)
         registry.add(metrics.IMAGE_WRITE_SECONDS, lambda: self.write_time)
         registry.add(
             metrics.IMAGE_WRITE_LONGEST_SECONDS, lambda: max(self.longest_write, self._longest_write_before)
         )
+
+    def _shown_lag(self) -> int:
+        return self.lag if time.perf_counter() - self._lag_at < LAG_SHOWN_S else 0
 
     def statistics(self, period: Period) -> dict[str, object]:
         n, seconds = period.count(metrics.IMAGES_WRITTEN), period.count(metrics.IMAGE_WRITE_SECONDS)
