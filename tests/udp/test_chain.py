@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from support.peers.udp_detectors import UdpSender, eiger_frame, free_udp_ports, gigafrost_frame
 from support.processes.deployment import Deployment, Service, free_port, wait_until
 from support.processes.stream_readers import StreamReader
-from support.processes.udp_modules import EIGER, start_converters
+from support.processes.udp_modules import EIGER, replayed_images, start_converters
 
 from stddaq.client import DriverClient
 from stddaq.config import DetectorConfig
@@ -69,6 +70,13 @@ def test_the_worked_example_of_a_gigafrost_is_announced_byte_by_byte(make_deploy
     assert image.metadata.SerializeToString().hex() == ANNOUNCEMENT
 
 
+def random_images(n: int) -> np.ndarray:
+    """Return images of `EIGER`, with zeros in the gaps."""
+    images = np.random.default_rng(0).integers(1, 255, (n, 256, 1030), np.uint8)
+    images[:, :, 256:258] = images[:, :, 514:516] = images[:, :, 772:774] = 0
+    return images
+
+
 def eiger_packets(image: np.ndarray, frame_id: int, module: int) -> list[bytes]:
     """Return the packets of a module of `EIGER`."""
     rows = image[::-1, :514] if module == 0 else image[:, 516:]
@@ -93,9 +101,7 @@ def test_stddaq_up_starts_the_whole_chain_and_records_its_images(
     )
     for module in range(2):
         up.wait_for_line(rf"module_id={module},.*n_subscribers=1")
-    random = np.random.default_rng(0)
-    images = random.integers(1, 255, (5, 256, 1030), np.uint8)
-    images[:, :, 256:258] = images[:, :, 514:516] = images[:, :, 772:774] = 0
+    images = random_images(5)
     sender = UdpSender(deployment.config["start_udp_port"])
     with DriverClient(f"ws://127.0.0.1:{port}") as driver, StreamReader(deployment) as reader:
         driver.start(directory, file_prefix="udp", n_image=5)
@@ -121,6 +127,23 @@ def test_stddaq_up_starts_the_whole_chain_and_records_its_images(
         assert rows["status"].tolist() == [GOOD_IMAGE] * 3 + [MISSING_PACKETS, GOOD_IMAGE]
     seen("image 3 has zeros in 8 rows of module 1 and is listed as damaged; the 4 others are good")
     assert up.end() == 0
+
+
+def test_replayed_packets_become_the_images_of_the_detector(
+    make_deployment: MakeDeployment, directory: Path
+) -> None:
+    deployment = make_deployment(start_udp_port=free_udp_ports(2), **EIGER)
+    sent = random_images(5)
+    for module in range(2):
+        packets = [packet for i, image in enumerate(sent) for packet in eiger_packets(image, i, module)]
+        path = directory / f"{deployment.config['start_udp_port'] + module}.dat"
+        path.write_bytes(b"".join(struct.pack("<Q", len(packet)) + packet for packet in packets))
+    received = replayed_images(deployment, directory)
+    assert [(image.image_id, image.status, image.is_held) for image in received] == [
+        (image_id, GOOD_IMAGE, True) for image_id in range(5)
+    ]
+    for image, expected in zip(received, sent, strict=True):
+        assert np.array_equal(image.pixels, expected)
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""Packets that the existing services (C++) have converted give the same images and the same messages here."""
+"""Packets that the existing services (C++) have converted give the same images and the same messages here,
+and recorded ones the images of their detector.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,19 @@ import json
 import lzma
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.processes.deployment import make_config
+from support.peers.udp_detectors import free_udp_ports
+from support.processes.deployment import Deployment, make_config
+from support.processes.udp_modules import replayed_images
 
 from stddaq.config import DetectorConfig
 from stddaq.config.modules import expected_modules
-from stddaq.dataplane.metadata import ImageMetadata, dtype_code
+from stddaq.dataplane.metadata import GOOD_IMAGE, ImageMetadata, dtype_code
 from stddaq.udp.conversion import Conversion, EigerConversion, GigaFrostConversion, JungfrauRawConversion
 from stddaq.udp.detector_fields import fields_of
 from stddaq.udp.frame_message import frame_layout
@@ -31,12 +36,24 @@ CONVERSIONS: dict[str, type[GigaFrostConversion | EigerConversion | JungfrauRawC
     "eiger": EigerConversion,
     "jungfrau-raw": JungfrauRawConversion,
 }
-# Of one module; see the 9M in the specification of the detector.
-EIGER_POSITIONS = {
-    "0": [0, 258, 513, 513],
-    "1": [516, 258, 1029, 513],
-    "2": [0, 255, 513, 0],
-    "3": [516, 255, 1029, 0],
+# The four ports of one module.
+EIGER = {
+    "detector_type": "eiger",
+    "n_modules": 4,
+    "bit_depth": 32,
+    "image_pixel_height": 514,
+    "image_pixel_width": 1030,
+    "module_positions": {
+        "0": [0, 258, 513, 513],
+        "1": [516, 258, 1029, 513],
+        "2": [0, 255, 513, 0],
+        "3": [516, 255, 1029, 0],
+    },
+}
+RECORDED_IDS = range(29512, 29517)
+RECORDED_SHA256 = {
+    29512: "fe52032d522861392932802ac3423977170bdddb185e0e0b687e739845dc9fac",
+    29513: "8ced3fb0b231813242be0e05c6e011ad940ad48461fa93253759ae2a2880e49b",
 }
 
 
@@ -128,20 +145,16 @@ def messages_of(config: DetectorConfig, structs: np.ndarray) -> list[bytes]:
     return messages
 
 
+def recorded_datagrams(module: int) -> bytes:
+    """Return the file of a port as the dump tool has written it."""
+    return lzma.decompress(needs(FOLDER / "eiger-udp" / f"{50020 + module}.dat.xz").read_bytes())
+
+
 def test_recorded_packets_of_an_eiger_give_the_known_images() -> None:
-    config = DetectorConfig.parse(
-        make_config(
-            detector_type="eiger",
-            n_modules=4,
-            bit_depth=32,
-            image_pixel_height=514,
-            image_pixel_width=1030,
-            module_positions=EIGER_POSITIONS,
-        )
-    )
+    config = DetectorConfig.parse(make_config(**EIGER))
     images: defaultdict[int, np.ndarray] = defaultdict(lambda: np.zeros(config.image_shape, config.dtype))
     for module in range(4):
-        records = lzma.decompress(needs(FOLDER / "eiger-udp" / f"{50020 + module}.dat.xz").read_bytes())
+        records = recorded_datagrams(module)
         assembler, position = Assembler(config), 0
         while position < len(records):
             length = int.from_bytes(records[position : position + 8], "little")
@@ -150,10 +163,22 @@ def test_recorded_packets_of_an_eiger_give_the_known_images() -> None:
         conversion = EigerConversion(config, module)
         for image_id, frame in assembler.frames.items():
             conversion.convert(frame, images[image_id], np.zeros((), frame_layout("eiger")))
-    assert sorted(images) == [29512, 29513, 29514, 29515, 29516]
-    assert hashlib.sha256(images[29512].tobytes()).hexdigest() == (
-        "fe52032d522861392932802ac3423977170bdddb185e0e0b687e739845dc9fac"
-    )
-    assert hashlib.sha256(images[29513].tobytes()).hexdigest() == (
-        "8ced3fb0b231813242be0e05c6e011ad940ad48461fa93253759ae2a2880e49b"
-    )
+    assert sorted(images) == list(RECORDED_IDS)
+    for image_id, expected in RECORDED_SHA256.items():
+        assert hashlib.sha256(images[image_id].tobytes()).hexdigest() == expected
+
+
+@pytest.mark.slow
+def test_a_recording_replayed_through_all_services_gives_the_known_images(
+    make_deployment: Callable[..., Deployment], directory: Path
+) -> None:
+    deployment = make_deployment(start_udp_port=free_udp_ports(4), **EIGER)
+    for module in range(4):
+        path = directory / f"{deployment.config['start_udp_port'] + module}.dat"
+        path.write_bytes(recorded_datagrams(module))
+    images = replayed_images(deployment, directory)
+    assert [(image.image_id, image.status, image.is_held) for image in images] == [
+        (image_id, GOOD_IMAGE, True) for image_id in RECORDED_IDS
+    ]
+    for image in images[: len(RECORDED_SHA256)]:
+        assert hashlib.sha256(image.content).hexdigest() == RECORDED_SHA256[image.image_id]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from support.processes.deployment import Deployment, Service, wait_until
+from support.processes.stream_readers import ReceivedImage, StreamReader
 
 from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
@@ -74,3 +76,16 @@ def start_converters(deployment: Deployment, *modules: int, sync: bool = True) -
     for service in services.values():
         service.wait_for_line("ready")
     return services
+
+
+def replayed_images(deployment: Deployment, folder: Path) -> list[ReceivedImage]:
+    """Replay files of five images of an Eiger to all services. Return the images that were announced."""
+    modules = range(deployment.config["n_modules"])
+    receivers = [deployment.start("std_udp_recv_eg", module, ready=None) for module in modules]
+    start_converters(deployment, *modules)
+    for receiver in receivers:
+        receiver.wait_for_line("n_subscribers=1")
+    with StreamReader(deployment) as reader:
+        # A millisecond between the packets of a port: small socket buffers hold them on a busy machine.
+        deployment.start("std_udp_tools_replay", 1, folder, ready="datagrams sent")
+        return reader.receive(5, timeout=60.0)
