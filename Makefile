@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
-demo: $(VENV)/.installed ## record simulated images and check every pixel of the files (in ./demo)
+demo: $(VENV)/.installed $(if $(findstring --udp,$(ARGS)),$(VENV)/.installed-udp) ## record simulated images and check every pixel of the files (in ./demo); ARGS=--udp: from packets
 	@$(BIN)/stddaq demo $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the tests, except the slow ones, the faults, and those that need another environment
@@ -64,6 +64,11 @@ clean: ## remove the environment and all generated files
 $(VENV)/.installed: $(VENV)/.created pyproject.toml
 	@echo "installing stddaq into $(VENV) ..."
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-udp: $(VENV)/.installed
+	@echo "installing the extra [udp] into $(VENV) ..."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[udp]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -17,6 +18,9 @@ from PIL import Image
 from silx.io import open as silx_open
 from silx.io.nxdata.parse import get_default
 from support.processes.deployment import Deployment, Service, wait_until
+from support.processes.sources import refusal
+
+from stddaq.cli import main
 
 SHM = Path("/dev/shm")
 
@@ -160,3 +164,12 @@ def test_a_bad_argument_is_one_line(deployment: Deployment, tmp_path: Path, args
     process = deployment.run(deployment.stddaq, "demo", *args, cwd=tmp_path)
     assert process.wait() == 2
     assert len(process.stderr) == 1
+
+
+def test_packets_without_numba_say_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    line = refusal(capsys, main, "demo", "--udp", "--directory", tmp_path)
+    assert "package numba: expected it, for --udp, got none; pip install 'stddaq[udp]'" in line
+    assert not list(tmp_path.iterdir())

@@ -101,6 +101,11 @@ def test_an_index_beyond_n_modules_is_refused() -> None:
     )
 
 
+def test_two_positions_of_a_module_are_refused() -> None:
+    config = eiger(module_positions=ONE_MODULE | {"01": ONE_MODULE["1"]})
+    assert position_mistakes(config) == ["module_positions[1]: expected one position of the module, got 2"]
+
+
 def test_a_detector_of_modules_needs_positions() -> None:
     assert "the position of each module" in position_mistakes(eiger(module_positions={}))[0]
 

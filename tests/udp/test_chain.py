@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import signal
 import struct
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +16,15 @@ import numpy as np
 import pytest
 from support.peers.udp_detectors import UdpSender, eiger_frame, free_udp_ports, gigafrost_frame
 from support.processes.deployment import Deployment, Service, free_port, wait_until
-from support.processes.stream_readers import StreamReader
-from support.processes.udp_modules import EIGER, replayed_images, start_converters
+from support.processes.stream_readers import ReceivedImage, StreamReader
+from support.processes.udp_modules import (
+    EIGER,
+    LONG_IDLE_TIME,
+    LONG_TIMEOUT,
+    replayed_images,
+    start_converters,
+)
+from support.processes.udp_receivers import totals
 
 from stddaq.client import DriverClient
 from stddaq.config import DetectorConfig
@@ -195,3 +205,133 @@ def frames_of(up: Service, module: int) -> int:
     """Return the frames that a receiver has announced, by its statistics."""
     found = re.findall(rf"module_id={module},.*frames_counter=(\d+)", "\n".join(list(up.stdout)))
     return sum(map(int, found))
+
+
+@pytest.mark.fault(
+    fault="network: packets lost, repeated, exchanged and cut, in all modules",
+    state="running",
+    promise="the account is exact from the packets of the detector to the images",
+)
+def test_the_account_is_exact_from_packets_to_images(
+    make_deployment: MakeDeployment, directory: Path, seen: Callable[[str], None]
+) -> None:
+    deployment = make_deployment(start_udp_port=free_udp_ports(2), **EIGER)
+    receivers = [
+        deployment.start("std_udp_recv_eg", module, *LONG_IDLE_TIME, ready=None) for module in range(2)
+    ]
+    sync = start_converters(deployment, 0, 1, sync_options=LONG_TIMEOUT)["sync"]
+    for receiver in receivers:
+        receiver.wait_for_line("n_subscribers=1")
+    path, sent = directory / "images.npy", random_images(3)
+    np.save(path, sent)
+    rates = ("--lost", 0.01, "--repeated", 0.01, "--swapped", 0.01, "--wrong-size", 0.01)
+    with StreamReader(deployment) as reader:
+        options = ("--images", path, "--n-images", 40, "--rate", 20, *rates)
+        detector = deployment.run(deployment.stddaq, "simulate-udp", deployment.config_path, *options)
+        received = reader.receive(40, timeout=60.0)
+        assert detector.wait(60.0) == 0
+    counts = {kind: int(n) for kind, n in re.findall(r"(\w+): (\d+)", detector.stdout[-1])}
+    missing = [n_missing(image.pixels, sent[image.image_id % 3]) for image in received]
+    assert [image.image_id for image in received] == list(range(40))
+    assert [image.status for image in received] == [MISSING_PACKETS if n else GOOD_IMAGE for n in missing]
+    assert sum(missing) == counts["lost"] + counts["wrong_size"] > 0
+    expected = {
+        "processed_times": counts["sent"],
+        "frames_counter": 80,
+        "n_missed_packets": sum(missing),
+        "n_bad_size": counts["wrong_size"],
+    }
+    found: Counter[str] = Counter()
+
+    def is_counted() -> bool:
+        found.clear()
+        for receiver in receivers:
+            found.update(totals(receiver))
+        return found["processed_times"] >= counts["sent"]
+
+    wait_until(is_counted, 20.0, f"{counts}, not {found}")
+    assert {key: found[key] for key in expected} == expected
+    assert found["n_repeated"] + found["n_late"] == counts["repeated"]
+    wait_until(lambda: totals(sync).get("n_images") == 40, 20.0, "the statistics of the synchroniser")
+    assert totals(sync)["n_corrupted_images"] == totals(sync)["n_lost"] == 0
+    seen(f"{counts['lost']} packets lost, {counts['wrong_size']} cut: all zeros, in images that are not good")
+
+
+def n_missing(image: np.ndarray, sent: np.ndarray) -> int:
+    """Return how many packets an image lacks, whose other pixels are those that were sent."""
+    is_zero = image == 0
+    assert np.array_equal(image[~is_zero], sent[~is_zero])
+    n = 0
+    for columns in (slice(0, 514), slice(516, 1030)):
+        # A packet of 8 rows.
+        lacks = [not rows.any() for rows in np.split(image[:, columns], 32)]
+        n += sum(lacks)
+        kept = np.repeat(~np.array(lacks), 8)
+        assert np.array_equal(image[kept, columns], sent[kept, columns])
+    return n
+
+
+@pytest.mark.slow
+@pytest.mark.fault(
+    fault="{victim}: SIGKILL",
+    state="running",
+    promise="stddaq up restarts it, images are announced again; no good image has pixels of another one",
+)
+@pytest.mark.parametrize("victim", ["receiver", "converter", "synchroniser"])
+def test_a_killed_service_is_restarted_and_images_continue(
+    make_deployment: MakeDeployment, victim: str, seen: Callable[[str], None]
+) -> None:
+    deployment = make_deployment(number_of_writers=1, start_udp_port=free_udp_ports(2), **EIGER)
+    up = deployment.run(
+        *(deployment.stddaq, "up", deployment.config_path, "--port", free_port(), "--source", "udp"),
+        ready="all services ready",
+    )
+    for module in range(2):
+        up.wait_for_line(rf"module_id={module},.*n_subscribers=1")
+    script = {"receiver": "std_udp_recv_eg", "converter": "std_data_convert_eg"}.get(
+        victim, "std_data_sync_module"
+    )
+    config = DetectorConfig.parse(deployment.config)
+    scene = Scene.of(config, "rings")
+    expected = np.empty(config.image_shape, config.dtype)
+
+    def check(image: ReceivedImage) -> bool:
+        """Return whether an image is good; fail if it is, and has other pixels than were sent."""
+        if image.status != GOOD_IMAGE or not image.is_held:
+            return False
+        scene.write(image.image_id, expected)
+        expected[:, 256:258] = expected[:, 514:516] = expected[:, 772:774] = 0
+        assert np.array_equal(image.pixels, expected)
+        return True
+
+    with StreamReader(deployment) as reader:
+        options = ("--rate", 20)
+        detector = deployment.run(deployment.stddaq, "simulate-udp", deployment.config_path, *options)
+        assert all(check(image) for image in reader.receive(5))
+        killed = child_named(up, script)
+        os.kill(killed, signal.SIGKILL)
+        if victim == "synchroniser":
+            reader.wait_for_publisher(False)
+            reader.wait_for_publisher()
+        wait_until(lambda: child_named(up, script) != killed, 30.0, "a new process")
+        n_good = 0
+
+        def continues() -> bool:
+            nonlocal n_good
+            image = reader.receive_one(1.0)
+            n_good = n_good + 1 if image is not None and check(image) else 0
+            return n_good >= 10
+
+        wait_until(continues, 60.0, "ten good images one after the other")
+        assert detector.end() == 0
+    seen("images continue, each with its own pixels")
+    assert up.end() == 0
+
+
+def child_named(up: Service, script: str) -> int:
+    """Return the first child of `stddaq up` that runs `script`, of module 0 if it has one; 0: none."""
+    for pid in Path(f"/proc/{up.pid}/task/{up.pid}/children").read_text().split():
+        command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        if any(word.endswith(script) for word in command) and (command[-2] == "0" or "sync" in script):
+            return int(pid)
+    return 0

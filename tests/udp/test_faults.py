@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pytest
 import zmq
-from support.peers.udp_detectors import eiger_frame, sls_packet
-from support.processes.deployment import Deployment
+from support.peers.udp_detectors import (
+    eiger_frame,
+    gigafrost_frame,
+    gigafrost_packet,
+    jungfrau_frame,
+    pack12,
+    sls_packet,
+)
+from support.processes.deployment import Deployment, wait_until
 from support.processes.stream_readers import StreamReader
 from support.processes.udp_modules import EIGER
 from support.processes.udp_receivers import MakeModule
@@ -53,6 +61,12 @@ def frame(frame_id: int, numbers: Sequence[int] = ALL) -> list[tuple[int, int]]:
             "packets of two frames mixed",
             [*frame(1, ALL[:30]), *frame(2, ALL[:5]), *frame(1, ALL[30:]), *frame(2, ALL[5:])],
             {},
+            {},
+        ),
+        (
+            "packets of a frame lost, the next two frames arrive",
+            [*frame(1, ALL[3:]), *frame(2), *frame(3)],
+            {1: [0, 1, 2]},
             {},
         ),
         ("ids that restart", [*frame(1500), *frame(1), *frame(2)], {}, {"n_restarts": 1}),
@@ -117,6 +131,97 @@ def test_datagrams_that_are_no_packets_are_named(
         receiver.wait_for_total(f"n_bad_{kind}", 1)
         receiver.service.wait_for_line(rf"UDP port \d+: {kind}: expected .*, from 127.0.0.1:\d+")
     seen("the frame is good, each kind is counted once and named")
+
+
+@pytest.mark.fault(
+    fault="network: GigaFRoST packets that are none of their port: size, protocol, geometry, row, link",
+    state="running",
+    promise="counted by kind and named with their sender, never in a frame",
+)
+def test_gigafrost_datagrams_that_are_no_packets_of_the_port_are_named(
+    make_module: MakeModule, seen: Callable[[str], None]
+) -> None:
+    receiver = make_module("gigafrost", 3, image_pixel_height=280, image_pixel_width=528)
+    pixels = np.random.default_rng(5).integers(1, 4096, (70, 264), np.uint16)
+    whole = gigafrost_frame(1, pixels, module=3, shape=(280, 528), rows=18)
+    payload = bytes(7128)
+    bad = {
+        "size": whole[1][:-1],
+        "protocol": b"\xca" + whole[1][1:],
+        "geometry": gigafrost_packet(1, 18, payload, module=3, shape=(280, 504)),
+        "quadrant": gigafrost_packet(1, 18, payload, module=5, shape=(280, 528)),
+        "link": gigafrost_packet(1, 18, payload, module=2, shape=(280, 528)),
+        "row": gigafrost_packet(1, 19, payload, module=3, shape=(280, 528)),
+    }
+    receiver.send(whole[0], *bad.values(), *whole[1:])
+    (received,) = receiver.receive(1)
+    assert received.n_missing == 0
+    assert received.pixels[: pixels.size * 3 // 2] == pack12(pixels)
+    for kind in bad:
+        receiver.wait_for_total(f"n_bad_{kind}", 1)
+        receiver.service.wait_for_line(rf"UDP port \d+: {kind}: expected .*, from 127.0.0.1:\d+")
+    seen("the frame is good, each kind is counted once and named")
+
+
+@pytest.mark.fault(
+    fault="detector: bunch ids of a Jungfrau sent as integers",
+    state="running",
+    promise="counted and named with their sender, never in a frame",
+)
+def test_bunch_ids_that_are_no_double_are_named(make_module: MakeModule, seen: Callable[[str], None]) -> None:
+    receiver = make_module("jungfrau-raw", 0)
+    pixels = np.random.default_rng(6).integers(0, 2**16, (512, 1024), np.uint16)
+    (integer,) = struct.unpack("<d", struct.pack("<Q", 18))
+    receiver.send(*jungfrau_frame(1, pixels, integer)[:3], *jungfrau_frame(2, pixels, 17.0))
+    (received,) = receiver.receive(1)
+    assert (received.frame_id, received.n_missing, received.pixels) == (17, 0, pixels.tobytes())
+    receiver.wait_for_total("n_bad_bunch_id", 3)
+    receiver.service.wait_for_line(r"bunch_id: expected a double from 0 to 2\^64, got .*, from 127.0.0.1:\d+")
+    seen("3 packets counted and named, the frame with a double is announced")
+
+
+@pytest.mark.fault(
+    fault="detector: a new scan of a GigaFRoST starts at a lower id",
+    state="running",
+    promise="its frames are announced at once",
+)
+def test_a_new_scan_restarts_the_ids(make_module: MakeModule, seen: Callable[[str], None]) -> None:
+    receiver = make_module("gigafrost", 0, image_pixel_height=8, image_pixel_width=48)
+
+    def packet(image_id: int, scan_id: int) -> bytes:
+        payload = bytes([image_id]) * 72
+        return gigafrost_packet(image_id, 0, payload, module=0, shape=(8, 48), scan_id=scan_id)
+
+    for scan_id in (1, 2):
+        receiver.send(packet(5, scan_id), packet(6, scan_id))
+        frames = receiver.receive(2)
+        found = [(frame.frame_id, int(frame.message["scan_id"])) for frame in frames]
+        assert found == [(5, scan_id), (6, scan_id)]
+    receiver.wait_for_total("n_restarts", 1)
+    receiver.service.wait_for_line("the ids of module 0 restart")
+    seen("the frames of both scans are announced once each")
+
+
+@pytest.mark.fault(
+    fault="network: links in the wrong ports for several periods",
+    state="running",
+    promise="the log names them once a period",
+)
+def test_links_in_the_wrong_ports_are_named_once_a_period(
+    make_module: MakeModule, seen: Callable[[str], None]
+) -> None:
+    receiver = make_module("gigafrost", 3, image_pixel_height=8, image_pixel_width=48)
+
+    def n_periods() -> int:
+        receiver.send(gigafrost_packet(1, 0, bytes(72), module=6, shape=(8, 48)))
+        return sum("processed_times=" in line for line in list(receiver.service.stdout))
+
+    before = n_periods()
+    wait_until(lambda: n_periods() >= before + 3, 60.0, "three periods")
+    lines = list(receiver.service.stdout)
+    n_named = sum("quadrant: expected 1 in this port, got 3" in line for line in lines)
+    assert 3 <= n_named <= n_periods() + 1
+    seen(f"named {n_named} times")
 
 
 @pytest.fixture

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stddaq.dataplane.metadata import GOOD_IMAGE, ID_MISSMATCH, MISSING_PACKETS
-from stddaq.udp.module_sync import IN_ORDER, ModuleImage, ModuleSync
+from stddaq.udp.frame_message import BY_CONVERTER, IN_ORDER
+from stddaq.udp.module_sync import ModuleImage, ModuleSync
 
 N_SLOTS = 1000
+MARK = IN_ORDER | BY_CONVERTER | 1
 Left = tuple[int, int, tuple[int, ...]]
 
 
@@ -20,7 +22,7 @@ def frame(
     module: int,
     *,
     missing: int = 0,
-    mark: int = IN_ORDER | 1,
+    mark: int = MARK,
     link_set: int = 0,
     scan: int = 0,
 ) -> bytes:
@@ -158,7 +160,7 @@ def test_the_lowest_image_leaves_when_too_many_wait() -> None:
     assert fed.sync.n_waiting == 3
 
 
-@pytest.mark.parametrize("mark", [IN_ORDER | 1, 0], ids=["stddaq", "C++"])
+@pytest.mark.parametrize("mark", [MARK, 1, 0], ids=["stddaq", "C++ converter", "C++"])
 def test_ids_that_restart_are_announced_at_once(mark: int) -> None:
     fed = Fed()
     for image_id in [*range(5), *range(5)]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 import socket
 import struct
@@ -19,10 +20,11 @@ from support.peers.udp_detectors import (
     pack12,
     sls_packet,
 )
-from support.processes.deployment import Deployment, wait_until
+from support.processes.deployment import Deployment, console_script, wait_until
 from support.processes.sources import refusal
 from support.processes.udp_receivers import MakeModule
 
+from stddaq.udp.batch_socket import SOCKET_BUFFER_BYTES, buffer_limit
 from stddaq.udp.receiver import main_eg, main_gf, main_jf
 
 RANDOM = np.random.default_rng(2)
@@ -184,6 +186,30 @@ def test_packets_that_the_kernel_drops_are_counted(
 def test_a_small_socket_buffer_is_named(make_module: MakeModule) -> None:
     receiver = make_module("eiger", 0, "--socket-buffer", 100_000, n_modules=4)
     receiver.service.wait_for_line(r"socket buffer of 100000 bytes \(100000 asked for\)")
+
+
+def test_a_socket_buffer_that_the_system_cuts_is_named_with_both_sizes(
+    make_deployment: Callable[..., Deployment],
+) -> None:
+    deployment = make_deployment(
+        detector_type="eiger", n_modules=4, bit_depth=8, start_udp_port=free_udp_ports(4)
+    )
+    # With this right the system grants any size.
+    without_right = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
+    receiver = deployment.run(
+        *(without_right if os.geteuid() == 0 else ()),
+        *(console_script("std_udp_recv_eg"), deployment.config_path, 0),
+        ready="ready",
+    )
+    asked, limit = SOCKET_BUFFER_BYTES, buffer_limit()
+    granted = min(asked, limit)
+    receiver.wait_for_line(rf"ready.* socket buffer of {granted} bytes \({asked} asked for\)")
+    warned = [line for line in list(receiver.stdout) if "[warning]" in line]
+    assert len(warned) == (granted < asked)
+    assert all(
+        f"socket buffer: expected {asked} bytes, got {granted} (net.core.rmem_max is {limit})" in line
+        for line in warned
+    )
 
 
 @pytest.mark.fault(

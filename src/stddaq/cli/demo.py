@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import random
@@ -103,6 +104,9 @@ def run(args: argparse.Namespace) -> int:
     if args.size not in (None, *sizes):
         kind = "with --udp" if args.udp else "without --udp"
         raise DemoError(mismatch("--size", f"one of {', '.join(map(str, sizes))} {kind}", f"{args.size}"))
+    if args.udp and importlib.util.find_spec("numba") is None:
+        advice = "pip install 'stddaq[udp]'"
+        raise DemoError(mismatch("package numba", "it, for --udp", "none", advice))
     n_images = args.n_images or (UDP_DEFAULT_IMAGES if args.udp else DEFAULT_IMAGES)
     rate = args.rate or (UDP_DEFAULT_RATE_HZ if args.udp else DEFAULT_RATE_HZ)
     directory = _prepare_directory(Path(args.directory))

@@ -7,6 +7,7 @@ corners `[x0, y0, x1, y1]`; an Eiger module with y1 < y0 is upside down.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -96,6 +97,13 @@ def position_mistakes(config: DetectorConfig) -> list[str]:
         )
     if kind not in MODULE_SIZES:
         return mistakes
+    # Keys are text: "1" and "01" are the same module.
+    counts = Counter(int(index) for index in positions)
+    mistakes += [
+        mismatch(f"module_positions[{index}]", "one position of the module", f"{n}")
+        for index, n in counts.items()
+        if n > 1
+    ]
     if not positions:
         mistakes.append(
             mismatch("module_positions", f"the position of each module of a {kind} detector", "none")

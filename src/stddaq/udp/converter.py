@@ -33,11 +33,10 @@ from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
 from stddaq.udp.arguments import UdpArgumentParser
-from stddaq.udp.frame_message import frame_layout
+from stddaq.udp.frame_message import BY_CONVERTER, IN_ORDER, frame_layout
 from stddaq.udp.frame_ring import FRAME_SLOTS, FrameSubscriber
 from stddaq.udp.geometry import frame_bytes
 from stddaq.udp.jungfrau_gains import read_psi_files, read_std_daq_file
-from stddaq.udp.module_sync import IN_ORDER
 
 if TYPE_CHECKING:
     from stddaq.udp.conversion import Conversion
@@ -57,7 +56,7 @@ class Converter(Closing):
         self._config, self._part = config, module % config.n_modules
         self._waiting: deque[np.ndarray] = deque()
         # Marks of a converter that was restarted differ from those that are still in the ring.
-        self._mark = secrets.randbelow(IN_ORDER)
+        self._mark = secrets.randbelow(BY_CONVERTER)
         self.n_converted = self.n_overwritten = self.n_dropped = 0
         self._reported = (0, 0)
         self._frames = FrameSubscriber(config, module)
@@ -133,9 +132,9 @@ class Converter(Closing):
         )
 
     def _next_mark(self, *, is_in_order: bool) -> int:
-        """Return the number of a frame, never 0."""
-        self._mark = (self._mark + 1) % IN_ORDER or 1
-        return self._mark | (IN_ORDER if is_in_order else 0)
+        """Return the mark of a frame, which is never 0."""
+        self._mark = (self._mark + 1) % BY_CONVERTER
+        return self._mark | BY_CONVERTER | (IN_ORDER if is_in_order else 0)
 
     def _push(self, message: np.ndarray, mark: int) -> None:
         pushed = message.copy()

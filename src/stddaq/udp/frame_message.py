@@ -14,8 +14,14 @@ FRAME_MESSAGE_BYTES = 64
 ID_BYTES = 8
 
 _COMMON = {"id": ("<u8", 0), "n_missing_packets": ("<u8", 8), "module": ("<u2", 16)}
-# The lower 32 bits of the sequence number of the frame in its ring; 0: the receiver gives none.
+# The lower 30 bits of the sequence number of the frame in its ring; 0: the receiver gives none. Converters
+# replace it by their mark, which has the bit `BY_CONVERTER`; those of std_daq (C++) pass it on.
 SEQUENCE_OFFSET = 60
+SEQUENCE_MASK = 2**30 - 1
+BY_CONVERTER = 1 << 30
+# In a mark: the receiver is one of stddaq. It sends frames in order and none twice, so that an id that is not
+# higher is a restart.
+IN_ORDER = 1 << 31
 _SEQUENCE = {"sequence": ("<u4", SEQUENCE_OFFSET)}
 
 

@@ -20,11 +20,10 @@ from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.dataplane.ipc_sockets import Connection
 from stddaq.dataplane.ring_buffer import RingBuffer, RingGeometry
 from stddaq.dataplane.ring_publisher import RingPublisher
-from stddaq.udp.frame_message import SEQUENCE_OFFSET, frame_layout, parse_frame
+from stddaq.udp.frame_message import SEQUENCE_MASK, SEQUENCE_OFFSET, frame_layout, parse_frame
 from stddaq.udp.geometry import frame_bytes
 
 FRAME_SLOTS = 1000
-_SEQUENCE_MASK = 2**32 - 1
 _SEQUENCE = struct.Struct("<I")
 _UINT8 = 1
 
@@ -59,7 +58,7 @@ class FramePublisher(RingPublisher):
 
     def commit_bytes(self, frame_id: int, message: bytearray) -> None:
         """Announce the frame put into its slot since `begin`. Sets `sequence` in the message, 64 bytes."""
-        while not (sequence := self._ring.commit(frame_id) & _SEQUENCE_MASK):
+        while not (sequence := self._ring.commit(frame_id) & SEQUENCE_MASK):
             self._ring.begin(frame_id)  # 0 means that there is no number.
         _SEQUENCE.pack_into(message, SEQUENCE_OFFSET, sequence)
         self.socket.send(message)
@@ -109,7 +108,7 @@ class FrameSubscriber(Closing):
         A message without `sequence`, of a C++ receiver, says nothing: True.
         """
         sequence = int(message["sequence"])
-        return not sequence or self._ring.stamp(int(message["id"])) & _SEQUENCE_MASK == sequence
+        return not sequence or self._ring.stamp(int(message["id"])) & SEQUENCE_MASK == sequence
 
     def check(self) -> None:
         """Attach to a new ring if this one was removed, and log why the receiver refuses the connection.

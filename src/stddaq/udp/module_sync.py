@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from stddaq.dataplane.id_order import IdOrder, Place
 from stddaq.dataplane.metadata import GOOD_IMAGE, ID_MISSMATCH, MISSING_PACKETS
-from stddaq.udp.frame_message import FRAME_MESSAGE_BYTES, ID_BYTES
+from stddaq.udp.frame_message import BY_CONVERTER, FRAME_MESSAGE_BYTES, ID_BYTES, IN_ORDER
 
 DEFAULT_TIMEOUT_S = 1.0
 # Share of the slots that a converter may be writing ahead of the last message that arrived from it.
@@ -30,11 +30,9 @@ MIN_MARGIN = 16
 N_LINK_SETS = 2
 # Ids have 64 bits; the bits above them count the restarts.
 _EPOCH = 1 << 64
-# Id, missing packets, module; link set and scan of a GigaFRoST; mark of the converter.
+# Id, missing packets, module; link set and scan of a GigaFRoST; mark of the converter, or the number of a
+# receiver that a C++ converter passes on.
 _FIELDS = struct.Struct("<QQH4xBxI32xI")
-# Highest bit of the mark: the receiver is one of stddaq. It sends frames in order and none twice, so that an
-# id that is not higher is a restart.
-IN_ORDER = 1 << 31
 
 
 @dataclass(slots=True)
@@ -152,14 +150,19 @@ class ModuleSync:
         elif mark:
             link_set &= 1
         else:
-            # C++ services do not say which receiver it was; two receivers take the images in turn.
+            # C++ receivers do not say which one it was; two receivers take the images in turn.
             link_set = image_id & 1
+        if not mark & BY_CONVERTER:
+            # Only receivers of stddaq give numbers.
+            is_in_order, mark = mark > 0, 0
+        else:
+            is_in_order = mark & IN_ORDER > 0
         source = self._sources[module, link_set]
         key = source.epoch * _EPOCH + image_id
-        if key > source.last and mark & IN_ORDER and source.epoch == self._epoch:
+        if key > source.last and is_in_order and source.epoch == self._epoch:
             source.last = key
         else:
-            key = self._place(source, image_id, scan_id, bool(mark & IN_ORDER), now)
+            key = self._place(source, image_id, scan_id, is_in_order, now)
             if key < 0:
                 self.n_repeated += 1
                 return False

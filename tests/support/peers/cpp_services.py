@@ -71,6 +71,12 @@ class CppRing:
         start = image_id % self._names.n_slots * self._names.image_bytes
         self._map[start : start + len(content)] = content
 
+    def slot(self, image_id: int) -> np.ndarray:
+        """Return the slot of an image, not copied. Release it before `close`."""
+        start = image_id % self._names.n_slots * self._names.image_bytes
+        slot = memoryview(self._map)[start : start + self._names.image_bytes]
+        return np.frombuffer(slot, self._names.dtype).reshape(self._names.shape)
+
     def read(self, image_id: int) -> np.ndarray:
         start = image_id % self._names.n_slots * self._names.image_bytes
         content = self._map[start : start + self._names.image_bytes]

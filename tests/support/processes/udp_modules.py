@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,12 +65,19 @@ class Modules(Closing):
         self._stack.close()
 
 
-def start_converters(deployment: Deployment, *modules: int, sync: bool = True) -> dict[int | str, Service]:
+# On a busy machine a service may stand still for seconds. No image or frame is given up meanwhile.
+LONG_TIMEOUT = ("--timeout", 60)
+LONG_IDLE_TIME = ("--idle-time", 5)
+
+
+def start_converters(
+    deployment: Deployment, *modules: int, sync: bool = True, sync_options: Sequence[object] = ()
+) -> dict[int | str, Service]:
     """Start the synchroniser and the converters of some modules; wait until they are ready."""
     program = CONVERTERS[deployment.config["detector_type"]]
     services: dict[int | str, Service] = {}
     if sync:
-        services["sync"] = deployment.start("std_data_sync_module", ready=None)
+        services["sync"] = deployment.start("std_data_sync_module", *sync_options, ready=None)
     for module in modules:
         services[module] = deployment.start(program, module, ready=None)
     for service in services.values():
@@ -81,8 +88,10 @@ def start_converters(deployment: Deployment, *modules: int, sync: bool = True) -
 def replayed_images(deployment: Deployment, folder: Path) -> list[ReceivedImage]:
     """Replay files of five images of an Eiger to all services. Return the images that were announced."""
     modules = range(deployment.config["n_modules"])
-    receivers = [deployment.start("std_udp_recv_eg", module, ready=None) for module in modules]
-    start_converters(deployment, *modules)
+    receivers = [
+        deployment.start("std_udp_recv_eg", module, *LONG_IDLE_TIME, ready=None) for module in modules
+    ]
+    start_converters(deployment, *modules, sync_options=LONG_TIMEOUT)
     for receiver in receivers:
         receiver.wait_for_line("n_subscribers=1")
     with StreamReader(deployment) as reader:

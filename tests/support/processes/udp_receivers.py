@@ -37,6 +37,16 @@ class ReceivedFrame:
         return int(self.message["n_missing_packets"])
 
 
+def totals(receiver: Service) -> dict[str, float]:
+    """Return the sums of all statistics lines of a receiver."""
+    sums: dict[str, float] = {}
+    for line in list(receiver.stdout):
+        if match := re.search(r"detector=\S+?,(\S+) \d+$", line):
+            for key, value in (pair.split("=") for pair in match[1].split(",")):
+                sums[key] = sums.get(key, 0.0) + float(value)
+    return sums
+
+
 class Module:
     """A running receiver, a sender to its port, and a subscriber to its frames."""
 
@@ -69,12 +79,7 @@ class Module:
 
     def totals(self) -> dict[str, float]:
         """Return the sums of all statistics lines."""
-        sums: dict[str, float] = {}
-        for line in list(self.service.stdout):
-            if match := re.search(r"detector=\S+?,(\S+) \d+$", line):
-                for key, value in (pair.split("=") for pair in match[1].split(",")):
-                    sums[key] = sums.get(key, 0.0) + float(value)
-        return sums
+        return totals(self.service)
 
     def wait_for_total(self, key: str, value: float) -> None:
         """Wait until a count of the statistics has reached `value`, and check that it is not more."""

@@ -54,12 +54,16 @@ def displaced_ids() -> st.SearchStrategy[list[int]]:
     )
 
 
+def is_longer() -> bool:
+    """Return whether the test is part of `make fuzz`."""
+    return settings.get_current_profile_name() == "fuzz"
+
+
 def examples(n: int) -> settings:
     """Return settings for `n` examples; in the profile of `make fuzz` for many more, which are shrunk."""
-    is_longer = settings.get_current_profile_name() == "fuzz"
     return settings(
-        max_examples=n * LONGER if is_longer else n,
-        phases=[Phase.generate, Phase.shrink] if is_longer else [Phase.generate],
+        max_examples=n * LONGER if is_longer() else n,
+        phases=[Phase.generate, Phase.shrink] if is_longer() else [Phase.generate],
         # All examples share the fixtures of their test on purpose.
         suppress_health_check=[
             HealthCheck.function_scoped_fixture,
