@@ -223,7 +223,8 @@ def test_a_camera_that_fails_is_named_and_stopped(camera: BecCamera):
     camera.rig.client.wait(("idle",), 20)
     camera.device.camera = camera.points  # pyright: ignore[reportAttributeAccessIssue]
     assert_next_scan_is_right(camera)
-    assert calls == ["stop", "fire"]
+    # It may have taken images before it failed.
+    assert calls == ["stop", "fire", "stop"]
 
 
 def test_a_killed_driver_fails_the_trigger_by_name(camera: BecCamera):
