@@ -127,7 +127,7 @@ def test_incompressible_images_are_stored_without_compression(deployment: Deploy
         assert is_compressed == (image.image_id % 2 == 1)
         pixels = decoded(image, suffix, config) if is_compressed else image.pixels
         np.testing.assert_array_equal(pixels, original.pixels)
-    service.wait_for_line("n_uncompressed_images=2")
+    service.wait_for_count("n_uncompressed_images", 2)
 
 
 def test_blob_has_blocks_of_the_requested_size(deployment: Deployment):
@@ -243,7 +243,7 @@ def test_overwritten_images_are_forwarded_as_overwritten_without_pixels(deployme
         if image.is_held:  # The ring of the compressor has wrapped around as well.
             np.testing.assert_array_equal(decoded(image, "h5bitshuffle-lz4", config), pixels)
     assert sum(image.is_held for image in received) >= 900
-    service.wait_for_line("n_overwritten_images=10")
+    service.wait_for_count("n_overwritten_images", 10)
 
 
 def test_images_of_a_source_without_cursor_are_compressed_after_the_hold_time(deployment: Deployment):

@@ -125,7 +125,7 @@ def test_filter_can_select_images_by_their_pixels(make_rig: MakeRig):
     account = rig.end()
     assert_saved(account, bright)
     assert (account["source"], account["n_dropped"]) == ("bright", 0)
-    service.wait_for_line(f"n_passed_images={len(bright)},")
+    service.wait_for_count("n_passed_images", len(bright))
 
 
 def test_filter_forwards_images_that_it_could_not_read_as_overwritten(

@@ -46,6 +46,9 @@ class FakeReader:
     def has_cursor_for(self, metadata: ImageMetadata) -> bool:
         return True
 
+    def is_certain(self, metadata: ImageMetadata) -> bool:
+        return True
+
     def holds(self, metadata: ImageMetadata) -> bool:
         return metadata.image_id not in self.overwritten
 

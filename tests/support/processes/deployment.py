@@ -144,6 +144,15 @@ class Service:
                     raise AssertionError(f"no line matches {pattern!r}; the process {why}:\n{self.output}")
                 self._news.wait(min(remaining, 0.1))
 
+    def wait_for_count(self, name: str, total: int) -> None:
+        """Wait until the statistics lines count `total`: a period may end between two of the counted."""
+
+        def count() -> int:
+            return sum(int(n) for line in self.stdout[:] for n in re.findall(rf"\b{name}=(\d+)", line))
+
+        wait_until(lambda: count() >= total, what=f"{name}, {total} in all")
+        assert count() == total
+
     def wait(self, timeout: float = END_TIMEOUT_S) -> int:
         """Wait for the process to exit by itself. Return its exit code. Fail after `timeout` seconds."""
         try:
