@@ -30,6 +30,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from stddaq.daemon.parent_death import end_with_parent
+from stddaq.daemon.service_manager import SIGN_OF_LIFE_PERIOD_S, service_manager
 from stddaq.daemon.user_switch import drop_rights
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
@@ -226,7 +227,7 @@ class _Child(Generic[T]):
         poller.register(self._pipe, select.POLLIN)
         if self._stop:
             poller.register(self._stop, select.POLLIN)
-        while ready := poller.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
+        while ready := self._wait(poller):
             if self._stop and any(descriptor != self._pipe for descriptor, _ in ready):
                 if self._stop.poll():
                     poller.unregister(self._stop)
@@ -241,6 +242,15 @@ class _Child(Generic[T]):
                     mismatch(self._where, f"an answer of up to {MAX_ANSWER_BYTES} bytes", "more")
                 )
         raise TimeoutError(mismatch(self._where, self._limit, "none"))
+
+    def _wait(self, poller: select.poll) -> list[tuple[int, int]]:
+        """Return what is readable; nothing after the deadline."""
+        while (left := self._deadline - time.monotonic()) > 0:
+            if ready := poller.poll(min(left, SIGN_OF_LIFE_PERIOD_S) * 1000):
+                return ready
+            if self._stop:  # The caller is the main loop of a service.
+                service_manager.alive()
+        return poller.poll(0)
 
     def _shorten(self) -> None:
         deadline = time.monotonic() + STOP_TIMEOUT_S

@@ -18,6 +18,7 @@ from stddaq import __version__
 from stddaq.config.model import StatisticsFormat
 from stddaq.daemon.line_protocol import line_protocol
 from stddaq.daemon.output import LineOutput
+from stddaq.daemon.service_manager import service_manager
 from stddaq.text import escaped
 
 _COLOURS = {"debug": "36", "info": "32", "warning": "33", "error": "31", "critical": "1;31"}
@@ -84,9 +85,10 @@ def event(message: str, *args: object) -> None:
 
 
 def ready(message: str, *args: object) -> None:
-    """Log that the service is ready, which is the end of its start."""
+    """Log that the service is ready, which is the end of its start, and notify systemd."""
     _ready.set()
     event("ready: " + message, *args)
+    service_manager.ready(message % args)
 
 
 def is_ready() -> bool:

@@ -29,6 +29,7 @@ from stddaq.daemon.end_watch import EndWatch
 from stddaq.daemon.metrics_page import published_pages
 from stddaq.daemon.output import open_closed_streams
 from stddaq.daemon.replacement import HandedOver, replace_process
+from stddaq.daemon.service_manager import service_manager
 from stddaq.errors import ConfigError, StdDaqError
 from stddaq.text import mismatch, os_error_text
 
@@ -113,6 +114,7 @@ class StopRequest:
         self.requested = True
         with contextlib.suppress(BlockingIOError):  # The descriptor is full, and so readable.
             os.write(self._write, b"x")
+        service_manager.stopping()
 
     def close(self) -> None:
         """Close the file descriptor. Signals must have other handlers by then."""
@@ -185,6 +187,7 @@ def _run(program: str, serve: Serve, args: argparse.Namespace) -> None:
             handed_over = serve(config, args, stop)
         if handed_over is not None:
             _leave(stop, watch, handed_over)
+        service_manager.stopping()
         # The interpreter removes signal handlers before it exits; a signal then would change the exit code.
         handlers = dict.fromkeys(handlers, signal.SIG_IGN)
     finally:

@@ -15,6 +15,7 @@ from stddaq.daemon import log
 from stddaq.daemon.log import logger
 from stddaq.daemon.metrics import Metric, Registry, Values
 from stddaq.daemon.metrics_page import published_page
+from stddaq.daemon.service_manager import service_manager
 
 # Daemons check at least this often what may be removed from outside.
 LONGEST_WAIT_S = 1.0
@@ -84,6 +85,7 @@ class StatisticsLine:
         # A service that is refused, because another one has its place, must not replace the other's page.
         if self._page and log.is_ready():
             self._page.publish_if_due()
+        service_manager.alive()
         if self.due_in > 0:
             return False
         now, values = self._clock(), self._registry.read()

@@ -17,6 +17,7 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon.arguments import Seconds, image_count, ipv4_address
 from stddaq.daemon.log import event, ready
 from stddaq.daemon.main import StopRequest, run
+from stddaq.daemon.service_manager import service_manager
 from stddaq.errors import EndpointError, OutputExistsError
 from stddaq.text import mismatch
 from stddaq.udp.arguments import UdpArgumentParser
@@ -111,6 +112,7 @@ def _dump(ports: Sequence[_Port], duration: float | None, limit: int | None, sto
     deadline = float("inf") if duration is None else time.monotonic() + duration
     n = 0
     while not stop.poll() and (limit is None or n < limit):
+        service_manager.alive()
         wait = min(LONGEST_WAIT_S, deadline - time.monotonic())
         if wait <= 0:
             return

@@ -21,6 +21,7 @@ from stddaq.daemon.arguments import (
 )
 from stddaq.daemon.log import event, logger, ready
 from stddaq.daemon.main import StopRequest, run
+from stddaq.daemon.service_manager import service_manager
 from stddaq.errors import EndpointError, SourceError
 from stddaq.text import mismatch
 from stddaq.udp.arguments import UdpArgumentParser
@@ -115,6 +116,7 @@ def _steps(files: dict[int, Path]) -> Iterator[list[tuple[int, bytes]]]:
 def _is_stopped(stop: StopRequest, due: float) -> bool:
     """Wait until `due`, s (monotonic). Return whether the end is requested before that."""
     while not stop.poll():
+        service_manager.alive()
         delay = due - time.monotonic()
         if delay <= 0:
             return False

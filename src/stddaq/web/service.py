@@ -21,6 +21,7 @@ from stddaq.daemon.end_watch import EndWatch
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.metrics_page import published_page, published_pages
 from stddaq.daemon.output import open_closed_streams
+from stddaq.daemon.service_manager import service_manager
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
 from stddaq.web.monitoring import MonitoredDetector, Monitoring
@@ -149,6 +150,7 @@ async def _run(
     publishing = asyncio.create_task(_publish(registries))
     await server.serve(sockets=[listener])
     publishing.cancel()
+    service_manager.stopping()
 
 
 def _registry(detector: str, port: int, monitoring: Monitoring, responses: ResponseCounts) -> Registry:
@@ -162,6 +164,7 @@ def _registry(detector: str, port: int, monitoring: Monitoring, responses: Respo
 async def _publish(registries: Sequence[Registry]) -> None:
     pages = [published_page(registry, HEARTBEAT_S) for registry in registries]
     while True:
+        service_manager.alive()
         for page in pages:
             if page:
                 page.publish_if_due()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Protocol
@@ -12,6 +13,7 @@ from stddaq.cli.supervisor.readiness import is_listening
 from stddaq.cli.supervisor.restarts import Restarts
 from stddaq.cli.supervisor.spec import ServiceSpec
 from stddaq.daemon.parent_death import end_with_parent
+from stddaq.daemon.service_manager import without_notifications
 
 # Limit for the end of a service after SIGTERM; services promise 2 s.
 END_TIMEOUT_S = 4.0
@@ -42,6 +44,8 @@ async def start_process(command: Sequence[str]) -> Process:
         stderr=asyncio.subprocess.STDOUT,
         # Ctrl-C reaches only the supervisor, which ends the services in order.
         start_new_session=True,
+        # If systemd runs the supervisor, it watches only that.
+        env=without_notifications(os.environ),
         preexec_fn=end_with_parent(),
     )
 

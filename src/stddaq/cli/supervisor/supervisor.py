@@ -23,6 +23,7 @@ from stddaq.cli.supervisor.page import SupervisorPage
 from stddaq.cli.supervisor.restarts import REFUSED, RESTART_DELAYS_S, Restarts
 from stddaq.cli.supervisor.spec import ServiceSpec
 from stddaq.daemon.output import LineOutput
+from stddaq.daemon.service_manager import service_manager
 from stddaq.text import os_error_text
 
 READY_TIMEOUT_S = 30.0
@@ -68,17 +69,20 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._ask_to_end, number)
         self._start_children()
+        showing_alive = asyncio.create_task(service_manager.show_alive())
         following = asyncio.create_task(self._follow(on_ready, follow))
         ended = asyncio.create_task(self._end.wait())
         publishing = asyncio.create_task(self._publish())
         await asyncio.wait((ended, *((following,) if follow else ())), return_when=asyncio.FIRST_COMPLETED)
         self._end.set()
         following.cancel()
+        service_manager.stopping()
         publishing.cancel()
         if self._page:
             self._page.close()
         await self._end_in_order(self._children)
         self.say("all services have ended")
+        showing_alive.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await following
         return _EXIT_CODES[self._reason]
@@ -145,6 +149,7 @@ class Supervisor:
         self, on_ready: Callable[[], str], follow: Callable[[Supervisor], Awaitable[None]] | None
     ) -> None:
         await self._announce(on_ready)
+        service_manager.ready("all services ready")
         self._was_ready = True
         if follow:
             await follow(self)
