@@ -55,6 +55,28 @@ def test_line_is_time_service_version_level_and_message(capsys: pytest.CaptureFi
     assert captured.err == ""
 
 
+@pytest.mark.parametrize("is_journal", [True, False])
+def test_journal_takes_the_level_of_each_line(
+    is_journal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "output").open("w") as output:
+        found = os.fstat(output.fileno())
+        # The variable is inherited also by processes whose output goes elsewhere.
+        monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino + (not is_journal)}")
+        monkeypatch.setattr("sys.stdout", output)
+        log.set_up("std_det_writer", "debug", "influxdb")
+        log.logger.info("a", extra={"statistics": {"detector": "d", "n": 1}})
+        try:
+            raise ValueError("b")
+        except ValueError:
+            log.logger.exception("c")
+    lines = (tmp_path / "output").read_text().splitlines()
+    prefixes = [line[:3] for line in lines]
+    expected = ["<6>"] + (len(lines) - 1) * ["<3>"]
+    assert len(lines) > 3
+    assert prefixes == expected if is_journal else not re.search(r"(?m)^<\d>", "\n".join(lines))
+
+
 @pytest.mark.parametrize(
     ("level", "shown"),
     [

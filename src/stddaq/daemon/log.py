@@ -3,6 +3,8 @@
 The messages of user-visible events start with `[event] ` (see `event`). The statistics line may have the line
 protocol of InfluxDB instead (see `line_protocol`).
 
+systemd's journal takes the level from `<6>` in front of each line, and removes that.
+
 Logging never blocks: lines that the reader of the output does not take are dropped, and a warning counts them
 as soon as it reads again.
 """
@@ -23,6 +25,8 @@ from stddaq.text import escaped
 
 _COLOURS = {"debug": "36", "info": "32", "warning": "33", "error": "31", "critical": "1;31"}
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+# The levels of syslog.
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _DROPPED = "%d log lines were dropped because the output was not read"
 logger = logging.getLogger("stddaq")
 _ready = threading.Event()
@@ -31,12 +35,21 @@ n_logged = {"warning": 0, "error": 0, "critical": 0}
 
 
 class _Formatter(logging.Formatter):
-    def __init__(self, service: str, statistics_format: StatisticsFormat, colour: bool) -> None:
+    def __init__(
+        self, service: str, statistics_format: StatisticsFormat, *, colour: bool, for_journal: bool
+    ) -> None:
         super().__init__()
-        self._service, self._colour = service, colour
+        self._service, self._colour, self._for_journal = service, colour, for_journal
         self._for_influxdb = statistics_format == "influxdb"
 
     def format(self, record: logging.LogRecord) -> str:
+        text = self._text(record)
+        if not self._for_journal:
+            return text
+        priority = _PRIORITIES.get(record.levelname.lower(), _PRIORITIES["info"])
+        return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
+
+    def _text(self, record: logging.LogRecord) -> str:
         if self._for_influxdb and (pairs := getattr(record, "statistics", None)):
             return line_protocol(self._service, pairs, time.time_ns())
         level = record.levelname.lower()
@@ -73,7 +86,14 @@ def set_up(service: str, level: str, statistics_format: StatisticsFormat = "std_
     """Log to standard output. `level` is `log_level` of the configuration."""
     output = LineOutput(sys.stdout)
     handler = _Handler(output)
-    handler.setFormatter(_Formatter(service, statistics_format, colour=output.is_terminal))
+    handler.setFormatter(
+        _Formatter(
+            service,
+            statistics_format,
+            colour=output.is_terminal,
+            for_journal=output.is_journal,
+        )
+    )
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(_LEVELS.get(level, logging.CRITICAL + 1))

@@ -56,6 +56,14 @@ class LineOutput:
         """Whether the lines go to a terminal."""
         return self._kind == "terminal"
 
+    @property
+    def is_journal(self) -> bool:
+        """Whether systemd has connected the stream to its journal. A variable alone may be inherited."""
+        if self._fd is None:
+            return False
+        found = os.fstat(self._fd)
+        return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
     def write(self, line: str, report: Callable[[int], str]) -> None:
         """Write `line`, which has no line break at its end, or drop it.
 
