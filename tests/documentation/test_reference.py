@@ -59,7 +59,10 @@ SERVICES: dict[str, Main] = {
     "stddaq simulate-pco": simulate_pco.main,
     "std_bsread_recv": bsread_receiver.main,
 }
-SUB_COMMANDS = ("demo", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "repair")
+SUB_COMMANDS = (
+    *("demo", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "repair"),
+    *("doctor", "units"),
+)
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))

@@ -35,7 +35,10 @@ class SubCommand(Protocol):
 
 
 # In the order in which a newcomer needs them.
-_MODULES = ("demo", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "repair")
+_MODULES = (
+    *("demo", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "repair"),
+    *("doctor", "units"),
+)
 # Services with their own argument parsers: the module, and one sentence.
 _SERVICES = {
     "simulate": ("simulated.service", "publish simulated images as a detector would"),

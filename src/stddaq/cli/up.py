@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from stddaq.dataplane.ring_buffer import remove_unused_rings
 
     config = DetectorConfig.load(args.config)
-    specs = _services(config, args)
+    specs = services(config, args)
     for spec in specs:
         if spec.address and is_listening(spec.address):
             raise EndpointError(
@@ -79,15 +79,18 @@ async def _follow(supervisor: Supervisor, args: argparse.Namespace) -> None:
 
     async for config in config_changes(Path(args.config), report):
         try:
-            specs = _services(config, args)
+            specs = services(config, args)
         except ConfigError as error:
             report(error)
             continue
         await supervisor.change_to(specs)
 
 
-def _services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceSpec]:
-    """Return the services in the order in which they end: sources, processing, driver, writers."""
+def services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceSpec]:
+    """Return the services in the order in which they end: sources, processing, driver, writers.
+
+    `args` are those of `add_arguments`. Raise `ConfigError`.
+    """
     from stddaq.cli.supervisor.commands import Commands
     from stddaq.config.services import META_WRITERS, service_mistakes
     from stddaq.dataplane import endpoints

@@ -1,0 +1,345 @@
+"""What a server lacks for a configuration: each check has a finding, and the command that mends it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import re
+import resource
+import shlex
+import stat
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stddaq.config import DetectorConfig
+from stddaq.config.modules import expected_modules
+from stddaq.config.services import RECEIVERS, requested_services
+from stddaq.daemon.main import MAX_DESCRIPTORS
+from stddaq.dataplane.ring_buffer import RingGeometry
+from stddaq.text import bytes_text, os_error_text
+from stddaq.udp.batch_socket import SOCKET_BUFFER_BYTES
+from stddaq.udp.frame_ring import FRAME_SLOTS
+from stddaq.udp.geometry import frame_bytes
+from stddaq.wire.default_addresses import ipc_directory
+
+# Users with smaller uids are of the system; systemd-logind leaves their shared memory alone.
+FIRST_LOGIN_UID = 1000
+# Packets of the detectors are up to 8240 bytes, and have headers.
+JUMBO_MTU = 9000
+STA_UNSYNC = 0x40
+# The measurement of a disk ends when one of these is reached.
+MEASURED_S = 2.0
+MEASURED_BYTES = 2**30
+_BLOCK = bytes(4 * 2**20)
+
+State = Literal["ok", "advice", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check.
+
+    Attributes:
+        state: `advice`: it works, but may be slow or lose images; `missing`: services will fail.
+        cure: a shell command that mends it, mostly for root; empty if no command does.
+    """
+
+    name: str
+    state: State
+    found: str
+    expected: str = ""
+    cure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The machine to check.
+
+    Attributes:
+        uid: the user that the services run as.
+        root: directory of the file system, for tests.
+    """
+
+    uid: int
+    root: Path = Path("/")
+
+    def text(self, path: str) -> str | None:
+        """Return a file of the system without white space around it; None if there is none."""
+        try:
+            return (self.root / path).read_text().strip()
+        except FileNotFoundError:
+            return None
+
+    def number(self, path: str) -> int | None:
+        """Return the number in a file of the system; None if there is none."""
+        text = self.text(path)
+        return int(text) if text is not None and text.isdecimal() else None
+
+
+def check_server(config: DetectorConfig, server: Server, rate: float | None) -> list[Finding]:
+    """Return all findings, in the order in which a server is prepared. `rate`: images per second."""
+    findings = [_shared_memory(config, server), _huge_pages(server)]
+    if config.detector_type in RECEIVERS:
+        findings += [_receive_buffers(server), _packet_size(server), _interrupts(server)]
+    findings += [_descriptors(), _sockets(server), _protected_regular(config, server), _remove_ipc(server)]
+    findings += [_clock(), _cores(config)]
+    for root in config.allowed_roots:
+        findings.append(_directory(Path(root), server))
+        if findings[-1].state == "ok":
+            findings.append(_disk(config, Path(root), rate))
+    return findings
+
+
+def rings_bytes(config: DetectorConfig) -> int:
+    """Return the shared memory of all ring buffers of a configuration."""
+    image = RingGeometry.of(config)
+    n_compressors = sum("compress" in service.program.name for service in requested_services(config))
+    total = (1 + n_compressors) * (image.segment_bytes + image.cursor_bytes)
+    if config.detector_type in RECEIVERS:
+        n_bytes = frame_bytes(config)
+        frames = RingGeometry(n_bytes, FRAME_SLOTS, 1, n_bytes, 0)
+        total += len(expected_modules(config)) * (frames.segment_bytes + frames.cursor_bytes)
+    return total
+
+
+def _shared_memory(config: DetectorConfig, server: Server) -> Finding:
+    name, directory = "shared memory", server.root / "dev/shm"
+    needed = rings_bytes(config)
+    try:
+        room = os.statvfs(directory)
+    except OSError as error:
+        return Finding(name, "missing", os_error_text(error), "a tmpfs", "mount -t tmpfs tmpfs /dev/shm")
+    own = [path.stat().st_blocks * 512 for path in directory.glob(f"{config.detector_name}*")]
+    free = room.f_bavail * room.f_frsize + sum(own)
+    found = f"{bytes_text(free)} free in /dev/shm"
+    if free >= needed:
+        return Finding(name, "ok", found)
+    expected = f"{bytes_text(needed)} for the ring buffers"
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    size = room.f_blocks * room.f_frsize + needed - free
+    if size > 0.9 * memory:
+        expected += f", a smaller ram_buffer_gb (this machine has {bytes_text(memory)})"
+        return Finding(name, "missing", found, expected)
+    return Finding(name, "missing", found, expected, f"mount -o remount,size={-(-size // 2**20)}M /dev/shm")
+
+
+def _huge_pages(server: Server) -> Finding:
+    """Transparent huge pages of /dev/shm, by its mount option or for all shared memory."""
+    name = "huge pages"
+    mounts = [line.split() for line in (server.text("proc/mounts") or "").splitlines()]
+    options = next((words[3] for words in reversed(mounts) if words[1] == "/dev/shm"), "")
+    forced = server.text("sys/kernel/mm/transparent_hugepage/shmem_enabled")
+    if forced is None:
+        return Finding(name, "ok", "not supported by this kernel")
+    if "[deny]" not in forced and (re.search(r"huge=(always|within_size)", options) or "[force]" in forced):
+        return Finding(name, "ok", "used by /dev/shm")
+    cure = "mount -o remount,huge=within_size /dev/shm"
+    return Finding(name, "advice", "not used by /dev/shm", "huge=within_size, for faster copies", cure)
+
+
+def _receive_buffers(server: Server) -> Finding:
+    name, path = "network buffers", "proc/sys/net/core/rmem_max"
+    limit = server.number(path)
+    if limit is None:
+        return Finding(name, "advice", "net.core.rmem_max cannot be read", str(SOCKET_BUFFER_BYTES))
+    if limit >= SOCKET_BUFFER_BYTES:
+        return Finding(name, "ok", f"net.core.rmem_max = {limit}")
+    cure = f"sysctl -w net.core.rmem_max={SOCKET_BUFFER_BYTES}"
+    return Finding(name, "missing", f"net.core.rmem_max = {limit}", f"{SOCKET_BUFFER_BYTES}", cure)
+
+
+def _packet_size(server: Server) -> Finding:
+    name, found = "packet size", {}
+    interfaces = server.root / "sys/class/net"
+    for interface in sorted(interfaces.iterdir()) if interfaces.is_dir() else []:
+        mtu = server.number(f"sys/class/net/{interface.name}/mtu")
+        if mtu is not None and (interface / "device").exists():
+            found[interface.name] = mtu
+    shown = ", ".join(f"{interface} has MTU {mtu}" for interface, mtu in found.items()) or "no network card"
+    if not found or max(found.values()) >= JUMBO_MTU:
+        return Finding(name, "ok", shown)
+    cure = f"ip link set dev {shlex.quote(max(found, key=found.__getitem__))} mtu {JUMBO_MTU}"
+    return Finding(name, "advice", shown, f"{JUMBO_MTU} on the interface of the detector", cure)
+
+
+def _interrupts(server: Server) -> Finding:
+    """irqbalance moves interrupts of the network card to cores that receive."""
+    for path in (server.root / "proc").glob("[0-9]*/comm"):
+        try:
+            if path.read_text().strip() == "irqbalance":
+                cure = "systemctl disable --now irqbalance"
+                return Finding("interrupts", "advice", "irqbalance moves them", "fixed cores", cure)
+        except OSError:
+            continue  # The process has ended.
+    return Finding("interrupts", "ok", "irqbalance does not run")
+
+
+def _descriptors() -> Finding:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard == resource.RLIM_INFINITY or hard >= MAX_DESCRIPTORS:
+        return Finding("open files", "ok", "no limit" if hard < 0 else f"up to {hard}")
+    cure = f'prlimit --pid "$$" --nofile={MAX_DESCRIPTORS}:{MAX_DESCRIPTORS}'
+    return Finding("open files", "advice", f"up to {hard} in this shell", f"{MAX_DESCRIPTORS}", cure)
+
+
+def _sockets(server: Server) -> Finding:
+    """The directory of the ipc sockets."""
+    name, path = "sockets", ipc_directory()
+    finding = _directory(path, server)
+    return Finding(name, finding.state, finding.found, finding.expected, finding.cure)
+
+
+def _protected_regular(config: DetectorConfig, server: Server) -> Finding:
+    """Services in C++ open rings with O_CREAT, which this setting forbids for those of other users."""
+    name, value = "ring buffers of C++ services", server.number("proc/sys/fs/protected_regular")
+    if not value or not config.switch_user_active:
+        return Finding(name, "ok", f"fs.protected_regular = {value}")
+    expected = "0, if services in C++ of another user share the ring buffers"
+    return Finding(
+        name, "advice", f"fs.protected_regular = {value}", expected, "sysctl -w fs.protected_regular=0"
+    )
+
+
+def _remove_ipc(server: Server) -> Finding:
+    """systemd-logind removes the shared memory of a user who logs out."""
+    name = "RemoveIPC of systemd-logind"
+    if server.uid < FIRST_LOGIN_UID:
+        return Finding(name, "ok", "does not concern users of the system")
+    if not (server.root / "run/systemd/system").is_dir():
+        return Finding(name, "ok", "no systemd")
+    if _logind_setting(server) == "no":
+        return Finding(name, "ok", "no")
+    drop_in = "/etc/systemd/logind.conf.d"
+    cure = (
+        f"mkdir -p {drop_in} && printf '[Login]\\nRemoveIPC=no\\n' > {drop_in}/90-stddaq.conf "
+        "&& systemctl restart systemd-logind"
+    )
+    expected = "no, because it removes ring buffers when their user logs out"
+    return Finding(name, "missing", "yes", expected, cure)
+
+
+def _logind_setting(server: Server) -> str:
+    """Return `yes` or `no`: the last setting of the main file and of the drop-ins, which follow by name."""
+    drop_ins: dict[str, Path] = {}
+    for directory in ("usr/lib", "run", "etc"):
+        for path in sorted((server.root / directory / "systemd/logind.conf.d").glob("*.conf")):
+            drop_ins[path.name] = path
+    value = "yes"
+    for path in [server.root / "etc/systemd/logind.conf", *(drop_ins[name] for name in sorted(drop_ins))]:
+        text = path.read_text() if path.exists() else ""
+        for given in re.findall(r"(?m)^\s*RemoveIPC\s*=\s*(\w+)\s*$", text):
+            value = "no" if given.lower() in ("no", "false", "off", "0", "n", "f") else "yes"
+    return value
+
+
+class _Timex(ctypes.Structure):
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        *((name, ctypes.c_long) for name in ("offset", "freq", "maxerror", "esterror")),
+        ("status", ctypes.c_int),
+        ("rest", ctypes.c_long * 32),
+    )
+
+
+def _clock() -> Finding:
+    clock = _Timex()
+    if ctypes.CDLL(None).adjtimex(ctypes.byref(clock)) < 0 or clock.status & STA_UNSYNC:
+        cure = "timedatectl set-ntp true"
+        return Finding("clock", "advice", "not synchronised", "NTP, for times of logs and images", cure)
+    return Finding("clock", "ok", "synchronised")
+
+
+def _cores(config: DetectorConfig) -> Finding:
+    """One core for each writer, receiver and converter, and one for all others."""
+    n_modules = len(expected_modules(config)) if config.detector_type in RECEIVERS else 0
+    n_wanted = config.number_of_writers + 2 * n_modules + 1
+    n_cores = len(os.sched_getaffinity(0))
+    if n_cores >= n_wanted:
+        return Finding("cores", "ok", f"{n_cores}")
+    services = f"{config.number_of_writers} writers" + (
+        f", {n_modules} receivers, as many converters" * bool(n_modules)
+    )
+    return Finding("cores", "advice", f"{n_cores}", f"{n_wanted} at full speed: {services}, and one")
+
+
+def _directory(path: Path, server: Server) -> Finding:
+    """A directory in which the services must be able to create files."""
+    name, quoted = f"directory {path}", shlex.quote(str(path))
+    user = _name_of(server.uid)
+    expected = f"a directory in which {user} may create files"
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        cure = f"install -d -o {shlex.quote(user)} {quoted}"
+        return Finding(name, "missing", "does not exist", expected, cure)
+    except OSError as error:
+        return Finding(name, "missing", os_error_text(error), expected)
+    if not stat.S_ISDIR(found.st_mode):
+        return Finding(name, "missing", "not a directory", expected)
+    if not _may_write(found, server.uid):
+        cure = f"setfacl -m u:{shlex.quote(user)}:rwx {quoted}"
+        shown = f"owner {_name_of(found.st_uid)}, mode {stat.S_IMODE(found.st_mode):04o}"
+        return Finding(name, "missing", shown, expected, cure)
+    return Finding(name, "ok", f"{user} may create files")
+
+
+def _may_write(found: os.stat_result, uid: int) -> bool:
+    from stddaq.daemon.user_switch import groups_of
+
+    if uid == 0:
+        return True
+    if found.st_uid == uid:
+        needed = stat.S_IWUSR | stat.S_IXUSR
+    elif found.st_gid in groups_of(uid)[1]:
+        needed = stat.S_IWGRP | stat.S_IXGRP
+    else:
+        needed = stat.S_IWOTH | stat.S_IXOTH
+    return found.st_mode & needed == needed
+
+
+def _disk(config: DetectorConfig, root: Path, rate: float | None) -> Finding:
+    """Free space; with a rate also the measured speed of one writer's worth of files."""
+    name, room = f"disk of {root}", os.statvfs(root)
+    free = room.f_bavail * room.f_frsize
+    if rate is None:
+        state: State = "ok" if free > 100 * config.image_bytes else "missing"
+        return Finding(name, state, f"{bytes_text(free)} free", f"{bytes_text(100 * config.image_bytes)}")
+    needed = rate * config.image_bytes
+    minutes = free / needed / 60
+    try:
+        speed = write_speed(root, min(MEASURED_BYTES, free // 2))
+    except OSError as error:
+        return Finding(
+            name, "advice", f"speed not measured: {os_error_text(error)}", bytes_text(needed) + "/s"
+        )
+    found = f"{bytes_text(speed)}/s, {bytes_text(free)} free (full after {minutes:.0f} min)"
+    return Finding(name, "ok" if speed >= needed else "advice", found, f"{bytes_text(needed)}/s")
+
+
+def write_speed(directory: Path, limit: int, clock: Callable[[], float] = time.monotonic) -> float:
+    """Return the bytes per second that reach the storage of `directory`, from one file without a name."""
+    fd = os.open(directory, os.O_TMPFILE | os.O_WRONLY, 0o600)
+    try:
+        begin, n_bytes = clock(), 0
+        while n_bytes < max(limit, len(_BLOCK)) and clock() - begin < MEASURED_S:
+            n_bytes += os.write(fd, _BLOCK)
+            os.fdatasync(fd)
+        return n_bytes / max(clock() - begin, 1e-9)
+    finally:
+        os.close(fd)
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def is_prepared(findings: Sequence[Finding]) -> bool:
+    """Return whether services can run."""
+    return all(finding.state != "missing" for finding in findings)

@@ -1,0 +1,230 @@
+"""systemd units: one for each service that `stddaq up` would start, and a target that holds them together."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stddaq.cli.supervisor.restarts import RESTART_DELAYS_S, RESTART_WINDOW_S
+from stddaq.cli.supervisor.spec import ServiceSpec
+from stddaq.config import DetectorConfig
+from stddaq.config.services import CONVERTERS, META_WRITERS
+from stddaq.daemon.main import MAX_DESCRIPTORS
+from stddaq.wire.default_addresses import IPC_DIRECTORY_VARIABLE, ipc_directory
+
+_META_WRITERS, _CONVERTERS = frozenset(META_WRITERS.values()), frozenset(CONVERTERS.values())
+# These make files below the allowed roots.
+_RECORDERS = frozenset({"std_det_driver", "std_det_writer"}) | _META_WRITERS
+WATCHDOG_S = 60
+# Storage that does not respond blocks a writer, which still closes its file when the storage recovers.
+RECORDER_WATCHDOG_S = 300
+# Converters are compiled before they are ready.
+START_TIMEOUT_S = 180
+# Services end within 2 s.
+STOP_TIMEOUT_S = 10
+_HOMES = ("/home", "/root", "/run/user")
+_SANDBOX = """
+# A service sees the file system read-only, but for ReadWritePaths and shared memory.
+ProtectSystem=strict
+PrivateDevices=yes
+DevicePolicy=closed
+ProtectProc=invisible
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+NoNewPrivileges=yes
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+KeyringMode=private
+# No RemoveIPC: the ring buffers of the other services would be removed with this one.
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+SystemCallArchitectures=native
+SystemCallErrorNumber=EPERM
+SystemCallFilter=@system-service
+""".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class UnitOptions:
+    """What is the same for all units of a configuration.
+
+    Attributes:
+        config_path: absolute.
+        roots: directories that services make files in.
+        user: name of the user that services run as.
+        cpus: cores, by the name of a service or of its group (`writer 0`, `writer`).
+        environment: variables that services need.
+    """
+
+    config_path: Path
+    roots: Sequence[Path]
+    user: str
+    cpus: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def unit_files(config: DetectorConfig, specs: Sequence[ServiceSpec], options: UnitOptions) -> dict[str, str]:
+    """Return the text of each unit by its file name. `specs` are in the order in which services end."""
+    target = f"std_daq-{config.detector_name}.target"
+    names = {spec.name: _unit_name(config, spec) for spec in specs}
+    groups = list(dict.fromkeys(spec.group for spec in specs))
+    units = {target: _target(config, names.values())}
+    for spec in specs:
+        later = groups[groups.index(spec.group) + 1 :]
+        # Services start in the reverse order of their end, so that receivers are ready before senders.
+        before = [names[other.name] for other in specs if other.group in later]
+        units[names[spec.name]] = _service(config, spec, target, before, options)
+    return units
+
+
+def _program(spec: ServiceSpec) -> str:
+    """Return the name of the program: `std_det_writer`, `stddaq-simulate`."""
+    if spec.command[1:3] == ("-m", "stddaq"):
+        return f"stddaq-{spec.command[3]}"
+    return Path(spec.command[0]).name
+
+
+def _unit_name(config: DetectorConfig, spec: ServiceSpec) -> str:
+    last = spec.name.rpartition(" ")[2]
+    # The number of a writer or module, or the address of a live stream.
+    number = re.sub(r"[^\w:.-]", "_", last) if re.search(r"\d", last) and last != spec.name else "0"
+    return f"std_daq-{config.detector_name}-{_program(spec)}-{number}.service"
+
+
+def _target(config: DetectorConfig, names: Iterable[str]) -> str:
+    return "\n".join(
+        [
+            "[Unit]",
+            f"Description=stddaq {config.detector_name}",
+            *(f"Wants={name}" for name in names),
+            "",
+            "[Install]",
+            "WantedBy=multi-user.target",
+            "",
+        ]
+    )
+
+
+def _service(
+    config: DetectorConfig, spec: ServiceSpec, target: str, before: Sequence[str], options: UnitOptions
+) -> str:
+    program = _program(spec)
+    writable = _writable(spec, program, options)
+    mounted = [options.config_path, *writable]
+    lines = [
+        "[Unit]",
+        f"Description=stddaq {config.detector_name}: {spec.name}",
+        f"PartOf={target}",
+        "Wants=network-online.target",
+        "After=network-online.target",
+        *(f"After={name}" for name in before),
+        *(f"RequiresMountsFor={_quoted(str(path))}" for path in mounted),
+        f"StartLimitIntervalSec={RESTART_WINDOW_S:g}",
+        f"StartLimitBurst={len(RESTART_DELAYS_S) + 1}",
+        "",
+        "[Service]",
+        "Type=notify",
+        f"ExecStart={' '.join(map(_quoted_argument, _absolute(spec.command, options)))}",
+        *_directory(spec.command),
+        f"User={options.user}",
+        *(f"Environment={_quoted(f'{name}={value}')}" for name, value in options.environment.items()),
+        f"Restart={'on-failure' if spec.may_finish else 'always'}",
+        f"RestartSec={RESTART_DELAYS_S[1]:g}",
+        f"WatchdogSec={RECORDER_WATCHDOG_S if program in _RECORDERS else WATCHDOG_S}",
+        f"TimeoutStartSec={START_TIMEOUT_S}",
+        f"TimeoutStopSec={STOP_TIMEOUT_S}",
+        "KillMode=mixed",
+        f"LimitNOFILE={MAX_DESCRIPTORS}",
+        "LimitMEMLOCK=infinity",
+        *_cores(spec, options),
+        *_cache(config, program),
+        "",
+        _SANDBOX,
+        *_rights(program, options),
+        f"ProtectHome={'read-only' if _is_in_a_home(spec, mounted) else 'yes'}",
+        *(f"ReadWritePaths={_quoted(str(path))}" for path in writable),
+        "",
+        "[Install]",
+        f"WantedBy={target}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _writable(spec: ServiceSpec, program: str, options: UnitOptions) -> list[Path]:
+    """Return the directories in which a service makes files or sockets."""
+    paths = [Path(options.environment.get(IPC_DIRECTORY_VARIABLE, ipc_directory()))]
+    if program in _RECORDERS:
+        paths += options.roots
+    if program == "stddaq-rest":
+        # It replaces the configuration file, and makes files below its own roots.
+        words = spec.command
+        roots = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--root"]
+        roots += [word.removeprefix("--root=") for word in words if word.startswith("--root=")]
+        paths += [options.config_path.parent, *map(Path, roots)]
+    return list(dict.fromkeys(path.absolute() for path in paths))
+
+
+def _absolute(command: Sequence[str], options: UnitOptions) -> list[str]:
+    return [str(options.config_path) if Path(word) == options.config_path else word for word in command]
+
+
+def _directory(command: Sequence[str]) -> list[str]:
+    """Return the setting of the working directory, if arguments are relative paths."""
+    relative = [word for word in command[1:] if not Path(word).is_absolute() and Path(word).exists()]
+    return [f"WorkingDirectory={_quoted(str(Path.cwd()))}"] if relative else []
+
+
+def _cores(spec: ServiceSpec, options: UnitOptions) -> list[str]:
+    cores = options.cpus.get(spec.name) or options.cpus.get(spec.group)
+    return [f"CPUAffinity={cores}"] if cores else []
+
+
+def _cache(config: DetectorConfig, program: str) -> list[str]:
+    if program not in _CONVERTERS:
+        return []
+    name = f"std_daq-{config.detector_name}"
+    return [f"CacheDirectory={name}", f"Environment=NUMBA_CACHE_DIR=%C/{name}"]
+
+
+def _rights(program: str, options: UnitOptions) -> list[str]:
+    """Return the capabilities: services of root that use files act as other users; the rest need none."""
+    is_root = options.user in ("root", "0")
+    if is_root and program in _RECORDERS | {"stddaq-rest"}:
+        return ["CapabilityBoundingSet=CAP_SETUID CAP_SETGID CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER"]
+    # Configurations, calibrations and tokens may belong to other users.
+    return [
+        f"CapabilityBoundingSet={'CAP_DAC_READ_SEARCH' if is_root else ''}",
+        "SystemCallFilter=~@privileged",
+    ]
+
+
+def _is_in_a_home(spec: ServiceSpec, mounted: Sequence[Path]) -> bool:
+    """Return whether a service needs a file below the home of a user."""
+    needed = [*spec.command, *map(str, mounted), sys.base_prefix, sys.prefix, str(Path(__file__).resolve())]
+    return any(
+        os.path.commonpath([home, word]) == home for word in needed if word[:1] == "/" for home in _HOMES
+    )
+
+
+def _quoted(text: str) -> str:
+    """Return a value for a setting: percent signs are not specifiers, and spaces do not separate."""
+    text = text.replace("%", "%%")
+    if re.fullmatch(r"[\w@%+=:,./*~^{}\[\]!?&-]+", text, re.ASCII):
+        return text
+    inner = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+    return f'"{inner}"'
+
+
+def _quoted_argument(text: str) -> str:
+    """Return a word of a command line, in which a dollar sign would name a variable."""
+    return _quoted(text).replace("$", "$$")
