@@ -53,7 +53,7 @@ def test_there_is_a_unit_for_each_service_and_a_target(make_units: Callable[...,
         "std_det_writer-0",
         "std_det_writer-1",
         "std_live_stream-127.0.0.1:9000",
-        "stddaq-simulate-0",
+        "simulate-0",
     ]
     names = [f"std_daq-GF1-{service}.service" for service in services]
     assert sorted(units) == sorted([*names, "std_daq-GF1.target"])
@@ -88,11 +88,11 @@ def test_services_start_in_order_and_are_restarted(make_units: Callable[..., Uni
 
     recorders = {"std_det_writer-0", "std_det_writer-1", "std_det_meta_writer_gf-0"}
     assert starts_after("std_det_driver-0") == recorders
-    assert starts_after("stddaq-simulate-0") == recorders | {"std_det_driver-0"}
+    assert starts_after("simulate-0") == recorders | {"std_det_driver-0"}
     assert settings(units["std_daq-GF1-std_det_driver-0.service"], "Restart") == ["always"]
     # It has finished when it exits with 0.
-    assert settings(units["std_daq-GF1-stddaq-simulate-0.service"], "Restart") == ["on-failure"]
-    assert settings(units["std_daq-GF1-stddaq-simulate-0.service"], "WatchdogSec") == [str(WATCHDOG_S)]
+    assert settings(units["std_daq-GF1-simulate-0.service"], "Restart") == ["on-failure"]
+    assert settings(units["std_daq-GF1-simulate-0.service"], "WatchdogSec") == [str(WATCHDOG_S)]
 
 
 def test_only_recorders_write_below_the_allowed_roots(
@@ -106,7 +106,7 @@ def test_only_recorders_write_below_the_allowed_roots(
     sockets, files = str(tmp_path / "ipc"), str(tmp_path / "files")
     for recorder in ("std_det_driver", "std_det_writer", "std_det_meta_writer_gf"):
         assert writable[recorder] == [sockets, files]
-    assert writable["stddaq-simulate"] == [sockets]
+    assert writable["simulate"] == [sockets]
     assert writable["stddaq-rest"] == [sockets, str(tmp_path), f"{tmp_path}/read"]
 
 
@@ -119,7 +119,7 @@ def test_only_services_that_act_as_other_users_have_capabilities(make_units: Cal
     units = make_units(*UNITS_OF_UP, switch_user_active=True)
     assert settings(units["std_daq-GF1-std_det_writer-0.service"], "User") == ["root"]
     assert "CAP_SETUID" in units["std_daq-GF1-std_det_writer-0.service"]
-    assert "CAP_SETUID" not in units["std_daq-GF1-stddaq-simulate-0.service"]
+    assert "CAP_SETUID" not in units["std_daq-GF1-simulate-0.service"]
 
 
 def test_cores_of_a_service_and_of_a_kind(make_units: Callable[..., Units]) -> None:

@@ -86,18 +86,11 @@ def unit_files(config: DetectorConfig, specs: Sequence[ServiceSpec], options: Un
     return units
 
 
-def _program(spec: ServiceSpec) -> str:
-    """Return the name of the program: `std_det_writer`, `stddaq-simulate`."""
-    if spec.command[1:3] == ("-m", "stddaq"):
-        return f"stddaq-{spec.command[3]}"
-    return Path(spec.command[0]).name
-
-
 def _unit_name(config: DetectorConfig, spec: ServiceSpec) -> str:
     last = spec.name.rpartition(" ")[2]
     # The number of a writer or module, or the address of a live stream.
     number = re.sub(r"[^\w:.-]", "_", last) if re.search(r"\d", last) and last != spec.name else "0"
-    return f"std_daq-{config.detector_name}-{_program(spec)}-{number}.service"
+    return f"std_daq-{config.detector_name}-{spec.program}-{number}.service"
 
 
 def _target(config: DetectorConfig, names: Iterable[str]) -> str:
@@ -117,7 +110,7 @@ def _target(config: DetectorConfig, names: Iterable[str]) -> str:
 def _service(
     config: DetectorConfig, spec: ServiceSpec, target: str, before: Sequence[str], options: UnitOptions
 ) -> str:
-    program = _program(spec)
+    program = spec.program
     writable = _writable(spec, program, options)
     mounted = [options.config_path, *writable]
     lines = [
