@@ -122,6 +122,17 @@ def test_only_services_that_act_as_other_users_have_capabilities(make_units: Cal
     assert "CAP_SETUID" not in units["std_daq-GF1-simulate-0.service"]
 
 
+def test_services_have_the_variables_that_they_need(
+    make_units: Callable[..., Units], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STDDAQ_SHM_GROUP", "detectors")
+    # Everybody may read units.
+    monkeypatch.setenv("STDDAQ_TOKEN", "0123456789abcdef")
+    text = make_units("--user", "daemon", *UNITS_OF_UP)["std_daq-GF1-simulate-0.service"]
+    assert settings(text, "Environment") == [f"STDDAQ_IPC_DIR={tmp_path}/ipc", "STDDAQ_SHM_GROUP=detectors"]
+    assert settings(text, "SystemCallFilter")[-1] == "@chown"
+
+
 def test_cores_of_a_service_and_of_a_kind(make_units: Callable[..., Units]) -> None:
     units = make_units("--cpus", "writer=4-7,12", "--cpus", "writer 1=3", "--cpus", "driver=2")
     cores = {name: settings(text, "CPUAffinity") for name, text in units.items()}

@@ -14,11 +14,18 @@ from stddaq.cli.supervisor.spec import ServiceSpec
 from stddaq.config import DetectorConfig
 from stddaq.config.services import CONVERTERS, META_WRITERS
 from stddaq.daemon.main import MAX_DESCRIPTORS
+from stddaq.dataplane.shared_segment import GROUP_VARIABLE
 from stddaq.wire.default_addresses import IPC_DIRECTORY_VARIABLE, ipc_directory
 
 _META_WRITERS, _CONVERTERS = frozenset(META_WRITERS.values()), frozenset(CONVERTERS.values())
 # These make files below the allowed roots.
 _RECORDERS = frozenset({"std_det_driver", "std_det_writer"}) | _META_WRITERS
+_REST = "stddaq-rest"
+# To act as the user of a run, to end a process that does, and to see whether another has its file open.
+_OF_ANOTHER_USER = (
+    *("CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER"),
+    *("CAP_KILL", "CAP_LEASE"),
+)
 WATCHDOG_S = 60
 # Storage that does not respond blocks a writer, which still closes its file when the storage recovers.
 RECORDER_WATCHDOG_S = 300
@@ -158,7 +165,7 @@ def _writable(spec: ServiceSpec, program: str, options: UnitOptions) -> list[Pat
     paths = [Path(options.environment.get(IPC_DIRECTORY_VARIABLE, ipc_directory()))]
     if program in _RECORDERS:
         paths += options.roots
-    if program == "stddaq-rest":
+    if program == _REST:
         # It replaces the configuration file, and makes files below its own roots.
         words = spec.command
         roots = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--root"]
@@ -192,13 +199,16 @@ def _cache(config: DetectorConfig, program: str) -> list[str]:
 def _rights(program: str, options: UnitOptions) -> list[str]:
     """Return the capabilities: services of root that use files act as other users; the rest need none."""
     is_root = options.user in ("root", "0")
-    if is_root and program in _RECORDERS | {"stddaq-rest"}:
-        return ["CapabilityBoundingSet=CAP_SETUID CAP_SETGID CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER"]
+    uses_files = program in _RECORDERS | {_REST}
+    if is_root and uses_files:
+        return [f"CapabilityBoundingSet={' '.join(_OF_ANOTHER_USER)}"]
     # Configurations, calibrations and tokens may belong to other users.
-    return [
-        f"CapabilityBoundingSet={'CAP_DAC_READ_SEARCH' if is_root else ''}",
-        "SystemCallFilter=~@privileged",
-    ]
+    lines = [f"CapabilityBoundingSet={'CAP_DAC_READ_SEARCH' if is_root else ''}"]
+    lines.append("SystemCallFilter=~@privileged")
+    if uses_files or GROUP_VARIABLE in options.environment:
+        # For the group of a configuration that is replaced, and of shared memory.
+        lines.append("SystemCallFilter=@chown")
+    return lines
 
 
 def _is_in_a_home(spec: ServiceSpec, mounted: Sequence[Path]) -> bool:
