@@ -130,7 +130,7 @@ def test_shared_memory_counts_all_rings_and_those_of_the_detector_itself(
 
 
 def test_rings_larger_than_the_memory_need_another_configuration(root: Path) -> None:
-    finding = find("shared memory", root, ram_buffer_gb=100_000)
+    finding = find("shared memory", root, ram_buffer_gb=65_536)
     assert (finding.state, finding.cure) == ("missing", "")
     assert "a smaller ram_buffer_gb" in finding.expected
 
@@ -211,15 +211,10 @@ def test_command_for_open_files_raises_the_limit() -> None:
     )
     cure = shown.stdout.strip()
     assert cure == 'prlimit --pid "$$" --nofile=65536:65536'
-    if os.geteuid() == 0:
-        done = subprocess.run(
-            ["sh", "-c", f"ulimit -n 4096; {cure}; ulimit -Hn"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        )
-        assert done.stdout.strip() == "65536"
+    raised = ["sh", "-c", f"ulimit -n 4096; {cure} && ulimit -Hn"]
+    done = subprocess.run(raised, check=False, capture_output=True, text=True, timeout=60)
+    # Only root may raise it, and not in every container.
+    assert done.stdout.strip() == "65536" or "Operation not permitted" in done.stderr
 
 
 def test_rate_measures_the_disk(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
