@@ -200,6 +200,7 @@ class Recording:
     def stop(self) -> None:
         """End the run because its scan does not continue. Return at once; `end` waits."""
         self.is_stopped = True
+        self._camera.cancel()
         self._start_ending()
 
     async def end(self) -> None:

@@ -139,13 +139,17 @@ def test_stop_returns_while_the_driver_hangs_and_ends_the_run(camera: BecCamera)
     camera.points.n_held_back = 1
     status = camera.device.trigger()
     camera.rig.driver.send(signal.SIGSTOP)
-    begin = time.monotonic()
-    camera.device.stop()
-    elapsed = time.monotonic() - begin
+    elapsed = []
+    for _ in range(5):
+        begin = time.monotonic()
+        camera.device.stop()
+        elapsed.append(time.monotonic() - begin)
     assert not status.done
     camera.rig.driver.send(signal.SIGCONT)
-    # A client waits at least 5 s for a driver that hangs.
-    assert elapsed < 4
+    # A client waits at least 5 s for a driver that hangs. BEC delivers no message meanwhile; a busy machine
+    # delays some calls.
+    assert max(elapsed) < 4
+    assert min(elapsed) < 0.05
     fails(status, "stopped after 0 images", AcquisitionStoppedError)
     camera.rig.client.wait(("idle",), 20)
     assert not camera.wait_for_file_event(done=True).successful
@@ -225,6 +229,41 @@ def test_a_camera_that_fails_is_named_and_stopped(camera: BecCamera):
     assert_next_scan_is_right(camera)
     # It may have taken images before it failed.
     assert calls == ["stop", "fire", "stop"]
+
+
+@pytest.mark.parametrize("method", ["fire", "stop"])
+def test_stop_does_not_wait_for_a_camera_that_hangs(
+    camera: BecCamera, monkeypatch: pytest.MonkeyPatch, method: str
+):
+    monkeypatch.setattr("stddaq_ophyd.core.camera.STOP_TIMEOUT_S", 0.2)
+    entered, hung = threading.Event(), threading.Event()
+
+    class Camera:
+        def fire(self, n_images: int) -> None:
+            self._hang("fire")
+
+        def stop(self) -> None:
+            self._hang("stop")
+
+        def _hang(self, what: str) -> None:
+            if what == method:
+                entered.set()
+                hung.wait(60)
+
+    camera.device.camera = Camera()  # pyright: ignore[reportAttributeAccessIssue]
+    camera.prepare(num_points=2)
+    # A camera is stopped before the first image.
+    status = camera.device.pre_scan()
+    if method == "fire":
+        wait_for(status)
+        status = camera.device.trigger()
+    assert entered.wait(20)
+    camera.device.stop()
+    fails(status, "stopped", AcquisitionStoppedError)
+    camera.rig.client.wait(("idle",), 20)
+    camera.device.camera = camera.points  # pyright: ignore[reportAttributeAccessIssue]
+    assert_next_scan_is_right(camera)
+    hung.set()
 
 
 def test_a_killed_driver_fails_the_trigger_by_name(camera: BecCamera):

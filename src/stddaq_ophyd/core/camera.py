@@ -68,13 +68,17 @@ class CameraControl:
         return exposure if isinstance(exposure, Exposure) else Exposure()
 
     async def _fire(self, camera: Camera, n_images: int) -> Any:
-        await self.clear()
+        await self._clear()
         # When it is cancelled the thread goes on with it.
-        self._has_fired = True
-        return await self._try(camera.fire, "triggered", n_images)
+        before, self._has_fired = self._has_fired, True
+        try:
+            return await self._try(camera.fire, "triggered", n_images)
+        except AcquisitionError:
+            self._has_fired = before
+            raise
 
     def cancel(self) -> None:
-        """Make `fire` raise `AcquisitionStoppedError`. Safe from any thread."""
+        """Make `fire` and `clear` raise `AcquisitionStoppedError`. Safe from any thread."""
         self._is_cancelled = True
 
     def allow_restart(self) -> None:
@@ -96,6 +100,9 @@ class CameraControl:
 
         It may still take images for a process that was killed.
         """
+        await self._unless_cancelled(self._clear())
+
+    async def _clear(self) -> None:
         if not self._is_clear:
             await self._try(self._stop, "triggered")
             self._is_clear = True
