@@ -26,7 +26,9 @@ import plans
 import rates
 import report
 import times
+import udp_chain
 import udp_modules
+import udp_receiving
 from tables import Table
 
 from stddaq.closing import exit_at_signals
@@ -56,8 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "live": live_stream.forwarding,
         "receiver": bsread_receiver.receiving,
         "compressors": compressors.throughput,
+        "udp-packets": udp_receiving.receiving,
         "conversion": udp_modules.conversion,
         "synchroniser": udp_modules.synchronising,
+        "udp-rates": udp_chain.sustained,
+        "udp-latency": udp_chain.latency,
         "latency": times.latency,
         "times": times.control,
         "idle": daemons.idle,

@@ -74,3 +74,21 @@ def test_packets_of_a_complete_frame_that_waits_for_the_one_before_are_late() ->
     bench.add(sent[1][31])
     assert bench.missing() == [0, 0]
     assert bench.counts() == {"packets": 67, "late": 3, "frames": 2}
+
+
+def test_the_packets_that_a_frame_lacks_are_expected_at_the_pace_of_those_it_has() -> None:
+    bench, (sent, *_) = eiger(), frames(1).values()
+    bench.add(*sent[:4])
+    assert bench.assembly.expected_packets(bench.now) == (28, 0.0)
+    bench.now += 0.004
+    bench.add(*sent[4:16])
+    assert bench.assembly.expected_packets(bench.now) == (16, pytest.approx(0.00025))
+
+
+def test_no_packet_is_expected_before_the_next_frame() -> None:
+    bench = eiger()
+    for packets in frames(*range(1, 12)).values():
+        bench.now += 0.002
+        bench.add(*packets)
+    assert bench.assembly.expected_packets(bench.now + 0.0019) is None
+    assert bench.assembly.expected_packets(bench.now + 0.0021) is not None

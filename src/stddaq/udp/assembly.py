@@ -225,6 +225,18 @@ class FrameAssembly:
         """Seconds after its last packet when a frame is closed."""
         return IDLE_TIME_S + self._period if self._idle_time is None else self._idle_time
 
+    def expected_packets(self, soon: float) -> tuple[int, float] | None:
+        """Return how many packets the newest open frame lacks, and the seconds between those it has.
+
+        None if no frame is open, and the next one is expected after `soon`, s (monotonic).
+        """
+        if self._open:
+            frame = self._open[-1]
+            return len(frame.seen) - frame.n_received, (frame.last_at - self._opened_at) / frame.n_received
+        if self._candidate is not None or self._opened_at + self._period < soon:
+            return 0, 0.0
+        return None
+
     def idle_in(self, now: float) -> float | None:
         """Return the seconds until `close_idle` has something to do; None if no frame is open."""
         last_at = [frame.last_at for frame in (*self._open[:1], self._candidate) if frame is not None]

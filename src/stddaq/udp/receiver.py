@@ -29,9 +29,10 @@ from stddaq.udp.batch_socket import BATCH, SOCKET_BUFFER_BYTES, BatchSocket, buf
 from stddaq.udp.frame_ring import FramePublisher
 from stddaq.udp.packets import Packets, packets_of
 
-# A wake-up costs as much as several packets: after a small batch, wait until more packets have arrived.
-SMALL_BATCH = BATCH // 4
-BATCH_WAIT_S = 0.0005
+# A wake-up costs as much as many packets: when no packet is left, wait until more have arrived.
+SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.0005, 0.002
+# Share of the socket's buffer that may be filled meanwhile.
+BUFFER_SHARE = 0.1
 # What may be removed from outside is checked, and wrong cabling looked for, this often.
 CHECK_PERIOD_S = 0.5
 # Batches between two looks at the clock for that: 10 ms at the highest rates.
@@ -66,6 +67,7 @@ class ModuleReceiver:
             self._publisher.close()
             raise
         self._assembly = FrameAssembly(packets, self._publisher, idle_time)
+        self._batch = min(BATCH, int(BUFFER_SHARE * self.buffer_bytes) // packets.payload_bytes)
         self._statistics = StatisticsLine(config, self._registry(program), self._pairs)
 
     @property
@@ -116,10 +118,17 @@ class ModuleReceiver:
             if n < BATCH:
                 # All that had arrived at `now` was received.
                 self._assembly.close_idle(now)
-                if n < SMALL_BATCH:
-                    if n:
-                        time.sleep(BATCH_WAIT_S)
-                    return
+                if n:
+                    self._wait(now)
+                return
+
+    def _wait(self, now: float) -> None:
+        """Wait for more packets: for a batch, or for the last packets of the frame."""
+        expected = self._assembly.expected_packets(now + SHORTEST_WAIT_S)
+        if expected is not None:
+            n_missing, interval = expected
+            delay = min(n_missing, self._batch) * interval
+            time.sleep(min(max(delay, SHORTEST_WAIT_S), LONGEST_WAIT_S))
 
     def _keep_examples(self) -> None:
         """Keep the first invalid packet of each kind with the address of its sender."""

@@ -1,0 +1,169 @@
+"""CPU cost of receivers of UDP packets, compared with a bare recvmmsg loop.
+
+A camera process sends frames of one module, alternately to a receiver and to a loop that only receives. The
+loop waits for half a millisecond when no packet is left, which costs less than a wake-up for each packet.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import zmq
+from rig import configuration, cpu, detector, end, start, wait_ready
+from tables import Table, spread
+from udp_camera import EIGER, JUNGFRAU, camera_process, sent
+
+from stddaq.config import DetectorConfig
+from stddaq.dataplane.connections import open_socket
+from stddaq.dataplane.endpoints import metadata_stream
+from stddaq.udp.batch_socket import BATCH, BatchSocket
+from stddaq.udp.frame_message import frame_layout, parse_frame
+from stddaq.udp.packets import packets_of
+from stddaq.udp.receiver import SHORTEST_WAIT_S
+
+ROUNDS = 7
+SECONDS = 1.5
+TIMEOUT_S = 10.0
+# A round has ended when nothing arrives for so long.
+SILENCE_MS = 200
+# Packets per round that may be lost, on a machine that is busy with something else.
+MAX_LOST = 0.05
+# Name, program, fields of the configuration, frames per second.
+CASES: list[tuple[str, str, dict[str, Any], tuple[float, ...]]] = [
+    ("GigaFRoST 2016x2016", "std_udp_recv_gf", {"n_modules": 8}, (20.0, 100.0, 400.0)),
+    ("Eiger 16 bit", "std_udp_recv_eg", EIGER | {"bit_depth": 16}, (200.0, 800.0)),
+    ("Jungfrau", "std_udp_recv_jf", JUNGFRAU | {"detector_type": "jungfrau-raw"}, (100.0, 400.0)),
+]
+
+
+def receiving(rounds: int = ROUNDS) -> Table:
+    """Measure the receivers and the bare loop."""
+    table = Table(
+        "udp-packets",
+        "CPU of the receivers of UDP packets",
+        f"Median (min-max) of {rounds} rounds of {SECONDS:g} s with one module and a subscriber, compared "
+        "with a loop that receives the same packets with recvmmsg and waits for "
+        f"{SHORTEST_WAIT_S * 1e3:g} ms when none is left. Target for the ratio: 1.3.",
+        ["detector", "packets/s", "bare us/packet", "receiver us/packet", "ratio"],
+    )
+    for name, program, fields, rates in CASES:
+        with _camera(fields) as (paths, camera), _receiver(program, paths[0], camera) as receiver:
+            bare = _BareLoop(DetectorConfig.load(paths[1]), camera)
+            for rate in rates:
+                pairs = [(bare.measure(rate), receiver.measure(rate)) for _ in range(rounds + 1)][1:]
+                table.add(
+                    name,
+                    rate * bare.n_packets,
+                    statistics.median(loop for loop, _ in pairs),
+                    statistics.median(ours for _, ours in pairs),
+                    spread([ours / loop for loop, ours in pairs]),
+                )
+            bare.close()
+    return table
+
+
+@contextmanager
+def _camera(fields: dict[str, Any]) -> Iterator[tuple[list[Path], Connection]]:
+    """Start a camera for the receiver's port, and one for that of the bare loop."""
+    with detector("a", ram_buffer_gb=0, **fields) as path:
+        other = path.with_name("other.json")
+        other.write_text(
+            json.dumps(configuration("a", ram_buffer_gb=0, **fields) | {"start_udp_port": 2100}),
+            encoding="utf-8",
+        )
+        with camera_process(path, other) as camera:
+            yield [path, other], camera
+
+
+class _Receiver:
+    """The service, and a subscriber to its frames."""
+
+    def __init__(
+        self,
+        config: DetectorConfig,
+        camera: Connection,
+        process: subprocess.Popen[str],
+        stream: zmq.Socket[bytes],
+    ) -> None:
+        self._camera, self._process, self._stream = camera, process, stream
+        self._layout, self._n_packets = frame_layout(config.detector_type), packets_of(config, 0).n_packets
+
+    def measure(self, rate: float) -> float:
+        """Return us of CPU per packet."""
+        n_frames, n_packets = int(rate * SECONDS), 0
+        before = cpu([self._process])
+        self._camera.send((0, "send_frames", 0, n_frames, rate))
+        sent(self._camera)
+        while self._stream.poll(SILENCE_MS):
+            message = parse_frame(self._stream.recv(), self._layout)
+            if message is not None:
+                n_packets += self._n_packets - int(message["n_missing_packets"])
+        return _per_packet(cpu([self._process]) - before, n_packets, n_frames * self._n_packets)
+
+
+@contextmanager
+def _receiver(program: str, path: Path, camera: Connection) -> Iterator[_Receiver]:
+    config = DetectorConfig.load(path)
+    process = start(program, path, 0)
+    try:
+        wait_ready(process)
+        with zmq.Context() as context:
+            stream = open_socket(context, zmq.SUB)
+            stream.subscribe(b"")
+            stream.connect(metadata_stream(config.detector_name, "0"))
+            time.sleep(0.3)  # The subscription must be at the receiver.
+            yield _Receiver(config, camera, process, stream)
+            stream.close()
+    finally:
+        end(process)
+
+
+class _BareLoop:
+    """Receives in this process."""
+
+    def __init__(self, config: DetectorConfig, camera: Connection) -> None:
+        self._camera, packets = camera, packets_of(config, 0)
+        self.n_packets = packets.n_packets
+        self._socket = BatchSocket(
+            ("127.0.0.1", config.start_udp_port), packets.header, packets.payload_bytes
+        )
+
+    def measure(self, rate: float) -> float:
+        """Return us of CPU per packet."""
+        n_frames, n_packets = int(rate * SECONDS), 0
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        receive = self._socket.receive
+        begin = time.process_time()
+        self._camera.send((1, "send_frames", 0, n_frames, rate))
+        # The first packet may be late.
+        timeout = int(TIMEOUT_S * 1000)
+        while poller.poll(timeout):
+            timeout, received = SILENCE_MS, BATCH
+            while received == BATCH:
+                received = receive()
+                n_packets += received
+            time.sleep(SHORTEST_WAIT_S)
+        used = time.process_time() - begin
+        sent(self._camera)
+        return _per_packet(used, n_packets, n_frames * self.n_packets)
+
+    def close(self) -> None:
+        """Close its socket."""
+        self._socket.close()
+
+
+def _per_packet(used: float, n_received: int, n_sent: int) -> float:
+    """Return us of CPU per packet that arrived."""
+    if n_received < (1 - MAX_LOST) * n_sent:
+        raise SystemExit(f"only {n_received} of {n_sent} packets arrived")
+    return used / n_received * 1e6
