@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from stddaq.dataplane.metadata import ImageMetadata
-from stddaq.dataplane.published_ids import UNCONFIRMED_HOLD_S
 from stddaq.dataplane.ring_buffer import CODE_SHIFT, ring_code
-from stddaq.dataplane.ring_reader import REACH_LIMIT_S, HeldImages, RingReader
+from stddaq.dataplane.ring_reader import ENDED_HOLD_S, REACH_LIMIT_S, HeldImages, RingReader
 
 HOLD_S = 0.05
 OF_THIS_RING = ring_code("GF2-image") << CODE_SHIFT
@@ -199,7 +198,7 @@ def ended(bench: Bench) -> Bench:
 
 def test_images_of_a_source_that_has_ended_are_held_and_good(ended: Bench) -> None:
     assert ended.released() == []
-    ended.clock.now += UNCONFIRMED_HOLD_S
+    ended.clock.now += ENDED_HOLD_S
     assert ended.released() == [("a", [False, True])]
     assert not ended.ids.judged
 
@@ -209,13 +208,15 @@ def test_images_of_a_source_that_has_ended_are_overwritten_once_another_source_a
 ) -> None:
     assert ended.released() == []
     ended.ids.has_unnumbered = True
-    ended.clock.now += UNCONFIRMED_HOLD_S
+    ended.clock.now += ENDED_HOLD_S
     assert ended.released() == [("a", [True, True])]
 
 
 def test_images_of_a_source_that_has_ended_are_held_while_messages_wait(ended: Bench) -> None:
-    ended.held.is_behind = True
-    ended.clock.now += UNCONFIRMED_HOLD_S
+    ended.held.read_until = ended.clock.now
+    ended.clock.now += ENDED_HOLD_S
+    assert ended.released() == []
+    ended.held.read_until = ended.clock.now - 0.001
     assert ended.released() == []
     # One of the messages is of another source.
     ended.ring.claim()

@@ -30,6 +30,7 @@ from stddaq.client import RunFailedError
 from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.dataplane.local_peers import path_of
 from stddaq.dataplane.published_ids import UNCONFIRMED_HOLD_S
+from stddaq.dataplane.ring_reader import ENDED_HOLD_S
 
 SHAPE = (8, 16)
 N_SLOTS = 1000
@@ -205,7 +206,7 @@ class LateRig:
 
     def end(self, slow_calls: int = 0) -> dict[str, Any]:
         """Let the storage respond, after some slow calls, and end the run."""
-        self.storage.respond_slowly(1 + slow_calls, 3 * UNCONFIRMED_HOLD_S if slow_calls else 0.0)
+        self.storage.respond_slowly(1 + slow_calls, 1.5 * ENDED_HOLD_S if slow_calls else 0.0)
         return self.rig.end(stop=True)
 
 

@@ -19,7 +19,7 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon.log import logger
 from stddaq.dataplane import endpoints
 from stddaq.dataplane.metadata import ImageMetadata, MetadataRules, ring_suffix
-from stddaq.dataplane.published_ids import UNCONFIRMED_HOLD_S, PublishedIds
+from stddaq.dataplane.published_ids import PublishedIds
 from stddaq.dataplane.ring_buffer import CODE_SHIFT, RingBuffer
 
 T = TypeVar("T")
@@ -28,6 +28,8 @@ T = TypeVar("T")
 # process was stopped, or its I/O thread had no processor.
 REACH_LIMIT_S = 0.5
 REACH_POLL_S = 0.005
+# Images whose source has ended wait this long for announcements of a source without cursor.
+ENDED_HOLD_S = 0.3
 
 
 class RingReader:
@@ -154,8 +156,8 @@ class HeldImages(Generic[T]):
     An item is whatever the caller made of one or more images. The clock is an argument for tests.
 
     Attributes:
-        is_behind: whether messages wait that say what followed on the ring: images whose source has ended are
-            held until they are read.
+        read_until: the time until which the caller has read the messages that say what followed on the ring.
+            Images whose source has ended are held until they are read.
     """
 
     def __init__(
@@ -166,7 +168,7 @@ class HeldImages(Generic[T]):
     ) -> None:
         self._reader, self._clock, self._sleep = reader, clock, sleep
         self._held: deque[_Held[T]] = deque()
-        self.is_behind = False
+        self.read_until = float("inf")
 
     def __len__(self) -> int:
         return len(self._held)
@@ -205,7 +207,7 @@ class HeldImages(Generic[T]):
 
     def _hold_of(self, held: _Held[T]) -> float:
         if any(map(self._reader.has_cursor_for, held.images)):
-            return UNCONFIRMED_HOLD_S
+            return ENDED_HOLD_S
         return self._reader.published_ids.hold
 
     def release(self, *, wait: bool = False) -> Iterator[tuple[T, Sequence[bool]]]:
@@ -222,7 +224,8 @@ class HeldImages(Generic[T]):
                 if caught_up_at < held.copied_at + self._hold_of(held):
                     self._reader.catch_up()
                     caught_up_at = self._clock()
-                if self.is_behind and not wait and not self._is_decided(held):
+                is_unread = self.read_until < held.copied_at + self._hold_of(held)
+                if is_unread and not wait and not self._is_decided(held):
                     return
                 due_in = self.due_in or self._unreached_for(held)
                 if due_in:

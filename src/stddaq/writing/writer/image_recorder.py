@@ -160,7 +160,7 @@ class ImageRecorder(Recorder):
             self._put(file, batch, holds)
             overwritten = [not holds(image.image_metadata) for image in images]
             if reader.is_certain(images[0].image_metadata):
-                self._held.is_behind = False
+                self._held.read_until = float("inf")
                 self._held.add_judged(batch, overwritten)
                 return
             copied_at = time.monotonic()
@@ -172,7 +172,7 @@ class ImageRecorder(Recorder):
                 has_cursor_for(image.image_metadata) and not holds(image.image_metadata) for image in images
             ]
         self._held.add(batch, [image.image_metadata for image in images], copied_at, overwritten)
-        self._held.is_behind = True
+        self._held.read_until = float("-inf")
 
     def _put(self, file: RawFile, batch: _Batch, is_there: Callable[[ImageMetadata], bool]) -> None:
         """Put the images into the file; those that are not there, because they are overwritten, as blanks."""
@@ -243,11 +243,11 @@ class ImageRecorder(Recorder):
                 declare(metadata.image_id, metadata.status)
         return None
 
-    def caught_up(self) -> None:
-        self._held.is_behind = False
+    def caught_up(self, until: float) -> None:
+        self._held.read_until = until
 
     def settle(self) -> None:
-        self._held.is_behind = False
+        self._held.read_until = float("inf")
         while self._held:
             time.sleep(self._held.due_in)
             self._declare_judged()

@@ -166,7 +166,7 @@ class WriterLoop:
 
     def _work(self) -> int:
         """Carry out all requests that have arrived, in order. Return how many there were."""
-        waiting = self._waiting
+        waiting, began = self._waiting, time.monotonic()
         self._receive(RECEIVE_LIMIT)
         n_received = len(waiting)
         while waiting and not self._is_unfit:
@@ -181,7 +181,7 @@ class WriterLoop:
             if waiting and not waiting[0].HasField("record_image"):
                 self._carry_out(waiting.popleft())
         if n_received < RECEIVE_LIMIT:
-            self._recorder.caught_up()
+            self._recorder.caught_up(began)
         self._flush_when_due()
         return n_received
 

@@ -33,8 +33,8 @@ class Recorder(Protocol):
         """Write the images. Never raises because of one image."""
         ...
 
-    def caught_up(self) -> None:
-        """Note that all images that have arrived are recorded."""
+    def caught_up(self, until: float) -> None:
+        """Note that all images that arrived before this time (of the monotonic clock) are recorded."""
 
     def settle(self) -> None:
         """Wait a few milliseconds until each recorded image is known to be good or overwritten."""
