@@ -155,7 +155,7 @@ def test_the_loss_of_the_driver_ends_watching_and_waiting(directory: Path):
 
         waiting = threading.Thread(target=wait)
         waiting.start()
-    waiting.join(5)
+    waiting.join(20)
     assert isinstance(outcome[0], ConnectionLostError)
     with pytest.raises(ConnectionLostError):
         list(statuses)

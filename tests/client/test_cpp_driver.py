@@ -29,7 +29,7 @@ def test_runs_are_followed_and_read_back(deployment: Deployment, directory: Path
             assert driver.wait_until_ready(20).raw.keys() <= {"status", "count"}
             for image in images:
                 source.publish(image.image_id, image.pixels)
-            driver.wait_for(lambda status: status.count == len(images), 5)
+            driver.wait_for(lambda status: status.count == len(images), 20)
             driver.stop()
             assert driver.wait_until_saved(20).status in ("file_saved", "idle")
             assert_raw_files_hold([directory / f"{prefix}{i}.h5" for i in (0, 1)], images, by_arrival)

@@ -216,7 +216,8 @@ def late(make_rig: MakeRig, tmp_path: Path) -> LateRig:
 
 
 @pytest.mark.fault(
-    fault="writer lags; the source {end}, and one without cursor (C++-like) writes 300 of its slots",
+    fault="writer lags; the source {end}, and one without cursor (C++-like) writes 300 of its slots; "
+    "{slow_calls} slow writes follow",
     state="recording",
     promise="at least the overwritten images are named: " + KEPT,
 )

@@ -133,7 +133,7 @@ def test_of_two_starts_at_once_exactly_one_is_admitted(rig: Rig):
         def start(prefix: str, barrier: Any = barrier, replies: Any = replies) -> None:
             command = {"command": "start", "path": str(rig.directory), "file_prefix": prefix}
             with connect(rig.url) as connection:
-                barrier.wait(5)
+                barrier.wait(20)
                 connection.send(json.dumps(command))
                 replies.append(reply_to(connection, "start"))
 
@@ -141,7 +141,7 @@ def test_of_two_starts_at_once_exactly_one_is_admitted(rig: Rig):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(5)
+            thread.join(20)
         assert sorted(reply["status"] for reply in replies) == ["rejected"] * 2 + ["started"], replies
         rejected = next(reply for reply in replies if reply["status"] == "rejected")
         assert rejected["error"] == "busy"

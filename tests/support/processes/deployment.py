@@ -28,7 +28,9 @@ from support.processes.preloaded import PreloadedProcess, is_console_script
 
 SHM_DIRECTORY = Path("/dev/shm")
 START_TIMEOUT_S = 60.0
-END_TIMEOUT_S = 10.0
+END_TIMEOUT_S = 20.0
+# After the end of a process whose child still has its pipes.
+OUTPUT_TIMEOUT_S = 10.0
 
 
 def wait_until(condition: Callable[[], Any], timeout: float = 20.0, what: str = "the condition") -> Any:
@@ -160,7 +162,7 @@ class Service:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still runs after {timeout} s:\n{self.output}") from None
         for reader in self._readers:
-            reader.join(1.0)
+            reader.join(OUTPUT_TIMEOUT_S)
         return code
 
     def send(self, signal_number: int) -> None:

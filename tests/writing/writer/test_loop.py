@@ -25,7 +25,7 @@ from stddaq.writing.writer.loop import MAX_CPP_REASON_BYTES, WriterLoop
 from stddaq.writing.writer.recorder import Recorder, RecordImages
 
 CONFIG = DetectorConfig.parse(make_config())
-TIMEOUT_MS = 5000
+TIMEOUT_MS = 20_000
 
 
 class FakeRecorder(Recorder):
