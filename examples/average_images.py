@@ -12,10 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stddaq.files.reading import open_run
-
-BLOCK = 64
-GOOD = 1
+from stddaq import open_run
 
 
 def main() -> None:
@@ -24,15 +21,13 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="the .npy file to write, float64 (height, width)")
     args = parser.parse_args()
 
-    with open_run(args.run) as run:
-        total = np.zeros(run.image_shape)
-        good = run.status == GOOD
-        for start in range(0, run.n_images, BLOCK):
-            stop = min(start + BLOCK, run.n_images)
-            total += run.read(start, stop)[good[start:stop]].sum(axis=0, dtype=np.float64)
-    n_good = int(good.sum())
-    np.save(args.output, total / max(1, n_good))
-    print(f"{args.output}: average of {n_good} of {len(good)} images")
+    run = open_run(args.run)
+    good = run.select(status="good")
+    total = np.zeros(run.image_shape)
+    for _, images in good.images.blocks():
+        total += images.sum(axis=0, dtype=np.float64)
+    np.save(args.output, total / max(1, good.n_images))
+    print(f"{args.output}: average of {good.n_images} of {run.n_images} images")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from stddaq import open_run
 from stddaq.client import DEFAULT_URL, DriverClient
 from stddaq.client.simulator import SimulatorClient
 from stddaq.config import DetectorConfig
-from stddaq.files.reading import open_run
 
 
 def main() -> None:
@@ -40,10 +40,10 @@ def main() -> None:
         account = driver.last_result()
 
     assert account is not None
-    with open_run(Path(account["files"]["master"])) as run:
-        print(f"{run.n_images} images, ids {run.image_ids[0]} to {run.image_ids[-1]}")
-        for position, image in enumerate(run.read(0, 3)):
-            print(f"image {run.image_ids[position]}: mean {image.mean():.1f}, max {image.max()}")
+    run = open_run(account["files"]["master"])
+    print(f"{run.n_images} images, ids {run.image_ids[0]} to {run.image_ids[-1]}")
+    for position, image in enumerate(run.images[:3]):
+        print(f"image {run.image_ids[position]}: mean {image.mean():.1f}, max {image.max()}")
 
 
 if __name__ == "__main__":

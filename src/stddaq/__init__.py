@@ -4,9 +4,22 @@ Detectors and cameras put images into a shared-memory ring buffer; this package 
 sources, distributes their images over parallel writers, and writes them to HDF5.
 """
 
+from __future__ import annotations
 
-def __getattr__(name: str) -> str:
-    """Look up `stddaq.__version__` on first use: importlib.metadata costs more than this import."""
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stddaq.files.reading import open_run
+
+__all__ = ["open_run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `open_run`, or look up `__version__`, on first use: both cost more than this import."""
+    if name == "open_run":
+        from stddaq.files.reading import open_run
+
+        return open_run
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib.metadata import version

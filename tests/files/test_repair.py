@@ -89,7 +89,7 @@ def test_repair_closes_the_file_of_a_killed_writer_with_all_flushed_images(
     assert (again.n_images, again.repaired) == (flushed, False)
     assert create_master_file(tmp_path / "m.h5", [path]).n_images == flushed
     with open_run(tmp_path / "m.h5") as run:
-        assert run.read(0, flushed)[:, 0, 0].tolist() == list(range(flushed))
+        assert run.images[:, 0, 0].tolist() == list(range(flushed))
 
 
 def test_file_of_a_running_writer_is_not_touched(tmp_path: Path) -> None:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from stddaq.errors import FileLayoutError
-from stddaq.files.image_order import order_of_rows
+from stddaq.files.image_order import order_images, order_of_rows
 from stddaq.files.opening import damage_named, open_file
-from stddaq.files.raw_rows import Origin, RawDatasets, raw_group
+from stddaq.files.raw_rows import Origin, RawDatasets, RawRows, raw_group
 from stddaq.files.run import RecordedRun
 
 # By number of the file.
@@ -148,6 +148,34 @@ def of_closed_run(run: RecordedRun, first: Sequence[int] = ()) -> Images:
     for i, row in enumerate(first):
         wanted &= (numbers != i) | (rows >= row)
     return Images(files, numbers[wanted], rows[wanted], run.order.image_ids[wanted])
+
+
+def settled(files: Sequence[RawRows]) -> RecordedRun:
+    """Return the run up to the last image before which no other one can appear any more.
+
+    Each file holds increasing ids until they restart, and an image that is not visible yet comes after the
+    last visible one of its file. A file without images leaves all of them open.
+    """
+    limit: int | None = None
+    heads: list[int] = []
+    for file in files:
+        restarts = np.flatnonzero(file.image_ids[1:] <= file.image_ids[:-1])
+        head = int(restarts[0]) + 1 if len(restarts) else file.n_rows
+        heads.append(head)
+        if file.unclosed and head == file.n_rows:
+            last = int(file.image_ids[-1]) if head else -1
+            limit = last if limit is None else min(limit, last)
+    cut = [_first_rows(file, head, limit) for file, head in zip(files, heads, strict=True)]
+    return RecordedRun(tuple(cut), None, None, order_images(cut))
+
+
+def _first_rows(file: RawRows, n_rows: int, limit: int | None) -> RawRows:
+    """Return the file with its first `n_rows` rows, those of ids up to `limit`."""
+    ids = file.image_ids[:n_rows]
+    n = len(ids)
+    if limit is not None:
+        n = int(np.searchsorted(ids, np.uint64(limit), side="right")) if limit >= 0 else 0
+    return replace(file, image_ids=ids[:n], status=file.status[:n], epochs=file.epochs[:n])
 
 
 def _datasets_of(path: Path) -> RawDatasets:

@@ -1,76 +1,433 @@
-"""Read a run as one array in the order of its images, from its master file or its raw files.
+"""`stddaq.open_run`: a recorded or growing run as one array in the order of its images.
 
-Unlike a plain open of the master file, this raises an error for a raw file that is missing or short.
+Every read checks what it reads: a raw file that is missing, short, of another run or replaced raises an
+error that names it, and an image without pixels is never shown as fill values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import json
+import time
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import h5py
-import hdf5plugin  # noqa: F401  (registers the filters of compressed images)
 import numpy as np
 
-from stddaq.errors import FileLayoutError
+from stddaq.errors import FileLayoutError, StdDaqError
+from stddaq.files.growing_run import settled
+from stddaq.files.lazy_images import LazyImages
 from stddaq.files.names import find_run
-from stddaq.files.nexus import DATA, IMAGE_ID, RAW_FILES
+from stddaq.files.nexus import ACCOUNT, DATA, DETECTOR, IMAGE_ID, RAW_FILES
 from stddaq.files.opening import damage_named, examine, open_file
-from stddaq.files.run import RecordedRun, read_run
-from stddaq.files.sources import check_run_id, run_ids_of
+from stddaq.files.raw_pixels import RawPixels
+from stddaq.files.run import RecordedRun, read_run, rows_of_files
+from stddaq.files.sources import OtherRunError, check_run_id, run_ids_of
 from stddaq.files.virtual import source_files
-from stddaq.text import mismatch
+from stddaq.text import mismatch, shown
+from stddaq.wire.std_daq import image_metadata_pb2 as pb
+
+Losses = Literal["raise", "mask"]
+# How often a growing run is read again.
+POLL_S = 0.2
+_NAMED_IMAGES = 5
 
 
-class RunReader(Protocol):
-    """A run open for reading.
+class LostImagesError(FileLayoutError):
+    """Images were to be read whose pixels are lost or damaged."""
+
+
+class NoNewImagesError(StdDaqError, TimeoutError):
+    """A growing run has had no new image for the time that `follow` waits."""
+
+
+def open_run(
+    path: str | Path,
+    prefix: str | None = None,
+    *,
+    losses: Losses = "raise",
+    damaged: bool = False,
+    growing: bool = False,
+) -> Run:
+    """Open the run of a file (master or raw, or its URI), or of `prefix` (default "file") in a directory.
+
+    Reading images that are damaged, overwritten or failed raises `LostImagesError`; with `losses="mask"` they
+    are masked. `damaged=True` returns the pixels of damaged images as they came. `growing=True` also opens a
+    run that is being recorded: the images whose order cannot change any more.
+
+    Raises `FileLayoutError` that names the file which is missing, short, damaged, of another run, or not
+    closed.
+    """
+    if losses not in ("raise", "mask"):
+        raise ValueError(mismatch("losses", '"raise" or "mask"', shown(losses)))
+    found = _path_of(path)
+    return Run(_Opened(found, prefix, growing), losses, damaged)
+
+
+class Run:
+    """A run open for reading. Threads may share it; processes inherit it by fork, or receive it by pickle.
 
     Attributes:
-        image_ids: (n,) uint64, in the order of the images.
-        status: (n,) uint64, 1 is good.
-        image_shape: (height, width) in pixels.
-        dtype: type of a pixel.
+        images: the array (n, height, width), read when it is indexed.
+        losses, damaged: as given to `open_run`.
     """
 
-    image_ids: np.ndarray
-    status: np.ndarray
-    image_shape: tuple[int, int]
-    dtype: np.dtype
+    def __init__(
+        self, opened: _Opened, losses: Losses, damaged: bool = False, rows: np.ndarray | None = None
+    ) -> None:
+        self._opened, self.damaged, self._rows = opened, damaged, rows
+        self.losses: Losses = losses
+        self.images = LazyImages(self)
+
+    @property
+    def path(self) -> Path:
+        """Return the path that was opened."""
+        return self._opened.path
+
+    @property
+    def run_id(self) -> str | None:
+        """Return the id of the run; None for files of C++ writers."""
+        return self._opened.raw_files[0].rows.origin.run_id
+
+    @property
+    def detector_name(self) -> str:
+        """Return the name of the detector."""
+        return self._opened.raw_files[0].rows.detector_name
+
+    @property
+    def raw_files(self) -> Sequence[RawPixels]:
+        """Return the raw files by writer."""
+        return self._opened.raw_files
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Return (height, width) in pixels."""
+        return self._opened.raw_files[0].rows.image_shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Return the type of a pixel."""
+        return self._opened.raw_files[0].rows.dtype
 
     @property
     def n_images(self) -> int:
         """Return the number of images."""
-        ...
+        return len(self._opened.image_ids if self._rows is None else self._rows)
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return images `start` to `stop` (not included) as (stop - start, height, width) of `dtype`.
+    def __len__(self) -> int:
+        return self.n_images
 
-        Raises `IndexError` outside 0 to `n_images`.
+    @property
+    def image_ids(self) -> np.ndarray:
+        """Return the ids (n,) uint64 in the order of the images."""
+        return self._selected(self._opened.image_ids)
+
+    @property
+    def status(self) -> np.ndarray:
+        """Return the status (n,) uint64: 1 good, 2 damaged, 3 overwritten or failed."""
+        return self._selected(self._opened.status)
+
+    @property
+    def good(self) -> np.ndarray:
+        """Return which images are good, (n,) bool."""
+        return self.status == pb.good_image
+
+    @property
+    def skipped_ids(self) -> np.ndarray:
+        """Return the ids (m,) uint64 between the first and the last image that no image of the run has."""
+        ids = np.unique(self._opened.image_ids)
+        before = np.flatnonzero(np.diff(ids) > 1)
+        gaps = [np.arange(ids[i] + 1, ids[i + 1], dtype=np.uint64) for i in before]
+        return np.concatenate(gaps) if gaps else ids[:0]
+
+    @property
+    def account(self) -> dict[str, Any] | None:
+        """Return the driver's account of the run; None if no master file has it."""
+        return self._opened.account
+
+    @property
+    def detector_metadata(self) -> np.ndarray | None:
+        """Return the detector's own fields (n,), one row for each image; None without a metadata file."""
+        rows = self._opened.detector_rows()
+        return None if rows is None else self._selected(rows)
+
+    @property
+    def timestamps(self) -> np.ndarray | None:
+        """Return the camera's clock (n,) datetime64[ns]; None if its metadata have none."""
+        rows = self.detector_metadata
+        names = () if rows is None else rows.dtype.names or ()
+        if rows is None or "global_timestamp_sec" not in names:
+            return None
+        nanoseconds = rows["global_timestamp_sec"] * np.uint64(10**9) + rows["global_timestamp_ns"]
+        return nanoseconds.astype("datetime64[ns]")
+
+    @property
+    def images_of_chunks(self) -> int:
+        """Return how many images a chunk of each raw file holds together."""
+        return sum(raw.layout.chunk_images for raw in self.raw_files)
+
+    def __repr__(self) -> str:
+        height, width = self.image_shape
+        return f"<run {self.path}: {self.n_images} images {height} x {width} {self.dtype}>"
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing: files are closed when the run and all its parts are released."""
+
+    def select(
+        self,
+        rows: Any = None,
+        *,
+        ids: Collection[int] | None = None,
+        status: Literal["good"] | None = None,
+    ) -> Run:
+        """Return a run of some of the images, in the same order; nothing is read.
+
+        `rows` is a slice, positions or booleans (n,); `ids` are image ids, which must exist. Raises
+        `LostImagesError` and `IndexError`.
         """
-        ...
+        wanted = np.ones(self.n_images, bool)
+        if rows is not None:
+            wanted[:] = False
+            wanted[rows] = True
+        if ids is not None:
+            sought = np.fromiter(ids, np.uint64)
+            absent = sought[~np.isin(sought, self.image_ids)]
+            if len(absent):
+                listed = _listed(np.unique(absent))
+                raise LostImagesError(mismatch(str(self.path), "images of the given ids", f"no {listed}"))
+            wanted &= np.isin(self.image_ids, sought)
+        if status is not None:
+            if status != "good":
+                raise ValueError(mismatch("status", '"good"', shown(status)))
+            wanted &= self.good
+        chosen = np.flatnonzero(wanted)
+        return self._part(chosen)
+
+    def partition(self, rank: int, size: int) -> Run:
+        """Return part `rank` (from 0) of `size` nearly equal parts, in the order of the images."""
+        if not 0 <= rank < size:
+            raise ValueError(mismatch("rank", f"0 to {size - 1}", str(rank)))
+        return self.partitions(size)[rank]
+
+    def partitions(self, n: int) -> list[Run]:
+        """Return `n` nearly equal parts, cut where chunks end if the run is long enough."""
+        if n < 1:
+            raise ValueError(mismatch("partitions", "at least 1", str(n)))
+        chunks = self.images_of_chunks
+        unit = chunks if self._rows is None and chunks * n * 4 <= self.n_images else 1
+        cuts = [round(i * self.n_images / n / unit) * unit for i in range(n)] + [self.n_images]
+        return [self._part(np.arange(cuts[i], cuts[i + 1])) for i in range(n)]
+
+    @property
+    def growing(self) -> bool:
+        """Return whether files were not closed when they were last read, and this is the whole run."""
+        return self._opened.growing and self._rows is None
+
+    def refresh(self) -> int:
+        """Read what a growing run holds now. Return how many images were added.
+
+        Raises `FileLayoutError`, also when ids have stepped back, so that images belong between earlier ones.
+        """
+        return self._opened.refresh() if self.growing else 0
+
+    def follow(self, timeout: float) -> Iterator[tuple[slice, np.ndarray]]:
+        """Read all images, also those to come, until the files are closed: blocks (slice, images).
+
+        Raises `NoNewImagesError` after `timeout` seconds without a new image.
+        """
+        n_read, since = 0, time.monotonic()
+        while True:
+            is_last = not self.growing
+            if self.n_images > n_read:
+                first, n_read = n_read, self.n_images
+                for part, images in self._part(np.arange(first, n_read)).images.blocks():
+                    yield slice(part.start + first, part.stop + first), images
+                since = time.monotonic()
+            if is_last:
+                return
+            if time.monotonic() - since > timeout:
+                expected = f"a new image within {timeout:g} s"
+                raise NoNewImagesError(mismatch(str(self.path), expected, f"{n_read} images"))
+            if not self.refresh() and self.growing:
+                time.sleep(POLL_S)
+
+    def check_lost(self, positions: np.ndarray) -> np.ndarray:
+        """Return which of the images at `positions` (m,) are lost. Raises `LostImagesError` unless masked."""
+        status = self.status[positions]
+        lost = status != pb.good_image
+        if self.damaged:
+            lost &= status != pb.missing_packets
+        if self.losses == "raise" and lost.any():
+            is_damaged = status == pb.missing_packets
+            ids = self.image_ids[positions]
+            kinds = {"damaged": lost & is_damaged, "overwritten or failed": lost & ~is_damaged}
+            raise LostImagesError(
+                mismatch(
+                    f"{self.path}: images to read",
+                    "good ones",
+                    ", ".join(f"{kind} {_listed(ids[of])}" for kind, of in kinds.items() if of.any()),
+                    'open the run with losses="mask", or take run.select(status="good")',
+                )
+            )
+        return lost
+
+    def stored_at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the raw file (m,) and the row (m,) of the images at `positions`."""
+        places = self._opened.places[positions if self._rows is None else self._rows[positions]]
+        rows, files = np.divmod(places, len(self.raw_files))
+        return files, rows
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Return what tells the images of this run from all others, by value."""
+        rows = None if self._rows is None else zlib.crc32(self._rows.data)
+        return (*self._opened.identity, self.n_images, rows, self.losses, self.damaged)
+
+    def __reduce__(self) -> Any:
+        opened = self._opened
+        rows: Any = self._rows
+        if rows is None and opened.growing:
+            rows = np.arange(self.n_images)
+        if rows is not None and len(rows) and rows[-1] - rows[0] == len(rows) - 1:
+            rows = (int(rows[0]), int(rows[-1]) + 1)
+        key = opened.path.absolute(), opened.prefix, opened.growing, opened.identity
+        return _restored, (key, self.losses, self.damaged, rows)
+
+    def _part(self, rows: np.ndarray) -> Run:
+        return Run(self._opened, self.losses, self.damaged, rows if self._rows is None else self._rows[rows])
+
+    def _selected(self, values: np.ndarray) -> np.ndarray:
+        return values if self._rows is None else values[self._rows]
 
 
-@contextmanager
-def open_run(path: Path) -> Iterator[RunReader]:
-    """Open the run of a master file, or, without one, of a directory (prefix "file") or any raw file.
+def _restored(key: Any, losses: Losses, damaged: bool, rows: Any) -> Run:
+    return Run(_reopened(*key), losses, damaged, np.arange(*rows) if isinstance(rows, tuple) else rows)
 
-    Raises `FileLayoutError` that names the file which is missing, short, damaged or not closed.
+
+# The tasks of a distributed computation bring the same run many times.
+@lru_cache(maxsize=4)
+def _reopened(path: Path, prefix: str | None, growing: bool, identity: _Identity) -> _Opened:
+    opened = _Opened(path, prefix, growing)
+    if opened.identity_of_first(identity.n_images) != identity:
+        raise OtherRunError(mismatch(str(path), "the run that was opened elsewhere", "another one"))
+    return opened
+
+
+class _Identity(NamedTuple):
+    run_id: str | None
+    n_images: int
+    checksum: int
+
+
+class _Opened:
+    """The files of a run, and their images in order; shared by all parts of a run.
+
+    Attributes:
+        places: (n,) int64 of each image: row * number of files + file.
     """
-    if path.is_file() and is_master_file(path):
-        with open_file(path) as opened:
-            run, images = _run_behind(path, opened.file)
-            yield _MasterReader(path, run, images)
-        return
-    run = read_run(find_run(path).raw)
-    with ExitStack() as stack:
-        datasets: list[h5py.Dataset] = []
-        for raw in run.raw_files:
-            data = stack.enter_context(open_file(raw.path)).file[f"{raw.detector_name}/data"]
-            assert isinstance(data, h5py.Dataset)
-            datasets.append(data)
-        yield _RawReader(run, datasets)
+
+    def __init__(self, path: Path, prefix: str | None, growing: bool) -> None:
+        self.path, self.prefix = path, prefix
+        self._master = path if path.is_file() and is_master_file(path) else None
+        if self._master:
+            run = _run_of_master(self._master)
+            paths = [raw.path for raw in run.raw_files]
+        else:
+            paths = find_run(path, prefix).raw
+            run = None if growing else read_run(paths)
+        self._paths, self.growing = paths, growing and run is None
+        self.image_ids = self.status = np.empty(0, np.uint64)
+        self.places = np.empty(0, np.int64)
+        self.raw_files: list[RawPixels] = []
+        if run is not None:
+            self._take(run)
+        else:
+            self.refresh()
+
+    def refresh(self) -> int:
+        """Read the rows of growing files. Return the number of new images."""
+        files = rows_of_files(self._paths, allow_unclosed=True)
+        run_ids = [raw.rows.origin.run_id or "" for raw in self.raw_files[:1]]
+        for file in files:
+            check_run_id(file.path, file.origin.run_id, [one for one in run_ids if one], self.path)
+        if any(file.unclosed for file in files):
+            run = settled(files)
+        else:
+            run, self.growing = read_run(self._paths), False
+        before, places, ids = len(self.places), self.places, self.image_ids
+        self._take(run)
+        if not np.array_equal(self.places[:before], places) or not np.array_equal(
+            self.image_ids[:before], ids
+        ):
+            raise FileLayoutError(
+                f"{self.path}: image ids stepped back while it was recorded, and the order of its images is "
+                "known only now; open the run again"
+            )
+        return len(self.places) - before
+
+    def _take(self, run: RecordedRun) -> None:
+        n = len(run.raw_files)
+        self.places = run.in_order([np.arange(i, raw.n_rows * n, n) for i, raw in enumerate(run.raw_files)])
+        self.status = run.in_order([raw.status for raw in run.raw_files])
+        self.image_ids = run.order.image_ids
+        if not self.raw_files:
+            self.raw_files = [RawPixels(raw) for raw in run.raw_files]
+        for pixels, raw in zip(self.raw_files, run.raw_files, strict=True):
+            pixels.rows = raw
+
+    @property
+    def identity(self) -> _Identity:
+        return self.identity_of_first(len(self.image_ids))
+
+    def identity_of_first(self, n: int) -> _Identity:
+        ids = np.ascontiguousarray(self.image_ids[:n])
+        return _Identity(self.raw_files[0].rows.origin.run_id, len(ids), zlib.crc32(ids.data))
+
+    @cached_property
+    def account(self) -> dict[str, Any] | None:
+        master = self._existing_master()
+        if master is None:
+            return None
+        with examine(master) as opened:
+            text = opened.file.get(ACCOUNT)
+            return json.loads(str(text.asstr()[()])) if isinstance(text, h5py.Dataset) else None
+
+    def detector_rows(self) -> np.ndarray | None:
+        path = self._metadata_file()
+        if path is None:
+            return None
+        run = read_run(self._paths, path)
+        table, rows = run.metadata_file, run.metadata_rows
+        assert table is not None
+        with examine(path) as opened:
+            stored = opened.file[f"{table.detector_name}/metadata"]
+            assert isinstance(stored, h5py.Dataset)
+            return stored[()][rows]
+
+    def _metadata_file(self) -> Path | None:
+        if self._master is None:
+            return find_run(self.path, self.prefix).metadata
+        with examine(self._master) as opened:
+            rows = opened.file.get(f"{DETECTOR}/metadata")
+            if not isinstance(rows, h5py.Dataset) or not rows.is_virtual:
+                return None
+            return self._master.parent / source_files(rows)[0]
+
+    def _existing_master(self) -> Path | None:
+        if self._master is not None:
+            return self._master
+        path = find_run(self.path, self.prefix).master
+        if not path.exists():
+            return None
+        _run_of_master(path)
+        return path
 
 
 def is_master_file(path: Path) -> bool:
@@ -85,67 +442,37 @@ def sources_of_master(path: Path, images: h5py.Dataset) -> list[Path]:
     return [path.parent / name for name in source_files(images)]
 
 
-def _run_behind(path: Path, master: h5py.File) -> tuple[RecordedRun, h5py.Dataset]:
-    """Return the checked run that the master file shows, and the virtual dataset."""
-    with damage_named(path):
-        images, image_ids, names = (master.get(name) for name in (DATA, IMAGE_ID, RAW_FILES))
-        assert isinstance(images, h5py.Dataset)
-        assert isinstance(image_ids, h5py.Dataset)
-        sources = sources_of_master(path, images)
-        if isinstance(names, h5py.Dataset):
-            # Files without images are not named by the virtual dataset.
-            sources = [path.parent / str(name) for name in np.ravel(names.asstr()[()])]
-        shown = image_ids[()]
+def _run_of_master(path: Path) -> RecordedRun:
+    """Return the run that the master file shows, checked."""
+    with open_file(path) as opened:
+        master = opened.file
+        with damage_named(path):
+            images, image_ids, names = (master.get(name) for name in (DATA, IMAGE_ID, RAW_FILES))
+            assert isinstance(images, h5py.Dataset)
+            assert isinstance(image_ids, h5py.Dataset)
+            sources = sources_of_master(path, images)
+            if isinstance(names, h5py.Dataset):
+                # Files without images are not named by the virtual dataset.
+                sources = [path.parent / str(name) for name in np.ravel(names.asstr()[()])]
+            shown_ids, run_ids = image_ids[()], run_ids_of(master)
     run = read_run(sources)
     for raw in run.raw_files:
-        check_run_id(raw.path, raw.origin.run_id, run_ids_of(master), path)
-    if not np.array_equal(run.order.image_ids, shown):
+        check_run_id(raw.path, raw.origin.run_id, run_ids, path)
+    if not np.array_equal(run.order.image_ids, shown_ids):
         raise FileLayoutError(f"{path}: does not show the images that are in the raw files now")
-    return run, images
+    return run
 
 
-class _Reader:
-    def __init__(self, run: RecordedRun) -> None:
-        self.image_ids = run.order.image_ids
-        self.status = run.in_order([raw.status for raw in run.raw_files])
-        self.image_shape = run.image_shape
-        self.dtype = run.dtype
-        self._positions = run.order.positions
-        self._raw_files = run.raw_files
-
-    @property
-    def n_images(self) -> int:
-        return len(self.image_ids)
-
-    def _check(self, start: int, stop: int) -> None:
-        if not 0 <= start <= stop <= self.n_images:
-            raise IndexError(mismatch("images", f"0 to {self.n_images}", f"{start} to {stop}"))
+def _path_of(path: str | Path) -> Path:
+    """Return a path, or the one of a URI file://localhost/... as documents have it."""
+    if isinstance(path, str) and path.startswith("file:"):
+        parts = urlsplit(path)
+        if parts.netloc not in ("", "localhost"):
+            raise FileLayoutError(mismatch(path, "a file of this host", f"host {shown(parts.netloc)}"))
+        return Path(unquote(parts.path))
+    return Path(path)
 
 
-class _MasterReader(_Reader):
-    def __init__(self, path: Path, run: RecordedRun, images: h5py.Dataset) -> None:
-        super().__init__(run)
-        self._path = path
-        self._images = images
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        self._check(start, stop)
-        with damage_named(self._path):
-            return self._images[start:stop]
-
-
-class _RawReader(_Reader):
-    def __init__(self, run: RecordedRun, datasets: list[h5py.Dataset]) -> None:
-        super().__init__(run)
-        self._datasets = datasets
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        self._check(start, stop)
-        images = np.empty((stop - start, *self.image_shape), self.dtype)
-        sources = zip(self._raw_files, self._positions, self._datasets, strict=True)
-        for raw, positions, dataset in sources:
-            first, last = np.searchsorted(positions, (start, stop))
-            if last > first:
-                with damage_named(raw.path):
-                    images[positions[first:last] - start] = dataset[first:last]
-        return images
+def _listed(ids: np.ndarray) -> str:
+    more = f" and {len(ids) - _NAMED_IMAGES} more" if len(ids) > _NAMED_IMAGES else ""
+    return ", ".join(str(one) for one in ids[:_NAMED_IMAGES]) + more

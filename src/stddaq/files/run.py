@@ -68,15 +68,7 @@ def read_run(raw_files: Sequence[Path], metadata_file: Path | None = None) -> Re
     Raises `FileLayoutError`, which names the file that is missing, short, damaged, not closed, or not part of
     the run.
     """
-    if not raw_files:
-        raise FileLayoutError(mismatch("raw files", "at least one", "none"))
-    paths = in_writer_order(raw_files)
-    absent = missing_between(paths)
-    if absent is not None:
-        raise FileLayoutError(f"{absent}: is missing, although {paths[-1].name} exists")
-    files = [read_raw_file(path) for path in paths]
-    _check_same(files, (*_IDENTITY, *_LAYOUT))
-    files = _in_place(files)
+    files = rows_of_files(raw_files)
     if metadata_file is None:
         order = order_images(files)
         _check_last_writers(files, order)
@@ -86,6 +78,19 @@ def read_run(raw_files: Sequence[Path], metadata_file: Path | None = None) -> Re
     files = [_with_epochs_of(table, file, writer, len(files)) for writer, file in enumerate(files)]
     order = order_images(files)
     return RecordedRun(tuple(files), table, rows_of_images(order, table), order)
+
+
+def rows_of_files(raw_files: Sequence[Path], allow_unclosed: bool = False) -> list[RawRows]:
+    """Return the rows of the raw files of a run, given in any order, by writer. Raises `FileLayoutError`."""
+    if not raw_files:
+        raise FileLayoutError(mismatch("raw files", "at least one", "none"))
+    paths = in_writer_order(raw_files)
+    absent = missing_between(paths)
+    if absent is not None:
+        raise FileLayoutError(f"{absent}: is missing, although {paths[-1].name} exists")
+    files = [read_raw_file(path, allow_unclosed) for path in paths]
+    _check_same(files, (*_IDENTITY, *_LAYOUT))
+    return _in_place(files)
 
 
 Property = tuple[str, Callable[[ImageRows], object]]

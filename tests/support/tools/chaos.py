@@ -618,7 +618,7 @@ class Episode(Closing):
                 ):
                     if status == GOOD:
                         n_good += 1
-                        publication = publication_of(run.read(position, position + 1)[0])
+                        publication = publication_of(run.images[position])
                         faults.append(self.truth.fault(image_id, publication))
             self._find_all(path.name, faults)
         except Exception as error:  # noqa: BLE001  (a user would meet the same error)

@@ -192,7 +192,7 @@ class Soak(Closing):
             for position in {0, len(ids) // 2, len(ids) - 1} if ids else ():
                 if run.status[position] == GOOD:
                     self._scene.write(ids[position], self._pixels)
-                    assert np.array_equal(run.read(position, position + 1)[0], self._pixels)
+                    assert np.array_equal(run.images[position], self._pixels)
         self.n_images += len(ids)
         self.n_overwritten += account["n_overwritten"]
 
