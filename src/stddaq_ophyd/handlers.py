@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,12 +19,14 @@ import hdf5plugin  # noqa: F401  (registers the filters of compressed images)
 import numpy as np
 
 from stddaq.errors import FileLayoutError
+from stddaq.files.growing_run import Images, of_closed_run
 from stddaq.files.names import find_run, sibling
 from stddaq.files.nexus import DATA
 from stddaq.files.opening import damage_named, open_file
 from stddaq.files.raw_rows import raw_group
 from stddaq.files.run import read_run
-from stddaq.files.sources import ImagesMissingError, check_sources
+from stddaq.files.sources import ImagesMissingError
+from stddaq.files.virtual_images import VirtualImages
 from stddaq.text import mismatch
 from stddaq_ophyd.core.datum_rows import DatumRows, datum_rows
 
@@ -44,7 +45,7 @@ class PublishedImagesHandler:
 
     def __init__(self, path: str | Path, frame_per_point: int = 1, dataset: str = DATA) -> None:
         """`frame_per_point` is the number of images per event, `dataset` their name in the file `path`."""
-        self._path, self._n_images, self._dataset = Path(path), frame_per_point, dataset
+        self._images, self._n_images = VirtualImages(Path(path), dataset), frame_per_point
 
     def __call__(self, point_number: int) -> dask.array.Array:
         """Return the images of a point, (images per event, height, width).
@@ -52,27 +53,13 @@ class PublishedImagesHandler:
         The call and the computation raise `FileLayoutError`.
         """
         first = point_number * self._n_images
-        with self._open(first, first + self._n_images) as images:
-            shape, dtype = images.shape[1:], images.dtype
-
-        def read(start: int, stop: int) -> np.ndarray:
-            with self._open(first + start, first + stop) as images, damage_named(self._path):
-                return images[first + start : first + stop]
-
-        return _lazy(read, self._n_images, shape, dtype)
-
-    @contextmanager
-    def _open(self, start: int, stop: int) -> Iterator[h5py.Dataset]:
-        """Open the dataset, which holds images `start` to `stop` (not included)."""
-        # HDF5 shows unclosed raw files only through a file that is opened like them.
-        with open_file(self._path, allow_unclosed=True, as_growing=True) as opened:
-            images = opened.file.get(self._dataset)
-            if not isinstance(images, h5py.Dataset) or images.ndim != 3:
-                raise FileLayoutError(mismatch(str(self._path), f"images {self._dataset}", "none"))
-            if stop > images.shape[0]:
-                raise ImagesMissingError(mismatch(str(self._path), f"{stop} images", str(images.shape[0])))
-            check_sources(self._path, images, start, stop)
-            yield images
+        shape, dtype = self._images.check(first, first + self._n_images)
+        return lazy_array(
+            lambda start, stop: self._images.read(first + start, first + stop),
+            self._n_images,
+            shape[1:],
+            dtype,
+        )
 
 
 class RawFilesHandler:
@@ -92,7 +79,7 @@ class RawFilesHandler:
         """
         self._path, self._n_images, self._template = Path(path), frame_per_point, template
         self._guard = threading.Lock()
-        self._run: _RowsInOrder | None = None
+        self._run: Images | None = None
 
     def __call__(
         self, point_number: int = 0, rows: Sequence[Sequence[int]] | None = None
@@ -115,7 +102,7 @@ class RawFilesHandler:
                 self._read_part(part, start, stop, images)
             return images
 
-        return _lazy(read, self._n_images, shape, dtype)
+        return lazy_array(read, self._n_images, shape, dtype)
 
     def _check(self, parts: Sequence[DatumRows]) -> tuple[tuple[int, ...], np.dtype]:
         """Return shape and type of the images. Raises `FileLayoutError` when images differ or are missing."""
@@ -149,7 +136,7 @@ class RawFilesHandler:
     def _parts_of_point(self, point_number: int) -> list[DatumRows]:
         with self._guard:
             if self._run is None:
-                self._run = _RowsInOrder.of(self._path)
+                self._run = of_closed_run(read_run(find_run(self._path).raw))
         files, rows = self._run.files, self._run.rows
         first, stop = point_number * self._n_images, (point_number + 1) * self._n_images
         if stop > len(files):
@@ -161,22 +148,6 @@ class RawFilesHandler:
                 )
             )
         return datum_rows(files[first:stop], rows[first:stop])
-
-
-@dataclass(frozen=True, slots=True)
-class _RowsInOrder:
-    """Writer and row (n,) int64 of each image of a closed run, in the order of the images."""
-
-    files: np.ndarray
-    rows: np.ndarray
-
-    @classmethod
-    def of(cls, path: Path) -> _RowsInOrder:
-        run = read_run(find_run(path).raw)
-        return cls(
-            run.in_order([np.full(raw.n_rows, i) for i, raw in enumerate(run.raw_files)]),
-            run.in_order([np.arange(raw.n_rows) for raw in run.raw_files]),
-        )
 
 
 @contextmanager
@@ -208,7 +179,7 @@ class _Images:
         return self.read(start, stop)[(slice(None, None, step), *rest)]
 
 
-def _lazy(
+def lazy_array(
     read: Callable[[int, int], np.ndarray], n_images: int, shape: tuple[int, ...], dtype: np.dtype
 ) -> dask.array.Array:
     """Return an array (n_images, *shape) in blocks of images, each read when it is computed."""
