@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import h5py
@@ -315,15 +315,13 @@ def _restored(key: Any, losses: Losses, damaged: bool, rows: Any) -> Run:
 @lru_cache(maxsize=4)
 def _reopened(path: Path, prefix: str | None, growing: bool, identity: _Identity) -> _Opened:
     opened = _Opened(path, prefix, growing)
-    if opened.identity_of_first(identity.n_images) != identity:
+    if opened.identity_of_first(identity[1]) != identity:
         raise OtherRunError(mismatch(str(path), "the run that was opened elsewhere", "another one"))
     return opened
 
 
-class _Identity(NamedTuple):
-    run_id: str | None
-    n_images: int
-    checksum: int
+# Id of the run, number of images, checksum of their ids.
+_Identity = tuple[str | None, int, int]
 
 
 class _Opened:
@@ -388,7 +386,7 @@ class _Opened:
 
     def identity_of_first(self, n: int) -> _Identity:
         ids = np.ascontiguousarray(self.image_ids[:n])
-        return _Identity(self.raw_files[0].rows.origin.run_id, len(ids), zlib.crc32(ids.data))
+        return self.raw_files[0].rows.origin.run_id, len(ids), zlib.crc32(ids.data)
 
     @cached_property
     def account(self) -> dict[str, Any] | None:
