@@ -65,7 +65,7 @@ def measure_open(directory: Path) -> None:
 
 def write_run(directory: Path, n_images: int, shape: tuple[int, int], n_writers: int) -> list[Path]:
     layout, paths = RawLayout("det", shape, np.dtype("<u2"), 16 * 2**20, 0), []
-    image = memoryview(np.random.default_rng(1).integers(0, 4096, shape, "<u2")).cast("B")
+    image = np.random.default_rng(1).integers(0, 4096, shape, "<u2").data.cast("B")
     for writer in range(n_writers):
         attributes = {
             "writer": writer,

@@ -337,6 +337,7 @@ WRITERS = """
 import sys
 from pathlib import Path
 import numpy as np
+from stddaq.files.raw_file import RawFile, RawLayout
 
 layout = RawLayout("det", (200, 300), np.dtype("<u2"), 16 * 120_000, 0)
 common = {"number_of_writers": 2, "image_division": "image_id", "run_id": "run-1"}
