@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import signal
 import struct
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +14,7 @@ import numpy as np
 import pytest
 from support.peers.udp_detectors import UdpSender, eiger_frame, free_udp_ports, gigafrost_frame
 from support.processes.deployment import Deployment, Service, free_port, wait_until
-from support.processes.stream_readers import ReceivedImage, StreamReader
+from support.processes.stream_readers import StreamReader
 from support.processes.udp_modules import (
     EIGER,
     LONG_IDLE_TIME,
@@ -228,7 +226,7 @@ def test_the_account_is_exact_from_packets_to_images(
     with StreamReader(deployment) as reader:
         options = ("--images", path, "--n-images", 40, "--rate", 20, *rates)
         detector = deployment.run(deployment.stddaq, "simulate-udp", deployment.config_path, *options)
-        received = reader.receive(40, timeout=60.0)
+        received = reader.receive(40, timeout=90.0)
         assert detector.wait(60.0) == 0
     counts = {kind: int(n) for kind, n in re.findall(r"(\w+): (\d+)", detector.stdout[-1])}
     missing = [n_missing(image.pixels, sent[image.image_id % 3]) for image in received]
@@ -249,10 +247,10 @@ def test_the_account_is_exact_from_packets_to_images(
             found.update(totals(receiver))
         return found["processed_times"] >= counts["sent"]
 
-    wait_until(is_counted, 20.0, f"{counts}, not {found}")
+    wait_until(is_counted, 60.0, f"{counts}, not {found}")
     assert {key: found[key] for key in expected} == expected
     assert found["n_repeated"] + found["n_late"] == counts["repeated"]
-    wait_until(lambda: totals(sync).get("n_images") == 40, 20.0, "the statistics of the synchroniser")
+    wait_until(lambda: totals(sync).get("n_images") == 40, 60.0, "the statistics of the synchroniser")
     assert totals(sync)["n_corrupted_images"] == totals(sync)["n_lost"] == 0
     seen(f"{counts['lost']} packets lost, {counts['wrong_size']} cut: all zeros, in images that are not good")
 
@@ -269,69 +267,3 @@ def n_missing(image: np.ndarray, sent: np.ndarray) -> int:
         kept = np.repeat(~np.array(lacks), 8)
         assert np.array_equal(image[kept, columns], sent[kept, columns])
     return n
-
-
-@pytest.mark.slow
-@pytest.mark.fault(
-    fault="{victim}: SIGKILL",
-    state="running",
-    promise="stddaq up restarts it, images are announced again; no good image has pixels of another one",
-)
-@pytest.mark.parametrize("victim", ["receiver", "converter", "synchroniser"])
-def test_a_killed_service_is_restarted_and_images_continue(
-    make_deployment: MakeDeployment, victim: str, seen: Callable[[str], None]
-) -> None:
-    deployment = make_deployment(number_of_writers=1, start_udp_port=free_udp_ports(2), **EIGER)
-    up = deployment.run(
-        *(deployment.stddaq, "up", deployment.config_path, "--port", free_port(), "--source", "udp"),
-        ready="all services ready",
-    )
-    for module in range(2):
-        up.wait_for_line(rf"module_id={module},.*n_subscribers=1")
-    script = {"receiver": "std_udp_recv_eg", "converter": "std_data_convert_eg"}.get(
-        victim, "std_data_sync_module"
-    )
-    config = DetectorConfig.parse(deployment.config)
-    scene = Scene.of(config, "rings")
-    expected = np.empty(config.image_shape, config.dtype)
-
-    def check(image: ReceivedImage) -> bool:
-        """Return whether an image is good; fail if it is, and has other pixels than were sent."""
-        if image.status != GOOD_IMAGE or not image.is_held:
-            return False
-        scene.write(image.image_id, expected)
-        expected[:, 256:258] = expected[:, 514:516] = expected[:, 772:774] = 0
-        assert np.array_equal(image.pixels, expected)
-        return True
-
-    with StreamReader(deployment) as reader:
-        options = ("--rate", 20)
-        detector = deployment.run(deployment.stddaq, "simulate-udp", deployment.config_path, *options)
-        assert all(check(image) for image in reader.receive(5))
-        killed = child_named(up, script)
-        os.kill(killed, signal.SIGKILL)
-        if victim == "synchroniser":
-            reader.wait_for_publisher(False)
-            reader.wait_for_publisher()
-        wait_until(lambda: child_named(up, script) != killed, 30.0, "a new process")
-        n_good = 0
-
-        def continues() -> bool:
-            nonlocal n_good
-            image = reader.receive_one(1.0)
-            n_good = n_good + 1 if image is not None and check(image) else 0
-            return n_good >= 10
-
-        wait_until(continues, 60.0, "ten good images one after the other")
-        assert detector.end() == 0
-    seen("images continue, each with its own pixels")
-    assert up.end() == 0
-
-
-def child_named(up: Service, script: str) -> int:
-    """Return the first child of `stddaq up` that runs `script`, of module 0 if it has one; 0: none."""
-    for pid in Path(f"/proc/{up.pid}/task/{up.pid}/children").read_text().split():
-        command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        if any(word.endswith(script) for word in command) and (command[-2] == "0" or "sync" in script):
-            return int(pid)
-    return 0

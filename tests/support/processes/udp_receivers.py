@@ -37,13 +37,14 @@ class ReceivedFrame:
         return int(self.message["n_missing_packets"])
 
 
-def totals(receiver: Service) -> dict[str, float]:
-    """Return the sums of all statistics lines of a receiver."""
+def totals(service: Service) -> dict[str, float]:
+    """Return the sums of all statistics lines of a receiver or synchroniser."""
     sums: dict[str, float] = {}
-    for line in list(receiver.stdout):
+    for line in list(service.stdout):
         if match := re.search(r"detector=\S+?,(\S+) \d+$", line):
             for key, value in (pair.split("=") for pair in match[1].split(",")):
-                sums[key] = sums.get(key, 0.0) + float(value)
+                if key != "source":
+                    sums[key] = sums.get(key, 0.0) + float(value)
     return sums
 
 
