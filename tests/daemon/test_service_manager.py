@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
@@ -10,6 +9,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -56,6 +56,17 @@ class Systemd:
                 return self.messages
             pid = int.from_bytes(ancillary[0][2][:4], sys.byteorder)
             self.messages.append((pid, message.decode()))
+
+    def fill(self) -> None:
+        """Send messages until the socket takes no more. The buffer of one sender may be full before that."""
+        n_sent = 1
+        while n_sent:
+            n_sent = 0
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(BlockingIOError):
+                sender.setblocking(False)
+                while True:
+                    sender.sendto(b"full", self.address)
+                    n_sent += 1
 
     def assignments(self) -> list[str]:
         """Return the lines of all messages so far."""
@@ -220,10 +231,7 @@ def test_watchdog_is_fed_four_times_in_its_period(systemd: Systemd) -> None:
 def test_notification_that_systemd_does_not_take_is_sent_later_without_waiting(systemd: Systemd) -> None:
     clock = Clock()
     manager = ServiceManager({"NOTIFY_SOCKET": systemd.address}, clock)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other, contextlib.suppress(BlockingIOError):
-        other.setblocking(False)
-        while True:
-            other.sendto(b"full", systemd.address)
+    systemd.fill()
     manager.ready("full")
     assert "READY=1" not in systemd.assignments()
     clock.now += 1.0

@@ -135,6 +135,7 @@ def _service(
         "Type=notify",
         f"ExecStart={' '.join(map(_quoted_argument, _absolute(spec.command, options)))}",
         *_directory(spec.command),
+        f"SyslogIdentifier={program}",
         f"User={options.user}",
         *(f"Environment={_quoted(f'{name}={value}')}" for name, value in options.environment.items()),
         f"Restart={'on-failure' if spec.may_finish else 'always'}",
