@@ -104,6 +104,8 @@ def _parts(path: Path, images: h5py.Dataset, start: int, stop: int) -> list[_Par
         if len(places) != len(rows):
             return None
         inside = (places >= start) & (places < stop)
+        if not inside.any():
+            continue
         raw = path.parent / source.file_name.replace("%%", "%")
         found.append(_Part(raw, source.dset_name, rows[inside], places[inside] - start))
     return found
