@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from support.peers.assembly_bench import (
@@ -125,3 +127,61 @@ def test_packets_of_two_frames_may_be_mixed() -> None:
     assert bench.missing() == [0, 0]
     assert [frame.pixels for frame in bench.announced] == [payload(sent[1]), payload(sent[2])]
     assert bench.counts() == {"packets": 64, "frames": 2}
+
+
+def faulty(sent: list[list[bytes]], random: np.random.Generator) -> list[bytes]:
+    """Return the packets of all frames, some of them lost, repeated, exchanged, or not valid."""
+    packets: list[bytes] = []
+    for packet in itertools.chain.from_iterable(sent):
+        fault = random.integers(0, 40)
+        if fault == 0:
+            continue
+        packets.append(packet[:-1] if fault == 1 else b"\1" + packet[1:] if fault == 2 else packet)
+        if fault == 3:
+            packets.append(packet)
+        if fault == 4 and len(packets) > 1:
+            packets[-2:] = reversed(packets[-2:])
+    return packets
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("shape", [(504, 2016), (252, 528)], ids=str)
+def test_batches_that_continue_a_frame_are_added_as_any_others(shape: tuple[int, int], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    geometry = GigaFrostGeometry.of(*shape)
+    keys = {"image_pixel_height": shape[0], "image_pixel_width": shape[1]}
+    bench, reference = Bench("gigafrost", 0, **keys), Bench("gigafrost", 0, **keys)
+    reference.assembly._continue = lambda *_: False  # pyright: ignore[reportAttributeAccessIssue]
+    pixels = random.integers(1, 4096, (geometry.module_height, geometry.module_width), np.uint16)
+    sent = [gigafrost_frame(i, pixels, module=0, shape=shape, rows=geometry.rows) for i in range(12)]
+    packets, first = faulty(sent, random), 0
+    while first < len(packets):
+        n = int(random.integers(1, geometry.n_packets))
+        for each in (bench, reference):
+            each.add(*packets[first : first + n])
+            each.now += 0.0001
+        first += n
+    for each in (bench, reference):
+        each.assembly.close()
+    assert bench.announced == reference.announced
+    assert bench.counts() == reference.counts()
+
+
+@pytest.mark.parametrize("lost", [None, 3])
+def test_a_frame_that_arrives_in_small_batches_is_complete_only_with_all_packets(lost: int | None) -> None:
+    bench, sent = eiger(), frames(1)[1]
+    packets = [packet for i, packet in enumerate(sent) if i != lost]
+    for i in range(0, len(packets), 4):
+        bench.add(*packets[i : i + 4])
+    bench.assembly.close()
+    assert bench.missing() == [0 if lost is None else 1]
+    assert bench.announced[0].pixels == payload(sent, [] if lost is None else [lost])
+
+
+def test_a_packet_repeated_after_exchanged_ones_counts_once() -> None:
+    bench, sent = eiger(), frames(1)[1]
+    bench.add(sent[0], sent[2], sent[1])
+    bench.add(sent[2], sent[3])
+    bench.add(*sent[4:])
+    assert bench.announced[0].pixels == payload(sent)
+    assert bench.counts() == {"packets": 33, "repeated": 1, "frames": 1}

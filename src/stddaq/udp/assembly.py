@@ -44,14 +44,21 @@ class FrameSink(Protocol):
 
 
 class _Frame:
-    """A frame that is being received: the places for its pixels, and which packets have arrived."""
+    """A frame that is being received: the places for its pixels, and which packets have arrived.
 
-    __slots__ = ("identity", "is_complete", "last", "last_at", "message", "n_received", "rows", "seen")
+    `next` follows the highest packet that has arrived. `expected`: the headers of its packets, if needed yet.
+    """
+
+    __slots__ = (
+        *("expected", "identity", "is_complete", "last", "last_at"),
+        *("message", "n_received", "next", "rows", "seen"),
+    )
 
     def __init__(self, identity: Identity, message: bytes, pixels: np.ndarray, packets: Packets) -> None:
         self.identity, self.message = identity, bytearray(message)
         self.seen = np.zeros(packets.n_packets, bool)
-        self.n_received, self.is_complete, self.last_at = 0, False, 0.0
+        self.n_received, self.next, self.is_complete, self.last_at = 0, 0, False, 0.0
+        self.expected: np.ndarray | None = None
         n_equal = packets.n_packets - (packets.last_bytes != packets.row_bytes)
         end = n_equal * packets.row_bytes
         self.rows = pixels[:end].reshape(n_equal, packets.row_bytes)
@@ -75,6 +82,18 @@ class _Frame:
             n_late = n - 1 - int(completing)
         return n_repeated - n_late, n_late
 
+    def put_next(self, payloads: np.ndarray) -> None:
+        """Put the pixels of the packets from `next` on into their places."""
+        first, n = self.next, len(payloads)
+        self.next = end = first + n
+        n_rows = len(self.rows)
+        self.rows[first:end] = payloads[: n_rows - first, : self.rows.shape[1]]
+        if self.last is not None and end > n_rows:
+            self.last[:] = payloads[-1, : len(self.last)]
+        self.seen[first:end] = True
+        self.n_received += n
+        self.is_complete = self.n_received == len(self.seen)
+
     def _put(self, numbers: np.ndarray, payloads: np.ndarray) -> None:
         if self.last is not None and int(numbers[-1]) == len(self.rows):
             self._put_last(payloads[-1])
@@ -82,6 +101,7 @@ class _Frame:
         if n := len(numbers):
             first, last = int(numbers[0]), int(numbers[-1])
             in_order = last - first == n - 1 and (numbers == _NUMBERS[first : last + 1]).all()
+            self.next = max(self.next, 1 + (last if in_order else int(numbers.max())))
             self._put_equal(slice(first, last + 1) if in_order else numbers, payloads)
 
     def _put_equal(self, place: slice | np.ndarray, payloads: np.ndarray) -> None:
@@ -98,7 +118,7 @@ class _Frame:
         """Put the last packet, which is shorter, into its place."""
         if self.last is not None:
             self.last[:] = payload[: len(self.last)]
-            self.seen[-1] = True
+            self.seen[-1], self.next = True, len(self.seen)
 
     def clear_missing(self) -> int:
         """Set the pixels of packets that have not arrived to 0. Return the number of these packets."""
@@ -137,6 +157,8 @@ class FrameAssembly:
         self._candidate: _Frame | None = None
         self._period, self._opened_at = UNKNOWN_PERIOD_S, float("-inf")
         self._packet_at = float("-inf")
+        # The open frame of the last packet, which the next ones continue as a rule.
+        self._current: _Frame | None = None
 
     @property
     def n_restarts(self) -> int:
@@ -149,6 +171,8 @@ class FrameAssembly:
         `payloads`: their bytes after the header, (n, `payload_bytes`); `lengths` in bytes, with the header.
         """
         packets = self._packets
+        if self._continue(headers, payloads, lengths, now):
+            return
         rejected = packets.check(headers, lengths)
         if rejected is not None:
             self.n_bad.update(rejected.counts)
@@ -159,6 +183,7 @@ class FrameAssembly:
             return
         self.n_packets += n
         keys, numbers = packets.keys(headers), packets.numbers(headers)
+        frame, start = None, 0
         starts = [0, *(np.flatnonzero(keys[1:] != keys[:-1]) + 1).tolist()]
         for i, (start, key) in enumerate(zip(starts, keys[starts].tolist(), strict=True)):
             end = starts[i + 1] if i + 1 < len(starts) else n
@@ -173,6 +198,34 @@ class FrameAssembly:
             self.n_late += n_late
             if frame.is_complete:
                 self._announce_complete()
+        self._expect(None if n >= packets.n_packets else frame, headers[start : start + 1])
+
+    def _continue(self, headers: np.ndarray, payloads: np.ndarray, lengths: np.ndarray, now: float) -> bool:
+        """Add packets that continue the current frame in order. Return whether they do."""
+        frame = self._current
+        if frame is None or frame.expected is None:
+            return False
+        if not self._packets.sequence.continues(frame.expected, frame.next, headers, lengths):
+            return False
+        self.headers = headers
+        self.n_packets += len(headers)
+        self._packet_at = frame.last_at = now
+        frame.put_next(payloads)
+        if frame.is_complete:
+            self._announce_complete()
+        return True
+
+    def _expect(self, frame: _Frame | None, header: np.ndarray) -> None:
+        """Expect that the next packets continue the frame of the last one, whose header is given.
+
+        Batches of more than a frame never do.
+        """
+        if frame is None or frame.is_complete or frame is self._candidate:
+            self._current = None
+            return
+        if frame.expected is None:
+            frame.expected = self._packets.sequence.of(header)
+        self._current = frame
 
     def _find(self, key: int) -> _Frame | None:
         """Return the open frame of a key. Packets of another frame show that the candidate is late."""
@@ -291,6 +344,8 @@ class FrameAssembly:
         self._announce_complete()
 
     def _announce(self, frame: _Frame) -> None:
+        if frame is self._current:
+            self._current = None
         n_missing = frame.clear_missing()
         _N_MISSING.pack_into(frame.message, _N_MISSING_OFFSET, n_missing)
         self._sink.commit_bytes(frame.identity.frame_id, frame.message)

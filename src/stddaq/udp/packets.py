@@ -95,6 +95,31 @@ class Rejected:
     examples: Mapping[str, tuple[int, str]]
 
 
+class PacketSequence:
+    """The headers and sizes of the packets of a frame in order, to recognise valid ones at low cost."""
+
+    def __init__(self, numbers: np.ndarray, lengths: np.ndarray) -> None:
+        """`numbers`: headers with the packets' places, all else 0; `lengths` in bytes, with the header."""
+        self._numbers, self._lengths = _words(numbers), lengths
+        self._common = ~np.bitwise_or.reduce(self._numbers)
+
+    def of(self, header: np.ndarray) -> np.ndarray:
+        """Return the headers of all packets of the frame of a valid one (an array of one header)."""
+        return _words(header) & self._common | self._numbers
+
+    def continues(self, frame: np.ndarray, first: int, headers: np.ndarray, lengths: np.ndarray) -> bool:
+        """Return whether these are the packets of a frame from place `first` on, without a gap."""
+        end = first + len(headers)
+        if end > len(frame) or headers.tobytes() != frame[first:end].tobytes():
+            return False
+        return bool((lengths == self._lengths[first:end]).all())
+
+
+def _words(headers: np.ndarray) -> np.ndarray:
+    """Return headers as numbers of 64 bits, a row of them for each header."""
+    return headers.view(np.uint64).reshape(len(headers), -1)
+
+
 class Packets(Protocol):
     """The packets that one receiver accepts.
 
@@ -106,6 +131,7 @@ class Packets(Protocol):
         last_bytes: the same of the last packet of a frame.
         kinds: why a packet may be invalid.
         has_epochs: the headers say when the ids restart.
+        sequence: the packets of a frame in order.
     """
 
     header: np.dtype
@@ -115,6 +141,7 @@ class Packets(Protocol):
     last_bytes: int
     kinds: tuple[str, ...]
     has_epochs: bool
+    sequence: PacketSequence
 
     def check(self, headers: np.ndarray, lengths: np.ndarray) -> Rejected | None:
         """Return which packets are not valid; None if all are. `lengths` in bytes, with the header."""
@@ -185,6 +212,9 @@ class _SlsPackets(Packets):
         self.payload_bytes = self.row_bytes = self.last_bytes = geometry.payload_bytes
         self._datagram_bytes = SLS_HEADER.itemsize + geometry.payload_bytes
         self._type = self.detector | SLS_VERSION << 8
+        numbers = np.zeros(self.n_packets, SLS_HEADER)
+        numbers["packet_number"] = np.arange(self.n_packets)
+        self.sequence = PacketSequence(numbers, np.full(self.n_packets, self._datagram_bytes, np.uint32))
 
     def check(self, headers: np.ndarray, lengths: np.ndarray) -> Rejected | None:
         is_good = (lengths == self._datagram_bytes) & (headers["type_and_version"] == self._type)
@@ -310,6 +340,9 @@ class GigaFrostPackets(Packets):
         self._bytes_of_row = np.full(geometry.module_height + 1, 2**32 - 1, np.uint32)
         self._bytes_of_row[: self._last_row : self._rows] = self._full_bytes
         self._bytes_of_row[self._last_row] = self._last_bytes
+        numbers = np.zeros(self.n_packets, GIGAFROST_HEADER)
+        numbers["first_row"] = np.arange(self.n_packets) * self._rows
+        self.sequence = PacketSequence(numbers, self._bytes_of_row[numbers["first_row"]])
 
     def check(self, headers: np.ndarray, lengths: np.ndarray) -> Rejected | None:
         is_good = headers["opening"] & _OPENING_MASK == self._opening
