@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,20 @@ def test_directory_of_another_user(mode: int, state: str, root: Path, tmp_path: 
     assert finding.state == state
     if state == "missing":
         assert finding.cure == f"setfacl -m u:{USER}:rwx {shlex.quote(str(directory))}"
+
+
+@pytest.mark.parametrize(("mode", "state"), [(0o700, "missing"), (0o711, "ok")])
+def test_installation_in_a_directory_of_another_user(
+    mode: int, state: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The parents of pytest's directories are closed to others.
+    with tempfile.TemporaryDirectory(prefix="sd-", dir="/tmp") as directory:
+        Path(directory).chmod(mode)
+        monkeypatch.setattr(sys, "executable", f"{directory}/python")
+        finding = find("installation", root)
+        assert finding.state == state
+        assert state == "ok" or finding.found.startswith(f"{directory} has owner")
+        assert find("installation", root, uid=os.geteuid()).state == "ok"
 
 
 def test_file_in_the_place_of_a_directory(root: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import resource
 import shlex
 import stat
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from stddaq.config import DetectorConfig
 from stddaq.config.modules import expected_modules
 from stddaq.config.services import RECEIVERS, requested_services
 from stddaq.daemon.main import MAX_DESCRIPTORS
+from stddaq.daemon.user_switch import groups_of
 from stddaq.dataplane.ring_buffer import RingGeometry
 from stddaq.text import bytes_text, os_error_text
 from stddaq.udp.batch_socket import SOCKET_BUFFER_BYTES
@@ -82,7 +84,7 @@ class Server:
 
 def check_server(config: DetectorConfig, server: Server, rate: float | None) -> list[Finding]:
     """Return all findings, in the order in which a server is prepared. `rate`: images per second."""
-    findings = [_shared_memory(config, server), _huge_pages(server)]
+    findings = [_installation(server), _shared_memory(config, server), _huge_pages(server)]
     if config.detector_type in RECEIVERS:
         findings += [_receive_buffers(server), _packet_size(server), _interrupts(server)]
     findings += [_descriptors(), _sockets(server), _protected_regular(config, server), _remove_ipc(server)]
@@ -92,6 +94,18 @@ def check_server(config: DetectorConfig, server: Server, rate: float | None) -> 
         if findings[-1].state == "ok":
             findings.append(_disk(config, Path(root), rate))
     return findings
+
+
+def _installation(server: Server) -> Finding:
+    """The user of the services must be able to reach the interpreter, which a link may point to."""
+    name, user = "installation", _name_of(server.uid)
+    programs = {Path(sys.executable).absolute(), Path(sys.executable).resolve()}
+    for directory in sorted({directory for program in programs for directory in program.parents}):
+        found = directory.stat()
+        if not _has_rights(found, server.uid, stat.S_IXOTH):
+            shown = f"{directory} has owner {_name_of(found.st_uid)}, mode {stat.S_IMODE(found.st_mode):04o}"
+            return Finding(name, "missing", shown, f"an environment that {user} can use, as in /opt")
+    return Finding(name, "ok", f"{user} can use {sys.prefix}")
 
 
 def rings_bytes(config: DetectorConfig) -> int:
@@ -280,24 +294,23 @@ def _directory(path: Path, server: Server) -> Finding:
         return Finding(name, "missing", os_error_text(error), expected)
     if not stat.S_ISDIR(found.st_mode):
         return Finding(name, "missing", "not a directory", expected)
-    if not _may_write(found, server.uid):
+    if not _has_rights(found, server.uid, stat.S_IWOTH | stat.S_IXOTH):
         cure = f"setfacl -m u:{shlex.quote(user)}:rwx {quoted}"
         shown = f"owner {_name_of(found.st_uid)}, mode {stat.S_IMODE(found.st_mode):04o}"
         return Finding(name, "missing", shown, expected, cure)
     return Finding(name, "ok", f"{user} may create files")
 
 
-def _may_write(found: os.stat_result, uid: int) -> bool:
-    from stddaq.daemon.user_switch import groups_of
-
+def _has_rights(found: os.stat_result, uid: int, others: int) -> bool:
+    """Return whether a user has the rights that the bits `others` would give to all users."""
     if uid == 0:
         return True
     if found.st_uid == uid:
-        needed = stat.S_IWUSR | stat.S_IXUSR
+        needed = others << 6
     elif found.st_gid in groups_of(uid)[1]:
-        needed = stat.S_IWGRP | stat.S_IXGRP
+        needed = others << 3
     else:
-        needed = stat.S_IWOTH | stat.S_IXOTH
+        needed = others
     return found.st_mode & needed == needed
 
 

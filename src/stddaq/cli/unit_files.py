@@ -31,8 +31,8 @@ WATCHDOG_S = 60
 RECORDER_WATCHDOG_S = 300
 # Converters are compiled before they are ready.
 START_TIMEOUT_S = 180
-# Services end within 2 s.
-STOP_TIMEOUT_S = 10
+# Services end within 2 s, but all at once on a busy machine later; a writer must not be killed then.
+STOP_TIMEOUT_S = 30
 _HOMES = ("/home", "/root", "/run/user")
 _SANDBOX = """
 # A service sees the file system read-only, but for ReadWritePaths and shared memory.
