@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class FakeRecorder(Recorder):
         self.batches: list[list[int]] = []
         self.n_recorded = self.n_written = 0
         self.failure = ""
+        self.read_until = 0.0
         self.open_error: Exception | None = None
 
     @property
@@ -59,6 +61,9 @@ class FakeRecorder(Recorder):
     def record(self, images: RecordImages) -> None:
         self.batches.append([image.image_metadata.image_id for image in images])
         self.n_recorded += len(images)
+
+    def caught_up(self, until: float) -> None:
+        self.read_until = until
 
     def settle(self) -> None:
         self.calls.append("settle")
@@ -192,6 +197,17 @@ def test_images_of_a_run_without_an_open_file_are_ignored(
     driver.response(3)
     assert recorder.batches == [[0]]
     assert recorder.calls.count("close") == 1
+
+
+def test_the_recorder_learns_until_when_the_queue_was_read(
+    driver: FakeDriver, recorder: FakeRecorder, path: Path
+):
+    driver.create(path)
+    driver.response(1)
+    driver.record(0, 1)
+    wait_until(lambda: recorder.ids == [0, 1], what="the images")
+    now = time.monotonic()
+    wait_until(lambda: recorder.read_until > now, what="another look at the queue")
 
 
 def test_no_batch_is_larger_than_the_recorder_accepts(driver: FakeDriver, recorder: FakeRecorder, path: Path):
