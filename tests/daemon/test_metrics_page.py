@@ -6,13 +6,12 @@ import functools
 import json
 import multiprocessing
 import os
-import signal
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.processes.deployment import Deployment, Service, wait_until
+from support.processes.deployment import Deployment, wait_until
 from support.processes.recording import DAMAGED, Rig, image_of
 
 from stddaq.daemon import metrics
@@ -287,25 +286,3 @@ def test_pages_count_what_happens_in_a_run(rig: Rig) -> None:
         wait_until(lambda: count(metrics.IMAGES_WRITTEN, "image") == n_written, 20)  # noqa: B023
         assert count(metrics.IMAGE_BYTES_WRITTEN, "image") == n_written * rig.config.image_bytes
         assert count(metrics.IMAGES_OVERWRITTEN, "image") == 0
-
-
-def test_killed_service_has_ended_and_its_page_is_replaced(deployment: Deployment) -> None:
-    writer = deployment.start("std_det_writer", 0)
-    first = wait_for_state(deployment, "std_det_writer 0", "works").page
-    assert first
-    writer.kill()
-    ended = health(deployment)["std_det_writer 0"]
-    assert (ended.state, ended.is_wanted, ended.is_well) == ("ended", True, False)
-    deployment.start("std_det_writer", 0)
-    second = wait_for_state(deployment, "std_det_writer 0", "works").page
-    assert second
-    assert second.pid != first.pid
-
-
-def test_stopped_process_is_silent(deployment: Deployment) -> None:
-    writer: Service = deployment.start("std_det_writer", 0)
-    wait_for_state(deployment, "std_det_writer 0", "works")
-    writer.send(signal.SIGSTOP)
-    wait_for_state(deployment, "std_det_writer 0", "silent")
-    writer.send(signal.SIGCONT)
-    wait_for_state(deployment, "std_det_writer 0", "works")

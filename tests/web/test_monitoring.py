@@ -98,7 +98,7 @@ def test_health_names_a_killed_service_until_it_runs_again(rest: RestService, de
     assert value(rest, metrics.IMAGES_WRITTEN, **labels) == 0
     assert math.isnan(value(rest, metrics.IMAGE_WRITE_LONGEST_SECONDS, **labels))
     deployment.start("std_det_writer", 0)
-    wait_for_state(rest, "std_det_writer 0", "works")
+    assert wait_for_state(rest, "std_det_writer 0", "works")["pid"] != row["pid"]
     wait_until(lambda: rest.get("/health").status_code == 200, 20)
 
 

@@ -1,0 +1,49 @@
+"""The states of services, from their pages and from what `stddaq up` wants."""
+
+from __future__ import annotations
+
+import pytest
+
+from stddaq.daemon import metrics
+from stddaq.daemon.health import ServiceHealth, health_of
+from stddaq.daemon.metrics import Series
+from stddaq.daemon.metrics_reader import Page, Pages
+
+
+def page(service: str, *, age_s: float = 0.1, is_running: bool = True, **wanted: float) -> Page:
+    """Return the page of a service; `wanted`: what it says as `stddaq up` of other services."""
+    values = {Series(metrics.WANTED, (name, "")): value for name, value in wanted.items()}
+    restarts = {Series(metrics.SERVICE_RESTARTS, (name, "")): 2.0 for name in wanted}
+    return Page(service, "", "1.0", 7, 8, 9.0, age_s, 4.0, is_running, values | restarts)
+
+
+def only(service: str, *pages: Page) -> ServiceHealth:
+    found = [row for row in health_of("GF2", Pages([*pages])) if row.service == service]
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("age_s", "is_running", "state"),
+    [(0.1, True, "works"), (3.9, True, "works"), (4.1, True, "silent"), (0.1, False, "ended")],
+)
+def test_state_follows_from_heartbeat_and_process(age_s: float, is_running: bool, state: str) -> None:
+    row = only("driver", page("driver", age_s=age_s, is_running=is_running))
+    assert (row.state, row.is_wanted, row.is_well) == (state, True, state == "works")
+    assert row.n_restarts is None
+
+
+def test_service_that_never_came_is_shown() -> None:
+    row = only("writer", page("up", writer=1))
+    assert (row.state, row.page, row.is_well, row.n_restarts) == ("ended", None, False, 2)
+
+
+def test_service_that_is_not_wanted_may_end() -> None:
+    row = only("replay", page("up", replay=0))
+    assert (row.state, row.is_wanted, row.is_well) == ("not_needed", False, True)
+
+
+def test_silent_up_still_says_what_it_wants_and_one_that_has_ended_does_not() -> None:
+    assert only("writer", page("up", age_s=99, writer=1)).state == "ended"
+    rows = health_of("GF2", Pages([page("up", is_running=False, writer=1)]))
+    assert [(row.service, row.state) for row in rows] == [("up", "ended")]
