@@ -93,6 +93,14 @@ def test_page_and_directory_are_removed_at_the_end(registry: Registry, ipc_direc
     assert not read_pages(NAME).valid
 
 
+def test_fork_that_ends_does_not_remove_the_page(page: MetricsPage, path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=page.close)
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
+    assert path.exists()
+
+
 def test_second_service_of_a_name_leaves_the_page_of_the_first(page: MetricsPage, registry: Registry) -> None:
     second = MetricsPage(registry, 1)
     before = only_page().started_s

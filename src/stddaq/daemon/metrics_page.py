@@ -81,12 +81,11 @@ class MetricsPage:
         self._registry, self._period = registry, period
         self._directory = directory_of(registry.labels["detector"])
         self._name = page_name(registry.labels["service"], registry.labels["instance_id"])
-        self._started_ns = time.time_ns()
+        self._pid, self._started_ns = os.getpid(), time.time_ns()
         self._file: _PageFile | None = None
         self._publish_at = self._check_at = 0.0
         self._problem = ""
         self._revoke_clean_up = before_forced_exit(self._remove)
-        _own.pages.append(self)
 
     def publish_if_due(self) -> None:
         """Write the values at most five times a second. Call it in every turn of the main loop; 0.1 us."""
@@ -144,12 +143,11 @@ class MetricsPage:
             self._remove()
         self._drop()
         self._revoke_clean_up()
-        with contextlib.suppress(ValueError):
-            _own.pages.remove(self)
 
     def _remove(self) -> None:
         path = self._directory / self._name
-        if self._file and self._file.is_at(path):
+        # A fork has this object, too, and its end is not that of the service.
+        if self._file and self._pid == os.getpid() and self._file.is_at(path):
             path.unlink()
             _remove_if_empty(self._directory)
 
@@ -160,7 +158,7 @@ class MetricsPage:
 
 
 class _OwnPages:
-    """The pages of this process. Only the process of a service has any."""
+    """The pages that `published_pages` closes. Only the process of a service has any."""
 
     def __init__(self) -> None:
         self.are_published = False
@@ -176,8 +174,8 @@ def published_pages() -> Iterator[None]:
     _own.are_published = True
     yield
     _own.are_published = False
-    for page in list(_own.pages):
-        page.close()
+    while _own.pages:
+        _own.pages.pop().close()
 
 
 def published_page(registry: Registry, period: float) -> MetricsPage | None:
@@ -186,7 +184,9 @@ def published_page(registry: Registry, period: float) -> MetricsPage | None:
         return None
     for level in log.n_logged:
         registry.add(metrics.MESSAGES_LOGGED, partial(log.n_logged.__getitem__, level), level=level)
-    return MetricsPage(registry, period)
+    page = MetricsPage(registry, period)
+    _own.pages.append(page)
+    return page
 
 
 class _PageFile:
