@@ -19,7 +19,14 @@ from stddaq.files.sources import ImagesMissingError
 from stddaq.files.virtual import MAX_SINGLE_STRETCHES
 from stddaq.files.virtual_images import VirtualImages
 
+pytestmark = pytest.mark.usefixtures("past_hdf5")
 IMAGES = stream([*range(20), *range(27, 60)], range(50))
+
+
+@pytest.fixture
+def past_hdf5(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read blocks of the smallest images from the raw files."""
+    monkeypatch.setattr("stddaq.files.virtual_images.SMALL_BYTES", 0)
 
 
 @pytest.mark.parametrize("n_writers", [1, 3])
@@ -69,3 +76,11 @@ def test_other_datasets_are_read_as_they_are(tmp_path: Path) -> None:
     for name in ("number", "nothing"):
         with pytest.raises(FileLayoutError, match=f"expected images {name}, got none"):
             VirtualImages(tmp_path / "a.h5", name).read(0, 1)
+
+
+def test_raw_files_are_read_without_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    master = VirtualImages(aggregate_run(write_run(tmp_path, IMAGES)).path, DATA)
+    read = list[np.ndarray]()
+    monkeypatch.setattr("stddaq.files.virtual_images.read_images", lambda *args: read.append(args[2]))
+    master.read(3, 13)
+    assert sum(map(len, read)) == 10

@@ -275,8 +275,8 @@ def read_images(
     decodings: list[Job] = []
     for number in np.unique(files).tolist():
         raw, mine = raw_files[number], np.flatnonzero(files == number)
-        jobs = decodings if raw.layout.is_decoded else copies
-        jobs.extend(raw.jobs(rows[mine], out, places[mine], lines))
+        jobs = list(raw.jobs(rows[mine], out, places[mine], lines))
+        (decodings if raw.layout.is_decoded else copies).extend(jobs)
     for copy in copies:
         copy()
     n_threads = min(MAX_THREADS, len(decodings), len(os.sched_getaffinity(0)))

@@ -21,6 +21,9 @@ from stddaq.files.raw_rows import read_raw_file
 from stddaq.files.sources import ImagesMissingError, check_sources
 from stddaq.text import mismatch
 
+# HDF5 copies so much as fast as raw files are opened.
+SMALL_BYTES = 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class _Part:
@@ -56,7 +59,7 @@ class VirtualImages:
         with open_file(self._path, allow_unclosed=True, as_growing=True) as opened:
             images = self._checked(opened.file, start, stop)
             with damage_named(self._path):
-                parts = _parts(self._path, images, start, stop) if images.is_virtual else None
+                parts = _parts(self._path, images, start, stop) if _is_slow(images, stop - start) else None
                 if parts is None:
                     return images[start:stop]
                 out = np.empty((stop - start, *images.shape[1:]), images.dtype)
@@ -89,6 +92,12 @@ class VirtualImages:
             raise ImagesMissingError(mismatch(str(self._path), f"{stop} images", str(images.shape[0])))
         check_sources(self._path, images, start, stop)
         return images
+
+
+def _is_slow(images: h5py.Dataset, n: int) -> bool:
+    """Return whether HDF5 would copy `n` images element by element."""
+    n_bytes = n * int(np.prod(images.shape[1:])) * images.dtype.itemsize
+    return images.is_virtual and n > 1 and n_bytes > SMALL_BYTES
 
 
 def _parts(path: Path, images: h5py.Dataset, start: int, stop: int) -> list[_Part] | None:
