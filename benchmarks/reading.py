@@ -30,7 +30,7 @@ REPEATS = 7
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure open_run beside a bare preadv.")
     parser.add_argument("--directory", type=Path, default=Path("/dev/shm"))
-    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--writers", type=int, default=4)
