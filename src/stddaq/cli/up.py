@@ -104,14 +104,15 @@ def services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceSp
         raise ConfigError(f"{args.config}: " + "; ".join(mistakes), mistakes)
     allowed_roots(config, args)  # Else driver and each writer would refuse to start.
     name, source = config.detector_name, args.source_suffix
-    commands = Commands(config, args.config)
+    driver_address = f"tcp://{args.host}:{args.port}"
+    commands = Commands(config, args.config, driver_address)
     specs = _source(commands, args) + commands.requested() + commands.live_streams()
     specs.append(
         commands.service(
             "driver",
             "std_det_driver",
             driver_options(args),
-            f"tcp://{args.host}:{args.port}",
+            driver_address,
             conducts=True,
         )
     )

@@ -1,4 +1,4 @@
-"""The web application: puts the routes together and maps errors to HTTP statuses.
+"""The web application: puts the routes and the page together and maps errors to HTTP statuses.
 
 A refused request is answered with its status and `{"detail": reason}`, or a list of reasons. Whatever may
 block runs in threads and processes, so that a hanging file system does not stop the service.
@@ -38,9 +38,11 @@ from stddaq.web.errors import (
 )
 from stddaq.web.guard import Guard
 from stddaq.web.h5_files import H5Files
+from stddaq.web.live.driver_feed import DriverFeed
 from stddaq.web.monitoring import Monitoring
 from stddaq.web.responses import JsonResponse, described, refusal
-from stddaq.web.routes import config, files, monitoring, simulator
+from stddaq.web.routes import config, files, live, monitoring, page, simulator
+from stddaq.wire.default_addresses import DEFAULT_URL
 
 Handler = Callable[[Request, Exception], Awaitable[JsonResponse]]
 
@@ -72,8 +74,12 @@ def create_app(
     h5_files: H5Files,
     guard: Callable[[Any], Guard],
     monitored: Monitoring | None = None,
+    driver: DriverFeed | None = None,
 ) -> FastAPI:
-    """Return the application; `guard` wraps it in the checks that every request must pass."""
+    """Return the application; `guard` wraps it in the checks that every request must pass.
+
+    `driver`: whose status the page shows; by default the one at the default address.
+    """
     app = FastAPI(
         title="stddaq-rest",
         summary="Configurations, HDF5 files, simulators and metrics of stddaq",
@@ -94,6 +100,8 @@ def create_app(
     app.include_router(files.router(h5_files))
     app.include_router(simulator.router(configurations))
     app.include_router(monitoring.router(monitored or Monitoring()))
+    app.include_router(live.router(configurations, driver or DriverFeed(DEFAULT_URL)))
+    app.include_router(page.router())
     return app
 
 

@@ -25,7 +25,7 @@ class Configurations:
         """Return the configuration with this `detector_name`; None stands for the only one."""
         if detector is None and len(self._stores) == 1:
             return self._stores[0]
-        by_name = self._by_name()
+        by_name = self.by_name()
         expected = f"one of {', '.join(by_name)}"
         if detector is None:
             raise RequestInvalidError(mismatch("detector", expected, "nothing"))
@@ -33,7 +33,7 @@ class Configurations:
             raise UnknownDetectorError(mismatch("detector", expected, shown(detector)))
         return by_name[detector]
 
-    def _by_name(self) -> dict[str, ConfigStore]:
+    def by_name(self) -> dict[str, ConfigStore]:
         """Return the stores by the names that are in the files now; invalid files are left out."""
         found: dict[str, ConfigStore] = {}
         for store in self._stores:

@@ -1,4 +1,4 @@
-"""`stddaq-rest`: the daemon of the configuration service."""
+"""`stddaq-rest`: the daemon of the page and of the configuration service."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Generator, Sequence
@@ -26,7 +27,7 @@ from stddaq.errors import ConfigError
 from stddaq.text import mismatch
 from stddaq.web.monitoring import MonitoredDetector, Monitoring
 from stddaq.web.response_counts import ResponseCounts
-from stddaq.wire.default_addresses import DEFAULT_CONFIG_PORT
+from stddaq.wire.default_addresses import DEFAULT_CONFIG_PORT, TOKEN_VARIABLE
 
 NAME = "stddaq-rest"
 MAX_CONNECTIONS = 100
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command `stddaq-rest`."""
     parser = ArgumentParser(
         NAME,
-        "Serve configurations, HDF5 files and simulators over HTTP.",
+        "Serve a page with live images, configurations, HDF5 files and simulators over HTTP.",
     )
     parser.add_argument(
         "detector_json_filename", nargs="+", metavar="CONFIG", help="path to configuration file; one or more"
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "(default: no files are used)",
     )
     add_token_option(parser)
+    parser.add_driver_url()
     parser.add_argument(
         "--file-timeout",
         type=Seconds(3600),
@@ -80,6 +82,8 @@ def _serve(args: argparse.Namespace) -> None:
     paths = [Path(name) for name in args.detector_json_filename]
     configs = [DetectorConfig.load(path) for path in paths]
     _check_names(paths, configs)
+    # The driver of a deployment has the same token; `access_of` removes it from the environment.
+    driver_token = os.environ.get(TOKEN_VARIABLE)
     access = access_of(args)
     log.set_up(NAME, configs[0].log_level)
     stop = daemon.StopRequest()
@@ -90,13 +94,14 @@ def _serve(args: argparse.Namespace) -> None:
         for config, path in zip(configs, paths, strict=True)
     ]
     with _listen(args.host, args.port) as listener, published_pages():
-        asyncio.run(_run(args, monitored, access, listener, stop))
+        asyncio.run(_run(args, monitored, access, driver_token, listener, stop))
 
 
 async def _run(
     args: argparse.Namespace,
     detectors: Sequence[MonitoredDetector],
     access: Access,
+    driver_token: str | None,
     listener: socket.socket,
     stop: daemon.StopRequest,
 ) -> None:
@@ -109,6 +114,9 @@ async def _run(
     from stddaq.web.guard import Guard
     from stddaq.web.h5_files import H5Files
     from stddaq.web.http_protocol import HttpProtocol
+    from stddaq.web.live.driver_feed import DriverFeed
+    from stddaq.web.live.session import MAX_MESSAGE_BYTES
+    from stddaq.web.routes.page import SECURITY_HEADERS
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -122,11 +130,15 @@ async def _run(
         H5Files(args.root, args.file_timeout),
         partial(Guard, access=access),
         monitoring,
+        DriverFeed(args.url, driver_token),
     )
     settings = uvicorn.Config(
         responses.counting(app),
         http=HttpProtocol,
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
+        headers=list(SECURITY_HEADERS.items()),
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -45,10 +45,11 @@ _ORDER_OF_ENDING = (
 
 
 class Commands:
-    """Makes the `ServiceSpec`s of one configuration, which is the file `path`."""
+    """Makes the `ServiceSpec`s of one configuration, which is the file `path`, with a driver at `driver`."""
 
-    def __init__(self, config: DetectorConfig, path: str) -> None:
-        self._config, self._path = config, path
+    def __init__(self, config: DetectorConfig, path: str, driver: str) -> None:
+        """`driver`: tcp://HOST:PORT, where the driver listens."""
+        self._config, self._path, self._driver = config, path, driver
         self._values = config.model_dump(mode="json")
 
     def service(
@@ -137,12 +138,18 @@ class Commands:
             self.service(
                 name if names.count(name) == 1 else f"{name} {position}",
                 service.program.name,
-                service.arguments,
+                self._arguments(service),
                 self._address(service),
                 instance_id=self._instance_id(service),
             )
             for position, (name, service) in enumerate(zip(names, requested, strict=True))
         ]
+
+    def _arguments(self, service: RequestedService) -> tuple[str, ...]:
+        """Return the arguments of an entry; the page shows the runs of this driver."""
+        if service.program.name != _REST or _option(service.arguments, "", "--url") is not None:
+            return service.arguments
+        return (*service.arguments, "--url", _reachable(self._driver).replace("tcp://", "ws://"))
 
     def live_streams(self) -> list[ServiceSpec]:
         """Return a live stream for each address that `services` does not mention."""

@@ -1,0 +1,52 @@
+// A WebSocket that connects again, and says since when it has received nothing.
+
+const FIRST_WAIT_S = 1, LONGEST_WAIT_S = 10;
+
+export class Connection {
+  // `onMessage` receives strings and ArrayBuffers; `onChange` true and false, connected or not.
+  constructor(path, onMessage, onChange) {
+    Object.assign(this, { path, onMessage, onChange, wait: FIRST_WAIT_S, socket: null, timer: 0 });
+    document.addEventListener("visibilitychange", () => this.follow());
+    this.follow();
+  }
+
+  // A page that cannot be seen receives nothing.
+  follow() {
+    if (document.visibilityState === "hidden") this.close();
+    else if (!this.socket) this.open();
+  }
+
+  open() {
+    clearTimeout(this.timer);
+    const url = new URL(this.path, location.href);
+    url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+    const socket = (this.socket = new WebSocket(url));
+    socket.binaryType = "arraybuffer";
+    socket.onopen = () => { this.wait = FIRST_WAIT_S; this.onChange(true); };
+    socket.onmessage = (event) => { if (socket === this.socket) this.onMessage(event.data); };
+    socket.onclose = () => {
+      if (socket !== this.socket) return;
+      this.socket = null;
+      this.onChange(false);
+      this.timer = setTimeout(() => this.follow(), this.wait * 1000);
+      this.wait = Math.min(2 * this.wait, LONGEST_WAIT_S);
+    };
+  }
+
+  close() {
+    clearTimeout(this.timer);
+    const socket = this.socket;
+    this.socket = null;
+    if (socket) socket.close();
+  }
+
+  restart(path) {
+    this.path = path;
+    this.close();
+    this.follow();
+  }
+
+  send(message) {
+    if (this.socket && this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
+  }
+}

@@ -1,0 +1,62 @@
+// The page: which detector, theme, and the parts that show images and the run.
+
+import { Connection } from "./connection.js";
+import { LiveImage } from "./live.js";
+import { RunPanel } from "./run.js";
+import { kept, keep } from "./settings.js";
+
+const element = (id) => document.getElementById(id);
+
+function followTheme() {
+  const select = element("theme");
+  const apply = () => {
+    if (select.value === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = select.value;
+  };
+  select.value = kept("theme", "auto");
+  select.addEventListener("change", () => { keep("theme", select.value); apply(); });
+  apply();
+}
+
+async function detectors() {
+  const answer = await fetch("api/live/sources");
+  const content = await answer.json();
+  if (!answer.ok) throw new Error(String(content.detail));
+  return content;
+}
+
+function choose(sources, live) {
+  const select = element("detector");
+  select.replaceChildren(...sources.map((source) => new Option(source.detector, source.detector)));
+  element("detector-field").hidden = sources.length < 2;
+  const wanted = new URLSearchParams(location.search).get("detector");
+  if (sources.some((source) => source.detector === wanted)) select.value = wanted;
+  const show = () => {
+    const source = sources.find((one) => one.detector === select.value);
+    if (!source) return;
+    const [height, width] = source.shape;
+    element("detector-name").textContent = `${source.detector}, ${width} × ${height}, ${source.dtype}`;
+    document.title = `${source.detector} – stddaq`;
+    live.follow(source.detector);
+  };
+  select.addEventListener("change", show);
+  show();
+}
+
+async function start() {
+  followTheme();
+  const run = new RunPanel();
+  new Connection("api/run/ws", (text) => run.receive(JSON.parse(text)), (isConnected) => run.connected(isConnected));
+  const live = new LiveImage();
+  for (;;) {
+    try {
+      choose(await detectors(), live);
+      return;
+    } catch (error) {
+      live.say(`The detectors cannot be read: ${error.message}`);
+      await new Promise((resolve) => setTimeout(resolve, 3000));
+    }
+  }
+}
+
+start();

@@ -1,0 +1,138 @@
+// The run: state, progress, losses by kind, writers.
+
+const element = (id) => document.getElementById(id);
+
+const STATES = {
+  idle: "no run", started: "starting", creating_file: "creating files", file_created: "files created",
+  waiting_for_first_image: "waiting for the first image", recording: "recording", stop: "stopping",
+  saving_file: "saving files", file_saved: "files saved", error: "error", unreachable: "driver not reachable",
+};
+const LOSSES = [
+  ["n_damaged", "damaged", "The detector says so: for example, packets are missing. The image is in the file."],
+  ["n_overwritten", "overwritten", "The slot of the ring buffer was used again before the image was copied: storage is too slow."],
+  ["n_failed", "failed", "A writer could not write the image, or has not confirmed it."],
+  ["n_skipped", "skipped", "The id never arrived between the first and the last image."],
+  ["n_restarts", "restarts", "The image ids started again from a lower one. No image is lost by that."],
+];
+const BAD = ["n_damaged", "n_overwritten", "n_failed", "n_skipped"];
+
+export class RunPanel {
+  constructor() {
+    this.last = null;
+    this.firstCount = null;
+    this.lostSince = 0;
+    setInterval(() => this.showContact(), 1000);
+  }
+
+  connected(isConnected) {
+    this.lostSince = isConnected ? 0 : this.lostSince || Date.now();
+    this.showContact();
+  }
+
+  showContact() {
+    const isLost = Boolean(this.lostSince) || this.last?.status === "unreachable";
+    document.body.classList.toggle("driver-lost", isLost);
+    if (this.lostSince) {
+      const seconds = Math.round((Date.now() - this.lostSince) / 1000);
+      setState(`no contact since ${seconds} s`, "bad");
+    } else if (this.last) {
+      const { status } = this.last;
+      setState(STATES[status] ?? status, status === "error" || status === "unreachable" ? "bad" : "good");
+    }
+  }
+
+  receive(status) {
+    if (status.bye || status.error && !status.status) return;
+    this.measure(status);
+    // Without a run the counts of the last one stay in sight.
+    if (status.run_id || !this.last?.run_id || status.status === "unreachable") this.shown = status;
+    this.last = status;
+    this.showContact();
+    this.showReason(status);
+    this.showFacts(this.shown, status);
+    this.showLosses(this.shown);
+    this.showWriters(this.shown);
+  }
+
+  // The rate from the first image of the run that this page has seen until the newest.
+  measure(status) {
+    const now = performance.now();
+    if (status.run_id !== this.runId || status.count < this.firstCount?.count) {
+      this.runId = status.run_id;
+      this.firstCount = null;
+    }
+    if (status.count > 0 && !this.firstCount) this.firstCount = { count: status.count, at: now };
+    if (this.firstCount && status.count > (this.newest?.count ?? 0)) this.newest = { count: status.count, at: now };
+    if (!this.firstCount) this.newest = null;
+  }
+
+  rate() {
+    if (!this.firstCount || !this.newest) return 0;
+    const seconds = (this.newest.at - this.firstCount.at) / 1000;
+    return seconds > 0.5 ? (this.newest.count - this.firstCount.count) / seconds : 0;
+  }
+
+  showReason(status) {
+    const reason = element("run-reason");
+    const advice = status.status === "unreachable" ? " Start it with stddaq up CONFIG." : "";
+    reason.hidden = !status.reason;
+    reason.textContent = status.reason ? status.reason + advice : "";
+  }
+
+  showFacts(status, newest) {
+    const facts = [["state", STATES[newest.status] ?? newest.status]];
+    const total = status.n_image, count = status.count ?? 0, rate = this.rate();
+    if (total) facts.push(["images", `${count} of ${total}`]);
+    if (rate) facts.push(["rate", `${rate.toPrecision(3)} images/s`]);
+    if (rate && total > count && newest.status === "recording") facts.push(["time left", duration((total - count) / rate)]);
+    const prefix = status.files?.master;
+    if (prefix) facts.push(["file", prefix]);
+    element("run-facts").replaceChildren(...facts.flatMap(([name, value]) => [node("dt", name), node("dd", value)]));
+    element("progress").value = total ? Math.min(1, count / total) : 0;
+  }
+
+  showLosses(status) {
+    const rows = LOSSES.map(([key, name, meaning]) => {
+      const row = node("tr"), count = status[key];
+      row.title = meaning;
+      row.classList.toggle("bad", BAD.includes(key) && count > 0);
+      row.append(node("td", name), node("td", count ?? "–", "number"));
+      return row;
+    });
+    element("loss-table").replaceChildren(...rows);
+    const known = BAD.map((key) => status[key]).filter((count) => count !== undefined && count !== null);
+    const lost = known.reduce((sum, count) => sum + count, 0);
+    const chip = element("losses");
+    chip.className = known.length ? `chip ${lost ? "bad" : "good"}` : "chip";
+    const text = known.length ? (lost ? `${lost} bad images` : "no loss") : "no run";
+    if (chip.textContent !== text) chip.textContent = text;
+  }
+
+  showWriters(status) {
+    const rows = (status.writers ?? []).map((writer) => {
+      const row = node("tr"), behind = writer.n_forwarded - writer.n_written;
+      row.append(node("td", writer.writer), node("td", writer.n_written, "number"), node("td", behind, "number"));
+      return row;
+    });
+    element("writers").replaceChildren(...rows);
+  }
+}
+
+// Screen readers read each change, so the text changes only when it is another.
+function setState(text, kind) {
+  const chip = element("state");
+  if (chip.textContent !== text) chip.textContent = text;
+  chip.className = `chip ${kind}`;
+}
+
+function node(name, text = "", className = "") {
+  const made = document.createElement(name);
+  made.textContent = String(text);
+  if (className) made.className = className;
+  return made;
+}
+
+function duration(seconds) {
+  const s = Math.round(seconds);
+  return s < 60 ? `${s} s` : s < 3600 ? `${Math.floor(s / 60)} min ${s % 60} s` : `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+}

@@ -1,0 +1,78 @@
+"""Which image a browser gets next, without I/O.
+
+One image is on its way to a browser. The next, always the newest, goes when the browser has drawn it and says
+so. A slow browser thus skips images and never shows an old one, and the memory of each is bounded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from stddaq.wire.preview import frame
+
+ACKNOWLEDGE_TIMEOUT_S = 30.0
+# Over a slow line, a second image goes while the answer to the first is on its way.
+LONG_ROUND_TRIP_S = 0.1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A message of the preview service: its header, and the image if there is one."""
+
+    header: dict[str, Any]
+    payload: memoryview
+
+
+class Pace:
+    """The images of one browser. The clock is that of the caller.
+
+    Attributes:
+        n_sent, n_skipped: images that went to the browser, and newer ones that replaced others.
+    """
+
+    def __init__(self, max_hz: float = float("inf")) -> None:
+        self.n_sent = self.n_skipped = 0
+        self.max_hz = max_hz
+        self._newest: Picture | None = None
+        self._skipped_since = 0
+        self._on_the_way: deque[tuple[object, float]] = deque()
+        self._round_trip_s, self._sent_at = 0.0, float("-inf")
+
+    def offer(self, picture: Picture) -> None:
+        """Note the newest image."""
+        if self._newest is not None:
+            self.n_skipped += 1
+            self._skipped_since += 1
+        self._newest = picture
+
+    def acknowledge(self, image: object, now: float) -> None:
+        """Note that the browser has drawn an image, and those sent before it."""
+        if any(sent == image for sent, _ in self._on_the_way):
+            while self._on_the_way:
+                sent, sent_at = self._on_the_way.popleft()
+                self._round_trip_s = now - sent_at
+                if sent == image:
+                    return
+
+    def due_in(self, now: float) -> float:
+        """Return the seconds until `take` returns an image; infinite if it waits for something."""
+        limit = 2 if self._round_trip_s > LONG_ROUND_TRIP_S else 1
+        if self._newest is None or len(self._on_the_way) >= limit:
+            return float("inf")
+        return max(0.0, self._sent_at + 1 / self.max_hz - now)
+
+    def take(self, now: float) -> bytes | None:
+        """Return the frame to send now, if any."""
+        if self.due_in(now) > 0 or self._newest is None:
+            return None
+        picture, self._newest = self._newest, None
+        skipped, self._skipped_since = self._skipped_since, 0
+        self._on_the_way.append((picture.header.get("image"), now))
+        self._sent_at, self.n_sent = now, self.n_sent + 1
+        return frame({**picture.header, "skipped": skipped}, picture.payload)
+
+    def is_silent(self, now: float) -> bool:
+        """Return whether the browser has not acknowledged an image in time."""
+        return bool(self._on_the_way) and now - self._on_the_way[0][1] > ACKNOWLEDGE_TIMEOUT_S

@@ -1,0 +1,126 @@
+"""One WebSocket of a browser: limits of what it sends, an orderly end, and the number of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import WebSocket, WebSocketDisconnect
+
+from stddaq.errors import StdDaqError
+from stddaq.text import mismatch, shown
+from stddaq.web.responses import refusal
+
+MAX_BROWSERS = 64
+MAX_MESSAGE_BYTES = 4096
+MAX_MESSAGES_PER_S = 50
+SEND_TIMEOUT_S = 10.0
+RECONNECT_S = 5
+
+
+class SessionError(StdDaqError, ValueError):
+    """A browser sent what it may not send, or takes too long. `code` names the reason."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Sessions:
+    """Counts the WebSockets of browsers."""
+
+    def __init__(self) -> None:
+        self._n = 0
+
+    async def run(self, websocket: WebSocket, serve: Callable[[Session], Awaitable[None]]) -> None:
+        """Accept the WebSocket, and call `serve` until it is closed. Refuse it if there are too many."""
+        if self._n >= MAX_BROWSERS:
+            reason = mismatch("browsers", f"at most {MAX_BROWSERS}", "another one", "try again later")
+            await websocket.send_denial_response(refusal(503, reason))
+            return
+        self._n += 1
+        session = Session(websocket)
+        try:
+            await websocket.accept()
+            await session.run(serve(session))
+        except (WebSocketDisconnect, OSError):
+            pass  # The browser has left.
+        finally:
+            self._n -= 1
+
+
+class Session:
+    """An accepted WebSocket.
+
+    Attributes:
+        on_message: called with each JSON object of the browser; raises `SessionError`.
+    """
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._websocket = websocket
+        self.on_message: Callable[[dict[str, Any]], None] = _refuse
+        self._window_from, self._n_messages = 0.0, 0
+
+    async def run(self, serve: Awaitable[None]) -> None:
+        """Run `serve` while messages are received, until one of the two ends."""
+        tasks = [asyncio.ensure_future(serve), asyncio.ensure_future(self._receive())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        error = next((result for result in results if isinstance(result, StdDaqError)), None)
+        if error is not None:
+            code = error.code if isinstance(error, SessionError) else "failed"
+            with contextlib.suppress(SessionError):
+                await self.send({"bye": str(error), "code": code, "again_s": RECONNECT_S})
+            await self._websocket.close(1008)
+            return
+        for task in done:
+            task.result()
+
+    async def send(self, message: bytes | dict[str, Any]) -> None:
+        """Send an image or a JSON object. Raise `SessionError` if the browser does not read it."""
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                if isinstance(message, dict):
+                    await self._websocket.send_text(json.dumps(message))
+                else:
+                    await self._websocket.send_bytes(message)
+        except TimeoutError:
+            raise SessionError("slow", "the browser does not read what it is sent") from None
+
+    async def _receive(self) -> None:
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            self._count()
+            self.on_message(_parsed(message.get("text")))
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        if now - self._window_from >= 1:
+            self._window_from, self._n_messages = now, 0
+        self._n_messages += 1
+        if self._n_messages > MAX_MESSAGES_PER_S:
+            raise SessionError("too_many", mismatch("messages", f"{MAX_MESSAGES_PER_S} per second", "more"))
+
+
+def _parsed(text: str | None) -> dict[str, Any]:
+    try:
+        content = json.loads(text or "")
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise SessionError("invalid_json", mismatch("message", "a JSON object", shown((text or "")[:100])))
+    return content
+
+
+def _refuse(message: dict[str, Any]) -> None:
+    raise SessionError("unknown_key", mismatch("message", "none", shown(message)))

@@ -1,0 +1,235 @@
+"""The WebSockets of the page: images at the browser's pace, the driver's status, and attacks on them."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.data.token import TOKEN
+from support.processes.deployment import Deployment, wait_until
+from support.processes.live_streams import streamed_pixels
+from support.processes.previews import decoded
+from support.processes.web import RestService
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.web.live.session import MAX_BROWSERS, MAX_MESSAGE_BYTES, MAX_MESSAGES_PER_S
+from stddaq.wire.preview import split
+
+LIVE, RUN = "/api/live/ws", "/api/run/ws"
+
+
+@pytest.fixture
+def publisher(deployment: Deployment):
+    with ImagePublisher(DetectorConfig.parse(deployment.config)) as publisher:
+        yield publisher
+
+
+def opened(rest: RestService, path: str, **options: Any) -> ClientConnection:
+    return connect(rest.url.replace("http", "ws") + path, proxy=None, open_timeout=20, **options)
+
+
+def received(browser: ClientConnection) -> dict[str, Any]:
+    """Return the next JSON object."""
+    while True:
+        message = browser.recv(timeout=20)
+        if isinstance(message, str):
+            return json.loads(message)
+
+
+def image(browser: ClientConnection) -> tuple[dict[str, Any], np.ndarray]:
+    """Return header and counts of the next image."""
+    while True:
+        message = browser.recv(timeout=20)
+        if isinstance(message, bytes):
+            header, payload = split(memoryview(message))
+            return header, decoded(header, payload)
+
+
+def status_of(rest: RestService, path: str, **options: Any) -> int:
+    """Return the HTTP status of a handshake."""
+    try:
+        with opened(rest, path, **options):
+            return 101
+    except InvalidStatus as error:
+        return error.response.status_code
+
+
+def test_handshakes_of_other_web_sites_are_refused_before_they_are_accepted(rest: RestService) -> None:
+    for path in (LIVE, RUN):
+        check_handshakes(rest, path)
+
+
+def check_handshakes(rest: RestService, path: str) -> None:
+    own = rest.url
+    assert status_of(rest, path) == 101
+    assert status_of(rest, path, origin=own) == 101
+    assert status_of(rest, path, origin=own, additional_headers={"Sec-Fetch-Site": "same-origin"}) == 101
+    for origin in ("http://evil.example", "null", own.replace("http", "https") + "0", "http://127.0.0.1"):
+        assert status_of(rest, path, origin=origin) == 403
+    for site in ("cross-site", "same-site"):
+        assert status_of(rest, path, additional_headers={"Sec-Fetch-Site": site}) == 403
+    # A name of another site that leads to this machine (DNS rebinding).
+    port = own.rpartition(":")[2]
+    with (
+        socket.create_connection(("127.0.0.1", int(port)), timeout=20) as connection,
+        pytest.raises(InvalidStatus) as refused,
+    ):
+        connect(f"ws://evil.example:{port}{path}", sock=connection, proxy=None)
+    assert refused.value.response.status_code == 403
+    assert b"Host: expected localhost" in (refused.value.response.body or b"")
+
+
+def test_handshakes_need_the_token(start_rest: Callable[..., RestService], token_file: Path) -> None:
+    rest = start_rest("--token-file", token_file)
+    right = {"Authorization": f"Bearer {TOKEN}"}
+    for path in (LIVE, RUN):
+        assert status_of(rest, path) == 401
+        assert status_of(rest, path, additional_headers={"Authorization": "Bearer wrong"}) == 401
+        assert status_of(rest, path, additional_headers=right) == 101
+        assert status_of(rest, path, origin="http://evil.example", additional_headers=right) == 403
+
+
+FORBIDDEN: list[tuple[str | bytes, str]] = [
+    ('{"command": "stop"}', "command"),
+    ("[]", "expected a JSON object"),
+    ("{", "expected a JSON object"),
+    ("[" * 2000, "expected a JSON object"),
+    (b"{}", "expected a JSON object"),
+]
+WRONG_VIEWS = [
+    ({"ack": 1, "view": 2}, "message: expected ack or set"),
+    ({"set": {"reducer": "median"}}, "reducer: expected mean or max"),
+    ({"set": {"max_hz": 0}}, "max_hz: expected 0.1 to 100"),
+    ({"set": {"max_hz": True}}, "max_hz: expected 0.1 to 100"),
+    ({"set": {"codec": "jpeg"}}, "set: expected reducer or max_hz"),
+]
+
+
+def test_browser_that_sends_what_it_may_not_is_disconnected_and_reads_why(rest: RestService) -> None:
+    cases = [(path, *case) for path in (LIVE, RUN) for case in FORBIDDEN]
+    cases += [(LIVE, json.dumps(message), reason) for message, reason in WRONG_VIEWS]
+    cases += [(RUN, '{"ack": 1}', "message: expected none")]
+    for path, message, reason in cases:
+        with opened(rest, path) as browser:
+            browser.send(message)
+            while "bye" not in (last := received(browser)):
+                pass
+            assert reason in last["bye"], (path, message)
+            with pytest.raises(ConnectionClosed):
+                browser.recv(timeout=20)
+
+
+def test_long_and_frequent_messages_end_the_connection(rest: RestService) -> None:
+    with opened(rest, LIVE) as browser:
+        browser.send(json.dumps({"ack": "x" * MAX_MESSAGE_BYTES}))
+        with pytest.raises(ConnectionClosed):
+            receive_without_end(browser)
+    with opened(rest, LIVE) as browser, pytest.raises(ConnectionClosed):
+        send_without_end(browser)
+    assert rest.get("/api/live/sources").status_code == 200
+
+
+def receive_without_end(browser: ClientConnection) -> None:
+    while True:
+        browser.recv(timeout=20)
+
+
+def send_without_end(browser: ClientConnection) -> None:
+    for _ in range(1000 * MAX_MESSAGES_PER_S):
+        browser.send('{"ack": 1}')
+
+
+def test_too_many_browsers_are_refused_and_the_next_is_accepted_when_one_leaves(rest: RestService) -> None:
+    with ExitStack() as stack:
+        browsers = [stack.enter_context(opened(rest, RUN)) for _ in range(MAX_BROWSERS)]
+        assert status_of(rest, LIVE) == 503
+        browsers[0].close()
+        wait_until(lambda: status_of(rest, LIVE) == 101)
+
+
+def test_unknown_detector_is_refused(rest: RestService) -> None:
+    assert status_of(rest, f"{LIVE}?detector=other") == 404
+
+
+def test_next_image_is_sent_after_the_last_was_drawn(
+    deployment: Deployment, publisher: ImagePublisher, rest: RestService
+) -> None:
+    deployment.start("std_preview", "--hz", 100)
+    with opened(rest, LIVE) as browser, opened(rest, LIVE) as slow:
+        wait_until(publisher.count_subscribers, 20)
+        publisher.publish(1, streamed_pixels(deployment, 1))
+        header, counts = image(browser)
+        assert (header["image"], header["skipped"]) == (1, 0)
+        np.testing.assert_array_equal(counts, streamed_pixels(deployment, 1))
+        assert image(slow)[0]["image"] == 1
+        for image_id in (2, 3, 4):
+            browser.send(json.dumps({"ack": image_id - 1}))
+            publisher.publish(image_id, streamed_pixels(deployment, image_id))
+            header, counts = image(browser)
+            assert (header["image"], header["skipped"]) == (image_id, 0)
+            np.testing.assert_array_equal(counts, streamed_pixels(deployment, image_id))
+        slow.send('{"ack": 1}')
+        header, _ = image(slow)
+        assert (header["image"], header["skipped"]) == (4, 2)
+
+
+def test_browser_chooses_the_reduction(
+    deployment: Deployment, publisher: ImagePublisher, rest: RestService
+) -> None:
+    deployment.start("std_preview", "--hz", 100)
+    with opened(rest, LIVE) as browser:
+        browser.send('{"set": {"reducer": "max"}}')
+        reducer, image_id = "", 0
+        wait_until(publisher.count_subscribers, 20)
+        while reducer != "max":
+            image_id += 1
+            publisher.publish(image_id, streamed_pixels(deployment, image_id))
+            header, _ = image(browser)
+            reducer = header["reducer"]
+            browser.send(json.dumps({"ack": header["image"]}))
+
+
+def test_without_a_preview_service_browsers_read_how_to_start_it(rest: RestService) -> None:
+    with opened(rest, LIVE) as browser:
+        assert "`std_preview CONFIG`" in received(browser)["error"]
+        rest.deployment.start("std_preview")
+        while "no source has published" not in received(browser)["error"]:
+            pass
+
+
+def test_sources_say_whether_their_images_can_be_shown(rest: RestService) -> None:
+    source = {"detector": rest.deployment.detector_name, "source": "image", "shape": [32, 48]}
+    assert rest.get("/api/live/sources").json() == [source | {"dtype": "uint16", "is_running": False}]
+    rest.deployment.start("std_preview")
+    assert rest.get("/api/live/sources").json() == [source | {"dtype": "uint16", "is_running": True}]
+
+
+def test_status_of_the_driver_is_relayed_and_its_absence_said(
+    make_deployment: Callable[..., Deployment], tmp_path: Path
+) -> None:
+    # Driver and page of a deployment have one token.
+    deployment = make_deployment(env={"STDDAQ_TOKEN": TOKEN})
+    driver, url = deployment.start_driver()
+    rest = RestService.start(deployment, tmp_path / "files", "--url", url)
+    with opened(rest, RUN, additional_headers={"Authorization": f"Bearer {TOKEN}"}) as browser:
+        assert received(browser)["status"] == "idle"
+        assert driver.end() == 0
+        while (status := received(browser))["status"] != "unreachable":
+            pass
+        assert "ws://" in status["reason"]
+        assert TOKEN not in json.dumps(status)
+
+
+def test_service_ends_at_once_with_browsers_connected(rest: RestService) -> None:
+    with opened(rest, LIVE), opened(rest, RUN):
+        assert rest.process.end() == 0
+    assert rest.process.stderr == []
