@@ -13,6 +13,7 @@ from fastapi import APIRouter, WebSocket
 from pydantic import BaseModel
 
 from stddaq.dataplane import endpoints
+from stddaq.dataplane.local_peers import path_of
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch, shown
 from stddaq.web.configurations import Configurations, call
@@ -75,7 +76,7 @@ def _sources(configurations: Configurations) -> list[LiveSource]:
             source="image",
             shape=store.read().config.image_shape,
             dtype=store.read().config.dtype.name,
-            is_running=(endpoints.ipc_directory() / f"{name}-preview").exists(),
+            is_running=path_of(endpoints.preview(name)).exists(),
         )
         for name, store in configurations.by_name().items()
     ]

@@ -1,0 +1,155 @@
+"""A headless Chromium, controlled over its DevTools protocol."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from websockets.sync.client import ClientConnection, connect
+
+PROGRAM = shutil.which("chromium")
+TIMEOUT_S = 30.0
+_OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--remote-debugging-port=0",
+)
+
+
+class Tab:
+    """One page in the browser.
+
+    Attributes:
+        complaints: messages of the console that are warnings or errors, and exceptions.
+        urls: of everything that the page has requested.
+    """
+
+    def __init__(self, browser: ClientConnection, session: str) -> None:
+        self._browser, self._session, self._id = browser, session, 0
+        self.complaints: list[str] = []
+        self.urls: list[str] = []
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Call a method of the protocol and return its result."""
+        self._id += 1
+        message = {"id": self._id, "method": method, "params": parameters, "sessionId": self._session}
+        self._browser.send(json.dumps(message))
+        while True:
+            answer = json.loads(self._browser.recv(timeout=TIMEOUT_S))
+            if answer.get("id") == self._id and answer.get("sessionId") == self._session:
+                assert "error" not in answer, (method, answer["error"])
+                return answer["result"]
+            self._note(answer)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        method, parameters = event.get("method"), event.get("params", {})
+        if method == "Runtime.exceptionThrown":
+            self.complaints.append(str(parameters["exceptionDetails"]))
+        elif method == "Runtime.consoleAPICalled" and parameters["type"] in ("warning", "error"):
+            self.complaints.append(str(parameters["args"]))
+        elif method == "Log.entryAdded" and parameters["entry"]["level"] in ("warning", "error"):
+            # Chromium warns of tests that read the canvas.
+            if parameters["entry"]["source"] != "rendering":
+                self.complaints.append(str(parameters["entry"]))
+        elif method == "Network.requestWillBeSent":
+            self.urls.append(parameters["request"]["url"])
+        elif method == "Network.webSocketCreated":
+            self.urls.append(parameters["url"])
+
+    def evaluate(self, expression: str) -> Any:
+        """Return the value of an expression of JavaScript."""
+        done = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in done, (expression, done["exceptionDetails"])
+        return done["result"].get("value")
+
+    def text(self, selector: str) -> str:
+        """Return the text of an element; empty before the page is loaded."""
+        return self.evaluate(f"document.querySelector({json.dumps(selector)})?.textContent ?? ''")
+
+    def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
+        """Call `condition` until its result is true, and return that."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (result := condition()):
+            assert time.monotonic() < deadline, f"timeout: {what}; {self.complaints}"
+            time.sleep(0.02)
+        return result
+
+    def choose(self, selector: str, value: str) -> None:
+        """Choose an option, or type into a field, and leave it."""
+        self.evaluate(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            f" e.value = {json.dumps(value)};"
+            " e.dispatchEvent(new Event('change', {bubbles: true})); })()"
+        )
+
+    def click(self, selector: str) -> None:
+        self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
+
+    def press(self, key: str) -> None:
+        """Press a key that writes a character."""
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=key)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+
+    def move_to(self, x: float, y: float) -> None:
+        """Move the mouse."""
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def screenshot(self, path: Path) -> None:
+        """Write a PNG file of what is seen."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+
+@contextmanager
+def opened(url: str, width: int = 1280, height: int = 800, scheme: str = "dark") -> Iterator[Tab]:
+    """Open a page in a browser of its own."""
+    assert PROGRAM is not None
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        command = [PROGRAM, *_OPTIONS, f"--user-data-dir={profile}", "about:blank"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            assert process.stderr is not None
+            with process.stderr:
+                found = (re.search(r"DevTools listening on (ws://\S+)", line) for line in process.stderr)
+                address = next(match[1] for match in found if match)
+                with connect(address, proxy=None, max_size=None, open_timeout=TIMEOUT_S) as browser:
+                    yield _tab(browser, url, width, height, scheme)
+        finally:
+            process.terminate()
+            process.wait(TIMEOUT_S)
+
+
+def _tab(browser: ClientConnection, url: str, width: int, height: int, scheme: str) -> Tab:
+    target = _called(browser, 1, "Target.createTarget", url="about:blank")["targetId"]
+    session = _called(browser, 2, "Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+    tab = Tab(browser, session)
+    for domain in ("Page", "Runtime", "Log", "Network"):
+        tab.call(f"{domain}.enable")
+    tab.call(
+        "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+    )
+    tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    tab.call("Page.navigate", url=url)
+    return tab
+
+
+def _called(browser: ClientConnection, number: int, method: str, **parameters: Any) -> dict[str, Any]:
+    browser.send(json.dumps({"id": number, "method": method, "params": parameters}))
+    while (answer := json.loads(browser.recv(timeout=TIMEOUT_S))).get("id") != number:
+        pass
+    return answer["result"]

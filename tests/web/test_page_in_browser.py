@@ -1,0 +1,191 @@
+"""The page in Chromium: what a person sees of images and runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.peers import chromium
+from support.peers.chromium import Tab
+from support.processes.deployment import Deployment, wait_until
+from support.processes.web import RestService
+
+from stddaq.client import DriverClient
+from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.dataplane.metadata import MISSING_PACKETS
+
+pytestmark = [
+    pytest.mark.external,
+    pytest.mark.skipif(chromium.PROGRAM is None, reason="needs Debian's chromium"),
+]
+
+HEIGHT, WIDTH = 120, 160
+VIRIDIS_DARKEST, VIRIDIS_BRIGHTEST = [68, 1, 84], [253, 231, 37]
+
+
+@pytest.fixture
+def page_deployment(make_deployment: Callable[..., Deployment]) -> Deployment:
+    return make_deployment(image_pixel_height=HEIGHT, image_pixel_width=WIDTH)
+
+
+@pytest.fixture
+def publisher(page_deployment: Deployment) -> Iterator[ImagePublisher]:
+    with ImagePublisher(DetectorConfig.parse(page_deployment.config)) as publisher:
+        yield publisher
+
+
+def ramp() -> np.ndarray:
+    """Return an image whose pixel at x, y is 100 x + y."""
+    return (100 * np.arange(WIDTH) + np.arange(HEIGHT)[:, None]).astype(np.uint16)
+
+
+class Shown:
+    """The page with images that the test publishes."""
+
+    def __init__(self, tab: Tab, publisher: ImagePublisher) -> None:
+        self.tab, self._publisher, self._next = tab, publisher, 1
+
+    def show(self, pixels: np.ndarray, **options: int) -> int:
+        """Publish an image and wait until it is drawn. Return its id."""
+        image_id, self._next = self._next, self._next + 1
+        self._publisher.publish(image_id, pixels, **options)
+        self.tab.wait_for(lambda: f"image {image_id}," in self.tab.text("#live"), f"image {image_id}")
+        return image_id
+
+    def colour_at(self, x: float, y: float) -> list[int]:
+        """Return red, green and blue of the canvas at a pixel of the image, while all of it fits."""
+        return self.tab.evaluate(
+            "(() => { const c = document.getElementById('canvas');"
+            f" const z = Math.min(c.width / {WIDTH}, c.height / {HEIGHT});"
+            f" const x = (c.width - {WIDTH} * z) / 2 + {x} * z, y = (c.height - {HEIGHT} * z) / 2 + {y} * z;"
+            " return [...c.getContext('2d').getImageData(x, y, 1, 1).data].slice(0, 3); })()"
+        )
+
+    def point_at(self, x: float, y: float) -> None:
+        """Move the mouse to a pixel of the image, while all of it fits."""
+        left, top = self.tab.evaluate(
+            "(() => { const c = document.getElementById('canvas'), b = c.getBoundingClientRect();"
+            f" const z = Math.min(b.width / {WIDTH}, b.height / {HEIGHT});"
+            f" return [b.left + (b.width - {WIDTH} * z) / 2 + {x} * z,"
+            f" b.top + (b.height - {HEIGHT} * z) / 2 + {y} * z]; }})()"
+        )
+        self.tab.move_to(left, top)
+
+
+@contextmanager
+def page_of(deployment: Deployment, publisher: ImagePublisher, tmp_path: Path) -> Iterator[Shown]:
+    rest = RestService.start(deployment, tmp_path / "files")
+    deployment.start("std_preview", "--hz", 100)
+    with chromium.opened(rest.url) as tab:
+        wait_until(publisher.count_subscribers, 30)
+        yield Shown(tab, publisher)
+        assert tab.complaints == []
+        own = rest.url.partition("://")[2]
+        assert [url for url in tab.urls if not re.match(rf"(http|ws)://{own}/|data:|blob:", url)] == []
+
+
+def test_image_is_shown_with_its_values_colours_and_marks(
+    page_deployment: Deployment, publisher: ImagePublisher, tmp_path: Path
+) -> None:
+    with page_of(page_deployment, publisher, tmp_path) as page:
+        tab = page.tab
+        pixels = ramp()
+        page.show(pixels)
+        assert tab.text("#size") == f"{WIDTH} \u00d7 {HEIGHT}, uint16"
+        page.point_at(30.5, 20.5)
+        tab.wait_for(lambda: tab.text("#cursor") == "x 30, y 20: 3020", "the value under the cursor")
+        tab.choose("#low", "1000")
+        tab.choose("#high", "12000")
+        assert tab.evaluate("document.getElementById('levels').value") == "manual"
+        assert page.colour_at(2.5, 60.5) == VIRIDIS_DARKEST
+        assert page.colour_at(150.5, 60.5) == VIRIDIS_BRIGHTEST
+        linear = page.colour_at(30.5, 60.5)
+        for scale in ("sqrt", "log"):
+            tab.choose("#scale", scale)
+            assert sum(page.colour_at(30.5, 60.5)) > sum(linear)
+        tab.choose("#colours", "gray")
+        assert page.colour_at(150.5, 60.5) == [255, 255, 255]
+        tab.click("#inverted")
+        assert page.colour_at(150.5, 60.5) == [0, 0, 0]
+
+        pixels[60:64, 80:84] = 65535
+        page.show(pixels, status=MISSING_PACKETS)
+        assert page.colour_at(81.5, 61.5) == [255, 60, 220]
+        assert tab.text("#mark-list") == "16 saturated"
+        assert tab.text("#image-status") == "missing packets"
+        tab.click("#marks")
+        assert page.colour_at(81.5, 61.5) == [0, 0, 0]
+
+        page.show(ramp())
+        assert tab.evaluate("document.getElementById('image-status').hidden")
+
+
+def test_keys_pause_zoom_and_fit(
+    page_deployment: Deployment, publisher: ImagePublisher, tmp_path: Path
+) -> None:
+    with page_of(page_deployment, publisher, tmp_path) as page:
+        tab = page.tab
+        page.show(ramp())
+        tab.press(" ")
+        assert tab.text("#pause") == "Go on"
+        # A page that is paused takes images all the same, and shows none of them.
+        before = page.colour_at(80, 60)
+        page.show(np.full((HEIGHT, WIDTH), 1, np.uint16))
+        assert page.colour_at(80, 60) == before
+        tab.press(" ")
+        page.show(ramp())
+        page.point_at(80.5, 60.5)
+        tab.wait_for(lambda: tab.text("#cursor").startswith("x 80, y 60"), "the value in the middle")
+        page.point_at(0.5, 0.5)
+        tab.wait_for(lambda: tab.text("#cursor").startswith("x 0, y 0"), "the value in the corner")
+        tab.press("+")
+        tab.wait_for(lambda: not tab.text("#cursor").startswith("x 0,"), "the corner out of sight")
+        tab.press("0")
+        tab.wait_for(lambda: tab.text("#cursor").startswith("x 0, y 0"), "the whole image")
+
+
+def test_run_is_shown_with_state_progress_and_losses(
+    page_deployment: Deployment, publisher: ImagePublisher, tmp_path: Path
+) -> None:
+    _, url = page_deployment.start_driver()
+    page_deployment.start_writers()
+    rest = RestService.start(page_deployment, tmp_path / "files", "--url", url)
+    with chromium.opened(rest.url) as tab, DriverClient(url) as driver:
+        tab.wait_for(lambda: tab.text("#state") == "no run", "the driver's state")
+        driver.start(tmp_path, n_image=3)
+        tab.wait_for(lambda: "waiting" in tab.text("#state"), "the start of the run")
+        driver.wait_until_ready(20)
+        publisher.publish(1, ramp())
+        publisher.publish(3, ramp(), status=MISSING_PACKETS)
+        publisher.publish(4, ramp())
+        driver.wait_until_saved(30)
+        tab.wait_for(lambda: tab.text("#losses") == "2 bad images", "the losses")
+        rows = tab.evaluate("[...document.querySelectorAll('#loss-table tr')].map((row) => row.innerText)")
+        assert [row.split() for row in rows] == [
+            ["damaged", "1"],
+            ["overwritten", "0"],
+            ["failed", "0"],
+            ["skipped", "1"],
+            ["restarts", "0"],
+        ]
+        tab.wait_for(lambda: "3 of 3" in tab.text("#run-facts"), "the images of the run")
+        assert tab.complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_page_needs_no_scrolling_on_a_laptop_and_says_what_does_not_run(
+    page_deployment: Deployment, tmp_path: Path, scheme: str
+) -> None:
+    rest = RestService.start(page_deployment, tmp_path / "files", "--url", "ws://127.0.0.1:9")
+    with chromium.opened(rest.url, 1366, 700, scheme) as tab:
+        tab.wait_for(lambda: "std_preview CONFIG" in tab.text("#veil"), "how to start the preview service")
+        tab.wait_for(lambda: tab.text("#state") == "driver not reachable", "the driver's absence")
+        assert "stddaq up CONFIG" in tab.text("#run-reason")
+        root = "document.documentElement"
+        assert tab.evaluate(f"[{root}.scrollHeight, {root}.scrollWidth]") == [700, 1366]
+        assert tab.complaints == []
