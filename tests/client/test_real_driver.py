@@ -100,7 +100,7 @@ def test_simultaneous_starts_are_distinguished(real_driver: RealDriver, director
 def test_stop_while_waiting_for_the_first_image_saves_empty_files(real_driver: RealDriver, directory: Path):
     with DriverClient(real_driver.url) as driver:
         driver.start(directory)
-        assert driver.wait_until_ready(timeout=10).status == "waiting_for_first_image"
+        assert driver.wait_until_ready(timeout=30).status == "waiting_for_first_image"
         driver.stop()
         assert driver.wait_until_saved(timeout=10).count == 0
 
@@ -110,7 +110,7 @@ def test_a_run_without_its_writers_fails_and_names_them(deployment: Deployment, 
     with DriverClient(url) as driver:
         driver.start(directory)
         with pytest.raises(RunFailedError, match="writer 0, writer 1") as failure:
-            driver.wait_until_ready(timeout=10)
+            driver.wait_until_ready(timeout=30)
     assert failure.value.result is not None
     assert failure.value.result["outcome"] == "error"
 
@@ -131,7 +131,7 @@ def test_a_killed_writer_fails_the_run_and_is_named(real_driver: RealDriver, dir
 def test_a_killed_driver_is_a_lost_connection(real_driver: RealDriver, directory: Path):
     with DriverClient(real_driver.url) as driver:
         driver.start(directory)
-        driver.wait_until_ready(timeout=10)
+        driver.wait_until_ready(timeout=30)
         killer = threading.Timer(0.2, real_driver.process.kill)
         killer.start()
         begin = time.monotonic()

@@ -89,7 +89,7 @@ def test_flat_field_example_makes_a_stream_that_writers_record(
     )
     assert rig.source.wait_for_subscribers(1, 20)
     rig.client.start(rig.directory, n_image=20)
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(30)
     illumination = np.linspace(0, 90_000, 20)
     images = [dark + (flat - dark) * i for i in illumination / 100]
     rig.publish([Image(i, image.clip(0, 65535).astype(rig.config.dtype)) for i, image in enumerate(images)])

@@ -129,7 +129,7 @@ def test_hundreds_of_clients_do_not_disturb_a_run(make_rig: MakeRig, seen: Seen)
         for _ in range(100):
             clients.enter_context(open_raw(rig.url))
         rig.client.start(rig.directory, n_image=600)
-        rig.client.wait_until_ready(10)
+        rig.client.wait_until_ready(30)
         due = source.next_id + 1
         rig.wait_for_count(100)
         for raw in resetting:

@@ -31,7 +31,7 @@ def start_compressor(rig: Rig) -> Service:
 
 def begin(rig: Rig, n_images: int, prefix: str = "file") -> None:
     rig.client.start(rig.directory, n_image=n_images, file_prefix=prefix)
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(30)
 
 
 @pytest.mark.fault(

@@ -32,7 +32,7 @@ def make_complete_rig(make_rig: MakeRig) -> tuple[Rig, Any]:
 
 def start_run(rig: Rig) -> None:
     rig.client.start(rig.directory)
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(30)
     rig.wait_for_count(100)
 
 

@@ -20,7 +20,7 @@ def test_a_service_with_another_geometry_is_refused_and_does_not_disturb_the_run
     rig = make_rig()
     with Publishing(rig) as source:
         rig.client.start(rig.directory, n_image=300)
-        rig.client.wait_until_ready(10)
+        rig.client.wait_until_ready(30)
         due = source.next_id + 1
         rig.wait_for_count(50)
         rig.deployment.write_config(image_pixel_height=height, number_of_writers=3)

@@ -201,7 +201,7 @@ def test_a_run_ends_when_another_user_takes_the_place_of_the_source(
         with ImagePublisher(rig.config) as source:
             assert source.wait_for_subscribers(1, 10.0)
             rig.client.start(rig.directory, n_image=1000)
-            rig.client.wait_until_ready(10)
+            rig.client.wait_until_ready(30)
             for image in images_of(range(20)):
                 source.publish(image.image_id, image.pixels)
             rig.wait_for_count(20)

@@ -28,7 +28,7 @@ def simulated(rig: Rig, account: dict[str, Any]) -> list[Image]:
 def check_successor(rig: Rig) -> None:
     """Check that a new simulator on the same stream is recorded from its first image."""
     rig.client.start(rig.directory, n_image=50, file_prefix="next")
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(30)
     start_source(rig.deployment, "simulate", "--rate", 500, "--wait-for-subscribers", 1, "--wait-timeout", 5)
     rig.client.wait_until_saved(30)
     account = rig.account()
@@ -48,7 +48,7 @@ def test_a_source_that_fails_before_its_first_image_leaves_a_run_that_can_be_sto
     rig = make_rig(**SMALL)
     source = start_source(rig.deployment, "simulate", "--trigger")
     rig.client.start(rig.directory)
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(30)
     source.send(how)
     assert rig.client.status().status == "waiting_for_first_image"
     account = rig.end(stop=True)
@@ -148,7 +148,7 @@ def test_a_source_that_fails_while_files_are_saved_changes_nothing(
     rig = make_rig(tolerant=True, **SMALL)
     source = start_source(rig.deployment, "simulate", "--trigger", "--rate", 1000)
     rig.client.start(rig.directory, n_image=150)
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(30)
     with SimulatorClient(rig.deployment.detector_name) as camera:
         camera.trigger(50)
         rig.wait_for_count(50)

@@ -21,7 +21,7 @@ def test_bytes_that_are_not_zmtp_do_not_disturb_services(make_rig: MakeRig):
 
     def record(prefix: str) -> None:
         rig.client.start(rig.directory, n_image=40, file_prefix=prefix)
-        rig.client.wait_until_ready(10)
+        rig.client.wait_until_ready(30)
         first = simulator.trigger(40).first_id
         account = rig.end()
         assert (account["n_good"], account["first_id"], account["n_dropped"]) == (40, first, 0)

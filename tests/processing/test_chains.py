@@ -33,7 +33,7 @@ def start_writers(rig: Rig, suffix: str) -> None:
 
 def begin(rig: Rig, **start: Any) -> None:
     rig.client.start(rig.directory, **start)
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(30)
 
 
 # Every type of pixel with every codec is tested in `test_compressors.py`.

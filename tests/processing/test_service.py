@@ -86,7 +86,7 @@ def test_writers_follow_a_new_stream_by_its_suffix(make_rig: MakeRig):
     start(rig.deployment, "negate", "-t", 2)
     assert rig.source.wait_for_subscribers(1, 20)
     rig.client.start(rig.directory, n_image=50)
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(30)
     images = images_of(range(50))
     rig.publish(images)
     account = rig.end()
@@ -120,7 +120,7 @@ def test_filter_can_select_images_by_their_pixels(make_rig: MakeRig):
     images = [Image(i, np.full((32, 48), i * 7 % 200, "<u2")) for i in range(120)]
     bright = [image for image in images if image.pixels[0, 0] >= 100]
     rig.client.start(rig.directory, n_image=len(bright))
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(30)
     rig.publish(images)
     account = rig.end()
     assert_saved(account, bright)

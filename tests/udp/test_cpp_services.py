@@ -132,7 +132,7 @@ def test_images_of_a_cpp_synchroniser_are_recorded(make_rig: MakeRig, cpp_conver
     wait_for_converters()
     sync.wait_for_subscriber()
     rig.client.start(rig.directory, file_prefix="run", n_image=N_IMAGES)
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(30)
     send_packets(deployment)
     for converter in converters:
         converter.convert(N_IMAGES)

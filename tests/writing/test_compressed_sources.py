@@ -222,5 +222,5 @@ def cpp_compressor(make_rig: MakeRig, suffix: str, number_of_writers: int = 2) -
     compressor = rig.enter(CppSource(rig.deployment.config, suffix))
     compressor.wait_for_subscriber()
     rig.client.start(rig.directory, n_image=20)
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(30)
     return rig, compressor

@@ -95,7 +95,7 @@ def test_cpp_source_is_recorded(make_rig: MakeRig, division: str):
     source.wait_for_subscriber()
     images = [image_of(i, status=DAMAGED if i == 9 else 1) for i in range(3, 60, 2)]
     rig.client.start(rig.directory, n_image=len(images))
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(30)
     for image in images:
         source.publish(image.image_id, image.pixels, image.status)
     account = rig.end()
@@ -117,7 +117,7 @@ def test_late_images_of_a_cpp_source_cost_no_image(make_rig: MakeRig):
     ids = [0, *(i for n in range(1, 97, 4) for i in (n + 1, n + 2, n + 3, n)), 97]
     images = images_of(ids)
     rig.client.start(rig.directory, n_image=len(images))
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(30)
     for image in images:
         source.publish(image.image_id, image.pixels)
     account = rig.end()
@@ -137,7 +137,7 @@ def test_images_of_a_cpp_source_whose_ring_was_removed_are_not_good(make_rig: Ma
 
     def record(source: CppSource, prefix: str) -> dict[str, Any]:
         rig.client.start(rig.directory, n_image=len(images), file_prefix=prefix)
-        rig.client.wait_until_ready(10)
+        rig.client.wait_until_ready(30)
         for image in images:
             source.publish(image.image_id, image.pixels)
         return rig.end()
@@ -171,7 +171,7 @@ def test_a_cpp_ring_that_is_replaced_ends_the_run_before_old_pixels_are_recorded
 
     images = images_of(range(1020))
     rig.client.start(rig.directory)
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(30)
     publish(images[:20])
     rig.wait_for_count(20)
     source.remake_ring()
@@ -184,7 +184,7 @@ def test_a_cpp_ring_that_is_replaced_ends_the_run_before_old_pixels_are_recorded
     assert_raw_files_hold([rig.path("file0.h5"), rig.path("file1.h5")], images[:20])
 
     rig.client.start(rig.directory, n_image=10, file_prefix="next")
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(30)
     publish(images[:10])
     assert_saved(rig.end(), images[:10])
 

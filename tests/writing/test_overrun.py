@@ -155,7 +155,7 @@ def test_a_writer_that_was_stopped_while_a_cpp_source_published_everything(
     source = rig.enter(CppSource(rig.deployment.config))
     source.wait_for_subscriber()
     rig.client.start(rig.directory, n_image=n_images)
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(30)
     storage.stop_responding()
     writer.send(signal.SIGSTOP)
     for image in images_of(range(n_images), shape=SHAPE):
@@ -186,7 +186,7 @@ class LateRig:
 
     def begin(self) -> None:
         self.rig.client.start(self.rig.directory)
-        self.rig.client.wait_until_ready(10)
+        self.rig.client.wait_until_ready(30)
         self.storage.stop_responding()
 
     def wait_for(self, n_images: int) -> None:

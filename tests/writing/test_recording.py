@@ -78,7 +78,7 @@ def test_a_filtered_stream_is_recorded_from_the_image_ring(make_rig: MakeRig):
         try:
             assert stage.poll(20000), "the driver does not subscribe to the filtered stream"
             rig.client.start(rig.directory, n_image=len(passed))
-            rig.client.wait_until_ready(10)
+            rig.client.wait_until_ready(30)
             for image in images:
                 rig.source.publish(image.image_id, image.pixels)
                 if image in passed:

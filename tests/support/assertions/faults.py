@@ -118,7 +118,7 @@ def record_under_load(rig: Rig, prefix: str = "next", n_images: int = 100) -> Ch
 def record_from(rig: Rig, source: Publishing, prefix: str = "next", n_images: int = 100) -> Checked:
     """Record a run of `n_images`, which must be perfect, while `source` publishes."""
     rig.client.start(rig.directory, file_prefix=prefix, n_image=n_images)
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(30)
     due = source.next_id + 1  # The image before may have been published before the run recorded.
     rig.client.wait_until_saved(20)
     account = rig.account()

@@ -211,9 +211,9 @@ class Rig(Closing):
         """Start a run and wait until it records every image that is published from now on."""
         self.wait_for_subscription()
         self.client.start(self.directory, **start)
-        self.client.wait_until_ready(10)
+        self.client.wait_until_ready(30)
 
-    def wait_for_count(self, count: int, timeout: float = 10.0) -> None:
+    def wait_for_count(self, count: int, timeout: float = 30.0) -> None:
         """Wait until `count` images are written and readable."""
         self.client.wait_for(lambda status: (status.count or 0) >= count, timeout, f"count {count}")
 
