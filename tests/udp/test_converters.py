@@ -16,7 +16,7 @@ import zmq
 from support.peers.udp_detectors import pack12
 from support.processes.deployment import SHM_DIRECTORY, Deployment, wait_until
 from support.processes.stream_readers import StreamReader
-from support.processes.udp_modules import CONVERTERS, EIGER, Modules, start_converters
+from support.processes.udp_modules import CONVERTERS, EIGER, LONG_TIMEOUT, Modules, start_converters
 
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.endpoints import converted_frames, ipc_endpoint
@@ -167,7 +167,8 @@ def test_a_synchroniser_that_was_stopped_announces_no_overwritten_image_as_good(
 def test_a_converter_that_lags_by_more_than_its_ring_drops_the_overwritten_frames(
     eiger: Deployment, modules: Modules, seen: Callable[[str], None]
 ) -> None:
-    services = start_converters(eiger, 0, 1)
+    # The last images wait for a converter that has a whole ring to go through.
+    services = start_converters(eiger, 0, 1, sync_options=LONG_TIMEOUT)
     with StreamReader(eiger) as reader:
         modules.wait_for_converters()
         services[1].send(signal.SIGSTOP)
