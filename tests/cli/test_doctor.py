@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -247,6 +248,21 @@ def test_rate_measures_the_disk(root: Path, tmp_path: Path, monkeypatch: pytest.
 def test_measurement_ends_and_leaves_nothing(tmp_path: Path) -> None:
     times = iter([0.0, 0.1, 0.2, 5.0, 5.0])
     assert write_speed(tmp_path, 2**40, lambda: next(times)) == pytest.approx(2 * 4 * 2**20 / 5.0)
+    assert write_speed(tmp_path, 1) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_storage_without_files_without_a_name_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_file = os.open
+
+    def refuse_nameless(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return open_file(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse_nameless)
     assert write_speed(tmp_path, 1) > 0
     assert list(tmp_path.iterdir()) == []
 

@@ -10,6 +10,7 @@ import resource
 import shlex
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -335,15 +336,13 @@ def _disk(config: DetectorConfig, root: Path, rate: float | None) -> Finding:
 
 def write_speed(directory: Path, limit: int, clock: Callable[[], float] = time.monotonic) -> float:
     """Return the bytes per second that reach the storage of `directory`, from one file without a name."""
-    fd = os.open(directory, os.O_TMPFILE | os.O_WRONLY, 0o600)
-    try:
+    # GPFS and NFS have no O_TMPFILE; there it makes a file and removes its name.
+    with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
         begin, n_bytes = clock(), 0
         while n_bytes < max(limit, len(_BLOCK)) and clock() - begin < MEASURED_S:
-            n_bytes += os.write(fd, _BLOCK)
-            os.fdatasync(fd)
+            n_bytes += file.write(_BLOCK)
+            os.fdatasync(file.fileno())
         return n_bytes / max(clock() - begin, 1e-9)
-    finally:
-        os.close(fd)
 
 
 def _name_of(uid: int) -> str:
