@@ -51,7 +51,7 @@ def make_detector(make_rig: MakeRig) -> Iterator[Callable[..., tuple[StdDaqDetec
 
     yield make
     for detector in made:
-        detector.unstage().wait(10)
+        detector.unstage().wait(30)
 
 
 @pytest.fixture
@@ -73,4 +73,4 @@ def make_async_detector(
 
     yield make
     for detector in made:
-        asyncio.run_coroutine_threadsafe(detector.disconnect(), engine.loop).result(10)
+        asyncio.run_coroutine_threadsafe(detector.disconnect(), engine.loop).result(30)

@@ -220,12 +220,12 @@ def test_the_run_of_a_staged_device_that_was_collected_is_ended_by_the_next(
         gc.collect()
         return collected() is None
 
-    wait_until(is_collected, what="the device to be collected")
+    wait_until(is_collected, 60, "the device to be collected")
     assert rig.client.status().is_busy
     det = staged()
     engine(end(det))
     if kind != "ophyd":
-        asyncio.run_coroutine_threadsafe(det.disconnect(), engine.loop).result(10)
+        asyncio.run_coroutine_threadsafe(det.disconnect(), engine.loop).result(30)
     wait_until(lambda: rig.client.status().status == "idle", what="the driver to be idle")
 
 

@@ -76,16 +76,16 @@ def test_a_flight_that_is_paused_while_its_camera_starts_goes_on(
 
     def fire_late(n_images: int) -> None:
         entered.set()
-        assert go.wait(20)
+        assert go.wait(60)
         fire(n_images)
 
     monkeypatch.setattr(camera, "fire", fire_late)
     plan = fly([det], 20, period=0.1)
     with pytest.raises(RunEngineInterrupted):
         engine(paused_after("kickoff", plan, threading.Timer(0.3, go.set).start))
-    assert go.wait(20)
+    assert go.wait(60)
     if entered.is_set():
-        camera.rig.wait_for_count(20)
+        camera.rig.wait_for_count(20, 60)
     engine.resume()
     assert documents["stop"][0]["exit_status"] == "success"
     assert_images(stream_images(documents, key), camera.published[-20:])
