@@ -28,8 +28,9 @@ HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
 
 
 def python_of(page: str, **replaced: str) -> str:
-    """Return the Python block of a page, with the values that a reader would insert."""
-    (block,) = re.findall(r"^```python\n(.*?)^```", (HOW_TO / page).read_text(), re.MULTILINE | re.DOTALL)
+    """Return the Python blocks of a page, with the values that a reader would insert."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (HOW_TO / page).read_text(), re.MULTILINE | re.DOTALL)
+    block = "\n".join(blocks)
     for old, new in replaced.items():
         assert old in block
         block = block.replace(old, new)
@@ -66,7 +67,7 @@ def test_images_are_recorded_and_read_as_described(
     assert capsys.readouterr().out == "100\n"
 
     names: dict[str, Any] = {}
-    read = python_of("read-the-files.md", **{"/data/run1/fileMaster.h5": f"{tmp_path}/scanMaster.h5"})
+    read = python_of("read-the-files.md", **{"/data/run1/file": f"{tmp_path}/scan"})
     exec(read + "    shape = images.shape\n", names)
     assert names["shape"] == (
         100,
