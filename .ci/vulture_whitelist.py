@@ -15,6 +15,9 @@ _.sender_sends_full_images
 _.start_udp_port
 _.use_all_forwarders
 
+# Called by name in the process of the camera (benchmarks).
+_.send_frames
+
 # uvicorn, Starlette, websockets and logging.
 _.capture_signals
 _.disabled

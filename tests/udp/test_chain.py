@@ -245,9 +245,10 @@ def test_the_account_is_exact_from_packets_to_images(
         found.clear()
         for receiver in receivers:
             found.update(totals(receiver))
-        return found["processed_times"] >= counts["sent"]
+        # The last frames are closed, and counted, after their packets.
+        return found["processed_times"] >= counts["sent"] and found["frames_counter"] >= 80
 
-    wait_until(is_counted, 60.0, f"{counts}, not {found}")
+    wait_until(is_counted, 60.0, f"the statistics of {counts}")
     assert {key: found[key] for key in expected} == expected
     assert found["n_repeated"] + found["n_late"] == counts["repeated"]
     wait_until(lambda: totals(sync).get("n_images") == 40, 60.0, "the statistics of the synchroniser")

@@ -14,7 +14,7 @@ import os
 import weakref
 from pathlib import Path
 
-from stddaq.dataplane.endpoints import ipc_directory
+from stddaq.wire.default_addresses import ipc_directory
 
 _MAX_ID_BYTES = 4096
 
