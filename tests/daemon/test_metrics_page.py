@@ -86,15 +86,17 @@ def test_page_and_directory_are_removed_at_the_end(registry: Registry, ipc_direc
     first, second = MetricsPage(registry, 1), MetricsPage(Registry(NAME, "std_det_driver"), 1)
     for page in (first, second):
         page.publish_if_due()
-    first.close()
-    assert only_page().service == "std_det_driver"
-    second.close()
+    for page in (first, second):
+        page.remove()
+        page.close()
+        if page is first:
+            assert only_page().service == "std_det_driver"
     assert list(ipc_directory.iterdir()) == []
     assert not read_pages(NAME).valid
 
 
 def test_fork_that_ends_does_not_remove_the_page(page: MetricsPage, path: Path) -> None:
-    process = multiprocessing.get_context("fork").Process(target=page.close)
+    process = multiprocessing.get_context("fork").Process(target=page.remove)
     process.start()
     process.join(30)
     assert process.exitcode == 0
@@ -280,6 +282,7 @@ def test_pages_count_what_happens_in_a_run(rig: Rig) -> None:
     deployment = rig.deployment
     rig.record([image_of(1), image_of(2, status=DAMAGED), image_of(5)])
     rig.record([image_of(6), image_of(7)], file_prefix="second")
+    wait_for_state(deployment, "std_det_driver", "works")
     wait_until(lambda: page_value(deployment, "std_det_driver", metrics.RUNS_FINISHED, "file_saved") == 2, 20)
     driver = functools.partial(page_value, deployment, "std_det_driver")
     assert driver(metrics.IMAGES_DAMAGED) == 1
@@ -291,6 +294,7 @@ def test_pages_count_what_happens_in_a_run(rig: Rig) -> None:
     assert driver(metrics.RUN_ACTIVE) == 0
     for writer, n_written in enumerate((2, 3)):
         count = functools.partial(page_value, deployment, f"std_det_writer {writer}")
+        wait_for_state(deployment, f"std_det_writer {writer}", "works")
         wait_until(lambda: count(metrics.IMAGES_WRITTEN, "image") == n_written, 20)  # noqa: B023
         assert count(metrics.IMAGE_BYTES_WRITTEN, "image") == n_written * rig.config.image_bytes
         assert count(metrics.IMAGES_OVERWRITTEN, "image") == 0

@@ -67,7 +67,7 @@ def check(source: Path) -> Report:
         check=False,
     )
     text = done.stdout + done.stderr
-    broken = re.findall(r"^(.+) BROKEN$", text, re.MULTILINE)
+    broken = re.findall(r"^(.+?) BROKEN(?: \(.*\))?$", text, re.MULTILINE)
     assert done.returncode == bool(broken), text
     # Each section is underlined.
     parts = re.split(r"^(.+)\n-+$", text.partition("Broken contracts")[2], flags=re.MULTILINE)

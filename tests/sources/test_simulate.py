@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -286,6 +287,8 @@ def test_bad_argument_is_refused_with_one_line(
     line = refusal(capsys, main, deployment.config_path, *arguments)
     assert line.startswith("stddaq simulate: error: ")
     assert reason in line
+    # The metrics page of a service that failed stays.
+    shutil.rmtree(deployment.pages, ignore_errors=True)
 
 
 def test_ring_has_all_its_memory_before_the_first_image(deployment: Deployment) -> None:

@@ -132,6 +132,15 @@ def test_a_short_datagram_is_not_completed_with_bytes_of_another() -> None:
     assert bench.counts()["size"] == 1
 
 
+def test_datagrams_of_a_wrong_size_for_any_reason_are_all_counted() -> None:
+    # Neither size of this detector, and the size of a last packet for the first row.
+    bench = Bench("gigafrost", 3, image_pixel_height=280, image_pixel_width=528)
+    short = gigafrost_packet(5, 0, bytes(6336), module=3, shape=(280, 528))
+    bench.add(short[:-1], short, short[:-2], short)
+    assert bench.counts()["size"] == 4
+    assert bench.assembly.examples["size"][0] == 0
+
+
 @pytest.mark.parametrize("detector", ["eiger", "gigafrost", "jungfrau-raw"])
 def test_random_datagrams_are_never_a_good_frame(detector: str) -> None:
     keys = {"image_pixel_height": 280, "image_pixel_width": 528}
@@ -155,6 +164,7 @@ def test_random_datagrams_are_never_a_good_frame(detector: str) -> None:
         bench.assembly.close_idle(bench.now)
     bench.assembly.close()
     assert all(frame.n_missing for frame in bench.announced)
+    assert bench.assembly.n_packets + sum(bench.assembly.n_bad.values()) == bench.n_added
 
 
 def test_a_spoofed_frame_does_not_cost_the_next_ones() -> None:

@@ -46,7 +46,7 @@ def test_garbage_after_a_request_is_refused_without_output_on_standard_error(res
         # Both the host and the length of the chunk are wrong.
         (post + b"Host: elsewhere\r\n\r\nno length\r\n", (b"400", b"403")),
         (post + b"Host: 127.0.0.1\r\n\r\n2\r\n{}\r\nno length\r\n", (b"400",)),
-        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n\x00\r\n\r\n", (b"404",)),
+        (b"GET /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n\x00\r\n\r\n", (b"404",)),
     ):
         with socket.create_connection(("127.0.0.1", urlsplit(rest.url).port or 0), timeout=10) as connection:
             connection.sendall(request)

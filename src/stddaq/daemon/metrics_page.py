@@ -71,7 +71,7 @@ def start_ticks(pid: int) -> int:
 
 
 class MetricsPage:
-    """The page of this process, which makes and keeps it; `close` removes it.
+    """The page of this process, which makes and keeps it.
 
     A failure is logged once and changes nothing else: a service works without its page.
     """
@@ -137,10 +137,13 @@ class MetricsPage:
             log.logger.warning("no metrics are published: %s", problem)
         self._problem = problem
 
-    def close(self) -> None:
-        """Remove the page, and the directory with the last one."""
+    def remove(self) -> None:
+        """Remove the page from disk, and the directory with the last one."""
         with contextlib.suppress(OSError):
             self._remove()
+
+    def close(self) -> None:
+        """Release the page; one that was not removed shows that its service has ended."""
         self._drop()
         self._revoke_clean_up()
 
@@ -172,10 +175,14 @@ _own = _OwnPages()
 def published_pages() -> Iterator[None]:
     """Publish the pages that are made meanwhile, until the service ends. The page of one that fails stays."""
     _own.are_published = True
-    yield
-    _own.are_published = False
-    while _own.pages:
-        _own.pages.pop().close()
+    try:
+        yield
+        for page in _own.pages:
+            page.remove()
+    finally:
+        _own.are_published = False
+        while _own.pages:
+            _own.pages.pop().close()
 
 
 def published_page(registry: Registry, period: float) -> MetricsPage | None:

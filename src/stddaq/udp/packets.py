@@ -189,9 +189,10 @@ class _Checks:
         """Reject the packets that do not pass and were not rejected before."""
         rejected = self._good & ~passes
         if n := int(np.count_nonzero(rejected)):
-            self._counts[kind] = n
+            # A kind may have several demands.
+            self._counts[kind] = self._counts.get(kind, 0) + n
             first = int(rejected.argmax())
-            self._examples[kind] = first, mismatch(kind, expected, str(got[first]))
+            self._examples.setdefault(kind, (first, mismatch(kind, expected, str(got[first]))))
             self._good &= passes
 
     def result(self) -> Rejected | None:

@@ -42,7 +42,7 @@ class Bench:
         self._frame_bytes = frame_bytes(config)
         self._layout = frame_layout(config.detector_type)
         self.assembly = FrameAssembly(self.packets, self, idle_time)
-        self.now = 100.0
+        self.now, self.n_added = 100.0, 0
         self.announced: list[Announced] = []
 
     def begin(self, frame_id: int) -> np.ndarray:
@@ -64,6 +64,7 @@ class Bench:
             header, payload = datagram[:n_header], datagram[n_header : n_header + n_payload]
             headers[i, : len(header)] = list(header)
             payloads[i, : len(payload)] = np.frombuffer(payload, np.uint8)
+        self.n_added += len(datagrams)
         lengths = np.array([len(datagram) for datagram in datagrams], np.uint32)
         self.assembly.add(headers.view(self.packets.header)[:, 0], payloads, lengths, self.now)
 

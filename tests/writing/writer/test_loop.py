@@ -432,8 +432,7 @@ def test_a_request_that_finds_an_unfit_process_is_carried_out_by_the_next_one(
     monkeypatch.setattr(hdf5_calls, "failed", False)
     monkeypatch.setattr(loop, "handed_over", lambda: handed_over)
     successor = Successor(recorder)
-    successor.stop.request()
     assert driver.response(2).code == pb.SUCCESS
-    successor.end()
+    successor.end(stop=True)
     assert recorder.calls == ["prepare", "open first", "close", "prepare", "open second", "close"]
     driver.close()

@@ -43,6 +43,7 @@ class SupervisorPage:
     def close(self) -> None:
         """Remove the page."""
         if self._page:
+            self._page.remove()
             self._page.close()
             self._page = None
 
