@@ -24,6 +24,8 @@ def test_an_image_whose_receiver_disappears_waits_for_the_next_receiver() -> Non
         assert server.can_take(5.0)
         receiver.close(linger=0)
         wait_until(lambda: server.count_subscribers() == 0, what="the receiver to disconnect")
+        # The socket learns it a moment after its monitor.
+        wait_until(lambda: not server.can_take(0.0), what="the socket without a receiver")
         server.begin(7)[:] = np.arange(32 * 48, dtype=np.uint16).reshape(32, 48)
         server.commit(7)
         assert not server.can_take(0.0)

@@ -78,6 +78,7 @@ class BecServers:
         self._config = directory / "services.yaml"
         self.data = directory / "data"
         self.servers: dict[str, Service] = {}
+        self._asked: list[Service] = []
 
     def __enter__(self) -> Self:
         with self._close:
@@ -124,11 +125,19 @@ class BecServers:
         self._start_server(name)
         self.wait_for_server(name)
 
-    @staticmethod
-    def _end_server(server: Service) -> None:
-        # They end by Ctrl-C, and not all with 0.
+    def _ask_to_end(self, server: Service) -> None:
+        # They end by Ctrl-C; a second one would interrupt their end, after which some never do.
+        if server not in self._asked:
+            self._asked.append(server)
+            server.send(signal.SIGINT)
+
+    def _end_server(self, server: Service) -> None:
         if server.returncode is None:
-            server.end(signal.SIGINT, STEP_TIMEOUT_S)
+            self._ask_to_end(server)
+            try:
+                server.wait(STEP_TIMEOUT_S)  # Not all exit with 0.
+            except AssertionError:
+                server.kill()
 
     def load(self, devices: str) -> None:
         """Load a configuration of devices, in YAML."""
@@ -163,7 +172,7 @@ class BecServers:
     ) -> None:
         # They end at the same time, the device server last: others wait for it.
         for server in reversed(self.servers.values()):
-            server.send(signal.SIGINT)
+            self._ask_to_end(server)
         self._close.close()
 
 
