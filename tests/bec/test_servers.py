@@ -85,6 +85,17 @@ gf:
 
 # BEC loads devices only from the plugin repository of the beamline.
 DEVICES = "from stddaq_bec.simulated import SimulatedStdDaqCamera"
+# A device server that starts makes all clients load the devices again, some time after it is ready.
+WAIT_FOR_DEVICES = """
+import time
+end = time.monotonic() + 60
+present_since = time.monotonic()
+while time.monotonic() - present_since < 2:
+    assert time.monotonic() < end, "no devices"
+    if not {"samx", "gf"} <= set(dev):
+        present_since = time.monotonic()
+    time.sleep(0.05)
+"""
 LINE_SCAN = "scans.line_scan(dev.samx, -1, 1, steps=5, relative=False, exp_time=0.01, frames_per_trigger=3)"
 
 
@@ -131,5 +142,6 @@ def test_a_killed_driver_fails_the_scan_and_a_killed_device_server_not_the_next_
     beamline.servers.servers["bec-device-server"].kill()
     beamline.client.run("client.queue.request_scan_abortion()")
     beamline.servers.restart("bec-device-server")
+    beamline.client.run(WAIT_FOR_DEVICES)
     beamline.n_scans += 1
     beamline.scan(LINE_SCAN, 15)
