@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import xarray
 from support.data.raw_files import (
     RunSpec,
     bitshuffle,
@@ -277,7 +278,6 @@ def test_dask_and_xarray(tmp_path: Path) -> None:
     masked: Any = open_run(tmp_path, losses="mask").images.dask(images_per_block=8)
     assert masked.compute().mask[:, 0, 0].tolist() == [i == 7 for i in range(100)]
     assert masked.sum().compute() == np.delete(expected, 7, axis=0).sum()
-    xarray = pytest.importorskip("xarray")
     images = run.select(status="good").images.xarray()
     assert isinstance(images, xarray.DataArray)
     np.testing.assert_array_equal(images[90:].values, np.delete(expected, 7, axis=0)[90:])

@@ -13,6 +13,7 @@ import pytest
 from support.peers.udp_detectors import free_udp_ports
 from support.processes.deployment import Deployment, make_config
 from support.processes.sources import refusal
+from support.processes.udp_modules import EIGER_MODULE
 
 from stddaq.config import DetectorConfig
 from stddaq.sources.udp.faults import FaultRates
@@ -25,19 +26,7 @@ from stddaq.udp.frame_ring import FRAME_SLOTS
 from stddaq.udp.geometry import frame_bytes
 from stddaq.udp.packets import packets_of
 
-EIGER = {
-    "detector_type": "eiger",
-    "n_modules": 4,
-    "bit_depth": 8,
-    "image_pixel_height": 514,
-    "image_pixel_width": 1030,
-    "module_positions": {
-        "0": [0, 258, 513, 513],
-        "1": [516, 258, 1029, 513],
-        "2": [0, 255, 513, 0],
-        "3": [516, 255, 1029, 0],
-    },
-}
+EIGER = EIGER_MODULE | {"bit_depth": 8}
 JUNGFRAU = {
     "detector_type": "jungfrau-raw",
     "n_modules": 2,

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from support.peers.udp_detectors import free_udp_ports
 from support.processes.deployment import Deployment, make_config
-from support.processes.udp_modules import replayed_images
+from support.processes.udp_modules import EIGER_MODULE, replayed_images
 
 from stddaq.config import DetectorConfig
 from stddaq.config.modules import expected_modules
@@ -36,20 +36,7 @@ CONVERSIONS: dict[str, type[GigaFrostConversion | EigerConversion | JungfrauRawC
     "eiger": EigerConversion,
     "jungfrau-raw": JungfrauRawConversion,
 }
-# The four ports of one module.
-EIGER = {
-    "detector_type": "eiger",
-    "n_modules": 4,
-    "bit_depth": 32,
-    "image_pixel_height": 514,
-    "image_pixel_width": 1030,
-    "module_positions": {
-        "0": [0, 258, 513, 513],
-        "1": [516, 258, 1029, 513],
-        "2": [0, 255, 513, 0],
-        "3": [516, 255, 1029, 0],
-    },
-}
+EIGER = EIGER_MODULE | {"bit_depth": 32}
 RECORDED_IDS = range(29512, 29517)
 RECORDED_SHA256 = {
     29512: "fe52032d522861392932802ac3423977170bdddb185e0e0b687e739845dc9fac",

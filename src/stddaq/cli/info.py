@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stddaq.cli.text import table
 from stddaq.daemon.arguments import ArgumentParser
 
 SUMMARY = "show what files hold: images, types, gaps, bad images; or the runs of a directory"
@@ -54,7 +55,9 @@ def _file(path: Path) -> tuple[list[Any], list[str]]:
 
 
 def _runs(directory: Path) -> tuple[list[Any], list[str]]:
-    from stddaq.files.run_list import list_runs, table
+    from stddaq.files.run_list import COLUMNS, list_runs
 
     runs = list(list_runs(directory))
-    return list(runs), table(runs) if runs else [f"{directory}: no files of runs"]
+    if not runs:
+        return [], [f"{directory}: no files of runs"]
+    return list(runs), table([COLUMNS, *(run.cells() for run in runs)])

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from stddaq.cli.text import status_line
+from stddaq.cli.text import status_line, table
 from stddaq.daemon.arguments import ArgumentParser
 
 if TYPE_CHECKING:
@@ -86,9 +86,7 @@ def _table(services: Sequence[ServiceHealth]) -> list[str]:
     lines = []
     for detector in dict.fromkeys(service.detector for service in services):
         rows = [_HEADER, *(_row(service) for service in services if service.detector == detector)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines.append(f"services of {detector}:")
-        lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines += [f"services of {detector}:", *(f"  {line}" for line in table(rows))]
     return lines
 
 

@@ -1,7 +1,8 @@
-"""Statuses and sizes in words."""
+"""Statuses and bad images in words, and tables."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stddaq.text import escaped
@@ -33,3 +34,9 @@ def bad_text(status: DriverStatus) -> str:
         "skipped": status.n_skipped,
     }
     return ", ".join(f"{number} {kind}" for kind, number in numbers.items() if number)
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line for each row, with the columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

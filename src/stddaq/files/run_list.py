@@ -61,15 +61,6 @@ def list_runs(directory: Path) -> Iterator[RunSummary]:
             yield RunSummary(prefix, str(error), size=_size_of_prefix(directory, prefix))
 
 
-def table(runs: list[RunSummary]) -> list[str]:
-    """Return the lines of a table with a head."""
-    rows = [COLUMNS, *(run.cells() for run in runs)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-
-
 def _summarise(directory: Path, prefix: str) -> RunSummary:
     files = find_run(directory, prefix)
     size = sum(path.stat().st_size for path in _paths(files))

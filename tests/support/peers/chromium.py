@@ -8,11 +8,11 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from support.processes.deployment import wait_until
 from websockets.sync.client import ClientConnection, connect
 
 PROGRAM = shutil.which("chromium")
@@ -83,11 +83,10 @@ class Tab:
 
     def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
         """Call `condition` until its result is true, and return that."""
-        deadline = time.monotonic() + TIMEOUT_S
-        while not (result := condition()):
-            assert time.monotonic() < deadline, f"timeout: {what}; {self.complaints}"
-            time.sleep(0.02)
-        return result
+        try:
+            return wait_until(condition, TIMEOUT_S, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {self.complaints}") from None
 
     def choose(self, selector: str, value: str) -> None:
         """Choose an option, or type into a field, and leave it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from support.processes.deployment import Deployment, Service, wait_until
@@ -20,6 +21,19 @@ CONVERTERS = {
     "eiger": "std_data_convert_eg",
     "jungfrau-raw": "std_data_convert_jf",
     "jungfrau-converted": "std_data_convert_jf",
+}
+# The four ports of one module.
+EIGER_MODULE: dict[str, Any] = {
+    "detector_type": "eiger",
+    "n_modules": 4,
+    "image_pixel_height": 514,
+    "image_pixel_width": 1030,
+    "module_positions": {
+        "0": [0, 258, 513, 513],
+        "1": [516, 258, 1029, 513],
+        "2": [0, 255, 513, 0],
+        "3": [516, 255, 1029, 0],
+    },
 }
 # Two ports side by side; the first one is upside down.
 EIGER = {
