@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.chaos.truth import Truth
 from support.peers.chaos_source import DAMAGED, GOOD, RECORD, pixels_of, publication_of
 from support.processes.deployment import SHM_DIRECTORY, Deployment, Service, wait_until
-from support.tools.chaos import Truth, run_episode
+from support.tools.chaos import run_episode
 
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
