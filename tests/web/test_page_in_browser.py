@@ -177,6 +177,19 @@ def test_run_is_shown_with_state_progress_and_losses(
         assert tab.complaints == []
 
 
+def test_views_are_chosen_by_tabs_and_by_keys(page_deployment: Deployment, tmp_path: Path) -> None:
+    rest = RestService.start(page_deployment, tmp_path / "files", "--url", "ws://127.0.0.1:9")
+    with chromium.opened(rest.url + "/#services") as tab:
+        shown = "[...document.querySelectorAll('main > [role=tabpanel]')].filter((panel) => !panel.hidden)"
+        tab.wait_for(lambda: tab.evaluate(f"{shown}.map((panel) => panel.id)") == ["panel-services"], "view")
+        tab.evaluate("document.getElementById('tab-services').focus()")
+        tab.press("ArrowRight")
+        tab.wait_for(lambda: "configuration" in tab.evaluate("location.hash"), "the next view")
+        tab.press("Home")
+        tab.wait_for(lambda: tab.evaluate(f"{shown}.map((panel) => panel.id)") == ["panel-live"], "the image")
+        assert tab.complaints == []
+
+
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_page_needs_no_scrolling_on_a_laptop_and_says_what_does_not_run(
     page_deployment: Deployment, tmp_path: Path, scheme: str

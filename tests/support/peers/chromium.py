@@ -100,8 +100,9 @@ class Tab:
         self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
 
     def press(self, key: str) -> None:
-        """Press a key that writes a character."""
-        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=key)
+        """Press a key, given by its character or its name."""
+        text = {"text": key} if len(key) == 1 else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
 
     def move_to(self, x: float, y: float) -> None:

@@ -1,9 +1,15 @@
 // The page: which detector, theme, and the parts that show images and the run.
 
+import { mount as mountConfiguration } from "./configuration.js";
 import { Connection } from "./connection.js";
+import { mount as mountControl } from "./control.js";
+import { mount as mountEvents } from "./events.js";
 import { LiveImage } from "./live.js";
 import { RunPanel } from "./run.js";
+import { mount as mountRuns } from "./runs.js";
+import { mount as mountServices } from "./services.js";
 import { kept, keep } from "./settings.js";
+import { Tabs } from "./tabs.js";
 
 const element = (id) => document.getElementById(id);
 
@@ -45,6 +51,7 @@ function choose(sources, live) {
 
 async function start() {
   followTheme();
+  new Tabs({ run: mountControl, services: mountServices, configuration: mountConfiguration, events: mountEvents, runs: mountRuns });
   const run = new RunPanel();
   new Connection("api/run/ws", (text) => run.receive(JSON.parse(text)), (isConnected) => run.connected(isConnected));
   const live = new LiveImage();
