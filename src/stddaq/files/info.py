@@ -14,9 +14,9 @@ import numpy as np
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.nexus import ACCOUNT, DATA, DETECTOR, EPOCHS, IMAGE_ID, IMAGE_METADATA
+from stddaq.files.opened_run import sources_of_master
 from stddaq.files.opening import Opened, examine
 from stddaq.files.raw_rows import ImageRows, metadata_file_of, metadata_group, raw_file_of, raw_group
-from stddaq.files.reading import sources_of_master
 from stddaq.files.repair import being_written
 from stddaq.files.sources import check_sources
 from stddaq.text import bytes_text, command_line

@@ -1,0 +1,162 @@
+"""The files of a run that is open for reading, and the order of its images, known from their metadata."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from stddaq.errors import FileLayoutError
+from stddaq.files.growing_run import settled
+from stddaq.files.names import find_run
+from stddaq.files.nexus import ACCOUNT, DATA, DETECTOR, IMAGE_ID, RAW_FILES
+from stddaq.files.opening import damage_named, examine, open_file
+from stddaq.files.raw_pixels import RawPixels
+from stddaq.files.run import RecordedRun, read_run, rows_of_files
+from stddaq.files.sources import check_run_id, run_ids_of
+from stddaq.files.virtual import source_files
+
+# Id of the run, number of images, checksum of their ids.
+Identity = tuple[str | None, int, int]
+
+
+class OpenedRun:
+    """The files of a run, and their images in order; shared by all parts of a run.
+
+    Attributes:
+        places: (n,) int64 of each image: row * number of files + file.
+    """
+
+    def __init__(self, path: Path, prefix: str | None, growing: bool) -> None:
+        self.path, self.prefix = path, prefix
+        self._master = path if path.is_file() and is_master_file(path) else None
+        if self._master:
+            run = _run_of_master(self._master)
+            paths = [raw.path for raw in run.raw_files]
+        else:
+            paths = find_run(path, prefix).raw
+            run = None if growing else read_run(paths)
+        self._paths, self.growing = paths, growing and run is None
+        self.image_ids = self.status = np.empty(0, np.uint64)
+        self.places = np.empty(0, np.int64)
+        self.raw_files: list[RawPixels] = []
+        if run is not None:
+            self._take(run)
+        else:
+            self.refresh()
+
+    def refresh(self) -> int:
+        """Read the rows of growing files. Return the number of new images."""
+        files = rows_of_files(self._paths, allow_unclosed=True)
+        run_ids = [raw.rows.origin.run_id or "" for raw in self.raw_files[:1]]
+        for file in files:
+            check_run_id(file.path, file.origin.run_id, [one for one in run_ids if one], self.path)
+        if any(file.unclosed for file in files):
+            run = settled(files)
+        else:
+            run, self.growing = read_run(self._paths), False
+        before, places, ids = len(self.places), self.places, self.image_ids
+        self._take(run)
+        if not np.array_equal(self.places[:before], places) or not np.array_equal(
+            self.image_ids[:before], ids
+        ):
+            raise FileLayoutError(
+                f"{self.path}: image ids stepped back while it was recorded, and the order of its images is "
+                "known only now; open the run again"
+            )
+        return len(self.places) - before
+
+    def _take(self, run: RecordedRun) -> None:
+        n = len(run.raw_files)
+        self.places = run.in_order([np.arange(i, raw.n_rows * n, n) for i, raw in enumerate(run.raw_files)])
+        self.status = run.in_order([raw.status for raw in run.raw_files])
+        self.image_ids = run.order.image_ids
+        if not self.raw_files:
+            self.raw_files = [RawPixels(raw) for raw in run.raw_files]
+        for pixels, raw in zip(self.raw_files, run.raw_files, strict=True):
+            pixels.rows = raw
+
+    @property
+    def identity(self) -> Identity:
+        return self.identity_of_first(len(self.image_ids))
+
+    def identity_of_first(self, n: int) -> Identity:
+        ids = np.ascontiguousarray(self.image_ids[:n])
+        return self.raw_files[0].rows.origin.run_id, len(ids), zlib.crc32(ids.data)
+
+    @cached_property
+    def account(self) -> dict[str, Any] | None:
+        master = self._existing_master()
+        if master is None:
+            return None
+        with examine(master) as opened:
+            text = opened.file.get(ACCOUNT)
+            return json.loads(str(text.asstr()[()])) if isinstance(text, h5py.Dataset) else None
+
+    def detector_rows(self) -> np.ndarray | None:
+        path = self._metadata_file()
+        if path is None:
+            return None
+        run = read_run(self._paths, path)
+        table, rows = run.metadata_file, run.metadata_rows
+        assert table is not None
+        with examine(path) as opened:
+            stored = opened.file[f"{table.detector_name}/metadata"]
+            assert isinstance(stored, h5py.Dataset)
+            return stored[()][rows]
+
+    def _metadata_file(self) -> Path | None:
+        if self._master is None:
+            return find_run(self.path, self.prefix).metadata
+        with examine(self._master) as opened:
+            rows = opened.file.get(f"{DETECTOR}/metadata")
+            if not isinstance(rows, h5py.Dataset) or not rows.is_virtual:
+                return None
+            return self._master.parent / source_files(rows)[0]
+
+    def _existing_master(self) -> Path | None:
+        if self._master is not None:
+            return self._master
+        path = find_run(self.path, self.prefix).master
+        if not path.exists():
+            return None
+        _run_of_master(path)
+        return path
+
+
+def is_master_file(path: Path) -> bool:
+    """Return whether the HDF5 file at `path` shows a run by a virtual dataset. Raises `FileLayoutError`."""
+    with examine(path, allow_unclosed=True) as opened:
+        images = opened.file.get(DATA)
+        return isinstance(images, h5py.Dataset) and images.is_virtual and IMAGE_ID in opened.file
+
+
+def sources_of_master(path: Path, images: h5py.Dataset) -> list[Path]:
+    """Return the raw files with images that a master file shows, even those that do not exist."""
+    return [path.parent / name for name in source_files(images)]
+
+
+def _run_of_master(path: Path) -> RecordedRun:
+    """Return the run that the master file shows, checked."""
+    with open_file(path) as opened:
+        master = opened.file
+        with damage_named(path):
+            images, image_ids, names = (master.get(name) for name in (DATA, IMAGE_ID, RAW_FILES))
+            assert isinstance(images, h5py.Dataset)
+            assert isinstance(image_ids, h5py.Dataset)
+            sources = sources_of_master(path, images)
+            if isinstance(names, h5py.Dataset):
+                # Files without images are not named by the virtual dataset.
+                sources = [path.parent / str(name) for name in np.ravel(names.asstr()[()])]
+            shown_ids, run_ids = image_ids[()], run_ids_of(master)
+    run = read_run(sources)
+    for raw in run.raw_files:
+        check_run_id(raw.path, raw.origin.run_id, run_ids, path)
+    if not np.array_equal(run.order.image_ids, shown_ids):
+        raise FileLayoutError(f"{path}: does not show the images that are in the raw files now")
+    return run
