@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from cli.conftest import Up
+from support.processes.children import child_of, children
 from support.processes.deployment import Deployment, free_port, wait_until
 from support.processes.machine import assert_within
 
@@ -24,11 +25,6 @@ from stddaq.daemon.arguments import ArgumentParser
 from stddaq.writing.driver.options import add_driver_options
 
 SIMULATE = ("--source", "simulate", "--rate", "500")
-
-
-def children(pid: int) -> list[int]:
-    """Return the processes whose parent is `pid`."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def is_running(pid: int) -> bool:
@@ -45,17 +41,9 @@ def is_pending(pid: int, signal_number: int) -> bool:
     return bool(int(re.findall(r"ShdPnd:\s+(\w+)", status)[0], 16) & 1 << signal_number - 1)
 
 
-def child_named(up: Up, script: str, *args: str) -> int:
-    """Return the child of `stddaq up` that runs `script` with `args` in its command."""
-
-    def find() -> int | None:
-        for pid in children(up.process.pid):
-            command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            if any(part.endswith(script) for part in command) and all(arg in command for arg in args):
-                return pid
-        return None
-
-    return wait_until(find, what=script)
+def child_named(up: Up, *words: str) -> int:
+    """Return the child of `stddaq up` that runs a script, with arguments."""
+    return wait_until(lambda: child_of(up.process.pid, *words), what=words[0])
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

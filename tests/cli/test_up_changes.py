@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from cli.conftest import Up
+from support.processes.children import child_of
 from support.processes.deployment import Deployment, free_port, wait_until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -34,15 +35,7 @@ def rest_line(port: int) -> str:
 
 def pid_of(up: Up, *words: str) -> int | None:
     """Return the child of `stddaq up` with all `words` in its command, or None."""
-    pid = up.process.pid
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        try:
-            command = Path(f"/proc/{child}/cmdline").read_text().split("\0")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if all(any(part.endswith(word) for part in command) for word in words):
-            return int(child)
-    return None
+    return child_of(up.process.pid, *words)
 
 
 def width_of(path: str) -> int:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import zmq
+from support.processes.children import children
 from support.processes.deployment import Deployment, Service, free_port
 from support.processes.live_streams import start_live_stream, subscribed
 from support.processes.machine import assert_within
@@ -88,7 +89,7 @@ def test_a_writer_whose_master_file_is_not_made(make_rig: MakeRig, storage: Stor
     rig.begin(n_image=5)
     rig.publish(images_of(range(5)))
     storage.wait_for_a_call()
-    (child,) = children_of(writer.pid)
+    (child,) = children(writer.pid)
     ended = end(writer)
     assert not Path(f"/proc/{child}").exists()
     assert f"{rig.deployment.detector_name}-writer-0" not in rig.deployment.sockets()
@@ -116,10 +117,6 @@ def test_a_writer_whose_driver_takes_no_responses(deployment: Deployment, tmp_pa
         writer.wait_for_line("no driver is connected; a response is dropped")
         seen(end(writer))
         binding.close()
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_metadata_writer_whose_storage_does_not_respond(make_rig: MakeRig, storage: Storage) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import signal
 import struct
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 from support.peers.udp_detectors import UdpSender, eiger_frame, free_udp_ports, gigafrost_frame
+from support.processes.children import child_of
 from support.processes.deployment import Deployment, Service, free_port, wait_until
 from support.processes.stream_readers import StreamReader
 from support.processes.udp_modules import (
@@ -268,3 +271,59 @@ def n_missing(image: np.ndarray, sent: np.ndarray) -> int:
         kept = np.repeat(~np.array(lacks), 8)
         assert np.array_equal(image[kept, columns], sent[kept, columns])
     return n
+
+
+# Of module 0; a synchroniser has no number.
+VICTIMS = {
+    "receiver": ("std_udp_recv_eg", "0"),
+    "converter": ("std_data_convert_eg", "0"),
+    "synchroniser": ("std_data_sync_module",),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.fault(
+    fault="{victim}: SIGKILL",
+    state="running",
+    promise="stddaq up restarts it, images are announced again; no good image has pixels of another one",
+)
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_killed_service_is_restarted_and_images_continue(
+    make_deployment: MakeDeployment, directory: Path, victim: str, seen: Callable[[str], None]
+) -> None:
+    deployment = make_deployment(number_of_writers=1, start_udp_port=free_udp_ports(2), **EIGER)
+    up = deployment.run(
+        *(deployment.stddaq, "up", deployment.config_path, "--port", free_port(), "--source", "udp"),
+        ready="all services ready",
+    )
+    for module in range(2):
+        up.wait_for_line(rf"module_id={module},.*n_subscribers=1")
+    path, sent = directory / "images.npy", random_images(3)
+    np.save(path, sent)
+    n_good = 0
+
+    def count_good(reader: StreamReader) -> int:
+        """Receive an image; fail if it is good, and has other pixels than were sent. Return how many are."""
+        nonlocal n_good
+        image = reader.receive_one(1.0)
+        if image is not None and image.status == GOOD_IMAGE and image.is_held:
+            assert np.array_equal(image.pixels, sent[image.image_id % 3])
+            n_good += 1
+        return n_good
+
+    options = ("--images", path, "--rate", 20)
+    with StreamReader(deployment) as reader:
+        detector = deployment.run(deployment.stddaq, "simulate-udp", deployment.config_path, *options)
+        wait_until(lambda: count_good(reader), 60.0, "a good image")
+        killed = child_of(up.pid, *VICTIMS[victim])
+        assert killed is not None
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: child_of(up.pid, *VICTIMS[victim]) not in {killed, None}, 60.0, "a new process")
+        # What was announced before the end of the old process may still be queued.
+        while reader.receive_one(0) is not None:
+            pass
+        n_good = 0
+        wait_until(lambda: count_good(reader) >= 10, 60.0, "ten good images")
+        assert detector.end() == 0
+    seen("images continue, each with its own pixels")
+    assert up.end() == 0
