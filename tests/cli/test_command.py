@@ -18,7 +18,10 @@ from stddaq.cli import main
 from stddaq.daemon.arguments import user_id
 
 HEAVY = ("h5py", "numpy", "pydantic", "websockets", "zmq", "google.protobuf", "rich", "PIL", "asyncio")
-COMMANDS = ("demo", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "repair")
+COMMANDS = (
+    *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate"),
+    *("repair", "doctor", "units", "completion"),
+)
 
 
 def imported_by(code: str) -> set[str]:

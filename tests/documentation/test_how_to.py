@@ -62,12 +62,12 @@ def test_images_are_recorded_and_read_as_described(
     deployment.start_writers()
     deployment.run(deployment.stddaq, "simulate", deployment.config_path, "--rate", 200, ready="ready")
 
-    places = {"ws://127.0.0.1:8080": url, "/data/run1": str(tmp_path), "n_image=1000": "n_image=100"}
+    places = {"ws://127.0.0.1:8080": url, "/tmp/run1": str(tmp_path), "n_image=1000": "n_image=100"}
     exec(python_of("record-images.md", **places), {})
     assert capsys.readouterr().out == "100\n"
 
     names: dict[str, Any] = {}
-    read = python_of("read-the-files.md", **{"/data/run1/file": f"{tmp_path}/scan"})
+    read = python_of("read-the-files.md", **{"/tmp/run1/file": f"{tmp_path}/scan"})
     exec(read + "    shape = images.shape\n", names)
     assert names["shape"] == (
         100,
@@ -142,7 +142,7 @@ def test_plans_run_as_described(
         ready="all services ready",
     )
     names: dict[str, Any] = {}
-    places = {"8080": str(port), "/data/run1": str(tmp_path), '"simulated"': repr(deployment.detector_name)}
+    places = {"8080": str(port), "/tmp/run1": str(tmp_path), '"simulated"': repr(deployment.detector_name)}
     exec(python_of("use-it-from-bluesky.md", **places), names)
     assert published_shapes(tmp_path) == [(6, 32, 48), (10, 32, 48), (1000, 32, 48)]
     names["camera"].destroy()
@@ -157,7 +157,7 @@ def test_plans_of_ophyd_async_run_as_described(deployment: Deployment, tmp_path:
         ready="all services ready",
     )
     names: dict[str, Any] = {}
-    places = {"8080": str(port), "/data/run1": str(tmp_path), '"simulated"': repr(deployment.detector_name)}
+    places = {"8080": str(port), "/tmp/run1": str(tmp_path), '"simulated"': repr(deployment.detector_name)}
     exec(python_of("use-it-from-ophyd-async.md", **places), names)
     assert published_shapes(tmp_path) == [(3, 32, 48), (20, 32, 48), (500, 32, 48)]
     engine = names["RE"]

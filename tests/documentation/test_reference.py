@@ -60,8 +60,8 @@ SERVICES: dict[str, Main] = {
     "std_bsread_recv": bsread_receiver.main,
 }
 SUB_COMMANDS = (
-    *("demo", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "repair"),
-    *("doctor", "units"),
+    *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate"),
+    *("repair", "doctor", "units", "completion"),
 )
 
 DOCS = Path(__file__).parents[2] / "docs"

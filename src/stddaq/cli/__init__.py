@@ -36,8 +36,8 @@ class SubCommand(Protocol):
 
 # In the order in which a newcomer needs them.
 _MODULES = (
-    *("demo", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "repair"),
-    *("doctor", "units"),
+    *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "repair"),
+    *("doctor", "units", "completion"),
 )
 # Services with their own argument parsers: the module, and one sentence.
 _SERVICES = {
@@ -58,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in _SERVICES:
         service = importlib.import_module(f"stddaq.sources.{_SERVICES[argv[0]][0]}")
         return service.main(argv[1:])
-    parser = _parser()
+    known = parser()
     if not argv:
-        parser.print_help()
+        known.print_help()
         return 0
-    args = parser.parse_args(argv)
+    args = known.parse_args(argv)
     try:
         with escaped_output():
             code = args.run(args)
@@ -82,9 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser("stddaq", "Data acquisition from detector to file.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+def parser() -> ArgumentParser:
+    """Return the parser of all commands."""
+    known = ArgumentParser("stddaq", "Data acquisition from detector to file.")
+    commands = known.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name in _MODULES:
         module = cast(SubCommand, importlib.import_module(f"stddaq.cli.{name}"))
         command = commands.add_parser(
@@ -96,7 +97,7 @@ def _parser() -> ArgumentParser:
         commands.add_parser(
             name, help=f"{summary}; see stddaq {name} --help", add_help=False, add_version=False
         )
-    return parser
+    return known
 
 
 def _sentence(summary: str) -> str:

@@ -109,16 +109,30 @@ def _installation(server: Server) -> Finding:
     return Finding(name, "ok", f"{user} can use {sys.prefix}")
 
 
-def rings_bytes(config: DetectorConfig) -> int:
-    """Return the shared memory of all ring buffers of a configuration."""
+def image_rings_bytes(config: DetectorConfig) -> int:
+    """Return the shared memory of the ring buffers of images, raw and compressed."""
     image = RingGeometry.of(config)
     n_compressors = sum("compress" in service.program.name for service in requested_services(config))
-    total = (1 + n_compressors) * (image.segment_bytes + image.cursor_bytes)
+    return (1 + n_compressors) * (image.segment_bytes + image.cursor_bytes)
+
+
+def rings_bytes(config: DetectorConfig) -> int:
+    """Return the shared memory of all ring buffers of a configuration, those of UDP receivers included."""
+    total = image_rings_bytes(config)
     if config.detector_type in RECEIVERS:
         n_bytes = frame_bytes(config)
         frames = RingGeometry(n_bytes, FRAME_SLOTS, 1, n_bytes, 0)
         total += len(expected_modules(config)) * (frames.segment_bytes + frames.cursor_bytes)
     return total
+
+
+def free_shared_memory() -> int:
+    """Return the free bytes of /dev/shm; 0 if there is none."""
+    try:
+        room = os.statvfs("/dev/shm")
+    except OSError:
+        return 0
+    return room.f_bavail * room.f_frsize
 
 
 def _shared_memory(config: DetectorConfig, server: Server) -> Finding:

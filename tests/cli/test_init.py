@@ -1,0 +1,154 @@
+"""`stddaq init`: configurations by options, by questions, and from the examples."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stddaq.cli import main as stddaq
+from stddaq.config import DetectorConfig
+from stddaq.config.creation import example_names
+from stddaq.config.modules import gaps, position_mistakes
+
+SIZES = {
+    "gigafrost": "2016x2016",
+    "eiger": "3106x3264",
+    "jungfrau-raw": "1030x1066",
+    "jungfrau-converted": "1024x512",
+    "pco": "2560x2160",
+}
+
+
+@pytest.fixture(autouse=True)
+def _directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Return the line with which `stddaq init` refuses."""
+    with pytest.raises(SystemExit) as ended:
+        stddaq(["init", *arguments])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("detector", SIZES)
+def test_configuration_by_options_is_complete(detector: str) -> None:
+    assert stddaq(["init", "--detector", detector, "--size", SIZES[detector], "--name", "D1"]) == 0
+    config = DetectorConfig.load("D1.json")
+    width, height = map(int, SIZES[detector].split("x"))
+    assert config.image_shape == (height, width)
+    assert position_mistakes(config) == []
+
+
+@pytest.mark.parametrize("detector", SIZES)
+def test_usual_values_are_valid(detector: str) -> None:
+    assert stddaq(["init", "--detector", detector]) == 0
+    assert position_mistakes(DetectorConfig.load(f"{detector}.json")) == []
+
+
+def test_modules_lie_from_edge_to_edge() -> None:
+    stddaq(["init", "jf.json", "--detector", "jungfrau-raw", "--size", "1024x1066"])
+    config = DetectorConfig.load("jf.json")
+    assert config.n_modules == 2
+    (gap,) = gaps(config)
+    assert (gap.top, gap.bottom) == (512, 1066 - 512)
+
+
+def test_examples_are_listed_and_written(capsys: pytest.CaptureFixture[str]) -> None:
+    assert stddaq(["init", "--list"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert listed == example_names()
+    for name in listed:
+        assert stddaq(["init", "--example", name]) == 0
+        DetectorConfig.load(f"{name}.json")
+
+
+def test_no_file_is_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("pco.json").write_text("{}")
+    assert "pco.json: expected a new file" in refusal(capsys, "--example", "pco")
+    assert Path("pco.json").read_text() == "{}"
+
+
+def test_rings_that_do_not_fit_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    stddaq(["init", "--detector", "pco", "--size", "46000x46000"])
+    assert "they do not fit this machine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--detector", "gigafrost", "--size", "100x100"), "size: expected a width that is a multiple of 24"),
+        (("--detector", "eiger", "--size", "100x100"), "size: expected at least one module of eiger"),
+        (("--detector", "eiger", "--size", "100"), "expected WIDTHxHEIGHT in pixels"),
+        (("--detector", "egier"), "did you mean eiger?"),
+        (("--example", "none"), "example: expected one of eiger,"),
+        (("--detector", "pco", "--name", "../x"), "detector_name: expected"),
+    ],
+)
+def test_refusals(arguments: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reason in refusal(capsys, *arguments)
+    assert list(Path().iterdir()) == []
+
+
+def test_without_a_terminal_it_asks_nothing() -> None:
+    command = [sys.executable, "-m", "stddaq", "init"]
+    done = subprocess.run(
+        command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "or a terminal for questions" in done.stderr
+
+
+def answer(text: str) -> tuple[int, str]:
+    """Return the exit code and the output of `stddaq init` in a terminal in which `text` is typed."""
+    terminal, side = pty.openpty()
+    try:
+        os.write(terminal, text.encode())
+        command = [sys.executable, "-m", "stddaq", "init", "asked.json"]
+        done = subprocess.run(
+            command,
+            check=False,
+            stdin=side,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            start_new_session=True,
+        )
+    finally:
+        os.close(terminal)
+        os.close(side)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_answers_make_a_configuration(tmp_path: Path) -> None:
+    code, output = answer(f"egier\neiger\n514x512\n32\nEG1\nmany\n4\n{tmp_path}\n")
+    assert code == 0, output
+    assert "expected one of gigafrost," in output
+    assert "expected an integer from 1 to 1000, got 'many'" in output
+    config = DetectorConfig.load("asked.json")
+    assert (config.detector_type, config.detector_name, config.bit_depth) == ("eiger", "EG1", 32)
+    assert (config.image_shape, config.number_of_writers) == ((512, 514), 4)
+    assert config.allowed_roots == [str(tmp_path)]
+
+
+def test_enter_accepts_the_usual_values() -> None:
+    code, output = answer("\n" * 5)
+    assert code == 0, output
+    content = json.loads(Path("asked.json").read_text())
+    assert content["detector_type"] == "gigafrost"
+    assert "allowed_roots" not in content
+
+
+def test_the_end_of_the_input_ends_it() -> None:
+    code, output = answer("eiger\n\x04")
+    assert code == 2
+    assert "standard input: expected an answer, got its end" in output
+    assert not Path("asked.json").exists()
