@@ -26,7 +26,7 @@ ADDRESSES = {
 def url(deployment: Deployment) -> str:
     """Return the URL of the HTTP service of a configuration with two live streams."""
     deployment.write_config(live_stream_configs=ADDRESSES)
-    service = deployment.start("stddaq-rest", "--port", 0, ready=None)
+    service = deployment.start("stddaq-rest", "--port", 0, "--allow-control", ready=None)
     return service.wait_for_line(r"ready: listening on (http://\S+)")[1]
 
 
@@ -115,7 +115,7 @@ def test_settings_of_another_session_are_shown_kept_and_restored(
 
 def test_a_plan_takes_its_images_without_the_service_of_the_settings(make_rig: Any, deployment: Deployment):
     deployment.write_config(live_stream_configs=ADDRESSES)
-    service = deployment.start("stddaq-rest", "--port", 0, ready=None)
+    service = deployment.start("stddaq-rest", "--port", 0, "--allow-control", ready=None)
     url = service.wait_for_line(r"ready: listening on (http://\S+)")[1]
 
     class Detector(StdDaqDetector):

@@ -79,7 +79,7 @@ def test_images_are_recorded_and_read_as_described(
 def test_a_configuration_is_changed_as_described(
     deployment: Deployment, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    service = deployment.start("stddaq-rest", "--port", 0, ready=None)
+    service = deployment.start("stddaq-rest", "--port", 0, "--allow-control", ready=None)
     url = service.wait_for_line(r"listening on (http://\S+)")[1]
     exec(python_of("change-a-configuration.md", **{"http://127.0.0.1:5000": url}), {})
     assert capsys.readouterr().out.startswith("['number_of_writers'] ['std_det_driver', 'std_det_writer'")

@@ -26,7 +26,6 @@ from stddaq.udp import replay as udp_replay
 from stddaq.web import app as rest_app
 from stddaq.web import service as rest_service
 from stddaq.web.configurations import Configurations
-from stddaq.web.guard import Guard
 from stddaq.web.h5_files import H5Files
 from stddaq.web.routes.config import ConfigChanged
 from stddaq.web.routes.files import FileStatus, Table
@@ -139,7 +138,7 @@ def test_every_path_and_key_of_the_configuration_service_is_described() -> None:
 
 
 def _paths_of_the_configuration_service() -> list[str]:
-    app = rest_app.create_app(Configurations([]), H5Files([], 1.0), Guard)
+    app = rest_app.create_app(Configurations([]), H5Files([], 1.0))
     return list(app.openapi()["paths"])
 
 

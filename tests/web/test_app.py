@@ -18,7 +18,6 @@ from stddaq.files.opening import UnclosedFileError
 from stddaq.web.app import STATUSES, create_app
 from stddaq.web.configurations import Configurations
 from stddaq.web.errors import QueueFullError, RequestInvalidError, UnknownDetectorError
-from stddaq.web.guard import Guard
 from stddaq.web.h5_files import MAX_WAITING, H5Files
 
 
@@ -35,7 +34,7 @@ class FailingFiles(H5Files):
 
 def get(files: H5Files, path: str, configurations: Configurations | None = None) -> tuple[int, Any]:
     """Return the status and the decoded body of the answer to a request."""
-    app = create_app(configurations or Configurations([]), files, Guard)
+    app = create_app(configurations or Configurations([]), files)
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from stddaq.daemon.access import Access
 from stddaq.web import guard
 from stddaq.web.guard import MAX_BODY_BYTES, Guard
+from stddaq.web.rights import Rights
 
 TOKEN = "0123456789abcdef"
 JSON = ("content-type", "application/json")
@@ -20,6 +20,7 @@ def answer(
     *headers: tuple[str, str],
     body: tuple[bytes, ...] = (b"",),
     token: str | None = None,
+    rights: Rights | None = None,
     ends: bool = True,
     method: str = "GET",
     path: str = "/api/config/get",
@@ -46,7 +47,7 @@ def answer(
     if "host" not in dict(headers):
         given.append((b"host", b"127.0.0.1:5000"))
     scope = {"type": "http", "method": method, "path": path, "headers": given}
-    asyncio.run(Guard(app, Access(token))(scope, receive, send))
+    asyncio.run(Guard(app, rights or Rights(token))(scope, receive, send))
     if passed:
         return 200, passed[0]
     return sent[0]["status"], json.loads(sent[1]["body"])["detail"]
@@ -149,10 +150,11 @@ def test_websocket_handshake_is_checked_like_a_request() -> None:
     def handshake(**headers: str) -> None:
         scope = {
             "type": "websocket",
+            "path": "/api/run/ws",
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
             "extensions": {"websocket.http.response": {}},
         }
-        asyncio.run(Guard(app, Access(None))(scope, receive, send))
+        asyncio.run(Guard(app, Rights())(scope, receive, send))
 
     handshake(host="127.0.0.1:5000", origin="http://elsewhere.example")
     handshake(host="elsewhere.example")
@@ -163,3 +165,70 @@ def test_websocket_handshake_is_checked_like_a_request() -> None:
     handshake(host="127.0.0.1:5000", origin="http://127.0.0.1:5000")
     handshake(host="localhost:5000")
     assert passed == ["websocket", "websocket"]
+
+
+BROWSER = ("sec-fetch-site", "same-origin")
+MARK = ("x-stddaq", "1")
+
+
+def change(*headers: tuple[str, str], path: str = "/api/run/start", rights: Rights | None = None) -> int:
+    """Send a request that changes something; return its status."""
+    return answer(*headers, method="POST", path=path, rights=rights or Rights(allow_control=True))[0]
+
+
+def test_change_by_a_browser_needs_a_header_that_no_other_site_can_send() -> None:
+    for browser in (BROWSER, ("origin", "http://127.0.0.1:5000"), ("cookie", "stddaq-5000=x")):
+        assert change(browser, JSON, MARK) == 200
+        assert change(browser, JSON) == 403
+        assert change(browser, JSON, ("x-stddaq", "0")) == 403
+        assert change(browser, JSON, MARK, MARK) == 403
+        assert change(browser, MARK) == 415
+        assert change(browser, ("content-type", "text/plain"), MARK) == 415
+    assert change() == 200  # Programs send what they like.
+
+
+def test_without_a_token_only_a_service_that_allows_it_is_controlled() -> None:
+    assert change(rights=Rights()) == 403
+    assert answer(rights=Rights())[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/static/x/main.js", "/api/session", "/health/live"])
+def test_frame_of_the_page_is_public_with_a_token(path: str) -> None:
+    assert answer(path=path, token=TOKEN)[0] == 200
+
+
+LOOKING = ["/api/live/ws", "/api/run/ws", "/api/live/sources", "/api/health", "/api/history", "/health"]
+VIEWING = [
+    *("/api/config/get", "/api/config/history", "/api/events", "/api/events/ws", "/api/runs", "/metrics"),
+    *("/api/h5/read_metadata", "/api/live/image.tiff", "/api/live/pixel", "/openapi.json", "/nothing"),
+]
+
+
+@pytest.mark.parametrize("path", [*LOOKING, *VIEWING])
+def test_anonymous_viewers_get_only_what_has_no_names(path: str) -> None:
+    status = 200 if path in LOOKING else 401
+    assert answer(path=path, rights=Rights(TOKEN, anonymous_view=True))[0] == status
+    assert answer(path=path, rights=Rights(TOKEN))[0] == 401
+
+
+def test_token_for_viewers_does_not_control() -> None:
+    rights = Rights(TOKEN, view_token=TOKEN[::-1])
+    viewer = ("authorization", f"Bearer {TOKEN[::-1]}")
+    assert answer(viewer, rights=rights)[0] == 200
+    assert change(viewer, rights=rights) == 403
+    assert change(("authorization", f"Bearer {TOKEN}"), rights=rights) == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *(
+            (name, 200)
+            for name in ("10.0.0.1:5000", "[fd00::1]:5000", "localhost", "daq.example", "DAQ.example:5")
+        ),
+        *((name, 403) for name in ("rebound.example", "daq.example.evil", "", "[")),
+    ],
+)
+def test_browser_reaches_a_service_with_a_token_only_by_its_names(host: str, status: int) -> None:
+    rights = Rights(TOKEN, anonymous_view=True, hosts=["daq.example"])
+    assert answer(("host", host), path="/api/live/sources", rights=rights)[0] == status

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import hashlib
 import hmac
 import os
 from collections.abc import Callable, Sequence
@@ -48,16 +49,29 @@ class Access:
 
     def check(self, header: Header) -> None:
         """Raise `AccessError` if a browser sent it for another web site, or its token is not right."""
-        host = _only("Host", header("host"))
-        origins = header("origin")
-        if origins and _netloc(_only("Origin", origins)) != host:
-            raise AccessError(403, mismatch("Origin", "that of this service", ascii(origins[0][:200])))
+        host = host_of(header)
         if self._token is None:
-            if not is_loopback(_name_of(host)):
+            if not is_loopback(name_of(host)):
                 raise AccessError(403, mismatch("Host", "localhost or its address", ascii(host[:200])))
-        elif not hmac.compare_digest(_token_in(header("authorization")), self._token.encode()):
-            expected = "Bearer and the token of this service, or the token as the password of Basic"
-            raise AccessError(401, mismatch("Authorization", expected, "another value or none"))
+        elif not is_token(token_in(header), self._token):
+            raise AccessError(401, mismatch("Authorization", EXPECTED_TOKEN, "another value or none"))
+
+
+EXPECTED_TOKEN = "Bearer and the token of this service, or the token as the password of Basic"
+
+
+def host_of(header: Header) -> str:
+    """Return the Host of a request. Raise `AccessError` if a page of another web site sent it."""
+    host = _only("Host", header("host"))
+    origins = header("origin")
+    if origins and _netloc(_only("Origin", origins)) != host:
+        raise AccessError(403, mismatch("Origin", "that of this service", ascii(origins[0][:200])))
+    return host
+
+
+def is_token(given: bytes, token: str) -> bool:
+    """Return whether `given` is the token, in a time that does not depend on how much of it is right."""
+    return hmac.compare_digest(hashlib.sha256(given).digest(), hashlib.sha256(token.encode()).digest())
 
 
 def add_token_option(parser: argparse.ArgumentParser) -> None:
@@ -72,11 +86,16 @@ def add_token_option(parser: argparse.ArgumentParser) -> None:
 
 
 def access_of(args: argparse.Namespace) -> Access:
-    """Return the checks of a service with `--host` and `--token-file`. Raise `ConfigError`.
+    """Return the checks of a service with `--host` and `--token-file`. Raise `ConfigError`."""
+    return Access(token_of(args))
+
+
+def token_of(args: argparse.Namespace) -> str | None:
+    """Return the token by `--token-file` or the environment. Raise `ConfigError` if `--host` needs one.
 
     The token is removed from the environment, so that processes started later do not have it.
     """
-    token = _read_token(args.token_file)
+    token = read_token(args.token_file, "--token-file", os.environ.pop(TOKEN_VARIABLE, None))
     if token is None and not is_loopback(args.host):
         raise ConfigError(
             mismatch(
@@ -86,14 +105,17 @@ def access_of(args: argparse.Namespace) -> Access:
                 f"give --token-file, or {TOKEN_VARIABLE} in the environment",
             )
         )
-    return Access(token)
+    return token
 
 
-def _read_token(path: Path | None) -> str | None:
-    """Return the token that requests must carry; never an argument, because all users can list those."""
-    token, where = os.environ.pop(TOKEN_VARIABLE, None), TOKEN_VARIABLE
+def read_token(path: Path | None, option: str, token: str | None = None) -> str | None:
+    """Return the token in a file, else `token`, which is that of the environment. Raise `ConfigError`.
+
+    A token is never an argument, because all users can list those.
+    """
+    where = TOKEN_VARIABLE
     if path is not None:
-        where = f"--token-file {path}"
+        where = f"{option} {path}"
         try:
             with path.open() as file:
                 token, mode = file.read().strip(), os.fstat(file.fileno()).st_mode
@@ -120,9 +142,9 @@ def _only(name: str, values: Sequence[str]) -> str:
     return values[0] if values else ""
 
 
-def _token_in(values: Sequence[str]) -> bytes:
-    """Return the token in an Authorization header; empty if there is none."""
-    scheme, _, given = _only("Authorization", values).strip().partition(" ")
+def token_in(header: Header) -> bytes:
+    """Return the token in the Authorization header; empty if there is none."""
+    scheme, _, given = _only("Authorization", header("authorization")).strip().partition(" ")
     given = given.strip()
     if scheme.lower() == "bearer":
         return given.encode()
@@ -143,7 +165,8 @@ def _netloc(origin: str) -> str | None:
         return None
 
 
-def _name_of(host: str) -> str:
+def name_of(host: str) -> str:
+    """Return the name in a Host header, without its port; empty if it is malformed."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:

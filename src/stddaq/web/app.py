@@ -7,7 +7,7 @@ block runs in threads and processes, so that a hanging file system does not stop
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, cast
+from typing import cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -41,7 +41,8 @@ from stddaq.web.h5_files import H5Files
 from stddaq.web.live.driver_feed import DriverFeed
 from stddaq.web.monitoring import Monitoring
 from stddaq.web.responses import JsonResponse, described, refusal
-from stddaq.web.routes import config, files, live, monitoring, page, simulator
+from stddaq.web.rights import Rights
+from stddaq.web.routes import config, files, live, login, monitoring, page, simulator
 from stddaq.wire.default_addresses import DEFAULT_URL
 
 Handler = Callable[[Request, Exception], Awaitable[JsonResponse]]
@@ -72,11 +73,11 @@ STATUSES: Mapping[type[Exception], int] = {
 def create_app(
     configurations: Configurations,
     h5_files: H5Files,
-    guard: Callable[[Any], Guard],
+    rights: Rights | None = None,
     monitored: Monitoring | None = None,
     driver: DriverFeed | None = None,
 ) -> FastAPI:
-    """Return the application; `guard` wraps it in the checks that every request must pass.
+    """Return the application, whose requests have the `rights`.
 
     `driver`: whose status the page shows; by default the one at the default address.
     """
@@ -90,12 +91,14 @@ def create_app(
         default_response_class=JsonResponse,
         responses=described(400, 401, 403, 408, 413, 422),
     )
-    app.add_middleware(guard)  # pyright: ignore[reportArgumentType]
+    rights = rights or Rights()
+    app.add_middleware(Guard, rights=rights)
     for error, status in STATUSES.items():
         app.add_exception_handler(error, _refusing(status))
     app.add_exception_handler(HTTPException, _no_route)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _defect)
+    app.include_router(login.router(rights))
     app.include_router(config.router(configurations))
     app.include_router(files.router(h5_files))
     app.include_router(simulator.router(configurations))

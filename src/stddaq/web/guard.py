@@ -1,8 +1,9 @@
-"""The checks that every request must pass: its token, its origin, the type and length of its body.
+"""The checks that every request must pass: its right, its origin, the type and length of its body.
 
 WebSocket handshakes are checked like requests, before they are accepted.
 
-Bodies must be declared as JSON, which browsers do not send to another site without asking it.
+What changes something must be declared as JSON and, if a browser sends it, carry the header `X-Stddaq: 1`.
+Browsers do not send either to another site without asking it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import asyncio
 from collections.abc import Mapping
 
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stddaq.daemon.access import Access, AccessError
+from stddaq.daemon.access import EXPECTED_TOKEN, AccessError
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
 from stddaq.web.responses import refusal
+from stddaq.web.rights import Granted, Right, Rights, needed
+from stddaq.web.routes.login import cookie_of
 
 MAX_BODY_BYTES = 2**20
 BODY_TIMEOUT_S = 10.0
@@ -35,10 +39,13 @@ class HttpRefusalError(StdDaqError, ValueError):
 
 
 class Guard:
-    """ASGI middleware: HTTP requests and WebSocket handshakes pass if `access` allows them."""
+    """ASGI middleware: HTTP requests and WebSocket handshakes pass if they have the right.
 
-    def __init__(self, app: ASGIApp, access: Access | None = None) -> None:
-        self._app, self._access = app, access or Access()
+    Routes find it as `granted` in the state of the request.
+    """
+
+    def __init__(self, app: ASGIApp, rights: Rights) -> None:
+        self._app, self._rights = app, rights
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -46,25 +53,53 @@ class Guard:
             return
         headers = Headers(scope=scope)
         try:
-            self._check_access(headers)
+            granted = self._granted(scope, headers)
             _check_site(scope, headers)
+            _check_right(scope, granted)
             if scope["type"] == "http":
+                is_change = scope["method"] not in ("GET", "HEAD")
+                if is_change:
+                    _check_mark(headers)
                 body = await _read_body(headers, receive)
-                _check_type(headers, body)
+                if body or (is_change and _is_of_browser(headers)):
+                    _check_type(headers)
                 receive = _replayed(body, receive)
         except HttpRefusalError as error:
             # Of a WebSocket, uvicorn sends the response in place of the handshake.
             await error.response(scope, receive, send)
             return
+        scope.setdefault("state", {})["granted"] = granted
         await self._app(scope, receive, send)
 
-    def _check_access(self, headers: Headers) -> None:
+    def _granted(self, scope: Scope, headers: Headers) -> Granted:
         try:
-            self._access.check(headers.getlist)
+            return self._rights.of(headers.getlist, cookie_of(HTTPConnection(scope)))
         except AccessError as error:
-            # `Basic` would make browsers ask for a password, and send it by themselves from then on.
-            challenge = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-            raise HttpRefusalError(error.status, str(error), challenge) from error
+            raise _refused_access(error.status, str(error)) from error
+
+
+def _check_right(scope: Scope, granted: Granted) -> None:
+    right = needed(scope["path"], scope.get("method", "GET"))
+    if granted.right >= right:
+        return
+    if granted.right <= Right.LOOK:
+        raise _refused_access(401, mismatch("Authorization", EXPECTED_TOKEN, "none", "or log in on the page"))
+    expected = "a service with --allow-control, or a login with its token"
+    raise HttpRefusalError(403, mismatch(f"{scope['method']} {scope['path']}", expected, "the right to view"))
+
+
+def _refused_access(status: int, reason: str) -> HttpRefusalError:
+    # `Basic` would make browsers ask for a password, and send it by themselves from then on.
+    return HttpRefusalError(status, reason, {"WWW-Authenticate": "Bearer"} if status == 401 else None)
+
+
+def _is_of_browser(headers: Headers) -> bool:
+    return any(name in headers for name in ("origin", "sec-fetch-site", "cookie"))
+
+
+def _check_mark(headers: Headers) -> None:
+    if _is_of_browser(headers) and headers.getlist("x-stddaq") != ["1"]:
+        raise HttpRefusalError(403, mismatch("X-Stddaq", "1, from a browser", "another value or none"))
 
 
 def _check_site(scope: Scope, headers: Headers) -> None:
@@ -84,9 +119,9 @@ def _check_site(scope: Scope, headers: Headers) -> None:
         raise HttpRefusalError(403, mismatch("Sec-Fetch-Site", expected, ascii(", ".join(site)[:100])))
 
 
-def _check_type(headers: Headers, body: bytes) -> None:
+def _check_type(headers: Headers) -> None:
     declared = headers.get("content-type", "")
-    if body and declared.split(";")[0].strip().lower() != "application/json":
+    if declared.split(";")[0].strip().lower() != "application/json":
         raise HttpRefusalError(
             415, mismatch("Content-Type", "application/json", ascii(declared[:100]) if declared else "none")
         )

@@ -12,7 +12,7 @@ from starlette.responses import Response
 _REASONS: Mapping[int, str] = {
     400: "the request is not valid HTTP, or changes the detector",
     401: "the token is missing or wrong",
-    403: "outside the roots, from another web site, or protected",
+    403: "outside the roots, from another web site, protected, or without the right",
     404: "does not exist",
     408: "the body did not arrive in time",
     409: "the state of the file, configuration or simulator does not allow it",
@@ -20,6 +20,7 @@ _REASONS: Mapping[int, str] = {
     413: "the body is too long",
     415: "the body is not declared as JSON",
     422: "the request, or what it names, is not valid; every mistake is named",
+    429: "too many wrong tokens were tried",
     503: "too many requests are waiting",
     504: "the file system did not answer in time",
 }

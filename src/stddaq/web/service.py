@@ -16,7 +16,7 @@ from pathlib import Path
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log, metrics
 from stddaq.daemon import main as daemon
-from stddaq.daemon.access import Access, access_of, add_token_option
+from stddaq.daemon.access import add_token_option, read_token, token_of
 from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number
 from stddaq.daemon.end_watch import EndWatch
 from stddaq.daemon.metrics import Registry
@@ -27,6 +27,7 @@ from stddaq.errors import ConfigError
 from stddaq.text import mismatch
 from stddaq.web.monitoring import MonitoredDetector, Monitoring
 from stddaq.web.response_counts import ResponseCounts
+from stddaq.web.rights import Rights
 from stddaq.wire.default_addresses import DEFAULT_CONFIG_PORT, TOKEN_VARIABLE
 
 NAME = "stddaq-rest"
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "(default: no files are used)",
     )
     add_token_option(parser)
+    add_rights_options(parser)
     parser.add_driver_url()
     parser.add_argument(
         "--file-timeout",
@@ -78,13 +80,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def add_rights_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of who may do what."""
+    parser.add_argument(
+        "--allow-control",
+        action="store_true",
+        help="without a token: let all users of this machine control runs and set configurations "
+        "(default: they may view)",
+    )
+    parser.add_argument(
+        "--view-token-file",
+        type=Path,
+        metavar="FILE",
+        help="file with a second token, with which one may view",
+    )
+    parser.add_argument(
+        "--anonymous-view",
+        action="store_true",
+        help="without a token: show images, state and losses, but no paths, users and configurations",
+    )
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="further name by which browsers reach this service; may be repeated",
+    )
+
+
+def rights_of(args: argparse.Namespace) -> Rights:
+    """Return the rights by the options. Raise `ConfigError`."""
+    token, view_token = token_of(args), read_token(args.view_token_file, "--view-token-file")
+    for option, is_given in (("--view-token-file", view_token), ("--anonymous-view", args.anonymous_view)):
+        if token is None and is_given:
+            raise ConfigError(mismatch(option, "--token-file, too", "none"))
+    if token is not None and args.allow_control:
+        advice = "with a token, only its owners control"
+        raise ConfigError(mismatch("--allow-control", "a service without a token", "a token", advice))
+    if token is not None and token == view_token:
+        raise ConfigError(mismatch("--view-token-file", "another token than --token-file", "the same"))
+    return Rights(
+        token,
+        view_token=view_token,
+        anonymous_view=args.anonymous_view,
+        allow_control=args.allow_control,
+        hosts=[args.host, *args.allowed_host],
+    )
+
+
 def _serve(args: argparse.Namespace) -> None:
     paths = [Path(name) for name in args.detector_json_filename]
     configs = [DetectorConfig.load(path) for path in paths]
     _check_names(paths, configs)
-    # The driver of a deployment has the same token; `access_of` removes it from the environment.
-    driver_token = os.environ.get(TOKEN_VARIABLE)
-    access = access_of(args)
+    # The driver of a deployment has the same token; `rights_of` removes it from the environment.
+    driver_token = os.environ.get(TOKEN_VARIABLE) or read_token(args.token_file, "--token-file")
+    rights = rights_of(args)
     log.set_up(NAME, configs[0].log_level)
     stop = daemon.StopRequest()
     stop.catch_signals()
@@ -94,13 +144,13 @@ def _serve(args: argparse.Namespace) -> None:
         for config, path in zip(configs, paths, strict=True)
     ]
     with _listen(args.host, args.port) as listener, published_pages():
-        asyncio.run(_run(args, monitored, access, driver_token, listener, stop))
+        asyncio.run(_run(args, monitored, rights, driver_token, listener, stop))
 
 
 async def _run(
     args: argparse.Namespace,
     detectors: Sequence[MonitoredDetector],
-    access: Access,
+    rights: Rights,
     driver_token: str | None,
     listener: socket.socket,
     stop: daemon.StopRequest,
@@ -111,7 +161,6 @@ async def _run(
     from stddaq.config.store import ConfigStore
     from stddaq.web.app import create_app
     from stddaq.web.configurations import Configurations
-    from stddaq.web.guard import Guard
     from stddaq.web.h5_files import H5Files
     from stddaq.web.http_protocol import HttpProtocol
     from stddaq.web.live.driver_feed import DriverFeed
@@ -128,7 +177,7 @@ async def _run(
     app = create_app(
         Configurations([ConfigStore(detector.config_path) for detector in detectors]),
         H5Files(args.root, args.file_timeout),
-        partial(Guard, access=access),
+        rights,
         monitoring,
         DriverFeed(args.url, driver_token),
     )

@@ -11,6 +11,7 @@ import requests
 from support.processes.deployment import Deployment, Service
 
 from stddaq.client import ConfigClient
+from stddaq.wire.default_addresses import TOKEN_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,18 @@ class RestService:
 
     @classmethod
     def start(cls, deployment: Deployment, root: Path, *args: object) -> Self:
-        """Create the directory `root`, start the service, and wait until it is ready."""
+        """Create the directory `root`, start the service, and wait until it is ready.
+
+        Without a token it lets all users of this machine control.
+        """
         root.mkdir(exist_ok=True)
+        has_token = "--token-file" in args or TOKEN_VARIABLE in deployment.env
+        rights = () if has_token else ("--allow-control",)
+        return cls.start_as_it_is(deployment, root, *rights, *args)
+
+    @classmethod
+    def start_as_it_is(cls, deployment: Deployment, root: Path, *args: object) -> Self:
+        """Start the service with these options and wait until it is ready."""
         process = deployment.start("stddaq-rest", "--port", 0, "--root", root, *args, ready=None)
         url = process.wait_for_line(r"ready: listening on (http://\S+)")[1]
         return cls(deployment, process, url, root, ConfigClient(url, user="me"))

@@ -5,6 +5,7 @@ import { Connection } from "./connection.js";
 import { mount as mountControl } from "./control.js";
 import { mount as mountEvents } from "./events.js";
 import { LiveImage } from "./live.js";
+import { enter, leaveIfLoggedOut } from "./login.js";
 import { RunPanel } from "./run.js";
 import { mount as mountRuns } from "./runs.js";
 import { mount as mountServices } from "./services.js";
@@ -51,9 +52,13 @@ function choose(sources, live) {
 
 async function start() {
   followTheme();
+  await enter(document.querySelector("header"));
   new Tabs({ run: mountControl, services: mountServices, configuration: mountConfiguration, events: mountEvents, runs: mountRuns });
   const run = new RunPanel();
-  new Connection("api/run/ws", (text) => run.receive(JSON.parse(text)), (isConnected) => run.connected(isConnected));
+  new Connection("api/run/ws", (text) => run.receive(JSON.parse(text)), (isConnected) => {
+    run.connected(isConnected);
+    if (!isConnected) leaveIfLoggedOut();
+  });
   const live = new LiveImage();
   for (;;) {
     try {

@@ -13,7 +13,9 @@ from fastapi import WebSocket, WebSocketDisconnect
 
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch, shown
+from stddaq.web.logins import Login
 from stddaq.web.responses import refusal
+from stddaq.web.routes.login import granted_of
 
 MAX_BROWSERS = 64
 MAX_MESSAGE_BYTES = 4096
@@ -46,7 +48,7 @@ class Sessions:
         session = Session(websocket)
         try:
             await websocket.accept()
-            await session.run(serve(session))
+            await session.run(serve(session), granted_of(websocket).login)
         except (WebSocketDisconnect, OSError):
             pass  # The browser has left.
         finally:
@@ -65,9 +67,11 @@ class Session:
         self.on_message: Callable[[dict[str, Any]], None] = _refuse
         self._window_from, self._n_messages = 0.0, 0
 
-    async def run(self, serve: Awaitable[None]) -> None:
-        """Run `serve` while messages are received, until one of the two ends."""
+    async def run(self, serve: Awaitable[None], login: Login | None = None) -> None:
+        """Run `serve` while messages are received, until one of the two or the login ends."""
         tasks = [asyncio.ensure_future(serve), asyncio.ensure_future(self._receive())]
+        if login:
+            tasks.append(asyncio.ensure_future(_end_of(login)))
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -120,6 +124,14 @@ def _parsed(text: str | None) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SessionError("invalid_json", mismatch("message", "a JSON object", shown((text or "")[:100])))
     return content
+
+
+async def _end_of(login: Login) -> None:
+    """Wait for the end of a login, and raise `SessionError`."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(max(0.0, login.until - time.monotonic())):
+            await login.ended.wait()
+    raise SessionError("logged_out", "the login has ended")
 
 
 def _refuse(message: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from fastapi import APIRouter, WebSocket
@@ -22,6 +23,8 @@ from stddaq.web.live.pace import ACKNOWLEDGE_TIMEOUT_S, Pace, Picture
 from stddaq.web.live.previews import Previews
 from stddaq.web.live.session import Session, SessionError, Sessions
 from stddaq.web.responses import described, refusal
+from stddaq.web.rights import Right
+from stddaq.web.routes.login import granted_of
 
 ReducerName = Literal["mean", "max"]
 _LOOK_S = 1.0
@@ -59,14 +62,29 @@ def router(configurations: Configurations, driver: DriverFeed) -> APIRouter:
 
     @routes.websocket("/run/ws")
     async def run(websocket: WebSocket) -> None:
+        right = granted_of(websocket).right
+
         async def serve(session: Session) -> None:
             with driver.watching() as watcher:
                 async for status in watcher.statuses():
-                    await session.send(dict(status.raw))
+                    await session.send(shown_to(right, status.raw))
 
         await sessions.run(websocket, serve)
 
     return routes
+
+
+_FOR_ALL = frozenset(
+    {"status", "count", "run_id", "n_image", "n_received", "writers"}
+    | {"n_damaged", "n_overwritten", "n_failed", "n_skipped", "n_restarts"}
+)
+
+
+def shown_to(right: Right, status: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a status that a browser may see: without the right to view, no paths."""
+    if right >= Right.VIEW:
+        return dict(status)
+    return {key: value for key, value in status.items() if key in _FOR_ALL}
 
 
 def _sources(configurations: Configurations) -> list[LiveSource]:
