@@ -191,9 +191,12 @@ class Deployment:
         user: int | None = None,
         preloaded: bool = True,
         env: Mapping[str, str] | None = None,
+        ipc_directory: Path | None = None,
         **overrides: Any,
     ) -> None:
         """Write the configuration into `directory`; `overrides` as for `make_config`.
+
+        Several deployments may share an `ipc_directory`, which exists and stays; by default it has its own.
 
         Services run as the uid `user`, which needs root, or by default as the caller. Services that are not
         `preloaded` share no memory with each other. `env` is added to their environment.
@@ -202,7 +205,8 @@ class Deployment:
         self.detector_name: str = self.config["detector_name"]
         self._user, self._preloaded = user, preloaded
         # Paths of sockets are limited to 107 bytes; those of pytest's directories are longer.
-        self.ipc_directory = Path(tempfile.mkdtemp(prefix="sd-", dir="/tmp"))
+        self._shares_directory = ipc_directory is not None
+        self.ipc_directory = ipc_directory or Path(tempfile.mkdtemp(prefix="sd-", dir="/tmp"))
         self.config_path = directory / f"{self.detector_name}.json"
         if user is not None:
             # Other users have no access to pytest's directories.
@@ -277,7 +281,11 @@ class Deployment:
 
     def sockets(self) -> list[str]:
         """Return the names of the files in the ipc directory; the directory of metrics pages is none."""
-        return sorted(path.name for path in self.ipc_directory.iterdir() if path != self.pages)
+        return sorted(path.name for path in self._in_ipc_directory() if path != self.pages)
+
+    def _in_ipc_directory(self) -> list[Path]:
+        pattern = f"{self.detector_name}*" if self._shares_directory else "*"
+        return list(self.ipc_directory.glob(pattern))
 
     @property
     def pages(self) -> Path:
@@ -288,8 +296,11 @@ class Deployment:
         """Remove the segments and sockets of services that a test killed without `Service.kill`."""
         for name in self.segments():
             (SHM_DIRECTORY / name).unlink(missing_ok=True)
-        shutil.rmtree(self.ipc_directory, ignore_errors=True)
-        self.ipc_directory.mkdir()
+        for path in self._in_ipc_directory():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Terminate all services, later ones first, and check that they exit with 0 and leave nothing behind.
@@ -319,7 +330,8 @@ class Deployment:
                 complaints += [f"left behind: {page}" for page in self.pages.iterdir()]
         finally:
             self.remove_leftovers()
-            shutil.rmtree(self.ipc_directory, ignore_errors=True)
+            if not self._shares_directory:
+                shutil.rmtree(self.ipc_directory, ignore_errors=True)
             self.config_path.unlink(missing_ok=True)
         assert not complaints, "\n".join(complaints)
 
