@@ -45,6 +45,7 @@ N_SLOTS = 1000
 # Slower machines reach the state that a rule waits for later.
 FIRES_S = 150.0
 SETTLED_S = 60.0
+POLL_S = 0.2
 
 
 @dataclass
@@ -354,7 +355,7 @@ class Plant:
                 site.work.result()
             return alert in self.prometheus.fired()[site.name]
 
-        wait_until(fires, FIRES_S, f"{alert} fires")
+        wait_until(fires, FIRES_S, f"{alert} fires", POLL_S)
         return site
 
 
@@ -389,13 +390,14 @@ def watched(sites: Sequence[Site], directory: Path, close: ExitStack) -> Prometh
     monitored = [site.deployment for site in sites if not site.exporter]
     paths = [deployment.config_path for deployment in monitored[1:]]
     rest = RestService.start(monitored[0], directory / "roots", *paths)
+    close.callback(rest.process.end)
     exporters = [rest, *(site.exporter for site in sites if site.exporter)]
     targets = [exporter.url.removeprefix("http://") for exporter in exporters]
     prometheus = close.enter_context(Prometheus(directory, targets))
     prometheus.start()
     n_services = sum(site.n_services for site in sites)
     running = 'count(stddaq_service_up{service!="stddaq-rest"} == 1)'
-    wait_until(lambda: prometheus.value(running) == n_services, SETTLED_S, f"{n_services} services")
+    wait_until(lambda: prometheus.value(running) == n_services, SETTLED_S, f"{n_services} services", POLL_S)
     assert prometheus.fired() == {}
     return prometheus
 

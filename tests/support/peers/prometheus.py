@@ -61,7 +61,7 @@ class Prometheus(Closing):
             process = subprocess.Popen(self._command, stdout=log, stderr=log)
         self._close.callback(process.wait, 30)
         self._close.callback(process.terminate)
-        wait_until(self._is_ready, START_TIMEOUT_S, "Prometheus")
+        wait_until(self._is_ready, START_TIMEOUT_S, "Prometheus", period=0.1)
         return self
 
     def _is_ready(self) -> bool:

@@ -33,7 +33,9 @@ END_TIMEOUT_S = 20.0
 OUTPUT_TIMEOUT_S = 10.0
 
 
-def wait_until(condition: Callable[[], Any], timeout: float = 20.0, what: str = "the condition") -> Any:
+def wait_until(
+    condition: Callable[[], Any], timeout: float = 20.0, what: str = "the condition", period: float = 0.01
+) -> Any:
     """Call `condition` until it returns a true value, and return that. Fail after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
@@ -41,7 +43,7 @@ def wait_until(condition: Callable[[], Any], timeout: float = 20.0, what: str = 
         if result:
             return result
         assert time.monotonic() < deadline, f"timeout after {timeout} s: {what}"
-        time.sleep(0.01)
+        time.sleep(period)
 
 
 def free_port() -> int:
