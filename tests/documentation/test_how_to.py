@@ -14,10 +14,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from support.processes.deployment import Deployment, free_port
+from support.processes.deployment import Deployment, free_port, make_config
 from support.processes.live_streams import start_live_stream
 from support.processes.stream_readers import StreamReader
 
+from stddaq.cli import main as stddaq
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq_ophyd import StdDaqDetector
@@ -180,3 +181,27 @@ def test_every_component_and_method_of_the_detector_is_in_the_reference() -> Non
     for plan in (fly, fly_scan, tomography):
         for parameter in inspect.signature(plan).parameters:
             assert parameter in text, parameter
+
+
+def test_the_described_deployment_is_valid(tmp_path: Path) -> None:
+    (block,) = re.findall(
+        r"^```yaml\n(.*?)^```", (HOW_TO / "deploy-with-ansible.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (tmp_path / "deployment.yml").write_text(block)
+    (tmp_path / "units").mkdir()
+    config = make_config(detector_name="GF1", allowed_roots=[str(tmp_path)])
+    (tmp_path / "gf1.json").write_text(json.dumps(config))
+    arguments = ["--configs", str(tmp_path), "--directory", str(tmp_path / "units")]
+    assert stddaq(["deployment", str(tmp_path / "deployment.yml"), *arguments]) == 0
+    assert len(list((tmp_path / "units").glob("*.service"))) == 5
+
+
+def test_a_configuration_is_made_as_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (HOW_TO / "make-a-configuration.md").read_text()
+    commands = re.findall(r"^stddaq (init .*)$", page, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert stddaq(command.split()) == 0
+    for name in ("gf", "camera"):
+        DetectorConfig.load(f"{name}.json")

@@ -60,7 +60,7 @@ SERVICES: dict[str, Main] = {
 }
 SUB_COMMANDS = (
     *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate"),
-    *("repair", "doctor", "units", "completion"),
+    *("repair", "doctor", "units", "deployment", "completion"),
 )
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ from stddaq.cli.supervisor.spec import ServiceSpec
 from stddaq.config import DetectorConfig
 from stddaq.config.services import CONVERTERS, META_WRITERS
 from stddaq.daemon.main import MAX_DESCRIPTORS
-from stddaq.dataplane.shared_segment import GROUP_VARIABLE
+from stddaq.dataplane.shared_segment import GROUP_VARIABLE, MODE_VARIABLE
 from stddaq.wire.default_addresses import IPC_DIRECTORY_VARIABLE, ipc_directory
 
 _META_WRITERS, _CONVERTERS = frozenset(META_WRITERS.values()), frozenset(CONVERTERS.values())
@@ -70,6 +71,7 @@ class UnitOptions:
         user: name of the user that services run as.
         cpus: cores, by the name of a service or of its group (`writer 0`, `writer`).
         environment: variables that services need.
+        environments: further ones of a service, by its name.
     """
 
     config_path: Path
@@ -77,6 +79,13 @@ class UnitOptions:
     user: str
     cpus: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    environments: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def passed_on_environment() -> dict[str, str]:
+    """Return the variables of this process that all services of a server share."""
+    names = (IPC_DIRECTORY_VARIABLE, GROUP_VARIABLE, MODE_VARIABLE)
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def unit_files(config: DetectorConfig, specs: Sequence[ServiceSpec], options: UnitOptions) -> dict[str, str]:
@@ -96,7 +105,8 @@ def unit_files(config: DetectorConfig, specs: Sequence[ServiceSpec], options: Un
 def _unit_name(config: DetectorConfig, spec: ServiceSpec) -> str:
     last = spec.name.rpartition(" ")[2]
     # The number of a writer or module, or the address of a live stream.
-    number = re.sub(r"[^\w:.-]", "_", last) if re.search(r"\d", last) and last != spec.name else "0"
+    is_number = re.search(r"\d", last) or spec.group == spec.program
+    number = re.sub(r"[^\w:.-]", "_", last) if is_number and last != spec.name else "0"
     return f"std_daq-{config.detector_name}-{spec.program}-{number}.service"
 
 
@@ -120,10 +130,13 @@ def _service(
     program = spec.program
     writable = _writable(spec, program, options)
     mounted = [options.config_path, *writable]
+    environment = {**options.environment, **options.environments.get(spec.name, {})}
     lines = [
         "[Unit]",
         f"Description=stddaq {config.detector_name}: {spec.name}",
         f"PartOf={target}",
+        # A unit changes with the keys that its service reads at the start only, and with no others.
+        f"X-StartUp={_digest(spec.start_up)}",
         "Wants=network-online.target",
         "After=network-online.target",
         *(f"After={name}" for name in before),
@@ -137,7 +150,7 @@ def _service(
         *_directory(spec.command),
         f"SyslogIdentifier={program}",
         f"User={options.user}",
-        *(f"Environment={_quoted(f'{name}={value}')}" for name, value in options.environment.items()),
+        *(f"Environment={_quoted(f'{name}={value}')}" for name, value in environment.items()),
         f"Restart={'on-failure' if spec.may_finish else 'always'}",
         f"RestartSec={RESTART_DELAYS_S[1]:g}",
         f"WatchdogSec={RECORDER_WATCHDOG_S if program in _RECORDERS else WATCHDOG_S}",
@@ -159,6 +172,10 @@ def _service(
         "",
     ]
     return "\n".join(lines)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _writable(spec: ServiceSpec, program: str, options: UnitOptions) -> list[Path]:

@@ -49,12 +49,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from stddaq.cli.unit_files import UnitOptions, unit_files
+    from stddaq.cli.unit_files import UnitOptions, passed_on_environment, unit_files
     from stddaq.config import DetectorConfig
-    from stddaq.dataplane.shared_segment import GROUP_VARIABLE, MODE_VARIABLE
-    from stddaq.wire.default_addresses import IPC_DIRECTORY_VARIABLE
 
-    passed_on = (IPC_DIRECTORY_VARIABLE, GROUP_VARIABLE, MODE_VARIABLE)
     config = DetectorConfig.load(args.config)
     roots = [root.absolute() for root in args.allowed_root] or [Path(root) for root in config.allowed_roots]
     if not roots:
@@ -76,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         roots,
         args.user or _default_user(config),
         _cores(args.cpus, specs),
-        {name: os.environ[name] for name in passed_on if name in os.environ},
+        passed_on_environment(),
     )
     units = unit_files(config, specs, options)
     if args.directory is None:
