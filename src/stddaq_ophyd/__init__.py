@@ -1,8 +1,10 @@
 """Bluesky devices for the std_daq services, with their plans and the handlers of their documents.
 
-from stddaq_ophyd import StdDaqDetector
+Make a detector::
 
-det = StdDaqDetector("ws://127.0.0.1:8080", name="det", paths="/data")
+    from stddaq_ophyd import StdDaqDetector
+
+    det = StdDaqDetector("ws://127.0.0.1:8080", name="det", paths="/data")
 """
 
 from typing import TYPE_CHECKING, Any

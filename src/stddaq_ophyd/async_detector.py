@@ -60,11 +60,11 @@ _complete: Any = inspect.unwrap(StandardDetector.complete)
 
 
 class AsyncStdDaqDetector(StandardDetector, HasStream):
-    """A detector whose images the driver at `url` records.
+    """A detector whose images the driver at `url` records::
 
-    with init_devices():
-        det = AsyncStdDaqDetector("ws://127.0.0.1:8080", "/data", trigger=camera.trigger_command)
-    RE(count([det], 5))
+        with init_devices():
+            det = AsyncStdDaqDetector("ws://127.0.0.1:8080", "/data", trigger=camera.trigger_command)
+        RE(count([det], 5))
 
     Attributes:
         driver: the state of the driver.

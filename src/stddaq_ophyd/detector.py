@@ -32,10 +32,10 @@ from stddaq_ophyd.steps import AcquisitionStatus, StepStatus
 
 
 class StdDaqDetector(StagedDetector):
-    """A detector whose images the driver at url `prefix` records.
+    """A detector whose images the driver at url `prefix` records::
 
-    det = StdDaqDetector("ws://127.0.0.1:8080", name="det", paths="/data", trigger=camera.software_trigger)
-    RE(count([det], 5))
+        det = StdDaqDetector("ws://127.0.0.1:8080", name="det", paths="/data", trigger=camera.trigger)
+        RE(count([det], 5))
 
     A subclass may have a component `camera` (see `stddaq_ophyd.camera`), which takes the images, and a
     component `live_stream`.

@@ -182,7 +182,7 @@ class _Images:
 def lazy_array(
     read: Callable[[int, int], np.ndarray], n_images: int, shape: tuple[int, ...], dtype: np.dtype
 ) -> dask.array.Array:
-    """Return an array (n_images, *shape) in blocks of images, each read when it is computed."""
+    """Return an array `(n_images, *shape)` in blocks of images, each read when it is computed."""
     block = max(1, BLOCK_BYTES // max(1, int(np.prod(shape)) * dtype.itemsize))
     images = _Images(read, (n_images, *shape), dtype)
     chunks = (block, *shape)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from stddaq.web.live.pace import ACKNOWLEDGE_TIMEOUT_S, Pace, Picture
+from stddaq.wire.preview import split
 
 
 def picture(image: Any) -> Picture:
@@ -15,11 +16,12 @@ def picture(image: Any) -> Picture:
 
 def sent(pace: Pace, now: float) -> tuple[Any, int] | None:
     """Return the image that goes now, and how many the browser skipped before it."""
-    taken = pace.take(now)
-    if taken is None:
+    message = pace.take(now)
+    if message is None:
         return None
-    assert bytes(taken.payload) == b"pixels"
-    return taken.header["image"], taken.header["skipped"]
+    header, payload = split(memoryview(message))
+    assert bytes(payload) == b"pixels"
+    return header["image"], header["skipped"]
 
 
 def test_next_image_goes_after_the_last_was_acknowledged_and_is_the_newest() -> None:

@@ -1,10 +1,12 @@
 """Clients of the services: driver and live stream (sync and asyncio), configuration service, simulator.
 
-from stddaq.client import DriverClient
+Record 1000 images::
 
-with DriverClient("ws://127.0.0.1:8080") as driver:
-    driver.start("/data", n_image=1000)
-    driver.wait_until_saved(timeout=60)
+    from stddaq.client import DriverClient
+
+    with DriverClient("ws://127.0.0.1:8080") as driver:
+        driver.start("/data", n_image=1000)
+        driver.wait_until_saved(timeout=60)
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,11 +1,13 @@
 """The configuration service's client: configurations, HDF5 files, simulators.
 
-from stddaq.client import ConfigClient
+Change a configuration::
 
-service = ConfigClient("http://127.0.0.1:5000", user="me")
-config = service.get()
-config["number_of_writers"] = 4
-print(service.set(config).restarted)
+    from stddaq.client import ConfigClient
+
+    service = ConfigClient("http://127.0.0.1:5000", user="me")
+    config = service.get()
+    config["number_of_writers"] = 4
+    print(service.set(config).restarted)
 """
 
 from __future__ import annotations

@@ -292,11 +292,13 @@ def _wake(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
 
 
 class LiveStreamClient(_Counts, Closing):
-    """A client of a live stream. Use it as a context manager, and iterate over it:
+    """A client of a live stream.
 
-    with LiveStreamClient("tcp://127.0.0.1:20000") as stream:
-        for image in stream:
-            print(image.image_id, image.pixels.mean())
+    Use it as a context manager, and iterate over it::
+
+        with LiveStreamClient("tcp://127.0.0.1:20000") as stream:
+            for image in stream:
+                print(image.image_id, image.pixels.mean())
     """
 
     def connect(self) -> Self:

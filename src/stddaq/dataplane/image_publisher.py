@@ -22,7 +22,9 @@ from stddaq.text import mismatch
 class ImagePublisher(RingPublisher):
     """Publishes the images of one detector.
 
-    Costs about 4 us per image and the copy of its pixels. Attributes:
+    Costs about 4 us per image and the copy of its pixels.
+
+    Attributes:
         metadata: the message of the next announcement, reused. Set the detector's own fields in it
             (`metadata.gf`, `.jf`, `.eg`, `.pco`) before an image is committed; the rest is set here.
         n_slots: slots of the ring buffer.

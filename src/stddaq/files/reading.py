@@ -66,7 +66,8 @@ class Run:
 
     Attributes:
         images: the array (n, height, width), read when it is indexed.
-        losses, damaged: as given to `open_run`.
+        losses: as given to `open_run`.
+        damaged: as given to `open_run`.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Run:
 
     @property
     def status(self) -> np.ndarray:
-        """Return the status (n,) uint64: 1 good, 2 damaged, 3 overwritten or failed."""
+        """Return the status (n,) uint64, which is 1 (good), 2 (damaged) or 3 (overwritten or failed)."""
         return self._selected(self._opened.status)
 
     @property

@@ -30,13 +30,10 @@ from stddaq.validation import explain
 from stddaq.web.configurations import Configurations
 from stddaq.web.errors import (
     FileAccessError,
-    ImageNotHeldError,
     PathForbiddenError,
     PathNotFoundError,
-    PreviewAbsentError,
     QueueFullError,
     RequestInvalidError,
-    TooOftenError,
     UnknownDetectorError,
 )
 from stddaq.web.guard import Guard
@@ -68,9 +65,6 @@ STATUSES: Mapping[type[Exception], int] = {
     OutputExistsError: 409,
     CrashError: 422,
     QueueFullError: 503,
-    ImageNotHeldError: 410,
-    PreviewAbsentError: 503,
-    TooOftenError: 429,
     SimulatorError: 409,
     TimeoutError: 504,
 }
