@@ -108,6 +108,30 @@ def test_packets_count_once_and_what_was_not_received_is_0(
 
 
 @pytest.mark.fault(
+    fault="network: a packet with a wrong id, {where}",
+    state="running",
+    promise="counted as late, never in a frame; no other frame is lost, and the ids do not restart",
+)
+@pytest.mark.parametrize(("where", "wrong"), [("ahead", 4500), ("far ahead", 2**63), ("far behind", 3)])
+def test_a_wrong_id_costs_no_other_frame(
+    make_module: MakeModule, where: str, wrong: int, seen: Callable[[str], None]
+) -> None:
+    receiver = make_module("eiger", 0, "--idle-time", 5, n_modules=4, bit_depth=8)
+    pixels = np.full((256, 512), 7, np.uint8)
+    for frame_id in range(4000, 4008):
+        receiver.send(*eiger_frame(frame_id, pixels))
+        if frame_id == 4003:
+            receiver.send(eiger_frame(wrong, pixels)[5])
+    frames = receiver.receive(8)
+    assert [(frame.frame_id, frame.n_missing) for frame in frames] == [(i, 0) for i in range(4000, 4008)]
+    receiver.wait_for_total("processed_times", 8 * 32 + 1)
+    receiver.wait_for_total("n_late", 1)
+    totals = receiver.totals()
+    assert (totals["frames_counter"], totals["n_restarts"], totals["n_corrupted_frames"]) == (8, 0, 0)
+    seen("8 frames announced, 1 packet late, no restart")
+
+
+@pytest.mark.fault(
     fault="network: datagrams of a wrong size, version, detector or number",
     state="running",
     promise="counted by kind and named with their sender, never in a frame",

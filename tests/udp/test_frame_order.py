@@ -14,9 +14,11 @@ from support.peers.assembly_bench import (
 )
 from support.peers.udp_detectors import (
     eiger_frame,
+    gigafrost_packet,
     jungfrau_frame,
 )
 
+from stddaq.udp.assembly import DOUBT_TIME_S
 from stddaq.udp.frame_order import PAUSE_S
 
 
@@ -79,8 +81,8 @@ def test_packets_of_the_scan_before_are_late() -> None:
 def test_frames_of_one_packet_that_step_back_are_late() -> None:
     bench = small_gigafrost()
     bench.add(gigafrost(5), gigafrost(7), gigafrost(6), gigafrost(5), gigafrost(8))
-    assert bench.ids() == [5, 7, 8]
-    assert bench.counts() == {"packets": 5, "late": 2, "frames": 3}
+    assert bench.ids() == [5, 6, 7, 8]
+    assert bench.counts() == {"packets": 5, "late": 1, "frames": 4}
 
 
 def test_a_bunch_id_that_stands_still_does_not_announce_an_image_twice() -> None:
@@ -90,3 +92,85 @@ def test_a_bunch_id_that_stands_still_does_not_announce_an_image_twice() -> None
     bench.assembly.close()
     assert bench.ids() == [17]
     assert bench.counts()["late"] == 128
+
+
+# A higher id, a much higher one, and lower ones, near and further back than the ring.
+@pytest.mark.parametrize("wrong", [4500, 2**63, 3990, 3])
+@pytest.mark.parametrize("n_packets", [1, 31])
+def test_a_wrong_id_costs_no_other_frame_and_restarts_nothing(wrong: int, n_packets: int) -> None:
+    bench, right = eiger(), range(4000, 4020)
+    for frame_id, packets in frames(*right).items():
+        bench.add(*packets[:16])
+        if frame_id == 4007:
+            bench.add(*eiger_frame(wrong, pixels8())[:n_packets])
+        bench.now += 0.005
+        bench.assembly.close_idle(bench.now)
+        bench.add(*packets[16:])
+        bench.now += 0.005
+        bench.assembly.close_idle(bench.now)
+    bench.assembly.close()
+    assert bench.ids() == list(right)
+    assert bench.counts() == {"packets": 640 + n_packets, "late": n_packets, "frames": 20}
+
+
+@pytest.mark.parametrize("rate", [5.0, 100.0])
+def test_a_wrong_id_between_two_frames_is_discarded_at_any_rate(rate: float) -> None:
+    bench = eiger()
+    for frame_id, packets in frames(*range(10, 30)).items():
+        bench.add(*packets)
+        if frame_id == 20:
+            bench.add(eiger_frame(500, pixels8())[3])
+        for _ in range(10):
+            bench.now += 0.1 / rate
+            bench.assembly.close_idle(bench.now)
+    assert bench.ids() == list(range(10, 30))
+    assert bench.counts() == {"packets": 641, "late": 1, "frames": 20}
+
+
+@pytest.mark.parametrize(("wrong", "scan"), [(50, 7), (2**24 - 1, 7), (13, 8), (1, 8), (99, 6)])
+def test_a_wrong_id_or_scan_in_a_frame_of_one_packet_costs_no_other_frame(wrong: int, scan: int) -> None:
+    bench, right = small_gigafrost(), [2000 + i for i in range(20)]
+    pixels = bytes(72)
+    for frame_id in right:
+        bench.add(gigafrost_packet(frame_id, 0, pixels, module=0, shape=(8, 48), scan_id=7))
+        if frame_id == 2012:
+            bench.add(gigafrost_packet(2000 + wrong, 0, pixels, module=0, shape=(8, 48), scan_id=scan))
+        bench.now += 0.01
+        bench.assembly.close_idle(bench.now)
+    assert bench.ids() == right
+    assert bench.counts() == {"packets": 21, "late": 1, "frames": 20}
+
+
+def test_lost_frames_are_skipped_at_once_and_a_doubtful_one_leaves_after_a_while() -> None:
+    bench, sent = eiger(), frames(1, 2, 50, 90)
+    bench.add(*sent[1], *sent[2], *sent[50], *sent[90][:31])
+    assert bench.ids() == [1, 2, 50]
+    bench.now += 0.9 * DOUBT_TIME_S
+    bench.assembly.close_idle(bench.now)
+    assert bench.ids() == [1, 2, 50]
+    bench.now += 0.2 * DOUBT_TIME_S
+    bench.assembly.close_idle(bench.now)
+    assert bench.missing() == [0, 0, 0, 1]
+
+
+def test_frames_of_one_packet_through_one_of_two_sets_of_links_leave_at_once() -> None:
+    bench = small_gigafrost()
+    for frame_id in range(0, 20, 2):
+        bench.add(gigafrost(frame_id))
+        assert bench.ids() == list(range(0, frame_id + 1, 2))
+
+
+def test_the_first_frame_of_a_restart_may_lack_packets() -> None:
+    bench, sent = eiger(), frames(5000, 1, 2)
+    bench.add(*sent[5000], *sent[1][1:], *sent[2])
+    bench.assembly.close()
+    assert list(zip(bench.ids(), bench.missing(), strict=True)) == [(5000, 0), (1, 1), (2, 0)]
+    assert bench.counts()["restarts"] == 1
+
+
+def test_a_scan_of_one_image_of_one_packet_leaves_after_a_while() -> None:
+    bench = small_gigafrost()
+    bench.add(gigafrost(5), gigafrost(0, 8))
+    bench.now += 1.1 * DOUBT_TIME_S
+    bench.assembly.close_idle(bench.now)
+    assert bench.ids() == [5, 0]

@@ -2,6 +2,9 @@
 
 A frame is announced when it is complete, or when it is closed: after an idle time, or by the second frame
 after it. Frames leave in the order of their ids (see `frame_order`). What was not received is 0.
+
+A frame that skips ids may be the work of one wrong header. If it lacks packets, it waits for evidence: it is
+discarded when the frame that it has skipped arrives complete.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ MAX_OPEN = 2
 # A frame is closed this long after its last packet, plus one frame period.
 IDLE_TIME_S = 0.01
 UNKNOWN_PERIOD_S = 0.1
+# The same of a frame that may have a wrong id: the next frame shows it, if it arrives before.
+DOUBT_TIME_S = 0.5
 # The packets of one frame are not further apart, however slow the detector is.
 LONGEST_PERIOD_S = 0.2
 
@@ -47,10 +52,11 @@ class _Frame:
     """A frame that is being received: the places for its pixels, and which packets have arrived.
 
     `next` follows the highest packet that has arrived. `expected`: the headers of its packets, if needed yet.
+    `is_overtaken`: a frame that it has skipped arrived after it.
     """
 
     __slots__ = (
-        *("expected", "identity", "is_complete", "last", "last_at"),
+        *("expected", "identity", "is_complete", "is_overtaken", "last", "last_at"),
         *("message", "n_received", "next", "rows", "seen"),
     )
 
@@ -58,6 +64,7 @@ class _Frame:
         self.identity, self.message = identity, bytearray(message)
         self.seen = np.zeros(packets.n_packets, bool)
         self.n_received, self.next, self.is_complete, self.last_at = 0, 0, False, 0.0
+        self.is_overtaken = False
         self.expected: np.ndarray | None = None
         n_equal = packets.n_packets - (packets.last_bytes != packets.row_bytes)
         end = n_equal * packets.row_bytes
@@ -120,6 +127,15 @@ class _Frame:
             self.last[:] = payload[: len(self.last)]
             self.seen[-1], self.next = True, len(self.seen)
 
+    def take_over(self, other: _Frame) -> None:
+        """Continue with the packets that have arrived for the same frame in other memory."""
+        self.rows[:] = other.rows
+        if self.last is not None and other.last is not None:
+            self.last[:] = other.last
+        self.seen[:] = other.seen
+        self.n_received, self.next = other.n_received, other.next
+        self.is_complete, self.last_at = other.is_complete, other.last_at
+
     def clear_missing(self) -> int:
         """Set the pixels of packets that have not arrived to 0. Return the number of these packets."""
         if self.is_complete:
@@ -137,7 +153,7 @@ class FrameAssembly:
     Attributes:
         n_packets: valid packets, repeated and late ones included.
         n_bad: packets that are not valid, by kind.
-        n_repeated, n_late: packets that had arrived before, or whose frames had left.
+        n_repeated, n_late: packets that had arrived before, or whose frames had left or been discarded.
         n_frames: frames announced; `n_corrupted` of them lack packets, `n_missing` packets in all.
         examples: invalid packets of the last `add`, by kind; see `Rejected`.
         headers: of the last valid packets, until the next `add`.
@@ -153,8 +169,9 @@ class FrameAssembly:
         self.headers = np.zeros(0, packets.header)
         self._order = FrameOrder(packets.n_packets, has_epochs=packets.has_epochs)
         self._open: list[_Frame] = []
-        # A lower frame, in memory of its own, that may be the first of a restart.
+        # A frame, in memory of its own, that may be the first of a restart, and how far its id is away.
         self._candidate: _Frame | None = None
+        self._candidate_place = Place.NEAR
         self._period, self._opened_at = UNKNOWN_PERIOD_S, float("-inf")
         self._packet_at = float("-inf")
         # The open frame of the last packet, which the next ones continue as a rule.
@@ -228,12 +245,13 @@ class FrameAssembly:
         self._current = frame
 
     def _find(self, key: int) -> _Frame | None:
-        """Return the open frame of a key. Packets of another frame show that the candidate is late."""
+        """Return the open frame of a key. Packets of another frame show that a candidate near it is late."""
         candidate = self._candidate
         if candidate is not None:
             if candidate.identity.key == key:
                 return candidate
-            self._discard_candidate()
+            if self._candidate_place is Place.NEAR:
+                self._discard_candidate()
         for frame in self._open:
             if frame.identity.key == key:
                 return frame
@@ -242,30 +260,49 @@ class FrameAssembly:
     def _start(self, header: bytes, now: float) -> _Frame | None:
         """Open the frame of a packet; None if it is late."""
         (identity, message), opened = self._packets.describe(header), self._open
+        if self._candidate is not None and self._order.follows(self._candidate.identity, identity):
+            self._accept_candidate()
         newest_id = opened[-1].identity.frame_id if opened else -1
         place = self._order.place(identity, newest_id, now - self._packet_at)
-        if place is Place.UNCERTAIN:
+        if place is Place.LATE or any(frame.identity.frame_id == identity.frame_id for frame in opened):
+            return None
+        if place is not Place.NEXT:
+            self._discard_candidate()
             pixels = np.empty(self._packets.n_packets * self._packets.row_bytes, np.uint8)
             self._candidate = _Frame(identity, message, pixels, self._packets)
+            self._candidate_place = place
             return self._candidate
-        if place is Place.RESTART:
-            self._restart(identity)
-        elif place is Place.LATE or any(frame.identity.frame_id == identity.frame_id for frame in opened):
-            return None
-        elif len(opened) == MAX_OPEN and identity.frame_id < opened[0].identity.frame_id:
+        if self._n_in_order() == MAX_OPEN and identity.frame_id < opened[0].identity.frame_id:
             return None  # The two frames after it have closed it.
+        self._discard_candidate()
+        self._overtake(identity)
         self._make_room(identity.frame_id)
-        pixels = self._sink.begin(identity.frame_id)
-        frame = _Frame(identity, message, pixels, self._packets)
+        frame = _Frame(identity, message, self._sink.begin(identity.frame_id), self._packets)
         opened.append(frame)
         opened.sort(key=lambda frame: frame.identity.frame_id)
-        self._measure_period(now)
+        if self._order.continues(identity):
+            self._measure_period(now)
         return frame
+
+    def _overtake(self, identity: Identity) -> None:
+        """Mark the open frames that have skipped a new one."""
+        for frame in self._open:
+            if frame.identity.frame_id > identity.frame_id:
+                frame.is_overtaken = not self._order.follows(identity, frame.identity)
+            elif self._order.follows(frame.identity, identity):
+                frame.is_overtaken = False
+
+    def _n_in_order(self) -> int:
+        return sum(not frame.is_overtaken for frame in self._open)
 
     def _make_room(self, frame_id: int) -> None:
         """Close the frames that are two before a new one, or in its slot."""
         opened, slot = self._open, frame_id % FRAME_SLOTS
-        while len(opened) >= MAX_OPEN or any(f.identity.frame_id % FRAME_SLOTS == slot for f in opened):
+        while (
+            self._n_in_order() >= MAX_OPEN
+            or len(opened) > MAX_OPEN
+            or any(f.identity.frame_id % FRAME_SLOTS == slot for f in opened)
+        ):
             self._close_first()
 
     def _measure_period(self, now: float) -> None:
@@ -283,39 +320,68 @@ class FrameAssembly:
 
         None if no frame is open, and the next one is expected after `soon`, s (monotonic).
         """
-        if self._open:
-            frame = self._open[-1]
+        in_order = [frame for frame in self._open if not frame.is_overtaken]
+        if in_order:
+            frame = in_order[-1]
             return len(frame.seen) - frame.n_received, (frame.last_at - self._opened_at) / frame.n_received
         if self._candidate is not None or self._opened_at + self._period < soon:
             return 0, 0.0
         return None
 
+    def _idle_at(self, frame: _Frame) -> float:
+        """Return when a frame is closed, if no packet of it arrives."""
+        is_doubtful = self._is_doubtful(frame)
+        return frame.last_at + (max(self.idle_time, DOUBT_TIME_S) if is_doubtful else self.idle_time)
+
+    def _is_doubtful(self, frame: _Frame) -> bool:
+        """Return whether a frame has skipped ids, or may restart them, and no frame follows it."""
+        if frame is self._candidate:
+            return self._candidate_place is Place.FAR
+        if self._order.continues(frame.identity):
+            return False
+        return not any(self._order.follows(frame.identity, other.identity) for other in self._open)
+
     def idle_in(self, now: float) -> float | None:
         """Return the seconds until `close_idle` has something to do; None if no frame is open."""
-        last_at = [frame.last_at for frame in (*self._open[:1], self._candidate) if frame is not None]
-        return max(0.0, min(last_at) + self.idle_time - now) if last_at else None
+        idle_at = [self._idle_at(frame) for frame in (*self._open[:1], self._candidate) if frame is not None]
+        return max(0.0, min(idle_at) - now) if idle_at else None
 
     def close_idle(self, now: float) -> None:
         """Close the frames of which no packet has arrived for the idle time.
 
         Call it only when all packets that had arrived at `now` were added.
         """
-        idle_since = now - self.idle_time
-        if self._candidate is not None and self._candidate.last_at <= idle_since:
-            self._discard_candidate()
-        while self._open and self._open[0].last_at <= idle_since:
+        if self._candidate is not None and self._idle_at(self._candidate) <= now:
+            self._end_candidate()
+        while self._open and self._idle_at(self._open[0]) <= now:
             self._close_first()
 
     def close(self) -> None:
         """Close all frames."""
-        self._discard_candidate()
+        self._end_candidate()
         while self._open:
             self._close_first()
 
-    def _restart(self, identity: Identity) -> None:
+    def _end_candidate(self) -> None:
+        """Accept a candidate far away, because the ids have not continued where they were, or discard it."""
+        if self._candidate is not None and self._candidate_place is Place.FAR:
+            self._accept_candidate()
+        else:
+            self._discard_candidate()
+
+    def _accept_candidate(self) -> None:
+        """Restart the ids with the candidate."""
+        candidate, self._candidate = self._candidate, None
+        if candidate is None:
+            return
         while self._open:
             self._close_first()
+        identity = candidate.identity
         self._order.restart(identity.epoch)
+        frame = _Frame(identity, candidate.message, self._sink.begin(identity.frame_id), self._packets)
+        frame.take_over(candidate)
+        self._open.append(frame)
+        self._announce_complete()
 
     def _discard_candidate(self) -> None:
         candidate, self._candidate = self._candidate, None
@@ -324,24 +390,27 @@ class FrameAssembly:
 
     def _announce_complete(self) -> None:
         """Announce the complete frames that have none before them."""
-        candidate = self._candidate
-        if candidate is not None and candidate.is_complete:
-            self._candidate = None
-            self._restart(candidate.identity)
-            self._copy_to_slot(candidate)
-            self._announce(candidate)
-        while self._open and self._open[0].is_complete:
+        # One packet is no evidence.
+        is_evidence = self._packets.n_packets > 1
+        if self._candidate is not None and self._candidate.is_complete and is_evidence:
+            self._accept_candidate()
+        while (
+            self._open and self._open[0].is_complete and (is_evidence or not self._is_doubtful(self._open[0]))
+        ):
             self._announce(self._open.pop(0))
-
-    def _copy_to_slot(self, frame: _Frame) -> None:
-        slot = _Frame(frame.identity, b"", self._sink.begin(frame.identity.frame_id), self._packets)
-        slot.rows[:] = frame.rows
-        if slot.last is not None and frame.last is not None:
-            slot.last[:] = frame.last
 
     def _close_first(self) -> None:
         self._announce(self._open.pop(0))
         self._announce_complete()
+
+    def _discard_overtaken(self) -> None:
+        """Discard the open frames that have skipped one which is complete, and lack packets themselves."""
+        for frame in [frame for frame in self._open if frame.is_overtaken]:
+            if not frame.is_complete or self._packets.n_packets == 1:
+                self._open.remove(frame)
+                self.n_late += frame.n_received
+                if frame is self._current:
+                    self._current = None
 
     def _announce(self, frame: _Frame) -> None:
         if frame is self._current:
@@ -353,3 +422,5 @@ class FrameAssembly:
         self.n_frames += 1
         self.n_missing += n_missing
         self.n_corrupted += n_missing > 0
+        if self._open and not n_missing:
+            self._discard_overtaken()

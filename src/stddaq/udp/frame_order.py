@@ -1,9 +1,10 @@
 """The order of the frames of a module: is a frame next, late, or the first after a restart? No I/O.
 
-A frame of an id that has left, or is lower than one that has, is late, unless the ids restart: when they jump
-back by more than the ring, when the epoch in the header (`scan_id`) changes, or when all packets of a lower
-frame arrive, one after the other, that is not the frame which left. Detectors without an epoch in the header
-count from 1 in every acquisition, which may be shorter than the ring.
+A frame of an id that has left, or is lower than one that has, is late, unless the ids restart. Evidence of a
+restart are all packets of a frame, one after the other, that is not the frame which left; or the frame that
+follows it, if the ids jumped back by more than the ring, or the epoch in the header (`scan_id`) changed.
+Detectors without an epoch in the header count from 1 in every acquisition, which may be shorter than the
+ring.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ class Place(Enum):
 
     NEXT = "next"
     LATE = "late"
-    RESTART = "restart"
-    UNCERTAIN = "uncertain"
-    """The first of a restart if all its packets arrive, else late."""
+    NEAR = "near"
+    """The first of a restart if all its packets arrive, one after the other, else late."""
+    FAR = "far"
+    """The first of a restart, unless the ids continue where they were."""
 
 
 class FrameOrder:
@@ -52,7 +54,10 @@ class FrameOrder:
         self._has_evidence = n_packets > 1  # A single packet is none.
         self._has_epochs = has_epochs
         self._epoch: int | None = None
-        self._last_id = -1
+        self._last: Identity | None = None
+        # The difference of the last two ids, and the smaller one of the last two differences.
+        self._difference: int | None = None
+        self._step = 1
         # By slot, what left last.
         self._keys = [-1] * FRAME_SLOTS
         self._stamps = [-1] * FRAME_SLOTS
@@ -68,22 +73,42 @@ class FrameOrder:
         if self._epoch is None:
             self._epoch = frame.epoch
         if frame.epoch != self._epoch:
-            return Place.LATE if is_same else Place.RESTART
-        if frame.frame_id > self._last_id:
+            return Place.LATE if is_same else Place.FAR
+        last_id = -1 if self._last is None else self._last.frame_id
+        if frame.frame_id > last_id:
             return Place.NEXT
-        if frame.frame_id < max(self._last_id, newest_id) - FRAME_SLOTS:
-            return Place.UNCERTAIN if is_same and self._has_evidence else Place.RESTART
+        if frame.frame_id < max(last_id, newest_id) - FRAME_SLOTS:
+            return Place.NEAR if is_same else Place.FAR
         if is_same or (has_left and self._has_epochs) or not self._has_evidence:
             return Place.LATE
-        return Place.UNCERTAIN
+        return Place.NEAR
+
+    def continues(self, frame: Identity) -> bool:
+        """Return whether a frame follows the one that left last, as far as the steps are known."""
+        return self._last is None or self._difference is None or self.follows(self._last, frame)
+
+    def follows(self, before: Identity, frame: Identity) -> bool:
+        """Return whether no frame is missing between two.
+
+        A receiver of one of two sets of links has every second id. The ids of a Jungfrau have larger steps;
+        its keys have none.
+        """
+        step = frame.frame_id - before.frame_id
+        is_next = step <= self._step or frame.key == before.key + 1
+        return step > 0 and is_next and frame.epoch == before.epoch
 
     def leave(self, frame: Identity) -> None:
         """Count a frame as announced."""
         slot = frame.frame_id % FRAME_SLOTS
         self._keys[slot], self._stamps[slot] = frame.key, frame.stamp
-        self._last_id = max(self._last_id, frame.frame_id)
+        if self._last is None:
+            self._last = frame
+        elif frame.frame_id > self._last.frame_id:
+            difference = frame.frame_id - self._last.frame_id
+            self._step, self._difference = min(difference, self._difference or difference), difference
+            self._last = frame
 
     def restart(self, epoch: int) -> None:
         """Restart the ids with a frame of `epoch`."""
-        self._epoch, self._last_id = epoch, -1
+        self._epoch, self._last = epoch, None
         self.n_restarts += 1
