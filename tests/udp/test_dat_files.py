@@ -18,6 +18,7 @@ from support.processes.deployment import Deployment, Service, console_script
 from support.processes.sources import refusal
 
 from stddaq.udp.dump import main as dump
+from stddaq.udp.replay import _images
 from stddaq.udp.replay import main as replay
 
 
@@ -119,6 +120,44 @@ def test_a_replay_sends_every_datagram_in_step(
             assert received == ([] if module == 2 else packets(module) * n_loops)
     replaying.wait_for_line("no file of the modules 2")
     replaying.wait_for_line(f"{96 * n_loops} datagrams sent")
+
+
+def test_both_sets_of_links_are_dumped_and_replayed_in_turn(
+    make_deployment: Callable[..., Deployment], directory: Path
+) -> None:
+    first = free_udp_ports(16)
+    camera = make_deployment(
+        n_modules=8, image_pixel_height=8, image_pixel_width=48, start_udp_port=free_udp_ports(16)
+    )
+    sent = {module: [b"%d of %d" % (i, module) for i in range(2)] for module in range(16)}
+    dumping = start_dump(camera, directory, "--link-sets", 2, "--packets", 32)
+    with contextlib.closing(UdpSender(camera.config["start_udp_port"])) as sender:
+        for module, datagrams in sent.items():
+            sender.send(module, datagrams)
+    assert dumping.wait(60.0) == 0
+    with contextlib.ExitStack() as opened:
+        ports = []
+        for module in range(16):
+            port = opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            port.bind(("127.0.0.1", first + module))
+            port.settimeout(20.0)
+            ports.append(port)
+        options = ("--link-sets", 2, "--rate", 1000, "--first-port", first)
+        replaying = camera.start("std_udp_tools_replay", 0, directory, *options, ready="ready: 16 files")
+        for module, port in enumerate(ports):
+            assert [port.recv(100) for _ in range(2)] == sent[module]
+        assert replaying.wait(60.0) == 0
+
+
+def test_images_of_two_sets_of_links_are_replayed_in_turn(tmp_path: Path) -> None:
+    files = {module: tmp_path / f"{module}.dat" for module in (0, 1, 8, 9)}
+    for module, path in files.items():
+        path.write_bytes(recorded([b"%d" % i for i in range(4 if module < 8 else 2)]))
+    turns = [[packet for step in turn for packet in step] for turn in _images(files, 8, 2)]
+    assert turns == [
+        [(module, b"%d" % (2 * image + i)) for i in range(2) for module in modules]
+        for image, modules in [(0, (0, 1)), (0, (8, 9)), (1, (0, 1))]
+    ]
 
 
 @pytest.mark.parametrize(

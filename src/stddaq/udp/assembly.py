@@ -378,7 +378,7 @@ class FrameAssembly:
             self._close_first()
         identity = candidate.identity
         self._order.restart(identity.epoch)
-        frame = _Frame(identity, candidate.message, self._sink.begin(identity.frame_id), self._packets)
+        frame = _Frame(identity, bytes(candidate.message), self._sink.begin(identity.frame_id), self._packets)
         frame.take_over(candidate)
         self._open.append(frame)
         self._announce_complete()

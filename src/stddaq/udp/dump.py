@@ -19,10 +19,9 @@ from stddaq.daemon.log import event, ready
 from stddaq.daemon.main import StopRequest, run
 from stddaq.daemon.service_manager import service_manager
 from stddaq.errors import EndpointError, OutputExistsError
-from stddaq.text import mismatch
 from stddaq.udp.arguments import UdpArgumentParser
 from stddaq.udp.batch_socket import SOCKET_BUFFER_BYTES, bind_udp
-from stddaq.udp.dat_file import MAX_DATAGRAM_BYTES, dat_path, write_datagram
+from stddaq.udp.dat_file import MAX_DATAGRAM_BYTES, dat_path, receiver_ports, write_datagram
 
 # Datagrams of one port before the next port has its turn.
 TURN = 1000
@@ -68,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Write the datagrams of all modules into files <port>.dat of the working directory, until Enter.",
     )
     parser.add_config()
+    parser.add_link_sets()
     parser.add_argument(
         "--address",
         type=ipv4_address,
@@ -83,18 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) -> None:
-    first = config.start_udp_port
-    if first + config.n_modules - 1 > 65535:
-        raise EndpointError(
-            mismatch("start_udp_port + n_modules", "ports up to 65535", f"{first + config.n_modules - 1}")
-        )
+    numbers = receiver_ports(config, args.link_sets)
+    first, last = numbers[0], numbers[-1]
     with contextlib.ExitStack() as opened:
         ports: list[_Port] = []
-        for port in range(first, first + config.n_modules):
+        for port in numbers:
             ports.append(opened.enter_context(contextlib.closing(_Port(args.address, port, Path.cwd()))))
-        ready(
-            "UDP ports %d to %d of %s, files in %s", first, first + len(ports) - 1, args.address, Path.cwd()
-        )
+        ready("UDP ports %d to %d of %s, files in %s", first, last, args.address, Path.cwd())
         _dump(ports, args.duration, args.packets, stop)
         if args.packets is None:
             for port in ports:

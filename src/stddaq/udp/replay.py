@@ -25,12 +25,14 @@ from stddaq.daemon.service_manager import service_manager
 from stddaq.errors import EndpointError, SourceError
 from stddaq.text import mismatch
 from stddaq.udp.arguments import UdpArgumentParser
-from stddaq.udp.dat_file import dat_path, read_datagrams
+from stddaq.udp.dat_file import dat_path, read_datagrams, receiver_ports
 from stddaq.udp.packets import packets_of
 
 MAX_RATE_HZ = 1e6
 MAX_DELAY_MS = 1e6
 LONGEST_WAIT_S = 1.0
+# One packet of every port, with its module.
+Step = list[tuple[int, bytes]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "std_udp_tools_replay", "Send the datagrams of files <port>.dat to the receivers of a detector."
     )
     parser.add_config()
+    parser.add_link_sets()
     parser.add_argument(
         "ms_delay", type=NumberRange(0, MAX_DELAY_MS, "ms"), help="ms between two packets of a port"
     )
@@ -69,40 +72,54 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(config: DetectorConfig, args: argparse.Namespace, stop: StopRequest) -> None:
-    files = _files(config, args.folder_path)
-    first = args.first_port or config.start_udp_port
-    if max(files) + first > 65535:
-        raise EndpointError(mismatch("ports of the receivers", "ports up to 65535", f"{max(files) + first}"))
-    n_packets = packets_of(config, min(files)).n_packets
+    ports = receiver_ports(config, args.link_sets, args.first_port)
+    files = _files(args.folder_path, receiver_ports(config, args.link_sets))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as card:
-        ready("%d files of %s to %s:%d", len(files), args.folder_path, args.address, first)
-        # Each step is one packet of every port.
-        steps = itertools.chain.from_iterable(_steps(files) for _ in range(args.loops))
-        per_turn, interval = (n_packets, 1 / args.rate) if args.rate else (1, args.ms_delay / 1000)
+        ready("%d files of %s to %s:%d", len(files), args.folder_path, args.address, ports[0])
+        if args.rate:
+            n_packets = packets_of(config, 0).n_packets
+            interval = 1 / args.rate
+            turns = itertools.chain.from_iterable(
+                _images(files, config.n_modules, n_packets) for _ in range(args.loops)
+            )
+        else:
+            interval = args.ms_delay / 1000
+            turns = ([step] for _ in range(args.loops) for step in _steps(files))
         start, n = time.monotonic(), 0
-        for number, step in enumerate(steps):
-            if number % per_turn == 0 and _is_stopped(stop, start + number // per_turn * interval):
+        for number, turn in enumerate(turns):
+            if _is_stopped(stop, start + number * interval):
                 break
-            for module, datagram in step:
-                _send(card, datagram, (args.address, first + module))
+            for module, datagram in itertools.chain.from_iterable(turn):
+                _send(card, datagram, (args.address, ports[module]))
                 n += 1
     event("%d datagrams sent", n)
 
 
-def _files(config: DetectorConfig, folder: Path) -> dict[int, Path]:
-    """Return the files of the modules. Raise `SourceError` if there is none."""
-    paths = {module: dat_path(folder, config.start_udp_port + module) for module in range(config.n_modules)}
+def _files(folder: Path, ports: Sequence[int]) -> dict[int, Path]:
+    """Return the files of the receivers, by `module_id`. Raise `SourceError` if there is none."""
+    paths = {module: dat_path(folder, port) for module, port in enumerate(ports)}
     files = {module: path for module, path in paths.items() if path.exists()}
     if not files:
-        last = config.start_udp_port + config.n_modules - 1
-        expected = f"files {config.start_udp_port}.dat to {last}.dat"
+        expected = f"files {ports[0]}.dat to {ports[-1]}.dat"
         raise SourceError(mismatch(f"{folder}", expected, "none of them"))
     if missing := sorted(paths.keys() - files.keys()):
         logger.warning("no file of the modules %s", ", ".join(map(str, missing)))
     return files
 
 
-def _steps(files: dict[int, Path]) -> Iterator[list[tuple[int, bytes]]]:
+def _images(files: dict[int, Path], n_modules: int, n_packets: int) -> Iterator[list[Step]]:
+    """Yield the packets of each image, which sets of links send in turn."""
+    by_set = itertools.groupby(files.items(), lambda file: file[0] // n_modules)
+    waiting = [_steps(dict(of_set)) for _, of_set in by_set]
+    while waiting:
+        for steps in list(waiting):
+            if turn := list(itertools.islice(steps, n_packets)):
+                yield turn
+            else:
+                waiting.remove(steps)
+
+
+def _steps(files: dict[int, Path]) -> Iterator[Step]:
     """Yield the next packet of each port, with its module, until all files have ended."""
     with contextlib.ExitStack() as opened:
         readers = [
