@@ -241,3 +241,48 @@ def test_detector_is_chosen_by_name(start_rest: Callable[..., RestService], tmp_
     client.set(client.get() | {"log_level": "debug"})
     assert json.loads(second.read_text())["log_level"] == "debug"
     assert rest.config_on_disk() == rest.deployment.config
+
+
+def test_check_reports_the_effect_and_writes_nothing(rest: RestService) -> None:
+    before = rest.deployment.config_path.read_bytes()
+    changed = rest.deployment.config | {"number_of_writers": 3}
+    answer = rest.post("/api/config/check", changed).json()
+    assert answer["mistakes"] == []
+    assert answer["changed"] == ["number_of_writers"]
+    assert "std_det_writer" in answer["restarted"]
+    wrong = rest.post("/api/config/check", changed | {"number_of_writers": -1, "bit_depth": 7}).json()
+    assert len(wrong["mistakes"]) == 2
+    protected = rest.post("/api/config/check", changed | {"allowed_roots": ["/elsewhere"]}).json()
+    assert protected["mistakes"][0].startswith("allowed_roots: expected the value in the file")
+    assert rest.post("/api/config/check", rest.deployment.config).json()["changed"] == []
+    assert rest.deployment.config_path.read_bytes() == before
+    assert rest.history == []
+
+
+def test_history_says_who_changed_what_and_a_version_can_be_set_again(rest: RestService) -> None:
+    assert rest.get("/api/config/history").json() == []
+    first = rest.deployment.config
+    second = first | {"number_of_writers": 3}
+    rest.set(second, user="anna")
+    rest.set(second | {"log_level": "error"}, user="bert")
+    newest, oldest = rest.get("/api/config/history").json()
+    assert (newest["user"], newest["changed"]) == ("bert", ["log_level"])
+    assert (oldest["user"], oldest["changed"]) == ("anna", ["number_of_writers"])
+    assert newest["time"] > oldest["time"]
+    assert rest.get(f"/api/config/history/{newest['name']}").json() == second
+    assert rest.set(rest.get(f"/api/config/history/{oldest['name']}").json()).status_code == 200
+    assert rest.config_on_disk() == first
+    (rest.history[0]).write_text("no JSON")
+    assert rest.get("/api/config/history").json()[-1]["changed"] is None
+
+
+def test_only_versions_of_the_history_are_read(rest: RestService) -> None:
+    rest.set(rest.deployment.config | {"number_of_writers": 3})
+    version = rest.history[0]
+    secret = version.with_name("secret.json")
+    secret.write_text("{}")
+    link = version.with_name("20200101T000000.000000Z-before-x.json")
+    link.symlink_to(rest.deployment.config_path)
+    for name in ("secret.json", "..%2f" + rest.deployment.config_path.name, "%2e%2e", "absent", "x" * 400):
+        assert rest.get(f"/api/config/history/{name}").status_code in (404, 422), name
+    assert rest.get(f"/api/config/history/{link.name}").status_code == 409

@@ -125,16 +125,24 @@ class AsyncDriverClient:
         Raise `CommandRefusedError` with the driver's reason (`DriverBusyError` during another run),
         `DriverTimeoutError`, `ConnectionLostError`.
         """
-        command = {"command": "start", "path": str(Path(path).absolute()), **fields}
-        try:
-            parse_command(json.dumps(command, default=repr))
-        except CommandError as error:
-            raise CommandRefusedError(error.error, str(error)) from error
+        command = _run_command("start", path, fields)
         async with self._starting:
             if (settled := self._connected().settled()) is not None:
                 with contextlib.suppress(DriverTimeoutError):
                     await self._result(settled, min(timeout, SETTLING_TIMEOUT_S), "the state idle")
             return await self._answer(self._connected().start(), command, timeout)
+
+    async def check(
+        self, path: str | Path, *, timeout: float = COMMAND_TIMEOUT_S, **fields: Any
+    ) -> DriverStatus:
+        """Return whether `start` with the same arguments would be admitted, now or after the present run.
+
+        The message `raw` has `free_bytes`, `needed_bytes` (None if it is not known) and `planned_files`.
+        Raise `CommandRefusedError` with the reason, `UnsupportedError` when the driver is not stddaq's,
+        `DriverTimeoutError`, `ConnectionLostError`.
+        """
+        command = _run_command("check", path, fields)
+        return await self._answer(self._expect_answer("check"), command, timeout)
 
     async def stop(self, timeout: float = COMMAND_TIMEOUT_S) -> DriverStatus:
         """End the run, in any state; `wait_until_saved` waits for its files.
@@ -260,11 +268,13 @@ class AsyncDriverClient:
         return run
 
     async def _request(self, command: str, timeout: float) -> DriverStatus:
+        return await self._answer(self._expect_answer(command), {"command": command}, timeout)
+
+    def _expect_answer(self, command: str) -> Expectation:
         try:
-            answer = self._connected().request(command)
+            return self._connected().request(command)
         except UnsupportedError as error:
             raise UnsupportedError(f"{self.url}: {error}") from None
-        return await self._answer(answer, {"command": command}, timeout)
 
     async def _answer(self, answer: Expectation, command: dict[str, Any], timeout: float) -> DriverStatus:
         """Send a command and return its answer. Raise the error that the answer means."""
@@ -365,6 +375,16 @@ class AsyncDriverClient:
         if self._protocol is not None:
             self._protocol.connection_lost(lost)
         self._history.fail(lost)
+
+
+def _run_command(name: str, path: str | Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the command `start` or `check`. Raise `CommandRefusedError`."""
+    command = {"command": name, "path": str(Path(path).absolute()), **fields}
+    try:
+        parse_command(json.dumps(command, default=repr))
+    except CommandError as error:
+        raise CommandRefusedError(error.error, str(error)) from error
+    return command
 
 
 class StatusWatcher:

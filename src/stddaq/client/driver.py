@@ -92,6 +92,13 @@ class DriverClient(Closing):
         """
         return self._call(self._client.start(path, timeout=timeout, **fields))
 
+    def check(self, path: str | Path, *, timeout: float = COMMAND_TIMEOUT_S, **fields: Any) -> DriverStatus:
+        """Return whether `start` with the same arguments would be admitted; see `AsyncDriverClient.check`.
+
+        Raise `CommandRefusedError`, `UnsupportedError`, `DriverTimeoutError`, `ConnectionLostError`.
+        """
+        return self._call(self._client.check(path, timeout=timeout, **fields))
+
     def stop(self, timeout: float = COMMAND_TIMEOUT_S) -> DriverStatus:
         """End the run, in any state; `wait_until_saved` waits for its files.
 

@@ -8,6 +8,7 @@ threads.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -30,9 +31,12 @@ from stddaq.text import mismatch, os_error_text, shown
 # Number of previous versions that are kept.
 HISTORY_LIMIT = 100
 MAX_MISTAKES = 100
+# The REST service takes no longer ones; what an editor or a program left may be of any size.
+MAX_VERSION_BYTES = 4 * 2**20
 # Sockets, shared memory and files of a deployment are named after them.
 _IDENTITY = ("detector_name", "detector_type")
-_VERSION = re.compile(r"\d{8}T\d{6}\.\d{6}Z-before-.+\.json", re.ASCII)
+_VERSION = re.compile(r"(\d{8}T\d{6}\.\d{6}Z)-before-(.+)\.json", re.ASCII)
+_TIME_FORMAT = "%Y%m%dT%H%M%S.%fZ"
 
 
 class ConfigUnreadableError(StdDaqError, ValueError):
@@ -83,6 +87,26 @@ class Change:
     previous: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A previous version.
+
+    Attributes:
+        name: file name in the history directory.
+        replaced_at, user: when and by whom it was replaced.
+        changed: keys whose value the next version changed; None if one of the two cannot be read.
+    """
+
+    name: str
+    replaced_at: datetime
+    user: str
+    changed: list[str] | None
+
+
+class ConfigVersionError(StdDaqError, LookupError):
+    """The history has no version of this name."""
+
+
 class ConfigStore:
     """The configuration file at `path`, which may be a link, and its history `<name>.history` beside it."""
 
@@ -100,6 +124,55 @@ class ConfigStore:
         except ConfigError as error:
             raise ConfigUnreadableError(f"{self.path}: {error}") from error
         return StoredConfig(content, config, _etag(text))
+
+    def check(self, text: bytes) -> Change:
+        """Return what `replace` would change. Raise as it does; nothing changes in any case."""
+        content, config = _validated(text)
+        try:
+            before = self.path.read_bytes()
+        except OSError as error:
+            raise ConfigUnreadableError(f"{self.path}: cannot be read: {error.strerror}") from error
+        return _planned(before, content, config)
+
+    def history(self) -> list[Version]:
+        """Return the previous versions, the newest first. Raise `ConfigUnreadableError`."""
+        found: list[Version] = []
+        try:
+            with self._open_history() as history:
+                following = _keys(self.path.read_bytes())
+                for name in reversed(_versions(history)):
+                    content = _keys(_read(history, name))
+                    both = content is not None and following is not None
+                    changed = changed_keys(content or {}, following or {}) if both else None
+                    time, user = _parts(name)
+                    found.append(Version(name, time, user, changed))
+                    following = content
+        except FileNotFoundError:
+            return found
+        except OSError as error:
+            raise ConfigUnreadableError(f"{self.path}: history: {os_error_text(error)}") from error
+        return found
+
+    def version(self, name: str) -> dict[str, Any]:
+        """Return the content of a version of the history. Raise `ConfigVersionError`."""
+        content = None
+        try:
+            with self._open_history() as history:
+                if name in _versions(history):
+                    content = _keys(_read(history, name))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise ConfigUnreadableError(f"{self.path}: history: {os_error_text(error)}") from error
+        if content is None:
+            raise ConfigVersionError(
+                mismatch("version", f"a name in the history of {self.path}", shown(name))
+            )
+        return content
+
+    def _open_history(self) -> OpenDirectory:
+        path = Path(os.path.realpath(self.path))
+        return OpenDirectory(path.with_name(f"{path.name}.history"), follow=False)
 
     def replace(self, text: bytes, user: str, expected_etag: str | None = None) -> Change:
         """Replace the file by the configuration `text`, which is JSON.
@@ -164,6 +237,20 @@ def _replace(
     before = path.read_bytes()
     if expected_etag not in (None, _etag(before)):
         raise ConfigOutdatedError(f"{path} has changed since it was read; read it again")
+    change = _planned(before, content, config)
+    if change.etag == _etag(before):
+        return change
+    after = _text(content)
+    kept = f"{datetime.now(UTC):{_TIME_FORMAT}}-before-{user}.json"
+    write_file(history, kept, before, like=path.stat())
+    replace_file(path, after)
+    for oldest in _versions(history)[:-HISTORY_LIMIT]:
+        history.remove(oldest)
+    return dataclasses.replace(change, previous=kept)
+
+
+def _planned(before: bytes, content: dict[str, Any], config: DetectorConfig) -> Change:
+    """Return the effect of replacing the file `before`; its tag is the same if nothing changes."""
     old_content, old_config = _previous(before)
     changed = changed_keys(old_content, content)
     _check_rights(old_content, content)
@@ -173,15 +260,13 @@ def _replace(
         raise ConfigIdentityError(mismatch(key, shown(old_content[key]), shown(content[key]), advice))
     if old_config is not None and not changed:
         return Change(config, _etag(before), [], [], [], None)
-    after = (json.dumps(content, indent=2) + "\n").encode()
-    kept = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-before-{user}.json"
-    write_file(history, kept, before, like=path.stat())
-    replace_file(path, after)
-    for oldest in _versions(history)[:-HISTORY_LIMIT]:
-        history.remove(oldest)
-    # The old file was invalid, so no service was using it.
+    # If the old file was invalid, no service was using it.
     picked_up_by, restarted = affected_programs(old_config, config) if old_config else ([], [])
-    return Change(config, _etag(after), changed, picked_up_by, restarted, kept)
+    return Change(config, _etag(_text(content)), changed, picked_up_by, restarted, None)
+
+
+def _text(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def _check_rights(old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -209,6 +294,26 @@ def _versions(history: OpenDirectory) -> list[str]:
         return sorted(name for name in os.listdir(listed) if _VERSION.fullmatch(name))  # noqa: PTH208  (a descriptor)
     finally:
         os.close(listed)
+
+
+def _read(history: OpenDirectory, name: str) -> bytes:
+    with history.opened(name) as path, path.open("rb") as file:
+        return file.read(MAX_VERSION_BYTES)
+
+
+def _keys(text: bytes) -> dict[str, Any] | None:
+    """Return the content of a version; None if an editor has broken it."""
+    try:
+        content = parse_json(text)
+    except ConfigError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _parts(name: str) -> tuple[datetime, str]:
+    match = _VERSION.fullmatch(name)
+    assert match is not None
+    return datetime.strptime(match[1], _TIME_FORMAT).replace(tzinfo=UTC), match[2]
 
 
 def _previous(text: bytes) -> tuple[dict[str, Any], DetectorConfig | None]:

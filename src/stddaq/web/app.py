@@ -14,12 +14,19 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 import stddaq
+from stddaq.client.errors import (
+    ConnectionLostError,
+    DriverNotAllowedError,
+    DriverUnreachableError,
+    UnsupportedError,
+)
 from stddaq.client.simulator import SimulatorError
 from stddaq.config.store import (
     ConfigIdentityError,
     ConfigOutdatedError,
     ConfigProtectedError,
     ConfigUnreadableError,
+    ConfigVersionError,
     ConfigWriteError,
 )
 from stddaq.daemon.isolation import CrashError
@@ -42,7 +49,7 @@ from stddaq.web.live.driver_feed import DriverFeed
 from stddaq.web.monitoring import Monitoring
 from stddaq.web.responses import JsonResponse, described, refusal
 from stddaq.web.rights import Rights
-from stddaq.web.routes import config, files, live, login, monitoring, page, simulator
+from stddaq.web.routes import config, files, live, login, monitoring, page, run, simulator
 from stddaq.wire.default_addresses import DEFAULT_URL
 
 Handler = Callable[[Request, Exception], Awaitable[JsonResponse]]
@@ -53,6 +60,7 @@ STATUSES: Mapping[type[Exception], int] = {
     UnknownDetectorError: 404,
     ConfigError: 422,
     ConfigUnreadableError: 409,
+    ConfigVersionError: 404,
     ConfigOutdatedError: 412,
     ConfigProtectedError: 403,
     ConfigIdentityError: 400,
@@ -66,6 +74,10 @@ STATUSES: Mapping[type[Exception], int] = {
     CrashError: 422,
     QueueFullError: 503,
     SimulatorError: 409,
+    UnsupportedError: 409,
+    DriverUnreachableError: 502,
+    DriverNotAllowedError: 502,
+    ConnectionLostError: 502,
     TimeoutError: 504,
 }
 
@@ -103,7 +115,9 @@ def create_app(
     app.include_router(files.router(h5_files))
     app.include_router(simulator.router(configurations))
     app.include_router(monitoring.router(monitored or Monitoring()))
-    app.include_router(live.router(configurations, driver or DriverFeed(DEFAULT_URL)))
+    driver = driver or DriverFeed(DEFAULT_URL)
+    app.include_router(live.router(configurations, driver))
+    app.include_router(run.router(driver))
     app.include_router(page.router())
     return app
 

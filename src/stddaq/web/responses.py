@@ -21,6 +21,7 @@ _REASONS: Mapping[int, str] = {
     415: "the body is not declared as JSON",
     422: "the request, or what it names, is not valid; every mistake is named",
     429: "too many wrong tokens were tried",
+    502: "the driver does not answer",
     503: "too many requests are waiting",
     504: "the file system did not answer in time",
 }

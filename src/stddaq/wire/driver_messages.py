@@ -64,11 +64,14 @@ class CommandError(StdDaqError, ValueError):
 
 
 class StartCommand(BaseModel):
-    """Start a run. The fields from `overwrite` on are extensions; the C++ driver ignores them."""
+    """Start a run, or only check whether it could be started (extension).
+
+    The fields from `overwrite` on are extensions; the C++ driver ignores them.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    command: Literal["start"] = "start"
+    command: Literal["start", "check"] = "start"
     path: str
     """Existing directory, absolute."""
     file_prefix: str = DEFAULT_FILE_PREFIX
@@ -148,6 +151,7 @@ def parse_command(frame: str | bytes) -> StartCommand | PlainCommand:
 
 _MODELS: dict[str, type[StartCommand | PlainCommand]] = {
     "start": StartCommand,
+    "check": StartCommand,
     "stop": PlainCommand,
     "status": PlainCommand,
     "last_result": PlainCommand,

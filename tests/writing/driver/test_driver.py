@@ -284,3 +284,42 @@ def test_a_driver_with_overwrite_replaces_files_in_every_run(on_bench: OnBench):
         assert (await bench.start(n_image=0))["status"] == "started"
 
     on_bench(test)
+
+
+def test_a_dry_run_replies_and_changes_nothing(on_bench: OnBench):
+    async def test(bench: Bench) -> None:
+        wanted = {"path": str(bench.directory), "n_image": 3}
+        reply = await bench.send(command="check", **wanted)
+        assert (reply["command"], reply["status"], reply["run_id"]) == ("check", "idle", None)
+        assert reply["needed_bytes"] > 0
+        assert reply["planned_files"]["master"] == f"{bench.directory}/fileMaster.h5"
+        refused = await bench.send(command="check", **wanted | {"path": "/absent"})
+        assert (refused["command"], refused["error"]) == ("check", "path_not_usable")
+        assert bench.client.states in ([], ["idle"])
+        assert (bench.distributor.requests, bench.driver.n_refused) == ([], {})
+
+    on_bench(test)
+
+
+def test_dry_runs_at_a_time_are_limited(on_bench: OnBench, monkeypatch: pytest.MonkeyPatch):
+    """A file system that hangs holds a thread for each."""
+    checking = threading.Event()
+
+    def hang(*_: object, **__: object) -> list[Any]:
+        checking.wait(60)
+        return []
+
+    monkeypatch.setattr(driver_module, "check_start", hang)
+
+    async def test(bench: Bench) -> None:
+        clients = [Watching() for _ in range(driver_module.MAX_DRY_RUNS + 1)]
+        frame = f'{{"command": "check", "path": "{bench.directory}"}}'
+        waiting = [asyncio.create_task(bench.driver.receive(client, frame)) for client in clients]
+        await waiting[-1]
+        (refused,) = clients[-1].messages
+        assert (refused["command"], refused["error"]) == ("check", "busy")
+        checking.set()
+        await asyncio.gather(*waiting)
+        assert all(client.messages[0]["status"] == "idle" for client in clients[:-1])
+
+    on_bench(test)

@@ -1,8 +1,215 @@
-// The configuration.
+// The configuration: read with the meaning of each key, edit, compare, history, live streams.
+
+import { may, user } from "./login.js";
+import { field, get, make, post, RequestError, table } from "./service.js";
+
+const CHECK_AFTER_MS = 400;
 
 // Fill the view.
 export function mount(panel) {
-  const title = document.createElement("h2");
-  title.textContent = "Configuration";
-  panel.append(title);
+  if (!may("view")) {
+    panel.append(make("h2", {}, "Configuration"), make("p", {}, "Log in to see the configuration."));
+    return;
+  }
+  const view = new Configuration(panel);
+  return (isShown) => { if (isShown) view.showHistory(); };
+}
+
+const chosen = () => {
+  const select = document.getElementById("detector");
+  return select.options.length > 1 ? `detector=${encodeURIComponent(select.value)}` : "";
+};
+const path = (name, query = "") => `api/config/${name}?${[chosen(), query].filter(Boolean).join("&")}`;
+
+class Configuration {
+  constructor(panel) {
+    this.text = make("textarea", { rows: 20, spellcheck: false, readOnly: !may("control") });
+    this.effect = make("p", { id: "config-effect", role: "status" });
+    this.mistakes = make("p", { id: "config-mistakes", className: "reason", role: "alert" });
+    this.differences = make("div", { id: "config-differences" });
+    this.saveButton = make("button", { id: "config-save", onclick: () => this.save() }, "Save");
+    this.history = make("div", { id: "config-history" });
+    this.streams = make("div", { id: "config-streams" });
+    this.keys = make("div", { id: "config-keys" });
+    const reload = make("button", { id: "config-reload", onclick: () => this.load() }, "Read again");
+    panel.append(
+      make("h2", {}, "Configuration"),
+      field("config-text", "JSON", this.text),
+      this.mistakes, this.effect, this.differences,
+      make("p", { className: "buttons" }, may("control") ? this.saveButton : null, reload),
+      this.streams,
+      make("h3", {}, "History"), this.history,
+      make("h3", {}, "Keys"), this.keys,
+    );
+    this.text.addEventListener("input", () => this.checkSoon());
+    document.getElementById("detector").addEventListener("change", () => this.load());
+    this.load();
+    this.showKeys();
+  }
+
+  async load() {
+    try {
+      const { content, headers } = await get(path("get", `user=${encodeURIComponent(user())}`));
+      this.base = content;
+      this.etag = headers.get("ETag");
+      this.edit(content);
+      this.differences.replaceChildren();
+      this.mistakes.textContent = this.effect.textContent = "";
+      await this.showHistory();
+    } catch (error) {
+      this.mistakes.textContent = error.message;
+    }
+  }
+
+  edit(content) {
+    this.text.value = JSON.stringify(content, null, 2);
+    this.showStreams(content);
+  }
+
+  // Return the edited configuration; null, with the reason shown, if it is no JSON object.
+  edited() {
+    try {
+      const content = JSON.parse(this.text.value);
+      if (content && typeof content === "object" && !Array.isArray(content)) return content;
+      this.mistakes.textContent = "expected a JSON object";
+    } catch (error) {
+      this.mistakes.textContent = error.message;
+    }
+    this.effect.textContent = "";
+    return null;
+  }
+
+  checkSoon() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.check(), CHECK_AFTER_MS);
+  }
+
+  async check() {
+    const edited = this.edited();
+    if (!edited) return;
+    this.showDifferences([["in the file", this.base], ["edited", edited]]);
+    this.showStreams(edited);
+    if (!may("control")) return;
+    try {
+      const { content } = await post(path("check"), this.text.value);
+      this.mistakes.textContent = content.mistakes.join("\n");
+      this.effect.textContent = content.mistakes.length ? "" : effectOf(content);
+    } catch (error) {
+      this.mistakes.textContent = error.message;
+    }
+  }
+
+  async save() {
+    const edited = this.edited();
+    if (!edited) return;
+    try {
+      const { content } = await post(path("set", `user=${encodeURIComponent(user())}`), this.text.value, { "If-Match": this.etag });
+      await this.load();
+      this.effect.textContent = `Saved: ${effectOf(content)}`;
+    } catch (error) {
+      this.mistakes.textContent = error.message;
+      if (error instanceof RequestError && error.status === 412) await this.showConflict(edited);
+    }
+  }
+
+  // Three columns: what this page has read, what is in the file now, and what was edited here.
+  async showConflict(edited) {
+    const { content, headers } = await get(path("get", `user=${encodeURIComponent(user())}`));
+    this.showDifferences([["as read", this.base], ["in the file now", content], ["edited", edited]]);
+    this.differences.append(make("button", {
+      id: "config-take-over",
+      onclick: () => {
+        // The changes made here, on top of the file as it is now.
+        const merged = { ...content };
+        for (const key of keysOf(this.base, edited)) {
+          if (same(this.base[key], edited[key])) continue;
+          if (key in edited) merged[key] = edited[key]; else delete merged[key];
+        }
+        this.base = content;
+        this.etag = headers.get("ETag");
+        this.edit(merged);
+        this.check();
+      },
+    }, "Put my changes on top of the file"));
+  }
+
+  showDifferences(columns) {
+    const keys = keysOf(...columns.map(([, content]) => content)).filter((key) => columns.some(([, content]) => !same(content[key], columns[0][1][key])));
+    const rows = keys.map((key) => [make("code", {}, key), ...columns.map(([, content]) => make("code", {}, shown(content[key])))]);
+    this.differences.replaceChildren(...(rows.length ? [table(["key", ...columns.map(([name]) => name)], rows)] : []));
+  }
+
+  async showHistory() {
+    const { content } = await get(path("history"));
+    const rows = content.map((version) => [
+      new Date(version.time).toLocaleString(),
+      version.user,
+      version.changed ? version.changed.join(", ") || "nothing" : "cannot be read",
+      make("button", { "data-version": version.name, onclick: () => this.open(version) }, may("control") ? "Compare, take back" : "Compare"),
+    ]);
+    this.history.replaceChildren(rows.length ? table(["replaced", "by", "changed", ""], rows) : make("p", {}, "no previous versions"));
+  }
+
+  // A previous version becomes what is edited; saving it rolls back.
+  async open(version) {
+    try {
+      const { content } = await get(path(`history/${encodeURIComponent(version.name)}`));
+      this.edit(content);
+      this.text.focus();
+      await this.check();
+    } catch (error) {
+      this.mistakes.textContent = error.message;
+    }
+  }
+
+  async showKeys() {
+    const { content } = await get("openapi.json");
+    const body = content.paths["/api/config/set"].post.requestBody.content["application/json"].schema;
+    const rows = Object.entries(body.properties).map(([key, meaning]) => [
+      make("code", {}, key), meaning.description ?? meaning.title ?? "", make("code", {}, "default" in meaning ? shown(meaning.default) : "mandatory"),
+    ]);
+    this.keys.replaceChildren(table(["key", "meaning", "default"], rows));
+  }
+
+  // Sliders for the images that live streams send.
+  showStreams(content) {
+    const streams = Object.entries(content.live_stream_configs ?? {});
+    const rows = streams.map(([address, setting]) => {
+      const [first = 1, second = setting.type === "periodic" ? 10 : 10] = setting.config ?? [];
+      const type = make("select", { "aria-label": `Images of ${address}`, disabled: !may("control") },
+        ...["forward", "batch", "periodic"].map((name) => make("option", { value: name, selected: name === setting.type }, { forward: "all", batch: "Y of every N", periodic: "Y, F times a second" }[name])));
+      const y = slider(`Y of ${address}`, 1, 100, 1, first), n = slider(`N or F of ${address}`, 1, 1000, 1, second);
+      const change = () => {
+        const edited = this.edited();
+        if (!edited) return;
+        const numbers = type.value === "batch" ? [Math.min(y.value(), n.value()), n.value()] : [y.value(), n.value()];
+        edited.live_stream_configs[address] = { ...edited.live_stream_configs[address], type: type.value, config: type.value === "forward" ? [] : numbers };
+        this.text.value = JSON.stringify(edited, null, 2);
+        this.checkSoon();
+      };
+      for (const input of [type, y.input, n.input]) input.addEventListener("change", change);
+      return [make("code", {}, address), type, y.element, n.element];
+    });
+    this.streams.replaceChildren(...(rows.length ? [make("h3", {}, "Images of live streams"), table(["address", "images", "Y", "N or F"], rows)] : []));
+  }
+}
+
+function slider(label, min, max, step, value) {
+  const input = make("input", { type: "range", min, max: Math.max(max, value), step, value, "aria-label": label, disabled: !may("control") });
+  const output = make("output", {}, value);
+  input.addEventListener("input", () => { output.textContent = input.value; });
+  return { input, element: make("span", { className: "field" }, input, output), value: () => Number(input.value) };
+}
+
+const keysOf = (...contents) => [...new Set(contents.flatMap((content) => Object.keys(content ?? {})))].sort();
+const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+const shown = (value) => value === undefined ? "–" : JSON.stringify(value);
+
+function effectOf({ changed, picked_up_by, restarted }) {
+  if (!changed.length) return "nothing changes";
+  const effects = [
+    picked_up_by.length ? `applied at once by ${picked_up_by.join(", ")}` : "",
+    restarted.length ? `after the current run, stddaq up restarts ${restarted.join(", ")}` : "",
+  ].filter(Boolean);
+  return `changes ${changed.join(", ")}${effects.length ? "; " + effects.join("; ") : ""}`;
 }

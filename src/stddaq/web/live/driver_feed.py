@@ -50,6 +50,10 @@ class DriverFeed:
         self._task: asyncio.Task[None] | None = None
         self._latest: DriverStatus | None = None
 
+    def client(self) -> AsyncDriverClient:
+        """Return a further connection to the driver, for commands."""
+        return AsyncDriverClient(self._url, token=self._token)
+
     @contextmanager
     def watching(self) -> Iterator[Watcher]:
         """Return a watcher, which first gets the latest status."""
@@ -71,7 +75,7 @@ class DriverFeed:
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
                 try:
-                    async with AsyncDriverClient(self._url, token=self._token) as driver:
+                    async with self.client() as driver:
                         async for status in driver.watch():
                             self._put(status)
                 except (DriverError, OSError) as error:

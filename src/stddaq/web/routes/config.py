@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, Path, Request, Response
 from pydantic import BaseModel
 
 from stddaq.config import DetectorConfig
+from stddaq.config.store import ConfigIdentityError, ConfigProtectedError
 from stddaq.daemon.log import event
-from stddaq.errors import StdDaqError
+from stddaq.errors import ConfigError, StdDaqError
 from stddaq.web.configurations import Configurations, call
 from stddaq.web.responses import JsonResponse, described
 from stddaq.web.routes.parameters import Detector, User
@@ -28,6 +30,24 @@ class ConfigChanged(BaseModel):
     """Programs that `stddaq up` restarts, after the current run."""
     previous: str | None
     """File name of the previous version in the history directory; null if nothing changed."""
+
+
+class ConfigCheck(BaseModel):
+    """The effect that a new configuration would have; `mistakes` is empty if it can be set."""
+
+    mistakes: list[str]
+    changed: list[str] = []
+    picked_up_by: list[str] = []
+    restarted: list[str] = []
+
+
+class ConfigVersion(BaseModel):
+    """A previous version: who replaced it, when, and which keys the next version changed."""
+
+    name: str
+    time: datetime
+    user: str
+    changed: list[str] | None
 
 
 _CONFIG_BODY = {
@@ -76,5 +96,39 @@ def router(configurations: Configurations) -> APIRouter:
             restarted=change.restarted,
             previous=change.previous,
         )
+
+    @routes.post("/check", responses=described(404, 409, 415, 504), openapi_extra=_CONFIG_BODY)
+    async def check_config(request: Request, detector: Detector = None) -> ConfigCheck:
+        """Return what `set` would change, or why it would refuse. Nothing is written."""
+        text = await request.body()
+        store = await call(lambda: configurations.of(detector))
+        try:
+            change = await call(lambda: store.check(text))
+        except ConfigError as error:
+            return ConfigCheck(mistakes=list(error.mistakes))
+        except (ConfigProtectedError, ConfigIdentityError) as error:
+            return ConfigCheck(mistakes=[str(error)])
+        return ConfigCheck(
+            mistakes=[],
+            changed=change.changed,
+            picked_up_by=change.picked_up_by,
+            restarted=change.restarted,
+        )
+
+    @routes.get("/history", responses=described(404, 409, 504))
+    async def get_history(detector: Detector = None) -> list[ConfigVersion]:
+        """Return the previous versions, the newest first."""
+        versions = await call(lambda: configurations.of(detector).history())
+        return [
+            ConfigVersion(
+                name=version.name, time=version.replaced_at, user=version.user, changed=version.changed
+            )
+            for version in versions
+        ]
+
+    @routes.get("/history/{name}", response_model=dict[str, Any], responses=described(404, 409, 504))
+    async def get_version(name: Annotated[str, Path(max_length=300)], detector: Detector = None) -> Response:
+        """Return a previous version. To return to it, `set` it."""
+        return JsonResponse(await call(lambda: configurations.of(detector).version(name)))
 
     return routes

@@ -97,6 +97,12 @@ def address_of(connection: HTTPConnection) -> str:
     return connection.client.host if connection.client else "unknown"
 
 
+def who(connection: HTTPConnection) -> str:
+    """Return who sent a request, for the log."""
+    user = granted_of(connection).user
+    return f"{user} at {address_of(connection)}" if user else f"a client at {address_of(connection)}"
+
+
 def _cookie_name(connection: HTTPConnection) -> str:
     # Browsers send the cookies of one port to all ports of a host.
     _, port = connection.scope.get("server") or ("", None)

@@ -9,9 +9,9 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stddaq.config import DetectorConfig
 from stddaq.config.services import pending_changes
@@ -22,6 +22,7 @@ from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
 from stddaq.wire.driver_messages import (
     BUSY_REASON,
+    DEFAULT_N_IMAGE,
     CommandError,
     ErrorType,
     PlainCommand,
@@ -34,12 +35,15 @@ from stddaq.writing.driver.distributor import Distributor
 from stddaq.writing.driver.repair import repair_as
 from stddaq.writing.driver.run import RunCourse
 from stddaq.writing.driver.run_totals import RunTotals
-from stddaq.writing.driver.start_check import PlannedFiles, check_start
+from stddaq.writing.driver.start_check import PlannedFiles, check_start, free_bytes
 from stddaq.writing.driver.state import State, StateMachine
 from stddaq.writing.driver.status import Client, Watchers, encode, status_message
 from stddaq.writing.driver.writers import Writers
 
+T = TypeVar("T")
+
 CHECK_TIMEOUT_S = 10.0
+MAX_DRY_RUNS = 4
 REPAIR_TIMEOUT_S = 60.0
 # A retiring driver stays this long after its last run, so that clients can request the account.
 RESULT_TIMEOUT_S = 2.0
@@ -74,6 +78,7 @@ class Driver:
         self.totals = RunTotals(config.number_of_writers)
         self.n_refused: Counter[ErrorType] = Counter()
         self.n_finished: Counter[str] = Counter()
+        self._n_dry_runs = 0
         self._course: asyncio.Task[None] | None = None
         self._retired = asyncio.Event()
         # The last run: its account, the files that are not closed, their user, and its end.
@@ -94,10 +99,11 @@ class Driver:
         except CommandError as error:
             client.send(encode(self._refusal(error)))
             return
-        if command.command != "status":  # Devices ask at each point of a scan.
+        # Devices ask for the status at each point of a scan, the page checks while a person types.
+        if command.command not in ("status", "check"):
             log.event("received %s", command.model_dump_json(exclude_defaults=True, exclude={"overwrite"}))
         if isinstance(command, StartCommand):
-            await self._start(client, command)
+            await (self._dry_run if command.command == "check" else self._start)(client, command)
         elif command.command == "repair":
             await self._repair(client)
         else:
@@ -143,10 +149,7 @@ class Driver:
             log.event("start refused: %s", error)
             client.send(encode(self._refusal(error) | {"command": "start"}))
             return
-        if self._overwrite:
-            start = start.model_copy(update={"overwrite": True})
-        files = PlannedFiles.of(start, self._config.number_of_writers, self._writers.have_metadata_writer)
-        run = ActiveRun(start, files)
+        run = self._planned(start)
         self._machine.enter(State.CHECKING_START, run=run)
         try:
             await self._check(run)
@@ -162,23 +165,56 @@ class Driver:
         self.totals.begin(run.account, self._writers.n_forwarded)
         self._course = asyncio.create_task(self._carry_out(run))
 
-    async def _check(self, run: ActiveRun) -> None:
-        compressed = bool(compression_of(self._suffix))
-        try:
-            await run_in_thread(
-                lambda: self._check_files(run, compressed),
-                CHECK_TIMEOUT_S,
-                f"path: file system of {run.start.path}",
+    def _planned(self, start: StartCommand) -> ActiveRun:
+        if self._overwrite:
+            start = start.model_copy(update={"overwrite": True})
+        n_writers = self._config.number_of_writers
+        return ActiveRun(start, PlannedFiles.of(start, n_writers, self._writers.have_metadata_writer))
+
+    async def _dry_run(self, client: Client, start: StartCommand) -> None:
+        """Reply whether this run could be started. Other clients notice nothing."""
+        if self._n_dry_runs >= MAX_DRY_RUNS:
+            error = CommandError(
+                "busy", mismatch("check", f"at most {MAX_DRY_RUNS} at a time", "another one")
             )
+            client.send(encode(_refusal(error) | {"command": "check"}))
+            return
+        run = self._planned(start)
+        self._n_dry_runs += 1
+        try:
+            client.requester.check(start.writer_id)
+            await self._check_in_thread(lambda: self._check_files(run), run)
+            n_free_bytes = await self._check_in_thread(lambda: free_bytes(start), run)
+        except CommandError as error:
+            client.send(encode(_refusal(error) | {"command": "check"}))
+            return
+        finally:
+            self._n_dry_runs -= 1
+        is_known = start.n_image != DEFAULT_N_IMAGE and not compression_of(self._suffix)
+        reply = {
+            "command": "check",
+            "needed_bytes": start.n_image * self._config.image_bytes if is_known else None,
+            "free_bytes": n_free_bytes,
+            "planned_files": run.files.as_json(),
+        }
+        client.send(encode(self._status() | reply))
+
+    @staticmethod
+    async def _check_in_thread(check: Callable[[], T], run: ActiveRun) -> T:
+        try:
+            return await run_in_thread(check, CHECK_TIMEOUT_S, f"path: file system of {run.start.path}")
         except TimeoutError as error:
             raise CommandError("path_not_usable", str(error)) from error
+
+    async def _check(self, run: ActiveRun) -> None:
+        await self._check_in_thread(lambda: self._check_files(run), run)
         try:
             # Before clients see the run, so that no number of the last one is shown as its own.
             await self._writers.call(lambda: self._distributor.begin_run(run.id))
         except RunError as error:
             raise CommandError("busy", str(error)) from error
 
-    def _check_files(self, run: ActiveRun, compressed: bool) -> None:
+    def _check_files(self, run: ActiveRun) -> None:
         if changed := pending_changes(self._config, self._config_path):
             advice = (
                 "the services have not restarted since the configuration was changed; try again in a moment"
@@ -187,6 +223,7 @@ class Driver:
             raise CommandError(
                 "busy", mismatch("configuration", "that of the running services", found, advice)
             )
+        compressed = bool(compression_of(self._suffix))
         run.old_files = check_start(run.start, run.files, self._config, self._roots, compressed=compressed)
 
     async def _repair(self, client: Client) -> None:

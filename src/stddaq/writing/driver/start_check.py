@@ -156,13 +156,17 @@ def _may_write(path: str, uid: int) -> bool:
 
 
 def _check_space(start: StartCommand, config: DetectorConfig) -> None:
-    needed = start.n_image * config.image_bytes
-    try:
-        space = os.statvfs(start.path)
-    except OSError as error:
-        raise CommandError("path_not_usable", f"path: {start.path}: {error.strerror}") from error
-    free = (space.f_bavail if start.writer_id else space.f_bfree) * space.f_frsize
+    needed, free = start.n_image * config.image_bytes, free_bytes(start)
     if needed > free:
         expected = f"images that fit into {free} bytes free in {start.path}"
         got = f"{start.n_image} of {config.image_bytes} bytes each, {needed} in total"
         raise CommandError("disk_full", mismatch("n_image", expected, got))
+
+
+def free_bytes(start: StartCommand) -> int:
+    """Return what the user of a run may still write in its directory. Raise `CommandError`."""
+    try:
+        space = os.statvfs(start.path)
+    except OSError as error:
+        raise CommandError("path_not_usable", f"path: {start.path}: {error.strerror}") from error
+    return (space.f_bavail if start.writer_id else space.f_bfree) * space.f_frsize

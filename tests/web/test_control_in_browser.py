@@ -1,0 +1,153 @@
+"""The page in Chromium: log in, control runs, change the configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.data.token import TOKEN
+from support.peers import chromium
+from support.peers.chromium import Tab
+from support.processes.deployment import Deployment, wait_until
+from support.processes.web import RestService
+
+from stddaq.client import DriverClient
+from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
+
+pytestmark = [
+    pytest.mark.external,
+    pytest.mark.skipif(chromium.PROGRAM is None, reason="needs Debian's chromium"),
+]
+
+
+def write(tab: Tab, selector: str, value: str) -> None:
+    """Type into a field."""
+    tab.wait_for(lambda: tab.evaluate(f"!!document.querySelector({json.dumps(selector)})"), selector)
+    tab.evaluate(
+        f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.value = {json.dumps(value)};"
+        " e.dispatchEvent(new Event('input', {bubbles: true})); })()"
+    )
+
+
+def show(tab: Tab, view: str) -> None:
+    """Open a view of the page."""
+    selector = f"#tab-{view}"
+    tab.wait_for(lambda: tab.evaluate(f"!!document.querySelector('{selector}')?.ariaSelected"), "the tabs")
+    tab.click(selector)
+
+
+def click(tab: Tab, selector: str) -> None:
+    tab.wait_for(lambda: tab.evaluate(f"!!document.querySelector({json.dumps(selector)})"), selector)
+    tab.click(selector)
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Tab]:
+    with chromium.opened(url) as tab:
+        yield tab
+        assert tab.complaints == []
+
+
+def test_token_opens_the_page_and_a_logout_closes_it(
+    start_rest: Callable[..., RestService], token_file: Path
+) -> None:
+    rest = start_rest("--token-file", token_file)
+    with chromium.opened(rest.url) as tab:
+        write(tab, "#login-user", "anna")
+        write(tab, "#login-token", "wrong")
+        assert tab.text("#state") == "connecting"
+        tab.click("#login button")
+        tab.wait_for(lambda: "expected a token of this service" in tab.text("#login-reason"), "the refusal")
+        write(tab, "#login-token", TOKEN)
+        tab.click("#login button")
+        tab.wait_for(lambda: tab.text("#account") == "annaLog out", "the page after the login")
+        assert tab.evaluate("document.cookie") == ""
+        show(tab, "run")
+        tab.wait_for(lambda: tab.text("#run-form"), "the form of a run")
+        click(tab, "#logout")
+        tab.wait_for(lambda: tab.evaluate("!!document.querySelector('#login')"), "the form to log in")
+        # The browser itself notes the refused login.
+        assert [text for text in tab.complaints if "401" not in text] == []
+
+
+def test_run_is_started_watched_and_stopped_on_the_page(deployment: Deployment, tmp_path: Path) -> None:
+    _, url = deployment.start_driver()
+    deployment.start_writers()
+    rest = RestService.start(deployment, tmp_path / "files", "--url", url)
+    config = DetectorConfig.parse(deployment.config)
+    with chromium.opened(rest.url) as tab, ImagePublisher(config) as publisher:
+        tab.wait_for(lambda: tab.text("#state") == "no run", "the driver's state")
+        show(tab, "run")
+        write(tab, "#run-path", f"{tmp_path}/absent")
+        tab.wait_for(lambda: "expected an existing directory" in tab.text("#run-path-reason"), "the reason")
+        write(tab, "#run-path", str(tmp_path))
+        write(tab, "#run-file_prefix", "a/b")
+        tab.wait_for(lambda: tab.text("#run-file_prefix-reason"), "the reason beside the prefix")
+        assert tab.text("#run-path-reason") == ""
+        write(tab, "#run-file_prefix", "scan")
+        write(tab, "#run-n_image", "1000")
+        tab.wait_for(lambda: tab.text("#control-answer").startswith("would need "), "the size of the run")
+        tab.click("#start-run")
+        tab.wait_for(lambda: "waiting" in tab.text("#state"), "the start of the run")
+        publisher.publish(1, np.ones(config.image_shape, np.uint16))
+        tab.wait_for(lambda: tab.text("#state") == "recording", "the first image")
+        tab.wait_for(lambda: "1 of 1000" in tab.text("#run-facts"), "the images of the run")
+        # A click does not stop it; Enter twice does.
+        tab.click("#stop-run")
+        tab.evaluate("document.querySelector('#stop-run').focus()")
+        tab.press("Enter")
+        tab.wait_for(lambda: "again" in tab.text("#control-answer"), "the question")
+        assert tab.text("#state") == "recording"
+        tab.press("Enter")
+        with DriverClient(url) as driver:
+            wait_until(lambda: (driver.last_result() or {}).get("count") == 1, 30, "the account")
+        tab.wait_for(lambda: tab.text("#state") == "no run", "the end of the run")
+        assert (tmp_path / "scanMaster.h5").exists()
+        # The browser itself notes each refusal of the driver.
+        assert [text for text in tab.complaints if "422" not in text] == []
+
+
+def test_viewer_has_no_control(deployment: Deployment, tmp_path: Path) -> None:
+    rest = RestService.start_as_it_is(deployment, tmp_path)
+    with opened(rest.url) as tab:
+        show(tab, "run")
+        tab.wait_for(lambda: "--allow-control" in tab.text("#no-control"), "the reason")
+        show(tab, "configuration")
+        tab.wait_for(lambda: "detector_name" in tab.text("#config-keys"), "the keys")
+        assert tab.evaluate("document.querySelector('#config-text').readOnly")
+        assert not tab.evaluate("!!document.querySelector('#config-save')")
+
+
+def test_configuration_is_changed_with_differences_and_rolled_back(rest: RestService) -> None:
+    first = rest.deployment.config
+    with chromium.opened(rest.url) as tab:
+        show(tab, "configuration")
+        read = "document.querySelector('#config-text')?.value"
+        tab.wait_for(lambda: tab.evaluate(f"{read}?.includes('detector_name')"), "the configuration")
+        write(tab, "#config-text", json.dumps(first | {"number_of_writers": -1}))
+        tab.wait_for(lambda: "number_of_writers" in tab.text("#config-mistakes"), "the mistake")
+        write(tab, "#config-text", json.dumps(first | {"number_of_writers": 3}))
+        tab.wait_for(lambda: "restarts std_det_driver" in tab.text("#config-effect"), "the effect")
+        assert "number_of_writers23" in tab.text("#config-differences")
+        # A colleague is faster.
+        rest.set(first | {"log_level": "error"}, user="bert")
+        tab.click("#config-save")
+        tab.wait_for(lambda: "in the file now" in tab.text("#config-differences"), "the conflict")
+        assert "has changed since it was read" in tab.text("#config-mistakes")
+        tab.click("#config-take-over")
+        tab.wait_for(lambda: tab.text("#config-mistakes") == "", "the merged configuration")
+        tab.click("#config-save")
+        tab.wait_for(lambda: tab.text("#config-effect").startswith("Saved"), "the change")
+        assert rest.config_on_disk() == first | {"log_level": "error", "number_of_writers": 3}
+        tab.wait_for(lambda: "bert" in tab.text("#config-history"), "the history")
+        tab.evaluate("[...document.querySelectorAll('#config-history button')].at(-1).click()")
+        tab.wait_for(lambda: tab.text("#config-effect").startswith("changes "), "the version")
+        tab.click("#config-save")
+        tab.wait_for(lambda: rest.config_on_disk() == first, "the first version")
+        # The browser itself notes the refused change.
+        assert [text for text in tab.complaints if "412" not in text] == []
