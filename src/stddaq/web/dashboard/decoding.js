@@ -1,19 +1,40 @@
-// Messages with images: header, LZ4 block, and the two halves of the counts.
+// Messages with images: a header, and counts, as an LZ4 block of their two halves or as a JPEG picture with marks.
+
+import { LARGEST } from "./colours.js";
 
 const MAX_HEADER_BYTES = 65536;
 
 // Return {header, counts} of a binary message. Throws an Error if it is not one.
-export function decodeMessage(buffer) {
+export async function decodeMessage(buffer) {
   const length = new DataView(buffer).getUint32(0, true);
   if (length > MAX_HEADER_BYTES || 4 + length > buffer.byteLength) throw new Error("message with a wrong header");
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
-  if (header.v !== 1 || header.codec !== "lz4" || !header.planes) throw new Error("message of another version");
-  const [height, width] = header.size, n = height * width;
-  const planes = new Uint8Array(2 * n);
-  decompress(new Uint8Array(buffer, 4 + length), planes);
-  const counts = new Uint16Array(n);
-  for (let i = 0; i < n; i++) counts[i] = (planes[i] << 8) | planes[n + i];
+  if (header.v !== 1) throw new Error("message of another version");
+  const payload = new Uint8Array(buffer, 4 + length);
+  const counts = header.codec === "jpeg" ? await quickCounts(header, payload) : exactCounts(header, payload);
   return { header, counts };
+}
+
+function exactCounts(header, payload) {
+  if (header.codec !== "lz4" || !header.planes) throw new Error("message of another version");
+  const n = header.size[0] * header.size[1], planes = new Uint8Array(2 * n), counts = new Uint16Array(n);
+  decompress(payload, planes);
+  for (let i = 0; i < n; i++) counts[i] = (planes[i] << 8) | planes[n + i];
+  return counts;
+}
+
+// The grey values are roots of the counts, so that dark pixels have finer steps.
+async function quickCounts(header, payload) {
+  const [height, width] = header.size, n = height * width, marks = new Uint8Array(n), counts = new Uint16Array(n);
+  const picture = await createImageBitmap(new Blob([payload.subarray(0, header.jpeg_bytes)], { type: "image/jpeg" }));
+  if (picture.width !== width || picture.height !== height) throw new Error("damaged image");
+  decompress(payload.subarray(header.jpeg_bytes), marks);
+  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  context.drawImage(picture, 0, 0);
+  picture.close();
+  const { data } = context.getImageData(0, 0, width, height);
+  for (let i = 0; i < n; i++) counts[i] = marks[i] ? LARGEST + marks[i] : data[4 * i] ** 2;
+  return counts;
 }
 
 // Decode an LZ4 block into `target`, which it must fill exactly.

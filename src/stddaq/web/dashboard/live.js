@@ -1,41 +1,63 @@
-// The live image: receives, draws, acknowledges; levels, colours, marks, and values under the cursor.
+// The live image: receives, draws, acknowledges; what is shown of it and the values under the cursor.
 
-import { colourTable, drawBar, LARGEST, MAP_NAMES, markColour, MARKS } from "./colours.js";
+import { LARGEST, MARKS } from "./colours.js";
 import { Connection } from "./connection.js";
+import { Corrections } from "./corrections.js";
 import { decodeMessage } from "./decoding.js";
-import { keep, kept } from "./settings.js";
-import { View } from "./view.js";
+import { Drawing } from "./drawing.js";
+import { Film } from "./film.js";
+import { Histogram, Profiles } from "./graphs.js";
+import { Look } from "./look.js";
+import { may } from "./login.js";
+import { download, element, shortNumber } from "./page.js";
+import { Regions } from "./regions.js";
+import { savePicture, tiffOf } from "./saving.js";
+import { isWhole, View } from "./view.js";
 
-const element = (id) => document.getElementById(id);
-const STALE_S = 3, RATE_S = 4, MOVE_BY = 60;
+const STALE_S = 3, RATE_S = 4, VIEW_DELAY_MS = 200, REST_MS = 300, SLOW_HZ = 3;
 
 export class LiveImage {
   constructor() {
-    this.view = new View(element("canvas"), () => this.draw());
-    this.shown = null;
-    this.waiting = null;
+    this.view = new View(element("canvas"), () => { this.draw(); this.wantView(); });
+    const redraw = () => this.draw(), send = (settings) => this.connection?.send({ set: settings });
+    this.look = new Look(() => this.paint());
+    this.film = new Film((frame) => this.display(this.corrections.again(frame)), () => this.setPaused(true));
+    this.corrections = new Corrections(() => { if (this.corrections.last) this.display(this.corrections.again()); });
+    this.regions = new Regions(this.view, send, redraw);
+    this.drawing = new Drawing(this.view, redraw);
+    this.histogram = new Histogram((low, high) => this.look.fixLevels(low, high));
+    this.profiles = new Profiles();
+    this.shown = this.whole = this.waiting = this.cursor = null;
+    this.decoding = Promise.resolve();
     this.isPaused = false;
     this.arrivals = [];
     this.lastAt = performance.now();
-    this.table = null;
-    this.look = { map: kept("colours", "viridis"), inverted: kept("inverted", false), scale: kept("scale", "linear"), low: 0, high: 1 };
-    this.cursor = null;
     this.listen();
     setInterval(() => this.showContact(), 500);
   }
 
-  follow(detector) {
+  follow(detector, source) {
+    this.detector = detector;
     this.problem = "";
     this.isConnected = false;
-    this.shown = null;
-    const path = `api/live/ws?detector=${encodeURIComponent(detector)}`;
+    this.shown = this.whole = null;
+    this.film.clear();
+    this.corrections.clear();
+    this.regions.follow(detector);
+    this.drawing.follow(detector);
+    this.query = new URLSearchParams(source === "image" ? { detector } : { detector, source });
+    const path = `api/live/ws?${this.query}`;
     if (this.connection) this.connection.restart(path);
     else this.connection = new Connection(path, (data) => this.receive(data), (isConnected) => this.connected(isConnected));
   }
 
   connected(isConnected) {
     this.isConnected = isConnected;
-    if (isConnected) this.connection.send({ set: { reducer: element("reducer").value } });
+    this.wanted = null;
+    if (isConnected) {
+      this.connection.send({ set: { reducer: element("reducer").value, codec: element("quality").value } });
+      this.regions.announce();
+    }
     this.showContact();
   }
 
@@ -46,108 +68,86 @@ export class LiveImage {
       this.showContact();
       return;
     }
-    try {
-      this.waiting = decodeMessage(data);
-    } catch (error) {
+    const { connection } = this;
+    this.decoding = this.decoding.then(() => decodeMessage(data)).then((frame) => {
+      this.problem = "";
+      this.waiting = { ...frame, bytes: data.byteLength };
+      requestAnimationFrame(() => this.show());
+    }).catch((error) => {
       this.problem = `The image cannot be shown: ${error.message}`;
-      this.connection.close();
-      return;
-    }
-    this.problem = "";
-    requestAnimationFrame(() => this.show());
+      connection.close();
+    });
   }
 
   // Draw what has arrived, then say so: the server sends the next image.
   show() {
     if (!this.waiting) return;
-    const { header } = this.waiting, now = performance.now();
-    if (!this.isPaused) {
-      this.shown = this.waiting;
-      this.paint();
-    }
+    const frame = this.waiting, { header } = frame, now = performance.now(), isFirst = !this.shown;
     this.waiting = null;
+    if (isWhole(frame)) this.whole = frame;
+    if (!this.isPaused) {
+      const isHeld = this.film.add(frame);
+      this.display(this.corrections.of(frame));
+      this.regions.receive(header);
+      if (isHeld) this.setPaused(true);
+    }
     this.lastAt = now;
-    this.arrivals = [...this.arrivals.filter((at) => now - at < RATE_S * 1000), now];
+    this.arrivals = [...this.arrivals.filter(({ at }) => now - at < RATE_S * 1000), { at: now, bytes: frame.bytes }];
     this.connection.send({ ack: header.image });
+    if (isFirst) this.regions.announce();
     this.showFacts(header);
+  }
+
+  display(frame) {
+    this.shown = frame;
+    this.paint();
   }
 
   paint() {
     if (!this.shown) return;
-    const { header, counts } = this.shown, withMarks = element("marks").checked;
-    this.followLevels(header);
-    if (!this.table || this.table.step !== header.scale || this.table.offset !== header.offset) {
-      const { scale: step, offset } = header;
-      this.table = { colours: colourTable(this.look, step, offset), step, offset };
-      this.showBar();
-    }
-    this.view.setImage(counts, header, this.table.colours, withMarks);
+    const { header } = this.shown, colours = this.look.tableOf(header);
+    this.view.setImage(this.shown, colours, element("marks").checked);
     this.draw();
-    this.showMarks(header);
+    this.look.showMarks(header);
+    this.histogram.show(this.shown, this.look.low, this.look.high, this.isPaused);
+    this.showProfiles(null, this.isPaused);
   }
 
   draw() {
+    const context = this.view.canvas.getContext("2d");
     this.view.draw();
+    this.regions?.draw(context, this.view.ratio);
+    this.drawing?.draw(context, this.view.ratio);
     this.showValue();
   }
 
-  // Take the levels of the image over, unless they are set by hand. Small changes need no new table.
-  followLevels(header) {
-    if (element("levels").value !== "auto") return;
-    const [low, high] = header.levels, { look } = this, span = look.high - look.low;
-    if (Math.abs(low - look.low) < 0.01 * span && Math.abs(high - look.high) < 0.01 * span) return;
-    this.setLevels(low, high);
-  }
-
-  setLevels(low, high) {
-    if (!(high > low)) return;
-    Object.assign(this.look, { low, high });
-    this.table = null;
-    for (const [id, value] of [["low", low], ["high", high]]) {
-      if (document.activeElement !== element(id)) element(id).value = shortNumber(value);
-    }
-  }
-
-  changeLook(change) {
-    Object.assign(this.look, change);
-    this.table = null;
-    this.paint();
-    this.showBar();
-  }
-
-  showBar() {
-    drawBar(element("bar"), this.look);
-    element("bar-high").textContent = shortNumber(this.look.high);
-    element("bar-low").textContent = shortNumber(this.look.low);
-  }
-
-  showMarks(header) {
-    const text = JSON.stringify(Object.values(MARKS).map((mark) => header[mark.count]));
-    if (text === this.markText) return;
-    this.markText = text;
-    const items = Object.entries(MARKS).filter(([, mark]) => header[mark.count] > 0).map(([count, mark]) => {
-      const item = document.createElement("li"), sample = document.createElement("canvas");
-      Object.assign(sample, { width: 8, height: 8 });
-      const context = sample.getContext("2d"), image = context.createImageData(8, 8), pixels = new Uint32Array(image.data.buffer);
-      pixels.forEach((_, i) => { pixels[i] = markColour(Number(count), i % 8, i >> 3); });
-      context.putImageData(image, 0, 0);
-      item.append(sample, `${header[mark.count]} ${mark.name}`);
-      return item;
-    });
-    element("mark-list").replaceChildren(...items);
+  // Ask for the visible part at a finer resolution where the whole image is reduced.
+  wantView() {
+    clearTimeout(this.viewTimer);
+    this.viewTimer = setTimeout(() => {
+      const { whole, view } = this, seen = view.visible(), bin = whole?.header.bin ?? 1;
+      const isFiner = bin > 1 && seen && !view.isAllSeen() && view.zoom * bin > 1;
+      const wanted = isFiner ? [seen.x, seen.y, seen.width, seen.height] : null;
+      if (JSON.stringify(wanted) === JSON.stringify(this.wanted)) return;
+      this.wanted = wanted;
+      this.connection?.send({ set: { view: wanted } });
+    }, VIEW_DELAY_MS);
   }
 
   showFacts(header) {
-    const { arrivals } = this, seconds = (arrivals.at(-1) - arrivals[0]) / 1000;
-    const rate = seconds > 0 ? (arrivals.length - 1) / seconds : 0;
+    const { arrivals } = this, seconds = (arrivals.at(-1).at - arrivals[0].at) / 1000;
+    const perSecond = (sum) => (seconds > 0 ? sum / seconds : 0), rate = perSecond(arrivals.length - 1);
+    const megabytes = perSecond(arrivals.slice(1).reduce((sum, { bytes }) => sum + bytes, 0)) / 1e6;
     const behind = Date.now() - Number(BigInt(header.taken_ns) / 1000000n);
     element("live").textContent = `image ${header.image}, ${rate.toFixed(1)} images/s, ${behind} ms behind`;
-    const isGood = header.status === 1, status = element("image-status");
-    status.hidden = isGood;
-    const text = isGood ? "" : header.status === 2 ? "missing packets" : `status ${header.status}`;
+    const status = element("image-status");
+    status.hidden = header.status === 1;
+    const text = status.hidden ? "" : header.status === 2 ? "missing packets" : `status ${header.status}`;
     if (status.textContent !== text) status.textContent = text;
-    const [height, width] = header.shape;
+    const [height, width] = header.shape, isSlow = rate > 0 && rate < SLOW_HZ && header.skipped > 0;
     element("size").textContent = `${width} × ${height}, ${header.dtype}` + (header.bin > 1 ? `, shown 1:${header.bin}` : "");
+    element("bandwidth").textContent = `${megabytes.toFixed(1)} MB/s`;
+    element("propose-quick").hidden = !(isSlow && element("quality").value === "lz4");
   }
 
   showContact() {
@@ -172,73 +172,92 @@ export class LiveImage {
       element("cursor").textContent = "Move over the image for values";
       return;
     }
-    const { header, counts } = shown, { bin } = header;
-    const count = counts[Math.floor(pixel.y / bin) * header.size[1] + Math.floor(pixel.x / bin)];
-    const value = count > LARGEST ? MARKS[count].name : shortNumber(count * header.scale + header.offset);
-    const meaning = bin > 1 && count <= LARGEST ? ` (${header.reducer === "max" ? "maximum" : "mean"} of ${bin} × ${bin})` : "";
-    element("cursor").textContent = `x ${pixel.x}, y ${pixel.y}: ${value}${meaning}`;
+    this.showProfiles(pixel, false);
+    const text = valueText(shown, pixel) ?? (this.whole && valueText(this.whole, pixel)) ?? "not shown";
+    element("cursor").textContent = `x ${pixel.x}, y ${pixel.y}: ${text}`;
+  }
+
+  showProfiles(pixel, isUrgent) {
+    if (this.shown) this.profiles.show(this.shown, pixel, this.regions.list.at(-1), isUrgent);
+  }
+
+  // Where the image is reduced, ask for the pixel itself when the cursor rests.
+  async askValue() {
+    const { cursor, shown } = this, pixel = cursor && this.view.pixelAt(cursor.x, cursor.y);
+    if (!pixel || !shown || shown.header.bin === 1 || !may("view")) return;
+    const { image } = shown.header, query = new URLSearchParams({ ...Object.fromEntries(this.query), image, x: pixel.x, y: pixel.y, n: 1 });
+    const answer = await fetch(`api/live/pixel?${query}`);
+    if (answer.ok && this.cursor === cursor) {
+      const { values: [[value]] } = await answer.json();
+      element("pixel").textContent = `x ${pixel.x}, y ${pixel.y} of image ${image}: ${shortNumber(value)}`;
+    }
   }
 
   setPaused(isPaused) {
+    if (!isPaused) this.film.stop();
     this.isPaused = isPaused;
     element("pause").setAttribute("aria-pressed", String(isPaused));
     element("pause").textContent = isPaused ? "Go on" : "Pause";
   }
 
+  fileName() { return `${this.detector}-${this.shown.header.image}`; }
+
+  savePicture() {
+    if (!this.shown) return;
+    const { image, bin, reducer, status, taken_ns } = this.shown.header;
+    const time = new Date(Number(BigInt(taken_ns) / 1000000n)).toISOString();
+    const title = `${this.detector}, image ${image}${status === 1 ? "" : ` (status ${status})`}, ${time}${bin > 1 ? `, ${reducer} of ${bin} × ${bin}` : ""}`;
+    savePicture(element("canvas"), element("bar"), [element("bar-high").textContent, element("bar-low").textContent], title, this.fileName());
+  }
+
+  saveCounts() {
+    if (this.shown) download(`${this.fileName()}-shown.tiff`, tiffOf(this.shown), "image/tiff");
+  }
+
+  async saveImage() {
+    if (!this.shown) return;
+    const query = new URLSearchParams({ ...Object.fromEntries(this.query), image: this.shown.header.image });
+    const answer = await fetch(`api/live/image.tiff?${query}`);
+    element("save-problem").textContent = answer.ok ? "" : String((await answer.json()).detail);
+    if (answer.ok) download(`${this.fileName()}.tiff`, await answer.blob());
+  }
+
   listen() {
     const on = (id, name, run) => element(id).addEventListener(name, run);
-    element("colours").replaceChildren(...MAP_NAMES.map((name) => new Option(name, name)));
-    element("colours").value = this.look.map;
-    element("inverted").checked = this.look.inverted;
-    element("scale").value = this.look.scale;
-    on("colours", "change", ({ target }) => { keep("colours", target.value); this.changeLook({ map: target.value }); });
-    on("inverted", "change", ({ target }) => { keep("inverted", target.checked); this.changeLook({ inverted: target.checked }); });
-    on("scale", "change", ({ target }) => { keep("scale", target.value); this.changeLook({ scale: target.value }); });
-    on("levels", "change", () => this.paint());
-    for (const id of ["low", "high"]) on(id, "change", () => this.setByHand());
     on("reducer", "change", ({ target }) => this.connection?.send({ set: { reducer: target.value } }));
-    on("marks", "change", () => this.paint());
+    on("quality", "change", ({ target }) => this.connection?.send({ set: { codec: target.value } }));
+    on("propose-quick", "click", () => {
+      element("quality").value = "jpeg";
+      element("quality").dispatchEvent(new Event("change"));
+    });
     on("pause", "click", () => this.setPaused(!this.isPaused));
     on("fit", "click", () => this.view.fitAgain());
     on("actual", "click", () => this.view.actualSize());
     on("closer", "click", () => this.view.zoomBy(1.5));
     on("farther", "click", () => this.view.zoomBy(1 / 1.5));
-    on("canvas", "pointermove", (event) => { this.cursor = { x: event.clientX, y: event.clientY }; this.showValue(); });
+    on("save-picture", "click", () => this.savePicture());
+    on("save-counts", "click", () => this.saveCounts());
+    on("save-image", "click", () => this.saveImage());
+    on("profile-of", "change", () => this.showProfiles(null, true));
+    for (const id of ["histogram-part", "profile-part"]) on(id, "toggle", () => this.paint());
+    on("canvas", "pointermove", (event) => {
+      this.cursor = { x: event.clientX, y: event.clientY };
+      this.showValue();
+      clearTimeout(this.restTimer);
+      this.restTimer = setTimeout(() => this.askValue(), REST_MS);
+    });
     on("canvas", "pointerleave", () => { this.cursor = null; this.showValue(); });
-    document.addEventListener("keydown", (event) => this.press(event));
-    this.showBar();
-  }
-
-  setByHand() {
-    const [low, high] = ["low", "high"].map((id) => Number(element(id).value));
-    const isRight = high > low;
-    for (const id of ["low", "high"]) element(id).setCustomValidity(isRight ? "" : "The brightest value must be above the darkest");
-    element("high").reportValidity();
-    if (!isRight) return;
-    element("levels").value = "manual";
-    this.setLevels(low, high);
-    this.paint();
-  }
-
-  // Keys of the page, unless they belong to a field.
-  press(event) {
-    if (event.ctrlKey || event.altKey || event.metaKey) return;
-    const { target } = event;
-    if (target instanceof HTMLSelectElement || (target instanceof HTMLInputElement && target.type !== "checkbox")) return;
-    if (event.key === " " && (target instanceof HTMLButtonElement || target instanceof HTMLInputElement)) return;
-    const moves = { ArrowLeft: [MOVE_BY, 0], ArrowRight: [-MOVE_BY, 0], ArrowUp: [0, MOVE_BY], ArrowDown: [0, -MOVE_BY] };
-    const actions = {
-      " ": () => this.setPaused(!this.isPaused), "+": () => this.view.zoomBy(1.5), "=": () => this.view.zoomBy(1.5),
-      "-": () => this.view.zoomBy(1 / 1.5), 0: () => this.view.fitAgain(), 1: () => this.view.actualSize(),
-    };
-    const move = target === element("canvas") && moves[event.key];
-    if (!move && !actions[event.key]) return;
-    event.preventDefault();
-    if (move) this.view.moveBy(...move);
-    else actions[event.key]();
   }
 }
 
-function shortNumber(value) {
-  return Number.isInteger(value) || Math.abs(value) >= 1e5 ? String(Math.round(value)) : String(Number(value.toPrecision(5)));
+// Return the value of a pixel in a frame as text; undefined outside.
+function valueText({ header, counts }, { x, y }) {
+  const { bin, size: [height, width], origin: [top, left], scale, offset, reducer } = header;
+  const column = Math.floor((x - left) / bin), row = Math.floor((y - top) / bin);
+  if (column < 0 || row < 0 || column >= width || row >= height) return undefined;
+  const count = counts[row * width + column];
+  if (count > LARGEST) return MARKS[count].name;
+  const names = { mean: `mean of ${bin} × ${bin}`, max: `maximum of ${bin} × ${bin}`, nearest: `one pixel of ${bin} × ${bin}` };
+  const notes = [header.isCorrected && "corrected", header.codec === "jpeg" && "quick: about", bin > 1 && names[reducer]].filter(Boolean);
+  return shortNumber(count * scale + offset) + (notes.length ? ` (${notes.join(", ")})` : "");
 }

@@ -4,6 +4,7 @@ import { mount as mountConfiguration } from "./configuration.js";
 import { Connection } from "./connection.js";
 import { mount as mountControl } from "./control.js";
 import { mount as mountEvents } from "./events.js";
+import { followKeys } from "./keys.js";
 import { LiveImage } from "./live.js";
 import { enter, leaveIfLoggedOut } from "./login.js";
 import { RunPanel } from "./run.js";
@@ -12,6 +13,8 @@ import { mount as mountServices } from "./services.js";
 import { kept, keep } from "./settings.js";
 import { Tabs } from "./tabs.js";
 
+// A wall screen shows each detector for this time.
+const WALL_PERIOD_MS = 20000;
 const element = (id) => document.getElementById(id);
 
 function followTheme() {
@@ -34,24 +37,29 @@ async function detectors() {
 
 function choose(sources, live) {
   const select = element("detector");
-  select.replaceChildren(...sources.map((source) => new Option(source.detector, source.detector)));
+  const name = ({ detector, source }) => (source === "image" ? detector : `${detector} ${source}`);
+  select.replaceChildren(...sources.map((source) => new Option(name(source), name(source))));
   element("detector-field").hidden = sources.length < 2;
   const wanted = new URLSearchParams(location.search).get("detector");
-  if (sources.some((source) => source.detector === wanted)) select.value = wanted;
+  if (sources.some((source) => name(source) === wanted)) select.value = wanted;
   const show = () => {
-    const source = sources.find((one) => one.detector === select.value);
+    const source = sources.find((one) => name(one) === select.value);
     if (!source) return;
     const [height, width] = source.shape;
     element("detector-name").textContent = `${source.detector}, ${width} × ${height}, ${source.dtype}`;
     document.title = `${source.detector} – stddaq`;
-    live.follow(source.detector);
+    live.follow(source.detector, source.source);
   };
   select.addEventListener("change", show);
   show();
+  if (document.body.classList.contains("wall") && sources.length > 1) {
+    setInterval(() => { select.selectedIndex = (select.selectedIndex + 1) % sources.length; show(); }, WALL_PERIOD_MS);
+  }
 }
 
 async function start() {
   followTheme();
+  document.body.classList.toggle("wall", new URLSearchParams(location.search).has("wall"));
   await enter(document.querySelector("header"));
   new Tabs({ run: mountControl, services: mountServices, configuration: mountConfiguration, events: mountEvents, runs: mountRuns });
   const run = new RunPanel();
@@ -60,6 +68,7 @@ async function start() {
     if (!isConnected) leaveIfLoggedOut();
   });
   const live = new LiveImage();
+  followKeys(live);
   for (;;) {
     try {
       choose(await detectors(), live);
