@@ -18,6 +18,7 @@ from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.metadata import MISSING_PACKETS
 from stddaq.preview.reduction import SATURATED
 from stddaq.preview.service import NICENESS
+from stddaq.wire.preview_requests import Area, Region, Still, View, region_key
 
 ATTACHED = "attached to the ring buffer"
 
@@ -32,7 +33,7 @@ def test_newest_image_arrives_with_the_specified_header(
     deployment: Deployment, publisher: ImagePublisher
 ) -> None:
     service = deployment.start("std_preview", "--hz", 100)
-    with previews(deployment) as mean, previews(deployment, "max") as largest:
+    with previews(deployment) as mean, previews(deployment, View("max")) as largest:
         service.wait_for_line(ATTACHED)
         wait_until(publisher.count_subscribers)
         pixels = streamed_pixels(deployment, 7)
@@ -69,8 +70,65 @@ def test_newest_image_arrives_with_the_specified_header(
         "max": 65535.0,
         "sum": int(pixels.sum(dtype=np.uint64)),
         "overwritten": 0,
+        "degraded": False,
+        "regions": {},
     }
     assert pixels.min() <= levels[0] < levels[1] <= 65535
+
+
+def test_area_is_sent_with_counts_of_the_whole_image(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    deployment.start("std_preview", "--hz", 100)
+    with previews(deployment, View(area=Area(8, 4, 16, 12))) as reader:
+        wait_until(publisher.count_subscribers, 20)
+        pixels = streamed_pixels(deployment, 7)
+        pixels[0, 0] = 65535
+        publisher.publish(7, pixels)
+        header, counts = reader.receive_image()
+    np.testing.assert_array_equal(counts, pixels[4:16, 8:24])
+    assert (header["origin"], header["size"], header["bin"]) == ([4, 8], [12, 16], 1)
+    assert (header["n_saturated"], header["sum"]) == (1, int(pixels.sum(dtype=np.uint64)))
+
+
+def test_numbers_of_a_region_are_those_of_its_pixels(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    deployment.start("std_preview", "--hz", 100)
+    region = Region("box", Area(10, 5, 20, 10))
+    with previews(deployment) as reader:
+        # Subscriptions of one socket arrive in order.
+        reader.request(region)
+        reader.request(Still(1, 7, "pixels"))
+        wait_until(publisher.count_subscribers, 20)
+        pixels = streamed_pixels(deployment, 7)
+        publisher.publish(7, pixels)
+        header, _ = reader.receive_image()
+    part = pixels[5:15, 10:30]
+    numbers = header["regions"][region_key(region)]
+    assert (numbers["n"], numbers["sum"], numbers["n_saturated"]) == (200, int(part.sum(dtype=np.uint64)), 0)
+    assert (numbers["min"], numbers["max"]) == (part.min(), part.max())
+    assert (numbers["mean"], numbers["sd"]) == (pytest.approx(part.mean()), pytest.approx(part.std()))
+
+
+def test_pixels_of_a_shown_image_are_sent_again_until_the_ring_has_others(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    deployment.start("std_preview", "--hz", 100)
+    with previews(deployment) as reader:
+        wait_until(publisher.count_subscribers, 20)
+        pixels = streamed_pixels(deployment, 7)
+        publisher.publish(7, pixels)
+        assert reader.receive_image()[0]["image"] == 7
+        reader.request(Still(1, 7, "pixels", Area(3, 2, 5, 4)))
+        header, payload = reader.receive_frame()
+        assert (header["image"], header["size"]) == (7, [4, 5])
+        np.testing.assert_array_equal(np.frombuffer(payload, "u2").reshape(4, 5), pixels[2:6, 3:8])
+        reader.request(Still(2, 8, "pixels"))
+        assert reader.receive_frame()[0]["code"] == "not_shown"
+        publisher.begin(7 + publisher.n_slots)[:] = 1
+        reader.request(Still(3, 7, "pixels"))
+        assert reader.receive_frame()[0]["code"] == "overwritten"
 
 
 def test_overwritten_image_is_counted_and_never_shown(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from support.data.token import TOKEN
 from support.processes.deployment import Deployment, wait_until
 from support.processes.live_streams import streamed_pixels
@@ -107,10 +109,16 @@ FORBIDDEN: list[tuple[str | bytes, str]] = [
 ]
 WRONG_VIEWS = [
     ({"ack": 1, "view": 2}, "message: expected ack or set"),
-    ({"set": {"reducer": "median"}}, "reducer: expected mean or max"),
-    ({"set": {"max_hz": 0}}, "max_hz: expected 0.1 to 100"),
-    ({"set": {"max_hz": True}}, "max_hz: expected 0.1 to 100"),
-    ({"set": {"codec": "jpeg"}}, "set: expected reducer or max_hz"),
+    ({"set": {"reducer": "median"}}, "reducer: expected 'mean', 'max' or 'nearest', got"),
+    ({"set": {"max_hz": 0}}, "max_hz: expected a value greater than or equal to 0.1, got 0"),
+    ({"set": {"max_hz": True}}, "max_hz: expected a number, got true"),
+    ({"set": {"codec": "png"}}, "codec: expected 'lz4' or 'jpeg', got"),
+    ({"set": {"command": "stop"}}, "command: unknown field"),
+    ({"set": [1]}, "set: expected an object"),
+    ({"set": {"view": [0, 0, 49, 1]}}, "area: expected a part of 48 x 32 pixels"),
+    ({"set": {"view": [-1, 0, 4, 4]}}, "area: expected a part of 48 x 32 pixels"),
+    ({"set": {"regions": [{"id": 1, "at": [0, 0, 0, 5]}]}}, "area: expected a part of 48 x 32 pixels"),
+    ({"set": {"regions": [{"id": 1, "at": [0, 0, 1, 1]}] * 9}}, "regions: expected "),
 ]
 
 
@@ -196,6 +204,57 @@ def test_browser_chooses_the_reduction(
             header, _ = image(browser)
             reducer = header["reducer"]
             browser.send(json.dumps({"ack": header["image"]}))
+
+
+def test_browser_gets_the_numbers_of_its_own_regions(
+    deployment: Deployment, publisher: ImagePublisher, rest: RestService
+) -> None:
+    deployment.start("std_preview", "--hz", 100)
+    with opened(rest, LIVE) as one, opened(rest, LIVE) as other:
+        wait_until(publisher.count_subscribers, 20)
+        regions = [
+            {"id": 5, "kind": "box", "at": [4, 3, 10, 6]},
+            {"id": 6, "kind": "circle", "at": [0, 0, 9, 9]},
+        ]
+        one.send(json.dumps({"set": {"regions": regions}}))
+        found, image_id, pixels = [], 0, streamed_pixels(deployment, 0)
+        while len(found) < 2:
+            image_id += 1
+            pixels = streamed_pixels(deployment, image_id)
+            publisher.publish(image_id, pixels)
+            header, _ = image(one)
+            found = header["regions"]
+            one.send(json.dumps({"ack": header["image"]}))
+            header, _ = image(other)
+            assert header["regions"] == []
+            other.send(json.dumps({"ack": header["image"]}))
+        part = pixels[3:9, 4:14]
+        assert (found[0]["id"], found[0]["n"], found[0]["sum"]) == (5, 60, int(part.sum(dtype=np.uint64)))
+        assert (found[1]["id"], found[1]["n"]) == (6, 69)
+
+
+def test_pixels_and_files_of_an_image_are_returned_while_the_ring_has_it(
+    deployment: Deployment, publisher: ImagePublisher, rest: RestService
+) -> None:
+    assert rest.get("/api/live/pixel", image=1, x=0, y=0).status_code == 503
+    deployment.start("std_preview", "--hz", 100)
+    with opened(rest, LIVE) as browser:
+        wait_until(publisher.count_subscribers, 20)
+        pixels = streamed_pixels(deployment, 1)
+        publisher.publish(1, pixels)
+        assert image(browser)[0]["image"] == 1
+        found = rest.get("/api/live/pixel", image=1, x=1, y=20, n=5).json()
+        assert found == {"image": 1, "x": 0, "y": 18, "values": pixels[18:23, 0:4].tolist()}
+        answer = rest.get("/api/live/image.tiff", image=1)
+        np.testing.assert_array_equal(tifffile.imread(io.BytesIO(answer.content)), pixels)
+        assert rest.get("/api/live/image.tiff", image=1).status_code == 429
+        header, payload = split(memoryview(rest.get("/api/live/image", image=1).content))
+        np.testing.assert_array_equal(decoded(header, payload), pixels)
+        assert rest.get("/api/live/pixel", image=1, x=48, y=0).status_code == 422
+        publisher.begin(1 + publisher.n_slots)[:] = 1
+        for path in ("pixel", "image"):
+            assert rest.get(f"/api/live/{path}", image=1, x=0, y=0).status_code == 410
+        assert rest.get("/api/live/pixel", image=2, x=0, y=0).status_code == 410
 
 
 def test_without_a_preview_service_browsers_read_how_to_start_it(rest: RestService) -> None:

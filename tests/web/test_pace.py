@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from stddaq.web.live.pace import ACKNOWLEDGE_TIMEOUT_S, Pace, Picture
-from stddaq.wire.preview import split
 
 
 def picture(image: Any) -> Picture:
@@ -16,12 +15,11 @@ def picture(image: Any) -> Picture:
 
 def sent(pace: Pace, now: float) -> tuple[Any, int] | None:
     """Return the image that goes now, and how many the browser skipped before it."""
-    message = pace.take(now)
-    if message is None:
+    taken = pace.take(now)
+    if taken is None:
         return None
-    header, payload = split(memoryview(message))
-    assert bytes(payload) == b"pixels"
-    return header["image"], header["skipped"]
+    assert bytes(taken.payload) == b"pixels"
+    return taken.header["image"], taken.header["skipped"]
 
 
 def test_next_image_goes_after_the_last_was_acknowledged_and_is_the_newest() -> None:

@@ -16,12 +16,13 @@ import numpy as np
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.image_order import order_images, order_of_rows
+from stddaq.files.open_raw_file import OpenRawFile, open_raw_file
 from stddaq.files.opening import damage_named, open_file
 from stddaq.files.raw_rows import Origin, RawDatasets, RawRows, raw_group
 from stddaq.files.run import RecordedRun
 
 # By number of the file.
-OpenFiles = Mapping[int, h5py.File]
+OpenFiles = Mapping[int, OpenRawFile]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +75,7 @@ class GrowingFiles:
         """
         with ExitStack() as stack:
             yield {
-                i: stack.enter_context(
-                    open_file(self.files[i].path, allow_unclosed=True, as_growing=True)
-                ).file
+                i: stack.enter_context(open_raw_file(self.files[i]))
                 for i, (row, n_sent) in enumerate(zip(first, sent, strict=True))
                 if n_sent > row
             }
@@ -94,20 +93,9 @@ class GrowingFiles:
             with self.opened(first, sent) as found:
                 return self.ids(first, sent, found)
         return [
-            _ids_of(file, opened[i], row, n_sent) if i in opened else np.empty(0, np.uint64)
-            for i, (file, row, n_sent) in enumerate(zip(self.files, first, sent, strict=True))
+            opened[i].ids(row, n_sent) if i in opened else np.empty(0, np.uint64)
+            for i, (row, n_sent) in enumerate(zip(first, sent, strict=True))
         ]
-
-
-def _ids_of(file: RawDatasets, opened: h5py.File, first: int, end: int) -> np.ndarray:
-    with damage_named(file.path):
-        metadata, data = (opened[f"{file.group}/{name}"] for name in ("metadata", "data"))
-        assert isinstance(metadata, h5py.Dataset)
-        assert isinstance(data, h5py.Dataset)
-        n_rows = len(metadata)
-        if len(data) < n_rows:
-            raise FileLayoutError(f"{file.path}: is short: {len(data)} images, {n_rows} rows")
-        return metadata[first:end]["image_id"].astype(np.uint64)
 
 
 def in_order(

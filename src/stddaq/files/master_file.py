@@ -99,7 +99,7 @@ def _write(temporary: Path, path: Path, run: RecordedRun, account: str | None) -
     with h5py.File(temporary, "w", libver=FILE_FORMAT, locking=False) as file:
         file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "stddaq"})
         entry = nexus_group(file, "entry", "NXentry", default="data")
-        mark_with_run_ids(file, [run.run_id])
+        mark_with_run_ids(entry.id, [run.run_id])
         _write_entry_times(entry, run, account)
         n_image_mappings = _write_data(entry, run, path.parent)
         _write_detector(entry, run, path.parent)
@@ -144,26 +144,24 @@ def _write_data(entry: h5py.Group, run: RecordedRun, directory: Path) -> int:
     images_mapped = [
         MappedRows(name, f"/{raw.detector_name}/data", raw.n_stored, found) for raw, name, found in sources
     ]
-    images = create_virtual_dataset(
-        data,
-        "data",
-        (n_images, *run.image_shape),
-        run.dtype,
-        images_mapped,
-        fill=lost_pixel(run.dtype),
+    images = h5py.Dataset(
+        create_virtual_dataset(
+            data.id,
+            "data",
+            (n_images, *run.image_shape),
+            run.dtype,
+            images_mapped,
+            fill=lost_pixel(run.dtype),
+        )
     )
     images.attrs.update({"interpretation": "image", "long_name": run.detector_name, "target": DATA})
     data["image_id"] = run.order.image_ids
     # HDF5 shows status 0 (undefined) for a raw file that is lost later.
-    metadata = create_virtual_dataset(
-        data,
-        "metadata",
-        (n_images,),
-        run.raw_files[0].row_dtype,
-        [
-            MappedRows(name, f"/{raw.detector_name}/metadata", raw.n_rows, found)
-            for raw, name, found in sources
-        ],
+    rows_mapped = [
+        MappedRows(name, f"/{raw.detector_name}/metadata", raw.n_rows, found) for raw, name, found in sources
+    ]
+    metadata = h5py.Dataset(
+        create_virtual_dataset(data.id, "metadata", (n_images,), run.raw_files[0].row_dtype, rows_mapped)
     )
     metadata.attrs["target"] = IMAGE_METADATA
     return sum(n_mappings(mapped) for mapped in images_mapped)
@@ -184,7 +182,7 @@ def _write_detector(entry: h5py.Group, run: RecordedRun, directory: Path) -> Non
         stretches(run.metadata_rows),
         rows_are_values=True,
     )
-    create_virtual_dataset(detector, "metadata", (run.order.n_images,), table.row_dtype, [source])
+    create_virtual_dataset(detector.id, "metadata", (run.order.n_images,), table.row_dtype, [source])
 
 
 def _write_account(entry: h5py.Group, run: RecordedRun, directory: Path, account: str | None) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import h5py
+from h5py import h5f, h5p  # pyright: ignore[reportAttributeAccessIssue]
 
 from stddaq.daemon.isolation import CrashError, run_in_fork
 from stddaq.errors import FileLayoutError, StdDaqError
@@ -29,6 +30,10 @@ READING_TIMEOUT_S = 60.0
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # The exceptions of h5py for a file with invalid content.
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
+
+_ACCESS = h5p.create(h5p.FILE_ACCESS)
+_ACCESS_WITHOUT_LOCKS = h5p.create(h5p.FILE_ACCESS)
+_ACCESS_WITHOUT_LOCKS.set_file_locking(False, ignore_when_disabled=False)
 
 # A second handle of a growing file in one process shows only what the first one has read.
 _growing = threading.RLock()
@@ -138,15 +143,17 @@ def check_is_file(path: Path) -> None:
 
 
 def _hdf5_file(path: Path, swmr: bool = False) -> h5py.File:
+    # h5py would make the lists of properties for each file, which takes as long as opening it.
+    name, flags = os.fsencode(path), h5f.ACC_RDONLY | (h5f.ACC_SWMR_READ if swmr else 0)
     try:
-        return h5py.File(path, "r", swmr=swmr)
+        return h5py.File(h5f.open(name, flags, _ACCESS))
     except BlockingIOError:
         raise
     except OSError as error:
         if "unable to lock file" not in str(error):
             raise
     # The file system has no locks.
-    return h5py.File(path, "r", swmr=swmr, locking=False)
+    return h5py.File(h5f.open(name, flags, _ACCESS_WITHOUT_LOCKS))
 
 
 def _unreadable(path: Path, error: Exception) -> FileLayoutError:

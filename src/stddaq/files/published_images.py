@@ -13,9 +13,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from h5py import h5f, h5g  # pyright: ignore[reportAttributeAccessIssue]
 
 from stddaq.errors import FileLayoutError
-from stddaq.files.file_format import FILE_FORMAT
+from stddaq.files.file_format import new_file_access
 from stddaq.files.growing_run import Images
 from stddaq.files.nexus import DATA, IMAGE_METADATA, PUBLISHED_IDS, lost_pixel, nexus_group
 from stddaq.files.opening import damage_named, open_file, relative_name
@@ -25,6 +26,9 @@ from stddaq.files.virtual import MappedRows, Stretch, create_virtual_dataset, st
 from stddaq.new_file import replacing
 
 NAME = "Published"
+
+# Made once: a point of a plan waits until the file is written.
+_ACCESS = new_file_access()
 
 
 def published_images_name(prefix: str, number: int) -> str:
@@ -78,10 +82,13 @@ class PublishedImagesFile:
         """
         try:
             with replacing(self.path) as temporary:
-                with h5py.File(temporary.opened, "w", libver=FILE_FORMAT, locking=False) as file:
+                file = h5f.create(os.fsencode(temporary.opened), h5f.ACC_TRUNC, fapl=_ACCESS)
+                try:
                     self._fill(file)
                     if not live:
-                        self._describe(file)
+                        self._describe(h5py.Group(h5g.open(file, b"/")))
+                finally:
+                    file.close()
                 self._verify(temporary.opened, live)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -100,18 +107,19 @@ class PublishedImagesFile:
         self._mapped[file.path] = mapped = _Mapped(file, name)
         return mapped
 
-    def _fill(self, file: h5py.File) -> None:
+    def _fill(self, file: h5f.FileID) -> None:
         raw = next(iter(self._mapped.values())).file
-        data = file.create_group("entry/data")
+        entry = h5g.create(file, b"entry")
+        data = h5g.create(entry, b"data")
         shape = (self.n_images, *raw.image_shape)
         create_virtual_dataset(
             data, "data", shape, raw.dtype, self._sources("data"), fill=lost_pixel(raw.dtype)
         )
         # HDF5 shows status 0 (undefined) for a raw file that is lost later.
         create_virtual_dataset(data, "metadata", shape[:1], raw.row_dtype, self._sources("metadata"))
-        mark_with_run_ids(file, [mapped.file.run_id for mapped in self._mapped.values()])
+        mark_with_run_ids(entry, [mapped.file.run_id for mapped in self._mapped.values()])
 
-    def _describe(self, file: h5py.File) -> None:
+    def _describe(self, file: h5py.Group) -> None:
         """Write what NeXus viewers need to open on the images, and the names of the raw files."""
         file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "stddaq_ophyd"})
         entry = file["entry"]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from h5py import h5a, h5g, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.nexus import DATA, ENTRY, IMAGE_ID, IMAGE_METADATA, PUBLISHED_IDS
@@ -43,11 +44,13 @@ def run_ids_of(file: h5py.File) -> frozenset[str]:
     return frozenset(text for value in np.atleast_1d(found) if (text := _text(value)))
 
 
-def mark_with_run_ids(file: h5py.File, run_ids: Iterable[str | None]) -> None:
-    """Write the ids of the runs of its raw files, as far as they are known, into a file."""
+def mark_with_run_ids(entry: h5g.GroupID, run_ids: Iterable[str | None]) -> None:
+    """Write the ids of the runs of the raw files of a file, as far as they are known, to its `/entry`."""
     known = [run_id.encode() for run_id in dict.fromkeys(run_ids) if run_id]
     if known:
-        file[ENTRY].attrs[RUN_IDS] = np.array(known)
+        values = np.array(known)
+        space = h5s.create_simple(values.shape)
+        h5a.create(entry, RUN_IDS.encode(), h5t.py_create(values.dtype, logical=True), space).write(values)
 
 
 def check_run_id(path: Path, found: str | None, expected: Collection[str], of: Path) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import h5py
 import numpy as np
-from h5py import h5d, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
+from h5py import h5d, h5g, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 
 # HDF5 takes 25 kB of memory for a mapping, so many stretches share mappings. With 100 of them in each, a
 # file of 10000 gaps takes 5 MB and is read fastest.
@@ -71,13 +71,13 @@ def stretches(values: np.ndarray) -> list[Stretch]:
 
 
 def create_virtual_dataset(
-    group: h5py.Group,
+    group: h5g.GroupID,
     name: str,
     shape: tuple[int, ...],
     dtype: np.dtype,
     sources: Sequence[MappedRows],
     fill: np.ndarray | None = None,
-) -> h5py.Dataset:
+) -> h5d.DatasetID:
     """Create dataset `name` of `shape` whose first axis is assembled from `sources`.
 
     HDF5 shows `fill` (a scalar of `dtype`, default zero) for sources that are lost later.
@@ -105,10 +105,7 @@ def create_virtual_dataset(
                 operation = h5s.SELECT_OR
             creation.set_virtual(virtual, file, dataset, rows)
     virtual.select_all()
-    # Opening it again by its name would take as long.
-    return h5py.Dataset(
-        h5d.create(group.id, name.encode(), h5t.py_create(dtype, logical=True), virtual, creation)
-    )
+    return h5d.create(group, name.encode(), h5t.py_create(dtype, logical=True), virtual, creation)
 
 
 def n_mappings(source: MappedRows) -> int:

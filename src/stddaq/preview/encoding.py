@@ -1,64 +1,129 @@
-"""The message of a reduced image."""
+"""The messages of the preview service."""
 
 from __future__ import annotations
 
+import io
 import time
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.metadata import GOOD_IMAGE, ImageMetadata, is_good, taken_ns
-from stddaq.preview.reduction import Reduced, ReducerName
-from stddaq.wire.preview import frame, planes, topic
+from stddaq.preview.pictures import Made, Part
+from stddaq.preview.quantisation import LARGEST
+from stddaq.preview.reduction import Reduced
+from stddaq.wire.preview import frame, lz4_block, planes
+from stddaq.wire.preview_requests import Request, Still, View, region_key, topic
 
 # Larger integers are strings in JSON, because browsers read numbers as float64.
 _LARGEST_EXACT = 2**53
+_JPEG_QUALITY = 75
+# A JPEG image has 255 steps up to this multiple of the levels; what is brighter is white in any case.
+_HEADROOM = 4
 
 
 def image_message(
     config: DetectorConfig,
     metadata: ImageMetadata,
-    reducer: ReducerName,
-    side: int,
-    reduced: Reduced,
+    view: View,
+    made: Made,
     levels: tuple[float, float],
     n_overwritten: int,
+    request: Request | None = None,
 ) -> bytes:
-    """Return the message for the ipc socket. `n_overwritten`: images overwritten since the last message."""
+    """Return the message of a view, to be published under `request` or the view itself.
+
+    `n_overwritten`: images overwritten since the last message.
+    """
+    part, whole = made.parts[view], made.whole[view.reducer]
+    encoding, payload = _jpeg(part.reduced, levels) if view.codec == "jpeg" else _exact_counts(part.reduced)
+    header = {
+        **_origin(config, metadata),
+        **_geometry(part),
+        "reducer": view.reducer,
+        **encoding,
+        "levels": list(levels),
+        "n_saturated": whole.n_saturated,
+        "n_masked": whole.n_masked,
+        "n_missing": whole.n_missing,
+        "min": whole.minimum,
+        "max": whole.maximum,
+        "sum": whole.total,
+        "overwritten": n_overwritten,
+        "regions": {region_key(region): numbers for region, numbers in made.regions.items()},
+    }
+    return topic(request or view) + frame(header, payload)
+
+
+def pixels_message(
+    config: DetectorConfig, metadata: ImageMetadata, request: Still, pixels: np.ndarray
+) -> bytes:
+    """Return the message with the pixels of an area, in the byte order of the machine."""
+    header = _origin(config, metadata) | {"size": list(pixels.shape)}
+    return topic(request) + frame(header, pixels.tobytes())
+
+
+def problem_message(request: Request, detector: str, text: str, code: str) -> bytes:
+    """Return the message that there are no images, and why."""
+    return topic(request) + frame({"v": 1, "detector": detector, "error": text, "code": code})
+
+
+def _origin(config: DetectorConfig, metadata: ImageMetadata) -> dict[str, Any]:
     taken = taken_ns(metadata)
-    height, width = config.image_shape
-    header: dict[str, Any] = {
+    return {
         "v": 1,
         "detector": config.detector_name,
         "image": _exact(metadata.image_id),
         "taken_ns": str(taken or time.time_ns()),
         "time_is": "taken" if taken else "streamed",
         "status": GOOD_IMAGE if is_good(metadata) else metadata.status,
-        "shape": [height, width],
+        "shape": list(config.image_shape),
         "dtype": config.dtype.name,
-        "origin": [0, 0],
-        "bin": side,
-        "size": list(reduced.counts.shape),
-        "reducer": reducer,
+    }
+
+
+def _geometry(part: Part) -> dict[str, Any]:
+    return {
+        "origin": list(part.origin),
+        "bin": part.bin,
+        "size": list(part.reduced.counts.shape),
+        "degraded": part.is_degraded,
+    }
+
+
+def _exact_counts(reduced: Reduced) -> tuple[dict[str, Any], memoryview]:
+    header = {
         "type": "uint16",
         "scale": reduced.scale,
         "offset": reduced.offset,
         "codec": "lz4",
         "planes": True,
-        "levels": list(levels),
-        "n_saturated": reduced.n_saturated,
-        "n_masked": reduced.n_masked,
-        "n_missing": reduced.n_missing,
-        "min": reduced.minimum,
-        "max": reduced.maximum,
-        "sum": reduced.total,
-        "overwritten": n_overwritten,
     }
-    return topic(reducer) + frame(header, planes(reduced.counts))
+    return header, planes(reduced.counts)
 
 
-def problem_message(reducer: ReducerName, detector: str, text: str, code: str) -> bytes:
-    """Return the message that there are no images, and why."""
-    return topic(reducer) + frame({"v": 1, "detector": detector, "error": text, "code": code})
+def _jpeg(reduced: Reduced, levels: tuple[float, float]) -> tuple[dict[str, Any], bytes]:
+    """Return a picture whose squared grey values are counts, so that dark pixels have finer steps."""
+    low, high = levels[0], levels[0] + _HEADROOM * (levels[1] - levels[0])
+    scale = (high - low) / 255**2
+    values = np.arange(65536) * reduced.scale + reduced.offset
+    table = np.rint(np.sqrt(np.clip((values - low) / scale, 0, 255**2))).astype(np.uint8)
+    counts = reduced.counts
+    grey = table[np.minimum(counts, LARGEST)]
+    marks = np.where(counts > LARGEST, counts - np.uint16(LARGEST), np.uint16(0)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, "JPEG", quality=_JPEG_QUALITY)
+    header = {
+        "type": "uint8",
+        "scale": scale,
+        "offset": low,
+        "codec": "jpeg",
+        "planes": False,
+        "jpeg_bytes": file.tell(),
+    }
+    return header, file.getvalue() + bytes(lz4_block(marks.ravel()))
 
 
 def _exact(number: int) -> int | str:

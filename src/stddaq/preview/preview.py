@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from dataclasses import dataclass
 
 import zmq
@@ -26,10 +27,10 @@ from stddaq.dataplane.metadata import ImageMetadata, ring_suffix
 from stddaq.dataplane.ring_reader import HeldImages
 from stddaq.dataplane.shared_segment import SHM_DIRECTORY, status_of
 from stddaq.errors import EndpointError, GeometryError
-from stddaq.preview.encoding import image_message, problem_message
+from stddaq.preview.encoding import image_message, pixels_message, problem_message
 from stddaq.preview.levels import Levels
-from stddaq.preview.reduction import Reduced, ReducerName, Reduction
-from stddaq.wire.preview import topic
+from stddaq.preview.pictures import Made, Pictures
+from stddaq.wire.preview_requests import ReducerName, Region, Still, View, request_of
 
 CODEC = "lz4"
 CHECK_PERIOD_S = 1.0
@@ -39,13 +40,24 @@ LEAVE_AFTER_S = 1.0
 MAX_ANNOUNCEMENTS = 100_000
 # Messages that wait for a `stddaq-rest` that does not read; the next ones are dropped.
 _MAX_QUEUED = 2
-_TOPICS: dict[bytes, ReducerName] = {topic("mean"): "mean", topic("max"): "max"}
+# Images that can be asked for again, if the ring still has them: a minute of them.
+_MAX_RECENT = 600
+# Requests for such images that wait.
+_MAX_STILLS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
     metadata: ImageMetadata
-    reduced: dict[ReducerName, Reduced]
+    made: Made
+
+
+class _StillError(Exception):
+    """An image that is asked for is not to be had. `code` names the reason."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Preview:
@@ -53,14 +65,14 @@ class Preview:
 
     Attributes:
         n_encoded, n_overwritten: images that were published, and those whose slots were reused too early.
-        wanted: reductions that a browser wants.
+        views, regions: what browsers want, each once, in the order of the first request.
     """
 
     def __init__(
-        self, config: DetectorConfig, suffix: str, reduction: Reduction, hz: float, registry: Registry
+        self, config: DetectorConfig, suffix: str, pictures: Pictures, hz: float, registry: Registry
     ) -> None:
         """Bind the socket of the previews. Raise `EndpointError`."""
-        self._config, self._suffix, self._reduction = config, suffix, reduction
+        self._config, self._suffix, self._pictures = config, suffix, pictures
         self._period, self._due = 1 / hz, 0.0
         self._context = zmq.Context()
         self._socket = connections.open_socket(self._context, zmq.XPUB)
@@ -68,7 +80,10 @@ class Preview:
         self._binding = Binding(self._socket, endpoints.preview(config.detector_name))
         self._subscriber: ImageSubscriber | None = None
         self._held: HeldImages[_Taken] | None = None
-        self.wanted: set[ReducerName] = set()
+        self.views: dict[View, None] = {}
+        self.regions: dict[Region, None] = {}
+        self._stills: deque[Still] = deque(maxlen=_MAX_STILLS)
+        self._recent: dict[int, ImageMetadata] = {}
         self._wanted_until, self._look_at, self._problem = 0.0, 0.0, ""
         self._levels: dict[ReducerName, Levels] = {}
         self.n_encoded = self.n_overwritten = 0
@@ -95,6 +110,8 @@ class Preview:
             if self._subscriber is not None:
                 self._take_newest(self._subscriber)
                 self._publish_judged()
+            self._answer_stills()
+            if self._subscriber is not None:
                 poller.register(self._subscriber.socket, 0)
             self._statistics.write_if_due()
 
@@ -112,14 +129,16 @@ class Preview:
         with contextlib.suppress(zmq.Again):
             while True:
                 message = self._socket.recv(zmq.NOBLOCK)
-                reducer = _TOPICS.get(message[1:])
-                if reducer is None:
-                    continue
-                if message[0]:
-                    self.wanted.add(reducer)
-                    self._look_at = 0.0
-                else:
-                    self.wanted.discard(reducer)
+                request, is_new = request_of(message[1:]), message[0] == 1
+                if isinstance(request, Still):
+                    if is_new:
+                        self._stills.append(request)
+                elif isinstance(request, View):
+                    _change(self.views, request, is_new=is_new)
+                    if is_new:
+                        self._look_at = 0.0
+                elif request is not None:
+                    _change(self.regions, request, is_new=is_new)
 
     def _look_around(self) -> None:
         """Once a second: attach or detach, a removed ring or socket, a refused connection."""
@@ -128,10 +147,10 @@ class Preview:
             return
         self._look_at = now + CHECK_PERIOD_S
         self._binding.check()
-        if self.wanted:
+        if self.views:
             self._wanted_until = now + LEAVE_AFTER_S
         if self._subscriber is None:
-            if self.wanted:
+            if self.views:
                 self._attach()
         elif now >= self._wanted_until:
             self._detach()
@@ -160,6 +179,7 @@ class Preview:
         self._subscriber.close()
         self._subscriber = self._held = None
         self._levels.clear()
+        self._recent.clear()
         event("detached from the ring buffer: no browser shows its images")
 
     @contextlib.contextmanager
@@ -174,12 +194,12 @@ class Preview:
         if problem != self._problem:
             self._problem = problem
             logger.warning("no images for browsers: %s", problem)
-        for reducer in self.wanted:
-            self._send(problem_message(reducer, self._config.detector_name, problem, code))
+        for view in self.views:
+            self._send(problem_message(view, self._config.detector_name, problem, code))
 
     def _take_newest(self, subscriber: ImageSubscriber) -> None:
         now = time.monotonic()
-        if now < self._due or not self.wanted:
+        if now < self._due or not self.views:
             return
         metadata = subscriber.newest(MAX_ANNOUNCEMENTS)
         if metadata is None:
@@ -193,7 +213,7 @@ class Preview:
             return
         start = time.monotonic()
         pixels = subscriber.image(metadata).pixels
-        taken = _Taken(metadata, {name: self._reduction.reduce(pixels, name) for name in self.wanted})
+        taken = _Taken(metadata, self._pictures.make(pixels, self.views, self.regions))
         self.encode_seconds += time.monotonic() - start
         if not has_cursor:
             held.add(taken, [metadata], time.monotonic())
@@ -217,22 +237,60 @@ class Preview:
 
     def _publish(self, taken: _Taken) -> None:
         start = time.monotonic()
-        for reducer, reduced in taken.reduced.items():
-            levels = self._levels.setdefault(reducer, Levels()).of(reduced)
+        metadata, made = taken.metadata, taken.made
+        levels = {reducer: self._levels_of(reducer).of(whole) for reducer, whole in made.whole.items()}
+        for view in made.parts:
             self._send(
                 image_message(
-                    self._config,
-                    taken.metadata,
-                    reducer,
-                    self._reduction.bin,
-                    reduced,
-                    levels,
-                    self._n_overwritten_since,
+                    self._config, metadata, view, made, levels[view.reducer], self._n_overwritten_since
                 )
             )
+        self._recent.pop(metadata.image_id, None)
+        self._recent[metadata.image_id] = metadata
+        if len(self._recent) > _MAX_RECENT:
+            del self._recent[next(iter(self._recent))]
         self._n_overwritten_since = 0
         self.n_encoded += 1
         self.encode_seconds += time.monotonic() - start
+
+    def _levels_of(self, reducer: ReducerName) -> Levels:
+        return self._levels.setdefault(reducer, Levels())
+
+    def _answer_stills(self) -> None:
+        """Answer requests for images that were published before."""
+        while self._stills:
+            request = self._stills.popleft()
+            try:
+                message = self._still(request)
+            except _StillError as error:
+                message = problem_message(request, self._config.detector_name, str(error), error.code)
+            self._send(message)
+
+    def _still(self, request: Still) -> bytes:
+        metadata, where = self._recent.get(request.image), f"image {request.image}"
+        if metadata is None or self._subscriber is None:
+            raise _StillError("not_shown", f"{where} is none of the last that browsers were sent")
+        reader = self._subscriber.reader
+        overwritten = _StillError("overwritten", f"{where} was overwritten in the ring buffer")
+        if not reader.has_cursor_for(metadata):
+            raise _StillError(
+                "overwritten", f"{where}: its source does not record what the ring buffer holds"
+            )
+        if not reader.holds(metadata):
+            raise overwritten
+        pixels = self._subscriber.image(metadata).pixels
+        if request.content == "pixels":
+            x, y, width, height = request.area
+            area = pixels[y : y + height, x : x + width] if any(request.area) else pixels
+            message = pixels_message(self._config, metadata, request, area)
+        else:
+            view = View()
+            made = self._pictures.make(pixels, [view], ())
+            levels = Levels().of(made.whole[view.reducer])
+            message = image_message(self._config, metadata, view, made, levels, 0, request)
+        if not reader.holds(metadata):
+            raise overwritten
+        return message
 
     def _send(self, message: bytes) -> None:
         with contextlib.suppress(zmq.Again):
@@ -255,3 +313,10 @@ class Preview:
             self._subscriber.close()
         self._binding.close()
         self._context.destroy(linger=0)
+
+
+def _change(wanted: dict, request: View | Region, *, is_new: bool) -> None:
+    if is_new:
+        wanted[request] = None
+    else:
+        wanted.pop(request, None)

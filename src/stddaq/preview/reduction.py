@@ -1,4 +1,4 @@
-"""Reduces an image to at most a megapixel: the mean or the maximum of square blocks of pixels, with marks.
+"""Reduces an image to at most a megapixel: mean, maximum or one pixel of square blocks, with marks.
 
 The result is uint16. Its three largest values are marks: a block is saturated if one of its pixels is, and
 masked or missing if all of them are. Masked and missing pixels do not count for the mean.
@@ -7,18 +7,17 @@ masked or missing if all of them are. Masked and missing pixels do not count for
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 
 from stddaq.preview.quantisation import LARGEST, Quantisation
+from stddaq.wire.preview_requests import ReducerName
 
 MAX_PIXELS = 2**20
 SATURATED, MASKED, MISSING = 65535, 65534, 65533
 # Rows that are reduced at once, so that they stay in the processor's cache.
 _BAND_ROWS = 64
-
-ReducerName = Literal["mean", "max"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +51,7 @@ class Reduction:
 
     Attributes:
         bin: side of the blocks.
+        saturation: lowest value of a saturated pixel.
         size: height and width of the result. Blocks at its edges may have fewer pixels.
     """
 
@@ -69,7 +69,7 @@ class Reduction:
         self._is_integer = dtype.kind == "u"
         self._fits = dtype.kind == "u" and dtype.itemsize <= 2
         largest = float(np.iinfo(dtype).max) if self._is_integer else np.inf
-        self._saturation = largest if saturation is None else saturation
+        self.saturation = largest if saturation is None else saturation
         self._rows = max(side, _BAND_ROWS)
         # Pixels of each block that count.
         valid = np.ones(shape, np.uint8) if masked is None else (~masked).astype(np.uint8)
@@ -78,7 +78,7 @@ class Reduction:
         self._n_masked = 0 if masked is None else int(np.count_nonzero(masked))
         self._is_uniform = bool((self._n_pixels == side * side).all())
         self._quantisations: dict[ReducerName, Quantisation] = {
-            name: Quantisation(is_integer=self._is_integer) for name in ("mean", "max")
+            name: Quantisation(is_integer=self._is_integer) for name in get_args(ReducerName)
         }
 
     def _bands(self) -> list[slice]:
@@ -113,17 +113,25 @@ class Reduction:
             total += int(sums.sum(dtype=np.uint64))
             if reducer == "max":
                 out[:] = _maxima(blocks, side)
+            elif reducer == "nearest":
+                out[:] = blocks[::side, ::side]
             else:
                 out[:] = self._means(sums, rows)
             if highest > LARGEST:
                 np.minimum(out, LARGEST, out=out)
-            if highest >= self._saturation:
-                n_saturated += int(np.count_nonzero(band >= self._saturation))
-                out[_maxima(blocks, side) >= self._saturation] = SATURATED
-        counts[self._is_masked] = MASKED
+            if highest >= self.saturation:
+                n_saturated += int(np.count_nonzero(band >= self.saturation))
+                out[_maxima(blocks, side) >= self.saturation] = SATURATED
+        counts[self._without_pixels(reducer)] = MASKED
         return Reduced(
             counts, 1.0, 0.0, n_saturated, self._n_masked, 0, float(min(minima)), float(max(maxima)), total
         )
+
+    def _without_pixels(self, reducer: ReducerName) -> np.ndarray:
+        """Return which blocks are masked."""
+        if reducer == "nearest" and self._masked is not None:
+            return self._masked[:: self.bin, :: self.bin]
+        return self._is_masked
 
     def _means(self, sums: np.ndarray, rows: slice) -> np.ndarray:
         """Return the means, rounded to the nearest integer."""
@@ -140,7 +148,7 @@ class Reduction:
             band, out = pixels[rows], slice(rows.start // self.bin, -(-rows.stop // self.bin))
             highest = band.max()
             # NaN is neither.
-            is_plain = -np.inf < band.min() and highest < min(self._saturation, np.inf)
+            is_plain = -np.inf < band.min() and highest < min(self.saturation, np.inf)
             if self._masked is None and is_plain:
                 reducing.minimum = min(reducing.minimum, float(band.min()))
                 reducing.maximum = max(reducing.maximum, float(highest))
@@ -157,13 +165,15 @@ class Reduction:
         reducing.n_valid[out] = self._n_pixels[out]
         if reducer == "max":
             reducing.values[out] = _maxima(self._whole_for_maxima(band), self.bin)
+        elif reducer == "nearest":
+            reducing.values[out] = band[:: self.bin, :: self.bin]
         else:
             np.divide(sums, self._n_pixels[out], out=reducing.values[out])
 
     def _reduce_marked(
         self, reducing: _Values, band: np.ndarray, out: slice, reducer: ReducerName, masked: np.ndarray
     ) -> None:
-        saturated = (band >= self._saturation) & ~masked
+        saturated = (band >= self.saturation) & ~masked
         missing = (np.isnan(band) | np.isneginf(band)) & ~masked
         valid = ~(masked | missing | np.isposinf(band))
         reducing.n_saturated += int(np.count_nonzero(saturated))
@@ -178,6 +188,9 @@ class Reduction:
         if reducer == "max":
             lowest = self._whole_for_maxima(np.where(valid, values, -np.inf))
             reducing.values[out] = _maxima(lowest, self.bin)
+        elif reducer == "nearest":
+            reducing.n_valid[out] = valid[:: self.bin, :: self.bin]
+            reducing.values[out] = np.where(valid, values, 0.0)[:: self.bin, :: self.bin]
         else:
             reducing.values[out] = sums / np.maximum(reducing.n_valid[out], 1)
 
@@ -195,7 +208,7 @@ class Reduction:
         counts = quantisation.counts(reducing.values, lowest, highest)
         counts[without_value] = MISSING
         counts[reducing.is_saturated] = SATURATED
-        counts[self._is_masked] = MASKED
+        counts[self._without_pixels(reducer)] = MASKED
         return Reduced(
             counts,
             quantisation.scale,
@@ -223,7 +236,8 @@ def _sums(blocks: np.ndarray, side: int, dtype: type = np.uint32) -> np.ndarray:
     """Return the sum of each block as `dtype`. 1.5 ms for 4 megapixels of uint16."""
     if side == 1:
         return blocks.astype(dtype)
-    if blocks.dtype == np.uint16 and blocks.flags.c_contiguous:
+    if blocks.dtype == np.uint16:
+        blocks = np.ascontiguousarray(blocks)  # A part of an image is not.
         # Two neighbours as one number, which numpy adds faster than every second element of a row.
         pairs = blocks.view("<u4")
         sums = pairs & 0xFFFF

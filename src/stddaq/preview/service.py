@@ -24,8 +24,8 @@ from stddaq.daemon.metrics import Registry
 from stddaq.dataplane import endpoints
 from stddaq.dataplane.metadata import compression_of
 from stddaq.errors import ConfigError
+from stddaq.preview.pictures import Pictures
 from stddaq.preview.preview import Preview
-from stddaq.preview.reduction import Reduction
 from stddaq.text import mismatch
 
 NAME = "std_preview"
@@ -59,10 +59,10 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
     if compression_of(suffix):
         raise ConfigError(mismatch("-s", "a stream of images that are not compressed", suffix))
     _give_way()
-    reduction = Reduction(config.image_shape, config.dtype, masked_pixels(config), args.saturation)
+    pictures = Pictures(config.image_shape, config.dtype, masked_pixels(config), args.saturation)
     registry = Registry(config.detector_name, NAME)
-    with closing(Preview(config, suffix, reduction, args.hz, registry)) as preview:
-        height, width = reduction.size
+    with closing(Preview(config, suffix, pictures, args.hz, registry)) as preview:
+        height, width = pictures.whole.size
         log.ready(
             "%dx%d pixels of %s, at most %g Hz, at %s",
             height,

@@ -37,10 +37,13 @@ from stddaq.validation import explain
 from stddaq.web.configurations import Configurations
 from stddaq.web.errors import (
     FileAccessError,
+    ImageNotHeldError,
     PathForbiddenError,
     PathNotFoundError,
+    PreviewAbsentError,
     QueueFullError,
     RequestInvalidError,
+    TooOftenError,
     UnknownDetectorError,
 )
 from stddaq.web.guard import Guard
@@ -73,6 +76,9 @@ STATUSES: Mapping[type[Exception], int] = {
     OutputExistsError: 409,
     CrashError: 422,
     QueueFullError: 503,
+    ImageNotHeldError: 410,
+    PreviewAbsentError: 503,
+    TooOftenError: 429,
     SimulatorError: 409,
     UnsupportedError: 409,
     DriverUnreachableError: 502,

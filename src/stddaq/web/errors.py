@@ -27,3 +27,15 @@ class FileAccessError(StdDaqError, OSError):
 
 class QueueFullError(StdDaqError, RuntimeError):
     """Too many requests for files are waiting."""
+
+
+class ImageNotHeldError(StdDaqError, LookupError):
+    """The ring buffer no longer has an image, or the image was never sent to browsers."""
+
+
+class PreviewAbsentError(StdDaqError, ConnectionError):
+    """The preview service is not running."""
+
+
+class TooOftenError(StdDaqError, RuntimeError):
+    """A costly request came too soon after the last one."""

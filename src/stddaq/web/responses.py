@@ -16,14 +16,15 @@ _REASONS: Mapping[int, str] = {
     404: "does not exist",
     408: "the body did not arrive in time",
     409: "the state of the file, configuration or simulator does not allow it",
+    410: "the ring buffer no longer has the image",
     412: "the configuration has changed since it was read",
     413: "the body is too long",
     415: "the body is not declared as JSON",
     422: "the request, or what it names, is not valid; every mistake is named",
-    429: "too many wrong tokens were tried",
+    429: "too soon after the last request, or too many wrong tokens were tried",
     502: "the driver does not answer",
-    503: "too many requests are waiting",
-    504: "the file system did not answer in time",
+    503: "too many requests are waiting, or the preview service is not running",
+    504: "the file system or the preview service did not answer in time",
 }
 
 

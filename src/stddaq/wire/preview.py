@@ -1,12 +1,12 @@
 """Messages of the preview service: an image for browsers, or why there is none.
 
-A message on the ipc socket is a topic of 8 bytes and a frame. `stddaq-rest` sends the frame to browsers: the
-length of the header (uint32, little-endian), the header (JSON, padded with spaces to a multiple of 8 bytes
-together with its length), and the payload. The topic is the name of the reduction, so that images are made
-only for those that a browser has asked for.
+A message on the ipc socket is a topic, which is the request that it answers (`preview_requests`), and a
+frame. `stddaq-rest` sends the frame to browsers: the length of the header (uint32, little-endian), the header
+(JSON, padded with spaces to a multiple of 8 bytes together with its length), and the payload.
 
-The payload is a raw LZ4 block of uint16 counts: the high bytes of all counts, then the low bytes. These
-"planes" are half of the size that LZ4 makes of the counts as they are.
+The exact payload is a raw LZ4 block of uint16 counts: the high bytes of all counts, then the low bytes. These
+"planes" are half of the size that LZ4 makes of the counts as they are. The quick one, for slow networks, is a
+JPEG file and an LZ4 block of marks.
 """
 
 from __future__ import annotations
@@ -20,16 +20,10 @@ import numpy as np
 
 from stddaq.wire.compression import compress_lz4
 
-TOPIC_BYTES = 8
 MAX_HEADER_BYTES = 65536
 _LENGTH = struct.Struct("<I")
 # The blob starts with the number of uncompressed bytes, which the header says too.
 _BLOB_HEADER_BYTES = 4
-
-
-def topic(reducer: str) -> bytes:
-    """Return the topic of the images of a reduction."""
-    return reducer.encode().ljust(TOPIC_BYTES)
 
 
 def frame(header: Mapping[str, Any], payload: bytes | memoryview = b"") -> bytes:
@@ -57,4 +51,9 @@ def planes(counts: np.ndarray) -> memoryview:
     halves = np.ascontiguousarray(counts, "<u2").view(np.uint8).reshape(-1, 2)
     encoded = np.empty(halves.size, np.uint8)
     encoded[: len(halves)], encoded[len(halves) :] = halves[:, 1], halves[:, 0]
+    return lz4_block(encoded)
+
+
+def lz4_block(encoded: np.ndarray) -> memoryview:
+    """Return bytes (uint8) as a raw LZ4 block."""
     return compress_lz4(encoded)[_BLOB_HEADER_BYTES:]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any
 
-import h5py
 import hdf5plugin  # noqa: F401  (registers the filters of compressed images)
 import numpy as np
 
-from stddaq.errors import FileLayoutError
 from stddaq.files.growing_run import Images, OpenFiles
-from stddaq.files.opening import damage_named, open_file
-from stddaq.files.raw_rows import RawDatasets
+from stddaq.files.open_raw_file import OpenRawFile, open_raw_file
 from stddaq.text import mismatch
 from stddaq_ophyd.core.errors import SettingError
 
@@ -56,26 +52,28 @@ def scalars_of(images: Images, wanted: WantedScalars, opened: OpenFiles | None =
     last = len(images) - 1
     needed = np.arange(len(images)) if wanted.regions else np.array([last])
     for i in np.unique(images.files[needed]).tolist():
-        with _data_of(images.raw_files[i], (opened or {}).get(i)) as data:
-            for image in needed[images.files[needed] == i]:
-                row = int(images.rows[image])
-                if wanted.mean and image == last:
-                    found.mean = float(data[row].mean(dtype=np.float64))
-                for name, (top, bottom, left, right) in wanted.regions.items():
-                    found.sums[name] += float(data[row, top:bottom, left:right].sum(dtype=np.float64))
+        with ExitStack() as stack:
+            file = (opened or {}).get(i) or stack.enter_context(open_raw_file(images.raw_files[i]))
+            for image in needed[images.files[needed] == i].tolist():
+                _add_scalars(found, file, int(images.rows[image]), wanted, with_mean=image == last)
     return found
 
 
-@contextmanager
-def _data_of(raw: RawDatasets, opened: h5py.File | None) -> Iterator[h5py.Dataset]:
-    with ExitStack() as stack:
-        if opened is None:
-            opened = stack.enter_context(open_file(raw.path, allow_unclosed=True, as_growing=True)).file
-        stack.enter_context(damage_named(raw.path))
-        data: Any = opened.get(f"{raw.group}/data")
-        if not isinstance(data, h5py.Dataset):
-            raise FileLayoutError(f"{raw.path}: has no images")
-        yield data
+def _add_scalars(
+    found: Scalars, file: OpenRawFile, row: int, wanted: WantedScalars, *, with_mean: bool
+) -> None:
+    top = left = 0
+    if wanted.mean and with_mean:
+        pixels = file.pixels(row, slice(None), slice(None))
+        found.mean = float(pixels.mean(dtype=np.float64))
+    else:
+        # One reading for all regions: a compressed image is decoded each time.
+        tops, bottoms, lefts, rights = zip(*wanted.regions.values(), strict=True)
+        top, left = min(tops), min(lefts)
+        pixels = file.pixels(row, slice(top, max(bottoms)), slice(left, max(rights)))
+    for name, (first, end, first_column, end_column) in wanted.regions.items():
+        region = pixels[first - top : end - top, first_column - left : end_column - left]
+        found.sums[name] += float(region.sum(dtype=np.float64))
 
 
 def checked_region(device: str, name: str, region: Region) -> Region:

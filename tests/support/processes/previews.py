@@ -11,7 +11,10 @@ import zmq
 from support.processes.deployment import Deployment
 
 from stddaq.wire.compression import decompress_lz4_into
-from stddaq.wire.preview import TOPIC_BYTES, split, topic
+from stddaq.wire.preview import split
+from stddaq.wire.preview_requests import Request, View, frame_of, topic
+
+VIEW = View()
 
 
 def decoded(header: dict[str, Any], payload: memoryview) -> np.ndarray:
@@ -25,14 +28,18 @@ def decoded(header: dict[str, Any], payload: memoryview) -> np.ndarray:
 
 
 class PreviewReader:
-    """A subscriber of the previews of one reduction."""
+    """A subscriber of the previews of one view."""
 
     def __init__(self, socket: zmq.Socket) -> None:
         self._socket = socket
 
     def receive_frame(self) -> tuple[dict[str, Any], memoryview]:
         """Return header and payload of the next message."""
-        return split(memoryview(self._socket.recv())[TOPIC_BYTES:])
+        return split(frame_of(memoryview(self._socket.recv()))[1])
+
+    def request(self, request: Request) -> None:
+        """Request something else, too."""
+        self._socket.subscribe(topic(request))
 
     def receive_image(self) -> tuple[dict[str, Any], np.ndarray]:
         """Return header and counts of the next image; messages without one are skipped."""
@@ -43,10 +50,10 @@ class PreviewReader:
 
 
 @contextmanager
-def previews(deployment: Deployment, reducer: str = "mean") -> Iterator[PreviewReader]:
-    """Subscribe to the previews of a reduction."""
+def previews(deployment: Deployment, view: Request = VIEW) -> Iterator[PreviewReader]:
+    """Subscribe to the previews of a view."""
     with zmq.Context() as context, context.socket(zmq.SUB) as socket:
         socket.linger, socket.rcvtimeo = 0, 20_000
         socket.connect(f"ipc://{deployment.ipc_directory}/{deployment.detector_name}-preview")
-        socket.subscribe(topic(reducer))
+        socket.subscribe(topic(view))
         yield PreviewReader(socket)

@@ -10,8 +10,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from stddaq.wire.preview import frame
-
 ACKNOWLEDGE_TIMEOUT_S = 30.0
 # Over a slow line, a second image goes while the answer to the first is on its way.
 LONG_ROUND_TRIP_S = 0.1
@@ -63,15 +61,15 @@ class Pace:
             return float("inf")
         return max(0.0, self._sent_at + 1 / self.max_hz - now)
 
-    def take(self, now: float) -> bytes | None:
-        """Return the frame to send now, if any."""
+    def take(self, now: float) -> Picture | None:
+        """Return the image to send now, if any, with the number of those skipped before it."""
         if self.due_in(now) > 0 or self._newest is None:
             return None
         picture, self._newest = self._newest, None
         skipped, self._skipped_since = self._skipped_since, 0
         self._on_the_way.append((picture.header.get("image"), now))
         self._sent_at, self.n_sent = now, self.n_sent + 1
-        return frame({**picture.header, "skipped": skipped}, picture.payload)
+        return Picture({**picture.header, "skipped": skipped}, picture.payload)
 
     def is_silent(self, now: float) -> bool:
         """Return whether the browser has not acknowledged an image in time."""

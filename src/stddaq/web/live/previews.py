@@ -1,11 +1,15 @@
 """The previews that this process receives from `std_preview`, each once for all browsers.
 
-There is one subscription for each detector and reduction that a browser shows, and none without browsers.
+There is one subscription for each detector and view that a browser shows, and none without browsers. What
+browsers ask of images, numbers of regions and single images, is another one for each detector.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,48 +20,58 @@ from stddaq.dataplane import connections, endpoints
 from stddaq.dataplane.ipc_sockets import CHECK_PERIOD_S, Connection
 from stddaq.errors import EndpointError
 from stddaq.web.live.pace import Picture
-from stddaq.wire.preview import TOPIC_BYTES, split, topic
+from stddaq.wire.preview import split
+from stddaq.wire.preview_requests import WHOLE, Area, Content, Region, Still, View, frame_of, topic
 
 Receive = Callable[[Picture], None]
 # Time that a started preview service has to accept the connection.
 _CONNECT_CHECKS = 2
+STILL_TIMEOUT_S = 10.0
 
 
-class Feed:
-    """The previews of one detector and reduction, from the first browser until the last has left."""
+class _Channel:
+    """A socket to the preview service. `on_message` receives topic and picture."""
 
-    def __init__(self, context: zmq.Context, detector: str, reducer: str) -> None:
-        self.receivers: set[Receive] = set()
-        self._detector = detector
-        # It keeps the newest message only, so that a slow process never shows an old image.
-        self._socket = connections.open_socket(context, zmq.SUB)
-        self._socket.conflate = 1
-        self._socket.subscribe(topic(reducer))
-        self._connection = Connection(self._socket, endpoints.preview(detector))
+    def __init__(
+        self,
+        context: zmq.Context,
+        detector: str,
+        on_message: Callable[[bytes, Picture], None],
+        *,
+        newest: bool,
+    ) -> None:
+        """With `newest`, the socket keeps the newest message only."""
+        self.detector, self._on_message = detector, on_message
+        self.socket = connections.open_socket(context, zmq.SUB)
+        self.socket.conflate = newest
+        self._connection = Connection(self.socket, endpoints.preview(detector))
         self._n_checks, self._loop = 0, asyncio.get_running_loop()
-        self._loop.add_reader(self._socket.fileno(), self._read)
+        self._loop.add_reader(self.socket.fileno(), self.read)
         self._timer = self._loop.call_later(CHECK_PERIOD_S, self._check)
 
-    def _read(self) -> None:
-        # The descriptor reports only changes: read until nothing is left.
+    def read(self) -> None:
+        """Pass on what has arrived. The descriptor reports only changes: read until nothing is left."""
         while messages := self._connection.receive(16):
-            try:
-                header, payload = split(memoryview(messages[-1])[TOPIC_BYTES:])
-            except ValueError as error:
-                logger.warning("%s: %s", self._connection.endpoint, error)
-                continue
-            self._pass_on(Picture(header, payload))
+            for message in messages:
+                try:
+                    request, frame = frame_of(memoryview(message))
+                    header, payload = split(frame)
+                except ValueError as error:
+                    logger.warning("%s: %s", self._connection.endpoint, error)
+                    continue
+                self._on_message(request, Picture(header, payload))
 
     def _check(self) -> None:
         self._timer = self._loop.call_later(CHECK_PERIOD_S, self._check)
         self._n_checks += 1
         self._connection.check_now()
-        self._read()
-        if problem := self._problem():
-            header = {"v": 1, "detector": self._detector, "error": problem, "code": "no_preview"}
-            self._pass_on(Picture(header, memoryview(b"")))
+        self.read()
+        if problem := self.problem():
+            header = {"v": 1, "detector": self.detector, "error": problem, "code": "no_preview"}
+            self._on_message(b"", Picture(header, memoryview(b"")))
 
-    def _problem(self) -> str:
+    def problem(self) -> str:
+        """Return why nothing arrives; empty if that is not known."""
         if self._connection.problem:
             return self._connection.problem
         for _ in connections.connection_counts(self._connection.monitor):
@@ -68,36 +82,90 @@ class Feed:
             return "std_preview is not running; `stddaq up` starts it, or run `std_preview CONFIG`"
         return ""
 
-    def _pass_on(self, picture: Picture) -> None:
+    def close(self) -> None:
+        """Withdraw all requests."""
+        self._timer.cancel()
+        self._loop.remove_reader(self.socket.fileno())
+        self.socket.disable_monitor()
+        self.socket.close()
+
+
+class Feed:
+    """The images of one view of a detector, from the first browser until the last has left."""
+
+    def __init__(self, context: zmq.Context, detector: str, view: View) -> None:
+        self.receivers: set[Receive] = set()
+        # A slow process never shows an old image.
+        self._channel = _Channel(context, detector, self._pass_on, newest=True)
+        self._channel.socket.subscribe(topic(view))
+
+    def _pass_on(self, _topic: bytes, picture: Picture) -> None:
         for receive in list(self.receivers):
             receive(picture)
 
     def close(self) -> None:
         """End the subscription."""
-        self._timer.cancel()
-        self._loop.remove_reader(self._socket.fileno())
-        self._socket.disable_monitor()
-        self._socket.close()
+        self._channel.close()
+
+
+class Requests:
+    """Regions and single images of a detector, until nothing is wanted."""
+
+    def __init__(self, context: zmq.Context, detector: str) -> None:
+        self.n_users = 0
+        self._channel = _Channel(context, detector, self._answer, newest=False)
+        self._waiting: dict[bytes, asyncio.Future[Picture]] = {}
+
+    @contextmanager
+    def subscribed(self, request: Region | Still) -> Iterator[None]:
+        """Keep up a request. ZeroMQ counts equal ones."""
+        self._channel.socket.subscribe(topic(request))
+        try:
+            yield
+        finally:
+            self._channel.socket.unsubscribe(topic(request))
+
+    async def still(self, request: Still) -> Picture:
+        """Return the answer to a request. Raise `TimeoutError`."""
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting[topic(request)] = answer
+        try:
+            with self.subscribed(request):
+                async with asyncio.timeout(STILL_TIMEOUT_S):
+                    return await answer
+        finally:
+            del self._waiting[topic(request)]
+
+    def _answer(self, request: bytes, picture: Picture) -> None:
+        # A problem of the connection concerns all.
+        for key in [request] if request else list(self._waiting):
+            answer = self._waiting.get(key)
+            if answer is not None and not answer.done():
+                answer.set_result(picture)
+
+    def close(self) -> None:
+        """Withdraw all requests."""
+        self._channel.close()
 
 
 class Previews:
-    """All feeds of this process."""
+    """All feeds and requests of this process."""
 
     def __init__(self) -> None:
         self._context: zmq.Context | None = None
-        self._feeds: dict[tuple[str, str], Feed] = {}
+        self._feeds: dict[tuple[str, View], Feed] = {}
+        self._requests: dict[str, Requests] = {}
+        # Several services may ask one preview service.
+        self._numbers = itertools.count(os.getpid() << 32)
 
     @contextmanager
-    def following(self, detector: str, reducer: str, receive: Receive) -> Iterator[None]:
+    def following(self, detector: str, view: View, receive: Receive) -> Iterator[None]:
         """Pass every preview to `receive`. Raise `EndpointError`."""
-        key = (detector, reducer)
+        key = (detector, view)
         feed = self._feeds.get(key)
         if feed is None:
-            self._context = self._context or zmq.Context()
-            try:
-                feed = self._feeds[key] = Feed(self._context, *key)
-            except zmq.ZMQError as error:
-                raise EndpointError(f"{detector}: cannot receive previews: {error.strerror}") from error
+            with _opening(detector):
+                feed = self._feeds[key] = Feed(self._shared_context(), *key)
         feed.receivers.add(receive)
         try:
             yield
@@ -106,3 +174,43 @@ class Previews:
             if not feed.receivers:
                 feed.close()
                 del self._feeds[key]
+
+    @contextmanager
+    def measuring(self, detector: str, regions: list[Region]) -> Iterator[None]:
+        """Have the numbers of regions in the headers. Raise `EndpointError`."""
+        with self._requesting(detector) as requests, contextlib.ExitStack() as stack:
+            for region in regions:
+                stack.enter_context(requests.subscribed(region))
+            yield
+
+    async def still(self, detector: str, image: int, content: Content, area: Area = WHOLE) -> Picture:
+        """Return an image that browsers were sent. Raise `EndpointError` and `TimeoutError`."""
+        with self._requesting(detector) as requests:
+            return await requests.still(Still(next(self._numbers), image, content, area))
+
+    @contextmanager
+    def _requesting(self, detector: str) -> Iterator[Requests]:
+        requests = self._requests.get(detector)
+        if requests is None:
+            with _opening(detector):
+                requests = self._requests[detector] = Requests(self._shared_context(), detector)
+        requests.n_users += 1
+        try:
+            yield requests
+        finally:
+            requests.n_users -= 1
+            if not requests.n_users:
+                requests.close()
+                del self._requests[detector]
+
+    def _shared_context(self) -> zmq.Context:
+        self._context = self._context or zmq.Context()
+        return self._context
+
+
+@contextmanager
+def _opening(detector: str) -> Iterator[None]:
+    try:
+        yield
+    except zmq.ZMQError as error:
+        raise EndpointError(f"{detector}: cannot receive previews: {error.strerror}") from error

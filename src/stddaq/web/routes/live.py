@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from contextlib import nullcontext
+from typing import Any
 
 from fastapi import APIRouter, WebSocket
 from pydantic import BaseModel
@@ -22,11 +23,14 @@ from stddaq.web.live.driver_feed import DriverFeed
 from stddaq.web.live.pace import ACKNOWLEDGE_TIMEOUT_S, Pace, Picture
 from stddaq.web.live.previews import Previews
 from stddaq.web.live.session import Session, SessionError, Sessions
+from stddaq.web.live.view import Choice
 from stddaq.web.responses import described, refusal
 from stddaq.web.rights import Right
+from stddaq.web.routes import stills
 from stddaq.web.routes.login import granted_of
+from stddaq.wire.preview import frame
+from stddaq.wire.preview_requests import region_key
 
-ReducerName = Literal["mean", "max"]
 _LOOK_S = 1.0
 
 
@@ -54,11 +58,13 @@ def router(configurations: Configurations, driver: DriverFeed) -> APIRouter:
     async def live(websocket: WebSocket) -> None:
         try:
             name = websocket.query_params.get("detector")
-            detector = (await call(lambda: configurations.of(name).read())).config.detector_name
+            config = (await call(lambda: configurations.of(name).read())).config
         except (StdDaqError, TimeoutError) as error:
             await websocket.send_denial_response(refusal(404, str(error)))
             return
-        await sessions.run(websocket, LiveImages(previews, detector).serve)
+        await sessions.run(websocket, LiveImages(previews, config.detector_name, config.image_shape).serve)
+
+    stills.add_routes(routes, configurations, previews)
 
     @routes.websocket("/run/ws")
     async def run(websocket: WebSocket) -> None:
@@ -103,28 +109,33 @@ def _sources(configurations: Configurations) -> list[LiveSource]:
 class LiveImages:
     """The images of one browser."""
 
-    def __init__(self, previews: Previews, detector: str) -> None:
+    def __init__(self, previews: Previews, detector: str, shape: tuple[int, int]) -> None:
         self._previews, self._detector = previews, detector
-        self._reducer: ReducerName = "mean"
+        self._choice = Choice(shape)
         self._pace, self._problem = Pace(), ""
         self._news = asyncio.Event()
 
     async def serve(self, session: Session) -> None:
         """Send images at the browser's pace, until cancelled. Raise `SessionError`."""
         session.on_message = self._on_message
+        previews, detector, choice = self._previews, self._detector, self._choice
         while True:
-            reducer = self._reducer
-            with self._previews.following(self._detector, reducer, self._on_picture):
-                while reducer == self._reducer:
-                    await self._send(session)
+            regions = choice.regions
+            with previews.measuring(detector, list(regions.values())) if regions else nullcontext():
+                while regions == choice.regions:
+                    view = choice.view
+                    with previews.following(detector, view, self._on_picture):
+                        while (view, regions) == (choice.view, choice.regions):
+                            await self._send(session)
 
     async def _send(self, session: Session) -> None:
         """Send what is due, then wait for the next event."""
         now = time.monotonic()
         if self._pace.is_silent(now):
             raise SessionError("silent", f"no image was acknowledged within {ACKNOWLEDGE_TIMEOUT_S:g} s")
-        if (message := self._pace.take(now)) is not None:
-            await session.send(message)
+        if (picture := self._pace.take(now)) is not None:
+            header = picture.header | {"regions": self._regions(picture)}
+            await session.send(frame(header, picture.payload))
         if self._problem:
             problem, self._problem = self._problem, ""
             await session.send({"error": problem, "code": "no_images"})
@@ -134,6 +145,12 @@ class LiveImages:
         except TimeoutError:
             return
         self._news.clear()
+
+    def _regions(self, picture: Picture) -> list[dict[str, Any]]:
+        """Return the numbers of this browser's regions; those of the others are in the header, too."""
+        found = picture.header.get("regions", {})
+        keys = {number: region_key(region) for number, region in self._choice.regions.items()}
+        return [{"id": number, **found[key]} for number, key in keys.items() if key in found]
 
     def _on_picture(self, picture: Picture) -> None:
         if "error" in picture.header:
@@ -147,21 +164,9 @@ class LiveImages:
         for key, value in message.items():
             if key == "ack":
                 self._pace.acknowledge(value, time.monotonic())
-            elif key == "set" and isinstance(value, dict):
-                for name, setting in value.items():
-                    self._set(name, setting)
+            elif key == "set":
+                self._choice.change(value)
+                self._pace.max_hz = self._choice.settings.max_hz
             else:
                 raise SessionError("unknown_key", mismatch("message", "ack or set", shown(key)))
         self._news.set()
-
-    def _set(self, name: str, value: Any) -> None:
-        if name == "reducer":
-            if value not in get_args(ReducerName):
-                raise SessionError("invalid_value", mismatch("reducer", "mean or max", shown(value)))
-            self._reducer = value
-        elif name == "max_hz":
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.1 <= value <= 100:
-                raise SessionError("invalid_value", mismatch("max_hz", "0.1 to 100", shown(value)))
-            self._pace.max_hz = float(value)
-        else:
-            raise SessionError("unknown_key", mismatch("set", "reducer or max_hz", shown(name)))
