@@ -9,6 +9,7 @@ _.max_number_of_forwarders_spawned
 _.module_sync_queue_size
 _.n_datasets
 _.n_modules
+_.needed_bytes
 _.not_closed
 _.not_of_this_run
 _.sender_sends_full_images
