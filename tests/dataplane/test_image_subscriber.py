@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from support.processes.deployment import make_config
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_subscriber import ImageSubscriber
 from stddaq.dataplane.metadata import ImageMetadata, MetadataRules
+from stddaq.dataplane.ring_buffer import CODE_SHIFT
 from stddaq.dataplane.ring_reader import RingReader
 from stddaq.dataplane.stream_counts import StreamCounts
 
@@ -34,7 +36,7 @@ def subscriber_of(messages: list[bytes], *, sequence_is_number: bool = True) -> 
     subscriber: Any = ImageSubscriber.__new__(ImageSubscriber)
     subscriber.counts, subscriber.reader = StreamCounts(), reader
     subscriber._connection, subscriber._waiting = FakeConnection(messages), deque()
-    subscriber._sequence_is_number = sequence_is_number
+    subscriber._sequence_is_number, subscriber._n_slots = sequence_is_number, 1000
     return subscriber
 
 
@@ -71,6 +73,29 @@ def test_image_of_another_geometry_is_malformed_once_and_its_reason_is_logged_on
     subscriber.reader.log_refusal()
     subscriber.reader.log_refusal()
     assert caplog.text.count("images do not fit the configuration: image 1: height") == 1
+
+
+@pytest.mark.parametrize(
+    ("newest", "lag"),
+    [(12, 0), (700, 688), (12 + 10**6, 0)],
+    ids=["received all", "700 published", "ring made again"],
+)
+def test_lag_is_what_the_source_has_published_since(newest: int, lag: int) -> None:
+    code = 7 << CODE_SHIFT
+    subscriber = subscriber_of([message(0, code + 11), message(1, code + 12)])
+    ring: Any = SimpleNamespace(sequence=code + newest)
+    subscriber.reader.ring = ring
+    assert subscriber.lag == 0
+    assert received(subscriber) == [0, 1]
+    assert subscriber.lag == lag
+
+
+def test_ring_without_cursor_of_the_source_shows_no_lag() -> None:
+    subscriber = subscriber_of([message(0, 11), message(1, 12)])
+    ring: Any = SimpleNamespace(sequence=(7 << CODE_SHIFT) + 700)
+    subscriber.reader.ring = ring
+    assert received(subscriber) == [0, 1]
+    assert subscriber.lag == 0
 
 
 def test_dropped_and_skipped_are_counted_separately() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -64,6 +64,10 @@ class FakeSubscriber:
     def __init__(self) -> None:
         self.reader, self.counts = FakeReader(), StreamCounts()
         self.announced: list[int] = []
+
+    def register(self, registry: Registry, n_waiting: Callable[[], int]) -> None:
+        del n_waiting
+        self.counts.register(registry, self.suffix)
 
     def receive(self, limit: int) -> Iterator[ImageMetadata]:
         while self.announced and limit:

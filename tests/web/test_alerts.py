@@ -206,7 +206,7 @@ def metadata_file_is_removed_in_a_run(site: Site) -> Course:
         rig.client.wait_until_saved(30)
 
 
-@fault("StddaqWriterLags", **SMALL)
+@fault("StddaqReaderLags", **SMALL)
 def storage_of_a_writer_is_slow(site: Site) -> Course:
     rig = site.rig(writers=False, tolerant=True)
     storage = Storage(site.directory)

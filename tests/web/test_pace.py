@@ -32,7 +32,7 @@ def test_next_image_goes_after_the_last_was_acknowledged_and_is_the_newest() -> 
     assert sent(pace, 0.05) is None
     pace.acknowledge(1, 0.06)
     assert sent(pace, 0.06) == (4, 2)
-    assert (pace.n_sent, pace.n_skipped) == (2, 2)
+    assert (pace.counts.n_sent, pace.counts.n_skipped) == (2, 2)
 
 
 def test_two_images_are_on_a_long_way() -> None:

@@ -160,6 +160,13 @@ VIEWER_IMAGES_DROPPED = _counter(
 )
 VIEWERS_CONNECTED = _gauge("viewers_connected", "Viewers that have subscribed.", "type")
 
+# Browsers that show live images, of `stddaq-rest`.
+BROWSERS_CONNECTED = _gauge("browsers_connected", "Browsers that show live images.")
+BROWSER_IMAGES_SENT = _counter("browser_images_sent", "Images sent to browsers, for each browser.")
+BROWSER_IMAGES_SKIPPED = _counter(
+    "browser_images_skipped", "Images replaced by newer ones before the browser was ready, for each browser."
+)
+
 # The preview service.
 PREVIEWS_ENCODED = _counter("previews_encoded", "Images reduced and encoded for browsers.", "codec")
 PREVIEW_ENCODE_SECONDS = _counter("preview_encode_seconds", "Time spent reducing and encoding.", "codec")

@@ -8,17 +8,23 @@ the ring and never delays the source.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import zmq
 
 from stddaq.config import DetectorConfig
+from stddaq.daemon import metrics
+from stddaq.daemon.metrics import Registry
 from stddaq.dataplane import connections, endpoints
 from stddaq.dataplane.image import Image
 from stddaq.dataplane.ipc_sockets import Connection
 from stddaq.dataplane.metadata import ImageMetadata, is_ring, parse
+from stddaq.dataplane.ring_buffer import CODE_SHIFT
 from stddaq.dataplane.ring_reader import RingReader
 from stddaq.dataplane.stream_counts import StreamCounts
+
+# A reader that is further behind has the numbers of an earlier ring.
+_MOST_RINGS = 10
 
 
 class ImageSubscriber:
@@ -38,6 +44,7 @@ class ImageSubscriber:
         stream = endpoints.metadata_stream(config.detector_name, suffix)
         self.suffix = suffix
         self.counts = StreamCounts()
+        self._n_slots = config.n_slots
         self.reader = RingReader(config, ring_suffix or suffix)
         self._context = zmq.Context()
         self.socket = connections.open_socket(self._context, zmq.SUB)
@@ -82,6 +89,25 @@ class ImageSubscriber:
                 return metadata
             self.reader.refuse(metadata)
         return None
+
+    @property
+    def lag(self) -> int:
+        """Return how many images the source has published since the last one received; 0 without cursor."""
+        newest, last = self.reader.ring.sequence, self.counts.last_number
+        lag = newest - last
+        # A ring that was made again starts from a much higher number.
+        is_of_ring = newest >> CODE_SHIFT == last >> CODE_SHIFT and lag <= _MOST_RINGS * self._n_slots
+        return lag if is_of_ring else 0
+
+    def register(self, registry: Registry, n_waiting: Callable[[], int] = lambda: 0) -> None:
+        """Add what is received to the metrics of the service, which has received `n_waiting` more images."""
+        self.counts.register(registry, self.suffix)
+
+        def lag() -> int:
+            return self.lag + n_waiting()
+
+        registry.add(metrics.RING_LAG_IMAGES, lag)
+        registry.add(metrics.RING_LAG_RATIO, lambda: lag() / self._n_slots)
 
     @property
     def is_waiting(self) -> bool:

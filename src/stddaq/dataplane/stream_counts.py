@@ -49,6 +49,11 @@ class StreamCounts(IdOrder):
         """Whether the source numbers its messages, so that `n_dropped` is known."""
         return self._next_number != 0
 
+    @property
+    def last_number(self) -> int:
+        """The running number of the last message; -1 before the first."""
+        return self._next_number - 1
+
     def receive(self, image_id: int, number: int) -> None:
         """Count an image: its id, and the running number of its message (0: the stream has none). 0.2 us."""
         self.n_images += 1

@@ -88,7 +88,7 @@ class Stage(Generic[Made]):
 
     def _register(self, registry: Registry) -> None:
         source = self._subscriber.suffix
-        self._subscriber.counts.register(registry, source)
+        self._subscriber.register(registry, lambda: len(self._waiting) + len(self._jobs))
         registry.add(metrics.IMAGES_PROCESSED, lambda: self.n_published, source=source)
         registry.add(metrics.IMAGES_OVERWRITTEN, lambda: self.n_overwritten, source=source)
         registry.add(metrics.IMAGES_FAILED, lambda: self.n_failed, source=source)

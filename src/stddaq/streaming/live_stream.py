@@ -83,7 +83,7 @@ class LiveStream:
 
     def _register(self, registry: Registry) -> None:
         source, type_name = self._source.metadata, self._type_name
-        self._subscriber.counts.register(registry, source)
+        self._subscriber.register(registry)
         registry.add(metrics.IMAGES_OVERWRITTEN, lambda: self.n_overwritten, source=source)
         registry.add(metrics.IMAGES_FAILED, lambda: self.n_failed, source=source)
         registry.add(metrics.IMAGES_SENT, lambda: self.n_sent, type=type_name)

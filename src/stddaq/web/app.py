@@ -120,9 +120,10 @@ def create_app(
     app.include_router(config.router(configurations))
     app.include_router(files.router(h5_files))
     app.include_router(simulator.router(configurations))
-    app.include_router(monitoring.router(monitored or Monitoring()))
+    monitored = monitored or Monitoring()
+    app.include_router(monitoring.router(monitored))
     driver = driver or DriverFeed(DEFAULT_URL)
-    app.include_router(live.router(configurations, driver))
+    app.include_router(live.router(configurations, driver, monitored.browsers))
     app.include_router(run.router(driver))
     app.include_router(page.router())
     return app

@@ -6,7 +6,7 @@ import contextlib
 import glob
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from stddaq.daemon.metrics_reader import Page, read_pages
 from stddaq.dataplane.shared_segment import SHM_DIRECTORY
 from stddaq.errors import ConfigError
 from stddaq.web.disks import Disks
+from stddaq.web.live.browser_counts import BrowserCounts
 from stddaq.web.metrics_text import Sample, metrics_text, series_text
 from stddaq.web.process_usage import process_usage
 
@@ -72,12 +73,14 @@ class Monitoring:
 
     Attributes:
         n_rejected: readings of pages that are not valid, by detector.
+        browsers: what the browsers receive, by detector.
     """
 
     def __init__(self, detectors: Sequence[MonitoredDetector] = ()) -> None:
         self._detectors = tuple(detectors)
         self._disks = Disks()
         self.n_rejected: Counter[str] = Counter()
+        self.browsers: defaultdict[str, BrowserCounts] = defaultdict(BrowserCounts)
         self._rejected: Mapping[str, str] = {}
         self._lock = threading.Lock()
         self._latest = Snapshot(float("-inf"))

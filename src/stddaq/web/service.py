@@ -217,6 +217,7 @@ async def _run(
 def _registry(detector: str, port: int, monitoring: Monitoring, responses: ResponseCounts) -> Registry:
     registry = Registry(detector, NAME, str(port))
     registry.add(metrics.PAGES_REJECTED, lambda: monitoring.n_rejected[detector])
+    monitoring.browsers[detector].register(registry)
     for status in responses.by_class:
         registry.add(metrics.HTTP_REQUESTS, partial(responses.by_class.__getitem__, status), status=status)
     return registry

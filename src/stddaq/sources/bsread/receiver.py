@@ -76,9 +76,9 @@ class BsreadReceiver:
         self._n_connected = 0
         self._last_messages = 0.0
         self._n_received = 0
-        self._statistics = StatisticsLine(config, self._registry(), self._pairs)
         # Opened before the connections, which deliver images immediately.
         self._publisher = ImagePublisher(config)
+        self._statistics = StatisticsLine(config, self._registry(), self._pairs)
         # Reading the network is most of the work.
         self._context = zmq.Context(io_threads=min(n_connections, os.cpu_count() or 1))
         try:
@@ -217,6 +217,11 @@ class BsreadReceiver:
             self._rejected,
         )
         registry.add(metrics.IMAGES_RECEIVED, lambda: self._n_received, source="bsread")
+        image_bytes = self._config.image_bytes
+        registry.add(metrics.IMAGES_PUBLISHED, lambda: self._publisher.n_published, source="image")
+        registry.add(
+            metrics.IMAGE_BYTES_PUBLISHED, lambda: self._publisher.n_published * image_bytes, source="image"
+        )
         registry.add(metrics.CAMERA_IMAGES_LEFT_OUT, lambda: buffer.n_skipped_ids, reason="skipped")
         registry.add(metrics.CAMERA_IMAGES_LEFT_OUT, lambda: buffer.n_late, reason="late")
         registry.add(metrics.CAMERA_IMAGES_LEFT_OUT, lambda: buffer.n_repeated, reason="repeated")

@@ -10,6 +10,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from stddaq.web.live.browser_counts import BrowserCounts
+
 ACKNOWLEDGE_TIMEOUT_S = 30.0
 # Over a slow line, a second image goes while the answer to the first is on its way.
 LONG_ROUND_TRIP_S = 0.1
@@ -27,11 +29,11 @@ class Pace:
     """The images of one browser. The clock is that of the caller.
 
     Attributes:
-        n_sent, n_skipped: images that went to the browser, and newer ones that replaced others.
+        counts: of all browsers of the detector.
     """
 
-    def __init__(self, max_hz: float = float("inf")) -> None:
-        self.n_sent = self.n_skipped = 0
+    def __init__(self, max_hz: float = float("inf"), counts: BrowserCounts | None = None) -> None:
+        self.counts = counts or BrowserCounts()
         self.max_hz = max_hz
         self._newest: Picture | None = None
         self._skipped_since = 0
@@ -41,7 +43,7 @@ class Pace:
     def offer(self, picture: Picture) -> None:
         """Note the newest image."""
         if self._newest is not None:
-            self.n_skipped += 1
+            self.counts.n_skipped += 1
             self._skipped_since += 1
         self._newest = picture
 
@@ -68,7 +70,8 @@ class Pace:
         picture, self._newest = self._newest, None
         skipped, self._skipped_since = self._skipped_since, 0
         self._on_the_way.append((picture.header.get("image"), now))
-        self._sent_at, self.n_sent = now, self.n_sent + 1
+        self._sent_at = now
+        self.counts.n_sent += 1
         return Picture({**picture.header, "skipped": skipped}, picture.payload)
 
     def is_silent(self, now: float) -> bool:

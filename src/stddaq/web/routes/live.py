@@ -19,6 +19,7 @@ from stddaq.dataplane.local_peers import path_of
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch, shown
 from stddaq.web.configurations import Configurations, call
+from stddaq.web.live.browser_counts import BrowserCounts
 from stddaq.web.live.driver_feed import DriverFeed
 from stddaq.web.live.pace import ACKNOWLEDGE_TIMEOUT_S, Pace, Picture
 from stddaq.web.live.previews import Previews
@@ -45,8 +46,10 @@ class LiveSource(BaseModel):
     """Whether a preview service has bound its socket."""
 
 
-def router(configurations: Configurations, driver: DriverFeed) -> APIRouter:
-    """Return the routes of `configurations` and the driver."""
+def router(
+    configurations: Configurations, driver: DriverFeed, browsers: Mapping[str, BrowserCounts]
+) -> APIRouter:
+    """Return the routes of `configurations` and the driver. `browsers`: their counts, by detector."""
     routes, previews, sessions = APIRouter(prefix="/api"), Previews(), Sessions()
 
     @routes.get("/live/sources", responses=described(504))
@@ -62,7 +65,10 @@ def router(configurations: Configurations, driver: DriverFeed) -> APIRouter:
         except (StdDaqError, TimeoutError) as error:
             await websocket.send_denial_response(refusal(404, str(error)))
             return
-        await sessions.run(websocket, LiveImages(previews, config.detector_name, config.image_shape).serve)
+        counts = browsers[config.detector_name]
+        images = LiveImages(previews, config.detector_name, config.image_shape, counts)
+        with counts.connected():
+            await sessions.run(websocket, images.serve)
 
     stills.add_routes(routes, configurations, previews)
 
@@ -109,10 +115,12 @@ def _sources(configurations: Configurations) -> list[LiveSource]:
 class LiveImages:
     """The images of one browser."""
 
-    def __init__(self, previews: Previews, detector: str, shape: tuple[int, int]) -> None:
+    def __init__(
+        self, previews: Previews, detector: str, shape: tuple[int, int], counts: BrowserCounts
+    ) -> None:
         self._previews, self._detector = previews, detector
         self._choice = Choice(shape)
-        self._pace, self._problem = Pace(), ""
+        self._pace, self._problem = Pace(counts=counts), ""
         self._news = asyncio.Event()
 
     async def serve(self, session: Session) -> None:

@@ -35,7 +35,7 @@ class MetadataRecorder(Recorder):
     """Records the metadata of every image of a run.
 
     Attributes:
-        n_received: images since the start of the service.
+        n_received, n_failed: images since the start of the service.
     """
 
     batch_limit = 1000
@@ -45,7 +45,7 @@ class MetadataRecorder(Recorder):
         self._roots = roots
         self._config, self._layout = config, layout
         self._file: MetadataFile | None = None
-        self.n_received = 0
+        self.n_received = self.n_failed = 0
         self._begin_account()
 
     def _begin_account(self) -> None:
@@ -72,6 +72,7 @@ class MetadataRecorder(Recorder):
             return
         if self._failure:
             self._n_failed += len(images)
+            self.n_failed += len(images)
             return
         for image in images:
             self._file.add(image.image_metadata)
@@ -130,6 +131,7 @@ class MetadataRecorder(Recorder):
 
     def register(self, registry: Registry) -> None:
         registry.add(metrics.IMAGES_RECEIVED, lambda: self.n_received, source=SOURCE)
+        registry.add(metrics.IMAGES_FAILED, lambda: self.n_failed, source=SOURCE)
 
     def statistics(self, period: Period) -> dict[str, object]:
         return {"source": SOURCE} | period.rate(metrics.IMAGES_RECEIVED)
