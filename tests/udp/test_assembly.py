@@ -145,7 +145,8 @@ def faulty(sent: list[list[bytes]], random: np.random.Generator) -> list[bytes]:
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("shape", [(504, 2016), (252, 528)], ids=str)
+# 32 packets, 30 with padding, and 4.
+@pytest.mark.parametrize("shape", [(504, 2016), (2016, 504), (252, 528)], ids=str)
 def test_batches_that_continue_a_frame_are_added_as_any_others(shape: tuple[int, int], seed: int) -> None:
     random = np.random.default_rng(seed)
     geometry = GigaFrostGeometry.of(*shape)
@@ -176,6 +177,16 @@ def test_a_frame_that_arrives_in_small_batches_is_complete_only_with_all_packets
     bench.assembly.close()
     assert bench.missing() == [0 if lost is None else 1]
     assert bench.announced[0].pixels == payload(sent, [] if lost is None else [lost])
+
+
+def test_a_repeated_last_packet_that_is_shorter_counts_once() -> None:
+    bench = Bench("gigafrost", 0, image_pixel_height=252, image_pixel_width=528)
+    pixels = RANDOM.integers(0, 4096, (63, 264), np.uint16)
+    packets = gigafrost_frame(1, pixels, module=0, shape=(252, 528), rows=18)
+    bench.add(*packets[1:], packets[-1], packets[-1])
+    bench.add(packets[0])
+    assert bench.missing() == [0]
+    assert bench.counts() == {"packets": 6, "repeated": 2, "frames": 1}
 
 
 def test_a_packet_repeated_after_exchanged_ones_counts_once() -> None:

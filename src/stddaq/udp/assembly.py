@@ -102,7 +102,8 @@ class _Frame:
         self.is_complete = self.n_received == len(self.seen)
 
     def _put(self, numbers: np.ndarray, payloads: np.ndarray) -> None:
-        if self.last is not None and int(numbers[-1]) == len(self.rows):
+        # More than once if it is repeated.
+        while self.last is not None and len(numbers) and int(numbers[-1]) == len(self.rows):
             self._put_last(payloads[-1])
             numbers, payloads = numbers[:-1], payloads[:-1]
         if n := len(numbers):
