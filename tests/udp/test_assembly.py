@@ -179,14 +179,15 @@ def test_a_frame_that_arrives_in_small_batches_is_complete_only_with_all_packets
     assert bench.announced[0].pixels == payload(sent, [] if lost is None else [lost])
 
 
-def test_a_repeated_last_packet_that_is_shorter_counts_once() -> None:
+@pytest.mark.parametrize("n_repeated", [1, 2])
+def test_a_repeated_last_packet_that_is_shorter_counts_once(n_repeated: int) -> None:
     bench = Bench("gigafrost", 0, image_pixel_height=252, image_pixel_width=528)
     pixels = RANDOM.integers(0, 4096, (63, 264), np.uint16)
     packets = gigafrost_frame(1, pixels, module=0, shape=(252, 528), rows=18)
-    bench.add(*packets[1:], packets[-1], packets[-1])
+    bench.add(*packets[1:], *packets[-1:] * n_repeated)
     bench.add(packets[0])
     assert bench.missing() == [0]
-    assert bench.counts() == {"packets": 6, "repeated": 2, "frames": 1}
+    assert bench.counts() == {"packets": 4 + n_repeated, "repeated": n_repeated, "frames": 1}
 
 
 def test_a_packet_repeated_after_exchanged_ones_counts_once() -> None:
