@@ -140,8 +140,10 @@ def _noting(camera: SimulatedCamera) -> Callable[[SimulatorState], None]:
 
     def note(state: SimulatorState) -> None:
         camera = found()
-        if camera is not None:
-            camera.rate.put(state.rate, internal=True)
-            camera.exposure_time.put(state.exposure_time, internal=True)
+        if camera is None:
+            return
+        for signal, value in ((camera.rate, state.rate), (camera.exposure_time, state.exposure_time)):
+            if signal.get() != value:
+                signal.put(value, internal=True)
 
     return note

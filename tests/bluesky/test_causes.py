@@ -36,16 +36,21 @@ class NamingCamera(PointCamera):
     """
 
     n_early = 0
+    names_first_image = True
 
     def fire(self, n_images: int) -> Any:
         if self.is_rearmed:
             self._next_id = 100  # Their slots must differ from those of the images that follow.
-        early = [image_of(self._next_id + i, self.rig.config.image_shape) for i in range(self.n_early)]
-        self.rig.publish(early)
-        self._next_id += self.n_early
+        self.publish_stray(self.n_early)
         first_id = 0 if self.is_rearmed else self._next_id
         super().fire(n_images)
-        return Exposure(first_id=first_id)
+        return Exposure(first_id=first_id if self.names_first_image else None)
+
+    def publish_stray(self, n_images: int) -> None:
+        """Publish images of no trigger."""
+        stray = [image_of(self._next_id + i, self.rig.config.image_shape) for i in range(n_images)]
+        self.rig.publish(stray)
+        self._next_id += n_images
 
 
 @pytest.mark.parametrize("n_writers", [1, 3])
@@ -61,6 +66,44 @@ def test_images_before_the_first_of_a_trigger_are_orphans(
     engine(count([det], 3))
     assert_images(stream_images(documents), camera.published)
     assert det.orphans == {"earlier triggers": 12}
+
+
+def test_images_between_points_are_in_no_event_of_a_camera_that_names_its_first_image(
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector
+):
+    det, other = make_detector(rig={"number_of_writers": 3})
+    camera = NamingCamera(other.rig)
+    det._camera = camera
+
+    @bpp.stage_decorator([det])
+    @bpp.run_decorator()
+    def plan() -> Any:
+        for n_stray in (0, 2, 1, 5):
+            camera.publish_stray(n_stray)
+            yield from bps.trigger_and_read([det])
+
+    engine(plan())
+    assert_images(stream_images(documents), camera.published)
+    assert sum(det.orphans.values()) == 8
+
+
+def test_a_camera_that_names_its_first_image_does_so_always(engine: RunEngine, make_detector: MakeDetector):
+    det, other = make_detector()
+    camera = NamingCamera(other.rig)
+    det._camera = camera
+
+    @bpp.stage_decorator([det])
+    @bpp.run_decorator()
+    def plan() -> Any:
+        yield from bps.trigger_and_read([det])
+        camera.names_first_image = False
+        yield from bps.trigger_and_read([det])
+
+    with pytest.raises(FailedStatus) as failed:
+        engine(plan())
+    assert "expected the id of the first image, as before, got none" in str(
+        failed.value.__cause__ or det.error
+    )
 
 
 def test_images_before_a_flight_are_orphans(

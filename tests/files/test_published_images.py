@@ -12,6 +12,7 @@ from support.data import raw_files
 from support.data.raw_files import RunSpec, dataset, stream, write_raw_file, write_run
 
 from stddaq.errors import FileLayoutError
+from stddaq.files import published_images
 from stddaq.files.growing_run import GrowingFiles, Images, in_order
 from stddaq.files.nexus import DATA, IMAGE_METADATA
 from stddaq.files.published_images import PublishedImagesFile, published_images_name
@@ -52,6 +53,53 @@ def test_images_of_several_raw_files_are_one_array(tmp_path: Path, live: bool) -
     assert published.n_images == 7
     assert [path.name for path in published.raw_files] == ["file0.h5", "file1.h5"]
     assert not list(tmp_path.glob(".*"))
+
+
+def take_points(published: PublishedImagesFile, images: Images, n: int) -> None:
+    """Publish `images` in points of `n`, and prepare the file of each."""
+    for i in range(0, len(images), n):
+        published.prepare(n)
+        published.extend(images[i : i + n])
+        published.write(live=True)
+        assert shown(published.path) == images.ids[: i + n].tolist()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_file_that_was_prepared_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    images = images_of_run(tmp_path, range(12))
+    published = PublishedImagesFile(tmp_path / "Published.h5")
+    take_points(published, images[:6], n)
+    for i in range(6, 12, n):
+        published.prepare(n)
+        published.extend(images[i : i + n])
+        with monkeypatch.context() as patch:
+            patch.setattr(published_images, "create_virtual_dataset", None)
+            published.write(live=True)
+        assert shown(published.path) == list(range(i + n))
+
+
+@pytest.mark.parametrize(
+    "ids", [[*range(6), 7, 8, 9, 12, 14, 15, 16, 17, 18, 19], [0, 2, 4, 6, 7, 9, 11, 13]]
+)
+def test_a_prepared_file_is_not_used_when_other_images_come(tmp_path: Path, ids: list[int]) -> None:
+    take_points(PublishedImagesFile(tmp_path / "Published.h5"), images_of_run(tmp_path, ids), 1)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_prepared_file_is_not_used_after_images_were_removed(tmp_path: Path) -> None:
+    images = images_of_run(tmp_path, range(12))
+    published = PublishedImagesFile(tmp_path / "Published.h5")
+    take_points(published, images[:8], 1)
+    published.prepare(1)
+    published.truncate(6)
+    published.extend(images[8:11])
+    published.write(live=True)
+    assert shown(published.path) == [0, 1, 2, 3, 4, 5, 8, 9, 10]
+    published.prepare(1)
+    published.write(live=False)
+    assert shown(published.path) == [0, 1, 2, 3, 4, 5, 8, 9, 10]
 
 
 def test_points_are_appended_one_by_one(tmp_path: Path) -> None:

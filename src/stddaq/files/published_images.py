@@ -9,6 +9,8 @@ are in no mapping.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -27,8 +29,18 @@ from stddaq.new_file import replacing
 
 NAME = "Published"
 
+# A point of more images takes so long that making the file does not matter.
+MAX_PREPARED_IMAGES = 100
+
+# A file in memory grows by this number of bytes.
+MEMORY_BLOCK = 16384
+
+# By raw file.
+_Stretches = dict[Path, list[Stretch]]
+
 # Made once: a point of a plan waits until the file is written.
-_ACCESS = new_file_access()
+_IN_MEMORY = new_file_access()
+_IN_MEMORY.set_fapl_core(MEMORY_BLOCK, backing_store=False)
 
 
 def published_images_name(prefix: str, number: int) -> str:
@@ -49,6 +61,7 @@ class PublishedImagesFile:
         self.n_images = 0
         self._ids: list[np.ndarray] = []
         self._mapped: dict[Path, _Mapped] = {}
+        self._prepared: _Prepared | None = None
 
     @property
     def raw_files(self) -> tuple[Path, ...]:
@@ -80,19 +93,51 @@ class PublishedImagesFile:
         `live`: raw files may be growing and the file will be written again, so what only viewers need is left
         out. Raises `FileLayoutError`.
         """
+        prepared, self._prepared = self._prepared, None
+        stretches = self._stretches()
         try:
+            if live and prepared is not None and prepared.stretches == stretches:
+                content = prepared.content
+            else:
+                content = self._content(stretches, self.n_images, live=live)
             with replacing(self.path) as temporary:
-                file = h5f.create(os.fsencode(temporary.opened), h5f.ACC_TRUNC, fapl=_ACCESS)
-                try:
-                    self._fill(file)
-                    if not live:
-                        self._describe(h5py.Group(h5g.open(file, b"/")))
-                finally:
-                    file.close()
+                with open(temporary.fd, "wb", closefd=False) as file:
+                    file.write(content)
                 self._verify(temporary.opened, live)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise FileLayoutError(f"{self.path}: cannot be written: {reason}") from error
+
+    def prepare(self, n_images: int) -> None:
+        """Make the content of a file with `n_images` more, which continue the pattern of those before.
+
+        If they do, `write` has only to write it. Does not raise.
+        """
+        self._prepared = None
+        stretches = self._continued(n_images) if n_images <= MAX_PREPARED_IMAGES else None
+        if stretches is not None:
+            with suppress(OSError, RuntimeError):
+                content = self._content(stretches, self.n_images + n_images, live=True)
+                self._prepared = _Prepared(content, stretches)
+
+    def _stretches(self) -> _Stretches:
+        return {path: list(mapped.stretches) for path, mapped in self._mapped.items()}
+
+    def _continued(self, n_images: int) -> _Stretches | None:
+        """Return the stretches with `n_images` more, which come from the files by turns as before.
+
+        None if there is no such pattern.
+        """
+        found = self._stretches()
+        for place in range(self.n_images, self.n_images + n_images):
+            for of_file in found.values():
+                last = of_file[-1] if of_file else None
+                if last and last.length > 1 and last.first + last.length * last.step == place:
+                    of_file[-1] = last._replace(length=last.length + 1)
+                    break
+            else:
+                return None
+        return found
 
     def _add(self, file: RawDatasets) -> _Mapped:
         first = next(iter(self._mapped.values()), None)
@@ -107,16 +152,27 @@ class PublishedImagesFile:
         self._mapped[file.path] = mapped = _Mapped(file, name)
         return mapped
 
-    def _fill(self, file: h5f.FileID) -> None:
+    def _content(self, stretches: _Stretches, n_images: int, *, live: bool) -> bytes:
+        """Return the file. It is made in memory, under a name that no other file in this process has."""
+        file = h5f.create(f"{NAME}-{id(self)}".encode(), h5f.ACC_TRUNC, fapl=_IN_MEMORY)
+        try:
+            self._fill(file, stretches, n_images)
+            if not live:
+                self._describe(h5py.Group(h5g.open(file, b"/")))
+            h5f.flush(file)
+            return file.get_file_image()
+        finally:
+            file.close()
+
+    def _fill(self, file: h5f.FileID, stretches: _Stretches, n_images: int) -> None:
         raw = next(iter(self._mapped.values())).file
         entry = h5g.create(file, b"entry")
         data = h5g.create(entry, b"data")
-        shape = (self.n_images, *raw.image_shape)
-        create_virtual_dataset(
-            data, "data", shape, raw.dtype, self._sources("data"), fill=lost_pixel(raw.dtype)
-        )
+        shape = (n_images, *raw.image_shape)
+        images, rows = (self._sources(name, stretches) for name in ("data", "metadata"))
+        create_virtual_dataset(data, "data", shape, raw.dtype, images, fill=lost_pixel(raw.dtype))
         # HDF5 shows status 0 (undefined) for a raw file that is lost later.
-        create_virtual_dataset(data, "metadata", shape[:1], raw.row_dtype, self._sources("metadata"))
+        create_virtual_dataset(data, "metadata", shape[:1], raw.row_dtype, rows)
         mark_with_run_ids(entry, [mapped.file.run_id for mapped in self._mapped.values()])
 
     def _describe(self, file: h5py.Group) -> None:
@@ -132,17 +188,14 @@ class PublishedImagesFile:
         file[PUBLISHED_IDS] = np.concatenate(self._ids)
         account["raw_files"] = [mapped.name for mapped in self._mapped.values()]
 
-    def _sources(self, dataset: str) -> list[MappedRows]:
-        return [
-            MappedRows(
-                mapped.name,
-                f"{mapped.file.group}/{dataset}",
-                mapped.n_rows,
-                mapped.stretches,
-            )
-            for mapped in self._mapped.values()
-            if mapped.stretches
-        ]
+    def _sources(self, dataset: str, stretches: _Stretches) -> list[MappedRows]:
+        found = []
+        for path, of_file in stretches.items():
+            if of_file:
+                mapped = self._mapped[path]
+                n_rows = of_file[-1].start + of_file[-1].length
+                found.append(MappedRows(mapped.name, f"{mapped.file.group}/{dataset}", n_rows, of_file))
+        return found
 
     def _verify(self, temporary: Path, live: bool) -> None:
         """Check that each raw file is found: HDF5 silently shows fill values for what it does not find.
@@ -172,6 +225,14 @@ class PublishedImagesFile:
                 mapped.is_visible = True
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """The content of a file that shows `stretches`, made before it is known that these images come."""
+
+    content: bytes
+    stretches: _Stretches
+
+
 class _Mapped:
     """The rows of one raw file that are shown, as stretches of rows and their places.
 
@@ -186,12 +247,6 @@ class _Mapped:
         self.stretches: list[Stretch] = []
         self.last_id: int | None = None
         self.is_visible = False
-
-    @property
-    def n_rows(self) -> int:
-        """Return the least number of rows of the file."""
-        last = self.stretches[-1]
-        return last.start + last.length
 
     @property
     def last_place(self) -> int:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 from stddaq.text import mismatch
@@ -64,6 +65,8 @@ class Acquisition:
         # The number of those that were left for files elsewhere.
         self._n_left = 0
         self._is_stopped = False
+        # All images of the last point came, and the camera knew the first one.
+        self._knows_images = False
         self._point: Point | None = None
         self._flight: Flight | None = None
 
@@ -128,9 +131,17 @@ class Acquisition:
         n = settings.images_per_event
         async with self._taking():
             run = await self.start_run()
-            before = await run.counts()
+            # Asking the driver takes a millisecond. Without it, earlier images are known by their ids.
+            needs_first_id, self._knows_images = self._knows_images, False
+            before = await (run.latest_counts() if needs_first_id else run.counts())
             exposure = await self._camera.fire(n)
+            if needs_first_id and exposure.first_id is None:
+                raise AcquisitionError(
+                    mismatch(f"{self._device}: camera", "the id of the first image, as before", "none")
+                )
             on_fired()
+            if run.is_live and settings.publish_live:
+                self._files.submit(partial(self._publication.prepare_point, n))
             images = ReadyImages(before, n, may_restart=True, first_id=exposure.first_id)
             after = await run.wait_for(
                 n,
@@ -142,6 +153,7 @@ class Acquisition:
             )
             after, is_live, scalars = await self._read_point(run, images, after, exposure, settings)
             check_bad(run, before, after, n, self._device, allow_bad=settings.allow_bad)
+        self._knows_images = exposure.first_id is not None
         async with self._guard:
             self._account.add_early(images.n_early)
             self._point = Point(images.take(n), is_live, scalars)

@@ -28,6 +28,7 @@ class Exposure:
 
     Attributes:
         first_id: the id of the first one, if the camera knows it; earlier images belong to another trigger.
+            A camera knows it always, or never.
         failure: returns why the images cannot come any more, or None. It must not block.
     """
 

@@ -184,7 +184,7 @@ class DriverRun:
             ) from error
 
     async def counts(self) -> RunCounts:
-        """Return the newest counts. Raises `AcquisitionError` when the run has ended."""
+        """Return the counts of this moment. Raises `AcquisitionError` when the run has ended."""
         try:
             self._status = await self._client.status() if self._run_id else self._client.latest
         except DriverError as error:
@@ -192,6 +192,14 @@ class DriverRun:
         if not self._is_this_run(self._status):
             raise self._failure("the run has ended", await self._reason_of_end())
         return RunCounts.of(self._status)
+
+    async def latest_counts(self) -> RunCounts:
+        """Return the counts of the latest status, which is up to 0.1 s old. Raises as `counts`."""
+        try:
+            latest = self._client.latest
+        except DriverError:
+            return await self.counts()
+        return RunCounts.of(latest) if self._is_this_run(latest) else await self.counts()
 
     async def wait_for(
         self,

@@ -88,6 +88,8 @@ class Publication:
         self.paths = paths
         self._device, self._data_key, self._documents = device, data_key, documents
         self._streams: list[PublishedStream] = []
+        # The stream of the newest point.
+        self._newest: PublishedStream | None = None
         self._by_name: dict[str, PublishedStream] = {}
         # Images per event of the streams that were described, and whose first images come next, by name.
         self._expected: dict[str, int] = {}
@@ -109,6 +111,12 @@ class Publication:
         """
         self._expected[name] = images_per_event
 
+    def prepare_point(self, n_images: int) -> None:
+        """Make the file of the next point while its images come, as far as it is known. Does not raise."""
+        stream = self._newest
+        if stream is not None and not stream.n_discarded and n_images == stream.images_per_event:
+            stream.file.prepare(n_images)
+
     def withdraw_point(self, point: Point) -> None:
         """Forget that `point` was published; its documents are not emitted."""
         if point.stream is not None:
@@ -129,6 +137,7 @@ class Publication:
         if point.stream is stream and self.is_published(point):
             return []
         point.stream, point.event = stream, event
+        self._newest = stream
         return self._publish(stream, point.images, live=point.is_live)
 
     def publish_events(

@@ -42,10 +42,11 @@ class Worker:
             else:
                 future.set_result(result)
 
-        self._submit(step)
+        self.submit(step)
         return await asyncio.wrap_future(future)
 
-    def _submit(self, step: Callable[[], None]) -> None:
+    def submit(self, step: Callable[[], None]) -> None:
+        """Run `step`, which does not raise, after all functions that were passed before. Return at once."""
         with self._changed:
             self._steps.append(step)
             if not self._runs:
