@@ -23,7 +23,7 @@ demo: $(VENV)/.installed $(if $(findstring --udp,$(ARGS)),$(VENV)/.installed-udp
 test: $(VENV)/.installed-dev ## run the tests, except the slow ones, the faults, and those that need another environment
 	@$(BIN)/pytest -n auto -m "not external and not slow and not fault" $(ARGS)
 
-test-all: $(VENV)/.installed-dev $(VENV)/.installed-databroker1 $(VENV)/.installed-influxdb $(VENV)/.installed-prometheus $(VENV)/.installed-debian-hdf5 $(VENV)/.installed-oldest-h5py $(VENV)/.installed-queues $(VENV)/.installed-clean $(VENV)/.installed-bec ## run all tests
+test-all: $(VENV)/.installed-dev $(VENV)/.installed-databroker1 $(VENV)/.installed-influxdb $(VENV)/.installed-prometheus $(VENV)/.installed-debian-hdf5 $(VENV)/.installed-oldest-h5py $(VENV)/.installed-queues $(VENV)/.installed-clean $(VENV)/.installed-bec $(VENV)/.installed-container ## run all tests
 	@$(BIN)/pytest -n auto $(ARGS)
 
 faults: $(VENV)/.installed-dev ## provoke every fault and write the results into docs/explanations/faults.md
@@ -111,6 +111,10 @@ $(VENV)/.installed-clean: $(VENV)/.installed-dev .ci/make-clean
 
 $(VENV)/.installed-bec: $(VENV)/.installed-dev .ci/make-bec
 	@sh .ci/make-bec $(VENV)
+	@touch $@
+
+$(VENV)/.installed-container: $(VENV)/.installed-dev pyproject.toml .ci/make-container
+	@sh .ci/make-container $(VENV)
 	@touch $@
 
 $(VENV)/.created:

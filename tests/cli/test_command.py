@@ -20,7 +20,7 @@ from stddaq.daemon.arguments import user_id
 HEAVY = ("h5py", "numpy", "pydantic", "websockets", "zmq", "google.protobuf", "rich", "PIL", "asyncio")
 COMMANDS = (
     *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate"),
-    *("repair", "doctor", "units", "deployment", "completion"),
+    *("repair", "doctor", "plan", "units", "deployment", "completion"),
 )
 
 

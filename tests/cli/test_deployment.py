@@ -285,6 +285,16 @@ def test_services_of_another_detector_are_removed_and_ended(bench: Bench) -> Non
     assert bench.active == {"std_daq-GF1-std_det_writer-0.service", "std_daq-GF1.target"}
 
 
+def test_a_configuration_whose_change_concerns_no_unit_disturbs_nothing(bench: Bench, tmp_path: Path) -> None:
+    units, path = units_of("std_det_driver-0"), tmp_path / "gf1.json"
+    list(UnitUpdate(bench, units, 20, {path: "{}"}).apply())
+    bench.commands.clear()
+    assert list(UnitUpdate(bench, units, 20, {path: '{"a": 1}'}).apply()) == [f"changed: {path}"]
+    assert path.read_text() == '{"a": 1}'
+    assert not [command for command in bench.commands if command.startswith(("stop", "kill", "start"))]
+    assert list(UnitUpdate(bench, units, 20, {path: '{"a": 1}'}).apply()) == []
+
+
 def test_a_run_that_does_not_end_keeps_everything_as_it_is(bench: Bench) -> None:
     units = units_of("std_det_driver-0", "std_det_writer-0")
     list(UnitUpdate(bench, units, 20).apply())

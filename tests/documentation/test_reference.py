@@ -60,7 +60,7 @@ SERVICES: dict[str, Main] = {
 }
 SUB_COMMANDS = (
     *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate"),
-    *("repair", "doctor", "units", "deployment", "completion"),
+    *("repair", "doctor", "plan", "units", "deployment", "completion"),
 )
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -50,6 +50,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="DIRECTORY",
         help=f"the configuration files (default: {CONFIGS})",
     )
+    parser.add_argument(
+        "--take-configs",
+        type=existing_directory,
+        metavar="DIRECTORY",
+        help="new configuration files, which replace those in --configs with --apply",
+    )
     parser.add_argument("--user", default="root", metavar="NAME", help="user of the services (default: root)")
     parser.add_argument(
         "--run-timeout",
@@ -84,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
     elif args.apply:
         from stddaq.cli.unit_update import Systemd, UnitUpdate
 
-        for line in UnitUpdate(Systemd(), units, args.run_timeout).apply():
+        update = UnitUpdate(Systemd(), units, args.run_timeout, _new_configs(play, args))
+        for line in update.apply():
             print(line, flush=True)
     else:
         print("\n".join(_overview([play])))
@@ -98,6 +105,13 @@ def _chosen(plays: list[Play], args: argparse.Namespace) -> Play:
     names = ", ".join(play.name for play in plays)
     got = "nothing" if args.play is None else repr(args.play)
     raise ConfigError(mismatch("--play", f"one of {names}", got))
+
+
+def _new_configs(play: Play, args: argparse.Namespace) -> dict[Path, str]:
+    if args.take_configs is None:
+        return {}
+    names = [deployment.config_file for deployment in play.deployments]
+    return {(args.configs / name).absolute(): (args.take_configs / name).read_text() for name in names}
 
 
 def _overview(plays: list[Play]) -> list[str]:
@@ -118,7 +132,7 @@ def _units(deployment: Deployment, args: argparse.Namespace) -> dict[str, str]:
     from stddaq.config import DetectorConfig
 
     path = (args.configs / deployment.config_file).absolute()
-    config = DetectorConfig.load(path)
+    config = DetectorConfig.load((args.take_configs or args.configs) / deployment.config_file)
     mistakes = check_instances(args.file, deployment, config, os.cpu_count() or 1)
     if not config.allowed_roots:
         advice = "services may make files below these directories only"

@@ -49,10 +49,20 @@ class Systemd:
 
 
 class UnitUpdate:
-    """Replaces the units that stddaq made by `wanted`, the text of each by its name."""
+    """Replaces the units that stddaq made by `wanted`, the text of each by its name.
 
-    def __init__(self, systemd: Systemd, wanted: Mapping[str, str], run_timeout: float) -> None:
+    `files` are the texts of configuration files by their paths, which are replaced with the units.
+    """
+
+    def __init__(
+        self,
+        systemd: Systemd,
+        wanted: Mapping[str, str],
+        run_timeout: float,
+        files: Mapping[Path, str] | None = None,
+    ) -> None:
         self._systemd, self._wanted, self._run_timeout = systemd, wanted, run_timeout
+        self._files = {path: text for path, text in (files or {}).items() if _text_of(path) != text}
         present = {
             path.name: path.read_text()
             for path in sorted(systemd.units.glob("std_daq-*"))
@@ -64,7 +74,7 @@ class UnitUpdate:
 
     def apply(self) -> Iterator[str]:
         """Apply the change; yield what happens. Without a change nothing is touched."""
-        if not self._changed and not self._removed:
+        if not self._changed and not self._removed and not self._files:
             yield from self._start_stopped()
             return
         drivers = self._drivers()
@@ -91,6 +101,12 @@ class UnitUpdate:
             self._systemd.control("disable", name)
             (self._systemd.units / name).unlink()
             yield f"removed: {name}"
+        for path, text in self._files.items():
+            # Services that follow the file never see a part of it.
+            new = path.with_name(f".{path.name}.new")
+            new.write_text(text)
+            new.replace(path)
+            yield f"changed: {path}"
         for name in self._changed:
             (self._systemd.units / name).write_text(self._wanted[name])
             yield f"changed: {name}"
@@ -143,3 +159,10 @@ class UnitUpdate:
         if down:
             self._systemd.control("start", *down)
             yield from (f"started: {name}" for name in down)
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,103 @@
+"""`stddaq plan`: services, cores and memory for a rate, from measured costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.processes.deployment import make_config
+
+from stddaq.cli import main as stddaq
+from stddaq.cli.costs import Costs, measure
+from stddaq.cli.deployment_file import read_deployment_file
+from stddaq.cli.planning import MAX_LOAD, Plan, make_plan
+from stddaq.config import DetectorConfig
+from stddaq.config.creation import new_configuration
+from stddaq.errors import ConfigError
+
+COSTS = Costs(write_s_per_gb=0.25, copy_s_per_gb=0.1, message_us=1.0, packet_us=2.0)
+
+
+def plan_of(detector: str, rate: float, size: tuple[int, int] = (2016, 2016)) -> Plan:
+    content = new_configuration("D1", detector, size, 16, 1, [])
+    return make_plan(DetectorConfig.parse(content), rate, COSTS, 2)
+
+
+def n_instances(plan: Plan) -> dict[str, int]:
+    return {service.program: service.n_instances for service in plan.services}
+
+
+def test_writers_share_what_one_core_cannot_do() -> None:
+    for rate in (1, 100, 1000, 5000):
+        plan = plan_of("pco", rate)
+        (writers,) = [service for service in plan.services if service.program == "std_det_writer"]
+        assert writers.load <= MAX_LOAD
+        # One writer fewer would have too much to do.
+        assert plan.n_writers == 1 or writers.load * plan.n_writers / (plan.n_writers - 1) > MAX_LOAD
+    assert plan_of("pco", 1).n_writers == 1
+    assert plan_of("pco", 1000).n_writers == 4
+
+
+def test_a_udp_detector_has_a_receiver_and_a_converter_for_each_module() -> None:
+    assert n_instances(plan_of("gigafrost", 100)) == {
+        "std_udp_recv_gf": 8,
+        "std_data_convert_gf": 8,
+        "std_data_sync_module": 1,
+        "std_det_driver": 1,
+        "std_det_writer": 1,
+        "std_det_meta_writer_gf": 1,
+    }
+    assert n_instances(plan_of("eiger", 100, (1028, 512)))["std_udp_recv_eg"] == 4
+
+
+def test_the_ring_buffer_holds_the_images_of_two_seconds() -> None:
+    plan = plan_of("pco", 2000)
+    assert plan.ram_buffer_gb * 2**30 >= 2 * plan.bytes_per_s
+    assert plan.memory_bytes >= 2 * plan.bytes_per_s
+
+
+def test_what_does_not_fit_is_named() -> None:
+    assert plan_of("gigafrost", 100).problems(64) == []
+    (problem,) = plan_of("gigafrost", 100).problems(10)
+    assert problem == "21 cores, this server has 10; on two servers 17 for receiving, 4 for writing"
+    problems = plan_of("gigafrost", 20_000).problems(10_000)
+    assert any(problem.startswith("std_udp_recv_gf: ") for problem in problems)
+
+
+def test_costs_are_measured_and_kept(tmp_path: Path) -> None:
+    measured = measure(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    measured.save(tmp_path / "costs.json")
+    assert Costs.load(tmp_path / "costs.json") == measured
+
+
+def test_bad_costs_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "costs.json"
+    path.write_text(json.dumps(COSTS.model_dump() | {"packet_us": -1.0}))
+    with pytest.raises(ConfigError, match="packet_us: expected"):
+        Costs.load(path)
+
+
+def test_the_deployment_file_is_one_that_can_be_deployed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = make_config(detector_name="GF1", detector_type="pco", allowed_roots=[str(tmp_path)])
+    Path("gf1.json").write_text(json.dumps(config | {"number_of_writers": 2}))
+    COSTS.save(Path("costs.json"))
+    plan = ["plan", "gf1.json", "--rate", "10", "--costs", "costs.json", "-o", "deployment.yml"]
+    assert stddaq([*plan, "--cores", "4"]) == 0
+    assert "number_of_writers 1" in capsys.readouterr().out
+    ((deployment,),) = [play.deployments for play in read_deployment_file(Path("deployment.yml"))]
+    assert [(i.program, i.cores, i.arguments) for i in deployment.instances] == [
+        ("std_det_driver", "1", ("-m",)),
+        ("std_det_writer", "2", ("0",)),
+        ("std_det_meta_writer_pco", "3", ()),
+    ]
+    Path("units").mkdir()
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert stddaq(["deployment", "deployment.yml", "--configs", ".", "--directory", "units"]) == 0
+    # Without enough cores nothing is pinned.
+    assert stddaq([*plan, "--cores", "2"]) == 1
+    assert "cpus" not in Path("deployment.yml").read_text()

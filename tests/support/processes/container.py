@@ -1,0 +1,149 @@
+"""A booted Debian with systemd, to which Ansible deploys: `systemd-nspawn`, made by .ci/make-container."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+from support.processes.deployment import wait_until
+
+TOOLS = Path(sys.prefix) / "container"
+ROLE = Path(__file__).parents[3] / "services" / "ansible"
+# Ansible calls it as ssh; the last argument is the command.
+_ENTER = """#!/bin/sh
+for last; do :; done
+exec nsenter --target "$(cat {directory}/leader)" --mount --uts --ipc --net --pid --cgroup -- \
+/usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root sh -c "$last"
+"""
+needs_container = pytest.mark.skipif(
+    not (TOOLS / "debian").is_dir(), reason="a container of .ci/make-container, which needs root"
+)
+
+
+class Container:
+    """A container that is booted in `with`, in a directory of its own, which is removed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.root = directory / "debian"
+        self._enter = directory / "enter"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Container:
+        subprocess.run(["cp", "-a", TOOLS / "debian", self.root], check=True, timeout=120)
+        shutil.copytree(TOOLS / "wheels", self.root / "srv" / "wheels")
+        self._enter.write_text(_ENTER.format(directory=self.directory))
+        self._enter.chmod(0o755)
+        (self.directory / "inventory").write_text(
+            f"[all]\ncontainer ansible_ssh_executable={self._enter} ansible_ssh_transfer_method=piped "
+            "ansible_python_interpreter=/usr/bin/python3 ansible_become=false\n"
+        )
+        shutil.copytree(ROLE, self.directory / "ansible")
+        self._boot()
+        return self
+
+    def _boot(self) -> None:
+        libraries = next((TOOLS / "libsystemd-shared").glob("usr/lib/*/systemd"))
+        command = [
+            TOOLS / "systemd-container/usr/bin/systemd-nspawn",
+            *("--keep-unit", "--register=no", "--boot", "--private-network"),
+            *(f"--directory={self.root}", f"--machine=stddaq-{os.getpid()}"),
+        ]
+        log = self.directory / "boot.log"
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "LD_LIBRARY_PATH": str(libraries)},
+                start_new_session=True,
+            )
+        process = self._process
+
+        def is_running() -> bool:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            if process.poll() is not None:
+                pytest.skip(f"systemd-nspawn cannot boot here: {log.read_text(errors='replace')[-300:]}")
+            leader = children.read_text().split()[:1]
+            (self.directory / "leader").write_text(" ".join(leader))
+            return bool(leader) and self.run("systemctl is-system-running", check=False).strip() in (
+                "running",
+                "degraded",
+            )
+
+        try:
+            wait_until(is_running, 60, "the container is up")
+        except BaseException:
+            self._end()
+            raise
+
+    def run(self, command: str, *, check: bool = True, timeout: float = 120) -> str:
+        """Run a shell command in the container; return its output."""
+        done = subprocess.run(
+            [self._enter, command], check=False, capture_output=True, text=True, timeout=timeout
+        )
+        assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def start(self, command: str) -> subprocess.Popen[str]:
+        """Start a shell command in the container."""
+        return subprocess.Popen(
+            [self._enter, command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def playbook(self, version: str, variables: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start the deployment of a version."""
+        values = {
+            "std_daq_sw_version": version,
+            "stddaq_package": f"'stddaq=={version}'",
+            "stddaq_pip_arguments": "'--no-index --find-links /srv/wheels'",
+            **(variables or {}),
+        }
+        command = [
+            *(TOOLS / "ansible/bin/ansible-playbook", "-i", self.directory / "inventory"),
+            *("-e", " ".join(f"{name}={value}" for name, value in values.items())),
+            self.directory / "ansible" / "deployment.yml",
+        ]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ansible(self.directory)
+        )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)  # An orderly shutdown of the container.
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def ansible(directory: Path) -> dict[str, str]:
+    """Return an environment in which Ansible writes into `directory` only."""
+    return {
+        **os.environ,
+        "PATH": f"{TOOLS}/ansible/bin:{os.environ['PATH']}",
+        "HOME": str(directory),
+        "ANSIBLE_HOME": str(directory / ".ansible"),
+        "ANSIBLE_LOCAL_TEMP": str(directory / "local"),
+        "ANSIBLE_PIPELINING": "1",
+        "ANSIBLE_NOCOLOR": "1",
+        "NO_COLOR": "1",
+    }
