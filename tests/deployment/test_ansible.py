@@ -99,7 +99,11 @@ def _refuses_mistakes(container: Container) -> None:
 def _upgrades_after_the_run(container: Container) -> None:
     run = container.start("/opt/stddaq/9.0.1/bin/stddaq record /var/lib/std_daq --prefix during")
     playbook = container.playbook("9.0.2")
-    wait_until(lambda: container.run(f"ls {UPDATE}", check=False) != "", 300, "the upgrade waits for the run")
+
+    def is_waiting() -> bool:
+        return container.run(f"ls {UPDATE}", check=False) != ""
+
+    wait_until(is_waiting, 300, "the upgrade waits for the run", 1.0)
     assert version_of(container) == "9.0.1"
     container.run("/opt/stddaq/9.0.1/bin/stddaq stop")
     output, _ = run.communicate(timeout=60)

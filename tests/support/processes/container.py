@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pytest
 from support.processes.deployment import wait_until
@@ -35,6 +38,7 @@ class Container:
         self.root = directory / "debian"
         self._enter = directory / "enter"
         self._process: subprocess.Popen[bytes] | None = None
+        self._started: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Container:
         subprocess.run(["cp", "-a", TOOLS / "debian", self.root], check=True, timeout=120)
@@ -80,7 +84,7 @@ class Container:
             )
 
         try:
-            wait_until(is_running, 60, "the container is up")
+            wait_until(is_running, 120, "the container is up", 0.5)
         except BaseException:
             self._end()
             raise
@@ -95,26 +99,30 @@ class Container:
 
     def start(self, command: str) -> subprocess.Popen[str]:
         """Start a shell command in the container."""
-        return subprocess.Popen(
-            [self._enter, command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        return self._start([self._enter, command])
 
     def playbook(self, version: str, variables: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """Start the deployment of a version."""
         values = {
             "std_daq_sw_version": version,
-            "stddaq_package": f"'stddaq=={version}'",
-            "stddaq_pip_arguments": "'--no-index --find-links /srv/wheels'",
+            "stddaq_package": f"stddaq=={version}",
+            "stddaq_pip_arguments": "--no-index --find-links /srv/wheels",
+            "stddaq_venv_arguments": ["--system-site-packages"],
             **(variables or {}),
         }
         command = [
             *(TOOLS / "ansible/bin/ansible-playbook", "-i", self.directory / "inventory"),
-            *("-e", " ".join(f"{name}={value}" for name, value in values.items())),
+            *("-e", json.dumps(values)),
             self.directory / "ansible" / "deployment.yml",
         ]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ansible(self.directory)
+        return self._start(command, env=ansible(self.directory))
+
+    def _start(self, command: Sequence[Any], **options: Any) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
         )
+        self._started.append(process)
+        return process
 
     def __exit__(
         self,
@@ -125,10 +133,17 @@ class Container:
         self._end()
 
     def _end(self) -> None:
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
         if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)  # An orderly shutdown of the container.
+            # The end of its first process is the end of all; an orderly shutdown would wait for each.
+            if leader := (self.directory / "leader").read_text():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(leader), signal.SIGKILL)
             try:
-                self._process.wait(30)
+                self._process.wait(60)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
