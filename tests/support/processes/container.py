@@ -31,18 +31,16 @@ needs_container = pytest.mark.skipif(
 
 
 class Container:
-    """A container that is booted in `with`, in a directory of its own, which is removed."""
+    """A container that is booted in `with`; what it changes is in memory, and vanishes with it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.root = directory / "debian"
+        self._name = f"stddaq-{os.getpid()}"
         self._enter = directory / "enter"
         self._process: subprocess.Popen[bytes] | None = None
         self._started: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Container:
-        subprocess.run(["cp", "-a", TOOLS / "debian", self.root], check=True, timeout=120)
-        shutil.copytree(TOOLS / "wheels", self.root / "srv" / "wheels")
         self._enter.write_text(_ENTER.format(directory=self.directory))
         self._enter.chmod(0o755)
         (self.directory / "inventory").write_text(
@@ -58,7 +56,8 @@ class Container:
         command = [
             TOOLS / "systemd-container/usr/bin/systemd-nspawn",
             *("--keep-unit", "--register=no", "--boot", "--private-network"),
-            *(f"--directory={self.root}", f"--machine=stddaq-{os.getpid()}"),
+            *(f"--directory={TOOLS / 'debian'}", "--volatile=overlay", f"--machine={self._name}"),
+            f"--bind-ro={TOOLS / 'wheels'}:/srv/wheels",
         ]
         log = self.directory / "boot.log"
         with log.open("wb") as output:
@@ -147,7 +146,8 @@ class Container:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        for left in Path("/run/systemd/nspawn").glob(f"*/{self._name}"):
+            left.rmdir()
 
 
 def ansible(directory: Path) -> dict[str, str]:
