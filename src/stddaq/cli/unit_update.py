@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import time
@@ -85,7 +86,10 @@ class UnitUpdate:
             yield from self._replace()
         finally:
             for driver in drivers:
-                self._drop_in(driver).unlink(missing_ok=True)
+                drop_in = self._drop_in(driver)
+                drop_in.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    drop_in.parent.rmdir()  # Unless it holds others.
             self._systemd.control("daemon-reload")
         targets = [name for name in self._wanted if name.endswith(".target")]
         if targets:
