@@ -63,6 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_rights_options(parser)
     parser.add_driver_url()
     parser.add_argument(
+        "--compat",
+        action="store_true",
+        help="also serve the older REST (/writer, /daq) for clients such as std-daq-client",
+    )
+    parser.add_argument(
         "--file-timeout",
         type=Seconds(3600),
         default=20.0,
@@ -132,6 +137,8 @@ def _serve(args: argparse.Namespace) -> None:
     paths = [Path(name) for name in args.detector_json_filename]
     configs = [DetectorConfig.load(path) for path in paths]
     _check_names(paths, configs)
+    if args.compat and len(configs) > 1:
+        raise ConfigError(mismatch("--compat", "one CONFIG", f"{len(configs)}"))
     # The driver of a deployment has the same token; `rights_of` removes it from the environment.
     driver_token = os.environ.get(TOKEN_VARIABLE) or read_token(args.token_file, "--token-file")
     rights = rights_of(args)
@@ -165,6 +172,8 @@ async def _run(
     from stddaq.web.http_protocol import HttpProtocol
     from stddaq.web.live.driver_feed import DriverFeed
     from stddaq.web.live.session import MAX_MESSAGE_BYTES
+    from stddaq.web.older_writer import OlderWriter
+    from stddaq.web.routes import older
     from stddaq.web.routes.page import SECURITY_HEADERS
 
     class Server(uvicorn.Server):
@@ -174,13 +183,11 @@ async def _run(
 
     _use_our_log("uvicorn")
     monitoring, responses = Monitoring(detectors), ResponseCounts()
-    app = create_app(
-        Configurations([ConfigStore(detector.config_path) for detector in detectors]),
-        H5Files(args.root, args.file_timeout),
-        rights,
-        monitoring,
-        DriverFeed(args.url, driver_token),
-    )
+    configurations = Configurations([ConfigStore(detector.config_path) for detector in detectors])
+    files, driver = H5Files(args.root, args.file_timeout), DriverFeed(args.url, driver_token)
+    app = create_app(configurations, files, rights, monitoring, driver)
+    if args.compat:
+        app.include_router(older.router(configurations, OlderWriter(driver, args.root), monitoring))
     settings = uvicorn.Config(
         responses.counting(app),
         http=HttpProtocol,
