@@ -77,6 +77,27 @@ def test_no_file_is_replaced(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("pco.json").read_text() == "{}"
 
 
+@pytest.mark.parametrize(
+    ("uid", "arguments", "expected"),
+    [
+        (1000, (), "stddaq up pco.json --source simulate --rate 10"),
+        (0, (), "stddaq up pco.json --allowed-root {} --source simulate --rate 10"),
+        (0, ("--allowed-root", "/data"), "stddaq up pco.json --source simulate --rate 10"),
+    ],
+)
+def test_the_next_command_works_as_this_user(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    uid: int,
+    arguments: tuple[str, ...],
+    expected: str,
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    stddaq(["init", "--detector", "pco", *arguments])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("try it:"))
+    assert line.partition(":")[2].strip() == expected.format(Path.cwd())
+
+
 def test_rings_that_do_not_fit_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     stddaq(["init", "--detector", "pco", "--size", "46000x46000"])
     assert "they do not fit this machine" in capsys.readouterr().out

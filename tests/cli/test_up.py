@@ -208,6 +208,14 @@ def test_a_configuration_without_writers_is_refused(make_deployment: Callable[..
     assert "number_of_writers: expected 1 or more for stddaq up, got 0" in process.stderr[0]
 
 
+def test_an_allowed_root_among_the_options_of_the_source_is_refused(deployment: Deployment, tmp_path: Path):
+    arguments = ("--source", "simulate", "--allowed-root", tmp_path)
+    process = deployment.run(deployment.stddaq, "up", deployment.config_path, *arguments)
+    assert process.wait() == 2
+    (line,) = process.stderr
+    assert "--allowed-root: expected its place before --source" in line
+
+
 def test_a_finished_replay_is_not_a_crash(deployment: Deployment, tmp_path: Path):
     import numpy as np
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -196,8 +197,11 @@ def _summary(path: Path, config: DetectorConfig) -> list[str]:
         lines.append(
             f"modules: {config.n_modules} in a regular grid; compare module_positions with the detector"
         )
+    # Services that run as root refuse to start without a limit.
+    root = () if config.allowed_roots or os.geteuid() else ("--allowed-root", Path.cwd())
+    up = ("stddaq", "up", path, *root, "--source", "simulate", "--rate", 10)
     lines += [
-        f"try it:           {command_line('stddaq', 'up', path, '--source', 'simulate', '--rate', 10)[1:-1]}",
+        f"try it:           {command_line(*up)[1:-1]}",
         f"check the server: {command_line('stddaq', 'doctor', path)[1:-1]}",
     ]
     return lines

@@ -102,6 +102,10 @@ def services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceSp
         )
     if mistakes:
         raise ConfigError(f"{args.config}: " + "; ".join(mistakes), mistakes)
+    if any(word.partition("=")[0] == "--allowed-root" for word in args.source):
+        raise ConfigError(
+            mismatch("--allowed-root", "its place before --source", "it among the source's options")
+        )
     allowed_roots(config, args)  # Else driver and each writer would refuse to start.
     name, source = config.detector_name, args.source_suffix
     driver_address = f"tcp://{args.host}:{args.port}"
