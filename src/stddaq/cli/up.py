@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stddaq.daemon.arguments import ArgumentParser, IntegerRange
+from stddaq.daemon.arguments import ArgumentParser, IntegerRange, Seconds
 from stddaq.daemon.roots import allowed_roots, root_options
 from stddaq.errors import ConfigError, EndpointError
 from stddaq.text import mismatch
@@ -31,8 +31,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=[],
         metavar="SOURCE",
         help="must be the last option: 'simulate ARGS...' or 'replay FILE ARGS...', the command without "
-        "CONFIG; 'udp [--link-sets 2] ARGS...', receivers and converters of a detector that sends packets, "
-        "with the converters' options; or 'none' (default)",
+        "CONFIG; 'udp [--link-sets 2] [--idle-time S] ARGS...', receivers and converters of a detector that "
+        "sends packets, with the converters' options; or 'none' (default)",
     )
 
 
@@ -141,6 +141,7 @@ def _source(commands: Commands, args: argparse.Namespace) -> list[ServiceSpec]:
     if kind == "udp":
         parser = ArgumentParser("stddaq up --source udp", add_version=False, add_help=False)
         parser.add_link_sets()
+        parser.add_argument("--idle-time", type=Seconds(60))
         known, options = parser.parse_known_args(rest)
-        return commands.udp_detector(options, known.link_sets)
+        return commands.udp_detector(options, known.link_sets, known.idle_time)
     return [] if kind == "none" else [commands.source(kind, rest)]

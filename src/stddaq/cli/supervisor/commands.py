@@ -89,11 +89,13 @@ class Commands:
             program=kind,
         )
 
-    def udp_detector(self, arguments: Sequence[str], n_link_sets: int) -> list[ServiceSpec]:
+    def udp_detector(
+        self, arguments: Sequence[str], n_link_sets: int, idle_time: float | None
+    ) -> list[ServiceSpec]:
         """Return receivers, converters and synchroniser of a detector that sends packets.
 
-        `arguments` are options of the converters. A GigaFRoST may have two sets of links, with receivers
-        and converters 8 to 15.
+        `arguments` are options of the converters, `idle_time` is one of the receivers. A GigaFRoST may have
+        two sets of links, with receivers and converters 8 to 15.
         """
         config, name = self._config, self._config.detector_name
         if config.detector_type not in CONVERTERS:
@@ -103,10 +105,15 @@ class Commands:
             raise ConfigError(f"{self._path}: {'; '.join(mistakes)}", mistakes)
         receiver, converter = RECEIVERS[config.detector_type], CONVERTERS[config.detector_type]
         modules = receiver_modules(config, expected_modules(config), n_link_sets)
+        of_receivers = [] if idle_time is None else ["--idle-time", f"{idle_time:g}"]
         return [
             *(
                 self.service(
-                    f"receiver {m}", receiver, [str(m)], metadata_stream(name, str(m)), instance_id=str(m)
+                    f"receiver {m}",
+                    receiver,
+                    [*of_receivers, str(m)],
+                    metadata_stream(name, str(m)),
+                    instance_id=str(m),
                 )
                 for m in modules
             ),
