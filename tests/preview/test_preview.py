@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from support.peers.cpp_services import CppSource
 from support.processes.deployment import Deployment, wait_until
 from support.processes.live_streams import streamed_pixels
@@ -16,7 +17,7 @@ from support.processes.previews import previews
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.metadata import MISSING_PACKETS
-from stddaq.preview.reduction import SATURATED
+from stddaq.preview.reduction import MASKED, SATURATED
 from stddaq.preview.service import NICENESS
 from stddaq.wire.preview_requests import Area, Region, Still, View, region_key
 
@@ -186,6 +187,35 @@ def test_without_a_source_browsers_read_why_there_is_no_image(deployment: Deploy
             wait_until(publisher.count_subscribers)
             publisher.publish(1, streamed_pixels(deployment, 1))
             assert reader.receive_image()[0]["image"] == 1
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tiff"])
+def test_pixels_of_a_mask_file_are_masked(
+    deployment: Deployment, publisher: ImagePublisher, tmp_path: Path, suffix: str
+) -> None:
+    mask, path = np.zeros((32, 48), np.uint8), tmp_path / f"mask{suffix}"
+    mask[3:5, 4:10] = 1
+    np.save(path, mask) if suffix == ".npy" else tifffile.imwrite(path, mask)
+    deployment.start("std_preview", "--hz", 100, "--mask", path)
+    with previews(deployment) as reader:
+        wait_until(publisher.count_subscribers, 20)
+        publisher.publish(1, streamed_pixels(deployment, 1))
+        header, counts = reader.receive_image()
+    np.testing.assert_array_equal(counts == MASKED, mask == 1)
+    assert header["n_masked"] == 12
+
+
+def test_mask_file_that_does_not_fit_is_refused(deployment: Deployment, tmp_path: Path) -> None:
+    np.save(tmp_path / "mask.npy", np.zeros((32, 47), np.uint8))
+    (tmp_path / "damaged.npy").write_bytes(b"nothing")
+    for name, reason in (
+        ("mask.npy", "expected an image of shape (32, 48), got (32, 47)"),
+        ("damaged.npy", "damaged.npy: "),
+        ("absent.npy", "No such file"),
+    ):
+        service = deployment.start("std_preview", "--mask", tmp_path / name, ready=None)
+        assert service.wait() == 2
+        assert reason in service.stderr[0]
 
 
 def test_everything_else_comes_first(deployment: Deployment) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.peers import chromium
-from support.peers.chromium import Tab
-from support.processes.deployment import Deployment, wait_until
+from support.processes.deployment import Deployment
+from support.processes.pages import page_of
 from support.processes.web import RestService
 
 from stddaq.client import DriverClient
@@ -44,55 +42,10 @@ def ramp() -> np.ndarray:
     return (100 * np.arange(WIDTH) + np.arange(HEIGHT)[:, None]).astype(np.uint16)
 
 
-class Shown:
-    """The page with images that the test publishes."""
-
-    def __init__(self, tab: Tab, publisher: ImagePublisher) -> None:
-        self.tab, self._publisher, self._next = tab, publisher, 1
-
-    def show(self, pixels: np.ndarray, **options: int) -> int:
-        """Publish an image and wait until it is drawn. Return its id."""
-        image_id, self._next = self._next, self._next + 1
-        self._publisher.publish(image_id, pixels, **options)
-        self.tab.wait_for(lambda: f"image {image_id}," in self.tab.text("#live"), f"image {image_id}")
-        return image_id
-
-    def colour_at(self, x: float, y: float) -> list[int]:
-        """Return red, green and blue of the canvas at a pixel of the image, while all of it fits."""
-        return self.tab.evaluate(
-            "(() => { const c = document.getElementById('canvas');"
-            f" const z = Math.min(c.width / {WIDTH}, c.height / {HEIGHT});"
-            f" const x = (c.width - {WIDTH} * z) / 2 + {x} * z, y = (c.height - {HEIGHT} * z) / 2 + {y} * z;"
-            " return [...c.getContext('2d').getImageData(x, y, 1, 1).data].slice(0, 3); })()"
-        )
-
-    def point_at(self, x: float, y: float) -> None:
-        """Move the mouse to a pixel of the image, while all of it fits."""
-        left, top = self.tab.evaluate(
-            "(() => { const c = document.getElementById('canvas'), b = c.getBoundingClientRect();"
-            f" const z = Math.min(b.width / {WIDTH}, b.height / {HEIGHT});"
-            f" return [b.left + (b.width - {WIDTH} * z) / 2 + {x} * z,"
-            f" b.top + (b.height - {HEIGHT} * z) / 2 + {y} * z]; }})()"
-        )
-        self.tab.move_to(left, top)
-
-
-@contextmanager
-def page_of(deployment: Deployment, publisher: ImagePublisher, tmp_path: Path) -> Iterator[Shown]:
-    rest = RestService.start(deployment, tmp_path / "files")
-    deployment.start("std_preview", "--hz", 100)
-    with chromium.opened(rest.url) as tab:
-        wait_until(publisher.count_subscribers, 30)
-        yield Shown(tab, publisher)
-        assert tab.complaints == []
-        own = rest.url.partition("://")[2]
-        assert [url for url in tab.urls if not re.match(rf"(http|ws)://{own}/|data:|blob:", url)] == []
-
-
 def test_image_is_shown_with_its_values_colours_and_marks(
     page_deployment: Deployment, publisher: ImagePublisher, tmp_path: Path
 ) -> None:
-    with page_of(page_deployment, publisher, tmp_path) as page:
+    with page_of(page_deployment, publisher, (HEIGHT, WIDTH), tmp_path / "files") as page:
         tab = page.tab
         pixels = ramp()
         page.show(pixels)
@@ -128,7 +81,7 @@ def test_image_is_shown_with_its_values_colours_and_marks(
 def test_keys_pause_zoom_and_fit(
     page_deployment: Deployment, publisher: ImagePublisher, tmp_path: Path
 ) -> None:
-    with page_of(page_deployment, publisher, tmp_path) as page:
+    with page_of(page_deployment, publisher, (HEIGHT, WIDTH), tmp_path / "files") as page:
         tab = page.tab
         page.show(ramp())
         tab.press(" ")

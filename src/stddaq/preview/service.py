@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import tifffile
 
 from stddaq.config import DetectorConfig
 from stddaq.config.modules import gaps, position_mistakes
@@ -51,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="COUNTS",
         help="lowest value of a saturated pixel (default: the largest of the pixel type)",
     )
+    parser.add_argument(
+        "--mask",
+        type=Path,
+        metavar="FILE",
+        help="image (.npy or TIFF) of the detector's size; pixels that are not 0 are masked, as gaps are",
+    )
     return daemon.run(parser, _serve, argv)
 
 
@@ -59,7 +66,7 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
     if compression_of(suffix):
         raise ConfigError(mismatch("-s", "a stream of images that are not compressed", suffix))
     _give_way()
-    pictures = Pictures(config.image_shape, config.dtype, masked_pixels(config), args.saturation)
+    pictures = Pictures(config.image_shape, config.dtype, masked_pixels(config, args.mask), args.saturation)
     registry = Registry(config.detector_name, NAME)
     with closing(Preview(config, suffix, pictures, args.hz, registry)) as preview:
         height, width = pictures.whole.size
@@ -74,14 +81,27 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
         preview.serve(stop)
 
 
-def masked_pixels(config: DetectorConfig) -> np.ndarray | None:
-    """Return the pixels that belong to no module, bool; None if there are none."""
-    if not config.module_positions or position_mistakes(config) or not (rectangles := gaps(config)):
-        return None
-    masked = np.zeros(config.image_shape, bool)
-    for gap in rectangles:
-        masked[gap.top : gap.bottom, gap.left : gap.right] = True
-    return masked
+def masked_pixels(config: DetectorConfig, mask: Path | None = None) -> np.ndarray | None:
+    """Return the pixels that belong to no module or are masked by a file, bool; None if there are none.
+
+    Raise `ConfigError` if the file cannot be used.
+    """
+    masked = np.zeros(config.image_shape, bool) if mask is None else _mask_of(mask, config.image_shape)
+    if config.module_positions and not position_mistakes(config):
+        for gap in gaps(config):
+            masked[gap.top : gap.bottom, gap.left : gap.right] = True
+    return masked if masked.any() else None
+
+
+def _mask_of(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    try:
+        content = np.load(path) if path.suffix == ".npy" else tifffile.imread(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--mask {path}: {error}") from error
+    if not isinstance(content, np.ndarray) or content.shape != shape:
+        found = content.shape if isinstance(content, np.ndarray) else "no image"
+        raise ConfigError(mismatch(f"--mask {path}", f"an image of shape {shape}", str(found)))
+    return content != 0
 
 
 def _give_way() -> None:

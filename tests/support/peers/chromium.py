@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from support.processes.deployment import wait_until
@@ -105,6 +106,42 @@ class Tab:
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
 
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Move the mouse from one place to another with its button pressed."""
+        mouse = {"button": "left", "clickCount": 1}
+        self.move_to(*start)
+        self.call("Input.dispatchMouseEvent", type="mousePressed", x=start[0], y=start[1], **mouse)
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=end[0], y=end[1], buttons=1, button="left")
+        self.call("Input.dispatchMouseEvent", type="mouseReleased", x=end[0], y=end[1], **mouse)
+
+    def saved(self, selector: str, name: str) -> bytes:
+        """Click a button, and return the file that the browser saves."""
+        with tempfile.TemporaryDirectory() as directory:
+            self.call("Page.setDownloadBehavior", behavior="allow", downloadPath=directory)
+            self.click(selector)
+            path = Path(directory, name)
+            self.wait_for(path.exists, f"the file {name}")
+            return path.read_bytes()
+
+    def reload(self, *, keep: bool = False) -> None:
+        """Load the page again; without `keep`, as a browser that has never shown it."""
+        if not keep:
+            self.evaluate("localStorage.clear()")
+        self.evaluate("window.isOld = true")
+        self.call("Page.reload")
+        is_loaded = "!window.isOld && document.getElementById('colours')?.options.length > 0"
+        self.wait_for(lambda: self.evaluate(is_loaded), "the page")
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the page another size."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+
     def move_to(self, x: float, y: float) -> None:
         """Move the mouse."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
@@ -142,9 +179,7 @@ def _tab(browser: ClientConnection, url: str, width: int, height: int, scheme: s
     tab = Tab(browser, session)
     for domain in ("Page", "Runtime", "Log", "Network"):
         tab.call(f"{domain}.enable")
-    tab.call(
-        "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-    )
+    tab.resize(width, height)
     tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     tab.call("Page.navigate", url=url)
     return tab

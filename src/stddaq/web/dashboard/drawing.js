@@ -43,13 +43,17 @@ export class Drawing {
   read() {
     const [x, y] = ["centre-x", "centre-y"].map((id) => element(id).value);
     const rings = element("rings").value.split(/[\s,;]+/).map(Number).filter((radius) => radius > 0).slice(0, MAX_RINGS);
-    this.change({ centre: x === "" || y === "" ? null : [Number(x), Number(y)], rings });
+    this.keep({ centre: x === "" || y === "" ? null : [Number(x), Number(y)], rings });
   }
 
   change(part) {
+    this.keep(part);
+    this.showFields();
+  }
+
+  keep(part) {
     this.content = { ...this.content, ...part };
     keep(this.key, this.content);
-    this.showFields();
     this.redraw();
   }
 

@@ -172,7 +172,7 @@ export class LiveImage {
       element("cursor").textContent = "Move over the image for values";
       return;
     }
-    this.showProfiles(pixel, false);
+    this.showProfiles(pixel, true);
     const text = valueText(shown, pixel) ?? (this.whole && valueText(this.whole, pixel)) ?? "not shown";
     element("cursor").textContent = `x ${pixel.x}, y ${pixel.y}: ${text}`;
   }
