@@ -153,8 +153,10 @@ class PublishedImagesFile:
         return mapped
 
     def _content(self, stretches: _Stretches, n_images: int, *, live: bool) -> bytes:
-        """Return the file. It is made in memory, under a name that no other file in this process has."""
-        file = h5f.create(f"{NAME}-{id(self)}".encode(), h5f.ACC_TRUNC, fapl=_IN_MEMORY)
+        """Return the file, which is made in memory."""
+        # HDF5 wants a name that no other open file of this process has, and tries to open it on the disk.
+        name = f"/dev/null/{id(self)}"
+        file = h5f.create(name.encode(), h5f.ACC_TRUNC, fapl=_IN_MEMORY)
         try:
             self._fill(file, stretches, n_images)
             if not live:
