@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from support.data.token import TOKEN
 from support.peers import chromium
 from support.peers.chromium import Tab
-from support.processes.deployment import Deployment, wait_until
+from support.processes.deployment import Deployment, free_port, wait_until
 from support.processes.web import RestService
 
 from stddaq.client import DriverClient
@@ -151,3 +152,78 @@ def test_configuration_is_changed_with_differences_and_rolled_back(rest: RestSer
         tab.wait_for(lambda: rest.config_on_disk() == first, "the first version")
         # The browser itself notes the refused change.
         assert [text for text in tab.complaints if "412" not in text] == []
+
+
+def test_services_events_and_runs_are_shown(
+    make_deployment: Callable[..., Deployment], tmp_path: Path
+) -> None:
+    port = free_port()
+    deployment = make_deployment()
+    deployment.run(
+        *(deployment.stddaq, "up", deployment.config_path, "--port", port, "--source", "simulate"),
+        *("--trigger", "--rate", 50),
+        ready="all services ready",
+    )
+    url = f"ws://127.0.0.1:{port}"
+    rest = RestService.start(deployment, tmp_path / "files", "--url", url)
+    with opened(rest.url) as tab:
+        show(tab, "services")
+        tab.wait_for(lambda: "simulate" in tab.text("#health"), "the services")
+        tab.wait_for(lambda: tab.text("#rings").startswith(deployment.detector_name), "the ring buffer")
+        assert tab.text("#disks").startswith("directoryfreesize/")
+        click(tab, "[data-simulator=start]")
+        with DriverClient(url) as driver:
+            driver.start(tmp_path, n_image=5)
+            driver.wait_until_saved(60)
+        tab.wait_for(lambda: "simulate images published" in tab.text(".panel:not([hidden])"), "the rates")
+        click(tab, "[data-simulator=stop]")
+
+        show(tab, "runs")
+        tab.wait_for(lambda: f"{tmp_path}/fileMaster.h5" in tab.text("#runs-list"), "the run")
+        click(tab, "#runs-list button")
+        tab.wait_for(lambda: "n_good5" in tab.text("#run-account"), "the account")
+
+        show(tab, "events")
+        tab.wait_for(lambda: "all services ready" in tab.text("#events-list"), "the events")
+        write(tab, "#events-service", "std_det_writer 1")
+        tab.wait_for(lambda: "all services ready" not in tab.text("#events-list"), "the filter")
+        assert "std_det_writer 1" in tab.text("#events-list")
+        assert "std_det_writer 0" not in tab.text("#events-list")
+
+
+def test_lines_of_services_are_shown_as_text(deployment: Deployment, tmp_path: Path) -> None:
+    """A path or a peer can put anything into a log line."""
+    hostile = "<img src=x onerror=alert(1)><b>bold</b>\u202e"
+    publish = (
+        "import sys, asyncio, signal; from stddaq.cli.supervisor.events import EventPublisher\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        "async def main():\n"
+        "    events = EventPublisher(sys.argv[1]); events.publish(sys.argv[2], sys.argv[3])\n"
+        "    print('ready', flush=True)\n"
+        "    try:\n"
+        "        await events.serve()\n"
+        "    finally:\n"
+        "        events.close()\n"
+        "asyncio.run(main())"
+    )
+    deployment.run(
+        sys.executable, "-c", publish, deployment.detector_name, hostile, "<i>service", ready="ready"
+    )
+    rest = RestService.start(deployment, tmp_path / "files")
+    with opened(rest.url) as tab:
+        show(tab, "events")
+        tab.wait_for(lambda: hostile in tab.text("#events-list"), "the line")
+        assert "<i>service" in tab.text("#events-list")
+        assert tab.evaluate("document.querySelectorAll('#events-list img, #events-list i').length") == 0
+
+
+def test_requests_are_described_without_internet(rest: RestService) -> None:
+    with opened(f"{rest.url}/docs") as tab:
+        tab.wait_for(lambda: "POST /api/run/start" in tab.text("#requests"), "the requests")
+        described = tab.evaluate("[...document.querySelectorAll('section > h2')].map((e) => e.textContent)")
+        api = rest.get("/openapi.json").json()
+        assert sorted(described) == sorted(
+            f"{method.upper()} {path}" for path, methods in api["paths"].items() for method in methods
+        )
+        own = rest.url.partition("://")[2]
+        assert all(own in url for url in tab.urls)

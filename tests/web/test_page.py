@@ -40,7 +40,7 @@ def test_every_answer_has_the_security_headers(rest: RestService) -> None:
 
 def test_only_files_of_the_page_are_served(rest: RestService) -> None:
     base = re.findall(r"(static/[0-9a-f]{16})/main\.js", rest.get("/").text)[0]
-    for name in ("index.html", "../guard.py", "..%2fguard.py", "%2e%2e/guard.py", "absent.js"):
+    for name in ("index.html", "docs.html", "../guard.py", "..%2fguard.py", "%2e%2e/guard.py", "absent.js"):
         assert rest.get(f"/{base}/{name}").status_code == 404
 
 

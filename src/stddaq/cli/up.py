@@ -39,6 +39,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import asyncio
 
+    from stddaq.cli.supervisor.events import EventPublisher
     from stddaq.cli.supervisor.page import SupervisorPage
     from stddaq.cli.supervisor.readiness import is_listening
     from stddaq.cli.supervisor.supervisor import Supervisor
@@ -58,7 +59,11 @@ def run(args: argparse.Namespace) -> int:
     url = f"ws://{args.host}:{args.port}"
     try:
         return asyncio.run(
-            Supervisor(specs, page=SupervisorPage(config.detector_name)).run(
+            Supervisor(
+                specs,
+                page=SupervisorPage(config.detector_name),
+                events=EventPublisher(config.detector_name),
+            ).run(
                 lambda: f"all services ready, driver at {url}, press Ctrl-C to end them",
                 lambda supervisor: _follow(supervisor, args),
             )

@@ -62,6 +62,11 @@ def software_trigger(detector_name: str) -> str:
     return ipc_endpoint(f"{detector_name}-trigger")
 
 
+def events(detector_name: str) -> str:
+    """Return where `stddaq up` publishes the lines of its services."""
+    return ipc_endpoint(f"{detector_name}-events")
+
+
 def preview(detector_name: str) -> str:
     """Return where the preview service publishes reduced images for browsers."""
     return ipc_endpoint(f"{detector_name}-preview")

@@ -49,10 +49,11 @@ from stddaq.web.errors import (
 from stddaq.web.guard import Guard
 from stddaq.web.h5_files import H5Files
 from stddaq.web.live.driver_feed import DriverFeed
+from stddaq.web.memory import Memory
 from stddaq.web.monitoring import Monitoring
 from stddaq.web.responses import JsonResponse, described, refusal
 from stddaq.web.rights import Rights
-from stddaq.web.routes import config, files, live, login, monitoring, page, run, simulator
+from stddaq.web.routes import config, events, files, live, login, monitoring, page, run, runs, simulator
 from stddaq.wire.default_addresses import DEFAULT_URL
 
 Handler = Callable[[Request, Exception], Awaitable[JsonResponse]]
@@ -94,10 +95,12 @@ def create_app(
     rights: Rights | None = None,
     monitored: Monitoring | None = None,
     driver: DriverFeed | None = None,
+    memory: Memory | None = None,
 ) -> FastAPI:
     """Return the application, whose requests have the `rights`.
 
-    `driver`: whose status the page shows; by default the one at the default address.
+    `driver`: whose status the page shows; by default the one at the default address. `memory`: what the
+    service has noted since its start.
     """
     app = FastAPI(
         title="stddaq-rest",
@@ -120,8 +123,10 @@ def create_app(
     app.include_router(config.router(configurations))
     app.include_router(files.router(h5_files))
     app.include_router(simulator.router(configurations))
-    monitored = monitored or Monitoring()
-    app.include_router(monitoring.router(monitored))
+    monitored, memory = monitored or Monitoring(), memory or Memory()
+    app.include_router(monitoring.router(monitored, memory.history))
+    app.include_router(events.router(memory.events))
+    app.include_router(runs.router(memory.runs))
     driver = driver or DriverFeed(DEFAULT_URL)
     app.include_router(live.router(configurations, driver, monitored.browsers))
     app.include_router(run.router(driver))

@@ -43,13 +43,15 @@ class Snapshot:
 
     Attributes:
         samples: of all services and of this machine, in any order.
-        counters, rates: by service, with the series as text; rates are per second since the snapshot before.
+        counters, gauges, rates: by service, with the series as text; rates are of the counters, per second
+            since the snapshot before.
     """
 
     time_s: float
     services: list[ServiceHealth] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     counters: dict[ServiceKey, dict[str, float]] = field(default_factory=dict)
+    gauges: dict[ServiceKey, dict[str, float]] = field(default_factory=dict)
     rates: dict[ServiceKey, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -85,6 +87,11 @@ class Monitoring:
         self._lock = threading.Lock()
         self._latest = Snapshot(float("-inf"))
 
+    @property
+    def roots(self) -> list[Path]:
+        """The directories of the files of all detectors."""
+        return [root for detector in self._detectors for root in detector.roots]
+
     def snapshot(self) -> Snapshot:
         """Return what is known, at most a second old. It may block; any thread may call it."""
         with self._lock:
@@ -109,12 +116,8 @@ class Monitoring:
             snapshot.samples.extend(samples)
             if service.page:
                 key = _key(service, service.page)
-                counters = {
-                    series_text(sample, without=_SERVICE_LABELS): sample.value
-                    for sample in samples
-                    if sample.metric.kind == "counter"
-                }
-                snapshot.counters[key] = counters
+                counters = snapshot.counters[key] = _series(samples, "counter")
+                snapshot.gauges[key] = _series(samples, "gauge")
                 snapshot.rates[key] = _rates(counters, before.counters.get(key), now - before.time_s)
         return snapshot
 
@@ -142,6 +145,14 @@ class Monitoring:
 
 def _key(service: ServiceHealth, page: Page) -> ServiceKey:
     return ServiceKey(service.detector, service.service, service.instance_id, page.started_s)
+
+
+def _series(samples: Sequence[Sample], kind: str) -> dict[str, float]:
+    return {
+        series_text(sample, without=_SERVICE_LABELS): sample.value
+        for sample in samples
+        if sample.metric.kind == kind
+    }
 
 
 def _rates(now: Mapping[str, float], before: Mapping[str, float] | None, seconds: float) -> dict[str, float]:

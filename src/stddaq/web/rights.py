@@ -16,7 +16,7 @@ from stddaq.loopback import is_loopback
 from stddaq.text import mismatch
 from stddaq.web.logins import Login, Logins
 
-_PUBLIC_PATHS = frozenset({"/", "/api/login", "/api/logout", "/api/session", "/health/live"})
+_PUBLIC_PATHS = frozenset({"/", "/docs", "/api/login", "/api/logout", "/api/session", "/health/live"})
 _LOOKING_PATHS = frozenset(
     {"/api/live/sources", "/api/live/ws", "/api/run/ws", "/api/health", "/api/history", "/health"}
 )

@@ -68,6 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="also serve the older REST (/writer, /daq) for clients such as std-daq-client",
     )
     parser.add_argument(
+        "--state-directory",
+        type=existing_directory,
+        default=_state_directory(),
+        metavar="DIRECTORY",
+        help="keep the list of recent runs there (default: that of systemd, else it is kept until the end "
+        "of the service)",
+    )
+    parser.add_argument(
         "--file-timeout",
         type=Seconds(3600),
         default=20.0,
@@ -133,6 +141,12 @@ def rights_of(args: argparse.Namespace) -> Rights:
     )
 
 
+def _state_directory() -> Path | None:
+    """Return the directory that systemd has made for this service."""
+    first = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(first) if first else None
+
+
 def _serve(args: argparse.Namespace) -> None:
     paths = [Path(name) for name in args.detector_json_filename]
     configs = [DetectorConfig.load(path) for path in paths]
@@ -172,9 +186,11 @@ async def _run(
     from stddaq.web.http_protocol import HttpProtocol
     from stddaq.web.live.driver_feed import DriverFeed
     from stddaq.web.live.session import MAX_MESSAGE_BYTES
+    from stddaq.web.memory import Memory
     from stddaq.web.older_writer import OlderWriter
     from stddaq.web.routes import older
     from stddaq.web.routes.page import SECURITY_HEADERS
+    from stddaq.web.runs import Runs
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -185,7 +201,8 @@ async def _run(
     monitoring, responses = Monitoring(detectors), ResponseCounts()
     configurations = Configurations([ConfigStore(detector.config_path) for detector in detectors])
     files, driver = H5Files(args.root, args.file_timeout), DriverFeed(args.url, driver_token)
-    app = create_app(configurations, files, rights, monitoring, driver)
+    memory = Memory(runs=Runs(args.state_directory))
+    app = create_app(configurations, files, rights, monitoring, driver, memory)
     if args.compat:
         app.include_router(older.router(configurations, OlderWriter(driver, args.root), monitoring))
     settings = uvicorn.Config(
@@ -216,7 +233,8 @@ async def _run(
     log.ready("listening on http://%s:%d", f"[{address}]" if ":" in address else address, port)
     registries = [_registry(detector.name, port, monitoring, responses) for detector in detectors]
     publishing = asyncio.create_task(_publish(registries))
-    await server.serve(sockets=[listener])
+    async with memory.noting([detector.name for detector in detectors], driver, monitoring):
+        await server.serve(sockets=[listener])
     publishing.cancel()
     service_manager.stopping()
 

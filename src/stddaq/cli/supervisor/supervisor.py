@@ -18,6 +18,7 @@ from typing import Literal
 
 from stddaq.cli.supervisor.change import plan_change
 from stddaq.cli.supervisor.child import Child, StartProcess, start_process
+from stddaq.cli.supervisor.events import EventPublisher
 from stddaq.cli.supervisor.output import ServiceOutput
 from stddaq.cli.supervisor.page import SupervisorPage
 from stddaq.cli.supervisor.restarts import REFUSED, RESTART_DELAYS_S, Restarts
@@ -42,14 +43,15 @@ class Supervisor:
         restart_delays: Sequence[float] = RESTART_DELAYS_S,
         start: StartProcess = start_process,
         page: SupervisorPage | None = None,
+        events: EventPublisher | None = None,
     ) -> None:
         """Take `specs` in the order in which they end: sources first, writers last.
 
         `restart_delays`: seconds before the first, second, ... restart of a service; there are no more.
-        `page` shows the services to other processes.
+        `page` shows the services to other processes, `events` their lines.
         """
         self._restart_delays, self._start_process = tuple(restart_delays), start
-        self._page = page
+        self._page, self._events = page, events
         self._output = ServiceOutput(LineOutput(sys.stdout))
         self._children: list[Child] = []
         self._set_children([self._child(spec) for spec in specs])
@@ -73,6 +75,7 @@ class Supervisor:
         following = asyncio.create_task(self._follow(on_ready, follow))
         ended = asyncio.create_task(self._end.wait())
         publishing = asyncio.create_task(self._publish())
+        sending = asyncio.create_task(self._send_events())
         await asyncio.wait((ended, *((following,) if follow else ())), return_when=asyncio.FIRST_COMPLETED)
         self._end.set()
         following.cancel()
@@ -82,6 +85,10 @@ class Supervisor:
             self._page.close()
         await self._end_in_order(self._children)
         self.say("all services have ended")
+        sending.cancel()
+        if self._events:
+            self._events.close()
+            self._events = None
         showing_alive.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await following
@@ -119,6 +126,13 @@ class Supervisor:
     def say(self, message: str) -> None:
         """Write a line of the supervisor itself."""
         self._output.say(message)
+        if self._events:
+            self._events.publish(message, "up")
+
+    def _write(self, spec: ServiceSpec, line: str) -> None:
+        self._output.write(spec.name, line)
+        if self._events:
+            self._events.publish(line, spec.program or spec.name, spec.instance_id or "")
 
     def _child(self, spec: ServiceSpec) -> Child:
         return Child(spec, Restarts(self._restart_delays, may_finish=spec.may_finish), self._start_process)
@@ -158,6 +172,10 @@ class Supervisor:
         if self._page:
             await self._page.publish()
 
+    async def _send_events(self) -> None:
+        if self._events:
+            await self._events.serve()
+
     async def _announce(self, on_ready: Callable[[], str]) -> None:
         """Wait until all services are ready, and say so."""
         begin = time.monotonic()
@@ -176,7 +194,7 @@ class Supervisor:
         name = child.spec.name
         while True:
             try:
-                code = await child.run_once(lambda line: self._output.write(name, line))
+                code = await child.run_once(lambda line: self._write(child.spec, line))
             except OSError as error:  # No memory, or too many processes; it may pass.
                 self.say(f"{name} cannot be started: {os_error_text(error)}")
                 code = 1

@@ -1,8 +1,167 @@
-// The services, ring buffers and disks.
+// The services with their health, the ring buffers, the disks, and rates over time.
+
+import { may } from "./login.js";
+import { bytes, get, make, post, table, whileShown } from "./service.js";
+
+const STATES = { works: "works", silent: "silent: its main loop hangs", ended: "does not run", not_needed: "not needed" };
+const IMAGES = ["images_published", "images_received", "images_written", "images_processed", "images_sent", "previews_encoded"];
+const LOSSES = ["images_overwritten", "images_failed", "messages_lost", "ids_skipped", "messages_rejected", "images_damaged"];
+const OVER_TIME = [
+  ["Images per second", ["images_published", "images_received", "images_written"]],
+  ["Losses per second", LOSSES],
+];
 
 // Fill the view.
 export function mount(panel) {
-  const title = document.createElement("h2");
-  title.textContent = "Services";
-  panel.append(title);
+  const reason = make("p", { className: "reason", role: "status" });
+  const health = make("div", { id: "health" }), rings = make("div", { id: "rings" }), disks = make("div", { id: "disks" });
+  const by = make("select", { "aria-label": "Time" }, make("option", { value: "second" }, "last hour"), make("option", { value: "minute" }, "last day"));
+  const simulator = make("div", { id: "simulator" });
+  const plots = OVER_TIME.map(([title, metrics]) => new Plot(title, metrics));
+  panel.append(
+    make("h2", {}, "Services"), reason, health, simulator,
+    make("h3", {}, "Ring buffers"), rings, make("h3", {}, "Disks"), disks,
+    make("h3", {}, "Rates over time ", by), ...plots.map((plot) => plot.element),
+    make("p", {}, make("a", { href: "metrics" }, "Metrics"), ", ", make("a", { href: "docs" }, "requests of this service")),
+  );
+  for (const plot of plots) plot.follow(plots);
+  return whileShown(async () => {
+    try {
+      const { content } = await get("api/health");
+      reason.textContent = "";
+      health.replaceChildren(healthTable(content));
+      showSimulator(simulator, content.services, reason);
+      rings.replaceChildren(...content.rings.map(ring));
+      disks.replaceChildren(content.disks.length ? diskTable(content.disks) : make("p", {}, "No directory of files is configured."));
+      await Promise.all(plots.map((plot) => plot.load(by.value)));
+    } catch (error) {
+      reason.textContent = error.message;
+    }
+  }, 2);
 }
+
+// The sum of the series of these metrics.
+function sum(series, names) {
+  const found = Object.entries(series).filter(([name]) => names.some((one) => name.replace(/\{.*/, "") === `stddaq_${one}_total`));
+  return found.length ? found.reduce((total, [, value]) => total + value, 0) : null;
+}
+
+const rate = (value) => value === null ? "–" : value < 10 ? value.toFixed(1) : Math.round(value);
+
+function healthTable({ services }) {
+  if (!services.length) return make("p", {}, "No service has published its state. Start them with stddaq up CONFIG.");
+  const rows = services.map((service) => {
+    const lost = sum(service.counters, LOSSES), cpu = sum(service.rates, ["process_cpu_seconds"]);
+    const isBad = service.wanted && service.state !== "works" && service.state !== "not_needed";
+    return {
+      properties: { className: isBad ? "bad" : "", "data-service": `${service.service} ${service.id}`.trim() },
+      cells: [
+        service.service, service.id, STATES[service.state] ?? service.state,
+        rate(sum(service.rates, IMAGES)), lost ?? "–",
+        cpu === null ? "–" : `${(100 * cpu).toFixed(0)} %`,
+        bytes(service.gauges.stddaq_process_memory_anonymous_bytes),
+        service.age_s === null ? "never" : `${service.age_s.toFixed(1)} s ago`,
+        service.restarts ?? "–",
+      ],
+    };
+  });
+  return table(["service", "id", "state", "images/s", "losses", "CPU", "memory", "last sign", "restarts"], rows);
+}
+
+// Buttons for a simulator that runs.
+function showSimulator(place, services, reason) {
+  const found = may("control") ? services.filter((one) => one.service === "simulate" && one.state === "works") : [];
+  const names = found.map((one) => one.detector).join();
+  if (place.dataset.names === names) return;
+  place.dataset.names = names;
+  place.replaceChildren(...found.map(({ detector }) => make("p", { className: "buttons" }, `Simulator of ${detector}:`,
+    ...[["start", "Publish at its rate"], ["stop", "Only when triggered"]].map(([command, label]) => make("button", {
+      "data-simulator": command,
+      onclick: async () => {
+        try {
+          const { content } = await post(`api/test/${encodeURIComponent(detector)}/simulator/${command}`);
+          reason.textContent = content.free_running ? "" : `The simulator waits for triggers, next image ${content.next_id}.`;
+        } catch (error) {
+          reason.textContent = error.message;
+        }
+      },
+    }, label)))));
+}
+
+function ring(ring) {
+  const rows = ring.readers.map((reader) => [
+    `${reader.service} ${reader.id}`, Math.round(reader.lag),
+    make("progress", { max: 1, value: Math.min(1, reader.ratio ?? 0), "aria-label": `Ring buffer used by ${reader.service} ${reader.id}` }),
+  ]);
+  const missing = ring.unreserved_bytes ? `, ${bytes(ring.unreserved_bytes)} not reserved yet` : "";
+  return make("div", {},
+    make("p", {}, `${ring.detector}: ${ring.n_slots ?? "–"} images, ${bytes(ring.shm_free_bytes)} of shared memory free${missing}`),
+    rows.length ? table(["reader", "images behind", "of the ring buffer"], rows) : null);
+}
+
+const diskTable = (disks) => table(["directory", "free", "size"], disks.map((disk) => [
+  make("code", {}, disk.path), disk.free_bytes === null ? "does not answer" : bytes(disk.free_bytes), bytes(disk.size_bytes)]));
+
+// Lines over time on a canvas; the values under the cursor stand below, for all plots at the same time.
+class Plot {
+  constructor(title, metrics) {
+    Object.assign(this, { metrics, data: { t: [], series: {} }, at: null });
+    this.canvas = make("canvas", { width: 1200, height: 160, className: "plot", role: "img", "aria-label": title });
+    this.legend = make("p", { className: "quiet" });
+    this.element = make("figure", {}, make("figcaption", {}, title), this.canvas, this.legend);
+  }
+
+  follow(plots) {
+    this.canvas.addEventListener("pointermove", (event) => {
+      const box = this.canvas.getBoundingClientRect();
+      for (const plot of plots) { plot.at = (event.clientX - box.left) / box.width; plot.draw(); }
+    });
+    this.canvas.addEventListener("pointerleave", () => { for (const plot of plots) { plot.at = null; plot.draw(); } });
+  }
+
+  async load(by) {
+    const names = this.metrics.map((name) => `stddaq_${name}_total`).join(",");
+    this.data = (await get(`api/history?by=${by}&metrics=${names}`)).content;
+    this.draw();
+  }
+
+  draw() {
+    const { t, series } = this.data, context = this.canvas.getContext("2d"), { width, height } = this.canvas;
+    const style = getComputedStyle(document.documentElement);
+    context.clearRect(0, 0, width, height);
+    const lines = Object.entries(series).filter(([, values]) => values.some((value) => value));
+    const top = Math.max(1e-9, ...lines.flatMap(([, values]) => values.filter((value) => value !== null)));
+    const from = t[0], to = t.at(-1), x = (time) => to > from ? (time - from) / (to - from) * width : 0;
+    context.strokeStyle = style.getPropertyValue("--edge");
+    context.strokeRect(0.5, 0.5, width - 1, height - 1);
+    lines.forEach(([, values], number) => {
+      context.strokeStyle = style.getPropertyValue(["--accent", "--good", "--warn", "--bad", "--quiet"][number % 5]);
+      // Lines differ by their dashes, too.
+      context.setLineDash([[], [8, 4], [2, 3], [12, 3, 2, 3]][Math.floor(number / 2) % 4]);
+      context.beginPath();
+      let isDown = false;
+      values.forEach((value, i) => {
+        if (value === null) { isDown = false; return; }
+        const y = height - 4 - value / top * (height - 8);
+        if (isDown) context.lineTo(x(t[i]), y); else context.moveTo(x(t[i]), y);
+        isDown = true;
+      });
+      context.stroke();
+    });
+    context.setLineDash([]);
+    const i = this.at === null ? t.length - 1 : Math.min(t.length - 1, Math.max(0, Math.round(this.at * (t.length - 1))));
+    const time = t.length ? new Date(t[i] * 1000).toLocaleTimeString() : "";
+    const texts = lines.map(([name, values]) => `${nameOf(name)} ${values[i] === null ? "–" : rate(values[i])}`);
+    this.legend.textContent = lines.length ? `${time}: ${texts.join(", ")}; highest ${rate(top)}` : "nothing in this time";
+    if (this.at !== null) {
+      context.strokeStyle = style.getPropertyValue("--text");
+      context.strokeRect(x(t[i]), 0, 0.01, height);
+    }
+  }
+}
+
+const nameOf = (series) => {
+  const label = (name) => series.match(new RegExp(`${name}="([^"]*)"`))?.[1] ?? "";
+  const metric = series.replace(/^stddaq_|_total\{.*/g, "").replaceAll("_", " ");
+  return `${label("service")} ${label("instance_id")} ${metric}`.replace(/ +/g, " ");
+};

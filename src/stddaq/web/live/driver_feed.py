@@ -1,4 +1,4 @@
-"""The status of the driver, received once for all browsers, and only while there are some.
+"""The status of the driver, received once for all that follow it.
 
 Browsers cannot send commands through it.
 """
@@ -21,7 +21,7 @@ UNREACHABLE = "unreachable"
 
 
 class Watcher:
-    """One browser's view of the driver's status."""
+    """One view of the driver's status."""
 
     def __init__(self) -> None:
         self._statuses, self._arrived = StatusQueue(), asyncio.Event()

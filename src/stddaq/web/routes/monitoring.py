@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
 from stddaq.daemon.health import ServiceHealth, State
 from stddaq.web.configurations import call
+from stddaq.web.history import History
+from stddaq.web.machine import DiskStatus, RingStatus, disks_of, rings_of
 from stddaq.web.metrics_text import CONTENT_TYPE
 from stddaq.web.monitoring import Monitoring, ServiceKey, Snapshot
 from stddaq.web.responses import JsonResponse, described
+from stddaq.web.rights import Right
+from stddaq.web.routes.login import granted_of
 
 
 class Health(BaseModel):
@@ -46,18 +50,28 @@ class ServiceStatus(BaseModel):
     started: float | None
     restarts: int | None
     counters: dict[str, float]
+    gauges: dict[str, float]
     rates: dict[str, float]
 
 
 class HealthTable(BaseModel):
-    """All services, working or not; `now` in seconds since 1970."""
+    """All services, working or not; `now` in seconds since 1970. Who may only look gets no disks."""
 
     now: float
     services: list[ServiceStatus]
+    rings: list[RingStatus]
+    disks: list[DiskStatus]
 
 
-def router(monitoring: Monitoring) -> APIRouter:
-    """Return the routes that read `monitoring`."""
+class RatesOverTime(BaseModel):
+    """The rates of counters per second; null where they are not known. `t` in seconds since 1970."""
+
+    t: list[float]
+    series: dict[str, list[float | None]]
+
+
+def router(monitoring: Monitoring, history: History) -> APIRouter:
+    """Return the routes that read `monitoring` and `history`."""
     routes = APIRouter()
 
     @routes.get("/metrics", response_class=Response, responses=_TEXT | described(504))
@@ -82,11 +96,28 @@ def router(monitoring: Monitoring) -> APIRouter:
         return Alive()
 
     @routes.get("/api/health", responses=described(504))
-    async def get_table() -> HealthTable:
-        """Return the state of every service with its counters and rates."""
+    async def get_table(request: Request) -> HealthTable:
+        """Return the state of every service with its counters and rates, ring buffers and disks."""
         snapshot = await call(monitoring.snapshot)
         rows = [_status(service, snapshot) for service in snapshot.services]
-        return HealthTable(now=time.time(), services=rows)
+        roots = monitoring.roots if granted_of(request).right >= Right.VIEW else []
+        return HealthTable(
+            now=time.time(),
+            services=rows,
+            rings=rings_of(snapshot.samples),
+            disks=disks_of(snapshot.samples, roots),
+        )
+
+    @routes.get("/api/history", responses=described(504))
+    async def get_history(
+        metrics: Annotated[str, Query(max_length=2000, description="names, separated by commas")] = "",
+        since: Annotated[float, Query(ge=0)] = 0.0,
+        by: Literal["second", "minute"] = "second",
+    ) -> RatesOverTime:
+        """Return rates of the last hour by the second, or of the last day by the minute."""
+        names = [name for name in metrics.split(",") if name]
+        found = await call(lambda: history.since(since, names, by_minute=by == "minute"))
+        return RatesOverTime(**found)
 
     return routes
 
@@ -109,5 +140,6 @@ def _status(service: ServiceHealth, snapshot: Snapshot) -> ServiceStatus:
         started=page.started_s if page else None,
         restarts=service.n_restarts,
         counters=snapshot.counters.get(key, {}) if key else {},
+        gauges=snapshot.gauges.get(key, {}) if key else {},
         rates=snapshot.rates.get(key, {}) if key else {},
     )

@@ -1,4 +1,7 @@
-"""The page at `/`, and its scripts and styles: plain files of this package, nothing from elsewhere."""
+"""The page at `/`, the description of the requests at `/docs`, and their scripts and styles.
+
+They are plain files of this package; nothing comes from elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 _DIRECTORY = Path(__file__).parent.parent / "dashboard"
-_PAGE = "index.html"
+_PAGES = ("index.html", "docs.html")
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -35,14 +38,21 @@ def router() -> APIRouter:
     routes = APIRouter(include_in_schema=False)
     files = {path.name: path.read_bytes() for path in sorted(_DIRECTORY.iterdir()) if path.suffix in _TYPES}
     digest = hashlib.sha256(b"".join(name.encode() + text for name, text in files.items())).hexdigest()[:16]
-    page = files.pop(_PAGE).replace(b"static/", f"static/{digest}/".encode())
+    index, docs = (files.pop(name).replace(b"static/", f"static/{digest}/".encode()) for name in _PAGES)
 
-    @routes.get("/")
-    async def index(request: Request) -> Response:
+    def answer(request: Request, page: bytes) -> Response:
         headers = {"ETag": f'"{digest}"', "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
         return Response(page, media_type=_TYPES[".html"], headers=headers)
+
+    @routes.get("/")
+    async def get_page(request: Request) -> Response:
+        return answer(request, index)
+
+    @routes.get("/docs")
+    async def get_docs(request: Request) -> Response:
+        return answer(request, docs)
 
     @routes.get("/static/{version}/{name}")
     async def static(version: str, name: str) -> Response:

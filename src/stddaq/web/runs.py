@@ -1,0 +1,120 @@
+"""Recent runs: the accounts that the driver gives after each run, kept in memory and in a file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stddaq.client.errors import DriverError
+from stddaq.daemon.log import logger
+from stddaq.text import os_error_text
+from stddaq.web.configurations import call
+from stddaq.web.live.driver_feed import DriverFeed
+
+KEPT = 1000
+MAX_LINES = 10_000
+MAX_LINE_BYTES = 256 * 2**10
+# Ids of each kind; the master file holds all.
+LISTED = 200
+FILE = "runs.jsonl"
+_LISTS = ("damaged_ids", "overwritten_ids", "failed_ids", "skipped")
+
+
+class Runs:
+    """The accounts of recent runs, the newest first; those before a restart, too, with a `directory`."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._accounts: deque[Mapping[str, Any]] = deque(maxlen=KEPT)
+        self._path = directory and directory / FILE
+        self._n_lines = 0
+        if self._path:
+            for path in (self._path.with_suffix(".jsonl.1"), self._path):
+                self._n_lines = self._load(path)
+
+    def _load(self, path: Path) -> int:
+        n_lines = 0
+        try:
+            with path.open("rb") as file:
+                while line := file.readline(MAX_LINE_BYTES):
+                    n_lines += 1
+                    with contextlib.suppress(ValueError, RecursionError):
+                        account = json.loads(line)
+                        if isinstance(account, dict) and isinstance(account.get("run_id"), str):
+                            self._accounts.appendleft(account)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            logger.warning("%s: recent runs cannot be read: %s", path, os_error_text(error))
+        return n_lines
+
+    def recent(self, limit: int, before: str | None = None) -> list[Mapping[str, Any]]:
+        """Return up to `limit` accounts, the newest first; only those older than the run `before`."""
+        accounts = list(self._accounts)
+        if before is not None:
+            position = next((i for i, one in enumerate(accounts) if one["run_id"] == before), len(accounts))
+            accounts = accounts[position + 1 :]
+        return accounts[:limit]
+
+    def of(self, run_id: str) -> Mapping[str, Any] | None:
+        """Return the account of a run."""
+        return next((account for account in self._accounts if account["run_id"] == run_id), None)
+
+    def add(self, account: Mapping[str, Any]) -> bool:
+        """Keep an account. Return False if it is known already."""
+        if not isinstance(account.get("run_id"), str) or self.of(account["run_id"]):
+            return False
+        shortened = {key: value[:LISTED] if key in _LISTS else value for key, value in account.items()}
+        is_shortened = any(len(account.get(key) or ()) > LISTED for key in _LISTS)
+        self._accounts.appendleft(shortened | ({"lists_truncated": True} if is_shortened else {}))
+        return True
+
+    def write(self, run_id: str) -> None:
+        """Append an account to the file. It may block."""
+        account = self.of(run_id)
+        if self._path is None or account is None:
+            return
+        try:
+            if self._n_lines >= MAX_LINES:
+                self._path.replace(self._path.with_suffix(".jsonl.1"))
+                self._n_lines = 0
+            with self._path.open("a") as file:
+                file.write(json.dumps(account) + "\n")
+            self._n_lines += 1
+        except OSError as error:
+            logger.warning("%s: a run cannot be kept: %s", self._path, os_error_text(error))
+
+    async def follow(self, driver: DriverFeed) -> None:
+        """Take the account of each run of the driver. Does not return."""
+        with driver.watching() as watcher:
+            was_reachable = False
+            async for status in watcher.statuses():
+                is_reachable = bool(status.raw) and status.status != "unreachable"
+                if status.is_end or (is_reachable and not was_reachable):
+                    await self._take(driver)
+                was_reachable = is_reachable
+
+    async def _take(self, driver: DriverFeed) -> None:
+        try:
+            async with driver.client() as client:
+                account = await client.last_result()
+        except (DriverError, OSError) as error:
+            logger.warning("the account of a run could not be requested: %s", error)
+            return
+        if account and self.add(account):
+            with contextlib.suppress(TimeoutError):
+                await call(lambda: self.write(account["run_id"]))
+
+
+async def follow_runs(runs: Runs, driver: DriverFeed) -> None:
+    """Follow the driver, again after an error. Does not return."""
+    while True:
+        try:
+            await runs.follow(driver)
+        except Exception as error:  # noqa: BLE001  (the page works without the list of runs)
+            logger.error("recent runs: unexpected %r", error)
+        await asyncio.sleep(1)

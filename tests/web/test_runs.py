@@ -1,0 +1,110 @@
+"""Recent runs: their accounts, before and after a restart of the service."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.processes.deployment import Deployment, wait_until
+from support.processes.web import RestService
+
+from stddaq.client import DriverClient
+from stddaq.config import DetectorConfig
+from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.web import runs as runs_module
+from stddaq.web.runs import FILE, KEPT, LISTED, Runs
+
+
+def account(number: int, **more: Any) -> dict[str, Any]:
+    return {"run_id": f"r{number}", "outcome": "file_saved", "count": number, **more}
+
+
+def ids(runs: Runs, limit: int = 10, before: str | None = None) -> list[str]:
+    return [one["run_id"] for one in runs.recent(limit, before)]
+
+
+def test_newest_run_comes_first_and_each_once() -> None:
+    runs = Runs()
+    assert [runs.add(account(n)) for n in (1, 2, 3, 2)] == [True, True, True, False]
+    assert not runs.add({"run_id": None})
+    assert ids(runs) == ["r3", "r2", "r1"]
+    assert ids(runs, 1) == ["r3"]
+    assert ids(runs, before="r3") == ["r2", "r1"]
+    assert ids(runs, before="absent") == []
+    assert runs.of("r2") == account(2)
+    for n in range(KEPT + 10):
+        runs.add(account(n))
+    assert len(runs.recent(2 * KEPT)) == KEPT
+
+
+def test_lists_of_ids_are_cut_and_say_so() -> None:
+    runs = Runs()
+    runs.add(account(1, skipped=[[n, n] for n in range(LISTED + 1)], damaged_ids=[5]))
+    kept = runs.of("r1")
+    assert kept is not None
+    assert (len(kept["skipped"]), kept["damaged_ids"], kept["lists_truncated"]) == (LISTED, [5], True)
+
+
+def test_runs_are_read_again_after_a_restart_and_the_file_is_limited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs_module, "MAX_LINES", 3)
+    runs = Runs(tmp_path)
+    for n in range(5):
+        runs.add(account(n))
+        runs.write(f"r{n}")
+    path = tmp_path / FILE
+    assert len(path.read_text().splitlines()) == 2
+    with path.open("a") as file:
+        file.write('no JSON\n[]\n{"run_id": 5}\n{"run_id": "r9", "outco')
+    again = Runs(tmp_path)
+    assert ids(again) == [f"r{n}" for n in (4, 3, 2, 1, 0)]
+
+
+def test_disk_that_does_not_take_a_run_is_reported_and_nothing_fails(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    runs.add(account(1))
+    (tmp_path / FILE).mkdir()
+    runs.write("r1")
+    assert ids(runs) == ["r1"]
+
+
+def test_runs_of_all_clients_are_listed_with_their_accounts(deployment: Deployment, tmp_path: Path) -> None:
+    _, url = deployment.start_driver()
+    deployment.start_writers()
+    config = DetectorConfig.parse(deployment.config)
+    state = tmp_path / "state"
+    state.mkdir()
+    options = ("--url", url, "--state-directory", state)
+
+    def record(driver: DriverClient, prefix: str, *image_ids: int) -> None:
+        driver.start(tmp_path, file_prefix=prefix, n_image=len(image_ids))
+        driver.wait_until_ready(20)
+        for image_id in image_ids:
+            publisher.publish(image_id, np.ones(config.image_shape, np.uint16))
+        driver.wait_until_saved(30)
+
+    with ImagePublisher(config) as publisher, DriverClient(url) as driver:
+        record(driver, "before", 1, 2)
+        rest = RestService.start(deployment, tmp_path / "files", *options)
+        # The last run before the start of this service is known from the driver.
+        wait_until(lambda: len(rest.get("/api/runs").json()) == 1, 20, "the run before")
+        record(driver, "after", 3, 5)
+        wait_until(lambda: len(rest.get("/api/runs").json()) == 2, 20, "the run after")
+        newest, oldest = rest.get("/api/runs").json()
+        assert (newest["count"], newest["n_good"], newest["n_skipped"]) == (2, 2, 1)
+        assert newest["files"]["master"] == f"{tmp_path}/afterMaster.h5"
+        assert rest.get(f"/api/runs/{newest['run_id']}").json()["skipped"] == [[4, 4]]
+        assert rest.get("/api/runs", before=newest["run_id"]).json() == [oldest]
+        assert rest.get("/api/runs/absent").status_code == 404
+        rest.process.end()
+        again = RestService.start(deployment, tmp_path / "files", *options)
+        assert [run["run_id"] for run in again.get("/api/runs").json()] == [
+            newest["run_id"],
+            oldest["run_id"],
+        ]
+    lines = (state / FILE).read_text().splitlines()
+    assert [json.loads(line)["run_id"] for line in lines] == [oldest["run_id"], newest["run_id"]]
