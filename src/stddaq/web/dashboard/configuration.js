@@ -15,9 +15,10 @@ export function mount(panel) {
   return (isShown) => { if (isShown) view.showHistory(); };
 }
 
+// The choice may name a stream after the detector.
 const chosen = () => {
-  const select = document.getElementById("detector");
-  return select.options.length > 1 ? `detector=${encodeURIComponent(select.value)}` : "";
+  const [detector] = document.getElementById("detector").value.split(" ");
+  return detector ? `detector=${encodeURIComponent(detector)}` : "";
 };
 const path = (name, query = "") => `api/config/${name}?${[chosen(), query].filter(Boolean).join("&")}`;
 

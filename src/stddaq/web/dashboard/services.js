@@ -14,7 +14,7 @@ const OVER_TIME = [
 // Fill the view.
 export function mount(panel) {
   const reason = make("p", { className: "reason", role: "status" });
-  const health = make("div", { id: "health" }), rings = make("div", { id: "rings" }), disks = make("div", { id: "disks" });
+  const health = make("div", { id: "health" }), rings = make("div", { id: "ring-buffers" }), disks = make("div", { id: "disks" });
   const by = make("select", { "aria-label": "Time" }, make("option", { value: "second" }, "last hour"), make("option", { value: "minute" }, "last day"));
   const simulator = make("div", { id: "simulator" });
   const plots = OVER_TIME.map(([title, metrics]) => new Plot(title, metrics));
