@@ -7,12 +7,14 @@ _.delay_filter_timeout
 _.htype
 _.max_number_of_forwarders_spawned
 _.module_sync_queue_size
+_.duration_s
 _.n_datasets
 _.n_modules
 _.needed_bytes
 _.not_closed
 _.not_of_this_run
 _.sender_sends_full_images
+_.shm_free_bytes
 _.start_udp_port
 _.use_all_forwarders
 

@@ -28,7 +28,7 @@ class EventPublisher:
         self._context = zmq.Context()
         self._socket = connections.open_socket(self._context, zmq.XPUB)
         self._socket.sndhwm = MAX_QUEUED
-        self._socket.xpub_verbose = 1
+        self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         try:
             self._binding = Binding(self._socket, endpoints.events(detector_name))
         except BaseException:
