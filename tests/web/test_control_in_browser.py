@@ -169,7 +169,9 @@ def test_services_events_and_runs_are_shown(
     with opened(rest.url) as tab:
         show(tab, "services")
         tab.wait_for(lambda: "simulate" in tab.text("#health"), "the services")
-        tab.wait_for(lambda: tab.text("#ring-buffers").startswith(deployment.detector_name), "the ring buffer")
+        tab.wait_for(
+            lambda: tab.text("#ring-buffers").startswith(deployment.detector_name), "the ring buffer"
+        )
         assert tab.text("#disks").startswith("directoryfreesize/")
         click(tab, "[data-simulator=start]")
         with DriverClient(url) as driver:
