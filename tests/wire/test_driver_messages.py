@@ -75,7 +75,7 @@ def test_simple_commands_need_no_fields_and_ignore_others(name: str) -> None:
         (
             '{"command": "go"}',
             "unknown_command",
-            'command: expected one of start, stop, status, last_result, repair, got "go"',
+            'command: expected one of start, check, stop, status, last_result, repair, got "go"',
         ),
         ('{"command": "START"}', "unknown_command", 'command: expected ... got "START"'),
         ('{"command": "a\\nb"}', "unknown_command", 'command: expected ... got "a\\nb"'),
