@@ -41,7 +41,7 @@ export class Corrections {
     const background = this.background && frame && isAlike(this.background.frame, frame) ? this.background.values : null;
     this.showState(this.background && !background ? "of another part or reduction" : "");
     if (this.n === 1 && !background) return frame;
-    const values = meanOf(frame === this.last ? this.frames : [frame]);
+    const values = meanOf(frame === this.last && this.frames.length ? this.frames : [frame]);
     if (background) for (let i = 0; i < values.length; i++) values[i] -= background[i];
     return this.quantised(frame, values);
   }
