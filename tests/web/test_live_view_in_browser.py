@@ -85,6 +85,7 @@ def is_drawn(tab: Tab, selector: str) -> bool:
 def test_reduction_is_chosen(page: ShownPage, reducer: str, text: str) -> None:
     pixels = flat(72)
     pixels[200, 100] = 200
+    page.show(pixels)
     page.tab.choose("#reducer", reducer)
     page.point_at(100.5, 200.5)
     page.tab.wait_for(lambda: page.show(pixels) and text in page.tab.text("#cursor"), text)
