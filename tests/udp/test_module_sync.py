@@ -206,6 +206,38 @@ def test_a_scan_of_one_image_may_follow_another_one_of_cpp_receivers() -> None:
     assert fed.complete == [0, 0, 0]
 
 
+# Module 1 lacks frames at the end of scan 1 and at the start of scan 2. Marks of frames have the scan.
+@pytest.mark.parametrize("last", [0, 1, 2])
+@pytest.mark.parametrize("first", [1, 2, 3])
+@pytest.mark.parametrize("mark", [IN_ORDER | BY_CONVERTER, BY_CONVERTER], ids=["stddaq", "C++ receiver"])
+def test_no_image_has_frames_of_two_scans(last: int, first: int, mark: int) -> None:
+    fed = Fed(is_gigafrost=True)
+    for image_id in (1, 2, 3):
+        fed.add(image_id, 0, scan=1, mark=mark | 1)
+        if image_id <= last:
+            fed.add(image_id, 1, scan=1, mark=mark | 1)
+    for image_id in (1, 2, 3):
+        fed.add(image_id, 0, scan=2, mark=mark | 2)
+        if image_id >= first:
+            fed.add(image_id, 1, scan=2, mark=mark | 2)
+    fed.wait(1.1)
+    scans = [{mark & 3 for _, mark in image.marks} for image in fed.images if not image.lacking]
+    assert all(len(of_image) == 1 for of_image in scans)
+    if mark & IN_ORDER:
+        # C++ receivers do not say that their ids restart: an image may be missing.
+        assert scans == [{1}] * last + [{2}] * (4 - first)
+
+
+def test_a_scan_with_higher_ids_is_another_one() -> None:
+    fed = Fed(is_gigafrost=True)
+    fed.add(1, 0, 1, scan=1)
+    fed.add(2, 0, scan=1, mark=MARK)
+    fed.add(2, 1, scan=2)
+    fed.add(3, 0, 1, scan=2)
+    fed.wait(1.1)
+    assert fed.complete == [1, 3]
+
+
 def test_images_of_a_gigafrost_with_two_receivers_wait_for_the_right_one() -> None:
     fed = Fed(is_gigafrost=True)
     fed.add(10, 0, link_set=0)

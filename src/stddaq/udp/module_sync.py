@@ -57,6 +57,7 @@ class ModuleImage:
 
     Attributes:
         message: the message that arrived first, completed to 64 bytes.
+        scan_id: of a GigaFRoST. Frames of another scan are not part of the image.
         arrived: bit set of the modules that have arrived, by their positions.
         marks: (module, mark) of the frames that have arrived.
         n_unmarked: those without mark, of C++ converters.
@@ -67,6 +68,7 @@ class ModuleImage:
     key: int
     message: bytes
     link_set: int
+    scan_id: int
     since: float
     arrived: int = 0
     n_unmarked: int = 0
@@ -116,7 +118,8 @@ class ModuleSync:
         self._keys: list[int] = []  # A heap.
         self._arrivals: deque[ModuleImage] = deque()
         self._released = -1
-        self._epoch, self._epoch_since = 0, float("-inf")
+        # The newest epoch: since when, and the scan that it started with.
+        self._epoch, self._epoch_since, self._scan_id = 0, float("-inf"), 0
         self.n_messages = self.n_malformed = self.n_late = self.n_repeated = 0
         self.n_incomplete = self.n_restarts = 0
         self.n_lost: Counter[int] = Counter()
@@ -159,7 +162,8 @@ class ModuleSync:
             is_in_order = mark & IN_ORDER > 0
         source = self._sources[module, link_set]
         key = source.epoch * _EPOCH + image_id
-        if key > source.last and is_in_order and source.epoch == self._epoch:
+        is_same_scan = scan_id == source.scan_id
+        if key > source.last and is_in_order and is_same_scan and source.epoch == self._epoch:
             source.last = key
         else:
             key = self._place(source, image_id, scan_id, is_in_order, now)
@@ -172,9 +176,12 @@ class ModuleSync:
             if key <= self._released:
                 self.n_late += 1
                 return False
-            image = self._images[key] = ModuleImage(key, message, link_set, now)
+            image = self._images[key] = ModuleImage(key, message, link_set, scan_id, now)
             heapq.heappush(self._keys, key)
             self._arrivals.append(image)
+        elif image.scan_id != scan_id:
+            self.n_late += 1  # Of another scan with the same ids: its own image has left.
+            return False
         elif image.arrived & bit:
             self.n_repeated += 1
             return False
@@ -192,19 +199,22 @@ class ModuleSync:
         """Return the key of a frame that may be the first, late or after a restart; -1 if it is repeated."""
         if source.epoch != self._epoch and now - self._epoch_since > self._timeout:
             # What was under way before the restart has arrived: a source that lags was away, it is not late.
-            return self._enter(source, self._epoch, image_id, now)
+            return self._enter(source, self._epoch, image_id, scan_id, now)
+        if source.epoch != self._epoch and scan_id == self._scan_id != 0:
+            # The others have started this scan before.
+            return self._enter(source, self._epoch, image_id, scan_id, now)
         if source.last < 0:
-            return self._enter(source, source.epoch, image_id, now)
+            return self._enter(source, source.epoch, image_id, scan_id, now)
         last_id = source.last % _EPOCH
         is_other_scan = scan_id != source.scan_id
         if in_order:
-            is_restart = image_id <= last_id
+            is_restart = image_id <= last_id or is_other_scan
         elif image_id == last_id and not is_other_scan:
             return -1
         else:
             is_restart = self._is_restart_of_cpp(source, image_id, is_other_scan)
         if is_restart:
-            return self._enter(source, source.epoch + 1, image_id, now)
+            return self._enter(source, source.epoch + 1, image_id, scan_id, now)
         key = source.epoch * _EPOCH + image_id
         source.last = max(source.last, key)
         return key
@@ -218,14 +228,14 @@ class ModuleSync:
             return False
         return order.place(image_id, in_order=is_other_scan) is Place.RESTART
 
-    def _enter(self, source: _Source, epoch: int, image_id: int, now: float) -> int:
+    def _enter(self, source: _Source, epoch: int, image_id: int, scan_id: int, now: float) -> int:
         """Start an epoch of a source with this frame. Return its key."""
         source.epoch = epoch
         source.first = source.last = epoch * _EPOCH + image_id
         source.order = IdOrder()
         source.order.place(image_id, in_order=False)
         if epoch > self._epoch:
-            self._epoch, self._epoch_since = epoch, now
+            self._epoch, self._epoch_since, self._scan_id = epoch, now, scan_id
             self.n_restarts += 1
         return source.last
 
