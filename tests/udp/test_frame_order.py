@@ -9,11 +9,13 @@ from support.peers.assembly_bench import (
     eiger,
     frames,
     gigafrost,
+    payload,
     pixels8,
     small_gigafrost,
 )
 from support.peers.udp_detectors import (
     eiger_frame,
+    gigafrost_frame,
     gigafrost_packet,
     jungfrau_frame,
 )
@@ -174,3 +176,48 @@ def test_a_scan_of_one_image_of_one_packet_leaves_after_a_while() -> None:
     bench.now += 1.1 * DOUBT_TIME_S
     bench.assembly.close_idle(bench.now)
     assert bench.ids() == [5, 0]
+
+
+@pytest.mark.parametrize("n_of_second", [1, 16, 31])
+def test_no_frame_has_packets_of_two_acquisitions(n_of_second: int) -> None:
+    bench, first, second = eiger(), pixels8(), pixels8()
+    stopped = eiger_frame(1, first, timestamp=1000)[: 32 - n_of_second]
+    started = eiger_frame(1, second, timestamp=1)
+    bench.add(*stopped, *started[-n_of_second:])
+    bench.assembly.close()
+    (frame,) = bench.announced
+    assert frame.n_missing == n_of_second
+    assert frame.pixels == payload(eiger_frame(1, first), range(32 - n_of_second, 32))
+    assert bench.counts()["late"] == n_of_second
+
+
+def test_an_acquisition_may_end_in_a_frame_that_the_next_one_has_too() -> None:
+    bench, first, second = eiger(), pixels8(), pixels8()
+    bench.add(*eiger_frame(1, first, timestamp=1000)[:20])
+    bench.add(*eiger_frame(1, second, timestamp=1), *eiger_frame(2, second, timestamp=2))
+    assert bench.ids() == [1, 1, 2]
+    assert bench.missing() == [12, 0, 0]
+    assert bench.announced[1].pixels == second.tobytes()
+    assert bench.counts() == {"packets": 84, "frames": 3, "corrupted": 1, "missing": 12, "restarts": 1}
+
+
+def test_no_frame_has_packets_of_two_bunches() -> None:
+    bench = Bench("jungfrau-raw")
+    pixels = np.ones((512, 1024), np.uint16)
+    bench.add(*jungfrau_frame(1, pixels, 17.0)[:100], *jungfrau_frame(1, pixels, 18.0)[100:])
+    bench.assembly.close()
+    assert list(zip(bench.ids(), bench.missing(), strict=True)) == [(17, 28), (18, 100)]
+
+
+def test_a_scan_may_end_in_a_frame_that_the_next_one_has_too() -> None:
+    bench = Bench("gigafrost", image_pixel_height=2016, image_pixel_width=2016)
+    first, second = (
+        gigafrost_frame(
+            5, np.full((504, 1008), value, np.uint16), module=0, shape=(2016, 2016), rows=4, scan_id=value
+        )
+        for value in (1, 2)
+    )
+    bench.add(*first[:100], *second)
+    bench.assembly.close()
+    assert bench.ids() == [5, 5]
+    assert bench.missing() == [26, 0]

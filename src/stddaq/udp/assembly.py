@@ -200,12 +200,14 @@ class FrameAssembly:
         if not n:
             return
         self.n_packets += n
-        keys, numbers = packets.keys(headers), packets.numbers(headers)
+        keys, tags, numbers = packets.keys(headers), packets.tags(headers), packets.numbers(headers)
         frame, start = None, 0
-        starts = [0, *(np.flatnonzero(keys[1:] != keys[:-1]) + 1).tolist()]
-        for i, (start, key) in enumerate(zip(starts, keys[starts].tolist(), strict=True)):
+        is_other = (keys[1:] != keys[:-1]) | (tags[1:] != tags[:-1])
+        starts = [0, *(np.flatnonzero(is_other) + 1).tolist()]
+        found = zip(starts, keys[starts].tolist(), tags[starts].tolist(), strict=True)
+        for i, (start, key, tag) in enumerate(found):
             end = starts[i + 1] if i + 1 < len(starts) else n
-            frame = self._find(key) or self._start(headers[start].tobytes(), now)
+            frame = self._find(key, tag) or self._start(headers[start].tobytes(), now)
             self._packet_at = now
             if frame is None:
                 self.n_late += end - start
@@ -245,16 +247,16 @@ class FrameAssembly:
             frame.expected = self._packets.sequence.of(header)
         self._current = frame
 
-    def _find(self, key: int) -> _Frame | None:
-        """Return the open frame of a key. Packets of another frame show that a candidate near it is late."""
+    def _find(self, key: int, tag: int) -> _Frame | None:
+        """Return the open frame of a key and tag. Packets of another frame show that a candidate near it is late."""
         candidate = self._candidate
         if candidate is not None:
-            if candidate.identity.key == key:
+            if candidate.identity.key == key and candidate.identity.tag == tag:
                 return candidate
             if self._candidate_place is Place.NEAR:
                 self._discard_candidate()
         for frame in self._open:
-            if frame.identity.key == key:
+            if frame.identity.key == key and frame.identity.tag == tag:
                 return frame
         return None
 
@@ -265,7 +267,10 @@ class FrameAssembly:
             self._accept_candidate()
         newest_id = opened[-1].identity.frame_id if opened else -1
         place = self._order.place(identity, newest_id, now - self._packet_at)
-        if place is Place.LATE or any(frame.identity.frame_id == identity.frame_id for frame in opened):
+        beside = next((frame for frame in opened if frame.identity.frame_id == identity.frame_id), None)
+        if beside is not None and place is Place.NEXT:
+            place = self._order.place_beside(beside.identity, identity)
+        if place is Place.LATE:
             return None
         if place is not Place.NEXT:
             self._discard_candidate()

@@ -21,13 +21,15 @@ PAUSE_S = 0.1
 class Identity(NamedTuple):
     """What the header of a packet says about its frame.
 
-    `stamp` is equal in all packets of a frame, and differs between acquisitions as a rule.
+    `stamp` is equal in all packets of a frame, and differs between acquisitions as a rule. Packets with other
+    tags do not belong to the frame.
     """
 
     key: int
     frame_id: int
     epoch: int
     stamp: int
+    tag: int
 
 
 class Place(Enum):
@@ -82,6 +84,11 @@ class FrameOrder:
         if is_same or (has_left and self._has_epochs) or not self._has_evidence:
             return Place.LATE
         return Place.NEAR
+
+    def place_beside(self, opened: Identity, frame: Identity) -> Place:
+        """Return the place of a frame whose id an open one has, which was not of a restart by its id."""
+        is_of_other_acquisition = frame.key == opened.key and self._has_evidence
+        return Place.NEAR if is_of_other_acquisition else Place.LATE
 
     def continues(self, frame: Identity) -> bool:
         """Return whether a frame follows the one that left last, as far as the steps are known."""

@@ -34,6 +34,7 @@ SLS_HEADER = _layout(
     exposure_length=("<u4", 8),
     packet_number=("<u4", 12),
     bunch_id=("<f8", 16),
+    bunch_bits=("<u8", 16),
     timestamp=("<u8", 24),
     board=("<u2", 32),
     row=("<u2", 34),
@@ -73,6 +74,7 @@ TIMESTAMP_BITS = 40
 # The headers once more, and the frame messages (see `frame_message`), for single frames.
 _SLS_FIELDS = struct.Struct("<QIIdQHHHxxIHBB")
 _GIGAFROST_FIELDS = struct.Struct("<BBBBIIHHQII")
+_BUNCH_BITS = struct.Struct("<Q")
 _EIGER_MESSAGE = struct.Struct("<QQHHHH40x")
 _JUNGFRAU_MESSAGE = struct.Struct("<QQH8xQQQ14x")
 _GIGAFROST_MESSAGE = struct.Struct("<QQHBBBBB?IIIIIQQ4x")
@@ -152,7 +154,11 @@ class Packets(Protocol):
         ...
 
     def keys(self, headers: np.ndarray) -> np.ndarray:
-        """Return the keys: packets with one key belong to one frame."""
+        """Return the keys: packets with one key belong to one frame of an acquisition."""
+        ...
+
+    def tags(self, headers: np.ndarray) -> np.ndarray:
+        """Return the tags: packets with one key and different tags are of different acquisitions."""
         ...
 
     def describe(self, header: bytes) -> tuple[Identity, bytes]:
@@ -256,11 +262,14 @@ class EigerPackets(_SlsPackets):
     detector = EIGER
     kinds = ("size", "version", "detector", "number")
 
+    def tags(self, headers: np.ndarray) -> np.ndarray:
+        return headers["timestamp"]
+
     def describe(self, header: bytes) -> tuple[Identity, bytes]:
         number, _, _, _, stamp, _, row, column, *_ = _SLS_FIELDS.unpack(header)
         depth = self._config.bit_depth
         message = _EIGER_MESSAGE.pack(number, self.n_packets, self._module, depth, column, row)
-        return Identity(number, number, 0, stamp), message
+        return Identity(number, number, 0, stamp, stamp), message
 
     def misplaced(self, headers: np.ndarray) -> str:
         row, column = int(headers["row"][0]), int(headers["column"][0])
@@ -295,11 +304,15 @@ class JungfrauPackets(_SlsPackets):
         is_id = (bunch_ids >= 1) & (bunch_ids < 2**64) | (bunch_ids == 0)
         checks.demand("bunch_id", is_id, "a double from 0 to 2^64", bunch_ids)
 
+    def tags(self, headers: np.ndarray) -> np.ndarray:
+        return headers["bunch_bits"]
+
     def describe(self, header: bytes) -> tuple[Identity, bytes]:
         number, _, _, bunch_id, stamp, _, _, _, debug, *_ = _SLS_FIELDS.unpack(header)
         frame_id, module = int(bunch_id), self._module
         message = _JUNGFRAU_MESSAGE.pack(frame_id, self.n_packets, module, number, debug, module)
-        return Identity(number, frame_id, 0, stamp), message
+        (tag,) = _BUNCH_BITS.unpack_from(header, 16)
+        return Identity(number, frame_id, 0, stamp, tag), message
 
     def misplaced(self, headers: np.ndarray) -> str:
         del headers  # They do not say which module sends them.
@@ -380,6 +393,9 @@ class GigaFrostPackets(Packets):
     def keys(self, headers: np.ndarray) -> np.ndarray:
         return headers["key"]
 
+    def tags(self, headers: np.ndarray) -> np.ndarray:
+        return headers["key"]  # It has the scan.
+
     def describe(self, header: bytes) -> tuple[Identity, bytes]:
         _, _, rows, place, scan_id, index, status, _, times, sync_time, scan_time = _GIGAFROST_FIELDS.unpack(
             header
@@ -402,7 +418,8 @@ class GigaFrostPackets(Packets):
             times & 2**TIMESTAMP_BITS - 1,
             times >> TIMESTAMP_BITS,
         )
-        return Identity(scan_id | index << 32, index, scan_id, times), message
+        key = scan_id | index << 32
+        return Identity(key, index, scan_id, times, key), message
 
     def misplaced(self, headers: np.ndarray) -> str:
         del headers  # Packets of another quadrant or link are not valid.
