@@ -248,7 +248,7 @@ class FrameAssembly:
         self._current = frame
 
     def _find(self, key: int, tag: int) -> _Frame | None:
-        """Return the open frame of a key and tag. Packets of another frame show that a candidate near it is late."""
+        """Return the open frame of packets. Those of another frame show that a candidate near it is late."""
         candidate = self._candidate
         if candidate is not None:
             if candidate.identity.key == key and candidate.identity.tag == tag:
