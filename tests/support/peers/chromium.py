@@ -151,12 +151,13 @@ class Tab:
 def opened(url: str, width: int = 1280, height: int = 800, scheme: str = "dark") -> Iterator[Tab]:
     """Open a page in a browser of its own."""
     assert PROGRAM is not None
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+    with tempfile.TemporaryDirectory() as profile:
         command = [PROGRAM, *_OPTIONS, f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(
             command,
             # It leaves a directory with a socket there.
             env=os.environ | {"TMPDIR": profile},
+            process_group=0,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -171,6 +172,16 @@ def opened(url: str, width: int = 1280, height: int = 800, scheme: str = "dark")
         finally:
             process.terminate()
             process.wait(TIMEOUT_S)
+            # The other processes of the browser write into the profile until they end.
+            wait_until(lambda: not _is_running(process.pid), TIMEOUT_S, "the end of the browser")
+
+
+def _is_running(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _tab(browser: ClientConnection, url: str, width: int, height: int, scheme: str) -> Tab:

@@ -116,7 +116,7 @@ class RunForm {
   // A click alone stops nothing: hold the button, or press Enter twice.
   holdToStop() {
     const button = this.stopButton;
-    let holding = 0, confirming = 0;
+    let holding = 0, confirming = -Infinity;
     const release = () => { clearTimeout(holding); holding = 0; button.classList.remove("held"); };
     button.addEventListener("pointerdown", () => {
       button.classList.add("held");
@@ -127,7 +127,7 @@ class RunForm {
       if (event.key !== "Enter" || event.repeat) return;
       event.preventDefault();
       if (performance.now() - confirming < CONFIRM_WITHIN_MS) {
-        confirming = 0;
+        confirming = -Infinity;
         this.stop();
       } else {
         confirming = performance.now();
