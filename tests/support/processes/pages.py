@@ -40,6 +40,8 @@ class ShownPage:
 
         image_id, repeat_at = 0, 0.0
         self.tab.wait_for(is_drawn, "the image")
+        # The layout of the page follows the first image.
+        self.tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         return image_id
 
     def colour_at(self, x: float, y: float) -> list[int]:
