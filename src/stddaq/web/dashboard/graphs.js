@@ -2,7 +2,7 @@
 
 import { LARGEST } from "./colours.js";
 import { element } from "./page.js";
-import { drawLines, lineColour, prepared } from "./plot.js";
+import { drawLines, lineColour, PacedDrawing, prepared } from "./plot.js";
 
 const BINS = 256, PERIOD_MS = 250;
 
@@ -23,11 +23,11 @@ export class Histogram {
   constructor(setLevels) {
     this.canvas = element("histogram");
     this.setLevels = setLevels;
-    this.drawnAt = 0;
+    this.drawing = new PacedDrawing(this.canvas, PERIOD_MS, () => this.draw());
     this.dragged = null;
     const value = (event) => this.low + (event.offsetX / this.canvas.clientWidth) * (this.high - this.low);
     this.canvas.addEventListener("pointerdown", (event) => {
-      if (!this.levels) return;
+      if (!Number.isFinite(this.low)) return;
       this.canvas.setPointerCapture(event.pointerId);
       const at = value(event);
       this.dragged = Math.abs(at - this.levels[0]) < Math.abs(at - this.levels[1]) ? 0 : 1;
@@ -44,10 +44,15 @@ export class Histogram {
   }
 
   show(frame, low, high, isUrgent = false) {
-    const { canvas } = this, now = performance.now();
-    if (!canvas.clientWidth || (!isUrgent && now - this.drawnAt < PERIOD_MS)) return;
-    this.drawnAt = now;
+    this.frame = frame;
     this.levels = [low, high];
+    if (isUrgent || this.dragged !== null) this.drawing.now();
+    else this.drawing.soon();
+  }
+
+  draw() {
+    if (!this.frame) return;
+    const { canvas, frame, levels: [low, high] } = this;
     // A handle that is dragged stays under the mouse, so the axis does not follow it.
     if (this.dragged === null) {
       const room = 0.25 * (high - low);
@@ -105,17 +110,21 @@ const valueIn = ({ header: { scale, offset } }) => (count) => (count > LARGEST ?
 
 export class Profiles {
   constructor() {
-    this.drawnAt = 0;
     this.pixel = null;
+    this.drawing = new PacedDrawing(element("profile-row"), PERIOD_MS, () => this.draw());
   }
 
   // `region`: the last one, or undefined.
   show(frame, pixel, region, isUrgent = false) {
-    const now = performance.now();
     if (pixel) this.pixel = pixel;
-    const canvas = element("profile-row");
-    if (!canvas.clientWidth || (!isUrgent && now - this.drawnAt < PERIOD_MS)) return;
-    this.drawnAt = now;
+    Object.assign(this, { frame, region });
+    if (isUrgent) this.drawing.now();
+    else this.drawing.soon();
+  }
+
+  draw() {
+    if (!this.frame) return;
+    const { frame, region } = this, canvas = element("profile-row");
     const source = element("profile-of").value;
     if (source === "region" && !region) { this.say("Draw a region first"); return; }
     if (source === "cursor" && !this.pixel) { this.say("Move over the image"); return; }

@@ -5,6 +5,27 @@ const MARGIN = 4;
 
 export const lineColour = (index) => LINE_COLOURS[index % LINE_COLOURS.length];
 
+// Draws on a canvas at most once in `period` ms, the last time after the last call, and when its size changes.
+export class PacedDrawing {
+  constructor(canvas, period, draw) {
+    Object.assign(this, { canvas, period, draw, drawnAt: -Infinity, timer: 0 });
+    new ResizeObserver(() => this.now()).observe(canvas);
+  }
+
+  soon() {
+    this.timer ||= setTimeout(() => this.now(), Math.max(0, this.drawnAt + this.period - performance.now()));
+  }
+
+  now() {
+    clearTimeout(this.timer);
+    this.timer = 0;
+    // A canvas that is not shown is drawn when it gets its size.
+    if (!this.canvas.clientWidth) return;
+    this.drawnAt = performance.now();
+    this.draw();
+  }
+}
+
 // Return a context for a canvas whose pixels are those of the screen, and its size in CSS pixels.
 export function prepared(canvas) {
   const ratio = window.devicePixelRatio || 1, { clientWidth: width, clientHeight: height } = canvas;

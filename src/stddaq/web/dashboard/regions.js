@@ -1,22 +1,23 @@
 // Regions: drawn on the image, measured by the preview service at full resolution, plotted over time.
 
 import { button, download, element, node, shortNumber } from "./page.js";
-import { drawLines, lineColour } from "./plot.js";
+import { drawLines, lineColour, PacedDrawing } from "./plot.js";
 import { keep, kept } from "./settings.js";
 
-const MAX_REGIONS = 8, KEPT_S = 600, COLUMNS = ["mean", "sum", "sd", "min", "max", "n_saturated"];
+const MAX_REGIONS = 8, KEPT_S = 600, PLOT_PERIOD_MS = 500, COLUMNS = ["mean", "sum", "sd", "min", "max", "n_saturated"];
 const QUANTITIES = ["mean", "sum", "sd", "max"];
 
 export class Regions {
   // `send(settings)` reaches the server; `redraw()` draws the picture again.
   constructor(view, send, redraw) {
-    Object.assign(this, { view, send, redraw, list: [], numbers: new Map(), history: [], drawn: null, plottedAt: 0 });
+    Object.assign(this, { view, send, redraw, list: [], numbers: new Map(), history: [], drawn: null });
+    this.plot = new PacedDrawing(element("region-plot"), PLOT_PERIOD_MS, () => this.drawPlot());
     element("add-box").addEventListener("click", () => this.use("box"));
     element("add-circle").addEventListener("click", () => this.use("circle"));
     element("add-middle").addEventListener("click", () => this.addInMiddle());
     element("region-csv").addEventListener("click", () => this.save());
     element("region-quantity").replaceChildren(...QUANTITIES.map((name) => new Option(name, name)));
-    element("region-quantity").addEventListener("change", () => this.plot());
+    element("region-quantity").addEventListener("change", () => this.plot.now());
   }
 
   follow(detector) {
@@ -76,7 +77,7 @@ export class Regions {
     if (regions.length) this.history.push({ t, image, regions });
     while (this.history.length && this.history[0].t < t - KEPT_S) this.history.shift();
     this.showNumbers();
-    if (performance.now() - this.plottedAt > 500) this.plot();
+    this.plot.soon();
   }
 
   showTable() {
@@ -119,10 +120,8 @@ export class Regions {
     }
   }
 
-  plot() {
-    this.plottedAt = performance.now();
+  drawPlot() {
     const canvas = element("region-plot"), quantity = element("region-quantity").value;
-    if (!canvas.clientWidth) return;
     const lines = this.list.map(({ id }, index) => ({
       values: this.history.map(({ regions }) => regions.find((numbers) => numbers.id === id)?.[quantity] ?? NaN),
       colour: lineColour(index),
