@@ -3,7 +3,7 @@
 # `make PYTHON=python3.13 test` chooses another Python; `make test ARGS="-k ring"` passes arguments on.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all faults check docs coverage bench fuzz soak chaos clean
+.PHONY: help demo test test-all test-deployment faults check docs coverage bench fuzz soak chaos clean
 # -j gains nothing here, and two installations into one environment would disturb each other.
 .NOTPARALLEL:
 
@@ -23,8 +23,11 @@ demo: $(VENV)/.installed $(if $(findstring --udp,$(ARGS)),$(VENV)/.installed-udp
 test: $(VENV)/.installed-dev ## run the tests, except the slow ones, the faults, and those that need another environment
 	@$(BIN)/pytest -n auto -m "not external and not slow and not fault" $(ARGS)
 
-test-all: $(VENV)/.installed-dev $(VENV)/.installed-databroker1 $(VENV)/.installed-influxdb $(VENV)/.installed-prometheus $(VENV)/.installed-debian-hdf5 $(VENV)/.installed-oldest-h5py $(VENV)/.installed-queues $(VENV)/.installed-clean $(VENV)/.installed-bec $(VENV)/.installed-container ## run all tests
+test-all: $(VENV)/.installed-dev $(VENV)/.installed-databroker1 $(VENV)/.installed-influxdb $(VENV)/.installed-prometheus $(VENV)/.installed-debian-hdf5 $(VENV)/.installed-oldest-h5py $(VENV)/.installed-queues $(VENV)/.installed-clean $(VENV)/.installed-bec ## run all tests but that of the deployment
 	@$(BIN)/pytest -n auto $(ARGS)
+
+test-deployment: $(VENV)/.installed-container ## deploy to a booted container, with root rights (about ten minutes)
+	@$(BIN)/pytest -n 0 tests/deployment $(ARGS)
 
 faults: $(VENV)/.installed-dev ## provoke every fault and write the results into docs/explanations/faults.md
 	@$(BIN)/pytest -n auto -m fault --fault-table=docs/explanations/faults.md $(ARGS)

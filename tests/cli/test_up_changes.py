@@ -30,7 +30,7 @@ MakeDeployment = Callable[..., Deployment]
 
 
 def rest_line(port: int) -> str:
-    return f"stddaq-rest --port {port}"
+    return f"stddaq-rest --allow-control --port {port}"
 
 
 def pid_of(up: Up, *words: str) -> int | None:

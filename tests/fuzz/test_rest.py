@@ -23,6 +23,8 @@ from support.tools.fuzzing import JSON_VALUES, Health, deeply_nested, examples, 
 from stddaq.config import DetectorConfig
 
 KEYS = sorted(DetectorConfig.model_fields)
+# Its answer lasts as long as the connection.
+ENDLESS = {"/api/run/events"}
 
 
 @pytest.mark.slow
@@ -37,12 +39,14 @@ def test_no_request_makes_the_service_fail_whether_it_fits_the_schema_or_not(
         assert isinstance(found, Ok)
         operation = found.ok()
         n_operations += 1
+        if operation.path in ENDLESS:
+            continue
         modes = [schemathesis.GenerationMode.POSITIVE]
         if operation.body or list(operation.iter_parameters()):
             modes.append(schemathesis.GenerationMode.NEGATIVE)
         for mode in modes:
             _try_all(operation.as_strategy(generation_mode=mode))
-    assert n_operations == 11
+    assert n_operations >= 30
     assert not any("unexpected" in line for line in rest.process.stdout)
     assert rest.client.get()
 
@@ -52,7 +56,11 @@ def _try_all(cases: Any) -> None:
     @given(case=cases)
     def answered(case: Any) -> None:
         answer = case.call()
-        assert answer.status_code < 500, (case.as_curl_command(), answer.text)
+        # Neither the driver nor std_preview is running.
+        assert answer.status_code < 500 or answer.status_code in (502, 503), (
+            case.as_curl_command(),
+            answer.text,
+        )
         metrics_text = answer.status_code == 200 and case.operation.path == "/metrics"
         expected = "text/plain" if metrics_text else "application/json"
         assert answer.headers["content-type"][0].partition(";")[0] == expected

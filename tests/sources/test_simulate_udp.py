@@ -215,13 +215,13 @@ def test_a_detector_in_a_process_sends_to_receivers_and_restarts_its_ids(
     deployment = make_deployment(**gigafrost(8, 48), start_udp_port=free_udp_ports(8))
     receiver = Receiver(DetectorConfig.load(deployment.config_path), 2)
     with contextlib.closing(receiver):
-        options = ("--rate", 0, "--n-images", 9, "--restart-every", 4, "--first-id", 3)
+        options = ("--rate", 0, "--n-images", 10, "--restart-every", 4, "--first-id", 3)
         detector = deployment.run(deployment.stddaq, "simulate-udp", deployment.config_path, *options)
         assert detector.wait(60.0) == 0
         receiver.receive()
-    assert [int(message["id"]) for message in receiver.messages] == [3, 4, 5, 6, 3, 4, 5, 6, 3]
+    assert [int(message["id"]) for message in receiver.messages] == [3, 4, 5, 6, 3, 4, 5, 6, 3, 4]
     assert receiver.assembly.n_restarts == 2
-    detector.wait_for_line("packets of 9 images sent: 72")
+    detector.wait_for_line("packets of 10 images sent: 80")
 
 
 def test_recorded_images_are_sent(make_deployment: Callable[..., Deployment]) -> None:

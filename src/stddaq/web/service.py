@@ -224,6 +224,8 @@ async def _run(
 
     def check_stop() -> None:
         if stop.poll():
+            # It stays readable.
+            asyncio.get_running_loop().remove_reader(stop.fileno())
             server.should_exit = True
             # uvicorn reports the requests that it cancels now as errors, with tracebacks.
             logging.getLogger("uvicorn").setLevel(logging.CRITICAL)

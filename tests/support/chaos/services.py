@@ -57,7 +57,7 @@ class ChaosServices(Closing):
         try:
             self.start_all()
         except BaseException:
-            self.deployment.close()
+            self.close()
             raise
 
     def _starters(self) -> dict[str, Callable[[], Service]]:

@@ -104,9 +104,8 @@ class Events:
         except (EndpointError, zmq.ZMQError) as error:
             logger.warning("no events of %s: %s", detector, error)
         finally:
-            zmq_socket.disable_monitor()
-            zmq_socket.close(0)
-            context.term()
+            # The connection has sockets of its own in it.
+            context.destroy(linger=0)
 
     async def _receive(self, detector: str, connection: Connection) -> None:
         numbers = Numbers()

@@ -26,6 +26,8 @@ MAX_CONNECTIONS = 1024
 # The limit of one host, so that a faulty host leaves room for the others.
 MAX_CONNECTIONS_OF_A_HOST = 512
 RESERVED_DESCRIPTORS = 128
+# Connections that wait to be accepted. Those that are too many are closed after they were accepted.
+ACCEPTED_AT_ONCE = 64
 # A host that disappears is noticed after about two minutes.
 KEEPALIVE_S, KEEPALIVE_PERIOD_S, KEEPALIVE_PROBES = 60, 15, 4
 UNCONFIRMED_S, UNCONFIRMED_PERIOD_S = 120, 5

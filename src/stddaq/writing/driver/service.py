@@ -32,7 +32,7 @@ from stddaq.errors import ConfigError
 from stddaq.text import mismatch
 from stddaq.wire.default_addresses import GREETING_PATH
 from stddaq.wire.driver_messages import RUN_STATES, ErrorType
-from stddaq.writing.driver.connection_limits import ConnectionLimits
+from stddaq.writing.driver.connection_limits import ACCEPTED_AT_ONCE, ConnectionLimits
 from stddaq.writing.driver.distributor import Distributor
 from stddaq.writing.driver.driver import Driver
 from stddaq.writing.driver.options import add_driver_options
@@ -136,6 +136,8 @@ class DriverServer:
                 host,
                 port,
                 process_request=self._refusal,
+                # So many are accepted at once, beside those that are kept.
+                backlog=ACCEPTED_AT_ONCE,
                 max_size=MAX_FRAME_BYTES,
                 # It saves little on small messages and costs 0.3 MB of memory per client.
                 compression=None,
