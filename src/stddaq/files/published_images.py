@@ -39,8 +39,11 @@ MEMORY_BLOCK = 16384
 _Stretches = dict[Path, list[Stretch]]
 
 # Made once: a point of a plan waits until the file is written.
+_ON_DISK = new_file_access()
 _IN_MEMORY = new_file_access()
 _IN_MEMORY.set_fapl_core(MEMORY_BLOCK, backing_store=False)
+# HDF5 1.14 returns the bytes of a file in memory with a wrong checksum.
+_MAKES_FILES_IN_MEMORY = h5py.version.hdf5_version_tuple >= (2, 0, 0)
 
 
 def published_images_name(prefix: str, number: int) -> str:
@@ -96,13 +99,18 @@ class PublishedImagesFile:
         prepared, self._prepared = self._prepared, None
         stretches = self._stretches()
         try:
+            content = b""
             if live and prepared is not None and prepared.stretches == stretches:
                 content = prepared.content
-            else:
+            elif _MAKES_FILES_IN_MEMORY:
                 content = self._content(stretches, self.n_images, live=live)
             with replacing(self.path) as temporary:
-                with open(temporary.fd, "wb", closefd=False) as file:
-                    file.write(content)
+                if content:
+                    with open(temporary.fd, "wb", closefd=False) as file:
+                        file.write(content)
+                else:
+                    made = h5f.create(bytes(temporary.opened), h5f.ACC_TRUNC, fapl=_ON_DISK)
+                    self._make(made, stretches, self.n_images, live=live)
                 self._verify(temporary.opened, live)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -114,7 +122,8 @@ class PublishedImagesFile:
         If they do, `write` has only to write it. Does not raise.
         """
         self._prepared = None
-        stretches = self._continued(n_images) if n_images <= MAX_PREPARED_IMAGES else None
+        is_possible = _MAKES_FILES_IN_MEMORY and n_images <= MAX_PREPARED_IMAGES
+        stretches = self._continued(n_images) if is_possible else None
         if stretches is not None:
             with suppress(OSError, RuntimeError):
                 content = self._content(stretches, self.n_images + n_images, live=True)
@@ -157,12 +166,18 @@ class PublishedImagesFile:
         # HDF5 wants a name that no other open file of this process has, and tries to open it on the disk.
         name = f"/dev/null/{id(self)}"
         file = h5f.create(name.encode(), h5f.ACC_TRUNC, fapl=_IN_MEMORY)
+        return self._make(file, stretches, n_images, live=live, wanted=True)
+
+    def _make(
+        self, file: h5f.FileID, stretches: _Stretches, n_images: int, *, live: bool, wanted: bool = False
+    ) -> bytes:
+        """Fill a new file and close it. Return its bytes if they are `wanted`."""
         try:
             self._fill(file, stretches, n_images)
             if not live:
                 self._describe(h5py.Group(h5g.open(file, b"/")))
             h5f.flush(file)
-            return file.get_file_image()
+            return file.get_file_image() if wanted else b""
         finally:
             file.close()
 
