@@ -40,7 +40,7 @@ def test_it_passes_the_tests_that_write_read_and_repair(tests: str, tmp_path: Pa
             "-n",
             0,
             "-m",
-            "not external and not slow",
+            "not external",
             f"--basetemp={tmp_path / 'inner'}",
         ),
         *("-p", "no:cacheprovider", REPOSITORY / tests),
