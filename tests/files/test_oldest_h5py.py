@@ -7,8 +7,13 @@ from pathlib import Path
 
 import h5py
 import pytest
+from support.data.raw_files import stream, write_run
 from support.peers.oldest_h5py import oldest_h5py, run_python
 from support.processes.recording import REPOSITORY, MakeRig, assert_saved, images_of
+
+from stddaq.files.growing_run import GrowingFiles, in_order
+from stddaq.files.nexus import IMAGE_METADATA
+from stddaq.files.published_images import CAN_PREPARE, PublishedImagesFile
 
 pytestmark = pytest.mark.external
 
@@ -30,21 +35,12 @@ def test_it_is_the_lower_bound_of_the_dependency():
         "tests/writing/test_reading_while_writing.py",
     ],
 )
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(400)
 def test_it_passes_the_tests_that_write_read_and_repair(tests: str, tmp_path: Path):
     report = run_python(
-        *(
-            "-m",
-            "pytest",
-            "-q",
-            "-n",
-            0,
-            "-m",
-            "not external",
-            f"--basetemp={tmp_path / 'inner'}",
-        ),
+        *("-m", "pytest", "-q", "-n", 0, "-m", "not external", f"--basetemp={tmp_path / 'inner'}"),
         *("-p", "no:cacheprovider", REPOSITORY / tests),
-        timeout=580.0,
+        timeout=380.0,
     )
     assert re.search(r"\d+ passed", report)
     assert "failed" not in report
@@ -75,6 +71,24 @@ assert_master_file_holds(directory / "fileMaster.h5", images)
 """
     program = f"import sys; sys.path.insert(0, {str(REPOSITORY / 'tests')!r})\n{read}"
     run_python("-c", program, rig.directory, timeout=60.0)
+
+
+@pytest.mark.skipif(not CAN_PREPARE, reason="HDF5 1.14 cannot prepare files")
+@pytest.mark.parametrize("swmr", [False, True])
+def test_a_prepared_published_images_file_is_read_by_it(tmp_path: Path, swmr: bool):
+    write_run(tmp_path, stream(range(12)))
+    files = GrowingFiles([tmp_path / "file0.h5", tmp_path / "file1.h5"])
+    images = in_order(files.files, (0, 0), files.ids((0, 0), (6, 6)))
+    assert images is not None
+    published = PublishedImagesFile(tmp_path / "Published.h5")
+    for i in range(12):
+        published.prepare(1)
+        published.extend(images[i : i + 1])
+        published.write(live=True)
+    opened = f"h5py.File({str(published.path)!r}, swmr={swmr})"
+    read = f"import h5py; print({opened}[{IMAGE_METADATA!r}]['image_id'].tolist())"
+    shown = run_python("-c", read, timeout=30.0)
+    assert shown.strip() == str(list(range(12)))
 
 
 def libraries(pid: int) -> str:

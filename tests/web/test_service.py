@@ -39,6 +39,11 @@ def test_service_ends_cleanly_with_open_connections(rest: RestService, number: i
     assert rest.process.stderr == []
 
 
+def test_service_ends_by_itself(rest: RestService) -> None:
+    assert rest.process.end() == 0
+    assert not [line for line in rest.process.stdout if "[info]" not in line]
+
+
 def test_garbage_after_a_request_is_refused_without_output_on_standard_error(rest: RestService) -> None:
     """Without the workaround uvicorn raises an error and does not send the answer to the request."""
     post = b"POST /api/config/set?user=me HTTP/1.1\r\nTransfer-Encoding: chunked\r\n"

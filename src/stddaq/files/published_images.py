@@ -9,13 +9,14 @@ are in no mapping.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
-from h5py import h5f, h5g  # pyright: ignore[reportAttributeAccessIssue]
+from h5py import h5f, h5g, h5p  # pyright: ignore[reportAttributeAccessIssue]
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.file_format import new_file_access
@@ -42,8 +43,8 @@ _Stretches = dict[Path, list[Stretch]]
 _ON_DISK = new_file_access()
 _IN_MEMORY = new_file_access()
 _IN_MEMORY.set_fapl_core(MEMORY_BLOCK, backing_store=False)
-# HDF5 1.14 returns the bytes of a file in memory with a wrong checksum.
-_MAKES_FILES_IN_MEMORY = h5py.version.hdf5_version_tuple >= (2, 0, 0)
+# HDF5 1.14 returns the bytes of a file in memory with a wrong checksum, over which readers hang.
+CAN_PREPARE = h5py.version.hdf5_version_tuple >= (2, 0, 0)
 
 
 def published_images_name(prefix: str, number: int) -> str:
@@ -99,18 +100,15 @@ class PublishedImagesFile:
         prepared, self._prepared = self._prepared, None
         stretches = self._stretches()
         try:
-            content = b""
-            if live and prepared is not None and prepared.stretches == stretches:
-                content = prepared.content
-            elif _MAKES_FILES_IN_MEMORY:
-                content = self._content(stretches, self.n_images, live=live)
             with replacing(self.path) as temporary:
-                if content:
+                if live and prepared is not None and prepared.stretches == stretches:
                     with open(temporary.fd, "wb", closefd=False) as file:
-                        file.write(content)
+                        file.write(prepared.content)
                 else:
-                    made = h5f.create(bytes(temporary.opened), h5f.ACC_TRUNC, fapl=_ON_DISK)
-                    self._make(made, stretches, self.n_images, live=live)
+                    with _created(bytes(temporary.opened), _ON_DISK) as file:
+                        self._fill(file, stretches, self.n_images)
+                        if not live:
+                            self._describe(h5py.Group(h5g.open(file, b"/")))
                 self._verify(temporary.opened, live)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -122,12 +120,16 @@ class PublishedImagesFile:
         If they do, `write` has only to write it. Does not raise.
         """
         self._prepared = None
-        is_possible = _MAKES_FILES_IN_MEMORY and n_images <= MAX_PREPARED_IMAGES
+        is_possible = CAN_PREPARE and n_images <= MAX_PREPARED_IMAGES
         stretches = self._continued(n_images) if is_possible else None
-        if stretches is not None:
-            with suppress(OSError, RuntimeError):
-                content = self._content(stretches, self.n_images + n_images, live=True)
-                self._prepared = _Prepared(content, stretches)
+        if stretches is None:
+            return
+        # HDF5 wants a name that no other open file of this process has, and tries to open it on the disk.
+        name = f"/dev/null/{id(self)}".encode()
+        with suppress(OSError, RuntimeError), _created(name, _IN_MEMORY) as file:
+            self._fill(file, stretches, self.n_images + n_images)
+            h5f.flush(file)
+            self._prepared = _Prepared(file.get_file_image(), stretches)
 
     def _stretches(self) -> _Stretches:
         return {path: list(mapped.stretches) for path, mapped in self._mapped.items()}
@@ -160,26 +162,6 @@ class PublishedImagesFile:
         name = relative_name(file.path, self.path.parent)
         self._mapped[file.path] = mapped = _Mapped(file, name)
         return mapped
-
-    def _content(self, stretches: _Stretches, n_images: int, *, live: bool) -> bytes:
-        """Return the file, which is made in memory."""
-        # HDF5 wants a name that no other open file of this process has, and tries to open it on the disk.
-        name = f"/dev/null/{id(self)}"
-        file = h5f.create(name.encode(), h5f.ACC_TRUNC, fapl=_IN_MEMORY)
-        return self._make(file, stretches, n_images, live=live, wanted=True)
-
-    def _make(
-        self, file: h5f.FileID, stretches: _Stretches, n_images: int, *, live: bool, wanted: bool = False
-    ) -> bytes:
-        """Fill a new file and close it. Return its bytes if they are `wanted`."""
-        try:
-            self._fill(file, stretches, n_images)
-            if not live:
-                self._describe(h5py.Group(h5g.open(file, b"/")))
-            h5f.flush(file)
-            return file.get_file_image() if wanted else b""
-        finally:
-            file.close()
 
     def _fill(self, file: h5f.FileID, stretches: _Stretches, n_images: int) -> None:
         raw = next(iter(self._mapped.values())).file
@@ -240,6 +222,16 @@ class PublishedImagesFile:
                         f"as {found}; HDF5_VDS_PREFIX is {os.environ.get('HDF5_VDS_PREFIX', 'not set')}"
                     )
                 mapped.is_visible = True
+
+
+@contextmanager
+def _created(name: bytes, access: h5p.PropFAID) -> Iterator[h5f.FileID]:
+    """Create a file, which is closed at the end."""
+    file = h5f.create(name, h5f.ACC_TRUNC, fapl=access)
+    try:
+        yield file
+    finally:
+        file.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import socket
 import struct
@@ -31,9 +32,13 @@ def test_half_open_connections_do_not_use_up_the_descriptors(deployment: Deploym
     port = int(text)
     connections = []
     try:
+        # All at once, so that many wait to be accepted.
         for _ in range(600):
-            connection = socket.create_connection((host, port), 5)
+            connection = socket.socket()
             connections.append(connection)
+            connection.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                connection.connect((host, port))
         writers = deployment.start_writers()
         for i in range(len(writers)):
             driver.wait_for_line(f"writer {i} connected")
@@ -43,6 +48,7 @@ def test_half_open_connections_do_not_use_up_the_descriptors(deployment: Deploym
         for connection in connections:
             connection.close()
     assert driver.returncode is None
+    assert driver.stderr == []
     assert any("connections were closed because there are too many" in line for line in driver.stdout)
 
 

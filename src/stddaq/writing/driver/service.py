@@ -136,7 +136,6 @@ class DriverServer:
                 host,
                 port,
                 process_request=self._refusal,
-                # So many are accepted at once, beside those that are kept.
                 backlog=ACCEPTED_AT_ONCE,
                 max_size=MAX_FRAME_BYTES,
                 # It saves little on small messages and costs 0.3 MB of memory per client.
