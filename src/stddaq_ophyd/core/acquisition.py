@@ -203,6 +203,7 @@ class Acquisition:
 
     async def start_flight(self, n_events: int, settings: Settings) -> None:
         """Start a flight of `n_events`. Return when the camera was triggered. Raises `AcquisitionError`."""
+        self._knows_images = False
         async with self._taking():
             run = await self.start_run()
             before = await run.counts()
