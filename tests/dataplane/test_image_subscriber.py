@@ -12,7 +12,7 @@ from support.processes.deployment import make_config
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_subscriber import ImageSubscriber
 from stddaq.dataplane.metadata import ImageMetadata, MetadataRules
-from stddaq.dataplane.ring_buffer import CODE_SHIFT
+from stddaq.dataplane.ring_layout import CODE_SHIFT
 from stddaq.dataplane.ring_reader import RingReader
 from stddaq.dataplane.stream_counts import StreamCounts
 

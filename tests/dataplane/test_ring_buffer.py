@@ -14,7 +14,8 @@ from support.processes.deployment import SHM_DIRECTORY, wait_until
 from support.processes.rings import MakeConfig, RingProcess, make_cpp_ring, other_process, put, segments
 
 from stddaq.dataplane.image_publisher import ImagePublisher
-from stddaq.dataplane.ring_buffer import RingBuffer, RingGeometry
+from stddaq.dataplane.ring_buffer import RingBuffer
+from stddaq.dataplane.ring_layout import RingGeometry
 from stddaq.errors import EndpointError, GeometryError
 
 MIB = 2**20

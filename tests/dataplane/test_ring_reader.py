@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stddaq.dataplane.metadata import ImageMetadata
-from stddaq.dataplane.ring_buffer import CODE_SHIFT, ring_code
+from stddaq.dataplane.ring_layout import CODE_SHIFT, ring_code
 from stddaq.dataplane.ring_reader import ENDED_HOLD_S, REACH_LIMIT_S, HeldImages, RingReader
 
 HOLD_S = 0.05

@@ -16,7 +16,7 @@ from support.processes.deployment import console_script, make_config
 from support.tools.fuzzing import JSON_VALUES, deeply_nested, examples, mutated
 
 from stddaq.config import DetectorConfig
-from stddaq.dataplane.ring_buffer import RingGeometry
+from stddaq.dataplane.ring_layout import RingGeometry
 from stddaq.errors import ConfigError
 
 SERVICES = Path(__file__).parents[2] / "services" / "config"

@@ -22,7 +22,7 @@ from stddaq.config.modules import expected_modules
 from stddaq.config.services import RECEIVERS, requested_services
 from stddaq.daemon.main import MAX_DESCRIPTORS
 from stddaq.daemon.user_switch import groups_of
-from stddaq.dataplane.ring_buffer import RingGeometry
+from stddaq.dataplane.ring_layout import RingGeometry
 from stddaq.text import bytes_text, os_error_text
 from stddaq.udp.batch_socket import SOCKET_BUFFER_BYTES
 from stddaq.udp.frame_ring import FRAME_SLOTS

@@ -19,7 +19,7 @@ from stddaq.dataplane import connections, endpoints
 from stddaq.dataplane.image import Image
 from stddaq.dataplane.ipc_sockets import Connection
 from stddaq.dataplane.metadata import ImageMetadata, is_ring, parse
-from stddaq.dataplane.ring_buffer import CODE_SHIFT
+from stddaq.dataplane.ring_layout import CODE_SHIFT
 from stddaq.dataplane.ring_reader import RingReader
 from stddaq.dataplane.stream_counts import StreamCounts
 

@@ -19,7 +19,7 @@ from stddaq.dataplane import connections
 from stddaq.dataplane.id_order import LATE_IDS, IdOrder, Place
 from stddaq.dataplane.ipc_sockets import Connection
 from stddaq.dataplane.metadata import ImageMetadata, MetadataRules, parse
-from stddaq.dataplane.ring_buffer import CODE_SHIFT
+from stddaq.dataplane.ring_layout import CODE_SHIFT
 
 # An image is judged this long after its copy, when announcements that were under way have arrived. A longer
 # time is safer, but the source must not reach the slot again meanwhile: 10 ms for 1000 slots at the rate of

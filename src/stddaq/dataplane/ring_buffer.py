@@ -24,10 +24,8 @@ import os
 import sys
 import threading
 import time
-import zlib
 from array import array
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -35,7 +33,8 @@ from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.daemon.log import logger
 from stddaq.dataplane.ipc_sockets import CHECK_PERIOD_S
-from stddaq.dataplane.metadata import dtype_code, dtype_of, ring_suffix
+from stddaq.dataplane.metadata import dtype_of, ring_suffix
+from stddaq.dataplane.ring_layout import CODE_SHIFT, CURSOR_HEADER, RingGeometry, ring_code
 from stddaq.dataplane.shared_segment import (
     POLL_PERIOD_S,
     SHM_DIRECTORY,
@@ -47,8 +46,6 @@ from stddaq.dataplane.shared_segment import (
 from stddaq.errors import EndpointError, GeometryError
 from stddaq.text import mismatch
 
-SEGMENT_GRANULARITY = 2 * 2**20
-
 # Cursor segment: a header of 24 uint64 (native order), then one uint64 per slot.
 _MAGIC, _IMAGE_BYTES, _N_SLOTS, _HEIGHT, _WIDTH, _DTYPE, _RING_INODE, _SEQUENCE = range(8)
 # The source that has the lock, for messages.
@@ -57,7 +54,6 @@ _PROGRAM_WORDS = 8
 # The number given last before this source came, and the number up to which a source without cursor may have
 # overwritten images of sources that have ended.
 _SINCE, _CLAIMED = range(18, 20)
-_HEADER = 24
 _MAGIC_VALUE = int.from_bytes(b"stddaq-2", "little")
 
 # Bytes of the cursor segment, far behind its contents, that are locked: by a service that attaches or
@@ -66,48 +62,6 @@ _ATTACHING, _ATTACHED, _SOURCE = range(2**40, 2**40 + 3)
 # The first service reserves the memory of the ring, up to 1 s per GiB, while the others wait.
 ATTACH_TIMEOUT_S = 60.0
 DETACH_TIMEOUT_S = 1.0
-
-# A sequence number is 12 bits of the CRC of the ring's name, and 52 bits that start from the clock: it says
-# of which ring's images it is.
-CODE_SHIFT = 52
-
-
-def ring_code(name: str) -> int:
-    """Return the upper bits of the sequence numbers of a ring, never 0."""
-    return zlib.crc32(name.encode()) >> 20 | 1
-
-
-@dataclass(frozen=True, slots=True)
-class RingGeometry:
-    """The layout of a ring buffer. Services share a ring only if their layouts are equal."""
-
-    image_bytes: int
-    n_slots: int
-    height: int
-    width: int
-    dtype: int
-
-    @classmethod
-    def of(cls, config: DetectorConfig) -> RingGeometry:
-        """Return the geometry of a configuration."""
-        height, width = config.image_shape
-        return cls(config.image_bytes, config.n_slots, height, width, dtype_code(config.dtype))
-
-    @property
-    def segment_bytes(self) -> int:
-        """Size of the segment: all slots, rounded up to 2 MiB."""
-        return -(-self.image_bytes * self.n_slots // SEGMENT_GRANULARITY) * SEGMENT_GRANULARITY
-
-    @property
-    def cursor_bytes(self) -> int:
-        """Size of the cursor segment."""
-        return (_HEADER + self.n_slots) * 8
-
-    def __str__(self) -> str:
-        return (
-            f"{self.n_slots} slots of {self.image_bytes} bytes "
-            f"({self.height}x{self.width}, dtype {self.dtype}), {self.segment_bytes} bytes"
-        )
 
 
 class RingBuffer(Closing):
@@ -207,8 +161,8 @@ class RingBuffer(Closing):
     @staticmethod
     def _read_header(cursor: SharedSegment) -> tuple[RingGeometry, int] | None:
         """Return the geometry and the ring's inode that a cursor names; None if it is new."""
-        words = array("Q", cursor.read(_HEADER * 8))
-        if len(words) < _HEADER or words[_MAGIC] != _MAGIC_VALUE:
+        words = array("Q", cursor.read(CURSOR_HEADER * 8))
+        if len(words) < CURSOR_HEADER or words[_MAGIC] != _MAGIC_VALUE:
             return None
         return RingGeometry(*words[_IMAGE_BYTES : _DTYPE + 1]), words[_RING_INODE]
 
@@ -233,8 +187,8 @@ class RingBuffer(Closing):
                 self._remove_if_unused(cursor, ring)
             ring.close()
             raise
-        self._stamps = self._words[_HEADER : _HEADER + self._n_slots]
-        self._parts = self._words[_HEADER + self._n_slots :]
+        self._stamps = self._words[CURSOR_HEADER : CURSOR_HEADER + self._n_slots]
+        self._parts = self._words[CURSOR_HEADER + self._n_slots :]
         if is_new:
             self._write_header()
 

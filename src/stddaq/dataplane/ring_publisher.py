@@ -7,7 +7,8 @@ import numpy as np
 from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.metadata_publisher import MetadataPublisher
-from stddaq.dataplane.ring_buffer import RingBuffer, RingGeometry
+from stddaq.dataplane.ring_buffer import RingBuffer
+from stddaq.dataplane.ring_layout import RingGeometry
 
 
 class RingPublisher(Closing):

@@ -20,7 +20,8 @@ from stddaq.daemon.log import logger
 from stddaq.dataplane import endpoints
 from stddaq.dataplane.metadata import ImageMetadata, MetadataRules, ring_suffix
 from stddaq.dataplane.published_ids import PublishedIds
-from stddaq.dataplane.ring_buffer import CODE_SHIFT, RingBuffer
+from stddaq.dataplane.ring_buffer import RingBuffer
+from stddaq.dataplane.ring_layout import CODE_SHIFT
 
 T = TypeVar("T")
 

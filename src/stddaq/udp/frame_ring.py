@@ -18,7 +18,8 @@ from stddaq.config import DetectorConfig
 from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.dataplane.ipc_sockets import Connection
-from stddaq.dataplane.ring_buffer import RingBuffer, RingGeometry
+from stddaq.dataplane.ring_buffer import RingBuffer
+from stddaq.dataplane.ring_layout import RingGeometry
 from stddaq.dataplane.ring_publisher import RingPublisher
 from stddaq.udp.frame_message import SEQUENCE_MASK, SEQUENCE_OFFSET, frame_layout, parse_frame
 from stddaq.udp.geometry import frame_bytes

@@ -12,7 +12,8 @@ from support.processes import ring_processes
 from support.processes.deployment import SHM_DIRECTORY
 
 from stddaq.config import DetectorConfig
-from stddaq.dataplane.ring_buffer import RingBuffer, RingGeometry
+from stddaq.dataplane.ring_buffer import RingBuffer
+from stddaq.dataplane.ring_layout import RingGeometry
 
 # Returned by the fixture `make`.
 MakeConfig = Callable[..., DetectorConfig]

@@ -26,8 +26,8 @@ MAX_CONNECTIONS = 1024
 # The limit of one host, so that a faulty host leaves room for the others.
 MAX_CONNECTIONS_OF_A_HOST = 512
 RESERVED_DESCRIPTORS = 128
-# asyncio accepts so many in one round of its loop. It closes those that are too many two rounds later, so three
-# times as many have descriptors at once, beside those that are kept.
+# asyncio accepts so many in one round of its loop. Those that are too many are closed two rounds later, so
+# three times as many have descriptors, beside those that are kept.
 ACCEPTED_AT_ONCE = 16
 # A host that disappears is noticed after about two minutes.
 KEEPALIVE_S, KEEPALIVE_PERIOD_S, KEEPALIVE_PROBES = 60, 15, 4
