@@ -289,7 +289,9 @@ def test_a_configuration_whose_change_concerns_no_unit_disturbs_nothing(bench: B
     units, path = units_of("std_det_driver-0"), tmp_path / "gf1.json"
     list(UnitUpdate(bench, units, 20, {path: "{}"}).apply())
     bench.commands.clear()
+    path.chmod(0o640)
     assert list(UnitUpdate(bench, units, 20, {path: '{"a": 1}'}).apply()) == [f"changed: {path}"]
+    assert path.stat().st_mode & 0o777 == 0o640
     assert path.read_text() == '{"a": 1}'
     assert not [command for command in bench.commands if command.startswith(("stop", "kill", "start"))]
     assert list(UnitUpdate(bench, units, 20, {path: '{"a": 1}'}).apply()) == []

@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from stddaq.errors import StdDaqError
+from stddaq.new_file import replace_file
 from stddaq.text import mismatch
 
 _DRIVER = re.compile(r"std_daq-.+-std_det_driver-.+\.service")
 # Keeps systemd from restarting a driver that ends after its run.
 _NO_RESTART = "[Service]\nRestart=no\n"
 _POLL_S = 0.2
-_START_TIMEOUT_S = 300.0
+_START_TIMEOUT_S, _SHOW_TIMEOUT_S = 300.0, 30.0
 
 
 class UpdateError(StdDaqError, RuntimeError):
@@ -33,20 +34,23 @@ class Systemd:
 
     def control(self, *words: str) -> None:
         """Run `systemctl`. Raise `UpdateError`."""
-        command = ["systemctl", *words]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_START_TIMEOUT_S)
-        except subprocess.CalledProcessError as error:
-            said = " ".join(error.stderr.split()) or f"exit code {error.returncode}"
-            raise UpdateError(mismatch(" ".join(command), "success", said)) from error
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise UpdateError(mismatch(" ".join(command), "success", str(error))) from error
+        _run(["systemctl", *words], _START_TIMEOUT_S)
 
     def state(self, unit: str) -> str:
-        """Return `active`, `inactive`, `failed`, ..."""
-        command = ["systemctl", "show", "--property=ActiveState", "--value", unit]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
-        return done.stdout.strip()
+        """Return `active`, `inactive`, `failed`, ... Raise `UpdateError`."""
+        return _run(["systemctl", "show", "--property=ActiveState", "--value", unit], _SHOW_TIMEOUT_S)
+
+
+def _run(command: list[str], timeout: float) -> str:
+    """Return what a command prints. Raise `UpdateError`."""
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=timeout)
+    except subprocess.CalledProcessError as error:
+        said = " ".join(error.stderr.split()) or f"exit code {error.returncode}"
+        raise UpdateError(mismatch(" ".join(command), "success", said)) from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UpdateError(mismatch(" ".join(command), "success", str(error))) from error
+    return done.stdout.strip()
 
 
 class UnitUpdate:
@@ -106,10 +110,7 @@ class UnitUpdate:
             (self._systemd.units / name).unlink()
             yield f"removed: {name}"
         for path, text in self._files.items():
-            # Services that follow the file never see a part of it.
-            new = path.with_name(f".{path.name}.new")
-            new.write_text(text)
-            new.replace(path)
+            _replace_whole(path, text)
             yield f"changed: {path}"
         for name in self._changed:
             (self._systemd.units / name).write_text(self._wanted[name])
@@ -163,6 +164,14 @@ class UnitUpdate:
         if down:
             self._systemd.control("start", *down)
             yield from (f"started: {name}" for name in down)
+
+
+def _replace_whole(path: Path, text: str) -> None:
+    """Write a file of which services that follow it never see a part; mode and owner stay."""
+    try:
+        replace_file(path, text.encode())
+    except FileNotFoundError:
+        path.write_text(text)
 
 
 def _text_of(path: Path) -> str | None:
