@@ -16,7 +16,7 @@ import pytest
 from cli.conftest import Up
 from support.processes.children import child_of
 from support.processes.deployment import Deployment, free_port, wait_until
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import connect
 
 from stddaq.cli.supervisor.spec import ServiceSpec
@@ -87,7 +87,7 @@ def command_of_a_plain_client(url: str, command: dict[str, object]) -> dict[str,
             with connect(url) as connection:
                 connection.send(json.dumps(command))
                 return json.loads(connection.recv(timeout=20))
-        except (OSError, ConnectionClosed):
+        except (OSError, InvalidHandshake, ConnectionClosed):
             return None
 
     return wait_until(answer, 20, "an answer of the driver")

@@ -65,8 +65,8 @@ class Acquisition:
         # The number of those that were left for files elsewhere.
         self._n_left = 0
         self._is_stopped = False
-        # All images of the last point came, and the camera knew the first one.
-        self._knows_images = False
+        # The id of the last image of a point that came whole, and whose camera knew the first one.
+        self._last_id: int | None = None
         self._point: Point | None = None
         self._flight: Flight | None = None
 
@@ -132,7 +132,8 @@ class Acquisition:
         async with self._taking():
             run = await self.start_run()
             # Asking the driver takes a millisecond. Without it, earlier images are known by their ids.
-            needs_first_id, self._knows_images = self._knows_images, False
+            last_id, self._last_id = self._last_id, None
+            needs_first_id = last_id is not None
             before = await (run.latest_counts() if needs_first_id else run.counts())
             exposure = await self._camera.fire(n)
             if needs_first_id and exposure.first_id is None:
@@ -142,7 +143,7 @@ class Acquisition:
             on_fired()
             if run.is_live and settings.publish_live:
                 self._files.submit(partial(self._publication.prepare_point, n))
-            images = ReadyImages(before, n, may_restart=True, first_id=exposure.first_id)
+            images = ReadyImages(before, n, may_restart=True, first_id=exposure.first_id, last_id=last_id)
             after = await run.wait_for(
                 n,
                 before,
@@ -152,11 +153,13 @@ class Acquisition:
                 on_progress=on_progress,
             )
             after, is_live, scalars = await self._read_point(run, images, after, exposure, settings)
-            check_bad(run, before, after, n, self._device, allow_bad=settings.allow_bad)
-        self._knows_images = exposure.first_id is not None
+            check_bad(run, images, after, self._device, allow_bad=settings.allow_bad)
         async with self._guard:
             self._account.add_early(images.n_early)
-            self._point = Point(images.take(n), is_live, scalars)
+            taken = images.take(n)
+            self._point = Point(taken, is_live, scalars)
+        if exposure.first_id is not None:
+            self._last_id = int(taken.ids[-1])
         return after
 
     async def _read_point(
@@ -176,6 +179,14 @@ class Acquisition:
                 return after, True, scalars
             left = deadline - time.monotonic()
             if images.is_ordered and left < 0:
+                if images.n_early and not images.n_ready:
+                    raise AcquisitionError(
+                        mismatch(
+                            self._device,
+                            f"image {exposure.first_id}, the first one according to the camera",
+                            f"{images.n_early} others in {run.where}",
+                        )
+                    )
                 raise AcquisitionError(
                     mismatch(
                         self._device,
@@ -203,14 +214,14 @@ class Acquisition:
 
     async def start_flight(self, n_events: int, settings: Settings) -> None:
         """Start a flight of `n_events`. Return when the camera was triggered. Raises `AcquisitionError`."""
-        self._knows_images = False
+        last_id, self._last_id = self._last_id, None
         async with self._taking():
             run = await self.start_run()
             before = await run.counts()
             exposure = await self._camera.fire(n_events * settings.images_per_event)
             async with self._guard:
                 self._flight = Flight(
-                    n_events, settings, run, before, exposure, self._device, self._files, self._guard
+                    n_events, settings, run, before, exposure, last_id, self._device, self._files, self._guard
                 )
 
     @property

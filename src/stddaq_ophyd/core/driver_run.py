@@ -243,8 +243,10 @@ class DriverRun:
                     continue
                 n = max(n_recorded, latest.n_images - before.n_images)
                 each = ", each" if restart_on_progress else ""
+                named = exposure.first_id
+                first = f"; the first has id {named} according to the camera" if named is not None else ""
                 raise self._failure(
-                    f"expected {n_images} images{each} within {timeout:g} s, got {n}"
+                    f"expected {n_images} images{each} within {timeout:g} s, got {n}{first}"
                 ) from None
             except DriverError as error:
                 raise self._failure(f"recorded {n_recorded} of {n_images} images", error) from error

@@ -28,6 +28,7 @@ class Flight:
     Attributes:
         before: the counts of the run when the flight began.
         exposure: what the camera takes.
+        last_id: the id of an earlier image of the run, if it is known.
         device: begins every message.
         files: the thread that reads files.
         is_complete: whether all images are in the queue.
@@ -41,6 +42,7 @@ class Flight:
     run: DriverRun
     before: RunCounts
     exposure: Exposure
+    last_id: int | None
     device: str
     files: Worker
     guard: asyncio.Lock
@@ -52,7 +54,11 @@ class Flight:
 
     def __post_init__(self) -> None:
         self.images = ReadyImages(
-            self.before, self.n_images, may_restart=False, first_id=self.exposure.first_id
+            self.before,
+            self.n_images,
+            may_restart=False,
+            first_id=self.exposure.first_id,
+            last_id=self.last_id,
         )
         self.images.is_ordered = self.run.is_live
 
@@ -87,14 +93,7 @@ class Flight:
         """Return the counts of the run when all images can be published. Raises `AcquisitionError`."""
         try:
             after = await self._complete(await self._wait_for(self.n_images, on_progress))
-            check_bad(
-                self.run,
-                self.before,
-                after,
-                self.n_images,
-                self.device,
-                allow_bad=self.settings.allow_bad,
-            )
+            check_bad(self.run, self.images, after, self.device, allow_bad=self.settings.allow_bad)
         except BaseException:
             self.has_failed = True
             raise

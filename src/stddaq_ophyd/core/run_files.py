@@ -63,17 +63,18 @@ async def feed_from_closed(
         )
 
 
-def check_bad(
-    run: DriverRun, before: RunCounts, after: RunCounts, n_images: int, device: str, *, allow_bad: bool
-) -> None:
-    """Raise `AcquisitionError` when bad images are among those after `before`, unless they are allowed."""
-    bad = after.bad_since(before)
+def check_bad(run: DriverRun, images: ReadyImages, after: RunCounts, device: str, *, allow_bad: bool) -> None:
+    """Raise `AcquisitionError` when there are bad ones among the `images`, unless they are allowed.
+
+    The driver had sent `after` when all images were recorded.
+    """
+    bad = images.bad_until(after)
     if bad and not allow_bad:
         found = ", ".join(f"{n} {kind}" for kind, n in bad.items())
         raise AcquisitionError(
             mismatch(
                 device,
-                f"{n_images} good images",
+                f"{images.n_wanted} good images",
                 f"{found} among them",
                 f"files {run.where}, driver {run.url} is {run.state}; allow_bad = 1 accepts them",
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from stddaq.files.growing_run import Images, in_order
 from stddaq.files.raw_rows import RawDatasets
@@ -108,6 +109,36 @@ def test_closed_files_complete_the_queue():
     images.feed_closed(closed)
     assert images.is_complete
     assert ids_of(images.take(4)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("last_id", [None, 2])
+def test_higher_ids_before_the_first_one_that_the_camera_named_are_early(last_id: int | None):
+    images = ReadyImages(counts(4, 4), 3, may_restart=True, first_id=0, last_id=last_id)
+    images.feed(readable((4, 4), [100, 102], [101, 103]), counts(6, 6, n_skipped=97))
+    assert (images.n_early, images.n_ready) == (4, 0)
+    images.feed(None, counts(8, 7, n_restarts=1, n_skipped=97))
+    closed = readable(images.next_rows, [0, 2], [1])
+    assert closed is not None
+    images.feed_closed(closed)
+    assert ids_of(images.take(3)) == [0, 1, 2]
+
+
+def test_ids_above_a_lower_one_begin_the_images_when_the_first_is_missing():
+    images = ReadyImages(counts(4, 4), 2, may_restart=True, first_id=8, last_id=7)
+    images.feed(readable((4, 4), [9], [10]), counts(5, 5, n_skipped=1))
+    assert ids_of(images.take(2)) == [9, 10]
+    assert images.bad_until(counts(5, 5, n_skipped=1)) == {"skipped": 1}
+    images = ReadyImages(counts(4, 4), 2, may_restart=True, first_id=8)
+    images.feed(readable((4, 4), [6, 9], [10]), counts(6, 5, n_skipped=2))
+    assert (images.n_early, ids_of(images.take(2))) == (1, [9, 10])
+    assert images.bad_until(counts(6, 5, n_skipped=2)) == {"skipped": 1}
+
+
+def test_ids_skipped_before_the_first_wanted_image_are_not_bad():
+    images = ReadyImages(counts(4, 4), 2, may_restart=False, first_id=12, last_id=5)
+    images.feed(readable((4, 4), [9, 14], [12]), counts(6, 5, n_skipped=6))
+    assert (images.n_early, ids_of(images.take(2))) == (1, [12, 14])
+    assert images.bad_until(counts(6, 5, n_skipped=6, n_damaged=1)) == {"damaged": 1, "skipped": 1}
 
 
 def test_a_driver_without_rows_is_served_by_closed_files_only():
