@@ -19,7 +19,7 @@ from stddaq.daemon.arguments import user_id
 
 HEAVY = ("h5py", "numpy", "pydantic", "websockets", "zmq", "google.protobuf", "rich", "PIL", "asyncio")
 COMMANDS = (
-    *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate"),
+    *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "nexus"),
     *("repair", "doctor", "plan", "units", "deployment", "completion"),
 )
 

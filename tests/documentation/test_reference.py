@@ -59,7 +59,7 @@ SERVICES: dict[str, Main] = {
     "std_bsread_recv": bsread_receiver.main,
 }
 SUB_COMMANDS = (
-    *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate"),
+    *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "nexus"),
     *("repair", "doctor", "plan", "units", "deployment", "completion"),
 )
 

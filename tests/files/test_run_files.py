@@ -10,11 +10,13 @@ from support.data.raw_files import RunSpec, stream, write_run
 from stddaq.errors import FileLayoutError, OutputExistsError
 from stddaq.files.aggregate import aggregate_run
 from stddaq.files.names import (
+    files_over_raw_files,
     find_run,
     in_writer_order,
     master_file_name,
     metadata_file_name,
     next_numbered_prefix,
+    nxmx_file_name,
     prefixes_in,
     raw_file_name,
 )
@@ -88,6 +90,7 @@ def test_aggregate_takes_a_directory_a_file_or_a_shell_pattern(tmp_path: Path) -
     with pytest.raises(OutputExistsError):
         aggregate_run([tmp_path / "file3.h5"])
     assert aggregate_run([tmp_path / "file3.h5"], overwrite=True).n_images == 30
+    (tmp_path / "file_master.h5").touch()
     pattern = sorted(tmp_path.glob("file*.h5"))
     again = aggregate_run(pattern, overwrite=True)
     assert again.n_images == 30
@@ -102,3 +105,14 @@ def test_names_of_files_follow_the_specification() -> None:
     assert [raw_file_name("scan_", i) for i in (0, 1, 10)] == ["scan_0.h5", "scan_1.h5", "scan_10.h5"]
     assert metadata_file_name("file") == "fileMeta.h5"
     assert master_file_name("file") == "fileMaster.h5"
+    assert nxmx_file_name("file") == "file_master.h5"
+
+
+def test_nxmx_file_is_one_of_the_run(tmp_path: Path) -> None:
+    touch(tmp_path, "scan_7_0.h5", "scan_7__master.h5", "other_master.h5")
+    assert find_run(tmp_path / "scan_7__master.h5").nxmx == tmp_path / "scan_7__master.h5"
+    assert prefixes_in(tmp_path) == ["scan_7_"]
+    assert [path.name for path in files_over_raw_files(tmp_path, "scan_7_")] == ["scan_7__master.h5"]
+    assert next_numbered_prefix(tmp_path, "scan") == "scan_0001_"
+    touch(tmp_path, "scan_0003__master.h5")
+    assert next_numbered_prefix(tmp_path, "scan") == "scan_0004_"

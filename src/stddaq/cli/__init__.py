@@ -36,8 +36,8 @@ class SubCommand(Protocol):
 
 # In the order in which a newcomer needs them.
 _MODULES = (
-    *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "repair"),
-    *("doctor", "plan", "units", "deployment", "completion"),
+    *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "nexus"),
+    *("repair", "doctor", "plan", "units", "deployment", "completion"),
 )
 # Services with their own argument parsers: the module, and one sentence.
 _SERVICES = {

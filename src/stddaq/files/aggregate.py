@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.master_file import MasterFile, create_master_file
-from stddaq.files.names import find_run, master_file_name, metadata_file_name
+from stddaq.files.names import find_run, master_file_name, metadata_file_name, nxmx_file_name
 
 
 def aggregate_run(
@@ -20,8 +20,8 @@ def aggregate_run(
     """Create the master file of a run, also of one that C++ services recorded.
 
     `paths` is a directory (with `prefix`, default "file"), any one file of the run, or several raw files. A
-    metadata file among several is used, a master file is ignored. Without `output` the master file is created
-    beside the raw files. It must be below one of `roots`, if there are any. Raises `FileLayoutError`,
+    metadata file among several is used, a master or NXmx file is ignored. Without `output` the master file is
+    created beside the raw files. It must be below one of `roots`, if there are any. Raises `FileLayoutError`,
     `OutputExistsError`, `OutsideRootsError`.
     """
     if not paths:
@@ -32,7 +32,7 @@ def aggregate_run(
             output or run.master, run.raw, metadata_file=run.metadata, overwrite=overwrite, roots=roots
         )
     metadata = [path for path in paths if path.name.endswith(metadata_file_name(""))]
-    masters = [path for path in paths if path.name.endswith(master_file_name(""))]
+    masters = [path for path in paths if path.name.endswith((master_file_name(""), nxmx_file_name("")))]
     if len(metadata) > 1:
         raise FileLayoutError(f"{metadata[1]}: expected one metadata file, got a second beside {metadata[0]}")
     raw = [path for path in paths if path not in metadata and path not in masters]

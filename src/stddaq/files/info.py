@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from stddaq.errors import FileLayoutError
-from stddaq.files.nexus import ACCOUNT, DATA, DETECTOR, EPOCHS, IMAGE_ID, IMAGE_METADATA
+from stddaq.files.nexus import ACCOUNT, APPLICATION_METADATA, DATA, DETECTOR, EPOCHS, IMAGE_ID, IMAGE_METADATA
 from stddaq.files.opened_run import sources_of_master
 from stddaq.files.opening import Opened, examine
 from stddaq.files.raw_rows import ImageRows, metadata_file_of, metadata_group, raw_file_of, raw_group
@@ -22,7 +22,7 @@ from stddaq.files.sources import check_sources
 from stddaq.text import bytes_text, command_line
 from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
 
-Kind = Literal["raw", "metadata", "master", "other"]
+Kind = Literal["raw", "metadata", "master", "NXmx", "application", "other"]
 FILTER_NAMES = {1: "gzip", 2: "shuffle", 32000: "lzf", 32004: "lz4", 32008: "bitshuffle", 32026: "blosc2"}
 GOOD, OVERWRITTEN = 1, 3
 MAX_LISTED = 20
@@ -81,12 +81,13 @@ class FileInfo:
     """What a file holds.
 
     Attributes:
-        kind: "other" is any HDF5 file that does not belong to a run.
+        kind: "application" is an NXmx file that lacks values, "other" any HDF5 file that does not belong to a
+            run.
         size: bytes of the file.
         pixel_bytes: bytes of its images, uncompressed; None when it holds none itself.
         unclosed: what is known of its writer; None when closed.
-        missing: raw files of a master file that are not there; HDF5 shows fill values instead.
-        differs: why the raw files of a master file are not those that it was made over.
+        missing: raw files that a master or NXmx file shows and are not there; HDF5 shows fill values instead.
+        differs: why the raw files of such a file are not those that it was made over.
         datasets: all of a file of kind "other", otherwise those of the layout.
     """
 
@@ -162,6 +163,10 @@ def describe(path: Path) -> FileInfo:
         parts = [dataset for dataset in found if isinstance(dataset, h5py.Dataset)]
         if len(parts) == len(found):
             return _master(path, opened, *parts)
+        images = found[0]
+        is_virtual = isinstance(images, h5py.Dataset) and images.is_virtual and images.ndim == 3
+        if is_virtual and APPLICATION_METADATA in file:
+            return _application(path, opened, images)
         datasets = tuple(info for info, _ in describe_datasets(file))
         return FileInfo(path, "other", path.stat().st_size, datasets, unclosed=_unclosed(path, opened))
 
@@ -235,6 +240,28 @@ def _master(
         sources=tuple(sources),
         missing=missing,
         differs=differs,
+        account=_account(file),
+    )
+
+
+def _application(path: Path, opened: Opened, images: h5py.Dataset) -> FileInfo:
+    file = opened.file
+    sources = sources_of_master(path, images)
+    missing = tuple(source for source in sources if not source.exists())
+    n_pixels = sum(source.vspace.get_select_npoints() for source in images.virtual_sources())
+    return FileInfo(
+        path,
+        "NXmx" if "entry/definition" in file else "application",
+        path.stat().st_size,
+        (_dataset(images),),
+        detector_name=_string(file, f"{DETECTOR}/local_name"),
+        n_images=n_pixels // max(1, images.shape[1] * images.shape[2]),
+        image_shape=(images.shape[1], images.shape[2]),
+        dtype=str(images.dtype),
+        unclosed=_unclosed(path, opened),
+        sources=tuple(sources),
+        missing=missing,
+        differs=None if missing else _difference(path, images),
         account=_account(file),
     )
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-import stddaq
 from stddaq.errors import FileLayoutError, OutputExistsError
 from stddaq.files.file_format import FILE_FORMAT
-from stddaq.files.nexus import ACCOUNT, DATA, EPOCHS, IMAGE_METADATA, RAW_FILES, lost_pixel, nexus_group
+from stddaq.files.nexus import DATA, IMAGE_METADATA, lost_pixel, nexus_group, set_attributes
+from stddaq.files.nexus_account import write_account
 from stddaq.files.opening import relative_name
 from stddaq.files.run import RecordedRun, read_run
 from stddaq.files.sources import mark_with_run_ids
@@ -97,13 +97,13 @@ def _reason(error: Exception) -> str:
 
 def _write(temporary: Path, path: Path, run: RecordedRun, account: str | None) -> MasterFile:
     with h5py.File(temporary, "w", libver=FILE_FORMAT, locking=False) as file:
-        file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "stddaq"})
+        set_attributes(file, NX_class="NXroot", default="entry", creator="stddaq")
         entry = nexus_group(file, "entry", "NXentry", default="data")
         mark_with_run_ids(entry.id, [run.run_id])
         _write_entry_times(entry, run, account)
         n_image_mappings = _write_data(entry, run, path.parent)
         _write_detector(entry, run, path.parent)
-        _write_account(entry, run, path.parent, account)
+        write_account(entry, run, path.parent, account)
         file["interleaved_data"] = file[DATA]
         file["interleaved_metadata"] = file[IMAGE_METADATA]
     return MasterFile(
@@ -135,7 +135,7 @@ def _write_entry_times(entry: h5py.Group, run: RecordedRun, account: str | None)
 def _write_data(entry: h5py.Group, run: RecordedRun, directory: Path) -> int:
     """Write images, their ids and rows. Return the number of mappings of the images."""
     data = nexus_group(entry, "data", "NXdata", signal="data", interpretation="image", image_id_indices=0)
-    data.attrs["axes"] = ["image_id", ".", "."]
+    set_attributes(data, axes=["image_id", ".", "."])
     sources = [
         (raw, relative_name(raw.path, directory), stretches(positions))
         for raw, positions in zip(run.raw_files, run.order.positions, strict=True)
@@ -154,7 +154,7 @@ def _write_data(entry: h5py.Group, run: RecordedRun, directory: Path) -> int:
             fill=lost_pixel(run.dtype),
         )
     )
-    images.attrs.update({"interpretation": "image", "long_name": run.detector_name, "target": DATA})
+    set_attributes(images, interpretation="image", long_name=run.detector_name, target=DATA)
     data["image_id"] = run.order.image_ids
     # HDF5 shows status 0 (undefined) for a raw file that is lost later.
     rows_mapped = [
@@ -163,7 +163,7 @@ def _write_data(entry: h5py.Group, run: RecordedRun, directory: Path) -> int:
     metadata = h5py.Dataset(
         create_virtual_dataset(data.id, "metadata", (n_images,), run.raw_files[0].row_dtype, rows_mapped)
     )
-    metadata.attrs["target"] = IMAGE_METADATA
+    set_attributes(metadata, target=IMAGE_METADATA)
     return sum(n_mappings(mapped) for mapped in images_mapped)
 
 
@@ -183,18 +183,6 @@ def _write_detector(entry: h5py.Group, run: RecordedRun, directory: Path) -> Non
         rows_are_values=True,
     )
     create_virtual_dataset(detector.id, "metadata", (run.order.n_images,), table.row_dtype, [source])
-
-
-def _write_account(entry: h5py.Group, run: RecordedRun, directory: Path, account: str | None) -> None:
-    group = nexus_group(entry, "stddaq", "NXcollection")
-    group["version"] = stddaq.__version__
-    group[RAW_FILES] = [relative_name(raw.path, directory) for raw in run.raw_files]
-    if run.order.image_division is not None:
-        group["image_division"] = run.order.image_division
-    if run.order.n_epochs > 1:
-        group[EPOCHS] = run.order.epochs
-    if account:
-        group[ACCOUNT] = account
 
 
 def _verify(temporary: Path, run: RecordedRun) -> None:

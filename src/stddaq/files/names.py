@@ -16,7 +16,7 @@ from stddaq.text import mismatch
 from stddaq.wire.driver_messages import DEFAULT_FILE_PREFIX
 
 _NUMBER = re.compile(r"0|[1-9]\d*")
-_OVER_RAW_FILES = r"Meta|Master|Published\d*"
+_OVER_RAW_FILES = r"Meta|Master|Published\d*|_master"
 
 
 def raw_file_name(prefix: str, writer: int) -> str:
@@ -34,6 +34,11 @@ def master_file_name(prefix: str) -> str:
     return f"{prefix}Master.h5"
 
 
+def nxmx_file_name(prefix: str) -> str:
+    """Return the name of the NXmx file of a run, for which programs of crystallography look."""
+    return f"{prefix}_master.h5"
+
+
 @dataclass(frozen=True, slots=True)
 class RunFiles:
     """The files of one run that exist, and where its master file belongs.
@@ -42,6 +47,7 @@ class RunFiles:
         raw: in the order of their writers.
         metadata: None when the run has no metadata file.
         master: may not exist yet.
+        nxmx: may not exist.
     """
 
     directory: Path
@@ -49,6 +55,7 @@ class RunFiles:
     raw: tuple[Path, ...]
     metadata: Path | None
     master: Path
+    nxmx: Path
 
 
 def find_run(path: Path, prefix: str | None = None) -> RunFiles:
@@ -72,7 +79,7 @@ def find_run(path: Path, prefix: str | None = None) -> RunFiles:
     raise FileLayoutError(
         mismatch(
             str(path),
-            "<prefix><number>.h5, <prefix>Meta.h5 or <prefix>Master.h5 beside raw files",
+            "<prefix><number>.h5, <prefix>Meta.h5, <prefix>Master.h5 or <prefix>_master.h5 beside raw files",
             "a name of no file of a run",
         )
     )
@@ -84,7 +91,7 @@ def files_of_prefix(directory: Path, prefix: str) -> list[str]:
 
 
 def files_over_raw_files(directory: Path, prefix: str) -> list[Path]:
-    """Return the master, metadata and published images files of `prefix` that exist. Raises `OSError`."""
+    """Return the files of `prefix` that show or describe raw files, and exist. Raises `OSError`."""
     return [directory / name for name in _matching(directory, prefix, _OVER_RAW_FILES)]
 
 
@@ -176,6 +183,7 @@ def _run_of(directory: Path, prefix: str) -> RunFiles:
         raw=tuple(directory / raw_file_name(prefix, writer) for writer in writers),
         metadata=metadata if metadata.exists() else None,
         master=directory / master_file_name(prefix),
+        nxmx=directory / nxmx_file_name(prefix),
     )
 
 
@@ -209,7 +217,7 @@ def _absent(numbers: Sequence[int]) -> list[int]:
 
 def _prefixes(name: str) -> list[str]:
     """Return the prefixes that a file of this name may have, the likeliest first."""
-    for kind in (metadata_file_name(""), master_file_name("")):
+    for kind in (metadata_file_name(""), master_file_name(""), nxmx_file_name("")):
         if name.endswith(kind):
             return [name.removesuffix(kind)]
     stem = name.removesuffix(".h5")

@@ -1,4 +1,4 @@
-"""Names, groups and values that the NeXus files of a run share: master file and published images file."""
+"""Names, groups and values that the NeXus files of a run share."""
 
 from __future__ import annotations
 
@@ -15,13 +15,23 @@ RAW_FILES = "/entry/stddaq/raw_files"
 # Of a published images file, whose images are a part of the run.
 PUBLISHED_IDS = "/entry/stddaq/image_id"
 EPOCHS = "/entry/stddaq/epochs"
+# Of an application file: JSON, each value with where it came from.
+APPLICATION_METADATA = "/entry/stddaq/nexus"
 
 
 def nexus_group(parent: h5py.Group, name: str, nx_class: str, **attributes: object) -> h5py.Group:
     """Create a group of a NeXus class."""
     group = parent.create_group(name)
-    group.attrs.update({"NX_class": nx_class, **attributes})
+    set_attributes(group, NX_class=nx_class, **attributes)
     return group
+
+
+def set_attributes(of: h5py.HLObject, **attributes: object) -> None:
+    """Write attributes. Texts are ASCII if they can be: durin refuses files whose attributes are UTF-8."""
+    for name, value in attributes.items():
+        texts = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        is_ascii = bool(texts) and all(isinstance(text, str) and text.isascii() for text in texts)
+        of.attrs.create(name, value, dtype=h5py.string_dtype("ascii") if is_ascii else None)
 
 
 def lost_pixel(dtype: np.dtype) -> np.ndarray:

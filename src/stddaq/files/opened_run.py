@@ -14,7 +14,7 @@ import numpy as np
 from stddaq.errors import FileLayoutError
 from stddaq.files.growing_run import settled
 from stddaq.files.names import find_run
-from stddaq.files.nexus import ACCOUNT, DATA, DETECTOR, IMAGE_ID, RAW_FILES
+from stddaq.files.nexus import ACCOUNT, APPLICATION_METADATA, DATA, DETECTOR, IMAGE_ID, RAW_FILES
 from stddaq.files.opening import damage_named, examine, open_file
 from stddaq.files.raw_pixels import RawPixels
 from stddaq.files.run import RecordedRun, read_run, rows_of_files
@@ -154,9 +154,12 @@ def _run_of_master(path: Path) -> RecordedRun:
                 # Files without images are not named by the virtual dataset.
                 sources = [path.parent / str(name) for name in np.ravel(names.asstr()[()])]
             shown_ids, run_ids = image_ids[()], run_ids_of(master)
+            has_frames = APPLICATION_METADATA in master
     run = read_run(sources)
     for raw in run.raw_files:
         check_run_id(raw.path, raw.origin.run_id, run_ids, path)
+    if has_frames:  # Also of ids that were skipped.
+        shown_ids = shown_ids[np.isin(shown_ids, run.order.image_ids)]
     if not np.array_equal(run.order.image_ids, shown_ids):
         raise FileLayoutError(f"{path}: does not show the images that are in the raw files now")
     return run

@@ -21,7 +21,7 @@ from h5py import h5f, h5g, h5p  # pyright: ignore[reportAttributeAccessIssue]
 from stddaq.errors import FileLayoutError
 from stddaq.files.file_format import new_file_access
 from stddaq.files.growing_run import Images
-from stddaq.files.nexus import DATA, IMAGE_METADATA, PUBLISHED_IDS, lost_pixel, nexus_group
+from stddaq.files.nexus import DATA, IMAGE_METADATA, PUBLISHED_IDS, lost_pixel, nexus_group, set_attributes
 from stddaq.files.opening import damage_named, open_file, relative_name
 from stddaq.files.raw_rows import RawDatasets
 from stddaq.files.sources import mark_with_run_ids
@@ -176,12 +176,12 @@ class PublishedImagesFile:
 
     def _describe(self, file: h5py.Group) -> None:
         """Write what NeXus viewers need to open on the images, and the names of the raw files."""
-        file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "stddaq_ophyd"})
+        set_attributes(file, NX_class="NXroot", default="entry", creator="stddaq_ophyd")
         entry = file["entry"]
         assert isinstance(entry, h5py.Group)
-        entry.attrs.update({"NX_class": "NXentry", "default": "data"})
-        file["entry/data"].attrs.update({"NX_class": "NXdata", "signal": "data", "interpretation": "image"})
-        file[DATA].attrs["interpretation"] = "image"
+        set_attributes(entry, NX_class="NXentry", default="data")
+        set_attributes(file["entry/data"], NX_class="NXdata", signal="data", interpretation="image")
+        set_attributes(file[DATA], interpretation="image")
         account = nexus_group(entry, "stddaq", "NXcollection")
         # Readers compare them with those in the raw files. While these grow, the id of the run has to do.
         file[PUBLISHED_IDS] = np.concatenate(self._ids)

@@ -70,6 +70,18 @@ def stretches(values: np.ndarray) -> list[Stretch]:
     ]
 
 
+def stretches_of(kept: np.ndarray, values: np.ndarray) -> list[Stretch]:
+    """Cut `values` (n,) into progressions as `stretches` does, without those that are not `kept` (n,)."""
+    if kept.all():
+        return stretches(values)
+    edges = np.flatnonzero(np.diff(kept.astype(np.int8), prepend=0, append=0)).reshape(-1, 2).tolist()
+    return [
+        Stretch(begin + start, first, step, length)
+        for begin, end in edges
+        for start, first, step, length in stretches(values[begin:end])
+    ]
+
+
 def create_virtual_dataset(
     group: h5g.GroupID,
     name: str,

@@ -35,16 +35,16 @@ class FileStatus(BaseModel):
     """The content of a file."""
 
     filename: str
-    kind: Literal["raw", "metadata", "master", "other"]
+    kind: Literal["raw", "metadata", "master", "NXmx", "application", "other"]
     size: int
     n_images: int | None
     closed: bool
     """False while the file is written, and after its writer was killed."""
     not_closed: str | None
     missing: list[str]
-    """Raw files of a master file that do not exist."""
+    """Raw files that the file shows and that do not exist."""
     not_of_this_run: str | None
-    """Why the raw files of a master file are not those that it was made over."""
+    """Why the raw files that the file shows are not those that it was made over."""
     n_datasets: int
     datasets: list[DatasetDescription]
 

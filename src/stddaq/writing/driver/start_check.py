@@ -12,7 +12,13 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon.isolation import run_in_process
 from stddaq.daemon.user_switch import may_create_files
 from stddaq.errors import StdDaqError
-from stddaq.files.names import files_over_raw_files, master_file_name, metadata_file_name, raw_file_name
+from stddaq.files.names import (
+    files_over_raw_files,
+    master_file_name,
+    metadata_file_name,
+    nxmx_file_name,
+    raw_file_name,
+)
 from stddaq.text import mismatch, os_error_text
 from stddaq.wire.driver_messages import (
     DEFAULT_N_IMAGE,
@@ -105,9 +111,11 @@ def _check_no_file_of_other_run(start: StartCommand, files: PlannedFiles) -> Non
 
 
 def _check_no_file_exists(start: StartCommand, files: PlannedFiles) -> None:
-    # A metadata file of another run would be read as that of this run, even if this run has none.
-    metadata = Path(start.path) / metadata_file_name(start.file_prefix)
-    existing = [str(path) for path in dict.fromkeys((*files.all, metadata)) if os.path.lexists(path)]
+    # A metadata file of another run would be read as that of this run, even if this run has none; its NXmx
+    # file would show the images of this run.
+    directory, prefix = Path(start.path), start.file_prefix
+    of_runs = (*files.all, directory / metadata_file_name(prefix), directory / nxmx_file_name(prefix))
+    existing = [str(path) for path in dict.fromkeys(of_runs) if os.path.lexists(path)]
     if existing:
         found = ", ".join(existing[:3]) + (", ..." if len(existing) > 3 else "")
         advice = 'choose another path or file_prefix, or set "overwrite": true'

@@ -1,0 +1,395 @@
+"""The NXmx file `<prefix>_master.h5`: a run with its metadata, for programs of crystallography.
+
+It is a small file beside the raw files; its images are a virtual dataset with relative names. During a scan
+frame k is the image whose id is k above the first one, because readers compute the angle of a frame from its
+number; still images are those that exist. The tree satisfies the NXDL and the readers that tests/files names;
+`/entry/definition` is written only if all values are known that the NXDL or dxtbx require.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from stddaq.errors import ConfigError, FileLayoutError, OutputExistsError
+from stddaq.files.application_metadata import ENERGY_TIMES_WAVELENGTH, Detector, Metadata, RunMetadata
+from stddaq.files.file_format import FILE_FORMAT
+from stddaq.files.frames import Frames, frames_of
+from stddaq.files.names import master_file_name, metadata_file_name
+from stddaq.files.nexus import APPLICATION_METADATA, DATA, nexus_group, set_attributes
+from stddaq.files.nexus_account import write_account
+from stddaq.files.pixel_mask import read_pixel_mask
+from stddaq.files.run import RecordedRun
+from stddaq.files.sources import mark_with_run_ids
+from stddaq.new_file import replacing
+from stddaq.open_directory import OutsideRootsError
+from stddaq.text import mismatch, shown
+
+SENSOR_MATERIALS = ("Si", "Silicon", "CdTe", "GaAs")
+BEAM = "/entry/instrument/beam"
+DETECTOR_AXIS = "/entry/instrument/detector/transformations/det_z"
+MODULE_OFFSET = "/entry/instrument/detector/module/module_offset"
+GONIOMETER = "/entry/sample/transformations"
+# dxtbx reads files of these instruments in formats of their own.
+_OTHER_FORMATS = re.compile(r"(i03|i04|i24|vmxi)\Z|dls|diamond beamline|.*ebic", re.IGNORECASE | re.DOTALL)
+_ALWAYS_REQUIRED = (
+    "start_time",
+    "source.name",
+    "instrument.name",
+    "sample.name",
+    "detector.pixel_size_m",
+    "detector.sensor_material",
+    "detector.sensor_thickness_m",
+    "detector.saturation_value",
+    "detector.underload_value",
+    "detector.distance_m",
+    "detector.beam_center_pixel",
+    "detector.count_time_s",
+    "detector.frame_time_s",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NXmxFile:
+    """The content of an NXmx file.
+
+    Attributes:
+        missing: keys of values that NXmx requires; the file has a `definition` if there are none.
+        n_mapped: frames that show an image.
+    """
+
+    path: Path
+    missing: tuple[str, ...]
+    n_frames: int
+    n_mapped: int
+    image_shape: tuple[int, int]
+    dtype: np.dtype
+
+
+def missing_for_nxmx(metadata: Metadata) -> list[str]:
+    """Return the keys of all values that are required and not known."""
+    values = metadata.values
+    missing = [key for key in _ALWAYS_REQUIRED if _value(values, key) is None]
+    if values.beam.wavelength is None:
+        missing.append("beam.energy_kev")
+    if values.end_time is None and metadata.expected_images is None:
+        missing.append("end_time")
+    if values.scan is not None:
+        missing += _missing_for_scan(values)
+    return missing
+
+
+def _missing_for_scan(values: RunMetadata) -> list[str]:
+    assert values.scan is not None
+    missing = [
+        f"scan.{name}" for name in ("start_deg", "increment_deg") if getattr(values.scan, name) is None
+    ]
+    name, axes = values.scan_axis_name, [axis.name for axis in values.goniometer()]
+    if name is None:
+        missing.append("scan_axis.name")
+    if name not in axes and (name is not None or values.scan_axis.vector is None):
+        missing.append("scan_axis.vector")
+    return missing + [f"axes.{axis}" for axis in axes if axis != name and axis not in values.axes]
+
+
+def _value(values: RunMetadata, key: str) -> object:
+    found: object = values
+    for name in key.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def create_nxmx_file(
+    path: Path,
+    run: RecordedRun,
+    metadata: Metadata,
+    *,
+    account: str | None = None,
+    incomplete: bool = False,
+    overwrite: bool = False,
+    roots: Sequence[Path] = (),
+) -> NXmxFile:
+    """Create the NXmx file `path` of a run. It appears complete or not at all, below one of `roots` if any.
+
+    With `incomplete` missing values are left out, and the file does not claim to be NXmx. Raise `ConfigError`
+    that names all missing keys, or values that are not NXmx; `FileLayoutError`, `OutputExistsError`,
+    `OutsideRootsError`.
+    """
+    _check_name(path, run)
+    missing = missing_for_nxmx(metadata)
+    if missing and not incomplete:
+        got, advice = f"none for {', '.join(missing)}", "give them by --from or --set"
+        raise ConfigError(mismatch(str(path), "values that NXmx requires", got, advice), missing)
+    _check_values(metadata.values)
+    frames = frames_of(run, by_id=metadata.values.scan is not None)
+    try:
+        with replacing(path, overwrite=overwrite, roots=roots) as temporary:
+            with h5py.File(temporary.opened, "w", libver=FILE_FORMAT, locking=False) as file:
+                _Tree(file, path, run, frames, metadata).write(account, complete=not missing)
+            with h5py.File(temporary.opened, "r", locking=False) as file:
+                images = file[DATA]
+                assert isinstance(images, h5py.Dataset)
+                frames.verify(images)
+    except FileExistsError as error:
+        raise OutputExistsError(f"{error}; allow overwriting to replace it") from error
+    except OutsideRootsError:
+        raise
+    except (OSError, RuntimeError) as error:
+        raise FileLayoutError(
+            f"{path}: cannot be written: {getattr(error, 'strerror', 0) or error}"
+        ) from error
+    return NXmxFile(
+        path, tuple(missing), len(frames.image_ids), frames.n_mapped, frames.image_shape, frames.dtype
+    )
+
+
+def _check_name(path: Path, run: RecordedRun) -> None:
+    is_raw = any(raw.path.resolve() == path.resolve() for raw in run.raw_files)
+    if is_raw or path.name.endswith((master_file_name(""), metadata_file_name(""))):
+        raise OutputExistsError(mismatch(str(path), "a name of no other file of a run", path.name))
+
+
+def _check_values(values: RunMetadata) -> None:
+    """Raise `ConfigError` for values with which readers refuse or misread the file."""
+    material, name = values.detector.sensor_material, values.instrument.name
+    if material is not None and material not in SENSOR_MATERIALS:
+        expected = f"one of {', '.join(SENSOR_MATERIALS)} in an NXmx file"
+        raise ConfigError(mismatch("detector.sensor_material", expected, shown(material)))
+    if name is not None and _OTHER_FORMATS.match(name):
+        expected = "a name that dxtbx does not know as another format"
+        raise ConfigError(mismatch("instrument.name", expected, shown(name)))
+
+
+class _Tree:
+    """The file while it is written."""
+
+    def __init__(
+        self, file: h5py.File, path: Path, run: RecordedRun, frames: Frames, metadata: Metadata
+    ) -> None:
+        self._file, self._path, self._run, self._frames = file, path, run, frames
+        self._metadata, self._values = metadata, metadata.values
+
+    def write(self, account: str | None, *, complete: bool) -> None:
+        name = self._path.name.encode("ascii", "backslashreplace").decode()
+        set_attributes(
+            self._file,
+            NX_class="NXroot",
+            default="entry",
+            file_name=name,
+            file_time=_utc(datetime.now(UTC)),
+            creator="stddaq",
+            HDF5_Version=h5py.version.hdf5_version,
+        )
+        entry = nexus_group(self._file, "entry", "NXentry", default="data")
+        mark_with_run_ids(entry.id, [self._run.run_id])
+        if complete:
+            entry["definition"] = np.bytes_("NXmx")
+            entry.attrs["version"] = np.bytes_("1.0")
+        self._write_entry(entry)
+        instrument = nexus_group(entry, "instrument", "NXinstrument")
+        self._write_instrument(instrument)
+        self._write_beam(instrument)
+        self._write_detector(instrument)
+        self._write_sample(entry)
+        self._write_data(entry)
+        write_account(entry, self._run, self._path.parent, account)
+        self._file[APPLICATION_METADATA] = self._metadata.as_json()
+
+    def _write_entry(self, entry: h5py.Group) -> None:
+        run, values = self._run, self._values
+        entry["title"] = f"{run.detector_name} {run.run_id}" if run.run_id else run.detector_name
+        _put(entry, "entry_identifier", run.run_id)
+        for name, time in (
+            ("start_time", values.start_time and datetime.fromisoformat(values.start_time)),
+            ("end_time", values.end_time and datetime.fromisoformat(values.end_time)),
+            ("end_time_estimated", self._metadata.end_time_estimated()),
+        ):
+            _put(entry, name, _utc(time) if time else None)
+        source = nexus_group(entry, "source", "NXsource")
+        _put_name(source, values.source.name, values.source.short_name)
+        _put(source, "type", values.source.type)
+        _put(source, "probe", "x-ray")
+
+    def _write_instrument(self, instrument: h5py.Group) -> None:
+        values = self._values
+        _put_name(instrument, values.instrument.name, values.instrument.short_name)
+        _put(instrument, "time_zone", values.instrument.time_zone)
+        if values.beam.transmission is not None:
+            attenuator = nexus_group(instrument, "attenuator", "NXattenuator")
+            _put(attenuator, "attenuator_transmission", values.beam.transmission)
+
+    def _write_beam(self, instrument: h5py.Group) -> None:
+        values = self._values.beam
+        beam = nexus_group(instrument, "beam", "NXbeam", target=BEAM)
+        if values.wavelength is not None:
+            _put(beam, "incident_wavelength", values.wavelength, "angstrom")
+            _put(beam, "incident_energy", ENERGY_TIMES_WAVELENGTH / values.wavelength * 1000, "eV")
+        _put(beam, "total_flux", values.flux_hz, "Hz")
+        _put(beam, "incident_beam_size", values.size_m, "m")
+
+    def _write_detector(self, instrument: h5py.Group) -> None:
+        values, dtype = self._values.detector, self._frames.dtype
+        detector = nexus_group(instrument, "detector", "NXdetector")
+        detector["data"] = h5py.SoftLink(DATA)
+        for name in ("description", "type", "serial_number", "sensor_material", "gain_setting"):
+            _put(detector, name, getattr(values, name))
+        _put(detector, "local_name", self._run.detector_name)
+        _put(detector, "distance", values.distance_m, "m")
+        for i, axis in enumerate("xy"):
+            if values.beam_center_pixel is not None:
+                _put(detector, f"beam_center_{axis}", values.beam_center_pixel[i], "pixel")
+            if values.pixel_size_m is not None:
+                _put(detector, f"{axis}_pixel_size", values.pixel_size_m[i], "m")
+        _put(detector, "count_time", values.count_time_s, "s")
+        _put(detector, "frame_time", values.frame_time_s, "s")
+        _put(detector, "sensor_thickness", values.sensor_thickness_m, "m")
+        _put(detector, "threshold_energy", values.threshold_energy_ev, "eV")
+        for name in ("saturation_value", "underload_value"):
+            _put(detector, name, getattr(values, name))
+        if dtype.kind in "iu":
+            # Of the stored pixel: with those of the converter dxtbx masks real counts.
+            for name in ("bit_depth_image", "bit_depth_readout"):
+                detector[name] = np.int32(8 * dtype.itemsize)
+        for name in ("pixel_mask", "flatfield", "countrate_correction"):
+            detector[f"{name}_applied"] = getattr(values, f"{name}_applied")
+        self._write_detector_specific(detector)
+        if None not in (values.distance_m, values.pixel_size_m, values.beam_center_pixel):
+            _write_geometry(detector, values, self._frames.image_shape)
+
+    def _write_detector_specific(self, detector: h5py.Group) -> None:
+        """Write what plug-ins of XDS read."""
+        height, width = self._frames.image_shape
+        specific = nexus_group(detector, "detectorSpecific", "NXcollection")
+        for name, number in (
+            ("nimages", len(self._frames.image_ids)),
+            ("ntrigger", 1),
+            ("x_pixels_in_detector", width),
+            ("y_pixels_in_detector", height),
+        ):
+            specific[name] = np.uint32(number)
+        if self._values.detector.mask_file is not None:
+            mask = read_pixel_mask(self._values.detector.mask_file, (height, width))
+            detector["pixel_mask"] = mask
+            set_attributes(detector["pixel_mask"], target="/entry/instrument/detector/pixel_mask")
+            specific["pixel_mask"] = detector["pixel_mask"]
+
+    def _write_sample(self, entry: h5py.Group) -> None:
+        values = self._values
+        sample = nexus_group(entry, "sample", "NXsample")
+        _put(sample, "name", values.sample.name)
+        _put(sample, "temperature", values.sample.temperature_k, "K")
+        sample["beam"] = self._file[BEAM]
+        axes = values.goniometer() if values.scan is not None else []
+        known = [axis for axis in axes if axis.name in (values.scan_axis_name, *values.axes)]
+        transformations = nexus_group(sample, "transformations", "NXtransformations") if known else None
+        depends_on = "."
+        for axis in known:
+            assert transformations is not None
+            angles = self._angles() if axis.name == values.scan_axis_name else values.axes[axis.name]
+            if angles is None:
+                continue
+            _axis(transformations, axis.name, angles, "deg", "rotation", axis.vector, depends_on)
+            depends_on = f"{GONIOMETER}/{axis.name}"
+        if transformations is not None:
+            self._write_scan(transformations)
+        sample["depends_on"] = depends_on
+
+    def _angles(self) -> np.ndarray | None:
+        """Return the angle at the start of each frame."""
+        scan = self._values.scan
+        if scan is None or scan.start_deg is None or scan.increment_deg is None:
+            return None
+        return scan.start_deg + scan.increment_deg * np.arange(len(self._frames.image_ids))
+
+    def _write_scan(self, transformations: h5py.Group) -> None:
+        name, angles, scan = self._values.scan_axis_name, self._angles(), self._values.scan
+        if angles is None or scan is None or scan.increment_deg is None or name not in transformations:
+            return
+        set_attributes(transformations[name], target=f"{GONIOMETER}/{name}")
+        _put(transformations, f"{name}_end", angles + scan.increment_deg, "deg")
+        _put(transformations, f"{name}_increment_set", scan.increment_deg, "deg")
+        for suffix in ("end", "increment_set"):
+            set_attributes(transformations[f"{name}_{suffix}"], transformation_type="rotation")
+
+    def _write_data(self, entry: h5py.Group) -> None:
+        data = nexus_group(entry, "data", "NXdata", signal="data", interpretation="image", image_id_indices=0)
+        set_attributes(data, axes=["image_id", ".", "."])
+        images = self._frames.create_dataset(data, "data", self._path.parent)
+        set_attributes(images, interpretation="image", long_name=self._run.detector_name, target=DATA)
+        data["image_id"] = self._frames.image_ids
+        scanned = f"{GONIOMETER}/{self._values.scan_axis_name}"
+        if self._angles() is not None and scanned in self._file:
+            data[scanned.rpartition("/")[2]] = self._file[scanned]
+            set_attributes(data, **{f"{self._values.scan_axis_name}_indices": 0})
+
+
+def _write_geometry(detector: h5py.Group, values: Detector, image_shape: tuple[int, int]) -> None:
+    """Write the place of the detector and of its one module, which is the whole image."""
+    assert values.pixel_size_m is not None
+    assert values.beam_center_pixel is not None
+    detector["depends_on"] = DETECTOR_AXIS
+    transformations = nexus_group(detector, "transformations", "NXtransformations")
+    _axis(transformations, "det_z", values.distance_m, "m", "translation", [0, 0, 1], ".")
+    module = nexus_group(detector, "module", "NXdetector_module")
+    for name, pair in (("data_origin", (0, 0)), ("data_size", image_shape), ("data_stride", (1, 1))):
+        module[name] = np.array(pair, np.int32)
+    # From the beam to the corner of pixel (0, 0).
+    fast, slow = (_unit(vector) for vector in (values.fast, values.slow))
+    (x, y), (x_size, y_size) = values.beam_center_pixel, values.pixel_size_m
+    origin = -(x * x_size * fast + y * y_size * slow)
+    _axis(module, "module_offset", 0.0, "m", "translation", [1, 0, 0], DETECTOR_AXIS, origin)
+    for name, size, vector in (("fast", x_size, fast), ("slow", y_size, slow)):
+        _axis(module, f"{name}_pixel_direction", size, "m", "translation", vector, MODULE_OFFSET)
+
+
+def _unit(vector: Sequence[float]) -> np.ndarray:
+    # Adding 0 turns -0.0 into 0.0.
+    return np.array(vector, float) / math.hypot(*vector) + 0.0
+
+
+def _axis(
+    group: h5py.Group,
+    name: str,
+    values: object,
+    units: str,
+    kind: str,
+    vector: object,
+    depends_on: str,
+    offset: object = (0, 0, 0),
+) -> None:
+    axis = group.create_dataset(name, data=np.atleast_1d(np.asarray(values, np.float64)))
+    set_attributes(
+        axis,
+        transformation_type=kind,
+        units=units,
+        vector=np.asarray(vector, np.float64),
+        offset=np.asarray(offset, np.float64) + 0.0,
+        offset_units="m",
+        depends_on=depends_on,
+    )
+
+
+def _put(group: h5py.Group, name: str, value: object, units: str = "") -> None:
+    """Write a value, unless it is unknown."""
+    if value is None:
+        return
+    group[name] = value
+    if units:
+        set_attributes(group[name], units=units)
+
+
+def _put_name(group: h5py.Group, name: str | None, short_name: str | None) -> None:
+    _put(group, "name", name)
+    if name is not None and short_name is not None:
+        set_attributes(group["name"], short_name=short_name)
+
+
+def _utc(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,58 @@
+"""The pixel mask of a detector, from a file of numpy or a dataset of an HDF5 file.
+
+Its bits are those of NeXus: 0 gap, 1 dead, 2 and 3 responding too little or too much, 4 noisy, 8 set by a
+user, 31 virtual.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from stddaq.errors import FileLayoutError
+from stddaq.files.opening import check_is_file, examine
+from stddaq.text import mismatch, os_error_text
+
+DEAD, BY_USER = np.uint32(1 << 1), np.uint32(1 << 8)
+
+
+def read_pixel_mask(name: str, image_shape: tuple[int, int]) -> np.ndarray:
+    """Return the mask (height, width) uint32 of `FILE.npy` or `FILE.h5:/dataset`. Raise `FileLayoutError`.
+
+    Pixels that a user has masked are also marked as dead: neggia ignores the bit of users.
+    """
+    path, colon, dataset = name.rpartition(":")
+    mask = _of_hdf5(Path(path), dataset, image_shape) if colon else _of_numpy(Path(name), image_shape)
+    return mask | np.where(mask & BY_USER, DEAD, np.uint32(0))
+
+
+def _of_hdf5(path: Path, dataset: str, image_shape: tuple[int, int]) -> np.ndarray:
+    with examine(path) as opened:
+        stored = opened.file.get(dataset)
+        if not isinstance(stored, h5py.Dataset):
+            raise FileLayoutError(mismatch(f"{path}:{dataset}", "a dataset", "none"))
+        _check(f"{path}:{dataset}", stored.shape, stored.dtype, image_shape)
+        return stored[()].astype(np.uint32)
+
+
+def _of_numpy(path: Path, image_shape: tuple[int, int]) -> np.ndarray:
+    try:
+        check_is_file(path)
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise FileLayoutError(f"{path}: cannot be read: {os_error_text(error)}") from error
+    except (ValueError, EOFError) as error:
+        raise FileLayoutError(mismatch(str(path), "FILE.npy or FILE.h5:/dataset", "another file")) from error
+    if not isinstance(stored, np.ndarray):  # An archive of several arrays.
+        raise FileLayoutError(mismatch(str(path), "FILE.npy or FILE.h5:/dataset", "several arrays"))
+    _check(str(path), stored.shape, stored.dtype, image_shape)
+    return stored.astype(np.uint32)
+
+
+def _check(where: str, shape: tuple[int, ...], dtype: np.dtype, image_shape: tuple[int, int]) -> None:
+    # Before anything is read, so that memory is bounded.
+    if shape != image_shape or dtype.kind not in "iub" or dtype.itemsize > np.dtype(np.uint32).itemsize:
+        expected = f"a mask {image_shape} of integers up to 32 bits"
+        raise FileLayoutError(mismatch(where, expected, f"{shape} {dtype}"))

@@ -1,0 +1,64 @@
+"""Pixel masks from files of numpy and HDF5."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from stddaq.errors import FileLayoutError
+from stddaq.files.pixel_mask import read_pixel_mask
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", "<i4", "<u4"])
+@pytest.mark.parametrize("kind", ["npy", "h5"])
+def test_mask_is_read_as_32_bits(tmp_path: Path, dtype: str, kind: str):
+    mask = np.array([[0, 1, 0], [1, 0, 1]], dtype)
+    name = str(tmp_path / f"mask.{kind}")
+    if kind == "npy":
+        np.save(name, mask)
+    else:
+        with h5py.File(name, "w") as file:
+            file["a/mask"] = mask
+        name += ":/a/mask"
+    found = read_pixel_mask(name, (2, 3))
+    assert found.dtype == np.uint32
+    np.testing.assert_array_equal(found, mask)
+
+
+def test_pixels_of_users_are_dead_too(tmp_path: Path):
+    np.save(tmp_path / "mask.npy", np.array([[0, 256, 257]], "<u4"))
+    assert read_pixel_mask(str(tmp_path / "mask.npy"), (1, 3)).tolist() == [[0, 258, 259]]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [np.zeros((3, 2), "u4"), np.zeros((1, 2, 3), "u4"), np.zeros((2, 3), "f4"), np.zeros((2, 3), "u8")],
+)
+def test_mask_of_another_shape_or_type_is_refused(tmp_path: Path, mask: Any):
+    np.save(tmp_path / "mask.npy", mask)
+    with h5py.File(tmp_path / "mask.h5", "w") as file:
+        file["mask"] = mask
+    for name in ("mask.npy", "mask.h5:mask"):
+        with pytest.raises(FileLayoutError, match=r"expected a mask \(2, 3\) of integers"):
+            read_pixel_mask(str(tmp_path / name), (2, 3))
+
+
+def test_files_that_are_no_masks_are_named(tmp_path: Path):
+    (tmp_path / "text.npy").write_text("no mask")
+    (tmp_path / "empty.npy").touch()
+    np.savez(tmp_path / "several.npz", a=np.zeros((2, 3)))
+    np.save(tmp_path / "objects.npy", np.array([[None]]), allow_pickle=True)
+    os.mkfifo(tmp_path / "pipe.npy")
+    with h5py.File(tmp_path / "mask.h5", "w") as file:
+        file.create_group("group")
+    for name in (
+        *("text.npy", "empty.npy", "several.npz", "objects.npy", "pipe.npy", "none.npy", "text.npy:/mask"),
+        *("mask.h5:/group", "mask.h5:/none", "none.h5:/mask", "mask.h5"),
+    ):
+        with pytest.raises(FileLayoutError, match=name.partition(":")[0]):
+            read_pixel_mask(str(tmp_path / name), (2, 3))
