@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from support.data.raw_files import stream, write_run
 from support.processes.deployment import Deployment, free_port, make_config
 from support.processes.live_streams import start_live_stream
 from support.processes.stream_readers import StreamReader
@@ -205,3 +206,21 @@ def test_a_configuration_is_made_as_described(tmp_path: Path, monkeypatch: pytes
         assert stddaq(command.split()) == 0
     for name in ("gf", "camera"):
         DetectorConfig.load(f"{name}.json")
+
+
+def test_metadata_for_crystallography_make_an_nxmx_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (HOW_TO / "crystallography.md").read_text()
+    files = re.findall(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(files) == 2
+    for number, content in enumerate(files):
+        (tmp_path / f"{number}.json").write_text(content)
+    write_run(tmp_path, stream(range(9)))
+    np.save(tmp_path / "mask.npy", np.zeros((2, 3), np.uint32))
+    arguments = ["nexus", str(tmp_path), "--definition", "NXmx", "--from", str(tmp_path / "0.json")]
+    # The run has no driver's account, which has the times.
+    times = [f"--set={name}_time=2026-11-27T01:00:00+01:00" for name in ("start", "end")]
+    assert stddaq([*arguments, *times]) == 0
+    assert stddaq([*arguments, "--from", str(tmp_path / "1.json"), *times, "--overwrite"]) == 0
+    assert capsys.readouterr().out.count("file_master.h5: 9 frames of 2x3 uint16\n") == 2

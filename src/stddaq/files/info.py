@@ -19,7 +19,7 @@ from stddaq.files.opening import Opened, examine
 from stddaq.files.raw_rows import ImageRows, metadata_file_of, metadata_group, raw_file_of, raw_group
 from stddaq.files.repair import being_written
 from stddaq.files.sources import check_sources
-from stddaq.text import bytes_text, command_line
+from stddaq.text import bytes_text, command_line, mismatch
 from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
 
 Kind = Literal["raw", "metadata", "master", "NXmx", "application", "other"]
@@ -163,9 +163,7 @@ def describe(path: Path) -> FileInfo:
         parts = [dataset for dataset in found if isinstance(dataset, h5py.Dataset)]
         if len(parts) == len(found):
             return _master(path, opened, *parts)
-        images = found[0]
-        is_virtual = isinstance(images, h5py.Dataset) and images.is_virtual and images.ndim == 3
-        if is_virtual and APPLICATION_METADATA in file:
+        if APPLICATION_METADATA in file and isinstance(images := file.get(DATA), h5py.Dataset):
             return _application(path, opened, images)
         datasets = tuple(info for info, _ in describe_datasets(file))
         return FileInfo(path, "other", path.stat().st_size, datasets, unclosed=_unclosed(path, opened))
@@ -246,6 +244,9 @@ def _master(
 
 def _application(path: Path, opened: Opened, images: h5py.Dataset) -> FileInfo:
     file = opened.file
+    if images.ndim != 3 or not images.is_virtual:
+        expected = "a virtual dataset (n, height, width)"
+        raise FileLayoutError(mismatch(f"{path}: {images.name}", expected, f"shape {_shape(images.shape)}"))
     sources = sources_of_master(path, images)
     missing = tuple(source for source in sources if not source.exists())
     n_pixels = sum(source.vspace.get_select_npoints() for source in images.virtual_sources())

@@ -206,12 +206,10 @@ class _Tree:
         run, values = self._run, self._values
         entry["title"] = f"{run.detector_name} {run.run_id}" if run.run_id else run.detector_name
         _put(entry, "entry_identifier", run.run_id)
-        for name, time in (
-            ("start_time", values.start_time and datetime.fromisoformat(values.start_time)),
-            ("end_time", values.end_time and datetime.fromisoformat(values.end_time)),
-            ("end_time_estimated", self._metadata.end_time_estimated()),
-        ):
-            _put(entry, name, _utc(time) if time else None)
+        for name, time in (("start_time", values.start_time), ("end_time", values.end_time)):
+            _put(entry, name, None if time is None else _utc(datetime.fromisoformat(time)))
+        estimated = self._metadata.end_time_estimated()
+        _put(entry, "end_time_estimated", None if estimated is None else _utc(estimated))
         source = nexus_group(entry, "source", "NXsource")
         _put_name(source, values.source.name, values.source.short_name)
         _put(source, "type", values.source.type)
