@@ -10,9 +10,7 @@ import fabio
 import h5py
 import hdf5plugin  # noqa: F401
 import numpy as np
-import nxmx
 import pytest
-from nexusformat.nexus import nxload
 from silx.io.nxdata.parse import get_default
 from support.data.nexus_metadata import SCAN, STILLS, make_nxmx, metadata
 from support.data.raw_files import RunSpec, bitshuffle, pixels, stream
@@ -38,6 +36,14 @@ def stills(tmp_path: Path) -> Path:
     return make_nxmx(tmp_path, stream([5, 7, 8]), RunSpec(shape=SHAPE), metadata(STILLS)).path
 
 
+def nxmx_of(file: h5py.File) -> Any:
+    """Return what the package nxmx makes of an open file."""
+    # Imported here, because pint makes its units for a second.
+    import nxmx
+
+    return nxmx.NXmx(file)
+
+
 def frames() -> Iterator[tuple[int, np.ndarray]]:
     """Return number and pixels of each frame of the scan."""
     for frame, image_id in enumerate(range(100, 141)):
@@ -46,8 +52,10 @@ def frames() -> Iterator[tuple[int, np.ndarray]]:
 
 
 def test_nxmx_reads_every_value(scan: Path):
+    import nxmx
+
     with h5py.File(scan) as file:
-        (entry,) = nxmx.NXmx(file).entries
+        (entry,) = nxmx_of(file).entries
         (instrument,), (sample,) = entry.instruments, entry.samples
         (detector,), (beam,) = instrument.detectors, instrument.beams
         assert str(entry.start_time) == "2026-11-27 00:00:00+00:00"
@@ -71,8 +79,10 @@ def test_nxmx_reads_every_value(scan: Path):
 
 
 def test_nxmx_sees_the_scan(scan: Path):
+    import nxmx
+
     with h5py.File(scan) as file:
-        (entry,) = nxmx.NXmx(file).entries
+        (entry,) = nxmx_of(file).entries
         omega = entry.samples[0].depends_on
         axes = nxmx.get_rotation_axes(nxmx.get_dependency_chain(omega))
         assert (axes.names.tolist(), axes.is_scan_axis.tolist()) == (["omega"], [True])
@@ -84,14 +94,14 @@ def test_nxmx_sees_the_scan(scan: Path):
 
 def test_nxmx_sees_no_axis_of_stills(stills: Path):
     with h5py.File(stills) as file:
-        assert nxmx.NXmx(file).entries[0].samples[0].depends_on is None
+        assert nxmx_of(file).entries[0].samples[0].depends_on is None
 
 
 def test_nxmx_does_not_take_an_incomplete_file(tmp_path: Path):
     known = metadata(STILLS, beam__energy_kev=None)
     made = make_nxmx(tmp_path, stream([0]), RunSpec(shape=SHAPE), known, incomplete=True)
     with h5py.File(made.path) as file:
-        assert nxmx.NXmx(file).entries == []
+        assert nxmx_of(file).entries == []
 
 
 def test_fabio_reads_every_frame(scan: Path):
@@ -122,6 +132,8 @@ def test_silx_opens_on_the_images(scan: Path):
 
 
 def test_nexusformat_opens_on_the_images(scan: Path):
+    from nexusformat.nexus import nxload
+
     root: Any = nxload(scan)
     with root.nxfile:
         images = root.get_default().nxsignal

@@ -236,9 +236,10 @@ class _Tree:
         values, dtype = self._values.detector, self._frames.dtype
         detector = nexus_group(instrument, "detector", "NXdetector")
         detector["data"] = h5py.SoftLink(DATA)
-        for name in ("description", "type", "serial_number", "sensor_material", "gain_setting"):
-            _put(detector, name, getattr(values, name))
+        _put(detector, "description", values.description)
+        _put(detector, "type", values.type)
         _put(detector, "local_name", self._run.detector_name)
+        _put(detector, "serial_number", values.serial_number)
         _put(detector, "distance", values.distance_m, "m")
         for i, axis in enumerate("xy"):
             if values.beam_center_pixel is not None:
@@ -247,16 +248,19 @@ class _Tree:
                 _put(detector, f"{axis}_pixel_size", values.pixel_size_m[i], "m")
         _put(detector, "count_time", values.count_time_s, "s")
         _put(detector, "frame_time", values.frame_time_s, "s")
+        _put(detector, "sensor_material", values.sensor_material)
         _put(detector, "sensor_thickness", values.sensor_thickness_m, "m")
         _put(detector, "threshold_energy", values.threshold_energy_ev, "eV")
-        for name in ("saturation_value", "underload_value"):
-            _put(detector, name, getattr(values, name))
+        _put(detector, "gain_setting", values.gain_setting)
+        _put(detector, "saturation_value", values.saturation_value)
+        _put(detector, "underload_value", values.underload_value)
         if dtype.kind in "iu":
             # Of the stored pixel: with those of the converter dxtbx masks real counts.
             for name in ("bit_depth_image", "bit_depth_readout"):
                 detector[name] = np.int32(8 * dtype.itemsize)
-        for name in ("pixel_mask", "flatfield", "countrate_correction"):
-            detector[f"{name}_applied"] = getattr(values, f"{name}_applied")
+        detector["pixel_mask_applied"] = values.pixel_mask_applied
+        detector["flatfield_applied"] = values.flatfield_applied
+        detector["countrate_correction_applied"] = values.countrate_correction_applied
         self._write_detector_specific(detector)
         if None not in (values.distance_m, values.pixel_size_m, values.beam_center_pixel):
             _write_geometry(detector, values, self._frames.image_shape)
