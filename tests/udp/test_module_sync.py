@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -25,8 +27,11 @@ def frame(
     mark: int = MARK,
     link_set: int = 0,
     scan: int = 0,
+    received: float = 0.0,
 ) -> bytes:
-    return struct.pack("<QQH4xBxI32xI", image_id, missing, module, link_set, scan, mark)
+    """Return a message; `received` in s, 0: not known."""
+    received_ns = round(received * 1e9)
+    return struct.pack("<QQH4xBxI22xQ2xI", image_id, missing, module, link_set, scan, received_ns, mark)
 
 
 class Fed:
@@ -39,7 +44,7 @@ class Fed:
         self.now = 0.0
         self.images: list[ModuleImage] = []
 
-    def add(self, image_id: int, *modules: int, **options: int) -> None:
+    def add(self, image_id: int, *modules: int, **options: Any) -> None:
         for module in modules:
             if self.sync.add(frame(image_id, module, **options), self.now):
                 self.images += self.sync.take(float("-inf"))
@@ -165,18 +170,25 @@ def test_ids_that_restart_are_announced_at_once(mark: int) -> None:
     fed = Fed()
     for image_id in [*range(5), *range(5)]:
         fed.add(image_id, 0, 1, mark=mark)
-    assert fed.complete == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]
+    assert fed.left == good(0, 1, 2, 3, 4, 0, 1, 2, 3, 4)
     assert fed.sync.n_restarts == 1
 
 
-def test_modules_may_restart_at_different_times() -> None:
+@pytest.mark.parametrize("has_times", [True, False])
+def test_modules_may_restart_at_different_times(has_times: bool) -> None:
     fed = Fed()
-    for image_id in (0, 1, 2, 0, 1):
-        fed.add(image_id, 0)
-    for image_id in (0, 1, 2, 0, 1):
-        fed.add(image_id, 1)
-    assert fed.complete == [0, 1, 2, 0, 1]
+    for module in (0, 1):
+        for start in (10.0, 20.0):
+            for image_id in range(3):
+                fed.add(image_id, module, received=(start + image_id / 100) * has_times)
+    # The frames of module 1 may be of the second acquisition, if nothing is known about them.
+    first = GOOD_IMAGE if has_times else ID_MISSMATCH
+    assert [(image_id, status) for image_id, status, _ in fed.left] == [
+        *((image_id, first) for image_id in range(3)),
+        *((image_id, GOOD_IMAGE) for image_id in range(3)),
+    ]
     assert fed.sync.n_incomplete == 0
+    assert fed.sync.n_doubtful == (0 if has_times else 3)
 
 
 def test_a_module_that_was_away_during_restarts_takes_part_again_within_the_timeout() -> None:
@@ -228,6 +240,141 @@ def test_no_image_has_frames_of_two_scans(last: int, first: int, mark: int) -> N
         assert scans == [{1}] * last + [{2}] * (4 - first)
 
 
+# Module 1 lacks frames at the end of the first acquisition and at the start of the second; module 0 may lack
+# the start of the second, so that it shows no restart. The second acquisition starts `pause` after the first.
+@pytest.mark.parametrize("last", [0, 1, 2])
+@pytest.mark.parametrize("first", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("first_of_0", "pause"),
+    # Without a restart, 0.03 s are too short for image 3, the last one of module 0.
+    [case for case in itertools.product((1, 2, 3, 4), (0.03, 0.1, 1.5)) if case != (4, 0.03)],
+)
+def test_no_good_image_has_frames_of_two_acquisitions(
+    last: int, first: int, first_of_0: int, pause: float
+) -> None:
+    fed = Fed()
+    acquisition_of: dict[int, int] = {}
+    mark = IN_ORDER | BY_CONVERTER
+    for acquisition in (0, 1):
+        start = 10.0 + acquisition * (0.03 + pause)
+        for image_id in range(1, 6):
+            for module in (0, 1):
+                lost = (image_id < first_of_0, image_id < first) if acquisition else (False, image_id > last)
+                at = start + image_id / 100
+                fed.wait(max(0.0, at - fed.now))
+                if (acquisition or image_id <= 3) and not lost[module]:
+                    mark += 1
+                    acquisition_of[mark] = acquisition
+                    fed.add(image_id, module, received=at + module / 1000, mark=mark)
+    fed.wait(1.1)
+    acquisitions = {
+        (image.image_id, *sorted({acquisition_of[mark] for _, mark in image.marks}))
+        for image in fed.images
+        if image.status == GOOD_IMAGE
+    }
+    assert all(len(of_image) == 2 for of_image in acquisitions)
+    assert acquisitions >= {(image_id, 0) for image_id in range(1, last + 1)}
+    if pause >= 0.1:
+        assert acquisitions >= {(image_id, 1) for image_id in range(max(first, first_of_0, 4), 6)}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_no_interleaving_of_acquisitions_makes_a_good_image_of_two(data: st.DataObject) -> None:
+    """Modules send in order, with losses, and converters deliver at any time."""
+    n_modules, start = data.draw(st.integers(2, 3)), 10.0
+    queues: list[list[tuple[int, int, float]]] = [[] for _ in range(n_modules)]
+    for acquisition in range(data.draw(st.integers(2, 4))):
+        for image_id in range(1, data.draw(st.integers(1, 6)) + 1):
+            start += 0.01
+            for module in range(n_modules):
+                if data.draw(st.booleans()):
+                    queues[module].append((image_id, acquisition, start + module / 1000))
+        start += data.draw(st.sampled_from([0.11, 0.3, 2.0]))
+    fed, mark = Fed(n_modules), IN_ORDER | BY_CONVERTER
+    acquisition_of: dict[int, int] = {}
+    while any(queues):
+        module = data.draw(st.sampled_from([m for m in range(n_modules) if queues[m]]))
+        image_id, acquisition, received = queues[module].pop(0)
+        mark += 1
+        acquisition_of[mark] = acquisition
+        fed.wait(max(0.0, received - fed.now))
+        fed.add(image_id, module, received=received, mark=mark)
+    fed.wait(1.1)
+    for image in fed.images:
+        assert image.status != GOOD_IMAGE or len({acquisition_of[mark] for _, mark in image.marks}) == 1
+
+
+def test_frames_of_one_image_that_are_received_far_apart_are_no_good_image() -> None:
+    fed = Fed()
+    fed.add(1, 0, received=10.0)
+    fed.add(1, 1, received=10.11)
+    fed.add(2, 0, received=20.0)
+    fed.add(2, 1, received=20.09)
+    assert fed.left == [(1, ID_MISSMATCH, ()), *good(2)]
+    assert fed.sync.n_doubtful == 1
+
+
+def test_a_converter_that_delivers_an_acquisition_late_adds_nothing_to_the_next_one() -> None:
+    fed = Fed()
+    for image_id in (1, 2, 3):
+        fed.add(image_id, 0, received=10 + image_id / 100)
+    fed.wait(1.1)
+    for image_id in (1, 2, 3):
+        fed.add(image_id, 0, received=12 + image_id / 100)
+    fed.wait(2.0)
+    for image_id in (1, 2, 3):
+        fed.add(image_id, 1, received=10 + image_id / 100)
+    assert fed.complete == []
+    assert fed.sync.n_late == 3
+    for image_id in (4, 5):
+        fed.add(image_id, 0, 1, received=12 + image_id / 100)
+    assert fed.complete == [4, 5]
+
+
+@pytest.mark.parametrize("stray", [2, 45, 90, 500, 2**40])
+def test_a_wrong_id_of_a_cpp_receiver_costs_no_image(stray: int) -> None:
+    fed = Fed()
+    for image_id in range(50, 60):
+        fed.add(image_id, 0, 1, mark=0)
+        if image_id == 54:
+            fed.add(stray, 1, mark=0)
+    assert fed.left == good(*range(50, 60))
+    assert fed.sync.n_late == 1
+    assert fed.sync.n_restarts == 0
+    assert fed.sync.n_messages == 21
+
+
+@pytest.mark.parametrize("first", [1, 3, 30])
+def test_a_restart_of_cpp_receivers_needs_evidence_and_costs_no_image(first: int) -> None:
+    fed = Fed()
+    for image_id in [*range(1, 41), *range(first, first + 10)]:
+        fed.add(image_id, 0, 1, mark=0)
+    assert fed.left == good(*range(1, 41), *range(first, first + 10))
+    assert fed.sync.n_restarts == 1
+    assert (fed.sync.n_late, fed.sync.n_messages) == (0, 100)
+
+
+def test_a_restart_of_cpp_receivers_needs_no_evidence_if_nothing_follows() -> None:
+    fed = Fed()
+    for image_id in (1, 2, 3, 2):
+        fed.add(image_id, 0, 1, mark=0)
+    assert fed.left == good(1, 2, 3)
+    assert fed.sync.due_at == 0.5
+    fed.wait(0.5)
+    assert fed.left == good(1, 2, 3, 2)
+
+
+@pytest.mark.parametrize("ids", [range(0, 2000, 100), [3, 5, 900, 1000, 7000, 7100, 7150, 20000, 20001]])
+def test_ids_of_cpp_receivers_may_skip(ids: list[int]) -> None:
+    fed = Fed()
+    for image_id in ids:
+        fed.add(image_id, 0, 1, mark=0)
+    fed.wait(0.5)
+    assert fed.left == good(*ids)
+    assert (fed.sync.n_late, fed.sync.n_restarts) == (0, 0)
+
+
 def test_a_scan_with_higher_ids_is_another_one() -> None:
     fed = Fed(is_gigafrost=True)
     fed.add(1, 0, 1, scan=1)
@@ -263,9 +410,11 @@ def test_an_image_without_marks_is_not_good_when_a_module_is_a_ring_ahead() -> N
         fed.add(image_id, 0, mark=0)
     fed.add(5, 1, mark=0)
     assert fed.left == good(5)
-    fed.add(5 + N_SLOTS, 0, mark=0)
+    fed.add(6 + N_SLOTS, 0, mark=0)
     fed.add(6, 1, mark=0)
-    assert fed.left[1] == (6, ID_MISSMATCH, ())
+    fed.add(7 + N_SLOTS, 0, mark=0)
+    fed.add(7, 1, mark=0)
+    assert fed.left[1:] == [(6, ID_MISSMATCH, ()), (7, ID_MISSMATCH, ())]
 
 
 def test_messages_that_are_none_are_counted() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -103,12 +104,16 @@ def test_eiger_packets_become_frames(make_module: MakeModule, bit_depth: int) ->
     receiver = make_module("eiger", 2, n_modules=4, bit_depth=bit_depth)
     dtype = np.dtype(f"u{bit_depth // 8}")
     sent = [RANDOM.integers(0, 2**bit_depth, (256, 512), dtype) for _ in range(3)]
+    before = time.time_ns()
     for i, pixels in enumerate(sent):
         receiver.send(*eiger_frame(29512 + i, pixels, row=1, column=0))
     frames = receiver.receive(3)
     assert [frame.pixels for frame in frames] == [pixels.tobytes() for pixels in sent]
     expected = struct.pack("<QQHHHH", 29512, 0, 2, bit_depth, 0, 1)
-    assert frames[0].message.tobytes()[:STD_DAQ_BYTES] == expected.ljust(STD_DAQ_BYTES, b"\0")
+    assert frames[0].message.tobytes()[:50] == expected.ljust(50, b"\0")
+    # When the first packet of each frame arrived.
+    times = [before, *(int(frame.message["received"]) for frame in frames), time.time_ns()]
+    assert times == sorted(times)
 
 
 def test_the_account_is_exact_to_the_packet(make_module: MakeModule) -> None:

@@ -183,10 +183,13 @@ class FrameAssembly:
         """Restarts of the ids."""
         return self._order.n_restarts
 
-    def add(self, headers: np.ndarray, payloads: np.ndarray, lengths: np.ndarray, now: float) -> None:
-        """Add datagrams that arrived at `now`, s (monotonic).
+    def add(
+        self, headers: np.ndarray, payloads: np.ndarray, lengths: np.ndarray, times: np.ndarray, now: float
+    ) -> None:
+        """Add datagrams that were received at `now`, s (monotonic).
 
-        `payloads`: their bytes after the header, (n, `payload_bytes`); `lengths` in bytes, with the header.
+        `payloads`: their bytes after the header, (n, `payload_bytes`); `lengths` in bytes, with the header;
+        `times`: when they reached this machine, (n or more, 2), in seconds and nanoseconds of one clock.
         """
         packets = self._packets
         if self._continue(headers, payloads, lengths, now):
@@ -195,7 +198,9 @@ class FrameAssembly:
         if rejected is not None:
             self.n_bad.update(rejected.counts)
             self.examples = rejected.examples
-            headers, payloads = headers[rejected.good], payloads[rejected.good]
+            headers, payloads, times = (
+                array[: len(rejected.good)][rejected.good] for array in (headers, payloads, times)
+            )
         self.headers, n = headers, len(headers)
         if not n:
             return
@@ -207,7 +212,7 @@ class FrameAssembly:
         found = zip(starts, keys[starts].tolist(), tags[starts].tolist(), strict=True)
         for i, (start, key, tag) in enumerate(found):
             end = starts[i + 1] if i + 1 < len(starts) else n
-            frame = self._find(key, tag) or self._start(headers[start].tobytes(), now)
+            frame = self._find(key, tag) or self._start(headers[start], times[start], now)
             self._packet_at = now
             if frame is None:
                 self.n_late += end - start
@@ -260,9 +265,11 @@ class FrameAssembly:
                 return frame
         return None
 
-    def _start(self, header: bytes, now: float) -> _Frame | None:
+    def _start(self, header: np.ndarray, time: np.ndarray, now: float) -> _Frame | None:
         """Open the frame of a packet; None if it is late."""
-        (identity, message), opened = self._packets.describe(header), self._open
+        seconds, nanoseconds = time.tolist()
+        received = seconds * 10**9 + nanoseconds
+        (identity, message), opened = self._packets.describe(header.tobytes(), received), self._open
         if self._candidate is not None and self._order.follows(self._candidate.identity, identity):
             self._accept_candidate()
         newest_id = opened[-1].identity.frame_id if opened else -1

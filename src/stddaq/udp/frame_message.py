@@ -1,7 +1,8 @@
 """The 64 bytes that announce one frame of one module, from its receiver to the module synchroniser.
 
 The layouts are those of the std_daq services (C++), little-endian and without gaps. Their unused bytes hold
-what stddaq adds: in a GigaFRoST frame the set of links, in every frame the number of its announcement.
+what stddaq adds: in a GigaFRoST frame the set of links, in the others when the frame arrived, in every frame
+the number of its announcement.
 """
 
 from __future__ import annotations
@@ -38,9 +39,12 @@ def _layout(fields: dict[str, tuple[str, int]]) -> np.dtype:
     )
 
 
-EIGER_FRAME = _layout({"bit_depth": ("<u2", 18), "pos_y": ("<u2", 20), "pos_x": ("<u2", 22)})
+# When the first packet of the frame reached this machine, ns since 1970; 0: not known. A GigaFRoST's message
+# has no room for it.
+_RECEIVED = {"received": ("<u8", 50)}
+EIGER_FRAME = _layout({"bit_depth": ("<u2", 18), "pos_y": ("<u2", 20), "pos_x": ("<u2", 22), **_RECEIVED})
 JUNGFRAU_FRAME = _layout(
-    {"frame_number": ("<u8", 26), "daq_rec": ("<u8", 34), "module_again": ("<u8", 42)},
+    {"frame_number": ("<u8", 26), "daq_rec": ("<u8", 34), "module_again": ("<u8", 42), **_RECEIVED},
 )
 GIGAFROST_FRAME = _layout(
     {

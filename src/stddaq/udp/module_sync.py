@@ -5,9 +5,13 @@ of each converted frame and yields images in the order of their ids: complete on
 when what they lack cannot arrive any more. Each module sends its frames in order, so a module that has sent a
 later frame has lost the ones before. Nothing waits longer than a timeout.
 
-Ids that restart are told from late ones per source (a module, of a GigaFRoST through one of two receivers).
-Images are ordered by the restart that they belong to, then by id; each source restarts by itself, because one
-may still send the end of a scan when others have started the next one.
+Late ids are distinguished from restarts per source (a module, of a GigaFRoST through one of two receivers;
+see `source_order`). Images are ordered by the restart that they belong to, then by id; each source restarts
+by itself, because one may still send the end of an acquisition when others have started the next one.
+
+A module that lacks the end of one acquisition and the start of the next shows no restart. The messages of a
+GigaFRoST name the scan. Eigers and Jungfraus name no acquisition, and the clocks of their modules differ, but
+the frames of an image reach this machine at almost the same time. An image whose frames did not is not good.
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from stddaq.dataplane.id_order import IdOrder, Place
+from stddaq.dataplane.id_order import LATE_IDS
 from stddaq.dataplane.metadata import GOOD_IMAGE, ID_MISSMATCH, MISSING_PACKETS
 from stddaq.udp.frame_message import BY_CONVERTER, FRAME_MESSAGE_BYTES, ID_BYTES, IN_ORDER
+from stddaq.udp.source_order import DoubtfulFrames, Place
 
 DEFAULT_TIMEOUT_S = 1.0
 # Share of the slots that a converter may be writing ahead of the last message that arrived from it.
@@ -30,25 +35,38 @@ MIN_MARGIN = 16
 N_LINK_SETS = 2
 # Ids have 64 bits; the bits above them count the restarts.
 _EPOCH = 1 << 64
-# Id, missing packets, module; link set and scan of a GigaFRoST; mark of the converter, or the number of a
-# receiver that a C++ converter passes on.
-_FIELDS = struct.Struct("<QQH4xBxI32xI")
+# Id, missing packets, module; link set and scan of a GigaFRoST, time of reception of the others; mark of the
+# converter, or the number of a receiver that a C++ converter passes on.
+_GIGAFROST_FIELDS = struct.Struct("<QQH4xBxI32xI")
+_FIELDS = struct.Struct("<QQH32xQ2xI")
+# Frames of one image are not received further apart than this share of the timeout; nor than the second one,
+# if some module had sent a later frame meanwhile.
+SKEW_FRACTION, OVERTAKEN_FRACTION = 1 / 10, 1 / 40
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Source:
     """The frames of one module through one receiver.
 
     Attributes:
+        bit: of the module, among those that have arrived for an image.
+        epoch: -1 before the first frame.
         last: key of the frame that arrived last (the epoch and the id).
+        received: when that frame was received, ns; 0: not known.
         first: key of the first frame of its epoch.
+        doubtful: frames that may not be right, of a C++ receiver.
+        is_trusted: the next frame is right, whatever its id.
     """
 
-    epoch: int = 0
+    module: int
+    bit: int
+    epoch: int = -1
     last: int = -1
+    received: int = 0
     first: int = -1
     scan_id: int = 0
-    order: IdOrder = field(default_factory=IdOrder)
+    doubtful: DoubtfulFrames = field(default_factory=DoubtfulFrames)
+    is_trusted: bool = False
 
 
 @dataclass(slots=True)
@@ -58,6 +76,7 @@ class ModuleImage:
     Attributes:
         message: the message that arrived first, completed to 64 bytes.
         scan_id: of a GigaFRoST. Frames of another scan are not part of the image.
+        received: when that frame was received, ns; 0: not known.
         arrived: bit set of the modules that have arrived, by their positions.
         marks: (module, mark) of the frames that have arrived.
         n_unmarked: those without mark, of C++ converters.
@@ -69,6 +88,7 @@ class ModuleImage:
     message: bytes
     link_set: int
     scan_id: int
+    received: int
     since: float
     arrived: int = 0
     n_unmarked: int = 0
@@ -88,7 +108,8 @@ class ModuleSync:
     Attributes:
         n_messages: messages of frames.
         n_malformed: messages that are none, or of a module that is not expected.
-        n_late, n_repeated: frames of images that have left, and second frames of a module for an image.
+        n_repeated: second frames of a module for an image.
+        n_doubtful: frames that may be of another acquisition than the others of their images.
         n_incomplete: images given up.
         n_lost: frames that incomplete images lacked, by module.
         n_restarts: how often the ids started again.
@@ -105,24 +126,40 @@ class ModuleSync:
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         """`modules` make an image. A message counts for its module modulo `n_modules`."""
-        self._modules, self._n_modules = list(modules), n_modules
-        self._bits = {module: 1 << position for position, module in enumerate(modules)}
-        self._all = (1 << len(self._modules)) - 1
+        self._n_modules = n_modules
+        self._all = (1 << len(modules)) - 1
         self._queue_size, self._timeout, self._n_slots = queue_size, timeout, n_slots
+        self._skew, self._overtaken = (
+            round(timeout * share * 1e9) for share in (SKEW_FRACTION, OVERTAKEN_FRACTION)
+        )
         self._margin = max(MIN_MARGIN, int(n_slots * MARGIN_FRACTION))
         self._is_gigafrost = is_gigafrost
-        self._sources = {
-            (module, link_set): _Source() for module in modules for link_set in range(N_LINK_SETS)
-        }
+        self._sources = [
+            {module: _Source(module, 1 << position) for position, module in enumerate(modules)}
+            for _ in range(N_LINK_SETS)
+        ]
+        self._in_doubt: set[_Source] = set()
         self._images: dict[int, ModuleImage] = {}
         self._keys: list[int] = []  # A heap.
         self._arrivals: deque[ModuleImage] = deque()
-        self._released = -1
-        # The newest epoch: since when, and the scan that it started with.
+        self._released = self._newest = -1
+        self._first: ModuleImage
+        # The newest epoch: since when, when its first frame and the one before were received, and the scan
+        # that it started with.
         self._epoch, self._epoch_since, self._scan_id = 0, float("-inf"), 0
-        self.n_messages = self.n_malformed = self.n_late = self.n_repeated = 0
+        self._epoch_received = self._received_before = 0
+        self._n_late = 0
+        self.n_messages = self.n_malformed = self.n_repeated = self.n_doubtful = 0
         self.n_incomplete = self.n_restarts = 0
         self.n_lost: Counter[int] = Counter()
+
+    @property
+    def n_late(self) -> int:
+        """Frames of images that have left, and those with wrong ids."""
+        return self._n_late + sum(source.doubtful.n_late for source in self._all_sources())
+
+    def _all_sources(self) -> Iterator[_Source]:
+        return (source for sources in self._sources for source in sources.values())
 
     @property
     def n_waiting(self) -> int:
@@ -131,7 +168,12 @@ class ModuleSync:
 
     @property
     def due_at(self) -> float:
-        """When incomplete images are given up for the one that has waited longest; infinite if none waits."""
+        """When `take` has something to do if no frame arrives; infinite if nothing waits."""
+        doubts = (source.doubtful.since for source in self._in_doubt)
+        return min(self._overdue_at(), min(doubts, default=float("inf")) + self._timeout / 2)
+
+    def _overdue_at(self) -> float:
+        """Return when incomplete images are given up for the one that has waited longest."""
         return self._arrivals[0].since + self._timeout if self._arrivals else float("inf")
 
     def add(self, message: bytes, now: float) -> bool:
@@ -141,106 +183,166 @@ class ModuleSync:
                 self.n_malformed += 1
                 return False
             message = message.ljust(FRAME_MESSAGE_BYTES, b"\0")
-        image_id, n_missing, module, link_set, scan_id, mark = _FIELDS.unpack(message)
-        module %= self._n_modules
-        bit = self._bits.get(module)
-        if bit is None:
+        if self._is_gigafrost:
+            image_id, n_missing, module, link_set, scan_id, mark = _GIGAFROST_FIELDS.unpack(message)
+            # C++ receivers do not say which one it was; two receivers take the images in turn.
+            link_set = link_set & 1 if mark else image_id & 1
+            received = 0
+        else:
+            image_id, n_missing, module, received, mark = _FIELDS.unpack(message)
+            link_set = scan_id = 0
+        source = self._sources[link_set].get(module % self._n_modules)
+        if source is None:
             self.n_malformed += 1
             return False
         self.n_messages += 1
-        if not self._is_gigafrost:
-            link_set = scan_id = 0
-        elif mark:
-            link_set &= 1
+        if mark & BY_CONVERTER:
+            is_in_order = mark & IN_ORDER
         else:
-            # C++ receivers do not say which one it was; two receivers take the images in turn.
-            link_set = image_id & 1
-        if not mark & BY_CONVERTER:
             # Only receivers of stddaq give numbers.
-            is_in_order, mark = mark > 0, 0
-        else:
-            is_in_order = mark & IN_ORDER > 0
-        source = self._sources[module, link_set]
-        key = source.epoch * _EPOCH + image_id
-        is_same_scan = scan_id == source.scan_id
-        if key > source.last and is_in_order and is_same_scan and source.epoch == self._epoch:
+            is_in_order, mark = mark, 0
+        key, is_certain = source.epoch * _EPOCH + image_id, True
+        step = key - source.last
+        if (
+            step > 0
+            and (is_in_order or (step <= LATE_IDS and not source.doubtful.messages))
+            and scan_id == source.scan_id
+            and source.epoch == self._epoch
+        ):
             source.last = key
         else:
-            key = self._place(source, image_id, scan_id, is_in_order, now)
-            if key < 0:
-                self.n_repeated += 1
-                return False
-        source.scan_id = scan_id
+            place = self._place(source, message, image_id, scan_id, received, bool(is_in_order), now)
+            if place is None:
+                return bool(self._keys)
+            key, is_certain = place
+        source.scan_id, source.received = scan_id, received
+        bit = source.bit
         image = self._images.get(key)
         if image is None:
             if key <= self._released:
-                self.n_late += 1
+                self._n_late += 1
                 return False
-            image = self._images[key] = ModuleImage(key, message, link_set, scan_id, now)
+            image = self._images[key] = ModuleImage(key, message, link_set, scan_id, received, now)
             heapq.heappush(self._keys, key)
             self._arrivals.append(image)
+            self._newest = max(self._newest, key)
+            self._first = self._images[self._keys[0]]
         elif image.scan_id != scan_id:
-            self.n_late += 1  # Of another scan with the same ids: its own image has left.
+            self._n_late += 1  # Of another scan with the same ids: its own image has left.
             return False
         elif image.arrived & bit:
             self.n_repeated += 1
             return False
+        elif received and not -self._overtaken <= received - image.received <= self._overtaken:
+            is_certain = is_certain and not self._are_apart(image, received)
         image.arrived |= bit
-        image.marks.append((module, mark))
+        image.marks.append((source.module, mark))
         if not mark:
             image.n_unmarked += 1
         if n_missing:
             image.status = MISSING_PACKETS
+        if not is_certain:
+            image.status = ID_MISSMATCH
+            self.n_doubtful += 1
         # The first image is complete, or this module has passed it without its frame.
-        first = self._images[self._keys[0]]
-        return first.arrived == self._all or not first.arrived & bit or len(self._keys) > self._queue_size
+        arrived = self._first.arrived
+        return arrived == self._all or not arrived & bit or len(self._keys) > self._queue_size
 
-    def _place(self, source: _Source, image_id: int, scan_id: int, in_order: bool, now: float) -> int:
-        """Return the key of a frame that may be the first, late or after a restart; -1 if it is repeated."""
-        if source.epoch != self._epoch and now - self._epoch_since > self._timeout:
-            # What was under way before the restart has arrived: a source that lags was away, it is not late.
-            return self._enter(source, self._epoch, image_id, scan_id, now)
-        if source.epoch != self._epoch and scan_id == self._scan_id != 0:
-            # The others have started this scan before.
-            return self._enter(source, self._epoch, image_id, scan_id, now)
-        if source.last < 0:
-            return self._enter(source, source.epoch, image_id, scan_id, now)
+    def _are_apart(self, image: ModuleImage, received: int) -> bool:
+        """Return whether a frame was received too early or too late for an image."""
+        if not received or not image.received:
+            return False
+        if abs(received - image.received) > self._skew:
+            return True
+        before = max(received, image.received) - self._overtaken
+        return any(source.last > image.key and source.received < before for source in self._all_sources())
+
+    def _place(
+        self,
+        source: _Source,
+        message: bytes,
+        image_id: int,
+        scan_id: int,
+        received: int,
+        is_in_order: bool,
+        now: float,
+    ) -> tuple[int, bool] | None:
+        """Return the key of a frame that may be the first, late or of a restart, and whether it is certain.
+
+        None if the frame is repeated, or must wait for those after it.
+        """
+        is_certain = True
+        if source.epoch != self._epoch:
+            if self._is_of_newest_epoch(source, scan_id, received, now):
+                return self._enter(source, self._epoch, image_id, scan_id, received, now), True
+            # Others have restarted. This may be an end of the epoch before, or a frame of the newest.
+            is_certain = received <= self._epoch_received if received else scan_id != self._scan_id
+            if source.epoch < 0:
+                return self._enter(source, self._epoch - 1, image_id, scan_id, received, now), is_certain
         last_id = source.last % _EPOCH
         is_other_scan = scan_id != source.scan_id
-        if in_order:
-            is_restart = image_id <= last_id or is_other_scan
-        elif image_id == last_id and not is_other_scan:
-            return -1
+        if is_in_order or is_other_scan or source.is_trusted:
+            if image_id <= last_id or is_other_scan:
+                key = self._enter(source, source.epoch + 1, image_id, scan_id, received, now)
+                return key, is_certain or source.epoch == self._epoch
         else:
-            is_restart = self._is_restart_of_cpp(source, image_id, is_other_scan)
-        if is_restart:
-            return self._enter(source, source.epoch + 1, image_id, scan_id, now)
-        key = source.epoch * _EPOCH + image_id
-        source.last = max(source.last, key)
-        return key
+            place = source.doubtful.place(message, image_id, source.first % _EPOCH, last_id, now)
+            if place is Place.REPEATED:
+                self.n_repeated += 1
+                return None
+            if place is not Place.NEXT:
+                self._in_doubt.add(source)
+                if place is Place.CONFIRMED:
+                    self._accept_doubtful(source, now)
+                return None
+        source.last = source.epoch * _EPOCH + image_id
+        return source.last, is_certain
 
-    @staticmethod
-    def _is_restart_of_cpp(source: _Source, image_id: int, is_other_scan: bool) -> bool:
-        """Return whether a C++ receiver, which may send frames again or late, has restarted with this id."""
-        order = source.order
-        if image_id == order.next_id:
-            order.next_id += 1
-            return False
-        return order.place(image_id, in_order=is_other_scan) is Place.RESTART
+    def _is_of_newest_epoch(self, source: _Source, scan_id: int, received: int, now: float) -> bool:
+        """Return whether a frame of a source that is in an older epoch, or in none, is of the newest one."""
+        if self._epoch == 0:
+            return True
+        if scan_id == self._scan_id != 0 and scan_id != source.scan_id:
+            return True  # The others have started this scan before.
+        # Later, what was under way before the restart has arrived: a source that lags was away.
+        if received and self._epoch_received:
+            before = self._received_before or self._epoch_received
+            return received > self._epoch_received and received - before > self._skew
+        return now - self._epoch_since > self._timeout
 
-    def _enter(self, source: _Source, epoch: int, image_id: int, scan_id: int, now: float) -> int:
+    def _accept_doubtful(self, source: _Source, now: float) -> None:
+        """Add the doubtful frames of a source: they are right, and the first one may restart the ids."""
+        self._in_doubt.discard(source)
+        messages = source.doubtful.accept(source.last % _EPOCH)
+        self.n_messages -= len(messages)  # They were counted when they arrived.
+        source.is_trusted = True
+        for message in messages:
+            self.add(message, now)
+            source.is_trusted = False
+
+    def _enter(
+        self, source: _Source, epoch: int, image_id: int, scan_id: int, received: int, now: float
+    ) -> int:
         """Start an epoch of a source with this frame. Return its key."""
         source.epoch = epoch
         source.first = source.last = epoch * _EPOCH + image_id
-        source.order = IdOrder()
-        source.order.place(image_id, in_order=False)
+        source.doubtful.discard()
         if epoch > self._epoch:
             self._epoch, self._epoch_since, self._scan_id = epoch, now, scan_id
+            self._epoch_received, self._received_before = received, source.received
             self.n_restarts += 1
+        elif epoch == self._epoch and received < self._epoch_received:
+            # The first module to show the restart may have lost the first frames.
+            self._epoch_received = received
         return source.last
 
     def take(self, now: float) -> Iterator[ModuleImage]:
         """Yield the images that leave at `now`, in order; `lacking` names the modules of incomplete ones."""
+        for source in list(self._in_doubt):
+            if not source.doubtful.messages:
+                self._in_doubt.discard(source)
+            elif source.doubtful.since + self._timeout / 2 <= now:
+                self._accept_doubtful(source, now)
         while self._keys:
             image = self._images[self._keys[0]]
             if image.arrived != self._all:
@@ -250,24 +352,25 @@ class ModuleSync:
             heapq.heappop(self._keys)
             del self._images[image.key]
             self._released = image.key
+            if self._keys:
+                self._first = self._images[self._keys[0]]
             while self._arrivals and self._arrivals[0].key <= image.key:
                 self._arrivals.popleft()
-            if image.n_unmarked and self._may_be_overwritten(image):
+            is_behind = self._newest - image.key >= self._n_slots - self._margin
+            if image.n_unmarked and (is_behind or self._in_doubt) and self._may_be_overwritten(image):
                 image.status = ID_MISSMATCH
             yield image
 
     def _is_hopeless(self, image: ModuleImage, now: float) -> bool:
         """Return whether an incomplete image is given up."""
-        if now >= self.due_at or len(self._keys) > self._queue_size:
+        if now >= self._overdue_at() or len(self._keys) > self._queue_size:
             return True
-        return all(
-            self._sources[module, image.link_set].last > image.key
-            for module, bit in self._bits.items()
-            if not image.arrived & bit
-        )
+        sources = self._sources[image.link_set].values()
+        return all(source.last > image.key for source in sources if not image.arrived & source.bit)
 
     def _give_up(self, image: ModuleImage) -> None:
-        image.lacking = [module for module, bit in self._bits.items() if not image.arrived & bit]
+        sources = self._sources[image.link_set].values()
+        image.lacking = [source.module for source in sources if not image.arrived & source.bit]
         image.status = MISSING_PACKETS
         self.n_incomplete += 1
         self.n_lost.update(image.lacking)
@@ -275,7 +378,9 @@ class ModuleSync:
     def _may_be_overwritten(self, image: ModuleImage) -> bool:
         """Return whether a converter may have written the slot again, by the frames that arrived from it."""
         image_id = image.image_id
-        for source in self._sources.values():
+        for source in self._all_sources():
+            if any((image_id - other) % self._n_slots == 0 for other in source.doubtful.ids()):
+                return True
             if source.last <= image.key:
                 continue
             is_same_epoch = source.epoch == image.key // _EPOCH

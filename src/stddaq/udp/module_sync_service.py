@@ -62,7 +62,7 @@ class ModuleSyncService(Closing):
         self._gaps = gaps(config)
         self._slots_are_clear = bytearray(config.n_slots)
         self._lost = self._sync.n_lost.copy()
-        self._n_overwritten = self._n_restarts_logged = 0
+        self._n_overwritten = self._n_restarts_logged = self._n_doubtful_logged = 0
         self._publisher = ImagePublisher(config, n_parts=config.n_modules)
         self._eraser = ModuleEraser(config, self._publisher) if announces_incomplete else None
         self._statistics = StatisticsLine(config, self._registry(modules), self._pairs)
@@ -145,6 +145,11 @@ class ModuleSyncService(Closing):
             return
         lost = self._sync.n_lost - self._lost
         self._lost = self._sync.n_lost.copy()
+        if n_doubtful := self._sync.n_doubtful - self._n_doubtful_logged:
+            self._n_doubtful_logged += n_doubtful
+            logger.warning(
+                "%d frames may be of another acquisition than the others of their images", n_doubtful
+            )
         if lost:
             named = ", ".join(f"{n} of module {module}" for module, n in sorted(lost.items()))
             logger.warning("incomplete images lack frames: %s", named)

@@ -75,8 +75,8 @@ TIMESTAMP_BITS = 40
 _SLS_FIELDS = struct.Struct("<QIIdQHHHxxIHBB")
 _GIGAFROST_FIELDS = struct.Struct("<BBBBIIHHQII")
 _BUNCH_BITS = struct.Struct("<Q")
-_EIGER_MESSAGE = struct.Struct("<QQHHHH40x")
-_JUNGFRAU_MESSAGE = struct.Struct("<QQH8xQQQ14x")
+_EIGER_MESSAGE = struct.Struct("<QQHHHH26xQ6x")
+_JUNGFRAU_MESSAGE = struct.Struct("<QQH8xQQQQ6x")
 _GIGAFROST_MESSAGE = struct.Struct("<QQHBBBBB?IIIIIQQ4x")
 # Half-modules in a column of the 9M, whose headers count ports from the bottom, column by column.
 _EIGER_9M_MODULES, _EIGER_9M_HALVES = 72, 12
@@ -161,10 +161,11 @@ class Packets(Protocol):
         """Return the tags: packets with one key and different tags are of different acquisitions."""
         ...
 
-    def describe(self, header: bytes) -> tuple[Identity, bytes]:
+    def describe(self, header: bytes, received: int) -> tuple[Identity, bytes]:
         """Return the frame that a header names, and its message, in which all packets are missing.
 
-        The header is that of one packet. A frame needs this once, which numpy would make expensive.
+        The header is that of one packet, which reached this machine at `received`, ns. A frame needs this
+        once, which numpy would make expensive.
         """
         ...
 
@@ -265,10 +266,10 @@ class EigerPackets(_SlsPackets):
     def tags(self, headers: np.ndarray) -> np.ndarray:
         return headers["timestamp"]
 
-    def describe(self, header: bytes) -> tuple[Identity, bytes]:
+    def describe(self, header: bytes, received: int) -> tuple[Identity, bytes]:
         number, _, _, _, stamp, _, row, column, *_ = _SLS_FIELDS.unpack(header)
         depth = self._config.bit_depth
-        message = _EIGER_MESSAGE.pack(number, self.n_packets, self._module, depth, column, row)
+        message = _EIGER_MESSAGE.pack(number, self.n_packets, self._module, depth, column, row, received)
         return Identity(number, number, 0, stamp, stamp), message
 
     def misplaced(self, headers: np.ndarray) -> str:
@@ -307,10 +308,10 @@ class JungfrauPackets(_SlsPackets):
     def tags(self, headers: np.ndarray) -> np.ndarray:
         return headers["bunch_bits"]
 
-    def describe(self, header: bytes) -> tuple[Identity, bytes]:
+    def describe(self, header: bytes, received: int) -> tuple[Identity, bytes]:
         number, _, _, bunch_id, stamp, _, _, _, debug, *_ = _SLS_FIELDS.unpack(header)
         frame_id, module = int(bunch_id), self._module
-        message = _JUNGFRAU_MESSAGE.pack(frame_id, self.n_packets, module, number, debug, module)
+        message = _JUNGFRAU_MESSAGE.pack(frame_id, self.n_packets, module, number, debug, module, received)
         (tag,) = _BUNCH_BITS.unpack_from(header, 16)
         return Identity(number, frame_id, 0, stamp, tag), message
 
@@ -396,7 +397,8 @@ class GigaFrostPackets(Packets):
     def tags(self, headers: np.ndarray) -> np.ndarray:
         return headers["key"]  # It has the scan.
 
-    def describe(self, header: bytes) -> tuple[Identity, bytes]:
+    def describe(self, header: bytes, received: int) -> tuple[Identity, bytes]:
+        del received  # The message has no room for it; acquisitions differ in their `scan_id`.
         _, _, rows, place, scan_id, index, status, _, times, sync_time, scan_time = _GIGAFROST_FIELDS.unpack(
             header
         )

@@ -62,7 +62,13 @@ class ModuleReceiver:
         # The ring first: its lock names a receiver that has the module already.
         self._publisher = FramePublisher(config, module)
         try:
-            self._socket = BatchSocket(address, packets.header, packets.payload_bytes, buffer_bytes)
+            self._socket = BatchSocket(
+                address,
+                packets.header,
+                packets.payload_bytes,
+                buffer_bytes,
+                has_times=not packets.has_epochs,
+            )
         except BaseException:
             self._publisher.close()
             raise
@@ -108,11 +114,12 @@ class ModuleReceiver:
         """Receive until no packet is left, or a check is due."""
         receive, add = self._socket.receive, self._assembly.add
         headers, payloads, lengths = self._socket.headers, self._socket.payloads, self._socket.lengths
+        times = self._socket.times
         for _ in range(CHECK_BATCHES):
             now = time.monotonic()
             n = receive()
             if n:
-                add(headers[:n], payloads[:n], lengths[:n], now)
+                add(headers[:n], payloads[:n], lengths[:n], times, now)
                 if self._assembly.examples:
                     self._keep_examples()
             if n < BATCH:

@@ -66,7 +66,8 @@ class Bench:
             payloads[i, : len(payload)] = np.frombuffer(payload, np.uint8)
         self.n_added += len(datagrams)
         lengths = np.array([len(datagram) for datagram in datagrams], np.uint32)
-        self.assembly.add(headers.view(self.packets.header)[:, 0], payloads, lengths, self.now)
+        times = np.full((len(datagrams), 2), (self.now, 0), np.int64)
+        self.assembly.add(headers.view(self.packets.header)[:, 0], payloads, lengths, times, self.now)
 
     def ids(self) -> list[int]:
         return [frame.frame_id for frame in self.announced]
