@@ -1,4 +1,4 @@
-"""Clients of the services: driver and live stream (sync and asyncio), configuration service, simulator.
+"""Clients of the services: driver and live stream (sync and asyncio), configuration service, image buffer.
 
 Record 1000 images::
 
@@ -40,6 +40,13 @@ from stddaq.client.status import DriverStatus
 from stddaq.wire.default_addresses import DEFAULT_CONFIG_URL, DEFAULT_URL
 
 if TYPE_CHECKING:
+    from stddaq.client.image_buffer import (
+        BufferedImage,
+        DamagedImageError,
+        ImageBuffer,
+        ImageBufferError,
+        NotStoredError,
+    )
     from stddaq.client.live_stream import (
         AsyncLiveStreamClient,
         LiveImage,
@@ -53,6 +60,7 @@ __all__ = [
     "DEFAULT_URL",
     "AsyncDriverClient",
     "AsyncLiveStreamClient",
+    "BufferedImage",
     "CommandRefusedError",
     "ConfigChange",
     "ConfigChangedError",
@@ -61,6 +69,7 @@ __all__ = [
     "ConfigServiceError",
     "ConfigServiceUnreachableError",
     "ConnectionLostError",
+    "DamagedImageError",
     "DriverBusyError",
     "DriverClient",
     "DriverError",
@@ -69,12 +78,15 @@ __all__ = [
     "DriverTimeoutError",
     "DriverUnreachableError",
     "ForkedClientError",
+    "ImageBuffer",
+    "ImageBufferError",
     "LiveImage",
     "LiveStreamClient",
     "LiveStreamError",
     "LiveStreamTimeoutError",
     "NotAllowedError",
     "NotFoundError",
+    "NotStoredError",
     "RequestRefusedError",
     "RunFailedError",
     "UnsupportedError",
@@ -82,7 +94,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Live images need numpy and ZeroMQ, which a program that only controls the driver need not load.
+    # Images need numpy, and ZeroMQ or Redis, which a program that only controls the driver need not load.
+    if name in ("BufferedImage", "DamagedImageError", "ImageBuffer", "ImageBufferError", "NotStoredError"):
+        from stddaq.client import image_buffer
+
+        return getattr(image_buffer, name)
     if name in __all__:
         from stddaq.client import live_stream
 

@@ -153,6 +153,21 @@ IMAGE_WRITE_LONGEST_SECONDS = _gauge(
     "image_write_longest_seconds", "Longest time per image in this statistics period and the last."
 )
 
+# The writer of the image buffer.
+IMAGES_ANNOUNCED = _counter("images_announced", "Stored images announced in the database.")
+IMAGES_REPLACED = _counter("images_replaced", "Stored images replaced by newer ones of the same id.")
+IMAGES_NOT_STORED = _counter(
+    "images_not_stored",
+    "Images that the image buffer does not have, overwritten ones not included.",
+    "reason",
+)
+
+# The reader and the driver of the image buffer.
+IMAGES_EXPIRED = _counter("images_expired", "Ids of replays whose images have expired.")
+IMAGES_UNREADABLE = _counter("images_unreadable", "Stored images whose bytes are not theirs.")
+IMAGES_REPLAYED = _counter("images_replayed", "Images of replays sent to a consumer.")
+REPLAY_ACTIVE = _gauge("replay_active", "1 during a replay, else 0.")
+
 # Live streams.
 IMAGES_SENT = _counter("images_sent", "Images sent to at least one viewer.", "type")
 VIEWER_IMAGES_DROPPED = _counter(

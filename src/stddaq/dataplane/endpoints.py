@@ -57,6 +57,11 @@ def converter(detector_name: str, module: int) -> str:
     return ipc_endpoint(f"{detector_name}-convert-{module}")
 
 
+def replay_requests(detector_name: str) -> str:
+    """Return where the reader of the image buffer answers requests for the next image (REP)."""
+    return ipc_endpoint(f"{detector_name}-driver")
+
+
 def software_trigger(detector_name: str) -> str:
     """Return where a simulator accepts software triggers (REQ, JSON)."""
     return ipc_endpoint(f"{detector_name}-trigger")

@@ -31,9 +31,9 @@ _CHUNK_LENGTH = struct.Struct(">q"), 39
 class ChunkCompressor:
     """Compresses images as std_daq does: LZ4 after a bit shuffle, elements as large as a pixel."""
 
-    def __init__(self, itemsize: int, level: int) -> None:
+    def __init__(self, itemsize: int, level: int, codec: blosc2.Codec = blosc2.Codec.LZ4) -> None:
         """`level` 0 to 9."""
-        self._parameters = _parameters(itemsize, level)
+        self._parameters = _parameters(itemsize, level, codec)
 
     def compress(self, array: np.ndarray) -> bytes:
         """Return the chunk of an array: up to 32 bytes larger, if compression does not make it smaller.
@@ -91,10 +91,10 @@ class FrameMaker:
         return b"".join((header, chunk, self._trailer))
 
 
-def _parameters(itemsize: int, level: int) -> Any:
+def _parameters(itemsize: int, level: int, codec: blosc2.Codec = blosc2.Codec.LZ4) -> Any:
     blosc2.set_releasegil(True)
     return blosc2.CParams(
-        codec=blosc2.Codec.LZ4,
+        codec=codec,
         clevel=level,
         typesize=itemsize,
         filters=[*[blosc2.Filter.NOFILTER] * 5, blosc2.Filter.BITSHUFFLE],

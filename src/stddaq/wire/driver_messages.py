@@ -8,7 +8,8 @@ client composes with the same models.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -53,6 +54,9 @@ ErrorType = Literal[
     "user_not_allowed",
     "busy",
 ]
+
+
+Command = TypeVar("Command", bound=BaseModel)
 
 
 class CommandError(StdDaqError, ValueError):
@@ -128,6 +132,11 @@ class PlainCommand(BaseModel):
 
 def parse_command(frame: str | bytes) -> StartCommand | PlainCommand:
     """Decode one WebSocket frame. Raises `CommandError`."""
+    return parse_command_of(_MODELS, frame)
+
+
+def parse_command_of(models: Mapping[str, type[Command]], frame: str | bytes) -> Command:
+    """Decode one WebSocket frame with a command of `models`. Raises `CommandError`."""
     if isinstance(frame, bytes):
         raise CommandError("invalid_message", "expected a text frame with a JSON object, got a binary frame")
     try:
@@ -136,17 +145,18 @@ def parse_command(frame: str | bytes) -> StartCommand | PlainCommand:
         raise CommandError("invalid_json", f"expected a JSON object, got no JSON ({error})") from error
     if not isinstance(content, dict):
         raise CommandError("invalid_message", f"expected a JSON object, got {shown(content)}")
+    expected = f"one of {', '.join(models)}"
     if "command" not in content:
-        raise CommandError("missing_field", mismatch("command", _COMMANDS, "nothing"))
+        raise CommandError("missing_field", mismatch("command", expected, "nothing"))
     command = content["command"]
-    model = _MODELS.get(command) if isinstance(command, str) else None
+    model = models.get(command) if isinstance(command, str) else None
     if model is None:
         kind: ErrorType = "unknown_command" if isinstance(command, str) else "invalid_field"
-        raise CommandError(kind, mismatch("command", _COMMANDS, shown(command)))
+        raise CommandError(kind, mismatch("command", expected, shown(command)))
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise _command_error(error) from error
+        raise _command_error(error, model) from error
 
 
 _MODELS: dict[str, type[StartCommand | PlainCommand]] = {
@@ -157,7 +167,6 @@ _MODELS: dict[str, type[StartCommand | PlainCommand]] = {
     "last_result": PlainCommand,
     "repair": PlainCommand,
 }
-_COMMANDS = f"one of {', '.join(_MODELS)}"
 
 
 def _is_unicode(text: str) -> bool:
@@ -165,11 +174,11 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def _command_error(error: ValidationError) -> CommandError:
+def _command_error(error: ValidationError, model: type[BaseModel]) -> CommandError:
     kind: ErrorType = _ERROR_TYPES.get(error.errors(include_url=False)[0]["type"], "invalid_field")
     reason = explain_first(error, "command")
     if kind == "unknown_field":
-        reason += f"; expected one of {', '.join(StartCommand.model_fields)}"
+        reason += f"; expected one of {', '.join(model.model_fields)}"
     return CommandError(kind, reason)
 
 

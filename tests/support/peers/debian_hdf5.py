@@ -1,6 +1,6 @@
 """Debian's h5py and HDF5 tools, years older than those of this environment, as independent readers.
 
-`.ci/make-debian-hdf5` unpacks them beside the environment; installed packages work as well.
+`.ci/make-debian-packages` unpacks them beside the environment; installed packages work as well.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class DebianHdf5:
         self._env = os.environ | {"LD_LIBRARY_PATH": ":".join(libraries)}
         self._env.pop("PYTHONPATH", None)
         if not Path(PYTHON).exists() or self._python("import h5py").returncode:
-            pytest.skip("needs the packages python3-h5py and hdf5-tools, see .ci/make-debian-hdf5")
+            pytest.skip("needs the packages python3-h5py and hdf5-tools, see .ci/make-debian-packages")
 
     def _python(self, program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         packages = self._root / "usr" / "lib" / "python3" / "dist-packages"

@@ -1,0 +1,143 @@
+"""The thread that announces stored images in the database, in batches.
+
+While the database cannot be reached, announcements wait here: the bytes are in the files already.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from stddaq.client.buffer_index import BufferIndex, ImageBufferUnreachableError
+from stddaq.daemon.log import event, logger
+from stddaq.wire.image_buffer import ids_key, image_key
+
+BATCH = 1000
+# About 100 bytes each.
+MAX_WAITING = 1_000_000
+RETRY_S = 0.5
+
+Announcement = tuple[int, bytes]
+"""An id and the value of its key."""
+
+
+class Announcer:
+    """Announces images in their order.
+
+    Attributes:
+        n_announced: images that are in the database.
+        n_replaced: of those, images that replaced another one of the same id.
+        n_refused: images that were not announced because their id has an image (`keep_first`).
+        n_dropped: images that were not announced because too many waited.
+    """
+
+    def __init__(
+        self,
+        index: BufferIndex,
+        expire_s: int,
+        *,
+        keep_first: bool = False,
+        attend: Callable[[], None] = lambda: None,
+        attend_period_s: float = 60.0,
+    ) -> None:
+        """Keys expire after `expire_s`. The thread calls `attend` once per `attend_period_s`."""
+        self._index, self._expire_s, self._keep_first = index, expire_s, keep_first
+        self._attend, self._attend_period = attend, attend_period_s
+        self._waiting: deque[Announcement] = deque()
+        self._news = threading.Condition()
+        self._ends_at: float | None = None
+        self._is_unreachable = False
+        self.n_announced = self.n_replaced = self.n_refused = self.n_dropped = 0
+        self._thread = threading.Thread(target=self._serve, name="announcer", daemon=True)
+        self._thread.start()
+
+    @property
+    def n_waiting(self) -> int:
+        """Images that are stored and not announced yet."""
+        return len(self._waiting)
+
+    def add(self, image_id: int, value: bytes) -> None:
+        """Announce an image, later."""
+        if len(self._waiting) >= MAX_WAITING:
+            self.n_dropped += 1
+            return
+        self._waiting.append((image_id, value))
+        with self._news:
+            self._news.notify()
+
+    def close(self, timeout: float) -> None:
+        """Announce what waits, for up to `timeout` seconds."""
+        with self._news:
+            self._ends_at = time.monotonic() + timeout
+            self._news.notify()
+        self._thread.join(timeout)
+        if self._waiting:
+            first, last = self._waiting[0][0], self._waiting[-1][0]
+            logger.error("%d images were not announced, ids %d to %d", len(self._waiting), first, last)
+            self.n_dropped += len(self._waiting)
+
+    def _serve(self) -> None:
+        attend_at = time.monotonic()
+        while True:
+            with self._news:
+                if not self._waiting and self._ends_at is None:
+                    self._news.wait(max(0.0, attend_at - time.monotonic()))
+                ends_at = self._ends_at
+            if ends_at is not None and (not self._waiting or time.monotonic() >= ends_at):
+                return
+            self._announce_next()
+            if ends_at is None and time.monotonic() >= attend_at:
+                attend_at = time.monotonic() + self._attend_period
+                self._attend()
+
+    def _announce_next(self) -> None:
+        """Announce a batch. On failure it stays, and this waits a moment."""
+        batch = [self._waiting[i] for i in range(min(BATCH, len(self._waiting)))]
+        if not batch:
+            return
+        try:
+            self._announce(batch)
+        except ImageBufferUnreachableError as error:
+            if not self._is_unreachable:
+                logger.error("stored images wait to be announced: %s", error)
+            self._is_unreachable = True
+            with self._news:
+                if self._ends_at is None:
+                    self._news.wait_for(lambda: self._ends_at is not None, RETRY_S)
+                else:
+                    time.sleep(RETRY_S / 10)
+            return
+        if self._is_unreachable:
+            self._is_unreachable = False
+            event("the database is reachable again")
+        for _ in batch:
+            self._waiting.popleft()
+
+    def _announce(self, batch: Sequence[Announcement]) -> None:
+        index, ids = self._index, [image_id for image_id, _ in batch]
+        present = dict(zip(ids, index.values(ids), strict=True))
+        n_replaced = n_refused = 0
+        with index.reachable():
+            pipeline = index.redis.pipeline(transaction=False)
+            for image_id, value in batch:
+                before = present[image_id]
+                # The same value: this batch is being repeated.
+                if before is not None and before != value:
+                    if self._keep_first:
+                        n_refused += 1
+                        continue
+                    n_replaced += 1
+                present[image_id] = value
+                key = image_key(index.camera, image_id)
+                pipeline.set(key, value)
+                pipeline.expire(key, self._expire_s)
+                pipeline.zadd(ids_key(index.camera), {str(image_id): image_id})
+            pipeline.execute()
+        if (n_replaced and not self.n_replaced) or (n_refused and not self.n_refused):
+            what = "replace" if n_replaced else "do not replace"
+            logger.warning("image ids come again: new images %s stored ones, from id %d on", what, ids[0])
+        self.n_replaced += n_replaced
+        self.n_refused += n_refused
+        self.n_announced += len(batch) - n_refused

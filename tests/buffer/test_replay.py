@@ -1,0 +1,244 @@
+"""`std_buffer_reader` and `std_buffer_driver`: replays of stored images, and their faults."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+from support.peers.cpp_buffer import CppBuffer
+from support.processes.deployment import wait_until
+from support.processes.image_buffers import ImageBufferRig, ReplayClient, Replayed
+from support.processes.machine import assert_within
+from support.processes.recording import DAMAGED, Image, assert_saved, image_of, images_of
+from support.processes.stream_readers import StreamReader
+
+from stddaq.client import DriverClient
+from stddaq.config import DetectorConfig
+from stddaq.wire.image_buffer import image_key
+from stddaq.wire.std_daq import image_buffer_pb2 as pb
+
+pytestmark = pytest.mark.external
+FAULT = pytest.mark.fault
+
+
+@pytest.fixture
+def stored(buffer: ImageBufferRig) -> CppBuffer:
+    """Return the store of a writer in C++, without a process."""
+    return CppBuffer(buffer.files, buffer.redis.client, buffer.camera.detector_name)
+
+
+def assert_replayed(replayed: Replayed, images: Sequence[Image]) -> None:
+    assert replayed.ids == [image.image_id for image in images]
+    for found, image in zip(replayed.images, images, strict=True):
+        np.testing.assert_array_equal(found.pixels, image.pixels)
+    assert replayed.result["n_sent"] == len(images)
+    ids = [image.image_id for image in images] or [None]
+    assert (replayed.result["first_id"], replayed.result["last_id"]) == (ids[0], ids[-1])
+
+
+def account(replayed: Replayed) -> tuple[int, int, int]:
+    return tuple(replayed.result[key] for key in ("n_skipped", "n_damaged", "n_overwritten"))  # type: ignore
+
+
+def test_what_was_stored_is_replayed_and_recorded(buffer: ImageBufferRig, directory: Path) -> None:
+    images = [*images_of(range(1000, 1005)), image_of(1005, status=DAMAGED), *images_of([2**24 - 1, 2**32])]
+    buffer.source.metadata.gf.scan_id = 7
+    buffer.start_writer()
+    buffer.store(images)
+    client = buffer.client()
+    _, url = buffer.replayed.start_driver()
+    buffer.replayed.start_writers()
+    config = DetectorConfig.parse(buffer.replayed.config)
+    files = directory / "files"
+    files.mkdir()
+    with StreamReader(buffer.replayed, config=config) as reader, DriverClient(url) as driver:
+        driver.start(files, n_image=len(images))
+        replayed = client.replay(start_image_id=0)
+        received = reader.receive(len(images))
+        driver.wait_until_saved(timeout=60)
+        result = driver.last_result()
+    assert result is not None
+    assert replayed.statuses == ["replaying", "finishing", "finished", "idle"]
+    assert_replayed(replayed, images)
+    assert account(replayed) == (0, 0, 0)
+    assert [image.status for image in replayed.images] == [None] * 5 + ["missing_packets"] + [None] * 2
+    for found, image in zip(received, images, strict=True):
+        assert found.is_held
+        assert (found.image_id, found.status) == (image.image_id, image.status)
+        assert (found.metadata.gf.scan_id, found.metadata.compression) == (7, 0)
+        assert found.metadata.size == len(found.content)
+        np.testing.assert_array_equal(found.pixels, image.pixels)
+    assert_saved(result, images)
+
+
+def test_ranges(buffer: ImageBufferRig, stored: CppBuffer) -> None:
+    images = images_of([*range(1000, 1020), *range(2000, 2003), 7_000_000])
+    stored.store(*images)
+    client = buffer.client()
+
+    def replay(first: int, last: int | None = None) -> None:
+        fields = {} if last is None else {"end_image_id": last}
+        expected = [i for i in images if first <= i.image_id <= (2**60 if last is None else last)]
+        replayed = client.replay(start_image_id=first, **fields)
+        assert_replayed(replayed, expected)
+        assert account(replayed) == (0, 0, 0)
+
+    replay(1005)  # In the middle of a file.
+    replay(0, 1002)  # Before the first.
+    replay(1500, 2001)  # In a gap.
+    replay(2001, 2001)
+    replay(7_000_001)  # After the last.
+    replay(1025, 1999)  # Nothing there.
+
+
+@FAULT(
+    fault="keys have expired; files are short, missing, or have other bytes",
+    state="a replay",
+    promise="the images are skipped and counted; no image has pixels of another",
+)
+def test_images_that_cannot_be_read_are_counted(buffer: ImageBufferRig, seen: Callable[[str], None]) -> None:
+    images = images_of([*range(10), *range(1000, 1010), *range(2000, 2010), *range(3000, 3003)])
+    buffer.start_writer()
+    buffer.store(images)
+    client, name = buffer.client(), buffer.camera.detector_name
+    buffer.redis.client.delete(image_key(name, 3), image_key(name, 4))
+    path = buffer.files / "0000000" / "1000.dat"
+    with path.open("r+b") as file:
+        file.truncate(buffer.record(1005).offset + 10)
+    (buffer.files / "0000000" / "2000.dat").unlink()
+    # Within an image, after the header of its chunk.
+    record = buffer.record(3001)
+    with (buffer.files / "0000000" / "3000.dat").open("r+b") as file:
+        file.seek(record.offset + record.metadata.size - 8)
+        file.write(b"\xa5" * 8)
+    buffer.redis.client.set(image_key(name, 9), b"\xff\xff")
+    replayed = client.replay(start_image_id=0)
+    damaged = {9, *range(1005, 1010), *range(2000, 2010), 3001}
+    assert_replayed(replayed, [i for i in images if i.image_id not in {3, 4} | damaged])
+    assert account(replayed) == (2, len(damaged), 0)
+    seen(f"2 skipped, {len(damaged)} damaged, all others with their own pixels")
+
+
+@FAULT(
+    fault="std_buffer_reader is not running",
+    state="start of a replay",
+    promise="an error within 2 s that names its socket; the next replay works",
+)
+def test_a_reader_that_does_not_answer_is_an_error(
+    buffer: ImageBufferRig, stored: CppBuffer, seen: Callable[[str], None]
+) -> None:
+    stored.store(*images_of(range(3)))
+    _, url, stream = buffer.start_driver()
+    with ReplayClient(url, stream) as client:
+        begin = time.monotonic()
+        client.command("start", start_image_id=0)
+        assert client.wait_for("error")[-1] == "error"
+        assert_within(time.monotonic() - begin, 2.2)
+        client.wait_for("idle")
+        reason = client.command("last_result")["result"]["reason"]
+        assert "expected an answer of std_buffer_reader within 1.8 s, got none" in reason
+        buffer.start_reader()
+        assert_replayed(client.replay(start_image_id=0), images_of(range(3)))
+    seen("error within 2 s; the replay after it sent all images")
+
+
+@FAULT(
+    fault="Redis ends",
+    state="a replay",
+    promise="the replay ends as an error that names the address, with an exact account",
+)
+def test_a_database_that_is_lost_ends_the_replay(
+    buffer: ImageBufferRig, stored: CppBuffer, seen: Callable[[str], None]
+) -> None:
+    stored.store(*images_of(range(5)))
+    client = buffer.client()
+    client.command("start", start_image_id=0, follow=True)
+    assert [image.image_id for image in client.receive(5)] == list(range(5))
+    buffer.redis.kill()
+    client.wait_for("error")
+    client.wait_for("idle")
+    result = client.command("last_result")["result"]
+    assert f"{buffer.redis.address}: expected a Redis database that answers" in result["reason"]
+    assert (result["n_sent"], result["last_id"]) == (5, 4)
+    seen("error with the address; 5 images sent")
+
+
+def test_commands_during_a_replay(buffer: ImageBufferRig, stored: CppBuffer) -> None:
+    images = images_of(range(20))
+    stored.store(*images)
+    client = buffer.client()
+    client.command("start", start_image_id=0, follow=True, rate=200)
+    assert client.command("start", start_image_id=0)["reason"] == "driver is busy!"
+    client.receive(20)
+    assert client.command("pause")["paused"]
+    stored.store(*images_of([20, 21]))
+    assert client.command("status")["count"] == 20
+    assert not client.has_image()
+    assert not client.command("resume")["paused"]
+    client.receive(2)
+    assert client.command("stop")["status"] == "stop"
+    assert client.wait_for("idle")[-3:] == ["finishing", "finished", "idle"]
+    result = client.command("last_result")["result"]
+    assert (result["n_sent"], result["is_stopped"]) == (22, True)
+    assert client.command("record")["error"] == "unknown_command"
+
+
+def test_images_are_at_least_the_delay_apart(buffer: ImageBufferRig, stored: CppBuffer) -> None:
+    stored.store(*images_of(range(11)))
+    client = buffer.client()
+    begin = time.monotonic()
+    assert_replayed(client.replay(start_image_id=0, delay=30), images_of(range(11)))
+    assert time.monotonic() - begin > 0.3
+
+
+def test_a_replay_without_a_consumer_waits_and_can_be_stopped(
+    buffer: ImageBufferRig, stored: CppBuffer
+) -> None:
+    stored.store(*images_of(range(5)))
+    buffer.start_reader()
+    _, url, stream = buffer.start_driver()
+    with ReplayClient(url, "inproc://none") as client:
+        client.command("start", start_image_id=0)
+        client.message()
+        assert client.command("status") | {"status": "replaying", "count": 0} == client.command("status")
+        client.command("stop")
+        client.wait_for("idle")
+    with ReplayClient(url, stream) as client:
+        assert_replayed(client.replay(start_image_id=0), images_of(range(5)))
+
+
+def test_reader_answers_a_driver_in_c_plus_plus(buffer: ImageBufferRig, stored: CppBuffer) -> None:
+    """A request without `new_request` and without extensions, as the first one."""
+    stored.store(*images_of([1005, 2000]))
+    buffer.start_reader()
+    name = buffer.replayed.detector_name
+    with zmq.Context() as context, context.socket(zmq.REQ) as requests:
+        requests.linger = 0
+        requests.connect(f"ipc://{buffer.replayed.ipc_directory}/{name}-driver")
+
+        def ask(message: bytes) -> pb.NextImageResponse:
+            requests.send(message)
+            assert requests.poll(20_000)
+            return pb.NextImageResponse.FromString(requests.recv())
+
+        assert ask(pb.RequestNextImage(image_id=1000).SerializeToString()).ack.image_id == 1005
+        assert ask(pb.RequestNextImage(image_id=1006).SerializeToString()).ack.image_id == 2000
+        assert ask(pb.RequestNextImage(image_id=2001).SerializeToString()).HasField("no_image")
+        assert "expected a RequestNextImage" in ask(b"\xff").failure.reason
+        again = pb.RequestNextImage(image_id=0, new_request=True)
+        assert ask(again.SerializeToString()).ack.image_id == 1005
+
+
+def test_recorded_distances_need_timestamps(buffer: ImageBufferRig, stored: CppBuffer) -> None:
+    stored.store(*images_of([1]))
+    client = buffer.client()
+    client.command("start", start_image_id=0, as_recorded=True)
+    client.wait_for("error")
+    client.wait_for("idle")
+    reason = client.command("last_result")["result"]["reason"]
+    assert "image 1: expected a timestamp for as_recorded, got none" in reason
+    wait_until(lambda: client.command("status")["status"] == "idle")

@@ -1,0 +1,118 @@
+"""Old files are removed with the keys and ids of their images, except for those of replays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.peers.cpp_buffer import CppBuffer
+from support.peers.redis_server import RedisServer
+from support.processes.recording import images_of
+
+from stddaq.buffer.leases import IDLE_S, LEASE_S, Lease
+from stddaq.buffer.retention import Retention
+from stddaq.client.buffer_index import BufferIndex
+from stddaq.wire.image_buffer import file_name, ids_key, image_key
+
+pytestmark = pytest.mark.external
+NOW = 1_800_000_000.0
+
+
+class Stored:
+    """Four files of two images each, one hour apart; the last is the newest."""
+
+    def __init__(self, redis: RedisServer, directory: Path) -> None:
+        self.redis, self.directory = redis, directory
+        self.ids = [0, 1, 1000, 1001, 2000, 2001, 1_000_000, 1_000_001]
+        CppBuffer(directory, redis.client, "CAM1").store(*images_of(self.ids))
+        for age, image_id in zip((4, 3, 2, 1), self.ids[::2], strict=True):
+            os.utime(directory / file_name(image_id), (NOW - age * 3600,) * 2)
+        self.index = BufferIndex(redis.address, "CAM1")
+
+    def left(self) -> list[int]:
+        """Return the ids that are left, after a check that keys, set and files agree."""
+        client = self.redis.client
+        ids = [int(i) for i in client.zrange(ids_key("CAM1"), 0, -1)]
+        for image_id in self.ids:
+            assert client.exists(image_key("CAM1", image_id)) == (image_id in ids)
+            assert (self.directory / file_name(image_id)).exists() == (image_id in ids)
+        return ids
+
+
+@pytest.fixture
+def stored(redis: RedisServer, directory: Path) -> Iterator[Stored]:
+    found = Stored(redis, directory)
+    yield found
+    found.index.close()
+
+
+def retention(stored: Stored, open_name: str = "", **limits: float) -> Retention:
+    return Retention(stored.index, stored.directory, lambda: open_name, clock=lambda: NOW, **limits)
+
+
+def test_files_are_kept_for_a_time(stored: Stored) -> None:
+    other = stored.directory / "0000000" / "notes.txt"
+    other.write_text("of a person")
+    removing = retention(stored, keep_s=2.5 * 3600)
+    removing.attend()
+    assert stored.left() == stored.ids[4:]
+    assert removing.n_removed == 2
+    assert other.exists()
+
+
+def test_the_oldest_files_are_removed_above_the_limit(stored: Stored) -> None:
+    n_bytes = sum(path.stat().st_size for path in stored.directory.rglob("*.dat"))
+    retention(stored, limit_bytes=n_bytes - 1).attend()
+    assert stored.left() == stored.ids[2:]
+    retention(stored, limit_bytes=0).attend()
+    assert stored.left() == []
+    assert list(stored.directory.iterdir()) == []
+
+
+def test_the_open_file_stays(stored: Stored) -> None:
+    retention(stored, open_name="0000000/1000.dat", limit_bytes=0).attend()
+    assert stored.left() == [1000, 1001]
+
+
+def test_what_is_replayed_stays_until_the_replay_ends(stored: Stored) -> None:
+    now = [NOW]
+    lease = Lease(stored.index, clock=lambda: now[0])
+    lease.take(1001, 2000)
+    removing = retention(stored, limit_bytes=0)
+    removing.attend()
+    assert stored.left() == [1000, 1001, 2000, 2001]
+    lease.use(2000, 2000)
+    now[0] += LEASE_S / 2
+    lease.attend()
+    removing.attend()
+    assert stored.left() == [2000, 2001]
+    lease.end()
+    removing.attend()
+    assert stored.left() == []
+
+
+def test_a_lease_ends_with_its_reader_and_without_requests(stored: Stored) -> None:
+    now = [NOW - LEASE_S - 1]
+    Lease(stored.index, clock=lambda: now[0]).take(0, 1)
+    retention(stored, keep_s=3.5 * 3600).attend()
+    assert stored.left() == stored.ids[2:]
+    now[0] = NOW - IDLE_S - 1
+    idle = Lease(stored.index, clock=lambda: now[0])
+    idle.take(1000, 1001)
+    now[0] = NOW
+    idle.attend()
+    retention(stored, keep_s=2.5 * 3600).attend()
+    assert stored.left() == stored.ids[4:]
+
+
+def test_nothing_is_removed_while_the_database_is_away(
+    stored: Stored, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored.redis.kill()
+    removing = retention(stored, limit_bytes=0)
+    removing.attend()
+    removing.attend()
+    assert len(list(stored.directory.rglob("*.dat"))) == 4
+    assert len([r for r in caplog.records if "old files cannot be removed" in r.message]) == 1

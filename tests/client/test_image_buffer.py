@@ -1,0 +1,82 @@
+"""`ImageBuffer`: the stored images as numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.peers.cpp_buffer import CppBuffer
+from support.peers.redis_server import RedisServer
+from support.processes.deployment import free_port
+from support.processes.recording import Image, images_of
+
+from stddaq.client import DamagedImageError, ImageBuffer, ImageBufferError, NotStoredError
+from stddaq.client.buffer_files import camera_directory
+from stddaq.client.image_buffer import DamagedRecordError, ImageBufferUnreachableError
+from stddaq.wire.image_buffer import image_key
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+def images_in(directory: Path, redis: RedisServer) -> list[Image]:
+    images = images_of([5, 6, 1000, 2**32])
+    CppBuffer(directory / "CAM1", redis.client, "CAM1").store(*images)
+    return images
+
+
+@pytest.mark.external
+def test_newest_by_id_range_and_iteration(directory: Path, redis: RedisServer) -> None:
+    images = images_in(directory, redis)
+    for root in (directory, directory / "CAM1"):
+        with ImageBuffer(root, redis.address, "CAM1") as stored:
+            assert stored.newest() == 2**32
+            assert stored.ids(6, 1000) == [6, 1000]
+            assert stored[6].image_id == 6
+            for found, image in zip(stored, images, strict=True):
+                np.testing.assert_array_equal(found.pixels, image.pixels)
+                assert found.metadata.image_id == image.image_id
+            with pytest.raises(NotStoredError, match="image 7: expected a stored image, got none"):
+                stored[7]
+
+
+@pytest.mark.external
+def test_expired_and_damaged_images(directory: Path, redis: RedisServer) -> None:
+    images_in(directory, redis)
+    redis.client.delete(image_key("CAM1", 2**32))
+    redis.client.set(image_key("CAM1", 5), redis.client.get(image_key("CAM1", 6)))
+    (directory / "CAM1" / "0000000" / "1000.dat").write_bytes(b"foreign")
+    with ImageBuffer(directory, redis.address, "CAM1") as stored:
+        assert stored.newest() == 1000
+        assert stored.ids() == [5, 6, 1000]
+        with pytest.raises(DamagedRecordError, match="image 5: expected its own record"):
+            stored[5]
+        with pytest.raises(DamagedImageError, match="got 7 bytes in all"):
+            stored[1000]
+    with ImageBuffer(directory, redis.address, "CAM2") as empty, pytest.raises(NotStoredError, match="CAM2"):
+        empty.newest()
+
+
+def test_a_database_that_does_not_answer(directory: Path) -> None:
+    with (
+        ImageBuffer(directory, f"tcp://127.0.0.1:{free_port()}", "CAM1") as stored,
+        pytest.raises(ImageBufferUnreachableError, match="expected a Redis database that answers"),
+    ):
+        stored.newest()
+    with pytest.raises(ImageBufferError, match="expected tcp://HOST:PORT"):
+        ImageBuffer(directory, "127.0.0.1:6379", "CAM1")
+
+
+def test_either_directory_is_understood(tmp_path: Path) -> None:
+    assert camera_directory(tmp_path, "CAM1") == tmp_path / "CAM1"
+    (tmp_path / "CAM1").mkdir()
+    assert camera_directory(tmp_path, "CAM1") == tmp_path / "CAM1"
+    assert camera_directory(tmp_path / "CAM1", "CAM1") == tmp_path / "CAM1"
+    moved = tmp_path / "archive"
+    (moved / "0000000").mkdir(parents=True)
+    assert camera_directory(moved, "CAM1") == moved
