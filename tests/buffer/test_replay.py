@@ -57,6 +57,7 @@ def test_what_was_stored_is_replayed_and_recorded(buffer: ImageBufferRig, direct
     files.mkdir()
     with StreamReader(buffer.replayed, config=config) as reader, DriverClient(url) as driver:
         driver.start(files, n_image=len(images))
+        driver.wait_until_ready(timeout=60)
         replayed = client.replay(start_image_id=0)
         received = reader.receive(len(images))
         driver.wait_until_saved(timeout=60)

@@ -12,6 +12,9 @@ from support.processes.deployment import Deployment, console_script
 # Each daemon with its arguments after the configuration file.
 DAEMONS: dict[str, list[str]] = {
     "std_bsread_recv": ["tcp://127.0.0.1:9"],
+    "std_buffer_driver": ["--stream_address", "tcp://127.0.0.1:0", "--port", "0"],
+    "std_buffer_reader": ["--root_dir", ".", "--db_address", "tcp://127.0.0.1:9"],
+    "std_buffer_writer": ["--root_dir", ".", "--db_address", "tcp://127.0.0.1:9"],
     "std_data_compress_blosc2": ["-t", "1"],
     "std_data_compress_h5bitshuffle_lz4": ["-t", "1"],
     "std_det_driver": ["--port", "0"],

@@ -11,6 +11,9 @@ from typing import get_args
 import pytest
 from pydantic.fields import FieldInfo
 
+from stddaq.buffer import driver_service as buffer_driver
+from stddaq.buffer import reader as buffer_reader
+from stddaq.buffer import writer as buffer_writer
 from stddaq.cli import main as stddaq
 from stddaq.config import DetectorConfig
 from stddaq.preview import service as preview_service
@@ -43,6 +46,9 @@ SERVICES: dict[str, Main] = {
     "std_det_meta_writer_gf": meta_writer_service.main_gf,
     "std_data_compress_h5bitshuffle_lz4": compressors.main_h5bitshuffle_lz4,
     "std_data_compress_blosc2": compressors.main_blosc2,
+    "std_buffer_writer": buffer_writer.main,
+    "std_buffer_reader": buffer_reader.main,
+    "std_buffer_driver": buffer_driver.main,
     "std_gf_filter": gf_filter.main,
     "std_preview": preview_service.main,
     "std_data_convert_gf": converter.main_gf,

@@ -26,6 +26,7 @@ HEAVY = (
     "ophyd",
     "PIL",
     "pydantic",
+    "redis",
     "rich",
     "tifffile",
     "uvicorn",
@@ -71,6 +72,14 @@ SERVICES = {
         "-l LEVEL, --level LEVEL",
         "detector_json_filename",
     ),
+    "std_buffer_writer": (
+        "--root_dir DIR",
+        "--db_address URL",
+        "-t HOURS, --timeout HOURS",
+        "detector_json_filename",
+    ),
+    "std_buffer_reader": ("--root_dir DIR", "--db_address URL", "detector_json_filename"),
+    "std_buffer_driver": ("--stream_address ADDRESS", "-p PORT, --port PORT", "detector_json_filename"),
     "std_gf_filter": (
         "-s SUFFIX, --source_suffix SUFFIX",
         "-n, --no_filter",

@@ -189,11 +189,11 @@ class Replay:
         """Wait until the next image may be requested. Return False if the replay was stopped."""
         while not (self.running.is_set() or self.stopped.is_set()):
             await self._pause(POLL_PERIOD_S)
-        if not self.start.as_recorded:
-            await self._pause(self._next_at - time.monotonic())
-            self._next_at = (
-                max(self._next_at, time.monotonic() - self.start.interval_s) + self.start.interval_s
-            )
+        await self._pause(self._next_at - time.monotonic())
+        now, interval = time.monotonic(), self.start.interval_s
+        # A late image does not delay those after it: only `delay` is a promise of the distance.
+        since = max(self._next_at, now - interval) if self.start.rate and self._next_at else now
+        self._next_at = since + interval
         return not self.stopped.is_set()
 
     async def _pause(self, seconds: float) -> None:

@@ -25,7 +25,7 @@ RUN_TIMEOUT_S = 3600.0
 _ORDER = (
     *("stddaq simulate", "stddaq replay", "stddaq-rest", "std_preview", "std_bsread_recv", "std_udp_recv_"),
     *("std_data_convert_", "std_data_sync_module", "std_gf_filter", "std_data_compress_", "std_live_stream"),
-    *("std_det_driver", "std_det_writer", "std_det_meta_writer_"),
+    *("std_buffer_", "std_det_driver", "std_det_writer", "std_det_meta_writer_"),
 )
 
 

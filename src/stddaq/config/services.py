@@ -98,6 +98,10 @@ _ALL = (
     ),
     *(Program(name, _MODULES, on_request=False) for name in sorted(set(CONVERTERS.values()))),
     Program(MODULE_SYNC, _MODULES | {"module_sync_queue_size"}, on_request=False),
+    *(
+        Program(f"std_buffer_{role}", _LOGS | _IMAGES, records=False, on_request=False)
+        for role in ("writer", "reader", "driver")
+    ),
     Program("stddaq simulate", _LOGS | _IMAGES, on_request=False),
     Program("stddaq replay", _LOGS | _IMAGES, on_request=False),
 )

@@ -13,7 +13,7 @@ import zmq
 from support.peers.redis_server import RedisServer
 from support.processes.deployment import Deployment, Service, wait_until
 from support.processes.recording import Image
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
 from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
@@ -42,21 +42,22 @@ class ReplayClient(Closing):
     """A consumer of replayed images, and a client of `std_buffer_driver`."""
 
     def __init__(self, url: str, stream: str) -> None:
-        self._context = zmq.Context()
-        self._pull = self._context.socket(zmq.PULL)
+        self._close = ExitStack()
+        self._socket = self._close.enter_context(connect(f"{url}/now"))
+        context = self._close.enter_context(zmq.Context())
+        self._pull = self._close.enter_context(context.socket(zmq.PULL))
         self._pull.connect(stream)
-        self.socket: ClientConnection = connect(f"{url}/now")
 
     def command(self, command: str, **fields: Any) -> dict[str, Any]:
         """Send a command, and return its reply."""
-        self.socket.send(json.dumps({"command": command, **fields}))
+        self._socket.send(json.dumps({"command": command, **fields}))
         while True:
             message = self.message()
             if message.get("command") == command or "error" in message:
                 return message
 
     def message(self) -> dict[str, Any]:
-        return json.loads(self.socket.recv(timeout=20))
+        return json.loads(self._socket.recv(timeout=20))
 
     def wait_for(self, status: str) -> list[str]:
         """Return the different statuses up to `status`, each once."""
@@ -87,8 +88,7 @@ class ReplayClient(Closing):
         return Replayed(self.receive(result["n_sent"]), list(dict.fromkeys(statuses)), result)
 
     def close(self) -> None:
-        self.socket.close()
-        self._context.destroy(linger=0)
+        self._close.close()
 
 
 class ImageBufferRig(Closing):
@@ -155,8 +155,11 @@ class ImageBufferRig(Closing):
 
     def store(self, images: Sequence[Image]) -> None:
         """Publish images, and wait until they are in the database."""
-        self.publish(images)
-        self.wait_for_ids([image.image_id for image in images])
+        for turn in dict.fromkeys(image.image_id // self.config.n_slots for image in images):
+            # No two of them have the same slot.
+            group = [image for image in images if image.image_id // self.config.n_slots == turn]
+            self.publish(group)
+            self.wait_for_ids([image.image_id for image in group])
 
     def wait_for_ids(self, ids: Sequence[int]) -> None:
         """Wait until these ids are in the database."""
