@@ -61,7 +61,9 @@ class CppBuffer:
     def read(self, image_id: int) -> np.ndarray:
         """Return an image, as a program reads it that knows nothing of extensions."""
         record = pb.BufferedMetadata.FromString(self._client.get(f"camera:{self._camera}:{image_id}"))
-        content = self.path(image_id).read_bytes()[record.offset : record.offset + record.metadata.size]
+        with self.path(image_id).open("rb") as file:
+            file.seek(record.offset)
+            content = file.read(record.metadata.size)
         pixels = np.empty((record.metadata.height, record.metadata.width), "<u2")
         blosc2.decompress2(content, dst=pixels.reshape(-1).view(np.uint8))
         return pixels
