@@ -28,7 +28,7 @@ class Stored:
         self.ids = [0, 1, 1000, 1001, 2000, 2001, 1_000_000, 1_000_001]
         CppBuffer(directory, redis.client, "CAM1").store(*images_of(self.ids))
         for age, image_id in zip((4, 3, 2, 1), self.ids[::2], strict=True):
-            os.utime(directory / file_name(image_id), (NOW - age * 3600,) * 2)
+            os.utime(directory / file_name(image_id), (NOW, NOW - age * 3600))
         self.index = BufferIndex(redis.address, "CAM1")
 
     def left(self) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import zmq
 import zmq.asyncio
@@ -51,15 +51,12 @@ class ReaderLink(Closing):
     async def request(self, first: int, last: int, *, is_new: bool) -> Response:
         """Return the answer to the request for the next image from `first` to `last`. Raise `ReplayError`."""
         request = image_buffer_pb2.RequestNextImage(image_id=first, new_request=is_new, last_image_id=last)
-        if self._socket is None:
-            if problem := untrusted_binder(self._endpoint) or permission_problem(self._endpoint):
-                raise ReplayError(problem)
-            self._socket = _asynchronous(self._context, zmq.REQ)
-            self._socket.connect(self._endpoint)
+        is_answered, connection = False, self._socket or self._connect()
         try:
             async with asyncio.timeout(READER_TIMEOUT_S):
-                await self._socket.send(request.SerializeToString())
-                answer = await self._socket.recv()
+                await connection.send(request.SerializeToString())
+                answer = await connection.recv()
+            is_answered = True
             return Response.FromString(answer)
         except TimeoutError as error:
             expected = f"an answer of std_buffer_reader within {READER_TIMEOUT_S:g} s"
@@ -68,11 +65,15 @@ class ReaderLink(Closing):
             raise ReplayError(mismatch(self._endpoint, "a NextImageResponse", "another message")) from error
         finally:
             # A request that is not answered blocks its socket.
-            if not self._is_free():
+            if not is_answered:
                 self.disconnect()
 
-    def _is_free(self) -> bool:
-        return self._socket is not None and bool(int(self._socket.get(zmq.EVENTS)) & zmq.POLLOUT)
+    def _connect(self) -> zmq.asyncio.Socket:
+        if problem := untrusted_binder(self._endpoint) or permission_problem(self._endpoint):
+            raise ReplayError(problem)
+        self._socket = _asynchronous(self._context, zmq.REQ)
+        self._socket.connect(self._endpoint)
+        return self._socket
 
     def disconnect(self) -> None:
         """Close the connection; the next request opens another one."""
@@ -114,15 +115,16 @@ class Consumers(Closing):
         status = None if is_good(metadata) else pb.ImageMetadataStatus.Name(metadata.status)
         parts = [self._headers.header(metadata.image_id, status), pixels]
         # Not the method of asyncio: no wait is left.
-        zmq.Socket.shadow(self._socket).send_multipart(parts, zmq.NOBLOCK, copy=False)
+        plain: Any = zmq.Socket.shadow(self._socket)
+        plain.send_multipart(parts, zmq.NOBLOCK, copy=False)
 
     def close(self) -> None:
         """Deliver images on their way, for a moment."""
         self._context.destroy(linger=CLOSE_TIMEOUT_MS)
 
 
-def _asynchronous(context: zmq.asyncio.Context, kind: int) -> Any:
-    return open_socket(context, kind)
+def _asynchronous(context: zmq.asyncio.Context, kind: int) -> zmq.asyncio.Socket:
+    return cast(zmq.asyncio.Socket, open_socket(context, kind))
 
 
 @dataclass(slots=True)
@@ -187,14 +189,17 @@ class Replay:
 
     async def _is_due(self) -> bool:
         """Wait until the next image may be requested. Return False if the replay was stopped."""
-        while not (self.running.is_set() or self.stopped.is_set()):
-            await self._pause(POLL_PERIOD_S)
+        await self._while_paused()
         await self._pause(self._next_at - time.monotonic())
         now, interval = time.monotonic(), self.start.interval_s
         # A late image does not delay those after it: only `delay` is a promise of the distance.
         since = max(self._next_at, now - interval) if self.start.rate and self._next_at else now
         self._next_at = since + interval
         return not self.stopped.is_set()
+
+    async def _while_paused(self) -> None:
+        while not (self.running.is_set() or self.stopped.is_set()):
+            await self._pause(POLL_PERIOD_S)
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but not after `stopped`."""
@@ -217,6 +222,8 @@ class Replay:
             return
         if self.start.as_recorded:
             await self._pace(metadata)
+        # It was requested before the pause.
+        await self._while_paused()
         while not self.stopped.is_set():
             if await self._consumers.wait():
                 self._consumers.send(metadata, pixels)

@@ -38,7 +38,8 @@ class CppBuffer:
                 self._file, self._offset = path, 0
             path.parent.mkdir(parents=True, exist_ok=True)
             options = blosc2.CParams(**PARAMETERS, typesize=image.pixels.itemsize)
-            chunk = blosc2.compress2(image.pixels, cparams=options)
+            compress: Any = blosc2.compress2  # Its annotations lack the type of the options.
+            chunk = compress(image.pixels, cparams=options)
             with path.open("ab") as file:
                 file.write(chunk)
             height, width = image.pixels.shape
