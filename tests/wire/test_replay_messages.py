@@ -13,6 +13,7 @@ from stddaq.wire.replay_messages import StartReplay, parse_replay_command
 def test_start_needs_only_an_id() -> None:
     command = parse_replay_command('{"command": "start", "start_image_id": 4294967296}')
     assert command == StartReplay(start_image_id=2**32)
+    assert isinstance(command, StartReplay)
     assert command.interval_s == 0
 
 

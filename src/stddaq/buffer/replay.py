@@ -108,7 +108,8 @@ class Consumers(Closing):
 
     async def wait(self) -> bool:
         """Wait a moment. Return whether a consumer takes an image."""
-        return bool(await self._socket.poll(int(POLL_PERIOD_S * 1000), zmq.POLLOUT))
+        socket: Any = self._socket  # Its annotations lack the arguments.
+        return bool(await socket.poll(int(POLL_PERIOD_S * 1000), zmq.POLLOUT))
 
     def send(self, metadata: ImageMetadata, pixels: bytes) -> None:
         """Send an image, after `wait`."""
