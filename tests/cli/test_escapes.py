@@ -88,7 +88,7 @@ def test_names_and_content_of_files(tmp_path: Path) -> None:
         group.attrs["run_id"] = name
         file[f"{name}2"] = np.zeros(3)
     (tmp_path / f"{HOSTILE}1.h5").write_bytes(b"no HDF5")
-    for command in ("info", "repair", "aggregate"):
+    for command in ("info", "validate", "repair", "aggregate"):
         for file_name in (path, tmp_path / f"{HOSTILE}1.h5", tmp_path / f"{HOSTILE}absent"):
             assert "owned" in run(command, file_name)
     assert "owned" in run("up", tmp_path / HOSTILE)

@@ -1,4 +1,4 @@
-"""`stddaq info`, `aggregate` and `repair` on files of real runs."""
+"""`stddaq info`, `validate`, `aggregate` and `repair` on files of real runs."""
 
 from __future__ import annotations
 
@@ -99,6 +99,23 @@ def test_info_of_a_directory_without_runs_says_so(deployment: Deployment, direct
     info = deployment.run(deployment.stddaq, "info", directory)
     assert info.wait() == 0
     assert info.stdout == [f"{directory}: no files of runs"]
+
+
+def test_validate_finds_what_happened_to_a_run(real_driver: RealDriver, directory: Path):
+    record(real_driver, directory, 11)
+    sound = stddaq(real_driver, "validate", directory, "--pixels")
+    assert sound.wait() == 0, sound.stdout
+    assert sound.stdout[0].startswith(f"{directory}: 11 images in 2 raw files, ids ")
+    assert sound.stdout[-1] == "no problems"
+    (directory / "file1.h5").unlink()
+    harmed = stddaq(real_driver, "validate", directory / "fileMaster.h5", "--json")
+    assert harmed.wait() == 1
+    report = json.loads("\n".join(harmed.stdout))
+    assert (report["exit_code"], len(report["problems"])) == (1, 1)
+    assert report["problems"][0]["text"] == f"{directory}/file1.h5: is missing, no such file"
+    refused = stddaq(real_driver, "validate", directory / "other")
+    assert refused.wait() == 2
+    assert len(refused.stderr) == 1
 
 
 def test_aggregate_makes_the_master_file_again(real_driver: RealDriver, directory: Path):

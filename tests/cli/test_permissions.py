@@ -29,9 +29,9 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PROGRAM = """
 import contextvars, importlib, os, shlex, sys
 import h5py, hdf5plugin, numpy, asyncio, concurrent.futures
-for name in ("info", "repair", "aggregate", "demo", "record"):
+for name in ("info", "validate", "repair", "aggregate", "demo", "record"):
     importlib.import_module(f"stddaq.cli.{name}")
-for name in ("info", "repair", "aggregate", "reading", "opening"):
+for name in ("info", "validate_run", "repair", "aggregate", "reading", "opening"):
     importlib.import_module(f"stddaq.files.{name}")
 import stddaq.client, stddaq.sources.replay, stddaq.sources.image_files
 from stddaq.cli import main
@@ -49,7 +49,7 @@ def as_other_user(*command: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "command",
-    [["info"], ["repair"], ["aggregate"], ["demo", "--directory"]],
+    [["info"], ["validate"], ["repair"], ["aggregate"], ["demo", "--directory"]],
     ids=lambda c: c[0],
 )
 def test_path_that_may_not_be_searched_is_one_line(closed: Path, command: list[str]) -> None:

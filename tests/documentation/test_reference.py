@@ -65,8 +65,8 @@ SERVICES: dict[str, Main] = {
     "std_bsread_recv": bsread_receiver.main,
 }
 SUB_COMMANDS = (
-    *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "nexus"),
-    *("repair", "doctor", "plan", "units", "deployment", "completion"),
+    *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "validate"),
+    *("aggregate", "nexus", "repair", "doctor", "plan", "units", "deployment", "completion"),
 )
 
 DOCS = Path(__file__).parents[2] / "docs"

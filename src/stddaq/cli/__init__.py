@@ -36,8 +36,8 @@ class SubCommand(Protocol):
 
 # In the order in which a newcomer needs them.
 _MODULES = (
-    *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "aggregate", "nexus"),
-    *("repair", "doctor", "plan", "units", "deployment", "completion"),
+    *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "validate"),
+    *("aggregate", "nexus", "repair", "doctor", "plan", "units", "deployment", "completion"),
 )
 # Services with their own argument parsers: the module, and one sentence.
 _SERVICES = {
@@ -87,7 +87,7 @@ def parser() -> ArgumentParser:
     known = ArgumentParser("stddaq", "Data acquisition from detector to file.")
     commands = known.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name in _MODULES:
-        module = cast(SubCommand, importlib.import_module(f"stddaq.cli.{name}"))
+        module = cast(SubCommand, importlib.import_module(f"stddaq.cli.{name.replace('-', '_')}"))
         command = commands.add_parser(
             name, help=module.SUMMARY, description=_sentence(module.SUMMARY), add_version=False
         )

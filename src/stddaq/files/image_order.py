@@ -107,8 +107,10 @@ def rows_of_images(order: ImageOrder, table: ImageRows) -> np.ndarray:
 
     Raises `FileLayoutError` when the file lacks an image.
     """
-    wanted = _keys(order.epochs, order.image_ids)
-    offered = _keys(table.epochs, table.image_ids)
+    if not order.epochs.any() and not table.epochs.any():
+        wanted, offered = order.image_ids, table.image_ids
+    else:
+        wanted, offered = _keys(order.epochs, order.image_ids), _keys(table.epochs, table.image_ids)
     rows = np.searchsorted(offered, wanted)
     found = np.zeros(len(wanted), bool)
     inside = rows < len(offered)
@@ -191,8 +193,6 @@ def _dealt_in_turn(lengths: Sequence[int]) -> bool:
 
 def _keys(epochs: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
     """Return (epoch, id) of each image as one sortable value."""
-    if not epochs.any():
-        return image_ids
     keys = np.empty(len(image_ids), [("epoch", "<u8"), ("id", "<u8")])
     keys["epoch"], keys["id"] = epochs, image_ids
     return keys

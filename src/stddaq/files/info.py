@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,15 @@ import h5py
 import numpy as np
 
 from stddaq.errors import FileLayoutError
-from stddaq.files.nexus import ACCOUNT, APPLICATION_METADATA, DATA, DETECTOR, EPOCHS, IMAGE_ID, IMAGE_METADATA
+from stddaq.files.nexus import (
+    APPLICATION_METADATA,
+    DATA,
+    DETECTOR,
+    EPOCHS,
+    IMAGE_ID,
+    IMAGE_METADATA,
+    account_of,
+)
 from stddaq.files.opened_run import sources_of_master
 from stddaq.files.opening import Opened, examine
 from stddaq.files.raw_rows import ImageRows, metadata_file_of, metadata_group, raw_file_of, raw_group
@@ -166,7 +173,7 @@ def describe(path: Path) -> FileInfo:
         if APPLICATION_METADATA in file and isinstance(images := file.get(DATA), h5py.Dataset):
             return _application(path, opened, images)
         datasets = tuple(info for info, _ in describe_datasets(file))
-        return FileInfo(path, "other", path.stat().st_size, datasets, unclosed=_unclosed(path, opened))
+        return FileInfo(path, "other", path.stat().st_size, datasets, unclosed=why_unclosed(path, opened))
 
 
 def _raw(path: Path, opened: Opened) -> FileInfo:
@@ -186,7 +193,7 @@ def _raw(path: Path, opened: Opened) -> FileInfo:
         ids=ids_info(raw.image_ids, raw.epochs, _step_of(raw)),
         status=status_info(raw.image_ids, raw.status),
         origin=_origin(raw),
-        unclosed=_unclosed(path, opened),
+        unclosed=why_unclosed(path, opened),
     )
 
 
@@ -203,7 +210,7 @@ def _metadata(path: Path, opened: Opened) -> FileInfo:
         n_images=rows.n_rows,
         ids=ids_info(rows.image_ids, rows.epochs, 1),
         origin=_origin(rows),
-        unclosed=_unclosed(path, opened),
+        unclosed=why_unclosed(path, opened),
     )
 
 
@@ -234,11 +241,11 @@ def _master(
         ids=ids_info(ids, epoch_of, 1),
         # The rows are fill values if a source is missing, and those of other images if it differs.
         status=None if missing or differs else status_info(ids, rows.fields("status")[()]),
-        unclosed=_unclosed(path, opened),
+        unclosed=why_unclosed(path, opened),
         sources=tuple(sources),
         missing=missing,
         differs=differs,
-        account=_account(file),
+        account=account_of(file),
     )
 
 
@@ -259,11 +266,11 @@ def _application(path: Path, opened: Opened, images: h5py.Dataset) -> FileInfo:
         n_images=n_pixels // max(1, images.shape[1] * images.shape[2]),
         image_shape=(images.shape[1], images.shape[2]),
         dtype=str(images.dtype),
-        unclosed=_unclosed(path, opened),
+        unclosed=why_unclosed(path, opened),
         sources=tuple(sources),
         missing=missing,
         differs=None if missing else _difference(path, images),
-        account=_account(file),
+        account=account_of(file),
     )
 
 
@@ -326,7 +333,8 @@ def _origin(rows: ImageRows) -> dict[str, str | int]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _unclosed(path: Path, opened: Opened) -> str | None:
+def why_unclosed(path: Path, opened: Opened) -> str | None:
+    """Return what is known of the writer of an unclosed file; None for a closed one."""
     if not opened.unclosed:
         return None
     if writing := being_written(path):
@@ -340,12 +348,6 @@ def _unclosed(path: Path, opened: Opened) -> str | None:
         "no process that can be seen from here writes it: its writer was killed, or is stopped in another "
         f"container or on another host; {command} makes it readable"
     )
-
-
-def _account(file: h5py.File) -> dict[str, object] | None:
-    stored = _string(file, ACCOUNT)
-    account = json.loads(stored) if stored else None
-    return account if isinstance(account, dict) else None
 
 
 def _string(file: h5py.File, name: str) -> str | None:

@@ -44,7 +44,7 @@ class RunFiles:
     """The files of one run that exist, and where its master file belongs.
 
     Attributes:
-        raw: in the order of their writers.
+        raw: in the order of their writers; see `find_run` for missing ones.
         metadata: None when the run has no metadata file.
         master: may not exist yet.
         nxmx: may not exist.
@@ -58,22 +58,23 @@ class RunFiles:
     nxmx: Path
 
 
-def find_run(path: Path, prefix: str | None = None) -> RunFiles:
+def find_run(path: Path, prefix: str | None = None, *, allow_absent: bool = False) -> RunFiles:
     """Return the run of `prefix` (default "file") in directory `path`, or the run of the file `path`.
 
-    Raises `FileLayoutError` when there are no raw files, or one in the middle is missing.
+    Raises `FileLayoutError` when there are no raw files, or one in the middle is missing; with `allow_absent`
+    the missing ones are among the raw files.
     """
     if path.is_dir():
-        return _run_of(path, DEFAULT_FILE_PREFIX if prefix is None else prefix)
+        return _run_of(path, DEFAULT_FILE_PREFIX if prefix is None else prefix, allow_absent)
     if prefix is not None:
-        return _run_of(path.parent, prefix)
+        return _run_of(path.parent, prefix, allow_absent)
     candidates = [candidate for candidate in _prefixes(path.name) if _writers(path.parent, candidate)]
     for candidate in candidates:
         numbers = _writers(path.parent, candidate)
         if not _absent(numbers) and path.name in [raw_file_name(candidate, number) for number in numbers]:
-            return _run_of(path.parent, candidate)
+            return _run_of(path.parent, candidate, allow_absent)
     if candidates:
-        return _run_of(path.parent, candidates[0])
+        return _run_of(path.parent, candidates[0], allow_absent)
     if not path.exists():
         raise FileLayoutError(f"{path}: is missing, no such file or directory")
     raise FileLayoutError(
@@ -164,14 +165,16 @@ def sibling(paths: Sequence[Path], writer: int) -> Path:
     return paths[0].with_name(raw_file_name(prefix, writer))
 
 
-def _run_of(directory: Path, prefix: str) -> RunFiles:
+def _run_of(directory: Path, prefix: str, allow_absent: bool) -> RunFiles:
     writers = _writers(directory, prefix)
     if not writers:
         raise FileLayoutError(
             f"{directory / raw_file_name(prefix, 0)}: is missing, no raw files of this prefix"
         )
     absent = _absent(writers)
-    if absent:
+    if absent and allow_absent:
+        writers = sorted([*writers, *absent])
+    elif absent:
         raise FileLayoutError(
             f"{directory / raw_file_name(prefix, absent[0])}: is missing, "
             f"although {raw_file_name(prefix, writers[-1])} exists"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import h5py
 import numpy as np
 
@@ -37,3 +40,12 @@ def set_attributes(of: h5py.HLObject, **attributes: object) -> None:
 def lost_pixel(dtype: np.dtype) -> np.ndarray:
     """Return the value that viewers show as "not measured": NaN, or the largest value, as Eigers have it."""
     return np.array(np.nan if dtype.kind == "f" else np.iinfo(dtype).max, dtype)
+
+
+def account_of(file: h5py.File) -> dict[str, Any] | None:
+    """Return the account of the run in a master file, if there is one. Raise `ValueError` for other text."""
+    stored = file.get(ACCOUNT)
+    if not isinstance(stored, h5py.Dataset) or stored.shape != ():
+        return None
+    account = json.loads(str(stored.asstr()[()]))
+    return account if isinstance(account, dict) else None

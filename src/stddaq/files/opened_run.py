@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +13,8 @@ import numpy as np
 from stddaq.errors import FileLayoutError
 from stddaq.files.growing_run import settled
 from stddaq.files.names import find_run
-from stddaq.files.nexus import ACCOUNT, APPLICATION_METADATA, DATA, DETECTOR, IMAGE_ID, RAW_FILES
-from stddaq.files.opening import damage_named, examine, open_file
+from stddaq.files.nexus import APPLICATION_METADATA, DATA, DETECTOR, IMAGE_ID, RAW_FILES, account_of
+from stddaq.files.opening import examine
 from stddaq.files.raw_pixels import RawPixels
 from stddaq.files.run import RecordedRun, read_run, rows_of_files
 from stddaq.files.sources import check_run_id, run_ids_of
@@ -36,7 +35,7 @@ class OpenedRun:
         self.path, self.prefix = path, prefix
         self._master = path if path.is_file() and is_master_file(path) else None
         if self._master:
-            run = _run_of_master(self._master)
+            run = run_of_master(self._master)
             paths = [raw.path for raw in run.raw_files]
         else:
             paths = find_run(path, prefix).raw
@@ -95,8 +94,7 @@ class OpenedRun:
         if master is None:
             return None
         with examine(master) as opened:
-            text = opened.file.get(ACCOUNT)
-            return json.loads(str(text.asstr()[()])) if isinstance(text, h5py.Dataset) else None
+            return account_of(opened.file)
 
     def detector_rows(self) -> np.ndarray | None:
         path = self._metadata_file()
@@ -113,11 +111,7 @@ class OpenedRun:
     def _metadata_file(self) -> Path | None:
         if self._master is None:
             return find_run(self.path, self.prefix).metadata
-        with examine(self._master) as opened:
-            rows = opened.file.get(f"{DETECTOR}/metadata")
-            if not isinstance(rows, h5py.Dataset) or not rows.is_virtual:
-                return None
-            return self._master.parent / source_files(rows)[0]
+        return files_of_master(self._master)[1]
 
     def _existing_master(self) -> Path | None:
         if self._master is not None:
@@ -125,7 +119,7 @@ class OpenedRun:
         path = find_run(self.path, self.prefix).master
         if not path.exists():
             return None
-        _run_of_master(path)
+        run_of_master(path)
         return path
 
 
@@ -141,20 +135,29 @@ def sources_of_master(path: Path, images: h5py.Dataset) -> list[Path]:
     return [path.parent / name for name in source_files(images)]
 
 
-def _run_of_master(path: Path) -> RecordedRun:
-    """Return the run that the master file shows, checked."""
-    with open_file(path) as opened:
+def files_of_master(path: Path) -> tuple[list[Path], Path | None]:
+    """Return the raw files and the metadata file that a master file names. Raises `FileLayoutError`."""
+    with examine(path) as opened:
         master = opened.file
-        with damage_named(path):
-            images, image_ids, names = (master.get(name) for name in (DATA, IMAGE_ID, RAW_FILES))
-            assert isinstance(images, h5py.Dataset)
-            assert isinstance(image_ids, h5py.Dataset)
-            sources = sources_of_master(path, images)
-            if isinstance(names, h5py.Dataset):
-                # Files without images are not named by the virtual dataset.
-                sources = [path.parent / str(name) for name in np.ravel(names.asstr()[()])]
-            shown_ids, run_ids = image_ids[()], run_ids_of(master)
-            has_frames = APPLICATION_METADATA in master
+        images, names = (master.get(name) for name in (DATA, RAW_FILES))
+        assert isinstance(images, h5py.Dataset)
+        sources = sources_of_master(path, images)
+        if isinstance(names, h5py.Dataset):
+            # Files without images are not named by the virtual dataset.
+            sources = [path.parent / str(name) for name in np.ravel(names.asstr()[()])]
+        rows = master.get(f"{DETECTOR}/metadata")
+        has_metadata = isinstance(rows, h5py.Dataset) and rows.is_virtual
+        return sources, path.parent / source_files(rows)[0] if has_metadata else None
+
+
+def run_of_master(path: Path) -> RecordedRun:
+    """Return the run that the master file shows, checked. Raises `FileLayoutError`."""
+    sources, _ = files_of_master(path)
+    with examine(path) as opened:
+        image_ids = opened.file.get(IMAGE_ID)
+        assert isinstance(image_ids, h5py.Dataset)
+        shown_ids, run_ids = image_ids[()], run_ids_of(opened.file)
+        has_frames = APPLICATION_METADATA in opened.file
     run = read_run(sources)
     for raw in run.raw_files:
         check_run_id(raw.path, raw.origin.run_id, run_ids, path)

@@ -133,6 +133,21 @@ class RawPixels:
         """Return how images are stored. Raises `FileLayoutError`."""
         return self._ready(np.empty(0, np.int64)).layout or _Layout()
 
+    def not_stored(self, rows: np.ndarray) -> np.ndarray:
+        """Return those of the images `rows` (m,) whose pixels are not within the file. Reads no pixels.
+
+        None of a file that is only read through HDF5. Raises `FileLayoutError`.
+        """
+        stored = self._ready(rows)
+        if stored.layout is None or not stored.layout.is_chunked:
+            return rows[:0]
+        chunks, first_in_chunk = np.divmod(rows, stored.layout.chunk_images)
+        height, width = self.rows.image_shape
+        address, size = stored.chunks[chunks, 0], stored.chunks[chunks, 1]
+        if not stored.layout.is_decoded:
+            size = (first_in_chunk + 1) * height * width * self.rows.dtype.itemsize
+        return rows[(address < 0) | (address + size > os.fstat(stored.fd).st_size)]
+
     def jobs(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray, lines: range) -> Iterator[Job]:
         """Return calls that copy `lines` of the images `rows` (m,) to `out[places]`, C-contiguous.
 
