@@ -66,7 +66,7 @@ SERVICES: dict[str, Main] = {
 }
 SUB_COMMANDS = (
     *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "validate"),
-    *("aggregate", "nexus", "repair", "doctor", "plan", "units", "deployment", "completion"),
+    *("plot-missing", "aggregate", "nexus", "repair", "doctor", "plan", "units", "deployment", "completion"),
 )
 
 DOCS = Path(__file__).parents[2] / "docs"

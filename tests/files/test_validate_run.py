@@ -67,13 +67,13 @@ def problems(path: Path, **options: Any) -> list[str]:
 )
 def test_a_sound_run_has_no_problems(tmp_path: Path, spec: RunSpec) -> None:
     record(tmp_path, spec, run_id="run-1" if spec.by_stddaq else "of the driver")
-    shown: list[tuple[int, int]] = []
+    shown: list[tuple[str, int, int]] = []
     for path in (tmp_path, tmp_path / "fileMaster.h5", tmp_path / "file0.h5"):
         report = validate_run(path, pixels=True, on_progress=lambda *done: shown.append(done))
         assert report.problems == ()
         assert (report.n_images, report.n_good, report.first_id, report.last_id) == (37, 37, 0, 39)
         assert report.skipped == IdRanges(3, ((8, 9), (11, 11)))
-        assert shown[-1] == (37, 37)
+        assert shown[-1] == ("reading", 37, 37)
         assert report.lines()[-1] == "no problems"
 
 

@@ -14,19 +14,23 @@ class Progress:
     It has no thread, because commands fork. A context manager, at whose end the line is erased.
     """
 
-    def __init__(self, what: str) -> None:
-        self._what, self._since, self._shown_at = what, time.monotonic(), 0.0
+    def __init__(self) -> None:
+        self._what, self._since, self._shown_at = "", 0.0, 0.0
+        self._before = 0
 
     def __enter__(self) -> Progress:
         return self
 
-    def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` images are finished."""
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show that `what`, such as "reading", has finished `done` of `total` images."""
         now = time.monotonic()
+        if what != self._what:
+            self._what, self._since, self._before = what, now, done
         if sys.stderr is None or not sys.stderr.isatty() or now - self._shown_at < _PERIOD_S:
             return
         self._shown_at = now
-        left = (now - self._since) * (total - done) / done if done else 0.0
+        n_since = done - self._before
+        left = (now - self._since) * (total - done) / n_since if n_since else 0.0
         share = 100 * done // total if total else 100
         self._write(f"{self._what}: {share} % of {total} images, {left:.0f} s left")
 

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from stddaq.files.validate_run import validate_run
     from stddaq.text import escaped
 
-    with Progress("reading") as progress:
+    with Progress() as progress:
         report = validate_run(Path(args.path), args.prefix, pixels=args.pixels, on_progress=progress)
     if args.json:
         print(json.dumps(dataclasses.asdict(report) | {"exit_code": report.exit_code}, default=str))

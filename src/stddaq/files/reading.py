@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -23,6 +23,9 @@ from stddaq.files.raw_pixels import RawPixels
 from stddaq.files.sources import OtherRunError
 from stddaq.text import mismatch, shown
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Losses = Literal["raise", "mask"]
 # How often a growing run is read again.
@@ -218,6 +221,15 @@ class Run:
         unit = chunks if self._rows is None and chunks * n * 4 <= self.n_images else 1
         cuts = [round(i * self.n_images / n / unit) * unit for i in range(n)] + [self.n_images]
         return [self._part(np.arange(cuts[i], cuts[i + 1])) for i in range(n)]
+
+    def plot_missing(self, figure: Figure | None = None) -> Figure:
+        """Draw bad and skipped images by raw file and time into a figure of matplotlib, by default a new one.
+
+        Needs matplotlib. Raises `FileLayoutError`.
+        """
+        from stddaq.files.plot_missing import plot_missing
+
+        return plot_missing(self, figure)
 
     @property
     def growing(self) -> bool:

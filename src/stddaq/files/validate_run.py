@@ -30,8 +30,8 @@ from stddaq.text import mismatch
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 About = Literal["file", "order", "metadata", "master", "account", "images", "pixels"]
-# Called with the numbers of images that were read, and that will be.
-OnProgress = Callable[[int, int], None]
+# Called with "reading", and the numbers of images that were read, and that will be.
+OnProgress = Callable[[str, int, int], None]
 T = TypeVar("T")
 
 # Pixels that one fork reads within its timeout, even from slow storage.
@@ -299,7 +299,7 @@ def _unreadable_images(
                 ids.append(np.frombuffer(unread.ids, np.uint64))
                 reason = reason or unread.reason
                 n_done += end - first
-                on_progress(n_done, n_images)
+                on_progress("reading", n_done, n_images)
         found = id_ranges(np.concatenate([ids[0][:0], *ids]))
         if found.number:
             got = f"none of {found.number}, image ids {found.shown(_SHOWN_RANGES)}"
