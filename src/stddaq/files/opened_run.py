@@ -146,8 +146,9 @@ def files_of_master(path: Path) -> tuple[list[Path], Path | None]:
             # Files without images are not named by the virtual dataset.
             sources = [path.parent / str(name) for name in np.ravel(names.asstr()[()])]
         rows = master.get(f"{DETECTOR}/metadata")
-        has_metadata = isinstance(rows, h5py.Dataset) and rows.is_virtual
-        return sources, path.parent / source_files(rows)[0] if has_metadata else None
+        if not isinstance(rows, h5py.Dataset) or not rows.is_virtual:
+            return sources, None
+        return sources, path.parent / source_files(rows)[0]
 
 
 def run_of_master(path: Path) -> RecordedRun:

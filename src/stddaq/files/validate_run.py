@@ -182,7 +182,7 @@ def _files_of_master(path: Path) -> RunFiles | None:
     if not is_master_file(path):
         return None
     raw, metadata = files_of_master(path)
-    return RunFiles(path.parent, "", tuple(raw), metadata, path)
+    return RunFiles(path.parent, "", tuple(raw), metadata, path, path)
 
 
 def _examine_raw_file(path: Path) -> _Part:
