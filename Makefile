@@ -23,7 +23,7 @@ demo: $(VENV)/.installed $(if $(findstring --udp,$(ARGS)),$(VENV)/.installed-udp
 test: $(VENV)/.installed-dev ## run the tests, except the slow ones, the faults, and those that need another environment
 	@$(BIN)/pytest -n auto -m "not external and not slow and not fault" $(ARGS)
 
-test-all: $(VENV)/.installed-dev $(VENV)/.installed-databroker1 $(VENV)/.installed-influxdb $(VENV)/.installed-prometheus $(VENV)/.installed-debian-hdf5 $(VENV)/.installed-redis $(VENV)/.installed-oldest-h5py $(VENV)/.installed-queues $(VENV)/.installed-clean $(VENV)/.installed-bec ## run all tests but that of the deployment
+test-all: $(VENV)/.installed-dev $(VENV)/.installed-databroker1 $(VENV)/.installed-influxdb $(VENV)/.installed-prometheus $(VENV)/.installed-axe $(VENV)/.installed-debian-hdf5 $(VENV)/.installed-redis $(VENV)/.installed-oldest-h5py $(VENV)/.installed-queues $(VENV)/.installed-clean $(VENV)/.installed-bec ## run all tests but that of the deployment
 	@$(BIN)/pytest -n auto $(ARGS)
 
 test-deployment: $(VENV)/.installed-container ## deploy to a booted container, with root rights (about ten minutes)
@@ -94,6 +94,10 @@ $(VENV)/.installed-influxdb: $(VENV)/.created .ci/make-debian-program
 
 $(VENV)/.installed-prometheus: $(VENV)/.created .ci/make-debian-program
 	@sh .ci/make-debian-program $(VENV)/prometheus prometheus
+	@touch $@
+
+$(VENV)/.installed-axe: $(VENV)/.installed-dev .ci/make-axe
+	@sh .ci/make-axe $(VENV)
 	@touch $@
 
 $(VENV)/.installed-debian-hdf5: $(VENV)/.created .ci/make-debian-packages
