@@ -10,17 +10,46 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from cli.conftest import Up
 from support.processes.deployment import Deployment, wait_until
 from support.processes.recording import Rig
 
+from stddaq.daemon.health import health_of
+from stddaq.daemon.metrics_reader import read_pages
+
+
+def answer(deployment: Deployment, url: str) -> tuple[int, dict[str, Any]]:
+    """Return the exit code and the answer in JSON, with the services by name."""
+    process = deployment.run(deployment.stddaq, "status", "--json", "--url", url)
+    code = process.wait(30)
+    content = json.loads("\n".join(process.stdout))
+    rows = {f"{row['service']} {row['id']}".rstrip(): row for row in content["services"]}
+    return code, content | {"services": rows}
+
 
 def status(deployment: Deployment, url: str) -> tuple[int, dict[str, dict[str, Any]]]:
     """Return the exit code, and the services by name."""
-    process = deployment.run(deployment.stddaq, "status", "--json", "--url", url)
+    code, content = answer(deployment, url)
+    return code, content["services"]
+
+
+def shown(deployment: Deployment, url: str, service: str) -> tuple[int, list[str]]:
+    """Return the exit code, and the words of the row of a service."""
+    process = deployment.run(deployment.stddaq, "status", "--url", url)
     code = process.wait(30)
-    services = json.loads("\n".join(process.stdout))["services"]
-    return code, {f"{row['service']} {row['id']}".rstrip(): row for row in services}
+    return code, next((line.split() for line in process.stdout if line.strip().startswith(service)), [])
+
+
+def wait_for_state(monkeypatch: pytest.MonkeyPatch, deployment: Deployment, service: str, state: str) -> None:
+    """Wait until a service has a state, by the function that the command calls."""
+    monkeypatch.setenv("STDDAQ_IPC_DIR", str(deployment.ipc_directory))
+
+    def has_it() -> bool:
+        services = health_of(deployment.detector_name, read_pages(deployment.detector_name))
+        return any((one.name, one.state) == (service, state) for one in services)
+
+    wait_until(has_it, 40, f"{service}: {state}", 0.1)
 
 
 def wait_for_code(deployment: Deployment, url: str, code: int) -> dict[str, dict[str, Any]]:
@@ -74,3 +103,54 @@ def test_finished_replay_is_not_needed(up: Callable[..., Up], tmp_path: Path) ->
     url = f"ws://127.0.0.1:{running.port}"
     wait_until(lambda: status(running.deployment, url)[1].get("replay", {}).get("state") == "not_needed", 20)
     wait_for_code(running.deployment, url, 0)
+
+
+def test_hanging_service_is_silent_and_one_that_has_ended_in_order_is_not_shown(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment, url = rig.deployment, rig.url
+    wait_for_state(monkeypatch, deployment, "std_det_writer 1", "works")
+    rig.writers[1].send(signal.SIGSTOP)
+    wait_for_state(monkeypatch, deployment, "std_det_writer 1", "silent")
+    code, row = shown(deployment, url, "std_det_writer 1")
+    assert (code, row[:4]) == (1, ["std_det_writer", "1", "silent", "yes"])
+    assert row[-1] == str(rig.writers[1].pid)
+    rig.writers[1].send(signal.SIGCONT)
+    wait_for_state(monkeypatch, deployment, "std_det_writer 1", "works")
+    assert rig.writers[0].end() == 0
+    code, services = status(deployment, url)
+    assert (code, services.keys()) == (0, {"std_det_driver", "std_det_writer 1"})
+
+
+def test_hanging_driver_is_exit_code_2_and_named_with_all_services(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, url = deployment.start_driver()
+    wait_for_state(monkeypatch, deployment, "std_det_driver", "works")
+    driver.send(signal.SIGSTOP)
+    # The command waits for the driver until its heartbeat is old.
+    code, content = answer(deployment, url)
+    assert code == 2
+    assert content["status"] is content["last_result"] is None
+    assert content["error"] == f"{url}: expected the status of a driver within 5 s, got none"
+    assert content["services"]["std_det_driver"]["state"] == "silent"
+    assert driver.end(signal.SIGKILL) == -signal.SIGKILL
+    code, content = answer(deployment, url)
+    assert (code, content["services"]["std_det_driver"]["state"]) == (2, "ended")
+
+
+def test_services_that_all_have_ended_in_order_leave_exit_code_2_and_no_rows(deployment: Deployment) -> None:
+    driver, url = deployment.start_driver()
+    assert driver.end() == 0
+    code, content = answer(deployment, url)
+    assert (code, content["services"]) == (2, {})
+    assert "is it started?" in content["error"]
+
+
+def test_service_that_cannot_start_is_missing(up: Callable[..., Up], monkeypatch: pytest.MonkeyPatch) -> None:
+    running = up("--source", "simulate", "--rate", "10")
+    deployment = running.deployment
+    deployment.write_config(services=["std_preview --mask /absent.npy"])
+    wait_for_state(monkeypatch, deployment, "std_preview", "missing")
+    code, row = shown(deployment, running.url, "std_preview")
+    assert (code, row[:4]) == (1, ["std_preview", "missing", "yes", "never"])

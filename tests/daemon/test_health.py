@@ -35,7 +35,7 @@ def test_state_follows_from_heartbeat_and_process(age_s: float, is_running: bool
 
 def test_service_that_never_came_is_shown() -> None:
     row = only("writer", page("up", writer=1))
-    assert (row.state, row.page, row.is_well, row.n_restarts) == ("ended", None, False, 2)
+    assert (row.state, row.page, row.is_well, row.n_restarts) == ("missing", None, False, 2)
 
 
 def test_service_that_is_not_wanted_may_end() -> None:
@@ -44,6 +44,6 @@ def test_service_that_is_not_wanted_may_end() -> None:
 
 
 def test_silent_up_still_says_what_it_wants_and_one_that_has_ended_does_not() -> None:
-    assert only("writer", page("up", age_s=99, writer=1)).state == "ended"
+    assert only("writer", page("up", age_s=99, writer=1)).state == "missing"
     rows = health_of("GF2", Pages([page("up", is_running=False, writer=1)]))
     assert [(row.service, row.state) for row in rows] == [("up", "ended")]

@@ -11,6 +11,7 @@ from stddaq.cli.text import status_line, table
 from stddaq.daemon.arguments import ArgumentParser
 
 if TYPE_CHECKING:
+    from stddaq.client import DriverError, DriverStatus
     from stddaq.daemon.health import ServiceHealth
 
 SUMMARY = "show the state of the driver, how the last run ended, and which services work"
@@ -25,29 +26,32 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Return 1 if a service that should run does not work."""
+    """Return 1 if a service that should run does not work. Raise `DriverError` after showing the services."""
     from stddaq.client import DriverError
 
-    services, rejected = _services()
+    status, result, error = None, None, None
     try:
         status, result = _driver(args.url)
-    except DriverError:
-        # The services show why.
-        if not args.json:
-            _print(_table(services))
-        raise
+    except DriverError as failure:
+        error = failure
+    # After the driver: a wait for one that hangs makes its heartbeat older.
+    services, rejected = _services()
     if args.json:
-        rows = [_as_json(service) for service in services]
-        print(json.dumps({"status": dict(status.raw), "last_result": result, "services": rows}))
+        _print([_json(services, rejected, status, result, error)])
     else:
-        from stddaq.cli.account import account_lines
-
-        print(status_line(status))
-        if result is not None:
-            print("last run:")
-            print("\n".join(f"  {line}" for line in account_lines(result)))
+        if status is not None:
+            _print(_driver_lines(status, result))
         _print([*_table(services), *rejected])
+    if error is not None:
+        raise error
     return 0 if all(service.is_well for service in services) else 1
+
+
+def _driver_lines(status: DriverStatus, result: dict[str, Any] | None) -> list[str]:
+    from stddaq.cli.account import account_lines
+
+    last = [] if result is None else ["last run:", *(f"  {line}" for line in account_lines(result))]
+    return [status_line(status), *last]
 
 
 def _print(lines: Sequence[str]) -> None:
@@ -55,7 +59,24 @@ def _print(lines: Sequence[str]) -> None:
         print(line)
 
 
-def _driver(url: str) -> tuple[Any, Any]:
+def _json(
+    services: Sequence[ServiceHealth],
+    rejected: Sequence[str],
+    status: DriverStatus | None,
+    result: dict[str, Any] | None,
+    error: DriverError | None,
+) -> str:
+    content = {
+        "status": None if status is None else dict(status.raw),
+        "last_result": result,
+        "error": None if error is None else str(error),
+        "services": [_as_json(service) for service in services],
+        "rejected": rejected,
+    }
+    return json.dumps(content)
+
+
+def _driver(url: str) -> tuple[DriverStatus, dict[str, Any] | None]:
     """Return the status of the driver and the account of its last run, if it keeps one."""
     from stddaq.client import DriverClient, UnsupportedError
 

@@ -9,7 +9,7 @@ from typing import Literal
 from stddaq.daemon import metrics
 from stddaq.daemon.metrics_reader import Page, Pages
 
-State = Literal["works", "silent", "ended", "not_needed"]
+State = Literal["works", "silent", "ended", "missing", "not_needed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,8 @@ class ServiceHealth:
 
     Attributes:
         state: `works`; `silent`: its process runs and its main loop does not; `ended`: its process does not
-            run; `not_needed`: that, and it need not.
+            run any more; `missing`: it has not started, or has ended in order; `not_needed`: it does not run,
+            and need not.
         is_wanted: it should run.
         page: what it has published last; None if it never came.
         n_restarts: by `stddaq up`, after crashes; None if `stddaq up` does not run it.
@@ -62,7 +63,9 @@ def health_of(detector: str, pages: Pages) -> list[ServiceHealth]:
 def state_of(page: Page | None, is_wanted: bool) -> State:
     """Return the state of a service with this page."""
     if page is None or not page.is_running:
-        return "ended" if is_wanted else "not_needed"
+        if not is_wanted:
+            return "not_needed"
+        return "ended" if page else "missing"
     return "silent" if page.age_s > page.silent_after_s else "works"
 
 

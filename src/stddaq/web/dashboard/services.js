@@ -3,7 +3,7 @@
 import { may } from "./login.js";
 import { bytes, get, make, post, table, whileShown } from "./service.js";
 
-const STATES = { works: "works", silent: "silent: its main loop hangs", ended: "does not run", not_needed: "not needed" };
+const STATES = { works: "works", silent: "silent: its main loop hangs", ended: "does not run any more", missing: "does not run: not started", not_needed: "not needed" };
 const IMAGES = ["images_published", "images_received", "images_written", "images_processed", "images_sent", "previews_encoded"];
 const LOSSES = ["images_overwritten", "images_failed", "messages_lost", "ids_skipped", "messages_rejected", "images_damaged"];
 const OVER_TIME = [
