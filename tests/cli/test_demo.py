@@ -14,6 +14,7 @@ from typing import Any
 
 import h5py
 import pytest
+import requests
 from PIL import Image
 from silx.io import open as silx_open
 from silx.io.nxdata.parse import get_default
@@ -123,6 +124,24 @@ def test_the_commands_that_it_proposes_work_as_they_are_printed(deployment: Depl
         images = file["/entry/data/data"]
         assert isinstance(images, h5py.Dataset)
         assert images.shape == (500, 64, 64)
+
+
+def test_watch_ends_with_the_address_of_the_page_and_ctrl_c_ends_it(deployment: Deployment, tmp_path: Path):
+    process = demo(deployment, "--watch", "--directory", tmp_path, "-n", 5, "--size", 64)
+    page = process.wait_for_line(r"^  (http://127\.0\.0\.1:\d+/)$", timeout=60)[1]
+    process.wait_for_line("Press Ctrl-C to end")
+    assert any("checked     5 images" in line for line in process.stdout)
+    assert "<title>stddaq</title>" in requests.get(page, timeout=20).text
+    wait_until(lambda: requests.get(page + "health", timeout=20).status_code == 200, 30)
+    (source,) = requests.get(page + "api/live/sources", timeout=20).json()
+    assert (source["is_running"], source["shape"]) == (True, [64, 64])
+    record, watch = (line.strip() for line in process.stdout if re.search(r"stddaq (record|watch) ", line))
+    recorded = deployment.run("/bin/sh", "-c", record.replace("-n 2000", "-n 20"))
+    watched = deployment.run("/bin/sh", "-c", f"{watch} -n 2")
+    assert (recorded.wait(60), watched.wait(60)) == (0, 0)
+    assert "20, all good" in recorded.output
+    assert process.end(signal.SIGINT, timeout=40) == 0, process.output
+    assert leftovers(detector_name(tmp_path)) == []
 
 
 @pytest.mark.slow

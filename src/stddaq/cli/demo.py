@@ -2,8 +2,9 @@
 
 A simulated detector, the driver, two writers and the metadata writer record a run; then every pixel is read
 back from the master file and compared with the simulator's scene. With `--udp` the detector is a GigaFRoST
-that sends packets, from which receivers, converters and the module synchroniser make images. The demo uses
-free ports, names and an ipc directory of its own, and leaves nothing but its files.
+that sends packets, from which receivers, converters and the module synchroniser make images. With `--watch`
+the services keep running for a browser until Ctrl-C. The demo uses free ports, names and an ipc directory of
+its own, and leaves nothing but its files.
 """
 
 from __future__ import annotations
@@ -64,6 +65,15 @@ class DemoError(StdDaqError):
 
 
 @dataclass(frozen=True, slots=True)
+class _Addresses:
+    """Where the services of one demo are reached; `page` and `stream` only with `--watch`."""
+
+    driver: str
+    page: str
+    stream: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Checked:
     """What was read back and compared."""
 
@@ -98,6 +108,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="the detector sends UDP packets, from which receivers and converters make the images",
     )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="then keep the detector running, to look at its images in a browser, until Ctrl-C",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -112,27 +127,42 @@ def run(args: argparse.Namespace) -> int:
     n_images = args.n_images or (UDP_DEFAULT_IMAGES if args.udp else DEFAULT_IMAGES)
     rate = args.rate or (UDP_DEFAULT_RATE_HZ if args.udp else DEFAULT_RATE_HZ)
     directory = _prepare_directory(Path(args.directory))
-    config_path, config = _write_config(directory, args.size or _image_side(directory, sizes), args.udp)
-    side = config.image_shape[0]
+    addresses = _addresses()
+    side = args.size or _image_side(directory, sizes)
+    config_path, config = _write_config(directory, side, args.udp, addresses if args.watch else None)
     print(f"stddaq demo: {n_images} images of {side}x{side} pixels, {rate:g} per second\n", flush=True)
     with contextlib.ExitStack() as running:
-        url = running.enter_context(_deployment(directory, config_path, None if args.udp else rate))
+        up = running.enter_context(
+            _deployment(directory, config_path, addresses.driver, None if args.udp else rate)
+        )
         if args.udp:
             _wait_for_subscriptions(directory)
             packets = ["simulate-udp", str(config_path), "--rate", f"{rate:g}"]
             running.enter_context(_running(packets, directory / f"{PREFIX}-detector.log"))
-        account = _record(url, directory, config, n_images)
+        account = _record(addresses.driver, directory, config, n_images)
+        if not args.watch:
+            running.close()
+        _check_and_draw(directory, config, account, n_images, UDP_MAX_VALUE if args.udp else None)
+        if args.watch:
+            _watch(addresses, directory, up)
+        else:
+            _propose(account["files"]["master"])
+    return 0
+
+
+def _check_and_draw(
+    directory: Path, config: DetectorConfig, account: dict[str, Any], n_images: int, max_value: int | None
+) -> None:
     master = account["files"]["master"]
     if not master:
         raise DemoError("the run has no master file")
     begin = time.monotonic()
     print("\nchecking every pixel of every image ...", flush=True)
-    checked = _check(Path(master), config, account, n_images, UDP_MAX_VALUE if args.udp else None)
+    checked = _check(Path(master), config, account, n_images, max_value)
     seconds = time.monotonic() - begin
     png = directory / f"{PREFIX}.png"
     _draw(png, checked, config, account)
-    _summarise(checked, seconds, account, master, png)
-    return 0
+    _summarise(checked, seconds, account, png)
 
 
 def _prepare_directory(directory: Path) -> Path:
@@ -155,7 +185,20 @@ def _config_path(directory: Path) -> Path:
     return directory / f"{PREFIX}.json"
 
 
-def _write_config(directory: Path, side: int, udp: bool) -> tuple[Path, DetectorConfig]:
+def _addresses() -> _Addresses:
+    with contextlib.ExitStack() as probes:
+        # All at once, so that they differ.
+        sockets = [probes.enter_context(socket.socket()) for _ in range(3)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        driver, page, stream = (f"127.0.0.1:{probe.getsockname()[1]}" for probe in sockets)
+    return _Addresses(f"ws://{driver}", f"http://{page}/", f"tcp://{stream}")
+
+
+def _write_config(
+    directory: Path, side: int, udp: bool, watched: _Addresses | None
+) -> tuple[Path, DetectorConfig]:
+    """Write the configuration; `watched`: with a page and a live stream at these addresses."""
     from stddaq.config import DetectorConfig
 
     content = {
@@ -172,12 +215,19 @@ def _write_config(directory: Path, side: int, udp: bool) -> tuple[Path, Detector
         # Of the demo, and of runs that its user starts to try it.
         "allowed_roots": [str(directory.resolve()), tempfile.gettempdir()],
     }
+    if watched is not None:
+        content["services"] = [f"stddaq-rest --port {_port_of(watched.page)}"]
+        content["live_stream_configs"] = {watched.stream: {"type": "periodic", "config": [1, 10]}}
     path = _config_path(directory)
     try:
         path.write_text(json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise DemoError(f"{path}: cannot be written: {error.strerror}") from error
     return path, DetectorConfig.load(path)
+
+
+def _port_of(address: str) -> int:
+    return int(address.rstrip("/").rpartition(":")[2])
 
 
 def _free_udp_ports() -> int:
@@ -202,22 +252,21 @@ def _image_side(directory: Path, sizes: Sequence[int]) -> int:
 
 
 @contextlib.contextmanager
-def _deployment(directory: Path, config_path: Path, rate: float | None) -> Iterator[str]:
-    """Run `stddaq up`, with its output in demo.log. Yield the driver's url.
+def _deployment(
+    directory: Path, config_path: Path, driver: str, rate: float | None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `stddaq up` with a driver at the url `driver`, and its output in demo.log.
 
     The simulator publishes images at `rate`; None: the detector sends packets.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    up = ["up", str(config_path), "--port", str(port), "-m"]
+    up = ["up", str(config_path), "--port", str(_port_of(driver)), "-m"]
     up += (
         ["--source", "udp", *UDP_OPTIONS] if rate is None else ["--source", "simulate", "--rate", f"{rate:g}"]
     )
     log_path = directory / f"{PREFIX}.log"
     with _running(up, log_path) as process:
         _wait_until_ready(process, log_path)
-        yield f"ws://127.0.0.1:{port}"
+        yield process
 
 
 @contextlib.contextmanager
@@ -354,7 +403,7 @@ def _draw(path: Path, checked: _Checked, config: DetectorConfig, account: dict[s
     write_sheet(path, checked.shown, "stddaq demo: simulated powder diffraction", caption)
 
 
-def _summarise(checked: _Checked, seconds: float, account: dict[str, Any], master: str, png: Path) -> None:
+def _summarise(checked: _Checked, seconds: float, account: dict[str, Any], png: Path) -> None:
     from stddaq.cli.account import account_lines
 
     image_bytes = checked.shown[0][1].nbytes
@@ -362,12 +411,30 @@ def _summarise(checked: _Checked, seconds: float, account: dict[str, Any], maste
     print("\n".join(account_lines(account, image_bytes)))
     print(f"checked     {checked.n_images} images, {checked.n_pixels} pixels, 0 differ ({seconds:.1f} s)")
     print(f"preview     {png}")
+
+
+def _propose(master: str) -> None:
     command, directory = _own_command(), shlex.quote(str(Path(master).parent))
     print("\nTry next:")
     print(f"  {command} info {shlex.quote(master)}")
     print(f"  silx view {shlex.quote(master)}  # pip install 'silx[full]'; any NeXus viewer does")
     print(f"  {command} up {directory}/{PREFIX}.json -m --source simulate --rate 100")
     print(f"  {command} record {directory} --prefix mine -n 500  # in another terminal")
+
+
+def _watch(addresses: _Addresses, directory: Path, up: subprocess.Popen[bytes]) -> None:
+    """Say where to look, and wait for Ctrl-C. Raise `DemoError` if the services end."""
+    command, url = _own_command(), addresses.driver
+    print("\nThe detector keeps running. Open in a browser:")
+    print(f"  {addresses.page}")
+    print("Try next, in another terminal, and watch the run on the page:")
+    print(f"  {command} record {shlex.quote(str(directory))} --prefix mine -n 2000 --url {url}")
+    print(f"  {command} watch {addresses.stream} --log")
+    print("Press Ctrl-C to end.", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        up.wait()
+        raise DemoError(f"the services have ended, see {directory / f'{PREFIX}.log'}")
+    print("\nending the services ...", flush=True)
 
 
 def _own_command() -> str:
