@@ -2,7 +2,8 @@
 
 The main thread ends the daemon: it closes files and removes sockets. It cannot when it waits in a system call
 that does not return. Then a thread ends the process without it. A main thread that still does something, as
-closing a large file on slow storage, is left alone.
+closing a large file on slow storage, is left alone. A daemon that has nothing to close has a limit instead: a
+main thread of low priority, or one in a library that does not return, may never come to its end.
 
 Stop signals are blocked in the main thread and delivered to this one, because the kernel does not run the
 handler in a thread that waits uninterruptibly.
@@ -33,9 +34,14 @@ JOIN_TIMEOUT_S = 1.0
 class EndWatch:
     """The thread that watches the end of this process."""
 
-    def __init__(self, stop: StopRequest, signals: Sequence[signal.Signals]) -> None:
-        """Start the thread in the main thread, and deliver `signals` to it."""
-        self._stop, self._signals = stop, signals
+    def __init__(
+        self, stop: StopRequest, signals: Sequence[signal.Signals], *, has_limit: bool = False
+    ) -> None:
+        """Start the thread in the main thread, and deliver `signals` to it.
+
+        `has_limit`: end a main thread that still does something, too.
+        """
+        self._stop, self._signals, self._has_limit = stop, signals, has_limit
         self._thread = threading.Thread(target=self._run, name="end watch", daemon=True)
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         self._thread.start()
@@ -49,11 +55,11 @@ class EndWatch:
     def _run(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
         if self._stop.wait_for_signal():
-            _watch()
+            _watch(self._has_limit)
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
 
 
-def _watch() -> None:
+def _watch(has_limit: bool) -> None:
     """Wait until the main thread is blocked, and exit. The end of the process ends the wait."""
     main_thread = threading.main_thread().native_id
     before, blocked_s, sampled_at = None, 0.0, time.monotonic()
@@ -65,9 +71,12 @@ def _watch() -> None:
             return  # The thread has ended.
         now = time.monotonic()
         # A process that was suspended has not been blocked for all of that time.
-        blocked_s = blocked_s + min(now - sampled_at, 2 * PERIOD_S) if activity == before else 0.0
+        passed_s = min(now - sampled_at, 2 * PERIOD_S)
+        blocked_s = blocked_s + passed_s if has_limit or activity == before else 0.0
         before, sampled_at = activity, now
-    log.logger.warning("blocked for %.1f s after a signal to end: exiting; files may be unclosed", BLOCKED_S)
+    reason = "not ended" if has_limit else "blocked"
+    advice = "" if has_limit else "; files may be unclosed"
+    log.logger.warning("%s for %.1f s after a signal to end: exiting%s", reason, BLOCKED_S, advice)
     exit_now(0)
 
 

@@ -165,16 +165,21 @@ def _leave(stop: StopRequest, watch: EndWatch, handed_over: HandedOver) -> NoRet
 Serve = Callable[[DetectorConfig, argparse.Namespace, StopRequest], HandedOver | None]
 
 
-def run(parser: ArgumentParser, serve: Serve, argv: Sequence[str] | None = None) -> int:
-    """Run a daemon: parse, load the configuration, log, catch signals, serve until asked to stop."""
+def run(
+    parser: ArgumentParser, serve: Serve, argv: Sequence[str] | None = None, *, closes_nothing: bool = False
+) -> int:
+    """Run a daemon: parse, load the configuration, log, catch signals, serve until asked to stop.
+
+    `closes_nothing`: no file or image needs an orderly end, so that it may be cut short.
+    """
     open_closed_streams()
     args = parser.parse_args(argv)
     with refused_start(parser.prog):
-        _run(parser.prog, serve, args)
+        _run(parser.prog, serve, args, closes_nothing)
     return 0
 
 
-def _run(program: str, serve: Serve, args: argparse.Namespace) -> None:
+def _run(program: str, serve: Serve, args: argparse.Namespace, closes_nothing: bool) -> None:
     raise_descriptor_limit()
     stop = StopRequest()
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
@@ -182,7 +187,7 @@ def _run(program: str, serve: Serve, args: argparse.Namespace) -> None:
         config = DetectorConfig.load(args.detector_json_filename)
         log.set_up(program, config.log_level, config.statistics_format)
         stop.catch_signals()
-        watch = EndWatch(stop, STOP_SIGNALS)
+        watch = EndWatch(stop, STOP_SIGNALS, has_limit=closes_nothing)
         with published_pages():
             handed_over = serve(config, args, stop)
         if handed_over is not None:

@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="image (.npy or TIFF) of the detector's size; pixels that are not 0 are masked, as gaps are",
     )
-    return daemon.run(parser, _serve, argv)
+    # At low priority, and with clients that never stop sending, the end in order may take any time.
+    return daemon.run(parser, _serve, argv, closes_nothing=True)
 
 
 def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
