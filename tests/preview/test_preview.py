@@ -45,8 +45,10 @@ def test_newest_image_arrives_with_the_specified_header(
     expected = pixels.copy()
     expected[3, 4] = SATURATED
     np.testing.assert_array_equal(counts, expected)
-    levels = header.pop("levels")
+    levels, histogram = header.pop("levels"), header.pop("histogram")
     assert int(header.pop("taken_ns")) > 10**18
+    assert histogram["image"] == 7
+    assert sum(histogram["counts"]) + histogram["n_below"] + histogram["n_above"] == pixels.size
     assert header == {
         "v": 1,
         "detector": deployment.detector_name,

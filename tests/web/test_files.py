@@ -8,14 +8,20 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+import requests
 from h5py import h5d, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
+from support.processes.deployment import wait_until
+from support.processes.previews import decoded
+from support.processes.recording import Rig, image_of, images_of
 from support.processes.web import RestService
 
 from stddaq.client import DriverClient, NotAllowedError, NotFoundError, RequestRefusedError
+from stddaq.wire.preview import split
 
 ROW = np.dtype([("image_id", "<u8"), ("status", "<u8")])
 
@@ -279,3 +285,65 @@ def test_a_hanging_file_system_does_not_block_the_service(hanging: RestService) 
     assert hanging.client.get() == hanging.deployment.config
     assert time.monotonic() - begin < 20
     assert hanging.process.end() == 0
+
+
+def image_in(answer: requests.Response) -> tuple[dict[str, Any], np.ndarray]:
+    """Return header and counts of an image in an answer."""
+    assert answer.status_code == 200, answer.text
+    header, payload = split(memoryview(answer.content))
+    return header, decoded(header, payload)
+
+
+def test_images_are_returned_by_position(rest: RestService, root: Path) -> None:
+    header, counts = image_in(rest.get("/api/h5/image", filename=root / "file1.h5", index=2))
+    assert (header["dataset"], header["index"], header["n_images"]) == ("/GF2/data", 2, 5)
+    assert (header["image"], header["status"], header["shape"]) == (5, 1, [4, 6])
+    assert (counts == 5).all()
+    rest.client.create_interleaved_vds(root, "all.h5")
+    header, counts = image_in(rest.get("/api/h5/image", filename=root / "all.h5", index=8))
+    assert (header["dataset"], header["image"]) == ("/entry/data/data", 8)
+    assert (counts == 8).all()
+    refused = rest.get("/api/h5/image", filename=root / "file1.h5", index=5)
+    assert (refused.status_code, refused.json()["detail"]) == (422, "index: expected 0 to 4, got 5")
+
+
+def test_images_of_other_types_and_of_files_without_rows_are_returned(rest: RestService, root: Path) -> None:
+    with h5py.File(root / "other.h5", "w") as file:
+        file["signed"] = np.full((1, 3, 4), -7, "<i4")
+    with h5py.File(root / "none.h5", "w") as file:
+        file["rows"] = np.zeros(3)
+    header, counts = image_in(rest.get("/api/h5/image", filename=root / "other.h5"))
+    assert (header["image"], header["status"], header["min"]) == (None, None, -7)
+    np.testing.assert_allclose(counts * header["scale"] + header["offset"], -7, rtol=1e-6)
+    refused = rest.get("/api/h5/image", filename=root / "none.h5")
+    assert refused.status_code == 422
+    assert "expected images, a three-dimensional dataset, got none" in refused.json()["detail"]
+
+
+def test_images_of_files_outside_the_roots_are_refused(rest: RestService, root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.h5"
+    with h5py.File(outside, "w") as file:
+        file["data"] = np.ones((1, 2, 2), np.uint16)
+    layout = h5py.VirtualLayout((1, 2, 2), np.uint16)
+    layout[:] = h5py.VirtualSource(outside, "data", (1, 2, 2))
+    with h5py.File(root / "inside.h5", "w") as file:
+        file.create_virtual_dataset("data", layout)
+    for path in (outside, root / "inside.h5"):
+        assert rest.get("/api/h5/image", filename=path).status_code == 403
+
+
+def test_image_of_a_run_is_returned_while_it_is_recorded(rig: Rig) -> None:
+    rest = RestService.start(rig.deployment, rig.directory)
+    rig.begin(n_image=6)
+    rig.publish(images_of(range(4)))
+    rig.wait_for_count(4)
+
+    def written() -> requests.Response | None:
+        answer = rest.get("/api/h5/image", filename=rig.path("file1.h5"), index=1)
+        return answer if answer.status_code == 200 else None
+
+    header, counts = image_in(wait_until(written, 20, "the second image of writer 1", 0.1))
+    assert (header["image"], header["status"]) == (3, 1)
+    np.testing.assert_array_equal(counts, image_of(3).pixels)
+    rig.publish(images_of(range(4, 6)))
+    rig.end()

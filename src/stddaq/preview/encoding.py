@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,17 +31,25 @@ def image_message(
     view: View,
     made: Made,
     levels: tuple[float, float],
-    n_overwritten: int,
+    latest: Mapping[str, Any],
     request: Request | None = None,
 ) -> bytes:
     """Return the message of a view, to be published under `request` or the view itself.
 
-    `n_overwritten`: images overwritten since the last message.
+    `latest`: keys of the header that are not of this view.
     """
-    part, whole = made.parts[view], made.whole[view.reducer]
+    picture, payload = described(made.parts[view], made.whole[view.reducer], view, levels)
+    regions = {region_key(region): numbers for region, numbers in made.regions.items()}
+    header = {**_origin(config, metadata), **picture, **latest, "regions": regions}
+    return topic(request or view) + frame(header, payload)
+
+
+def described(
+    part: Part, whole: Reduced, view: View, levels: tuple[float, float]
+) -> tuple[dict[str, Any], memoryview | bytes]:
+    """Return the keys of the header that describe the reduced image of a view, and its payload."""
     encoding, payload = _jpeg(part.reduced, levels) if view.codec == "jpeg" else _exact_counts(part.reduced)
     header = {
-        **_origin(config, metadata),
         **_geometry(part),
         "reducer": view.reducer,
         **encoding,
@@ -51,10 +60,8 @@ def image_message(
         "min": whole.minimum,
         "max": whole.maximum,
         "sum": whole.total,
-        "overwritten": n_overwritten,
-        "regions": {region_key(region): numbers for region, numbers in made.regions.items()},
     }
-    return topic(request or view) + frame(header, payload)
+    return header, payload
 
 
 def pixels_message(
@@ -75,7 +82,7 @@ def _origin(config: DetectorConfig, metadata: ImageMetadata) -> dict[str, Any]:
     return {
         "v": 1,
         "detector": config.detector_name,
-        "image": _exact(metadata.image_id),
+        "image": exact(metadata.image_id),
         "taken_ns": str(taken or time.time_ns()),
         "time_is": "taken" if taken else "streamed",
         "status": GOOD_IMAGE if is_good(metadata) else metadata.status,
@@ -126,5 +133,6 @@ def _jpeg(reduced: Reduced, levels: tuple[float, float]) -> tuple[dict[str, Any]
     return header, file.getvalue() + bytes(lz4_block(marks.ravel()))
 
 
-def _exact(number: int) -> int | str:
+def exact(number: int) -> int | str:
+    """Return an integer as JSON that browsers read exactly."""
     return number if number < _LARGEST_EXACT else str(number)

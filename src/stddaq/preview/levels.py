@@ -25,7 +25,7 @@ class Levels:
     def of(self, reduced: Reduced) -> tuple[float, float]:
         """Return the levels of the next image: a tenth of the way from the previous ones."""
         if self._n_images % _PERIOD == 0:
-            self._wanted = _percentiles(reduced) or self._wanted
+            self._wanted = percentiles(reduced) or self._wanted
             is_first, (low, high) = self._n_images == 0, self._shown
             ratio = (self._wanted[1] - self._wanted[0]) / (high - low)
             if is_first or not 1 / _JUMP < ratio < _JUMP:
@@ -38,7 +38,7 @@ class Levels:
         return self._shown
 
 
-def _percentiles(reduced: Reduced) -> tuple[float, float] | None:
+def percentiles(reduced: Reduced) -> tuple[float, float] | None:
     """Return the levels of one image, the upper one above the lower; None if all its pixels are marks."""
     sample = reduced.counts[::_STEP, ::_STEP]
     sample = sample[sample <= LARGEST]

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from stddaq.preview.histogram import Histogram, histogram_of
+from stddaq.preview.levels import percentiles
 from stddaq.preview.reduction import Reduced, Reduction
 from stddaq.preview.regions import RegionNumbers
 from stddaq.wire.preview_requests import ReducerName, Region, View
@@ -36,6 +38,7 @@ class Made:
     whole: dict[ReducerName, Reduced] = field(default_factory=dict)
     parts: dict[View, Part] = field(default_factory=dict)
     regions: dict[Region, dict[str, float | int | None]] = field(default_factory=dict)
+    histogram: Histogram | None = None
 
 
 class Pictures:
@@ -76,6 +79,12 @@ class Pictures:
             else:
                 made.parts[view] = Part(whole.origin, whole.bin, whole.reduced, is_degraded=True)
         return made
+
+    def add_histogram(self, made: Made, pixels: np.ndarray) -> None:
+        """Add the histogram of all pixels of the image that `made` was made of."""
+        levels = next(filter(None, map(percentiles, made.whole.values())), None)
+        if levels is not None:
+            made.histogram = histogram_of(pixels, levels, self._masked)
 
     def _part(self, pixels: np.ndarray, view: View) -> Part:
         x, y, width, height = view.area

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import zmq
 
@@ -27,15 +28,17 @@ from stddaq.dataplane.metadata import ImageMetadata, ring_suffix
 from stddaq.dataplane.ring_reader import HeldImages
 from stddaq.dataplane.shared_segment import SHM_DIRECTORY, status_of
 from stddaq.errors import EndpointError, GeometryError
-from stddaq.preview.encoding import image_message, pixels_message, problem_message
+from stddaq.preview.encoding import exact, image_message, pixels_message, problem_message
 from stddaq.preview.levels import Levels
 from stddaq.preview.pictures import Made, Pictures
-from stddaq.wire.preview_requests import ReducerName, Region, Still, View, request_of
+from stddaq.wire.preview_requests import ReducerName, Region, Request, Still, View, request_of
 
 CODEC = "lz4"
 CHECK_PERIOD_S = 1.0
 # Browsers that load the page again keep the ring attached.
 LEAVE_AFTER_S = 1.0
+# It takes longer than all else that is made of an image.
+HISTOGRAM_PERIOD_S = 1.0
 # Announcements that one look takes: a second of a very fast source.
 MAX_ANNOUNCEMENTS = 100_000
 # Messages that wait for a `stddaq-rest` that does not read; the next ones are dropped.
@@ -44,6 +47,10 @@ _MAX_QUEUED = 2
 _MAX_RECENT = 600
 # Requests for such images that wait.
 _MAX_STILLS = 64
+# Views, and regions, that are made at the same time; more requests have no answer.
+_MAX_REQUESTED = 256
+# Requests that are read in one turn: a client that sends them without end delays nothing.
+_MAX_READ = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +93,8 @@ class Preview:
         self._recent: dict[int, ImageMetadata] = {}
         self._wanted_until, self._look_at, self._problem = 0.0, 0.0, ""
         self._levels: dict[ReducerName, Levels] = {}
+        self._histogram: dict[str, Any] | None = None
+        self._histogram_at = 0.0
         self.n_encoded = self.n_overwritten = 0
         self._n_overwritten_since = 0
         self.encode_seconds = 0.0
@@ -110,12 +119,14 @@ class Preview:
             if self._subscriber is not None:
                 self._take_newest(self._subscriber)
                 self._publish_judged()
-            self._answer_stills()
+            self._answer_still()
             if self._subscriber is not None:
                 poller.register(self._subscriber.socket, 0)
             self._statistics.write_if_due()
 
     def _timeout(self) -> float:
+        if self._stills:
+            return 0.0
         now = time.monotonic()
         waits = [self._statistics.due_in, self._look_at - now]
         if self._due > now and self._subscriber is not None:
@@ -125,20 +136,23 @@ class Preview:
         return max(0.0, min(waits))
 
     def _follow_browsers(self) -> None:
-        """Receive subscriptions: a byte, 1 or 0, and the topic."""
+        """Receive subscriptions: a byte, 1 or 0, and the topic. Other messages of clients are ignored."""
         with contextlib.suppress(zmq.Again):
-            while True:
+            for _ in range(_MAX_READ):
                 message = self._socket.recv(zmq.NOBLOCK)
-                request, is_new = request_of(message[1:]), message[0] == 1
-                if isinstance(request, Still):
-                    if is_new:
-                        self._stills.append(request)
-                elif isinstance(request, View):
-                    _change(self.views, request, is_new=is_new)
-                    if is_new:
-                        self._look_at = 0.0
-                elif request is not None:
-                    _change(self.regions, request, is_new=is_new)
+                if message[:1] in (b"\0", b"\1"):
+                    self._follow(request_of(message[1:]), is_new=message[:1] == b"\1")
+
+    def _follow(self, request: Request | None, *, is_new: bool) -> None:
+        if isinstance(request, Still):
+            if is_new:
+                self._stills.append(request)
+        elif isinstance(request, View):
+            _change(self.views, request, is_new=is_new)
+            if is_new:
+                self._look_at = 0.0
+        elif request is not None:
+            _change(self.regions, request, is_new=is_new)
 
     def _look_around(self) -> None:
         """Once a second: attach or detach, a removed ring or socket, a refused connection."""
@@ -179,6 +193,7 @@ class Preview:
         self._subscriber.close()
         self._subscriber = self._held = None
         self._levels.clear()
+        self._histogram, self._histogram_at = None, 0.0
         self._recent.clear()
         event("detached from the ring buffer: no browser shows its images")
 
@@ -214,6 +229,9 @@ class Preview:
         start = time.monotonic()
         pixels = subscriber.image(metadata).pixels
         taken = _Taken(metadata, self._pictures.make(pixels, self.views, self.regions))
+        if now >= self._histogram_at:
+            self._histogram_at = now + HISTOGRAM_PERIOD_S
+            self._pictures.add_histogram(taken.made, pixels)
         self.encode_seconds += time.monotonic() - start
         if not has_cursor:
             held.add(taken, [metadata], time.monotonic())
@@ -239,12 +257,11 @@ class Preview:
         start = time.monotonic()
         metadata, made = taken.metadata, taken.made
         levels = {reducer: self._levels_of(reducer).of(whole) for reducer, whole in made.whole.items()}
+        if made.histogram is not None:
+            self._histogram = {"image": exact(metadata.image_id)} | asdict(made.histogram)
+        latest = {"overwritten": self._n_overwritten_since, "histogram": self._histogram}
         for view in made.parts:
-            self._send(
-                image_message(
-                    self._config, metadata, view, made, levels[view.reducer], self._n_overwritten_since
-                )
-            )
+            self._send(image_message(self._config, metadata, view, made, levels[view.reducer], latest))
         self._recent.pop(metadata.image_id, None)
         self._recent[metadata.image_id] = metadata
         if len(self._recent) > _MAX_RECENT:
@@ -256,9 +273,9 @@ class Preview:
     def _levels_of(self, reducer: ReducerName) -> Levels:
         return self._levels.setdefault(reducer, Levels())
 
-    def _answer_stills(self) -> None:
-        """Answer requests for images that were published before."""
-        while self._stills:
+    def _answer_still(self) -> None:
+        """Answer one request for an image that was published before: many would delay the next image."""
+        if self._stills:
             request = self._stills.popleft()
             try:
                 message = self._still(request)
@@ -287,7 +304,7 @@ class Preview:
             view = View()
             made = self._pictures.make(pixels, [view], ())
             levels = Levels().of(made.whole[view.reducer])
-            message = image_message(self._config, metadata, view, made, levels, 0, request)
+            message = image_message(self._config, metadata, view, made, levels, {"overwritten": 0}, request)
         if not reader.holds(metadata):
             raise overwritten
         return message
@@ -316,7 +333,7 @@ class Preview:
 
 
 def _change(wanted: dict, request: View | Region, *, is_new: bool) -> None:
-    if is_new:
-        wanted[request] = None
-    else:
+    if not is_new:
         wanted.pop(request, None)
+    elif len(wanted) < _MAX_REQUESTED:
+        wanted[request] = None

@@ -144,6 +144,23 @@ def _table(dataset: h5py.Dataset, first_row: int, max_rows: int) -> dict[str, An
     }
 
 
+def read_image(roots: Roots, filename: Path, index: int) -> dict[str, Any]:
+    """Return an image of the file as a `frame`; an image that is missing in a raw file is not good."""
+    # Only this request needs what encodes images.
+    from stddaq.web.h5_image import image_frame, images_of
+
+    path = filename
+    with examine(path, allow_unclosed=True) as opened:
+        _check_external_links(roots, path, opened.file)
+        images = images_of(opened.file)
+        _check_sources(roots, path, images)
+        if IMAGE_ID in opened.file:
+            check_sources(path, images)
+        encoded = image_frame(str(path), images, index)
+        roots.check_open_files()
+        return {"frame": encoded}
+
+
 def create_interleaved_vds(
     roots: Roots, base_path: Path, output_file: str, file_prefix: str
 ) -> dict[str, Any]:
@@ -167,6 +184,7 @@ def create_interleaved_vds(
 
 _REQUESTS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "get_metadata_status": get_metadata_status,
+    "read_image": read_image,
     "read_metadata": read_metadata,
     "create_interleaved_vds": create_interleaved_vds,
 }

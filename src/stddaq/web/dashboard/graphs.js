@@ -25,6 +25,7 @@ export class Histogram {
     this.setLevels = setLevels;
     this.drawing = new PacedDrawing(this.canvas, PERIOD_MS, () => this.draw());
     this.dragged = null;
+    element("histogram-of").addEventListener("change", () => this.drawing.now());
     const value = (event) => this.low + (event.offsetX / this.canvas.clientWidth) * (this.high - this.low);
     this.canvas.addEventListener("pointerdown", (event) => {
       if (!Number.isFinite(this.low)) return;
@@ -50,16 +51,28 @@ export class Histogram {
     else this.drawing.soon();
   }
 
-  draw() {
-    if (!this.frame) return;
-    const { canvas, frame, levels: [low, high] } = this;
+  // Return the numbers of pixels, and set the axis.
+  bins() {
+    const { frame, levels: [low, high] } = this, { histogram } = frame.header;
+    const isFull = element("histogram-of").value === "full" && Boolean(histogram);
+    element("histogram-outside").textContent = isFull ? `image ${histogram.image}; ${histogram.n_below} below, ${histogram.n_above} above` : "";
     // A handle that is dragged stays under the mouse, so the axis does not follow it.
+    if (isFull) {
+      if (this.dragged === null) Object.assign(this, { low: histogram.low, high: histogram.high });
+      return histogram.counts;
+    }
     if (this.dragged === null) {
       const room = 0.25 * (high - low);
       this.low = Math.max(low - room, Math.min(frame.header.min, low));
       this.high = high + room;
     }
-    const bins = histogramOf(frame, this.low, this.high), top = Math.log1p(Math.max(...bins)) || 1;
+    return histogramOf(frame, this.low, this.high);
+  }
+
+  draw() {
+    if (!this.frame) return;
+    const { canvas, levels: [low, high] } = this;
+    const bins = this.bins(), top = Math.log1p(Math.max(...bins)) || 1;
     const { context, width, height, text } = prepared(canvas);
     context.fillStyle = lineColour(0);
     bins.forEach((count, i) => {

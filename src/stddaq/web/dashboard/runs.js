@@ -1,5 +1,6 @@
 // Recent runs, and the account of one.
 
+import { FileImages } from "./files.js";
 import { may } from "./login.js";
 import { bytes, get, make, table, whileShown } from "./service.js";
 
@@ -56,7 +57,7 @@ async function showRun(runId, account) {
       ...IDS.filter(([, key]) => run[key]?.length).flatMap(([name, key]) => [make("h3", {}, `${name} ids`), make("p", {}, ids(run[key]) + (run.lists_truncated ? ", …" : ""))]),
       missingPlot(run),
       make("h3", {}, "Files"),
-      ...files.map((file) => fileLine(file)),
+      ...files.map((file) => fileLine(file, file !== run.files.metadata)),
     );
     account.scrollIntoView({ block: "nearest" });
   } catch (error) {
@@ -78,7 +79,7 @@ function missingPlot(run) {
   return canvas;
 }
 
-function fileLine(file) {
+function fileLine(file, hasImages) {
   const state = make("span", { className: "quiet" });
   const look = async () => {
     try {
@@ -88,7 +89,12 @@ function fileLine(file) {
       state.textContent = ` ${error.message}`;
     }
   };
-  return make("p", { className: "file" }, make("code", {}, file), " ",
-    make("button", { onclick: () => navigator.clipboard?.writeText(file) }, "Copy path"), " ",
-    make("button", { "data-file": file, onclick: look }, "Look into it"), state);
+  const place = make("div");
+  const show = ({ target }) => { target.disabled = true; place.append(new FileImages(file).element); };
+  return make("div", {},
+    make("p", { className: "file" }, make("code", {}, file), " ",
+      make("button", { onclick: () => navigator.clipboard?.writeText(file) }, "Copy path"), " ",
+      make("button", { "data-file": file, onclick: look }, "Look into it"), " ",
+      hasImages ? make("button", { "data-images": file, onclick: show }, "Show images") : null, state),
+    place);
 }

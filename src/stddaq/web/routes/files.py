@@ -1,10 +1,10 @@
-"""`/api/h5`: describe HDF5 files, read their rows, make master files."""
+"""`/api/h5`: describe HDF5 files, read their rows and images, make master files."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from stddaq.daemon.log import event
@@ -111,6 +111,13 @@ def router(files: H5Files) -> APIRouter:
     async def get_metadata_status(filename: FileName) -> FileStatus:
         """Return the datasets of the file with their shapes and types."""
         return FileStatus(**await files.request("get_metadata_status", filename=filename))
+
+    @routes.get("/image", responses=described(404, 409, 503, 504), response_class=Response)
+    async def image(filename: FileName, index: Annotated[int, Query(ge=0, le=2**62)] = 0) -> Response:
+        """Return an image by its position, in the format of the live images, also while it is recorded."""
+        answer = await files.request("read_image", filename=filename, index=index)
+        headers = {"Cache-Control": "no-store"}
+        return Response(answer["frame"], media_type="application/octet-stream", headers=headers)
 
     @routes.post("/create_interleaved_vds", responses=described(404, 409, 415, 503, 504))
     async def create_interleaved_vds(request: InterleavedRequest) -> MasterDescription:

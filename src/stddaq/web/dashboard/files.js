@@ -1,0 +1,44 @@
+// The images of a file by their position, also while a run writes it.
+
+import { colourTable } from "./colours.js";
+import { decodeMessage } from "./decoding.js";
+import { make } from "./service.js";
+import { kept } from "./settings.js";
+import { View } from "./view.js";
+
+export class FileImages {
+  constructor(file) {
+    this.file = file;
+    this.canvas = make("canvas", { className: "file-image", tabIndex: 0, role: "img", "aria-label": `Image of ${file}; the wheel zooms` });
+    this.view = new View(this.canvas, () => this.view?.draw());
+    this.index = make("input", { type: "number", className: "small", min: 0, step: 1, value: 0, "aria-label": "Position of the image", onchange: () => this.load() });
+    this.text = make("span", { className: "file-image-text", role: "status" });
+    const step = (by) => () => { this.index.value = Math.max(0, Number(this.index.value) + by); this.load(); };
+    this.element = make("div", { className: "file-images" },
+      make("p", { className: "buttons" }, make("button", { onclick: step(-1) }, "Previous image"), this.index, make("button", { onclick: step(1) }, "Next image"), this.text),
+      this.canvas);
+    this.load();
+  }
+
+  async load() {
+    const number = this.loads = (this.loads ?? 0) + 1;
+    try {
+      const query = new URLSearchParams({ filename: this.file, index: this.index.value });
+      const answer = await fetch(`api/h5/image?${query}`, { signal: AbortSignal.timeout(30000) });
+      if (!answer.ok) throw new Error([(await answer.json()).detail].flat().join("\n"));
+      const frame = await decodeMessage(await answer.arrayBuffer());
+      if (number === this.loads) this.show(frame);
+    } catch (error) {
+      if (number === this.loads) this.text.textContent = error.message;
+    }
+  }
+
+  show(frame) {
+    const { header } = frame, [low, high] = header.levels;
+    const look = { map: kept("colours", "viridis"), inverted: kept("inverted", false), scale: kept("scale", "linear"), low, high };
+    this.view.setImage(frame, colourTable(look, header.scale, header.offset), true);
+    this.view.draw();
+    const id = header.image === null ? "" : `image ${header.image}, ${header.status === 1 ? "good" : `not good (status ${header.status})`}, `;
+    this.text.textContent = `${id}${header.index + 1} of ${header.n_images}`;
+  }
+}
