@@ -175,15 +175,19 @@ def test_services_events_and_runs_are_shown(
         assert tab.text("#disks").startswith("directoryfreesize/")
         click(tab, "[data-simulator=start]")
         with DriverClient(url) as driver:
-            driver.start(tmp_path, n_image=5)
+            driver.start(rest.root, n_image=5)
             driver.wait_until_saved(60)
         tab.wait_for(lambda: "simulate images published" in tab.text(".panel:not([hidden])"), "the rates")
         click(tab, "[data-simulator=stop]")
 
         show(tab, "runs")
-        tab.wait_for(lambda: f"{tmp_path}/fileMaster.h5" in tab.text("#runs-list"), "the run")
+        tab.wait_for(lambda: f"{rest.root}/fileMaster.h5" in tab.text("#runs-list"), "the run")
         click(tab, "#runs-list button")
         tab.wait_for(lambda: "n_good5" in tab.text("#run-account"), "the account")
+        click(tab, f"[data-images='{rest.root}/fileMaster.h5']")
+        tab.wait_for(lambda: "good, 1 of 5" in tab.text(".file-image-text"), "the first image")
+        tab.choose("[aria-label='Position of the image']", "4")
+        tab.wait_for(lambda: "good, 5 of 5" in tab.text(".file-image-text"), "the last image")
 
         show(tab, "events")
         tab.wait_for(lambda: "std_det_writer 0" in tab.text("#events-list"), "the events")

@@ -185,6 +185,21 @@ def test_levels_are_dragged_in_the_histogram(page: ShownPage) -> None:
     assert float(tab.evaluate("document.getElementById('high').value")) < 0.9 * high
 
 
+def test_histogram_of_all_pixels_has_the_one_that_is_too_bright(page: ShownPage) -> None:
+    tab = page.tab
+    tab.choose("#histogram-of", "full")
+    pixels = flat(100)
+    pixels[3, 5] = 60_000
+
+    def is_counted() -> bool:
+        # It is made once a second.
+        page.show(pixels)
+        return tab.text("#histogram-outside").endswith("; 0 below, 1 above")
+
+    tab.wait_for(is_counted, "the bright pixel")
+    assert is_drawn(tab, "#histogram")
+
+
 def test_profiles_are_those_of_the_row_and_column_and_of_a_region(page: ShownPage) -> None:
     tab = page.tab
     page.show(ramp())
