@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
+import threading
+import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -110,6 +112,28 @@ def test_the_first_service_creates_the_ring_and_the_last_one_removes_it(make: Ma
         with RingBuffer(config, "image") as third:
             assert (third.image(7) == 7).all()
         assert segments(config) == ["-image", "-image-cursor"]
+    assert segments(config) == []
+
+
+def test_services_that_end_at_once_leave_no_ring_when_one_is_slow(
+    make: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make()
+    slow, other = RingBuffer(config, "image"), RingBuffer(config, "image")
+    is_closing = threading.Event()
+    close = slow._ring.close
+
+    def close_slowly() -> None:
+        is_closing.set()
+        time.sleep(0.8)  # Longer than a service waits until nothing uses the ring any more.
+        close()
+
+    monkeypatch.setattr(slow._ring, "close", close_slowly)
+    closing = threading.Thread(target=slow.close)
+    closing.start()
+    assert is_closing.wait(20)
+    other.close()
+    closing.join(20)
     assert segments(config) == []
 
 

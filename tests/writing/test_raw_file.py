@@ -140,6 +140,15 @@ def test_an_existing_file_is_not_changed(tmp_path: Path):
     assert path.read_text() == "precious"
 
 
+def test_images_that_hdf5_could_not_read_do_not_keep_their_slots(tmp_path: Path):
+    file = RawFile.create(tmp_path / "raw.h5", layout_of(compression=pb.h5bitshuffle_lz4), {})
+    ring = bytearray(64)
+    unreadable = file.put([memoryview(ring)[:32], memoryview(ring)[32:]])
+    assert set(unreadable) == {0, 1}
+    ring.clear()  # `BufferError` while a slot is in use; a ring would stay mapped.
+    file.close()
+
+
 def test_restarts_of_the_ids_are_stored(tmp_path: Path):
     file = RawFile.create(tmp_path / "raw.h5", layout_of(), {"writer": 3})
     for image_id in (5, 6, 1, 2):

@@ -245,8 +245,10 @@ class RingBuffer(Closing):
         self._cursor.unlock(_ATTACHED)
         if locked is not None:
             self._remove_if_unused(locked, self._ring)
-            locked.close()
+        # Before the lock ends: the next service to detach must find itself the last.
         self._ring.close()
+        if locked is not None:
+            locked.close()
         self._cursor.close()
 
     def _lock_to_detach(self) -> SharedSegment | None:

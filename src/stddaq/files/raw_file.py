@@ -183,9 +183,7 @@ class RawFile:
         """Return the number of rows that other processes can read."""
         return self._metadata.n_rows
 
-    def put(
-        self, images: Sequence[memoryview | None], uncompressed: Collection[int] = ()
-    ) -> dict[int, CompressionError]:
+    def put(self, images: Sequence[memoryview | None], uncompressed: Collection[int] = ()) -> dict[int, str]:
         """Append images: uncompressed slots, or compressed bytes, which are not compressed again.
 
         None is a row without pixels, which reads as zeros: an overwritten image. `uncompressed` are the
@@ -246,9 +244,10 @@ class RawFile:
 
     def _put_compressed(
         self, images: Sequence[memoryview | None], uncompressed: Collection[int]
-    ) -> dict[int, CompressionError]:
+    ) -> dict[int, str]:
         self._extend(self.n_images + len(images))
-        store, unreadable = self._data.write_direct_chunk, {}
+        store = self._data.write_direct_chunk
+        unreadable: dict[int, str] = {}
         for position, image in enumerate(images):
             # Without a stored chunk HDF5 reads the fill value, zero.
             if image is not None:
@@ -256,7 +255,8 @@ class RawFile:
                 try:
                     content = image if position in uncompressed else self._chunks.chunk(image)
                 except CompressionError as error:
-                    unreadable[position] = error
+                    # Not the error itself: the frames of its traceback would keep the slot, and so the ring.
+                    unreadable[position] = str(error)
                 else:
                     with hdf5_calls:
                         store(place, content, FILTER_SKIPPED if position in uncompressed else 0)

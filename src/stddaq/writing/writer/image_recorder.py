@@ -22,7 +22,6 @@ from stddaq.errors import StdDaqError
 from stddaq.files.compressed_chunks import prepare_chunks
 from stddaq.files.raw_file import RawFile, RawLayout
 from stddaq.new_file import FileLostError
-from stddaq.wire.compression import CompressionError
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.writer.recorder import Recorder, RecordImages
 
@@ -42,7 +41,7 @@ class _Batch:
     first_row: int
     blank_rows: set[int] = field(default_factory=set)
     """Offsets from `first_row` of images that were overwritten before the copy: their pixels are zero."""
-    unreadable: dict[int, CompressionError] = field(default_factory=dict)
+    unreadable: dict[int, str] = field(default_factory=dict)
     """Offsets of compressed images that HDF5 could not read, and why. The slot may have been overwritten."""
 
 
