@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import struct
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,20 +20,25 @@ from tempfile import mkdtemp
 from threading import Event, Thread
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+import zmq
 from support.peers.cameras import PCO, Camera, start_receiver
 from support.peers.cpp_services import CppSource
 from support.peers.prometheus import ALERTS, Prometheus
+from support.peers.udp_detectors import UdpSender, free_udp_ports, gigafrost_frame
 from support.processes.deployment import Deployment, Service, free_port, wait_until
 from support.processes.live_streams import FakeStage, Subscriber, start_live_stream
 from support.processes.recording import DAMAGED, Publishing, Rig, image_of, images_of
 from support.processes.sources import start_source
 from support.processes.storage import Storage
+from support.processes.udp_modules import EIGER
 from support.processes.web import RestService
 
 from stddaq.client import RunFailedError
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.endpoints import converted_frames
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.ring_buffer import RingBuffer
 
@@ -41,6 +47,8 @@ pytestmark = [pytest.mark.external, pytest.mark.timeout(400)]
 SMALL = {"image_pixel_height": 8, "image_pixel_width": 16, "number_of_writers": 1}
 LARGE = {"image_pixel_height": 512, "image_pixel_width": 512}
 ONE_WRITER = {"number_of_writers": 1}
+GIGAFROST = {"image_pixel_height": 280, "image_pixel_width": 528, "n_modules": 8}
+TWO_MODULES = EIGER
 N_SLOTS = 1000
 # Slower machines reach the state that a rule waits for later.
 FIRES_S = 150.0
@@ -296,6 +304,83 @@ def camera_sends_an_image_late(site: Site) -> Course:
     camera.send_images([0, 1, 2])
     yield
     camera.send_images([3, 4, 1, 5])
+
+
+class GigaFrost(UdpSender):
+    """The link of module 0, and its receiver. Each frame has the next id."""
+
+    def __init__(self, site: Site, *options: object) -> None:
+        port = free_udp_ports(16)
+        super().__init__(port)
+        site.close.callback(self.close)
+        site.deployment.write_config(start_udp_port=port)
+        self.receiver = site.start("std_udp_recv_gf", 0, *options)
+        self._pixels, self._n_frames = np.ones((70, 264), np.uint16), 0
+        self.send_frame()
+
+    def send_frame(self, n_lost: int = 0) -> None:
+        """Send the packets of the next frame, without the first `n_lost`."""
+        shape = (GIGAFROST["image_pixel_height"], GIGAFROST["image_pixel_width"])
+        packets = gigafrost_frame(self._n_frames, self._pixels, module=0, shape=shape, rows=18)
+        self._n_frames += 1
+        self.send(0, packets[n_lost:])
+
+
+@fault("StddaqPacketsMissing", **GIGAFROST)
+def network_loses_a_packet(site: Site) -> Course:
+    detector = GigaFrost(site)
+    yield
+    detector.send_frame(n_lost=1)
+    detector.send_frame()
+
+
+@fault("StddaqPacketsDropped", **GIGAFROST)
+def receiver_is_stopped_until_the_kernel_drops_packets(site: Site) -> Course:
+    detector = GigaFrost(site, "--socket-buffer", 100_000)
+    yield
+    detector.receiver.send(signal.SIGSTOP)
+    for _ in range(100):
+        detector.send_frame()
+    detector.receiver.send(signal.SIGCONT)
+    # The kernel reports the number with the next datagrams.
+    while not site.ended.wait(0.5):
+        detector.send_frame()
+
+
+@fault("StddaqPacketsRejected", **GIGAFROST)
+def something_else_sends_to_the_port(site: Site) -> Course:
+    detector = GigaFrost(site)
+    yield
+    detector.send(0, [b"?" * 100])
+
+
+def announced_to_sync(site: Site) -> Callable[..., None]:
+    """Start the synchroniser of two modules. Return a function that announces frames, (module, id)."""
+    site.start("std_data_sync_module", "--timeout", 1)
+    socket = site.enter(site.enter(zmq.Context()).socket(zmq.PUSH))
+    socket.linger = 0
+    socket.connect(converted_frames(site.deployment.detector_name))
+
+    def announce(*frames: tuple[int, int]) -> None:
+        for module, frame_id in frames:
+            socket.send(struct.pack("<QQHHHH", frame_id, 0, module, 16, 0, 0))
+
+    announce((0, 0), (1, 0), (0, 1), (1, 1))
+    return announce
+
+
+@fault("StddaqModuleFramesLost", **TWO_MODULES)
+def module_does_not_deliver_a_frame(site: Site) -> Course:
+    announce = announced_to_sync(site)
+    yield
+    announce((0, 2), (0, 3), (1, 3), (0, 4), (1, 4))
+
+
+@fault("StddaqModuleFramesIgnored", **TWO_MODULES)
+def module_delivers_a_frame_twice(site: Site) -> Course:
+    announce = announced_to_sync(site)
+    yield
+    announce((0, 2), (0, 2), (1, 2))
 
 
 @fault("StddaqServiceRestarts", **ONE_WRITER)
