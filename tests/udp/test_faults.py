@@ -22,9 +22,11 @@ from support.processes.stream_readers import StreamReader
 from support.processes.udp_modules import EIGER
 from support.processes.udp_receivers import MakeModule
 
+from stddaq.config import DetectorConfig
 from stddaq.dataplane.endpoints import converted_frames
-from stddaq.dataplane.metadata import GOOD_IMAGE
+from stddaq.dataplane.metadata import GOOD_IMAGE, ID_MISSMATCH
 from stddaq.udp.frame_message import EIGER_FRAME
+from stddaq.udp.module_sync import MARGIN_FRACTION
 
 # Packets of the frames that the test sends: (frame, number).
 Sent = Sequence[tuple[int, int]]
@@ -188,6 +190,36 @@ def test_gigafrost_datagrams_that_are_no_packets_of_the_port_are_named(
 
 
 @pytest.mark.fault(
+    fault="network: packets of a GigaFRoST in reverse order, {what}",
+    state="running",
+    promise="every pixel is in its place, padding is not kept, and the next frame is complete",
+)
+@pytest.mark.parametrize(
+    ("what", "shape", "rows"),
+    [
+        ("the last one shorter", (280, 528), 18),
+        ("padded", (252, 504), 17),
+        ("the last one shorter and padded", (252, 528), 18),
+    ],
+)
+def test_packets_of_other_sizes_are_in_their_places_in_any_order(
+    make_module: MakeModule, what: str, shape: tuple[int, int], rows: int, seen: Callable[[str], None]
+) -> None:
+    receiver = make_module("gigafrost", 3, image_pixel_height=shape[0], image_pixel_width=shape[1])
+    random = np.random.default_rng(8)
+    sent = [random.integers(1, 4096, (shape[0] // 4, shape[1] // 2), np.uint16) for _ in range(2)]
+    packets = [gigafrost_frame(i, pixels, module=3, shape=shape, rows=rows) for i, pixels in enumerate(sent)]
+    assert len(packets[0]) == 4
+    receiver.send(*packets[0][::-1], packets[1][-1], packets[1][-1], *packets[1][:-1])
+    frames = receiver.receive(2)
+    assert [frame.n_missing for frame in frames] == [0, 0]
+    for frame, pixels in zip(frames, sent, strict=True):
+        assert frame.pixels.startswith(pack12(pixels))
+    receiver.wait_for_total("n_repeated", 1)
+    seen("both frames are complete, 1 packet repeated")
+
+
+@pytest.mark.fault(
     fault="detector: bunch ids of a Jungfrau sent as integers",
     state="running",
     promise="counted and named with their sender, never in a frame",
@@ -248,10 +280,15 @@ def test_links_in_the_wrong_ports_are_named_once_a_period(
     seen(f"named {n_named} times")
 
 
-@pytest.fixture
-def push(make_deployment: Callable[..., Deployment]) -> Iterator[tuple[Deployment, Callable[..., None]]]:
+QUEUE_SIZE, LARGE_QUEUE_SIZE = 50, 2000
+
+
+@pytest.fixture(params=[QUEUE_SIZE])
+def push(
+    make_deployment: Callable[..., Deployment], request: pytest.FixtureRequest
+) -> Iterator[tuple[Deployment, Callable[..., None]]]:
     """Yield a deployment, and a function that pushes messages (image, module) as a C++ converter does."""
-    deployment = make_deployment(**EIGER)
+    deployment = make_deployment(module_sync_queue_size=request.param, **EIGER)
     context = zmq.Context()
     with contextlib.ExitStack() as closing:
         closing.callback(context.destroy, linger=0)
@@ -292,6 +329,14 @@ def both(*ids: int) -> list[tuple[int, int]]:
             "n_late=1",
         ),
         ("ids that restart", both(500, 501, 1, 2), [500, 501, 1, 2], "the image ids restart"),
+        ("a wrong id, ahead", [*both(50, 51), (900, 1), *both(52)], [50, 51, 52], "n_late=1"),
+        ("a wrong id, behind", [*both(50, 51), (2, 1), *both(52)], [50, 51, 52], "n_late=1"),
+        (
+            "a module that is behind by more images than the queue holds",
+            [*((i, 0) for i in range(1, QUEUE_SIZE + 2)), *((i, 1) for i in range(1, QUEUE_SIZE + 2))],
+            [*range(2, QUEUE_SIZE + 2)],
+            "n_corrupted_images=1,",
+        ),
     ],
 )
 def test_messages_of_converters_announce_each_image_once(
@@ -312,3 +357,24 @@ def test_messages_of_converters_announce_each_image_once(
     assert all(image.status == GOOD_IMAGE for image in received)
     sync.wait_for_line(line)
     seen(f"{line}; images {', '.join(map(str, ids))} announced once each")
+
+
+@pytest.mark.fault(
+    fault="converter (C++): a module behind by almost as many images as the ring has",
+    state="running",
+    promise="images whose slots the other module may have written again are not good",
+)
+@pytest.mark.parametrize("push", [LARGE_QUEUE_SIZE], indirect=True)
+def test_images_that_a_converter_without_marks_may_have_overwritten_are_not_good(
+    push: tuple[Deployment, Callable[..., None]], seen: Callable[[str], None]
+) -> None:
+    deployment, send = push
+    n_slots = DetectorConfig.parse(deployment.config).n_slots
+    margin = int(n_slots * MARGIN_FRACTION)
+    deployment.start("std_data_sync_module", "--timeout", 60)
+    with StreamReader(deployment) as reader:
+        send([(image_id, 0) for image_id in range(1, n_slots + 1 - margin + 10)])
+        send([(image_id, 1) for image_id in range(1, 21)])
+        received = reader.receive(20)
+    assert [image.status for image in received] == [ID_MISSMATCH] * 10 + [GOOD_IMAGE] * 10
+    seen("10 images that are nearly a ring behind have the status id_missmatch, the next 10 are good")

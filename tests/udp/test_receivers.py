@@ -97,6 +97,7 @@ def test_jungfrau_packets_become_the_frame_of_std_daq(make_module: MakeModule, d
         "0304008000000000 0000000000000000"
     )
     assert frame.message.tobytes()[: len(expected)] == expected
+    assert frame.message["received"]
 
 
 @pytest.mark.parametrize("bit_depth", [8, 16, 32])
