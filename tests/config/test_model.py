@@ -44,6 +44,7 @@ DEFAULTS = {
     "image_division": "image_id",
     "statistics_format": "std_daq",
     "services": [],
+    "nexus": None,
 }
 
 
@@ -159,6 +160,9 @@ def test_all_mistakes_are_named_in_one_line(tmp_path: Path) -> None:
         ("module_sync_queue_size", 0, "0"),
         ("image_division", "random", '"random"'),
         ("statistics_format", "csv", '"csv"'),
+        ("nexus", [], "[]"),
+        ("nexus", {"beam": {"energy_kev": 0}}, "0"),
+        ("nexus", {"detector": {"mask_file": "mask.npy"}}, '"mask.npy"'),
     ],
 )
 def test_wrong_value_is_refused_with_its_key_and_what_was_expected_and_found(

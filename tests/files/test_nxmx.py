@@ -19,7 +19,8 @@ import stddaq
 from stddaq.errors import ConfigError, FileLayoutError, OutputExistsError
 from stddaq.files.info import describe
 from stddaq.files.nexus import APPLICATION_METADATA
-from stddaq.files.nxmx import create_nxmx_file, missing_for_nxmx
+from stddaq.files.nxmx import create_nxmx_file
+from stddaq.files.nxmx_rules import missing_for_nxmx
 from stddaq.files.run import read_run
 
 SPEC = RunSpec(n_writers=3, shape=(6, 8))

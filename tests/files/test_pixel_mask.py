@@ -62,3 +62,18 @@ def test_files_that_are_no_masks_are_named(tmp_path: Path):
     ):
         with pytest.raises(FileLayoutError, match=name.partition(":")[0]):
             read_pixel_mask(str(tmp_path / name), (2, 3))
+
+
+def test_masks_that_are_elsewhere_are_refused(tmp_path: Path):
+    (tmp_path / "secret").write_bytes(bytes(24))
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["mask"] = np.zeros((2, 3), "u4")
+    with h5py.File(tmp_path / "mask.h5", "w") as file:
+        file["linked"] = h5py.ExternalLink("other.h5", "/mask")
+        file.create_dataset("external", (2, 3), "u4", external=str(tmp_path / "secret"))
+        layout = h5py.VirtualLayout((2, 3), "u4")
+        layout[...] = h5py.VirtualSource("other.h5", "mask", (2, 3))
+        file.create_virtual_dataset("virtual", layout)
+    for name in ("linked", "external", "virtual"):
+        with pytest.raises(FileLayoutError, match="expected a dataset that is in this file"):
+            read_pixel_mask(f"{tmp_path}/mask.h5:/{name}", (2, 3))

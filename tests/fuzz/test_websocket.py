@@ -35,6 +35,10 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "end_on_restart": st.booleans() | JSON_VALUES,
     "first_image_timeout": st.sampled_from([None, 0.001, 0.05, 1e9, 1e-300, 0, -1, float("inf")])
     | JSON_VALUES,
+    "nexus": st.sampled_from(
+        [None, {"definition": "NXmx"}, {"sample": {"name": "\ud800"}}, {"axes": {"x": 1}}]
+    )
+    | JSON_VALUES,
 }
 assert FIELDS.keys() == StartCommand.model_fields.keys() - {"command", "path"}
 

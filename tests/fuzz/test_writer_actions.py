@@ -112,6 +112,8 @@ def requests(directory: Path) -> st.SearchStrategy[pb.WriterAction]:
         metadata_file=paths,
         account=TEXTS | st.just('{"run_id": 1}') | st.just("[" * 20_000),
         overwrite=st.booleans(),
+        nexus=TEXTS | st.sampled_from(['{"start": {}}', '{"start": 5}', "[1]", "[" * 20_000]),
+        nxmx=paths,
     )
     actions = st.one_of(
         create.map(lambda part: pb.WriterAction(create_file=part)),

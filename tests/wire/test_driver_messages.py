@@ -45,6 +45,7 @@ def test_start_with_only_a_path_has_the_specified_defaults() -> None:
         "strict": False,
         "end_on_restart": False,
         "first_image_timeout": None,
+        "nexus": None,
     }
 
 
@@ -111,6 +112,15 @@ def test_simple_commands_need_no_fields_and_ignore_others(name: str) -> None:
         (start(strict="yes"), "invalid_field", 'strict: expected ... got "yes"'),
         (start(end_on_restart=1), "invalid_field", "end_on_restart: expected ... got 1"),
         (start(first_image_timeout=0), "invalid_field", "first_image_timeout: expected ... got 0"),
+        (
+            start(nexus={"beam": {"energy_kev": -1}}),
+            "invalid_field",
+            "nexus.beam.energy_kev: expected ... got -1",
+        ),
+        (start(nexus={"beam": {"energy": 1}}), "unknown_field", "nexus.beam.energy: unknown field"),
+        (start(nexus={"definition": "NXsas"}), "invalid_field", "nexus.definition: expected ... got"),
+        (start(nexus={"sample": {"name": "\ud800"}}), "invalid_field", "nexus.sample.name: expected"),
+        (start(nexus={"detector": {"mask_file": "/a.npy"}}), "invalid_field", "nexus: expected no"),
         (
             '{"command": "start", "path": "/a", "first_image_timeout": NaN}',
             "invalid_field",

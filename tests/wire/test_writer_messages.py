@@ -43,6 +43,7 @@ def _varint(value: int) -> bytes:
         (pb.WriterAction(create_file=pb.CreateWriterFile(run_id="\0")), "run_id: expected"),
         (pb.WriterAction(create_file=pb.CreateWriterFile(source="\0")), "source: expected"),
         (pb.WriterAction(create_master_file=pb.CreateMasterFile(account="\0")), "account: expected"),
+        (pb.WriterAction(create_master_file=pb.CreateMasterFile(nexus="\0")), "nexus: expected"),
         (
             pb.WriterAction(create_master_file=pb.CreateMasterFile(raw_files=["/a", "/b\0"])),
             r"raw_files\[1\]: expected",

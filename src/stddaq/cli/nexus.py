@@ -67,30 +67,33 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _create(args: argparse.Namespace) -> NXmxFile:
-    from stddaq.files.application_metadata import layer_of_account, layer_of_file, layer_of_options, merge
+    from stddaq.files.application_metadata import (
+        expected_images,
+        layer_of_account,
+        layer_of_file,
+        layer_of_options,
+        layers_of_origins,
+        merge,
+    )
     from stddaq.files.names import find_run
     from stddaq.files.nxmx import create_nxmx_file
     from stddaq.files.reading import open_run
     from stddaq.files.run import read_run
-    from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
 
     opened = open_run(args.path, args.prefix)
     account = opened.account or {}
-    n_image = account.get("n_image", DEFAULT_N_IMAGE)
-    metadata = merge(
-        [
-            layer_of_account(account),
-            *(layer_of_file(Path(name)) for name in args.metadata_files),
-            layer_of_options(args.values),
-        ],
-        expected_images=None if n_image == DEFAULT_N_IMAGE else n_image,
-    )
+    layers = [
+        layer_of_account(account),
+        *layers_of_origins(opened.nexus or {}),
+        *(layer_of_file(Path(name)) for name in args.metadata_files),
+        layer_of_options(args.values),
+    ]
     raw_files = [raw.path for raw in opened.raw_files]
     return create_nxmx_file(
         Path(args.output) if args.output else find_run(raw_files[0], args.prefix).nxmx,
         read_run(raw_files),
-        metadata,
-        account=json.dumps(opened.account) if opened.account else None,
+        merge(layers, expected_images(account)),
+        account=json.dumps(account) if account else None,
         incomplete=args.incomplete,
         overwrite=args.overwrite,
     )

@@ -120,7 +120,7 @@ class AsyncDriverClient:
 
         `fields` are those of `stddaq.wire.driver_messages.StartCommand`: `n_image`, `file_prefix`,
         `writer_id`, `start_id`; with stddaq's driver also `overwrite`, `strict`, `end_on_restart`,
-        `first_image_timeout`.
+        `first_image_timeout`, `nexus`.
         Return the status of the admitted run, which `wait_until_ready` and `wait_until_saved` then follow.
         Raise `CommandRefusedError` with the driver's reason (`DriverBusyError` during another run),
         `DriverTimeoutError`, `ConnectionLostError`.

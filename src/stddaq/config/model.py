@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from stddaq.config.live_streams import LiveStreamSetting
 from stddaq.errors import ConfigError
+from stddaq.run_metadata import RunMetadata
 from stddaq.text import mismatch, shown, shown_key
 from stddaq.validation import explain
 
@@ -82,6 +83,7 @@ class DetectorConfig(BaseModel):
     image_division: ImageDivision = "image_id"
     statistics_format: StatisticsFormat = "std_daq"
     services: list[str] = Field(default_factory=list)
+    nexus: RunMetadata | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> DetectorConfig:
@@ -226,6 +228,10 @@ def _inconsistencies(values: Mapping[str, Any]) -> list[str]:
                     str(image_bytes),
                 )
             )
+    nexus = values.get("nexus")
+    mask_file = nexus.detector.mask_file if isinstance(nexus, RunMetadata) else None
+    if mask_file is not None and not mask_file.startswith("/"):
+        mistakes.append(mismatch("nexus.detector.mask_file", "an absolute path", shown(mask_file)))
     for index, position in values.get("module_positions", {}).items():
         mistakes += _position_mistakes(index, position, height, width)
     return mistakes

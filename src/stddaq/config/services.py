@@ -33,6 +33,7 @@ _FILES = frozenset(
         "allowed_roots",
         "gpfs_block_size",
         "image_division",
+        "nexus",
         "number_of_writers",
         "switch_user_active",
         "trusted_uids",

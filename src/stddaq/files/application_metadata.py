@@ -1,7 +1,8 @@
-"""What an application file says about a run beside its images: source, beam, geometry, sample.
+"""The metadata of a run, merged from several origins.
 
-The values come in layers: what the driver recorded, then the files and options of `stddaq nexus`. A later
-layer replaces single values of an earlier one. Each value keeps where it came from.
+They come in layers: what the driver recorded, the configuration, the start of the run, then the files and
+options of `stddaq nexus`. A later layer replaces single values of an earlier one. Each value keeps where it
+came from.
 """
 
 from __future__ import annotations
@@ -11,181 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from stddaq.config.model import parse_json
 from stddaq.errors import ConfigError
+from stddaq.run_metadata import RunMetadata
 from stddaq.text import mismatch, shown, shown_key
 from stddaq.validation import explain
-
-# keV times angstrom.
-ENERGY_TIMES_WAVELENGTH = 12.398419843320026
-
-
-def _not_zero(vector: list[float]) -> list[float]:
-    if not any(vector):
-        raise ValueError("a vector that is not zero")
-    return vector
-
-
-def _name_of_axis(name: str) -> str:
-    # It becomes the name of a dataset beside the images, where fabio joins all names that begin with "data".
-    if not name.isascii() or not name.isidentifier() or name == "image_id" or name.startswith("data"):
-        raise ValueError("a name of ASCII letters, digits and _, not image_id and not beginning with data")
-    return name
-
-
-def _ascii(text: str) -> str:
-    # It becomes an attribute, which durin reads only in ASCII.
-    if not text.isascii() or not text.isprintable() or not text:
-        raise ValueError("a text of printable ASCII characters")
-    return text
-
-
-def _time(text: str) -> str:
-    try:
-        time = datetime.fromisoformat(text)
-        is_usable = time.tzinfo is not None and 1970 < time.year < 3000
-    except ValueError:
-        is_usable = False
-    if not is_usable:
-        raise ValueError("a time of ISO 8601 with its offset from UTC")
-    return text
-
-
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
-PositivePair = Annotated[list[Positive], Field(min_length=2, max_length=2)]
-Vector = Annotated[list[Number], Field(min_length=3, max_length=3), AfterValidator(_not_zero)]
-Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
-AsciiText = Annotated[str, AfterValidator(_ascii)]
-AxisName = Annotated[str, AfterValidator(_name_of_axis)]
-Time = Annotated[str, AfterValidator(_time)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-class Source(_Part):
-    """The source of the radiation."""
-
-    name: Text | None = None
-    short_name: AsciiText | None = None
-    type: Text | None = None
-
-
-class Instrument(_Part):
-    """The beamline."""
-
-    name: Text | None = None
-    short_name: AsciiText | None = None
-    time_zone: Text | None = None
-
-
-class Detector(_Part):
-    """The detector, its place, and its timing. Pairs are x, y."""
-
-    description: Text | None = None
-    type: Text | None = None
-    serial_number: Text | None = None
-    pixel_size_m: PositivePair | None = None
-    sensor_material: Text | None = None
-    sensor_thickness_m: Positive | None = None
-    saturation_value: int | None = None
-    underload_value: int | None = None
-    mask_file: Text | None = None
-    fast: Vector = [-1.0, 0.0, 0.0]
-    slow: Vector = [0.0, -1.0, 0.0]
-    pixel_mask_applied: bool = False
-    flatfield_applied: bool = False
-    countrate_correction_applied: bool = False
-    distance_m: Positive | None = None
-    beam_center_pixel: Pair | None = None
-    count_time_s: Positive | None = None
-    frame_time_s: Positive | None = None
-    threshold_energy_ev: Positive | None = None
-    gain_setting: Text | None = None
-
-
-class Axis(_Part):
-    """An axis of rotation, with its direction in the coordinates of NeXus."""
-
-    name: AxisName
-    vector: Vector
-
-
-class ScanAxis(_Part):
-    """The axis that usually rotates the sample during a run."""
-
-    name: AxisName | None = None
-    vector: Vector | None = None
-
-
-class Sample(_Part):
-    """The sample."""
-
-    name: Text | None = None
-    temperature_k: Positive | None = None
-
-
-class Beam(_Part):
-    """The beam at the sample."""
-
-    energy_kev: Positive | None = None
-    wavelength_angstrom: Positive | None = None
-    flux_hz: Positive | None = None
-    size_m: PositivePair | None = None
-    transmission: Annotated[float, Field(ge=0, le=1)] | None = None
-
-    @property
-    def wavelength(self) -> float | None:
-        """Return the wavelength in angstrom."""
-        if self.energy_kev is not None:
-            return ENERGY_TIMES_WAVELENGTH / self.energy_kev
-        return self.wavelength_angstrom
-
-
-class Scan(_Part):
-    """A rotation of the sample at constant speed: image k is exposed from `start + k * increment` on."""
-
-    axis: AxisName | None = None
-    start_deg: Number | None = None
-    increment_deg: Number | None = None
-
-
-class RunMetadata(_Part):
-    """All values that are known. `scan` is None for still images."""
-
-    start_time: Time | None = None
-    end_time: Time | None = None
-    source: Source = Source()
-    instrument: Instrument = Instrument()
-    detector: Detector = Detector()
-    scan_axis: ScanAxis = ScanAxis()
-    sample_axes: list[Axis] = []
-    """From the laboratory to the sample; the scan axis is the first of all unless it is among them."""
-    sample: Sample = Sample()
-    beam: Beam = Beam()
-    scan: Scan | None = None
-    axes: dict[AxisName, Number] = {}
-
-    @property
-    def scan_axis_name(self) -> str | None:
-        """Return the name of the axis that rotates during the run."""
-        return (self.scan and self.scan.axis) or self.scan_axis.name
-
-    def goniometer(self) -> list[Axis]:
-        """Return the axes from the laboratory to the sample, the scan axis among them if it is known."""
-        name, vector = self.scan_axis_name, self.scan_axis.vector
-        if name is None or any(axis.name == name for axis in self.sample_axes):
-            return self.sample_axes
-        if vector is None or self.scan_axis.name not in (None, name):
-            return self.sample_axes
-        return [Axis(name=name, vector=vector), *self.sample_axes]
+from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
 
 
 class Layer(NamedTuple):
@@ -282,12 +118,28 @@ def layer_of_account(account: Mapping[str, Any]) -> Layer:
     return Layer("account of the run", {name: account[key] for name, key in keys.items() if account.get(key)})
 
 
+def expected_images(account: Mapping[str, Any]) -> int | None:
+    """Return how many images the run was to have; None if it had no number."""
+    n_image = account.get("n_image", DEFAULT_N_IMAGE)
+    return None if n_image == DEFAULT_N_IMAGE else n_image
+
+
+def layers_of_origins(stored: Mapping[str, Any]) -> list[Layer]:
+    """Return the layers of what `Metadata.as_json` wrote. Raise `ConfigError`."""
+    layers: dict[str, dict[str, Any]] = {}
+    for key, entry in stored.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("from"), str) or "value" not in entry:
+            raise ConfigError(mismatch(f"nexus.{shown_key(key)}", "an object of value and from", shown(entry)))
+        layers.setdefault(entry["from"], {})[key] = entry["value"]
+    return [Layer(origin, _nested(values)) for origin, values in layers.items()]
+
+
 _ENERGIES = {"beam.energy_kev", "beam.wavelength_angstrom"}
 
 
 def _check(origin: str, content: Mapping[str, Any]) -> RunMetadata:
     try:
-        return RunMetadata.model_validate(dict(content))
+        return RunMetadata.model_validate(content)
     except ValidationError as error:
         mistakes = [explain(mistake, "metadata") for mistake in error.errors(include_url=False)]
         raise ConfigError(f"{origin}: {'; '.join(mistakes)}", mistakes) from error

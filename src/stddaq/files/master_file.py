@@ -20,7 +20,14 @@ import numpy as np
 
 from stddaq.errors import FileLayoutError, OutputExistsError
 from stddaq.files.file_format import FILE_FORMAT
-from stddaq.files.nexus import DATA, IMAGE_METADATA, lost_pixel, nexus_group, set_attributes
+from stddaq.files.nexus import (
+    APPLICATION_METADATA,
+    DATA,
+    IMAGE_METADATA,
+    lost_pixel,
+    nexus_group,
+    set_attributes,
+)
 from stddaq.files.nexus_account import write_account
 from stddaq.files.opening import relative_name
 from stddaq.files.run import RecordedRun, read_run
@@ -62,14 +69,15 @@ def create_master_file(
     *,
     metadata_file: Path | None = None,
     account: str | None = None,
+    nexus: str | None = None,
     overwrite: bool = False,
     roots: Sequence[Path] = (),
 ) -> MasterFile:
     """Create the master file `path` over all raw files of a run (any order), which must be closed.
 
-    `account` is the JSON object of the driver. The file appears complete or not at all, below one of `roots`
-    if there are any. Raises `FileLayoutError` that names the raw or metadata file at fault,
-    `OutputExistsError`, `OutsideRootsError`.
+    `account` is the JSON object of the driver, `nexus` the one of `Metadata.as_json`. The file appears
+    complete or not at all, below one of `roots` if there are any. Raises `FileLayoutError` that names the raw
+    or metadata file at fault, `OutputExistsError`, `OutsideRootsError`.
     """
     if os.path.lexists(path) and not overwrite:
         raise OutputExistsError(
@@ -80,7 +88,7 @@ def create_master_file(
         raise OutputExistsError(f"{path}: is a raw file of the run; the master file needs another name")
     try:
         with replacing(path, overwrite=overwrite, roots=roots) as temporary:
-            summary = _write(temporary.opened, path, run, account)
+            summary = _write(temporary.opened, path, run, account, nexus)
             _verify(temporary.opened, run)
     except FileExistsError as error:
         raise OutputExistsError(str(error)) from error
@@ -95,7 +103,9 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _write(temporary: Path, path: Path, run: RecordedRun, account: str | None) -> MasterFile:
+def _write(
+    temporary: Path, path: Path, run: RecordedRun, account: str | None, nexus: str | None
+) -> MasterFile:
     with h5py.File(temporary, "w", libver=FILE_FORMAT, locking=False) as file:
         set_attributes(file, NX_class="NXroot", default="entry", creator="stddaq")
         entry = nexus_group(file, "entry", "NXentry", default="data")
@@ -104,6 +114,8 @@ def _write(temporary: Path, path: Path, run: RecordedRun, account: str | None) -
         n_image_mappings = _write_data(entry, run, path.parent)
         _write_detector(entry, run, path.parent)
         write_account(entry, run, path.parent, account)
+        if nexus:
+            file[APPLICATION_METADATA] = nexus
         file["interleaved_data"] = file[DATA]
         file["interleaved_metadata"] = file[IMAGE_METADATA]
     return MasterFile(

@@ -44,8 +44,13 @@ def lost_pixel(dtype: np.dtype) -> np.ndarray:
 
 def account_of(file: h5py.File) -> dict[str, Any] | None:
     """Return the account of the run in a master file, if there is one. Raise `ValueError` for other text."""
-    stored = file.get(ACCOUNT)
+    return object_of(file, ACCOUNT)
+
+
+def object_of(file: h5py.File, name: str) -> dict[str, Any] | None:
+    """Return a JSON object that is stored as text, if there is one. Raise `ValueError` for other text."""
+    stored = file.get(name)
     if not isinstance(stored, h5py.Dataset) or stored.shape != ():
         return None
-    account = json.loads(str(stored.asstr()[()]))
-    return account if isinstance(account, dict) else None
+    content = json.loads(str(stored.asstr()[()]))
+    return content if isinstance(content, dict) else None

@@ -9,7 +9,6 @@ number; still images are those that exist. The tree satisfies the NXDL and the r
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,41 +18,25 @@ import h5py
 import numpy as np
 
 from stddaq.errors import ConfigError, FileLayoutError, OutputExistsError
-from stddaq.files.application_metadata import ENERGY_TIMES_WAVELENGTH, Detector, Metadata, RunMetadata
+from stddaq.files.application_metadata import Metadata
 from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.frames import Frames, frames_of
 from stddaq.files.names import master_file_name, metadata_file_name
 from stddaq.files.nexus import APPLICATION_METADATA, DATA, nexus_group, set_attributes
 from stddaq.files.nexus_account import write_account
+from stddaq.files.nxmx_rules import check_for_nxmx, missing_for_nxmx
 from stddaq.files.pixel_mask import read_pixel_mask
 from stddaq.files.run import RecordedRun
 from stddaq.files.sources import mark_with_run_ids
 from stddaq.new_file import replacing
 from stddaq.open_directory import OutsideRootsError
-from stddaq.text import mismatch, shown
+from stddaq.run_metadata import ENERGY_TIMES_WAVELENGTH, Detector
+from stddaq.text import mismatch
 
-SENSOR_MATERIALS = ("Si", "Silicon", "CdTe", "GaAs")
 BEAM = "/entry/instrument/beam"
 DETECTOR_AXIS = "/entry/instrument/detector/transformations/det_z"
 MODULE_OFFSET = "/entry/instrument/detector/module/module_offset"
 GONIOMETER = "/entry/sample/transformations"
-# dxtbx reads files of these instruments in formats of their own.
-_OTHER_FORMATS = re.compile(r"(i03|i04|i24|vmxi)\Z|dls|diamond beamline|.*ebic", re.IGNORECASE | re.DOTALL)
-_ALWAYS_REQUIRED = (
-    "start_time",
-    "source.name",
-    "instrument.name",
-    "sample.name",
-    "detector.pixel_size_m",
-    "detector.sensor_material",
-    "detector.sensor_thickness_m",
-    "detector.saturation_value",
-    "detector.underload_value",
-    "detector.distance_m",
-    "detector.beam_center_pixel",
-    "detector.count_time_s",
-    "detector.frame_time_s",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,39 +54,6 @@ class NXmxFile:
     n_mapped: int
     image_shape: tuple[int, int]
     dtype: np.dtype
-
-
-def missing_for_nxmx(metadata: Metadata) -> list[str]:
-    """Return the keys of all values that are required and not known."""
-    values = metadata.values
-    missing = [key for key in _ALWAYS_REQUIRED if _value(values, key) is None]
-    if values.beam.wavelength is None:
-        missing.append("beam.energy_kev")
-    if values.end_time is None and metadata.expected_images is None:
-        missing.append("end_time")
-    if values.scan is not None:
-        missing += _missing_for_scan(values)
-    return missing
-
-
-def _missing_for_scan(values: RunMetadata) -> list[str]:
-    assert values.scan is not None
-    missing = [
-        f"scan.{name}" for name in ("start_deg", "increment_deg") if getattr(values.scan, name) is None
-    ]
-    name, axes = values.scan_axis_name, [axis.name for axis in values.goniometer()]
-    if name is None:
-        missing.append("scan_axis.name")
-    if name not in axes and (name is not None or values.scan_axis.vector is None):
-        missing.append("scan_axis.vector")
-    return missing + [f"axes.{axis}" for axis in axes if axis != name and axis not in values.axes]
-
-
-def _value(values: RunMetadata, key: str) -> object:
-    found: object = values
-    for name in key.split("."):
-        found = getattr(found, name)
-    return found
 
 
 def create_nxmx_file(
@@ -127,7 +77,7 @@ def create_nxmx_file(
     if missing and not incomplete:
         got, advice = f"none for {', '.join(missing)}", "give them by --from or --set"
         raise ConfigError(mismatch(str(path), "values that NXmx requires", got, advice), missing)
-    _check_values(metadata.values)
+    check_for_nxmx(metadata.values)
     frames = frames_of(run, by_id=metadata.values.scan is not None)
     try:
         with replacing(path, overwrite=overwrite, roots=roots) as temporary:
@@ -154,17 +104,6 @@ def _check_name(path: Path, run: RecordedRun) -> None:
     is_raw = any(raw.path.resolve() == path.resolve() for raw in run.raw_files)
     if is_raw or path.name.endswith((master_file_name(""), metadata_file_name(""))):
         raise OutputExistsError(mismatch(str(path), "a name of no other file of a run", path.name))
-
-
-def _check_values(values: RunMetadata) -> None:
-    """Raise `ConfigError` for values with which readers refuse or misread the file."""
-    material, name = values.detector.sensor_material, values.instrument.name
-    if material is not None and material not in SENSOR_MATERIALS:
-        expected = f"one of {', '.join(SENSOR_MATERIALS)} in an NXmx file"
-        raise ConfigError(mismatch("detector.sensor_material", expected, shown(material)))
-    if name is not None and _OTHER_FORMATS.match(name):
-        expected = "a name that dxtbx does not know as another format"
-        raise ConfigError(mismatch("instrument.name", expected, shown(name)))
 
 
 class _Tree:

@@ -13,7 +13,16 @@ import numpy as np
 from stddaq.errors import FileLayoutError
 from stddaq.files.growing_run import settled
 from stddaq.files.names import find_run
-from stddaq.files.nexus import APPLICATION_METADATA, DATA, DETECTOR, IMAGE_ID, RAW_FILES, account_of
+from stddaq.files.nexus import (
+    ACCOUNT,
+    APPLICATION_METADATA,
+    DATA,
+    DETECTOR,
+    IMAGE_ID,
+    IMAGE_METADATA,
+    RAW_FILES,
+    object_of,
+)
 from stddaq.files.opening import examine
 from stddaq.files.raw_pixels import RawPixels
 from stddaq.files.run import RecordedRun, read_run, rows_of_files
@@ -90,11 +99,18 @@ class OpenedRun:
 
     @cached_property
     def account(self) -> dict[str, Any] | None:
+        return self._stored_object(ACCOUNT)
+
+    @cached_property
+    def nexus(self) -> dict[str, Any] | None:
+        return self._stored_object(APPLICATION_METADATA)
+
+    def _stored_object(self, name: str) -> dict[str, Any] | None:
         master = self._existing_master()
         if master is None:
             return None
         with examine(master) as opened:
-            return account_of(opened.file)
+            return object_of(opened.file, name)
 
     def detector_rows(self) -> np.ndarray | None:
         path = self._metadata_file()
@@ -158,7 +174,7 @@ def run_of_master(path: Path) -> RecordedRun:
         image_ids = opened.file.get(IMAGE_ID)
         assert isinstance(image_ids, h5py.Dataset)
         shown_ids, run_ids = image_ids[()], run_ids_of(opened.file)
-        has_frames = APPLICATION_METADATA in opened.file
+        has_frames = IMAGE_METADATA not in opened.file
     run = read_run(sources)
     for raw in run.raw_files:
         check_run_id(raw.path, raw.origin.run_id, run_ids, path)

@@ -33,6 +33,11 @@ def _of_hdf5(path: Path, dataset: str, image_shape: tuple[int, int]) -> np.ndarr
         stored = opened.file.get(dataset)
         if not isinstance(stored, h5py.Dataset):
             raise FileLayoutError(mismatch(f"{path}:{dataset}", "a dataset", "none"))
+        # Another file, or any bytes of the disk, could be read through it.
+        if stored.external is not None or stored.is_virtual or stored.file != opened.file:
+            raise FileLayoutError(
+                mismatch(f"{path}:{dataset}", "a dataset that is in this file", "a reference")
+            )
         _check(f"{path}:{dataset}", stored.shape, stored.dtype, image_shape)
         return stored[()].astype(np.uint32)
 

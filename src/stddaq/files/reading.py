@@ -147,6 +147,11 @@ class Run:
         return self._opened.account
 
     @property
+    def nexus(self) -> dict[str, Any] | None:
+        """Return the metadata by key, each with `value` and `from`; None if no master file has them."""
+        return self._opened.nexus
+
+    @property
     def detector_metadata(self) -> np.ndarray | None:
         """Return the detector's own fields (n,), one row for each image; None without a metadata file."""
         rows = self._opened.detector_rows()

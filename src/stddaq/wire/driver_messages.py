@@ -14,6 +14,7 @@ from typing import Annotated, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from stddaq.errors import StdDaqError
+from stddaq.run_metadata import RunMetadata
 from stddaq.text import mismatch, shown
 from stddaq.validation import explain_first
 
@@ -92,6 +93,8 @@ class StartCommand(BaseModel):
     """End the run as `error` when the image ids restart (camera restarted, detector re-armed)."""
     first_image_timeout: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """Seconds in `waiting_for_first_image` after which the run is an `error`; None: no limit."""
+    nexus: RunMetadata | None = None
+    """Metadata of the run; with a `definition` a file of it is made when all its values are known."""
 
     @field_validator("path")
     @classmethod
@@ -99,6 +102,14 @@ class StartCommand(BaseModel):
         if not path.startswith("/") or "\0" in path or not _is_unicode(path):
             raise ValueError("the absolute path of an existing directory")
         return path
+
+    @field_validator("nexus")
+    @classmethod
+    def _names_no_file(cls, nexus: RunMetadata | None) -> RunMetadata | None:
+        # A client could read files through it that only the writers may read.
+        if nexus is not None and nexus.detector.mask_file is not None:
+            raise ValueError("no detector.mask_file, which belongs into the configuration")
+        return nexus
 
     @field_validator("file_prefix")
     @classmethod
@@ -177,7 +188,7 @@ def _is_unicode(text: str) -> bool:
 def _command_error(error: ValidationError, model: type[BaseModel]) -> CommandError:
     kind: ErrorType = _ERROR_TYPES.get(error.errors(include_url=False)[0]["type"], "invalid_field")
     reason = explain_first(error, "command")
-    if kind == "unknown_field":
+    if kind == "unknown_field" and len(error.errors(include_url=False)[0]["loc"]) == 1:
         reason += f"; expected one of {', '.join(model.model_fields)}"
     return CommandError(kind, reason)
 

@@ -51,7 +51,8 @@ def check_action(action: pb.WriterAction) -> None:
         master = action.create_master_file
         raw_files = {f"raw_files[{i}]": name for i, name in enumerate(master.raw_files)}
         metadata_file = {"metadata_file": master.metadata_file}
-        _check_texts({"path": master.path, "account": master.account} | metadata_file | raw_files)
+        texts = {"path": master.path, "account": master.account, "nexus": master.nexus, "nxmx": master.nxmx}
+        _check_texts(texts | metadata_file | raw_files)
 
 
 def _check_texts(texts: dict[str, str]) -> None:

@@ -5,16 +5,60 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from stddaq.config.model import parse_json
+from stddaq.daemon import log
+from stddaq.errors import ConfigError, StdDaqError
+from stddaq.files.application_metadata import (
+    Layer,
+    Metadata,
+    expected_images,
+    layer_of_account,
+    merge,
+)
 from stddaq.files.master_file import create_master_file
+from stddaq.files.nxmx import create_nxmx_file
+from stddaq.files.nxmx_rules import missing_for_nxmx
+from stddaq.files.run import read_run
+from stddaq.text import command_line, mismatch, shown
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
 
 def create_as_requested(create: pb.CreateMasterFile, roots: Sequence[Path] = ()) -> None:
-    """Create the master file, below one of `roots` if there are any. Raises `StdDaqError`, `OSError`."""
+    """Create the master file, below one of `roots` if there are any. Raises `StdDaqError`, `OSError`.
+
+    If an NXmx file is wanted and its values are known, create it as well; if that fails, log why.
+    """
+    metadata = _metadata(create) if create.nexus else None
     create_master_file(
         Path(create.path),
         [Path(file) for file in create.raw_files],
         metadata_file=Path(create.metadata_file) if create.metadata_file else None,
+        account=create.account,
+        nexus=metadata.as_json() if metadata else None,
+        overwrite=create.overwrite,
+        roots=roots,
+    )
+    if metadata and create.nxmx and not missing_for_nxmx(metadata):
+        try:
+            _create_nxmx(create, metadata, roots)
+        except (StdDaqError, OSError) as error:
+            command = command_line("stddaq", "nexus", create.path, "--definition", "NXmx")
+            log.logger.warning("the NXmx file was not created: %s; %s tries it again", error, command)
+
+
+def _metadata(create: pb.CreateMasterFile) -> Metadata:
+    account, layers = (parse_json(text.encode()) for text in (create.account, create.nexus))
+    if not isinstance(account, dict) or not isinstance(layers, dict):
+        raise ConfigError(mismatch("nexus", "objects by their origin", shown(layers)))
+    known = [Layer(origin, content) for origin, content in layers.items()]
+    return merge([layer_of_account(account), *known], expected_images(account))
+
+
+def _create_nxmx(create: pb.CreateMasterFile, metadata: Metadata, roots: Sequence[Path]) -> None:
+    create_nxmx_file(
+        Path(create.nxmx),
+        read_run([Path(file) for file in create.raw_files]),
+        metadata,
         account=create.account,
         overwrite=create.overwrite,
         roots=roots,

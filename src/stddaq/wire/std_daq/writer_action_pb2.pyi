@@ -63,18 +63,22 @@ class ConfirmLastImage(_message.Message):
     def __init__(self) -> None: ...
 
 class CreateMasterFile(_message.Message):
-    __slots__ = ("path", "raw_files", "metadata_file", "account", "overwrite")
+    __slots__ = ("path", "raw_files", "metadata_file", "account", "overwrite", "nexus", "nxmx")
     PATH_FIELD_NUMBER: _ClassVar[int]
     RAW_FILES_FIELD_NUMBER: _ClassVar[int]
     METADATA_FILE_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_FIELD_NUMBER: _ClassVar[int]
     OVERWRITE_FIELD_NUMBER: _ClassVar[int]
+    NEXUS_FIELD_NUMBER: _ClassVar[int]
+    NXMX_FIELD_NUMBER: _ClassVar[int]
     path: str
     raw_files: _containers.RepeatedScalarFieldContainer[str]
     metadata_file: str
     account: str
     overwrite: bool
-    def __init__(self, path: _Optional[str] = ..., raw_files: _Optional[_Iterable[str]] = ..., metadata_file: _Optional[str] = ..., account: _Optional[str] = ..., overwrite: _Optional[bool] = ...) -> None: ...
+    nexus: str
+    nxmx: str
+    def __init__(self, path: _Optional[str] = ..., raw_files: _Optional[_Iterable[str]] = ..., metadata_file: _Optional[str] = ..., account: _Optional[str] = ..., overwrite: _Optional[bool] = ..., nexus: _Optional[str] = ..., nxmx: _Optional[str] = ...) -> None: ...
 
 class WriterAction(_message.Message):
     __slots__ = ("create_file", "record_image", "close_file", "confirm_last_image", "create_master_file", "request")

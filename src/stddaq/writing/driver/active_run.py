@@ -28,6 +28,7 @@ class ActiveRun:
         created, closed, discarded: names of the writers whose file was confirmed as such.
         has_master: the master file was created.
         old_files: files of an old run to remove before others of it are replaced.
+        missing_metadata: what its NXmx file lacks; None if none is wanted.
     """
 
     def __init__(self, start: StartCommand, files: PlannedFiles) -> None:
@@ -47,6 +48,7 @@ class ActiveRun:
         self.discarded: set[str] = set()
         self.has_master = False
         self.old_files: list[Path] = []
+        self.missing_metadata: list[str] | None = None
 
     def end_recording(self, failure: str) -> None:
         """Note that no further image is recorded. The first failure counts."""

@@ -34,6 +34,7 @@ from stddaq.writing.driver.active_run import ActiveRun, RunError
 from stddaq.writing.driver.distributor import Distributor
 from stddaq.writing.driver.repair import repair_as
 from stddaq.writing.driver.run import RunCourse
+from stddaq.writing.driver.run_metadata import missing_at_start
 from stddaq.writing.driver.run_totals import RunTotals
 from stddaq.writing.driver.start_check import PlannedFiles, check_start, free_bytes
 from stddaq.writing.driver.state import State, StateMachine
@@ -161,7 +162,7 @@ class Driver:
             client.send(encode(self._refusal(error) | {"command": "start"}))
             return
         self._enter(State.STARTED, replied_to=client)
-        client.send(encode(self._status() | {"command": "start"}))
+        client.send(encode(self._status() | {"command": "start"} | _missing_metadata(run)))
         self.totals.begin(run.account, self._writers.n_forwarded)
         self._course = asyncio.create_task(self._carry_out(run))
 
@@ -197,7 +198,7 @@ class Driver:
             "free_bytes": n_free_bytes,
             "planned_files": run.files.as_json(),
         }
-        client.send(encode(self._status() | reply))
+        client.send(encode(self._status() | reply | _missing_metadata(run)))
 
     @staticmethod
     async def _check_in_thread(check: Callable[[], T], run: ActiveRun) -> T:
@@ -224,6 +225,8 @@ class Driver:
                 "busy", mismatch("configuration", "that of the running services", found, advice)
             )
         compressed = bool(compression_of(self._suffix))
+        started_at = run.started_at.isoformat()
+        run.missing_metadata = missing_at_start(self._config, run.start, started_at)
         run.old_files = check_start(run.start, run.files, self._config, self._roots, compressed=compressed)
 
     async def _repair(self, client: Client) -> None:
@@ -307,6 +310,11 @@ class Driver:
     def _refusal(self, error: CommandError) -> dict[str, Any]:
         self.n_refused[error.error] += 1
         return _refusal(error)
+
+
+def _missing_metadata(run: ActiveRun) -> dict[str, Any]:
+    """Return what a reply says about the NXmx file that a client asks for."""
+    return {} if run.missing_metadata is None else {"nexus_missing": run.missing_metadata}
 
 
 def _refusal(error: CommandError) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from stddaq.writing.driver.active_run import ActiveRun, RunError
 from stddaq.writing.driver.distributor import SUBSCRIPTION_TIMEOUT_S, Distributor, RecordingJob
 from stddaq.writing.driver.master_file import create_in_own_process
 from stddaq.writing.driver.old_files import remove_as
+from stddaq.writing.driver.run_metadata import layers_as_json, layers_of
 from stddaq.writing.driver.state import State
 from stddaq.writing.driver.writers import Writers
 
@@ -202,12 +203,15 @@ class RunCourse:
 
     async def _create_master_file(self) -> None:
         run = self._run
+        layers = layers_of(self._config, run.start)
         create = pb.CreateMasterFile(
             path=str(run.files.master),
             raw_files=[str(path) for path in run.files.raw],
             metadata_file=str(run.files.metadata or ""),
             account=json.dumps(self.result("", list_limit=None)),
             overwrite=run.start.overwrite,
+            nexus=layers_as_json(layers),
+            nxmx=str(run.files.nxmx) if run.missing_metadata == [] else "",
         )
         if await self._writers.create_master_file(run, create, MASTER_FILE_TIMEOUT_S):
             return

@@ -32,11 +32,12 @@ ACCESS_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class PlannedFiles:
-    """The files that one run will create."""
+    """The files that one run will create; the NXmx file only if its metadata are known."""
 
     raw: tuple[Path, ...]
     metadata: Path | None
     master: Path
+    nxmx: Path
 
     @classmethod
     def of(cls, start: StartCommand, number_of_writers: int, with_metadata: bool) -> PlannedFiles:
@@ -46,6 +47,7 @@ class PlannedFiles:
             tuple(directory / raw_file_name(prefix, i) for i in range(number_of_writers)),
             directory / metadata_file_name(prefix) if with_metadata else None,
             directory / master_file_name(prefix),
+            directory / nxmx_file_name(prefix),
         )
 
     @property
@@ -113,8 +115,8 @@ def _check_no_file_of_other_run(start: StartCommand, files: PlannedFiles) -> Non
 def _check_no_file_exists(start: StartCommand, files: PlannedFiles) -> None:
     # A metadata file of another run would be read as that of this run, even if this run has none; its NXmx
     # file would show the images of this run.
-    directory, prefix = Path(start.path), start.file_prefix
-    of_runs = (*files.all, directory / metadata_file_name(prefix), directory / nxmx_file_name(prefix))
+    metadata = Path(start.path) / metadata_file_name(start.file_prefix)
+    of_runs = (*files.all, metadata, files.nxmx)
     existing = [str(path) for path in dict.fromkeys(of_runs) if os.path.lexists(path)]
     if existing:
         found = ", ".join(existing[:3]) + (", ..." if len(existing) > 3 else "")

@@ -1,0 +1,45 @@
+"""The metadata of a run, from the configuration and from its start, for the files at its end."""
+
+from __future__ import annotations
+
+import json
+
+from stddaq.config import DetectorConfig
+from stddaq.errors import ConfigError
+from stddaq.files.application_metadata import Layer, expected_images, layer_of_account, merge
+from stddaq.files.nxmx_rules import check_for_nxmx, missing_for_nxmx
+from stddaq.run_metadata import RunMetadata
+from stddaq.wire.driver_messages import CommandError, StartCommand
+
+
+def layers_of(config: DetectorConfig, start: StartCommand) -> list[Layer]:
+    """Return what is known when a run starts."""
+    known = (("configuration", config.nexus), ("start", start.nexus))
+    return [Layer(origin, _content(values)) for origin, values in known if values is not None]
+
+
+def layers_as_json(layers: list[Layer]) -> str:
+    """Return the layers for the request to create the master file; empty if there are none."""
+    return json.dumps({layer.origin: layer.content for layer in layers}) if layers else ""
+
+
+def missing_at_start(config: DetectorConfig, start: StartCommand, started_at: str) -> list[str] | None:
+    """Return the values that the application file of the run will lack; None if it asks for none.
+
+    Raise `CommandError` for values that contradict each other or the definition.
+    """
+    # As if it ended well: its times will be known then.
+    account = {"started_at": started_at, "finished_at": started_at, "outcome": "file_saved"}
+    try:
+        layers = [layer_of_account(account), *layers_of(config, start)]
+        metadata = merge(layers, expected_images({"n_image": start.n_image}))
+        if metadata.values.definition is None:
+            return None
+        check_for_nxmx(metadata.values)
+    except ConfigError as error:
+        raise CommandError("invalid_field", f"nexus: {error}") from error
+    return missing_for_nxmx(metadata)
+
+
+def _content(values: RunMetadata) -> dict[str, object]:
+    return values.model_dump(mode="json", exclude_unset=True)
