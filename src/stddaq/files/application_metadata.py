@@ -129,7 +129,9 @@ def layers_of_origins(stored: Mapping[str, Any]) -> list[Layer]:
     layers: dict[str, dict[str, Any]] = {}
     for key, entry in stored.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("from"), str) or "value" not in entry:
-            raise ConfigError(mismatch(f"nexus.{shown_key(key)}", "an object of value and from", shown(entry)))
+            raise ConfigError(
+                mismatch(f"nexus.{shown_key(key)}", "an object of value and from", shown(entry))
+            )
         layers.setdefault(entry["from"], {})[key] = entry["value"]
     return [Layer(origin, _nested(values)) for origin, values in layers.items()]
 
