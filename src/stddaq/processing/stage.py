@@ -80,7 +80,7 @@ class Stage(Generic[Made]):
         self._busy_slots: set[int] = set()
         self._batching = Batching.of_reader(config)
         self.n_published = self.n_overwritten = self.n_failed = 0
-        self._last_error: Exception | None = None
+        self._is_failure_logged = False
         self._slots_needed = 0
         self._ring_check_at, self._ring_is_removed = 0.0, False
         self._register(registry)
@@ -245,7 +245,10 @@ class Stage(Generic[Made]):
             metadata.status = ID_MISSMATCH
         elif job.error:
             self.n_failed += 1
-            self._last_error = job.error
+            if not self._is_failure_logged:
+                # Not kept until the period ends: the frames of its traceback keep the image's slot.
+                logger.error("processing failed: %s", job.error, exc_info=job.error)
+                self._is_failure_logged = True
             if output.status_of_failed is not None:
                 metadata.status = output.status_of_failed  # pyright: ignore[reportAttributeAccessIssue]
         output.publish(metadata, job.made)
@@ -257,9 +260,7 @@ class Stage(Generic[Made]):
         if not self._statistics.write_if_due():
             return
         self._reader.log_refusal()
-        if self._last_error:
-            logger.error("processing failed: %s", self._last_error, exc_info=self._last_error)
-            self._last_error = None
+        self._is_failure_logged = False
         if not self._held:
             self._watch_source()
 
