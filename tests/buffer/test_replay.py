@@ -234,6 +234,24 @@ def test_reader_answers_a_driver_in_c_plus_plus(buffer: ImageBufferRig, stored: 
         assert ask(again.SerializeToString()).ack.image_id == 1005
 
 
+def test_images_of_floats_are_replayed_in_their_recorded_distances(
+    make_buffer: Callable[..., ImageBufferRig],
+) -> None:
+    buffer = make_buffer(detector_type="jungfrau-converted", image_pixel_height=9, image_pixel_width=50)
+    images = images_of(range(3), shape=(9, 50), dtype="<f4")
+    buffer.start_writer()
+    for image, taken_ms in zip(images, (0, 250, 300), strict=True):
+        # The timestamp of another detector is as good, because only this image buffer reads it.
+        buffer.source.metadata.pco.global_timestamp_sec = 1_800_000_000
+        buffer.source.metadata.pco.global_timestamp_ns = taken_ms * 10**6
+        buffer.publish([image])
+    buffer.wait_for_ids(range(3))
+    client = buffer.client()
+    begin = time.monotonic()
+    assert_replayed(client.replay(start_image_id=0, as_recorded=True), images)
+    assert time.monotonic() - begin > 0.29
+
+
 def test_recorded_distances_need_timestamps(buffer: ImageBufferRig, stored: CppBuffer) -> None:
     stored.store(*images_of([1]))
     client = buffer.client()

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import zmq
 from google.protobuf.message import DecodeError
 
@@ -61,8 +60,6 @@ class BufferReader(Closing):
         self._images, self._files = StoredImages(index), BufferFiles(directory)
         self._lease = Lease(index)
         self._rules = MetadataRules(config, "image")
-        # Decoded here first: what a damaged image leaves must not reach a slot.
-        self._pixels = np.empty(config.image_shape, config.dtype)
         self._n_expired = self._n_damaged = 0
         self._problem: ImageBufferError | None = None
         self._publisher = ImagePublisher(config)
@@ -165,10 +162,10 @@ class BufferReader(Closing):
         metadata.compression, metadata.size = pb.none, self._config.image_bytes
         if problem := self._rules.problem(metadata):
             raise DamagedImageError(f"does not fit the configuration: {problem}")
-        self._files.read_into(record, self._pixels)
+        # What a damaged image leaves in the slot is not announced.
+        self._files.read_into(record, self._publisher.begin(image_id))
         if is_good(metadata):
             metadata.status = GOOD_IMAGE
-        np.copyto(self._publisher.begin(image_id), self._pixels)
         self._publisher.commit_processed(metadata, self._config.image_bytes, pb.none)
         return metadata
 

@@ -108,6 +108,8 @@ class Consumers(Closing):
 
     async def wait(self) -> bool:
         """Wait a moment. Return whether a consumer takes an image."""
+        if int(self._socket.get(zmq.EVENTS)) & zmq.POLLOUT:
+            return True
         socket: Any = self._socket  # Its annotations lack the arguments.
         return bool(await socket.poll(int(POLL_PERIOD_S * 1000), zmq.POLLOUT))
 
