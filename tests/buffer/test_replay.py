@@ -168,6 +168,24 @@ def test_a_database_that_is_lost_ends_the_replay(
     seen("error with the address; 5 images sent")
 
 
+@FAULT(
+    fault="a std_daq writer (C++) has restarted, and counts offsets from 0 again",
+    state="a replay of its images",
+    promise="images at wrong offsets are counted as damaged; none has pixels of another",
+)
+def test_wrong_offsets_of_a_restarted_writer_are_noticed(
+    buffer: ImageBufferRig, stored: CppBuffer, seen: Callable[[str], None]
+) -> None:
+    # Of equal size, so that a wrong offset points to a whole chunk.
+    flat = [Image(i, np.full((32, 48), i, "<u2")) for i in range(9)]
+    stored.store(*flat[:3])
+    CppBuffer(buffer.files, buffer.redis.client, buffer.camera.detector_name).store(*flat[3:])
+    replayed = buffer.client().replay(start_image_id=0)
+    assert_replayed(replayed, flat[:3])
+    assert account(replayed) == (0, 6, 0)
+    seen("3 images before the restart replayed, 6 after it counted as damaged")
+
+
 def test_commands_during_a_replay(buffer: ImageBufferRig, stored: CppBuffer) -> None:
     images = images_of(range(20))
     stored.store(*images)

@@ -27,6 +27,7 @@ from stddaq.client.buffer_index import (
     ImageBufferUnreachableError,
     parse_record,
 )
+from stddaq.client.buffer_offsets import OffsetCheck
 from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log, metrics
@@ -58,6 +59,7 @@ class BufferReader(Closing):
         """Raise `EndpointError` or `GeometryError`."""
         self._config, self._index = config, index
         self._images, self._files = StoredImages(index), BufferFiles(directory)
+        self._offsets = OffsetCheck(index)
         self._lease = Lease(index)
         self._rules = MetadataRules(config, "image")
         self._n_expired = self._n_damaged = 0
@@ -162,6 +164,7 @@ class BufferReader(Closing):
         metadata.compression, metadata.size = pb.none, self._config.image_bytes
         if problem := self._rules.problem(metadata):
             raise DamagedImageError(f"does not fit the configuration: {problem}")
+        self._offsets.check(record)
         # What a damaged image leaves in the slot is not announced.
         self._files.read_into(record, self._publisher.begin(image_id))
         if is_good(metadata):

@@ -18,6 +18,7 @@ from stddaq.client.buffer_index import (
     ImageBufferUnreachableError,
     parse_record,
 )
+from stddaq.client.buffer_offsets import OffsetCheck
 from stddaq.closing import Closing
 from stddaq.text import mismatch
 from stddaq.wire.image_buffer import MAX_ID, BufferedMetadata, ImageMetadata
@@ -69,6 +70,7 @@ class ImageBuffer(Closing):
         Raise `ImageBufferError` for a wrong address. The first question connects.
         """
         self._index = BufferIndex(address, camera)
+        self._offsets = OffsetCheck(self._index)
         self._files = BufferFiles(camera_directory(Path(root), camera))
 
     def newest(self) -> int:
@@ -108,6 +110,7 @@ class ImageBuffer(Closing):
             first, limit = ids[-1] + 1, LARGE_BATCH_IDS if not any(values) else BATCH_IDS
 
     def _read(self, record: BufferedMetadata) -> BufferedImage:
+        self._offsets.check(record)
         pixels = empty_image(record.metadata)
         self._files.read_into(record, pixels)
         return BufferedImage(record.metadata.image_id, pixels, record.metadata)
