@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -13,21 +14,13 @@ from typing import Any
 import numpy as np
 
 from stddaq.config import DetectorConfig
+from stddaq.config.creation import example
 from stddaq.sources.udp.faults import FaultRates
 from stddaq.sources.udp.packet_sink import PacketSink
 
-EIGER: dict[str, Any] = {
-    "detector_type": "eiger",
-    "n_modules": 4,
-    "image_pixel_height": 514,
-    "image_pixel_width": 1030,
-    "module_positions": {
-        "0": [0, 258, 513, 513],
-        "1": [516, 258, 1029, 513],
-        "2": [0, 255, 513, 0],
-        "3": [516, 255, 1029, 0],
-    },
-}
+_EIGER_KEYS = ("detector_type", "n_modules", "image_pixel_height", "image_pixel_width", "module_positions")
+_EXAMPLE = json.loads(example("eiger-500k"))
+EIGER: dict[str, Any] = {key: _EXAMPLE[key] for key in _EIGER_KEYS}
 JUNGFRAU: dict[str, Any] = {
     "image_pixel_height": 512,
     "image_pixel_width": 1024,

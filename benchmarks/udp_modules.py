@@ -11,6 +11,7 @@ import numpy as np
 import zmq
 from rig import configuration, cpu, detector, end, start, wait_ready
 from tables import Table, spread
+from udp_camera import EIGER, JUNGFRAU
 
 from stddaq.config import DetectorConfig
 from stddaq.config.modules import JUNGFRAU_SIZE
@@ -32,18 +33,6 @@ ROUNDS = 7
 # Images in turn: more than the caches hold.
 N_IMAGES = 16
 CALLS_PER_ROUND = 160
-EIGER = {"detector_type": "eiger", "n_modules": 4, "image_pixel_height": 514, "image_pixel_width": 1030}
-EIGER_POSITIONS = {
-    "0": [0, 258, 513, 513],
-    "1": [516, 258, 1029, 513],
-    "2": [0, 255, 513, 0],
-    "3": [516, 255, 1029, 0],
-}
-JUNGFRAU = {
-    "image_pixel_height": 512,
-    "image_pixel_width": 1024,
-    "module_positions": {"0": [0, 0, 1023, 511]},
-}
 N_MODULES = 8
 MESSAGES_PER_ROUND = 80_000
 # More queued messages per round would be dropped.
@@ -87,20 +76,18 @@ def _cases() -> list[tuple[str, DetectorConfig, Make]]:
     def config(**fields: Any) -> DetectorConfig:
         return DetectorConfig.parse(configuration("a", ram_buffer_gb=0, **fields))
 
-    eiger: dict[str, Any] = EIGER | {"module_positions": EIGER_POSITIONS}
-    jungfrau: dict[str, Any] = dict(JUNGFRAU)
     return [
         ("GigaFRoST 2016x2016", config(n_modules=8), lambda c: GigaFrostConversion(c, 0)),
-        ("Eiger 16 bit", config(bit_depth=16, **eiger), lambda c: EigerConversion(c, 0)),
-        ("Eiger 32 bit", config(bit_depth=32, **eiger), lambda c: EigerConversion(c, 0)),
+        ("Eiger 16 bit", config(**EIGER | {"bit_depth": 16}), lambda c: EigerConversion(c, 0)),
+        ("Eiger 32 bit", config(**EIGER | {"bit_depth": 32}), lambda c: EigerConversion(c, 0)),
         (
             "Jungfrau",
-            config(detector_type="jungfrau-raw", **jungfrau),
+            config(detector_type="jungfrau-raw", **JUNGFRAU),
             lambda c: JungfrauRawConversion(c, 0),
         ),
         (
             "Jungfrau with gains",
-            config(detector_type="jungfrau-converted", **jungfrau),
+            config(detector_type="jungfrau-converted", **JUNGFRAU),
             lambda c: JungfrauConversion(c, 0, parameters),
         ),
     ]

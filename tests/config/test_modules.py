@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 from support.processes.deployment import make_config
+from support.processes.udp_modules import EIGER_MODULE
 
 from stddaq.config import DetectorConfig
+from stddaq.config.creation import example
 from stddaq.config.modules import (
     Rectangle,
     expected_modules,
@@ -18,23 +21,11 @@ from stddaq.config.modules import (
 )
 from stddaq.errors import ConfigError
 
-ONE_MODULE = {
-    "0": [0, 258, 513, 513],
-    "1": [516, 258, 1029, 513],
-    "2": [0, 255, 513, 0],
-    "3": [516, 255, 1029, 0],
-}
+ONE_MODULE = EIGER_MODULE["module_positions"]
 
 
 def eiger(**overrides: Any) -> DetectorConfig:
-    values = {
-        "detector_type": "eiger",
-        "n_modules": 4,
-        "image_pixel_height": 514,
-        "image_pixel_width": 1030,
-        "module_positions": ONE_MODULE,
-    }
-    return DetectorConfig.parse(make_config(**(values | overrides)))
+    return DetectorConfig.parse(make_config(**(EIGER_MODULE | overrides)))
 
 
 def jungfrau(**positions: list[int]) -> DetectorConfig:
@@ -127,3 +118,8 @@ def test_gaps_are_all_pixels_that_belong_to_no_module(config: DetectorConfig) ->
         if config.detector_type == "eiger":
             expected[area.top : area.bottom, area.left + 256 : area.left + 258] = 1
     assert np.array_equal(image, expected)
+
+
+@pytest.mark.parametrize("name", ["eiger", "eiger-500k", "gigafrost", "jungfrau"])
+def test_examples_of_detectors_that_send_packets_have_possible_positions(name: str) -> None:
+    assert position_mistakes(DetectorConfig.parse(json.loads(example(name)))) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from support.processes.stream_readers import ReceivedImage, StreamReader
 
 from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
+from stddaq.config.creation import example
 from stddaq.udp.frame_message import frame_layout
 from stddaq.udp.frame_ring import FramePublisher
 
@@ -23,18 +25,9 @@ CONVERTERS = {
     "jungfrau-converted": "std_data_convert_jf",
 }
 # The four ports of one module.
-EIGER_MODULE: dict[str, Any] = {
-    "detector_type": "eiger",
-    "n_modules": 4,
-    "image_pixel_height": 514,
-    "image_pixel_width": 1030,
-    "module_positions": {
-        "0": [0, 258, 513, 513],
-        "1": [516, 258, 1029, 513],
-        "2": [0, 255, 513, 0],
-        "3": [516, 255, 1029, 0],
-    },
-}
+_EIGER_KEYS = ("detector_type", "n_modules", "image_pixel_height", "image_pixel_width", "module_positions")
+_EXAMPLE = json.loads(example("eiger-500k"))
+EIGER_MODULE: dict[str, Any] = {key: _EXAMPLE[key] for key in _EIGER_KEYS}
 # Two ports side by side; the first one is upside down.
 EIGER = {
     "detector_type": "eiger",
