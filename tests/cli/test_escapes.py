@@ -91,6 +91,8 @@ def test_names_and_content_of_files(tmp_path: Path) -> None:
     for command in ("info", "validate", "repair", "aggregate"):
         for file_name in (path, tmp_path / f"{HOSTILE}1.h5", tmp_path / f"{HOSTILE}absent"):
             assert "owned" in run(command, file_name)
+    assert "owned" in run("export", path, tmp_path / f"{HOSTILE}.tif")
+    assert "owned" in run("plot-missing", path, "-o", tmp_path / f"{HOSTILE}.png")
     assert "owned" in run("up", tmp_path / HOSTILE)
     assert "owned" in run("record", tmp_path / HOSTILE, "--url", f"ws://127.0.0.1:1/{HOSTILE}")
     assert "owned" in run("watch", f"tcp://{HOSTILE}", "--timeout", 1)

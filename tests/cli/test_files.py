@@ -1,4 +1,4 @@
-"""`stddaq info`, `validate`, `aggregate` and `repair` on files of real runs."""
+"""`stddaq info`, `validate`, `plot-missing`, `export`, `aggregate` and `repair` on files of real runs."""
 
 from __future__ import annotations
 
@@ -116,6 +116,22 @@ def test_validate_finds_what_happened_to_a_run(real_driver: RealDriver, director
     refused = stddaq(real_driver, "validate", directory / "other")
     assert refused.wait() == 2
     assert len(refused.stderr) == 1
+
+
+def test_a_run_is_exported_and_its_missing_images_are_drawn(real_driver: RealDriver, directory: Path):
+    record(real_driver, directory, 11)
+    for command, out in (
+        (["export", directory, directory / "out.tif"], "out.tif: 11 images, all compared with the run"),
+        (["plot-missing", directory, "-o", directory / "out.svg"], "out.svg"),
+    ):
+        done = stddaq(real_driver, *command)
+        assert done.wait() == 0, done.stderr
+        assert done.stdout == [f"{directory}/{out}"]
+        refused = stddaq(real_driver, *command)
+        assert refused.wait() == 2
+        (line,) = refused.stderr
+        assert line.startswith(f"stddaq {command[0]}: error: {directory}/{out[:7]}: expected a new file, got")
+    assert (directory / "out.svg").read_text().startswith("<?xml")
 
 
 def test_aggregate_makes_the_master_file_again(real_driver: RealDriver, directory: Path):

@@ -66,7 +66,18 @@ SERVICES: dict[str, Main] = {
 }
 SUB_COMMANDS = (
     *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "validate"),
-    *("plot-missing", "aggregate", "nexus", "repair", "doctor", "plan", "units", "deployment", "completion"),
+    *(
+        "plot-missing",
+        "export",
+        "aggregate",
+        "nexus",
+        "repair",
+        "doctor",
+        "plan",
+        "units",
+        "deployment",
+        "completion",
+    ),
 )
 
 DOCS = Path(__file__).parents[2] / "docs"

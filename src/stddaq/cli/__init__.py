@@ -37,7 +37,18 @@ class SubCommand(Protocol):
 # In the order in which a newcomer needs them.
 _MODULES = (
     *("demo", "init", "up", "record", "status", "stop", "watch", "trigger", "info", "validate"),
-    *("plot-missing", "aggregate", "nexus", "repair", "doctor", "plan", "units", "deployment", "completion"),
+    *(
+        "plot-missing",
+        "export",
+        "aggregate",
+        "nexus",
+        "repair",
+        "doctor",
+        "plan",
+        "units",
+        "deployment",
+        "completion",
+    ),
 )
 # Services with their own argument parsers: the module, and one sentence.
 _SERVICES = {

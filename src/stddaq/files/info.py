@@ -29,7 +29,7 @@ from stddaq.files.sources import check_sources
 from stddaq.text import bytes_text, command_line, mismatch
 from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
 
-Kind = Literal["raw", "metadata", "master", "NXmx", "application", "other"]
+Kind = Literal["raw", "metadata", "master", "NXmx", "application", "exported", "other"]
 FILTER_NAMES = {1: "gzip", 2: "shuffle", 32000: "lzf", 32004: "lz4", 32008: "bitshuffle", 32026: "blosc2"}
 GOOD, OVERWRITTEN = 1, 3
 MAX_LISTED = 20
@@ -231,7 +231,7 @@ def _master(
     differs = None if missing else _difference(path, images)
     return FileInfo(
         path,
-        "master",
+        "master" if images.is_virtual else "exported",
         path.stat().st_size,
         tuple(_dataset(dataset) for dataset in (images, image_ids, rows)),
         detector_name=_string(file, f"{DETECTOR}/local_name"),

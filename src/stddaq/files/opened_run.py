@@ -147,7 +147,12 @@ def is_master_file(path: Path) -> bool:
 
 
 def sources_of_master(path: Path, images: h5py.Dataset) -> list[Path]:
-    """Return the raw files with images that a master file shows, even those that do not exist."""
+    """Return the raw files with images that a master file shows, even those that do not exist.
+
+    None of an exported file, which has the images itself.
+    """
+    if not images.is_virtual:
+        return []
     return [path.parent / name for name in source_files(images)]
 
 

@@ -35,7 +35,7 @@ class FileStatus(BaseModel):
     """The content of a file."""
 
     filename: str
-    kind: Literal["raw", "metadata", "master", "NXmx", "application", "other"]
+    kind: Literal["raw", "metadata", "master", "NXmx", "application", "exported", "other"]
     size: int
     n_images: int | None
     closed: bool

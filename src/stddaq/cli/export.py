@@ -1,0 +1,56 @@
+"""`stddaq export`: one file of a run that other programs open without the raw files."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from stddaq.daemon.arguments import ArgumentParser
+
+SUMMARY = "copy a run into one HDF5 file, a TIFF file or a Zarr group, and compare every image"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="directory of the run, or one of its files")
+    parser.add_argument("out", metavar="OUT", help="the file to make: .h5, .hdf5, .nxs, .tif, .tiff or .zarr")
+    parser.add_argument("--prefix", help="prefix of the file names in a directory (default: file)")
+    parser.add_argument(
+        "--format", choices=("hdf5", "tiff", "zarr"), help="format of a file with another name"
+    )
+    parser.add_argument(
+        "--losses",
+        choices=("error", "fill", "drop"),
+        default="error",
+        help="overwritten and failed images: refuse the run (default), show them as the largest value, "
+        "or leave them out",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from stddaq.cli.progress import Progress
+    from stddaq.files.export.run import export_run
+    from stddaq.files.opening import isolated
+    from stddaq.files.reading import open_run
+
+    path, out = Path(args.path), Path(args.out)
+    # HDF5 may crash over the metadata of a damaged file, or not finish reading them.
+    isolated(lambda: len(open_run(path, args.prefix)), path)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with Progress() as progress:
+            n_images = export_run(
+                path, out, args.prefix, format=args.format, losses=args.losses, on_progress=progress
+            )
+    except KeyboardInterrupt:
+        print("stddaq export: interrupted; the same command continues it", file=sys.stderr)
+        raise
+    print(f"{out}: {n_images} images, all compared with the run")
+    return 0
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """Let SIGTERM close the file as Ctrl-C does."""
+    raise KeyboardInterrupt

@@ -1,0 +1,287 @@
+"""An export has every pixel of its run, in a form that the format's own library reads, or does not exist."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+import xarray
+import zarr
+from support.data.raw_files import (
+    RunSpec,
+    bitshuffle,
+    blosc2,
+    dataset,
+    pixels,
+    stream,
+    write_run,
+)
+
+from stddaq.errors import OutputExistsError
+from stddaq.files.export import hdf5, run, source, tiff
+from stddaq.files.export import zarr as zarr_format
+from stddaq.files.export.run import ExportError, export_run
+from stddaq.files.info import describe
+from stddaq.files.master_file import create_master_file
+from stddaq.files.reading import LostImagesError
+
+IDS = [0, 1, 2, 5, 6, 9, *range(10, 30)]
+IMAGES = stream(IDS)
+# Read by the library of the format: images, ids and status.
+Content = tuple[np.ndarray, list[int], list[int]]
+
+
+def of_hdf5(path: Path) -> Content:
+    with h5py.File(path) as file:
+        rows = dataset(file, "/entry/data/metadata")[()]
+        ids = dataset(file, "/entry/data/image_id")[()].tolist()
+        assert rows["image_id"].tolist() == ids
+        return dataset(file, "/entry/data/data")[()], ids, rows["status"].tolist()
+
+
+def of_tiff(path: Path) -> Content:
+    with tifffile.TiffFile(path) as file:
+        assert file.is_bigtiff
+        said = [json.loads(page.aspage().description) for page in file.pages]
+        images = np.stack([page.asarray() for page in file.pages])
+        return images, [one["image_id"] for one in said], [one["status"] for one in said]
+
+
+def of_zarr(path: Path) -> Content:
+    group: Any = zarr.open_group(path, mode="r")
+    return group["images"][:], group["image_id"][:].tolist(), group["status"][:].tolist()
+
+
+READ: dict[str, Callable[[Path], Content]] = {"h5": of_hdf5, "tif": of_tiff, "zarr": of_zarr}
+FORMATS = pytest.mark.parametrize("suffix", READ)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every export take several blocks and chunks."""
+    monkeypatch.setattr(run, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(hdf5, "CHUNK_BYTES", 48)
+    monkeypatch.setattr(zarr_format, "CHUNK_BYTES", 48)
+
+
+def set_status(path: Path, row: int, status: int) -> None:
+    with h5py.File(path, "r+") as file:
+        rows = dataset(file, "det/metadata")
+        rows[row] = (rows[row]["image_id"], status)
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    "spec",
+    [
+        RunSpec(n_writers=3, metadata_file=True),
+        RunSpec(n_writers=1, dtype="<f4"),
+        RunSpec(division="arrival", filter=bitshuffle(), shape=(16, 24)),
+        RunSpec(filter=blosc2(), dtype="<u4"),
+        RunSpec(filter={"compression": "gzip", "shuffle": True}, dtype="|u1"),
+    ],
+    ids=["plain", "float", "lz4", "blosc2", "gzip"],
+)
+def test_an_export_has_all_images(tmp_path: Path, suffix: str, spec: RunSpec) -> None:
+    write_run(tmp_path, IMAGES, spec)
+    set_status(tmp_path / "file0.h5", 1, 2)
+    out = tmp_path / f"out.{suffix}"
+    assert export_run(tmp_path, out) == len(IDS)
+    images, ids, status = READ[suffix](out)
+    np.testing.assert_array_equal(images, pixels(IMAGES, spec.shape, spec.dtype))
+    assert images.dtype == np.dtype(spec.dtype)
+    assert ids == IDS
+    assert (status.count(2), status.count(1)) == (1, len(IDS) - 1)
+    left = {path.name for path in tmp_path.iterdir()} - {path.name for path in spec.raw_paths(tmp_path)}
+    assert left - {"fileMeta.h5"} == {out.name}
+
+
+def test_an_hdf5_export_is_a_master_file_without_sources(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, IMAGES, RunSpec(filter=bitshuffle(), metadata_file=True))
+    account = '{"run_id": "run-1", "started_at": "2026-01-01T00:00:00+00:00"}'
+    master = tmp_path / "fileMaster.h5"
+    create_master_file(master, raw, metadata_file=tmp_path / "fileMeta.h5", account=account)
+    export_run(master, tmp_path / "out.nxs")
+    names: list[list[str]] = [[], []]
+    for path, found in zip((master, tmp_path / "out.nxs"), names, strict=True):
+        with h5py.File(path) as file:
+            file.visit(found.append)
+            assert file["/entry"].attrs["default"] == "data"
+            assert dataset(file, "/entry/stddaq/account").asstr()[()] == account
+            stored = dataset(file, "/entry/data/data")
+            if path != master:
+                # Copied as they are stored.
+                with h5py.File(raw[1]) as raw_file:
+                    chunk = dataset(raw_file, "det/data").id.read_direct_chunk((0, 0, 0))
+                assert stored.id.read_direct_chunk((1, 0, 0)) == chunk
+                fields = dataset(file, "/entry/instrument/detector/metadata")
+                assert fields["frame_timestamp"].tolist() == list(range(1000, 1000 + len(IDS)))
+    assert set(names[0]) - set(names[1]) <= {"entry/stddaq/raw_files", "entry/stddaq/image_division"}
+    assert set(names[1]) <= set(names[0])
+    assert describe(tmp_path / "out.nxs").kind == "exported"
+
+
+def test_a_zarr_export_is_opened_by_xarray(tmp_path: Path) -> None:
+    write_run(tmp_path, IMAGES)
+    export_run(tmp_path, tmp_path / "out.zarr")
+    images = xarray.open_zarr(tmp_path / "out.zarr", consolidated=False)["images"]
+    assert images.dims == ("image", "y", "x")
+    np.testing.assert_array_equal(images.values, pixels(IMAGES))
+
+
+@FORMATS
+@pytest.mark.parametrize("filter", [None, bitshuffle(), blosc2()], ids=["plain", "lz4", "blosc2"])
+def test_overwritten_images_are_refused_filled_or_dropped(tmp_path: Path, suffix: str, filter: Any) -> None:
+    spec = RunSpec(filter=filter)
+    write_run(tmp_path, IMAGES, spec)
+    set_status(tmp_path / "file1.h5", 1, 3)  # Image 5.
+    out = tmp_path / f"out.{suffix}"
+    with pytest.raises(
+        LostImagesError, match=r"failed images: expected none, got 1, image ids 5; --losses fill or"
+    ):
+        export_run(tmp_path, out)
+    assert not list(tmp_path.glob("out*"))
+    export_run(tmp_path, out, losses="fill")
+    expected = pixels(IMAGES, spec.shape, spec.dtype)
+    images, ids, status = READ[suffix](out)
+    assert (ids, status[3]) == (IDS, 3)
+    np.testing.assert_array_equal(np.delete(images, 3, axis=0), np.delete(expected, 3, axis=0))
+    assert (images[3] == 65535).all()
+    dropped = tmp_path / f"dropped.{suffix}"
+    assert export_run(tmp_path, dropped, losses="drop") == len(IDS) - 1
+    images, ids, status = READ[suffix](dropped)
+    assert 5 not in ids
+    assert set(status) == {1}
+    np.testing.assert_array_equal(images, np.delete(expected, 3, axis=0))
+
+
+@FORMATS
+def test_an_interrupted_export_continues(tmp_path: Path, suffix: str) -> None:
+    write_run(tmp_path, IMAGES)
+    out = tmp_path / f"out.{suffix}"
+
+    def interrupt(what: str, done: int, _total: int) -> None:
+        if what == "writing" and done >= 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_run(tmp_path, out, on_progress=interrupt)
+    assert not out.exists()
+    written: list[int] = []
+    export_run(
+        tmp_path, out, on_progress=lambda what, done, _: written.append(done) if what == "writing" else None
+    )
+    assert written == [24, 26]
+    np.testing.assert_array_equal(READ[suffix](out)[0], pixels(IMAGES))
+
+
+@FORMATS
+def test_an_export_of_other_images_is_not_continued(tmp_path: Path, suffix: str) -> None:
+    write_run(tmp_path, IMAGES)
+    out = tmp_path / f"out.{suffix}"
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_run(tmp_path, out, on_progress=interrupt)
+    others = stream(range(1, 27))
+    write_run(tmp_path, others)
+    export_run(tmp_path, out)
+    np.testing.assert_array_equal(READ[suffix](out)[0], pixels(others))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from stddaq.files.export import run
+run.BLOCK_BYTES = 100
+
+def kill(what, done, total):
+    if done >= 10:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run.export_run(Path(sys.argv[1]), Path(sys.argv[2]), on_progress=kill)
+"""
+
+
+@FORMATS
+def test_an_export_that_was_killed_is_made_whole(tmp_path: Path, suffix: str) -> None:
+    write_run(tmp_path, IMAGES)
+    out = tmp_path / f"out.{suffix}"
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(out)]
+    assert subprocess.run(command, timeout=60, check=False).returncode == -signal.SIGKILL
+    partial = tmp_path / f"out.{suffix}.partial"
+    assert partial.exists()
+    if suffix == "tif":
+        with partial.open("ab") as file:
+            file.write(b"half a page")
+    export_run(tmp_path, out)
+    np.testing.assert_array_equal(READ[suffix](out)[0], pixels(IMAGES))
+    assert not partial.exists()
+
+
+@FORMATS
+def test_an_existing_file_stays(tmp_path: Path, suffix: str) -> None:
+    write_run(tmp_path, IMAGES)
+    out = tmp_path / f"out.{suffix}"
+    out.write_text("mine")
+    with pytest.raises(OutputExistsError, match="expected a new file, got an existing one"):
+        export_run(tmp_path, out)
+    out.unlink()
+
+    def appear(what: str, *_: object) -> None:
+        if what == "comparing":
+            out.write_text("mine")
+
+    with pytest.raises(OutputExistsError):
+        export_run(tmp_path, out, on_progress=appear)
+    assert out.read_text() == "mine"
+
+
+def test_pixels_that_differ_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, IMAGES)
+    write = tiff.ImageWriter.write
+
+    def write_others(self: tiff.ImageWriter, first: int, end: int) -> None:
+        with monkeypatch.context() as patch:
+            if first == 8:
+                zeros = np.zeros((end - first, 2, 3), "<u2")
+                patch.setattr(source.Source, "images", lambda *_: zeros)
+            write(self, first, end)
+
+    monkeypatch.setattr(tiff.ImageWriter, "write", write_others)
+    with pytest.raises(
+        ExportError, match=r"out\.tif\.partial: images \d+ to \d+: expected the pixels of the run"
+    ):
+        export_run(tmp_path, tmp_path / "out.tif")
+    assert not (tmp_path / "out.tif").exists()
+
+
+def test_names_without_a_format_and_missing_runs_are_refused(tmp_path: Path) -> None:
+    write_run(tmp_path, IMAGES)
+    with pytest.raises(ExportError, match=r"expected a name that ends in \.h5, .*, or a format, got \.png"):
+        export_run(tmp_path, tmp_path / "out.png")
+    export_run(tmp_path, tmp_path / "out.dat", format="tiff")
+    assert of_tiff(tmp_path / "out.dat")[1] == IDS
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.dat"]
+
+
+@FORMATS
+def test_a_run_without_images_is_exported(tmp_path: Path, suffix: str) -> None:
+    write_run(tmp_path, [])
+    if suffix == "tif":
+        with pytest.raises(ExportError, match="expected at least one image"):
+            export_run(tmp_path, tmp_path / "out.tif")
+        return
+    export_run(tmp_path, tmp_path / f"out.{suffix}")
+    assert READ[suffix](tmp_path / f"out.{suffix}")[0].shape == (0, 2, 3)
