@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
+import hdf5plugin  # noqa: F401  (registers the filters of compressed images)
 import numpy as np
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.nexus import lost_pixel
-from stddaq.files.opening import relative_name
-from stddaq.files.raw_pixels import RawPixels, read_images
+from stddaq.files.opening import damage_named, open_file, relative_name
 from stddaq.files.raw_rows import RawRows
 from stddaq.files.run import RecordedRun
 from stddaq.files.virtual import MappedRows, create_virtual_dataset, stretches_of
@@ -76,23 +76,29 @@ class Frames:
 
         HDF5 shows fill values for what it does not find. Raise `FileLayoutError`.
         """
-        line = self.image_shape[0] // 2
-        for file in self.files:
-            rows = np.flatnonzero(file.kept)
-            if not len(rows):
-                continue
-            rows = rows[[0, -1]] if len(rows) > 1 else rows
-            stored = np.empty((len(rows), 1, self.image_shape[1]), self.dtype)
-            numbers = np.arange(len(rows))
-            read_images(
-                [RawPixels(file.raw)], np.zeros_like(rows), rows, stored, numbers, range(line, line + 1)
-            )
-            for place, pixels in zip(file.places[rows], stored[:, 0], strict=True):
-                if not np.array_equal(shown[place, line], pixels, equal_nan=self.dtype.kind == "f"):
-                    raise FileLayoutError(
-                        f"{file.raw.path}: cannot be read through the new file: "
-                        f"image {self.image_ids[place]} is shown with other pixels"
-                    )
+        # HDF5 opens raw files of its own accord for the second part, without locks, and refuses both at once.
+        for path, place, expected in [line for file in self.files for line in self._stored_lines(file)]:
+            found = shown[place, self._line]
+            if not np.array_equal(found, expected, equal_nan=self.dtype.kind == "f"):
+                raise FileLayoutError(
+                    f"{path}: cannot be read through the new file: "
+                    f"image {self.image_ids[place]} is shown with other pixels"
+                )
+
+    @property
+    def _line(self) -> int:
+        return self.image_shape[0] // 2
+
+    def _stored_lines(self, file: FramesOfFile) -> list[tuple[Path, int, np.ndarray]]:
+        """Return path, frame and a line of the first and the last image of a raw file."""
+        rows, path = np.flatnonzero(file.kept), file.raw.path
+        if not len(rows):
+            return []
+        with open_file(path) as opened, damage_named(path):
+            stored = opened.file[f"{file.raw.detector_name}/data"]
+            assert isinstance(stored, h5py.Dataset)
+            ends = (int(rows[0]), int(rows[-1]))
+            return [(path, int(file.places[row]), stored[row, self._line]) for row in ends]
 
 
 def frames_of(run: RecordedRun, *, by_id: bool) -> Frames:
