@@ -3,7 +3,7 @@
 # `make PYTHON=python3.13 test` chooses another Python; `make test ARGS="-k ring"` passes arguments on.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-deployment faults check docs coverage bench fuzz soak chaos clean
+.PHONY: help demo test test-all test-deployment faults check docs pictures coverage bench fuzz soak chaos clean
 # -j gains nothing here, and two installations into one environment would disturb each other.
 .NOTPARALLEL:
 
@@ -42,6 +42,9 @@ check: $(VENV)/.installed-dev ## formatting, lint, types, import contracts, dead
 docs: $(VENV)/.installed-dev ## build the documentation in build/docs; a warning or a broken link fails
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --jobs 2 docs build/docs
 	@echo "open build/docs/index.html"
+
+pictures: $(VENV)/.installed-dev ## take the pictures of the page and of `stddaq watch` for the documentation (needs chromium)
+	@PYTHONPATH=tests $(BIN)/python -m support.tools.pictures docs/images
 
 # Services of other users write their data there, too. Under coverage services are too slow for some promises of time:
 # `make test` is the judge of the tests.

@@ -184,6 +184,8 @@ def test_services_events_and_runs_are_shown(
         tab.wait_for(lambda: f"{rest.root}/fileMaster.h5" in tab.text("#runs-list"), "the run")
         click(tab, "#runs-list button")
         tab.wait_for(lambda: "n_good5" in tab.text("#run-account"), "the account")
+        # Without bad images there is no plot of them.
+        assert "null" not in tab.text("#run-account")
         click(tab, f"[data-images='{rest.root}/fileMaster.h5']")
         tab.wait_for(lambda: "good, 1 of 5" in tab.text(".file-image-text"), "the first image")
         tab.choose("[aria-label='Position of the image']", "4")

@@ -32,6 +32,10 @@ _OPTIONS = (
 )
 
 
+class NavigatedError(AssertionError):
+    """The page was loaded again, or another one was, while an expression was evaluated."""
+
+
 class Tab:
     """One page in the browser.
 
@@ -53,6 +57,8 @@ class Tab:
         while True:
             answer = json.loads(self._browser.recv(timeout=TIMEOUT_S))
             if answer.get("id") == self._id and answer.get("sessionId") == self._session:
+                if "navigated" in answer.get("error", {}).get("message", ""):
+                    raise NavigatedError(method)
                 assert "error" not in answer, (method, answer["error"])
                 return answer["result"]
             self._note(answer)
@@ -83,9 +89,16 @@ class Tab:
         return self.evaluate(f"document.querySelector({json.dumps(selector)})?.textContent ?? ''")
 
     def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
-        """Call `condition` until its result is true, and return that."""
+        """Call `condition` until its result is true, and return that. The page may be loaded meanwhile."""
+
+        def value() -> Any:
+            try:
+                return condition()
+            except NavigatedError:
+                return None
+
         try:
-            return wait_until(condition, TIMEOUT_S, what)
+            return wait_until(value, TIMEOUT_S, what)
         except AssertionError as error:
             raise AssertionError(f"{error}; {self.complaints}") from None
 

@@ -27,7 +27,7 @@ export async function leaveIfLoggedOut() {
 }
 
 function showAccount(space) {
-  const text = session.user ?? (may("control") ? "control" : may("view") ? "view only" : "restricted view");
+  const text = session.user ?? (may("control") ? "may control" : may("view") ? "view only" : "restricted view");
   space.replaceChildren(make("span", { className: "chip", title: "What this browser may do" }, session.user && !may("control") ? `${text}, view only` : text));
   if (session.user) {
     space.append(make("button", { id: "logout", onclick: async () => { await post("api/logout"); location.reload(); } }, "Log out"));

@@ -1,10 +1,16 @@
 // How counts become colours: map, scale, levels, marks.
 
 import { colourTable, drawBar, MAP_NAMES, markColour, MARKS } from "./colours.js";
-import { element, shortNumber } from "./page.js";
+import { element } from "./page.js";
 import { keep, kept } from "./settings.js";
 
 const WHEEL_STEP = 0.002;
+
+// Return a level with the digits that matter beside the distance of both, 1 of at least 500.
+function rounded(value, span) {
+  const digits = Math.min(20, Math.max(0, -Math.floor(Math.log10(span / 500))));
+  return String(Number(value.toFixed(digits)));
+}
 
 export class Look {
   // `onChange` is called when the picture is to be painted again.
@@ -37,7 +43,7 @@ export class Look {
     Object.assign(this, { low, high });
     this.table = null;
     for (const id of ["low", "high"]) {
-      if (document.activeElement !== element(id)) element(id).value = shortNumber(this[id]);
+      if (document.activeElement !== element(id)) element(id).value = rounded(this[id], high - low);
     }
   }
 
@@ -57,8 +63,8 @@ export class Look {
 
   showBar() {
     drawBar(element("bar"), this);
-    element("bar-high").textContent = shortNumber(this.high);
-    element("bar-low").textContent = shortNumber(this.low);
+    element("bar-high").textContent = rounded(this.high, this.high - this.low);
+    element("bar-low").textContent = rounded(this.low, this.high - this.low);
   }
 
   showMarks(header) {

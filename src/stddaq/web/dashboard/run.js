@@ -103,8 +103,10 @@ export class RunPanel {
     const known = BAD.map((key) => status[key]).filter((count) => count !== undefined && count !== null);
     const lost = known.reduce((sum, count) => sum + count, 0);
     const chip = element("losses");
+    // The state says already that there is no run.
+    chip.hidden = !known.length;
     chip.className = known.length ? `chip ${lost ? "bad" : "good"}` : "chip";
-    const text = known.length ? (lost ? `${lost} bad images` : "no loss") : "no run";
+    const text = known.length ? (lost ? `${lost} bad images` : "no loss") : "";
     if (chip.textContent !== text) chip.textContent = text;
   }
 

@@ -50,15 +50,15 @@ async function showRun(runId, account) {
   try {
     const run = (await get(`api/runs/${encodeURIComponent(runId)}`)).content;
     const facts = Object.entries(run).filter(([key, value]) => value !== null && typeof value !== "object" && key !== "lists_truncated");
-    const files = [...(run.files.raw ?? []), run.files.metadata, run.files.master].filter(Boolean);
-    account.replaceChildren(
+    const files = [run.files.master, ...(run.files.raw ?? []), run.files.metadata].filter(Boolean);
+    account.replaceChildren(...[
       make("h3", {}, `Run ${run.run_id}`),
       make("dl", {}, ...facts.flatMap(([key, value]) => [make("dt", {}, key), make("dd", {}, value)])),
       ...IDS.filter(([, key]) => run[key]?.length).flatMap(([name, key]) => [make("h3", {}, `${name} ids`), make("p", {}, ids(run[key]) + (run.lists_truncated ? ", …" : ""))]),
       missingPlot(run),
       make("h3", {}, "Files"),
       ...files.map((file) => fileLine(file, file !== run.files.metadata)),
-    );
+    ].filter(Boolean));
     account.scrollIntoView({ block: "nearest" });
   } catch (error) {
     account.replaceChildren(make("p", { className: "reason" }, error.message));
