@@ -99,6 +99,9 @@ SERVICES = {
         "module_id",
     ),
     "std_data_sync_module": ("detector_json_filename",),
+    "std_stream_send": ("detector_json_filename", "stream_address", "image_part"),
+    "std_stream_receive": ("detector_json_filename", "stream_address", "image_part"),
+    "std_data_sync_stream": ("detector_json_filename",),
     "stddaq": ("demo", "up", "record", "simulate", "replay", "info", "aggregate"),
 }
 # Second names of commands, which std_daq's own installation gives them.

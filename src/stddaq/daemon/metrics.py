@@ -88,8 +88,8 @@ MODULE_FRAMES_LOST = _counter("module_frames_lost", "Frames that incomplete imag
 MODULE_FRAMES_IGNORED = _counter(
     "module_frames_ignored", "Frames that were late, or repeated, for their image.", "reason"
 )
-IMAGES_INCOMPLETE = _counter("images_incomplete", "Images that a module did not deliver.")
-IMAGES_WAITING = _gauge("images_waiting", "Images that wait for modules, or for the image before them.")
+IMAGES_INCOMPLETE = _counter("images_incomplete", "Images that lack a module, or a part of another server.")
+IMAGES_WAITING = _gauge("images_waiting", "Images that wait for the rest, or for the image before them.")
 
 # Receivers of UDP packets.
 PACKETS_RECEIVED = _counter("packets_received", "Valid packets received.")
@@ -103,6 +103,17 @@ PACKETS_DROPPED = _counter(
 RECEIVE_CALLS = _counter("receive_calls", "System calls that returned datagrams.")
 FRAMES_ANNOUNCED = _counter("frames_announced", "Frames announced to the converter.")
 FRAMES_CORRUPTED = _counter("frames_corrupted", "Announced frames that lack packets.")
+
+# Forwarding between servers.
+PARTS_SENT = _counter("parts_sent", "Parts of images sent to another server.")
+PARTS_RECEIVED = _counter("parts_received", "Parts of images received from another server.")
+PARTS_LOST = _counter("parts_lost", "Parts that the sender had to send and this receiver did not receive.")
+PARTS_UNWANTED = _counter("parts_unwanted", "Parts not passed on because nothing was connected.")
+PARTS_IGNORED = _counter("parts_ignored", "Parts that were late, or repeated, for their image.", "reason")
+IMAGES_NOT_RECEIVED = _counter(
+    "images_not_received", "Images of the first server of which nothing arrived on the second."
+)
+SERVER_CONNECTIONS = _gauge("server_connections", "Connections to the other server.")
 
 # Every subscriber of a metadata stream, and the camera receiver for images and rejected messages.
 IMAGES_RECEIVED = _counter("images_received", "Images received.", "source")

@@ -62,6 +62,16 @@ def replay_requests(detector_name: str) -> str:
     return ipc_endpoint(f"{detector_name}-driver")
 
 
+def received_parts(detector_name: str) -> str:
+    """Return where receivers push the metadata of each part of an image to the synchroniser."""
+    return ipc_endpoint(f"{detector_name}-sync")
+
+
+def receiver(detector_name: str, part: int) -> str:
+    """Return what the receiver of a part binds while it runs. No messages are sent there."""
+    return ipc_endpoint(f"{detector_name}-receive-{part}")
+
+
 def software_trigger(detector_name: str) -> str:
     """Return where a simulator accepts software triggers (REQ, JSON)."""
     return ipc_endpoint(f"{detector_name}-trigger")

@@ -98,15 +98,20 @@ class ImagePublisher(RingPublisher):
         services that make none, readers judge the slot by the announced ids.
         """
         metadata = self.metadata
-        metadata.sequence = 0
-        if marks:
-            metadata.sequence, is_intact = self._ring.commit_parts(image_id, marks)
-            status = status if is_intact else ID_MISSMATCH
         metadata.image_id = image_id
         metadata.status = status  # pyright: ignore[reportAttributeAccessIssue]
+        return self.announce_parts(metadata, marks)
+
+    def announce_parts(self, metadata: ImageMetadata, marks: Sequence[tuple[int, int]]) -> int:
+        """Announce an image like `commit_parts`, with a message that has everything but the numbers."""
+        metadata.sequence = 0
+        if marks:
+            metadata.sequence, is_intact = self._ring.commit_parts(metadata.image_id, marks)
+            if not is_intact:
+                metadata.status = ID_MISSMATCH
         self._stream.send(metadata)
         self.n_published += 1
-        return status
+        return metadata.status
 
     def mark(self, image_id: int, part: int) -> int:
         """Return the mark that a writer of parts has left in the slot of an image; 0: none."""
