@@ -14,6 +14,7 @@ from support.processes.recording import images_of
 from stddaq.buffer.leases import IDLE_S, LEASE_S, Lease
 from stddaq.buffer.retention import Retention
 from stddaq.client.buffer_index import BufferIndex
+from stddaq.daemon.log import logger
 from stddaq.wire.image_buffer import file_name, ids_key, image_key
 
 pytestmark = pytest.mark.external
@@ -108,8 +109,10 @@ def test_a_lease_ends_with_its_reader_and_without_requests(stored: Stored) -> No
 
 
 def test_nothing_is_removed_while_the_database_is_away(
-    stored: Stored, caplog: pytest.LogCaptureFixture
+    stored: Stored, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A service that an earlier test ran in this process has its own handler only.
+    monkeypatch.setattr(logger, "propagate", True)
     stored.redis.kill()
     removing = retention(stored, limit_bytes=0)
     removing.attend()

@@ -22,12 +22,14 @@ def start_source(
 def refusal(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], *argv: object) -> str:
     """Return the line with which `main`, called in this process, refuses to start."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    log_handlers = logger.handlers[:]
+    log_handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
     try:
         with pytest.raises(SystemExit) as ended:
             main([str(argument) for argument in argv])
     finally:
-        logger.handlers[:] = log_handlers
+        # Later tests of this process read the log.
+        logger.handlers[:], logger.propagate = log_handlers, propagate
+        logger.setLevel(level)
         for number, handler in handlers.items():
             signal.signal(number, handler)
     assert ended.value.code == 2
