@@ -91,7 +91,8 @@ class Receiver:
                 body = datagram[header.itemsize :]
                 payload[0, : len(body)] = np.frombuffer(body, np.uint8)
                 headers = np.frombuffer(datagram[: header.itemsize], header)
-                self.assembly.add(headers, payload, np.array([len(datagram)], np.uint32), 1.0)
+                lengths, times = np.array([len(datagram)], np.uint32), np.zeros((1, 2), np.int64)
+                self.assembly.add(headers, payload, lengths, times, 1.0)
 
     def close(self) -> None:
         self._port.close()
