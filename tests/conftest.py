@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from support.data.token import TOKEN
+from support.peers.redis_server import RedisServer
 from support.processes.deployment import Deployment
 from support.processes.real_driver import RealDriver
 from support.processes.recording import MakeRig, Rig
@@ -66,6 +67,13 @@ def make_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def deployment(make_deployment: Callable[..., Deployment]) -> Deployment:
     """Return a deployment of a small GigaFRoST with two writers, without running services."""
     return make_deployment()
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    """Return a database of its own."""
+    with RedisServer() as server:
+        yield server
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support.peers.redis_server import RedisServer
 from support.processes.deployment import Deployment
 from support.processes.image_buffers import ImageBufferRig
 
@@ -25,9 +24,3 @@ def make_buffer(
 def buffer(make_buffer: Callable[..., ImageBufferRig]) -> ImageBufferRig:
     """Return an image buffer of images of 32 x 48 pixels of uint16, without running services."""
     return make_buffer()
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server

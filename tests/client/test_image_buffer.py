@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,6 @@ from stddaq.client import DamagedImageError, ImageBuffer, ImageBufferError, NotS
 from stddaq.client.buffer_files import camera_directory
 from stddaq.client.image_buffer import DamagedRecordError, ImageBufferUnreachableError
 from stddaq.wire.image_buffer import image_key
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
 
 
 def images_in(directory: Path, redis: RedisServer) -> list[Image]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import distribution
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ JUNGFRAU: dict[str, Any] = {
     "image_pixel_width": 1024,
     "module_positions": {"0": [0, 0, 1023, 511]},
 }
-ADDRESS = "tcp://127.0.0.1:{port}"
+ADDRESS, DIRECTORY, REDIS = "tcp://127.0.0.1:{port}", "{directory}", "{redis}"
 
 ALL = {m.MESSAGES_LOGGED}
 STREAM_READER = {m.IMAGES_RECEIVED, m.MESSAGES_LOST, m.IDS_SKIPPED, m.IDS_RESTARTED, m.MESSAGES_REJECTED}
@@ -71,6 +72,10 @@ PART_RECEIVER = {m.PARTS_RECEIVED, m.PARTS_LOST, m.PARTS_UNWANTED, m.IDS_RESTART
 PART_RECEIVER |= {m.SERVER_CONNECTIONS}
 PART_SYNCHRONISER = SOURCE | {m.IMAGES_OVERWRITTEN, m.IMAGES_INCOMPLETE, m.IMAGES_NOT_RECEIVED}
 PART_SYNCHRONISER |= {m.IMAGES_WAITING, m.PARTS_RECEIVED, m.PARTS_IGNORED, m.MESSAGES_REJECTED}
+BUFFER_WRITER = STAGE | {m.IMAGES_WRITTEN, m.IMAGE_BYTES_WRITTEN, m.COMPRESSED_BYTES, m.IMAGES_ANNOUNCED}
+BUFFER_WRITER |= {m.IMAGES_REPLACED, m.IMAGES_NOT_STORED}
+BUFFER_READER = {m.IMAGES_PUBLISHED, m.IMAGE_BYTES_PUBLISHED, m.IMAGES_EXPIRED, m.IMAGES_UNREADABLE}
+BUFFER_DRIVER = {m.CLIENTS_CONNECTED, m.COMMANDS_REFUSED, m.IMAGES_REPLAYED, m.REPLAY_ACTIVE}
 REST = {m.PAGES_REJECTED, m.HTTP_REQUESTS}
 REST |= {m.BROWSERS_CONNECTED, m.BROWSER_IMAGES_SENT, m.BROWSER_IMAGES_SKIPPED}
 
@@ -97,6 +102,9 @@ PROGRAMS = {
     "std_data_sync_stream": Program(PART_SYNCHRONISER),
     "std_stream_receive": Program(PART_RECEIVER, [ADDRESS, 0]),
     "std_stream_send": Program(SENDER, [ADDRESS, 0]),
+    "std_buffer_writer": Program(BUFFER_WRITER, ["--root_dir", DIRECTORY, "--db_address", REDIS]),
+    "std_buffer_reader": Program(BUFFER_READER, ["--root_dir", DIRECTORY, "--db_address", REDIS]),
+    "std_buffer_driver": Program(BUFFER_DRIVER, ["--port", 0, "--stream_address", ADDRESS]),
     "stddaq-rest": Program(REST, ["--port", 0]),
     "stddaq simulate": Program(SIMULATOR),
 }
@@ -138,17 +146,32 @@ def page_of(deployment: Deployment) -> Page:
     return wait_until(found, 30, "the page")
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(name, marks=[pytest.mark.external] if REDIS in program.args else [])
+        for name, program in PROGRAMS.items()
+    ],
+)
 def test_service_publishes_its_metrics_from_the_start(
-    make_deployment: Callable[..., Deployment], program: str
+    make_deployment: Callable[..., Deployment],
+    directory: Path,
+    request: pytest.FixtureRequest,
+    program: str,
 ) -> None:
     expected, address = PROGRAMS[program], ADDRESS.format(port=free_port())
     config = dict(expected.config)
     if "live_stream_configs" in config:
         config["live_stream_configs"] = {address: FORWARD}
+    values = {ADDRESS: address, DIRECTORY: directory}
+    if REDIS in expected.args:
+        values[REDIS] = request.getfixturevalue("redis").address
     deployment = make_deployment(start_udp_port=free_udp_ports(8), **config)
     name, *command = program.split()
-    args = [address if argument == ADDRESS else argument for argument in expected.args]
+    args = [
+        values.get(argument, argument) if isinstance(argument, str) else argument
+        for argument in expected.args
+    ]
     deployment.run(console_script(name), *command, deployment.config_path, *args, ready="ready")
     page = page_of(deployment)
     assert {series.metric for series in page.values} == expected.published | ALL
