@@ -3,12 +3,14 @@
 # `make PYTHON=python3.13 test` chooses another Python; `make test ARGS="-k ring"` passes arguments on.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-deployment faults check docs pictures coverage bench fuzz soak chaos clean
+.PHONY: help demo test test-all environments test-deployment faults check docs pictures coverage bench fuzz soak chaos clean
 # -j gains nothing here, and two installations into one environment would disturb each other.
 .NOTPARALLEL:
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Each has a directory of its own in VENV.
+ENVIRONMENTS := $(addprefix $(VENV)/.installed-,databroker1 influxdb prometheus axe debian-hdf5 redis oldest-h5py queues clean bec)
 # Without this, pyright checks online for a later version of itself.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 # Services start in four fifths of the time when their modules are compiled once.
@@ -23,8 +25,10 @@ demo: $(VENV)/.installed $(if $(findstring --udp,$(ARGS)),$(VENV)/.installed-udp
 test: $(VENV)/.installed-dev ## run the tests, except the slow ones, the faults, and those that need another environment
 	@$(BIN)/pytest -n auto -m "not external and not slow and not fault" $(ARGS)
 
-test-all: $(VENV)/.installed-dev $(VENV)/.installed-databroker1 $(VENV)/.installed-influxdb $(VENV)/.installed-prometheus $(VENV)/.installed-axe $(VENV)/.installed-debian-hdf5 $(VENV)/.installed-redis $(VENV)/.installed-oldest-h5py $(VENV)/.installed-queues $(VENV)/.installed-clean $(VENV)/.installed-bec ## run all tests but that of the deployment
+test-all: $(VENV)/.installed-dev $(ENVIRONMENTS) ## run all tests but that of the deployment
 	@$(BIN)/pytest -n auto $(ARGS)
+
+environments: $(ENVIRONMENTS) ## install what the tests of `test-all` need besides
 
 test-deployment: $(VENV)/.installed-container ## deploy to a booted container, with root rights (about ten minutes)
 	@$(BIN)/pytest -n 0 tests/deployment $(ARGS)

@@ -33,6 +33,7 @@ from stddaq.files.master_file import create_master_file
 from stddaq.files.opening import UnclosedFileError
 from stddaq.files.reading import LostImagesError, NoNewImagesError, Run
 from stddaq.files.sources import ImagesMissingError, OtherRunError
+from stddaq.files.validate_run import validate_run
 
 IMAGES = stream([0, 1, 2, 5, 6, 9], range(4))
 IDS = [image.image_id for image in IMAGES]
@@ -222,6 +223,15 @@ def test_what_is_known_of_the_images(tmp_path: Path) -> None:
     assert (run.run_id, run.detector_name) == ("run-1", "det")
     (tmp_path / "fileMeta.h5").unlink()
     assert open_run(tmp_path).detector_metadata is None
+
+
+def test_a_run_without_images_can_be_opened(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, [], RunSpec(metadata_file=True))
+    create_master_file(tmp_path / "fileMaster.h5", raw, metadata_file=tmp_path / "fileMeta.h5")
+    run = open_run(tmp_path / "fileMaster.h5")
+    assert run.n_images == 0
+    assert run.detector_metadata is None
+    assert validate_run(tmp_path / "fileMaster.h5").n_images == 0
 
 
 def sum_of(run: Run) -> int:

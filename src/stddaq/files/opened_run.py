@@ -169,7 +169,8 @@ def files_of_master(path: Path) -> tuple[list[Path], Path | None]:
         rows = master.get(f"{DETECTOR}/metadata")
         if not isinstance(rows, h5py.Dataset) or not rows.is_virtual:
             return sources, None
-        return sources, path.parent / source_files(rows)[0]
+        # The master file of a run without images names no metadata file.
+        return sources, next((path.parent / name for name in source_files(rows)), None)
 
 
 def run_of_master(path: Path) -> RecordedRun:
