@@ -63,7 +63,8 @@ class BufferReader(Closing):
         self._lease = Lease(index)
         self._rules = MetadataRules(config, "image")
         self._n_expired = self._n_damaged = 0
-        self._problem: ImageBufferError | None = None
+        # In words: the frames of an error's traceback would keep the slot, and so the ring.
+        self._problem = ""
         self._publisher = ImagePublisher(config)
         self._statistics = StatisticsLine(config, self._registry(), self._pairs)
         self._context = zmq.Context()
@@ -89,10 +90,10 @@ class BufferReader(Closing):
             try:
                 self._lease.attend()
             except ImageBufferUnreachableError as error:
-                self._problem = error
+                self._problem = str(error)
             if self._statistics.write_if_due() and self._problem:
                 log.logger.error("images cannot be replayed: %s", self._problem)
-                self._problem = None
+                self._problem = ""
 
     def _answer_next(self) -> None:
         try:
@@ -114,7 +115,7 @@ class BufferReader(Closing):
         except ImageBufferError as error:
             self._images.forget()
             answer.failure.reason = str(error)
-            self._problem = error
+            self._problem = str(error)
         self._n_expired += answer.n_skipped
         self._n_damaged += answer.n_damaged
         return answer
@@ -146,7 +147,7 @@ class BufferReader(Closing):
                     metadata = self._publish(parse_record(found.value, found.image_id))
                 except (DamagedImageError, DamagedRecordError) as error:
                     answer.n_damaged += 1
-                    self._problem = error
+                    self._problem = str(error)
                 else:
                     self._lease.use(first, last)
                     answer.ack.image_id = metadata.image_id
