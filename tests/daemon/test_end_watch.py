@@ -29,7 +29,7 @@ def serve(config, args, stop):
 
 parser = ArgumentParser("waiting", "Waits.")
 parser.add_config()
-sys.exit(run(parser, serve))
+sys.exit(run(parser, serve, closes_nothing={closes_nothing}))
 """
 BLOCKED = "os.read(os.pipe()[0], 1)"
 # As a parent after vfork: this thread cannot handle signals.
@@ -54,13 +54,20 @@ def config(tmp_path: Path) -> Path:
 
 
 def lines_after_sigterm(
-    config: Path, end: str, suspend_s: float = 0.0, begin: str = "", state: str = ""
+    config: Path,
+    end: str,
+    suspend_s: float = 0.0,
+    begin: str = "",
+    state: str = "",
+    *,
+    closes_nothing: bool = False,
 ) -> list[str]:
     """Run a daemon that begins and ends with this code, and return what it prints after SIGTERM.
 
     The signal is sent when the main thread is in `state`.
     """
-    command = [sys.executable, "-c", DAEMON.format(begin=begin, end=end), str(config)]
+    program = DAEMON.format(begin=begin, end=end, closes_nothing=closes_nothing)
+    command = [sys.executable, "-c", program, str(config)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as daemon:
         assert daemon.stdout is not None
         assert "ready" in daemon.stdout.readline()
@@ -88,6 +95,12 @@ def test_a_daemon_that_waits_uninterruptibly_is_ended_and_says_so(config: Path) 
 @pytest.mark.parametrize("end", [SLOW, BUSY], ids=["slow", "busy"])
 def test_a_daemon_that_takes_its_time_is_left_alone(config: Path, end: str) -> None:
     assert lines_after_sigterm(config, end) == ["closed"]
+
+
+@pytest.mark.parametrize("end", [SLOW, BUSY], ids=["slow", "busy"])
+def test_a_daemon_that_closes_nothing_has_a_limit(config: Path, end: str) -> None:
+    (line,) = lines_after_sigterm(config, end, closes_nothing=True)
+    assert line.endswith("[warning] not ended for 1.4 s after a signal to end: exiting")
 
 
 def test_a_daemon_that_was_suspended_has_the_same_time(config: Path) -> None:

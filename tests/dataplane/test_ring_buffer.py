@@ -6,7 +6,6 @@ import mmap
 import os
 import shutil
 import threading
-import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -120,20 +119,30 @@ def test_services_that_end_at_once_leave_no_ring_when_one_is_slow(
 ) -> None:
     config = make()
     slow, other = RingBuffer(config, "image"), RingBuffer(config, "image")
-    is_closing = threading.Event()
-    close = slow._ring.close
+    is_closing, other_waits, may_close = threading.Event(), threading.Event(), threading.Event()
+    close, lock = slow._ring.close, other._cursor.lock
 
     def close_slowly() -> None:
         is_closing.set()
-        time.sleep(0.8)  # Longer than a service waits until nothing uses the ring any more.
+        may_close.wait(20)
         close()
 
+    def lock_and_note(*args: Any, **kwargs: Any) -> bool:
+        if not (is_locked := lock(*args, **kwargs)):
+            other_waits.set()
+        return is_locked
+
     monkeypatch.setattr(slow._ring, "close", close_slowly)
-    closing = threading.Thread(target=slow.close)
-    closing.start()
+    monkeypatch.setattr(other._cursor, "lock", lock_and_note)
+    services = [threading.Thread(target=ring.close) for ring in (slow, other)]
+    services[0].start()
     assert is_closing.wait(20)
-    other.close()
-    closing.join(20)
+    services[1].start()
+    # Unless it waits, it finds the ring in use and leaves it behind.
+    wait_until(lambda: other_waits.is_set() or not services[1].is_alive(), 20, "the other service")
+    may_close.set()
+    for service in services:
+        service.join(20)
     assert segments(config) == []
 
 

@@ -34,28 +34,32 @@ def client(deployment: Deployment, kind: int = zmq.SUB) -> Iterator[zmq.Socket]:
         yield connected
 
 
+# Whether the clients have gone on since the last call.
+Progress = Callable[[], bool]
+
+
 @contextmanager
-def twenty_that_do_not_read(deployment: Deployment) -> Iterator[None]:
+def twenty_that_do_not_read(deployment: Deployment) -> Iterator[Progress]:
     with ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(client(deployment)).subscribe(topic(View()))
-        yield
+        yield lambda: True
 
 
 @contextmanager
-def twenty_without_a_handshake(deployment: Deployment) -> Iterator[None]:
+def twenty_without_a_handshake(deployment: Deployment) -> Iterator[Progress]:
     with ExitStack() as stack, client(deployment) as reader:
         reader.subscribe(topic(View()))
         for number in range(20):
             half_open = stack.enter_context(socket.socket(socket.AF_UNIX))
             half_open.connect(address(deployment))
             half_open.send(b"\xff"[: number % 2])
-        yield
+        yield lambda: True
 
 
 @contextmanager
-def requests_without_end(deployment: Deployment) -> Iterator[None]:
-    ended = Event()
+def requests_without_end(deployment: Deployment) -> Iterator[Progress]:
+    ended, has_sent = Event(), Event()
 
     def request() -> None:
         with client(deployment, zmq.XSUB) as requesting:
@@ -63,6 +67,8 @@ def requests_without_end(deployment: Deployment) -> Iterator[None]:
             number = 0
             while not ended.is_set():
                 number += 1
+                if number % 100 == 0:
+                    has_sent.set()
                 try:
                     requesting.send(b"\1" + topic(View()))
                     requesting.send(b"\1" + topic(Still(number, 1, "pixels")))
@@ -72,8 +78,13 @@ def requests_without_end(deployment: Deployment) -> Iterator[None]:
 
     thread = Thread(target=request)
     thread.start()
+
+    def progress() -> bool:
+        has_sent.clear()
+        return has_sent.wait(20)
+
     try:
-        yield
+        yield progress
     finally:
         ended.set()
         thread.join()
@@ -86,13 +97,13 @@ def test_it_ends_within_2_s(make_deployment: Callable[..., Deployment], clients:
     deployment = make_deployment(image_pixel_height=SIDE, image_pixel_width=SIDE)
     with ImagePublisher(DetectorConfig.parse(deployment.config)) as publisher:
         service = deployment.start("std_preview", "--hz", 100)
-        with clients(deployment):
+        with clients(deployment) as progress:
             if clients is not requests_without_end:  # These keep libzmq in one call.
                 wait_until(publisher.count_subscribers, 20)
             pixels = np.random.default_rng(1).integers(0, 65536, (SIDE, SIDE), np.uint16)
             for image_id in range(20):
                 publisher.publish(image_id, pixels)
-                time.sleep(0.01)
+                assert progress()
             begin = time.monotonic()
             assert service.end() == 0
             assert_within(time.monotonic() - begin, END_S)

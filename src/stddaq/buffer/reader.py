@@ -174,12 +174,8 @@ class BufferReader(Closing):
         return metadata
 
     def _registry(self) -> Registry:
-        registry, image_bytes = Registry(self._config.detector_name, NAME), self._config.image_bytes
-        publisher = self._publisher
-        registry.add(metrics.IMAGES_PUBLISHED, lambda: publisher.n_published, source=SOURCE)
-        registry.add(
-            metrics.IMAGE_BYTES_PUBLISHED, lambda: publisher.n_published * image_bytes, source=SOURCE
-        )
+        registry = Registry(self._config.detector_name, NAME)
+        self._publisher.register(registry)
         registry.add(metrics.IMAGES_EXPIRED, lambda: self._n_expired)
         registry.add(metrics.IMAGES_UNREADABLE, lambda: self._n_damaged)
         return registry

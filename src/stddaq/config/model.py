@@ -89,13 +89,7 @@ class DetectorConfig(BaseModel):
     def load(cls, path: str | Path) -> DetectorConfig:
         """Read and validate the JSON file at `path`. Raise `ConfigError` with a message of one line."""
         path = Path(path)
-        try:
-            content = parse_json(path.read_bytes())
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}", error.mistakes) from error
-        return cls.parse(content, where=str(path))
+        return cls.parse(read_json(path), where=str(path))
 
     @classmethod
     def parse(cls, content: object, where: str = "configuration") -> DetectorConfig:
@@ -148,6 +142,16 @@ class DetectorConfig(BaseModel):
         if self.ram_buffer_gb is None:
             return MIN_SLOTS
         return max(MIN_SLOTS, self.ram_buffer_gb * 2**30 // self.image_bytes)
+
+
+def read_json(path: Path) -> Any:
+    """Decode the JSON of a file. Raise `ConfigError`, which names it."""
+    try:
+        return parse_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}", error.mistakes) from error
 
 
 def parse_json(text: bytes) -> Any:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from stddaq.config import DetectorConfig
+from stddaq.daemon import metrics
+from stddaq.daemon.metrics import Registry
 from stddaq.dataplane.metadata import GOOD_IMAGE, ID_MISSMATCH, ImageMetadata, dtype_code
 from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.dataplane.ring_publisher import RingPublisher
@@ -45,7 +47,14 @@ class ImagePublisher(RingPublisher):
             dtype=self._dtype,  # pyright: ignore[reportArgumentType]
         )
         self.n_slots = config.n_slots
+        self._source, self._image_bytes = suffix, config.image_bytes
         super().__init__(config, suffix, n_parts=n_parts)
+
+    def register(self, registry: Registry) -> None:
+        """Add the counts of published images to those of the service."""
+        source, image_bytes = self._source, self._image_bytes
+        registry.add(metrics.IMAGES_PUBLISHED, lambda: self.n_published, source=source)
+        registry.add(metrics.IMAGE_BYTES_PUBLISHED, lambda: self.n_published * image_bytes, source=source)
 
     def _use(self, ring: RingBuffer) -> None:
         slots = np.frombuffer(ring.memory[: self.n_slots * ring.geometry.image_bytes], ring.dtype)

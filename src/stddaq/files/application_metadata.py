@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from stddaq.config.model import parse_json
+from stddaq.config.model import parse_json, read_json
 from stddaq.errors import ConfigError
 from stddaq.run_metadata import RunMetadata
 from stddaq.text import mismatch, shown, shown_key
@@ -81,12 +81,7 @@ def merge(layers: Sequence[Layer], expected_images: int | None = None) -> Metada
 
 def layer_of_file(path: Path) -> Layer:
     """Read a JSON file. A relative `mask_file` in it is beside the file. Raise `ConfigError`."""
-    try:
-        content = parse_json(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}", error.mistakes) from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ConfigError(mismatch(str(path), "a JSON object", shown(content)))
     _check(str(path), content)

@@ -19,7 +19,7 @@ from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.dataplane.image_subscriber import ImageSubscriber
 from stddaq.dataplane.metadata import ImageMetadata
-from stddaq.dataplane.ring_reader import HeldImages
+from stddaq.dataplane.taken_images import TakenImages
 from stddaq.forwarding.messages import MAX_METADATA_BYTES, keep_number
 from stddaq.forwarding.network import NetworkPublisher
 from stddaq.forwarding.parts import Part, number_of_pairs, part_of
@@ -30,9 +30,6 @@ BATCH_LIMIT = 100
 CHECK_PERIOD_S = 0.2
 # Parts of a source without cursor that wait for their verdict, in bytes.
 MAX_HELD_BYTES = 512 * 2**20
-
-# The metadata of an image, and the bytes of the part.
-_Taken = tuple[ImageMetadata, bytes]
 
 
 class StreamSender(Closing):
@@ -52,8 +49,8 @@ class StreamSender(Closing):
             self._network.close()
             raise
         self._reader = self._subscriber.reader
-        self._held = HeldImages[_Taken](self._reader)
-        self._max_held = max(1, MAX_HELD_BYTES // part.length)
+        max_held = max(1, MAX_HELD_BYTES // part.length)
+        self._taken = TakenImages(self._reader, max_held, self._copy, self._finish)
         self._reported = (0, 0)
         self._statistics = StatisticsLine(config, self._registry(config), self._pairs)
 
@@ -68,13 +65,13 @@ class StreamSender(Closing):
             if now >= look_at:
                 look_at = now + CHECK_PERIOD_S
                 self._look_around()
-            timeout = min(self._statistics.due_in, look_at - now, self._held.due_in)
+            timeout = min(self._statistics.due_in, look_at - now, self._taken.due_in)
             poller.poll(0 if self._subscriber.is_waiting else max(0, math.ceil(timeout * 1000)))
             self._network.count_subscribers()
             for metadata in self._subscriber.receive(BATCH_LIMIT):
                 if metadata.image_id % self._n_pairs == self._place:
                     self._take(metadata)
-            self._send_judged()
+            self._taken.finish_judged()
             self._report()
 
     def _take(self, metadata: ImageMetadata) -> None:
@@ -82,31 +79,12 @@ class StreamSender(Closing):
         if not self._network.n_subscribers:
             self._network.next_message()
             self.n_unwanted += 1
-            return
-        reader, part = self._reader, self._part
-        has_cursor = reader.has_cursor_for(metadata)
-        if not (reader.holds(metadata) if has_cursor else reader.expect(metadata)):
+        elif not self._taken.take(metadata):
             self._drop()
-            return
-        if len(self._held) >= self._max_held:
-            time.sleep(self._held.due_in)
-            self._send_judged()
-        taken = bytes(reader.ring.slot(metadata.image_id)[part.offset : part.offset + part.length])
-        if not has_cursor:
-            self._held.add((metadata, taken), [metadata], time.monotonic())
-            return
-        is_overwritten = not reader.holds(metadata)
-        if not reader.is_certain(metadata):
-            self._held.add((metadata, taken), [metadata], time.monotonic(), [is_overwritten])
-        elif self._held:
-            self._held.add_judged((metadata, taken), [is_overwritten])
-        else:
-            self._finish(metadata, taken, is_overwritten)
 
-    def _send_judged(self) -> None:
-        if self._held:
-            for (metadata, taken), (is_overwritten,) in self._held.release():
-                self._finish(metadata, taken, is_overwritten)
+    def _copy(self, metadata: ImageMetadata) -> bytes:
+        part = self._part
+        return bytes(self._reader.ring.slot(metadata.image_id)[part.offset : part.offset + part.length])
 
     def _finish(self, metadata: ImageMetadata, taken: bytes, is_overwritten: bool) -> None:
         if is_overwritten:
@@ -130,7 +108,7 @@ class StreamSender(Closing):
     def _look_around(self) -> None:
         self._subscriber.check()
         self._network.check()
-        if self._held:
+        if self._taken:
             return
         self._reader.refresh()
         if self._network.n_subscribers:

@@ -133,12 +133,8 @@ class StreamSyncService(Closing):
         return f", none runs for part {', '.join(missing)}" if missing else ""
 
     def _registry(self) -> Registry:
-        registry, sync, publisher = Registry(self._config.detector_name, PROGRAM), self._sync, self._publisher
-        image_bytes = self._config.image_bytes
-        registry.add(metrics.IMAGES_PUBLISHED, lambda: publisher.n_published, source=SOURCE)
-        registry.add(
-            metrics.IMAGE_BYTES_PUBLISHED, lambda: publisher.n_published * image_bytes, source=SOURCE
-        )
+        registry, sync = Registry(self._config.detector_name, PROGRAM), self._sync
+        self._publisher.register(registry)
         registry.add(metrics.IMAGES_OVERWRITTEN, lambda: self.n_overwritten, source=SOURCE)
         registry.add(metrics.IMAGES_INCOMPLETE, lambda: sync.n_incomplete)
         registry.add(metrics.IMAGES_NOT_RECEIVED, lambda: self._lost.n_lost)

@@ -19,7 +19,7 @@ from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.dataplane.image_subscriber import ImageSubscriber
 from stddaq.dataplane.metadata import ImageMetadata
-from stddaq.dataplane.ring_reader import HeldImages
+from stddaq.dataplane.taken_images import TakenImages
 from stddaq.errors import ConfigError
 from stddaq.streaming.encoders import Encoder
 from stddaq.streaming.schedule import schedule_of
@@ -35,9 +35,6 @@ CHECK_PERIOD_S = 0.2
 SHORTEST_PAUSE_S = 0.002
 # Images of a source without cursor that wait for their verdict, in bytes.
 MAX_HELD_BYTES = 512 * 2**20
-
-# An image out of its slot, and its metadata.
-_Taken = tuple[ImageMetadata, memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +71,8 @@ class LiveStream:
         self._schedule = schedule_of(setting.current)
         self._subscriber = ImageSubscriber(config, source.metadata, source.image)
         self._reader = self._subscriber.reader
-        self._held = HeldImages[_Taken](self._reader)
-        self._max_held = max(1, MAX_HELD_BYTES // config.image_bytes)
+        max_held = max(1, MAX_HELD_BYTES // config.image_bytes)
+        self._taken = TakenImages(self._reader, max_held, self._copy, self._finish)
         self.n_sent = self.n_overwritten = self.n_failed = 0
         self._last_error: CompressionError | None = None
         self._register(registry)
@@ -97,12 +94,12 @@ class LiveStream:
             poller.register(source, zmq.POLLIN)
         batching, look_at = Batching.of_reader(self._config), time.monotonic() + CHECK_PERIOD_S
         while not stop.poll():
-            timeout = min(self._statistics.due_in, look_at - time.monotonic(), self._held.due_in)
+            timeout = min(self._statistics.due_in, look_at - time.monotonic(), self._taken.due_in)
             poller.poll(0 if self._subscriber.is_waiting else int(max(0.0, timeout) * 1000) + 1)
             self._viewers.attend()
             n_messages = self._take_images()
             pause = max(batching.pause_after(n_messages), SHORTEST_PAUSE_S if n_messages else 0.0)
-            self._send_judged()
+            self._taken.finish_judged()
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + CHECK_PERIOD_S
                 self._look_around()
@@ -121,40 +118,14 @@ class LiveStream:
             if not viewers.n_subscribed:
                 continue
             now = time.monotonic()
-            if self._schedule.takes(metadata.image_id, now):
-                self._stream(metadata)
+            if self._schedule.takes(metadata.image_id, now) and not self._taken.take(metadata):
+                self.n_overwritten += 1
             if now > until:
                 break
         return counts.n_images - n_before
 
-    def _stream(self, metadata: ImageMetadata) -> None:
-        """Take one image out of its slot, and send it if the slot held it throughout."""
-        reader = self._reader
-        has_cursor = reader.has_cursor_for(metadata)
-        if not (reader.holds(metadata) if has_cursor else reader.expect(metadata)):
-            self.n_overwritten += 1
-            return
-        if len(self._held) >= self._max_held:
-            time.sleep(self._held.due_in)
-            self._send_judged()
-        taken = self._encoder.take(metadata, reader.ring.slot(metadata.image_id))
-        if not has_cursor:
-            self._held.add((metadata, taken), [metadata], time.monotonic())
-            return
-        is_overwritten = not reader.holds(metadata)
-        if not reader.is_certain(metadata):
-            self._held.add((metadata, taken), [metadata], time.monotonic(), [is_overwritten])
-        elif self._held:
-            self._held.add_judged((metadata, taken), [is_overwritten])
-        else:
-            self._finish(metadata, taken, is_overwritten)
-
-    def _send_judged(self) -> None:
-        """Send images of a source without cursor whose verdict is due, if it is good."""
-        if not self._held:
-            return
-        for (metadata, taken), (is_overwritten,) in self._held.release():
-            self._finish(metadata, taken, is_overwritten)
+    def _copy(self, metadata: ImageMetadata) -> memoryview:
+        return self._encoder.take(metadata, self._reader.ring.slot(metadata.image_id))
 
     def _finish(self, metadata: ImageMetadata, taken: memoryview, is_overwritten: bool) -> None:
         if is_overwritten:
@@ -178,7 +149,7 @@ class LiveStream:
         except ConfigError as error:
             log.logger.error("the setting stays %s: %s", self._setting.current, error)
         self._viewers.close_silent()
-        if self._held:
+        if self._taken:
             return
         self._reader.refresh()
         if self._viewers.n_subscribed:

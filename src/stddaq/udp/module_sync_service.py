@@ -156,11 +156,7 @@ class ModuleSyncService(Closing):
 
     def _registry(self, modules: Sequence[int]) -> Registry:
         registry, sync = Registry(self._config.detector_name, PROGRAM), self._sync
-        registry.add(metrics.IMAGES_PUBLISHED, lambda: self._publisher.n_published, source=SOURCE)
-        image_bytes = self._config.image_bytes
-        registry.add(
-            metrics.IMAGE_BYTES_PUBLISHED, lambda: self._publisher.n_published * image_bytes, source=SOURCE
-        )
+        self._publisher.register(registry)
         registry.add(metrics.IMAGES_OVERWRITTEN, lambda: self._n_overwritten, source=SOURCE)
         registry.add(metrics.IMAGES_INCOMPLETE, lambda: sync.n_incomplete)
         registry.add(metrics.IMAGES_WAITING, lambda: sync.n_waiting)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import re
 import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from cli.conftest import Up
@@ -57,23 +57,29 @@ def take_page(url: str, up: Up, files: Path, directory: Path) -> None:
     assert up.record(files, "-n", 20, "--prefix", "first").wait(60) == 0
     run = up.record(files, "-n", 5000, "--prefix", "second")
     with chromium.opened(url, *LAPTOP) as tab:
-        wait_for_images(tab)
+        wait_for_images(tab, 50)
         save(tab, directory / "page.webp")
+        # Lines over time begin with the page.
+        wait_for_images(tab, 250)
         tab.click("#tab-services")
         tab.wait_for(lambda: tab.evaluate("!!document.querySelector('#health td')"), "services")
-        time.sleep(20)  # For lines over time.
         save(tab, directory / "page-services.webp")
     with chromium.opened(f"{url}/?wall", *WALL) as tab:
-        wait_for_images(tab)
+        wait_for_images(tab, 300)
         save(tab, directory / "page-wall.webp")
     run.end(signal.SIGINT)
 
 
-def wait_for_images(tab: Tab) -> None:
+def wait_for_images(tab: Tab, n_images: int) -> None:
+    """Wait until the page shows images, and that so many of the run are recorded."""
     tab.wait_for(lambda: "images/s" in tab.text("#live"), "images")
     tab.choose("#scale", "log")
-    tab.wait_for(lambda: " of 5000" in tab.text("#run-facts"), "the run")
-    time.sleep(3)  # For the rate.
+
+    def is_recorded() -> bool:
+        found = re.search(r"(\d+) of 5000", tab.text("#run-facts"))
+        return found is not None and int(found[1]) >= n_images
+
+    tab.wait_for(is_recorded, f"{n_images} images of the run")
 
 
 def save(tab: Tab, path: Path) -> None:

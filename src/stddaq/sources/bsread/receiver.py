@@ -217,11 +217,7 @@ class BsreadReceiver:
             self._rejected,
         )
         registry.add(metrics.IMAGES_RECEIVED, lambda: self._n_received, source="bsread")
-        image_bytes = self._config.image_bytes
-        registry.add(metrics.IMAGES_PUBLISHED, lambda: self._publisher.n_published, source="image")
-        registry.add(
-            metrics.IMAGE_BYTES_PUBLISHED, lambda: self._publisher.n_published * image_bytes, source="image"
-        )
+        self._publisher.register(registry)
         registry.add(metrics.CAMERA_IMAGES_LEFT_OUT, lambda: buffer.n_skipped_ids, reason="skipped")
         registry.add(metrics.CAMERA_IMAGES_LEFT_OUT, lambda: buffer.n_late, reason="late")
         registry.add(metrics.CAMERA_IMAGES_LEFT_OUT, lambda: buffer.n_repeated, reason="repeated")
