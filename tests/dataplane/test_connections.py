@@ -56,6 +56,23 @@ def ipc_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
+def test_subscriptions_without_end_are_read_in_portions(open_socket: OpenSocket) -> None:
+    publisher, subscriber = open_socket(zmq.XPUB), open_socket(zmq.XSUB)
+    publisher.setsockopt(zmq.XPUB_VERBOSER, 1)
+    publisher.bind("inproc://stream")
+    subscriber.connect("inproc://stream")
+    limit = connections.MAX_SUBSCRIPTIONS_READ
+    for message in [b"\1"] * (limit + 7) + [b"\1topic", b"text"]:
+        subscriber.send(message)
+    assert connections.new_subscriptions(publisher) == limit
+    assert connections.new_subscriptions(publisher) == 7
+    assert connections.new_subscriptions(publisher) == 0
+    # XSUB sends on the end of the last of equal subscriptions only.
+    for _ in range(limit + 7):
+        subscriber.send(b"\0")
+    assert connections.new_subscriptions(publisher) == -1
+
+
 def all_endpoints() -> list[str]:
     return [
         endpoints.metadata_stream("GF2", "image"),

@@ -23,6 +23,7 @@ RECEIVE_LIMIT = 1_000_000
 HEARTBEAT_INTERVAL_MS = 400
 HEARTBEAT_TIMEOUT_MS = 1000
 MAX_COUNTS = 1000
+MAX_SUBSCRIPTIONS_READ = 1000
 # First frame of a message of a monitor, see zmq_socket_monitor(3): an event and a descriptor.
 _MONITOR_EVENT = struct.Struct("=Hi")
 
@@ -98,6 +99,24 @@ def connection_changes(monitor: zmq.Socket) -> Iterator[bool]:
             yield False
         if now or not is_lost:
             yield True
+
+
+def new_subscriptions(socket: zmq.Socket) -> int:
+    """Read what subscribers have sent to an XPUB socket. Return by how many their number has grown.
+
+    It reads `MAX_SUBSCRIPTIONS_READ` messages at most, so a peer that sends them without end delays nothing
+    else.
+    """
+    n_more = 0
+    for _ in range(MAX_SUBSCRIPTIONS_READ):
+        try:
+            message = socket.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            break
+        # 1: a subscription, 0: its end; a topic follows if the images are not wanted. Anything else is a
+        # message of the peer's own.
+        n_more += {b"\1": 1, b"\0": -1}.get(message, 0)
+    return n_more
 
 
 def connection_counts(monitor: zmq.Socket) -> Iterator[int]:

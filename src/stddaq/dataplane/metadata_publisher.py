@@ -8,7 +8,7 @@ import zmq
 
 from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
-from stddaq.dataplane.connections import open_socket
+from stddaq.dataplane.connections import new_subscriptions, open_socket
 from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.dataplane.ipc_sockets import Binding
 from stddaq.dataplane.metadata import ImageMetadata
@@ -46,17 +46,8 @@ class MetadataPublisher(Closing):
         the stream again if its socket file was removed.
         """
         self._binding.check()
-        while True:
-            try:
-                message = self.socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return self._n_subscribers
-            # 1: a subscription, 0: its end; a topic follows if the images are not wanted. Anything else is a
-            # message of the peer's own.
-            if message == b"\1":
-                self._n_subscribers += 1
-            elif message == b"\0":
-                self._n_subscribers -= 1
+        self._n_subscribers += new_subscriptions(self.socket)
+        return self._n_subscribers
 
     def wait_for_subscribers(self, count: int, timeout: float) -> bool:
         """Wait up to `timeout` seconds for `count` subscriptions. Return whether they have arrived."""

@@ -14,6 +14,7 @@ from stddaq.closing import Closing
 from stddaq.daemon.log import event, logger
 from stddaq.dataplane.connections import (
     connection_counts,
+    new_subscriptions,
     open_socket,
     watch_connections,
     watch_for_hanging_peers,
@@ -83,12 +84,8 @@ class NetworkPublisher(_NetworkSocket):
 
     def count_subscribers(self) -> int:
         """Read the subscriptions that have arrived, and return how many there are."""
-        while True:
-            try:
-                message = self.socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return self.n_subscribers
-            self.n_subscribers += {b"\1": 1, b"\0": -1}.get(message, 0)
+        self.n_subscribers += new_subscriptions(self.socket)
+        return self.n_subscribers
 
     def next_message(self) -> int:
         """Return the running number of the next message."""
