@@ -77,17 +77,17 @@ clean: ## remove the environment and all generated files
 # Editable: a changed source needs no new installation.
 $(VENV)/.installed: $(VENV)/.created pyproject.toml
 	@echo "installing stddaq into $(VENV) ..."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable .
+	@sh .ci/install $(VENV) $(VENV) --editable .
 	@touch $@
 
 $(VENV)/.installed-udp: $(VENV)/.installed
 	@echo "installing the extra [udp] into $(VENV) ..."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[udp]'
+	@sh .ci/install $(VENV) $(VENV) --editable '.[udp]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing the test tools into $(VENV) ..."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	@sh .ci/install $(VENV) $(VENV) --editable '.[dev]'
 	@touch $@
 
 # databroker 1 and 2 cannot share an environment.
