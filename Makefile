@@ -31,6 +31,7 @@ test-all: $(VENV)/.installed-dev $(ENVIRONMENTS) ## run all tests but that of th
 environments: $(ENVIRONMENTS) ## install what the tests of `test-all` need besides
 
 test-deployment: $(VENV)/.installed-container ## deploy to a booted container, with root rights (about ten minutes)
+	@[ ! -d $(VENV)/container ] || sh .ci/make-wheels $(VENV) $(VENV)/container/wheels
 	@$(BIN)/pytest -n 0 tests/deployment $(ARGS)
 
 faults: $(VENV)/.installed-dev ## provoke every fault and write the results into docs/explanations/faults.md
@@ -131,7 +132,7 @@ $(VENV)/.installed-bec: $(VENV)/.installed-dev .ci/make-bec
 	@sh .ci/make-bec $(VENV)
 	@touch $@
 
-$(VENV)/.installed-container: $(VENV)/.installed-dev pyproject.toml .ci/make-container
+$(VENV)/.installed-container: $(VENV)/.installed-dev pyproject.toml .ci/make-container .ci/make-wheels
 	@sh .ci/make-container $(VENV)
 	@touch $@
 

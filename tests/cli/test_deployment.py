@@ -75,10 +75,11 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-def make_units(path: Path) -> dict[str, str]:
+def make_units(path: Path, *options: str) -> dict[str, str]:
     """Return the units of a deployment file by name."""
     units = path.parent / "units"
-    assert stddaq(["deployment", str(path), "--configs", str(path.parent), "--directory", str(units)]) == 0
+    where = ["--configs", str(path.parent), "--directory", str(units)]
+    assert stddaq(["deployment", str(path), *where, *options]) == 0
     return {unit.name: unit.read_text() for unit in sorted(units.iterdir())}
 
 
@@ -206,6 +207,66 @@ def test_a_file_is_shown_where_it_is_not_deployed(write: Write, capsys: pytest.C
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[1] == ["receiving", "gf1.json", "std_udp_recv_gf", "2", "0", "0,43-47"]
     assert ["writing", "gf1.json", "std_det_writer", "2", "0", "0"] in rows
+
+
+TWO_SERVERS = """\
+- name: receiving
+  hosts: first
+  vars:
+    std_daq_sw_version: 0.2.0
+    deployments:
+      - config_file: gf1.json
+        microservices:
+          - prog_name: std_stream_send
+            instances:
+              - {params: ["'tcp://0.0.0.0:9100'", 0]}
+              - {params: ["'tcp://0.0.0.0:9101'", 1]}
+- name: writing
+  hosts: second
+  vars:
+    std_daq_sw_version: 0.2.0
+    deployments:
+      - config_file: gf1.json
+        microservices:
+          - prog_name: std_stream_receive
+            instances:
+              - {params: [tcp://10.0.0.1:9100, 0]}
+              - {params: [tcp://10.0.0.1:9101, 1]}
+          - prog_name: std_data_sync_stream
+            instances: [{}]
+"""
+
+
+def test_each_of_two_servers_has_its_units(write: Write) -> None:
+    path = write(TWO_SERVERS)
+    assert sorted(make_units(path, "--play", "receiving")) == [
+        "std_daq-GF1-std_stream_send-0.service",
+        "std_daq-GF1-std_stream_send-1.service",
+        "std_daq-GF1.target",
+    ]
+    receiver = make_units(path, "--play", "writing")["std_daq-GF1-std_stream_receive-1.service"]
+    assert "std_stream_receive" in receiver
+    assert "\nAfter=std_daq-GF1-std_data_sync_stream-0.service\n" in receiver
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "mistake"),
+    [
+        ("10.0.0.1:9101, 1", "10.0.0.1:9102, 1", ":22: std_stream_receive 1 (gf1.json): expected"),
+        ("10.0.0.1:9101, 1", "10.0.0.1:9101, 0", ":11: std_stream_send 1 (gf1.json): expected"),
+        ("hosts: second\n  vars:\n    std_daq_sw_version: 0.2.0", "", ""),
+        ("tcp://10.0.0.1:9100, 0", "0", "expected std_stream_send of part 0 with the same port, got none"),
+    ],
+)
+def test_servers_that_do_not_fit_each_other_are_found(
+    old: str, new: str, mistake: str, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not new:
+        new, mistake = old.replace("0.2.0", "0.2.1"), "writing: std_daq_sw_version: expected 0.2.0 as of"
+    assert old in TWO_SERVERS
+    with pytest.raises(SystemExit):
+        make_units(write(TWO_SERVERS.replace(old, new, 1)), "--play", "writing")
+    assert mistake in capsys.readouterr().err
 
 
 class Bench(Systemd):

@@ -95,6 +95,30 @@ def test_services_start_in_order_and_are_restarted(make_units: Callable[..., Uni
     assert settings(units["std_daq-GF1-simulate-0.service"], "WatchdogSec") == [str(WATCHDOG_S)]
 
 
+def test_further_services_have_units_in_their_place(make_units: Callable[..., Units], tmp_path: Path) -> None:
+    forwarding = [
+        *("std_stream_send tcp://127.0.0.1:9100 0", "std_stream_send tcp://127.0.0.1:9101 1"),
+        f"std_buffer_writer --root_dir {tmp_path}/buffer --db_address tcp://127.0.0.1:6379",
+    ]
+    arguments = [word for line in forwarding for word in ("--service", line)]
+    units = make_units(*arguments, *UNITS_OF_UP)
+    sender = units["std_daq-GF1-std_stream_send-1.service"]
+    assert settings(sender, "ExecStart")[0].endswith(f"{tmp_path}/config.json tcp://127.0.0.1:9101 1")
+    # It ends at once if the image has no such part, and is not started again then.
+    assert (settings(sender, "Restart"), settings(sender, "RemainAfterExit")) == (["on-failure"], ["yes"])
+    assert "std_daq-GF1-std_det_driver-0.service" in settings(sender, "After")
+    assert "std_daq-GF1-std_stream_send-1.service" in settings(
+        units["std_daq-GF1-simulate-0.service"], "After"
+    )
+    buffer = units["std_daq-GF1-std_buffer_writer-0.service"]
+    assert settings(buffer, "ReadWritePaths") == [f"{tmp_path}/ipc", f"{tmp_path}/buffer"]
+
+
+def test_a_server_may_have_further_services_alone(make_units: Callable[..., Units]) -> None:
+    units = make_units("--service", "std_data_sync_stream", "--only-services")
+    assert sorted(units) == ["std_daq-GF1-std_data_sync_stream-0.service", "std_daq-GF1.target"]
+
+
 def test_only_recorders_write_below_the_allowed_roots(
     make_units: Callable[..., Units], tmp_path: Path
 ) -> None:

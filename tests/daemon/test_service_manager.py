@@ -146,6 +146,18 @@ def test_every_service_notifies_systemd_of_its_start_its_loop_and_its_end(
     assert {pid for pid, _ in systemd.messages} == {service.pid}
 
 
+def test_a_service_that_has_nothing_to_do_is_ready_before_it_ends(
+    make_deployment: Callable[..., Deployment], systemd: Systemd
+) -> None:
+    deployment = make_deployment()
+    deployment.env.update(systemd.variables)
+    # The image has no part of this number.
+    service = deployment.start("std_stream_send", "tcp://127.0.0.1:0", 100, ready=None)
+    assert service.wait() == 0
+    notified = [line for line in systemd.assignments() if line != "WATCHDOG=1"]
+    assert notified == ["READY=1", "STATUS=nothing to do with this configuration", "STOPPING=1"]
+
+
 @pytest.mark.fault(
     fault="a service: its main loop hangs while its other threads run",
     state="under systemd",

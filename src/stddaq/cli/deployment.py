@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,19 +13,11 @@ from stddaq.errors import ConfigError
 from stddaq.text import mismatch
 
 if TYPE_CHECKING:
-    from stddaq.cli.deployment_file import Deployment, Instance, Play
-    from stddaq.cli.supervisor.spec import ServiceSpec
-    from stddaq.config import DetectorConfig
+    from stddaq.cli.deployment_file import Deployment, Play
 
 SUMMARY = "check a deployment file, or apply it to this server"
 CONFIGS = Path("/etc/std_daq/configs")
 RUN_TIMEOUT_S = 3600.0
-# Services end in this order, sources first, and start in the reverse one.
-_ORDER = (
-    *("stddaq simulate", "stddaq replay", "stddaq-rest", "std_preview", "std_bsread_recv", "std_udp_recv_"),
-    *("std_data_convert_", "std_data_sync_module", "std_gf_filter", "std_data_compress_", "std_live_stream"),
-    *("std_buffer_", "std_det_driver", "std_det_writer", "std_det_meta_writer_"),
-)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -68,14 +59,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from stddaq.cli.deployment_file import read_deployment_file
+    from stddaq.cli.deployment_pairs import pair_mistakes
 
     plays = read_deployment_file(Path(args.file))
+    if mistakes := pair_mistakes(args.file, plays):
+        raise ConfigError("; ".join(mistakes), mistakes)
     if not args.apply and args.directory is None and not args.configs.is_dir():
         print("\n".join(_overview(plays)))
         return 0
     play = _chosen(plays, args)
     units: dict[str, str] = {}
-    mistakes: list[str] = []
     for deployment in play.deployments:
         try:
             units |= _units(deployment, args)
@@ -128,8 +121,10 @@ def _overview(plays: list[Play]) -> list[str]:
 def _units(deployment: Deployment, args: argparse.Namespace) -> dict[str, str]:
     """Return the units of a deployment by name. Raise `ConfigError`."""
     from stddaq.cli.deployment_file import check_instances
+    from stddaq.cli.supervisor.commands import Commands
     from stddaq.cli.unit_files import UnitOptions, passed_on_environment, unit_files
     from stddaq.config import DetectorConfig
+    from stddaq.config.services import order_of_ending
 
     path = (args.configs / deployment.config_file).absolute()
     config = DetectorConfig.load((args.take_configs or args.configs) / deployment.config_file)
@@ -139,8 +134,9 @@ def _units(deployment: Deployment, args: argparse.Namespace) -> dict[str, str]:
         mistakes.append(mismatch(f"{path}: allowed_roots", "a directory or more", "none", advice))
     if mistakes:
         raise ConfigError("; ".join(mistakes), mistakes)
-    pairs = [(_spec(config, path, instance), instance) for instance in deployment.instances]
-    pairs.sort(key=lambda pair: _rank(pair[1].program))
+    commands = Commands(config, str(path), "")
+    instances = sorted(deployment.instances, key=lambda instance: order_of_ending(instance.program))
+    pairs = [(commands.instance(i.program, i.number, i.arguments), i) for i in instances]
     options = UnitOptions(
         path,
         [Path(root) for root in config.allowed_roots],
@@ -150,21 +146,3 @@ def _units(deployment: Deployment, args: argparse.Namespace) -> dict[str, str]:
         {spec.name: instance.environment for spec, instance in pairs},
     )
     return unit_files(config, [spec for spec, _ in pairs], options)
-
-
-def _spec(config: DetectorConfig, path: Path, instance: Instance) -> ServiceSpec:
-    import dataclasses
-
-    from stddaq.cli.supervisor.commands import Commands
-
-    commands = Commands(config, str(path), "")
-    command, _, kind = instance.program.partition(" ")
-    if kind:
-        spec = commands.source(kind, instance.arguments)
-    else:
-        spec = commands.service("", command, instance.arguments, "", conducts=command == "std_det_driver")
-    return dataclasses.replace(spec, name=f"{kind or command} {instance.number}")
-
-
-def _rank(program: str) -> int:
-    return next((i for i, prefix in enumerate(_ORDER) if program.startswith(prefix)), sys.maxsize)

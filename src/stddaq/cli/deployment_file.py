@@ -17,7 +17,14 @@ from typing import Any
 import yaml
 
 from stddaq.config import DetectorConfig
-from stddaq.config.services import CONVERTERS, META_WRITERS, PROGRAMS, RECEIVERS
+from stddaq.config.services import (
+    CONVERTERS,
+    META_WRITERS,
+    PROGRAMS,
+    RECEIVERS,
+    SENDER,
+    STREAM_RECEIVER,
+)
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch, shown
 
@@ -30,7 +37,12 @@ _INSTANCE = ("cpus", "params", "id")
 _OTHER_VARS = re.compile(r"(ansible|stddaq)_\w+")
 _CORES = re.compile(r"\d{1,4}(-\d{1,4})?", re.ASCII)
 _FORMER_LIVE_STREAM_OPTIONS = ("-b", "-p")
-_NUMBERED = frozenset({"std_det_writer", *RECEIVERS.values(), *(name for name in CONVERTERS.values())})
+# Programs whose last argument is the number of this.
+_NUMBERED: Mapping[str, str] = {
+    "std_det_writer": "writer",
+    **dict.fromkeys([*RECEIVERS.values(), *CONVERTERS.values()], "module"),
+    **dict.fromkeys([SENDER, STREAM_RECEIVER], "pair"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,9 +321,10 @@ def _argument_mistakes(where: str, instance: Instance, config: DetectorConfig) -
         if not any(word in config.live_stream_configs for word in arguments):
             known = ", ".join(config.live_stream_configs) or "it has none"
             return [mismatch(where, f"an address of live_stream_configs ({known})", shown(list(arguments)))]
-    if program in _NUMBERED:
+    if program in (SENDER, STREAM_RECEIVER) and not any(word.startswith("tcp://") for word in arguments):
+        return [mismatch(where, "an address tcp://HOST:PORT in params", shown(list(arguments)))]
+    if what := _NUMBERED.get(program):
         numbers = [word for word in arguments if word.isdecimal()]
-        what = "writer" if program == "std_det_writer" else "module"
         if not numbers:
             return [mismatch(where, f"the number of the {what} in params", shown(list(arguments)))]
         if what == "writer" and int(numbers[-1]) >= config.number_of_writers:

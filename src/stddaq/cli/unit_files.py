@@ -21,7 +21,7 @@ from stddaq.wire.default_addresses import IPC_DIRECTORY_VARIABLE, ipc_directory
 _META_WRITERS, _CONVERTERS = frozenset(META_WRITERS.values()), frozenset(CONVERTERS.values())
 # These make files below the allowed roots.
 _RECORDERS = frozenset({"std_det_driver", "std_det_writer"}) | _META_WRITERS
-_REST = "stddaq-rest"
+_REST, _BUFFER_WRITER = "stddaq-rest", "std_buffer_writer"
 # To act as the user of a run, to end a process that does, and to see whether another has its file open.
 _OF_ANOTHER_USER = (
     *("CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER"),
@@ -152,6 +152,8 @@ def _service(
         f"User={options.user}",
         *(f"Environment={_quoted(f'{name}={value}')}" for name, value in environment.items()),
         f"Restart={'on-failure' if spec.may_finish else 'always'}",
+        # What has finished is not started again by the next deployment.
+        *["RemainAfterExit=yes"] * spec.may_finish,
         f"RestartSec={RESTART_DELAYS_S[1]:g}",
         f"WatchdogSec={RECORDER_WATCHDOG_S if program in _RECORDERS else WATCHDOG_S}",
         f"TimeoutStartSec={START_TIMEOUT_S}",
@@ -185,11 +187,17 @@ def _writable(spec: ServiceSpec, program: str, options: UnitOptions) -> list[Pat
         paths += options.roots
     if program == _REST:
         # It replaces the configuration file, and makes files below its own roots.
-        words = spec.command
-        roots = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--root"]
-        roots += [word.removeprefix("--root=") for word in words if word.startswith("--root=")]
-        paths += [options.config_path.parent, *map(Path, roots)]
+        paths += [options.config_path.parent, *_values(spec.command, "--root")]
+    if program == _BUFFER_WRITER:
+        paths += _values(spec.command, "--root_dir")
     return list(dict.fromkeys(path.absolute() for path in paths))
+
+
+def _values(command: Sequence[str], option: str) -> list[Path]:
+    """Return the directories that a command line gives with an option."""
+    values = [command[i + 1] for i, word in enumerate(command[:-1]) if word == option]
+    values += [word.partition("=")[2] for word in command if word.startswith(f"{option}=")]
+    return [Path(value) for value in values]
 
 
 def _absolute(command: Sequence[str], options: UnitOptions) -> list[str]:

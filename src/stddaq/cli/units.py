@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,12 +46,23 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="pin a service, or all of a kind, to cores: 'driver=2', 'writer 0=4', 'writer=4-7,12'; "
         "may be repeated",
     )
+    parser.add_argument(
+        "--service",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="a further service, without CONFIG: 'std_stream_send tcp://10.0.0.1:9100 0'; may be repeated",
+    )
+    parser.add_argument(
+        "--only-services", action="store_true", help="the services of --service, without those of stddaq up"
+    )
     up.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from stddaq.cli.unit_files import UnitOptions, passed_on_environment, unit_files
     from stddaq.config import DetectorConfig
+    from stddaq.config.services import order_of_ending
 
     config = DetectorConfig.load(args.config)
     roots = [root.absolute() for root in args.allowed_root] or [Path(root) for root in config.allowed_roots]
@@ -67,7 +79,10 @@ def run(args: argparse.Namespace) -> int:
     args.config = str(Path(args.config).absolute())
     args.allowed_root = [root.absolute() for root in args.allowed_root]
     args.token_file = args.token_file and args.token_file.absolute()
-    specs = up.services(config, args)
+    specs = _further_services(config, args)
+    if not args.only_services:
+        specs += up.services(config, args)
+    specs.sort(key=lambda spec: order_of_ending(spec.program))
     options = UnitOptions(
         Path(args.config),
         roots,
@@ -85,6 +100,26 @@ def run(args: argparse.Namespace) -> int:
     for path in _left(args.directory, config, units):
         print(f"stddaq units: {path}: not needed any more", file=sys.stderr)
     return 0
+
+
+def _further_services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceSpec]:
+    """Return the services of `--service`. Raise `ConfigError`."""
+    from stddaq.cli.supervisor.commands import Commands
+    from stddaq.config.services import PROGRAMS
+
+    if args.only_services and not args.service:
+        raise ConfigError(mismatch("--only-services", "a service or more of --service", "none"))
+    commands, specs = Commands(config, args.config, ""), []
+    for line in args.service:
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            raise ConfigError(mismatch("--service", "a command line", f"{line!r} ({error})")) from error
+        if not words or words[0] not in PROGRAMS:
+            raise ConfigError(mismatch("--service", f"one of {', '.join(PROGRAMS)}", repr(line)))
+        number = sum(spec.program == words[0] for spec in specs)
+        specs.append(commands.instance(words[0], str(number), words[1:]))
+    return specs
 
 
 def _left(directory: Path, config: DetectorConfig, units: Mapping[str, str]) -> list[Path]:

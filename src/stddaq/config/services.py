@@ -40,6 +40,7 @@ _FILES = frozenset(
     }
 )
 _DRIVER = _LOGS | _IMAGES | _FILES
+_PAIRS = frozenset({"max_number_of_forwarders_spawned", "sender_sends_full_images", "use_all_forwarders"})
 _MODULES = _LOGS | _IMAGES | {"n_modules", "module_positions"}
 
 
@@ -52,6 +53,7 @@ class Program:
         live_keys: keys that it follows while it runs.
         records: it takes part in runs, so it is never restarted during a run.
         on_request: it runs if `services` of the configuration contains it.
+        may_finish: exit code 0 is the end of its work, or it has none with this configuration.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Program:
     live_keys: frozenset[str] = frozenset()
     records: bool = True
     on_request: bool = True
+    may_finish: bool = False
 
 
 META_WRITERS: Mapping[str, str] = {
@@ -82,32 +85,50 @@ CONVERTERS: Mapping[str, str] = {
     "eiger": "std_data_convert_eg",
 }
 MODULE_SYNC = "std_data_sync_module"
+SENDER, STREAM_RECEIVER = "std_stream_send", "std_stream_receive"
+# A deployment starts all of them; those that its mode does not need finish at once.
+FORWARDERS = (
+    SENDER,
+    "std_metadata_stream",
+    STREAM_RECEIVER,
+    "std_data_sync_metadata",
+    "std_data_sync_stream",
+)
+# Services end in this order, sources first, and start in the reverse one, so that receivers are ready before
+# senders.
 _ALL = (
-    Program("std_bsread_recv", _LOGS | _IMAGES),
-    Program("std_data_compress_h5bitshuffle_lz4", _LOGS | _IMAGES),
-    Program("std_data_compress_blosc2", _LOGS | _IMAGES),
-    Program("std_gf_filter", _LOGS | _IMAGES),
-    Program("std_live_stream", _LOGS | _IMAGES, frozenset({"live_stream_configs"}), records=False),
+    Program("stddaq simulate", _LOGS | _IMAGES, on_request=False, may_finish=True),
+    Program("stddaq replay", _LOGS | _IMAGES, on_request=False, may_finish=True),
     Program("stddaq-rest", frozenset({"log_level"}), records=False),
     Program("std_preview", _LOGS | _IMAGES | {"n_modules", "module_positions"}, records=False),
-    Program("std_det_driver", _DRIVER, on_request=False),
-    Program("std_det_writer", _DRIVER, on_request=False),
-    *(Program(name, _DRIVER, on_request=False) for name in sorted(set(META_WRITERS.values()))),
+    Program("std_bsread_recv", _LOGS | _IMAGES),
     *(
         Program(name, _MODULES | {"start_udp_port"}, on_request=False)
         for name in sorted(set(RECEIVERS.values()))
     ),
     *(Program(name, _MODULES, on_request=False) for name in sorted(set(CONVERTERS.values()))),
     Program(MODULE_SYNC, _MODULES | {"module_sync_queue_size"}, on_request=False),
+    *(Program(name, _LOGS | _IMAGES | _PAIRS, on_request=False, may_finish=True) for name in FORWARDERS),
+    Program("std_gf_filter", _LOGS | _IMAGES),
+    Program("std_data_compress_h5bitshuffle_lz4", _LOGS | _IMAGES),
+    Program("std_data_compress_blosc2", _LOGS | _IMAGES),
+    Program("std_live_stream", _LOGS | _IMAGES, frozenset({"live_stream_configs"}), records=False),
     *(
         Program(f"std_buffer_{role}", _LOGS | _IMAGES, records=False, on_request=False)
-        for role in ("writer", "reader", "driver")
+        for role in ("driver", "reader", "writer")
     ),
-    Program("stddaq simulate", _LOGS | _IMAGES, on_request=False),
-    Program("stddaq replay", _LOGS | _IMAGES, on_request=False),
+    Program("std_det_driver", _DRIVER, on_request=False),
+    Program("std_det_writer", _DRIVER, on_request=False),
+    *(Program(name, _DRIVER, on_request=False) for name in sorted(set(META_WRITERS.values()))),
 )
 PROGRAMS: Mapping[str, Program] = {program.name: program for program in _ALL}
+_RANKS = {name.removeprefix("stddaq "): i for i, name in enumerate(PROGRAMS)}
 ON_REQUEST = tuple(program.name for program in _ALL if program.on_request)
+
+
+def order_of_ending(program: str) -> int:
+    """Return the rank of a program, also without `stddaq `, among those that end at the same time."""
+    return _RANKS[program.removeprefix("stddaq ")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,6 +192,9 @@ def _run(program: str, serve: Serve, args: argparse.Namespace, closes_nothing: b
             handed_over = serve(config, args, stop)
         if handed_over is not None:
             _leave(stop, watch, handed_over)
+        if not log.is_ready():
+            # For systemd, an end before the start is complete would be a failure.
+            service_manager.ready("nothing to do with this configuration")
         service_manager.stopping()
         # The interpreter removes signal handlers before it exits; a signal then would change the exit code.
         handlers = dict.fromkeys(handlers, signal.SIG_IGN)

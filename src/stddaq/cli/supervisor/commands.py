@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from stddaq.config.services import (
     PROGRAMS,
     RECEIVERS,
     RequestedService,
+    order_of_ending,
     requested_services,
 )
 from stddaq.dataplane import endpoints
@@ -34,14 +36,6 @@ _LIVE_STREAM = "std_live_stream"
 _REST = "stddaq-rest"
 _REST_PORT = "5000"
 _PREVIEW = "std_preview"
-# Sources end first, then processing, then live streams.
-_ORDER_OF_ENDING = (
-    _REST,
-    _PREVIEW,
-    "std_bsread_recv",
-    *(name for name in _OUTPUTS if name != "std_bsread_recv"),
-    _LIVE_STREAM,
-)
 
 
 class Commands:
@@ -70,6 +64,7 @@ class Commands:
             name,
             (str(script), self._path, *arguments),
             address,
+            may_finish=PROGRAMS[program].may_finish,
             start_up=self._start_up(program),
             records=PROGRAMS[program].records,
             program=program,
@@ -88,6 +83,15 @@ class Commands:
             records=True,
             program=kind,
         )
+
+    def instance(self, program: str, number: str, arguments: Sequence[str]) -> ServiceSpec:
+        """Return the spec of one instance of any program of the table."""
+        command, _, kind = program.partition(" ")
+        if kind:
+            spec = self.source(kind, arguments)
+        else:
+            spec = self.service("", command, arguments, "", conducts=command == "std_det_driver")
+        return dataclasses.replace(spec, name=f"{kind or command} {number}")
 
     def udp_detector(
         self, arguments: Sequence[str], n_link_sets: int, idle_time: float | None
@@ -139,7 +143,7 @@ class Commands:
         programs = {service.program.name for service in requested}
         if _REST in programs and _PREVIEW not in programs:
             requested.append(RequestedService(PROGRAMS[_PREVIEW], ()))
-        requested.sort(key=lambda service: _ORDER_OF_ENDING.index(service.program.name))
+        requested.sort(key=lambda service: order_of_ending(service.program.name))
         names = [_name(service) for service in requested]
         return [
             self.service(
