@@ -6,13 +6,16 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from prometheus_client.parser import text_string_to_metric_families
 from support.processes.deployment import Deployment, wait_until
 from support.processes.web import RestService
+from websockets.sync.client import connect
 
 from stddaq.daemon import metrics
 from stddaq.daemon.metrics import TABLE, Metric
@@ -116,9 +119,32 @@ def test_silent_service_is_named(rest: RestService, deployment: Deployment) -> N
 def test_rest_answers_for_itself_and_counts_its_responses(rest: RestService) -> None:
     assert rest.get("/health/live").json() == {"status": "ok"}
     assert rest.get("/absent").status_code == 404
+    assert rest.post("/api/config/set").status_code == 422
+    assert requests.request("BREW", f"{rest.url}/health/live", timeout=20).status_code == 405
+    with connect(f"ws{rest.url.removeprefix('http')}/api/run/ws"):
+        pass
     port = rest.url.rpartition(":")[2]
     wait_for_state(rest, f"stddaq-rest {port}", "works")
-    wait_until(lambda: value(rest, metrics.HTTP_REQUESTS, status="4xx") == 1, 20)
+    for method, status in (("GET", "4xx"), ("POST", "4xx"), ("other", "4xx"), ("WEBSOCKET", "1xx")):
+        counted = partial(value, rest, metrics.HTTP_REQUESTS, method=method, status=status)
+        wait_until(lambda counted=counted: counted() == 1, 20, f"{method} {status}")
+
+
+def test_services_with_an_older_configuration_are_seen(rest: RestService, deployment: Deployment) -> None:
+    def etag_of(service: str) -> str | None:
+        return table(rest).get(service, {}).get("config_etag")
+
+    deployment.start("std_det_writer", 0)
+    old = rest.get("/api/config/get", user="me").headers["ETag"].strip('"')
+    wait_until(lambda: etag_of("std_det_writer 0") == old, 20)
+    changed = rest.set(rest.deployment.config | {"stats_collection_period": 7})
+    new = changed.headers["ETag"].strip('"')
+    assert new != old
+    deployment.start("std_det_writer", 1)
+    wait_until(lambda: etag_of("std_det_writer 1") == new, 20)
+    info = parsed(rest.get("/metrics").text)["stddaq_service_info"]
+    by_id = {labels["instance_id"]: labels["config_etag"] for labels, _ in info}
+    assert (by_id["0"], by_id["1"]) == (old, new)
 
 
 def test_bad_pages_are_counted_and_logged_once(rest: RestService, deployment: Deployment) -> None:

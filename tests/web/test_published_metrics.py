@@ -130,6 +130,7 @@ LABELS = {
     "type",
     "codec",
     "status",
+    "method",
     "level",
 }
 _VALUE = re.compile(r"[\w.-]*")

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from stddaq.dataplane.ipc_sockets import remove_unused_sockets
     from stddaq.dataplane.ring_buffer import remove_unused_rings
 
-    config = DetectorConfig.load(args.config)
+    config, etag = DetectorConfig.load_with_etag(args.config)
     specs = services(config, args)
     for spec in specs:
         if spec.address and is_listening(spec.address):
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         return asyncio.run(
             Supervisor(
                 specs,
-                page=SupervisorPage(config.detector_name),
+                page=SupervisorPage(config.detector_name, etag),
                 events=EventPublisher(config.detector_name),
             ).run(
                 lambda: f"all services ready, driver at {url}, press Ctrl-C to end them",

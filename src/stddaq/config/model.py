@@ -7,6 +7,7 @@ was found. The keys are those of the std_daq configuration file.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -88,8 +89,14 @@ class DetectorConfig(BaseModel):
     @classmethod
     def load(cls, path: str | Path) -> DetectorConfig:
         """Read and validate the JSON file at `path`. Raise `ConfigError` with a message of one line."""
+        return cls.load_with_etag(path)[0]
+
+    @classmethod
+    def load_with_etag(cls, path: str | Path) -> tuple[DetectorConfig, str]:
+        """Return what `load` returns, and what identifies the content of the file."""
         path = Path(path)
-        return cls.parse(read_json(path), where=str(path))
+        text = _read(path)
+        return cls.parse(_decoded(path, text), where=str(path)), etag_of(text)
 
     @classmethod
     def parse(cls, content: object, where: str = "configuration") -> DetectorConfig:
@@ -144,12 +151,26 @@ class DetectorConfig(BaseModel):
         return max(MIN_SLOTS, self.ram_buffer_gb * 2**30 // self.image_bytes)
 
 
+def etag_of(text: bytes) -> str:
+    """Return what identifies the content of a configuration file."""
+    return hashlib.sha256(text).hexdigest()[:32]
+
+
 def read_json(path: Path) -> Any:
     """Decode the JSON of a file. Raise `ConfigError`, which names it."""
+    return _decoded(path, _read(path))
+
+
+def _read(path: Path) -> bytes:
     try:
-        return parse_json(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _decoded(path: Path, text: bytes) -> Any:
+    try:
+        return parse_json(text)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}", error.mistakes) from error
 

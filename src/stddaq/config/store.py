@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stddaq.config.live_streams import is_local_stream
-from stddaq.config.model import RIGHTS, DetectorConfig, parse_json
+from stddaq.config.model import RIGHTS, DetectorConfig, etag_of, parse_json
 from stddaq.config.services import affected_programs, changed_keys, service_mistakes
 from stddaq.errors import ConfigError, StdDaqError
 from stddaq.new_file import replace_file, write_file
@@ -328,4 +327,4 @@ def _previous(text: bytes) -> tuple[dict[str, Any], DetectorConfig | None]:
 
 
 def _etag(text: bytes) -> str:
-    return f'"{hashlib.sha256(text).hexdigest()[:32]}"'
+    return f'"{etag_of(text)}"'

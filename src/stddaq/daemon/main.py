@@ -184,11 +184,11 @@ def _run(program: str, serve: Serve, args: argparse.Namespace, closes_nothing: b
     stop = StopRequest()
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
-        config = DetectorConfig.load(args.detector_json_filename)
+        config, etag = DetectorConfig.load_with_etag(args.detector_json_filename)
         log.set_up(program, config.log_level, config.statistics_format)
         stop.catch_signals()
         watch = EndWatch(stop, STOP_SIGNALS, has_limit=closes_nothing)
-        with published_pages():
+        with published_pages({config.detector_name: etag}):
             handed_over = serve(config, args, stop)
         if handed_over is not None:
             _leave(stop, watch, handed_over)

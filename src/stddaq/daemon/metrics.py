@@ -40,7 +40,12 @@ SERVICE_HEARTBEAT_AGE = _gauge(
     "service_heartbeat_age_seconds", "Time since the main loop of the service has written its page."
 )
 SERVICE_START_TIME = _gauge("service_start_time_seconds", "Start of the service, since 1970.")
-SERVICE_INFO = _gauge("service_info", "Always 1.", "version")
+SERVICE_INFO = _gauge(
+    "service_info",
+    "Always 1; `config_etag` is of the configuration that the service has read at its start.",
+    "version",
+    "config_etag",
+)
 PROCESS_CPU_SECONDS = _counter("process_cpu_seconds", "CPU time of the process.")
 PROCESS_MEMORY = _gauge("process_memory_anonymous_bytes", "Memory of the process without its ring buffers.")
 PROCESS_DESCRIPTORS = _gauge("process_open_descriptors", "Open descriptors of the process.")
@@ -55,7 +60,9 @@ CONFIGURATION_VALID = _gauge("configuration_valid", "1 if the configuration file
 CONFIGURATION_CHANGES = _counter("configuration_changes", "Changes of the configuration file applied.")
 
 # `stddaq-rest`.
-HTTP_REQUESTS = _counter("http_requests", "Requests answered, by class of their status.", "status")
+HTTP_REQUESTS = _counter(
+    "http_requests", "Requests answered, by their method and the class of the status.", "method", "status"
+)
 RING_SLOTS = _gauge("ring_slots", "Images that a ring buffer holds.")
 RING_UNRESERVED_BYTES = _gauge(
     "ring_unreserved_bytes",

@@ -17,7 +17,7 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -76,9 +76,12 @@ class MetricsPage:
     A failure is logged once and changes nothing else: a service works without its page.
     """
 
-    def __init__(self, registry: Registry, period: float) -> None:
-        """`period`: seconds between statistics lines; a service is silent after two of them and 2 s."""
-        self._registry, self._period = registry, period
+    def __init__(self, registry: Registry, period: float, config_etag: str = "") -> None:
+        """`period`: seconds between statistics lines; a service is silent after two of them and 2 s.
+
+        `config_etag`: of the configuration that the service has read at its start.
+        """
+        self._registry, self._period, self._config_etag = registry, period, config_etag
         self._directory = directory_of(registry.labels["detector"])
         self._name = page_name(registry.labels["service"], registry.labels["instance_id"])
         self._pid, self._started_ns = os.getpid(), time.time_ns()
@@ -129,7 +132,10 @@ class MetricsPage:
                 if owner not in (0, os.geteuid()):
                     expected = f"a directory of root or of uid {os.geteuid()}"
                     raise PermissionError(mismatch(str(self._directory), expected, f"one of uid {owner}"))
-                return _PageFile(directory, self._name, self._registry, self._started_ns, self._period)
+                schema = _schema(self._registry, self._config_etag)
+                return _PageFile(
+                    directory, self._name, self._registry, schema, self._started_ns, self._period
+                )
         raise FileNotFoundError(f"{self._directory}: removed while the metrics page was made")
 
     def _report(self, problem: str) -> None:
@@ -165,6 +171,7 @@ class _OwnPages:
 
     def __init__(self) -> None:
         self.are_published = False
+        self.etags: Mapping[str, str] = {}
         self.pages: list[MetricsPage] = []
 
 
@@ -172,9 +179,13 @@ _own = _OwnPages()
 
 
 @contextlib.contextmanager
-def published_pages() -> Iterator[None]:
-    """Publish the pages that are made meanwhile, until the service ends. The page of one that fails stays."""
+def published_pages(etags: Mapping[str, str]) -> Iterator[None]:
+    """Publish the pages that are made meanwhile, until the service ends. The page of one that fails stays.
+
+    `etags`: of the configurations that the service has read, by detector.
+    """
     _own.are_published = True
+    _own.etags = etags
     try:
         yield
         for page in _own.pages:
@@ -191,7 +202,7 @@ def published_page(registry: Registry, period: float) -> MetricsPage | None:
         return None
     for level in log.n_logged:
         registry.add(metrics.MESSAGES_LOGGED, partial(log.n_logged.__getitem__, level), level=level)
-    page = MetricsPage(registry, period)
+    page = MetricsPage(registry, period, _own.etags.get(registry.labels["detector"], ""))
     _own.pages.append(page)
     return page
 
@@ -200,9 +211,14 @@ class _PageFile:
     """A page on disk, locked by this process."""
 
     def __init__(
-        self, directory: OpenDirectory, name: str, registry: Registry, started_ns: int, period: float
+        self,
+        directory: OpenDirectory,
+        name: str,
+        registry: Registry,
+        schema: bytes,
+        started_ns: int,
+        period: float,
     ) -> None:
-        schema = _schema(registry)
         self._series = registry.series
         self._values = struct.Struct(f"={len(self._series)}d")
         self._values_at, self._generation = values_at(len(schema)), 0
@@ -251,11 +267,12 @@ class _PageFile:
         os.close(self._fd)
 
 
-def _schema(registry: Registry) -> bytes:
+def _schema(registry: Registry, config_etag: str) -> bytes:
     return json.dumps(
         {
             "labels": registry.labels,
             "version": __version__,
+            "config_etag": config_etag,
             "series": [[series.metric.name, *series.labels] for series in registry.series],
         }
     ).encode()

@@ -55,6 +55,8 @@ class Page:
     service: str
     instance_id: str
     version: str
+    config_etag: str
+    """Of the configuration file that the service has read at its start; empty if it has read none."""
     pid: int
     start_ticks: int
     started_s: float
@@ -155,6 +157,7 @@ def _read(fd: int, name: str, detector_name: str) -> Page:
         service=labels["service"],
         instance_id=labels["instance_id"],
         version=schema["version"],
+        config_etag=schema["config_etag"],
         pid=pid,
         start_ticks=start_ticks,
         started_s=started_ns / 1e9,
@@ -198,14 +201,14 @@ def _schema(encoded: bytes) -> dict[str, Any]:
     labels, rows = schema.get("labels"), schema["series"]
     if not isinstance(labels, dict) or sorted(labels) != sorted(_LABELS):
         raise PageError(mismatch("labels of the page", ", ".join(_LABELS), shown(labels)))
-    if not all(map(_is_label, (*labels.values(), schema.get("version")))):
+    if not all(map(_is_label, (*labels.values(), schema.get("version"), schema.get("config_etag")))):
         raise PageError(mismatch("labels of the page", "short printable texts", shown(labels)))
     if len(rows) > MAX_VALUES:
         raise PageError(mismatch("schema of the page", f"at most {MAX_VALUES} series", f"{len(rows)}"))
     series = [_series(row) for row in rows]
     if len(set(series)) != len(series):
         raise PageError(mismatch("schema of the page", "each series once", "one of them twice"))
-    return {"labels": labels, "version": schema["version"], "series": series}
+    return schema | {"series": series}
 
 
 def _series(row: Any) -> Series:

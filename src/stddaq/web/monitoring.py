@@ -175,7 +175,7 @@ def _service_samples(service: ServiceHealth) -> Iterator[Sample]:
         return
     yield Sample(metrics.SERVICE_HEARTBEAT_AGE, labels, page.age_s)
     yield Sample(metrics.SERVICE_START_TIME, labels, page.started_s)
-    yield Sample(metrics.SERVICE_INFO, labels | {"version": page.version}, 1)
+    yield Sample(metrics.SERVICE_INFO, labels | {"version": page.version, "config_etag": page.config_etag}, 1)
     usage: Mapping[Metric, float] = process_usage(page.pid, page.start_ticks) if page.is_running else {}
     for metric, value in usage.items():
         yield Sample(metric, labels, value)

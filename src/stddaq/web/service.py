@@ -149,7 +149,8 @@ def _state_directory() -> Path | None:
 
 def _serve(args: argparse.Namespace) -> None:
     paths = [Path(name) for name in args.detector_json_filename]
-    configs = [DetectorConfig.load(path) for path in paths]
+    loaded = [DetectorConfig.load_with_etag(path) for path in paths]
+    configs = [config for config, _ in loaded]
     _check_names(paths, configs)
     if args.compat and len(configs) > 1:
         raise ConfigError(mismatch("--compat", "one CONFIG", f"{len(configs)}"))
@@ -164,7 +165,8 @@ def _serve(args: argparse.Namespace) -> None:
         MonitoredDetector(config.detector_name, path, [*map(Path, config.allowed_roots)] or args.root)
         for config, path in zip(configs, paths, strict=True)
     ]
-    with _listen(args.host, args.port) as listener, published_pages():
+    etags = {config.detector_name: etag for config, etag in loaded}
+    with _listen(args.host, args.port) as listener, published_pages(etags):
         asyncio.run(_run(args, monitored, rights, driver_token, listener, stop))
 
 
@@ -245,8 +247,11 @@ def _registry(detector: str, port: int, monitoring: Monitoring, responses: Respo
     registry = Registry(detector, NAME, str(port))
     registry.add(metrics.PAGES_REJECTED, lambda: monitoring.n_rejected[detector])
     monitoring.browsers[detector].register(registry)
-    for status in responses.by_class:
-        registry.add(metrics.HTTP_REQUESTS, partial(responses.by_class.__getitem__, status), status=status)
+    for key in responses.counts:
+        method, status = key
+        registry.add(
+            metrics.HTTP_REQUESTS, partial(responses.counts.__getitem__, key), method=method, status=status
+        )
     return registry
 
 

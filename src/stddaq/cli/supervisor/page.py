@@ -17,8 +17,8 @@ HEARTBEAT_S = 0.5
 class SupervisorPage:
     """The page of the supervisor of a detector's services."""
 
-    def __init__(self, detector_name: str) -> None:
-        self._detector_name = detector_name
+    def __init__(self, detector_name: str, config_etag: str) -> None:
+        self._detector_name, self._config_etag = detector_name, config_etag
         self._page: MetricsPage | None = None
         self._n_changes = -1
 
@@ -30,7 +30,7 @@ class SupervisorPage:
         registry.add(metrics.CONFIGURATION_CHANGES, lambda: self._n_changes)
         for child in children:
             _add(registry, child)
-        self._page = MetricsPage(registry, HEARTBEAT_S)
+        self._page = MetricsPage(registry, HEARTBEAT_S, self._config_etag)
         self._page.publish_if_due()
 
     async def publish(self) -> None:

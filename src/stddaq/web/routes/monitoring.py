@@ -46,6 +46,8 @@ class ServiceStatus(BaseModel):
     wanted: bool
     pid: int | None
     version: str | None
+    config_etag: str | None
+    """Of the configuration file that the service has read at its start, as `ETag` of `/api/config/get`."""
     age_s: float | None
     started: float | None
     restarts: int | None
@@ -136,6 +138,7 @@ def _status(service: ServiceHealth, snapshot: Snapshot) -> ServiceStatus:
         wanted=service.is_wanted,
         pid=page.pid if page else None,
         version=page.version if page else None,
+        config_etag=page.config_etag if page else None,
         age_s=page.age_s if page else None,
         started=page.started_s if page else None,
         restarts=service.n_restarts,
