@@ -17,6 +17,14 @@ def start_rest(deployment: Deployment, tmp_path: Path) -> Callable[..., RestServ
 
 
 @pytest.fixture
+def driver_url(deployment: Deployment) -> str:
+    """Start a driver and its writers."""
+    _, url = deployment.start_driver()
+    deployment.start_writers()
+    return url
+
+
+@pytest.fixture
 def rest(start_rest: Callable[..., RestService]) -> RestService:
     """Start the service with default options."""
     return start_rest()

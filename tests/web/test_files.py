@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import requests
 from h5py import h5d, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
+from support.data.nexus_metadata import STILLS
+from support.data.raw_files import RunSpec, stream, write_run
 from support.processes.deployment import wait_until
 from support.processes.previews import decoded
 from support.processes.recording import Rig, image_of, images_of
@@ -77,6 +79,50 @@ def test_a_master_file_is_made_and_read_through(rest: RestService, root: Path) -
     (table,) = rest.client.read_metadata(root / "all.h5")["tables"]
     assert table["columns"]["image_id"] == list(range(10))
     assert rest.client.file_status(root / "all.h5")["kind"] == "master"
+
+
+@pytest.fixture
+def stills(rest: RestService) -> Path:
+    write_run(rest.root, stream(range(6)), RunSpec(prefix="run_"))
+    return rest.root
+
+
+def test_nxmx_file_is_made_of_the_values_of_a_request(rest: RestService, stills: Path) -> None:
+    asked = {"base_path": str(stills), "file_prefix": "run_", "definition": "NXmx"}
+    refused = rest.post("/api/h5/create_nexus", asked | {"metadata": {"sample": {"name": "lysozyme"}}})
+    assert refused.status_code == 422
+    assert "beam.energy_kev" in refused.json()["detail"]
+    made = rest.client.create_nexus(stills, STILLS, "run_")
+    path = stills / "run__master.h5"
+    assert (made["filename"], made["definition"], made["missing"]) == (str(path), "NXmx", [])
+    assert (made["n_frames"], made["n_mapped"]) == (6, 6)
+    with h5py.File(path) as file:
+        assert np.asarray(file["entry/definition"]) == b"NXmx"
+        assert np.asarray(file["entry/sample/name"]) == b"lysozyme"
+    assert rest.client.file_status(path)["kind"] == "NXmx"
+    assert rest.post("/api/h5/create_nexus", asked | {"metadata": STILLS}).status_code == 409
+
+
+def test_nxmx_file_may_be_incomplete_and_have_another_name(rest: RestService, stills: Path) -> None:
+    made = rest.client.create_nexus(stills, {}, "run_", output_file="part.h5", incomplete=True)
+    assert (made["filename"], made["definition"]) == (str(stills / "part.h5"), None)
+    assert "beam.energy_kev" in made["missing"]
+
+
+def test_mask_and_output_of_an_nxmx_file_must_be_below_the_roots(
+    rest: RestService, stills: Path, tmp_path: Path
+) -> None:
+    mask = tmp_path / "mask.npy"
+    np.save(mask, np.zeros((2, 3), np.uint8))
+    asked: dict[str, Any] = {"base_path": str(stills), "file_prefix": "run_", "definition": "NXmx"}
+    for name in (str(mask), f"{mask}:/mask"):
+        metadata = STILLS | {"detector": STILLS["detector"] | {"mask_file": name}}
+        answer = rest.post("/api/h5/create_nexus", asked | {"metadata": metadata})
+        assert answer.status_code == 403, answer.text
+    asked["metadata"] = STILLS
+    assert rest.post("/api/h5/create_nexus", asked | {"output_file": "../out.h5"}).status_code == 403
+    assert rest.post("/api/h5/create_nexus", asked | {"definition": "NXsas"}).status_code == 422
+    assert sorted(path.name for path in stills.glob("*master*")) == []
 
 
 def test_an_existing_file_is_not_replaced(rest: RestService, root: Path) -> None:

@@ -22,13 +22,6 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture
-def driver_url(deployment: Deployment) -> str:
-    _, url = deployment.start_driver()
-    deployment.start_writers()
-    return url
-
-
-@pytest.fixture
 def controlled(deployment: Deployment, driver_url: str, tmp_path: Path) -> RestService:
     return RestService.start(deployment, tmp_path / "files", "--url", driver_url)
 

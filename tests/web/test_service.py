@@ -203,6 +203,10 @@ def test_the_simulator_is_started_and_stopped(rest: RestService) -> None:
         assert rest.client.simulator(name, "start")["free_running"] is True
         reader.receive(5)
     assert rest.client.simulator(name, "stop")["free_running"] is False
+    # The paths of std_daq have the beamline and the type of the detector.
+    assert rest.post("/api/test/tomcat/gigafrost/simulator/start").json()["free_running"] is True
+    assert rest.post("/api/test/tomcat/gigafrost/simulator/stop").json()["free_running"] is False
+    assert rest.post("/api/test/tomcat/pco/simulator/start").status_code == 404
     with pytest.raises(NotFoundError):
         rest.client.simulator("another", "start")
     assert rest.post(f"/api/test/{name}/simulator/explode").status_code == 422

@@ -18,6 +18,7 @@ import json
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -170,6 +171,35 @@ class ConfigClient:
             "file_prefix": file_prefix,
         }
         return self._request("POST", "/api/h5/create_interleaved_vds", {}, asked)[0]
+
+    def create_nexus(
+        self,
+        base_path: str | Path,
+        metadata: Mapping[str, Any],
+        file_prefix: str = "file",
+        *,
+        output_file: str | Path | None = None,
+        incomplete: bool = False,
+    ) -> dict[str, Any]:
+        """Create an NXmx file over the raw files of a run.
+
+        `metadata` replace single values of those that the run has. With `incomplete` the file is made without
+        the values that are missing, and without its definition.
+        """
+        asked = {
+            "base_path": str(base_path),
+            "definition": "NXmx",
+            "file_prefix": file_prefix,
+            "metadata": dict(metadata),
+            "output_file": None if output_file is None else str(output_file),
+            "incomplete": incomplete,
+        }
+        return self._request("POST", "/api/h5/create_nexus", {}, asked)[0]
+
+    def server_setup(self, detector: str | None = None) -> dict[str, Any]:
+        """Test whether a run could be recorded; `passed`, and `tests` with what each of them has found."""
+        query = {} if detector is None else {"detector": detector}
+        return self._request("POST", "/api/test/stddaq/server-setup", query)[0]
 
     def simulator(self, detector: str, command: Literal["start", "stop"]) -> dict[str, Any]:
         """Make the simulator of a detector publish at its rate, or only when it is triggered."""

@@ -53,7 +53,20 @@ from stddaq.web.memory import Memory
 from stddaq.web.monitoring import Monitoring
 from stddaq.web.responses import JsonResponse, described, refusal
 from stddaq.web.rights import Rights
-from stddaq.web.routes import config, events, files, live, login, monitoring, page, run, runs, simulator
+from stddaq.web.routes import (
+    config,
+    events,
+    files,
+    live,
+    login,
+    monitoring,
+    page,
+    run,
+    runs,
+    server_setup,
+    simulator,
+)
+from stddaq.web.server_setup import ServerSetup
 from stddaq.wire.default_addresses import DEFAULT_URL
 
 Handler = Callable[[Request, Exception], Awaitable[JsonResponse]]
@@ -128,6 +141,8 @@ def create_app(
     app.include_router(events.router(memory.events))
     app.include_router(runs.router(memory.runs))
     driver = driver or DriverFeed(DEFAULT_URL)
+    setup = ServerSetup(h5_files, driver, monitored)
+    app.include_router(server_setup.router(configurations, setup))
     app.include_router(live.router(configurations, driver, monitored.browsers))
     app.include_router(run.router(driver))
     app.include_router(page.router())

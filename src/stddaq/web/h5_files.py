@@ -24,7 +24,7 @@ class H5Files:
     """The HDF5 files below the directories `roots`. A request takes at most `timeout` seconds."""
 
     def __init__(self, roots: Sequence[Path], timeout: float) -> None:
-        self._roots, self._timeout = [str(root.absolute()) for root in roots], timeout
+        self.roots, self._timeout = tuple(root.absolute() for root in roots), timeout
         self._turns = asyncio.Semaphore(MAX_RUNNING)
         self._n_waiting = 0
 
@@ -48,7 +48,7 @@ class H5Files:
             self._n_waiting -= 1
 
     async def _in_process(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        request = partial(carry_out, self._roots, name, arguments)
+        request = partial(carry_out, [str(root) for root in self.roots], name, arguments)
         try:
             return await run_in_process_async(request, self._timeout, name, memory_limit=MEMORY_LIMIT)
         except CrashError as error:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from stddaq.daemon.user_switch import drop_rights
+from stddaq.text import mismatch
+from stddaq.web.errors import PathForbiddenError
 from stddaq.web.roots import Roots
 
 
@@ -27,7 +29,11 @@ def carry_out(roots: Sequence[str], name: str, arguments: dict[str, Any]) -> dic
         # What a file of a user does to HDF5 happens with the rights of that user.
         drop_rights(_owner(path, arguments.get("file_prefix", "")))
     # HDF5 looks for the sources of a virtual dataset in the current directory, too.
-    os.chdir(path if path.is_dir() else path.parent)
+    try:
+        os.chdir(path if path.is_dir() else path.parent)
+    except PermissionError as error:
+        expected = f"a directory that uid {os.geteuid()} may enter"
+        raise PathForbiddenError(mismatch(str(path), expected, "another one")) from error
     return run_request(allowed, name, arguments)
 
 

@@ -9,6 +9,8 @@ stops the service.
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -182,11 +184,67 @@ def create_interleaved_vds(
     }
 
 
+def create_nexus(
+    roots: Roots,
+    base_path: Path,
+    output_file: str | None,
+    file_prefix: str,
+    metadata: Mapping[str, Any],
+    incomplete: bool,
+) -> dict[str, Any]:
+    """Make an NXmx file over the raw files `<base_path>/<file_prefix><i>.h5`.
+
+    `metadata` replace single values of those that the run has.
+    """
+    # Only this request needs them.
+    from stddaq.web.h5_nexus import make_nxmx
+
+    check_text(file_prefix, "file_prefix")
+    files = find_run(base_path, file_prefix)
+    output = roots.new_file(base_path, output_file or files.nxmx.name, "output_file")
+    for path in (*files.raw, *(path for path in (files.metadata, files.master) if path and path.exists())):
+        _check_file(roots, roots.check(path))
+    made = make_nxmx(roots, base_path, file_prefix, output, metadata, incomplete)
+    return {
+        "filename": str(made.path),
+        "definition": None if made.missing else "NXmx",
+        "missing": list(made.missing),
+        "n_frames": made.n_frames,
+        "n_mapped": made.n_mapped,
+        "image_shape": list(made.image_shape),
+        "dtype": str(made.dtype),
+    }
+
+
+def write_test_file(roots: Roots, base_path: Path) -> dict[str, Any]:
+    """Write an HDF5 file without a name, and read it again."""
+    del roots  # `base_path` has been checked.
+    values = np.arange(1024, dtype=np.uint16)
+    try:
+        with tempfile.TemporaryFile(dir=base_path) as file:
+            with h5py.File(file, "w") as written:
+                written["values"] = values
+            os.fsync(file.fileno())
+            with h5py.File(file, "r") as read:
+                found = read["values"]
+                assert isinstance(found, h5py.Dataset)
+                if not np.array_equal(found[()], values):
+                    raise FileLayoutError(mismatch(str(base_path), "the values that were written", "others"))
+            return {"n_bytes": file.seek(0, os.SEEK_END)}
+    except PermissionError as error:
+        expected = f"a directory in which uid {os.geteuid()} may create files"
+        raise PathForbiddenError(mismatch(str(base_path), expected, "none")) from error
+    except OSError as error:
+        raise FileAccessError(f"{base_path}: {error.strerror or error}") from error
+
+
 _REQUESTS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "get_metadata_status": get_metadata_status,
     "read_image": read_image,
     "read_metadata": read_metadata,
     "create_interleaved_vds": create_interleaved_vds,
+    "create_nexus": create_nexus,
+    "write_test_file": write_test_file,
 }
 
 

@@ -92,6 +92,11 @@ class Monitoring:
         """The directories of the files of all detectors."""
         return [root for detector in self._detectors for root in detector.roots]
 
+    def roots_of(self, detector_name: str) -> Sequence[Path]:
+        """Return the directories of the files of one detector."""
+        roots = [detector.roots for detector in self._detectors if detector.name == detector_name]
+        return roots[0] if roots else ()
+
     def snapshot(self) -> Snapshot:
         """Return what is known, at most a second old. It may block; any thread may call it."""
         with self._lock:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from stddaq.daemon.log import event
+from stddaq.run_metadata import RunMetadata
 from stddaq.web.h5_files import H5Files
 from stddaq.web.responses import described
 
@@ -92,6 +93,37 @@ class MasterDescription(BaseModel):
     metadata_file: str | None
 
 
+class NexusRequest(BaseModel):
+    """The raw files of a run, and the values that the file of an application definition needs beside them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    base_path: Annotated[str, Field(min_length=1, max_length=MAX_PATH_LENGTH)]
+    """Directory of the raw files, absolute."""
+    definition: Literal["NXmx"]
+    output_file: Annotated[str, Field(min_length=1, max_length=MAX_PATH_LENGTH)] | None = None
+    """The file, absolute or relative to `base_path`; must not exist. By default `<prefix>_master.h5`."""
+    file_prefix: Annotated[str, Field(min_length=1, max_length=230)] = "file"
+    metadata: RunMetadata = RunMetadata()
+    """They replace single values of those that the run has."""
+    incomplete: bool = False
+    """Make the file without the values that are missing, and without its definition."""
+
+
+class NexusDescription(BaseModel):
+    """A new file of an application definition."""
+
+    filename: str
+    definition: str | None
+    """Null if values are missing."""
+    missing: list[str]
+    n_frames: int
+    n_mapped: int
+    """Frames that show an image."""
+    image_shape: list[int]
+    dtype: str
+
+
 def router(files: H5Files) -> APIRouter:
     """Return the routes of `files`."""
     routes = APIRouter(prefix="/api/h5")
@@ -124,5 +156,13 @@ def router(files: H5Files) -> APIRouter:
         """Make a master file, which shows the images of all raw files of a run as one dataset."""
         event("making master file %s over %s", ascii(request.output_file), ascii(request.base_path))
         return MasterDescription(**await files.request("create_interleaved_vds", **request.model_dump()))
+
+    @routes.post("/create_nexus", responses=described(404, 409, 415, 503, 504))
+    async def create_nexus(request: NexusRequest) -> NexusDescription:
+        """Make a file for programs of crystallography (NXmx) over the raw files of a run."""
+        event("making NXmx file over %s%s", ascii(request.base_path), ascii(request.file_prefix))
+        arguments = request.model_dump(exclude={"definition", "metadata"})
+        metadata = request.metadata.model_dump(exclude_unset=True)
+        return NexusDescription(**await files.request("create_nexus", **arguments, metadata=metadata))
 
     return routes

@@ -9,9 +9,11 @@ from pydantic import BaseModel
 
 from stddaq.client.simulator import SimulatorClient
 from stddaq.daemon.log import event
+from stddaq.text import mismatch, shown
 from stddaq.web.configurations import Configurations, call
+from stddaq.web.errors import UnknownDetectorError
 from stddaq.web.responses import described
-from stddaq.web.routes.parameters import MAX_NAME_LENGTH, NAME
+from stddaq.web.routes.parameters import MAX_NAME_LENGTH, NAME, Detector
 
 SIMULATOR_TIMEOUT_S = 2.0
 Command = Literal["start", "stop"]
@@ -38,6 +40,21 @@ def router(configurations: Configurations) -> APIRouter:
         """Make the simulator of a detector publish at its rate, or only when it is triggered."""
         status = await call(lambda: _send(configurations, detector_name, command))
         event("simulator of %s: %s", detector_name, command)
+        return status
+
+    @routes.post("/{beamline}/{detector_type}/simulator/{command}", responses=described(404, 409, 504))
+    async def simulator_of_type(
+        beamline: Annotated[str, Path(max_length=MAX_NAME_LENGTH, pattern=NAME, description="any name")],
+        detector_type: Annotated[str, Path(max_length=MAX_NAME_LENGTH, pattern=NAME)],
+        command: Command,
+        detector: Detector = None,
+    ) -> SimulatorStatus:
+        """Do the same by the path of std_daq, which has the type of the detector."""
+        config = (await call(lambda: configurations.of(detector).read())).config
+        if config.detector_type != detector_type:
+            raise UnknownDetectorError(mismatch("detector_type", config.detector_type, shown(detector_type)))
+        status = await call(lambda: _send(configurations, config.detector_name, command))
+        event("simulator of %s (%s): %s", config.detector_name, beamline, command)
         return status
 
     return routes
