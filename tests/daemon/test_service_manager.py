@@ -99,7 +99,9 @@ LOOPS: dict[str, list[object]] = {
     "std_det_meta_writer_pco": [],
     "std_det_writer": [0],
     "std_live_stream": ["tcp://127.0.0.1:0"],
+    "std_data_sync_metadata": ["tcp://127.0.0.1:9"],
     "std_data_sync_stream": [],
+    "std_metadata_stream": ["tcp://127.0.0.1:0"],
     "std_stream_receive": ["tcp://127.0.0.1:9", 0],
     "std_stream_send": ["tcp://127.0.0.1:0", 0],
     "std_udp_recv_gf": [0],
@@ -122,6 +124,7 @@ def start(
         deployment = make_deployment(
             detector_type=DETECTOR_TYPES.get(name, "gigafrost"),
             n_modules=8,
+            sender_sends_full_images=name == "std_data_sync_metadata",
             start_udp_port=free_port(),
             live_stream_configs={"tcp://127.0.0.1:0": {"type": "forward", "config": []}},
         )

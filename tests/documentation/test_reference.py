@@ -16,9 +16,9 @@ from stddaq.buffer import reader as buffer_reader
 from stddaq.buffer import writer as buffer_writer
 from stddaq.cli import main as stddaq
 from stddaq.config import DetectorConfig
+from stddaq.forwarding import metadata_stream, metadata_sync, stream_sync
 from stddaq.forwarding import receiver as stream_receiver
 from stddaq.forwarding import sender as stream_sender
-from stddaq.forwarding import stream_sync
 from stddaq.preview import service as preview_service
 from stddaq.processing import compressors, gf_filter
 from stddaq.sources import replay
@@ -60,6 +60,8 @@ SERVICES: dict[str, Main] = {
     "std_stream_send": stream_sender.main,
     "std_stream_receive": stream_receiver.main,
     "std_data_sync_stream": stream_sync.main,
+    "std_metadata_stream": metadata_stream.main,
+    "std_data_sync_metadata": metadata_sync.main,
     "std_udp_recv_gf": receiver.main_gf,
     "std_udp_tools_dump": dump.main,
     "std_udp_tools_replay": udp_replay.main,

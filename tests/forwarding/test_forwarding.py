@@ -63,6 +63,7 @@ def test_services_without_a_part_end_in_silence(deployment: Deployment) -> None:
         for service in ("std_stream_send", "std_stream_receive")
         for part in (1, 8, 100)
     ]
+    services.append(deployment.start("std_data_sync_metadata", address, ready=None))
     for service in services:
         assert service.wait() == 0
     deployment.write_config(sender_sends_full_images=True)

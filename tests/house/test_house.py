@@ -102,6 +102,12 @@ SERVICES = {
     "std_stream_send": ("detector_json_filename", "stream_address", "image_part"),
     "std_stream_receive": ("detector_json_filename", "stream_address", "image_part"),
     "std_data_sync_stream": ("detector_json_filename",),
+    "std_metadata_stream": (
+        "-s SUFFIX, --source_suffix SUFFIX",
+        "detector_json_filename",
+        "stream_address",
+    ),
+    "std_data_sync_metadata": ("detector_json_filename", "metadata_stream_address"),
     "stddaq": ("demo", "up", "record", "simulate", "replay", "info", "aggregate"),
 }
 # Second names of commands, which std_daq's own installation gives them.

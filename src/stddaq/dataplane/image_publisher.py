@@ -7,6 +7,7 @@ subscriber, and sends only one `ImageMetadata` per image.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 
 import numpy as np
@@ -121,6 +122,12 @@ class ImagePublisher(RingPublisher):
         self._stream.send(metadata)
         self.n_published += 1
         return metadata.status
+
+    def blank_part(self, image_id: int) -> int:
+        """Fill the slot of an image that has one part with zeros. Return the mark of this."""
+        mark = secrets.randbits(62)
+        self._ring.begin_part(image_id, 0, mark)[:] = 0
+        return mark
 
     def mark(self, image_id: int, part: int) -> int:
         """Return the mark that a writer of parts has left in the slot of an image; 0: none."""

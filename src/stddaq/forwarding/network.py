@@ -67,14 +67,14 @@ class NetworkPublisher(_NetworkSocket):
         n_subscribers: as of the last `count_subscribers`.
     """
 
-    def __init__(self, address: str, message_bytes: int) -> None:
-        """`message_bytes`: the size of a message, for the limit of the queue. Raise `EndpointError`."""
+    def __init__(self, address: str, message_bytes: int, most: int = MAX_QUEUED_MESSAGES) -> None:
+        """Queue at most `most` messages of this size for each receiver. Raise `EndpointError`."""
         # To subscribers an XPUB is a PUB; it also receives the subscriptions.
         super().__init__(zmq.XPUB, address, "receiver")
         self.n_subscribers = 0
         self.socket.setsockopt(zmq.XPUB_VERBOSER, 1)
         queued = MAX_QUEUED_BYTES // max(1, message_bytes)
-        self.socket.sndhwm = min(max(queued, MIN_QUEUED_MESSAGES), MAX_QUEUED_MESSAGES)
+        self.socket.sndhwm = min(max(queued, MIN_QUEUED_MESSAGES), most)
         # A number per message, from the clock so that none is used again after a restart.
         self._message = time.time_ns() // 1000
         try:

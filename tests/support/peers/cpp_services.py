@@ -135,6 +135,8 @@ class CppSource(Closing):
         # A subscriber sees no difference between XPUB and PUB; XPUB lets the test wait for the subscription.
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.sndhwm = 0
+        # `wait_for_subscriber` returns once for each of them.
+        self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         self._endpoint = self._names.endpoint(suffix)
         self._socket.bind(self._endpoint)
 

@@ -26,13 +26,24 @@ class Servers(Closing):
         self._stack = contextlib.ExitStack()
         self.senders: dict[int, Service] = {}
         self.receivers: dict[int, Service] = {}
+        self.metadata: Service | None = None
         self.sync: Service
         self.addresses = {part.index: f"tcp://127.0.0.1:{free_port()}" for part in parts_of(self.config)}
+        self.metadata_address = f"tcp://127.0.0.1:{free_port()}"
 
     def start_sync(self, *options: object) -> Service:
         """Start the synchroniser. By default nothing is given up while a service stands still."""
-        self.sync = self.second.start("std_data_sync_stream", *(options or ("--timeout", 60)))
+        options = options or ("--timeout", 60)
+        if self.config.sender_sends_full_images:
+            self.sync = self.second.start("std_data_sync_metadata", self.metadata_address, *options)
+        else:
+            self.sync = self.second.start("std_data_sync_stream", *options)
         return self.sync
+
+    def start_metadata(self, *options: object) -> Service:
+        """Start the metadata stream of whole images."""
+        self.metadata = self.first.start("std_metadata_stream", self.metadata_address, *options)
+        return self.metadata
 
     def start_receiver(self, pair: int) -> Service:
         service = self.second.start("std_stream_receive", self.addresses[pair], pair)
@@ -50,13 +61,16 @@ class Servers(Closing):
         for pair in self.addresses:
             self.start_sender(pair)
             self.start_receiver(pair)
+        if self.config.sender_sends_full_images:
+            self.start_metadata()
         self.wait_for_pairs()
 
     def wait_for_pairs(self, pairs: Iterable[int] | None = None) -> None:
         """Wait until the senders have their receivers and the source its senders."""
         pairs = list(self.addresses if pairs is None else pairs)
-        wait_for_connections([self.senders[pair] for pair in pairs], "n_receivers")
-        wait_until(lambda: self.source.count_subscribers() >= len(pairs), what="subscriptions of senders")
+        senders = [self.senders[pair] for pair in pairs] + ([self.metadata] if self.metadata else [])
+        wait_for_connections(senders, "n_receivers")
+        wait_until(lambda: self.source.count_subscribers() >= len(senders), what="subscriptions of senders")
 
     @property
     def source(self) -> ImagePublisher:

@@ -1,0 +1,194 @@
+"""Whole images through pairs, in the order of a metadata stream, with real processes."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+from support.peers.cpp_services import CppSource
+from support.processes.machine import assert_within
+from support.processes.recording import Rig, assert_saved, images_of, pixels_of
+from support.processes.servers import MakeServers, Servers, wait_for_connections
+from support.processes.stream_readers import StreamReader
+
+from stddaq.dataplane.connections import open_socket
+from stddaq.dataplane.metadata import GOOD_IMAGE, MISSING_PACKETS, ImageMetadata
+
+THREE: dict[str, Any] = {"max_number_of_forwarders_spawned": 3, "sender_sends_full_images": True}
+NOTHING_LOST = {"n_dropped": 0, "n_skipped": 0, "n_overwritten": 0, "n_damaged": 0}
+
+
+def publish(servers: Servers, image_ids: range, salt: int = 0) -> None:
+    for image in images_of(image_ids, salt=salt):
+        servers.source.publish(image.image_id, image.pixels, image.status)
+
+
+def test_a_run_on_the_second_server_holds_every_pixel_of_the_first(
+    make_servers: MakeServers, directory: Path
+) -> None:
+    servers = make_servers(**THREE)
+    servers.start()
+    with Rig(servers.second, directory) as rig:
+        rig.start_driver().start_writers()
+        # More than the ring holds, in two stretches that start with the same ids.
+        images = [*images_of(range(1, 1100)), *images_of(range(5), salt=1)]
+        rig.client.start(directory, n_image=len(images))
+        rig.client.wait_until_ready(30)
+        for start in range(0, len(images), 100):
+            for image in images[start : start + 100]:
+                servers.source.publish(image.image_id, image.pixels, image.status)
+            rig.wait_for_count(min(start + 100, len(images)) - 70)
+        account = rig.end()
+    assert_saved(account, images)
+    assert account["n_restarts"] == 1
+    assert {key: account[key] for key in NOTHING_LOST} == NOTHING_LOST
+
+
+def test_cpp_peers_are_understood_on_every_connection(make_servers: MakeServers) -> None:
+    """A C++ source, senders and metadata stream, played by the test: no field above 99."""
+    servers = make_servers(**THREE)
+    servers.start_sync()
+    with ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        sockets = []
+        for address in (*servers.addresses.values(), servers.metadata_address):
+            socket = stack.enter_context(context.socket(zmq.XPUB))
+            socket.linger = 0
+            socket.bind(address)
+            sockets.append(socket)
+        for pair in servers.addresses:
+            servers.start_receiver(pair)
+        for socket in sockets:
+            assert socket.poll(20000)
+            assert socket.recv() == b"\1"
+        wait_for_connections(list(servers.receivers.values()), "n_senders")
+        metadata = ImageMetadata(height=32, width=48, size=3072, dtype=2, status=1)  # pyright: ignore
+        ids = (3, 4, 5, 8, 1)
+        with StreamReader(servers.second) as reader:
+            for image_id in ids:
+                metadata.image_id = image_id
+                message = metadata.SerializeToString()
+                sockets[-1].send(message)
+                sockets[image_id % 3].send_multipart([message, pixels_of(image_id).tobytes()])
+            images = reader.receive(len(ids))
+    assert [image.image_id for image in images] == list(ids)
+    assert all(np.array_equal(image.pixels, pixels_of(image.image_id)) for image in images)
+    assert all(image.is_held and image.status == GOOD_IMAGE for image in images)
+
+
+def test_cpp_receivers_find_metadata_and_bytes_where_they_expect_them(make_servers: MakeServers) -> None:
+    """C++ receivers and metadata synchroniser, played by the test, and images of a C++ source."""
+    servers = make_servers(**THREE)
+    with ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        source = stack.enter_context(CppSource(servers.first.config))
+        sockets = []
+        for pair, address in [*servers.addresses.items(), (-1, servers.metadata_address)]:
+            socket = stack.enter_context(open_socket(context, zmq.SUB))
+            socket.subscribe(b"")
+            socket.connect(address)
+            service = servers.start_sender(pair) if pair >= 0 else servers.start_metadata()
+            source.wait_for_subscriber()
+            wait_for_connections([service], "n_receivers")
+            sockets.append(socket)
+        for image_id in (5, 6, 7):
+            source.publish(image_id, pixels_of(image_id))
+        for image_id in (5, 6, 7):
+            assert sockets[image_id % 3].poll(20000)
+            message, content = sockets[image_id % 3].recv_multipart()
+            assert content == pixels_of(image_id).tobytes()
+            assert sockets[-1].poll(20000)
+            for found in (message, sockets[-1].recv()):
+                metadata = ImageMetadata.FromString(found)
+                assert (metadata.image_id, metadata.size, metadata.gf.scan_id) == (image_id, 3072, 3)
+                assert len(found) <= 512
+
+
+@pytest.mark.fault(
+    fault="forwarding of whole images: {what} of one pair of three",
+    state="images are forwarded",
+    promise="its images are listed by id within 2 s, the others come in order; once it is back all come",
+)
+@pytest.mark.parametrize(
+    ("what", "side", "number"),
+    [
+        ("receiver killed", "receivers", signal.SIGKILL),
+        ("sender hung", "senders", signal.SIGSTOP),
+    ],
+)
+def test_a_pair_that_fails_costs_its_images_and_no_others(
+    make_servers: MakeServers, seen: Callable[[str], None], what: str, side: str, number: signal.Signals
+) -> None:
+    servers = make_servers(**THREE)
+    servers.start("--timeout", 1)
+    failing = getattr(servers, side)[1]
+    with StreamReader(servers.second) as reader:
+        publish(servers, range(1, 11))
+        assert [image.image_id for image in reader.receive(10)] == list(range(1, 11))
+        if number == signal.SIGKILL:
+            failing.kill()
+        else:
+            failing.send(number)
+        failed_at = time.monotonic()
+        publish(servers, range(11, 21))
+        line = servers.sync.wait_for_line(r"images 13, 16, 19: not received through pair 1", timeout=30)
+        assert_within(time.monotonic() - failed_at, 2.0)
+        assert [image.image_id for image in reader.receive(7)] == [11, 12, 14, 15, 17, 18, 20]
+        if number == signal.SIGKILL:
+            servers.start_receiver(1)
+        else:
+            failing.send(signal.SIGCONT)
+        servers.wait_for_pairs()
+        wait_for_connections([servers.receivers[1]], "n_senders")
+        publish(servers, range(31, 41))
+        images = reader.receive(10)
+    assert [image.image_id for image in images] == list(range(31, 41))
+    assert all(np.array_equal(image.pixels, pixels_of(image.image_id)) for image in images)
+    seen(f'"{line[0]}"; 31 to 40 arrived')
+
+
+@pytest.mark.fault(
+    fault="forwarding of whole images: the metadata stream is killed",
+    state="images are forwarded",
+    promise="the images published until it is back are listed by id, later ones come",
+)
+def test_images_without_metadata_are_listed(make_servers: MakeServers, seen: Callable[[str], None]) -> None:
+    servers = make_servers(**THREE)
+    servers.start()
+    with StreamReader(servers.second) as reader:
+        publish(servers, range(1, 4))
+        reader.receive(3)
+        assert servers.metadata
+        servers.metadata.kill()
+        servers.sync.wait_for_line(r"a sender has disconnected")
+        publish(servers, range(4, 9))
+        servers.start_metadata()
+        servers.wait_for_pairs()
+        publish(servers, range(9, 12))
+        assert [image.image_id for image in reader.receive(3)] == [9, 10, 11]
+    line = servers.sync.wait_for_line(r"images 4-8: nothing arrived")
+    seen(f'"{line[0]}"')
+
+
+def test_images_without_pixels_are_announced_blank_on_demand(make_servers: MakeServers) -> None:
+    servers = make_servers(**THREE)
+    servers.start("--timeout", 1, "--announce-incomplete")
+    with StreamReader(servers.second) as reader:
+        servers.receivers[1].kill()
+        publish(servers, range(6))
+        images = reader.receive(6)
+    assert [(image.image_id, image.status) for image in images if image.image_id % 3 == 1] == [
+        (1, MISSING_PACKETS),
+        (4, MISSING_PACKETS),
+    ]
+    for image in images:
+        expected = 0 if image.image_id % 3 == 1 else pixels_of(image.image_id)
+        assert image.is_held
+        assert np.all(image.pixels == expected)
