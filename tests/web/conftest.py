@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.peers import chromium
 from support.processes.deployment import Deployment
 from support.processes.web import RestService
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[None]:
+    """Open the pages of all tests of a file in one Chromium."""
+    with chromium.shared():
+        yield
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from support.processes.web import RestService
 AXE = Path(sys.prefix) / "axe-core" / "axe.min.js"
 pytestmark = [
     pytest.mark.external,
+    pytest.mark.usefixtures("browser"),
     pytest.mark.skipif(chromium.PROGRAM is None, reason="needs Debian's chromium"),
     pytest.mark.skipif(not AXE.exists(), reason="needs axe-core, see .ci/make-axe"),
 ]

@@ -22,6 +22,7 @@ from stddaq.dataplane.metadata import MISSING_PACKETS
 
 pytestmark = [
     pytest.mark.external,
+    pytest.mark.usefixtures("browser"),
     pytest.mark.skipif(chromium.PROGRAM is None, reason="needs Debian's chromium"),
 ]
 
@@ -30,7 +31,7 @@ HEIGHT, WIDTH = 1100, 1200
 
 
 @pytest.fixture(scope="module")
-def opened_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShownPage]:
+def opened_page(browser: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShownPage]:
     directory = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
         deployment = Deployment(

@@ -6,10 +6,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +53,7 @@ class Tab:
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Call a method of the protocol and return its result."""
-        self._id += 1
-        message = {"id": self._id, "method": method, "params": parameters, "sessionId": self._session}
-        self._browser.send(json.dumps(message))
+        self._send(method, parameters)
         while True:
             answer = json.loads(self._browser.recv(timeout=TIMEOUT_S))
             if answer.get("id") == self._id and answer.get("sessionId") == self._session:
@@ -62,6 +62,11 @@ class Tab:
                 assert "error" not in answer, (method, answer["error"])
                 return answer["result"]
             self._note(answer)
+
+    def _send(self, method: str, parameters: Mapping[str, Any]) -> None:
+        self._id += 1
+        message = {"id": self._id, "method": method, "params": parameters, "sessionId": self._session}
+        self._browser.send(json.dumps(message))
 
     def _note(self, event: dict[str, Any]) -> None:
         method, parameters = event.get("method"), event.get("params", {})
@@ -77,6 +82,22 @@ class Tab:
             self.urls.append(parameters["request"]["url"])
         elif method == "Network.webSocketCreated":
             self.urls.append(parameters["url"])
+
+    def pictures_until(self, end: float) -> Iterator[tuple[float, str]]:
+        """Yield what is drawn since `Page.startScreencast`, until `end` of the monotonic clock.
+
+        Each picture has the time since 1970 when it was drawn, and is encoded as base64.
+        """
+        while (left := end - time.monotonic()) > 0:
+            try:
+                event = json.loads(self._browser.recv(timeout=left))
+            except TimeoutError:
+                return
+            self._note(event)
+            if event.get("method") == "Page.screencastFrame":
+                frame = event["params"]
+                self._send("Page.screencastFrameAck", {"sessionId": frame["sessionId"]})
+                yield frame["metadata"]["timestamp"], frame["data"]
 
     def evaluate(self, expression: str) -> Any:
         """Return the value of an expression of JavaScript."""
@@ -160,9 +181,38 @@ class Tab:
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
 
+class _Shared:
+    """The browser of `shared`, at this address."""
+
+    address: str | None = None
+
+
+@contextmanager
+def shared() -> Iterator[None]:
+    """Open all pages meanwhile in one browser. Each has its own storage and cookies, as a new profile has."""
+    with _started() as _Shared.address:
+        try:
+            yield
+        finally:
+            _Shared.address = None
+
+
 @contextmanager
 def opened(url: str, width: int = 1280, height: int = 800, scheme: str = "dark") -> Iterator[Tab]:
-    """Open a page in a browser of its own."""
+    """Open a page, in a browser of its own unless there is a `shared` one."""
+    with ExitStack() as stack:
+        address = _Shared.address or stack.enter_context(_started())
+        browser = stack.enter_context(connect(address, proxy=None, max_size=None, open_timeout=TIMEOUT_S))
+        profile = _called(browser, 1, "Target.createBrowserContext")["browserContextId"]
+        try:
+            yield _tab(browser, profile, url, width, height, scheme)
+        finally:
+            _called(browser, 1, "Target.disposeBrowserContext", browserContextId=profile)
+
+
+@contextmanager
+def _started() -> Iterator[str]:
+    """Start a browser, and yield the address of its protocol."""
     assert PROGRAM is not None
     with tempfile.TemporaryDirectory() as profile:
         command = [PROGRAM, *_OPTIONS, f"--user-data-dir={profile}", "about:blank"]
@@ -179,11 +229,10 @@ def opened(url: str, width: int = 1280, height: int = 800, scheme: str = "dark")
             assert process.stderr is not None
             with process.stderr:
                 found = (re.search(r"DevTools listening on (ws://\S+)", line) for line in process.stderr)
-                address = next(match[1] for match in found if match)
-                with connect(address, proxy=None, max_size=None, open_timeout=TIMEOUT_S) as browser:
-                    yield _tab(browser, url, width, height, scheme)
+                yield next(match[1] for match in found if match)
         finally:
-            process.terminate()
+            # In order, its end takes seconds, and keeps a profile that is not wanted.
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait(TIMEOUT_S)
             # The other processes of the browser write into the profile until they end.
             wait_until(lambda: not _is_running(process.pid), TIMEOUT_S, "the end of the browser")
@@ -197,9 +246,10 @@ def _is_running(group: int) -> bool:
     return True
 
 
-def _tab(browser: ClientConnection, url: str, width: int, height: int, scheme: str) -> Tab:
-    target = _called(browser, 1, "Target.createTarget", url="about:blank")["targetId"]
-    session = _called(browser, 2, "Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+def _tab(browser: ClientConnection, profile: str, url: str, width: int, height: int, scheme: str) -> Tab:
+    new = {"url": "about:blank", "browserContextId": profile}
+    target = _called(browser, 1, "Target.createTarget", **new)["targetId"]
+    session = _called(browser, 1, "Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
     tab = Tab(browser, session)
     for domain in ("Page", "Runtime", "Log", "Network"):
         tab.call(f"{domain}.enable")
