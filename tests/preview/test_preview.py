@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from support.peers.cpp_services import CppSource
 from support.processes.deployment import Deployment, wait_until
-from support.processes.live_streams import streamed_pixels
+from support.processes.live_streams import FakeStage, streamed_pixels
 from support.processes.previews import previews
 
 from stddaq.config import DetectorConfig
@@ -19,6 +19,8 @@ from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.metadata import MISSING_PACKETS
 from stddaq.preview.reduction import MASKED, SATURATED
 from stddaq.preview.service import NICENESS
+from stddaq.wire.blosc2_chunk import ChunkCompressor
+from stddaq.wire.compression import compress_bitshuffle_lz4
 from stddaq.wire.preview_requests import Area, Region, Still, View, region_key
 
 ATTACHED = "attached to the ring buffer"
@@ -77,6 +79,53 @@ def test_newest_image_arrives_with_the_specified_header(
         "regions": {},
     }
     assert pixels.min() <= levels[0] < levels[1] <= 65535
+
+
+@pytest.mark.parametrize("suffix", ["h5bitshuffle-lz4", "blosc2"])
+def test_compressed_images_are_shown_and_damaged_ones_reported(deployment: Deployment, suffix: str) -> None:
+    pixels = streamed_pixels(deployment, 7)
+    compress = ChunkCompressor(2, 5).compress if suffix == "blosc2" else compress_bitshuffle_lz4
+    with FakeStage(deployment, suffix) as stage:
+        service = deployment.start("std_preview", "-s", suffix, "--hz", 100)
+        with previews(deployment, stream=suffix) as reader:
+            assert stage.stream.wait_for_subscribers(1, 20)
+            stage.publish(7, bytes(compress(pixels)))
+            header, counts = reader.receive_image()
+            assert header["image"] == 7
+            np.testing.assert_array_equal(counts, pixels)
+            reader.request(Still(1, 7, "pixels", Area(1, 2, 3, 4)))
+            _, payload = reader.receive_frame()
+            np.testing.assert_array_equal(np.frombuffer(payload, "u2"), pixels[2:6, 1:4].ravel())
+            stage.publish(8, bytes(compress(pixels))[:-9])
+            assert reader.receive_frame()[0]["error"].startswith("image 8: ")
+            stage.publish(9, bytes(compress(pixels)))
+            assert reader.receive_image()[0]["image"] == 9
+    service.wait_for_line("no images for browsers: image 8: ")
+
+
+def test_images_that_a_filter_passes_on_are_shown_beside_all(
+    deployment: Deployment, publisher: ImagePublisher
+) -> None:
+    deployment.start("std_gf_filter")
+    for stream in ("image", "filter"):
+        deployment.start("std_preview", "-s", stream, "--hz", 100)
+    with previews(deployment) as images, previews(deployment, stream="filter") as passed:
+        # The filter and the service of all images; that of the filter subscribes at some time.
+        wait_until(lambda: publisher.count_subscribers() == 2, 20)
+        ids = iter(range(1, 1000))
+
+        def is_passed() -> bool:
+            for is_stored in (False, True):
+                image_id = next(ids)
+                publisher.metadata.gf.store_image = is_stored
+                publisher.publish(image_id, streamed_pixels(deployment, image_id))
+                assert images.receive_image()[0]["image"] == image_id
+            return passed.has_message()
+
+        wait_until(is_passed, 20)
+        header, counts = passed.receive_image()
+    assert header["image"] % 2 == 0
+    np.testing.assert_array_equal(counts, streamed_pixels(deployment, header["image"]))
 
 
 def test_area_is_sent_with_counts_of_the_whole_image(
@@ -224,9 +273,3 @@ def test_everything_else_comes_first(deployment: Deployment) -> None:
     service = deployment.start("std_preview")
     assert os.getpriority(os.PRIO_PROCESS, service.pid) - os.getpriority(os.PRIO_PROCESS, 0) == NICENESS
     assert Path(f"/proc/{service.pid}/oom_score_adj").read_text().strip() == "500"
-
-
-def test_compressed_stream_is_refused(deployment: Deployment) -> None:
-    service = deployment.start("std_preview", "-s", "blosc2", ready=None)
-    assert service.wait() == 2
-    assert "expected a stream of images that are not compressed, got blosc2" in service.stderr[0]

@@ -6,7 +6,7 @@ import io
 import json
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,38 @@ def test_too_many_browsers_are_refused_and_the_next_is_accepted_when_one_leaves(
 
 def test_unknown_detector_is_refused(rest: RestService) -> None:
     assert status_of(rest, f"{LIVE}?detector=other") == 404
+
+
+def test_browser_chooses_a_stream_that_has_a_preview_service(
+    deployment: Deployment, publisher: ImagePublisher, rest: RestService
+) -> None:
+    def streams() -> list[tuple[str, bool]]:
+        return [(one["source"], one["is_running"]) for one in rest.get("/api/live/sources").json()]
+
+    assert streams() == [("image", False)]
+    assert status_of(rest, f"{LIVE}?source=filter") == 404
+    assert rest.get("/api/live/image", image=1, source="../image").status_code == 422
+    rest.set(deployment.config | {"services": ["std_gf_filter"]})
+    assert streams() == [("image", False)]  # Only an edit of the file changes `services`.
+    deployment.write_config(services=["std_gf_filter"])
+    assert streams() == [("image", False), ("filter", False)]
+    with opened(rest, f"{LIVE}?source=filter") as browser:
+        assert "run `std_preview -s filter CONFIG`" in received(browser)["error"]
+        deployment.start("std_gf_filter", "--no_filter")
+        deployment.start("std_preview", "-s", "filter", "--hz", 100)
+        assert publisher.wait_for_subscribers(1, 20)
+        image_id = 0
+
+        def is_shown() -> bool:
+            nonlocal image_id
+            image_id += 1
+            publisher.publish(image_id, streamed_pixels(deployment, 1))
+            with suppress(TimeoutError):
+                return isinstance(browser.recv(timeout=0.5), bytes)
+            return False
+
+        wait_until(is_shown, 20)
+    assert streams() == [("image", False), ("filter", True)]
 
 
 def test_next_image_is_sent_after_the_last_was_drawn(

@@ -25,6 +25,7 @@ from stddaq.web.metrics_text import CONTENT_TYPE, Sample, metrics_text
 from stddaq.web.process_usage import process_usage
 
 Labels = dict[str, str]
+GRAFANA = "https://grafana.example/d/stddaq?var-detector=GF2"
 
 
 def parsed(text: str) -> dict[str, list[tuple[Labels, float]]]:
@@ -194,3 +195,13 @@ def test_usage_of_another_process_with_the_same_pid_is_not_shown() -> None:
 def test_numbers_survive(number: float) -> None:
     text = metrics_text([Sample(metrics.DISK_FREE_BYTES, {}, number)])
     assert parsed(text)["stddaq_disk_free_bytes"] == [({}, number)]
+
+
+def test_address_of_grafana_is_that_of_the_option(
+    start_rest: Callable[..., RestService], deployment: Deployment
+) -> None:
+    assert start_rest("--grafana-url", GRAFANA).get("/api/health").json()["grafana_url"] == GRAFANA
+    for wrong in ("javascript:alert(1)", "grafana.example", "https://"):
+        service = deployment.start("stddaq-rest", "--grafana-url", wrong, ready=None)
+        assert service.wait() == 2
+        assert "expected an address that starts with http:// or https://" in service.stderr[0]

@@ -19,6 +19,7 @@ from stddaq.dataplane.metadata import MISSING_PACKETS
 
 pytestmark = [
     pytest.mark.external,
+    pytest.mark.usefixtures("browser"),
     pytest.mark.skipif(chromium.PROGRAM is None, reason="needs Debian's chromium"),
 ]
 
@@ -76,6 +77,28 @@ def test_image_is_shown_with_its_values_colours_and_marks(
 
         page.show(ramp())
         assert tab.evaluate("document.getElementById('image-status').hidden")
+
+
+def test_stream_is_chosen_and_grafana_is_linked(
+    page_deployment: Deployment, publisher: ImagePublisher, tmp_path: Path
+) -> None:
+    page_deployment.write_config(services=["std_gf_filter"])
+    page_deployment.start("std_gf_filter", "--no_filter")
+    page_deployment.start("std_preview", "-s", "filter", "--hz", 100)
+    url, files = "https://grafana.example/d/stddaq", tmp_path / "files"
+    with page_of(page_deployment, publisher, (HEIGHT, WIDTH), files, "--grafana-url", url) as page:
+        tab, name = page.tab, page_deployment.detector_name
+        page.show(ramp())
+        names = "[...document.querySelectorAll('#detector option')].map((one) => one.value)"
+        assert tab.evaluate(names) == [name, f"{name} filter"]
+        tab.choose("#detector", f"{name} filter")
+        tab.wait_for(lambda: tab.text("#detector-name").startswith(f"{name} filter,"), "the filter")
+        page.show(ramp())
+        tab.reload(keep=True)
+        tab.wait_for(lambda: tab.text("#detector-name").startswith(f"{name} filter,"), "the filter again")
+        tab.click("#tab-services")
+        tab.wait_for(lambda: tab.text("#grafana") == "Grafana", "the link")
+        assert tab.evaluate("document.querySelector('#grafana').href") == url
 
 
 def test_keys_pause_zoom_and_fit(

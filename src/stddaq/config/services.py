@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,34 @@ def requested_services(config: DetectorConfig) -> list[RequestedService]:
     return [
         RequestedService(PROGRAMS[words[0]], tuple(words[1:])) for words in map(shlex.split, config.services)
     ]
+
+
+def previewed_streams(config: DetectorConfig) -> list[str]:
+    """Return the streams whose images the page shows: the images, those that a filter passes on, and what
+    entries `std_preview -s SUFFIX` name.
+    """
+    if service_mistakes(config):
+        return ["image"]
+    requested = requested_services(config)
+    streams = ["image", *("filter" for service in requested if service.program.name == "std_gf_filter")]
+    streams += [preview_stream(service) for service in requested if service.program.name == "std_preview"]
+    return list(dict.fromkeys(streams))
+
+
+def preview_stream(service: RequestedService) -> str:
+    """Return the stream that an entry `std_preview` shows."""
+    return option_of(service.arguments, "-s", "--source_suffix") or "image"
+
+
+def option_of(arguments: Sequence[str], short: str, long: str) -> str | None:
+    """Return the value of an option as argparse parses it."""
+    for position, word in enumerate(arguments):
+        if word in (short, long):
+            return arguments[position + 1] if position + 1 < len(arguments) else None
+        for prefix in (f"{long}=", short):
+            if prefix and word.startswith(prefix) and (prefix != short or not word.startswith("--")):
+                return word.removeprefix(prefix)
+    return None
 
 
 def service_mistakes(config: DetectorConfig) -> list[str]:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from stddaq import __version__
 from stddaq.text import escaped, mismatch
@@ -184,6 +185,14 @@ def existing_directory(text: str) -> Path:
     if not found:
         raise _error("an existing directory", text)
     return path
+
+
+def web_address(text: str) -> str:
+    """Argument type of the address of a web page."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not text.isprintable():
+        raise _error("an address that starts with http:// or https://", text)
+    return text
 
 
 def ipv4_address(text: str) -> str:

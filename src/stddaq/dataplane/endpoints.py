@@ -82,6 +82,11 @@ def events(detector_name: str) -> str:
     return ipc_endpoint(f"{detector_name}-events")
 
 
-def preview(detector_name: str) -> str:
-    """Return where the preview service publishes reduced images for browsers."""
-    return ipc_endpoint(f"{detector_name}-preview")
+def preview(detector_name: str, suffix: str) -> str:
+    """Return where the preview service of a stream publishes reduced images for browsers."""
+    return ipc_endpoint("-".join(filter(None, (detector_name, "preview", preview_instance(suffix)))))
+
+
+def preview_instance(suffix: str) -> str:
+    """Return what distinguishes the preview service of a stream from that of the images."""
+    return "" if suffix == "image" else suffix

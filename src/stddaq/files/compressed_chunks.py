@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stddaq.wire.compression import Buffer, check_bitshuffle_header, decompress_bitshuffle_lz4_into
+from stddaq.wire.compressed_image import decompress_image_into
+from stddaq.wire.compression import Buffer, check_bitshuffle_header
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 if TYPE_CHECKING:
@@ -49,12 +50,7 @@ class ChunkMaker:
 
     def _decode(self, image: bytes) -> None:
         pixels = np.empty(self._shape, self._dtype)
-        if self._compression == pb.blosc2:
-            from stddaq.wire.blosc2_chunk import decompress_chunk_into
-
-            decompress_chunk_into(image, pixels)
-        else:
-            decompress_bitshuffle_lz4_into(image, pixels)
+        decompress_image_into(self._compression, image, pixels)
 
 
 def prepare_chunks(compression: int, image_bytes: int, itemsize: int) -> None:

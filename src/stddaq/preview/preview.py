@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import zmq
 
 from stddaq.config import DetectorConfig
@@ -24,13 +25,15 @@ from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.dataplane import connections, endpoints
 from stddaq.dataplane.image_subscriber import ImageSubscriber
 from stddaq.dataplane.ipc_sockets import Binding
-from stddaq.dataplane.metadata import ImageMetadata, ring_suffix
+from stddaq.dataplane.metadata import ImageMetadata, compression_of, ring_suffix
 from stddaq.dataplane.ring_reader import HeldImages
 from stddaq.dataplane.shared_segment import SHM_DIRECTORY, status_of
 from stddaq.errors import EndpointError, GeometryError
 from stddaq.preview.encoding import exact, image_message, pixels_message, problem_message
 from stddaq.preview.levels import Levels
 from stddaq.preview.pictures import Made, Pictures
+from stddaq.wire.compressed_image import decompress_image_into
+from stddaq.wire.compression import CompressionError
 from stddaq.wire.preview_requests import ReducerName, Region, Request, Still, View, request_of
 
 CODEC = "lz4"
@@ -84,7 +87,8 @@ class Preview:
         self._context = zmq.Context()
         self._socket = connections.open_socket(self._context, zmq.XPUB)
         self._socket.sndhwm = _MAX_QUEUED
-        self._binding = Binding(self._socket, endpoints.preview(config.detector_name))
+        self._binding = Binding(self._socket, endpoints.preview(config.detector_name, suffix))
+        self._decoded = np.empty(config.image_shape, config.dtype) if compression_of(suffix) else None
         self._subscriber: ImageSubscriber | None = None
         self._held: HeldImages[_Taken] | None = None
         self.views: dict[View, None] = {}
@@ -227,7 +231,11 @@ class Preview:
             self._overwritten()
             return
         start = time.monotonic()
-        pixels = subscriber.image(metadata).pixels
+        try:
+            pixels = self._pixels_of(subscriber, metadata)
+        except CompressionError as error:
+            self._not_decoded(subscriber, metadata, error)
+            return
         taken = _Taken(metadata, self._pictures.make(pixels, self.views, self.regions))
         if now >= self._histogram_at:
             self._histogram_at = now + HISTOGRAM_PERIOD_S
@@ -239,6 +247,24 @@ class Preview:
             self._publish(taken)
         else:
             self._overwritten()
+
+    def _pixels_of(self, subscriber: ImageSubscriber, metadata: ImageMetadata) -> np.ndarray:
+        """Return the image, valid until the next one. Raise `CompressionError`."""
+        image = subscriber.image(metadata)
+        if self._decoded is None:
+            return image.pixels
+        # A copy, because a slot may be used again while a decoder reads lengths from it.
+        decompress_image_into(metadata.compression, bytes(image.content), self._decoded)
+        return self._decoded
+
+    def _not_decoded(
+        self, subscriber: ImageSubscriber, metadata: ImageMetadata, error: CompressionError
+    ) -> None:
+        reader = subscriber.reader
+        if reader.has_cursor_for(metadata) and not reader.holds(metadata):
+            self._overwritten()
+        else:
+            self._report(f"image {metadata.image_id}: {error}", "not_decoded")
 
     def _publish_judged(self) -> None:
         """Publish images of a source without cursor whose verdict is due, if it is good."""
@@ -266,7 +292,7 @@ class Preview:
         self._recent[metadata.image_id] = metadata
         if len(self._recent) > _MAX_RECENT:
             del self._recent[next(iter(self._recent))]
-        self._n_overwritten_since = 0
+        self._n_overwritten_since, self._problem = 0, ""
         self.n_encoded += 1
         self.encode_seconds += time.monotonic() - start
 
@@ -295,7 +321,10 @@ class Preview:
             )
         if not reader.holds(metadata):
             raise overwritten
-        pixels = self._subscriber.image(metadata).pixels
+        try:
+            pixels = self._pixels_of(self._subscriber, metadata)
+        except CompressionError as error:
+            raise _StillError("not_decoded", f"{where}: {error}") from error
         if request.content == "pixels":
             x, y, width, height = request.area
             area = pixels[y : y + height, x : x + width] if any(request.area) else pixels

@@ -23,7 +23,6 @@ from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import ArgumentParser, NumberRange
 from stddaq.daemon.metrics import Registry
 from stddaq.dataplane import endpoints
-from stddaq.dataplane.metadata import compression_of
 from stddaq.errors import ConfigError
 from stddaq.preview.pictures import Pictures
 from stddaq.preview.preview import Preview
@@ -64,11 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
     suffix = args.source_suffix
-    if compression_of(suffix):
-        raise ConfigError(mismatch("-s", "a stream of images that are not compressed", suffix))
     _give_way()
     pictures = Pictures(config.image_shape, config.dtype, masked_pixels(config, args.mask), args.saturation)
-    registry = Registry(config.detector_name, NAME)
+    registry = Registry(config.detector_name, NAME, endpoints.preview_instance(suffix))
     with closing(Preview(config, suffix, pictures, args.hz, registry)) as preview:
         height, width = pictures.whole.size
         log.ready(
@@ -77,7 +74,7 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
             width,
             suffix,
             args.hz,
-            endpoints.preview(config.detector_name),
+            endpoints.preview(config.detector_name, suffix),
         )
         preview.serve(stop)
 

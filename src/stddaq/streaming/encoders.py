@@ -7,7 +7,7 @@ after the slot is known to have held that image all the time, so overwritten ima
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -17,12 +17,8 @@ from stddaq.dataplane.metadata import ImageMetadata, is_good, taken_ns
 from stddaq.streaming.viewer_queue import ImageBuffers
 from stddaq.wire.array10 import HeaderMaker
 from stddaq.wire.bsread import Channel, MessageEncoder
-from stddaq.wire.compression import (
-    Buffer,
-    CompressionError,
-    compress_bitshuffle_lz4,
-    decompress_bitshuffle_lz4_into,
-)
+from stddaq.wire.compressed_image import decompress_image_into
+from stddaq.wire.compression import Buffer, CompressionError, compress_bitshuffle_lz4
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 StreamType = Literal["array-1.0", "bsread"]
@@ -70,7 +66,7 @@ class Array10Encoder(Encoder):
         image = self._pool.take()
         pixels = np.frombuffer(image, self._config.dtype).reshape(self._config.image_shape)
         try:
-            _decoder(metadata.compression)(taken, pixels)
+            decompress_image_into(metadata.compression, taken, pixels)
         except CompressionError:
             self._pool.give_back(image)
             raise
@@ -101,7 +97,7 @@ class BsreadEncoder(Encoder):
     def parts(self, metadata: ImageMetadata, taken: memoryview) -> tuple[Sequence[Buffer], memoryview | None]:
         if metadata.compression not in (pb.none, pb.h5bitshuffle_lz4):
             image = np.empty(self._config.image_shape, self._config.dtype)
-            _decoder(metadata.compression)(taken, image)
+            decompress_image_into(metadata.compression, taken, image)
             taken = compress_bitshuffle_lz4(image)
         name = metadata.pco.bsread_name or self._config.detector_name
         if name != self._name:
@@ -119,19 +115,6 @@ class BsreadEncoder(Encoder):
 def make_encoder(stream_type: StreamType, config: DetectorConfig, pool: ImageBuffers) -> Encoder:
     """Return the encoder of a stream of `stream_type`."""
     return Array10Encoder(config, pool) if stream_type == "array-1.0" else BsreadEncoder(config)
-
-
-Decode = Callable[[memoryview, np.ndarray], None]
-
-
-def _decoder(compression: int) -> Decode:
-    """Return a function that decodes a blob into an image (height, width), or raises `CompressionError`."""
-    if compression == pb.h5bitshuffle_lz4:
-        return decompress_bitshuffle_lz4_into
-    # Slow to import, and most streams do not need it.
-    from stddaq.wire.blosc2_chunk import decompress_chunk_into
-
-    return decompress_chunk_into
 
 
 def status_name(metadata: ImageMetadata) -> str | None:

@@ -76,10 +76,12 @@ class Monitoring:
     Attributes:
         n_rejected: readings of pages that are not valid, by detector.
         browsers: what the browsers receive, by detector.
+        grafana_url: where the metrics are drawn, if anywhere.
     """
 
-    def __init__(self, detectors: Sequence[MonitoredDetector] = ()) -> None:
+    def __init__(self, detectors: Sequence[MonitoredDetector] = (), grafana_url: str | None = None) -> None:
         self._detectors = tuple(detectors)
+        self.grafana_url = grafana_url
         self._disks = Disks()
         self.n_rejected: Counter[str] = Counter()
         self.browsers: defaultdict[str, BrowserCounts] = defaultdict(BrowserCounts)

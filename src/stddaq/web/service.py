@@ -17,7 +17,7 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon import log, metrics
 from stddaq.daemon import main as daemon
 from stddaq.daemon.access import add_token_option, read_token, token_of
-from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number
+from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number, web_address
 from stddaq.daemon.end_watch import EndWatch
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.metrics_page import published_page, published_pages
@@ -66,6 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--compat",
         action="store_true",
         help="also serve the older REST (/writer, /daq) for clients such as std-daq-client",
+    )
+    parser.add_argument(
+        "--grafana-url",
+        type=web_address,
+        metavar="URL",
+        help="dashboard of Grafana that the page links to",
     )
     parser.add_argument(
         "--state-directory",
@@ -200,7 +206,7 @@ async def _run(
             yield  # `StopRequest` catches the signals.
 
     _use_our_log("uvicorn")
-    monitoring, responses = Monitoring(detectors), ResponseCounts()
+    monitoring, responses = Monitoring(detectors, args.grafana_url), ResponseCounts()
     configurations = Configurations([ConfigStore(detector.config_path) for detector in detectors])
     files, driver = H5Files(args.root, args.file_timeout), DriverFeed(args.url, driver_token)
     memory = Memory(runs=Runs(args.state_directory))

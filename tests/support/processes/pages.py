@@ -16,8 +16,8 @@ from support.processes.web import RestService
 
 from stddaq.dataplane.image_publisher import ImagePublisher
 
-# A page that was loaded again is connected after some seconds.
-_REPEAT_S = 6.0
+# A page that was loaded again is not connected at once. It draws an image within the longest time.
+_REPEAT_S = (0.5, 1.0, 2.0, 4.0, 6.0)
 
 
 class ShownPage:
@@ -35,10 +35,10 @@ class ShownPage:
             if time.monotonic() > repeat_at:
                 image_id, self._next = self._next, self._next + 1
                 self._publisher.publish(image_id, pixels, **options)
-                repeat_at = time.monotonic() + _REPEAT_S
+                repeat_at = time.monotonic() + next(periods, _REPEAT_S[-1])
             return f"image {image_id}," in self.tab.text("#live")
 
-        image_id, repeat_at = 0, 0.0
+        image_id, repeat_at, periods = 0, 0.0, iter(_REPEAT_S)
         self.tab.wait_for(is_drawn, "the image")
         # The layout of the page follows the first image.
         self.tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
@@ -71,14 +71,16 @@ class ShownPage:
 
 @contextmanager
 def page_of(
-    deployment: Deployment, publisher: ImagePublisher, shape: tuple[int, int], files: Path
+    deployment: Deployment, publisher: ImagePublisher, shape: tuple[int, int], files: Path, *options: object
 ) -> Iterator[ShownPage]:
-    """Open the page, with the services that it needs."""
-    rest = RestService.start(deployment, files)
-    deployment.start("std_preview", "--hz", 100)
+    """Open the page, with the services that it needs. `options` are those of `stddaq-rest`."""
+    rest = RestService.start(deployment, files, *options)
+    preview = deployment.start("std_preview", "--hz", 100)
     with chromium.opened(rest.url) as tab:
         wait_until(publisher.count_subscribers, 30)
         yield ShownPage(tab, publisher, shape)
         assert not tab.complaints, tab.complaints
         own = rest.url.partition("://")[2]
         assert [url for url in tab.urls if not re.match(rf"(http|ws)://{own}/|data:|blob:", url)] == []
+    # Before the source: the last that detaches frees the memory, which takes a process of low priority long.
+    assert preview.end() == 0

@@ -37,6 +37,10 @@ class PreviewReader:
         """Return header and payload of the next message."""
         return split(frame_of(memoryview(self._socket.recv()))[1])
 
+    def has_message(self) -> bool:
+        """Return whether a message arrives within half a second."""
+        return bool(self._socket.poll(500))
+
     def request(self, request: Request) -> None:
         """Request something else, too."""
         self._socket.subscribe(topic(request))
@@ -50,10 +54,11 @@ class PreviewReader:
 
 
 @contextmanager
-def previews(deployment: Deployment, view: Request = VIEW) -> Iterator[PreviewReader]:
+def previews(deployment: Deployment, view: Request = VIEW, stream: str = "image") -> Iterator[PreviewReader]:
     """Subscribe to the previews of a view."""
+    suffix = "" if stream == "image" else f"-{stream}"
     with zmq.Context() as context, context.socket(zmq.SUB) as socket:
         socket.linger, socket.rcvtimeo = 0, 20_000
-        socket.connect(f"ipc://{deployment.ipc_directory}/{deployment.detector_name}-preview")
+        socket.connect(f"ipc://{deployment.ipc_directory}/{deployment.detector_name}-preview{suffix}")
         socket.subscribe(topic(view))
         yield PreviewReader(socket)

@@ -17,7 +17,10 @@ from stddaq.config.services import (
     PROGRAMS,
     RECEIVERS,
     RequestedService,
+    option_of,
     order_of_ending,
+    preview_stream,
+    previewed_streams,
     requested_services,
 )
 from stddaq.dataplane import endpoints
@@ -137,12 +140,15 @@ class Commands:
     def requested(self) -> list[ServiceSpec]:
         """Return the services that the configuration asks for, in the order in which they end.
 
-        The page of a `stddaq-rest` shows the images of a preview service.
+        The page of a `stddaq-rest` shows the images of preview services, one for each stream.
         """
         requested = requested_services(self._config)
-        programs = {service.program.name for service in requested}
-        if _REST in programs and _PREVIEW not in programs:
-            requested.append(RequestedService(PROGRAMS[_PREVIEW], ()))
+        if any(service.program.name == _REST for service in requested):
+            given = {preview_stream(service) for service in requested if service.program.name == _PREVIEW}
+            for stream in previewed_streams(self._config):
+                if stream not in given:
+                    arguments = () if stream == "image" else ("-s", stream)
+                    requested.append(RequestedService(PROGRAMS[_PREVIEW], arguments))
         requested.sort(key=lambda service: order_of_ending(service.program.name))
         names = [_name(service) for service in requested]
         return [
@@ -158,7 +164,7 @@ class Commands:
 
     def _arguments(self, service: RequestedService) -> tuple[str, ...]:
         """Return the arguments of an entry; the page shows the runs of this driver."""
-        if service.program.name != _REST or _option(service.arguments, "", "--url") is not None:
+        if service.program.name != _REST or option_of(service.arguments, "", "--url") is not None:
             return service.arguments
         return (*service.arguments, "--url", _reachable(self._driver).replace("tcp://", "ws://"))
 
@@ -184,6 +190,8 @@ class Commands:
     def _instance_id(self, service: RequestedService) -> str | None:
         if service.program.name in (_LIVE_STREAM, _REST):
             return _port_in(self._address(service))
+        if service.program.name == _PREVIEW:
+            return endpoints.preview_instance(preview_stream(service))
         return ""
 
     def _address(self, service: RequestedService) -> str:
@@ -191,11 +199,11 @@ class Commands:
         if program in _OUTPUTS:
             return metadata_stream(self._config.detector_name, _OUTPUTS[program])
         if program == _PREVIEW:
-            return endpoints.preview(self._config.detector_name)
+            return endpoints.preview(self._config.detector_name, preview_stream(service))
         if program == _LIVE_STREAM:
             return _reachable(_stream_address(self._config, service) or "")
-        host = _option(service.arguments, "", "--host") or "127.0.0.1"
-        port = _option(service.arguments, "-p", "--port") or _REST_PORT
+        host = option_of(service.arguments, "", "--host") or "127.0.0.1"
+        port = option_of(service.arguments, "-p", "--port") or _REST_PORT
         return _reachable(f"tcp://{host}:{port}")
 
 
@@ -203,6 +211,8 @@ def _name(service: RequestedService) -> str:
     program, arguments = service.program.name, service.arguments
     if program == _LIVE_STREAM:
         return _live_stream_name(next((a for a in arguments if "://" in a), ""))
+    if program == _PREVIEW:
+        return f"preview {endpoints.preview_instance(preview_stream(service))}".rstrip()
     return program.removeprefix("std_").removeprefix("stddaq-").removeprefix("data_")
 
 
@@ -229,14 +239,3 @@ def _reachable(address: str) -> str:
 def _port_in(address: str) -> str | None:
     """Return the port of `tcp://HOST:PORT`; None if it cannot be known."""
     return address.rpartition(":")[2] or None
-
-
-def _option(arguments: Sequence[str], short: str, long: str) -> str | None:
-    """Return the value of an option as argparse parses it."""
-    for position, word in enumerate(arguments):
-        if word in (short, long):
-            return arguments[position + 1] if position + 1 < len(arguments) else None
-        for prefix in (f"{long}=", short):
-            if prefix and word.startswith(prefix) and (prefix != short or not word.startswith("--")):
-                return word.removeprefix(prefix)
-    return None

@@ -40,17 +40,17 @@ function choose(sources, live) {
   const name = ({ detector, source }) => (source === "image" ? detector : `${detector} ${source}`);
   select.replaceChildren(...sources.map((source) => new Option(name(source), name(source))));
   element("detector-field").hidden = sources.length < 2;
-  const wanted = new URLSearchParams(location.search).get("detector");
+  const wanted = new URLSearchParams(location.search).get("detector") ?? kept("detector", "");
   if (sources.some((source) => name(source) === wanted)) select.value = wanted;
   const show = () => {
     const source = sources.find((one) => name(one) === select.value);
     if (!source) return;
     const [height, width] = source.shape;
-    element("detector-name").textContent = `${source.detector}, ${width} × ${height}, ${source.dtype}`;
-    document.title = `${source.detector} – stddaq`;
+    element("detector-name").textContent = `${name(source)}, ${width} × ${height}, ${source.dtype}`;
+    document.title = `${name(source)} – stddaq`;
     live.follow(source.detector, source.source);
   };
-  select.addEventListener("change", show);
+  select.addEventListener("change", () => { keep("detector", select.value); show(); });
   show();
   if (document.body.classList.contains("wall") && sources.length > 1) {
     setInterval(() => { select.selectedIndex = (select.selectedIndex + 1) % sources.length; show(); }, WALL_PERIOD_MS);

@@ -16,13 +16,13 @@ export function mount(panel) {
   const reason = make("p", { className: "reason", role: "status" });
   const health = make("div", { id: "health" }), rings = make("div", { id: "ring-buffers" }), disks = make("div", { id: "disks" });
   const by = make("select", { "aria-label": "Time" }, make("option", { value: "second" }, "last hour"), make("option", { value: "minute" }, "last day"));
-  const simulator = make("div", { id: "simulator" });
+  const simulator = make("div", { id: "simulator" }), grafana = make("span");
   const plots = OVER_TIME.map(([title, metrics]) => new Plot(title, metrics));
   panel.append(
     make("h2", {}, "Services"), reason, health, simulator,
     make("h3", {}, "Ring buffers"), rings, make("h3", {}, "Disks"), disks,
     make("h3", {}, "Rates over time ", by), ...plots.map((plot) => plot.element),
-    make("p", {}, make("a", { href: "metrics" }, "Metrics"), ", ", make("a", { href: "docs" }, "requests of this service")),
+    make("p", {}, make("a", { href: "metrics" }, "Metrics"), ", ", make("a", { href: "docs" }, "requests of this service"), grafana),
   );
   for (const plot of plots) plot.follow(plots);
   return whileShown(async () => {
@@ -32,6 +32,7 @@ export function mount(panel) {
       health.replaceChildren(healthTable(content));
       showSimulator(simulator, content.services, reason);
       rings.replaceChildren(...content.rings.map(ring));
+      showGrafana(grafana, content.grafana_url);
       disks.replaceChildren(content.disks.length ? diskTable(content.disks) : make("p", {}, "No directory of files is configured."));
       await Promise.all(plots.map((plot) => plot.load(by.value)));
     } catch (error) {
@@ -66,6 +67,10 @@ function healthTable({ services }) {
     };
   });
   return table(["service", "id", "state", "images/s", "losses", "CPU", "memory", "last sign", "restarts"], rows);
+}
+
+function showGrafana(place, url) {
+  if (url && !place.hasChildNodes()) place.append(", ", make("a", { id: "grafana", href: url, target: "_blank", rel: "noopener noreferrer" }, "Grafana"));
 }
 
 // Buttons for a simulator that runs.

@@ -22,7 +22,7 @@ from stddaq.web.configurations import Configurations, call
 from stddaq.web.live.browser_counts import BrowserCounts
 from stddaq.web.live.driver_feed import DriverFeed
 from stddaq.web.live.pace import ACKNOWLEDGE_TIMEOUT_S, Pace, Picture
-from stddaq.web.live.previews import Previews
+from stddaq.web.live.previews import Previews, Shown, shown_stream, streams_of
 from stddaq.web.live.session import Session, SessionError, Sessions
 from stddaq.web.live.view import Choice
 from stddaq.web.responses import described, refusal
@@ -36,7 +36,7 @@ _LOOK_S = 1.0
 
 
 class LiveSource(BaseModel):
-    """A detector whose images the page can show."""
+    """A stream of a detector whose images the page can show."""
 
     detector: str
     source: str
@@ -54,19 +54,20 @@ def router(
 
     @routes.get("/live/sources", responses=described(504))
     async def sources() -> list[LiveSource]:
-        """Return the detectors whose images can be shown."""
+        """Return the streams whose images can be shown."""
         return await call(lambda: _sources(configurations))
 
     @routes.websocket("/live/ws")
     async def live(websocket: WebSocket) -> None:
         try:
-            name = websocket.query_params.get("detector")
-            config = (await call(lambda: configurations.of(name).read())).config
+            query = websocket.query_params
+            config = (await call(lambda: configurations.of(query.get("detector")).read())).config
+            shown = shown_stream(config, query.get("source", "image"))
         except (StdDaqError, TimeoutError) as error:
             await websocket.send_denial_response(refusal(404, str(error)))
             return
         counts = browsers[config.detector_name]
-        images = LiveImages(previews, config.detector_name, config.image_shape, counts)
+        images = LiveImages(previews, shown, config.image_shape, counts)
         with counts.connected():
             await sessions.run(websocket, images.serve)
 
@@ -103,12 +104,13 @@ def _sources(configurations: Configurations) -> list[LiveSource]:
     return [
         LiveSource(
             detector=name,
-            source="image",
-            shape=store.read().config.image_shape,
-            dtype=store.read().config.dtype.name,
-            is_running=path_of(endpoints.preview(name)).exists(),
+            source=stream,
+            shape=config.image_shape,
+            dtype=config.dtype.name,
+            is_running=path_of(endpoints.preview(name, stream)).exists(),
         )
-        for name, store in configurations.by_name().items()
+        for name, config in ((name, store.read().config) for name, store in configurations.by_name().items())
+        for stream in streams_of(config)
     ]
 
 
@@ -116,9 +118,9 @@ class LiveImages:
     """The images of one browser."""
 
     def __init__(
-        self, previews: Previews, detector: str, shape: tuple[int, int], counts: BrowserCounts
+        self, previews: Previews, shown: Shown, shape: tuple[int, int], counts: BrowserCounts
     ) -> None:
-        self._previews, self._detector = previews, detector
+        self._previews, self._shown = previews, shown
         self._choice = Choice(shape)
         self._pace, self._problem = Pace(counts=counts), ""
         self._news = asyncio.Event()
@@ -126,13 +128,13 @@ class LiveImages:
     async def serve(self, session: Session) -> None:
         """Send images at the browser's pace, until cancelled. Raise `SessionError`."""
         session.on_message = self._on_message
-        previews, detector, choice = self._previews, self._detector, self._choice
+        previews, shown, choice = self._previews, self._shown, self._choice
         while True:
             regions = choice.regions
-            with previews.measuring(detector, list(regions.values())) if regions else nullcontext():
+            with previews.measuring(shown, list(regions.values())) if regions else nullcontext():
                 while regions == choice.regions:
                     view = choice.view
-                    with previews.following(detector, view, self._on_picture):
+                    with previews.following(shown, view, self._on_picture):
                         while (view, regions) == (choice.view, choice.regions):
                             await self._send(session)
 

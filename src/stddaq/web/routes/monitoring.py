@@ -57,12 +57,16 @@ class ServiceStatus(BaseModel):
 
 
 class HealthTable(BaseModel):
-    """All services, working or not; `now` in seconds since 1970. Who may only look gets no disks."""
+    """All services, working or not; `now` in seconds since 1970. Who may only look gets no disks and no
+    address of Grafana.
+    """
 
     now: float
     services: list[ServiceStatus]
     rings: list[RingStatus]
     disks: list[DiskStatus]
+    grafana_url: str | None
+    """As given to this service."""
 
 
 class RatesOverTime(BaseModel):
@@ -102,12 +106,13 @@ def router(monitoring: Monitoring, history: History) -> APIRouter:
         """Return the state of every service with its counters and rates, ring buffers and disks."""
         snapshot = await call(monitoring.snapshot)
         rows = [_status(service, snapshot) for service in snapshot.services]
-        roots = monitoring.roots if granted_of(request).right >= Right.VIEW else []
+        is_viewer = granted_of(request).right >= Right.VIEW
         return HealthTable(
             now=time.time(),
             services=rows,
             rings=rings_of(snapshot.samples),
-            disks=disks_of(snapshot.samples, roots),
+            disks=disks_of(snapshot.samples, monitoring.roots if is_viewer else []),
+            grafana_url=monitoring.grafana_url if is_viewer else None,
         )
 
     @routes.get("/api/history", responses=described(504))

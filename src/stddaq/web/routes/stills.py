@@ -18,7 +18,7 @@ from stddaq.text import mismatch
 from stddaq.web.configurations import Configurations, call
 from stddaq.web.errors import ImageNotHeldError, PreviewAbsentError, RequestInvalidError, TooOftenError
 from stddaq.web.live.pace import Picture
-from stddaq.web.live.previews import Previews
+from stddaq.web.live.previews import Previews, shown_stream
 from stddaq.web.responses import described
 from stddaq.wire.preview import frame
 from stddaq.wire.preview_requests import WHOLE, Area, Content
@@ -28,6 +28,7 @@ _MAX_SIDE = 65
 _MAX_BROWSERS = 1024
 
 Image = Annotated[int, Query(ge=0, lt=2**64, description="id of an image that browsers were sent")]
+Source = Annotated[str, Query(max_length=64, description="stream, as listed by `/api/live/sources`")]
 _STATUSES = described(404, 410, 503, 504)
 
 
@@ -47,8 +48,10 @@ def add_routes(routes: APIRouter, configurations: Configurations, previews: Prev
     async def config_of(detector: str | None) -> DetectorConfig:
         return (await call(lambda: configurations.of(detector).read())).config
 
-    async def still(config: DetectorConfig, image: int, content: Content, area: Area = WHOLE) -> Picture:
-        picture = await previews.still(config.detector_name, image, content, area)
+    async def still(
+        config: DetectorConfig, source: str, image: int, content: Content, area: Area = WHOLE
+    ) -> Picture:
+        picture = await previews.still(shown_stream(config, source), image, content, area)
         if "error" in picture.header:
             is_absent = picture.header.get("code") == "no_preview"
             raise (PreviewAbsentError if is_absent else ImageNotHeldError)(str(picture.header["error"]))
@@ -61,28 +64,31 @@ def add_routes(routes: APIRouter, configurations: Configurations, previews: Prev
         y: Annotated[int, Query(ge=0)],
         n: Annotated[int, Query(ge=1, le=_MAX_SIDE, description="side of the square of pixels")] = 9,
         detector: str | None = None,
+        source: Source = "image",
     ) -> PixelValues:
         """Return the values of the pixels around a position, as far as they are in the image."""
         config = await config_of(detector)
         area = _around(x, y, n, config.image_shape)
-        picture = await still(config, image, "pixels", area)
+        picture = await still(config, source, image, "pixels", area)
         values = np.frombuffer(picture.payload, config.dtype).reshape(picture.header["size"])
         listed = [[value if math.isfinite(value) else None for value in row] for row in values.tolist()]
         return PixelValues(image=image, x=area.x, y=area.y, values=listed)
 
     @routes.get("/live/image", responses=_STATUSES, response_class=Response)
-    async def preview(image: Image, detector: str | None = None) -> Response:
+    async def preview(image: Image, detector: str | None = None, source: Source = "image") -> Response:
         """Return an image again, in the format of the WebSocket."""
-        picture = await still(await config_of(detector), image, "preview")
+        picture = await still(await config_of(detector), source, image, "preview")
         header = picture.header | {"skipped": 0, "regions": []}
         return Response(frame(header, picture.payload), media_type="application/octet-stream")
 
     @routes.get("/live/image.tiff", responses=_STATUSES | described(429), response_class=Response)
-    async def tiff(request: Request, image: Image, detector: str | None = None) -> Response:
+    async def tiff(
+        request: Request, image: Image, detector: str | None = None, source: Source = "image"
+    ) -> Response:
         """Return the full image as a TIFF file; once a second for each address."""
         _limit(tiff_times, request.client.host if request.client else "")
         config = await config_of(detector)
-        picture = await still(config, image, "pixels")
+        picture = await still(config, source, image, "pixels")
         pixels = np.frombuffer(picture.payload, config.dtype).reshape(config.image_shape)
         content = await call(lambda: _tiff(pixels, f"{config.detector_name} image {image}"))
         name = f"{config.detector_name}-{image}.tiff"
