@@ -95,6 +95,7 @@ LOOPS: dict[str, list[object]] = {
     "std_bsread_recv": ["tcp://127.0.0.1:9"],
     "std_data_compress_blosc2": ["-t", 1],
     "std_data_sync_module": [],
+    "std_delay_filter": [],
     "std_det_driver": ["--port", 0],
     "std_det_meta_writer_pco": [],
     "std_det_writer": [0],

@@ -17,6 +17,7 @@ DAEMONS: dict[str, list[str]] = {
     "std_buffer_writer": ["--root_dir", ".", "--db_address", "tcp://127.0.0.1:9"],
     "std_data_compress_blosc2": ["-t", "1"],
     "std_data_compress_h5bitshuffle_lz4": ["-t", "1"],
+    "std_delay_filter": [],
     "std_det_driver": ["--port", "0"],
     "std_det_meta_writer_eg": [],
     "std_det_meta_writer_gf": [],

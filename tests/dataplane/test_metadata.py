@@ -167,6 +167,7 @@ def test_malformed_message_parses_to_none(message: bytes) -> None:
     [
         ("image", "image", 0),
         ("filter", "image", 0),
+        ("delay-filter", "image", 0),
         ("delay", "image", 0),
         ("h5bitshuffle-lz4", "h5bitshuffle-lz4", 1),
         ("blosc2", "blosc2", 2),

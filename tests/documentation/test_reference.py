@@ -20,7 +20,7 @@ from stddaq.forwarding import metadata_stream, metadata_sync, stream_sync
 from stddaq.forwarding import receiver as stream_receiver
 from stddaq.forwarding import sender as stream_sender
 from stddaq.preview import service as preview_service
-from stddaq.processing import compressors, gf_filter
+from stddaq.processing import compressors, delay_filter, gf_filter
 from stddaq.sources import replay
 from stddaq.sources.bsread import camera_server as simulate_pco
 from stddaq.sources.bsread import receiver as bsread_receiver
@@ -53,6 +53,7 @@ SERVICES: dict[str, Main] = {
     "std_buffer_reader": buffer_reader.main,
     "std_buffer_driver": buffer_driver.main,
     "std_gf_filter": gf_filter.main,
+    "std_delay_filter": delay_filter.main,
     "std_preview": preview_service.main,
     "std_data_convert_gf": converter.main_gf,
     "std_data_convert_jf": converter.main_jf,

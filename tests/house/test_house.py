@@ -85,6 +85,7 @@ SERVICES = {
         "-n, --no_filter",
         "detector_json_filename",
     ),
+    "std_delay_filter": ("-s SUFFIX, --source_suffix SUFFIX", "detector_json_filename"),
     "std_preview": ("-s SUFFIX, --source_suffix SUFFIX", "--hz HZ", "detector_json_filename"),
     "std_udp_recv_eg": ("detector_json_filename", "module_id"),
     "std_udp_recv_gf": ("detector_json_filename", "module_id"),

@@ -110,6 +110,7 @@ _ALL = (
     Program(MODULE_SYNC, _MODULES | {"module_sync_queue_size"}, on_request=False),
     *(Program(name, _LOGS | _IMAGES | _PAIRS, on_request=False, may_finish=True) for name in FORWARDERS),
     Program("std_gf_filter", _LOGS | _IMAGES),
+    Program("std_delay_filter", _LOGS | _IMAGES | {"delay_filter_timeout"}),
     Program("std_data_compress_h5bitshuffle_lz4", _LOGS | _IMAGES),
     Program("std_data_compress_blosc2", _LOGS | _IMAGES),
     Program("std_live_stream", _LOGS | _IMAGES, frozenset({"live_stream_configs"}), records=False),

@@ -22,7 +22,7 @@ ID_MISSMATCH = pb.id_missmatch
 # Compression of the images in a ring buffer, by its suffix. Others are not compressed.
 COMPRESSION_OF_SUFFIX = {"h5bitshuffle-lz4": pb.h5bitshuffle_lz4, "blosc2": pb.blosc2}
 # Metadata streams whose images are in the ring buffer of another suffix.
-RING_OF_STREAM = {"filter": "image", "delay": "image"}
+RING_OF_STREAM = {"filter": "image", "delay-filter": "image", "delay": "image"}
 
 # 2001 in ns since 1970. Earlier timestamps come from a GigaFRoST whose clock is not set.
 _EARLIEST_NS = 10**18

@@ -18,14 +18,14 @@ DELIVERY_TIMEOUT_MS = 1000
 
 
 class MetadataPublisher(Closing):
-    """Publishes the metadata stream of one suffix; a context manager.
+    """Publishes the metadata stream of one suffix, or of several that are the same; a context manager.
 
     Attributes:
         socket: XPUB socket; becomes readable when the subscriptions change.
-        endpoint: where it is bound.
+        endpoint: where it is bound; that of the first suffix.
     """
 
-    def __init__(self, config: DetectorConfig, suffix: str) -> None:
+    def __init__(self, config: DetectorConfig, suffix: str, *same: str) -> None:
         """Bind the stream. Raises `EndpointError` when another service publishes there."""
         self.endpoint = metadata_stream(config.detector_name, suffix)
         self._n_subscribers = 0
@@ -33,9 +33,13 @@ class MetadataPublisher(Closing):
         # To subscribers an XPUB is a PUB; it also receives the subscriptions.
         self.socket = open_socket(self._context, zmq.XPUB)
         self.socket.setsockopt(zmq.XPUB_VERBOSER, 1)
+        self._bindings = list[Binding]()
         try:
-            self._binding = Binding(self.socket, self.endpoint)
+            for name in (suffix, *same):
+                self._bindings.append(Binding(self.socket, metadata_stream(config.detector_name, name)))
         except BaseException:
+            for binding in self._bindings:
+                binding.close()
             self._context.destroy()
             raise
 
@@ -45,7 +49,8 @@ class MetadataPublisher(Closing):
         Images published from now on are sent to all of them. Call it at least once a second: it also binds
         the stream again if its socket file was removed.
         """
-        self._binding.check()
+        for binding in self._bindings:
+            binding.check()
         self._n_subscribers += new_subscriptions(self.socket)
         return self._n_subscribers
 
@@ -65,5 +70,6 @@ class MetadataPublisher(Closing):
     def close(self) -> None:
         """Deliver announcements on their way, for up to a second, and release the socket."""
         self.socket.linger = DELIVERY_TIMEOUT_MS
-        self._binding.close()
+        for binding in self._bindings:
+            binding.close()
         self._context.term()

@@ -34,6 +34,7 @@ _OUTPUTS = {
     "std_data_compress_h5bitshuffle_lz4": "h5bitshuffle-lz4",
     "std_data_compress_blosc2": "blosc2",
     "std_gf_filter": "filter",
+    "std_delay_filter": "delay-filter",
 }
 _LIVE_STREAM = "std_live_stream"
 _REST = "stddaq-rest"
