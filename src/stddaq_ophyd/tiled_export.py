@@ -25,6 +25,7 @@ from tiled.utils import path_from_uri
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.opening import open_file
+from stddaq.files.virtual import source_files
 from stddaq.text import mismatch
 from stddaq_ophyd.core.documents import MIMETYPE
 
@@ -59,7 +60,7 @@ def _sources(path: Path, dataset: str) -> list[str]:
         images = opened.file.get(dataset)
         if not isinstance(images, h5py.Dataset) or not images.is_virtual:
             return []
-        return sorted({source.file_name.replace("%%", "%") for source in images.virtual_sources()})
+        return sorted(source_files(images))
 
 
 class RefusingConsolidator(ConsolidatorBase):

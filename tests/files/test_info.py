@@ -15,6 +15,7 @@ from support.data.raw_files import RunSpec, bitshuffle, dataset, stream, write_r
 from stddaq.errors import FileLayoutError
 from stddaq.files.info import describe
 from stddaq.files.master_file import create_master_file
+from stddaq.files.opening import isolated
 
 
 def text(path: Path) -> str:
@@ -102,7 +103,8 @@ def test_broken_files_are_described_or_refused(tmp_path: Path) -> None:
 def is_refused(path: Path) -> bool:
     """Return whether the file is refused, which must be by one line that names it."""
     try:
-        assert describe(path).lines()
+        # As the command does: HDF5 itself crashes over some of these files.
+        assert isolated(lambda: describe(path).lines(), path)
     except FileLayoutError as error:
         message = str(error)
     else:

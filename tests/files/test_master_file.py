@@ -163,9 +163,10 @@ def test_stretches_are_equal_to_their_values(values: list[int]) -> None:
 @pytest.mark.parametrize("n_writers", [1, 2, 7, 12])
 @pytest.mark.parametrize("division", ["image_id", "arrival"])
 @pytest.mark.parametrize("n_images", [1000, 1003])
-def test_mappings_grow_with_gaps_and_not_with_images(
-    tmp_path: Path, n_writers: int, division: str, n_images: int
+def test_mappings_of_more_images_grow_with_gaps_only(
+    tmp_path: Path, n_writers: int, division: str, n_images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("stddaq.files.virtual.MAX_SINGLE_IMAGES", 900)
     spec = RunSpec(n_writers=n_writers, division=division)
     raw = write_run(tmp_path, stream(range(n_images)), spec)
     assert create_master_file(tmp_path / "whole.h5", raw).n_mappings == n_writers
@@ -174,6 +175,18 @@ def test_mappings_grow_with_gaps_and_not_with_images(
     summary = create_master_file(tmp_path / "gaps.h5", raw)
     assert summary.n_gaps == 2
     assert summary.n_mappings <= (n_writers * 4 if division == "image_id" else n_writers)
+
+
+@pytest.mark.parametrize("n_writers", [1, 2, 7])
+def test_few_images_have_a_mapping_each(tmp_path: Path, n_writers: int) -> None:
+    """HDF5 copies a block of images over a mapping of every N-th image element by element."""
+    ids = [i for i in range(900) if i % 100]
+    spec = RunSpec(n_writers=n_writers)
+    raw = write_run(tmp_path, stream(ids), spec)
+    made = create_master_file(tmp_path / "m.h5", raw)
+    # The nine ranges of ids are neighbours in a single file.
+    assert made.n_mappings == (1 if n_writers == 1 else len(ids))
+    assert_shows(tmp_path / "m.h5", stream(ids), spec)
 
 
 @pytest.mark.parametrize("division", ["image_id", "arrival"])

@@ -12,7 +12,7 @@ from support.data.raw_files import RunSpec, bitshuffle, pixels, stream, write_ru
 from stddaq.errors import FileLayoutError
 from stddaq.files.aggregate import aggregate_run
 from stddaq.files.growing_run import of_closed_run
-from stddaq.files.nexus import DATA
+from stddaq.files.nexus import DATA, IMAGE_METADATA
 from stddaq.files.published_images import PublishedImagesFile
 from stddaq.files.run import read_run
 from stddaq.files.sources import ImagesMissingError
@@ -42,7 +42,11 @@ def test_all_parts_of_a_master_file_are_read(tmp_path: Path, n_writers: int, com
         master.read(100, 104)
 
 
-def test_mappings_of_many_stretches_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_image", [True, False])
+def test_mappings_of_many_stretches_are_read(
+    tmp_path: Path, by_image: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stddaq.files.virtual.MAX_SINGLE_IMAGES", 2000 if by_image else 1999)
     ids = np.sort(np.random.default_rng(3).choice(4000, 2000, replace=False)).tolist()
     images = stream(ids)
     raw = write_run(tmp_path, images)
@@ -50,7 +54,10 @@ def test_mappings_of_many_stretches_are_read(tmp_path: Path) -> None:
     with h5py.File(path) as file:
         mapped = file[DATA]
         assert isinstance(mapped, h5py.Dataset)
-        assert len(mapped.virtual_sources()) < MAX_SINGLE_STRETCHES
+        rows = file[IMAGE_METADATA]
+        assert isinstance(rows, h5py.Dataset)
+        assert len(rows.virtual_sources()) < MAX_SINGLE_STRETCHES
+        assert len(mapped.virtual_sources()) == (2000 if by_image else len(rows.virtual_sources()))
     master = VirtualImages(path, DATA)
     for start, stop in [(0, 2000), (700, 900), (1999, 2000)]:
         np.testing.assert_array_equal(master.read(start, stop), pixels(images)[start:stop])

@@ -26,6 +26,7 @@ from stddaq.files.opening import Opened, examine
 from stddaq.files.raw_rows import ImageRows, metadata_file_of, metadata_group, raw_file_of, raw_group
 from stddaq.files.repair import being_written
 from stddaq.files.sources import check_sources
+from stddaq.files.virtual import mappings_of
 from stddaq.text import bytes_text, command_line, mismatch
 from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
 
@@ -256,7 +257,7 @@ def _application(path: Path, opened: Opened, images: h5py.Dataset) -> FileInfo:
         raise FileLayoutError(mismatch(f"{path}: {images.name}", expected, f"shape {_shape(images.shape)}"))
     sources = sources_of_master(path, images)
     missing = tuple(source for source in sources if not source.exists())
-    n_pixels = sum(source.vspace.get_select_npoints() for source in images.virtual_sources())
+    n_pixels = sum(mapping.places.get_select_npoints() for mapping in mappings_of(images))
     return FileInfo(
         path,
         "NXmx" if "entry/definition" in file else "application",

@@ -32,7 +32,13 @@ from stddaq.files.nexus_account import write_account
 from stddaq.files.opening import relative_name
 from stddaq.files.run import RecordedRun, read_run
 from stddaq.files.sources import mark_with_run_ids
-from stddaq.files.virtual import MappedRows, create_virtual_dataset, n_mappings, stretches
+from stddaq.files.virtual import (
+    MappedRows,
+    create_virtual_dataset,
+    mapped_by_image,
+    n_mappings,
+    stretches,
+)
 from stddaq.new_file import replacing
 from stddaq.open_directory import OutsideRootsError
 from stddaq.text import mismatch
@@ -44,7 +50,7 @@ class MasterFile:
 
     Attributes:
         image_shape: (height, width) in pixels.
-        n_mappings: of the images; grows with the gaps, not with the images.
+        n_mappings: of the images: one for each of some thousand; of more, grows with the gaps.
         n_gaps: ranges of image ids that are skipped.
         n_epochs: stretches of increasing ids, of which restarts and late ids make several.
         image_division: "image_id", "arrival", or None when the raw files do not say.
@@ -153,9 +159,9 @@ def _write_data(entry: h5py.Group, run: RecordedRun, directory: Path) -> int:
         for raw, positions in zip(run.raw_files, run.order.positions, strict=True)
     ]
     n_images = run.order.n_images
-    images_mapped = [
-        MappedRows(name, f"/{raw.detector_name}/data", raw.n_stored, found) for raw, name, found in sources
-    ]
+    images_mapped = mapped_by_image(
+        [MappedRows(name, f"/{raw.detector_name}/data", raw.n_stored, found) for raw, name, found in sources]
+    )
     images = h5py.Dataset(
         create_virtual_dataset(
             data.id,

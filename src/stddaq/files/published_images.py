@@ -25,7 +25,13 @@ from stddaq.files.nexus import DATA, IMAGE_METADATA, PUBLISHED_IDS, lost_pixel, 
 from stddaq.files.opening import damage_named, open_file, relative_name
 from stddaq.files.raw_rows import RawDatasets
 from stddaq.files.sources import mark_with_run_ids
-from stddaq.files.virtual import MappedRows, Stretch, create_virtual_dataset, stretches
+from stddaq.files.virtual import (
+    MappedRows,
+    Stretch,
+    create_virtual_dataset,
+    mapped_by_image,
+    stretches,
+)
 from stddaq.new_file import replacing
 
 NAME = "Published"
@@ -94,8 +100,8 @@ class PublishedImagesFile:
     def write(self, *, live: bool) -> None:
         """Write the file, read an image of each new raw file through it, and rename it into place.
 
-        `live`: raw files may be growing and the file will be written again, so what only viewers need is left
-        out. Raises `FileLayoutError`.
+        `live`: raw files may be growing and the file will be written again, so what only viewers need, and
+        mappings with which blocks of images are read fast, are left out. Raises `FileLayoutError`.
         """
         prepared, self._prepared = self._prepared, None
         stretches = self._stretches()
@@ -106,7 +112,7 @@ class PublishedImagesFile:
                         file.write(prepared.content)
                 else:
                     with _created(bytes(temporary.opened), _ON_DISK) as file:
-                        self._fill(file, stretches, self.n_images)
+                        self._fill(file, stretches, self.n_images, by_image=not live)
                         if not live:
                             self._describe(h5py.Group(h5g.open(file, b"/")))
                 self._verify(temporary.opened, live)
@@ -163,12 +169,16 @@ class PublishedImagesFile:
         self._mapped[file.path] = mapped = _Mapped(file, name)
         return mapped
 
-    def _fill(self, file: h5f.FileID, stretches: _Stretches, n_images: int) -> None:
+    def _fill(
+        self, file: h5f.FileID, stretches: _Stretches, n_images: int, *, by_image: bool = False
+    ) -> None:
         raw = next(iter(self._mapped.values())).file
         entry = h5g.create(file, b"entry")
         data = h5g.create(entry, b"data")
         shape = (n_images, *raw.image_shape)
         images, rows = (self._sources(name, stretches) for name in ("data", "metadata"))
+        if by_image:
+            images = mapped_by_image(images)
         create_virtual_dataset(data, "data", shape, raw.dtype, images, fill=lost_pixel(raw.dtype))
         # HDF5 shows status 0 (undefined) for a raw file that is lost later.
         create_virtual_dataset(data, "metadata", shape[:1], raw.row_dtype, rows)

@@ -19,6 +19,7 @@ from stddaq.errors import FileLayoutError
 from stddaq.files.nexus import DATA, ENTRY, IMAGE_ID, IMAGE_METADATA, PUBLISHED_IDS
 from stddaq.files.opening import damage_named, open_file
 from stddaq.files.raw_rows import Origin
+from stddaq.files.virtual import mappings_of
 from stddaq.text import mismatch, shown
 
 # Attribute of /entry.
@@ -98,13 +99,13 @@ def check_sources(path: Path, dataset: h5py.Dataset, start: int = 0, stop: int |
 def _check_each(path: Path, dataset: h5py.Dataset, start: int, stop: int) -> None:
     run_ids = run_ids_of(dataset.file)
     n_rows: dict[tuple[str, str], int] = {}
-    for source in dataset.virtual_sources():
-        (first, *_), (last, *_) = source.vspace.get_select_bounds()
-        if first < stop and last >= start and source.file_name != ".":
-            key = source.file_name, source.dset_name
-            n_rows[key] = max(n_rows.get(key, 0), source.src_space.get_select_bounds()[1][0] + 1)
+    for mapping in mappings_of(dataset):
+        (first, *_), (last, *_) = mapping.places.get_select_bounds()
+        if first < stop and last >= start and mapping.file != ".":
+            key = mapping.file, mapping.dataset
+            n_rows[key] = max(n_rows.get(key, 0), mapping.rows.get_select_bounds()[1][0] + 1)
     for (name, member), n in n_rows.items():
-        raw = path.parent / name.replace("%%", "%")
+        raw = path.parent / name
         with open_source(raw, member, n) as rows:
             check_run_id(raw, Origin.of(rows.parent.attrs).run_id, run_ids, path)
 

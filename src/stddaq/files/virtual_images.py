@@ -19,6 +19,7 @@ from stddaq.files.opening import damage_named, open_file
 from stddaq.files.raw_pixels import RawPixels, read_images
 from stddaq.files.raw_rows import read_raw_file
 from stddaq.files.sources import ImagesMissingError, check_sources
+from stddaq.files.virtual import mappings_of
 from stddaq.text import mismatch
 
 # HDF5 copies so much as fast as raw files are opened.
@@ -55,6 +56,10 @@ class VirtualImages:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return images `start` to `stop` (not included). Raises `FileLayoutError`."""
+        if stop <= start:
+            # HDF5 2.0 refuses to read nothing from more than 50 mappings.
+            (_, *shape), dtype = self.check(start, start)
+            return np.empty((0, *shape), dtype)
         # HDF5 shows unclosed raw files only through a file that is opened like them.
         with open_file(self._path, allow_unclosed=True, as_growing=True) as opened:
             images = self._checked(opened.file, start, stop)
@@ -103,20 +108,19 @@ def _is_slow(images: h5py.Dataset, n: int) -> bool:
 def _parts(path: Path, images: h5py.Dataset, start: int, stop: int) -> list[_Part] | None:
     """Return where images `start` to `stop` are stored; None if another kind of file is shown."""
     found: list[_Part] = []
-    for source in images.virtual_sources():
-        (first, *_), (last, *_) = source.vspace.get_select_bounds()
+    for mapping in mappings_of(images):
+        (first, *_), (last, *_) = mapping.places.get_select_bounds()
         if first >= stop or last < start:
             continue
-        if source.file_name == ".":
+        if mapping.file == ".":
             return None
-        places, rows = _first_indices(source.vspace), _first_indices(source.src_space)
+        places, rows = _first_indices(mapping.places), _first_indices(mapping.rows)
         if len(places) != len(rows):
             return None
         inside = (places >= start) & (places < stop)
         if not inside.any():
             continue
-        raw = path.parent / source.file_name.replace("%%", "%")
-        found.append(_Part(raw, source.dset_name, rows[inside], places[inside] - start))
+        found.append(_Part(path.parent / mapping.file, mapping.dataset, rows[inside], places[inside] - start))
     return found
 
 

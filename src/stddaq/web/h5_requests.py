@@ -272,7 +272,8 @@ def _check_sources(roots: Roots, path: Path, dataset: h5py.Dataset, level: int =
         raise PathForbiddenError(mismatch(where, "values in the file itself", "external storage"))
     if not dataset.is_virtual:
         return
-    for name in sorted({source.file_name for source in dataset.virtual_sources()}):
+    creation = dataset.id.get_create_plist()
+    for name in sorted({creation.get_virtual_filename(i) for i in range(creation.get_virtual_count())}):
         if name == ".":
             continue
         source = _check_reference(roots, path, name)
