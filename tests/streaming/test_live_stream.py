@@ -236,6 +236,27 @@ def test_setting_is_changed_while_running_and_no_subscriber_is_lost(
     assert sum(" subscribed" in line for line in stream.process.stdout) == 1
 
 
+def test_scan_index_is_changed_while_running(deployment: Deployment, publisher: ImagePublisher) -> None:
+    """RECASTX takes images by it, and sorts them by `frame`."""
+    setting = FORWARD | {"header": ["image_attributes"], "frame": "since_scan", "scan_index": 0}
+    stream = started(deployment, publisher, setting=setting)
+    with subscribed(stream) as subscriber:
+
+        def next_image(image_id: int) -> tuple[int, int, int]:
+            publish(publisher, deployment, range(image_id, image_id + 1))
+            header = json.loads(subscriber.receive()[0])
+            attributes = header["image_attributes"]
+            return header["frame"], attributes["scan_index"], attributes["image_number"]
+
+        assert [next_image(10), next_image(12)] == [(0, 0, 10), (2, 0, 12)]
+        deployment.write_config(live_stream_configs={stream.address: setting | {"scan_index": 2}})
+        stream.process.wait_for_line(r"\[event\] setting changed to forward .*frame=\"since_scan\"")
+        assert [next_image(20), next_image(21)] == [(0, 2, 20), (1, 2, 21)]
+        deployment.write_config(live_stream_configs={stream.address: setting | {"channel": "X"}})
+        stream.process.wait_for_line("channel: expected a stream of type bsread, got array-1.0")
+        assert next_image(22) == (2, 2, 22)
+
+
 def test_bad_change_is_reported_once_and_the_current_setting_stays(
     deployment: Deployment, publisher: ImagePublisher
 ) -> None:
@@ -295,7 +316,7 @@ def test_other_peers_do_not_disturb_viewers(deployment: Deployment, publisher: I
     with subscribed(stream) as subscriber, socket.create_connection((host, port)) as silent:
         with socket.create_connection((host, port)) as browser:
             browser.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            stream.process.wait_for_line("is not a ZMTP subscriber: first byte: expected 0xff .*, got 0x47")
+            stream.process.wait_for_line("is not a ZMTP peer of PUB: first byte: expected 0xff .*, got 0x47")
         with socket.create_connection((host, port)) as probe:
             probe_port = probe.getsockname()[1]
         with zmq.Context() as context, context.socket(zmq.PULL) as pull:

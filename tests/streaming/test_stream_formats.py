@@ -16,6 +16,7 @@ from support.peers import c_blosc2
 from support.peers.cpp_services import CppSource
 from support.processes.deployment import Deployment, wait_until
 from support.processes.live_streams import (
+    FORWARD,
     FakeStage,
     Subscriber,
     start_live_stream,
@@ -30,7 +31,7 @@ from stddaq.dataplane.metadata import COMPRESSION_OF_SUFFIX
 from stddaq.wire import array10
 from stddaq.wire.compression import compress_bitshuffle_lz4
 
-MakeSource = Callable[[str], Callable[[], Any]]
+MakeSource = Callable[..., Callable[[], Any]]
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:bsread")
@@ -41,9 +42,9 @@ def bsread_source() -> Iterator[MakeSource]:
     """Return a function that makes psi-bsread's client for an address; calling it returns a message."""
     made: list[Source] = []
 
-    def make(address: str) -> Callable[[], Any]:
+    def make(address: str, mode: int = zmq.SUB) -> Callable[[], Any]:
         host, _, port = address.removeprefix("tcp://").rpartition(":")
-        source = Source(host=host, port=int(port), mode=zmq.SUB, receive_timeout=10_000)
+        source = Source(host=host, port=int(port), mode=mode, receive_timeout=10_000)
         made.append(source)
         source.connect()
 
@@ -90,6 +91,24 @@ def test_psi_bsread_decodes_the_stream(
                 assert message.global_timestamp == 1_700_000_000
             else:
                 assert began - 1 <= value.timestamp <= time.time()
+
+
+def test_psi_bsread_pulls_the_channel_that_the_setting_names(
+    deployment: Deployment, publisher: ImagePublisher, bsread_source: MakeSource
+) -> None:
+    """cam_server looks for `<device>:FPICTURE`; receivers that pull need a socket that pushes."""
+    setting = FORWARD | {"socket": "push", "channel": "GF2:FPICTURE"}
+    stream = started(deployment, publisher, "-t", "bsread", setting=setting)
+    source = bsread_source(stream.address, zmq.PULL)
+    stream.process.wait_for_line(" connected")
+    for image_id in (7, 9):
+        publisher.publish(image_id, streamed_pixels(deployment, image_id))
+        message = source()
+        assert message.pulse_id == image_id
+        assert list(message.data) == ["GF2:FPICTURE"]
+        np.testing.assert_array_equal(
+            message.data["GF2:FPICTURE"].value, streamed_pixels(deployment, image_id)
+        )
 
 
 def test_compressed_image_is_sent_as_bsread_byte_for_byte(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from itertools import count
 
 import pytest
 import zmq
@@ -13,6 +14,7 @@ from support.processes.live_streams import Subscriber
 from stddaq.streaming import viewer_queue, viewers
 from stddaq.streaming.viewer_queue import ImageBuffers
 from stddaq.streaming.viewers import Viewers
+from stddaq.wire.zmtp import PUSH
 
 SIZE = 100_000
 
@@ -144,6 +146,88 @@ def test_connection_without_handshake_is_closed_after_the_timeout(
         publisher.close_silent()
         assert silent.poll(20000)
         assert silent.recv_multipart()[1] == b""
+
+
+@pytest.fixture
+def pushing() -> Iterator[Viewers]:
+    publisher = Viewers("tcp://127.0.0.1:0", ImageBuffers(SIZE), PUSH)
+    yield publisher
+    publisher.close()
+
+
+@pytest.fixture
+def pullers() -> Iterator[Callable[[str], zmq.Socket[bytes]]]:
+    """Return a function that connects PULL sockets."""
+    connected: list[zmq.Socket[bytes]] = []
+    with zmq.Context() as context:
+
+        def connect(endpoint: str) -> zmq.Socket[bytes]:
+            puller = context.socket(zmq.PULL)
+            connected.append(puller)
+            puller.linger, puller.rcvhwm, puller.rcvtimeo = 0, 1, 20_000
+            puller.connect(endpoint)
+            return puller
+
+        yield connect
+        for puller in connected:
+            puller.close()
+
+
+def test_pushed_messages_are_dealt_to_the_pullers_in_turn(
+    pushing: Viewers, pullers: Callable[[str], zmq.Socket[bytes]]
+) -> None:
+    connected = [pullers(pushing.endpoint) for _ in range(3)]
+    until(pushing, lambda: pushing.n_subscribed == 3)
+    for number in range(9):
+        assert pushing.send([b"%d" % number, b"x"])
+    found = [[puller.recv_multipart()[0] for _ in range(3)] for puller in connected]
+    assert sorted(found) == [[b"0", b"3", b"6"], [b"1", b"4", b"7"], [b"2", b"5", b"8"]]
+    assert pushing.n_dropped == 0
+
+
+def test_images_go_to_other_pullers_while_one_does_not_read(
+    pushing: Viewers, pullers: Callable[[str], zmq.Socket[bytes]]
+) -> None:
+    stopped = pullers(pushing.endpoint)
+    until(pushing, lambda: pushing.n_subscribed == 1)
+    image, ids = bytes(10**7), count()
+    sent: list[int] = []
+
+    def send() -> bool:
+        number = next(ids)
+        if pushing.send([b"%d" % number, image]):
+            sent.append(number)
+        return number in sent
+
+    while send():
+        assert len(sent) < 100
+    assert pushing.n_dropped == 1
+    good = pullers(pushing.endpoint)
+    until(pushing, lambda: pushing.n_subscribed == 2)
+    until(pushing, lambda: send() and good.poll(0))
+    received: list[int] = []
+
+    def has_all() -> bool:
+        for puller in (good, stopped):
+            while puller.poll(0):
+                received.append(int(puller.recv_multipart()[0]))
+        return sorted(received) == sent
+
+    until(pushing, has_all)
+    assert pushing.n_dropped == next(ids) - len(sent)
+
+
+def test_changed_kind_of_socket_disconnects_the_viewers_of_the_other(
+    publisher: Viewers, pullers: Callable[[str], zmq.Socket[bytes]]
+) -> None:
+    with Subscriber(publisher.endpoint):
+        until(publisher, lambda: publisher.n_subscribed == 1)
+        publisher.use(PUSH)
+        assert publisher.n_subscribed == 0
+        puller = pullers(publisher.endpoint)
+        until(publisher, lambda: publisher.n_subscribed == 1)
+        assert publisher.send([b"x"])
+        assert puller.recv_multipart() == [b"x"]
 
 
 def test_buffer_is_reused_only_after_every_viewer_has_received_it() -> None:

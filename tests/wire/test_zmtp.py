@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stddaq.wire.zmtp import MAX_FRAME_BYTES, MAX_TOPICS, PublisherSession, ZmtpError, frames
+from stddaq.wire.zmtp import (
+    MAX_FRAME_BYTES,
+    MAX_TOPICS,
+    PUB,
+    PUSH,
+    PublisherSession,
+    SocketKind,
+    ZmtpError,
+    frames,
+)
 
 SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
 GREETING_3 = SIGNATURE + b"\3\0" + b"NULL".ljust(20, b"\0") + bytes(32)
@@ -47,6 +56,30 @@ def test_bytes_may_arrive_in_any_pieces(cuts: list[int]) -> None:
         session.receive(received[begin:end])
         begin = max(begin, end)
     assert session.topics == {b"ab": 1, b"": 1}
+
+
+def test_push_socket_sends_everything_to_a_puller_and_ignores_subscriptions() -> None:
+    session = PublisherSession(PUSH)
+    sent = session.opening() + session.receive(GREETING_3)
+    assert sent[64:] == command(b"\x05READY\x0bSocket-Type\0\0\0\x04PUSH")
+    session.receive(command(READY.replace(b"\x03SUB", b"\x04PULL")))
+    assert session.wants(b"anything")
+    session.receive(b"\0\1\0")
+    assert session.topics == {b"": 1}
+    # Version 2: the type of the socket, and an empty identity.
+    old = PublisherSession(PUSH)
+    assert old.receive(SIGNATURE + b"\1" + b"\7" + b"\0\0") == b"\x08\0\0"
+    assert old.wants(b"anything")
+
+
+@pytest.mark.parametrize(("kind", "name", "number"), [(PUSH, b"\x03SUB", 2), (PUB, b"\x04PULL", 7)])
+def test_peer_of_the_other_kind_of_socket_is_refused(kind: SocketKind, name: bytes, number: int) -> None:
+    session = PublisherSession(kind)
+    session.receive(GREETING_3)
+    with pytest.raises(ZmtpError, match="socket type: expected"):
+        session.receive(command(READY.replace(b"\x03SUB", name)))
+    with pytest.raises(ZmtpError, match="socket type: expected"):
+        PublisherSession(kind).receive(SIGNATURE + b"\1" + bytes([number, 0, 0]))
 
 
 def test_subscriber_of_version_2_is_answered_in_version_2() -> None:

@@ -13,8 +13,12 @@ from typing import Literal, Protocol
 import numpy as np
 
 from stddaq.config import DetectorConfig
+from stddaq.config.live_streams import LiveStreamSetting
 from stddaq.dataplane.metadata import ImageMetadata, is_good, taken_ns
+from stddaq.errors import ConfigError
+from stddaq.streaming.header_keys import HeaderKeys
 from stddaq.streaming.viewer_queue import ImageBuffers
+from stddaq.text import mismatch
 from stddaq.wire.array10 import HeaderMaker
 from stddaq.wire.bsread import Channel, MessageEncoder
 from stddaq.wire.compressed_image import decompress_image_into
@@ -26,6 +30,10 @@ StreamType = Literal["array-1.0", "bsread"]
 
 class Encoder(Protocol):
     """Makes the messages of one live stream."""
+
+    def use(self, setting: LiveStreamSetting) -> None:
+        """Make messages by this setting from now on. Raise `ConfigError` if this type cannot."""
+        ...
 
     def take(self, metadata: ImageMetadata, slot: memoryview) -> memoryview:
         """Copy or compress the content of a slot (uint8), whatever it is."""
@@ -50,8 +58,18 @@ class Array10Encoder(Encoder):
     def __init__(self, config: DetectorConfig, pool: ImageBuffers) -> None:
         self._headers = HeaderMaker(config.image_shape, config.dtype)
         self._config, self._pool = config, pool
+        self._setting = LiveStreamSetting(type="forward")
+        self._keys = HeaderKeys(config, self._setting, None)
+
+    def use(self, setting: LiveStreamSetting) -> None:
+        if setting.channel is not None:
+            raise ConfigError(mismatch("channel", "a stream of type bsread", "array-1.0"))
+        is_same_scan = setting.scan_index == self._setting.scan_index
+        self._keys = HeaderKeys(self._config, setting, self._keys.first_id if is_same_scan else None)
+        self._setting = setting
 
     def take(self, metadata: ImageMetadata, slot: memoryview) -> memoryview:
+        self._keys.begin(metadata.image_id)
         if metadata.compression:
             return memoryview(bytes(slot[: metadata.size]))
         taken = self._pool.take()
@@ -60,7 +78,11 @@ class Array10Encoder(Encoder):
 
     def parts(self, metadata: ImageMetadata, taken: memoryview) -> tuple[Sequence[Buffer], memoryview | None]:
         image = self._decoded(metadata, taken) if metadata.compression else taken
-        return (self._headers.header(metadata.image_id, status_name(metadata)), image), image
+        keys = self._keys
+        header = self._headers.header(
+            keys.frame(metadata.image_id), status_name(metadata), keys.text(metadata)
+        )
+        return (header, image), image
 
     def _decoded(self, metadata: ImageMetadata, taken: memoryview) -> memoryview:
         image = self._pool.take()
@@ -82,8 +104,14 @@ class BsreadEncoder(Encoder):
 
     def __init__(self, config: DetectorConfig) -> None:
         self._config = config
+        self._channel: str | None = None
         self._name = config.detector_name
         self._encoder = self._encoder_of(self._name)
+
+    def use(self, setting: LiveStreamSetting) -> None:
+        if setting.header or setting.frame != "image_id":
+            raise ConfigError(mismatch("header, frame", "a stream of type array-1.0", "bsread"))
+        self._channel = setting.channel
 
     def _encoder_of(self, name: str) -> MessageEncoder:
         shape, dtype = self._config.image_shape, self._config.dtype
@@ -99,7 +127,7 @@ class BsreadEncoder(Encoder):
             image = np.empty(self._config.image_shape, self._config.dtype)
             decompress_image_into(metadata.compression, taken, image)
             taken = compress_bitshuffle_lz4(image)
-        name = metadata.pco.bsread_name or self._config.detector_name
+        name = self._channel or metadata.pco.bsread_name or self._config.detector_name
         if name != self._name:
             self._name, self._encoder = name, self._encoder_of(name)
         parts = self._encoder.message(metadata.image_id, *timestamp_of(metadata), [taken])

@@ -23,7 +23,7 @@ from stddaq.dataplane.taken_images import TakenImages
 from stddaq.errors import ConfigError
 from stddaq.streaming.encoders import Encoder
 from stddaq.streaming.schedule import schedule_of
-from stddaq.streaming.settings import FollowedSetting
+from stddaq.streaming.settings import FollowedSetting, socket_kind
 from stddaq.streaming.viewers import Viewers
 from stddaq.wire.compression import CompressionError
 
@@ -62,12 +62,13 @@ class LiveStream:
         type_name: str,
         registry: Registry,
     ) -> None:
-        """Attach to the ring buffer and subscribe. Raise `EndpointError` and `GeometryError`.
+        """Attach to the ring buffer and subscribe. Raise `ConfigError`, `EndpointError`, `GeometryError`.
 
         `type_name`: the type of the stream in the statistics. The counters are added to `registry`.
         """
         self._config, self._source, self._type_name = config, source, type_name
         self._encoder, self._viewers, self._setting = encoder, viewers, setting
+        self._encoder.use(setting.current)
         self._schedule = schedule_of(setting.current)
         self._subscriber = ImageSubscriber(config, source.metadata, source.image)
         self._reader = self._subscriber.reader
@@ -143,8 +144,9 @@ class LiveStream:
     def _look_around(self) -> None:
         """Do the less urgent work: a changed setting, silent connections, a removed ring."""
         try:
-            if self._setting.poll():
+            if self._setting.poll(self._encoder.use):
                 self._schedule = schedule_of(self._setting.current)
+                self._viewers.use(socket_kind(self._setting.current))
                 log.event("setting changed to %s", self._setting.current)
         except ConfigError as error:
             log.logger.error("the setting stays %s: %s", self._setting.current, error)

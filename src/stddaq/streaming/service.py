@@ -13,9 +13,10 @@ from stddaq.daemon import log
 from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import ArgumentParser, suffix
 from stddaq.daemon.metrics import Registry
+from stddaq.streaming.announcement import Announcement, announced_address, key_of
 from stddaq.streaming.encoders import StreamType, make_encoder
 from stddaq.streaming.live_stream import LiveSource, LiveStream
-from stddaq.streaming.settings import FollowedSetting, setting_at
+from stddaq.streaming.settings import FollowedSetting, setting_at, socket_kind
 from stddaq.streaming.viewer_queue import ImageBuffers
 from stddaq.streaming.viewers import Viewers
 
@@ -51,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="array-1.0",
         help="array-1.0 is uncompressed, bsread compressed (default array-1.0)",
     )
+    parser.add_argument(
+        "--announce",
+        metavar="URL",
+        help="write the address of the stream into this Redis, redis://HOST:PORT, where datahub and "
+        "cam_server look for it",
+    )
     return daemon.run(parser, _serve, argv)
 
 
@@ -63,10 +70,14 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
     pool = ImageBuffers(config.image_bytes)
     encoder = make_encoder(args.type, config, pool)
     with ExitStack() as stack:
-        viewers = Viewers(args.stream_address, pool)
+        viewers = Viewers(args.stream_address, pool, socket_kind(setting.current))
         stack.callback(viewers.close)
         registry = Registry(config.detector_name, NAME, str(viewers.port))
         stream = LiveStream(config, source, encoder, viewers, setting, TYPE_NAMES[args.type], registry)
         stack.callback(stream.close)
+        if args.announce is not None:
+            address = announced_address(viewers.endpoint)
+            announcement = Announcement(args.announce, key_of(config.detector_name, args.type), address)
+            stack.callback(announcement.close)
         log.ready("%s as %s at %s", setting.current, args.type, viewers.endpoint)
         stream.serve(stop)

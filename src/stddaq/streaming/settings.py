@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from stddaq.config import DetectorConfig
@@ -9,6 +10,7 @@ from stddaq.config.live_streams import LiveStreamSetting
 from stddaq.config.watch import ConfigWatch
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch, shown
+from stddaq.wire.zmtp import PUB, PUSH, SocketKind
 
 
 def setting_at(config: DetectorConfig, address: str, path: Path) -> LiveStreamSetting:
@@ -22,6 +24,11 @@ def setting_at(config: DetectorConfig, address: str, path: Path) -> LiveStreamSe
     return setting
 
 
+def socket_kind(setting: LiveStreamSetting) -> SocketKind:
+    """Return the kind of socket of a setting."""
+    return PUSH if setting.socket == "push" else PUB
+
+
 class FollowedSetting:
     """The setting of one address in the configuration file.
 
@@ -33,10 +40,17 @@ class FollowedSetting:
         self._watch, self._path, self._address = ConfigWatch(path), path, address
         self.current = current
 
-    def poll(self) -> bool:
-        """Return whether `current` has changed. Raise `ConfigError`, once for each invalid change."""
+    def poll(self, check: Callable[[LiveStreamSetting], None] = lambda _: None) -> bool:
+        """Return whether `current` has changed. Raise `ConfigError`, once for each invalid change.
+
+        `check` raises it for a setting that this stream cannot have.
+        """
         config = self._watch.poll()
         if config is None:
             return False
-        previous, self.current = self.current, setting_at(config, self._address, self._path)
-        return self.current != previous
+        setting = setting_at(config, self._address, self._path)
+        if setting == self.current:
+            return False
+        check(setting)
+        self.current = setting
+        return True

@@ -1,7 +1,7 @@
-"""The publishing socket of a live stream: sends messages to viewers, each at its own speed.
+"""The socket of a live stream: sends messages to viewers, each at its own speed.
 
 A message is queued for a viewer, or dropped and counted for that viewer alone; sending never blocks. libzmq's
-PUB socket does not count what it drops, so this module speaks ZMTP itself (`stddaq.wire.zmtp`).
+sockets do not count what they drop, so this module speaks ZMTP itself (`stddaq.wire.zmtp`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from stddaq.daemon import log
 from stddaq.streaming import listener
 from stddaq.streaming.viewer_queue import ImageBuffers, QueuedMessage, ViewerQueue
-from stddaq.wire.zmtp import Buffer, PublisherSession, ZmtpError
+from stddaq.wire.zmtp import PUB, PUSH, Buffer, PublisherSession, SocketKind, ZmtpError
 
 MAX_VIEWERS = 64
 HANDSHAKE_TIMEOUT_S = 10.0
@@ -28,10 +28,10 @@ _RECEIVE_BYTES = 65536
 class Viewer:
     """One connection: its socket, its protocol and its queue."""
 
-    def __init__(self, connection: socket.socket, peer: str) -> None:
+    def __init__(self, connection: socket.socket, peer: str, kind: SocketKind) -> None:
         """`peer` names the viewer in the log. Raise `OSError` if the connection is closed already."""
         self.connection, self.peer = connection, peer
-        self.session, self.queue = PublisherSession(), ViewerQueue()
+        self.session, self.queue = PublisherSession(kind), ViewerQueue()
         self.connected_at = time.monotonic()
         self.queue.answer(self.session.opening())
         self.flush()
@@ -71,6 +71,8 @@ class Viewer:
 class Viewers:
     """Listens at an address and sends messages to all viewers that have subscribed.
 
+    As a PUSH socket it sends each message to one of them: the next one for which no other message waits.
+
     Attributes:
         endpoint: the address, with the port that the system chose for port 0.
         port: its port.
@@ -78,9 +80,9 @@ class Viewers:
         n_dropped: messages that were dropped because a viewer was slow, counted for each viewer.
     """
 
-    def __init__(self, address: str, pool: ImageBuffers) -> None:
+    def __init__(self, address: str, pool: ImageBuffers, kind: SocketKind = PUB) -> None:
         """Listen at `tcp://HOST:PORT`; the host `*` is every interface. Raise `EndpointError`."""
-        self._pool = pool
+        self._pool, self._kind = pool, kind
         self._listener = listener.listen(address)
         self.port: int = self._listener.getsockname()[1]
         self.endpoint = f"{address.rpartition(':')[0]}:{self.port}"
@@ -94,28 +96,55 @@ class Viewers:
         """Return a descriptor that is readable when `attend` has something to do."""
         return self._epoll.fileno()
 
+    def use(self, kind: SocketKind) -> None:
+        """Be a socket of this kind from now on. Viewers of the other kind are disconnected."""
+        if kind is not self._kind:
+            self._kind = kind
+            for viewer in list(self._viewers.values()):
+                self._remove(viewer, f"is disconnected, because the socket becomes {kind.name}")
+
     def send(self, parts: Sequence[Buffer], image: memoryview | None = None) -> bool:
-        """Send a message to all viewers. Return whether at least one of them receives it.
+        """Send a message. Return whether at least one viewer receives it.
 
         `image` is the buffer of the pool that the parts use.
         """
-        message, is_sent = QueuedMessage(parts, image, self._pool), False
-        for viewer in list(self._viewers.values()):
-            if not viewer.session.topics or not viewer.session.wants(parts[0]):
-                continue
-            was_empty = viewer.queue.is_empty
-            try:
-                if viewer.offer(message):
-                    is_sent = True
-                else:
-                    self.n_dropped += 1
-            except OSError:
-                self._remove(viewer, _DISCONNECTED)
-                continue
-            if viewer.queue.is_empty != was_empty:
-                self._poll(viewer)
+        message = QueuedMessage(parts, image, self._pool)
+        is_sent = self._deal(message) if self._kind is PUSH else self._publish(message, parts[0])
         message.release()
         return is_sent
+
+    def _publish(self, message: QueuedMessage, first_part: Buffer) -> bool:
+        """Send a message to all viewers that want it."""
+        is_sent = False
+        for viewer in list(self._viewers.values()):
+            if viewer.session.topics and viewer.session.wants(first_part) and self._offer(viewer, message):
+                is_sent = True
+        return is_sent
+
+    def _deal(self, message: QueuedMessage) -> bool:
+        """Send a message to the next viewer that has received the one before."""
+        if not self.n_subscribed:
+            return False
+        for fd, viewer in list(self._viewers.items()):
+            if viewer.session.topics and viewer.queue.is_empty and self._offer(viewer, message):
+                self._viewers[fd] = self._viewers.pop(fd)  # Others come before it next time.
+                return True
+        self.n_dropped += 1
+        return False
+
+    def _offer(self, viewer: Viewer, message: QueuedMessage) -> bool:
+        """Send a message to a viewer, or drop and count it. A viewer that has disconnected is removed."""
+        was_empty = viewer.queue.is_empty
+        try:
+            is_queued = viewer.offer(message)
+        except OSError:
+            self._remove(viewer, _DISCONNECTED)
+            return False
+        if not is_queued:
+            self.n_dropped += 1
+        if viewer.queue.is_empty != was_empty:
+            self._poll(viewer)
+        return is_queued
 
     def attend(self, timeout: float = 0.0) -> None:
         """Accept connections, process subscriptions and send queued messages, without blocking.
@@ -148,7 +177,7 @@ class Viewers:
         try:
             viewer.receive()
         except ZmtpError as error:
-            self._remove(viewer, f"is not a ZMTP subscriber: {error}")
+            self._remove(viewer, f"is not a ZMTP peer of {self._kind.name}: {error}")
             return
         except OSError:
             self._remove(viewer, _DISCONNECTED)
@@ -156,7 +185,7 @@ class Viewers:
         self._poll(viewer)
         self._count_subscribed()
         if not had_subscribed and viewer.session.topics:
-            log.event("%s subscribed", viewer.peer)
+            log.event("%s %s", viewer.peer, "connected" if self._kind is PUSH else "subscribed")
 
     def _accept(self) -> None:
         while len(self._viewers) < MAX_VIEWERS:
@@ -166,7 +195,7 @@ class Viewers:
                 return
             try:
                 listener.prepare(connection)
-                viewer = Viewer(connection, f"{address[0]}:{address[1]}")
+                viewer = Viewer(connection, f"{address[0]}:{address[1]}", self._kind)
             except OSError:
                 connection.close()
                 continue

@@ -1,7 +1,8 @@
 """array-1.0: one uncompressed image in two parts, a JSON header and the pixels (little-endian, row-major).
 
 The header is `{"htype":"array-1.0", "shape":[2016,2016], "type":"uint16", "frame":3}`, shape [height, width],
-frame the image id. An image whose status is not good has a further key, such as `"status":"missing_packets"`.
+frame the image id. Further keys, if any, follow. An image whose status is not good has a last key, such as
+`"status":"missing_packets"`.
 """
 
 from __future__ import annotations
@@ -37,10 +38,13 @@ class HeaderMaker:
         height, width = shape
         self._begin = f'{{"htype":"{HTYPE}", "shape":[{height},{width}], "type":"{dtype.name}", "frame":'
 
-    def header(self, image_id: int, status: str | None = None) -> bytes:
-        """Return the header of an image; `status` only if it is not good."""
+    def header(self, frame: int, status: str | None = None, further: str = "") -> bytes:
+        """Return the header of an image: its `status` only if it is not good, and `further` keys.
+
+        These begin with a comma.
+        """
         end = "}" if status is None else f', "status":"{status}"}}'
-        return f"{self._begin}{image_id}{end}".encode()
+        return f"{self._begin}{frame}{further}{end}".encode()
 
 
 class _Header(BaseModel):

@@ -1,6 +1,6 @@
-"""ZMTP, the protocol of ZeroMQ over TCP: the publisher's end of one connection, without any I/O.
+"""ZMTP, the protocol of ZeroMQ over TCP: the end of a PUB or PUSH socket of one connection, without any I/O.
 
-Live streams use it instead of libzmq's PUB socket, which does not report what each subscriber has missed.
+Live streams use it instead of libzmq's sockets, which do not report what each peer has missed.
 The format is ZMTP 3.0 (https://rfc.zeromq.org/spec/23/) with the NULL mechanism, and ZMTP 2.0
 (https://rfc.zeromq.org/spec/15/) with older peers such as libzmq 3.
 """
@@ -8,7 +8,8 @@ The format is ZMTP 3.0 (https://rfc.zeromq.org/spec/23/) with the NULL mechanism
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
@@ -19,7 +20,6 @@ _SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
 _VERSION = 3
 _GREETING_BYTES = 64
 _MECHANISM = b"NULL".ljust(20, b"\0")
-_PUB, _SUB, _XSUB = 1, 2, 10
 _MORE, _LONG, _COMMAND = 1, 2, 4
 # Subscribers send topics and commands of some tens of bytes.
 MAX_FRAME_BYTES = 8192
@@ -27,18 +27,38 @@ MAX_TOPICS = 1000
 
 
 class ZmtpError(StdDaqError):
-    """The peer is not a ZMTP subscriber."""
+    """The peer is not a ZMTP socket of the kind that receives."""
+
+
+@dataclass(frozen=True, slots=True)
+class SocketKind:
+    """A kind of socket that sends: its name and its number in ZMTP 2.0, and those of its peers."""
+
+    name: str
+    number: int
+    peers: Mapping[str, int]
+
+    @property
+    def expected(self) -> str:
+        """Its peers, for messages."""
+        return " or ".join(f"{number} ({name})" for name, number in self.peers.items())
+
+
+PUB = SocketKind("PUB", 1, {"SUB": 2, "XSUB": 10})
+PUSH = SocketKind("PUSH", 8, {"PULL": 7})
 
 
 class PublisherSession:
-    """The protocol of one subscriber's connection. Feed it received bytes, and send what it returns.
+    """The protocol of one connection. Feed it received bytes, and send what it returns.
 
     Attributes:
-        topics: subscribed prefixes, and how often the subscriber has subscribed to each.
+        topics: subscribed prefixes, and how often the subscriber has subscribed to each. A PULL socket gets
+            everything from the handshake on.
         is_open: whether the handshake is complete.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: SocketKind = PUB) -> None:
+        self._kind = kind
         self.topics: dict[bytes, int] = {}
         self.is_open = False
         self._received = bytearray()
@@ -87,7 +107,7 @@ class PublisherSession:
         self._version = 3 if received[len(_SIGNATURE)] >= _VERSION else 2
         if self._version == 2:
             # The socket type, and an empty identity.
-            return bytes([_PUB, 0, 0])
+            return bytes([self._kind.number, 0, 0])
         return bytes([0]) + _MECHANISM + bytes(_GREETING_BYTES - 12 - len(_MECHANISM))
 
     def _read_greeting(self) -> bytes:
@@ -95,8 +115,8 @@ class PublisherSession:
         if self._version == 2:
             if len(received) < 12:
                 return b""
-            if received[11] not in (_SUB, _XSUB):
-                raise ZmtpError(mismatch("socket type", f"{_SUB} (SUB) or {_XSUB} (XSUB)", str(received[11])))
+            if received[11] not in self._kind.peers.values():
+                raise ZmtpError(mismatch("socket type", self._kind.expected, str(received[11])))
             del received[:12]
         else:
             if len(received) < _GREETING_BYTES:
@@ -106,7 +126,9 @@ class PublisherSession:
                 raise ZmtpError(mismatch("mechanism", "NULL", f"{mechanism.rstrip(bytes(1))!a}"))
             del received[:_GREETING_BYTES]
         self._awaits_greeting = False
-        return b"" if self._version == 2 else _command(b"READY", _property(b"Socket-Type", b"PUB"))
+        if self._version == 2:
+            return b""
+        return _command(b"READY", _property(b"Socket-Type", self._kind.name.encode()))
 
     def _next_frame(self) -> tuple[int, bytes] | None:
         """Remove the next complete frame from what was received; return its flags and body, or None."""
@@ -130,12 +152,14 @@ class PublisherSession:
     def _process(self, flags: int, body: bytes) -> bytes:
         if not self.is_open:
             if self._version == 3:
-                _check_ready(flags, body)
+                _check_ready(flags, body, self._kind)
             self.is_open = True  # In version 2 this frame is the identity.
+            if self._kind is PUSH:
+                self.topics[b""] = 1
             return b""
         if flags & _COMMAND:
             return self._process_command(body)
-        if body[:1] in (b"\1", b"\0"):
+        if self._kind is PUB and body[:1] in (b"\1", b"\0"):
             self._subscribe(body[1:], is_new=body[0] == 1)
         return b""
 
@@ -143,7 +167,7 @@ class PublisherSession:
         name, content = _split_command(body)
         if name == b"PING":
             return _command(b"PONG", content[2:18])  # The context of the ping follows its time to live.
-        if name in (b"SUBSCRIBE", b"CANCEL"):
+        if self._kind is PUB and name in (b"SUBSCRIBE", b"CANCEL"):
             self._subscribe(content, is_new=name == b"SUBSCRIBE")
         return b""
 
@@ -185,13 +209,14 @@ def _split_command(body: bytes) -> tuple[bytes, bytes]:
     return body[1:end], body[end:]
 
 
-def _check_ready(flags: int, body: bytes) -> None:
+def _check_ready(flags: int, body: bytes, kind: SocketKind) -> None:
     name, content = _split_command(body)
     if not flags & _COMMAND or name != b"READY":
         raise ZmtpError(mismatch("handshake", "the command READY", f"{name[:20]!a}"))
     while content:
         key, rest = _split_command(content)
         size = int.from_bytes(rest[:4])
-        if key.lower() == b"socket-type" and rest[4 : 4 + size] not in (b"SUB", b"XSUB"):
-            raise ZmtpError(mismatch("socket type", "SUB or XSUB", f"{rest[4 : 4 + size][:20]!a}"))
+        found = rest[4 : 4 + size]
+        if key.lower() == b"socket-type" and found not in map(str.encode, kind.peers):
+            raise ZmtpError(mismatch("socket type", " or ".join(kind.peers), f"{found[:20]!a}"))
         content = rest[4 + size :]
