@@ -41,7 +41,7 @@ def metadata(image_id: int, status: int = 1) -> ImageMetadata:
 def parts(made: Array10Encoder, image_id: int, status: int = 1) -> list[bytes]:
     """Return the message of an image."""
     described = metadata(image_id, status)
-    message, _ = made.parts(described, made.take(described, memoryview(PIXELS).cast("B")))
+    message, _ = made.parts(described, made.take(described, PIXELS.data.cast("B")))
     return [bytes(part) for part in message]
 
 
@@ -117,9 +117,9 @@ def as_datahub(message: list[bytes]) -> np.ndarray:
 
 def as_pshell(message: list[bytes]) -> np.ndarray:
     read = json.loads(message[0])
-    order = {"little": "<", "big": ">"}[read.get("endianness", "little")]
+    assert read.get("endianness", "little") == "little"
     assert str(read["frame"]).isdigit()
-    return np.frombuffer(message[1], np.dtype(read["type"]).newbyteorder(order)).reshape(read["shape"])
+    return np.frombuffer(message[1], np.dtype(read["type"]).newbyteorder("<")).reshape(read["shape"])
 
 
 def as_recastx(message: list[bytes]) -> np.ndarray:
