@@ -43,6 +43,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "proc/sys/net/core/rmem_max": f"{SOCKET_BUFFER_BYTES}\n",
         "proc/sys/fs/protected_regular": "0\n",
         "sys/class/net/eth1/mtu": "9000\n",
+        "sys/class/net/eth1/queues/rx-0/rps_cpus": "0\n",
         "sys/class/net/lo/mtu": "65536\n",
         "proc/17/comm": "systemd\n",
         "etc/systemd/logind.conf": "[Login]\nRemoveIPC=no\n",
@@ -63,7 +64,8 @@ def find(name: str, root: Path, uid: int = USER, rate: float | None = None, **ke
 
 
 CHECKED = (
-    *("shared memory", "huge pages", "network buffers", "packet size", "interrupts", "sockets"),
+    *("shared memory", "huge pages", "network buffers", "packet size", "receive queues", "interrupts"),
+    "sockets",
     *("ring buffers of C++ services", "RemoveIPC"),
 )
 
@@ -98,6 +100,13 @@ def test_setting_that_is_missing(name: str, path: str, text: str, state: str, cu
     assert (finding.state, finding.cure) == (state, cure)
 
 
+def test_a_card_needs_a_queue_for_each_module(root: Path) -> None:
+    finding = find("receive queues", root, n_modules=2, image_pixel_width=1028, module_positions={})
+    assert (finding.state, finding.found) == ("advice", "eth1 has 1")
+    assert finding.cure == "ethtool -L eth1 combined 2"
+    assert "ethtool -U eth1 flow-type udp4 dst-port" in finding.expected
+
+
 def test_network_concerns_only_detectors_that_send_packets(root: Path) -> None:
     (root / "proc/sys/net/core/rmem_max").write_text("1\n")
     config = DetectorConfig.parse(make_config(detector_type="pco"))
@@ -129,6 +138,18 @@ def test_shared_memory_counts_all_rings_and_those_of_the_detector_itself(
     with ring.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, 11 * 2**20)
     assert find("shared memory", root, **keys).state == "ok"
+
+
+def test_a_simulated_detector_may_have_a_size_that_none_sends(root: Path) -> None:
+    keys = {"detector_type": "gigafrost", "image_pixel_height": 128, "image_pixel_width": 128}
+    names = [
+        finding.name
+        for finding in check_server(
+            DetectorConfig.parse(make_config(**keys, allowed_roots=[])), Server(USER, root), None
+        )
+    ]
+    assert "shared memory" in names
+    assert "network buffers" not in names
 
 
 def test_rings_larger_than_the_memory_need_another_configuration(root: Path) -> None:
@@ -281,7 +302,53 @@ def test_command_shows_findings_and_its_exit_code(
     findings.append(Finding("c", "missing", "4", "5"))
     assert stddaq(["doctor", str(path), "--json"]) == 1
     printed = json.loads(capsys.readouterr().out)
-    assert printed[2] == {"name": "c", "state": "missing", "found": "4", "expected": "5", "cure": ""}
+    assert printed[2] == {
+        **{"name": "c", "state": "missing", "found": "4", "expected": "5", "cure": ""},
+        "is_for_all": True,
+    }
+
+
+def test_mend_runs_the_commands_that_are_right_on_every_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mended, other = tmp_path / "mended", tmp_path / "other"
+
+    def check(*_: object) -> list[Finding]:
+        is_mended = mended.exists()
+        return [
+            Finding(
+                "a",
+                "ok" if is_mended else "missing",
+                "there" if is_mended else "not there",
+                "",
+                f"touch {mended}",
+            ),
+            Finding("b", "advice", "2", "3", f"touch {other}", is_for_all=False),
+            Finding("c", "advice", "4", "5", "echo no such thing >&2; exit 3"),
+        ]
+
+    monkeypatch.setattr(server_checks, "check_server", check)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(make_config()))
+    assert stddaq(["doctor", str(path), "--mend"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "mended   a: not there"
+    assert lines[1] == "failed   c: echo no such thing >&2; exit 3: no such thing"
+    assert lines[2] == "ok       a: there"
+    assert not other.exists()
+    # The second time there is nothing to mend.
+    assert stddaq(["doctor", str(path), "--mend"]) == 0
+    assert "mended" not in capsys.readouterr().out
+
+
+def test_with_switch_user_active_the_services_run_as_root(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(make_config(allowed_roots=[str(tmp_path)], switch_user_active=True)))
+    stddaq(["doctor", str(path), "--user", "daemon", "--json"])
+    found = {finding["name"]: finding["found"] for finding in json.loads(capsys.readouterr().out)}
+    assert found[f"directory {tmp_path}"] == "root may create files"
 
 
 def test_this_machine_can_be_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

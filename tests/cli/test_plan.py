@@ -16,12 +16,22 @@ from stddaq.config import DetectorConfig
 from stddaq.config.creation import new_configuration
 from stddaq.errors import ConfigError
 
-COSTS = Costs(write_s_per_gb=0.25, copy_s_per_gb=0.1, message_us=1.0, packet_us=2.0)
+COSTS = Costs(
+    write_s_per_gb=0.25,
+    copy_s_per_gb=0.1,
+    message_us=1.0,
+    packet_us=2.0,
+    network_s_per_gb=0.4,
+    driver_us=10.0,
+    writer_us=15.0,
+    meta_us=5.0,
+    sync_us=1.0,
+)
 
 
-def plan_of(detector: str, rate: float, size: tuple[int, int] = (2016, 2016)) -> Plan:
+def plan_of(detector: str, rate: float, size: tuple[int, int] = (2016, 2016), n_servers: int = 1) -> Plan:
     content = new_configuration("D1", detector, size, 16, 1, [])
-    return make_plan(DetectorConfig.parse(content), rate, COSTS, 2)
+    return make_plan(DetectorConfig.parse(content), rate, COSTS, 2, n_servers)
 
 
 def n_instances(plan: Plan) -> dict[str, int]:
@@ -34,9 +44,10 @@ def test_writers_share_what_one_core_cannot_do() -> None:
         (writers,) = [service for service in plan.services if service.program == "std_det_writer"]
         assert writers.load <= MAX_LOAD
         # One writer fewer would have too much to do.
-        assert plan.n_writers == 1 or writers.load * plan.n_writers / (plan.n_writers - 1) > MAX_LOAD
-    assert plan_of("pco", 1).n_writers == 1
-    assert plan_of("pco", 1000).n_writers == 4
+        n = writers.n_instances
+        assert n == 1 or writers.load * n / (n - 1) > MAX_LOAD
+    assert plan_of("pco", 1).keys["number_of_writers"] == 1
+    assert plan_of("pco", 1000).keys["number_of_writers"] == 4
 
 
 def test_a_udp_detector_has_a_receiver_and_a_converter_for_each_module() -> None:
@@ -53,18 +64,37 @@ def test_a_udp_detector_has_a_receiver_and_a_converter_for_each_module() -> None
 
 def test_the_ring_buffer_holds_the_images_of_two_seconds() -> None:
     plan = plan_of("pco", 2000)
-    assert plan.ram_buffer_gb * 2**30 >= 2 * plan.bytes_per_s
+    assert plan.keys["ram_buffer_gb"] * 2**30 >= 2 * plan.bytes_per_s
     assert plan.memory_bytes >= 2 * plan.bytes_per_s
 
 
 def test_what_does_not_fit_is_named() -> None:
     assert plan_of("gigafrost", 100).problems(64) == []
     (problem,) = plan_of("gigafrost", 100).problems(10)
-    assert problem == "21 cores, this server has 10; on two servers 17 for receiving, 4 for writing"
+    assert problem == "server: 21 cores, the server has 10"
     problems = plan_of("gigafrost", 20_000).problems(10_000)
     assert any(problem.startswith("std_udp_recv_gf: ") for problem in problems)
 
 
+def test_two_servers_share_the_work_in_pairs() -> None:
+    plan = plan_of("gigafrost", 250, n_servers=2)
+    writing, receiving = plan.servers
+    # 2 GB/s at 0.5 s/GB, and little for the messages.
+    pairs = [service for service in plan.services if service.program.startswith("std_stream_")]
+    assert [(pair.program, pair.n_instances) for pair in pairs] == [
+        ("std_stream_receive", 2),
+        ("std_stream_send", 2),
+    ]
+    assert all(pair.load <= MAX_LOAD for pair in pairs)
+    assert plan.keys["max_number_of_forwarders_spawned"] == 2
+    assert {service.program for service in receiving.services} == {
+        *("std_udp_recv_gf", "std_data_convert_gf", "std_data_sync_module", "std_stream_send"),
+    }
+    assert "std_data_sync_stream" in {service.program for service in writing.services}
+    assert plan.problems(20) == []
+
+
+@pytest.mark.slow
 def test_costs_are_measured_and_kept(tmp_path: Path) -> None:
     measured = measure(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -99,5 +129,34 @@ def test_the_deployment_file_is_one_that_can_be_deployed(
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     assert stddaq(["deployment", "deployment.yml", "--configs", ".", "--directory", "units"]) == 0
     # Without enough cores nothing is pinned.
-    assert stddaq([*plan, "--cores", "2"]) == 1
+    assert stddaq([*plan, "--cores", "2", "--servers", "1"]) == 1
     assert "cpus" not in Path("deployment.yml").read_text()
+
+
+def test_a_deployment_file_for_two_servers_is_one_that_can_be_deployed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = make_config(
+        detector_name="GF1",
+        n_modules=8,
+        image_pixel_height=288,
+        image_pixel_width=480,
+        allowed_roots=["/data"],
+    )
+    Path("gf1.json").write_text(json.dumps(config))
+    COSTS.save(Path("costs.json"))
+    # One server has too few cores for 8 receivers, 8 converters and the rest.
+    plan = ["plan", "gf1.json", "--rate", "1000", "--costs", "costs.json", "--cores", "19"]
+    assert stddaq([*plan, "--address", "192.168.1.5", "-o", "deployment.yml"]) == 0
+    shown = capsys.readouterr().out
+    assert "max_number_of_forwarders_spawned 1, use_all_forwarders true" in shown
+    writing, receiving = read_deployment_file(Path("deployment.yml"))
+    senders = [i for i in receiving.deployments[0].instances if i.program == "std_stream_send"]
+    assert [i.arguments for i in senders] == [("tcp://192.168.1.5:9100", "0")]
+    Path("gf1.json").write_text(json.dumps(config | {"max_number_of_forwarders_spawned": 1}))
+    Path("units").mkdir()
+    monkeypatch.setattr("os.cpu_count", lambda: 19)
+    for play in (writing, receiving):
+        check = ["deployment", "deployment.yml", "--play", play.name, "--configs", "."]
+        assert stddaq([*check, "--directory", "units"]) == 0

@@ -107,6 +107,8 @@ def test_further_services_have_units_in_their_place(make_units: Callable[..., Un
     # It ends at once if the image has no such part, and is not started again then.
     assert (settings(sender, "Restart"), settings(sender, "RemainAfterExit")) == (["on-failure"], ["yes"])
     assert "std_daq-GF1-std_det_driver-0.service" in settings(sender, "After")
+    # Without it, libzmq aborts when it binds the address.
+    assert "AF_NETLINK" in settings(sender, "RestrictAddressFamilies")[0]
     assert "std_daq-GF1-std_stream_send-1.service" in settings(
         units["std_daq-GF1-simulate-0.service"], "After"
     )

@@ -14,6 +14,7 @@ import numpy as np
 import zmq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from stddaq.cli.service_costs import measure_services
 from stddaq.config.model import parse_json
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
@@ -27,6 +28,7 @@ _PIECE_BYTES = 8 * 2**20
 MESSAGES = 2000
 MESSAGE_BYTES = 80
 PACKETS = 200
+PARTS, PART_BYTES = 64, 2**20
 
 
 class Costs(BaseModel):
@@ -37,6 +39,9 @@ class Costs(BaseModel):
         copy_s_per_gb: copying pixels in memory.
         message_us: sending and receiving an announcement.
         packet_us: receiving a UDP packet.
+        network_s_per_gb: sending pixels to another server, or receiving them, without the copy.
+        driver_us, writer_us, meta_us: an image, beside its pixels, in the service itself.
+        sync_us: the message of a module in the synchroniser.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -45,6 +50,11 @@ class Costs(BaseModel):
     copy_s_per_gb: float = Field(gt=0)
     message_us: float = Field(gt=0)
     packet_us: float = Field(gt=0)
+    network_s_per_gb: float = Field(gt=0)
+    driver_us: float = Field(gt=0)
+    writer_us: float = Field(gt=0)
+    meta_us: float = Field(gt=0)
+    sync_us: float = Field(gt=0)
 
     @classmethod
     def load(cls, path: Path) -> Costs:
@@ -64,11 +74,18 @@ class Costs(BaseModel):
 
 def measure(directory: Path) -> Costs:
     """Measure the costs, with files in `directory`, of which none remains."""
+    services = measure_services(directory)
     return Costs(
         write_s_per_gb=_median(lambda: _write(directory)) / COPIED_BYTES * 1e9,
         copy_s_per_gb=_median(_copy) / COPIED_BYTES * 1e9,
         message_us=_median(_messages) / MESSAGES * 1e6,
         packet_us=_median(_packets) / PACKETS * 1e6,
+        # Both ends are in this process.
+        network_s_per_gb=_median(_network) / 2 / (PARTS * PART_BYTES) * 1e9,
+        driver_us=services.driver_us,
+        writer_us=services.writer_us,
+        meta_us=services.meta_us,
+        sync_us=services.sync_us,
     )
 
 
@@ -116,6 +133,21 @@ def _messages() -> float:
             for _ in range(MESSAGES):
                 pull.recv()
             return time.process_time() - begin
+
+
+def _network() -> float:
+    """Return the CPU time of sending parts of images by TCP and of receiving them."""
+    part = bytes(PART_BYTES)
+    with zmq.Context() as context, context.socket(zmq.PUSH) as push, context.socket(zmq.PULL) as pull:
+        push.linger = pull.linger = 0
+        push.setsockopt(zmq.SNDTIMEO, 10_000)
+        pull.setsockopt(zmq.RCVTIMEO, 10_000)
+        push.connect(f"tcp://127.0.0.1:{pull.bind_to_random_port('tcp://127.0.0.1')}")
+        begin = time.process_time()
+        for _ in range(PARTS):
+            push.send(part, copy=False)
+            pull.recv(copy=False)
+        return time.process_time() - begin
 
 
 def _packets() -> float:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stddaq.cli.doctor import MAX_RATE_HZ
 from stddaq.cli.text import table
 from stddaq.daemon.arguments import ArgumentParser, IntegerRange, NumberRange, Seconds, existing_directory
 from stddaq.text import bytes_text
 
+if TYPE_CHECKING:
+    from stddaq.cli.planning import Plan
+
 SUMMARY = "compute what a rate takes: writers, cores, memory; and write a deployment file"
 DEFAULT_BUFFER_S = 2.0
+DEFAULT_ADDRESS = "10.0.0.1"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -49,11 +56,23 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="SECONDS",
         help=f"time that the ring buffer holds images (default: {DEFAULT_BUFFER_S:g})",
     )
+    parser.add_argument(
+        "--servers",
+        type=int,
+        choices=(1, 2),
+        help="2: a receiving and a writing server (default: 2 if one has too few cores)",
+    )
+    parser.add_argument(
+        "--address",
+        default=DEFAULT_ADDRESS,
+        metavar="HOST",
+        help=f"the receiving server in the network between the two (default: {DEFAULT_ADDRESS})",
+    )
     parser.add_argument("-o", "--output", metavar="FILE", help="write the deployment file there")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Return 1 if the rate does not fit one server."""
+    """Return 1 if the rate does not fit the servers."""
     from stddaq.cli.costs import Costs, measure
     from stddaq.cli.planning import deployment_text, make_plan
     from stddaq.config import DetectorConfig
@@ -65,19 +84,32 @@ def run(args: argparse.Namespace) -> int:
         costs = measure(args.files)
         if args.costs:
             costs.save(Path(args.costs))
-    plan = make_plan(config, args.rate, costs, args.buffer)
     n_cores = args.cores or len(os.sched_getaffinity(0))
-    rows = [("service", "instances", "load of each", "cores")]
-    rows += [(s.program, f"{s.n_instances}", f"{s.load:.0%}", f"{s.cores}") for s in plan.services]
-    print("\n".join(table(rows)))
-    print(f"pixels         {bytes_text(plan.bytes_per_s)}/s")
-    print(f"shared memory  {bytes_text(plan.memory_bytes)}, {args.buffer:g} s of images or 1000 of them")
-    print(f"cores          {plan.n_cores} of {n_cores}")
-    print(f"configuration  number_of_writers {plan.n_writers}, ram_buffer_gb {plan.ram_buffer_gb}")
+    plan = make_plan(config, args.rate, costs, args.buffer, args.servers or 1)
+    if args.servers is None and plan.servers[0].n_cores > n_cores:
+        plan = make_plan(config, args.rate, costs, args.buffer, 2)
+    print("\n".join(_lines(plan, n_cores, args.buffer)))
     problems = plan.problems(n_cores)
     for problem in problems:
         print(f"problem        {problem}")
     if args.output:
-        Path(args.output).write_text(deployment_text(plan, Path(args.config).name, n_cores))
+        text = deployment_text(plan, Path(args.config).name, n_cores, args.address)
+        Path(args.output).write_text(text)
         print(f"deployment     {args.output}")
     return 1 if problems else 0
+
+
+def _lines(plan: Plan, n_cores: int, buffer_s: float) -> Iterator[str]:
+    rows = [("server", "service", "instances", "load of each", "cores")]
+    rows += [
+        (server.name, s.program, f"{s.n_instances}", f"{s.load:.0%}", f"{s.cores}")
+        for server in plan.servers
+        for s in server.services
+    ]
+    yield from table(rows)
+    keys = ", ".join(f"{key} {json.dumps(value)}" for key, value in plan.keys.items())
+    yield f"pixels         {bytes_text(plan.bytes_per_s)}/s"
+    yield f"shared memory  {bytes_text(plan.memory_bytes)}, {buffer_s:g} s of images or 1000 of them"
+    cores = ", ".join(f"{server.n_cores} of {n_cores} ({server.name})" for server in plan.servers)
+    yield f"cores          {cores}"
+    yield f"configuration  {keys}"

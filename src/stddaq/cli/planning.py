@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import yaml
@@ -13,21 +14,27 @@ from stddaq.cli.costs import Costs
 from stddaq.cli.server_checks import rings_bytes
 from stddaq.config import DetectorConfig
 from stddaq.config.modules import expected_modules
-from stddaq.config.services import CONVERTERS, META_WRITERS, MODULE_SYNC, RECEIVERS
+from stddaq.config.services import (
+    CONVERTERS,
+    META_WRITERS,
+    MODULE_SYNC,
+    RECEIVERS,
+    SENDER,
+    STREAM_RECEIVER,
+    STREAM_SYNC,
+)
 from stddaq.udp.geometry import GigaFrostGeometry, frame_bytes, packed_geometry
 
 # A service that uses more of its core than this has no reserve for a pause.
 MAX_LOAD = 0.7
-# Of a writer, beside the pixels: rows of metadata, flushes, and the replies to the driver.
-WRITER_IMAGE_US = 15.0
 # Of the writing path beside a bare loop.
 WRITER_OVERHEAD = 1.15
-# What an image costs a service beside pixels, in bare messages; see the measured costs of driver and writers.
-DRIVER_MESSAGES, META_MESSAGES, SYNC_MESSAGES = 10, 5, 8
 # A converter reads a frame, and writes its pixels into the image.
 CONVERTER_COPIES = 2
 # Cores for the system, clients, live streams and previews.
 SPARE_CORES = 1
+# The port of the first pair, on the receiving server.
+FIRST_PORT = 9100
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,7 @@ class ServicePlan:
     Attributes:
         load: share of a core that each instance uses.
         arguments: of the command line; the number of the instance comes last if `is_numbered`.
+        first_port: an address with this port, or a later one for each instance, comes first; 0: none.
     """
 
     program: str
@@ -44,6 +52,7 @@ class ServicePlan:
     load: float
     arguments: tuple[str, ...] = ()
     is_numbered: bool = False
+    first_port: int = 0
 
     @property
     def cores(self) -> int:
@@ -52,54 +61,83 @@ class ServicePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What a rate takes."""
+class ServerPlan:
+    """The services of one server."""
 
+    name: str
     services: tuple[ServicePlan, ...]
-    n_writers: int
-    bytes_per_s: float
-    memory_bytes: int
-    ram_buffer_gb: int
 
     @property
     def n_cores(self) -> int:
-        """Cores of one server with all services."""
+        """Cores that it needs."""
         return sum(service.cores for service in self.services) + SPARE_CORES
 
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a rate takes.
+
+    Attributes:
+        servers: one, or a receiving and a writing one.
+        keys: of the configuration, which the plan assumes.
+        memory_bytes: shared memory of each server, at most.
+    """
+
+    servers: tuple[ServerPlan, ...]
+    keys: Mapping[str, int | bool]
+    bytes_per_s: float
+    memory_bytes: int
+
+    @property
+    def services(self) -> tuple[ServicePlan, ...]:
+        return tuple(service for server in self.servers for service in server.services)
+
     def problems(self, n_cores: int) -> list[str]:
-        """Return why one server with `n_cores` cores is not enough, in words."""
+        """Return why servers with `n_cores` cores are not enough, in words."""
         found = [
             f"{service.program}: {service.load:.0%} of a core, at most {MAX_LOAD:.0%} leaves a reserve"
             for service in self.services
             if service.load > MAX_LOAD
         ]
-        if self.n_cores > n_cores:
-            receiving = sum(s.cores for s in self.services if s.program.startswith(("std_udp", "std_data")))
-            halves = f"{receiving} for receiving, {self.n_cores - receiving} for writing" * bool(receiving)
-            found.append(
-                f"{self.n_cores} cores, this server has {n_cores}"
-                + (f"; on two servers {halves}" * bool(halves))
-            )
+        for server in self.servers:
+            if server.n_cores > n_cores:
+                found.append(f"{server.name}: {server.n_cores} cores, the server has {n_cores}")
         return found
 
 
-def make_plan(config: DetectorConfig, rate: float, costs: Costs, buffer_s: float) -> Plan:
+def make_plan(config: DetectorConfig, rate: float, costs: Costs, buffer_s: float, n_servers: int = 1) -> Plan:
     """Return the plan for `rate` images per second, with a ring buffer of `buffer_s` seconds or more."""
     bytes_per_s = rate * config.image_bytes
     writing = rate * (
-        config.image_bytes / 1e9 * costs.write_s_per_gb * WRITER_OVERHEAD + WRITER_IMAGE_US / 1e6
+        config.image_bytes / 1e9 * costs.write_s_per_gb * WRITER_OVERHEAD + costs.writer_us / 1e6
     )
     n_writers = max(1, math.ceil(writing / MAX_LOAD))
-    ram_buffer_gb = max(1, math.ceil(bytes_per_s * buffer_s / 2**30))
-    whole = config.model_copy(update={"number_of_writers": n_writers, "ram_buffer_gb": ram_buffer_gb})
-    messages = rate * costs.message_us / 1e6
-    services = [
-        *_receiving(config, rate, costs),
-        ServicePlan("std_det_driver", 1, DRIVER_MESSAGES * messages, ("-m",)),
+    keys: dict[str, int | bool] = {
+        "number_of_writers": n_writers,
+        "ram_buffer_gb": max(1, math.ceil(bytes_per_s * buffer_s / 2**30)),
+    }
+    receiving = [*_receiving(config, rate, costs)]
+    recording = [
+        ServicePlan("std_det_driver", 1, rate * costs.driver_us / 1e6, ("-m",)),
         ServicePlan("std_det_writer", n_writers, writing / n_writers, is_numbered=True),
-        ServicePlan(META_WRITERS[config.detector_type], 1, META_MESSAGES * messages),
+        ServicePlan(META_WRITERS[config.detector_type], 1, rate * costs.meta_us / 1e6),
     ]
-    return Plan(tuple(services), n_writers, bytes_per_s, rings_bytes(whole), ram_buffer_gb)
+    if n_servers == 1:
+        servers = [ServerPlan("server", (*receiving, *recording))]
+    else:
+        senders, receivers = _forwarding(rate, bytes_per_s, costs)
+        keys |= {
+            "max_number_of_forwarders_spawned": senders.n_instances,
+            "use_all_forwarders": True,
+            "sender_sends_full_images": False,
+        }
+        # The server of the driver comes first, because its deployment waits for the end of a run.
+        servers = [
+            ServerPlan("writing", (*receivers, *recording)),
+            ServerPlan("receiving", (*receiving, senders)),
+        ]
+    whole = config.model_copy(update=keys)
+    return Plan(tuple(servers), keys, bytes_per_s, rings_bytes(whole))
 
 
 def _receiving(config: DetectorConfig, rate: float, costs: Costs) -> Iterator[ServicePlan]:
@@ -115,33 +153,58 @@ def _receiving(config: DetectorConfig, rate: float, costs: Costs) -> Iterator[Se
     converting = rate * (CONVERTER_COPIES * frame_bytes(config) / 1e9 * costs.copy_s_per_gb + 2 * message)
     yield ServicePlan(RECEIVERS[config.detector_type], modules, receiving, is_numbered=True)
     yield ServicePlan(CONVERTERS[config.detector_type], modules, converting, is_numbered=True)
-    yield ServicePlan(MODULE_SYNC, 1, rate * modules * SYNC_MESSAGES * message)
+    yield ServicePlan(MODULE_SYNC, 1, rate * modules * costs.sync_us / 1e6)
 
 
-def deployment_text(plan: Plan, config_file: str, n_cores: int) -> str:
-    """Return a deployment file; its services are pinned if the server has enough cores."""
-    cores = iter(range(SPARE_CORES, n_cores)) if plan.n_cores <= n_cores else iter(())
+def _forwarding(
+    rate: float, bytes_per_s: float, costs: Costs
+) -> tuple[ServicePlan, tuple[ServicePlan, ServicePlan]]:
+    """Return the senders, and the services that receive from them."""
+    # Each end copies the pixels once.
+    pixels = bytes_per_s / 1e9 * (costs.network_s_per_gb + costs.copy_s_per_gb)
+    # Each pair has a message for each image, so more pairs help only with the pixels.
+    messages = rate * 2 * costs.message_us / 1e6
+    n_pairs = max(1, math.ceil(pixels / max(MAX_LOAD - messages, MAX_LOAD / 10)))
+    load = pixels / n_pairs + messages
+    receivers = ServicePlan(STREAM_RECEIVER, n_pairs, load, is_numbered=True, first_port=FIRST_PORT)
+    sync = ServicePlan(STREAM_SYNC, 1, rate * n_pairs * costs.sync_us / 1e6)
+    return dataclasses.replace(receivers, program=SENDER), (receivers, sync)
+
+
+def deployment_text(plan: Plan, config_file: str, n_cores: int, address: str) -> str:
+    """Return a deployment file; the services of a server with enough cores are pinned.
+
+    `address`: of the receiving server, in the network between the two.
+    """
+    plays = [_play(server, config_file, n_cores, address) for server in plan.servers]
+    if len(plays) == 1:
+        plays[0] |= {"name": "Plan", "hosts": "all"}
+    return "---\n" + yaml.safe_dump(plays, sort_keys=False, default_flow_style=None, width=110)
+
+
+def _play(server: ServerPlan, config_file: str, n_cores: int, address: str) -> dict[str, object]:
+    cores = iter(range(SPARE_CORES, n_cores)) if server.n_cores <= n_cores else iter(())
     microservices = [
         {
             "prog_name": service.program,
-            "instances": [_instance(service, i, cores) for i in range(service.n_instances)],
+            "instances": [_instance(service, i, cores, address) for i in range(service.n_instances)],
         }
-        for service in plan.services
+        for service in server.services
     ]
-    play = {
-        "name": "Plan",
-        "hosts": "all",
+    return {
+        "name": server.name.capitalize(),
+        "hosts": server.name,
         "become": True,
-        "roles": ["stddaq"],
+        "roles": ["stddaq_server", "stddaq"],
         "vars": {
             "std_daq_sw_version": __version__,
             "deployments": [{"config_file": config_file, "microservices": microservices}],
         },
     }
-    return "---\n" + yaml.safe_dump([play], sort_keys=False, default_flow_style=None, width=110)
 
 
-def _instance(service: ServicePlan, number: int, cores: Iterator[int]) -> dict[str, object]:
+def _instance(service: ServicePlan, number: int, cores: Iterator[int], address: str) -> dict[str, object]:
     core = next(cores, None)
-    params: list[object] = [*service.arguments, *([number] if service.is_numbered else [])]
+    params: list[object] = [f"tcp://{address}:{service.first_port + number}"] * bool(service.first_port)
+    params += [*service.arguments, *([number] if service.is_numbered else [])]
     return {**({"cpus": [core]} if core is not None else {}), **({"params": params} if params else {})}

@@ -23,6 +23,7 @@ from stddaq.config.services import RECEIVERS, requested_services
 from stddaq.daemon.main import MAX_DESCRIPTORS
 from stddaq.daemon.user_switch import groups_of
 from stddaq.dataplane.ring_layout import RingGeometry
+from stddaq.errors import GeometryError
 from stddaq.text import bytes_text, os_error_text
 from stddaq.udp.batch_socket import SOCKET_BUFFER_BYTES
 from stddaq.udp.frame_ring import FRAME_SLOTS
@@ -49,6 +50,7 @@ class Finding:
     Attributes:
         state: `advice`: it works, but may be slow or lose images; `missing`: services will fail.
         cure: a shell command that mends it, mostly for root; empty if no command does.
+        is_for_all: the cure is right on every server. `stddaq doctor --mend` runs no others.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Finding:
     found: str
     expected: str = ""
     cure: str = ""
+    is_for_all: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,9 @@ class Server:
 def check_server(config: DetectorConfig, server: Server, rate: float | None) -> list[Finding]:
     """Return all findings, in the order in which a server is prepared. `rate`: images per second."""
     findings = [_installation(server), _shared_memory(config, server), _huge_pages(server)]
-    if config.detector_type in RECEIVERS:
-        findings += [_receive_buffers(server), _packet_size(server), _interrupts(server)]
+    if sends_packets(config):
+        findings += [_receive_buffers(server), _packet_size(server), _queues(config, server)]
+        findings.append(_interrupts(server))
     findings += [_descriptors(), _sockets(server), _protected_regular(config, server), _remove_ipc(server)]
     findings += [_clock(), _cores(config)]
     for root in config.allowed_roots:
@@ -109,6 +113,16 @@ def _installation(server: Server) -> Finding:
     return Finding(name, "ok", f"{user} can use {sys.prefix}")
 
 
+def sends_packets(config: DetectorConfig) -> bool:
+    """Return whether a detector with images of this size may send packets. Others are simulated."""
+    if config.detector_type not in RECEIVERS:
+        return False
+    try:
+        return frame_bytes(config) > 0
+    except GeometryError:
+        return False
+
+
 def image_rings_bytes(config: DetectorConfig) -> int:
     """Return the shared memory of the ring buffers of images, raw and compressed."""
     image = RingGeometry.of(config)
@@ -119,7 +133,7 @@ def image_rings_bytes(config: DetectorConfig) -> int:
 def rings_bytes(config: DetectorConfig) -> int:
     """Return the shared memory of all ring buffers of a configuration, those of UDP receivers included."""
     total = image_rings_bytes(config)
-    if config.detector_type in RECEIVERS:
+    if sends_packets(config):
         n_bytes = frame_bytes(config)
         frames = RingGeometry(n_bytes, FRAME_SLOTS, 1, n_bytes, 0)
         total += len(expected_modules(config)) * (frames.segment_bytes + frames.cursor_bytes)
@@ -182,17 +196,38 @@ def _receive_buffers(server: Server) -> Finding:
 
 
 def _packet_size(server: Server) -> Finding:
-    name, found = "packet size", {}
-    interfaces = server.root / "sys/class/net"
-    for interface in sorted(interfaces.iterdir()) if interfaces.is_dir() else []:
-        mtu = server.number(f"sys/class/net/{interface.name}/mtu")
-        if mtu is not None and (interface / "device").exists():
-            found[interface.name] = mtu
+    name, found = "packet size", _network_cards(server)
     shown = ", ".join(f"{interface} has MTU {mtu}" for interface, mtu in found.items()) or "no network card"
     if not found or max(found.values()) >= JUMBO_MTU:
         return Finding(name, "ok", shown)
     cure = f"ip link set dev {shlex.quote(max(found, key=found.__getitem__))} mtu {JUMBO_MTU}"
     return Finding(name, "advice", shown, f"{JUMBO_MTU} on the interface of the detector", cure)
+
+
+def _network_cards(server: Server) -> dict[str, int]:
+    """Return the MTU of each network card by its name."""
+    found, interfaces = {}, server.root / "sys/class/net"
+    for interface in sorted(interfaces.iterdir()) if interfaces.is_dir() else []:
+        mtu = server.number(f"sys/class/net/{interface.name}/mtu")
+        if mtu is not None and (interface / "device").exists():
+            found[interface.name] = mtu
+    return found
+
+
+def _queues(config: DetectorConfig, server: Server) -> Finding:
+    """With a queue for the port of each module, its packets stay on the core of its receiver."""
+    name, cards = "receive queues", _network_cards(server)
+    if not cards:
+        return Finding(name, "ok", "no network card")
+    card, n_modules = max(cards, key=cards.__getitem__), len(expected_modules(config))
+    n_queues = len(list((server.root / "sys/class/net" / card / "queues").glob("rx-*")))
+    if n_queues >= n_modules:
+        return Finding(name, "ok", f"{card} has {n_queues}")
+    rule = f"ethtool -U {card} flow-type udp4 dst-port {config.start_udp_port} action 0"
+    expected = f"{n_modules}, one for the port of each module, as by {rule}"
+    cure = f"ethtool -L {shlex.quote(card)} combined {n_modules}"
+    # It interrupts the network, and few cards have many queues.
+    return Finding(name, "advice", f"{card} has {n_queues}", expected, cure, is_for_all=False)
 
 
 def _interrupts(server: Server) -> Finding:
@@ -212,7 +247,9 @@ def _descriptors() -> Finding:
     if hard == resource.RLIM_INFINITY or hard >= MAX_DESCRIPTORS:
         return Finding("open files", "ok", "no limit" if hard < 0 else f"up to {hard}")
     cure = f'prlimit --pid "$$" --nofile={MAX_DESCRIPTORS}:{MAX_DESCRIPTORS}'
-    return Finding("open files", "advice", f"up to {hard} in this shell", f"{MAX_DESCRIPTORS}", cure)
+    # Units have a limit of their own.
+    shown = f"up to {hard} in this shell"
+    return Finding("open files", "advice", shown, f"{MAX_DESCRIPTORS}", cure, is_for_all=False)
 
 
 def _sockets(server: Server) -> Finding:
@@ -228,9 +265,8 @@ def _protected_regular(config: DetectorConfig, server: Server) -> Finding:
     if not value or not config.switch_user_active:
         return Finding(name, "ok", f"fs.protected_regular = {value}")
     expected = "0, if services in C++ of another user share the ring buffers"
-    return Finding(
-        name, "advice", f"fs.protected_regular = {value}", expected, "sysctl -w fs.protected_regular=0"
-    )
+    cure = "sysctl -w fs.protected_regular=0"
+    return Finding(name, "advice", f"fs.protected_regular = {value}", expected, cure, is_for_all=False)
 
 
 def _remove_ipc(server: Server) -> Finding:
@@ -284,7 +320,7 @@ def _clock() -> Finding:
 
 def _cores(config: DetectorConfig) -> Finding:
     """One core for each writer, receiver and converter, and one for all others."""
-    n_modules = len(expected_modules(config)) if config.detector_type in RECEIVERS else 0
+    n_modules = len(expected_modules(config)) if sends_packets(config) else 0
     n_wanted = config.number_of_writers + 2 * n_modules + 1
     n_cores = len(os.sched_getaffinity(0))
     if n_cores >= n_wanted:

@@ -21,6 +21,8 @@ from stddaq.wire.default_addresses import IPC_DIRECTORY_VARIABLE, ipc_directory
 _META_WRITERS, _CONVERTERS = frozenset(META_WRITERS.values()), frozenset(CONVERTERS.values())
 # These make files below the allowed roots.
 _RECORDERS = frozenset({"std_det_driver", "std_det_writer"}) | _META_WRITERS
+# libzmq looks among the network interfaces for an address that it binds, and aborts the process if it may not.
+_BINDERS = frozenset({"std_stream_send", "std_metadata_stream", "std_buffer_driver"})
 _REST, _BUFFER_WRITER = "stddaq-rest", "std_buffer_writer"
 # To act as the user of a run, to end a process that does, and to see whether another has its file open.
 _OF_ANOTHER_USER = (
@@ -54,7 +56,6 @@ RestrictSUIDSGID=yes
 LockPersonality=yes
 KeyringMode=private
 # No RemoveIPC: the ring buffers of the other services would be removed with this one.
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
 SystemCallArchitectures=native
 SystemCallErrorNumber=EPERM
 SystemCallFilter=@system-service
@@ -165,6 +166,7 @@ def _service(
         *_cache(config, program),
         "",
         _SANDBOX,
+        f"RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6{' AF_NETLINK' * (program in _BINDERS)}",
         *_rights(program, options),
         f"ProtectHome={'read-only' if _is_in_a_home(spec, mounted) else 'yes'}",
         *(f"ReadWritePaths={_quoted(str(path))}" for path in writable),

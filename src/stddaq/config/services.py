@@ -85,14 +85,14 @@ CONVERTERS: Mapping[str, str] = {
     "eiger": "std_data_convert_eg",
 }
 MODULE_SYNC = "std_data_sync_module"
-SENDER, STREAM_RECEIVER = "std_stream_send", "std_stream_receive"
+SENDER, STREAM_RECEIVER, STREAM_SYNC = "std_stream_send", "std_stream_receive", "std_data_sync_stream"
 # A deployment starts all of them; those that its mode does not need finish at once.
 FORWARDERS = (
     SENDER,
     "std_metadata_stream",
     STREAM_RECEIVER,
     "std_data_sync_metadata",
-    "std_data_sync_stream",
+    STREAM_SYNC,
 )
 # Services end in this order, sources first, and start in the reverse one, so that receivers are ready before
 # senders.

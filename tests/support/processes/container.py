@@ -1,4 +1,4 @@
-"""A booted Debian with systemd, to which Ansible deploys: `systemd-nspawn`, made by .ci/make-container."""
+"""Booted Debians with systemd, to which Ansible deploys: `systemd-nspawn`, made by .ci/make-container."""
 
 from __future__ import annotations
 
@@ -33,23 +33,43 @@ needs_container = pytest.mark.skipif(
 class Container:
     """A container that is booted in `with`; what it changes is in memory, and vanishes with it."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._name = f"stddaq-{os.getpid()}"
-        self._enter = directory / "enter"
+    def __init__(self, directory: Path, host: str = "container") -> None:
+        """`host`: its name in Ansible's inventory."""
+        self.directory, self.host = directory / host, host
+        self._name = f"stddaq-{os.getpid()}-{host}"
+        self._enter = self.directory / "enter"
         self._process: subprocess.Popen[bytes] | None = None
         self._started: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Container:
+        self.directory.mkdir(parents=True)
         self._enter.write_text(_ENTER.format(directory=self.directory))
         self._enter.chmod(0o755)
-        (self.directory / "inventory").write_text(
-            f"[all]\ncontainer ansible_ssh_executable={self._enter} ansible_ssh_transfer_method=piped "
-            "ansible_python_interpreter=/usr/bin/python3 ansible_become=false\n"
-        )
-        shutil.copytree(ROLE, self.directory / "ansible")
         self._boot()
         return self
+
+    @property
+    def inventory(self) -> str:
+        """Return the line of Ansible's inventory."""
+        return (
+            f"{self.host} ansible_ssh_executable={self._enter} ansible_ssh_transfer_method=piped "
+            "ansible_python_interpreter=/usr/bin/python3 ansible_become=false\n"
+        )
+
+    @property
+    def leader(self) -> int:
+        """Return the process id of its first process."""
+        return int((self.directory / "leader").read_text())
+
+    def connect(self, other: Container, own_address: str, other_address: str) -> None:
+        """Connect the networks of two containers, and these to nothing else."""
+        command = (
+            f"ip link add peer netns {self.leader} type veth peer name peer netns {other.leader}",
+            *_addressed(self.leader, own_address),
+            *_addressed(other.leader, other_address),
+        )
+        for line in command:
+            subprocess.run(line.split(), check=True, timeout=30)
 
     def _boot(self) -> None:
         libraries = next((TOOLS / "libsystemd-shared").glob("usr/lib/*/systemd"))
@@ -98,30 +118,7 @@ class Container:
 
     def start(self, command: str) -> subprocess.Popen[str]:
         """Start a shell command in the container."""
-        return self._start([self._enter, command])
-
-    def playbook(self, version: str, variables: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start the deployment of a version."""
-        values = {
-            "std_daq_sw_version": version,
-            "stddaq_package": f"stddaq=={version}",
-            "stddaq_pip_arguments": "--no-index --find-links /srv/wheels",
-            "stddaq_venv_arguments": ["--system-site-packages"],
-            **(variables or {}),
-        }
-        command = [
-            *(TOOLS / "ansible/bin/ansible-playbook", "-i", self.directory / "inventory"),
-            *("-e", json.dumps(values)),
-            self.directory / "ansible" / "deployment.yml",
-        ]
-        return self._start(command, env=ansible(self.directory))
-
-    def _start(self, command: Sequence[Any], **options: Any) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-        )
-        self._started.append(process)
-        return process
+        return _start([self._enter, command], self._started)
 
     def __exit__(
         self,
@@ -132,10 +129,7 @@ class Container:
         self._end()
 
     def _end(self) -> None:
-        for process in self._started:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
+        _end_all(self._started)
         if self._process is not None:
             # The end of its first process is the end of all; an orderly shutdown would wait for each.
             if leader := (self.directory / "leader").read_text():
@@ -148,6 +142,59 @@ class Container:
                 self._process.wait()
         for left in Path("/run/systemd/nspawn").glob(f"*/{self._name}"):
             left.rmdir()
+
+
+class Playbooks:
+    """Ansible for some containers, with a copy of the role and its playbooks in `directory`."""
+
+    def __init__(self, directory: Path, containers: Sequence[Container]) -> None:
+        self.directory = directory
+        self._started: list[subprocess.Popen[str]] = []
+        (directory / "inventory").write_text("[all]\n" + "".join(each.inventory for each in containers))
+        shutil.copytree(ROLE, directory / "ansible")
+
+    def start(
+        self, version: str, variables: Mapping[str, str] | None = None, playbook: str = "deployment.yml"
+    ) -> subprocess.Popen[str]:
+        """Start the deployment of a version."""
+        values = {
+            "std_daq_sw_version": version,
+            "stddaq_package": f"stddaq=={version}",
+            "stddaq_pip_arguments": "--no-index --find-links /srv/wheels",
+            "stddaq_venv_arguments": ["--system-site-packages"],
+            **(variables or {}),
+        }
+        command = [
+            *(TOOLS / "ansible/bin/ansible-playbook", "-i", self.directory / "inventory"),
+            *("-e", json.dumps(values)),
+            self.directory / "ansible" / playbook,
+        ]
+        return _start(command, self._started, env=ansible(self.directory))
+
+    def close(self) -> None:
+        _end_all(self._started)
+
+
+def _addressed(leader: int, address: str) -> tuple[str, str]:
+    enter = f"nsenter --target {leader} --net ip"
+    return f"{enter} address add {address}/24 dev peer", f"{enter} link set peer up"
+
+
+def _start(
+    command: Sequence[Any], started: list[subprocess.Popen[str]], **options: Any
+) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+    started.append(process)
+    return process
+
+
+def _end_all(started: Sequence[subprocess.Popen[str]]) -> None:
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
 def ansible(directory: Path) -> dict[str, str]:
