@@ -21,7 +21,7 @@ from stddaq.wire.default_addresses import IPC_DIRECTORY_VARIABLE, ipc_directory
 _META_WRITERS, _CONVERTERS = frozenset(META_WRITERS.values()), frozenset(CONVERTERS.values())
 # These make files below the allowed roots.
 _RECORDERS = frozenset({"std_det_driver", "std_det_writer"}) | _META_WRITERS
-# libzmq looks among the network interfaces for an address that it binds, and aborts the process if it may not.
+# libzmq looks among the network interfaces for an address that it binds, and aborts if it may not.
 _BINDERS = frozenset({"std_stream_send", "std_metadata_stream", "std_buffer_driver"})
 _REST, _BUFFER_WRITER = "stddaq-rest", "std_buffer_writer"
 # To act as the user of a run, to end a process that does, and to see whether another has its file open.
