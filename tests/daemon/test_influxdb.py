@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.peers.redis_server import RedisServer
 from support.processes.deployment import Deployment, Service, free_port, wait_until
+from support.processes.other_services import start_other_services
 
 from stddaq.daemon.line_protocol import line_protocol
 
@@ -123,16 +125,32 @@ def test_a_real_influxdb_takes_the_statistics_of_every_service(
         services["std_bsread_recv"] = deployment.start("std_bsread_recv", address)
 
     for measurement, service in services.items():
-        lines = statistics_of(service, measurement)
-        influxdb.write(lines)
-        point = influxdb.last(measurement.replace("\\", ""))
-        assert point["detector"] == deployment.detector_name
-        # Each pair of the line is a tag or a field of the same name and value.
-        for key, value in re.findall(r"[, ](\w+)=([^, ]+)", lines[-1]):
-            found = point[key]
-            assert found == (value if isinstance(found, str) else float(value.removesuffix("i"))), key
+        assert point_of(influxdb, service, measurement)["detector"] == deployment.detector_name
     assert influxdb.last("std_det_driver")["source"] == "filter"
     assert influxdb.last("std_det_writer")["id"] == "1"
+
+
+def test_a_real_influxdb_takes_the_statistics_of_other_services(
+    influxdb: InfluxDB, make_deployment: Callable[..., Deployment], directory: Path
+) -> None:
+    with RedisServer() as redis:
+        keys = {"statistics_format": "influxdb", "stats_collection_period": 1}
+        services = start_other_services(make_deployment, directory, redis.address, **keys)
+        for measurement, service in services.items():
+            if measurement != "stddaq-rest":  # It has no statistics.
+                point_of(influxdb, service, measurement)
+
+
+def point_of(influxdb: InfluxDB, service: Service, measurement: str) -> dict[str, Any]:
+    """Write the statistics of a service. Return the last point, which has the values of the line."""
+    lines = statistics_of(service, measurement)
+    influxdb.write(lines)
+    point = influxdb.last(measurement.replace("\\", ""))
+    # Each pair of the line is a tag or a field of the same name and value.
+    for key, value in re.findall(r"[, ](\w+)=([^, ]+)", lines[-1]):
+        found = point[key]
+        assert found == (value if isinstance(found, str) else float(value.removesuffix("i"))), key
+    return point
 
 
 def test_special_characters_are_escaped_and_numbers_unknown_to_influxdb_are_left_out(

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
-from support.processes.deployment import Deployment, free_port
+from support.peers.redis_server import RedisServer
+from support.processes.deployment import Deployment, Service, free_port
+from support.processes.other_services import start_other_services
 
 from stddaq.config.services import PROGRAMS
 
@@ -130,16 +132,39 @@ def test_real_lines_of_services(statistics_format: str, make_deployment: Callabl
     for service in services:
         service.wait_for_line(r"detector=\S+ \S+")
     for service in services:
-        # The first line is the command.
-        documents = [ingested(line) for line in service.output.splitlines()[1:]]
-        metrics = [document for document in documents if document["event.kind"] == "metric"]
-        assert metrics, service.output
-        for document in metrics:
-            assert document["std_daq"]["detector"] == deployment.detector_name
-            counts = [
-                value for value in document["std_daq"].values() if re.fullmatch(r"-?\d+(\.\d+)?", value)
-            ]
-            assert counts, document
-        for document in documents:
-            assert re.fullmatch(r"(std_|stddaq )[a-z0-9_]+", document["service.name"]), document
-        assert any(document.get("event.category") == "process" for document in documents)
+        check_documents(service, deployment.detector_name)
+
+
+@pytest.mark.external
+@pytest.mark.parametrize("statistics_format", ["std_daq", "influxdb"])
+def test_real_lines_of_other_services(
+    statistics_format: str, make_deployment: Callable[..., Deployment], directory: Path
+) -> None:
+    with RedisServer() as redis:
+        services = start_other_services(
+            make_deployment,
+            directory,
+            redis.address,
+            stats_collection_period=1,
+            statistics_format=statistics_format,
+        )
+        for program, service in services.items():
+            # It serves requests, and has no statistics.
+            if program != "stddaq-rest":
+                service.wait_for_line(r"detector=\S+ \S+")
+            check_documents(service, has_statistics=program != "stddaq-rest")
+
+
+def check_documents(service: Service, detector: str = "", *, has_statistics: bool = True) -> None:
+    """Check the documents of all lines of a service."""
+    # The first line is the command.
+    documents = [ingested(line) for line in service.output.splitlines()[1:]]
+    metrics = [document for document in documents if document["event.kind"] == "metric"]
+    assert bool(metrics) == has_statistics, service.output
+    for document in metrics:
+        assert document["std_daq"]["detector"] == detector or not detector
+        counts = [value for value in document["std_daq"].values() if re.fullmatch(r"-?\d+(\.\d+)?", value)]
+        assert counts, document
+    for document in documents:
+        assert re.fullmatch(r"(std_|stddaq[ -])[a-z0-9_]+", document["service.name"]), document
+    assert any(document.get("event.category") == "process" for document in documents)

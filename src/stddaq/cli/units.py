@@ -56,7 +56,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--only-services", action="store_true", help="the services of --service, without those of stddaq up"
     )
-    up.add_arguments(parser)
+    up.add_service_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -23,6 +23,17 @@ _SOURCES = ("none", "simulate", "replay", "udp")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="the lines of the services as they write them, without their names; also on a terminal, where "
+        "statistics are left out otherwise",
+    )
+    add_service_arguments(parser)
+
+
+def add_service_arguments(parser: ArgumentParser) -> None:
+    """Add the options that decide which services there are."""
     parser.add_argument("config", help="path to configuration file")
     add_driver_options(parser, IntegerRange(1, 65535))
     parser.add_argument(
@@ -63,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
                 specs,
                 page=SupervisorPage(config.detector_name, etag),
                 events=EventPublisher(config.detector_name),
+                is_plain=args.plain,
             ).run(
                 lambda: f"all services ready, driver at {url}, press Ctrl-C to end them",
                 lambda supervisor: _follow(supervisor, args),
@@ -94,7 +106,7 @@ async def _follow(supervisor: Supervisor, args: argparse.Namespace) -> None:
 def services(config: DetectorConfig, args: argparse.Namespace) -> list[ServiceSpec]:
     """Return the services in the order in which they end: sources, processing, driver, writers.
 
-    `args` are those of `add_arguments`. Raise `ConfigError`.
+    `args` are those of `add_service_arguments`. Raise `ConfigError`.
     """
     from stddaq.cli.supervisor.commands import Commands
     from stddaq.config.services import META_WRITERS, service_mistakes

@@ -44,15 +44,17 @@ class Supervisor:
         start: StartProcess = start_process,
         page: SupervisorPage | None = None,
         events: EventPublisher | None = None,
+        *,
+        is_plain: bool = False,
     ) -> None:
         """Take `specs` in the order in which they end: sources first, writers last.
 
         `restart_delays`: seconds before the first, second, ... restart of a service; there are no more.
-        `page` shows the services to other processes, `events` their lines.
+        `page` shows the services to other processes, `events` their lines. `is_plain`: see `ServiceOutput`.
         """
         self._restart_delays, self._start_process = tuple(restart_delays), start
         self._page, self._events = page, events
-        self._output = ServiceOutput(LineOutput(sys.stdout))
+        self._output = ServiceOutput(LineOutput(sys.stdout), is_plain=is_plain)
         self._children: list[Child] = []
         self._set_children([self._child(spec) for spec in specs])
         self._was_ready = False
