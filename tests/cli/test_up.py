@@ -241,16 +241,17 @@ def test_the_documented_filter_extracts_line_protocol(
     make_deployment: Callable[..., Deployment],
 ) -> None:
     page = (Path(__file__).parents[2] / "docs/reference/log-lines.md").read_text()
-    found = re.search(r"stddaq up config.json \| (sed .*)", page)
+    found = re.search(r"stddaq up config.json --plain \| (grep .*)", page)
     assert found
     deployment = make_deployment(statistics_format="influxdb")
-    running = Up(deployment, "--source", "simulate", "--rate", "100")
+    running = Up(deployment, "--plain", "--source", "simulate", "--rate", "100")
     for service in ("std_det_writer", "std_det_driver"):
-        running.process.wait_for_line(rf"\| {service},detector=")
+        running.process.wait_for_line(rf"^{service},detector=")
     output = "\n".join(running.process.stdout)
     filtered = subprocess.run(
         shlex.split(found[1]), input=output, capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    assert len(filtered) == output.count(f",detector={deployment.detector_name}") > 1
+    # The simulator's measurement is `stddaq simulate`.
+    assert len(filtered) == len(re.findall(rf"(?m)^std_\w+,detector={deployment.detector_name}", output)) > 1
     for line in filtered:
         assert re.fullmatch(r"std_\w+,detector=\S+ \S+ \d+", line), line

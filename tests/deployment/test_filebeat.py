@@ -136,18 +136,9 @@ def test_real_lines_of_services(statistics_format: str, make_deployment: Callabl
 
 
 @pytest.mark.external
-@pytest.mark.parametrize("statistics_format", ["std_daq", "influxdb"])
-def test_real_lines_of_other_services(
-    statistics_format: str, make_deployment: Callable[..., Deployment], directory: Path
-) -> None:
+def test_real_lines_of_other_services(make_deployment: Callable[..., Deployment], directory: Path) -> None:
     with RedisServer() as redis:
-        services = start_other_services(
-            make_deployment,
-            directory,
-            redis.address,
-            stats_collection_period=1,
-            statistics_format=statistics_format,
-        )
+        services = start_other_services(make_deployment, directory, redis.address, stats_collection_period=1)
         for program, service in services.items():
             # It serves requests, and has no statistics.
             if program != "stddaq-rest":
