@@ -199,6 +199,7 @@ async def _run(
     from stddaq.web.routes import older
     from stddaq.web.routes.page import SECURITY_HEADERS
     from stddaq.web.runs import Runs
+    from stddaq.web.websocket_protocol import WebSocketProtocol
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -216,7 +217,7 @@ async def _run(
     settings = uvicorn.Config(
         responses.counting(app),
         http=HttpProtocol,
-        ws="websockets-sansio",
+        ws=WebSocketProtocol,
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,
         headers=list(SECURITY_HEADERS.items()),
