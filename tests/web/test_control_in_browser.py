@@ -99,6 +99,10 @@ def test_run_is_started_watched_and_stopped_on_the_page(deployment: Deployment, 
         publisher.publish(1, np.ones(config.image_shape, np.uint16))
         tab.wait_for(lambda: tab.text("#state") == "recording", "the first image")
         tab.wait_for(lambda: "1 of 1000" in tab.text("#run-facts"), "the images of the run")
+        assert tab.evaluate("[...document.querySelectorAll('#writers meter')].map((one) => one.value)") == [
+            0,
+            0,
+        ]
         # A click does not stop it; Enter twice does.
         tab.click("#stop-run")
         tab.evaluate("document.querySelector('#stop-run').focus()")
@@ -110,6 +114,9 @@ def test_run_is_started_watched_and_stopped_on_the_page(deployment: Deployment, 
             wait_until(lambda: (driver.last_result() or {}).get("count") == 1, 30, "the account")
         tab.wait_for(lambda: tab.text("#state") == "no run", "the end of the run")
         assert (tmp_path / "scanMaster.h5").exists()
+        tab.click("#repair-run")
+        closed = "All files of the last run are closed."
+        tab.wait_for(lambda: tab.text("#control-answer") == closed, "the answer to repair")
         # The browser itself notes each refusal of the driver.
         assert [text for text in tab.complaints if "422" not in text] == []
 
@@ -133,7 +140,16 @@ def test_configuration_is_changed_with_differences_and_rolled_back(rest: RestSer
         tab.wait_for(lambda: tab.evaluate(f"{read}?.includes('detector_name')"), "the configuration")
         write(tab, "#config-text", json.dumps(first | {"number_of_writers": -1}))
         tab.wait_for(lambda: "number_of_writers" in tab.text("#config-mistakes"), "the mistake")
-        write(tab, "#config-text", json.dumps(first | {"number_of_writers": 3}))
+        stream = "tcp://127.0.0.1:1"
+        setting = {"type": "forward", "config": []}
+        write(tab, "#config-text", json.dumps(first | {"live_stream_configs": {stream: setting}}))
+        images = f"[aria-label='Images of {stream}']"
+        tab.wait_for(lambda: tab.evaluate(f'!!document.querySelector("{images}")'), "the stream")
+        tab.choose(images, "batch")
+        changed = json.loads(tab.evaluate(read))["live_stream_configs"]
+        assert changed == {stream: {"type": "batch", "config": [1, 10]}}
+        write(tab, "#config-text", json.dumps(first))
+        tab.choose("[data-key=number_of_writers]", "3")
         tab.wait_for(lambda: "restarts std_det_driver" in tab.text("#config-effect"), "the effect")
         assert "number_of_writers23" in tab.text("#config-differences")
         # A colleague is faster.
@@ -189,6 +205,9 @@ def test_services_events_and_runs_are_shown(
         assert "null" not in tab.text("#run-account")
         click(tab, f"[data-images='{rest.root}/fileMaster.h5']")
         tab.wait_for(lambda: "good, 1 of 5" in tab.text(".file-image-text"), "the first image")
+        click(tab, f"[data-rows='{rest.root}/fileMaster.h5']")
+        tab.wait_for(lambda: "rows 1 to 5 of 5" in tab.text("#run-account"), "the rows")
+        assert "image_id" in tab.text(".file-rows")
         tab.choose("[aria-label='Position of the image']", "4")
         tab.wait_for(lambda: "good, 5 of 5" in tab.text(".file-image-text"), "the last image")
 

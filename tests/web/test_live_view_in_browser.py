@@ -117,6 +117,47 @@ def test_zoomed_part_is_shown_at_full_resolution_beside_an_overview(page: ShownP
     tab.wait_for(lambda: page.show(ramp()) and "shown 1:2" in tab.text("#size"), "the whole image")
 
 
+def test_image_is_zoomed_and_moved_with_mouse_keys_and_fingers(page: ShownPage) -> None:
+    tab = page.tab
+    page.show(ramp())
+    left, top = page.place_of(300.5, 300.5)
+
+    def position() -> tuple[int, int]:
+        """Return the pixel under the mouse."""
+        tab.move_to(left + 1, top)
+        tab.move_to(left, top)
+        found = re.match(r"x (\d+), y (\d+)", tab.text("#cursor"))
+        return (int(found[1]), int(found[2])) if found else (-1, -1)
+
+    def is_at(x: int, y: int, tolerance: int = 6) -> bool:
+        found = position()
+        return abs(found[0] - x) < tolerance and abs(found[1] - y) < tolerance
+
+    tab.wait_for(lambda: is_at(300, 300), "the pixel under the mouse")
+    # The wheel zooms in on the pixel under the mouse.
+    tab.call("Input.dispatchMouseEvent", type="mouseWheel", x=left, y=top, deltaX=0, deltaY=-500)
+    tab.wait_for(lambda: "1:" in tab.text("#size") and is_at(300, 300), "the same pixel")
+    tab.drag((left, top), (left + 50, top + 30))
+    tab.wait_for(lambda: position() < (300, 300) and not is_at(300, 300), "the image that was dragged")
+    dragged = position()
+    tab.evaluate("document.getElementById('canvas').focus()")
+    tab.press("ArrowRight")
+    tab.press("ArrowDown")
+    tab.wait_for(lambda: position() > dragged, "the image that the arrows moved")
+    tab.press("0")
+    tab.wait_for(lambda: is_at(300, 300), "the whole image")
+    for kind, apart in (("touchStart", 20), ("touchMove", 60), ("touchEnd", 0)):
+        fingers = [{"x": left + sign * apart, "y": top, "id": sign + 1} for sign in (-1, 1)] if apart else []
+        tab.call("Input.dispatchTouchEvent", type=kind, touchPoints=fingers)
+    tab.wait_for(lambda: is_at(300, 300), "the same pixel between the fingers")
+    tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=left + 100, y=top)
+    pixels = page.place_of(400.5, 300.5)[0] - page.place_of(300.5, 300.5)[0]
+    found = re.match(r"x (\d+)", tab.text("#cursor"))
+    assert found is not None
+    assert int(found[1]) - 300 < 0.6 * 100 * 100 / pixels
+    tab.press("0")
+
+
 def test_exact_value_of_a_reduced_pixel_is_read_when_the_cursor_rests(page: ShownPage) -> None:
     image_id = page.show(ramp())
     page.point_at(301.5, 200.5)
@@ -338,6 +379,9 @@ def test_mean_and_background_are_computed(page: ShownPage) -> None:
     page.show(flat(100))
     page.show(flat(200))
     cursor_reads(page, ": 150 (corrected")
+    tab.choose("#mean-or-sum", "sum")
+    cursor_reads(page, ": 300 (corrected")
+    tab.choose("#mean-or-sum", "mean")
     tab.choose("#mean-of", "1")
     page.show(flat(120))
     tab.click("#take-background")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.peers import chromium
-from support.processes.deployment import Deployment
+from support.processes.deployment import Deployment, wait_until
 from support.processes.pages import page_of
 from support.processes.web import RestService
 
@@ -56,6 +56,7 @@ def test_image_is_shown_with_its_values_colours_and_marks(
         tab.choose("#low", "1000")
         tab.choose("#high", "12000")
         assert tab.evaluate("document.getElementById('levels').value") == "manual"
+        assert (tab.text("#bar-low"), tab.text("#bar-high")) == ("1000", "12000")
         assert page.colour_at(2.5, 60.5) == VIRIDIS_DARKEST
         assert page.colour_at(150.5, 60.5) == VIRIDIS_BRIGHTEST
         linear = page.colour_at(30.5, 60.5)
@@ -150,14 +151,24 @@ def test_run_is_shown_with_state_progress_and_losses(
             ["restarts", "0"],
         ]
         tab.wait_for(lambda: "3 of 3" in tab.text("#run-facts"), "the images of the run")
+        tab.click("#tab-runs")
+        tab.wait_for(lambda: tab.evaluate("!!document.querySelector('[data-run]')"), "the run")
+        tab.click("[data-run]")
+        tab.wait_for(lambda: tab.evaluate("!!document.querySelector('canvas.missing')"), "the bad images")
+        assert "skipped ids2" in tab.text("#run-account")
         assert tab.complaints == []
 
 
 def test_views_are_chosen_by_tabs_and_by_keys(page_deployment: Deployment, tmp_path: Path) -> None:
     rest = RestService.start(page_deployment, tmp_path / "files", "--url", "ws://127.0.0.1:9")
+    preview = page_deployment.start("std_preview")
+    wait_until((page_deployment.pages / "std_preview").exists)
+    preview.kill()
     with chromium.opened(rest.url + "/#services") as tab:
         shown = "[...document.querySelectorAll('main > [role=tabpanel]')].filter((panel) => !panel.hidden)"
         tab.wait_for(lambda: tab.evaluate(f"{shown}.map((panel) => panel.id)") == ["panel-services"], "view")
+        ended = "std_preview has crashed or was killed. stddaq up starts it again"
+        tab.wait_for(lambda: ended in tab.text("#health"), "what to do about a service that has ended")
         tab.evaluate("document.getElementById('tab-services').focus()")
         tab.press("ArrowRight")
         tab.wait_for(lambda: "configuration" in tab.evaluate("location.hash"), "the next view")

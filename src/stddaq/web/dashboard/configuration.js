@@ -65,6 +65,7 @@ class Configuration {
   edit(content) {
     this.text.value = JSON.stringify(content, null, 2);
     this.showStreams(content);
+    this.showFields(content);
   }
 
   // Return the edited configuration; null, with the reason shown, if it is no JSON object.
@@ -90,6 +91,7 @@ class Configuration {
     if (!edited) return;
     this.showDifferences([["in the file", this.base], ["edited", edited]]);
     this.showStreams(edited);
+    this.showFields(edited);
     if (!may("control")) return;
     try {
       const { content } = await post(path("check"), this.text.value);
@@ -166,10 +168,32 @@ class Configuration {
   async showKeys() {
     const { content } = await get("openapi.json");
     const body = content.paths["/api/config/set"].post.requestBody.content["application/json"].schema;
+    this.fields = Object.fromEntries(Object.entries(body.properties).map(([key, meaning]) => [key, fieldOf(key, meaning)]));
     const rows = Object.entries(body.properties).map(([key, meaning]) => [
-      make("code", {}, key), meaning.description ?? meaning.title ?? "", make("code", {}, "default" in meaning ? shown(meaning.default) : "mandatory"),
+      make("code", {}, key), this.fields[key], meaning.description ?? meaning.title ?? "", make("code", {}, "default" in meaning ? shown(meaning.default) : "mandatory"),
     ]);
-    this.keys.replaceChildren(table(["key", "meaning", "default"], rows));
+    this.keys.replaceChildren(table(["key", "value", "meaning", "default"], rows));
+    this.keys.addEventListener("change", ({ target }) => this.changeField(target));
+    const edited = this.edited();
+    if (edited) this.showFields(edited);
+  }
+
+  // The form: a field for each key with a single value. Lists and objects are edited as JSON.
+  showFields(content) {
+    for (const [key, place] of Object.entries(this.fields ?? {})) {
+      if (place.type === "checkbox") place.checked = Boolean(content[key]);
+      else if ("value" in place) place.value = content[key] ?? "";
+      else place.textContent = shown(content[key]);
+    }
+  }
+
+  changeField(place) {
+    const edited = this.edited(), { key, type } = place.dataset;
+    if (!edited) return;
+    if (place.value === "" && type !== "string") delete edited[key];
+    else edited[key] = type === "boolean" ? place.checked : type === "string" ? place.value : Number(place.value);
+    this.text.value = JSON.stringify(edited, null, 2);
+    this.checkSoon();
   }
 
   // Sliders for the images that live streams send.
@@ -200,6 +224,15 @@ function slider(label, min, max, step, value) {
   const output = make("output", {}, value);
   input.addEventListener("input", () => { output.textContent = input.value; });
   return { input, element: make("span", { className: "field" }, input, output), value: () => Number(input.value) };
+}
+
+function fieldOf(key, { type, enum: choices }) {
+  const properties = { "data-key": key, "data-type": type, "aria-label": `Value of ${key}`, disabled: !may("control") };
+  if (choices) return make("select", properties, ...choices.map((choice) => make("option", { value: choice }, choice)));
+  if (type === "boolean") return make("input", { ...properties, type: "checkbox" });
+  if (type === "integer" || type === "number") return make("input", { ...properties, type: "number", step: type === "integer" ? 1 : "any" });
+  if (type === "string") return make("input", { ...properties, type: "text", spellcheck: false });
+  return make("code");
 }
 
 const keysOf = (...contents) => [...new Set(contents.flatMap((content) => Object.keys(content ?? {})))].sort();

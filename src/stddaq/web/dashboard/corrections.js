@@ -1,4 +1,4 @@
-// Running mean and background of the shown images, in float32.
+// Running mean or sum, and background of the shown images, in float32.
 
 import { LARGEST } from "./colours.js";
 import { element } from "./page.js";
@@ -11,6 +11,7 @@ export class Corrections {
     this.onChange = onChange;
     this.clear();
     element("mean-of").addEventListener("change", () => { this.frames = []; onChange(); });
+    element("mean-or-sum").addEventListener("change", () => { this.range = null; onChange(); });
     element("take-background").addEventListener("click", () => this.takeBackground());
     element("no-background").addEventListener("click", () => { this.background = null; this.showState(); onChange(); });
   }
@@ -41,8 +42,10 @@ export class Corrections {
     const background = this.background && frame && isAlike(this.background.frame, frame) ? this.background.values : null;
     this.showState(this.background && !background ? "of another part or reduction" : "");
     if (this.n === 1 && !background) return frame;
-    const values = meanOf(frame === this.last && this.frames.length ? this.frames : [frame]);
+    const frames = frame === this.last && this.frames.length ? this.frames : [frame], values = meanOf(frames);
     if (background) for (let i = 0; i < values.length; i++) values[i] -= background[i];
+    // The background is that of one image.
+    if (element("mean-or-sum").value === "sum") for (let i = 0; i < values.length; i++) values[i] *= frames.length;
     return this.quantised(frame, values);
   }
 

@@ -68,7 +68,7 @@ class EventList {
       make("time", { dateTime: event.time }, event.time.slice(11, 23)), " ",
       make("b", {}, `${event.service} ${event.id}`.trim()), " ",
       make("span", { className: "level" }, event.level), " ", event.text)));
-    if (!this.events.length) this.say("No events yet. They come from stddaq up CONFIG.");
+    if (!this.events.length) this.say("No events yet: they come from stddaq up CONFIG. Services that were started otherwise have their lines in the journal.");
     if (this.follows.checked) this.list.scrollTop = this.list.scrollHeight;
   }
 }

@@ -1,8 +1,8 @@
-// The images of a file by their position, also while a run writes it.
+// The images and the rows of a file by their position, also while a run writes it.
 
 import { colourTable } from "./colours.js";
 import { decodeMessage } from "./decoding.js";
-import { make } from "./service.js";
+import { get, make, table } from "./service.js";
 import { kept } from "./settings.js";
 import { View } from "./view.js";
 
@@ -41,4 +41,40 @@ export class FileImages {
     const id = header.image === null ? "" : `image ${header.image}, ${header.status === 1 ? "good" : `not good (status ${header.status})`}, `;
     this.text.textContent = `${id}${header.index + 1} of ${header.n_images}`;
   }
+}
+
+const ROWS = 50;
+
+export class FileRows {
+  constructor(file) {
+    this.file = file;
+    this.first = 0;
+    this.text = make("span", { role: "status" });
+    this.place = make("div", { className: "file-rows" });
+    const step = (by) => () => { this.first = Math.max(0, Math.min(this.first + by, this.last ?? 0)); this.load(); };
+    this.element = make("div", {},
+      make("p", { className: "buttons" }, make("button", { onclick: step(-ROWS) }, "Previous rows"), make("button", { onclick: step(ROWS) }, "Next rows"), this.text),
+      this.place);
+    this.load();
+  }
+
+  async load() {
+    try {
+      const query = new URLSearchParams({ filename: this.file, first_row: this.first, max_rows: ROWS });
+      const { content: { tables } } = await get(`api/h5/read_metadata?${query}`);
+      const n = Math.max(0, ...tables.map((one) => one.n_rows));
+      this.last = Math.floor(Math.max(0, n - 1) / ROWS) * ROWS;
+      this.text.textContent = n ? `rows ${this.first + 1} to ${Math.min(n, this.first + ROWS)} of ${n}` : "no rows";
+      this.place.replaceChildren(...tables.filter((one) => Object.keys(one.columns).length).map((one) => rowsOf(one)));
+    } catch (error) {
+      this.text.textContent = error.message;
+    }
+  }
+}
+
+function rowsOf({ name, columns }) {
+  const names = Object.keys(columns), n = Math.max(...names.map((column) => columns[column].length));
+  const cell = (value) => value === undefined || value === null ? "–" : String(value);
+  const rows = Array.from({ length: n }, (_, row) => names.map((column) => cell(columns[column][row])));
+  return make("figure", {}, make("figcaption", {}, name), table(names, rows));
 }

@@ -154,9 +154,9 @@ export class LiveImage {
     const seconds = (performance.now() - this.lastAt) / 1000, isStale = seconds > STALE_S;
     document.body.classList.toggle("stale", isStale && !this.isPaused);
     if (!isStale && !this.problem) this.say("");
-    else if (this.connection && !this.isConnected) this.say(`No contact with stddaq-rest since ${Math.round(seconds)} s. Connecting again.`);
+    else if (this.connection && !this.isConnected) this.say(`No contact with stddaq-rest since ${Math.round(seconds)} s. Connecting again. If it does not run, stddaq up CONFIG starts it, or stddaq-rest CONFIG.`);
     else if (this.problem) this.say(this.problem);
-    else if (isStale) this.say(`No new image since ${Math.round(seconds)} s: the source does not publish.`);
+    else if (isStale) this.say(`No new image since ${Math.round(seconds)} s: the source does not publish. Start the detector, or its receiver; stddaq simulate CONFIG is a source for tests.`);
   }
 
   say(text) {

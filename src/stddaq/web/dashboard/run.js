@@ -111,9 +111,17 @@ export class RunPanel {
   }
 
   showWriters(status) {
-    const rows = (status.writers ?? []).map((writer) => {
-      const row = node("tr"), behind = writer.n_forwarded - writer.n_written;
-      row.append(node("td", writer.writer), node("td", writer.n_written, "number"), node("td", behind, "number"));
+    const writers = status.writers ?? [];
+    // Bars compare the writers; a single late image fills none.
+    const most = Math.max(10, ...writers.map((writer) => writer.n_forwarded - writer.n_written));
+    const rows = writers.map((writer) => {
+      const row = node("tr"), behind = writer.n_forwarded - writer.n_written, bar = document.createElement("meter");
+      bar.max = most;
+      bar.value = behind;
+      bar.setAttribute("aria-label", `Images that writer ${writer.writer} is behind`);
+      const cell = node("td", behind, "number");
+      cell.append(bar);
+      row.append(node("td", writer.writer), node("td", writer.n_written, "number"), cell);
       return row;
     });
     element("writers").replaceChildren(...rows);

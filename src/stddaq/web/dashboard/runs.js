@@ -1,6 +1,6 @@
 // Recent runs, and the account of one.
 
-import { FileImages } from "./files.js";
+import { FileImages, FileRows } from "./files.js";
 import { may } from "./login.js";
 import { bytes, get, make, table, whileShown } from "./service.js";
 
@@ -90,11 +90,12 @@ function fileLine(file, hasImages) {
     }
   };
   const place = make("div");
-  const show = ({ target }) => { target.disabled = true; place.append(new FileImages(file).element); };
+  const show = (View) => ({ target }) => { target.disabled = true; place.append(new View(file).element); };
   return make("div", {},
     make("p", { className: "file" }, make("code", {}, file), " ",
       make("button", { onclick: () => navigator.clipboard?.writeText(file) }, "Copy path"), " ",
       make("button", { "data-file": file, onclick: look }, "Look into it"), " ",
-      hasImages ? make("button", { "data-images": file, onclick: show }, "Show images") : null, state),
+      hasImages ? make("button", { "data-images": file, onclick: show(FileImages) }, "Show images") : null, " ",
+      make("button", { "data-rows": file, onclick: show(FileRows) }, "Show table"), state),
     place);
 }

@@ -4,6 +4,12 @@ import { may } from "./login.js";
 import { bytes, get, make, post, table, whileShown } from "./service.js";
 
 const STATES = { works: "works", silent: "silent: its main loop hangs", ended: "does not run any more", missing: "does not run: not started", not_needed: "not needed" };
+// What to do about a service that does not work.
+const ADVICE = {
+  silent: ({ pid }) => `hangs. If it does not recover, end it on its host with kill -9 ${pid}: stddaq up starts it again, else start it yourself.`,
+  ended: () => "has crashed or was killed. stddaq up starts it again; without stddaq up, start it yourself, or the unit of systemd.",
+  missing: () => "has not started. The view Events has its reason; stddaq up CONFIG starts it.",
+};
 const IMAGES = ["images_published", "images_received", "images_written", "images_processed", "images_sent", "previews_encoded"];
 const LOSSES = ["images_overwritten", "images_failed", "messages_lost", "ids_skipped", "messages_rejected", "images_damaged"];
 const OVER_TIME = [
@@ -33,10 +39,10 @@ export function mount(panel) {
       showSimulator(simulator, content.services, reason);
       rings.replaceChildren(...content.rings.map(ring));
       showGrafana(grafana, content.grafana_url);
-      disks.replaceChildren(content.disks.length ? diskTable(content.disks) : make("p", {}, "No directory of files is configured."));
+      disks.replaceChildren(content.disks.length ? diskTable(content.disks) : make("p", {}, "No directory of files is configured: add allowed_roots to the configuration, or start stddaq-rest with --root DIRECTORY."));
       await Promise.all(plots.map((plot) => plot.load(by.value)));
     } catch (error) {
-      reason.textContent = error.message;
+      reason.textContent = `${error.message}. If stddaq-rest does not run, stddaq up CONFIG starts it, or stddaq-rest CONFIG.`;
     }
   }, 2);
 }
@@ -66,6 +72,14 @@ function healthTable({ services }) {
       ],
     };
   });
+  const advice = services.filter((service) => service.wanted && service.state in ADVICE).map((service) => {
+    const name = `${service.service} ${service.id}`.trim();
+    return make("p", { className: "reason" }, `${name} ${ADVICE[service.state](service)}`);
+  });
+  return make("div", {}, ...advice, tableOf(rows));
+}
+
+function tableOf(rows) {
   return table(["service", "id", "state", "images/s", "losses", "CPU", "memory", "last sign", "restarts"], rows);
 }
 
