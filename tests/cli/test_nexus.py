@@ -146,3 +146,57 @@ def test_run_that_cannot_be_read_is_one_line(run: Path, capsys: pytest.CaptureFi
     (run / "file1.h5").unlink()
     assert nexus(run, "--from", run / "meta.json") == 2
     assert "file1.h5: is missing" in capsys.readouterr().err
+
+
+def nxtomo(*arguments: object) -> int | str | None:
+    try:
+        return main(["nexus", "--definition", "NXtomo", "--set", "sample.name=bone", *map(str, arguments)])
+    except SystemExit as ended:
+        return ended.code
+
+
+def test_kinds_of_a_single_run_are_numbers_of_images(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert nxtomo(run, "--keys", "dark:2,flat:3,projection:4", "--angles", "0:180") == 0
+    assert capsys.readouterr().out == (
+        f"{run}/file_tomo.h5: 4 projection, 3 flat, 2 dark images of 6x8 uint16\n"
+    )
+    with h5py.File(run / "file_tomo.h5") as file:
+        angles = dataset(file, "entry0000/sample/rotation_angle")[()]
+        assert angles.tolist() == [0, 0, 0, 0, 0, 0, 45, 90, 135]
+        assert (
+            dataset(file, "entry0000/instrument/detector/image_key")[()].tolist()
+            == [2] * 2 + [1] * 3 + [0] * 4
+        )
+
+
+def test_kinds_of_several_runs_are_named(run: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("darks", "flats"):
+        (run / name).mkdir()
+        write_run(run / name, stream(range(3)), SPEC)
+    np.save(run / "angles.npy", np.arange(9.0))
+    made = nxtomo(
+        f"dark={run}/darks", f"flat={run}/flats", f"projection={run}", "--angles", run / "angles.npy"
+    )
+    assert made == 0
+    assert capsys.readouterr().out == (
+        f"{run}/file_tomo.h5: 9 projection, 3 flat, 3 dark images of 6x8 uint16\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected KIND=RUN for each run, of the kinds projection, flat and dark, or --keys"),
+        (["--keys", "dark:2"], "--keys: expected kinds of the 9 images of the run, got those of 2"),
+        (["--keys", "dim:9"], "--keys: expected KIND:NUMBER,... such as dark:5,flat:7,projection:30"),
+        (["--keys", "projection:9"], "--angles: expected START:STOP in degrees, or FILE.npy, got none"),
+        (["--keys", "projection:9", "--angles", "0:x"], "--angles: expected START:STOP in degrees"),
+        (["--keys", "projection:9", "--angles", "no.npy"], "no.npy: cannot be read: No such file"),
+    ],
+)
+def test_invalid_kinds_and_angles_are_refused(
+    run: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert nxtomo(run, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (run / "file_tomo.h5").exists()

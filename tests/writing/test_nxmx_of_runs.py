@@ -93,10 +93,11 @@ def test_metadata_that_contradict_the_definition_are_refused(rig: Rig, nexus: di
         rig.client.start(rig.directory, nexus=nexus | {"definition": "NXmx"})
 
 
-def test_nxmx_file_of_an_old_run_is_refused_or_removed(rig: Rig):
-    rig.path("file_master.h5").write_text("old")
-    with pytest.raises(CommandRefusedError, match=r"file_master\.h5"):
+@pytest.mark.parametrize("name", ["file_master.h5", "file_tomo.h5"])
+def test_application_file_of_an_old_run_is_refused_or_removed(rig: Rig, name: str):
+    rig.path(name).write_text("old")
+    with pytest.raises(CommandRefusedError, match=name):
         rig.client.start(rig.directory, n_image=1)
     images = images_of(range(4))
     assert_saved(rig.record(images, overwrite=True), images)
-    assert not rig.path("file_master.h5").exists()
+    assert not rig.path(name).exists()

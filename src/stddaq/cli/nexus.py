@@ -1,4 +1,4 @@
-"""`stddaq nexus`: make a file of an application definition of NeXus over the raw files of a run."""
+"""`stddaq nexus`: make a file of an application definition of NeXus over the raw files of runs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stddaq.daemon.arguments import ArgumentParser
+from stddaq.errors import ConfigError
 from stddaq.files.limits import MASTER_FILE_TIMEOUT_S
+from stddaq.text import mismatch
 
 if TYPE_CHECKING:
+    from stddaq.files.application_metadata import Layer
     from stddaq.files.nxmx import NXmxFile
+    from stddaq.files.reading import Run
 
-SUMMARY = "make a file for programs of crystallography (NXmx) over the raw files of a run"
+SUMMARY = "make a file for crystallography (NXmx) or tomography (NXtomo) over the raw files of runs"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("path", metavar="RUN", help="directory of the run, or one of its files")
     parser.add_argument(
-        "--definition", required=True, choices=["NXmx"], help="application definition of the file"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="directory of the run, or one of its files; for NXtomo also several in the order of the file, "
+        "as dark=RUN, flat=RUN, projection=RUN",
+    )
+    parser.add_argument(
+        "--definition", required=True, choices=["NXmx", "NXtomo"], help="application definition of the file"
+    )
+    parser.add_argument(
+        "--keys",
+        metavar="KIND:NUMBER,...",
+        help="NXtomo: what the images of a single run are, such as dark:5,flat:7,projection:30",
+    )
+    parser.add_argument(
+        "--angles",
+        metavar="START:STOP",
+        help="NXtomo: angles of the projections in degrees, STOP not included; or a file of numpy FILE.npy",
     )
     parser.add_argument("--prefix", help="prefix of the file names (default: file)")
     parser.add_argument(
@@ -42,7 +62,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "-o",
         "--output",
         metavar="FILE",
-        help="the file to write (default: <prefix>_master.h5 beside the run)",
+        help="the file to write (default: <prefix>_master.h5 or <prefix>_tomo.h5 beside the run)",
     )
     parser.add_argument(
         "--incomplete",
@@ -55,7 +75,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from stddaq.files.opening import isolated
 
-    made = isolated(lambda: _create(args), Path(args.path), MASTER_FILE_TIMEOUT_S)
+    if args.definition == "NXtomo":
+        from stddaq.cli.nxtomo import create, summary
+
+        print(summary(isolated(lambda: create(args), Path(args.runs[-1]), MASTER_FILE_TIMEOUT_S)))
+        return 0
+    if len(args.runs) > 1 or args.keys or args.angles:
+        raise ConfigError(mismatch("stddaq nexus", "one run for NXmx", "several, --keys or --angles"))
+    made = isolated(lambda: _create_nxmx(args), Path(args.runs[0]), MASTER_FILE_TIMEOUT_S)
     height, width = made.image_shape
     lost = made.n_frames - made.n_mapped
     print(
@@ -66,33 +93,37 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _create(args: argparse.Namespace) -> NXmxFile:
+def layers_of(args: argparse.Namespace, run: Run) -> list[Layer]:
+    """Return the metadata of a run, those of its files first. Raise `ConfigError`."""
     from stddaq.files.application_metadata import (
-        expected_images,
         layer_of_account,
         layer_of_file,
         layer_of_options,
         layers_of_origins,
-        merge,
     )
+
+    return [
+        layer_of_account(run.account or {}),
+        *layers_of_origins(run.nexus or {}),
+        *(layer_of_file(Path(name)) for name in args.metadata_files),
+        layer_of_options(args.values),
+    ]
+
+
+def _create_nxmx(args: argparse.Namespace) -> NXmxFile:
+    from stddaq.files.application_metadata import expected_images, merge
     from stddaq.files.names import find_run
     from stddaq.files.nxmx import create_nxmx_file
     from stddaq.files.reading import open_run
     from stddaq.files.run import read_run
 
-    opened = open_run(args.path, args.prefix)
+    opened = open_run(args.runs[0], args.prefix)
     account = opened.account or {}
-    layers = [
-        layer_of_account(account),
-        *layers_of_origins(opened.nexus or {}),
-        *(layer_of_file(Path(name)) for name in args.metadata_files),
-        layer_of_options(args.values),
-    ]
     raw_files = [raw.path for raw in opened.raw_files]
     return create_nxmx_file(
         Path(args.output) if args.output else find_run(raw_files[0], args.prefix).nxmx,
         read_run(raw_files),
-        merge(layers, expected_images(account)),
+        merge(layers_of(args, opened), expected_images(account)),
         account=json.dumps(account) if account else None,
         incomplete=args.incomplete,
         overwrite=args.overwrite,

@@ -15,7 +15,7 @@ from stddaq.files.nexus import lost_pixel
 from stddaq.files.opening import damage_named, open_file, relative_name
 from stddaq.files.raw_rows import RawRows
 from stddaq.files.run import RecordedRun
-from stddaq.files.virtual import MappedRows, create_virtual_dataset, stretches_of
+from stddaq.files.virtual import MappedRows, create_virtual_dataset, mapped_by_image, stretches_of
 from stddaq.text import mismatch
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
@@ -55,8 +55,13 @@ class Frames:
         """Return the number of frames that show an image."""
         return sum(int(np.count_nonzero(file.kept)) for file in self.files)
 
-    def create_dataset(self, group: h5py.Group, name: str, directory: Path) -> h5py.Dataset:
-        """Create the virtual dataset of the images. Frames without an image read as "not measured"."""
+    def create_dataset(
+        self, group: h5py.Group, name: str, directory: Path, *, by_image: bool = False
+    ) -> h5py.Dataset:
+        """Create the virtual dataset of the images. Frames without an image read as "not measured".
+
+        `by_image`: for readers that take blocks of images.
+        """
         mapped = [
             MappedRows(
                 relative_name(file.raw.path, directory),
@@ -66,6 +71,8 @@ class Frames:
             )
             for file in self.files
         ]
+        if by_image:
+            mapped = mapped_by_image(mapped)
         shape = (len(self.image_ids), *self.image_shape)
         return h5py.Dataset(
             create_virtual_dataset(group.id, name, shape, self.dtype, mapped, fill=lost_pixel(self.dtype))

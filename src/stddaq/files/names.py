@@ -16,7 +16,7 @@ from stddaq.text import mismatch
 from stddaq.wire.driver_messages import DEFAULT_FILE_PREFIX
 
 _NUMBER = re.compile(r"0|[1-9]\d*")
-_OVER_RAW_FILES = r"Meta|Master|Published\d*|_master"
+_OVER_RAW_FILES = r"Meta|Master|Published\d*|_master|_tomo"
 
 
 def raw_file_name(prefix: str, writer: int) -> str:
@@ -37,6 +37,11 @@ def master_file_name(prefix: str) -> str:
 def nxmx_file_name(prefix: str) -> str:
     """Return the name of the NXmx file of a run, for which programs of crystallography look."""
     return f"{prefix}_master.h5"
+
+
+def nxtomo_file_name(prefix: str) -> str:
+    """Return the name of the NXtomo file of a run, for programs of tomography."""
+    return f"{prefix}_tomo.h5"
 
 
 @dataclass(frozen=True, slots=True)

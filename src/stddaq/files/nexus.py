@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import h5py
@@ -35,6 +36,27 @@ def set_attributes(of: h5py.HLObject, **attributes: object) -> None:
         texts = [value] if isinstance(value, str) else value if isinstance(value, list) else []
         is_ascii = bool(texts) and all(isinstance(text, str) and text.isascii() for text in texts)
         of.attrs.create(name, value, dtype=h5py.string_dtype("ascii") if is_ascii else None)
+
+
+def put_value(group: h5py.Group, name: str, value: object, units: str = "") -> None:
+    """Write a value, unless it is unknown."""
+    if value is None:
+        return
+    group[name] = value
+    if units:
+        set_attributes(group[name], units=units)
+
+
+def put_name(group: h5py.Group, name: str | None, short_name: str | None) -> None:
+    """Write a name with its short form, as far as they are known."""
+    put_value(group, "name", name)
+    if name is not None and short_name is not None:
+        set_attributes(group["name"], short_name=short_name)
+
+
+def utc_text(time: datetime) -> str:
+    """Return a time in UTC, as readers of NeXus expect it."""
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def lost_pixel(dtype: np.dtype) -> np.ndarray:

@@ -17,19 +17,24 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from stddaq.errors import ConfigError, FileLayoutError, OutputExistsError
+from stddaq.errors import ConfigError
+from stddaq.files.application_file import write_application_file
 from stddaq.files.application_metadata import Metadata
-from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.frames import Frames, frames_of
-from stddaq.files.names import master_file_name, metadata_file_name
-from stddaq.files.nexus import APPLICATION_METADATA, DATA, nexus_group, set_attributes
+from stddaq.files.nexus import (
+    APPLICATION_METADATA,
+    DATA,
+    nexus_group,
+    put_name,
+    put_value,
+    set_attributes,
+    utc_text,
+)
 from stddaq.files.nexus_account import write_account
 from stddaq.files.nxmx_rules import check_for_nxmx, missing_for_nxmx
 from stddaq.files.pixel_mask import read_pixel_mask
 from stddaq.files.run import RecordedRun
 from stddaq.files.sources import mark_with_run_ids
-from stddaq.new_file import replacing
-from stddaq.open_directory import OutsideRootsError
 from stddaq.run_metadata import ENERGY_TIMES_WAVELENGTH, Detector
 from stddaq.text import mismatch
 
@@ -72,61 +77,40 @@ def create_nxmx_file(
     that names all missing keys, or values that are not NXmx; `FileLayoutError`, `OutputExistsError`,
     `OutsideRootsError`.
     """
-    _check_name(path, run)
     missing = missing_for_nxmx(metadata)
     if missing and not incomplete:
         got, advice = f"none for {', '.join(missing)}", "give them by --from or --set"
         raise ConfigError(mismatch(str(path), "values that NXmx requires", got, advice), missing)
     check_for_nxmx(metadata.values)
     frames = frames_of(run, by_id=metadata.values.scan is not None)
-    try:
-        with replacing(path, overwrite=overwrite, roots=roots) as temporary:
-            with h5py.File(temporary.opened, "w", libver=FILE_FORMAT, locking=False) as file:
-                _Tree(file, path, run, frames, metadata).write(account, complete=not missing)
-            with h5py.File(temporary.opened, "r", locking=False) as file:
-                images = file[DATA]
-                assert isinstance(images, h5py.Dataset)
-                frames.verify(images)
-    except FileExistsError as error:
-        raise OutputExistsError(f"{error}; allow overwriting to replace it") from error
-    except OutsideRootsError:
-        raise
-    except (OSError, RuntimeError) as error:
-        raise FileLayoutError(
-            f"{path}: cannot be written: {getattr(error, 'strerror', 0) or error}"
-        ) from error
+    tree = _Tree(path, run, frames, metadata)
+    write_application_file(
+        path, frames, DATA, lambda file: tree.write(file, account, complete=not missing), overwrite, roots
+    )
     return NXmxFile(
         path, tuple(missing), len(frames.image_ids), frames.n_mapped, frames.image_shape, frames.dtype
     )
 
 
-def _check_name(path: Path, run: RecordedRun) -> None:
-    is_raw = any(raw.path.resolve() == path.resolve() for raw in run.raw_files)
-    if is_raw or path.name.endswith((master_file_name(""), metadata_file_name(""))):
-        raise OutputExistsError(mismatch(str(path), "a name of no other file of a run", path.name))
-
-
 class _Tree:
     """The file while it is written."""
 
-    def __init__(
-        self, file: h5py.File, path: Path, run: RecordedRun, frames: Frames, metadata: Metadata
-    ) -> None:
-        self._file, self._path, self._run, self._frames = file, path, run, frames
+    def __init__(self, path: Path, run: RecordedRun, frames: Frames, metadata: Metadata) -> None:
+        self._path, self._run, self._frames = path, run, frames
         self._metadata, self._values = metadata, metadata.values
 
-    def write(self, account: str | None, *, complete: bool) -> None:
+    def write(self, file: h5py.File, account: str | None, *, complete: bool) -> None:
         name = self._path.name.encode("ascii", "backslashreplace").decode()
         set_attributes(
-            self._file,
+            file,
             NX_class="NXroot",
             default="entry",
             file_name=name,
-            file_time=_utc(datetime.now(UTC)),
+            file_time=utc_text(datetime.now(UTC)),
             creator="stddaq",
             HDF5_Version=h5py.version.hdf5_version,
         )
-        entry = nexus_group(self._file, "entry", "NXentry", default="data")
+        entry = nexus_group(file, "entry", "NXentry", default="data")
         mark_with_run_ids(entry.id, [self._run.run_id])
         if complete:
             entry["definition"] = np.bytes_("NXmx")
@@ -139,60 +123,60 @@ class _Tree:
         self._write_sample(entry)
         self._write_data(entry)
         write_account(entry, self._run, self._path.parent, account)
-        self._file[APPLICATION_METADATA] = self._metadata.as_json()
+        file[APPLICATION_METADATA] = self._metadata.as_json()
 
     def _write_entry(self, entry: h5py.Group) -> None:
         run, values = self._run, self._values
         entry["title"] = f"{run.detector_name} {run.run_id}" if run.run_id else run.detector_name
-        _put(entry, "entry_identifier", run.run_id)
+        put_value(entry, "entry_identifier", run.run_id)
         for name, time in (("start_time", values.start_time), ("end_time", values.end_time)):
-            _put(entry, name, None if time is None else _utc(datetime.fromisoformat(time)))
+            put_value(entry, name, None if time is None else utc_text(datetime.fromisoformat(time)))
         estimated = self._metadata.end_time_estimated()
-        _put(entry, "end_time_estimated", None if estimated is None else _utc(estimated))
+        put_value(entry, "end_time_estimated", None if estimated is None else utc_text(estimated))
         source = nexus_group(entry, "source", "NXsource")
-        _put_name(source, values.source.name, values.source.short_name)
-        _put(source, "type", values.source.type)
-        _put(source, "probe", "x-ray")
+        put_name(source, values.source.name, values.source.short_name)
+        put_value(source, "type", values.source.type)
+        put_value(source, "probe", "x-ray")
 
     def _write_instrument(self, instrument: h5py.Group) -> None:
         values = self._values
-        _put_name(instrument, values.instrument.name, values.instrument.short_name)
-        _put(instrument, "time_zone", values.instrument.time_zone)
+        put_name(instrument, values.instrument.name, values.instrument.short_name)
+        put_value(instrument, "time_zone", values.instrument.time_zone)
         if values.beam.transmission is not None:
             attenuator = nexus_group(instrument, "attenuator", "NXattenuator")
-            _put(attenuator, "attenuator_transmission", values.beam.transmission)
+            put_value(attenuator, "attenuator_transmission", values.beam.transmission)
 
     def _write_beam(self, instrument: h5py.Group) -> None:
         values = self._values.beam
         beam = nexus_group(instrument, "beam", "NXbeam", target=BEAM)
         if values.wavelength is not None:
-            _put(beam, "incident_wavelength", values.wavelength, "angstrom")
-            _put(beam, "incident_energy", ENERGY_TIMES_WAVELENGTH / values.wavelength * 1000, "eV")
-        _put(beam, "total_flux", values.flux_hz, "Hz")
-        _put(beam, "incident_beam_size", values.size_m, "m")
+            put_value(beam, "incident_wavelength", values.wavelength, "angstrom")
+            put_value(beam, "incident_energy", ENERGY_TIMES_WAVELENGTH / values.wavelength * 1000, "eV")
+        put_value(beam, "total_flux", values.flux_hz, "Hz")
+        put_value(beam, "incident_beam_size", values.size_m, "m")
 
     def _write_detector(self, instrument: h5py.Group) -> None:
         values, dtype = self._values.detector, self._frames.dtype
         detector = nexus_group(instrument, "detector", "NXdetector")
         detector["data"] = h5py.SoftLink(DATA)
-        _put(detector, "description", values.description)
-        _put(detector, "type", values.type)
-        _put(detector, "local_name", self._run.detector_name)
-        _put(detector, "serial_number", values.serial_number)
-        _put(detector, "distance", values.distance_m, "m")
+        put_value(detector, "description", values.description)
+        put_value(detector, "type", values.type)
+        put_value(detector, "local_name", self._run.detector_name)
+        put_value(detector, "serial_number", values.serial_number)
+        put_value(detector, "distance", values.distance_m, "m")
         for i, axis in enumerate("xy"):
             if values.beam_center_pixel is not None:
-                _put(detector, f"beam_center_{axis}", values.beam_center_pixel[i], "pixel")
+                put_value(detector, f"beam_center_{axis}", values.beam_center_pixel[i], "pixel")
             if values.pixel_size_m is not None:
-                _put(detector, f"{axis}_pixel_size", values.pixel_size_m[i], "m")
-        _put(detector, "count_time", values.count_time_s, "s")
-        _put(detector, "frame_time", values.frame_time_s, "s")
-        _put(detector, "sensor_material", values.sensor_material)
-        _put(detector, "sensor_thickness", values.sensor_thickness_m, "m")
-        _put(detector, "threshold_energy", values.threshold_energy_ev, "eV")
-        _put(detector, "gain_setting", values.gain_setting)
-        _put(detector, "saturation_value", values.saturation_value)
-        _put(detector, "underload_value", values.underload_value)
+                put_value(detector, f"{axis}_pixel_size", values.pixel_size_m[i], "m")
+        put_value(detector, "count_time", values.count_time_s, "s")
+        put_value(detector, "frame_time", values.frame_time_s, "s")
+        put_value(detector, "sensor_material", values.sensor_material)
+        put_value(detector, "sensor_thickness", values.sensor_thickness_m, "m")
+        put_value(detector, "threshold_energy", values.threshold_energy_ev, "eV")
+        put_value(detector, "gain_setting", values.gain_setting)
+        put_value(detector, "saturation_value", values.saturation_value)
+        put_value(detector, "underload_value", values.underload_value)
         if dtype.kind in "iu":
             # Of the stored pixel: with those of the converter dxtbx masks real counts.
             for name in ("bit_depth_image", "bit_depth_readout"):
@@ -224,9 +208,9 @@ class _Tree:
     def _write_sample(self, entry: h5py.Group) -> None:
         values = self._values
         sample = nexus_group(entry, "sample", "NXsample")
-        _put(sample, "name", values.sample.name)
-        _put(sample, "temperature", values.sample.temperature_k, "K")
-        sample["beam"] = self._file[BEAM]
+        put_value(sample, "name", values.sample.name)
+        put_value(sample, "temperature", values.sample.temperature_k, "K")
+        sample["beam"] = sample.file[BEAM]
         axes = values.goniometer() if values.scan is not None else []
         known = [axis for axis in axes if axis.name in (values.scan_axis_name, *values.axes)]
         transformations = nexus_group(sample, "transformations", "NXtransformations") if known else None
@@ -254,8 +238,8 @@ class _Tree:
         if angles is None or scan is None or scan.increment_deg is None or name not in transformations:
             return
         set_attributes(transformations[name], target=f"{GONIOMETER}/{name}")
-        _put(transformations, f"{name}_end", angles + scan.increment_deg, "deg")
-        _put(transformations, f"{name}_increment_set", scan.increment_deg, "deg")
+        put_value(transformations, f"{name}_end", angles + scan.increment_deg, "deg")
+        put_value(transformations, f"{name}_increment_set", scan.increment_deg, "deg")
         for suffix in ("end", "increment_set"):
             set_attributes(transformations[f"{name}_{suffix}"], transformation_type="rotation")
 
@@ -266,8 +250,8 @@ class _Tree:
         set_attributes(images, interpretation="image", long_name=self._run.detector_name, target=DATA)
         data["image_id"] = self._frames.image_ids
         scanned = f"{GONIOMETER}/{self._values.scan_axis_name}"
-        if self._angles() is not None and scanned in self._file:
-            data[scanned.rpartition("/")[2]] = self._file[scanned]
+        if self._angles() is not None and scanned in data.file:
+            data[scanned.rpartition("/")[2]] = data.file[scanned]
             set_attributes(data, **{f"{self._values.scan_axis_name}_indices": 0})
 
 
@@ -315,22 +299,3 @@ def _axis(
         offset_units="m",
         depends_on=depends_on,
     )
-
-
-def _put(group: h5py.Group, name: str, value: object, units: str = "") -> None:
-    """Write a value, unless it is unknown."""
-    if value is None:
-        return
-    group[name] = value
-    if units:
-        set_attributes(group[name], units=units)
-
-
-def _put_name(group: h5py.Group, name: str | None, short_name: str | None) -> None:
-    _put(group, "name", name)
-    if name is not None and short_name is not None:
-        set_attributes(group["name"], short_name=short_name)
-
-
-def _utc(time: datetime) -> str:
-    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -17,6 +17,7 @@ from stddaq.files.names import (
     master_file_name,
     metadata_file_name,
     nxmx_file_name,
+    nxtomo_file_name,
     raw_file_name,
 )
 from stddaq.text import mismatch, os_error_text
@@ -114,9 +115,11 @@ def _check_no_file_of_other_run(start: StartCommand, files: PlannedFiles) -> Non
 
 def _check_no_file_exists(start: StartCommand, files: PlannedFiles) -> None:
     # A metadata file of another run would be read as that of this run, even if this run has none; its NXmx
-    # file would show the images of this run.
-    metadata = Path(start.path) / metadata_file_name(start.file_prefix)
-    of_runs = (*files.all, metadata, files.nxmx)
+    # and NXtomo files would show the images of this run.
+    metadata, nxtomo = (
+        Path(start.path) / name(start.file_prefix) for name in (metadata_file_name, nxtomo_file_name)
+    )
+    of_runs = (*files.all, metadata, files.nxmx, nxtomo)
     existing = [str(path) for path in dict.fromkeys(of_runs) if os.path.lexists(path)]
     if existing:
         found = ", ".join(existing[:3]) + (", ..." if len(existing) > 3 else "")
