@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.processes.deployment import Deployment
+from support.processes.namespaces import Network
 from support.processes.servers import MakeServers, Servers
 
 
@@ -16,9 +17,9 @@ def make_servers(make_deployment: Callable[..., Deployment]) -> Iterator[MakeSer
     """Return a function that makes two servers of a configuration, without running services."""
     with ExitStack() as made:
 
-        def make(**overrides: Any) -> Servers:
+        def make(network: Network | None = None, **overrides: Any) -> Servers:
             first = make_deployment(**overrides)
             second = make_deployment(ipc_directory=first.ipc_directory, **overrides)
-            return made.enter_context(Servers(first, second))
+            return made.enter_context(Servers(first, second, network))
 
         yield make

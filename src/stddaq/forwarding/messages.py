@@ -10,6 +10,8 @@ from stddaq.dataplane.metadata import ImageMetadata, parse
 
 # C++ services read metadata into a buffer of this size.
 MAX_METADATA_BYTES = 512
+# As many messages of a metadata stream as they queue.
+QUEUED_MESSAGES = 50_000
 
 
 def parse_forwarded(message: bytes) -> ImageMetadata | None:

@@ -17,13 +17,11 @@ from stddaq.daemon.main import StopRequest, run
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.dataplane.image_subscriber import ImageSubscriber
-from stddaq.forwarding.messages import MAX_METADATA_BYTES, keep_number
+from stddaq.forwarding.messages import MAX_METADATA_BYTES, QUEUED_MESSAGES, keep_number
 from stddaq.forwarding.network import NetworkPublisher
 
 PROGRAM = "std_metadata_stream"
 BATCH_LIMIT = 1000
-# As many as the C++ service queues.
-QUEUED_MESSAGES = 50_000
 
 
 class MetadataSender(Closing):

@@ -13,7 +13,7 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon.arguments import ArgumentParser, Seconds, stream_address
 from stddaq.daemon.log import ready
 from stddaq.daemon.main import StopRequest, run
-from stddaq.forwarding.messages import parse_forwarded
+from stddaq.forwarding.messages import MAX_METADATA_BYTES, QUEUED_MESSAGES, parse_forwarded
 from stddaq.forwarding.network import NetworkSubscriber
 from stddaq.forwarding.parts import number_of_pairs
 from stddaq.forwarding.pixel_sync import DEFAULT_TIMEOUT_S, PixelSync
@@ -33,7 +33,7 @@ class MetadataSynchroniser(Synchroniser):
         self._sync = PixelSync(number_of_pairs(config), config.n_slots, timeout)
         super().__init__(PROGRAM, config, self._sync)
         try:
-            self._network = NetworkSubscriber(address)
+            self._network = NetworkSubscriber(address, MAX_METADATA_BYTES, QUEUED_MESSAGES)
         except BaseException:
             super().close()
             raise

@@ -21,7 +21,7 @@ from stddaq.dataplane.connections import (
 )
 from stddaq.errors import EndpointError
 
-# Bytes that wait for one receiver that is slow or hangs; more are dropped.
+# Bytes that wait on each side of a connection to a receiver that is slow or hangs; more are dropped.
 MAX_QUEUED_BYTES = 256 * 2**20
 MAX_QUEUED_MESSAGES = 1000
 MIN_QUEUED_MESSAGES = 2
@@ -73,8 +73,7 @@ class NetworkPublisher(_NetworkSocket):
         super().__init__(zmq.XPUB, address, "receiver")
         self.n_subscribers = 0
         self.socket.setsockopt(zmq.XPUB_VERBOSER, 1)
-        queued = MAX_QUEUED_BYTES // max(1, message_bytes)
-        self.socket.sndhwm = min(max(queued, MIN_QUEUED_MESSAGES), most)
+        self.socket.sndhwm = _queue_limit(message_bytes, most)
         # A number per message, from the clock so that none is used again after a restart.
         self._message = time.time_ns() // 1000
         try:
@@ -96,11 +95,20 @@ class NetworkPublisher(_NetworkSocket):
 class NetworkSubscriber(_NetworkSocket):
     """Connects SUB to the publisher on another server."""
 
-    def __init__(self, address: str) -> None:
-        """Raise `EndpointError` for an address that cannot be used. The publisher may start later."""
+    def __init__(self, address: str, message_bytes: int, most: int = MAX_QUEUED_MESSAGES) -> None:
+        """Queue at most `most` messages of this size. The publisher may start later.
+
+        Raise `EndpointError` for an address that cannot be used.
+        """
         super().__init__(zmq.SUB, address, "sender")
+        self.socket.rcvhwm = _queue_limit(message_bytes, most)
         self.socket.subscribe(b"")
         try:
             self.socket.connect(address)
         except zmq.ZMQError as error:
             raise self._fail(error, "connected to") from error
+
+
+def _queue_limit(message_bytes: int, most: int) -> int:
+    """Return how many messages of this size may wait."""
+    return min(max(MAX_QUEUED_BYTES // max(1, message_bytes), MIN_QUEUED_MESSAGES), most)

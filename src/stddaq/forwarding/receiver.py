@@ -64,7 +64,7 @@ class StreamReceiver(Closing):
             self._binding = Binding(self._presence, endpoints.receiver(config.detector_name, part.index))
             # The first parts would be dropped if they arrived before this connection.
             self._socket.poll(SYNC_TIMEOUT_MS, zmq.POLLOUT)
-            self._network = NetworkSubscriber(address)
+            self._network = NetworkSubscriber(address, part.length)
         except BaseException:
             self._context.destroy(linger=0)
             self._ring.close()

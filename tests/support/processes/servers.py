@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 
-from support.processes.deployment import Deployment, Service, free_port, wait_until
+from support.processes.deployment import Deployment, Service, console_script, free_port, wait_until
+from support.processes.namespaces import Network
 
 from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
@@ -20,38 +21,45 @@ class Servers(Closing):
         senders, receivers: by the number of the pair.
     """
 
-    def __init__(self, first: Deployment, second: Deployment) -> None:
+    def __init__(self, first: Deployment, second: Deployment, network: Network | None = None) -> None:
+        """With a `network`, the services of each server run in its namespace."""
         self.first, self.second = first, second
+        self._prefixes = {first: network.on_first, second: network.on_second} if network else {}
         self.config = DetectorConfig.parse(first.config)
         self._stack = contextlib.ExitStack()
         self.senders: dict[int, Service] = {}
         self.receivers: dict[int, Service] = {}
         self.metadata: Service | None = None
         self.sync: Service
-        self.addresses = {part.index: f"tcp://127.0.0.1:{free_port()}" for part in parts_of(self.config)}
-        self.metadata_address = f"tcp://127.0.0.1:{free_port()}"
+        host = network.first_address if network else "127.0.0.1"
+        self.addresses = {part.index: f"tcp://{host}:{free_port()}" for part in parts_of(self.config)}
+        self.metadata_address = f"tcp://{host}:{free_port()}"
+
+    def _start(self, deployment: Deployment, service: str, *args: object) -> Service:
+        prefix = self._prefixes.get(deployment, ())
+        return deployment.run(*prefix, console_script(service), deployment.config_path, *args, ready="ready")
 
     def start_sync(self, *options: object) -> Service:
         """Start the synchroniser. By default nothing is given up while a service stands still."""
         options = options or ("--timeout", 60)
         if self.config.sender_sends_full_images:
-            self.sync = self.second.start("std_data_sync_metadata", self.metadata_address, *options)
+            self.sync = self._start(self.second, "std_data_sync_metadata", self.metadata_address, *options)
         else:
-            self.sync = self.second.start("std_data_sync_stream", *options)
+            self.sync = self._start(self.second, "std_data_sync_stream", *options)
         return self.sync
 
     def start_metadata(self, *options: object) -> Service:
         """Start the metadata stream of whole images."""
-        self.metadata = self.first.start("std_metadata_stream", self.metadata_address, *options)
+        self.metadata = self._start(self.first, "std_metadata_stream", self.metadata_address, *options)
         return self.metadata
 
     def start_receiver(self, pair: int) -> Service:
-        service = self.second.start("std_stream_receive", self.addresses[pair], pair)
+        service = self._start(self.second, "std_stream_receive", self.addresses[pair], pair)
         self.receivers[pair] = service
         return service
 
     def start_sender(self, pair: int) -> Service:
-        service = self.first.start("std_stream_send", self.addresses[pair], pair)
+        service = self._start(self.first, "std_stream_send", self.addresses[pair], pair)
         self.senders[pair] = service
         return service
 
