@@ -3,7 +3,7 @@
 # `make PYTHON=python3.13 test` chooses another Python; `make test ARGS="-k ring"` passes arguments on.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all environments test-deployment faults check docs pictures coverage bench fuzz soak chaos clean
+.PHONY: help demo demo-buffer test test-all environments test-deployment faults check docs pictures coverage bench fuzz soak chaos clean
 # -j gains nothing here, and two installations into one environment would disturb each other.
 .NOTPARALLEL:
 
@@ -21,6 +21,9 @@ help: ## list the targets
 
 demo: $(VENV)/.installed $(if $(findstring --udp,$(ARGS)),$(VENV)/.installed-udp) ## record simulated images and check every pixel of the files (in ./demo); ARGS=--udp: from packets
 	@$(BIN)/stddaq demo $(ARGS)
+
+demo-buffer: $(VENV)/.installed-buffer ## store simulated images in an image buffer, replay them and check every pixel (needs redis-server)
+	@$(BIN)/python examples/store_and_replay.py $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the tests, except the slow ones, the faults, and those that need another environment
 	@$(BIN)/pytest -n auto -m "not external and not slow and not fault" $(ARGS)
@@ -84,6 +87,11 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml
 $(VENV)/.installed-udp: $(VENV)/.installed
 	@echo "installing the extra [udp] into $(VENV) ..."
 	@sh .ci/install $(VENV) $(VENV) --editable '.[udp]'
+	@touch $@
+
+$(VENV)/.installed-buffer: $(VENV)/.installed
+	@echo "installing the extra [buffer] into $(VENV) ..."
+	@sh .ci/install $(VENV) $(VENV) --editable '.[buffer]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from support.peers.redis_server import redis_environment
 from support.processes.deployment import Deployment, free_port
 from support.processes.recording import Image, MakeRig
 
@@ -131,3 +132,12 @@ def test_example_configuration_is_valid(path: Path):
 def test_there_is_a_configuration_for_each_kind_of_detector():
     kinds = {DetectorConfig.load(path).detector_type for path in CONFIGURATIONS}
     assert {"gigafrost", "eiger", "pco", "jungfrau-raw"} <= kinds
+
+
+@pytest.mark.external
+def test_image_buffer_example_replays_what_it_has_stored(deployment: Deployment):
+    deployment.env.update(redis_environment())
+    example = deployment.run(sys.executable, ROOT / "examples/store_and_replay.py", "-n", 50)
+    assert example.wait(timeout=100) == 0, example.output
+    assert example.stdout[-1] == "50 images stored and replayed, every pixel compared, 0 differ"
+    assert example.stderr == []

@@ -17,6 +17,16 @@ from support.processes.deployment import free_port, wait_until
 from stddaq.closing import Closing
 
 
+def redis_environment() -> dict[str, str]:
+    """Return the variables with which `redis-server` is found and runs; skip the test without the program."""
+    unpacked = Path(sys.prefix) / "redis"
+    path = f"{unpacked / 'usr' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    if shutil.which("redis-server", path=path) is None:
+        pytest.skip("needs the package redis-server of Debian or Ubuntu, see .ci/make-debian-packages")
+    libraries = os.pathsep.join(map(str, unpacked.glob("usr/lib/*-linux-gnu*")))
+    return {"PATH": path, "LD_LIBRARY_PATH": libraries}
+
+
 class RedisServer(Closing):
     """A running Redis without files, at a port of its own.
 
@@ -27,12 +37,9 @@ class RedisServer(Closing):
 
     def __init__(self) -> None:
         """Start it; skip the test without the program."""
-        unpacked = Path(sys.prefix) / "redis"
-        path = f"{unpacked / 'usr' / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        program = shutil.which("redis-server", path=path)
-        if program is None:
-            pytest.skip("needs the package redis-server of Debian or Ubuntu, see .ci/make-debian-packages")
-        libraries = os.pathsep.join(map(str, unpacked.glob("usr/lib/*-linux-gnu*")))
+        self._env = os.environ | redis_environment()
+        program = shutil.which("redis-server", path=self._env["PATH"])
+        assert program is not None
         port = free_port()
         self.address = f"tcp://127.0.0.1:{port}"
         # As Debian's own unit, but without persistence.
@@ -49,7 +56,6 @@ class RedisServer(Closing):
             str(port),
         )
         self._command = [program, *options]
-        self._env = os.environ | {"LD_LIBRARY_PATH": libraries}
         self.client: Any = Redis(port=port, socket_timeout=20, protocol=2)
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
