@@ -18,6 +18,8 @@ from support.processes.deployment import Deployment
 from support.processes.sources import start_source
 from support.processes.stream_readers import ImageReader
 from support.processes.web import RestService
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from stddaq.client import (
     ConfigClient,
@@ -183,6 +185,19 @@ def test_unknown_paths_and_methods_are_answered_in_json(rest: RestService) -> No
     answer = requests.delete(f"{rest.url}/api/config/get", timeout=20)
     assert (answer.status_code, answer.headers["Allow"]) == (405, "GET")
     assert answer.json() == {"detail": "Method Not Allowed"}
+    with pytest.raises(InvalidStatus) as refused, connect(f"ws{rest.url.removeprefix('http')}/absent"):
+        pass
+    assert refused.value.response.status_code == 404
+    assert json.loads(refused.value.response.body or b"") == {"detail": "Not Found"}
+
+
+def test_head_is_answered_as_get_without_the_body(rest: RestService) -> None:
+    """Load balancers ask so whether a service is well."""
+    for path in ("/", "/health", "/health/live", "/metrics", "/openapi.json"):
+        answer = requests.head(rest.url + path, timeout=20)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["Content-Type"] == rest.get(path).headers["Content-Type"]
+    assert requests.head(rest.url + "/api/run/stop", timeout=20).status_code == 405
 
 
 def test_client_without_a_service_raises_unreachable(rest: RestService) -> None:

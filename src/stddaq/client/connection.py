@@ -53,7 +53,8 @@ async def open_connection(
         ) from error
     except (InvalidHandshake, InvalidURI, UnicodeError, ConnectionClosed) as error:
         if isinstance(error, InvalidStatus) and error.response.status_code in (401, 403):
-            reason = shown_text((error.response.body or b"").decode(errors="replace").strip())
+            body = (error.response.body or b"").decode(errors="replace").strip()
+            reason = shown_text(body) or f"HTTP {error.response.status_code}, without a reason"
             raise DriverNotAllowedError(f"{url}: the driver refuses this client: {reason}") from error
         raise DriverUnreachableError(f"the server at {url} is not a std_daq driver ({error})") from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import cast
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
@@ -146,6 +146,7 @@ def create_app(
     app.include_router(live.router(configurations, driver, monitored.browsers))
     app.include_router(run.router(driver))
     app.include_router(page.router())
+    app.add_websocket_route("/{path:path}", _no_websocket)
     return app
 
 
@@ -162,6 +163,11 @@ def _refusing(status: int) -> Handler:
 async def _no_route(_request: Request, error: Exception) -> JsonResponse:
     failure = cast("HTTPException", error)
     return refusal(failure.status_code, failure.detail, failure.headers)
+
+
+async def _no_websocket(websocket: WebSocket) -> None:
+    """Say that there is none; Starlette's own refusal has the status 403 and no reason."""
+    await websocket.send_denial_response(refusal(404, "Not Found"))
 
 
 async def _invalid(_request: Request, error: Exception) -> JsonResponse:

@@ -69,6 +69,9 @@ class Guard:
             await error.response(scope, receive, send)
             return
         scope.setdefault("state", {})["granted"] = granted
+        if scope.get("method") == "HEAD":
+            # The server leaves the body out; it keeps the scope that it has made.
+            scope = {**scope, "method": "GET"}
         await self._app(scope, receive, send)
 
     def _granted(self, scope: Scope, headers: Headers) -> Granted:

@@ -28,6 +28,7 @@ from stddaq.text import mismatch
 from stddaq.web.monitoring import MonitoredDetector, Monitoring
 from stddaq.web.response_counts import ResponseCounts
 from stddaq.web.rights import Rights
+from stddaq.web.tls import TlsFiles, add_tls_options, tls_files
 from stddaq.wire.default_addresses import DEFAULT_CONFIG_PORT, TOKEN_VARIABLE
 
 NAME = "stddaq-rest"
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_token_option(parser)
     add_rights_options(parser)
+    add_tls_options(parser)
     parser.add_driver_url()
     parser.add_argument(
         "--compat",
@@ -162,7 +164,7 @@ def _serve(args: argparse.Namespace) -> None:
         raise ConfigError(mismatch("--compat", "one CONFIG", f"{len(configs)}"))
     # The driver of a deployment has the same token; `rights_of` removes it from the environment.
     driver_token = os.environ.get(TOKEN_VARIABLE) or read_token(args.token_file, "--token-file")
-    rights = rights_of(args)
+    rights, tls = rights_of(args), tls_files(args)
     log.set_up(NAME, configs[0].log_level)
     stop = daemon.StopRequest()
     stop.catch_signals()
@@ -173,13 +175,14 @@ def _serve(args: argparse.Namespace) -> None:
     ]
     etags = {config.detector_name: etag for config, etag in loaded}
     with _listen(args.host, args.port) as listener, published_pages(etags):
-        asyncio.run(_run(args, monitored, rights, driver_token, listener, stop))
+        asyncio.run(_run(args, monitored, rights, tls, driver_token, listener, stop))
 
 
 async def _run(
     args: argparse.Namespace,
     detectors: Sequence[MonitoredDetector],
     rights: Rights,
+    tls: TlsFiles | None,
     driver_token: str | None,
     listener: socket.socket,
     stop: daemon.StopRequest,
@@ -226,6 +229,8 @@ async def _run(
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        ssl_certfile=tls.certificate if tls else None,
+        ssl_keyfile=tls.key if tls else None,
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=SHUT_DOWN_S,
     )
@@ -241,7 +246,8 @@ async def _run(
 
     asyncio.get_running_loop().add_reader(stop.fileno(), check_stop)
     address, port = listener.getsockname()[:2]
-    log.ready("listening on http://%s:%d", f"[{address}]" if ":" in address else address, port)
+    shown_address = f"[{address}]" if ":" in address else address
+    log.ready("listening on %s://%s:%d", "https" if tls else "http", shown_address, port)
     registries = [_registry(detector.name, port, monitoring, responses) for detector in detectors]
     publishing = asyncio.create_task(_publish(registries))
     async with memory.noting([detector.name for detector in detectors], driver, monitoring):

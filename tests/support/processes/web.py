@@ -39,7 +39,7 @@ class RestService:
     def start_as_it_is(cls, deployment: Deployment, root: Path, *args: object) -> Self:
         """Start the service with these options and wait until it is ready."""
         process = deployment.start("stddaq-rest", "--port", 0, "--root", root, *args, ready=None)
-        url = process.wait_for_line(r"ready: listening on (http://\S+)")[1]
+        url = process.wait_for_line(r"ready: listening on (https?://\S+)")[1]
         return cls(deployment, process, url, root, ConfigClient(url, user="me"))
 
     def get(self, path: str, **query: Any) -> requests.Response:
