@@ -146,7 +146,7 @@ def create_app(
     app.include_router(live.router(configurations, driver, monitored.browsers))
     app.include_router(run.router(driver))
     app.include_router(page.router())
-    app.add_websocket_route("/{path:path}", _no_websocket)
+    app.add_api_websocket_route("/{path:path}", _no_websocket)
     return app
 
 
