@@ -216,6 +216,9 @@ def test_services_events_and_runs_are_shown(
         write(tab, "#events-service", "std_det_writer 1")
         tab.wait_for(lambda: "std_det_writer 0" not in tab.text("#events-list"), "the filter")
         assert "std_det_writer 1" in tab.text("#events-list")
+        assert "detector=" not in tab.text("#events-list")
+        tab.click("#events-statistics")
+        tab.wait_for(lambda: "n_written_images=" in tab.text("#events-list"), "the statistics")
 
 
 def test_lines_of_services_are_shown_as_text(deployment: Deployment, tmp_path: Path) -> None:

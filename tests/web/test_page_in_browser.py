@@ -93,10 +93,10 @@ def test_stream_is_chosen_and_grafana_is_linked(
         names = "[...document.querySelectorAll('#detector option')].map((one) => one.value)"
         assert tab.evaluate(names) == [name, f"{name} filter"]
         tab.choose("#detector", f"{name} filter")
-        tab.wait_for(lambda: tab.text("#detector-name").startswith(f"{name} filter,"), "the filter")
+        tab.wait_for(lambda: tab.text("title").startswith(f"{name} filter "), "the filter")
         page.show(ramp())
         tab.reload(keep=True)
-        tab.wait_for(lambda: tab.text("#detector-name").startswith(f"{name} filter,"), "the filter again")
+        tab.wait_for(lambda: tab.text("title").startswith(f"{name} filter "), "the filter again")
         tab.click("#tab-services")
         tab.wait_for(lambda: tab.text("#grafana") == "Grafana", "the link")
         assert tab.evaluate("document.querySelector('#grafana').href") == url

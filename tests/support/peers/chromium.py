@@ -198,10 +198,12 @@ def shared() -> Iterator[None]:
 
 
 @contextmanager
-def opened(url: str, width: int = 1280, height: int = 800, scheme: str = "dark") -> Iterator[Tab]:
+def opened(
+    url: str, width: int = 1280, height: int = 800, scheme: str = "dark", niceness: int = 0
+) -> Iterator[Tab]:
     """Open a page, in a browser of its own unless there is a `shared` one."""
     with ExitStack() as stack:
-        address = _Shared.address or stack.enter_context(_started())
+        address = _Shared.address or stack.enter_context(_started(niceness))
         browser = stack.enter_context(connect(address, proxy=None, max_size=None, open_timeout=TIMEOUT_S))
         profile = _called(browser, 1, "Target.createBrowserContext")["browserContextId"]
         try:
@@ -211,11 +213,19 @@ def opened(url: str, width: int = 1280, height: int = 800, scheme: str = "dark")
 
 
 @contextmanager
-def _started() -> Iterator[str]:
+def _started(niceness: int = 0) -> Iterator[str]:
     """Start a browser, and yield the address of its protocol."""
     assert PROGRAM is not None
     with tempfile.TemporaryDirectory() as profile:
-        command = [PROGRAM, *_OPTIONS, f"--user-data-dir={profile}", "about:blank"]
+        command = [
+            "nice",
+            "-n",
+            str(niceness),
+            PROGRAM,
+            *_OPTIONS,
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ]
         process = subprocess.Popen(
             command,
             # It leaves a directory with a socket there.

@@ -39,8 +39,8 @@ class Configuration {
       this.mistakes, this.effect, this.differences,
       make("p", { className: "buttons" }, may("control") ? this.saveButton : null, reload),
       this.streams,
+      make("h3", {}, "Keys and their values"), this.keys,
       make("h3", {}, "History"), this.history,
-      make("h3", {}, "Keys"), this.keys,
     );
     this.text.addEventListener("input", () => this.checkSoon());
     document.getElementById("detector").addEventListener("change", () => this.load());

@@ -7,6 +7,8 @@ import { keep, kept } from "./settings.js";
 
 const LEVELS = ["debug", "info", "warning", "error", "critical"];
 const SHOWN = 500, KEPT = 5000;
+// Each service writes such a line in every period, in either format.
+const STATISTICS = /(^|,)detector=[^ ]+,/;
 
 // Fill the view.
 export function mount(panel) {
@@ -25,6 +27,7 @@ class EventList {
     this.service = make("input", { type: "search", spellcheck: false });
     this.words = make("input", { type: "search", spellcheck: false });
     this.follows = make("input", { type: "checkbox", checked: true });
+    this.statistics = make("input", { type: "checkbox", checked: kept("statistics", false) });
     this.state = make("p", { id: "events-state", role: "status", className: "quiet" });
     this.list = make("ol", { id: "events-list", "aria-label": "Events, the newest last", tabIndex: 0 });
     const copy = make("button", { id: "events-copy", onclick: () => navigator.clipboard?.writeText(this.shown().map(lineOf).join("\n")) }, "Copy");
@@ -32,11 +35,13 @@ class EventList {
       make("h2", {}, "Events"),
       make("div", { className: "filters" },
         field("events-level", "At least", this.level), field("events-service", "Service", this.service),
-        field("events-text", "Text", this.words), field("events-follow", "Follow", this.follows), copy),
+        field("events-text", "Text", this.words), field("events-statistics", "Statistics", this.statistics),
+        field("events-follow", "Follow", this.follows), copy),
       this.state, this.list,
     );
     this.level.addEventListener("change", () => { keep("level", this.level.value); this.show(); });
-    for (const input of [this.service, this.words, this.follows]) input.addEventListener("input", () => this.show());
+    this.statistics.addEventListener("change", () => keep("statistics", this.statistics.checked));
+    for (const input of [this.service, this.words, this.statistics, this.follows]) input.addEventListener("input", () => this.show());
     this.connection = new Connection("api/events/ws", (text) => this.receive(JSON.parse(text)), (isConnected) => {
       // After an interruption the service sends what is new.
       if (!isConnected) this.connection.path = `api/events/ws?since=${this.newest}`;
@@ -59,7 +64,8 @@ class EventList {
 
   shown() {
     const lowest = LEVELS.indexOf(this.level.value), service = this.service.value.toLowerCase(), words = this.words.value.toLowerCase();
-    return this.events.filter((event) => LEVELS.indexOf(event.level) >= lowest
+    const isWanted = (event) => this.statistics.checked || event.level !== "info" || !STATISTICS.test(event.text);
+    return this.events.filter((event) => isWanted(event) && LEVELS.indexOf(event.level) >= lowest
       && `${event.service} ${event.id}`.toLowerCase().includes(service) && event.text.toLowerCase().includes(words)).slice(-SHOWN);
   }
 

@@ -46,7 +46,9 @@ function choose(sources, live) {
     const source = sources.find((one) => name(one) === select.value);
     if (!source) return;
     const [height, width] = source.shape;
-    element("detector-name").textContent = `${name(source)}, ${width} × ${height}, ${source.dtype}`;
+    // The list names the detector, if there is one.
+    const prefix = sources.length < 2 ? `${name(source)}, ` : "";
+    element("detector-name").textContent = `${prefix}${width} × ${height}, ${source.dtype}`;
     document.title = `${name(source)} – stddaq`;
     live.follow(source.detector, source.source);
   };
