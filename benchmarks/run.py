@@ -17,11 +17,13 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import browsers
 import bsread_receiver
 import compressors
 import cost
 import daemons
 import live_stream
+import metrics_pages
 import plans
 import rates
 import report
@@ -56,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "rates": lambda: rates.sustained("rates", MEMORY, "in memory"),
         "disk": lambda: rates.sustained("disk", args.disk, "on disk"),
         "live": live_stream.forwarding,
+        "glass": browsers.glass,
+        "viewers": browsers.viewers,
+        "metrics": metrics_pages.cost,
         "receiver": bsread_receiver.receiving,
         "compressors": compressors.throughput,
         "udp-packets": udp_receiving.receiving,
