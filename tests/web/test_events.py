@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import zmq
 from support.processes.deployment import Deployment, free_port, wait_until
 from support.processes.web import RestService
 from websockets.sync.client import connect
 
+from stddaq.cli.supervisor.events import EventPublisher
 from stddaq.dataplane import endpoints
 from stddaq.web.live.events import KEPT, MAX_WAITING, Events, Numbers
-from stddaq.wire.events import Event, event_of
+from stddaq.wire.events import Event, event_of, parse_event
 
 
 def event(seq: int, level: str = "info", epoch: int = 1) -> Event:
@@ -50,6 +53,38 @@ def test_numbers_find_dropped_and_repeated_events() -> None:
     assert numbers.n_dropped_before(event(405)) is None
     assert numbers.n_dropped_before(event(3)) is None
     assert numbers.n_dropped_before(event(1, epoch=2)) == 0
+
+
+def test_subscriber_receives_the_last_lines_before_new_ones(deployment: Deployment) -> None:
+    """Services print all the time, also while `stddaq-rest` connects."""
+
+    async def first_numbers() -> list[int]:
+        publisher = EventPublisher(deployment.detector_name)
+        publisher.publish("before", "up")
+        serving = asyncio.create_task(publisher.serve())
+        with zmq.Context() as context, context.socket(zmq.SUB) as subscriber:
+            subscriber.subscribe(b"")
+            subscriber.connect(endpoints.events(deployment.detector_name))
+            async with asyncio.timeout(30):
+                while not subscriber.poll(0):
+                    publisher.publish("meanwhile", "up")
+                    await asyncio.sleep(0.001)
+            received = [parse_event(subscriber.recv()).seq]
+            while subscriber.poll(0):
+                received.append(parse_event(subscriber.recv()).seq)
+        serving.cancel()
+        publisher.close()
+        return received
+
+    numbers = asyncio.run(first_numbers())
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_browser_of_an_earlier_start_of_the_service_receives_all_events() -> None:
+    events = Events()
+    events.note("d", event(1))
+    with events.watching(800) as watcher:
+        assert [kept.seq for kept in watcher.take()] == [1]
 
 
 def texts(rest: RestService, **query: Any) -> list[str]:

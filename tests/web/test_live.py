@@ -68,6 +68,9 @@ def status_of(rest: RestService, path: str, **options: Any) -> int:
 def test_handshakes_of_other_web_sites_are_refused_before_they_are_accepted(rest: RestService) -> None:
     for path in (LIVE, RUN):
         check_handshakes(rest, path)
+    # What others try is no error of the service.
+    assert rest.process.end() == 0
+    assert not [line for line in rest.process.stdout if "[error]" in line]
 
 
 def check_handshakes(rest: RestService, path: str) -> None:
@@ -159,9 +162,12 @@ def send_without_end(browser: ClientConnection) -> None:
 def test_too_many_browsers_are_refused_and_the_next_is_accepted_when_one_leaves(rest: RestService) -> None:
     with ExitStack() as stack:
         browsers = [stack.enter_context(opened(rest, RUN)) for _ in range(MAX_BROWSERS)]
-        assert status_of(rest, LIVE) == 503
+        for _ in range(MAX_BROWSERS):  # Each of the pages shows images, too.
+            stack.enter_context(opened(rest, LIVE))
+        assert status_of(rest, RUN) == status_of(rest, LIVE) == 503
+        assert rest.get("/api/session").status_code == 200
         browsers[0].close()
-        wait_until(lambda: status_of(rest, LIVE) == 101)
+        wait_until(lambda: status_of(rest, RUN) == 101)
 
 
 def test_unknown_detector_is_refused(rest: RestService) -> None:

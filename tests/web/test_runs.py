@@ -29,7 +29,9 @@ def ids(runs: Runs, limit: int = 10, before: str | None = None) -> list[str]:
 def test_newest_run_comes_first_and_each_once() -> None:
     runs = Runs()
     assert [runs.add(account(n)) for n in (1, 2, 3, 2)] == [True, True, True, False]
-    assert not runs.add({"run_id": None})
+    for bad in ({}, {"run_id": None}, {"run_id": "r9"}, account(9) | {"count": "many"}):
+        with pytest.raises(ValueError):
+            runs.add(bad)
     assert ids(runs) == ["r3", "r2", "r1"]
     assert ids(runs, 1) == ["r3"]
     assert ids(runs, before="r3") == ["r2", "r1"]
@@ -59,9 +61,13 @@ def test_runs_are_read_again_after_a_restart_and_the_file_is_limited(
     path = tmp_path / FILE
     assert len(path.read_text().splitlines()) == 2
     with path.open("a") as file:
-        file.write('no JSON\n[]\n{"run_id": 5}\n{"run_id": "r9", "outco')
+        file.write('no JSON\n[]\n{"run_id": 5}\n{"run_id": "r8"}\n{"run_id": "r9", "outco')
     again = Runs(tmp_path)
     assert ids(again) == [f"r{n}" for n in (4, 3, 2, 1, 0)]
+    # The line that was cut, as by a full disk, costs no other.
+    again.add(account(5))
+    again.write("r5")
+    assert ids(Runs(tmp_path))[0] == "r5"
 
 
 def test_disk_that_does_not_take_a_run_is_reported_and_nothing_fails(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ async def _follow(supervisor: Supervisor, args: argparse.Namespace) -> None:
     from stddaq.config.watch import config_changes
 
     def report(error: ConfigError) -> None:
-        supervisor.say(f"change ignored, services keep the previous configuration: {error}")
+        supervisor.say(f"change ignored, services keep the previous configuration: {error}", "error")
 
     async for config in config_changes(Path(args.config), report):
         try:

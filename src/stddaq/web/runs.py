@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from stddaq.client.errors import DriverError
 from stddaq.daemon.log import logger
 from stddaq.text import os_error_text
@@ -23,6 +25,26 @@ MAX_LINE_BYTES = 256 * 2**10
 LISTED = 200
 FILE = "runs.jsonl"
 _LISTS = ("damaged_ids", "overwritten_ids", "failed_ids", "skipped")
+
+
+class RunSummary(BaseModel):
+    """How a run ended."""
+
+    run_id: str
+    outcome: str
+    reason: str | None = None
+    started_at: str | None = None
+    duration_s: float | None = None
+    n_image: int | None = None
+    count: int | None = None
+    n_good: int | None = None
+    n_damaged: int | None = None
+    n_overwritten: int | None = None
+    n_failed: int | None = None
+    n_skipped: int | None = None
+    n_dropped: int | None = None
+    n_restarts: int | None = None
+    files: dict[str, Any] = {}
 
 
 class Runs:
@@ -44,8 +66,8 @@ class Runs:
                     n_lines += 1
                     with contextlib.suppress(ValueError, RecursionError):
                         account = json.loads(line)
-                        if isinstance(account, dict) and isinstance(account.get("run_id"), str):
-                            self._accounts.appendleft(account)
+                        RunSummary.model_validate(account)
+                        self._accounts.appendleft(account)
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -65,8 +87,8 @@ class Runs:
         return next((account for account in self._accounts if account["run_id"] == run_id), None)
 
     def add(self, account: Mapping[str, Any]) -> bool:
-        """Keep an account. Return False if it is known already."""
-        if not isinstance(account.get("run_id"), str) or self.of(account["run_id"]):
+        """Keep an account. Return False if it is known already. Raise `ValueError` if it is none."""
+        if self.of(RunSummary.model_validate(account).run_id):
             return False
         shortened = {key: value[:LISTED] if key in _LISTS else value for key, value in account.items()}
         is_shortened = any(len(account.get(key) or ()) > LISTED for key in _LISTS)
@@ -82,8 +104,11 @@ class Runs:
             if self._n_lines >= MAX_LINES:
                 self._path.replace(self._path.with_suffix(".jsonl.1"))
                 self._n_lines = 0
-            with self._path.open("a") as file:
-                file.write(json.dumps(account) + "\n")
+            with self._path.open("ab+") as file:
+                # A full disk may have taken a part of the last line.
+                file.seek(max(0, file.tell() - 1))
+                separator = b"" if file.read(1) in (b"", b"\n") else b"\n"
+                file.write(separator + json.dumps(account).encode() + b"\n")
             self._n_lines += 1
         except OSError as error:
             logger.warning("%s: a run cannot be kept: %s", self._path, os_error_text(error))
@@ -105,7 +130,12 @@ class Runs:
         except (DriverError, OSError) as error:
             logger.warning("the account of a run could not be requested: %s", error)
             return
-        if account and self.add(account):
+        try:
+            is_new = account is not None and self.add(account)
+        except ValueError as error:
+            logger.warning("the driver has sent an account that is not valid: %s", error)
+            return
+        if account and is_new:
             with contextlib.suppress(TimeoutError):
                 await call(lambda: self.write(account["run_id"]))
 

@@ -32,7 +32,8 @@ from stddaq.web.tls import TlsFiles, add_tls_options, tls_files
 from stddaq.wire.default_addresses import DEFAULT_CONFIG_PORT, TOKEN_VARIABLE
 
 NAME = "stddaq-rest"
-MAX_CONNECTIONS = 100
+# For 64 pages: each has three WebSockets, and browsers open up to six connections for requests.
+MAX_CONNECTIONS = 9 * 64
 SHUT_DOWN_S = 1
 UNREAD_TIMEOUT_S = 30.0
 HEARTBEAT_S = 0.5
@@ -309,3 +310,12 @@ def _use_our_log(name: str) -> None:
     logger.handlers[:] = log.logger.handlers
     logger.propagate = False
     logger.setLevel(max(logging.WARNING, log.logger.level))
+    logging.getLogger(f"{name}.error").addFilter(_is_no_refusal)
+
+
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    """Return False for the error that uvicorn 0.54 logs for each WebSocket that `Guard` refuses.
+
+    It does so although the refusal has been sent. No upstream issue is known.
+    """
+    return record.msg != "ASGI callable returned without completing handshake."

@@ -36,12 +36,16 @@ class Event:
         return json.dumps(asdict(self)).encode()
 
 
-def event_of(line: str, epoch: int, seq: int, service: str, instance_id: str) -> Event:
-    """Return the event of a line that a service has printed now."""
+def event_of(
+    line: str, epoch: int, seq: int, service: str, instance_id: str, level: Level = "info"
+) -> Event:
+    """Return the event of a line that a service has printed now. `level`: of lines that have none."""
     match = _LOG_LINE.fullmatch(line)
-    level, text = (match[1], match[2]) if match else ("info", line)
+    text = line
+    if match:
+        level, text = match[1], match[2]  # pyright: ignore[reportAssignmentType]
     now = datetime.now(UTC).astimezone().isoformat(timespec="milliseconds")
-    return Event(epoch, seq, now, service, instance_id, level, text[:MAX_TEXT_LENGTH])  # pyright: ignore[reportArgumentType]
+    return Event(epoch, seq, now, service, instance_id, level, text[:MAX_TEXT_LENGTH])
 
 
 def parse_event(message: bytes) -> Event:

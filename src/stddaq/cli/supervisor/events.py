@@ -11,7 +11,7 @@ import zmq
 
 from stddaq.dataplane import connections, endpoints
 from stddaq.dataplane.ipc_sockets import Binding
-from stddaq.wire.events import event_of
+from stddaq.wire.events import Level, event_of
 
 # New subscribers receive the last lines, because services print before `stddaq-rest` has started.
 BACKLOG = 500
@@ -28,7 +28,8 @@ class EventPublisher:
         self._context = zmq.Context()
         self._socket = connections.open_socket(self._context, zmq.XPUB)
         self._socket.sndhwm = MAX_QUEUED
-        self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
+        # A subscriber receives nothing before the last lines, which it would ignore after a newer one.
+        self._socket.setsockopt(zmq.XPUB_MANUAL, 1)
         try:
             self._binding = Binding(self._socket, endpoints.events(detector_name))
         except BaseException:
@@ -37,10 +38,10 @@ class EventPublisher:
         self._epoch, self._seq = time.time_ns(), 0
         self._recent: deque[bytes] = deque(maxlen=BACKLOG)
 
-    def publish(self, line: str, service: str, instance_id: str = "") -> None:
-        """Publish a line of a service."""
+    def publish(self, line: str, service: str, instance_id: str = "", level: Level = "info") -> None:
+        """Publish a line of a service. `level`: of a line that does not have its own."""
         self._seq += 1
-        message = event_of(line, self._epoch, self._seq, service, instance_id).encode()
+        message = event_of(line, self._epoch, self._seq, service, instance_id, level).encode()
         self._recent.append(message)
         self._send(message)
 
@@ -52,16 +53,22 @@ class EventPublisher:
         """Send the last lines to new subscribers; others ignore what they have. Does not return."""
         while True:
             self._binding.check()
-            if self._has_new_subscriber():
+            if self._accepts_subscribers():
                 for message in tuple(self._recent):
                     self._send(message)
             await asyncio.sleep(CHECK_S)
 
-    def _has_new_subscriber(self) -> bool:
+    def _accepts_subscribers(self) -> bool:
+        """Take the subscriptions and their ends. Return whether there is a new subscriber."""
         found = False
         with contextlib.suppress(zmq.Again):
             while True:
-                found |= self._socket.recv(zmq.NOBLOCK).startswith(b"\x01")
+                message = self._socket.recv(zmq.NOBLOCK)
+                if message[:1] == b"\x01":
+                    found = True
+                    self._socket.setsockopt(zmq.SUBSCRIBE, message[1:])
+                elif message[:1] == b"\x00":
+                    self._socket.setsockopt(zmq.UNSUBSCRIBE, message[1:])
         return found
 
     def close(self) -> None:

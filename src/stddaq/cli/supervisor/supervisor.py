@@ -26,6 +26,7 @@ from stddaq.cli.supervisor.spec import ServiceSpec
 from stddaq.daemon.output import LineOutput
 from stddaq.daemon.service_manager import service_manager
 from stddaq.text import os_error_text
+from stddaq.wire.events import Level
 
 READY_TIMEOUT_S = 30.0
 READY_PERIOD_S = 0.05
@@ -125,11 +126,14 @@ class Supervisor:
         self._start_children()
         await self._announce(lambda: "all services ready, with the changed configuration")
 
-    def say(self, message: str) -> None:
-        """Write a line of the supervisor itself."""
+    def say(self, message: str, level: Level = "info") -> None:
+        """Write a line of the supervisor itself. The page filters by `level`."""
         self._output.say(message)
         if self._events:
-            self._events.publish(message, "up")
+            self._events.publish(message, "up", level=level)
+
+    def _warn(self, message: str) -> None:
+        self.say(message, "warning")
 
     def _write(self, spec: ServiceSpec, line: str) -> None:
         self._output.write(spec.name, line)
@@ -158,7 +162,7 @@ class Supervisor:
         # Only SIGINT counts twice: SIGTERM arrives more than once if a parent with several threads dies.
         if self._end.is_set() and number == signal.SIGINT and not self._hurry.is_set():
             self._hurry.set()
-            self.say("asked again: the services are killed")
+            self._warn("asked again: the services are killed")
         self._end.set()
 
     async def _follow(
@@ -186,7 +190,7 @@ class Supervisor:
         while waiting := [child for child in waiting if child.is_awaited]:
             if not complained and time.monotonic() - begin > READY_TIMEOUT_S:
                 names = _names(child.spec for child in waiting)
-                self.say(f"not ready after {READY_TIMEOUT_S:g} s: {names}; still waiting")
+                self._warn(f"not ready after {READY_TIMEOUT_S:g} s: {names}; still waiting")
                 complained = True
             await asyncio.sleep(READY_PERIOD_S)
         self.say(on_ready())
@@ -198,12 +202,12 @@ class Supervisor:
             try:
                 code = await child.run_once(lambda line: self._write(child.spec, line))
             except OSError as error:  # No memory, or too many processes; it may pass.
-                self.say(f"{name} cannot be started: {os_error_text(error)}")
+                self.say(f"{name} cannot be started: {os_error_text(error)}", "error")
                 code = 1
             if self._end.is_set() or child.is_ending:
                 return
             decision = child.restarts.decide(code, self._was_ready)
-            self.say(f"{name} {decision.message}")
+            self.say(f"{name} {decision.message}", "info" if decision.action == "finish" else "error")
             match decision.action:
                 case "restart":
                     await child.wait_before_restart(decision.delay)
@@ -223,7 +227,7 @@ class Supervisor:
     async def _end_in_order(self, children: Sequence[Child]) -> None:
         """End services in the order given, those of one group together."""
         for _, group in groupby(children, key=lambda child: child.spec.group):
-            await asyncio.gather(*(child.end(self._hurry, self.say) for child in group))
+            await asyncio.gather(*(child.end(self._hurry, self._warn) for child in group))
 
 
 def _names(specs: Iterable[ServiceSpec]) -> str:

@@ -86,8 +86,8 @@ class Events:
 
     @contextmanager
     def watching(self, since: int) -> Iterator[Watcher]:
-        """Return a watcher of the events after `since`."""
-        watcher = Watcher(self.since(since, "debug", MAX_WAITING))
+        """Return a watcher of the events after `since`; of all if `since` is of an earlier start."""
+        watcher = Watcher(self.since(since if since <= self._n else 0, "debug", MAX_WAITING))
         self._watchers.add(watcher)
         try:
             yield watcher

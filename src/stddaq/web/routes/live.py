@@ -50,7 +50,9 @@ def router(
     configurations: Configurations, driver: DriverFeed, browsers: Mapping[str, BrowserCounts]
 ) -> APIRouter:
     """Return the routes of `configurations` and the driver. `browsers`: their counts, by detector."""
-    routes, previews, sessions = APIRouter(prefix="/api"), Previews(), Sessions()
+    routes, previews = APIRouter(prefix="/api"), Previews()
+    # A page has one of each.
+    of_images, of_runs = Sessions(), Sessions()
 
     @routes.get("/live/sources", responses=described(504))
     async def sources() -> list[LiveSource]:
@@ -69,7 +71,7 @@ def router(
         counts = browsers[config.detector_name]
         images = LiveImages(previews, shown, config.image_shape, counts)
         with counts.connected():
-            await sessions.run(websocket, images.serve)
+            await of_images.run(websocket, images.serve)
 
     stills.add_routes(routes, configurations, previews)
 
@@ -82,7 +84,7 @@ def router(
                 async for status in watcher.statuses():
                     await session.send(shown_to(right, status.raw))
 
-        await sessions.run(websocket, serve)
+        await of_runs.run(websocket, serve)
 
     return routes
 

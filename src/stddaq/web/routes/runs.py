@@ -5,32 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from stddaq.text import mismatch, shown
 from stddaq.web.responses import described
-from stddaq.web.runs import KEPT, Runs
-
-
-class RunSummary(BaseModel):
-    """How a run ended."""
-
-    run_id: str
-    outcome: str
-    reason: str | None = None
-    started_at: str | None = None
-    duration_s: float | None = None
-    n_image: int | None = None
-    count: int | None = None
-    n_good: int | None = None
-    n_damaged: int | None = None
-    n_overwritten: int | None = None
-    n_failed: int | None = None
-    n_skipped: int | None = None
-    n_dropped: int | None = None
-    n_restarts: int | None = None
-    files: dict[str, Any] = {}
+from stddaq.web.runs import KEPT, Runs, RunSummary
 
 
 def router(runs: Runs) -> APIRouter:
