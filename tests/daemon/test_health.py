@@ -47,3 +47,22 @@ def test_silent_up_still_says_what_it_wants_and_one_that_has_ended_does_not() ->
     assert only("writer", page("up", age_s=99, writer=1)).state == "missing"
     rows = health_of("GF2", Pages([page("up", is_running=False, writer=1)]))
     assert [(row.service, row.state) for row in rows] == [("up", "ended")]
+
+
+def test_losses_are_summed_by_kind() -> None:
+    values = {
+        Series(metrics.PACKETS_DROPPED, ()): 7.0,
+        Series(metrics.PACKETS_REJECTED, ("late",)): 2.0,
+        Series(metrics.PACKETS_REJECTED, ("repeated",)): 3.0,
+        Series(metrics.PACKETS_RECEIVED, ()): 100.0,
+        # A filter is there to skip ids.
+        Series(metrics.IDS_SKIPPED, ("filter",)): 90.0,
+        Series(metrics.IDS_SKIPPED, ("image",)): 1.0,
+    }
+    row = only("recv", Page("recv", "", "1.0", "etag", 7, 8, 9.0, 0.1, 4.0, True, values))
+    assert row.losses == {
+        metrics.PACKETS_DROPPED.name: 7,
+        metrics.PACKETS_REJECTED.name: 5,
+        metrics.IDS_SKIPPED.name: 1,
+    }
+    assert only("writer", page("up", writer=1)).losses == {}

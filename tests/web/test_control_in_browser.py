@@ -18,6 +18,9 @@ from support.processes.web import RestService
 
 from stddaq.client import DriverClient
 from stddaq.config import DetectorConfig
+from stddaq.daemon import metrics
+from stddaq.daemon.metrics import Registry
+from stddaq.daemon.metrics_page import MetricsPage
 from stddaq.dataplane.image_publisher import ImagePublisher
 
 pytestmark = [
@@ -171,6 +174,20 @@ def test_configuration_is_changed_with_differences_and_rolled_back(rest: RestSer
         assert [text for text in tab.complaints if "412" not in text] == []
 
 
+@contextmanager
+def receiver_that_lost(detector: str, n_packets: int) -> Iterator[None]:
+    """Publish the metrics of a receiver that has lost packets."""
+    registry = Registry(detector, "std_udp_recv_gf", "3")
+    registry.add(metrics.PACKETS_DROPPED, lambda: n_packets)
+    page = MetricsPage(registry, 60)
+    page.publish_if_due()
+    try:
+        yield
+    finally:
+        page.remove()
+        page.close()
+
+
 def test_services_events_and_runs_are_shown(
     make_deployment: Callable[..., Deployment], tmp_path: Path
 ) -> None:
@@ -190,6 +207,8 @@ def test_services_events_and_runs_are_shown(
             lambda: tab.text("#ring-buffers").startswith(deployment.detector_name), "the ring buffer"
         )
         assert tab.text("#disks").startswith("directoryfreesize/")
+        with receiver_that_lost(deployment.detector_name, 7):
+            tab.wait_for(lambda: "packets dropped 7" in tab.text("#health"), "the losses by kind")
         click(tab, "[data-simulator=start]")
         with DriverClient(url) as driver:
             driver.start(rest.root, n_image=5)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,10 @@ def test_lines_of_up_reach_browsers_also_those_from_before(deployment: Deploymen
     assert writer["level"] == "info"
     assert writer["detector"] == deployment.detector_name
     assert [one["seq"] for one in found["events"]] == sorted({one["seq"] for one in found["events"]})
+    services = {one["service"]: one["pid"] for one in rest.get("/api/health").json()["services"]}
+    os.kill(services["std_det_writer"], signal.SIGKILL)
+    # The level by which the page filters.
+    wait_until(lambda: any("killed by SIGKILL" in text for text in texts(rest, level="error")), 30)
     with connect(rest.url.replace("http", "ws") + "/api/events/ws", proxy=None) as socket:
         first = json.loads(socket.recv(timeout=20))["events"]
         assert first

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from support.processes.deployment import Deployment, wait_until
 from support.processes.web import RestService
 
 from stddaq.web import history as history_module
-from stddaq.web.history import MAX_SERIES, N_SECONDS, History
+from stddaq.web.history import N_SECONDS, History
 
 
 class Clock:
@@ -51,12 +52,24 @@ def test_series_are_chosen_by_the_name_of_their_metric() -> None:
     assert both["stddaq_b_total"] == [None, None, 1]
 
 
-def test_series_are_limited_and_those_of_ended_services_are_dropped() -> None:
+def test_counters_that_do_not_change_are_left_out() -> None:
+    history, clock = filled(3)
+    history.add({"stddaq_b_total": 0.0})
+    clock.now += 1
+    assert len(history.since(0, [], by_minute=False)["series"]) == 1
+    assert history.since(clock.now - 1.5, [], by_minute=False)["series"] == {}
+
+
+def test_series_are_limited_and_those_of_ended_services_are_dropped(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(history_module, "MAX_SERIES", 30)
     history, _ = filled(0)
     for _ in range(2 * history_module.N_SECONDS + 2):
         history.add({"stddaq_b_total": 1.0})
-    history.add({f"stddaq_c_total{{n={n}}}": 1.0 for n in range(2 * MAX_SERIES)})
-    assert len(history.since(0, [], by_minute=False)["series"]) == MAX_SERIES
+    history.add({f"stddaq_c_total{{n={n}}}": 1.0 for n in range(60)})
+    assert len(history.since(0, [], by_minute=False)["series"]) == 30
+    assert caplog.text.count("more than 30 counters") == 1
 
 
 def test_rates_of_services_are_noted(rest: RestService, deployment: Deployment) -> None:

@@ -37,6 +37,14 @@ def test_metrics_of_alerts_and_panels_exist(expression: str) -> None:
     assert sorted(name for name in names if name not in TABLE) == []
 
 
+def test_grafana_shows_all_losses() -> None:
+    patterns = {pattern for text in expressions_of_grafana() for pattern in _PATTERN.findall(text)}
+    losses = sorted(name for name, metric in TABLE.items() if metric.is_loss)
+    assert patterns
+    for pattern in patterns:
+        assert sorted(f"stddaq_{name}_total" for name in re.split(r"[(|)]", pattern)[1:-1]) == losses
+
+
 def test_every_alert_has_a_test_with_series_that_exist() -> None:
     tests = yaml.safe_load(ALERTS.with_name("alerts_test.yml").read_text())["tests"]
     assert {rule["alert"] for rule in rules()} <= {test["name"] for test in tests}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from support.processes.deployment import Deployment, wait_until
 from support.processes.web import RestService
 
@@ -30,7 +31,7 @@ def test_newest_run_comes_first_and_each_once() -> None:
     runs = Runs()
     assert [runs.add(account(n)) for n in (1, 2, 3, 2)] == [True, True, True, False]
     for bad in ({}, {"run_id": None}, {"run_id": "r9"}, account(9) | {"count": "many"}):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValidationError, match="RunSummary"):
             runs.add(bad)
     assert ids(runs) == ["r3", "r2", "r1"]
     assert ids(runs, 1) == ["r3"]

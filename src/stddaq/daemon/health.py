@@ -39,6 +39,18 @@ class ServiceHealth:
         return self.state in ("works", "not_needed") or not self.is_wanted
 
     @property
+    def losses(self) -> dict[str, float]:
+        """What it has lost since its start, by the name of the counter."""
+        found: dict[str, float] = {}
+        for series, value in self.page.values.items() if self.page else ():
+            # A filter skips ids in order.
+            if series.metric.is_loss and (
+                series.metric is not metrics.IDS_SKIPPED or series.labels != ("filter",)
+            ):
+                found[series.metric.name] = found.get(series.metric.name, 0) + value
+        return found
+
+    @property
     def name(self) -> str:
         """Its program and its number or port, for people."""
         return f"{self.service} {self.instance_id}".rstrip()

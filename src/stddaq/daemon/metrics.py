@@ -17,16 +17,25 @@ from stddaq.text import mismatch
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One row of the table below. Each metric also has the labels of its registry."""
+    """One row of the table below. Each metric also has the labels of its registry.
+
+    Attributes:
+        is_loss: it counts what was to be recorded or shown and was not.
+    """
 
     name: str
     kind: Literal["counter", "gauge"]
     labels: tuple[str, ...]
     help: str
+    is_loss: bool = False
 
 
 def _counter(name: str, help: str, *labels: str) -> Metric:
     return Metric(f"stddaq_{name}_total", "counter", labels, help)
+
+
+def _loss(name: str, help: str, *labels: str) -> Metric:
+    return Metric(f"stddaq_{name}_total", "counter", labels, help, is_loss=True)
 
 
 def _gauge(name: str, help: str, *labels: str) -> Metric:
@@ -75,15 +84,11 @@ DISK_SIZE_BYTES = _gauge("disk_size_bytes", "Size of the file system of a root."
 # Sources.
 IMAGES_PUBLISHED = _counter("images_published", "Images published.", "source")
 IMAGE_BYTES_PUBLISHED = _counter("image_bytes_published", "Bytes of the published images.", "source")
-SOURCE_IMAGES_BEHIND = _counter(
-    "source_images_behind", "Images not published because the source was too slow."
-)
+SOURCE_IMAGES_BEHIND = _loss("source_images_behind", "Images not published because the source was too slow.")
 IDS_RESTARTED = _counter("ids_restarted", "Restarts of the image ids.")
 
 # The camera receiver.
-CAMERA_IMAGES_LEFT_OUT = _counter(
-    "camera_images_left_out", "Image ids of the camera not published.", "reason"
-)
+CAMERA_IMAGES_LEFT_OUT = _loss("camera_images_left_out", "Image ids of the camera not published.", "reason")
 CAMERA_CONNECTIONS = _gauge("camera_connections", "Connections to the camera server.")
 
 # Converters and the module synchroniser.
@@ -91,52 +96,50 @@ PIXELS_WITHOUT_VALUE = _counter(
     "pixels_without_value", "Pixels of a Jungfrau that could not be converted.", "reason"
 )
 MODULE_FRAMES = _counter("module_frames", "Frames of modules that the synchroniser has received.")
-MODULE_FRAMES_LOST = _counter("module_frames_lost", "Frames that incomplete images lacked.", "module")
+MODULE_FRAMES_LOST = _loss("module_frames_lost", "Frames that incomplete images lacked.", "module")
 MODULE_FRAMES_IGNORED = _counter(
     "module_frames_ignored", "Frames that were late, or repeated, for their image.", "reason"
 )
-IMAGES_INCOMPLETE = _counter("images_incomplete", "Images that lack a module, or a part of another server.")
+IMAGES_INCOMPLETE = _loss("images_incomplete", "Images that lack a module, or a part of another server.")
 IMAGES_WAITING = _gauge("images_waiting", "Images that wait for the rest, or for the image before them.")
 
 # Receivers of UDP packets.
 PACKETS_RECEIVED = _counter("packets_received", "Valid packets received.")
-PACKETS_MISSING = _counter("packets_missing", "Packets that the announced frames lack.")
-PACKETS_REJECTED = _counter(
+PACKETS_MISSING = _loss("packets_missing", "Packets that the announced frames lack.")
+PACKETS_REJECTED = _loss(
     "packets_rejected", "Datagrams that are no packets of the module, late or repeated.", "reason"
 )
-PACKETS_DROPPED = _counter(
-    "packets_dropped", "Datagrams dropped by the kernel: the socket's buffer was full."
-)
+PACKETS_DROPPED = _loss("packets_dropped", "Datagrams dropped by the kernel: the socket's buffer was full.")
 RECEIVE_CALLS = _counter("receive_calls", "System calls that returned datagrams.")
 FRAMES_ANNOUNCED = _counter("frames_announced", "Frames announced to the converter.")
-FRAMES_CORRUPTED = _counter("frames_corrupted", "Announced frames that lack packets.")
+FRAMES_CORRUPTED = _loss("frames_corrupted", "Announced frames that lack packets.")
 
 # Forwarding between servers.
 PARTS_SENT = _counter("parts_sent", "Parts of images sent to another server.")
 PARTS_RECEIVED = _counter("parts_received", "Parts of images received from another server.")
-PARTS_LOST = _counter("parts_lost", "Parts that the sender had to send and this receiver did not receive.")
+PARTS_LOST = _loss("parts_lost", "Parts that the sender had to send and this receiver did not receive.")
 PARTS_UNWANTED = _counter("parts_unwanted", "Parts not passed on because nothing was connected.")
 PARTS_IGNORED = _counter("parts_ignored", "Parts that were late, or repeated, for their image.", "reason")
-IMAGES_NOT_RECEIVED = _counter(
+IMAGES_NOT_RECEIVED = _loss(
     "images_not_received", "Images of the first server of which nothing arrived on the second."
 )
 SERVER_CONNECTIONS = _gauge("server_connections", "Connections to the other server.")
 
 # Every subscriber of a metadata stream, and the camera receiver for images and rejected messages.
 IMAGES_RECEIVED = _counter("images_received", "Images received.", "source")
-MESSAGES_LOST = _counter(
+MESSAGES_LOST = _loss(
     "messages_lost", "Messages that the source sent and this service did not receive.", "source"
 )
-IDS_SKIPPED = _counter("ids_skipped", "Image ids that never arrived between two that did.", "source")
-MESSAGES_REJECTED = _counter(
+IDS_SKIPPED = _loss("ids_skipped", "Image ids that never arrived between two that did.", "source")
+MESSAGES_REJECTED = _loss(
     "messages_rejected", "Messages that do not describe an image of the detector.", "reason"
 )
 
 # Every reader of a ring buffer.
-IMAGES_OVERWRITTEN = _counter(
+IMAGES_OVERWRITTEN = _loss(
     "images_overwritten", "Images whose slots were reused before they were copied.", "source"
 )
-IMAGES_FAILED = _counter("images_failed", "Images that could not be written, sent or processed.", "source")
+IMAGES_FAILED = _loss("images_failed", "Images that could not be written, sent or processed.", "source")
 
 RING_LAG_IMAGES = _gauge("ring_lag_images", "Images by which the source is ahead of the service.")
 RING_LAG_RATIO = _gauge(
@@ -158,7 +161,7 @@ COMMANDS_REFUSED = _counter("commands_refused", "Commands of clients refused.", 
 RUN_ACTIVE = _gauge("run_active", "1 during a run, else 0.")
 RUN_STATE = _gauge("run_state", "1 for the state that clients see, else 0.", "state")
 RUNS_FINISHED = _counter("runs_finished", "Runs that have ended.", "outcome")
-IMAGES_DAMAGED = _counter("images_damaged", "Recorded images that the source calls damaged.")
+IMAGES_DAMAGED = _loss("images_damaged", "Recorded images that the source calls damaged.")
 IMAGES_FORWARDED = _counter("images_forwarded", "Images of runs forwarded to a writer.", "writer")
 
 # Writers.
@@ -174,7 +177,7 @@ IMAGE_WRITE_LONGEST_SECONDS = _gauge(
 # The writer of the image buffer.
 IMAGES_ANNOUNCED = _counter("images_announced", "Stored images announced in the database.")
 IMAGES_REPLACED = _counter("images_replaced", "Stored images replaced by newer ones of the same id.")
-IMAGES_NOT_STORED = _counter(
+IMAGES_NOT_STORED = _loss(
     "images_not_stored",
     "Images that the image buffer does not have, overwritten ones not included.",
     "reason",
@@ -182,13 +185,13 @@ IMAGES_NOT_STORED = _counter(
 
 # The reader and the driver of the image buffer.
 IMAGES_EXPIRED = _counter("images_expired", "Ids of replays whose images have expired.")
-IMAGES_UNREADABLE = _counter("images_unreadable", "Stored images whose bytes are not theirs.")
+IMAGES_UNREADABLE = _loss("images_unreadable", "Stored images whose bytes are not theirs.")
 IMAGES_REPLAYED = _counter("images_replayed", "Images of replays sent to a consumer.")
 REPLAY_ACTIVE = _gauge("replay_active", "1 during a replay, else 0.")
 
 # Live streams.
 IMAGES_SENT = _counter("images_sent", "Images sent to at least one viewer.", "type")
-VIEWER_IMAGES_DROPPED = _counter(
+VIEWER_IMAGES_DROPPED = _loss(
     "viewer_images_dropped", "Images not sent to a slow viewer, for each viewer.", "type"
 )
 VIEWERS_CONNECTED = _gauge("viewers_connected", "Viewers that have subscribed.", "type")

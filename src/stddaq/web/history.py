@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from stddaq.daemon.log import logger
+
 N_SECONDS, N_MINUTES = 3600, 1440
-MAX_SERIES = 300
+# Twice those of 16 modules and 14 writers; each takes 20 kB.
+MAX_SERIES = 1500
 _PER_MINUTE = 60
 
 
@@ -20,7 +23,7 @@ class _Ring:
     def __init__(self, length: int) -> None:
         self._times = np.full(length, np.nan)
         self._values: dict[str, np.ndarray] = {}
-        self._n, self._length = 0, length
+        self._n, self._length, self._has_warned = 0, length, False
 
     def add(self, now: float, rates: Mapping[str, float]) -> None:
         at = self._n % self._length
@@ -30,6 +33,7 @@ class _Ring:
         for name, rate in rates.items():
             if name not in self._values:
                 if len(self._values) >= MAX_SERIES:
+                    self._warn()
                     continue
                 self._values[name] = np.full(self._length, np.nan, np.float32)
             self._values[name][at] = rate
@@ -37,13 +41,18 @@ class _Ring:
         if at == 0:  # Once a round, so that services that have ended do not keep their memory.
             self._values = {n: v for n, v in self._values.items() if not np.isnan(v).all()}
 
+    def _warn(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning("rates over time: more than %d counters; the others are not kept", MAX_SERIES)
+
     def since(self, since: float, wanted: Callable[[str], bool]) -> dict[str, Any]:
         order = np.arange(max(0, self._n - self._length), self._n) % self._length
         order = order[self._times[order] > since]
         series = {
             name: [None if np.isnan(value) else float(f"{value:.5g}") for value in values[order]]
             for name, values in self._values.items()
-            if wanted(name)
+            if wanted(name) and np.any(values[order] > 0)
         }
         return {"t": [round(float(t), 3) for t in self._times[order]], "series": series}
 
@@ -74,7 +83,10 @@ class History:
                 self._minutes.add(now, self._seconds.mean_of_last(_PER_MINUTE))
 
     def since(self, since: float, metrics: Iterable[str], *, by_minute: bool) -> dict[str, Any]:
-        """Return `t` and `series` of these metrics, or of all if there are none."""
+        """Return `t` and `series` of these metrics, or of all if there are none.
+
+        Series that were 0 all the time are left out.
+        """
         names = frozenset(metrics)
         with self._lock:
             ring = self._minutes if by_minute else self._seconds

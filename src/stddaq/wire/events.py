@@ -36,9 +36,7 @@ class Event:
         return json.dumps(asdict(self)).encode()
 
 
-def event_of(
-    line: str, epoch: int, seq: int, service: str, instance_id: str, level: Level = "info"
-) -> Event:
+def event_of(line: str, epoch: int, seq: int, service: str, instance_id: str, level: Level = "info") -> Event:
     """Return the event of a line that a service has printed now. `level`: of lines that have none."""
     match = _LOG_LINE.fullmatch(line)
     text = line

@@ -11,11 +11,7 @@ const ADVICE = {
   missing: () => "has not started. The view Events has its reason; stddaq up CONFIG starts it.",
 };
 const IMAGES = ["images_published", "images_received", "images_written", "images_processed", "images_sent", "previews_encoded"];
-const LOSSES = ["images_overwritten", "images_failed", "messages_lost", "ids_skipped", "messages_rejected", "images_damaged"];
-const OVER_TIME = [
-  ["Images per second", ["images_published", "images_received", "images_written"]],
-  ["Losses per second", LOSSES],
-];
+const RATES = ["images_published", "images_received", "images_written"].map(counter);
 
 // Fill the view.
 export function mount(panel) {
@@ -23,7 +19,7 @@ export function mount(panel) {
   const health = make("div", { id: "health" }), rings = make("div", { id: "ring-buffers" }), disks = make("div", { id: "disks" });
   const by = make("select", { "aria-label": "Time" }, make("option", { value: "second" }, "last hour"), make("option", { value: "minute" }, "last day"));
   const simulator = make("div", { id: "simulator" }), grafana = make("span");
-  const plots = OVER_TIME.map(([title, metrics]) => new Plot(title, metrics));
+  const losses = new Plot("Losses per second", []), plots = [new Plot("Images per second", RATES), losses];
   panel.append(
     make("h2", {}, "Services"), reason, health, simulator,
     make("h3", {}, "Ring buffers"), rings, make("h3", {}, "Disks"), disks,
@@ -40,6 +36,7 @@ export function mount(panel) {
       rings.replaceChildren(...content.rings.map(ring));
       showGrafana(grafana, content.grafana_url);
       disks.replaceChildren(content.disks.length ? diskTable(content.disks) : make("p", {}, "No directory of files is configured: add allowed_roots to the configuration, or start stddaq-rest with --root DIRECTORY."));
+      losses.metrics = [...new Set(content.services.flatMap((service) => Object.keys(service.losses)))];
       await Promise.all(plots.map((plot) => plot.load(by.value)));
     } catch (error) {
       reason.textContent = `${error.message}. If stddaq-rest does not run, stddaq up CONFIG starts it, or stddaq-rest CONFIG.`;
@@ -47,9 +44,17 @@ export function mount(panel) {
   }, 2);
 }
 
+function counter(name) { return `stddaq_${name}_total`; }
+
+// The losses of a service, each kind for itself.
+function lossText({ losses }) {
+  if (!Object.keys(losses).length) return "–";
+  return Object.entries(losses).filter(([, count]) => count).map(([name, count]) => `${textOf(name)} ${count}`).join(", ") || "0";
+}
+
 // The sum of the series of these metrics.
 function sum(series, names) {
-  const found = Object.entries(series).filter(([name]) => names.some((one) => name.replace(/\{.*/, "") === `stddaq_${one}_total`));
+  const found = Object.entries(series).filter(([name]) => names.some((one) => name.replace(/\{.*/, "") === counter(one)));
   return found.length ? found.reduce((total, [, value]) => total + value, 0) : null;
 }
 
@@ -58,13 +63,13 @@ const rate = (value) => value === null ? "–" : value < 10 ? value.toFixed(1) :
 function healthTable({ services }) {
   if (!services.length) return make("p", {}, "No service has published its state. Start them with stddaq up CONFIG.");
   const rows = services.map((service) => {
-    const lost = sum(service.counters, LOSSES), cpu = sum(service.rates, ["process_cpu_seconds"]);
+    const cpu = sum(service.rates, ["process_cpu_seconds"]);
     const isBad = service.wanted && service.state !== "works" && service.state !== "not_needed";
     return {
       properties: { className: isBad ? "bad" : "", "data-service": `${service.service} ${service.id}`.trim() },
       cells: [
         service.service, service.id, STATES[service.state] ?? service.state,
-        rate(sum(service.rates, IMAGES)), lost ?? "–",
+        rate(sum(service.rates, IMAGES)), lossText(service),
         cpu === null ? "–" : `${(100 * cpu).toFixed(0)} %`,
         bytes(service.gauges.stddaq_process_memory_anonymous_bytes),
         service.age_s === null ? "never" : `${service.age_s.toFixed(1)} s ago`,
@@ -139,8 +144,8 @@ class Plot {
   }
 
   async load(by) {
-    const names = this.metrics.map((name) => `stddaq_${name}_total`).join(",");
-    this.data = (await get(`api/history?by=${by}&metrics=${names}`)).content;
+    // Without a name, it would be all metrics.
+    if (this.metrics.length) this.data = (await get(`api/history?by=${by}&metrics=${this.metrics}`)).content;
     this.draw();
   }
 
@@ -179,8 +184,9 @@ class Plot {
   }
 }
 
+const textOf = (series) => series.replace(/^stddaq_|_total(\{.*)?$/g, "").replaceAll("_", " ");
+
 const nameOf = (series) => {
   const label = (name) => series.match(new RegExp(`${name}="([^"]*)"`))?.[1] ?? "";
-  const metric = series.replace(/^stddaq_|_total\{.*/g, "").replaceAll("_", " ");
-  return `${label("service")} ${label("instance_id")} ${metric}`.replace(/ +/g, " ");
+  return `${label("service")} ${label("instance_id")} ${textOf(series)}`.replace(/ +/g, " ");
 };

@@ -51,6 +51,8 @@ class ServiceStatus(BaseModel):
     age_s: float | None
     started: float | None
     restarts: int | None
+    losses: dict[str, float]
+    """Sums of those counters that count losses; ids that a filter skips are none."""
     counters: dict[str, float]
     gauges: dict[str, float]
     rates: dict[str, float]
@@ -70,7 +72,10 @@ class HealthTable(BaseModel):
 
 
 class RatesOverTime(BaseModel):
-    """The rates of counters per second; null where they are not known. `t` in seconds since 1970."""
+    """The rates of counters per second; null where they are not known. `t` in seconds since 1970.
+
+    Counters that have not changed are left out.
+    """
 
     t: list[float]
     series: dict[str, list[float | None]]
@@ -147,6 +152,7 @@ def _status(service: ServiceHealth, snapshot: Snapshot) -> ServiceStatus:
         age_s=page.age_s if page else None,
         started=page.started_s if page else None,
         restarts=service.n_restarts,
+        losses=service.losses,
         counters=snapshot.counters.get(key, {}) if key else {},
         gauges=snapshot.gauges.get(key, {}) if key else {},
         rates=snapshot.rates.get(key, {}) if key else {},
