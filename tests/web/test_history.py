@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -93,3 +94,10 @@ def test_health_has_rings_disks_and_gauges(rest: RestService) -> None:
     wait_until(lambda: rest.get("/api/health").json()["services"], 20, "the page of the service")
     (service,) = rest.get("/api/health").json()["services"]
     assert service["gauges"]["stddaq_process_memory_anonymous_bytes"] > 1e6
+
+    # The page shows the disks of the configuration that counts now.
+    config = rest.config_on_disk() | {"allowed_roots": [str(rest.root), str(rest.root)]}
+    rest.deployment.config_path.write_text(json.dumps(config))
+    wait_until(
+        lambda: [one["path"] for one in rest.get("/api/health").json()["disks"]] == [str(rest.root)], 20
+    )

@@ -30,11 +30,15 @@ _SERVICE_LABELS = ("detector", "service", "instance_id")
 
 @dataclass(frozen=True, slots=True)
 class MonitoredDetector:
-    """A detector: its name, its configuration file, and the directories of its files."""
+    """A detector: its name, its configuration file, and directories if that names none."""
 
     name: str
     config_path: Path
-    roots: Sequence[Path] = ()
+    default_roots: Sequence[Path] = ()
+
+    def roots(self, config: DetectorConfig) -> list[Path]:
+        """Return the directories of its files, each once."""
+        return [*dict.fromkeys([*map(Path, config.allowed_roots)] or self.default_roots)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,11 @@ class Monitoring:
     def __init__(self, detectors: Sequence[MonitoredDetector] = (), grafana_url: str | None = None) -> None:
         self._detectors = tuple(detectors)
         self.grafana_url = grafana_url
+        # Of the last valid configurations.
+        self._roots = {
+            detector.name: detector.roots(config) if (config := _valid(detector.config_path)) else []
+            for detector in self._detectors
+        }
         self._disks = Disks()
         self.n_rejected: Counter[str] = Counter()
         self.browsers: defaultdict[str, BrowserCounts] = defaultdict(BrowserCounts)
@@ -92,12 +101,11 @@ class Monitoring:
     @property
     def roots(self) -> list[Path]:
         """The directories of the files of all detectors."""
-        return [root for detector in self._detectors for root in detector.roots]
+        return [root for roots in self._roots.values() for root in roots]
 
     def roots_of(self, detector_name: str) -> Sequence[Path]:
         """Return the directories of the files of one detector."""
-        roots = [detector.roots for detector in self._detectors if detector.name == detector_name]
-        return roots[0] if roots else ()
+        return self._roots.get(detector_name, ())
 
     def snapshot(self) -> Snapshot:
         """Return what is known, at most a second old. It may block; any thread may call it."""
@@ -139,11 +147,12 @@ class Monitoring:
         config = _valid(detector.config_path)
         yield Sample(metrics.CONFIGURATION_VALID, labels, config is not None)
         if config:
+            self._roots[detector.name] = detector.roots(config)
             yield Sample(metrics.RING_SLOTS, labels, config.n_slots)
         yield Sample(metrics.RING_UNRESERVED_BYTES, labels, unreserved_bytes(detector.name))
         if usage := self._disks.usage(SHM_DIRECTORY):
             yield Sample(metrics.SHARED_MEMORY_FREE_BYTES, labels, usage.free_bytes)
-        for root in detector.roots:
+        for root in self._roots[detector.name]:
             if usage := self._disks.usage(root):
                 where = labels | {"path": str(root)}
                 yield Sample(metrics.DISK_FREE_BYTES, where, usage.free_bytes)

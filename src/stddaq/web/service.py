@@ -171,7 +171,7 @@ def _serve(args: argparse.Namespace) -> None:
     stop.catch_signals()
     EndWatch(stop, daemon.STOP_SIGNALS)
     monitored = [
-        MonitoredDetector(config.detector_name, path, [*map(Path, config.allowed_roots)] or args.root)
+        MonitoredDetector(config.detector_name, path, args.root)
         for config, path in zip(configs, paths, strict=True)
     ]
     etags = {config.detector_name: etag for config, etag in loaded}
