@@ -1,4 +1,4 @@
-"""The Python code of the how-to pages works as described."""
+"""The code of the how-to pages works as described."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import json
 import re
-import sys
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,28 +15,23 @@ import h5py
 import numpy as np
 import pytest
 from support.data.raw_files import stream, write_run
+from support.peers.udp_detectors import free_udp_ports
 from support.processes.deployment import Deployment, free_port, make_config
 from support.processes.live_streams import start_live_stream
+from support.processes.page_session import PageSession
+from support.processes.real_driver import RealDriver
 from support.processes.stream_readers import StreamReader
 
 from stddaq.cli import main as stddaq
+from stddaq.cli.costs import Costs
+from stddaq.client import DriverClient
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq_ophyd import StdDaqDetector
 from stddaq_ophyd.plans import fly, fly_scan, tomography
 
 CALLED_BY_BLUESKY = ("read", "describe", "describe_collect")
-HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
-
-
-def python_of(page: str, **replaced: str) -> str:
-    """Return the Python blocks of a page, with the values that a reader would insert."""
-    blocks = re.findall(r"^```python\n(.*?)^```", (HOW_TO / page).read_text(), re.MULTILINE | re.DOTALL)
-    block = "\n".join(blocks)
-    for old, new in replaced.items():
-        assert old in block
-        block = block.replace(old, new)
-    return block
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 
 
 def published_shapes(directory: Path) -> list[tuple[int, ...]]:
@@ -57,74 +52,131 @@ def end_engine(engine: Any) -> None:
     engine.loop.close()
 
 
-def test_images_are_recorded_and_read_as_described(
+def test_images_are_recorded_as_described(
     deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, url = deployment.start_driver()
     deployment.start_writers()
     deployment.run(deployment.stddaq, "simulate", deployment.config_path, "--rate", 200, ready="ready")
-
-    places = {"ws://127.0.0.1:8080": url, "/tmp/run1": str(tmp_path), "n_image=1000": "n_image=100"}
-    exec(python_of("record-images.md", **places), {})
+    with PageSession("docs/how-to/record-images.md") as page:
+        page.places = {
+            "ws://127.0.0.1:8080": url,
+            "/tmp/run1": str(tmp_path),
+            "n_image=1000": "n_image=100",
+        }
+        page.python("DriverClient", {})
     assert capsys.readouterr().out == "100\n"
 
-    names: dict[str, Any] = {}
-    read = python_of("read-the-files.md", **{"/tmp/run1/file": f"{tmp_path}/scan"})
-    exec(read + "    shape = images.shape\n", names)
-    assert names["shape"] == (
-        100,
-        *(deployment.config[f"image_pixel_{side}"] for side in ("height", "width")),
-    )
+
+def test_files_are_read_and_exported_as_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path, stream(range(30)))
+    with PageSession("docs/how-to/read-the-files.md") as page:
+        page.places = {"/tmp/run1": str(tmp_path), "5, 10:30": "1, 1:3", "\n    ...": "\n    n = rows.stop"}
+        names = page.python("run.images[10:20]", {})
+        page.python("blocks()", names)
+        page.python("run.follow", names)
+        assert names["n"] == 30
+        for command in page.commands("stddaq export"):
+            assert stddaq(command[1:]) == 0
+            assert Path(command[-1]).exists()
+        names = page.python("h5py.File", {})
     assert names["good"].all()
+    assert len(names["rows"]) == 30
 
 
 def test_a_configuration_is_changed_as_described(
-    deployment: Deployment, capsys: pytest.CaptureFixture[str]
+    deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    service = deployment.start("stddaq-rest", "--port", 0, "--allow-control", ready=None)
-    url = service.wait_for_line(r"listening on (http://\S+)")[1]
-    exec(python_of("change-a-configuration.md", **{"http://127.0.0.1:5000": url}), {})
+    with PageSession("docs/how-to/change-a-configuration.md", deployment, tmp_path / "here") as page:
+        (entry,) = json.loads(f"{{{page.take('stddaq-rest')}}}")["services"]
+        words = shlex.split(entry.replace("/data", str(tmp_path)))
+        service = deployment.start(words[0], *words[1:], "--port", 0, ready=None)
+        url = service.wait_for_line(r"listening on (http://\S+)")[1]
+        page.places = {"http://127.0.0.1:5000": url, "curl ": "curl -sS --fail "}
+        page.run("curl")
+        page.python("ConfigClient", {})
     assert capsys.readouterr().out.startswith("['number_of_writers'] ['std_det_driver', 'std_det_writer'")
     assert json.loads(deployment.config_path.read_text())["number_of_writers"] == 4
 
 
 def test_images_are_watched_as_described(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
-    stream = start_live_stream(deployment)
-    deployment.run(deployment.stddaq, "simulate", deployment.config_path, "--rate", 50, ready="ready")
-    exec(python_of("watch-live.md", **{"tcp://127.0.0.1:20000": stream.address}), {})
+    with PageSession("docs/how-to/watch-live.md", deployment) as page:
+        ports = {f"{port}": str(free_port()) for port in (20000, 20001)}
+        page.places = ports | {"0.0.0.0": "127.0.0.1", "CONFIG": str(deployment.config_path)}
+        deployment.write_config(**json.loads(f"{{{page.take('live_stream_configs')}}}"))
+        for command in page.commands("std_live_stream"):
+            page.start_command(command, ready="ready")
+        deployment.run(deployment.stddaq, "simulate", deployment.config_path, "--rate", 50, ready="ready")
+        page.python("LiveStreamClient", {})
     assert capsys.readouterr().out.endswith(" (32, 48) uint16\n")
 
 
 def test_a_camera_is_recorded_as_described(
     make_deployment: Callable[..., Deployment], tmp_path: Path
 ) -> None:
-    page = (HOW_TO / "record-a-pco-camera.md").read_text()
-    port, driver_port = free_port(), free_port()
-    (service,) = re.findall(r'"services": \["(.*?)"\]', page)
-    up, record, simulate = (
-        command.replace("9999", str(port)).split()[1:]
-        for command in re.findall(r"^```\n(stddaq .*)\n```", page, re.MULTILINE)
-    )
-    deployment = make_deployment(detector_type="pco", services=[service.replace("9999", str(port))])
-
-    def filled(command: list[str]) -> list[object]:
-        places = {"CONFIG": deployment.config_path, "DIRECTORY": tmp_path}
-        return [deployment.stddaq, *(places.get(word, word) for word in command)]
-
-    deployment.run(*filled(up), "--port", driver_port, ready="all services ready")
-    deployment.run(*filled(simulate), ready="ready")
-    recording = deployment.run(*filled(record), "--url", f"ws://127.0.0.1:{driver_port}")
-    assert recording.wait(30) == 0, recording.output
+    port, driver_port = str(free_port()), free_port()
+    page_text = (REFERENCE.parent / "how-to" / "record-a-pco-camera.md").read_text()
+    (service,) = re.findall(r'"services": \["(.*?)"\]', page_text)
+    deployment = make_deployment(detector_type="pco", services=[service.replace("9999", port)])
+    deployment.env["STDDAQ_URL"] = f"ws://127.0.0.1:{driver_port}"
+    config = str(deployment.config_path)
+    with PageSession("docs/how-to/record-a-pco-camera.md", deployment, tmp_path / "here") as page:
+        page.places = {
+            "9999": port,
+            "up CONFIG": f"up {config} --port {driver_port}",
+            "CONFIG": config,
+            "DIRECTORY": str(tmp_path),
+        }
+        page.start("stddaq up", "all services ready")
+        (record,) = page.commands("stddaq record")
+        page.start("stddaq simulate-pco", "ready")
+        recording = page.start_command(record, None)
+        assert recording.wait(30) == 0, recording.output
     with h5py.File(tmp_path / "fileMeta.h5") as file:
         assert len(file[f"{deployment.detector_name}/metadata"]) == 100  # pyright: ignore
 
 
+@pytest.mark.slow
+def test_a_udp_detector_is_recorded_as_described(
+    make_deployment: Callable[..., Deployment], tmp_path: Path
+) -> None:
+    deployment = make_deployment()
+    deployment.env["STDDAQ_URL"] = f"ws://127.0.0.1:{(port := free_port())}"
+    with PageSession("docs/how-to/record-a-udp-detector.md", deployment, tmp_path / "here") as page:
+        page.places = {
+            '"GF-sim"': f'"{deployment.detector_name}", "allowed_roots": ["/"]',
+            "50020": str(free_udp_ports(8)),
+            "stddaq up gf.json": f"stddaq up gf.json --port {port}",
+            "/tmp/run1": str(tmp_path / "run1"),
+            "-n 500": "-n 100",
+        }
+        (tmp_path / "here" / "gf.json").write_text(page.take("start_udp_port"))
+        up = page.start("stddaq up", "all services ready")
+        # Its images are left out before the converters have subscribed.
+        for module in range(8):
+            up.wait_for_line(rf"module_id={module},.*n_subscribers=1")
+        page.start("stddaq simulate-udp", "ready")
+        page.run("stddaq record")
+    with h5py.File(tmp_path / "run1" / "fileMaster.h5") as file:
+        assert file["entry/data/data"].shape == (100, 280, 528)  # pyright: ignore
+
+
 def test_the_described_service_subtracts_the_dark_image(deployment: Deployment, tmp_path: Path) -> None:
     config = DetectorConfig.parse(deployment.config)
-    program, dark = tmp_path / "subtract_dark.py", tmp_path / "dark.npy"
-    program.write_text(python_of("write-a-processing-service.md"))
-    np.save(dark, np.full(config.image_shape, 10, config.dtype))
-    deployment.run(sys.executable, program, deployment.config_path, "--dark", dark, ready="ready")
+    here = tmp_path / "here"
+    with PageSession("docs/how-to/write-a-processing-service.md", deployment, here) as page:
+        page.places = {
+            "CONFIG": str(deployment.config_path),
+            "std_det_driver": "std_det_driver --port 0",
+            "python ": "",
+        }
+        (here / "subtract_dark.py").write_text(page.take("run_processor"))
+        np.save(here / "dark.npy", np.full(config.image_shape, 10, config.dtype))
+        processor, *others = page.commands("subtract_dark.py")
+        deployment.run(*("python", *processor), ready="ready", cwd=here)
+        for command in others:
+            page.start_command(command, "ready")
     with ImagePublisher(config) as source, StreamReader(deployment, "subtracted") as reader:
         assert source.wait_for_subscribers(1, 20)
         source.publish(0, np.full(config.image_shape, 12, config.dtype))
@@ -133,20 +185,50 @@ def test_the_described_service_subtracts_the_dark_image(deployment: Deployment, 
     assert values == [{2}, {0}]
 
 
+def test_images_are_forwarded_as_described(
+    make_deployment: Callable[..., Deployment], tmp_path: Path
+) -> None:
+    keys: dict[str, Any] = {"use_all_forwarders": True, "max_number_of_forwarders_spawned": 2}
+    second, first = make_deployment(**keys), make_deployment(**keys)
+    addresses = {f"10.0.0.1:{port}": f"127.0.0.1:{free_port()}" for port in (9100, 9101)}
+    with PageSession("docs/how-to/forward-to-another-server.md") as page:
+        for server, start in ((second, "std_data_sync_stream"), (first, "std_stream_send")):
+            page.places = addresses | {"CONFIG": str(server.config_path)}
+            for program, _, *arguments in page.commands(start):
+                server.start(program, *arguments)
+    config = DetectorConfig.parse(first.config)
+    image = np.arange(np.prod(config.image_shape), dtype=config.dtype).reshape(config.image_shape)
+    with ImagePublisher(config) as source, StreamReader(second, "image") as reader:
+        assert source.wait_for_subscribers(2, 20)
+        source.publish(7, image)
+        (received,) = reader.receive(1)
+        np.testing.assert_array_equal(received.pixels, image)
+
+
 @pytest.mark.slow
 def test_plans_run_as_described(
     deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    port = free_port()
-    deployment.run(
-        *(deployment.stddaq, "up", deployment.config_path, "--port", port, "-m"),
-        *("--source", "simulate", "--trigger", "--rate", "500"),
-        ready="all services ready",
-    )
-    names: dict[str, Any] = {}
-    places = {"8080": str(port), "/tmp/run1": str(tmp_path), '"simulated"': repr(deployment.detector_name)}
-    exec(python_of("use-it-from-bluesky.md", **places), names)
-    assert published_shapes(tmp_path) == [(6, 32, 48), (10, 32, 48), (1000, 32, 48)]
+    port, here = free_port(), tmp_path / "here"
+    deployment.env |= {
+        "STDDAQ_URL": f"ws://127.0.0.1:{port}",
+        "IPYTHONDIR": str(tmp_path / "ipython"),
+    }
+    with PageSession("docs/how-to/use-it-from-bluesky.md", deployment, here) as page:
+        page.places = {
+            "-m --allowed-root": f"--port {port} -m --allowed-root",
+            "$PWD": str(here),
+            "--rate 100": "--rate 500",
+            "8080": str(port),
+            "/tmp/run1": str(here / "run1"),
+            '"simulated"': repr(deployment.detector_name),
+        }
+        (here / "run1").mkdir()
+        page.start("stddaq up", "all services ready")
+        page.run("ipython -i")
+        names = page.python("SimulatedCamera", {})
+        page.python("Filler", names)
+    assert published_shapes(here / "run1") == [(6, 32, 48), (10, 32, 48), (500, 32, 48)]
     names["camera"].destroy()
     end_engine(names["RE"])
 
@@ -158,9 +240,13 @@ def test_plans_of_ophyd_async_run_as_described(deployment: Deployment, tmp_path:
         *("--source", "simulate", "--trigger", "--rate", "500"),
         ready="all services ready",
     )
-    names: dict[str, Any] = {}
-    places = {"8080": str(port), "/tmp/run1": str(tmp_path), '"simulated"': repr(deployment.detector_name)}
-    exec(python_of("use-it-from-ophyd-async.md", **places), names)
+    with PageSession("docs/how-to/use-it-from-ophyd-async.md") as page:
+        page.places = {
+            "8080": str(port),
+            "/tmp/run1": str(tmp_path),
+            '"simulated"': repr(deployment.detector_name),
+        }
+        names = page.python("AsyncStdDaqDetector", {})
     assert published_shapes(tmp_path) == [(3, 32, 48), (20, 32, 48), (500, 32, 48)]
     engine = names["RE"]
     asyncio.run_coroutine_threadsafe(names["det"].disconnect(), engine.loop).result(10)
@@ -169,7 +255,7 @@ def test_plans_of_ophyd_async_run_as_described(deployment: Deployment, tmp_path:
 
 
 def test_every_component_and_method_of_the_detector_is_in_the_reference() -> None:
-    text = (HOW_TO.parent / "reference" / "bluesky.md").read_text()
+    text = (REFERENCE / "bluesky.md").read_text()
     methods = [
         name
         for base in StdDaqDetector.__mro__
@@ -184,43 +270,90 @@ def test_every_component_and_method_of_the_detector_is_in_the_reference() -> Non
             assert parameter in text, parameter
 
 
-def test_the_described_deployment_is_valid(tmp_path: Path) -> None:
-    (block,) = re.findall(
-        r"^```yaml\n(.*?)^```", (HOW_TO / "deploy-with-ansible.md").read_text(), re.MULTILINE | re.DOTALL
-    )
-    (tmp_path / "deployment.yml").write_text(block)
-    (tmp_path / "units").mkdir()
-    config = make_config(detector_name="GF1", allowed_roots=[str(tmp_path)])
-    (tmp_path / "gf1.json").write_text(json.dumps(config))
-    arguments = ["--configs", str(tmp_path), "--directory", str(tmp_path / "units")]
-    assert stddaq(["deployment", str(tmp_path / "deployment.yml"), *arguments]) == 0
-    assert len(list((tmp_path / "units").glob("*.service"))) == 5
-
-
-def test_a_configuration_is_made_as_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deployment_is_planned_and_checked_as_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    page = (HOW_TO / "make-a-configuration.md").read_text()
-    commands = re.findall(r"^stddaq (init .*)$", page, re.MULTILINE)
-    assert len(commands) == 3
-    for command in commands:
-        assert stddaq(command.split()) == 0
+    config = make_config(detector_name="GF1", allowed_roots=[str(tmp_path)])
+    Path("gf1.json").write_text(json.dumps(config))
+    Path("units").mkdir()
+    with PageSession("docs/how-to/deploy-with-ansible.md") as page:
+        Path("described.yml").write_text(page.take("microservices"))
+        for command in (
+            ["deployment", "described.yml", "--configs", ".", "--directory", "units"],
+            *(command[1:] for command in page.commands("stddaq plan")),
+            *(command[1:] for command in page.commands("stddaq deployment")),
+        ):
+            assert stddaq(command) == 0
+    assert len(list(Path("units").glob("*.service"))) == 5
+    Costs.load(Path("costs.json"))
+
+
+def test_a_configuration_is_made_as_described(deployment: Deployment, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    with PageSession("docs/how-to/make-a-configuration.md", deployment, here) as page:
+        page.places = {
+            "528x280": f"48x32 --name {deployment.detector_name} --allowed-root /",
+            "up gf.json": f"up gf.json --port {free_port()}",
+        }
+        page.run("init gf.json")
+        up = page.start("stddaq up", "all services ready")
+        page.run("init --list")
+        page.run("completion")
+        up.end()
     for name in ("gf", "camera"):
-        DetectorConfig.load(f"{name}.json")
+        DetectorConfig.load(str(here / f"{name}.json"))
 
 
 def test_metadata_for_crystallography_make_an_nxmx_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    real_driver: RealDriver,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    text = (HOW_TO / "crystallography.md").read_text()
-    files = re.findall(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert len(files) == 2
-    for number, content in enumerate(files):
-        (tmp_path / f"{number}.json").write_text(content)
+    monkeypatch.chdir(tmp_path)
     write_run(tmp_path, stream(range(9)))
     np.save(tmp_path / "mask.npy", np.zeros((2, 3), np.uint32))
-    arguments = ["nexus", str(tmp_path), "--definition", "NXmx", "--from", str(tmp_path / "0.json")]
-    # The run has no driver's account, which has the times.
-    times = [f"--set={name}_time=2026-11-27T01:00:00+01:00" for name in ("start", "end")]
-    assert stddaq([*arguments, *times]) == 0
-    assert stddaq([*arguments, "--from", str(tmp_path / "1.json"), *times, "--overwrite"]) == 0
+    with PageSession("docs/how-to/crystallography.md") as page:
+        page.places = {"/data/run1": str(tmp_path)}
+        Path("meta.json").write_text(page.take('"scan_axis"'))
+        ((_, *command),) = page.commands("stddaq nexus")
+        # The run has no driver's account, which has the times.
+        times = [f"--set={name}_time=2026-11-27T01:00:00+01:00" for name in ("start", "end")]
+        assert stddaq([*command, *times]) == 0
+        Path("axes.json").write_text(page.take('"sample_axes"'))
+        assert stddaq([*command, "--from", "axes.json", *times, "--overwrite"]) == 0
+        with DriverClient(real_driver.url) as driver:
+            (tmp_path / "run1").mkdir()
+            page.places = {"/data/run1": str(tmp_path / "run1")}
+            names = page.python("nexus_missing", {"driver": driver})
+            driver.stop()
+    assert "beam" not in " ".join(names["status"].raw["nexus_missing"])
     assert capsys.readouterr().out.count("file_master.h5: 9 frames of 2x3 uint16\n") == 2
+
+
+def test_a_server_is_checked_and_units_are_made_as_described(deployment: Deployment, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    with PageSession("docs/how-to/run-it-with-systemd.md", deployment, here) as page:
+        page.places = {"sudo ": "", "/etc/systemd/system": "units", "daq": "daemon"}
+        (here / "config.json").write_text(deployment.config_path.read_text())
+        (here / "units").mkdir()
+        # Whether this machine is prepared does not matter.
+        page.run("stddaq doctor", codes=(0, 1))
+        page.run("stddaq units")
+        assert len(list((here / "units").glob("*.service"))) == 4
+
+
+def test_services_are_looked_at_as_described(deployment: Deployment, tmp_path: Path) -> None:
+    deployment.env["STDDAQ_URL"] = deployment.start_driver()[1]
+    deployment.start_writers()
+    run = tmp_path / "run"
+    run.mkdir()
+    write_run(run, stream(range(9)))
+    with PageSession("docs/how-to/monitor.md", deployment, tmp_path / "here") as page:
+        assert "std_det_writer 1  works" in page.run("stddaq status")
+    with PageSession("docs/how-to/find-what-is-wrong.md", deployment) as page:
+        page.places = {"config.json": str(deployment.config_path), "RUN/fileMaster.h5": str(run)}
+        for command in page.commands("stddaq status"):
+            checked = page.start_command(command, None)
+            assert checked.wait(30) in (0, 1), checked.output
