@@ -21,7 +21,7 @@ class Block:
     """A fenced block.
 
     Attributes:
-        info: what follows the backquotes: empty for a shell, a language, or `text` and one of `ILLUSTRATIONS`.
+        info: what follows the backquotes: empty (a shell), a language, or `text` and one of `ILLUSTRATIONS`.
         reason: why it is not executed, or empty.
     """
 

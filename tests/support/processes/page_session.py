@@ -68,7 +68,7 @@ class PageSession:
         """Run the next shell block with this part to its end. Return its output."""
         return self._shell(self.take(part), codes)
 
-    def start(self, part: str, ready: str) -> Service:
+    def start(self, part: str, ready: str | None) -> Service:
         """Run the next shell block with this part, whose last command does not end. Wait for its line."""
         *before, last = self.take(part).splitlines()
         if before:
