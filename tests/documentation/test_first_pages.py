@@ -35,7 +35,11 @@ def test_readme(
     port, here = free_port(), tmp_path / "here"
     deployment.env["STDDAQ_URL"] = f"ws://127.0.0.1:{port}"
     with PageSession("README.md", deployment, here) as page:
-        page.places = {"-m --allowed-root $PWD": f"--port {port} -m --allowed-root {here}", "8080": str(port), "--rate 100": "--rate 1000"}
+        page.places = {
+            "-m --allowed-root $PWD": f"--port {port} -m --allowed-root {here}",
+            "8080": str(port),
+            "--rate 100": "--rate 1000",
+        }
         monkeypatch.chdir(here)
         page.start("stddaq up", "all services ready")
         assert "500 images" in page.run("stddaq record").replace("  ", " ")
@@ -53,7 +57,11 @@ def test_first_run(deployment: Deployment, tmp_path: Path) -> None:
     port, here = free_port(), tmp_path / "here"
     deployment.env["STDDAQ_URL"] = f"ws://127.0.0.1:{port}"
     with PageSession("docs/tutorials/first-run.md", deployment, here) as page:
-        page.places = {"demo.json -m": f"demo.json --port {port} -m", "--rate 100": "--rate 1000", "/tmp/run1": str(here / "run1")}
+        page.places = {
+            "demo.json -m": f"demo.json --port {port} -m",
+            "--rate 100": "--rate 1000",
+            "/tmp/run1": str(here / "run1"),
+        }
         (here / "demo").mkdir()
         (here / "demo" / "demo.json").write_text(deployment.config_path.read_text())
         page.start("stddaq up", "all services ready")

@@ -30,7 +30,12 @@ def test_lines_for_influxdb_are_those_of_up(
 ) -> None:
     deployment = make_deployment(statistics_format="influxdb", number_of_writers=1)
     up = deployment.run(
-        deployment.stddaq, "up", deployment.config_path, "--port", free_port(), ready="std_det_writer,detector="
+        deployment.stddaq,
+        "up",
+        deployment.config_path,
+        "--port",
+        free_port(),
+        ready="std_det_writer,detector=",
     )
     (tmp_path / "up.log").write_text("".join(f"{line}\n" for line in up.stdout))
     with PageSession("docs/reference/log-lines.md", deployment, tmp_path / "here") as page:
