@@ -8,7 +8,7 @@ project = "stddaq"
 author = "the stddaq developers"
 release = version = version_of("stddaq").partition("+")[0]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 source_suffix = {".md": "markdown"}
 exclude_patterns: list[str] = []
 nitpicky = False
@@ -23,6 +23,9 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 napoleon_use_ivar = True
+
+# Blocks without a language are for a shell.
+highlight_language = "bash"
 
 html_theme = "furo"
 html_title = f"stddaq {version}"

@@ -115,6 +115,16 @@ def test_every_link_has_a_target(page: Path) -> None:
             assert anchor in anchors(target), link
 
 
+def test_the_first_page_and_the_navigation_list_the_same_pages() -> None:
+    text = (DOCS / "index.md").read_text()
+    navigation = [
+        f"{page}.md"
+        for tree in re.findall(r"^```{toctree}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        for page in re.findall(r"^[a-z]\S+", tree, re.MULTILINE)
+    ]
+    assert re.findall(r"^\* \[.+\]\((.+)\)$", text, re.MULTILINE) == navigation
+
+
 def test_every_decision_has_context_decision_and_consequence() -> None:
     decisions = sorted((DOCS / "explanations" / "decisions").glob("[0-9]*.md"))
     assert decisions

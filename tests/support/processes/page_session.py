@@ -93,7 +93,7 @@ class PageSession:
         return block
 
     def _filled(self, block: Block) -> str:
-        text = block.text
+        text = block.text.replace("\\\n", "")
         for old, new in self.places.items():
             text = text.replace(old, new)
         return text
