@@ -12,7 +12,7 @@ TESTS = sorted(Path(__file__).parent.glob("test_*.py"))
 # Languages of blocks that tests execute; none is a shell.
 LANGUAGES = {"", "python", "json", "yaml"}
 # A new one needs a reason why no test can execute it.
-MOST_NOT_EXECUTED = 9
+MOST_NOT_EXECUTED = 11
 
 
 def all_blocks() -> list[Block]:

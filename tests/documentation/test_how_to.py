@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from support.peers.udp_detectors import free_udp_ports
 from support.processes.deployment import Deployment, free_port, make_config
 from support.processes.page_session import PageSession
 from support.processes.real_driver import RealDriver
+from support.processes.servers import wait_for_connections
 from support.processes.stream_readers import StreamReader
 
 from stddaq.cli import main as stddaq
@@ -30,7 +32,8 @@ from stddaq_ophyd import StdDaqDetector
 from stddaq_ophyd.plans import fly, fly_scan, tomography
 
 CALLED_BY_BLUESKY = ("read", "describe", "describe_collect")
-REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "docs" / "reference"
 
 
 def published_shapes(directory: Path) -> list[tuple[int, ...]]:
@@ -185,6 +188,27 @@ def test_the_described_service_subtracts_the_dark_image(deployment: Deployment, 
     assert values == [{2}, {0}]
 
 
+def images_are_forwarded(config: DetectorConfig, second: Deployment) -> None:
+    """Check that an image of the first server appears on the second one."""
+    image = np.arange(np.prod(config.image_shape), dtype=config.dtype).reshape(config.image_shape)
+    with ImagePublisher(config) as source, StreamReader(second, "image") as reader:
+        assert source.wait_for_subscribers(2, 20)
+        source.publish(7, image)
+        (received,) = reader.receive(1)
+        np.testing.assert_array_equal(received.pixels, image)
+
+
+def whole_images(make_deployment: Callable[..., Deployment], page: PageSession) -> None:
+    """Start the services of the order of whole images."""
+    second = make_deployment(sender_sends_full_images=True)
+    first = make_deployment(sender_sends_full_images=True, ipc_directory=second.ipc_directory)
+    page.places = {"10.0.0.1:9150": f"127.0.0.1:{free_port()}"}
+    for server, (program, _, *arguments) in zip(
+        (second, first), page.commands("std_data_sync_m"), strict=True
+    ):
+        server.start(program, *arguments)
+
+
 def test_images_are_forwarded_as_described(
     make_deployment: Callable[..., Deployment], tmp_path: Path
 ) -> None:
@@ -192,18 +216,15 @@ def test_images_are_forwarded_as_described(
     second = make_deployment(**keys)
     first = make_deployment(ipc_directory=second.ipc_directory, **keys)
     addresses = {f"10.0.0.1:{port}": f"127.0.0.1:{free_port()}" for port in (9100, 9101)}
+    config = DetectorConfig.parse(first.config)
     with PageSession("docs/how-to/forward-to-another-server.md") as page:
         for server, start in ((second, "std_data_sync_stream"), (first, "std_stream_send")):
             page.places = addresses | {"CONFIG": str(server.config_path)}
             for program, _, *arguments in page.commands(start):
                 server.start(program, *arguments)
-    config = DetectorConfig.parse(first.config)
-    image = np.arange(np.prod(config.image_shape), dtype=config.dtype).reshape(config.image_shape)
-    with ImagePublisher(config) as source, StreamReader(second, "image") as reader:
-        assert source.wait_for_subscribers(2, 20)
-        source.publish(7, image)
-        (received,) = reader.receive(1)
-        np.testing.assert_array_equal(received.pixels, image)
+        wait_for_connections(first.services, "n_receivers")
+        images_are_forwarded(config, second)
+        whole_images(make_deployment, page)
 
 
 @pytest.mark.slow
@@ -280,17 +301,19 @@ def test_a_deployment_is_planned_and_checked_as_described(
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
     Path("units").mkdir()
+    shutil.copytree(ROOT / "services" / "ansible", ".", dirs_exist_ok=True)
     # As measured before, so that the plan does not depend on this machine.
-    Costs(write_s_per_gb=0.25, copy_s_per_gb=0.1, message_us=1.0, packet_us=2.0).save(Path("costs.json"))
+    Costs(**dict.fromkeys(Costs.model_fields, 1.0)).save(Path("costs.json"))
     with PageSession("docs/how-to/deploy-with-ansible.md") as page:
         Path("described.yml").write_text(page.take("microservices"))
         checked = ["deployment", "described.yml", "--configs", ".", "--directory", "units"]
+        two = [command[1:] for command in page.commands("--play Writing")]
         planned = [
             command[1:] for part in ("plan", "deployment") for command in page.commands(f"stddaq {part}")
         ]
-        for command in (checked, *planned):
+        for command in (checked, *planned, *two):
             assert stddaq(command) == 0
-    assert len(list(Path("units").glob("*.service"))) == 5
+    assert len(list(Path("units").glob("std_daq-GF1-*.service"))) == 5
 
 
 def test_a_configuration_is_made_as_described(deployment: Deployment, tmp_path: Path) -> None:
@@ -338,6 +361,21 @@ def test_metadata_for_crystallography_make_an_nxmx_file(
     assert capsys.readouterr().out.count("file_master.h5: 9 frames of 2x3 uint16\n") == 2
 
 
+def test_runs_of_tomography_make_nxtomo_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, n_images in {"darks": 5, "flats": 7, "bone": 42}.items():
+        Path(name).mkdir()
+        write_run(Path(name), stream(range(n_images)))
+        assert stddaq(["aggregate", name]) == 0
+    np.save("angles.npy", np.linspace(0, 180, 42))
+    with PageSession("docs/how-to/tomography.md") as page:
+        page.places = {"/data": str(tmp_path)}
+        for part in ("--keys", "dark="):
+            for command in page.commands(part):
+                assert stddaq(command[1:]) == 0
+    assert Path("bone.h5").exists()
+
+
 def test_a_server_is_checked_and_units_are_made_as_described(deployment: Deployment, tmp_path: Path) -> None:
     here = tmp_path / "here"
     with PageSession("docs/how-to/run-it-with-systemd.md", deployment, here) as page:
@@ -347,6 +385,7 @@ def test_a_server_is_checked_and_units_are_made_as_described(deployment: Deploym
         # Whether this machine is prepared does not matter.
         page.run("stddaq doctor", codes=(0, 1))
         page.run("stddaq units")
+        assert "std_buffer_writer" in page.run("--only-services")
         assert len(list((here / "units").glob("*.service"))) == 4
 
 

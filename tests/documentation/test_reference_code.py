@@ -35,14 +35,21 @@ def test_lines_for_influxdb_are_those_of_up(
         deployment.config_path,
         "--port",
         free_port(),
+        "--plain",
         ready="std_det_writer,detector=",
     )
     (tmp_path / "up.log").write_text("".join(f"{line}\n" for line in up.stdout))
     with PageSession("docs/reference/log-lines.md", deployment, tmp_path / "here") as page:
-        page.places = {"stddaq up config.json": f"cat {tmp_path / 'up.log'}"}
-        lines = page.run("sed").splitlines()
+        page.places = {"stddaq up config.json --plain": f"cat {tmp_path / 'up.log'}"}
+        lines = page.run("grep").splitlines()
     assert lines
     assert all(re.match(r"std_\w+,detector=\w+,\S+ \S+ \d+$", line) for line in lines), lines
+
+
+def test_described_settings_of_a_live_stream_are_valid() -> None:
+    with PageSession("docs/reference/live-stream.md") as page:
+        streams = json.loads(f"{{{page.take('image_attributes')}}}")
+    assert DetectorConfig.parse(make_config(live_stream_configs=streams)).live_stream_configs
 
 
 @pytest.mark.external
