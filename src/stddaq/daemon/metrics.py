@@ -100,6 +100,10 @@ MODULE_FRAMES_LOST = _loss("module_frames_lost", "Frames that incomplete images 
 MODULE_FRAMES_IGNORED = _counter(
     "module_frames_ignored", "Frames that were late, or repeated, for their image.", "reason"
 )
+MODULE_FRAMES_DOUBTFUL = _counter(
+    "module_frames_doubtful",
+    "Frames that may be of another acquisition than the others of their images, which are not good.",
+)
 IMAGES_INCOMPLETE = _loss("images_incomplete", "Images that lack a module, or a part of another server.")
 IMAGES_WAITING = _gauge("images_waiting", "Images that wait for the rest, or for the image before them.")
 

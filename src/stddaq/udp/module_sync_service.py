@@ -164,6 +164,7 @@ class ModuleSyncService(Closing):
         registry.add(metrics.MODULE_FRAMES, lambda: sync.n_messages)
         registry.add(metrics.MODULE_FRAMES_IGNORED, lambda: sync.n_late, reason="late")
         registry.add(metrics.MODULE_FRAMES_IGNORED, lambda: sync.n_repeated, reason="repeated")
+        registry.add(metrics.MODULE_FRAMES_DOUBTFUL, lambda: sync.n_doubtful)
         registry.add(metrics.MESSAGES_REJECTED, lambda: sync.n_malformed, reason="malformed")
         for module in modules:
             lost = functools.partial(sync.n_lost.__getitem__, module)
@@ -181,6 +182,7 @@ class ModuleSyncService(Closing):
             "n_lost": count(metrics.MODULE_FRAMES_LOST),
             "n_late": count(metrics.MODULE_FRAMES_IGNORED, reason="late"),
             "n_repeated": count(metrics.MODULE_FRAMES_IGNORED, reason="repeated"),
+            "n_doubtful": count(metrics.MODULE_FRAMES_DOUBTFUL),
             "n_malformed": count(metrics.MESSAGES_REJECTED),
             "n_waiting": period.total(metrics.IMAGES_WAITING),
         }
