@@ -20,6 +20,8 @@ from support.peers.udp_detectors import (
 
 from stddaq.udp.geometry import GigaFrostGeometry
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 @pytest.mark.parametrize("batch", [1, 7, 32, 100])
 def test_every_pixel_is_in_its_place_whatever_the_batches(batch: int) -> None:

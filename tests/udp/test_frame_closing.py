@@ -13,6 +13,8 @@ from support.peers.assembly_bench import (
 from stddaq.udp.assembly import IDLE_TIME_S, UNKNOWN_PERIOD_S
 from stddaq.udp.frame_ring import FRAME_SLOTS
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def test_a_frame_that_lacks_packets_leaves_with_the_second_frame_after_it() -> None:
     bench, sent = eiger(), frames(1, 2, 3)
@@ -79,10 +81,25 @@ def test_packets_of_a_complete_frame_that_waits_for_the_one_before_are_late() ->
 def test_the_packets_that_a_frame_lacks_are_expected_at_the_pace_of_those_it_has() -> None:
     bench, (sent, *_) = eiger(), frames(1).values()
     bench.add(*sent[:4])
-    assert bench.assembly.expected_packets(bench.now) == (28, 0.0)
+    assert bench.assembly.complete_in(bench.now) == 0
     bench.now += 0.004
     bench.add(*sent[4:16])
-    assert bench.assembly.expected_packets(bench.now) == (16, pytest.approx(0.00025))
+    assert bench.assembly.complete_in(bench.now) == pytest.approx(16 * 0.00025)
+    assert bench.assembly.next_takes == 0
+    bench.add(*sent[16:])
+    assert bench.assembly.next_takes == pytest.approx(32 * 0.00025, rel=0.1)
+
+
+def test_a_frame_is_expected_to_take_less_time_each_time_that_one_was_complete_at_once() -> None:
+    bench, (sent, *more) = eiger(), frames(*range(1, 12)).values()
+    bench.add(*sent[:16])
+    bench.now += 0.004
+    bench.add(*sent[16:30])
+    assert bench.assembly.complete_in(bench.now) == pytest.approx(0.004 / 15)
+    bench.add(*sent[30:])
+    for packets in more:
+        bench.add(*packets)
+    assert bench.assembly.next_takes < 0.004 * 32 / 30 / 1.5
 
 
 def test_no_packet_is_expected_before_the_next_frame() -> None:
@@ -90,5 +107,5 @@ def test_no_packet_is_expected_before_the_next_frame() -> None:
     for packets in frames(*range(1, 12)).values():
         bench.now += 0.002
         bench.add(*packets)
-    assert bench.assembly.expected_packets(bench.now + 0.0019) is None
-    assert bench.assembly.expected_packets(bench.now + 0.0021) is not None
+    assert bench.assembly.complete_in(bench.now + 0.0019) is None
+    assert bench.assembly.complete_in(bench.now + 0.0021) == 0

@@ -3,6 +3,9 @@
 A frame is announced when it is complete, or when it is closed: after an idle time, or by the second frame
 after it. Frames leave in the order of their ids (see `frame_order`). What was not received is 0.
 
+Packets are received where they belong if they arrive in order, see `aim`: the rest of the current frame, or
+the next one. Others are copied.
+
 A frame that skips ids may be the work of one wrong header. If it lacks packets, it waits for evidence: it is
 discarded when the frame that it has skipped arrives complete.
 """
@@ -30,6 +33,12 @@ DOUBT_TIME_S = 0.5
 # The packets of one frame are not further apart, however slow the detector is.
 LONGEST_PERIOD_S = 0.2
 
+# A frame that is complete earlier than expected does not show when it was. So the next one is expected a
+# little earlier.
+INTERVAL_DECAY = 0.95
+# Frames of fewer packets are received several at once, and copied.
+MIN_AIMED = 32
+
 # Numbers of packets in order. No frame has more.
 _NUMBERS = np.arange(512)
 _N_MISSING = struct.Struct("<Q")
@@ -51,12 +60,12 @@ class FrameSink(Protocol):
 class _Frame:
     """A frame that is being received: the places for its pixels, and which packets have arrived.
 
-    `next` follows the highest packet that has arrived. `expected`: the headers of its packets, if needed yet.
+    `next` follows the highest packet that has arrived. `first_header`: of its first packet, if needed yet.
     `is_overtaken`: a frame that it has skipped arrived after it.
     """
 
     __slots__ = (
-        *("expected", "identity", "is_complete", "is_overtaken", "last", "last_at"),
+        *("first_header", "identity", "is_complete", "is_overtaken", "last", "last_at"),
         *("message", "n_received", "next", "rows", "seen"),
     )
 
@@ -65,11 +74,10 @@ class _Frame:
         self.seen = np.zeros(packets.n_packets, bool)
         self.n_received, self.next, self.is_complete, self.last_at = 0, 0, False, 0.0
         self.is_overtaken = False
-        self.expected: np.ndarray | None = None
-        n_equal = packets.n_packets - (packets.last_bytes != packets.row_bytes)
-        end = n_equal * packets.row_bytes
-        self.rows = pixels[:end].reshape(n_equal, packets.row_bytes)
-        self.last = None if n_equal == packets.n_packets else pixels[end : end + packets.last_bytes]
+        self.first_header = b""
+        self.rows = _rows(pixels, packets)
+        is_equal = len(self.rows) == packets.n_packets
+        self.last = None if is_equal else pixels[self.rows.size :][: packets.last_bytes]
 
     def put(self, numbers: np.ndarray, payloads: np.ndarray) -> tuple[int, int]:
         """Put the pixels of some packets into their places.
@@ -89,14 +97,15 @@ class _Frame:
             n_late = n - 1 - int(completing)
         return n_repeated - n_late, n_late
 
-    def put_next(self, payloads: np.ndarray) -> None:
-        """Put the pixels of the packets from `next` on into their places."""
+    def put_next(self, payloads: np.ndarray, *, in_place: bool) -> None:
+        """Put the pixels of the packets from `next` on into their places, unless they are there."""
         first, n = self.next, len(payloads)
         self.next = end = first + n
-        n_rows = len(self.rows)
-        self.rows[first:end] = payloads[: n_rows - first, : self.rows.shape[1]]
-        if self.last is not None and end > n_rows:
-            self.last[:] = payloads[-1, : len(self.last)]
+        if not in_place:
+            n_rows = len(self.rows)
+            self.rows[first:end] = payloads[: n_rows - first, : self.rows.shape[1]]
+            if self.last is not None and end > n_rows:
+                self.last[:] = payloads[-1, : len(self.last)]
         self.seen[first:end] = True
         self.n_received += n
         self.is_complete = self.n_received == len(self.seen)
@@ -148,6 +157,12 @@ class _Frame:
         return len(self.seen) - self.n_received
 
 
+def _rows(pixels: np.ndarray, packets: Packets) -> np.ndarray:
+    """Return the places of the packets of equal size in the memory of a frame."""
+    n_equal = packets.n_packets - (packets.last_bytes != packets.row_bytes)
+    return pixels[: n_equal * packets.row_bytes].reshape(n_equal, packets.row_bytes)
+
+
 class FrameAssembly:
     """Assembles the frames of one module.
 
@@ -174,26 +189,60 @@ class FrameAssembly:
         self._candidate: _Frame | None = None
         self._candidate_place = Place.NEAR
         self._period, self._opened_at = UNKNOWN_PERIOD_S, float("-inf")
+        # Between the packets of a frame.
+        self._interval = 0.0
         self._packet_at = float("-inf")
         # The open frame of the last packet, which the next ones continue as a rule.
         self._current: _Frame | None = None
+        # The next packets are received where they are expected. The slot of the next frame, if it is there.
+        self._is_aimed, self._ahead = False, (-1, np.zeros(0, np.uint8))
 
     @property
     def n_restarts(self) -> int:
         """Restarts of the ids."""
         return self._order.n_restarts
 
+    def aim(self) -> np.ndarray | None:
+        """Return the memory of the next packets if they arrive in order, a row each; None: not known.
+
+        The payloads of the next `add` must be there, those of unexpected packets too.
+        """
+        self._is_aimed, self._ahead = False, (-1, self._ahead[1])
+        if self._packets.n_packets < MIN_AIMED:
+            return None
+        if self._current is not None:
+            place = self._current.rows[self._current.next :]
+        elif self._open or self._candidate is not None or (next_id := self._order.next_id) is None:
+            return None
+        else:
+            # If another frame comes, this slot loses a frame that would be overwritten next.
+            self._ahead = next_id, self._sink.begin(next_id)
+            place = _rows(self._ahead[1], self._packets)
+        self._is_aimed = len(place) > 0
+        return place if self._is_aimed else None
+
     def add(
         self, headers: np.ndarray, payloads: np.ndarray, lengths: np.ndarray, times: np.ndarray, now: float
     ) -> None:
         """Add datagrams that were received at `now`, s (monotonic).
 
-        `payloads`: their bytes after the header, (n, `payload_bytes`); `lengths` in bytes, with the header;
-        `times`: when they reached this machine, (n or more, 2), in seconds and nanoseconds of one clock.
+        `payloads`: their bytes after the header, (n, `row_bytes` or more); `lengths` in bytes, with the
+        header; `times`: when they reached this machine, (n or more, 2), in seconds and nanoseconds of one
+        clock.
         """
+        if not (
+            self._continue(headers, payloads, lengths, now)
+            or self._open_next(headers, payloads, lengths, times, now)
+        ):
+            # They are in places of other packets.
+            self._add(headers, payloads.copy() if self._is_aimed else payloads, lengths, times, now)
+        self._is_aimed = False
+
+    def _add(
+        self, headers: np.ndarray, payloads: np.ndarray, lengths: np.ndarray, times: np.ndarray, now: float
+    ) -> None:
+        """Add datagrams in any order, of any frames."""
         packets = self._packets
-        if self._continue(headers, payloads, lengths, now):
-            return
         rejected = packets.check(headers, lengths)
         if rejected is not None:
             self.n_bad.update(rejected.counts)
@@ -212,7 +261,7 @@ class FrameAssembly:
         found = zip(starts, keys[starts].tolist(), tags[starts].tolist(), strict=True)
         for i, (start, key, tag) in enumerate(found):
             end = starts[i + 1] if i + 1 < len(starts) else n
-            frame = self._find(key, tag) or self._start(headers[start], times[start], now)
+            frame = self._find(key, tag) or self._start(headers[start].tobytes(), times[start], now)
             self._packet_at = now
             if frame is None:
                 self.n_late += end - start
@@ -223,24 +272,50 @@ class FrameAssembly:
             self.n_late += n_late
             if frame.is_complete:
                 self._announce_complete()
-        self._expect(None if n >= packets.n_packets else frame, headers[start : start + 1])
+        self._expect(None if n >= packets.n_packets else frame, headers[start].tobytes())
 
     def _continue(self, headers: np.ndarray, payloads: np.ndarray, lengths: np.ndarray, now: float) -> bool:
         """Add packets that continue the current frame in order. Return whether they do."""
         frame = self._current
-        if frame is None or frame.expected is None:
-            return False
-        if not self._packets.sequence.continues(frame.expected, frame.next, headers, lengths):
+        if frame is None or not self._packets.sequence.continues(
+            frame.first_header, frame.next, headers, lengths
+        ):
             return False
         self.headers = headers
         self.n_packets += len(headers)
         self._packet_at = frame.last_at = now
-        frame.put_next(payloads)
+        frame.put_next(payloads, in_place=self._is_aimed)
         if frame.is_complete:
             self._announce_complete()
         return True
 
-    def _expect(self, frame: _Frame | None, header: np.ndarray) -> None:
+    def _open_next(
+        self, headers: np.ndarray, payloads: np.ndarray, lengths: np.ndarray, times: np.ndarray, now: float
+    ) -> bool:
+        """Add packets that open a frame, in order, while none is open. Return whether they do."""
+        packets, n = self._packets, len(headers)
+        if self._open or self._candidate is not None or n > packets.n_packets:
+            return False
+        header = headers[:1].tobytes()
+        if not packets.is_valid_first(header) or not packets.sequence.continues(header, 0, headers, lengths):
+            return False
+        frame = self._start(header, times[0], now)
+        self.headers = headers
+        self.n_packets += n
+        self._packet_at = now
+        if frame is None:
+            self.n_late += n
+            return True
+        frame.first_header, frame.last_at = header, now
+        in_place = self._is_aimed and frame.identity.frame_id == self._ahead[0]
+        frame.put_next(payloads, in_place=in_place and frame is not self._candidate)
+        if frame.is_complete:
+            self._announce_complete()
+        elif frame is not self._candidate:
+            self._current = frame
+        return True
+
+    def _expect(self, frame: _Frame | None, header: bytes) -> None:
         """Expect that the next packets continue the frame of the last one, whose header is given.
 
         Batches of more than a frame never do.
@@ -248,8 +323,7 @@ class FrameAssembly:
         if frame is None or frame.is_complete or frame is self._candidate:
             self._current = None
             return
-        if frame.expected is None:
-            frame.expected = self._packets.sequence.of(header)
+        frame.first_header = self._packets.sequence.first(header)
         self._current = frame
 
     def _find(self, key: int, tag: int) -> _Frame | None:
@@ -265,11 +339,11 @@ class FrameAssembly:
                 return frame
         return None
 
-    def _start(self, header: np.ndarray, time: np.ndarray, now: float) -> _Frame | None:
+    def _start(self, header: bytes, time: np.ndarray, now: float) -> _Frame | None:
         """Open the frame of a packet; None if it is late."""
         seconds, nanoseconds = time.tolist()
         received = seconds * 10**9 + nanoseconds
-        (identity, message), opened = self._packets.describe(header.tobytes(), received), self._open
+        (identity, message), opened = self._packets.describe(header, received), self._open
         if self._candidate is not None and self._order.follows(self._candidate.identity, identity):
             self._accept_candidate()
         newest_id = opened[-1].identity.frame_id if opened else -1
@@ -285,14 +359,22 @@ class FrameAssembly:
             self._candidate = _Frame(identity, message, pixels, self._packets)
             self._candidate_place = place
             return self._candidate
-        if self._n_in_order() == MAX_OPEN and identity.frame_id < opened[0].identity.frame_id:
+        if (
+            len(opened) >= MAX_OPEN
+            and self._n_in_order() == MAX_OPEN
+            and identity.frame_id < opened[0].identity.frame_id
+        ):
             return None  # The two frames after it have closed it.
         self._discard_candidate()
-        self._overtake(identity)
-        self._make_room(identity.frame_id)
-        frame = _Frame(identity, message, self._sink.begin(identity.frame_id), self._packets)
+        if opened:
+            self._overtake(identity)
+            self._make_room(identity.frame_id)
+        is_ahead = self._is_aimed and identity.frame_id == self._ahead[0]
+        pixels = self._ahead[1] if is_ahead else self._sink.begin(identity.frame_id)
+        frame = _Frame(identity, message, pixels, self._packets)
         opened.append(frame)
-        opened.sort(key=lambda frame: frame.identity.frame_id)
+        if len(opened) > 1:
+            opened.sort(key=lambda frame: frame.identity.frame_id)
         if self._order.continues(identity):
             self._measure_period(now)
         return frame
@@ -328,18 +410,22 @@ class FrameAssembly:
         """Seconds after its last packet when a frame is closed."""
         return IDLE_TIME_S + self._period if self._idle_time is None else self._idle_time
 
-    def expected_packets(self, soon: float) -> tuple[int, float] | None:
-        """Return how many packets the newest open frame lacks, and the seconds between those it has.
+    def complete_in(self, soon: float) -> float | None:
+        """Return the seconds until the newest open frame should be complete.
 
-        None if no frame is open, and the next one is expected after `soon`, s (monotonic).
+        0 if no frame is open, and the next one is expected before `soon`, s (monotonic); else None.
         """
-        in_order = [frame for frame in self._open if not frame.is_overtaken]
-        if in_order:
-            frame = in_order[-1]
-            return len(frame.seen) - frame.n_received, (frame.last_at - self._opened_at) / frame.n_received
-        if self._candidate is not None or self._opened_at + self._period < soon:
-            return 0, 0.0
-        return None
+        frame = next((frame for frame in reversed(self._open) if not frame.is_overtaken), None)
+        if frame is not None:
+            if frame.last_at > self._opened_at:
+                self._interval = (frame.last_at - self._opened_at) / frame.n_received
+            return (len(frame.seen) - frame.n_received) * self._interval
+        return 0.0 if self._candidate is not None or self._opened_at + self._period < soon else None
+
+    @property
+    def next_takes(self) -> float:
+        """Seconds from the first packet of the next frame to its last one; 0 if a frame is open."""
+        return 0.0 if self._open or self._candidate else self._packets.n_packets * self._interval
 
     def _idle_at(self, frame: _Frame) -> float:
         """Return when a frame is closed, if no packet of it arrives."""
@@ -428,6 +514,8 @@ class FrameAssembly:
     def _announce(self, frame: _Frame) -> None:
         if frame is self._current:
             self._current = None
+        # It is measured again when a frame is waited for.
+        self._interval *= INTERVAL_DECAY
         n_missing = frame.clear_missing()
         _N_MISSING.pack_into(frame.message, _N_MISSING_OFFSET, n_missing)
         self._sink.commit_bytes(frame.identity.frame_id, frame.message)

@@ -1,7 +1,8 @@
 """A UDP socket that receives many datagrams with one system call (recvmmsg).
 
-Headers and payloads go into arrays of their own, so that numpy looks at the headers of a batch at once and
-payloads are copied only to their slot. Nothing is done per datagram in Python.
+Headers and payloads go into arrays of their own, so that numpy looks at the headers of a batch at once.
+Payloads go where the caller expects them to belong, so that they need no copy if they do. Nothing is done per
+datagram in Python.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class BatchSocket:
 
     Attributes:
         headers, payloads, lengths: of the datagrams of the last `receive`, as arrays of `BATCH`. `lengths`
-            are those on the wire, also if header and payload are longer than the arrays.
+            are those on the wire, also if header and payload are longer than the arrays. `payloads` are
+            those that were not received elsewhere.
         times: when they arrived, by the kernel's clock, if asked for: arrays of (seconds, nanoseconds).
         buffer_bytes: size of the socket's buffer.
         n_dropped: datagrams that the kernel dropped, because that buffer was full.
@@ -102,6 +104,8 @@ class BatchSocket:
         for column, array in enumerate((self.headers, self.payloads)):
             iovecs["base"][:, column] = addresses(array)
             iovecs["bytes"][:, column] = array.strides[0]
+        self._bases, self._offsets = iovecs["base"][:, 1], iovecs["base"][:, 1] - iovecs["base"][0, 1]
+        self._is_aimed = False
         messages["iovecs"], messages["n_iovecs"] = addresses(iovecs), 2
         messages["control"], messages["name"] = addresses(self._controls), addresses(self._senders)
         messages["control_bytes"], messages["name_bytes"] = self._controls.shape[1], ADDRESS.itemsize
@@ -109,10 +113,17 @@ class BatchSocket:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def receive(self) -> int:
-        """Receive what has arrived, up to `BATCH` datagrams. Return their number. Raise `OSError`."""
+    def receive(self, place: np.ndarray | None = None) -> int:
+        """Receive what has arrived, up to `BATCH` datagrams. Return their number. Raise `OSError`.
+
+        Their payloads go into the rows of `place`, and not more datagrams are received than it has rows; or
+        into `payloads`.
+        """
+        limit = BATCH
+        if place is not None or self._is_aimed:
+            limit = self._aim(place)
         fd, messages = self._arguments
-        n = _recvmmsg(fd, messages, BATCH, _FLAGS, None)
+        n = _recvmmsg(fd, messages, limit, _FLAGS, None)
         if n <= 0:
             number = ctypes.get_errno()
             if number in (errno.EAGAIN, errno.EINTR):
@@ -124,6 +135,14 @@ class BatchSocket:
         if control_bytes[n - 1] > self._time_bytes:
             self._count_dropped(int(self._dropped[n - 1, 0]))
         control_bytes[:n] = self._controls.shape[1]
+        return n
+
+    def _aim(self, place: np.ndarray | None) -> int:
+        """Let the next payloads go into the rows of an array. Return how many datagrams it has room for."""
+        self._is_aimed = place is not None
+        rows = self.payloads if place is None else place
+        n = min(BATCH, len(rows))
+        np.add(self._offsets[:n], rows.__array_interface__["data"][0], out=self._bases[:n])
         return n
 
     def _count_dropped(self, total: int) -> None:

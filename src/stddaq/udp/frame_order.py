@@ -16,6 +16,8 @@ from stddaq.udp.frame_ring import FRAME_SLOTS
 
 # Late packets follow their frame sooner. The same frame after such a pause belongs to another acquisition.
 PAUSE_S = 0.1
+# The slot of the next frame is opened ahead of it only if the ids differ by at most this.
+LONGEST_STEP = 8
 
 
 class Identity(NamedTuple):
@@ -89,6 +91,16 @@ class FrameOrder:
         """Return the place of a frame whose id an open one has, which was not of a restart by its id."""
         is_of_other_acquisition = frame.key == opened.key and self._has_evidence
         return Place.NEAR if is_of_other_acquisition else Place.LATE
+
+    @property
+    def next_id(self) -> int | None:
+        """The id of the frame that follows the one that left last; None if it is not known.
+
+        Nor if the steps are large: then few slots are in use.
+        """
+        if self._last is None or self._difference is None or self._difference > LONGEST_STEP:
+            return None
+        return self._last.frame_id + self._difference
 
     def continues(self, frame: Identity) -> bool:
         """Return whether a frame follows the one that left last, as far as the steps are known."""

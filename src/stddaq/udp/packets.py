@@ -74,10 +74,12 @@ TIMESTAMP_BITS = 40
 # The headers once more, and the frame messages (see `frame_message`), for single frames.
 _SLS_FIELDS = struct.Struct("<QIIdQHHHxxIHBB")
 _GIGAFROST_FIELDS = struct.Struct("<BBBBIIHHQII")
-_BUNCH_BITS = struct.Struct("<Q")
+_BUNCH_BITS, _BUNCH_ID = struct.Struct("<Q"), struct.Struct("<d")
 _EIGER_MESSAGE = struct.Struct("<QQHHHH26xQ6x")
 _JUNGFRAU_MESSAGE = struct.Struct("<QQH8xQQQQ6x")
 _GIGAFROST_MESSAGE = struct.Struct("<QQHBBBBB?IIIIIQQ4x")
+# The number of a frame's first packet, and its first row.
+_NO_NUMBER, _NO_ROW = bytes(4), bytes(2)
 # Half-modules in a column of the 9M, whose headers count ports from the bottom, column by column.
 _EIGER_9M_MODULES, _EIGER_9M_HALVES = 72, 12
 
@@ -100,26 +102,35 @@ class Rejected:
 class PacketSequence:
     """The headers and sizes of the packets of a frame in order, to recognise valid ones at low cost."""
 
-    def __init__(self, numbers: np.ndarray, lengths: np.ndarray) -> None:
-        """`numbers`: headers with the packets' places, all else 0; `lengths` in bytes, with the header."""
-        self._numbers, self._lengths = _words(numbers), lengths
-        self._common = ~np.bitwise_or.reduce(self._numbers)
+    def __init__(self, numbers: np.ndarray, field: str, lengths: np.ndarray) -> None:
+        """`numbers`: headers with the packets' places in `field`, all else 0.
 
-    def of(self, header: np.ndarray) -> np.ndarray:
-        """Return the headers of all packets of the frame of a valid one (an array of one header)."""
-        return _words(header) & self._common | self._numbers
+        `lengths` in bytes, with the header.
+        """
+        self._n_packets, self._lengths = len(numbers), lengths
+        self._words = np.frombuffer(numbers.tobytes(), np.uint64)
+        self._words_per_header = len(self._words) // len(numbers)
+        place = np.zeros(1, numbers.dtype)
+        place[field] = np.iinfo(place[field].dtype).max
+        self._place = int.from_bytes(place.tobytes(), "little")
 
-    def continues(self, frame: np.ndarray, first: int, headers: np.ndarray, lengths: np.ndarray) -> bool:
-        """Return whether these are the packets of a frame from place `first` on, without a gap."""
-        end = first + len(headers)
-        if end > len(frame) or headers.tobytes() != frame[first:end].tobytes():
+    def first(self, header: bytes) -> bytes:
+        """Return the header of the first packet of the frame of a valid one."""
+        without_place = int.from_bytes(header, "little") & ~self._place
+        return without_place.to_bytes(len(header), "little")
+
+    def continues(self, first: bytes, start: int, headers: np.ndarray, lengths: np.ndarray) -> bool:
+        """Return whether these are the packets from place `start` on of a frame, without a gap.
+
+        `first`: header of the frame's first packet.
+        """
+        n, size = len(headers), self._words_per_header
+        end = start + n
+        if end > self._n_packets:
             return False
-        return bool((lengths == self._lengths[first:end]).all())
-
-
-def _words(headers: np.ndarray) -> np.ndarray:
-    """Return headers as numbers of 64 bits, a row of them for each header."""
-    return headers.view(np.uint64).reshape(len(headers), -1)
+        # Without their places, the headers are equal.
+        words = np.frombuffer(headers.tobytes(), np.uint64) ^ self._words[start * size : end * size]
+        return words.tobytes() == first * n and lengths.tobytes() == self._lengths[start:end].tobytes()
 
 
 class Packets(Protocol):
@@ -147,6 +158,10 @@ class Packets(Protocol):
 
     def check(self, headers: np.ndarray, lengths: np.ndarray) -> Rejected | None:
         """Return which packets are not valid; None if all are. `lengths` in bytes, with the header."""
+        ...
+
+    def is_valid_first(self, header: bytes) -> bool:
+        """Return whether a header is that of a valid first packet of a frame."""
         ...
 
     def numbers(self, headers: np.ndarray) -> np.ndarray:
@@ -220,9 +235,11 @@ class _SlsPackets(Packets):
         self.payload_bytes = self.row_bytes = self.last_bytes = geometry.payload_bytes
         self._datagram_bytes = SLS_HEADER.itemsize + geometry.payload_bytes
         self._type = self.detector | SLS_VERSION << 8
+        self._type_bytes = self._type.to_bytes(2, "little")
         numbers = np.zeros(self.n_packets, SLS_HEADER)
         numbers["packet_number"] = np.arange(self.n_packets)
-        self.sequence = PacketSequence(numbers, np.full(self.n_packets, self._datagram_bytes, np.uint32))
+        lengths = np.full(self.n_packets, self._datagram_bytes, np.uint32)
+        self.sequence = PacketSequence(numbers, "packet_number", lengths)
 
     def check(self, headers: np.ndarray, lengths: np.ndarray) -> Rejected | None:
         is_good = (lengths == self._datagram_bytes) & (headers["type_and_version"] == self._type)
@@ -230,6 +247,9 @@ class _SlsPackets(Packets):
         if is_good.all() and self._have_ids(headers):
             return None
         return self._rejected(headers, lengths)
+
+    def is_valid_first(self, header: bytes) -> bool:
+        return header[12:16] == _NO_NUMBER and header[46:] == self._type_bytes
 
     def _have_ids(self, headers: np.ndarray) -> bool:
         del headers
@@ -295,6 +315,10 @@ class JungfrauPackets(_SlsPackets):
     detector = JUNGFRAU
     kinds = ("size", "version", "detector", "number", "bunch_id")
 
+    def is_valid_first(self, header: bytes) -> bool:
+        (bunch_id,) = _BUNCH_ID.unpack_from(header, 16)
+        return super().is_valid_first(header) and 1 <= bunch_id < 2**64
+
     def _have_ids(self, headers: np.ndarray) -> bool:
         bunch_ids = headers["bunch_id"]
         return bool(((bunch_ids >= 1) & (bunch_ids < 2**64)).all())
@@ -357,12 +381,16 @@ class GigaFrostPackets(Packets):
         self._bytes_of_row[self._last_row] = self._last_bytes
         numbers = np.zeros(self.n_packets, GIGAFROST_HEADER)
         numbers["first_row"] = np.arange(self.n_packets) * self._rows
-        self.sequence = PacketSequence(numbers, self._bytes_of_row[numbers["first_row"]])
+        self.sequence = PacketSequence(numbers, "first_row", self._bytes_of_row[numbers["first_row"]])
 
     def check(self, headers: np.ndarray, lengths: np.ndarray) -> Rejected | None:
         is_good = headers["opening"] & _OPENING_MASK == self._opening
         is_good &= self._bytes_of_row.take(headers["first_row"], mode="clip") == lengths
         return None if is_good.all() else self._rejected(headers, lengths)
+
+    def is_valid_first(self, header: bytes) -> bool:
+        is_opening = int.from_bytes(header[:4], "little") & _OPENING_MASK == self._opening
+        return is_opening and header[14:16] == _NO_ROW
 
     def _rejected(self, headers: np.ndarray, lengths: np.ndarray) -> Rejected | None:
         checks, rows, place = _Checks(len(headers)), headers["first_row"], headers["place"]

@@ -29,10 +29,10 @@ from stddaq.udp.batch_socket import BATCH, SOCKET_BUFFER_BYTES, BatchSocket, buf
 from stddaq.udp.frame_ring import FramePublisher
 from stddaq.udp.packets import Packets, packets_of
 
-# A wake-up costs as much as many packets: when no packet is left, wait until more have arrived.
-SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.0005, 0.002
-# Share of the socket's buffer that may be filled meanwhile.
-BUFFER_SHARE = 0.1
+# A wake-up costs as much as many packets: when no packet is left, wait until the frame should be complete,
+SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.0005, 0.004
+# or the fastest link has filled this share of the socket's buffer.
+BUFFER_SHARE, FASTEST_LINK_BYTES_PER_S = 0.25, 1.25e9
 # What may be removed from outside is checked, and wrong cabling looked for, this often.
 CHECK_PERIOD_S = 0.5
 # Batches between two looks at the clock for that: 10 ms at the highest rates.
@@ -65,7 +65,7 @@ class ModuleReceiver:
             self._socket = BatchSocket(
                 address,
                 packets.header,
-                packets.payload_bytes,
+                packets.row_bytes,
                 buffer_bytes,
                 has_times=not packets.has_epochs,
             )
@@ -73,7 +73,8 @@ class ModuleReceiver:
             self._publisher.close()
             raise
         self._assembly = FrameAssembly(packets, self._publisher, idle_time)
-        self._batch = min(BATCH, int(BUFFER_SHARE * self.buffer_bytes) // packets.payload_bytes)
+        filled_s = BUFFER_SHARE * self.buffer_bytes / FASTEST_LINK_BYTES_PER_S
+        self._longest_wait = max(SHORTEST_WAIT_S, min(LONGEST_WAIT_S, filled_s))
         self._statistics = StatisticsLine(config, self._registry(program), self._pairs)
 
     @property
@@ -108,21 +109,24 @@ class ModuleReceiver:
             self._receive_queued()
             self._check()
             # Whole milliseconds, rounded up: otherwise it would wake too early, and again.
-            poller.poll(math.ceil(self._longest_wait() * 1000))
+            readable = poller.poll(math.ceil(self._due_in() * 1000))
+            if readable and (delay := self._assembly.next_takes) > SHORTEST_WAIT_S:
+                time.sleep(min(delay, self._longest_wait))
 
     def _receive_queued(self) -> None:
         """Receive until no packet is left, or a check is due."""
-        receive, add = self._socket.receive, self._assembly.add
-        headers, payloads, lengths = self._socket.headers, self._socket.payloads, self._socket.lengths
-        times = self._socket.times
+        receive, aim, add = self._socket.receive, self._assembly.aim, self._assembly.add
+        headers, lengths, times = self._socket.headers, self._socket.lengths, self._socket.times
         for _ in range(CHECK_BATCHES):
             now = time.monotonic()
-            n = receive()
+            place = aim()
+            n = receive(place)
+            payloads = self._socket.payloads if place is None else place
             if n:
                 add(headers[:n], payloads[:n], lengths[:n], times, now)
                 if self._assembly.examples:
                     self._keep_examples()
-            if n < BATCH:
+            if n < min(BATCH, len(payloads)):
                 # All that had arrived at `now` was received.
                 self._assembly.close_idle(now)
                 if n:
@@ -130,12 +134,10 @@ class ModuleReceiver:
                 return
 
     def _wait(self, now: float) -> None:
-        """Wait for more packets: for a batch, or for the last packets of the frame."""
-        expected = self._assembly.expected_packets(now + SHORTEST_WAIT_S)
-        if expected is not None:
-            n_missing, interval = expected
-            delay = min(n_missing, self._batch) * interval
-            time.sleep(min(max(delay, SHORTEST_WAIT_S), LONGEST_WAIT_S))
+        """Wait for the last packets of the frame, if one is open, or expected soon."""
+        delay = self._assembly.complete_in(now + SHORTEST_WAIT_S)
+        if delay is not None:
+            time.sleep(min(max(delay, SHORTEST_WAIT_S), self._longest_wait))
 
     def _keep_examples(self) -> None:
         """Keep the first invalid packet of each kind with the address of its sender."""
@@ -144,7 +146,7 @@ class ModuleReceiver:
             if kind not in self._problems:
                 self._problems[kind] = f"{problem}, from {self._socket.sender(place)}"
 
-    def _longest_wait(self) -> float:
+    def _due_in(self) -> float:
         delay = self._statistics.due_in
         idle_in = self._assembly.idle_in(time.monotonic())
         return delay if idle_in is None else min(delay, idle_in)

@@ -31,7 +31,13 @@ class Announced:
 
 
 class Bench:
-    """An assembly of one module whose slots hold garbage, and a clock that the test sets."""
+    """An assembly of one module whose slots hold garbage, and a clock that the test sets.
+
+    Attributes:
+        aims: packets are received in the places where they are expected.
+    """
+
+    aims = True
 
     def __init__(
         self, detector_type: str, module: int = 0, idle_time: float | None = None, **keys: object
@@ -56,10 +62,24 @@ class Bench:
         self.announced.append(Announced(frame_id, int(parsed["n_missing_packets"]), pixels))
 
     def add(self, *datagrams: bytes) -> None:
-        """Add one batch, as a socket delivers it: memory beyond the end of a datagram is that of others."""
-        n_header, n_payload = self.packets.header.itemsize, self.packets.payload_bytes
+        """Add datagrams as the receiver does: those that are expected in order, received in their places.
+
+        Memory beyond the end of a datagram is that of others.
+        """
+        rest = list(datagrams)
+        while rest:
+            place = self.assembly.aim() if self.aims else None
+            n = len(rest) if place is None else min(len(rest), len(place))
+            self._add(rest[:n], place)
+            rest = rest[n:]
+
+    def _add(self, datagrams: Sequence[bytes], place: np.ndarray | None) -> None:
+        n_header, n_payload = self.packets.header.itemsize, self.packets.row_bytes
         headers = np.full((len(datagrams), n_header), GARBAGE, np.uint8)
-        payloads = np.full((len(datagrams), n_payload), GARBAGE, np.uint8)
+        payloads = (
+            np.empty((len(datagrams), n_payload), np.uint8) if place is None else place[: len(datagrams)]
+        )
+        payloads[:] = GARBAGE
         for i, datagram in enumerate(datagrams):
             header, payload = datagram[:n_header], datagram[n_header : n_header + n_payload]
             headers[i, : len(header)] = list(header)
