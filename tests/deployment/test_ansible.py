@@ -17,6 +17,7 @@ from support.processes.deployment import wait_until
 
 pytestmark = [pytest.mark.external, needs_container, pytest.mark.timeout(600)]
 DRIVER = "std_daq-simulated-std_det_driver-0.service"
+SOURCE = "std_daq-simulated-simulate-0.service"
 UPDATE = f"/run/systemd/system/{DRIVER}.d/90-update.conf"
 
 
@@ -96,6 +97,8 @@ def test_deployment_from_nothing_to_its_removal(container: Container, playbooks:
 
     _refuses_mistakes(playbooks)
     assert processes(container) == before
+    _runs_as_its_units_say(container)
+    _restarts_what_hangs(container)
 
     _upgrades_after_the_run(container, playbooks)
     record(container, "9.0.2", "second")
@@ -120,6 +123,35 @@ def _refuses_mistakes(playbooks: Playbooks) -> None:
     mistake = "expected a writer below number_of_writers, 2, got 7"
     assert mistake in output
     print(f"refused: {mistake}")
+
+
+def _runs_as_its_units_say(container: Container) -> None:
+    cores = f"grep Cpus_allowed_list /proc/$(systemctl show --property=MainPID --value {DRIVER})/status"
+    assert container.run(cores).split()[-1] == "0"
+    # The journal has the level of each line.
+    assert "ready: listening" in container.run(f"journalctl --priority=info --unit={DRIVER}")
+    assert "ready: listening" not in container.run(f"journalctl --priority=notice --unit={DRIVER}")
+    print("pinned to its core, levels in the journal")
+
+
+def _restarts_what_hangs(container: Container) -> None:
+    drop_in = f"/run/systemd/system/{SOURCE}.d"
+    settings = "[Service]\\nWatchdogSec=4\\nTimeoutAbortSec=1\\n"
+    container.run(
+        f"mkdir {drop_in} && printf '{settings}' >{drop_in}/90-test.conf"
+        f" && systemctl daemon-reload && systemctl restart {SOURCE}"
+    )
+    show = f"systemctl show --value --property=MainPID,ActiveState {SOURCE}"
+    pid, _ = container.run(show).split()
+    container.run(f"kill -STOP {pid}")
+
+    def is_restarted() -> bool:
+        now, state = container.run(show).split()
+        return now not in (pid, "0") and state == "active"
+
+    wait_until(is_restarted, 120, "the watchdog restarts a service that hangs", 1.0)
+    container.run(f"rm -r {drop_in} && systemctl daemon-reload && systemctl restart {SOURCE}")
+    print("a service that hangs is restarted by the watchdog")
 
 
 def _upgrades_after_the_run(container: Container, playbooks: Playbooks) -> None:
