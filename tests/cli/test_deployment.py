@@ -249,6 +249,22 @@ def test_each_of_two_servers_has_its_units(write: Write) -> None:
     assert "\nAfter=std_daq-GF1-std_data_sync_stream-0.service\n" in receiver
 
 
+def test_the_servers_of_a_metadata_stream_must_fit_each_other(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = TWO_SERVERS.replace(
+        "            instances: [{}]", "            instances: [{params: [tcp://10.0.0.1:9111]}]"
+    )
+    whole = whole.replace("std_data_sync_stream", "std_data_sync_metadata")
+    metadata = "          - prog_name: std_metadata_stream\n            instances: [{params: [tcp://10.0.0.1:9110]}]\n"
+    whole = whole.replace("- name: writing", f"{metadata}- name: writing")
+    assert "std_data_sync_metadata" in whole
+    with pytest.raises(SystemExit):
+        make_units(write(whole), "--play", "writing")
+    assert "expected std_metadata_stream with the same port, got none at port 9111" in capsys.readouterr().err
+    assert make_units(write(whole.replace("9111", "9110")), "--play", "writing")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "mistake"),
     [

@@ -94,6 +94,15 @@ def test_two_servers_share_the_work_in_pairs() -> None:
     assert plan.problems(20) == []
 
 
+def test_small_images_at_high_rates_are_sent_whole() -> None:
+    plan = plan_of("pco", 100_000, (128, 128), n_servers=2)
+    assert plan.keys["sender_sends_full_images"] is True
+    instances = n_instances(plan)
+    assert instances["std_metadata_stream"] == instances["std_data_sync_metadata"] == 1
+    # 3.3 GB/s at 0.5 s/GB, and 0.2 s of messages.
+    assert instances["std_stream_send"] == instances["std_stream_receive"] == 3
+
+
 @pytest.mark.slow
 def test_costs_are_measured_and_kept(tmp_path: Path) -> None:
     measured = measure(tmp_path)

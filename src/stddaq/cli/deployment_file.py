@@ -20,6 +20,8 @@ from stddaq.config import DetectorConfig
 from stddaq.config.services import (
     CONVERTERS,
     META_WRITERS,
+    METADATA_SENDER,
+    METADATA_SYNC,
     PROGRAMS,
     RECEIVERS,
     SENDER,
@@ -37,6 +39,13 @@ _INSTANCE = ("cpus", "params", "id")
 _OTHER_VARS = re.compile(r"(ansible|stddaq)_\w+")
 _CORES = re.compile(r"\d{1,4}(-\d{1,4})?", re.ASCII)
 _FORMER_LIVE_STREAM_OPTIONS = ("-b", "-p")
+# Programs of two servers, by those on the other one.
+CONNECTED: Mapping[str, str] = {
+    SENDER: STREAM_RECEIVER,
+    STREAM_RECEIVER: SENDER,
+    METADATA_SENDER: METADATA_SYNC,
+    METADATA_SYNC: METADATA_SENDER,
+}
 # Programs whose last argument is the number of this.
 _NUMBERED: Mapping[str, str] = {
     "std_det_writer": "writer",
@@ -321,7 +330,7 @@ def _argument_mistakes(where: str, instance: Instance, config: DetectorConfig) -
         if not any(word in config.live_stream_configs for word in arguments):
             known = ", ".join(config.live_stream_configs) or "it has none"
             return [mismatch(where, f"an address of live_stream_configs ({known})", shown(list(arguments)))]
-    if program in (SENDER, STREAM_RECEIVER) and not any(word.startswith("tcp://") for word in arguments):
+    if program in CONNECTED and not any(word.startswith("tcp://") for word in arguments):
         return [mismatch(where, "an address tcp://HOST:PORT in params", shown(list(arguments)))]
     if what := _NUMBERED.get(program):
         numbers = [word for word in arguments if word.isdecimal()]

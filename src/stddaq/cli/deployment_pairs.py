@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from stddaq.cli.deployment_file import Instance, Play
-from stddaq.config.services import FORWARDERS, SENDER, STREAM_RECEIVER
+from stddaq.cli.deployment_file import CONNECTED, Instance, Play
+from stddaq.config.services import FORWARDERS
 from stddaq.text import mismatch
 
 # An address without the host, which may be all interfaces for a sender, and the number of the pair.
@@ -20,22 +20,15 @@ def pair_mistakes(path: str, plays: Sequence[Play]) -> list[str]:
         for first, play in zip(forwarding[:1] * len(forwarding), forwarding, strict=True)
         if (version := play.version) != first.version
     ]
-    senders = {_pair(instance) for _, instance in _instances(plays, SENDER)}
-    receivers = {_pair(instance) for _, instance in _instances(plays, STREAM_RECEIVER)}
-    # The other server may have a file of its own.
-    if not senders or not receivers:
-        return mistakes
-    for program, peers, others in (
-        (STREAM_RECEIVER, senders, SENDER),
-        (SENDER, receivers, STREAM_RECEIVER),
-    ):
+    for program, other in CONNECTED.items():
+        peers = {_pair(instance) for _, instance in _instances(plays, other)}
         for config_file, instance in _instances(plays, program):
-            if _pair(instance) not in peers:
-                port, part = _pair(instance)
+            port, part = pair = _pair(instance)
+            # Without any, the other server has a file of its own.
+            if peers and pair not in peers:
                 where = f"{path}:{instance.line}: {program} {instance.number} ({config_file})"
-                mistakes.append(
-                    mismatch(where, f"{others} of part {part} with the same port", f"none at port {port}")
-                )
+                expected = f"{other} {f'of part {part} ' * bool(part)}with the same port"
+                mistakes.append(mismatch(where, expected, f"none at port {port}"))
     return mistakes
 
 

@@ -17,6 +17,8 @@ from stddaq.config.modules import expected_modules
 from stddaq.config.services import (
     CONVERTERS,
     META_WRITERS,
+    METADATA_SENDER,
+    METADATA_SYNC,
     MODULE_SYNC,
     RECEIVERS,
     SENDER,
@@ -27,6 +29,8 @@ from stddaq.udp.geometry import GigaFrostGeometry, frame_bytes, packed_geometry
 
 # A service that uses more of its core than this has no reserve for a pause.
 MAX_LOAD = 0.7
+# With more work for messages, images are sent whole, each by one pair.
+MAX_MESSAGE_LOAD = MAX_LOAD / 4
 # Of the writing path beside a bare loop.
 WRITER_OVERHEAD = 1.15
 # A converter reads a frame, and writes its pixels into the image.
@@ -127,14 +131,14 @@ def make_plan(config: DetectorConfig, rate: float, costs: Costs, buffer_s: float
     else:
         senders, receivers = _forwarding(rate, bytes_per_s, costs)
         keys |= {
-            "max_number_of_forwarders_spawned": senders.n_instances,
+            "max_number_of_forwarders_spawned": senders[0].n_instances,
             "use_all_forwarders": True,
-            "sender_sends_full_images": False,
+            "sender_sends_full_images": len(senders) > 1,
         }
         # The server of the driver comes first, because its deployment waits for the end of a run.
         servers = [
             ServerPlan("writing", (*receivers, *recording)),
-            ServerPlan("receiving", (*receiving, senders)),
+            ServerPlan("receiving", (*receiving, *senders)),
         ]
     whole = config.model_copy(update=keys)
     return Plan(tuple(servers), keys, bytes_per_s, rings_bytes(whole))
@@ -158,17 +162,25 @@ def _receiving(config: DetectorConfig, rate: float, costs: Costs) -> Iterator[Se
 
 def _forwarding(
     rate: float, bytes_per_s: float, costs: Costs
-) -> tuple[ServicePlan, tuple[ServicePlan, ServicePlan]]:
-    """Return the senders, and the services that receive from them."""
+) -> tuple[tuple[ServicePlan, ...], tuple[ServicePlan, ...]]:
+    """Return the services that send to the writing server, senders first, and those that receive there."""
     # Each end copies the pixels once.
     pixels = bytes_per_s / 1e9 * (costs.network_s_per_gb + costs.copy_s_per_gb)
-    # Each pair has a message for each image, so more pairs help only with the pixels.
     messages = rate * 2 * costs.message_us / 1e6
-    n_pairs = max(1, math.ceil(pixels / max(MAX_LOAD - messages, MAX_LOAD / 10)))
-    load = pixels / n_pairs + messages
+    # Parts of an image have a message each, so that a pair more helps with the pixels only.
+    is_whole = messages > MAX_MESSAGE_LOAD
+    n_pairs = max(
+        1, math.ceil((pixels + messages) / MAX_LOAD if is_whole else pixels / (MAX_LOAD - messages))
+    )
+    load = (pixels + messages) / n_pairs if is_whole else pixels / n_pairs + messages
     receivers = ServicePlan(STREAM_RECEIVER, n_pairs, load, is_numbered=True, first_port=FIRST_PORT)
-    sync = ServicePlan(STREAM_SYNC, 1, rate * n_pairs * costs.sync_us / 1e6)
-    return dataclasses.replace(receivers, program=SENDER), (receivers, sync)
+    senders = dataclasses.replace(receivers, program=SENDER)
+    if not is_whole:
+        return (senders,), (receivers, ServicePlan(STREAM_SYNC, 1, rate * n_pairs * costs.sync_us / 1e6))
+    metadata = ServicePlan(METADATA_SENDER, 1, messages, first_port=FIRST_PORT + n_pairs)
+    # Of an image, the message of its pixels and that of its metadata.
+    sync = dataclasses.replace(metadata, program=METADATA_SYNC, load=rate * 2 * costs.sync_us / 1e6)
+    return (senders, metadata), (receivers, sync)
 
 
 def deployment_text(plan: Plan, config_file: str, n_cores: int, address: str) -> str:

@@ -86,14 +86,9 @@ CONVERTERS: Mapping[str, str] = {
 }
 MODULE_SYNC = "std_data_sync_module"
 SENDER, STREAM_RECEIVER, STREAM_SYNC = "std_stream_send", "std_stream_receive", "std_data_sync_stream"
+METADATA_SENDER, METADATA_SYNC = "std_metadata_stream", "std_data_sync_metadata"
 # A deployment starts all of them; those that its mode does not need finish at once.
-FORWARDERS = (
-    SENDER,
-    "std_metadata_stream",
-    STREAM_RECEIVER,
-    "std_data_sync_metadata",
-    STREAM_SYNC,
-)
+FORWARDERS = (SENDER, METADATA_SENDER, STREAM_RECEIVER, METADATA_SYNC, STREAM_SYNC)
 # Services end in this order, sources first, and start in the reverse one, so that receivers are ready before
 # senders.
 _ALL = (

@@ -10,6 +10,7 @@ from support.peers.udp_detectors import free_udp_ports
 from support.processes.deployment import Deployment, Service, console_script, free_port
 from support.processes.udp_modules import EIGER
 
+WHOLE_IMAGES = {"sender_sends_full_images": True}
 # Packets of a GigaFRoST have rows of these lengths only.
 GIGAFROST = {"n_modules": 8, "image_pixel_height": 96, "image_pixel_width": 96}
 
@@ -27,6 +28,9 @@ def start_other_services(
         "std_stream_send": ([address, 0], {}),
         "std_stream_receive": ([address, 0], {}),
         "std_data_sync_stream": ([], {}),
+        "std_metadata_stream": (["tcp://127.0.0.1:0"], WHOLE_IMAGES),
+        "std_data_sync_metadata": ([address], WHOLE_IMAGES),
+        "std_delay_filter": ([], {}),
         "std_preview": ([], {}),
         "stddaq-rest": (["--port", 0], {}),
     }
