@@ -78,6 +78,7 @@ def test_role_and_playbook_are_clean(tmp_path: Path) -> None:
         check=False,
         cwd=tmp_path / "ansible",
         env=ansible(tmp_path),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=300,

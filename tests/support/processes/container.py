@@ -184,7 +184,13 @@ def _start(
     command: Sequence[Any], started: list[subprocess.Popen[str]], **options: Any
 ) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+        command,
+        # Ansible refuses one that does not block, such as a test's may be.
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
     )
     started.append(process)
     return process
