@@ -84,3 +84,10 @@ _.rcvbuf
 # Fields that the simulator of packets reads by name.
 _.wrong_port
 _.wrong_size
+
+# Methods that uvicorn and asyncio call.
+_.handle_ping
+_.resume_reading
+
+# An attribute of a session of requests.
+_.trust_env
