@@ -173,9 +173,7 @@ def test_change_by_a_browser_needs_json_the_mark_and_its_own_origin(
     assert browser.right() == "control"
 
 
-def test_logout_ends_the_cookie_and_the_websockets_of_the_login(
-    guarded: RestService, browser: Browser
-) -> None:
+def test_logout_ends_the_cookie_and_the_streams_of_the_login(guarded: RestService, browser: Browser) -> None:
     browser.log_in()
     with Browser(guarded) as other:
         other.log_in(user="bert")
@@ -184,12 +182,16 @@ def test_logout_ends_the_cookie_and_the_websockets_of_the_login(
         with (
             connect(address, additional_headers={"Cookie": cookie}, proxy=None) as own,
             connect(address, additional_headers={"Cookie": other.cookie}, proxy=None) as others,
+            requests.get(
+                guarded.url + "/api/run/events", headers={"Cookie": cookie}, stream=True, timeout=30
+            ) as events,
         ):
             assert browser.ask("POST", "/api/logout", json={}).json()["right"] == "look"
             said: dict[str, Any] = {}
             while "bye" not in said:
                 said = json.loads(own.recv(timeout=20))
             assert said["code"] == "logged_out"
+            assert list(events.iter_lines())[-1] == b""
             assert json.loads(others.recv(timeout=20))["status"]
         assert other.right() == "control"
     stolen = requests.get(guarded.url + "/api/config/get?user=anna", headers={"Cookie": cookie}, timeout=20)

@@ -6,6 +6,7 @@ They are kept in memory only: after a restart of the service, people log in agai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections import deque
@@ -27,6 +28,12 @@ class Login:
     user: str
     until: float
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def wait_until_ended(self) -> None:
+        """Wait for the logout, or for the end of its validity."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, self.until - time.monotonic())):
+                await self.ended.wait()
 
 
 class Logins:

@@ -128,9 +128,7 @@ def _parsed(text: str | None) -> dict[str, Any]:
 
 async def _end_of(login: Login) -> None:
     """Wait for the end of a login, and raise `SessionError`."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(max(0.0, login.until - time.monotonic())):
-            await login.ended.wait()
+    await login.wait_until_ended()
     raise SessionError("logged_out", "the login has ended")
 
 

@@ -16,9 +16,10 @@ from stddaq.client.status import DriverStatus
 from stddaq.daemon.log import event
 from stddaq.text import mismatch, shown
 from stddaq.web.live.driver_feed import DriverFeed
+from stddaq.web.logins import Login
 from stddaq.web.responses import JsonResponse, described
 from stddaq.web.routes.files import MAX_PATH_LENGTH
-from stddaq.web.routes.login import who
+from stddaq.web.routes.login import granted_of, who
 from stddaq.wire.driver_messages import DEFAULT_FILE_PREFIX, DEFAULT_N_IMAGE
 
 KEEP_ALIVE_S = 15.0
@@ -153,20 +154,26 @@ def router(driver: DriverFeed) -> APIRouter:
             return _status(await client.status())
 
     @routes.get("/events", responses={200: {"content": {"text/event-stream": {}}}})
-    async def events() -> StreamingResponse:
+    async def events(request: Request) -> StreamingResponse:
         """Send every state of the driver as server-sent events, whose names are the states."""
-        return StreamingResponse(_events(driver), media_type="text/event-stream")
+        login = granted_of(request).login
+        return StreamingResponse(_events(driver, login), media_type="text/event-stream")
 
     return routes
 
 
-async def _events(driver: DriverFeed) -> AsyncIterator[str]:
+async def _events(driver: DriverFeed, login: Login | None) -> AsyncIterator[str]:
     with driver.watching() as watcher:
         statuses, state = watcher.statuses(), None
         following = asyncio.ensure_future(anext(statuses))
+        ended = asyncio.ensure_future(login.wait_until_ended() if login else asyncio.Event().wait())
         try:
             while True:
-                done, _ = await asyncio.wait([following], timeout=KEEP_ALIVE_S)
+                done, _ = await asyncio.wait(
+                    [following, ended], timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                if ended.done():
+                    return
                 if not done:
                     yield ": still connected\n\n"
                     continue
@@ -177,6 +184,7 @@ async def _events(driver: DriverFeed) -> AsyncIterator[str]:
                     yield f"event: {status.status}\ndata: {json.dumps(dict(status.raw))}\n\n"
         finally:
             following.cancel()
+            ended.cancel()
 
 
 def _fields(body: RunRequest) -> dict[str, Any]:
