@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from support.processes.deployment import wait_until
 
+from stddaq.daemon.parent_death import end_with_parent
+
 TOOLS = Path(sys.prefix) / "container"
 ROLE = Path(__file__).parents[3] / "services" / "ansible"
 # Ansible calls it as ssh; the last argument is the command.
@@ -88,6 +90,8 @@ class Container:
                 stderr=output,
                 env={**os.environ, "LD_LIBRARY_PATH": str(libraries)},
                 start_new_session=True,
+                # Also when the test is killed.
+                preexec_fn=end_with_parent(),  # noqa: PLW1509 - as in stddaq's own commands
             )
         process = self._process
 
