@@ -51,10 +51,10 @@ def test_page_login_and_websocket_work_over_https(
     options = ("--tls-cert", certificate.certificate, "--tls-key", certificate.key)
     rest = RestService.start(deployment, tmp_path / "files", "--token-file", token_file, *options)
     assert rest.url.startswith("https://127.0.0.1:")
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # They would replace `verify`.
+        monkeypatch.delenv(name, raising=False)
     with requests.Session() as session:
         session.verify = str(certificate.certificate)
-        # A REQUESTS_CA_BUNDLE of the environment would replace it.
-        session.trust_env = False
         assert session.get(rest.url + "/", timeout=20).status_code == 200
         origin = {"Origin": rest.url, "X-Stddaq": "1"}
         answer = session.post(
