@@ -190,7 +190,7 @@ def test_images_go_to_other_pullers_while_one_does_not_read(
 ) -> None:
     stopped = pullers(pushing.endpoint)
     until(pushing, lambda: pushing.n_subscribed == 1)
-    image, ids = bytes(10**7), count()
+    image, ids = bytes(10**6), count()
     sent: list[int] = []
 
     def send() -> bool:
@@ -204,7 +204,7 @@ def test_images_go_to_other_pullers_while_one_does_not_read(
     assert pushing.n_dropped == 1
     good = pullers(pushing.endpoint)
     until(pushing, lambda: pushing.n_subscribed == 2)
-    until(pushing, lambda: send() and good.poll(0))
+    until(pushing, lambda: (send(), good.poll(0))[1])
     received: list[int] = []
 
     def has_all() -> bool:
