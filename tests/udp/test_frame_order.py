@@ -223,3 +223,18 @@ def test_a_scan_may_end_in_a_frame_that_the_next_one_has_too() -> None:
     bench.assembly.close()
     assert bench.ids() == [5, 5]
     assert bench.missing() == [26, 0]
+
+
+def test_frames_of_a_scan_that_restarts_with_its_number_are_late_until_the_ids_are_new() -> None:
+    bench = Bench("gigafrost", image_pixel_height=2016, image_pixel_width=2016)
+
+    def frame(frame_id: int, value: int) -> list[bytes]:
+        pixels = np.full((504, 1008), value, np.uint16)
+        return gigafrost_frame(frame_id, pixels, module=0, shape=(2016, 2016), rows=4, scan_id=7)
+
+    for frame_id, value in ((5, 1), (6, 1), (7, 1), (5, 2), (6, 2), (7, 2), (8, 2)):
+        bench.now += 1.0
+        bench.add(*frame(frame_id, value))
+    assert bench.ids() == [5, 6, 7, 8]
+    assert [each.pixels[:3] for each in bench.announced] == [b"\1\x10\0"] * 3 + [b"\2\x20\0"]
+    assert bench.counts() == {"packets": 7 * 126, "late": 3 * 126, "frames": 4}
