@@ -31,7 +31,7 @@ from stddaq.udp.frame_message import frame_layout, parse_frame
 from stddaq.udp.packets import packets_of
 from stddaq.udp.receiver import LONGEST_WAIT_S, SHORTEST_WAIT_S
 
-ROUNDS = 7
+ROUNDS = 5
 SECONDS = 1.5
 TIMEOUT_S = 10.0
 # A round has ended when nothing arrives for so long.
