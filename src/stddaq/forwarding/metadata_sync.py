@@ -37,7 +37,9 @@ class MetadataSynchroniser(Synchroniser):
         except BaseException:
             super().close()
             raise
-        self.poller.register(self._network.socket, zmq.POLLIN)
+        # Without the monitor, a lost connection would be named up to a second later.
+        for readable in (self._network.socket, self._network.monitor):
+            self.poller.register(readable, zmq.POLLIN)
 
     def serve(self, stop: StopRequest) -> None:
         """Announce images until asked to stop."""

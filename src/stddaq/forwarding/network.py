@@ -29,19 +29,23 @@ CLOSE_TIMEOUT_MS = 1000
 
 
 class _NetworkSocket(Closing):
-    """A socket, its context, and the monitor of its connections."""
+    """A socket, its context, and the monitor of its connections.
+
+    Attributes:
+        monitor: becomes readable when `check` has something to log.
+    """
 
     def __init__(self, kind: int, address: str, peer: str) -> None:
         self.address, self._peer = address, peer
         self._context = zmq.Context()
         self.socket = open_socket(self._context, kind)
         watch_for_hanging_peers(self.socket)
-        self._monitor = watch_connections(self.socket)
+        self.monitor = watch_connections(self.socket)
         self.n_connected = 0
 
     def check(self) -> None:
         """Log connections and losses of connection since the last call. 1 us if there are none."""
-        for n_connected in connection_counts(self._monitor):
+        for n_connected in connection_counts(self.monitor):
             lost, self.n_connected = n_connected < self.n_connected, n_connected
             if lost:
                 logger.warning(
