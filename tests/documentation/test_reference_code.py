@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes.deployment import Deployment, free_port, make_config
+from support.processes.deployment import Deployment, console_script, free_port, make_config
 from support.processes.image_buffers import ImageBufferRig
 from support.processes.page_session import PageSession
 from support.processes.recording import Image, pixels_of
@@ -74,8 +74,8 @@ def test_images_are_stored_and_replayed_as_described(
         }
         page.start("std_buffer_writer", "ready")
         buffer.store([Image(image_id, pixels_of(image_id)) for image_id in range(1000, 1010)])
-        for command in page.commands("std_buffer_reader"):
-            page.start_command(command, "ready")
+        for program, *arguments in page.commands("std_buffer_reader"):
+            buffer.replayed.run(console_script(program), *arguments, ready="ready", cwd=here)
         names: dict[str, Any] = {}
         consumer, replay = page.take("zmq"), page.take("websockets")
         # The consumer is another program, which is ready before the replay starts.
