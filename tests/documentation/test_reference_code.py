@@ -73,6 +73,7 @@ def test_images_are_stored_and_replayed_as_described(
             "1999": "1009",
         }
         page.start("std_buffer_writer", "ready")
+        assert buffer.source.wait_for_subscribers(1, 20)
         buffer.store([Image(image_id, pixels_of(image_id)) for image_id in range(1000, 1010)])
         for program, *arguments in page.commands("std_buffer_reader"):
             buffer.replayed.run(console_script(program), *arguments, ready="ready", cwd=here)
