@@ -30,7 +30,7 @@ from stddaq.udp.frame_ring import FramePublisher
 from stddaq.udp.packets import Packets, packets_of
 
 # A wake-up costs as much as many packets: when no packet is left, wait until the frame should be complete,
-SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.0005, 0.004
+SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.0005, 0.002
 # or the fastest link has filled this share of the socket's buffer.
 BUFFER_SHARE, FASTEST_LINK_BYTES_PER_S = 0.25, 1.25e9
 # What may be removed from outside is checked, and wrong cabling looked for, this often.
