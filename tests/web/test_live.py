@@ -190,7 +190,7 @@ def test_browser_chooses_a_stream_that_has_a_preview_service(
     with opened(rest, f"{LIVE}?source=filter") as browser:
         assert "run `std_preview -s filter CONFIG`" in received(browser)["error"]
         deployment.start("std_gf_filter", "--no_filter")
-        deployment.start("std_preview", "-s", "filter", "--hz", 100)
+        preview = deployment.start("std_preview", "-s", "filter", "--hz", 100)
         assert publisher.wait_for_subscribers(1, 20)
         image_id = 0
 
@@ -204,6 +204,8 @@ def test_browser_chooses_a_stream_that_has_a_preview_service(
 
         wait_until(is_shown, 20)
     assert streams() == [("image", False), ("filter", True)]
+    # Before the source: the last that detaches frees the memory, which takes a process of low priority long.
+    assert preview.end() == 0
 
 
 def test_next_image_is_sent_after_the_last_was_drawn(
