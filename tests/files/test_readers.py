@@ -1,0 +1,97 @@
+"""Programs of the field, in an environment of their own, read what this package writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.data.nexus_metadata import STILLS, metadata
+from support.data.raw_files import RunSpec, pixels, stream, write_run
+from support.peers.readers import run_readers_python
+
+from stddaq.files.nxtomo import ImageKey, TomographyRun, create_nxtomo_file
+from stddaq.files.run import read_run
+
+pytestmark = pytest.mark.external
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+KEYS = np.repeat([ImageKey.dark, ImageKey.flat, ImageKey.projection], [5, 7, 30])
+SHAPE = (6, 8)
+
+# Prints what nxtomo makes of a file, and writes its images.
+NXTOMO = """
+import json, sys
+import numpy as np
+from nxtomo.application.nxtomo import NXtomo
+path, images = sys.argv[1:]
+entries = sorted(NXtomo.get_valid_entries(path))
+read = NXtomo().load(path, "/entry0000", detector_data_as="as_numpy_array")
+detector = read.instrument.detector
+np.save(images, detector.data)
+urls = NXtomo().load(path, "/entry0000", detector_data_as="as_data_url").instrument.detector.data
+print(json.dumps({
+    "entries": entries,
+    "keys": [int(key.value) for key in detector.image_key_control],
+    "angles": [float(angle) for angle in read.sample.rotation_angle.magnitude],
+    "energy": float(read.instrument.beam.incident_energy.to("keV").magnitude),
+    "urls": len(urls),
+}))
+"""
+
+# Kills one of two workers while they compute, and writes the result.
+KILLED_WORKER = """
+import os, signal, sys, time
+import numpy as np
+from distributed import Client, LocalCluster
+from process_run import corrected_mean
+from stddaq import open_run
+
+if __name__ == "__main__":
+    run, output = sys.argv[1:]
+    mean = corrected_mean(open_run(run), 20, 20, images_per_block=1)
+    cluster = LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=os.path.dirname(output)
+    )
+    with cluster, Client(cluster) as client:
+        before = client.run(os.getpid)
+        future = client.compute(mean)
+        end = time.monotonic() + 60
+        while not all(client.processing().values()):
+            assert time.monotonic() < end and not future.done()
+        os.kill(next(iter(before.values())), signal.SIGKILL)
+        np.save(output, future.result(timeout=60))
+        client.wait_for_workers(2, timeout=60)
+        print(len(set(client.run(os.getpid).values()) - set(before.values())))
+"""
+
+
+def test_nxtomo_reads_every_image_and_value(tmp_path: Path):
+    images = stream(range(100, 142))
+    raw = write_run(tmp_path, images, RunSpec(n_writers=3, shape=SHAPE))
+    angles = np.linspace(0, 180, len(images), endpoint=False)
+    made = create_nxtomo_file(
+        tmp_path / "file_tomo.h5", [TomographyRun(read_run(raw), KEYS, angles)], metadata(STILLS)
+    )
+    output = run_readers_python("-c", NXTOMO, made.path, tmp_path / "images.npy", timeout=100)
+    found = json.loads(output.splitlines()[-1])
+    assert found["entries"] == ["/entry0000", "/entry1/tomo_entry"]
+    assert found["keys"] == KEYS.tolist()
+    assert found["angles"] == pytest.approx(angles)
+    assert found["energy"] == pytest.approx(12.4)
+    assert found["urls"] == len(images)
+    np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), pixels(images, SHAPE))
+
+
+@pytest.mark.timeout(200)
+def test_a_computation_survives_a_killed_worker(tmp_path: Path):
+    images = stream(range(400))
+    write_run(tmp_path, images, RunSpec(n_writers=3, shape=SHAPE))
+    program, result = tmp_path / "program.py", tmp_path / "mean.npy"
+    program.write_text(f"import sys\nsys.path.insert(0, {str(EXAMPLES)!r})\n{KILLED_WORKER}")
+    assert run_readers_python(program, tmp_path, result, timeout=180).split() == ["1"]
+    stored = pixels(images, SHAPE).astype(float)
+    dark, flat = stored[:20].mean(axis=0), stored[20:40].mean(axis=0)
+    expected = ((stored[40:] - dark) / np.maximum(flat - dark, 1)).mean(axis=0)
+    np.testing.assert_allclose(np.load(result), expected)
