@@ -51,9 +51,7 @@ from stddaq import open_run
 if __name__ == "__main__":
     run, output = sys.argv[1:]
     mean = corrected_mean(open_run(run), 20, 20, images_per_block=1)
-    cluster = LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=os.path.dirname(output)
-    )
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
     with cluster, Client(cluster) as client:
         before = client.run(os.getpid)
         future = client.compute(mean)
@@ -74,7 +72,9 @@ def test_nxtomo_reads_every_image_and_value(tmp_path: Path):
     made = create_nxtomo_file(
         tmp_path / "file_tomo.h5", [TomographyRun(read_run(raw), KEYS, angles)], metadata(STILLS)
     )
-    output = run_readers_python("-c", NXTOMO, made.path, tmp_path / "images.npy", timeout=100)
+    output = run_readers_python(
+        "-c", NXTOMO, made.path, tmp_path / "images.npy", directory=tmp_path, timeout=100
+    )
     found = json.loads(output.splitlines()[-1])
     assert found["entries"] == ["/entry0000", "/entry1/tomo_entry"]
     assert found["keys"] == KEYS.tolist()
@@ -90,7 +90,7 @@ def test_a_computation_survives_a_killed_worker(tmp_path: Path):
     write_run(tmp_path, images, RunSpec(n_writers=3, shape=SHAPE))
     program, result = tmp_path / "program.py", tmp_path / "mean.npy"
     program.write_text(f"import sys\nsys.path.insert(0, {str(EXAMPLES)!r})\n{KILLED_WORKER}")
-    assert run_readers_python(program, tmp_path, result, timeout=180).split() == ["1"]
+    assert run_readers_python(program, tmp_path, result, directory=tmp_path, timeout=180).split() == ["1"]
     stored = pixels(images, SHAPE).astype(float)
     dark, flat = stored[:20].mean(axis=0), stored[20:40].mean(axis=0)
     expected = ((stored[40:] - dark) / np.maximum(flat - dark, 1)).mean(axis=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,16 @@ import pytest
 _PYTHON = Path(sys.prefix) / "readers" / "bin" / "python"
 
 
-def run_readers_python(*arguments: object, timeout: float) -> str:
-    """Run the Python of the environment. Return its standard output; skip the test without it."""
+def run_readers_python(*arguments: object, directory: Path, timeout: float) -> str:
+    """Run the Python of the environment. Return its standard output; skip the test without it.
+
+    Temporary files, such as dask's locks, are in `directory`.
+    """
     if not _PYTHON.exists():
         pytest.skip("needs the environment of readers, see .ci/make-readers")
     finished = subprocess.run(
         [_PYTHON, *map(str, arguments)],
+        env=os.environ | {"TMPDIR": str(directory)},
         capture_output=True,
         text=True,
         timeout=timeout,
