@@ -76,7 +76,8 @@ def test_frames_of_eight_modules_become_an_image_with_the_metadata_of_the_camera
 
 @pytest.fixture
 def eiger(make_deployment: MakeDeployment) -> Deployment:
-    return make_deployment(**EIGER)
+    # The synchroniser may receive all messages of one converter before those of the other.
+    return make_deployment(**EIGER, module_sync_queue_size=2000)
 
 
 @pytest.fixture
