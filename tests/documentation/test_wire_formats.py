@@ -18,8 +18,8 @@ from stddaq.udp.geometry import GigaFrostGeometry
 from stddaq.udp.packets import GIGAFROST_HEADER, SLS_HEADER
 from stddaq.wire.std_daq.image_metadata_pb2 import ImageMetadata
 
-PAGE = "docs/reference/wire-formats.md"
-TEXT = (Path(__file__).parents[2] / PAGE).read_text()
+PAGE = Path(__file__).parents[2] / "docs/reference/wire-formats.md"
+TEXT = PAGE.read_text()
 
 
 def rows(heading: str) -> Iterator[list[str]]:
@@ -31,7 +31,7 @@ def rows(heading: str) -> Iterator[list[str]]:
 
 
 def test_the_worked_example(capsys: pytest.CaptureFixture[str]) -> None:
-    with PageSession(PAGE) as page:
+    with PageSession("docs/reference/wire-formats.md") as page:
         block = page.take("fromhex")
     exec(compile(block, PAGE, "exec"), {})
     said = re.findall(r"^print\(.*\)  # (\w[\w ]*\w|\w)", block, re.MULTILINE)
