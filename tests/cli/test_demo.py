@@ -127,6 +127,9 @@ def test_the_commands_that_it_proposes_work_as_they_are_printed(deployment: Depl
 
 
 def test_watch_ends_with_the_address_of_the_page_and_ctrl_c_ends_it(deployment: Deployment, tmp_path: Path):
+    # The reader's other terminal lacks the environment that is active in this one.
+    deployment.env["VIRTUAL_ENV"] = sys.prefix
+    deployment.env["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     process = demo(deployment, "--watch", "--directory", tmp_path, "-n", 5, "--size", 64)
     page = process.wait_for_line(r"^  (http://127\.0\.0\.1:\d+/)$", timeout=60)[1]
     process.wait_for_line("Press Ctrl-C to end")
@@ -136,8 +139,9 @@ def test_watch_ends_with_the_address_of_the_page_and_ctrl_c_ends_it(deployment: 
     (source,) = requests.get(page + "api/live/sources", timeout=20).json()
     assert (source["is_running"], source["shape"]) == (True, [64, 64])
     record, watch = (line.strip() for line in process.stdout if re.search(r"stddaq (record|watch) ", line))
-    recorded = deployment.run("/bin/sh", "-c", record.replace("-n 2000", "-n 20"))
-    watched = deployment.run("/bin/sh", "-c", f"{watch} -n 2")
+    terminal = ("env", "PATH=/usr/bin:/bin", "/bin/sh", "-c")
+    recorded = deployment.run(*terminal, record.replace("-n 2000", "-n 20"))
+    watched = deployment.run(*terminal, f"{watch} -n 2")
     assert (recorded.wait(60), watched.wait(60)) == (0, 0)
     assert "20, all good" in recorded.output
     assert process.end(signal.SIGINT, timeout=40) == 0, process.output

@@ -438,8 +438,8 @@ def _watch(addresses: _Addresses, directory: Path, up: subprocess.Popen[bytes]) 
 
 
 def _own_command() -> str:
-    """Return how to call this command here: by name, or by its path if the environment is not active."""
-    if shutil.which("stddaq"):
+    """Return how to call this command in a new terminal, where no virtual environment is active."""
+    if shutil.which("stddaq") and "VIRTUAL_ENV" not in os.environ:
         return "stddaq"
     path = Path(sys.executable).with_name("stddaq")
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
