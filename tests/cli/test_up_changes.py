@@ -206,7 +206,7 @@ def test_a_camera_on_the_network_is_recorded(make_deployment: MakeDeployment, tm
 @pytest.mark.parametrize(
     ("services", "mistake"),
     [
-        (["rm -rf /"], "services.0: expected one of std_"),
+        (["rm -rf /"], "services.0: expected one of std"),
         (["stddaq-rest", "std_gf_filter 'x"], "services.1: expected"),
         (["std_live_stream tcp://127.0.0.1:1"], "expected an address of live_stream_configs (it has none)"),
         (["stddaq-rest", "stddaq-rest"], "services: expected each line once"),

@@ -46,7 +46,8 @@ def test_all_parts_of_a_master_file_are_read(tmp_path: Path, n_writers: int, com
 def test_mappings_of_many_stretches_are_read(
     tmp_path: Path, by_image: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stddaq.files.virtual.MAX_SINGLE_IMAGES", 2000 if by_image else 1999)
+    if not by_image:
+        monkeypatch.setattr("stddaq.files.virtual.MAX_SINGLE_IMAGES", 1000)
     ids = np.sort(np.random.default_rng(3).choice(4000, 2000, replace=False)).tolist()
     images = stream(ids)
     raw = write_run(tmp_path, images)
@@ -57,7 +58,9 @@ def test_mappings_of_many_stretches_are_read(
         rows = file[IMAGE_METADATA]
         assert isinstance(rows, h5py.Dataset)
         assert len(rows.virtual_sources()) < MAX_SINGLE_STRETCHES
-        assert len(mapped.virtual_sources()) == (2000 if by_image else len(rows.virtual_sources()))
+        # Neighbours that stand in the same file share a mapping.
+        n_mappings = len(mapped.virtual_sources())
+        assert 1000 < n_mappings < 2000 if by_image else n_mappings == len(rows.virtual_sources())
     master = VirtualImages(path, DATA)
     for start, stop in [(0, 2000), (700, 900), (1999, 2000)]:
         np.testing.assert_array_equal(master.read(start, stop), pixels(images)[start:stop])

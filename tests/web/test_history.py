@@ -9,6 +9,7 @@ import pytest
 from support.processes.deployment import Deployment, wait_until
 from support.processes.web import RestService
 
+from stddaq.daemon.log import logger
 from stddaq.web import history as history_module
 from stddaq.web.history import N_SECONDS, History
 
@@ -65,6 +66,9 @@ def test_series_are_limited_and_those_of_ended_services_are_dropped(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(history_module, "MAX_SERIES", 30)
+    # Services of tests that ran in this process log by a handler of their own.
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", True)
     history, _ = filled(0)
     for _ in range(2 * history_module.N_SECONDS + 2):
         history.add({"stddaq_b_total": 1.0})

@@ -11,7 +11,7 @@ import requests
 from support.processes.deployment import Deployment, Service
 
 from stddaq.client import ConfigClient
-from stddaq.wire.default_addresses import TOKEN_VARIABLE
+from stddaq.wire.default_addresses import TOKEN_VARIABLE, URL_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,10 @@ class RestService:
     @classmethod
     def start_as_it_is(cls, deployment: Deployment, root: Path, *args: object) -> Self:
         """Start the service with these options and wait until it is ready."""
-        process = deployment.start("stddaq-rest", "--port", 0, "--root", root, *args, ready=None)
+        # By default it would connect to any driver that runs on this machine.
+        has_url = "--url" in args or URL_VARIABLE in deployment.env
+        driver = () if has_url else ("--url", "ws://127.0.0.1:9")
+        process = deployment.start("stddaq-rest", "--port", 0, "--root", root, *driver, *args, ready=None)
         url = process.wait_for_line(r"ready: listening on (https?://\S+)")[1]
         return cls(deployment, process, url, root, ConfigClient(url, user="me"))
 

@@ -90,7 +90,7 @@ def page_of(queue: DetectorQueue) -> str:
     _abort(queue, transcript)
     _destroyed_environment(queue, transcript)
     text = "\n".join(transcript.lines)
-    return f"{INTRODUCTION}\n```text\n{text}\n```\n"
+    return f"{INTRODUCTION}\n```text output\n{text}\n```\n"
 
 
 def _point_by_point(queue: DetectorQueue, transcript: Transcript) -> None:
