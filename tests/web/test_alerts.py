@@ -7,6 +7,7 @@ takes as long as the slowest rule, which waits for a minute.
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import struct
@@ -25,12 +26,14 @@ import pytest
 import yaml
 import zmq
 from support.peers.cameras import PCO, Camera, start_receiver
+from support.peers.cpp_buffer import CppBuffer
 from support.peers.cpp_services import CppSource
 from support.peers.prometheus import ALERTS, Prometheus
+from support.peers.redis_server import RedisServer
 from support.peers.udp_detectors import UdpSender, free_udp_ports, gigafrost_frame
-from support.processes.deployment import Deployment, Service, free_port, wait_until
+from support.processes.deployment import Deployment, Service, free_port, make_config, wait_until
 from support.processes.live_streams import FakeStage, Subscriber, start_live_stream
-from support.processes.recording import DAMAGED, Publishing, Rig, image_of, images_of
+from support.processes.recording import DAMAGED, Publishing, Rig, image_of, images_of, pixels_of
 from support.processes.sources import start_source
 from support.processes.storage import Storage
 from support.processes.udp_modules import EIGER
@@ -38,9 +41,12 @@ from support.processes.web import RestService
 
 from stddaq.client import RunFailedError
 from stddaq.config import DetectorConfig
-from stddaq.dataplane.endpoints import converted_frames
+from stddaq.dataplane.endpoints import converted_frames, received_parts, replay_requests
 from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.dataplane.ring_buffer import RingBuffer
+from stddaq.wire.image_buffer import camera_of
+from stddaq.wire.std_daq.image_buffer_pb2 import NextImageResponse, RequestNextImage
 
 pytestmark = [pytest.mark.external, pytest.mark.timeout(400)]
 
@@ -49,6 +55,9 @@ LARGE = {"image_pixel_height": 512, "image_pixel_width": 512}
 ONE_WRITER = {"number_of_writers": 1}
 GIGAFROST = {"image_pixel_height": 280, "image_pixel_width": 528, "n_modules": 8}
 TWO_MODULES = EIGER
+TWO_PAIRS = {"max_number_of_forwarders_spawned": 2, "use_all_forwarders": True}
+STORED = {"image_pixel_height": 128, "image_pixel_width": 256}
+REPLAYED = {"detector_name": f"REPLAY-{make_config()['detector_name']}"}
 N_SLOTS = 1000
 # Slower machines reach the state that a rule waits for later.
 FIRES_S = 150.0
@@ -381,6 +390,108 @@ def module_delivers_a_frame_twice(site: Site) -> Course:
     announce = announced_to_sync(site)
     yield
     announce((0, 2), (0, 2), (1, 2))
+
+
+def part(image_id: int, **forwarding: int) -> bytes:
+    """Return the metadata of a part of an image, the number `image_id` + 1 of the first server."""
+    metadata = ImageMetadata(image_id=image_id, height=32, width=48, size=3072, dtype=2, status=1)  # pyright: ignore[reportArgumentType]
+    metadata.forwarding.number = image_id + 1
+    for name, value in forwarding.items():
+        setattr(metadata.forwarding, name, value)
+    return metadata.SerializeToString()
+
+
+@fault("StddaqPartsLost")
+def network_loses_parts(site: Site) -> Course:
+    site.start("std_data_sync_stream")
+    sender = site.enter(site.enter(zmq.Context()).socket(zmq.XPUB))
+    sender.linger = 0
+    port = sender.bind_to_random_port("tcp://127.0.0.1")
+    site.start("std_stream_receive", f"tcp://127.0.0.1:{port}", 0)
+    assert sender.poll(20_000), "no receiver has subscribed"
+    yield
+    for image_id in (0, 5):
+        sender.send_multipart([part(image_id, message=image_id + 1), pixels_of(image_id).tobytes()])
+
+
+def received_by_sync(site: Site) -> Callable[..., None]:
+    """Start the synchroniser of images. Return a function that delivers parts, (pair, id)."""
+    site.start("std_data_sync_stream")
+    socket = site.enter(site.enter(zmq.Context()).socket(zmq.PUSH))
+    socket.linger = 0
+    socket.connect(received_parts(site.deployment.detector_name))
+
+    def deliver(*parts: tuple[int, int]) -> None:
+        for pair, image_id in parts:
+            socket.send(part(image_id, pair=pair))
+
+    return deliver
+
+
+@fault("StddaqImagesIncomplete", **TWO_PAIRS)
+def pair_does_not_deliver_a_part(site: Site) -> Course:
+    deliver = received_by_sync(site)
+    yield
+    deliver((1, 0), (2, 0), (1, 1), (1, 2), (2, 2))
+
+
+@fault("StddaqImagesNotReceived")
+def no_pair_delivers_some_images(site: Site) -> Course:
+    deliver = received_by_sync(site)
+    yield
+    deliver((1, 0), (1, 5))
+
+
+def redis_of(site: Site) -> RedisServer | None:
+    """Start a database for an image buffer, if that is possible."""
+    try:
+        return site.enter(RedisServer())
+    except pytest.skip.Exception as skipped:
+        site.cannot = str(skipped)
+        return None
+
+
+def start_buffer(site: Site, service: str, redis: RedisServer) -> Service:
+    started = site.start(service, "--root_dir", site.directory, "--db_address", redis.address)
+    # It ends before its database.
+    site.close.callback(started.end)
+    return started
+
+
+@fault("StddaqImagesNotStored", **STORED)
+def file_of_the_image_buffer_cannot_grow(site: Site) -> Course:
+    redis = redis_of(site)
+    if redis is None:
+        yield
+        return
+    publisher = site.enter(ImagePublisher(DetectorConfig.parse(site.deployment.config)))
+    writer = start_buffer(site, "std_buffer_writer", redis)
+    assert publisher.wait_for_subscribers(1, 20)
+    yield
+    # The metrics page fits; an image of 64 KiB that cannot be compressed does not.
+    resource.prlimit(writer.pid, resource.RLIMIT_FSIZE, (2**15, resource.RLIM_INFINITY))
+    publisher.publish(0, np.random.default_rng(0).integers(0, 2**16, (128, 256), np.uint16))
+
+
+@fault("StddaqImagesUnreadable", **REPLAYED)
+def file_of_stored_images_is_cut_off(site: Site) -> Course:
+    redis = redis_of(site)
+    if redis is None:
+        yield
+        return
+    name = site.deployment.detector_name
+    camera = camera_of(name)
+    stored = CppBuffer(site.directory / camera, redis.client, camera)
+    stored.store(*images_of(range(3)))
+    start_buffer(site, "std_buffer_reader", redis)
+    yield
+    os.truncate(stored.path(0), 10)
+    client = site.enter(site.enter(zmq.Context()).socket(zmq.REQ))
+    client.linger = 0
+    client.connect(replay_requests(name))
+    client.send(RequestNextImage(image_id=0, new_request=True, last_image_id=2).SerializeToString())
+    assert client.poll(20_000), "the reader does not answer"
+    assert NextImageResponse.FromString(client.recv()).n_damaged == 3
 
 
 @fault("StddaqServiceRestarts", **ONE_WRITER)

@@ -12,7 +12,7 @@ from support.peers.prometheus import ALERTS, FILES, program
 from support.processes.deployment import Deployment, wait_until
 from support.processes.web import RestService
 
-from stddaq.daemon.metrics import TABLE
+from stddaq.daemon.metrics import FRAMES_CORRUPTED, TABLE
 
 _NAME = re.compile(r"stddaq_[a-z_]+")
 # A pattern over the names of metrics.
@@ -43,6 +43,13 @@ def test_grafana_shows_all_losses() -> None:
     assert patterns
     for pattern in patterns:
         assert sorted(f"stddaq_{name}_total" for name in re.split(r"[(|)]", pattern)[1:-1]) == losses
+
+
+def test_every_loss_has_an_alert() -> None:
+    watched = {name for rule in rules() for name in _NAME.findall(rule["expr"])}
+    # Corrupted frames lack packets, which have their alert.
+    watched.add(FRAMES_CORRUPTED.name)
+    assert sorted(name for name, metric in TABLE.items() if metric.is_loss and name not in watched) == []
 
 
 def test_every_alert_has_a_test_with_series_that_exist() -> None:
