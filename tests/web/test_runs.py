@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from support.processes.deployment import Deployment, wait_until
+from support.processes.deployment import Deployment, free_port, wait_until
 from support.processes.web import RestService
+from websockets.sync.client import connect
 
 from stddaq.client import DriverClient
 from stddaq.config import DetectorConfig
@@ -115,3 +116,26 @@ def test_runs_of_all_clients_are_listed_with_their_accounts(deployment: Deployme
         ]
     lines = (state / FILE).read_text().splitlines()
     assert [json.loads(line)["run_id"] for line in lines] == [oldest["run_id"], newest["run_id"]]
+
+
+def test_run_whose_driver_was_killed_is_listed_as_an_error(deployment: Deployment, tmp_path: Path) -> None:
+    port = free_port()
+    killed = deployment.start("std_det_driver", "--port", port)
+    deployment.start_writers()
+    config, url = DetectorConfig.parse(deployment.config), f"ws://127.0.0.1:{port}"
+    rest = RestService.start(deployment, tmp_path / "files", "--url", url)
+    with ImagePublisher(config) as publisher, DriverClient(url) as driver:
+        driver.start(tmp_path, file_prefix="lost", n_image=5)
+        run_id = driver.wait_until_ready(20).run_id
+        for image_id in (1, 3):
+            publisher.publish(image_id, np.ones(config.image_shape, np.uint16))
+        with connect(f"ws{rest.url.removeprefix('http')}/api/run/ws") as statuses:
+            wait_until(lambda: json.loads(statuses.recv(timeout=20)).get("count") == 2, 20, "two images")
+    killed.kill()
+    deployment.start("std_det_driver", "--port", port)
+    (run,) = wait_until(lambda: rest.get("/api/runs").json(), 20, "the run of the killed driver")
+    assert (run["run_id"], run["outcome"], run["n_image"], run["count"]) == (run_id, "error", 5, 2)
+    assert "the driver ended, or was not reachable, in the state recording" in run["reason"]
+    assert list(run["files"]) == ["raw"]
+    assert run["files"]["raw"]
+    assert rest.get(f"/api/runs/{run_id}").json()["n_skipped"] == 1

@@ -1,4 +1,7 @@
-"""Recent runs: the accounts that the driver gives after each run, kept in memory and in a file."""
+"""Recent runs: the accounts that the driver gives after each run, kept in memory and in a file.
+
+A driver that was killed gives none of the run that it recorded. The last status stands for it.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from stddaq.client.errors import DriverError
+from stddaq.client.status import DriverStatus
 from stddaq.daemon.log import logger
 from stddaq.text import os_error_text
 from stddaq.web.configurations import call
-from stddaq.web.live.driver_feed import DriverFeed
+from stddaq.web.live.driver_feed import UNREACHABLE, DriverFeed
 
 KEPT = 1000
 MAX_LINES = 10_000
@@ -116,28 +120,50 @@ class Runs:
     async def follow(self, driver: DriverFeed) -> None:
         """Take the account of each run of the driver. Does not return."""
         with driver.watching() as watcher:
-            was_reachable = False
+            was_reachable, in_progress = False, None
             async for status in watcher.statuses():
-                is_reachable = bool(status.raw) and status.status != "unreachable"
+                is_reachable = bool(status.raw) and status.status != UNREACHABLE
                 if status.is_end or (is_reachable and not was_reachable):
                     await self._take(driver)
                 was_reachable = is_reachable
+                if not is_reachable:
+                    continue
+                if in_progress and in_progress.run_id != status.run_id and await self._take(driver):
+                    await self._keep(without_account(in_progress))
+                in_progress = status if status.is_busy and status.run_id else None
 
-    async def _take(self, driver: DriverFeed) -> None:
+    async def _take(self, driver: DriverFeed) -> bool:
+        """Keep the account of the driver's last run. Return whether the driver has answered."""
         try:
             async with driver.client() as client:
                 account = await client.last_result()
         except (DriverError, OSError) as error:
             logger.warning("the account of a run could not be requested: %s", error)
-            return
+            return False
         try:
-            is_new = account is not None and self.add(account)
+            if account is not None:
+                await self._keep(account)
         except ValueError as error:
             logger.warning("the driver has sent an account that is not valid: %s", error)
-            return
-        if account and is_new:
+        return True
+
+    async def _keep(self, account: Mapping[str, Any]) -> None:
+        if self.add(account):
             with contextlib.suppress(TimeoutError):
                 await call(lambda: self.write(account["run_id"]))
+
+
+def without_account(status: DriverStatus) -> dict[str, Any]:
+    """Return what the last status of a run says about it."""
+    counts = ("n_image", "count", "n_damaged", "n_overwritten", "n_failed", "n_skipped")
+    return {
+        "run_id": status.run_id,
+        "outcome": "error",
+        "reason": f"the driver ended, or was not reachable, in the state {status.status}; last counts",
+        **{name: getattr(status, name) for name in counts},
+        # The others may not have been made.
+        "files": {"raw": status.files.get("raw", [])},
+    }
 
 
 async def follow_runs(runs: Runs, driver: DriverFeed) -> None:
