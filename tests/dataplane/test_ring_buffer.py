@@ -18,6 +18,7 @@ from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.dataplane.ring_layout import RingGeometry
 from stddaq.errors import EndpointError, GeometryError
+from stddaq.text import bytes_text
 
 MIB = 2**20
 CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc")
@@ -224,7 +225,7 @@ def test_segment_that_does_not_fit_is_refused_with_both_sizes_and_leaves_nothing
     config = make(ram_buffer_gb=2**16)
     expected = RingGeometry.of(config).segment_bytes
     with pytest.raises(
-        GeometryError, match=rf"room for {expected} bytes .*got [0-9]+ bytes free in /dev/shm"
+        GeometryError, match=rf"room for {bytes_text(expected)} .*got [0-9.]+ [kMGT]?B free in /dev/shm"
     ):
         RingBuffer(config, "image")
     assert segments(config) == []

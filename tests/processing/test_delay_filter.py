@@ -136,6 +136,7 @@ def test_a_run_records_what_was_published_before_its_start(deployment: Deploymen
         rig.client.wait_until_ready(30)
         for image in images[1:]:
             rig.source.publish(image.image_id, image.pixels)
+        lasting.service.wait_for_count("n_passed_images", len(images) - 1)
         lasting.service.end()
         account = rig.end()
     assert_saved(account, images)

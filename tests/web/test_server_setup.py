@@ -31,7 +31,7 @@ def test_server_that_is_ready_passes_and_keeps_no_file(
     names = ["services", "driver", f"HDF5 file in {rest.root}", "run in /"]
     assert [test["name"] for test in result["tests"]] == names
     assert result["tests"][1]["found"] == "idle"
-    assert "bytes free" in result["tests"][3]["found"]
+    assert "B free" in result["tests"][3]["found"]
     assert list(rest.root.iterdir()) == []
     rest.process.wait_for_line(r"\[event\] server setup of .* \(tomcat\): the server is ready for runs")
 

@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from stddaq.client import CommandRefusedError, RunFailedError
+from stddaq.text import bytes_text
 
 IS_ROOT = os.geteuid() == 0
 NOBODY = 65534
@@ -277,10 +278,10 @@ def test_files_belong_to_the_requested_uid(make_rig: MakeRig, open_directory: Pa
 )
 def test_more_images_than_the_disk_can_hold_are_refused_with_both_sizes(rig: Rig):
     n_image = 2**62
-    with pytest.raises(CommandRefusedError, match="bytes free") as refused:
+    with pytest.raises(CommandRefusedError, match="B free") as refused:
         rig.client.start(rig.directory, n_image=n_image)
     assert refused.value.error_type == "disk_full"
-    assert str(n_image * rig.config.image_bytes) in str(refused.value)
+    assert bytes_text(n_image * rig.config.image_bytes) in str(refused.value)
 
 
 def test_the_driver_listens_on_the_loopback_interface_by_default(rig: Rig):

@@ -7,7 +7,8 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -113,13 +114,19 @@ def _copy() -> float:
     return time.process_time() - begin
 
 
-def _messages() -> float:
-    """Return the CPU time of sending and receiving, the threads of ZeroMQ included."""
-    message = bytes(MESSAGE_BYTES)
+@contextmanager
+def _push_and_pull() -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
     with zmq.Context() as context, context.socket(zmq.PUSH) as push, context.socket(zmq.PULL) as pull:
         push.linger = pull.linger = 0
         push.setsockopt(zmq.SNDTIMEO, 10_000)
         pull.setsockopt(zmq.RCVTIMEO, 10_000)
+        yield push, pull
+
+
+def _messages() -> float:
+    """Return the CPU time of sending and receiving, the threads of ZeroMQ included."""
+    message = bytes(MESSAGE_BYTES)
+    with _push_and_pull() as (push, pull):
         push.setsockopt(zmq.SNDHWM, 2 * MESSAGES)
         pull.setsockopt(zmq.RCVHWM, 2 * MESSAGES)
         # ipc, unlike inproc, passes the kernel as between services.
@@ -138,10 +145,7 @@ def _messages() -> float:
 def _network() -> float:
     """Return the CPU time of sending parts of images by TCP and of receiving them."""
     part = bytes(PART_BYTES)
-    with zmq.Context() as context, context.socket(zmq.PUSH) as push, context.socket(zmq.PULL) as pull:
-        push.linger = pull.linger = 0
-        push.setsockopt(zmq.SNDTIMEO, 10_000)
-        pull.setsockopt(zmq.RCVTIMEO, 10_000)
+    with _push_and_pull() as (push, pull):
         push.connect(f"tcp://127.0.0.1:{pull.bind_to_random_port('tcp://127.0.0.1')}")
         begin = time.process_time()
         for _ in range(PARTS):

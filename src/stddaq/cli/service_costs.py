@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -186,9 +187,15 @@ def _service(program: str, path: Path, *arguments: str) -> Iterator[tuple[subpro
 def _ready(program: str, process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     line = ""
-    for line in process.stdout:
-        if "[event] ready" in line:
-            return line.split()[-1]
+    # Reading has no timeout of its own: a service that hangs is killed, which ends its output.
+    deadline = threading.Timer(TIMEOUT_S, process.kill)
+    deadline.start()
+    try:
+        for line in process.stdout:
+            if "[event] ready" in line:
+                return line.split()[-1]
+    finally:
+        deadline.cancel()
     raise MeasurementError(mismatch(program, "its start", line.strip() or "its end"))
 
 

@@ -68,6 +68,25 @@ class ArgumentParser(argparse.ArgumentParser):
             help=f"the driver (default: {URL_VARIABLE} of the environment, or {DEFAULT_URL})",
         )
 
+    def add_timeout(self, awaited: str, default_s: float) -> None:
+        """Add `--timeout` of a synchroniser, the longest wait for `awaited`."""
+        self.add_argument(
+            "--timeout",
+            type=Seconds(),
+            default=default_s,
+            metavar="SECONDS",
+            help=f"longest wait for {awaited} (default: {default_s:g})",
+        )
+
+    def add_announce_incomplete(self, incomplete: str, zeros: str = "zeros") -> None:
+        """Add `--announce-incomplete` of a synchroniser."""
+        self.add_argument(
+            "--announce-incomplete",
+            action="store_true",
+            help=f"announce images {incomplete}, with {zeros} and status missing_packets "
+            "(default: they are left out)",
+        )
+
     # The overloads of typeshed cannot be repeated here.
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Any = None, namespace: Any = None

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from stddaq.errors import GeometryError
 from stddaq.file_lease import is_open_elsewhere, is_open_for_writing
-from stddaq.text import mismatch
+from stddaq.text import bytes_text, mismatch
 
 SHM_DIRECTORY = Path("/dev/shm")
 SEGMENT_MODE = 0o777
@@ -106,8 +106,8 @@ class SharedSegment:
         raise GeometryError(
             mismatch(
                 f"shared memory {self.path}",
-                f"room for {size} bytes ({describe})",
-                f"{free} bytes free in {self.path.parent}",
+                f"room for {bytes_text(size)} ({describe})",
+                f"{bytes_text(free)} free in {self.path.parent}",
                 f"{reason}free or enlarge it, or configure a smaller ring (`ram_buffer_gb`)",
             )
         )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import zmq
 
 from stddaq.config import DetectorConfig
-from stddaq.daemon.arguments import ArgumentParser, Seconds, stream_address
+from stddaq.daemon.arguments import ArgumentParser, stream_address
 from stddaq.daemon.log import ready
 from stddaq.daemon.main import StopRequest, run
 from stddaq.forwarding.messages import MAX_METADATA_BYTES, QUEUED_MESSAGES, parse_forwarded
@@ -99,19 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=stream_address,
         help="address of std_metadata_stream on the other server, tcp://HOST:PORT",
     )
-    parser.add_argument(
-        "--timeout",
-        type=Seconds(),
-        default=DEFAULT_TIMEOUT_S,
-        metavar="SECONDS",
-        help=f"longest wait for the pixels of an image (default: {DEFAULT_TIMEOUT_S:g})",
-    )
-    parser.add_argument(
-        "--announce-incomplete",
-        action="store_true",
-        help="announce images without pixels, with zeros and status missing_packets "
-        "(default: they are left out)",
-    )
+    parser.add_timeout("the pixels of an image", DEFAULT_TIMEOUT_S)
+    parser.add_announce_incomplete("without pixels")
     return run(parser, _serve, argv)
 
 

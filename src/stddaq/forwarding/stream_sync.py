@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import zmq
 
 from stddaq.config import DetectorConfig
-from stddaq.daemon.arguments import ArgumentParser, Seconds
+from stddaq.daemon.arguments import ArgumentParser
 from stddaq.daemon.log import ready
 from stddaq.daemon.main import StopRequest, run
 from stddaq.forwarding.part_sync import DEFAULT_TIMEOUT_S, PartSync
@@ -62,13 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the synchroniser. Return the exit code."""
     parser = ArgumentParser(PROGRAM, "Announce an image when all its parts have come from the other server.")
     parser.add_config()
-    parser.add_argument(
-        "--timeout",
-        type=Seconds(),
-        default=DEFAULT_TIMEOUT_S,
-        metavar="SECONDS",
-        help=f"longest wait for a part (default: {DEFAULT_TIMEOUT_S:g})",
-    )
+    parser.add_timeout("a part", DEFAULT_TIMEOUT_S)
     return run(parser, _serve, argv)
 
 

@@ -106,6 +106,8 @@ class DelayFilter(Closing):
             self._subscriber.check()
             if self._statistics.write_if_due():
                 self._look_around()
+        # Announcements that have arrived and wait in the socket.
+        self._receive()
         self._pass_on(self._queue.take_all(time.monotonic()))
 
     def _receive(self) -> None:

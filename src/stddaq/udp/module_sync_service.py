@@ -18,7 +18,6 @@ from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.config.modules import expected_modules, gaps, position_mistakes
 from stddaq.daemon import metrics
-from stddaq.daemon.arguments import Seconds
 from stddaq.daemon.log import event, logger, ready
 from stddaq.daemon.main import StopRequest, run
 from stddaq.daemon.metrics import Registry
@@ -198,19 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the synchroniser. Return the exit code."""
     parser = UdpArgumentParser(PROGRAM, "Announce an image when all modules of the detector are converted.")
     parser.add_config()
-    parser.add_argument(
-        "--timeout",
-        type=Seconds(),
-        default=DEFAULT_TIMEOUT_S,
-        metavar="SECONDS",
-        help=f"longest wait for a module (default: {DEFAULT_TIMEOUT_S:g})",
-    )
-    parser.add_argument(
-        "--announce-incomplete",
-        action="store_true",
-        help="announce images that lack modules, with zeros in their places and status missing_packets "
-        "(default: they are left out)",
-    )
+    parser.add_timeout("a module", DEFAULT_TIMEOUT_S)
+    parser.add_announce_incomplete("that lack modules", "zeros in their places")
     return run(parser, _serve, argv)
 
 

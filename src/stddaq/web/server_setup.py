@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from stddaq.client.errors import UnsupportedError
 from stddaq.errors import StdDaqError
+from stddaq.text import bytes_text
 from stddaq.web.configurations import call
 from stddaq.web.h5_files import H5Files
 from stddaq.web.live.driver_feed import DriverFeed
@@ -61,7 +62,7 @@ class ServerSetup:
 
     async def _file(self, root: Path) -> str:
         n_bytes = (await self._files.request("write_test_file", base_path=str(root)))["n_bytes"]
-        return f"{n_bytes} bytes written and read"
+        return f"{bytes_text(n_bytes)} written and read"
 
     async def _run(self, root: Path) -> str:
         async with self._driver.client() as client:
@@ -69,7 +70,7 @@ class ServerSetup:
                 free = (await client.check(root, file_prefix=_PREFIX, n_image=1)).raw["free_bytes"]
             except UnsupportedError:
                 return "not tested: the driver is not stddaq's"
-        return f"can be started, {free} bytes free"
+        return f"can be started, {bytes_text(free)} free"
 
 
 class _FailedError(StdDaqError):

@@ -20,7 +20,7 @@ from stddaq.files.names import (
     nxtomo_file_name,
     raw_file_name,
 )
-from stddaq.text import mismatch, os_error_text
+from stddaq.text import bytes_text, mismatch, os_error_text
 from stddaq.wire.driver_messages import (
     DEFAULT_N_IMAGE,
     CommandError,
@@ -171,8 +171,8 @@ def _may_write(path: str, uid: int) -> bool:
 def _check_space(start: StartCommand, config: DetectorConfig) -> None:
     needed, free = start.n_image * config.image_bytes, free_bytes(start)
     if needed > free:
-        expected = f"images that fit into {free} bytes free in {start.path}"
-        got = f"{start.n_image} of {config.image_bytes} bytes each, {needed} in total"
+        expected = f"images that fit into {bytes_text(free)} free in {start.path}"
+        got = f"{start.n_image} of {bytes_text(config.image_bytes)} each, {bytes_text(needed)} in total"
         raise CommandError("disk_full", mismatch("n_image", expected, got))
 
 
