@@ -15,8 +15,13 @@ import zmq
 from support.peers.cpp_services import CppSource
 from support.processes.deployment import Deployment, free_port
 from support.processes.machine import assert_within
-from support.processes.recording import Image, Rig, assert_saved, images_of, pixels_of
-from support.processes.servers import MakeServers, Servers, wait_for_connections
+from support.processes.recording import images_of, pixels_of
+from support.processes.servers import (
+    MakeServers,
+    assert_all_arrive,
+    record_through_a_restart,
+    wait_for_connections,
+)
 from support.processes.stream_readers import StreamReader
 
 from stddaq.dataplane.connections import open_socket
@@ -27,12 +32,6 @@ from stddaq.forwarding.parts import parts_of
 # 32 x 48 pixels are 3072 bytes, which 5 does not divide.
 FIVE: dict[str, Any] = {"max_number_of_forwarders_spawned": 5, "use_all_forwarders": True}
 THREE: dict[str, Any] = {"max_number_of_forwarders_spawned": 3, "use_all_forwarders": True}
-NOTHING_LOST = {"n_dropped": 0, "n_skipped": 0, "n_overwritten": 0, "n_damaged": 0}
-
-
-def publish(servers: Servers, images: list[Image]) -> None:
-    for image in images:
-        servers.source.publish(image.image_id, image.pixels, image.status)
 
 
 @pytest.mark.parametrize("pairs", [FIVE, {}], ids=["all", "max"])
@@ -41,20 +40,7 @@ def test_a_run_on_the_second_server_holds_every_pixel_of_the_first(
 ) -> None:
     servers = make_servers(**pairs)
     servers.start()
-    with Rig(servers.second, directory) as rig:
-        rig.start_driver().start_writers()
-        # More than the ring holds, in two stretches that start with the same ids.
-        images = [*images_of(range(1, 1100)), *images_of(range(5), salt=1)]
-        rig.client.start(directory, n_image=len(images))
-        rig.client.wait_until_ready(30)
-        for start in range(0, len(images), 100):
-            # A writer that is late must not lose images to those that follow.
-            rig.wait_for_count(start)
-            publish(servers, images[start : start + 100])
-        account = rig.end()
-    assert_saved(account, images)
-    assert account["n_restarts"] == 1
-    assert {key: account[key] for key in NOTHING_LOST} == NOTHING_LOST
+    record_through_a_restart(servers, directory)
 
 
 def test_services_without_a_part_end_in_silence(deployment: Deployment) -> None:
@@ -180,32 +166,17 @@ def test_a_pair_that_fails_is_named_and_what_it_costs_is_listed(
 ) -> None:
     servers = make_servers(**THREE)
     servers.start("--timeout", 1)
-    failing = getattr(servers, side)[1]
     with StreamReader(servers.second) as reader:
-        publish(servers, images_of(range(1, 11)))
+        servers.publish(images_of(range(1, 11)))
         assert [image.image_id for image in reader.receive(10)] == list(range(1, 11))
-        if number == signal.SIGKILL:
-            failing.kill()
-        else:
-            failing.send(number)
+        bring_back = servers.fail_pair(side, number)
         failed_at = time.monotonic()
-        publish(servers, images_of(range(11, 21)))
+        servers.publish(images_of(range(11, 21)))
         line = servers.sync.wait_for_line(r"images 11[-\d]*: not received without part 1", timeout=30)
         assert_within(time.monotonic() - failed_at, 2.0)
-        if number == signal.SIGKILL:
-            getattr(servers, f"start_{side[:-1]}")(1)
-        else:
-            # The peer of a hanging process notices it by its heartbeats.
-            other = servers.senders if side == "receivers" else servers.receivers
-            other[1].wait_for_line("has disconnected", timeout=30)
-            failing.send(signal.SIGCONT)
-        servers.wait_for_pairs()
-        wait_for_connections([servers.receivers[1]], "n_senders")
+        bring_back()
         servers.sync.wait_for_count("n_corrupted_images", 10)
-        publish(servers, images_of(range(31, 41)))
-        images = reader.receive(10)
-    assert [image.image_id for image in images] == list(range(31, 41))
-    assert all(np.array_equal(image.pixels, pixels_of(image.image_id)) for image in images)
+        assert_all_arrive(servers, reader)
     seen(f'"{line[0]}"; 31 to 40 arrived')
 
 
@@ -220,13 +191,13 @@ def test_images_of_which_nothing_arrived_are_listed(
     servers = make_servers()
     servers.start()
     with StreamReader(servers.second) as reader:
-        publish(servers, images_of(range(1, 4)))
+        servers.publish(images_of(range(1, 4)))
         reader.receive(3)
         servers.receivers[0].kill()
-        publish(servers, images_of(range(4, 9)))
+        servers.publish(images_of(range(4, 9)))
         servers.start_receiver(0)
         servers.wait_for_pairs()
-        publish(servers, images_of(range(9, 11)))
+        servers.publish(images_of(range(9, 11)))
         assert [image.image_id for image in reader.receive(2)] == [9, 10]
     line = servers.sync.wait_for_line(r"images 4-8: nothing arrived")
     seen(f'"{line[0]}"')

@@ -14,20 +14,19 @@ import pytest
 import zmq
 from support.peers.cpp_services import CppSource
 from support.processes.machine import assert_within
-from support.processes.recording import Rig, assert_saved, images_of, pixels_of
-from support.processes.servers import MakeServers, Servers, wait_for_connections
+from support.processes.recording import images_of, pixels_of
+from support.processes.servers import (
+    MakeServers,
+    assert_all_arrive,
+    record_through_a_restart,
+    wait_for_connections,
+)
 from support.processes.stream_readers import StreamReader
 
 from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.metadata import GOOD_IMAGE, MISSING_PACKETS, ImageMetadata
 
 THREE: dict[str, Any] = {"max_number_of_forwarders_spawned": 3, "sender_sends_full_images": True}
-NOTHING_LOST = {"n_dropped": 0, "n_skipped": 0, "n_overwritten": 0, "n_damaged": 0}
-
-
-def publish(servers: Servers, image_ids: range, salt: int = 0) -> None:
-    for image in images_of(image_ids, salt=salt):
-        servers.source.publish(image.image_id, image.pixels, image.status)
 
 
 def test_a_run_on_the_second_server_holds_every_pixel_of_the_first(
@@ -35,21 +34,7 @@ def test_a_run_on_the_second_server_holds_every_pixel_of_the_first(
 ) -> None:
     servers = make_servers(**THREE)
     servers.start()
-    with Rig(servers.second, directory) as rig:
-        rig.start_driver().start_writers()
-        # More than the ring holds, in two stretches that start with the same ids.
-        images = [*images_of(range(1, 1100)), *images_of(range(5), salt=1)]
-        rig.client.start(directory, n_image=len(images))
-        rig.client.wait_until_ready(30)
-        for start in range(0, len(images), 100):
-            # A writer that is late must not lose images to those that follow.
-            rig.wait_for_count(start)
-            for image in images[start : start + 100]:
-                servers.source.publish(image.image_id, image.pixels, image.status)
-        account = rig.end()
-    assert_saved(account, images)
-    assert account["n_restarts"] == 1
-    assert {key: account[key] for key in NOTHING_LOST} == NOTHING_LOST
+    record_through_a_restart(servers, directory)
 
 
 def test_cpp_peers_are_understood_on_every_connection(make_servers: MakeServers) -> None:
@@ -130,32 +115,20 @@ def test_a_pair_that_fails_costs_its_images_and_no_others(
 ) -> None:
     servers = make_servers(**THREE)
     servers.start("--timeout", 5)
-    failing = getattr(servers, side)[1]
     with StreamReader(servers.second) as reader:
-        publish(servers, range(1, 11))
+        servers.publish(images_of(range(1, 11)))
         assert [image.image_id for image in reader.receive(10)] == list(range(1, 11))
-        if number == signal.SIGKILL:
-            failing.kill()
-        else:
-            failing.send(number)
+        bring_back = servers.fail_pair(side, number)
         failed_at = time.monotonic()
-        publish(servers, range(11, 21))
+        servers.publish(images_of(range(11, 21)))
         other = servers.senders if side == "receivers" else servers.receivers
         other[1].wait_for_line("has disconnected", timeout=30)
         assert_within(time.monotonic() - failed_at, 2.0)
         # Metadata that arrive one by one are given up one by one, and listed once a period.
         line = servers.sync.wait_for_line(r"images 13.*: not received through pair 1", timeout=30)
         assert [image.image_id for image in reader.receive(7)] == [11, 12, 14, 15, 17, 18, 20]
-        if number == signal.SIGKILL:
-            servers.start_receiver(1)
-        else:
-            failing.send(signal.SIGCONT)
-        servers.wait_for_pairs()
-        wait_for_connections([servers.receivers[1]], "n_senders")
-        publish(servers, range(31, 41))
-        images = reader.receive(10)
-    assert [image.image_id for image in images] == list(range(31, 41))
-    assert all(np.array_equal(image.pixels, pixels_of(image.image_id)) for image in images)
+        bring_back()
+        assert_all_arrive(servers, reader)
     seen(f'"{line[0]}"; 31 to 40 arrived')
 
 
@@ -168,15 +141,15 @@ def test_images_without_metadata_are_listed(make_servers: MakeServers, seen: Cal
     servers = make_servers(**THREE)
     servers.start()
     with StreamReader(servers.second) as reader:
-        publish(servers, range(1, 4))
+        servers.publish(images_of(range(1, 4)))
         reader.receive(3)
         assert servers.metadata
         servers.metadata.kill()
         servers.sync.wait_for_line(r"a sender has disconnected")
-        publish(servers, range(4, 9))
+        servers.publish(images_of(range(4, 9)))
         servers.start_metadata()
         servers.wait_for_pairs()
-        publish(servers, range(9, 12))
+        servers.publish(images_of(range(9, 12)))
         assert [image.image_id for image in reader.receive(3)] == [9, 10, 11]
     line = servers.sync.wait_for_line(r"images 4-8: nothing arrived")
     seen(f'"{line[0]}"')
@@ -187,7 +160,7 @@ def test_images_without_pixels_are_announced_blank_on_demand(make_servers: MakeS
     servers.start("--timeout", 5, "--announce-incomplete")
     with StreamReader(servers.second) as reader:
         servers.receivers[1].kill()
-        publish(servers, range(6))
+        servers.publish(images_of(range(6)))
         images = reader.receive(6)
     assert [(image.image_id, image.status) for image in images if image.image_id % 3 == 1] == [
         (1, MISSING_PACKETS),

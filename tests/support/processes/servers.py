@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
+import numpy as np
 from support.processes.deployment import Deployment, Service, console_script, free_port, wait_until
 from support.processes.namespaces import Network
+from support.processes.recording import Image, Rig, assert_saved, images_of, pixels_of
+from support.processes.stream_readers import StreamReader
 
 from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
@@ -80,6 +85,32 @@ class Servers(Closing):
         wait_for_connections(senders, "n_receivers")
         wait_until(lambda: self.source.count_subscribers() >= len(senders), what="subscriptions of senders")
 
+    def publish(self, images: Iterable[Image]) -> None:
+        """Publish images on the first server."""
+        for image in images:
+            self.source.publish(image.image_id, image.pixels, image.status)
+
+    def fail_pair(self, side: str, number: signal.Signals) -> Callable[[], None]:
+        """Kill or stop one end of pair 1, of "senders" or "receivers". Return what brings it back."""
+        failing = getattr(self, side)[1]
+        if number == signal.SIGKILL:
+            failing.kill()
+        else:
+            failing.send(number)
+
+        def bring_back() -> None:
+            if number == signal.SIGKILL:
+                getattr(self, f"start_{side[:-1]}")(1)
+            else:
+                # The peer of a hanging process notices it by its heartbeats.
+                other = self.senders if side == "receivers" else self.receivers
+                other[1].wait_for_line("has disconnected", timeout=30)
+                failing.send(signal.SIGCONT)
+            self.wait_for_pairs()
+            wait_for_connections([self.receivers[1]], "n_senders")
+
+        return bring_back
+
     @property
     def source(self) -> ImagePublisher:
         """Return the publisher of the first server, which is made on first use."""
@@ -96,6 +127,31 @@ def wait_for_connections(services: Sequence[Service], name: str) -> None:
     starts = [len(service.stdout) for service in services]
     for service, start in zip(services, starts, strict=True):
         service.wait_for_line(rf"\b{name}=1\b", start=start)
+
+
+def record_through_a_restart(servers: Servers, directory: Path) -> None:
+    """Record on the second server more images than its ring holds, whose ids restart. Fail if one is lost."""
+    with Rig(servers.second, directory) as rig:
+        rig.start_driver().start_writers()
+        images = [*images_of(range(1, 1100)), *images_of(range(5), salt=1)]
+        rig.client.start(directory, n_image=len(images))
+        rig.client.wait_until_ready(30)
+        for start in range(0, len(images), 100):
+            # A writer that is late must not lose images to those that follow.
+            rig.wait_for_count(start)
+            servers.publish(images[start : start + 100])
+        account = rig.end()
+    assert_saved(account, images)
+    assert account["n_restarts"] == 1
+    assert not any(account[key] for key in ("n_dropped", "n_skipped", "n_overwritten", "n_damaged"))
+
+
+def assert_all_arrive(servers: Servers, reader: StreamReader) -> None:
+    """Publish images 31 to 40. Fail if one is missing or wrong on the second server."""
+    servers.publish(images_of(range(31, 41)))
+    images = reader.receive(10)
+    assert [image.image_id for image in images] == list(range(31, 41))
+    assert all(np.array_equal(image.pixels, pixels_of(image.image_id)) for image in images)
 
 
 MakeServers = Callable[..., Servers]
