@@ -18,7 +18,8 @@ from support.processes.deployment import make_config
 
 from stddaq.cli import main as stddaq
 from stddaq.cli import server_checks
-from stddaq.cli.server_checks import Finding, Server, check_server, rings_bytes, write_speed
+from stddaq.cli.findings import Finding, Server
+from stddaq.cli.server_checks import check_server, rings_bytes, write_speed
 from stddaq.config import DetectorConfig
 from stddaq.udp.batch_socket import SOCKET_BUFFER_BYTES
 
@@ -32,30 +33,6 @@ UDP_CONFIG = {
 }
 
 
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the file system of a server that is prepared."""
-    root = tmp_path / "server"
-    monkeypatch.setenv("STDDAQ_IPC_DIR", "/tmp")
-    for path, text in {
-        "proc/mounts": "tmpfs /dev/shm tmpfs rw,size=1g,huge=within_size 0 0\n",
-        "sys/kernel/mm/transparent_hugepage/shmem_enabled": "always within_size advise [never] deny force\n",
-        "proc/sys/net/core/rmem_max": f"{SOCKET_BUFFER_BYTES}\n",
-        "proc/sys/fs/protected_regular": "0\n",
-        "sys/class/net/eth1/mtu": "9000\n",
-        "sys/class/net/eth1/queues/rx-0/rps_cpus": "0\n",
-        "sys/class/net/lo/mtu": "65536\n",
-        "proc/17/comm": "systemd\n",
-        "etc/systemd/logind.conf": "[Login]\nRemoveIPC=no\n",
-    }.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(text)
-    (root / "sys/class/net/eth1/device").mkdir()
-    (root / "run/systemd/system").mkdir(parents=True)
-    (root / "dev/shm").mkdir(parents=True)
-    return root
-
-
 def find(name: str, root: Path, uid: int = USER, rate: float | None = None, **keys: Any) -> Finding:
     """Return the finding of a check."""
     config = DetectorConfig.parse(make_config(**{"allowed_roots": [], **UDP_CONFIG} | keys))
@@ -64,8 +41,7 @@ def find(name: str, root: Path, uid: int = USER, rate: float | None = None, **ke
 
 
 CHECKED = (
-    *("shared memory", "huge pages", "network buffers", "packet size", "receive queues", "interrupts"),
-    "sockets",
+    *("shared memory", "huge pages", "network buffers", "packet size", "interrupts", "sockets"),
     *("ring buffers of C++ services", "RemoveIPC"),
 )
 
@@ -98,13 +74,6 @@ def test_setting_that_is_missing(name: str, path: str, text: str, state: str, cu
     (root / path).write_text(f"{text}\n")
     finding = find(name, root, switch_user_active=True)
     assert (finding.state, finding.cure) == (state, cure)
-
-
-def test_a_card_needs_a_queue_for_each_module(root: Path) -> None:
-    finding = find("receive queues", root, n_modules=2, image_pixel_width=1028, module_positions={})
-    assert (finding.state, finding.found) == ("advice", "eth1 has 1")
-    assert finding.cure == "ethtool -L eth1 combined 2"
-    assert "ethtool -U eth1 flow-type udp4 dst-port" in finding.expected
 
 
 def test_network_concerns_only_detectors_that_send_packets(root: Path) -> None:

@@ -14,7 +14,7 @@ from stddaq.daemon.arguments import ArgumentParser, NumberRange, user_id
 from stddaq.text import escaped
 
 if TYPE_CHECKING:
-    from stddaq.cli.server_checks import Finding
+    from stddaq.cli.findings import Finding
     from stddaq.config import DetectorConfig
 
 SUMMARY = "check whether this server is prepared for a configuration"
@@ -37,6 +37,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="user that the services run as, unless the configuration sets switch_user_active: then it is "
         "root (default: the user of this command)",
     )
+    parser.add_argument(
+        "--interface",
+        default="",
+        metavar="NAME",
+        help="network interface that the detector sends to (default: that with the largest packets)",
+    )
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print the findings as JSON")
     shown.add_argument(
@@ -48,11 +54,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from stddaq.cli.server_checks import Server, check_server, is_prepared
+    from stddaq.cli.findings import Server
+    from stddaq.cli.server_checks import check_server, is_prepared
     from stddaq.config import DetectorConfig
 
     config = DetectorConfig.load(args.config)
-    server = Server(_user(config, args.user))
+    server = Server(_user(config, args.user), interface=args.interface)
     findings = check_server(config, server, args.rate)
     if args.mend:
         before = findings

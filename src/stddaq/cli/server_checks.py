@@ -13,10 +13,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from stddaq.cli.findings import Finding, Server, State
+from stddaq.cli.network_checks import network_findings
 from stddaq.config import DetectorConfig
 from stddaq.config.modules import expected_modules
 from stddaq.config.services import RECEIVERS, requested_services
@@ -25,73 +25,27 @@ from stddaq.daemon.user_switch import groups_of
 from stddaq.dataplane.ring_layout import RingGeometry
 from stddaq.errors import GeometryError
 from stddaq.text import bytes_text, os_error_text
-from stddaq.udp.batch_socket import SOCKET_BUFFER_BYTES
 from stddaq.udp.frame_ring import FRAME_SLOTS
 from stddaq.udp.geometry import frame_bytes
 from stddaq.wire.default_addresses import ipc_directory
 
 # Users with smaller uids are of the system; systemd-logind leaves their shared memory alone.
 FIRST_LOGIN_UID = 1000
-# Packets of the detectors are up to 8240 bytes, and have headers.
-JUMBO_MTU = 9000
 STA_UNSYNC = 0x40
 # The measurement of a disk ends when one of these is reached.
 MEASURED_S = 2.0
 MEASURED_BYTES = 2**30
 _BLOCK = bytes(4 * 2**20)
 
-State = Literal["ok", "advice", "missing"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of one check.
-
-    Attributes:
-        state: `advice`: it works, but may be slow or lose images; `missing`: services will fail.
-        cure: a shell command that mends it, mostly for root; empty if no command does.
-        is_for_all: the cure is right on every server. `stddaq doctor --mend` runs no others.
-    """
-
-    name: str
-    state: State
-    found: str
-    expected: str = ""
-    cure: str = ""
-    is_for_all: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """The machine to check.
-
-    Attributes:
-        uid: the user that the services run as.
-        root: directory of the file system, for tests.
-    """
-
-    uid: int
-    root: Path = Path("/")
-
-    def text(self, path: str) -> str | None:
-        """Return a file of the system without white space around it; None if there is none."""
-        try:
-            return (self.root / path).read_text().strip()
-        except FileNotFoundError:
-            return None
-
-    def number(self, path: str) -> int | None:
-        """Return the number in a file of the system; None if there is none."""
-        text = self.text(path)
-        return int(text) if text is not None and text.isdecimal() else None
-
 
 def check_server(config: DetectorConfig, server: Server, rate: float | None) -> list[Finding]:
-    """Return all findings, in the order in which a server is prepared. `rate`: images per second."""
+    """Return all findings, in the order in which a server is prepared. `rate`: images per second.
+
+    Raise `ConfigError` if the server does not have the named interface.
+    """
     findings = [_installation(server), _shared_memory(config, server), _huge_pages(server)]
     if sends_packets(config):
-        findings += [_receive_buffers(server), _packet_size(server), _queues(config, server)]
-        findings.append(_interrupts(server))
+        findings += network_findings(config, server)
     findings += [_descriptors(), _sockets(server), _protected_regular(config, server), _remove_ipc(server)]
     findings += [_clock(), _cores(config)]
     for root in config.allowed_roots:
@@ -182,64 +136,6 @@ def _huge_pages(server: Server) -> Finding:
         return Finding(name, "ok", "used by /dev/shm")
     cure = "mount -o remount,huge=within_size /dev/shm"
     return Finding(name, "advice", "not used by /dev/shm", "huge=within_size, for faster copies", cure)
-
-
-def _receive_buffers(server: Server) -> Finding:
-    name, path = "network buffers", "proc/sys/net/core/rmem_max"
-    limit = server.number(path)
-    if limit is None:
-        return Finding(name, "advice", "net.core.rmem_max cannot be read", str(SOCKET_BUFFER_BYTES))
-    if limit >= SOCKET_BUFFER_BYTES:
-        return Finding(name, "ok", f"net.core.rmem_max = {limit}")
-    cure = f"sysctl -w net.core.rmem_max={SOCKET_BUFFER_BYTES}"
-    return Finding(name, "missing", f"net.core.rmem_max = {limit}", f"{SOCKET_BUFFER_BYTES}", cure)
-
-
-def _packet_size(server: Server) -> Finding:
-    name, found = "packet size", _network_cards(server)
-    shown = ", ".join(f"{interface} has MTU {mtu}" for interface, mtu in found.items()) or "no network card"
-    if not found or max(found.values()) >= JUMBO_MTU:
-        return Finding(name, "ok", shown)
-    cure = f"ip link set dev {shlex.quote(max(found, key=found.__getitem__))} mtu {JUMBO_MTU}"
-    return Finding(name, "advice", shown, f"{JUMBO_MTU} on the interface of the detector", cure)
-
-
-def _network_cards(server: Server) -> dict[str, int]:
-    """Return the MTU of each network card by its name."""
-    found, interfaces = {}, server.root / "sys/class/net"
-    for interface in sorted(interfaces.iterdir()) if interfaces.is_dir() else []:
-        mtu = server.number(f"sys/class/net/{interface.name}/mtu")
-        if mtu is not None and (interface / "device").exists():
-            found[interface.name] = mtu
-    return found
-
-
-def _queues(config: DetectorConfig, server: Server) -> Finding:
-    """With a queue for the port of each module, its packets stay on the core of its receiver."""
-    name, cards = "receive queues", _network_cards(server)
-    if not cards:
-        return Finding(name, "ok", "no network card")
-    card, n_modules = max(cards, key=cards.__getitem__), len(expected_modules(config))
-    n_queues = len(list((server.root / "sys/class/net" / card / "queues").glob("rx-*")))
-    if n_queues >= n_modules:
-        return Finding(name, "ok", f"{card} has {n_queues}")
-    rule = f"ethtool -U {card} flow-type udp4 dst-port {config.start_udp_port} action 0"
-    expected = f"{n_modules}, one for the port of each module, as by {rule}"
-    cure = f"ethtool -L {shlex.quote(card)} combined {n_modules}"
-    # It interrupts the network, and few cards have many queues.
-    return Finding(name, "advice", f"{card} has {n_queues}", expected, cure, is_for_all=False)
-
-
-def _interrupts(server: Server) -> Finding:
-    """irqbalance moves interrupts of the network card to cores that receive."""
-    for path in (server.root / "proc").glob("[0-9]*/comm"):
-        try:
-            if path.read_text().strip() == "irqbalance":
-                cure = "systemctl disable --now irqbalance"
-                return Finding("interrupts", "advice", "irqbalance moves them", "fixed cores", cure)
-        except OSError:
-            continue  # The process has ended.
-    return Finding("interrupts", "ok", "irqbalance does not run")
 
 
 def _descriptors() -> Finding:
