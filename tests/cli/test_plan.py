@@ -11,7 +11,7 @@ from support.processes.deployment import make_config
 from stddaq.cli import main as stddaq
 from stddaq.cli.costs import Costs, measure
 from stddaq.cli.deployment_file import read_deployment_file
-from stddaq.cli.planning import MAX_LOAD, Plan, make_plan
+from stddaq.cli.planning import MAX_LOAD, SHARED_LOAD, Plan, make_plan
 from stddaq.config import DetectorConfig
 from stddaq.config.creation import new_configuration
 from stddaq.errors import ConfigError
@@ -69,11 +69,24 @@ def test_the_ring_buffer_holds_the_images_of_two_seconds() -> None:
 
 
 def test_what_does_not_fit_is_named() -> None:
-    assert plan_of("gigafrost", 100).problems(64) == []
-    (problem,) = plan_of("gigafrost", 100).problems(10)
-    assert problem == "server: 21 cores, the server has 10"
+    assert plan_of("gigafrost", 1000).problems(64) == []
+    (problem,) = plan_of("gigafrost", 1000).problems(10)
+    assert problem == "server: 15 cores, the server has 10"
     problems = plan_of("gigafrost", 20_000).problems(10_000)
     assert any(problem.startswith("std_udp_recv_gf: ") for problem in problems)
+
+
+def test_services_with_small_loads_share_cores() -> None:
+    plan = plan_of("gigafrost", 10)
+    (server,) = plan.servers
+    # 20 services, all of them together with less than 70 % of a core.
+    assert sum(service.n_instances for service in plan.services) == 20
+    assert (server.n_shared, server.n_own, server.n_cores) == (1, 0, 2)
+    for rate in (10, 100, 300, 1000):
+        (server,) = plan_of("gigafrost", rate).servers
+        shared = [service for service in server.services if service.shares_cores]
+        assert sum(service.n_instances * service.load for service in shared) <= MAX_LOAD * server.n_shared
+        assert server.n_own == sum(s.n_instances for s in server.services if s.load > SHARED_LOAD)
 
 
 def test_two_servers_share_the_work_in_pairs() -> None:
@@ -125,14 +138,17 @@ def test_the_deployment_file_is_one_that_can_be_deployed(
     config = make_config(detector_name="GF1", detector_type="pco", allowed_roots=[str(tmp_path)])
     Path("gf1.json").write_text(json.dumps(config | {"number_of_writers": 2}))
     COSTS.save(Path("costs.json"))
-    plan = ["plan", "gf1.json", "--rate", "10", "--costs", "costs.json", "-o", "deployment.yml"]
+    # One writer with a load of 58 %, and 16 % of the others.
+    plan = ["plan", "gf1.json", "--rate", "15000", "--costs", "costs.json", "-o", "deployment.yml"]
     assert stddaq([*plan, "--cores", "4"]) == 0
-    assert "number_of_writers 1" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "number_of_writers 1" in shown
+    assert "3 of 4 (server): 1 for the system, 1 shared, 1 with one service" in shown
     ((deployment,),) = [play.deployments for play in read_deployment_file(Path("deployment.yml"))]
     assert [(i.program, i.cores, i.arguments) for i in deployment.instances] == [
         ("std_det_driver", "1", ("-m",)),
         ("std_det_writer", "2", ("0",)),
-        ("std_det_meta_writer_pco", "3", ()),
+        ("std_det_meta_writer_pco", "1", ()),
     ]
     Path("units").mkdir()
     monkeypatch.setattr("os.cpu_count", lambda: 4)
@@ -149,23 +165,28 @@ def test_a_deployment_file_for_two_servers_is_one_that_can_be_deployed(
     config = make_config(
         detector_name="GF1",
         n_modules=8,
-        image_pixel_height=288,
+        image_pixel_height=128,
         image_pixel_width=480,
         allowed_roots=["/data"],
     )
     Path("gf1.json").write_text(json.dumps(config))
     COSTS.save(Path("costs.json"))
-    # One server has too few cores for 8 receivers, 8 converters and the rest.
-    plan = ["plan", "gf1.json", "--rate", "1000", "--costs", "costs.json", "--cores", "19"]
+    # One server would need 10 cores.
+    plan = ["plan", "gf1.json", "--rate", "30000", "--costs", "costs.json", "--cores", "9"]
     assert stddaq([*plan, "--address", "192.168.1.5", "-o", "deployment.yml"]) == 0
     shown = capsys.readouterr().out
-    assert "max_number_of_forwarders_spawned 1, use_all_forwarders true" in shown
+    assert "max_number_of_forwarders_spawned 3, use_all_forwarders true" in shown
     writing, receiving = read_deployment_file(Path("deployment.yml"))
     senders = [i for i in receiving.deployments[0].instances if i.program == "std_stream_send"]
-    assert [i.arguments for i in senders] == [("tcp://192.168.1.5:9100", "0")]
-    Path("gf1.json").write_text(json.dumps(config | {"max_number_of_forwarders_spawned": 1}))
+    assert [i.arguments for i in senders] == [(f"tcp://192.168.1.5:{9100 + i}", f"{i}") for i in range(3)]
+    # 8 converters with a load of 13 % are among those that share cores.
+    converters = [i for i in receiving.deployments[0].instances if i.program == "std_data_convert_gf"]
+    assert {i.cores for i in converters} == {"1-4"}
+    Path("gf1.json").write_text(
+        json.dumps(config | {"max_number_of_forwarders_spawned": 3, "number_of_writers": 3})
+    )
     Path("units").mkdir()
-    monkeypatch.setattr("os.cpu_count", lambda: 19)
+    monkeypatch.setattr("os.cpu_count", lambda: 9)
     for play in (writing, receiving):
         check = ["deployment", "deployment.yml", "--play", play.name, "--configs", "."]
         assert stddaq([*check, "--directory", "units"]) == 0

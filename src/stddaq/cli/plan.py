@@ -60,7 +60,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--servers",
         type=int,
         choices=(1, 2),
-        help="2: a receiving and a writing server (default: 2 if one has too few cores)",
+        help="2: a receiving and a writing server (default: 2 if one has too few cores, and two need fewer each)",
     )
     parser.add_argument(
         "--address",
@@ -87,7 +87,10 @@ def run(args: argparse.Namespace) -> int:
     n_cores = args.cores or len(os.sched_getaffinity(0))
     plan = make_plan(config, args.rate, costs, args.buffer, args.servers or 1)
     if args.servers is None and plan.servers[0].n_cores > n_cores:
-        plan = make_plan(config, args.rate, costs, args.buffer, 2)
+        two = make_plan(config, args.rate, costs, args.buffer, 2)
+        # Sending the images takes cores, too, and may take more than a second server has.
+        if max(server.n_cores for server in two.servers) < plan.servers[0].n_cores:
+            plan = two
     print("\n".join(_lines(plan, n_cores, args.buffer)))
     problems = plan.problems(n_cores)
     for problem in problems:
@@ -100,9 +103,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _lines(plan: Plan, n_cores: int, buffer_s: float) -> Iterator[str]:
+    from stddaq.cli.planning import SPARE_CORES
+
     rows = [("server", "service", "instances", "load of each", "cores")]
     rows += [
-        (server.name, s.program, f"{s.n_instances}", f"{s.load:.0%}", f"{s.cores}")
+        (
+            server.name,
+            s.program,
+            f"{s.n_instances}",
+            f"{s.load:.0%}",
+            "shared" if s.shares_cores else f"{s.n_instances}",
+        )
         for server in plan.servers
         for s in server.services
     ]
@@ -110,6 +121,7 @@ def _lines(plan: Plan, n_cores: int, buffer_s: float) -> Iterator[str]:
     keys = ", ".join(f"{key} {json.dumps(value)}" for key, value in plan.keys.items())
     yield f"pixels         {bytes_text(plan.bytes_per_s)}/s"
     yield f"shared memory  {bytes_text(plan.memory_bytes)}, {buffer_s:g} s of images or 1000 of them"
-    cores = ", ".join(f"{server.n_cores} of {n_cores} ({server.name})" for server in plan.servers)
-    yield f"cores          {cores}"
+    for server in plan.servers:
+        parts = f"{SPARE_CORES} for the system, {server.n_shared} shared, {server.n_own} with one service"
+        yield f"cores          {server.n_cores} of {n_cores} ({server.name}): {parts}"
     yield f"configuration  {keys}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import yaml
@@ -29,6 +30,9 @@ from stddaq.udp.geometry import GigaFrostGeometry, frame_bytes, packed_geometry
 
 # A service that uses more of its core than this has no reserve for a pause.
 MAX_LOAD = 0.7
+# A service with more load has a core of its own, because others would delay it. Those with less share cores,
+# which together have the same reserve.
+SHARED_LOAD = 0.2
 # With more work for messages, images are sent whole, each by one pair.
 MAX_MESSAGE_LOAD = MAX_LOAD / 4
 # Of the writing path beside a bare loop.
@@ -59,9 +63,9 @@ class ServicePlan:
     first_port: int = 0
 
     @property
-    def cores(self) -> int:
-        """One for each instance, because services are pinned."""
-        return self.n_instances
+    def shares_cores(self) -> bool:
+        """Whether its instances run beside other services."""
+        return self.load <= SHARED_LOAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +76,20 @@ class ServerPlan:
     services: tuple[ServicePlan, ...]
 
     @property
+    def n_own(self) -> int:
+        """Cores with one service each."""
+        return sum(service.n_instances for service in self.services if not service.shares_cores)
+
+    @property
+    def n_shared(self) -> int:
+        """Cores for all services with small loads."""
+        loads = [service.n_instances * service.load for service in self.services if service.shares_cores]
+        return max(1, math.ceil(sum(loads) / MAX_LOAD)) if loads else 0
+
+    @property
     def n_cores(self) -> int:
         """Cores that it needs."""
-        return sum(service.cores for service in self.services) + SPARE_CORES
+        return SPARE_CORES + self.n_shared + self.n_own
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +201,8 @@ def _forwarding(
 def deployment_text(plan: Plan, config_file: str, n_cores: int, address: str) -> str:
     """Return a deployment file; the services of a server with enough cores are pinned.
 
+    Those that share cores may run on all of these.
+
     `address`: of the receiving server, in the network between the two.
     """
     plays = [_play(server, config_file, n_cores, address) for server in plan.servers]
@@ -195,11 +212,18 @@ def deployment_text(plan: Plan, config_file: str, n_cores: int, address: str) ->
 
 
 def _play(server: ServerPlan, config_file: str, n_cores: int, address: str) -> dict[str, object]:
-    cores = iter(range(SPARE_CORES, n_cores)) if server.n_cores <= n_cores else iter(())
+    is_pinned, first_own = server.n_cores <= n_cores, SPARE_CORES + server.n_shared
+    own = iter(range(first_own, n_cores) if is_pinned else ())
+    shared = [_range(SPARE_CORES, first_own - 1)] if is_pinned else []
     microservices = [
         {
             "prog_name": service.program,
-            "instances": [_instance(service, i, cores, address) for i in range(service.n_instances)],
+            "instances": [
+                _instance(
+                    service, i, shared if service.shares_cores else [*itertools.islice(own, 1)], address
+                )
+                for i in range(service.n_instances)
+            ],
         }
         for service in server.services
     ]
@@ -215,8 +239,13 @@ def _play(server: ServerPlan, config_file: str, n_cores: int, address: str) -> d
     }
 
 
-def _instance(service: ServicePlan, number: int, cores: Iterator[int], address: str) -> dict[str, object]:
-    core = next(cores, None)
+def _range(first: int, last: int) -> int | str:
+    return first if first == last else f"{first}-{last}"
+
+
+def _instance(
+    service: ServicePlan, number: int, cores: Sequence[int | str], address: str
+) -> dict[str, object]:
     params: list[object] = [f"tcp://{address}:{service.first_port + number}"] * bool(service.first_port)
     params += [*service.arguments, *([number] if service.is_numbered else [])]
-    return {**({"cpus": [core]} if core is not None else {}), **({"params": params} if params else {})}
+    return {**({"cpus": [*cores]} if cores else {}), **({"params": params} if params else {})}
