@@ -19,7 +19,8 @@ from support.processes.deployment import make_config
 from stddaq.cli import main as stddaq
 from stddaq.cli import server_checks
 from stddaq.cli.findings import Finding, Server
-from stddaq.cli.server_checks import check_server, rings_bytes, write_speed
+from stddaq.cli.ring_space import rings_bytes
+from stddaq.cli.server_checks import check_server, write_speed
 from stddaq.config import DetectorConfig
 from stddaq.udp.batch_socket import SOCKET_BUFFER_BYTES
 

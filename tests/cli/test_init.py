@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from stddaq.cli import main as stddaq
+from stddaq.cli import ring_space
 from stddaq.config import DetectorConfig
 from stddaq.config.creation import example_names
 from stddaq.config.modules import gaps, position_mistakes
@@ -98,9 +101,61 @@ def test_the_next_command_works_as_this_user(
     assert line.partition(":")[2].strip() == expected.format(Path.cwd())
 
 
-def test_rings_that_do_not_fit_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    stddaq(["init", "--detector", "pco", "--size", "46000x46000"])
-    assert "they do not fit this machine" in capsys.readouterr().out
+def proposals(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """Return the commands that `stddaq init` proposed, by what they do."""
+    lines = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if re.search(r"^[a-z ]+: +(stddaq|sudo|sed) ", line)
+    ]
+    return {what: command.strip() for what, _, command in (line.partition(":") for line in lines)}
+
+
+@pytest.fixture
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return the free shared memory of a machine that has no more memory."""
+    free = 16 * 10**9
+    monkeypatch.setattr(ring_space, "free_shared_memory", lambda: free)
+    monkeypatch.setattr(ring_space, "machine_memory", lambda: free)
+    return free
+
+
+@pytest.mark.parametrize("name", ["gigafrost", "pco", "jungfrau"])
+def test_a_ring_buffer_that_does_not_fit_is_made_smaller(
+    name: str, small_machine: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stddaq(["init", "--example", name])
+    proposed = proposals(capsys)
+    assert list(proposed) == ["make it fit", "then try it", "check the server"]
+    subprocess.run(["sh", "-c", proposed["make it fit"]], check=True, timeout=30)
+    config = DetectorConfig.load(f"{name}.json")
+    assert 0.8 * small_machine < ring_space.image_rings_bytes(config) <= 0.9 * small_machine
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--example", "eiger"), ("--detector", "pco", "--size", "46000x46000")]
+)
+def test_images_that_do_not_fit_are_made_smaller(
+    arguments: tuple[str, ...], small_machine: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stddaq(["init", "large.json", *arguments])
+    proposed = proposals(capsys)
+    # What does not fit is not to be tried.
+    assert list(proposed) == ["try smaller ones", "check the server"]
+    assert stddaq(shlex.split(proposed["try smaller ones"])[1:]) == 0
+    assert "try it" in proposals(capsys)
+    assert ring_space.image_rings_bytes(DetectorConfig.load("large-small.json")) <= small_machine
+
+
+def test_shared_memory_that_may_be_larger_is_enlarged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ring_space, "free_shared_memory", lambda: 10**9)
+    monkeypatch.setattr(ring_space, "machine_memory", lambda: 10**13)
+    stddaq(["init", "--detector", "pco"])
+    proposed = proposals(capsys)
+    assert proposed["make it fit"].startswith("sudo mount -o remount,size=")
+    assert proposed["then try it"].startswith("stddaq up pco.json")
 
 
 @pytest.mark.parametrize(

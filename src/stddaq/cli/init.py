@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from stddaq.cli.text import table
 from stddaq.daemon.arguments import ArgumentParser, IntegerRange
 from stddaq.errors import ConfigError, StdDaqError
-from stddaq.text import bytes_text, command_line, mismatch
+from stddaq.text import bytes_text, mismatch
 
 if TYPE_CHECKING:
     from stddaq.config import DetectorConfig
@@ -156,7 +157,7 @@ def _absolute_path(text: str) -> str:
 
 
 def _list() -> list[str]:
-    from stddaq.cli.server_checks import image_rings_bytes
+    from stddaq.cli.ring_space import image_rings_bytes
     from stddaq.config import DetectorConfig
     from stddaq.config.creation import example, example_names
     from stddaq.config.model import parse_json
@@ -182,7 +183,7 @@ def _size_text(config: DetectorConfig) -> str:
 
 def _summary(path: Path, config: DetectorConfig) -> list[str]:
     """Return what was written, whether it fits this machine, and the next commands."""
-    from stddaq.cli.server_checks import free_shared_memory, image_rings_bytes
+    from stddaq.cli.ring_space import free_shared_memory, image_rings_bytes
     from stddaq.config.modules import MODULE_SIZES
 
     needed, free = image_rings_bytes(config), free_shared_memory()
@@ -192,7 +193,7 @@ def _summary(path: Path, config: DetectorConfig) -> list[str]:
         f"shared memory: {bytes_text(needed)} for the ring buffers, {bytes_text(free)} free here",
     ]
     if needed > free:
-        lines.append("  they do not fit this machine: choose a smaller image, or a smaller ram_buffer_gb")
+        lines.append("  they do not fit this machine")
     if config.detector_type in MODULE_SIZES and config.module_positions:
         lines.append(
             f"modules: {config.n_modules} in a regular grid; compare module_positions with the detector"
@@ -200,8 +201,28 @@ def _summary(path: Path, config: DetectorConfig) -> list[str]:
     # Services that run as root refuse to start without a limit.
     root = () if config.allowed_roots or os.geteuid() else ("--allowed-root", Path.cwd())
     up = ("stddaq", "up", path, *root, "--source", "simulate", "--rate", 10)
-    lines += [
-        f"try it:           {command_line(*up)[1:-1]}",
-        f"check the server: {command_line('stddaq', 'doctor', path)[1:-1]}",
-    ]
-    return lines
+    commands = {"try it": shlex.join(map(str, up))}
+    if needed > free:
+        commands = _to_make_it_fit(path, config, needed, free, commands["try it"])
+    commands["check the server"] = shlex.join(["stddaq", "doctor", str(path)])
+    return lines + [f"{what + ':':<17} {command}" for what, command in commands.items()]
+
+
+def _to_make_it_fit(
+    path: Path, config: DetectorConfig, needed: int, free: int, to_try: str
+) -> dict[str, str]:
+    """Return commands by what they do: with a smaller ring buffer, a larger /dev/shm, or smaller images."""
+    from stddaq.cli.ring_space import MAX_SHARE, smaller_image, smaller_ring, to_enlarge
+
+    usable = int(MAX_SHARE * free)
+    if size := smaller_ring(config, usable):
+        edit = f's/"ram_buffer_gb": {config.ram_buffer_gb}/"ram_buffer_gb": {size}/'
+        return {"make it fit": shlex.join(["sed", "-i", edit, str(path)]), "then try it": to_try}
+    if free and (command := to_enlarge(os.statvfs("/dev/shm"), needed - free)):
+        return {"make it fit": f"sudo {command}", "then try it": to_try}
+    if image := smaller_image(config, usable):
+        size_text, small = "{}x{}".format(*image), path.with_name(f"{path.stem}-small.json")
+        make = ["stddaq", "init", str(small), "--detector", config.detector_type, "--size", size_text]
+        make += ["--bits", str(config.bit_depth)]
+        return {"try smaller ones": shlex.join(make)}
+    return {"try another": shlex.join(["stddaq", "init", "--example", "simulated"])}

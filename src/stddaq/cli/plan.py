@@ -60,7 +60,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--servers",
         type=int,
         choices=(1, 2),
-        help="2: a receiving and a writing server (default: 2 if one has too few cores, and two need fewer each)",
+        help="2: a receiving and a writing server (default: 2 if one has too few cores and two need fewer)",
     )
     parser.add_argument(
         "--address",

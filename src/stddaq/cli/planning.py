@@ -12,7 +12,7 @@ import yaml
 
 from stddaq import __version__
 from stddaq.cli.costs import Costs
-from stddaq.cli.server_checks import rings_bytes
+from stddaq.cli.ring_space import rings_bytes
 from stddaq.config import DetectorConfig
 from stddaq.config.modules import expected_modules
 from stddaq.config.services import (

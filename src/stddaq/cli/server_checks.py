@@ -17,16 +17,12 @@ from pathlib import Path
 
 from stddaq.cli.findings import Finding, Server, State
 from stddaq.cli.network_checks import network_findings
+from stddaq.cli.ring_space import machine_memory, rings_bytes, sends_packets, to_enlarge
 from stddaq.config import DetectorConfig
 from stddaq.config.modules import expected_modules
-from stddaq.config.services import RECEIVERS, requested_services
 from stddaq.daemon.main import MAX_DESCRIPTORS
 from stddaq.daemon.user_switch import groups_of
-from stddaq.dataplane.ring_layout import RingGeometry
-from stddaq.errors import GeometryError
 from stddaq.text import bytes_text, os_error_text
-from stddaq.udp.frame_ring import FRAME_SLOTS
-from stddaq.udp.geometry import frame_bytes
 from stddaq.wire.default_addresses import ipc_directory
 
 # Users with smaller uids are of the system; systemd-logind leaves their shared memory alone.
@@ -67,42 +63,6 @@ def _installation(server: Server) -> Finding:
     return Finding(name, "ok", f"{user} can use {sys.prefix}")
 
 
-def sends_packets(config: DetectorConfig) -> bool:
-    """Return whether a detector with images of this size may send packets. Others are simulated."""
-    if config.detector_type not in RECEIVERS:
-        return False
-    try:
-        return frame_bytes(config) > 0
-    except GeometryError:
-        return False
-
-
-def image_rings_bytes(config: DetectorConfig) -> int:
-    """Return the shared memory of the ring buffers of images, raw and compressed."""
-    image = RingGeometry.of(config)
-    n_compressors = sum("compress" in service.program.name for service in requested_services(config))
-    return (1 + n_compressors) * (image.segment_bytes + image.cursor_bytes)
-
-
-def rings_bytes(config: DetectorConfig) -> int:
-    """Return the shared memory of all ring buffers of a configuration, those of UDP receivers included."""
-    total = image_rings_bytes(config)
-    if sends_packets(config):
-        n_bytes = frame_bytes(config)
-        frames = RingGeometry(n_bytes, FRAME_SLOTS, 1, n_bytes, 0)
-        total += len(expected_modules(config)) * (frames.segment_bytes + frames.cursor_bytes)
-    return total
-
-
-def free_shared_memory() -> int:
-    """Return the free bytes of /dev/shm; 0 if there is none."""
-    try:
-        room = os.statvfs("/dev/shm")
-    except OSError:
-        return 0
-    return room.f_bavail * room.f_frsize
-
-
 def _shared_memory(config: DetectorConfig, server: Server) -> Finding:
     name, directory = "shared memory", server.root / "dev/shm"
     needed = rings_bytes(config)
@@ -116,12 +76,11 @@ def _shared_memory(config: DetectorConfig, server: Server) -> Finding:
     if free >= needed:
         return Finding(name, "ok", found)
     expected = f"{bytes_text(needed)} for the ring buffers"
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    size = room.f_blocks * room.f_frsize + needed - free
-    if size > 0.9 * memory:
-        expected += f", a smaller ram_buffer_gb (this machine has {bytes_text(memory)})"
-        return Finding(name, "missing", found, expected)
-    return Finding(name, "missing", found, expected, f"mount -o remount,size={-(-size // 2**20)}M /dev/shm")
+    cure = to_enlarge(room, needed - free)
+    if not cure:
+        memory = bytes_text(machine_memory())
+        expected += f", a smaller ram_buffer_gb (this machine has {memory})"
+    return Finding(name, "missing", found, expected, cure)
 
 
 def _huge_pages(server: Server) -> Finding:
