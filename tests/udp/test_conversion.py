@@ -136,6 +136,49 @@ def test_chips_of_an_eiger_have_gap_columns_of_zeros_and_may_be_upside_down(bit_
     assert np.array_equal(image, expected)
 
 
+def eiger_9m_positions() -> dict[str, list[int]]:
+    """Return the places of 72 ports: three columns of six modules, each of two halves of two ports."""
+    positions = {}
+    for column, module in np.ndindex(3, 6):
+        left, low = 1038 * column, 550 * module
+        for side in (0, 1):
+            x, port = left + 516 * side, 24 * column + 4 * module + side
+            positions[str(port)] = [x, 3008 - low, x + 513, 3263 - low]
+            positions[str(port + 2)] = [x, 3005 - low, x + 513, 2750 - low]
+    return positions
+
+
+def test_an_eiger_9m_has_every_pixel_in_its_place_and_gaps_of_zeros() -> None:
+    cfg = config(
+        detector_type="eiger",
+        n_modules=72,
+        bit_depth=32,
+        image_pixel_height=3264,
+        image_pixel_width=3106,
+        module_positions=eiger_9m_positions(),
+    )
+    image = np.zeros(cfg.image_shape, cfg.dtype)
+    rows, columns = np.indices((256, 512), np.uint32)
+    for port in range(72):
+        # Each pixel of the detector has a number of its own.
+        frame = port * 2**17 + rows * 512 + columns + 1
+        EigerConversion(cfg, port).convert(
+            frame.view(np.uint8).reshape(-1), image, np.zeros((), frame_layout("eiger"))
+        )
+    assert np.array_equal(np.unique(image), np.arange(72 * 2**17 + 1))
+    # Columns of gaps: between modules 8, in a module 2 between chips and between ports; rows: 36 and 2.
+    chips = [x for left in (0, 1038, 2076) for x in (left, left + 258, left + 516, left + 774)]
+    halves = [y for top in range(0, 3264, 550) for y in (top, top + 258)]
+    is_pixel = np.zeros(cfg.image_shape, bool)
+    for y in halves:
+        for x in chips:
+            is_pixel[y : y + 256, x : x + 256] = True
+    assert np.array_equal(image > 0, is_pixel)
+    # Row 0 of each port lies at the middle line of its module; port 0 is at the bottom left.
+    assert (image[3008, 0], image[3263, 513]) == (1, 2**17)
+    assert (image[3005, 0], image[2750, 0]) == (2 * 2**17 + 1, 2 * 2**17 + 255 * 512 + 1)
+
+
 def test_a_module_without_position_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"module_id: expected a key of module_positions \(0\), got 1"):
         EigerConversion(eiger(16, m0=[0, 0, 513, 255]), 1)
