@@ -9,18 +9,20 @@ from pathlib import Path
 
 import pytest
 
-_PYTHON = Path(sys.prefix) / "readers" / "bin" / "python"
+_PROGRAMS = Path(sys.prefix) / "readers" / "bin"
 
 
-def run_readers_python(*arguments: object, directory: Path, timeout: float) -> str:
+def run_readers_python(*arguments: object, directory: Path, timeout: float, n_mpi_processes: int = 0) -> str:
     """Run the Python of the environment. Return its standard output; skip the test without it.
 
-    Temporary files, such as dask's locks, are in `directory`.
+    Temporary files, such as dask's locks, are in `directory`. With `n_mpi_processes`, MPI starts as many.
     """
-    if not _PYTHON.exists():
+    python = _PROGRAMS / "python"
+    if not python.exists():
         pytest.skip("needs the environment of readers, see .ci/make-readers")
+    mpi = [_PROGRAMS / "mpiexec", "-n", str(n_mpi_processes)] if n_mpi_processes else []
     finished = subprocess.run(
-        [_PYTHON, *map(str, arguments)],
+        [*mpi, python, *map(str, arguments)],
         env=os.environ | {"TMPDIR": str(directory)},
         capture_output=True,
         text=True,
