@@ -21,7 +21,7 @@ from support.data.raw_files import (
 )
 
 from stddaq.errors import FileLayoutError
-from stddaq.files import validate_run as module
+from stddaq.files import validate_pixels
 from stddaq.files.id_ranges import IdRanges
 from stddaq.files.master_file import create_master_file
 from stddaq.files.validate_run import validate_run
@@ -104,7 +104,7 @@ def test_pixels_that_cannot_be_decoded_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filter: Any, block_images: int
 ) -> None:
     raw = record(tmp_path, RunSpec(n_writers=3, shape=(16, 16), filter=filter))
-    monkeypatch.setattr(module, "BLOCK_BYTES", 512 * block_images)
+    monkeypatch.setattr(validate_pixels, "BLOCK_BYTES", 512 * block_images)
     with h5py.File(raw[1]) as file:
         # Of images 4 and 10.
         chunks = [bytes(dataset(file, "det/data").id.read_direct_chunk((row, 0, 0))[1]) for row in (1, 3)]

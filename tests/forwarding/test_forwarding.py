@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 import zmq
 from support.peers.cpp_services import CppSource
 from support.processes.deployment import Deployment, free_port
@@ -41,6 +42,20 @@ def test_a_run_on_the_second_server_holds_every_pixel_of_the_first(
     servers = make_servers(**pairs)
     servers.start()
     record_through_a_restart(servers, directory)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_checksums_of_the_first_server_are_those_on_the_second(
+    make_servers: MakeServers, whole: bool
+) -> None:
+    servers = make_servers(image_checksums=True, sender_sends_full_images=whole, **THREE)
+    servers.start()
+    images = images_of(range(20))
+    with StreamReader(servers.second) as reader:
+        publish(servers, images)
+        received = reader.receive(20)
+    expected = [xxhash.xxh3_64_intdigest(image.pixels.tobytes()) for image in images]
+    assert [image.metadata.checksum for image in received] == expected
 
 
 def test_services_without_a_part_end_in_silence(deployment: Deployment) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 import zmq
 from support.peers.udp_detectors import pack12
 from support.processes.deployment import SHM_DIRECTORY, Deployment, wait_until
@@ -109,6 +110,20 @@ def test_gaps_are_zero_also_in_a_ring_that_was_used_before(eiger: Deployment, mo
     expected = np.full((256, 1030), 5)
     expected[:, 256:258] = expected[:, 514:516] = expected[:, 772:774] = 0
     assert np.array_equal(image.pixels, expected)
+
+
+def test_the_synchroniser_announces_the_checksum_of_the_converted_image(
+    make_deployment: MakeDeployment,
+) -> None:
+    deployment = make_deployment(image_checksums=True, **EIGER)
+    with Modules(deployment, 0, 1) as modules, StreamReader(deployment) as reader:
+        start_converters(deployment, 0, 1)
+        modules.wait_for_converters()
+        for image_id in (1, 2):
+            modules.publish(image_id, both(image_id))
+        received = reader.receive(2)
+    for image in received:
+        assert image.metadata.checksum == xxhash.xxh3_64_intdigest(image.pixels.tobytes())
 
 
 def test_a_slot_is_invalid_from_the_first_pixel_until_the_announcement(

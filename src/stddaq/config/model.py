@@ -81,6 +81,7 @@ class DetectorConfig(BaseModel):
     # Keys of stddaq alone; the C++ services tolerate them.
     allowed_roots: list[AbsolutePath] = Field(default_factory=list)
     trusted_uids: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(default_factory=list)
+    image_checksums: bool = False
     image_division: ImageDivision = "image_id"
     statistics_format: StatisticsFormat = "std_daq"
     services: list[str] = Field(default_factory=list)

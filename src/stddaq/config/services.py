@@ -23,6 +23,7 @@ _IMAGES = frozenset(
         "detector_name",
         "detector_type",
         "bit_depth",
+        "image_checksums",
         "image_pixel_height",
         "image_pixel_width",
         "ram_buffer_gb",

@@ -20,12 +20,14 @@ from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.dataplane.ring_publisher import RingPublisher
 from stddaq.errors import SourceError
 from stddaq.text import mismatch
+from stddaq.wire.pixel_checksum import NO_CHECKSUM, pixel_checksum
 
 
 class ImagePublisher(RingPublisher):
     """Publishes the images of one detector.
 
-    Costs about 4 us per image and the copy of its pixels.
+    Costs about 4 us per image and the copy of its pixels; with `image_checksums` of the configuration also
+    the checksum, 12 us for 512 KiB that were just written.
 
     Attributes:
         metadata: the message of the next announcement, reused. Set the detector's own fields in it
@@ -48,6 +50,7 @@ class ImagePublisher(RingPublisher):
             dtype=self._dtype,  # pyright: ignore[reportArgumentType]
         )
         self.n_slots = config.n_slots
+        self._has_checksums = config.image_checksums
         self._source, self._image_bytes = suffix, config.image_bytes
         super().__init__(config, suffix, n_parts=n_parts)
 
@@ -78,6 +81,8 @@ class ImagePublisher(RingPublisher):
     def commit(self, image_id: int, status: int = GOOD_IMAGE) -> int:
         """Announce the image put into its slot since `begin`. Return its sequence number."""
         metadata = self.metadata
+        if self._has_checksums:
+            metadata.checksum = pixel_checksum(self._slots[image_id % self.n_slots])
         metadata.sequence = sequence = self._ring.commit(image_id)
         metadata.image_id = image_id
         metadata.status = status  # pyright: ignore[reportAttributeAccessIssue]
@@ -88,8 +93,8 @@ class ImagePublisher(RingPublisher):
     def commit_processed(self, metadata: ImageMetadata, size: int, compression: int) -> int:
         """Announce the image put into its slot since `begin`, with the message of the image it was made from.
 
-        It is in the first `size` bytes of the slot. `metadata` keeps its id, status and detector fields; the
-        others are replaced. Return the sequence number.
+        It is in the first `size` bytes of the slot. `metadata` keeps its id, status, checksum and detector
+        fields; the others are replaced. Return the sequence number.
         """
         metadata.height, metadata.width = self._height, self._width
         metadata.dtype = self._dtype  # pyright: ignore[reportAttributeAccessIssue]
@@ -108,13 +113,19 @@ class ImagePublisher(RingPublisher):
         services that make none, readers judge the slot by the announced ids.
         """
         metadata = self.metadata
-        metadata.image_id = image_id
+        metadata.image_id, metadata.checksum = image_id, NO_CHECKSUM
         metadata.status = status  # pyright: ignore[reportAttributeAccessIssue]
         return self.announce_parts(metadata, marks)
 
     def announce_parts(self, metadata: ImageMetadata, marks: Sequence[tuple[int, int]]) -> int:
-        """Announce an image like `commit_parts`, with a message that has everything but the numbers."""
+        """Announce an image like `commit_parts`, with a message that has everything but the numbers.
+
+        It keeps the checksum that its source has computed.
+        """
         metadata.sequence = 0
+        # Before the marks are compared: they say whether these are the pixels of this image.
+        if self._has_checksums and marks and not metadata.checksum:
+            metadata.checksum = pixel_checksum(self._slots[metadata.image_id % self.n_slots])
         if marks:
             metadata.sequence, is_intact = self._ring.commit_parts(metadata.image_id, marks)
             if not is_intact:

@@ -35,6 +35,7 @@ from stddaq.new_file import NewFile
 from stddaq.wire.compression import CompressionError
 
 METADATA_DTYPE = np.dtype([("image_id", "<u8"), ("status", "<u8")])
+CHECKSUM_DTYPE = np.dtype([*METADATA_DTYPE.descr, ("checksum", "<u8")])
 EPOCHS_DTYPE = np.dtype([("first_row", "<u8"), ("epoch", "<u8")])
 # Filter mask of a chunk that skipped the only filter.
 FILTER_SKIPPED = 1
@@ -58,6 +59,7 @@ class RawLayout:
     block_bytes: int
     compression: int
     """`ImageMetadataCompression` of the images as they come."""
+    has_checksums: bool = False
 
     @classmethod
     def of(cls, config: DetectorConfig, suffix: str) -> RawLayout:
@@ -68,7 +70,13 @@ class RawLayout:
             config.dtype,
             config.gpfs_block_size,
             compression_of(suffix),
+            config.image_checksums,
         )
+
+    @property
+    def row_dtype(self) -> np.dtype:
+        """Return the type of a row of `metadata`."""
+        return CHECKSUM_DTYPE if self.has_checksums else METADATA_DTYPE
 
     @property
     def image_bytes(self) -> int:
@@ -120,7 +128,7 @@ class RawFile:
         self._chunk_images = layout.chunk_images(expected_images)
         self._chunk_offsets: list[int] = []
         self._chunks = ChunkMaker(layout.compression, layout.image_shape, layout.dtype)
-        self._declared: list[tuple[int, int]] = []
+        self._declared: list[tuple[int, ...]] = []
         self.n_images = 0
         self._extent = 0
         self._is_closed = False
@@ -174,7 +182,7 @@ class RawFile:
         self._data = h5d.create(
             group.id, b"data", h5t.py_create(layout.dtype), space, dcpl=creation, dapl=access
         )
-        self._metadata = GrowingRows(group, "metadata", METADATA_DTYPE)
+        self._metadata = GrowingRows(group, "metadata", layout.row_dtype)
         self._epochs = GrowingRows(group, "epochs", EPOCHS_DTYPE)
         self._file.swmr_mode = True
 
@@ -284,9 +292,9 @@ class RawFile:
     def _zeros(self) -> memoryview:
         return self._zero_image(self._image_bytes)
 
-    def declare(self, image_id: int, status: int) -> None:
-        """Set id and status of the next row, in the order of `put`."""
-        self._declared.append((image_id, status))
+    def declare(self, image_id: int, status: int, *checksum: int) -> None:
+        """Set id, status and, if the layout has one, checksum of the next row, in the order of `put`."""
+        self._declared.append((image_id, status, *checksum))
 
     def flush(self) -> None:
         """Make all declared rows visible to other processes: pixels first, then the rows' metadata."""
@@ -317,7 +325,7 @@ class RawFile:
 
     def drop_declared(self) -> list[int]:
         """Drop the rows that could not be made visible. Return their image ids."""
-        ids = [image_id for image_id, _status in self._declared]
+        ids = [row[0] for row in self._declared]
         self._declared.clear()
         self.n_images = self.n_visible
         return ids

@@ -21,21 +21,20 @@ from stddaq.files.info import why_unclosed
 from stddaq.files.names import RunFiles, find_run
 from stddaq.files.nexus import DATA, account_of
 from stddaq.files.opened_run import files_of_master, is_master_file, run_of_master
-from stddaq.files.opening import damage_named, examine, isolated
-from stddaq.files.raw_pixels import RawPixels, read_images
+from stddaq.files.opening import examine, isolated
+from stddaq.files.raw_pixels import RawPixels
 from stddaq.files.raw_rows import RawRows, raw_file_of, read_raw_file
 from stddaq.files.run import RecordedRun, read_run
 from stddaq.files.sources import check_sources
+from stddaq.files.validate_pixels import BlockResult, blocks, read_block
 from stddaq.text import mismatch
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
-About = Literal["file", "order", "metadata", "master", "account", "images", "pixels"]
+About = Literal["file", "order", "metadata", "master", "account", "images", "pixels", "checksums"]
 # Called with "reading", and the numbers of images that were read, and that will be.
 OnProgress = Callable[[str, int, int], None]
 T = TypeVar("T")
 
-# Pixels that one fork reads within its timeout, even from slow storage.
-BLOCK_BYTES = 128 * 2**20
 _SHOWN_RANGES = 10
 
 
@@ -45,7 +44,7 @@ class Problem:
 
     Attributes:
         about: what is wrong: a "file", the "order" of the images, the "metadata" file, what the "master" file
-            shows, the "account", the status of "images", or their "pixels".
+            shows, the "account", the status of "images", their "pixels", or their "checksums".
         path: the file, or the run.
         text: the problem in one line that opens with the path.
     """
@@ -68,6 +67,8 @@ class RunReport:
         skipped: ids without an image; no problem in itself, because filters skip ids on purpose.
         unreadable: images whose pixels are not stored or, if pixels were read, cannot be decoded.
         pixels_read: all pixels were read.
+        n_compared: images whose pixels were compared with the checksum of their source.
+        differing: those of them whose pixels are others.
     """
 
     path: Path
@@ -82,6 +83,8 @@ class RunReport:
     skipped: IdRanges = NO_IDS
     unreadable: IdRanges = NO_IDS
     pixels_read: bool = False
+    n_compared: int = 0
+    differing: IdRanges = NO_IDS
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -97,6 +100,7 @@ class RunReport:
             "overwritten or failed": self.overwritten,
             "skipped": self.skipped,
             "not readable": self.unreadable,
+            "not as the source sent": self.differing,
         }
         lines = [
             f"{self.path}: {self.n_images} images in {len(self.raw_files)} raw files{between}",
@@ -108,6 +112,9 @@ class RunReport:
             ),
             f"  {'pixels':<24}{'all read' if self.pixels_read else 'not read, --pixels reads them'}",
         ]
+        if self.pixels_read:
+            compared = f"of {self.n_compared} images compared" if self.n_compared else "none recorded"
+            lines.append(f"  {'checksums':<24}{compared}")
         n = len(self.problems)
         lines += [f"problem: {problem.text}" for problem in self.problems]
         lines.append(f"{n or 'no'} problem{'' if n == 1 else 's'}")
@@ -118,6 +125,8 @@ def validate_run(
     path: Path, prefix: str | None = None, *, pixels: bool = False, on_progress: OnProgress = lambda *_: None
 ) -> RunReport:
     """Check the run of a file, or of `prefix` in a directory; with `pixels`, read and decode every image.
+
+    Images that have a checksum are read twice, past HDF5 and by HDF5, and compared with it.
 
     For programs without threads, because it forks. Raises `FileLayoutError` if there is no run, or none of
     its raw files can be read.
@@ -142,8 +151,7 @@ def validate_run(
         skipped, found = _check_together(path, files)
         report = replace(report, skipped=skipped)
         problems += found
-    unreadable, found = _unreadable_images(parts, pixels, on_progress)
-    return replace(report, unreadable=unreadable, problems=(*problems, *found))
+    return _check_pixels(replace(report, problems=tuple(problems)), parts, on_progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,76 +291,38 @@ def _compare(where: str, account: Mapping[str, Any], run: RecordedRun) -> Iterat
             yield mismatch(f"{where}: {key}", f"{number} as in the raw files", str(account.get(key)))
 
 
-def _unreadable_images(
-    parts: Sequence[_Part], pixels: bool, on_progress: OnProgress
-) -> tuple[IdRanges, list[Problem]]:
-    """Return the images whose pixels are not stored or, with `pixels`, cannot be read."""
+def _check_pixels(report: RunReport, parts: Sequence[_Part], on_progress: OnProgress) -> RunReport:
+    """Return the report with the images whose pixels are not stored, or all that reading them shows."""
     n_done, n_images = 0, sum(part.n_rows for part in parts)
-    all_ids: list[np.ndarray] = []
-    problems = []
+    unreadable, differing, problems = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)], []
+    n_compared = 0
     for part in parts:
-        ids, reason = [np.frombuffer(part.not_stored, np.uint64)], ""
-        if pixels:
-            ids = []
-            for first, end in _blocks(part):
-                unread = _read_block_isolated(part.path, first, end)
-                ids.append(np.frombuffer(unread.ids, np.uint64))
-                reason = reason or unread.reason
+        found = BlockResult(part.not_stored)
+        if report.pixels_read:
+            found = BlockResult()
+            for first, end in blocks(part.n_rows, part.image_bytes):
+                found += read_block(part.path, first, end)
                 n_done += end - first
                 on_progress("reading", n_done, n_images)
-        found = id_ranges(np.concatenate([ids[0][:0], *ids]))
-        if found.number:
-            got = f"none of {found.number}, image ids {found.shown(_SHOWN_RANGES)}"
-            got += f" ({reason})" if reason else ""
-            text = mismatch(f"{part.path}: pixels", f"those of all {part.n_rows} images", got)
+        unreadable.append(np.frombuffer(found.unreadable, np.uint64))
+        differing.append(np.frombuffer(found.differing, np.uint64))
+        n_compared += found.n_compared
+        if (ids := id_ranges(unreadable[-1])).number:
+            text = _none_of(part, "pixels", "those of all {} images", ids, part.n_rows, found.reason)
             problems.append(Problem("pixels", part.path, text))
-        all_ids += ids
-    return id_ranges(np.concatenate([np.empty(0, np.uint64), *all_ids])), problems
+        if (ids := id_ranges(differing[-1])).number:
+            expected = "those of the source for {} images"
+            text = _none_of(part, "checksums", expected, ids, found.n_compared, found.where_differing)
+            problems.append(Problem("checksums", part.path, text))
+    return replace(
+        report,
+        unreadable=id_ranges(np.concatenate(unreadable)),
+        n_compared=n_compared,
+        differing=id_ranges(np.concatenate(differing)),
+        problems=(*report.problems, *problems),
+    )
 
 
-def _blocks(part: _Part) -> Iterator[tuple[int, int]]:
-    step = max(1, BLOCK_BYTES // max(1, part.image_bytes))
-    return ((first, min(first + step, part.n_rows)) for first in range(0, part.n_rows, step))
-
-
-@dataclass(frozen=True, slots=True)
-class _Unread:
-    """Images that cannot be read: their ids as bytes of uint64, and why the first one is not."""
-
-    ids: bytes = b""
-    reason: str = ""
-
-
-def _read_block_isolated(path: Path, first: int, end: int) -> _Unread:
-    try:
-        return isolated(partial(_read_block, path, first, end), path)
-    except FileLayoutError as error:
-        # HDF5 crashed, or did not finish.
-        ids = isolated(partial(_ids_of, path, first, end), path)
-        return _Unread(ids, str(error))
-
-
-def _ids_of(path: Path, first: int, end: int) -> bytes:
-    return read_raw_file(path, allow_unclosed=True).image_ids[first:end].tobytes()
-
-
-def _read_block(path: Path, first: int, end: int) -> _Unread:
-    raw = read_raw_file(path, allow_unclosed=True)
-    pixels, rows = RawPixels(raw), np.arange(first, end)
-    with damage_named(path):
-        images = np.empty((end - first, *raw.image_shape), raw.dtype)
-
-    def failure(of: np.ndarray) -> str:
-        try:
-            read_images(
-                [pixels], np.zeros(len(of), np.int64), of, images, of - first, range(raw.image_shape[0])
-            )
-        except FileLayoutError as error:
-            return str(error)
-        return ""
-
-    if not failure(rows):
-        return _Unread()
-    failures = [failure(row) for row in rows[:, None]]
-    failed = rows[[bool(reason) for reason in failures]]
-    return _Unread(raw.image_ids[failed].tobytes(), next(filter(None, failures), ""))
+def _none_of(part: _Part, what: str, expected: str, ids: IdRanges, of: int, reason: str) -> str:
+    got = f"none of {ids.number}, image ids {ids.shown(_SHOWN_RANGES)}" + (f" ({reason})" if reason else "")
+    return mismatch(f"{part.path}: {what}", expected.format(of), got)

@@ -15,6 +15,7 @@ from stddaq.dataplane.image import Image
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.metadata import COMPRESSION_OF_SUFFIX, UNDEFINED, ImageMetadata
 from stddaq.dataplane.metadata_publisher import MetadataPublisher
+from stddaq.wire.pixel_checksum import NO_CHECKSUM, pixel_checksum
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 ProcessImage = Callable[[Image, np.ndarray], None]
@@ -92,29 +93,32 @@ class _RingStageOutput(StageOutput[Made]):
 
 
 class ProcessedOutput(_RingStageOutput[int]):
-    """Images that a function makes, uncompressed. `make` returns their size in bytes."""
+    """Images that a function makes, uncompressed. `make` returns their checksum."""
 
     def __init__(self, config: DetectorConfig, suffix: str, process: ProcessImage) -> None:
         super().__init__(config, suffix)
-        self._image_bytes = config.image_bytes
+        self._image_bytes, self._has_checksums = config.image_bytes, config.image_checksums
         self._process = process
 
     def make(self, image: Image) -> int:
-        self._process(image, self._publisher.begin(image.image_id))
-        return self._image_bytes
+        slot = self._publisher.begin(image.image_id)
+        self._process(image, slot)
+        return pixel_checksum(slot) if self._has_checksums else NO_CHECKSUM
 
     def blank(self, image: Image) -> int:
         self._publisher.begin(image.image_id).fill(0)
-        return self._image_bytes
+        return NO_CHECKSUM
 
     def publish(self, metadata: ImageMetadata, made: int) -> None:
-        self._publisher.commit_processed(metadata, made, pb.none)
+        metadata.checksum = made
+        self._publisher.commit_processed(metadata, self._image_bytes, pb.none)
 
 
-class CompressedOutput(_RingStageOutput[tuple[int, int]]):
-    """The images of the source, compressed. `make` returns the size in bytes and the compression.
+class CompressedOutput(_RingStageOutput[tuple[int, int, int]]):
+    """The images of the source, compressed. `make` returns size in bytes, compression, and checksum.
 
-    An image that compression does not make smaller is published uncompressed, and its metadata says so.
+    The checksum is that of the source, of the uncompressed pixels. An image that compression does not make
+    smaller is published uncompressed, and its metadata says so.
     """
 
     def __init__(self, config: DetectorConfig, suffix: str, compress: Compress) -> None:
@@ -126,13 +130,14 @@ class CompressedOutput(_RingStageOutput[tuple[int, int]]):
         self._blank = room[: self._make(np.zeros(config.image_shape, config.dtype), room)[0]].copy()
         self._n_images = self._n_uncompressed = self._n_compressed_bytes = 0
 
-    def make(self, image: Image) -> tuple[int, int]:
-        return self._make(image.pixels, self._publisher.begin_bytes(image.image_id))
+    def make(self, image: Image) -> tuple[int, int, int]:
+        made = self._make(image.pixels, self._publisher.begin_bytes(image.image_id))
+        return *made, image.metadata.checksum
 
-    def blank(self, image: Image) -> tuple[int, int]:
+    def blank(self, image: Image) -> tuple[int, int, int]:
         size = len(self._blank)
         self._publisher.begin_bytes(image.image_id)[:size] = self._blank
-        return size, self._compression if size < self._image_bytes else pb.none
+        return size, self._compression if size < self._image_bytes else pb.none, NO_CHECKSUM
 
     def _make(self, pixels: np.ndarray, slot: np.ndarray) -> tuple[int, int]:
         """Fill the slot. Return the bytes used and the compression."""
@@ -143,8 +148,8 @@ class CompressedOutput(_RingStageOutput[tuple[int, int]]):
             return self._image_bytes, pb.none
         return size, self._compression
 
-    def publish(self, metadata: ImageMetadata, made: tuple[int, int]) -> None:
-        size, compression = made
+    def publish(self, metadata: ImageMetadata, made: tuple[int, int, int]) -> None:
+        size, compression, metadata.checksum = made
         self._n_images += 1
         self._n_compressed_bytes += size
         self._n_uncompressed += compression == pb.none

@@ -104,7 +104,7 @@ class Forwarding(_message.Message):
     def __init__(self, number: _Optional[int] = ..., message: _Optional[int] = ..., pair: _Optional[int] = ..., mark: _Optional[int] = ...) -> None: ...
 
 class ImageMetadata(_message.Message):
-    __slots__ = ("image_id", "height", "width", "size", "dtype", "status", "compression", "gf", "jf", "eg", "pco", "sequence", "number", "forwarding")
+    __slots__ = ("image_id", "height", "width", "size", "dtype", "status", "compression", "gf", "jf", "eg", "pco", "sequence", "number", "forwarding", "checksum")
     IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +119,7 @@ class ImageMetadata(_message.Message):
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     FORWARDING_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     image_id: int
     height: int
     width: int
@@ -133,4 +134,5 @@ class ImageMetadata(_message.Message):
     sequence: int
     number: int
     forwarding: Forwarding
-    def __init__(self, image_id: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., size: _Optional[int] = ..., dtype: _Optional[_Union[ImageMetadataDtype, str]] = ..., status: _Optional[_Union[ImageMetadataStatus, str]] = ..., compression: _Optional[_Union[ImageMetadataCompression, str]] = ..., gf: _Optional[_Union[GFImageMetadata, _Mapping]] = ..., jf: _Optional[_Union[JFImageMetadata, _Mapping]] = ..., eg: _Optional[_Union[EGImageMetadata, _Mapping]] = ..., pco: _Optional[_Union[PcoImageMetadata, _Mapping]] = ..., sequence: _Optional[int] = ..., number: _Optional[int] = ..., forwarding: _Optional[_Union[Forwarding, _Mapping]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, image_id: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., size: _Optional[int] = ..., dtype: _Optional[_Union[ImageMetadataDtype, str]] = ..., status: _Optional[_Union[ImageMetadataStatus, str]] = ..., compression: _Optional[_Union[ImageMetadataCompression, str]] = ..., gf: _Optional[_Union[GFImageMetadata, _Mapping]] = ..., jf: _Optional[_Union[JFImageMetadata, _Mapping]] = ..., eg: _Optional[_Union[EGImageMetadata, _Mapping]] = ..., pco: _Optional[_Union[PcoImageMetadata, _Mapping]] = ..., sequence: _Optional[int] = ..., number: _Optional[int] = ..., forwarding: _Optional[_Union[Forwarding, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...

@@ -22,6 +22,7 @@ from stddaq.errors import StdDaqError
 from stddaq.files.compressed_chunks import prepare_chunks
 from stddaq.files.raw_file import RawFile, RawLayout
 from stddaq.new_file import FileLostError
+from stddaq.wire.pixel_checksum import NO_CHECKSUM
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.writer.recorder import Recorder, RecordImages
 
@@ -227,6 +228,7 @@ class ImageRecorder(Recorder):
     ) -> tuple[int, StdDaqError] | None:
         """Declare the images up to the first one that HDF5 could not read; return its offset, and why."""
         declare, account, unreadable = file.declare, self._account, batch.unreadable
+        no_checksum = (NO_CHECKSUM,) if self._config.image_checksums else ()
         for row, (image, is_overwritten) in enumerate(zip(batch.images, verdict, strict=True)):
             metadata = image.image_metadata
             if row in unreadable and not is_overwritten:
@@ -237,7 +239,9 @@ class ImageRecorder(Recorder):
             if is_overwritten:
                 account.overwritten_ids.append(metadata.image_id)
                 self.n_overwritten += 1
-                declare(metadata.image_id, ID_MISSMATCH)
+                declare(metadata.image_id, ID_MISSMATCH, *no_checksum)
+            elif no_checksum:
+                declare(metadata.image_id, metadata.status, metadata.checksum)
             else:
                 declare(metadata.image_id, metadata.status)
         return None
