@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -26,13 +29,14 @@ from support.data.raw_files import (
     write_run,
 )
 
-from stddaq.errors import OutputExistsError
+from stddaq.errors import FileLayoutError, OutputExistsError
 from stddaq.files.export import hdf5, run, source, tiff
 from stddaq.files.export import zarr as zarr_format
+from stddaq.files.export.plan import plan_export
 from stddaq.files.export.run import ExportError, export_run
 from stddaq.files.info import describe
 from stddaq.files.master_file import create_master_file
-from stddaq.files.reading import LostImagesError
+from stddaq.files.reading import LostImagesError, open_run
 
 IDS = [0, 1, 2, 5, 6, 9, *range(10, 30)]
 IMAGES = stream(IDS)
@@ -128,6 +132,83 @@ def test_an_hdf5_export_is_a_master_file_without_sources(tmp_path: Path) -> None
     assert set(names[0]) - set(names[1]) <= {"entry/stddaq/raw_files", "entry/stddaq/image_division"}
     assert set(names[1]) <= set(names[0])
     assert describe(tmp_path / "out.nxs").kind == "exported"
+
+
+@pytest.mark.parametrize("filter", [None, bitshuffle(), blosc2()], ids=["plain", "lz4", "blosc2"])
+def test_open_run_reads_an_hdf5_export_like_the_run(tmp_path: Path, filter: Any) -> None:
+    # Two epochs, of which the second has ids of the first.
+    images = stream([0, 1, 2, 5, 6], [1, 2, 3, 9])
+    spec = RunSpec(n_writers=2, filter=filter, metadata_file=True)
+    raw = write_run(tmp_path, images, spec)
+    set_status(raw[0], 1, 3)
+    account = '{"run_id": "run-1"}'
+    master = tmp_path / "fileMaster.h5"
+    create_master_file(master, raw, metadata_file=tmp_path / "fileMeta.h5", account=account)
+    out = tmp_path / "elsewhere" / "run.h5"
+    out.parent.mkdir()
+    export_run(master, out, losses="fill")
+    expected, exported = (open_run(path, losses="mask") for path in (master, out))
+    for path in (master, *raw):
+        path.unlink()
+    for found in (exported, pickle.loads(pickle.dumps(exported))):
+        assert (found.run_id, found.detector_name, found.account) == ("run-1", "det", {"run_id": "run-1"})
+        assert found.image_ids.tolist() == [image.image_id for image in images]
+        assert found.status.tolist() == expected.status.tolist()
+        read = found.images[:]
+        lost = [place for place, status in enumerate(found.status) if status == 3]
+        assert np.flatnonzero(np.ma.getmaskarray(read).any(axis=(1, 2))).tolist() == lost
+        kept = [place for place in range(len(images)) if place not in lost]
+        np.testing.assert_array_equal(read[kept], pixels(images, spec.shape)[kept])
+        fields = found.detector_metadata
+        assert fields is not None
+        assert fields["frame_timestamp"].tolist() == [1000 + i for i in range(9)]
+
+
+@FORMATS
+@pytest.mark.parametrize("filter", [None, bitshuffle(), {"compression": "gzip"}], ids=["no", "lz4", "gzip"])
+def test_a_plan_writes_nothing_and_its_size_is_enough(tmp_path: Path, suffix: str, filter: Any) -> None:
+    raw = write_run(tmp_path, IMAGES, RunSpec(filter=filter, shape=(64, 64)))
+    set_status(raw[0], 1, 3)
+    out = tmp_path / f"out.{suffix}"
+    before = sorted(tmp_path.iterdir())
+    plan = plan_export(tmp_path, out, losses="fill")
+    assert sorted(tmp_path.iterdir()) == before
+    assert (plan.n_images, plan.n_lost, plan.fits) == (len(IDS), 1, True)
+    assert plan.raw_files == tuple((path, path.stat().st_size) for path in raw)
+    assert f"writes {out}, {plan.format}: 26 images, 1 of them filled, at most " in plan.lines()[-2]
+    export_run(tmp_path, out, losses="fill")
+    written = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in written)
+    # What small files need beside their images does not count.
+    assert size <= plan.most_bytes <= 4 * size + 200_000
+
+
+def test_a_plan_refuses_what_the_export_refuses(tmp_path: Path) -> None:
+    raw = write_run(tmp_path, IMAGES)
+    set_status(raw[0], 1, 3)
+    with pytest.raises(LostImagesError):
+        plan_export(tmp_path, tmp_path / "out.h5")
+    with pytest.raises(OutputExistsError):
+        plan_export(tmp_path, raw[0])
+    with pytest.raises(FileLayoutError, match="absent/out.h5: cannot be made: No such file"):
+        plan_export(tmp_path, tmp_path / "absent" / "out.h5", losses="drop")
+
+
+def test_a_plan_that_does_not_fit_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, IMAGES)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    plan = plan_export(tmp_path, tmp_path / "out.h5")
+    assert not plan.fits
+    assert plan.lines()[-1] == "free there: 0.0 MiB: not enough"
+
+
+def test_a_run_can_be_exported_again_from_its_export(tmp_path: Path) -> None:
+    write_run(tmp_path, IMAGES, RunSpec(filter=bitshuffle()))
+    export_run(tmp_path, tmp_path / "one.h5")
+    export_run(tmp_path / "one.h5", tmp_path / "two.tif")
+    images, ids, _ = of_tiff(tmp_path / "two.tif")
+    np.testing.assert_array_equal(images, pixels(IMAGES))
+    assert ids == IDS
 
 
 def test_a_zarr_export_is_opened_by_xarray(tmp_path: Path) -> None:

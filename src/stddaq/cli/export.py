@@ -27,17 +27,26 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="overwritten and failed images: refuse the run (default), show them as the largest value, "
         "or leave them out",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="write nothing; say what would be read, and the size of OUT"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from stddaq.cli.progress import Progress
+    from stddaq.files.export.plan import plan_export
     from stddaq.files.export.run import export_run
     from stddaq.files.opening import isolated
     from stddaq.files.reading import open_run
+    from stddaq.text import escaped
 
     path, out = Path(args.path), Path(args.out)
     # HDF5 may crash over the metadata of a damaged file, or not finish reading them.
     isolated(lambda: len(open_run(path, args.prefix)), path)
+    if args.dry_run:
+        plan = plan_export(path, out, args.prefix, format=args.format, losses=args.losses)
+        print("\n".join(map(escaped, plan.lines())))
+        return 0 if plan.fits else 1
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with Progress() as progress:

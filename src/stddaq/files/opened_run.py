@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from stddaq.errors import FileLayoutError
+from stddaq.files.exported_file import read_exported_file
 from stddaq.files.growing_run import settled
 from stddaq.files.names import find_run
 from stddaq.files.nexus import (
@@ -25,7 +26,7 @@ from stddaq.files.nexus import (
 )
 from stddaq.files.opening import examine
 from stddaq.files.raw_pixels import RawPixels
-from stddaq.files.run import RecordedRun, read_run, rows_of_files
+from stddaq.files.run import RecordedRun, read_run, rows_of_files, run_of_rows
 from stddaq.files.sources import check_run_id, run_ids_of
 from stddaq.files.virtual import source_files
 
@@ -58,7 +59,11 @@ class OpenedRun:
     def __init__(self, path: Path, prefix: str | None, growing: bool) -> None:
         self.path, self.prefix = path, prefix
         self._master = path if path.is_file() and is_master_file(path) else None
-        if self._master:
+        exported = read_exported_file(path) if path.is_file() and not self._master else None
+        self._exported = path if exported is not None else None
+        if exported is not None:
+            run, paths = run_of_rows(exported), [path]
+        elif self._master:
             run = run_of_master(self._master)
             paths = [raw.path for raw in run.raw_files]
         else:
@@ -144,6 +149,8 @@ class OpenedRun:
             return object_of(opened.file, name)
 
     def detector_rows(self) -> np.ndarray | None:
+        if self._exported is not None:
+            return self._exported_detector_rows(self._exported)
         path = self._metadata_file()
         if path is None:
             return None
@@ -155,14 +162,20 @@ class OpenedRun:
             assert isinstance(stored, h5py.Dataset)
             return stored[()][rows]
 
+    @staticmethod
+    def _exported_detector_rows(path: Path) -> np.ndarray | None:
+        with examine(path) as opened:
+            stored = opened.file.get(f"{DETECTOR}/metadata")
+            return stored[()] if isinstance(stored, h5py.Dataset) else None
+
     def _metadata_file(self) -> Path | None:
         if self._master is None:
             return find_run(self.path, self.prefix).metadata
         return files_of_master(self._master)[1]
 
     def _existing_master(self) -> Path | None:
-        if self._master is not None:
-            return self._master
+        if self._master is not None or self._exported is not None:
+            return self._master or self._exported
         path = find_run(self.path, self.prefix).master
         if not path.exists():
             return None

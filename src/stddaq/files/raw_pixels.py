@@ -266,7 +266,7 @@ class RawPixels:
             raise FileLayoutError(f"{self.path}: holds other images than when it was opened")
 
     def _dataset(self, file: h5py.File, name: str) -> h5py.Dataset:
-        found = file.get(f"{self.rows.detector_name}/{name}")
+        found = file.get(f"{self.rows.group}/{name}")
         if not isinstance(found, h5py.Dataset):
             raise FileLayoutError(mismatch(str(self.path), f"a dataset {name}", "none"))
         return found

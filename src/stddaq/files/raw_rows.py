@@ -100,18 +100,26 @@ class RawRows(ImageRows):
         image_shape: (height, width) in pixels.
         dtype: type of a pixel.
         n_stored: images in `data`; more than `n_rows` when the writer was killed between the two.
+        group_name: absolute name of the group of the datasets, if it is not that of the detector.
     """
 
     status: np.ndarray
     image_shape: tuple[int, int]
     dtype: np.dtype
     n_stored: int
+    group_name: str = ""
+
+    @property
+    def group(self) -> str:
+        """Return the absolute name of the group of `data` and `metadata`."""
+        return self.group_name or f"/{self.detector_name}"
 
     @property
     def datasets(self) -> RawDatasets:
         """Return the datasets that these rows belong to."""
-        group = f"/{self.detector_name}"
-        return RawDatasets(self.path, group, self.image_shape, self.dtype, self.row_dtype, self.origin.run_id)
+        return RawDatasets(
+            self.path, self.group, self.image_shape, self.dtype, self.row_dtype, self.origin.run_id
+        )
 
 
 def read_raw_file(path: Path, allow_unclosed: bool = False) -> RawRows:

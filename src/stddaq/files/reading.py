@@ -49,11 +49,12 @@ def open_run(
     damaged: bool = False,
     growing: bool = False,
 ) -> Run:
-    """Open the run of a file (master or raw, or its URI), or of `prefix` (default "file") in a directory.
+    """Open the run of a file (master, raw or exported HDF5, or its URI), or of `prefix` in a directory.
 
-    Reading images that are damaged, overwritten or failed raises `LostImagesError`; with `losses="mask"` they
-    are masked. `damaged=True` returns the pixels of damaged images as they came. `growing=True` also opens a
-    run that is being recorded: the images whose order cannot change any more.
+    The default prefix is "file". Reading images that are damaged, overwritten or failed raises
+    `LostImagesError`; with `losses="mask"` they are masked. `damaged=True` returns the pixels of damaged
+    images as they came. `growing=True` also opens a run that is being recorded: the images whose order cannot
+    change any more.
 
     Raises `FileLayoutError` that names the file which is missing, short, damaged, of another run, or not
     closed.

@@ -80,6 +80,11 @@ def read_run(raw_files: Sequence[Path], metadata_file: Path | None = None) -> Re
     return RecordedRun(tuple(files), table, rows_of_images(order, table), order)
 
 
+def run_of_rows(rows: RawRows) -> RecordedRun:
+    """Return a run all of whose images are in one file."""
+    return RecordedRun((rows,), None, None, order_images([rows]))
+
+
 def rows_of_files(raw_files: Sequence[Path], allow_unclosed: bool = False) -> list[RawRows]:
     """Return the rows of the raw files of a run, given in any order, by writer. Raises `FileLayoutError`."""
     if not raw_files:

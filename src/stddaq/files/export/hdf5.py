@@ -19,6 +19,7 @@ from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.nexus import ACCOUNT, DATA, IMAGE_METADATA, lost_pixel, nexus_group
 from stddaq.files.opening import open_file
 from stddaq.files.raw_file import METADATA_DTYPE
+from stddaq.files.reading import Run
 from stddaq.text import shown
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
@@ -34,7 +35,7 @@ class ImageWriter:
         self._source = source
         self._open_files = ExitStack()
         try:
-            self._stored = self._open_compressed()
+            self._stored = open_compressed(source.run, self._open_files)
             self.step = 1 if self._stored else chunk_images(source.image_bytes, CHUNK_BYTES)
             mode = "r+" if n_done else "w"
             file = h5py.File(path, mode, libver=FILE_FORMAT, locking=False)
@@ -66,18 +67,6 @@ class ImageWriter:
             mask, chunk = self._stored[file].id.read_direct_chunk((row, 0, 0))
             self._images.id.write_direct_chunk((image, 0, 0), chunk, mask)
 
-    def _open_compressed(self) -> list[h5py.Dataset]:
-        """Return the images of each raw file, if all are compressed in the same way, one by one."""
-        found: list[h5py.Dataset] = []
-        for raw in self._source.run.raw_files:
-            file = self._open_files.enter_context(open_file(raw.path)).file
-            data = file[f"{raw.rows.detector_name}/data"]
-            assert isinstance(data, h5py.Dataset)
-            if data.chunks != (1, *self._source.run.image_shape) or not _filters(data):
-                return []
-            found.append(data)
-        return found if all(_filters(data) == _filters(found[0]) for data in found) else []
-
     def _lay_out(self) -> None:
         run, file = self._source.run, self._file
         account = run.account or {}
@@ -94,6 +83,8 @@ class ImageWriter:
                 entry[name] = value
         data = nexus_group(entry, "data", "NXdata", signal="data", interpretation="image", image_id_indices=0)
         data.attrs["axes"] = ["image_id", ".", "."]
+        if run.run_id:
+            data.attrs["run_id"] = run.run_id
         data["image_id"] = run.image_ids
         rows = np.empty(len(run), METADATA_DTYPE)
         rows["image_id"], rows["status"] = run.image_ids, run.status
@@ -128,6 +119,18 @@ class ImageWriter:
         found = self._file[name]
         assert isinstance(found, h5py.Dataset), shown(name)
         return found
+
+
+def open_compressed(run: Run, open_files: ExitStack) -> list[h5py.Dataset]:
+    """Return the images of each raw file, if all are compressed in the same way, one by one; else none."""
+    found: list[h5py.Dataset] = []
+    for raw in run.raw_files:
+        data = open_files.enter_context(open_file(raw.path)).file[f"{raw.rows.group}/data"]
+        assert isinstance(data, h5py.Dataset)
+        if data.chunks != (1, *run.image_shape) or not _filters(data):
+            return []
+        found.append(data)
+    return found if all(_filters(data) == _filters(found[0]) for data in found) else []
 
 
 def _filters(data: h5py.Dataset) -> list[tuple[int, tuple[int, ...]]]:

@@ -59,14 +59,9 @@ def export_run(
     export of the same images that was interrupted is continued. Every image is compared with the run
     before `out` appears. Raises `OutputExistsError`, `FileLayoutError`, `ExportError`.
     """
-    kind = format or format_of(out)
-    if os.path.lexists(out):
-        raise OutputExistsError(mismatch(str(out), "a new file", "an existing one"))
-    source = Source(path, prefix, losses)
-    if kind == "tiff" and not len(source):
-        raise ExportError(mismatch(str(path), "at least one image for TIFF", "none"))
+    kind, source = prepare_export(path, out, prefix, format, losses)
     writer, reader = _implementation(kind)
-    partial = out.with_name(f"{out.name}.partial")
+    partial = partial_of(out)
     with _Journal(partial.with_name(f"{partial.name}.json"), f"{kind} {source.identity}") as journal:
         _write(source, partial, journal, writer, on_progress)
         with contextlib.ExitStack() as stack:
@@ -74,6 +69,25 @@ def export_run(
         _give_name(partial, out)
         journal.remove()
     return len(source)
+
+
+def prepare_export(
+    path: Path, out: Path, prefix: str | None, format: Format | None, losses: Losses
+) -> tuple[Format, Source]:
+    """Return the format and the images of an export that can be made. Raises like `export_run`."""
+    kind = format or format_of(out)
+    if os.path.lexists(out):
+        raise OutputExistsError(mismatch(str(out), "a new file", "an existing one"))
+    source = Source(path, prefix, losses)
+    if kind == "tiff" and not len(source):
+        raise ExportError(mismatch(str(path), "at least one image for TIFF", "none"))
+    _implementation(kind)
+    return kind, source
+
+
+def partial_of(out: Path) -> Path:
+    """Return the path of an incomplete export."""
+    return out.with_name(f"{out.name}.partial")
 
 
 def format_of(out: Path) -> Format:
