@@ -94,11 +94,13 @@ def test_nexpy_refuses_files_that_map_several_images_at_once_and_plots_their_exp
 
 
 @pytest.mark.parametrize("filter", FILTERS)
-def test_pyfai_integrates_the_frames_of_nxmx_and_of_exports(tmp_path: Path, filter: str) -> None:
+def test_pyfai_integrates_the_frames_of_every_file(tmp_path: Path, filter: str) -> None:
     spec = RunSpec(n_writers=3, shape=SHAPE, filter=FILTERS[filter])
-    scan = make_nxmx(tmp_path, stream(range(12)), spec, metadata(SCAN)).path
-    export_run(tmp_path, tmp_path / "export.h5")
-    for path in (scan, tmp_path / "export.h5"):
+    (tmp_path / "nxmx").mkdir()
+    scan = make_nxmx(tmp_path / "nxmx", stream(range(12)), spec, metadata(SCAN)).path
+    master = run_files(tmp_path, 12, FILTERS[filter])
+    export_run(master, tmp_path / "export.h5")
+    for path in (master, scan, tmp_path / "export.h5"):
         run_readers_python("-c", PYFAI, path, 7, tmp_path / "sums.npy", directory=tmp_path, timeout=100)
         n_frames, signal, normalization = np.load(tmp_path / "sums.npy")
         assert n_frames == 12
