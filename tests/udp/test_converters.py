@@ -116,12 +116,13 @@ def test_the_synchroniser_announces_the_checksum_of_the_converted_image(
     make_deployment: MakeDeployment,
 ) -> None:
     deployment = make_deployment(image_checksums=True, **EIGER)
-    with Modules(deployment, 0, 1) as modules, StreamReader(deployment) as reader:
+    with Modules(deployment, 0, 1) as modules:
         start_converters(deployment, 0, 1)
-        modules.wait_for_converters()
-        for image_id in (1, 2):
-            modules.publish(image_id, both(image_id))
-        received = reader.receive(2)
+        with StreamReader(deployment) as reader:
+            modules.wait_for_converters()
+            for image_id in (1, 2):
+                modules.publish(image_id, both(image_id))
+            received = reader.receive(2)
     for image in received:
         assert image.metadata.checksum == xxhash.xxh3_64_intdigest(image.pixels.tobytes())
 
