@@ -31,4 +31,6 @@ html_theme = "furo"
 html_title = f"stddaq {version}"
 html_show_copyright = False
 html_copy_source = False
+# The page of stddaq-rest has it, too.
+html_favicon = "../src/stddaq/web/dashboard/icon.svg"
 html_show_sphinx = False
