@@ -30,9 +30,11 @@ def account_lines(account: Mapping[str, Any], image_bytes: int | None = None) ->
         ("overwritten", "n_overwritten", "overwritten_ids"),
         ("failed", "n_failed", "failed_ids"),
         ("skipped", "n_skipped", "skipped"),
+        ("incomplete", "n_incomplete", "incomplete"),
     ):
         if account.get(number):
             lines.append(f"{what:<11} {account[number]}: {_ids(account.get(ids) or [], account[number])}")
+    lines += [line for part in account.get("parts") or () for line in _part_lines(part)]
     if account.get("n_restarts"):
         lines.append(f"ids         restarted {account['n_restarts']} times")
     lines.append(f"duration    {_duration(account, image_bytes)}")
@@ -44,6 +46,18 @@ def file_lines(files: Mapping[str, Any]) -> list[str]:
     """Return the files of a run with their sizes, and last the master file, which shows all images."""
     paths = [*(files.get("raw") or []), files.get("metadata"), files.get("master")]
     return [f"file        {path} ({_size(path)})" for path in paths if path]
+
+
+def _part_lines(part: Mapping[str, Any]) -> list[str]:
+    """Return what one driver of several recorded, and which images of the others it lacks."""
+    name = f"part {part['part']}"
+    images = f"{part['count']} images" if part["ids_are_exact"] else f"at least {part['count']} images"
+    lines = [f"{name:<11} {images}, driver {part['url']}"]
+    if part["n_absent"]:
+        lines.append(f"  absent    {part['n_absent']}: {_ids(part['absent'], part['n_absent'])}")
+    if part["lost_from"] is not None:
+        lines.append(f"  lost      from image id {part['lost_from']} on")
+    return lines
 
 
 def _images(account: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -72,9 +72,18 @@ def add_arguments(parser: ArgumentParser) -> None:
         help=f"longest wait for the files after Ctrl-C (default: {TIMEOUT_S:g})",
     )
     parser.add_driver_url()
+    parser.add_argument(
+        "--with",
+        dest="others",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="another driver, which records its part of the same images; may be given several times",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    from stddaq.cli.joined import existing_master, joined_driver, with_master
     from stddaq.client import CommandRefusedError, DriverClient, RunFailedError
 
     image_bytes = _image_bytes(args.config)
@@ -82,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
         from stddaq.files.names import next_numbered_prefix
 
         args.prefix = next_numbered_prefix(Path(args.path), args.prefix)
-    with DriverClient(args.url) as driver:
-        if not args.overwrite and (reason := _overwriting(driver, args)):
+    with joined_driver(args) if args.others else DriverClient(args.url) as driver:
+        if not args.overwrite and (reason := _overwriting(driver, args) or existing_master(args)):
             print(f"stddaq record: refused: {reason}", file=sys.stderr)
             return 1
         try:
@@ -94,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         except RunFailedError as error:
             print(f"stddaq record: run failed: {error.reason}", file=sys.stderr)
             if error.result is not None:
-                _print_summary(error.result, image_bytes)
+                _print_summary(with_master(error.result, args), image_bytes)
             return 1
         except RunNotEndedError as error:
             print(f"stddaq record: error: {error}", file=sys.stderr)
@@ -106,8 +115,7 @@ def run(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             return 130
-        _summarise(driver, args, image_bytes)
-    return 0
+        return _summarise(driver, args, image_bytes)
 
 
 def _record(driver: DriverClient, args: argparse.Namespace, image_bytes: int | None) -> None:
@@ -312,7 +320,9 @@ class _Bar:
         self._bar.stop()
 
 
-def _summarise(driver: DriverClient, args: argparse.Namespace, image_bytes: int | None) -> None:
+def _summarise(driver: DriverClient, args: argparse.Namespace, image_bytes: int | None) -> int:
+    """Print the account. Return the exit code."""
+    from stddaq.cli.joined import with_master
     from stddaq.client import UnsupportedError
 
     try:
@@ -320,15 +330,17 @@ def _summarise(driver: DriverClient, args: argparse.Namespace, image_bytes: int 
     except UnsupportedError:
         account = None
     if account is not None:
+        account = with_master(account, args)
         _print_summary(account, image_bytes)
-        return
+        return 1 if account["outcome"] == "error" else 0
     # A driver that is not stddaq's: list the files that are visible from here.
     print("saved; this driver keeps no account of the run")
     for path in sorted(Path(args.path).glob(f"{args.prefix}*.h5")):
         print(f"file        {path} ({bytes_text(path.stat().st_size)})")
+    return 0
 
 
-def _print_summary(account: dict[str, Any], image_bytes: int | None) -> None:
+def _print_summary(account: Mapping[str, Any], image_bytes: int | None) -> None:
     from stddaq.cli.account import account_lines
 
     print("\n".join(account_lines(account, image_bytes or _image_bytes_of(account.get("files")))))
@@ -343,15 +355,22 @@ def _image_bytes(config: str | None) -> int | None:
 
 
 def _image_bytes_of(files: Any) -> int | None:
-    """Return the bytes of one uncompressed image, from a raw file; None if it is not visible from here."""
-    paths = files.get("raw") if files else None
+    """Return the bytes of one uncompressed image, from raw files; None if they are not visible from here."""
+    if not files:
+        return None
+    parts = files.get("raw_of_parts") or [files.get("raw")]
+    sizes = [_image_bytes_in(paths[0]) if paths else None for paths in parts]
+    return None if None in sizes else sum(size or 0 for size in sizes)
+
+
+def _image_bytes_in(path: str) -> int | None:
     # Unlike Path.exists(), this is False also for a path that this user may not search.
-    if not paths or not os.path.exists(paths[0]):  # noqa: PTH110
+    if not os.path.exists(path):  # noqa: PTH110
         return None
     import h5py
 
     try:
-        with h5py.File(paths[0], "r", swmr=True, locking=False) as file:
+        with h5py.File(path, "r", swmr=True, locking=False) as file:
             for group in file.values():
                 if isinstance(group, h5py.Group) and isinstance(data := group.get("data"), h5py.Dataset):
                     return data.dtype.itemsize * data.shape[1] * data.shape[2]

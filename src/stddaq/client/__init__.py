@@ -24,6 +24,7 @@ from stddaq.client.configuration import (
     RequestRefusedError,
 )
 from stddaq.client.driver import DriverClient
+from stddaq.client.driver_group import AsyncDriverGroup, DriverGroup
 from stddaq.client.errors import (
     CommandRefusedError,
     ConnectionLostError,
@@ -59,6 +60,7 @@ __all__ = [
     "DEFAULT_CONFIG_URL",
     "DEFAULT_URL",
     "AsyncDriverClient",
+    "AsyncDriverGroup",
     "AsyncLiveStreamClient",
     "BufferedImage",
     "CommandRefusedError",
@@ -73,6 +75,7 @@ __all__ = [
     "DriverBusyError",
     "DriverClient",
     "DriverError",
+    "DriverGroup",
     "DriverNotAllowedError",
     "DriverStatus",
     "DriverTimeoutError",

@@ -137,7 +137,7 @@ def next_numbered_prefix(directory: Path, prefix: str) -> str:
 
     The last underscore separates the number of the run from those of the writers. Raises `OSError`.
     """
-    name = re.compile(re.escape(prefix) + rf"_(\d{{4,}})_(?:\d+|{_OVER_RAW_FILES})\.h5")
+    name = re.compile(re.escape(prefix) + rf"_(\d{{4,}})_(?:Part\d+_)?(?:\d+|{_OVER_RAW_FILES})\.h5")
     matches = (name.fullmatch(path.name) for path in directory.iterdir())
     number = max((int(match[1]) for match in matches if match), default=0) + 1
     return f"{prefix}_{number:04}_"

@@ -1,0 +1,195 @@
+"""`stddaq record --with URL`: one run of several drivers."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import hdf5plugin  # noqa: F401  (registers the filters)
+import numpy as np
+import pytest
+from support.processes.joined_drivers import (
+    SHAPES,
+    JoinedDrivers,
+    MakeJoinedDrivers,
+    joined_drivers,
+)
+from support.processes.recording import MakeRig, pixels_of
+
+
+@pytest.fixture
+def make_drivers(make_rig: MakeRig) -> Iterator[MakeJoinedDrivers]:
+    with joined_drivers(make_rig) as make:
+        yield make
+
+
+@pytest.fixture
+def drivers(make_drivers: MakeJoinedDrivers) -> JoinedDrivers:
+    return make_drivers()
+
+
+def assert_master_shows(drivers: JoinedDrivers, ids: list[int], prefix: str = "file") -> None:
+    with h5py.File(drivers.directory / f"{prefix}Master.h5") as file:
+        assert np.array_equal(file["/entry/image_id"], ids)  # pyright: ignore[reportArgumentType]
+        for part, shape in enumerate(SHAPES, 1):
+            images = file[f"/entry/part{part}/data"]
+            assert isinstance(images, h5py.Dataset)
+            assert images.shape == (len(ids), *shape)
+            for image, image_id in zip(images[()], ids, strict=True):
+                assert np.array_equal(image, pixels_of(image_id, shape, salt=part))
+
+
+def test_two_drivers_record_one_run_with_one_account_and_one_master_file(drivers: JoinedDrivers):
+    record = drivers.record("-n", 60, "--prefix", "scan")
+    record.wait_for_line("waiting_for_first_image")
+    drivers.publish(range(60))
+    assert record.wait() == 0, record.output
+    assert "outcome     saved" in record.stdout
+    assert "images      60, all good, ids 0 to 59, none dropped" in record.stdout
+    assert f"part 2      60 images, driver {drivers.urls[1]}" in record.stdout
+    for name in ("scanPart1_0.h5", "scanPart1_1.h5", "scanPart2_0.h5", "scanPart2_1.h5", "scanMaster.h5"):
+        assert re.search(rf"file .*/{name} \(.*B\)", record.output)
+    assert_master_shows(drivers, list(range(60)), "scan")
+
+
+def test_images_that_one_part_lacks_are_listed_and_not_in_the_master_file(drivers: JoinedDrivers):
+    record = drivers.record()
+    record.wait_for_line("waiting_for_first_image")
+    drivers.publish(range(20))
+    drivers.publish([20, 21, 23], 1)
+    drivers.publish([22], 2)
+    drivers.publish(range(24, 40))
+    record.wait_for_line("recording: 3[67] of")
+    assert record.end(signal.SIGINT) == 0, record.output
+    assert "outcome     saved" in record.stdout
+    assert re.search("images +36, all good, ids 0 to 39", record.output)
+    assert "incomplete  4: image ids 20-23" in record.stdout
+    assert "  absent    1: image ids 22" in record.stdout
+    assert "  absent    3: image ids 20-21, 23" in record.stdout
+    assert_master_shows(drivers, [*range(20), *range(24, 40)])
+
+
+def assert_nothing_remains(drivers: JoinedDrivers) -> None:
+    """Check that all drivers are idle, and that no file was made."""
+    for part in drivers.parts:
+        assert part.client.wait(("idle",), 20)
+    assert [path.name for path in drivers.directory.iterdir()] == []
+
+
+def test_no_driver_starts_when_one_is_busy(drivers: JoinedDrivers, tmp_path: Path):
+    second = drivers.parts[1]
+    (tmp_path / "other").mkdir()
+    second.client.start(tmp_path / "other")
+    record = drivers.record("-n", 10)
+    assert record.wait() == 1
+    assert record.stderr[0].startswith(f"stddaq record: refused: {second.url}: the driver is busy")
+    second.client.stop()
+    assert_nothing_remains(drivers)
+
+
+def test_no_driver_starts_when_one_refuses(drivers: JoinedDrivers):
+    (drivers.directory / "filePart2_1.h5").touch()
+    record = drivers.record("-n", 10)
+    assert record.wait() == 1
+    assert re.search(rf"refused: {drivers.urls[1]}: .*filePart2_1.h5", record.stderr[0])
+    (drivers.directory / "filePart2_1.h5").unlink()
+    assert_nothing_remains(drivers)
+
+
+def test_the_drivers_that_did_start_are_stopped_when_one_cannot(make_drivers: MakeJoinedDrivers):
+    drivers = make_drivers(writers_of_second=False)
+    record = drivers.record("-n", 10)
+    assert record.wait(timeout=60) == 1
+    assert re.search(
+        rf"run failed: {drivers.urls[1]}: .*writer 0.*; stopped again, with files that hold no images: "
+        rf"{drivers.urls[0]}$",
+        record.stderr[0],
+    )
+    assert drivers.parts[0].client.status().status == "idle"
+    # They can be replaced.
+    drivers.parts[1].start_writers()
+    again = drivers.record("-n", 5, "--overwrite")
+    again.wait_for_line("waiting_for_first_image")
+    drivers.publish(range(5))
+    assert again.wait() == 0, again.output
+    assert_master_shows(drivers, list(range(5)))
+
+
+def test_an_existing_master_file_is_refused_before_a_driver_starts(drivers: JoinedDrivers):
+    (drivers.directory / "fileMaster.h5").touch()
+    record = drivers.record("-n", 10)
+    assert record.wait() == 1
+    assert "fileMaster.h5: expected a new file, got an existing one" in record.stderr[0]
+    (drivers.directory / "fileMaster.h5").unlink()
+    assert_nothing_remains(drivers)
+
+
+def test_a_driver_that_is_given_twice_is_refused(drivers: JoinedDrivers):
+    deployment, url = drivers.parts[0].deployment, drivers.urls[0]
+    command = (deployment.stddaq, "record", drivers.directory, "--url", url, "--with", f"{url}/")
+    record = deployment.run(*command)
+    assert record.wait() == 2
+    assert "expected one or several different ones" in record.stderr[0]
+
+
+def test_the_run_goes_on_without_a_driver_that_is_killed(drivers: JoinedDrivers):
+    record = drivers.record("-n", 50)
+    record.wait_for_line("waiting_for_first_image")
+    drivers.publish(range(20))
+    record.wait_for_line("recording: 20 of")
+    drivers.parts[1].driver.kill()
+    record.wait_for_line("part 2 .*killed")
+    drivers.publish(range(20, 50), 1)
+    assert record.wait(timeout=60) == 1, record.output
+    assert re.search(r"run failed: part 2 \(ws://.*\): .* killed", record.stderr[0])
+    assert re.search("images +20, all good, ids 0 to 19", record.output)
+    assert "incomplete  30: image ids 20-49" in record.stdout
+    assert f"part 1      50 images, driver {drivers.urls[0]}" in record.stdout
+    assert f"part 2      20 images, driver {drivers.urls[1]}" in record.stdout
+    assert "  lost      from image id 20 on" in record.stdout
+    # Its writers have closed their files.
+    assert_master_shows(drivers, list(range(20)))
+
+
+def test_a_driver_that_was_restarted_is_lost_although_it_answers(drivers: JoinedDrivers):
+    first, second = drivers.parts
+    record = drivers.record("-n", 30)
+    record.wait_for_line("waiting_for_first_image")
+    drivers.publish(range(10))
+    record.wait_for_line("recording: 10 of")
+    second.driver.kill()
+    second.deployment.start("std_det_driver", "--port", second.url.rpartition(":")[2], ready="ready")
+    record.wait_for_line("part 2 .*restarted")
+    drivers.publish(range(10, 30), 1)
+    assert record.wait(timeout=60) == 1, record.output
+    assert "  lost      from image id 10 on" in record.stdout
+    result = first.client.last_result()
+    assert result is not None
+    assert result["count"] == 30
+
+
+def test_a_killed_writer_ends_its_part_and_no_image_without_it_is_good(drivers: JoinedDrivers):
+    second = drivers.parts[1]
+    record = drivers.record("-n", 60)
+    record.wait_for_line("waiting_for_first_image")
+    drivers.publish(range(20))
+    record.wait_for_line("recording: 20 of")
+    second.writers[1].kill()
+    drivers.publish(range(20, 60))
+    assert record.wait(timeout=60) == 1, record.output
+    assert re.search(r"run failed: part 2 \(ws://.*\): .*writer 1", record.stderr[0])
+    account = second.client.last_result()
+    assert account is not None
+    result = drivers.parts[0].client.last_result()
+    assert result is not None
+    assert result["n_good"] == 60
+    assert account["n_good"] < 60
+    good = "all" if account["n_good"] == account["count"] else f"{account['n_good']} of them"
+    assert f"images      {account['count']}, {good} good, ids" in record.output
+    assert f"lost      from image id {account['last_id'] + 1} on" in record.output
+    # The file of the killed writer is not closed.
+    assert "the master file over the parts was not created" in record.output
+    assert not (drivers.directory / "fileMaster.h5").exists()

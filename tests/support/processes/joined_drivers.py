@@ -1,0 +1,71 @@
+"""Two drivers of one machine, each with its writers and a source in the test: a detector of two parts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from support.processes.deployment import Service
+from support.processes.recording import MakeRig, Rig, images_of
+
+# (height, width) of each part.
+SHAPES = (32, 48), (16, 64)
+
+
+class JoinedDrivers:
+    """The rigs of two parts, whose images have different shapes."""
+
+    def __init__(self, parts: list[Rig]) -> None:
+        self.parts = parts
+
+    @property
+    def urls(self) -> list[str]:
+        return [part.url for part in self.parts]
+
+    @property
+    def directory(self) -> Path:
+        return self.parts[0].directory
+
+    def publish(self, ids: Iterable[int], *parts: int, pause_s: float = 0.002) -> None:
+        """Publish images of `parts` (1 and 2; default both), in turn."""
+        for image_id in ids:
+            for part in parts or (1, 2):
+                shape = SHAPES[part - 1]
+                rig = self.parts[part - 1]
+                rig.publish(images_of([image_id], shape=shape, salt=part), pause_s / 2)
+
+    def record(self, *args: object) -> Service:
+        """Start `stddaq record` for both."""
+        deployment = self.parts[0].deployment
+        urls = ("--url", self.urls[0], "--with", self.urls[1])
+        return deployment.run(deployment.stddaq, "record", self.directory, *args, *urls)
+
+
+MakeJoinedDrivers = Callable[..., JoinedDrivers]
+
+
+@contextmanager
+def joined_drivers(make_rig: MakeRig) -> Iterator[MakeJoinedDrivers]:
+    """Yield a function that makes the drivers; `second` are further keys of the second configuration."""
+    # Both publish from the process of the test, which knows one ipc directory.
+    with tempfile.TemporaryDirectory(prefix="sd-", dir="/tmp") as ipc_directory:
+
+        def make(writers_of_second: bool = True, **second: Any) -> JoinedDrivers:
+            keys = [
+                {
+                    "image_pixel_height": height,
+                    "image_pixel_width": width,
+                    "ipc_directory": Path(ipc_directory),
+                }
+                for height, width in SHAPES
+            ]
+            first = make_rig(**keys[0])
+            rigs = [first, make_rig(writers=writers_of_second, **keys[1], **second)]
+            for rig in rigs:
+                assert rig.source
+            return JoinedDrivers(rigs)
+
+        yield make
