@@ -19,6 +19,7 @@ from stddaq.files.nexus import (
     EPOCHS,
     IMAGE_ID,
     IMAGE_METADATA,
+    JOINED_IDS,
     account_of,
 )
 from stddaq.files.opened_run import sources_of_master
@@ -30,7 +31,7 @@ from stddaq.files.virtual import mappings_of
 from stddaq.text import bytes_text, command_line, mismatch
 from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
 
-Kind = Literal["raw", "metadata", "master", "NXmx", "application", "exported", "other"]
+Kind = Literal["raw", "metadata", "master", "joined master", "NXmx", "application", "exported", "other"]
 FILTER_NAMES = {1: "gzip", 2: "shuffle", 32000: "lzf", 32004: "lz4", 32008: "bitshuffle", 32026: "blosc2"}
 GOOD, OVERWRITTEN = 1, 3
 MAX_LISTED = 20
@@ -89,8 +90,8 @@ class FileInfo:
     """What a file holds.
 
     Attributes:
-        kind: "application" is an NXmx file that lacks values, "other" any HDF5 file that does not belong to a
-            run.
+        kind: "joined master" is over the parts of several drivers, "application" an NXmx file that lacks
+            values, "other" any HDF5 file that does not belong to a run.
         size: bytes of the file.
         pixel_bytes: bytes of its images, uncompressed; None when it holds none itself.
         unclosed: what is known of its writer; None when closed.
@@ -174,6 +175,8 @@ def describe(path: Path) -> FileInfo:
         if APPLICATION_METADATA in file and isinstance(images := file.get(DATA), h5py.Dataset):
             return _application(path, opened, images)
         datasets = tuple(info for info, _ in describe_datasets(file))
+        if isinstance(ids := file.get(JOINED_IDS), h5py.Dataset):
+            return _joined(path, opened, ids, datasets)
         return FileInfo(path, "other", path.stat().st_size, datasets, unclosed=why_unclosed(path, opened))
 
 
@@ -247,6 +250,22 @@ def _master(
         missing=missing,
         differs=differs,
         account=account_of(file),
+    )
+
+
+def _joined(
+    path: Path, opened: Opened, image_ids: h5py.Dataset, datasets: tuple[DatasetInfo, ...]
+) -> FileInfo:
+    ids = image_ids[()].astype(np.uint64)
+    return FileInfo(
+        path,
+        "joined master",
+        path.stat().st_size,
+        datasets,
+        n_images=len(ids),
+        ids=ids_info(ids, np.zeros_like(ids), 1),
+        unclosed=why_unclosed(path, opened),
+        account=account_of(opened.file),
     )
 
 

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,17 @@ from stddaq.errors import FileLayoutError, OutputExistsError, StdDaqError
 from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.id_ranges import id_ranges
 from stddaq.files.names import master_file_name
-from stddaq.files.nexus import ACCOUNT, ENTRY, lost_pixel, nexus_group, set_attributes
+from stddaq.files.nexus import ACCOUNT, ENTRY, JOINED_IDS, lost_pixel, nexus_group, set_attributes
 from stddaq.files.opening import examine, relative_name
 from stddaq.files.raw_rows import RawRows, read_raw_file
 from stddaq.files.run import RecordedRun, read_run
-from stddaq.files.sources import OtherRunError, mark_with_run_ids
+from stddaq.files.sources import OtherRunError, check_run_id, mark_with_run_ids, run_ids_of
 from stddaq.files.virtual import MappedRows, Stretch, create_virtual_dataset, mapped_by_image, stretches_of
 from stddaq.joined_account import IdSet, Part, joined_account
 from stddaq.new_file import replacing
 from stddaq.text import mismatch
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
-IMAGE_IDS = "/entry/image_id"
 _ABOUT = "/entry/stddaq"
 # Of each part, in a group below.
 _RAW_FILES = "raw_files"
@@ -229,27 +228,56 @@ def _verify(path: Path, parts: Sequence[RecordedRun], ids: np.ndarray) -> None:
                 )
 
 
+@dataclass(frozen=True, slots=True)
+class JoinedPart:
+    """One part of a master file over parts.
+
+    Attributes:
+        raw_files: of the part, by writer.
+        image_ids: (n,) uint64, those of all parts.
+        run_ids: of the runs of all parts.
+    """
+
+    path: Path
+    raw_files: list[Path]
+    image_ids: np.ndarray
+    run_ids: frozenset[str]
+
+    def rows_of(self, raw: RawRows, found: np.ndarray) -> np.ndarray:
+        """Return the positions (n,) of the images among the ids `found` (m,) of the part's run.
+
+        Raises `FileLayoutError` when the file `raw` is of another run, or images are not there.
+        """
+        check_run_id(raw.path, raw.origin.run_id, self.run_ids, self.path)
+        order = np.argsort(found, kind="stable")
+        positions = np.searchsorted(found, self.image_ids, sorter=order)
+        rows = order[np.minimum(positions, len(order) - 1)] if len(order) else order
+        if len(rows) < len(self.image_ids) or not np.array_equal(found[rows], self.image_ids):
+            raise FileLayoutError(f"{self.path}: does not show the images that are in the raw files now")
+        return rows
+
+
 def n_parts_of(path: Path) -> int:
-    """Return of how many parts the file `path` shows a joined run; 0 if it is no master file over parts.
+    """Return of how many parts the file `path` shows a joined run; 0 if it is no master file over parts."""
+    try:
+        with examine(path, allow_unclosed=True) as opened:
+            about = opened.file.get(_ABOUT)
+            if not isinstance(about, h5py.Group) or JOINED_IDS not in opened.file:
+                return 0
+            return sum(name.startswith("part") for name in about)
+    except FileLayoutError:
+        return 0
 
-    Raises `FileLayoutError`.
-    """
-    with examine(path, allow_unclosed=True) as opened:
-        about = opened.file.get(_ABOUT)
-        return sum(str(name).startswith("part") for name in about) if isinstance(about, h5py.Group) else 0
 
-
-def part_of_master(path: Path, part: int) -> tuple[list[Path], np.ndarray]:
-    """Return the raw files of a part (1, 2, ...) of a master file, and the ids (n,) that it shows.
-
-    Raises `FileLayoutError`.
-    """
+def part_of_master(path: Path, part: int) -> JoinedPart:
+    """Return a part (1, 2, ...) of a master file over parts. Raises `FileLayoutError`."""
     n_parts = n_parts_of(path)
     if not 1 <= part <= n_parts:
-        expected = f"a part from 1 to {n_parts}" if n_parts else "a master file over parts"
-        raise FileLayoutError(mismatch(str(path), expected, f"part {part}" if n_parts else "another file"))
+        expected = f"a part from 1 to {n_parts}" if n_parts else "the master file of several drivers"
+        raise FileLayoutError(mismatch(str(path), expected, f"part {part}" if n_parts else "none"))
     with examine(path) as opened:
-        names, ids = opened.file[f"{_ABOUT}/part{part}/{_RAW_FILES}"], opened.file[IMAGE_IDS]
+        names, ids = opened.file[f"{_ABOUT}/part{part}/{_RAW_FILES}"], opened.file[JOINED_IDS]
         assert isinstance(names, h5py.Dataset)
         assert isinstance(ids, h5py.Dataset)
-        return [path.parent / str(name) for name in np.ravel(names.asstr()[()])], ids[()]
+        raw_files = [path.parent / str(name) for name in np.ravel(names.asstr()[()])]
+        return JoinedPart(path, raw_files, ids[()], run_ids_of(opened.file))

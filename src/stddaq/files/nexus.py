@@ -16,6 +16,8 @@ IMAGE_METADATA = "/entry/data/metadata"
 DETECTOR = "/entry/instrument/detector"
 ACCOUNT = "/entry/stddaq/account"
 RAW_FILES = "/entry/stddaq/raw_files"
+# Of a master file over the parts of several drivers.
+JOINED_IDS = "/entry/image_id"
 # Of a published images file, whose images are a part of the run.
 PUBLISHED_IDS = "/entry/stddaq/image_id"
 EPOCHS = "/entry/stddaq/epochs"

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from stddaq.errors import FileLayoutError, StdDaqError
+from stddaq.files.joined_runs import n_parts_of, part_of_master
 from stddaq.files.lazy_images import LazyImages
 from stddaq.files.opened_run import Identity, OpenedRun
 from stddaq.files.raw_pixels import RawPixels
@@ -48,13 +49,16 @@ def open_run(
     losses: Losses = "raise",
     damaged: bool = False,
     growing: bool = False,
+    part: int | None = None,
 ) -> Run:
     """Open the run of a file (master, raw or exported HDF5, or its URI), or of `prefix` in a directory.
 
     The default prefix is "file". Reading images that are damaged, overwritten or failed raises
     `LostImagesError`; with `losses="mask"` they are masked. `damaged=True` returns the pixels of damaged
     images as they came. `growing=True` also opens a run that is being recorded: the images whose order cannot
-    change any more.
+    change any more. `part` (1, 2, ...) opens a part of the master file of several drivers, with the images
+    that every part has: image i of each belongs to image i of the others. Its `status` and `account` are
+    those of the part.
 
     Raises `FileLayoutError` that names the file which is missing, short, damaged, of another run, or not
     closed.
@@ -62,7 +66,17 @@ def open_run(
     if losses not in ("raise", "mask"):
         raise ValueError(mismatch("losses", '"raise" or "mask"', shown(losses)))
     found = _path_of(path)
-    return Run(OpenedRun(found, prefix, growing), losses, damaged)
+    if part is not None:
+        shown_part = part_of_master(found, part)
+        opened = OpenedRun(shown_part.raw_files[0], None, growing=False)
+        return Run(opened, losses, damaged, shown_part.rows_of(opened.raw_files[0].rows, opened.image_ids))
+    try:
+        return Run(OpenedRun(found, prefix, growing), losses, damaged)
+    except FileLayoutError as error:
+        if n_parts := n_parts_of(found):
+            expected = f"part=1 to part={n_parts} of the drivers that recorded it"
+            raise FileLayoutError(mismatch(str(found), expected, "no part")) from error
+        raise
 
 
 class Run:

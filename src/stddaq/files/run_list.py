@@ -9,11 +9,18 @@ from pathlib import Path
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.info import FileInfo, describe
-from stddaq.files.names import RunFiles, files_of_prefix, find_run, prefixes_in
+from stddaq.files.names import (
+    RunFiles,
+    files_of_prefix,
+    find_run,
+    master_file_name,
+    prefixes_in,
+    raw_file_name,
+)
 from stddaq.files.opening import isolated
 from stddaq.text import bytes_text
 
-BAD = ("damaged", "overwritten", "failed", "skipped")
+BAD = ("damaged", "overwritten", "failed", "skipped", "incomplete")
 COLUMNS = ("run", "images", "good", "bad", "started", "size", "outcome")
 
 
@@ -26,7 +33,8 @@ class RunSummary:
         started_at: ISO 8601 with a zone; None without account.
         n_images: recorded images; None if the files cannot be read.
         n_good: of those; None if it is not known.
-        bad: number of images by kind: "damaged", "overwritten", "failed" and "skipped", if there are any.
+        bad: number of images by kind: "damaged", "overwritten", "failed" and "skipped", and "incomplete" in a
+            run of several drivers, if there are any.
         size: bytes of all its files.
     """
 
@@ -62,6 +70,12 @@ def list_runs(directory: Path) -> Iterator[RunSummary]:
 
 
 def _summarise(directory: Path, prefix: str) -> RunSummary:
+    over_parts = directory / master_file_name(prefix)
+    if over_parts.exists() and not (directory / raw_file_name(prefix, 0)).exists():
+        info = describe(over_parts)
+        if info.kind == "joined master" and info.account is not None:
+            # The parts are listed as runs of their own.
+            return _of_account(prefix, info, info.account, info.size)
     files = find_run(directory, prefix)
     size = sum(path.stat().st_size for path in _paths(files))
     if not files.master.exists():
@@ -73,7 +87,10 @@ def _summarise(directory: Path, prefix: str) -> RunSummary:
     problem = master.differs or (f"{master.missing[0]}: is missing" if master.missing else "")
     if problem or master.account is None:
         return _without_account(prefix, [master], problem or "no account", size)
-    account = master.account
+    return _of_account(prefix, master, master.account, size)
+
+
+def _of_account(prefix: str, master: FileInfo, account: dict[str, object], size: int) -> RunSummary:
     reason = f": {account['reason']}" if account.get("reason") else ""
     numbers = {kind: account.get(f"n_{kind}") for kind in BAD}
     started_at, n_good = account.get("started_at"), account.get("n_good")
