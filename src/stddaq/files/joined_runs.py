@@ -264,7 +264,7 @@ def n_parts_of(path: Path) -> int:
             about = opened.file.get(_ABOUT)
             if not isinstance(about, h5py.Group) or JOINED_IDS not in opened.file:
                 return 0
-            return sum(name.startswith("part") for name in about)
+            return sum(str(name).startswith("part") for name in about)
     except FileLayoutError:
         return 0
 
