@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
         trigger_logic: DetectorTriggerLogic | None = None,
         config: DetectorConfig | str | Path | None = None,
         start_options: Mapping[str, Any] | None = None,
+        other_drivers: Sequence[str] = (),
         name: str = "",
     ) -> None:
         """`paths` is a directory, a path provider of ophyd-async, or one of `stddaq_ophyd.core.paths`.
@@ -98,11 +99,13 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
         `TriggerInfo`; `deadtime` in seconds. A camera that can do more, like external triggers, has a
         `trigger_logic` of its own. `config` gives shape and type of the images, which drivers need that do
         not report them. `start_options` are further fields of the driver's `start`, like `writer_id`.
+        `other_drivers` are the URLs of those that record further parts of the same images, in the same run:
+        documents reference the images of the driver at `url`, and the master file over the parts shows all.
         """
         self.url, self._token = split_token(url, None)
         self._paths = paths
         self._camera = as_async_camera(trigger, trigger_value)
-        self._start_options = dict(start_options or {})
+        self._start_options, self._other_drivers = dict(start_options or {}), tuple(other_drivers)
         self.driver = AsyncDriver(self.url, self._token)
         self.n_ready, self._set_n_ready = soft_signal_r_and_setter(int, 0)
         self.allow_bad = soft_signal_rw(bool, False)
@@ -199,7 +202,15 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
             n_bytes = height * width * np.dtype(self._dtype).itemsize
             return MockAcquisition(self.url, self.name, paths, n_bytes)
         publication = Publication(self.name, paths, self.name, StreamDocuments())
-        return Acquisition(self.url, self.name, self._start_options, publication, self._camera, self._token)
+        return Acquisition(
+            self.url,
+            self.name,
+            self._start_options,
+            publication,
+            self._camera,
+            self._token,
+            self._other_drivers,
+        )
 
     async def close_run(self) -> None:
         """End the driver run. Does not raise; see `error`."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -54,6 +54,7 @@ class StdDaqDetector(StagedDetector):
         documents: DocumentsName = "stream",
         start_options: Mapping[str, Any] | None = None,
         regions: Mapping[str, Region] | None = None,
+        other_drivers: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         """Nothing is connected before the first `stage`.
@@ -69,6 +70,8 @@ class StdDaqDetector(StagedDetector):
         because its handlers cannot read files that grow. `start_options` are further fields of the driver's
         `start`, like `writer_id`. `regions` are (first row, last row, first column, last column), the last
         ones not included; events have the sum of the pixels of each, as `<name>_<region>`.
+        `other_drivers` are URLs of drivers that record further parts of the same images, in the same run:
+        documents reference the images of the driver at `prefix`, the master file over the parts shows all.
         """
         super().__init__(
             prefix,
@@ -77,6 +80,7 @@ class StdDaqDetector(StagedDetector):
             camera=as_camera(trigger, trigger_value),
             documents=documents_of(documents, f"{name}: documents"),
             start_options=start_options,
+            other_drivers=other_drivers,
             **kwargs,
         )
         self._exposure = exposure_time if isinstance(exposure_time, Signal) else None

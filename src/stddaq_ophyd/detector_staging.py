@@ -10,7 +10,7 @@ import atexit
 import contextlib
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class StagedDetector(DetectorSignals):
         camera: Camera | None,
         documents: Documents,
         start_options: Mapping[str, Any] | None,
+        other_drivers: Sequence[str],
         **kwargs: Any,
     ) -> None:
         # Documents and messages show the URL, but never the token.
@@ -58,7 +59,7 @@ class StagedDetector(DetectorSignals):
         component: Camera | None = getattr(self, "camera", None) if "camera" in self.component_names else None
         self._camera = camera or component
         self._documents = documents
-        self._start_options = dict(start_options or {})
+        self._start_options, self._other_drivers = dict(start_options or {}), tuple(other_drivers)
         self._steps = Steps(f"steps of {name}")
         # For signals and functions of the user, which block.
         self._blocking = Worker(f"signals of {name}")
@@ -139,7 +140,13 @@ class StagedDetector(DetectorSignals):
         self._note_files(paths)
         publication = Publication(self.name, paths, self.image_key, self._documents)
         return Acquisition(
-            self.prefix, self.name, self._start_options, publication, self._camera, self._token
+            self.prefix,
+            self.name,
+            self._start_options,
+            publication,
+            self._camera,
+            self._token,
+            self._other_drivers,
         )
 
     def unstage(self) -> StepStatus:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -7,17 +7,14 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
-import hdf5plugin  # noqa: F401  (registers the filters)
-import numpy as np
 import pytest
 from support.processes.joined_drivers import (
-    SHAPES,
     JoinedDrivers,
     MakeJoinedDrivers,
+    assert_master_shows,
     joined_drivers,
 )
-from support.processes.recording import MakeRig, pixels_of
+from support.processes.recording import MakeRig
 
 
 @pytest.fixture
@@ -31,17 +28,6 @@ def drivers(make_drivers: MakeJoinedDrivers) -> JoinedDrivers:
     return make_drivers()
 
 
-def assert_master_shows(drivers: JoinedDrivers, ids: list[int], prefix: str = "file") -> None:
-    with h5py.File(drivers.directory / f"{prefix}Master.h5") as file:
-        assert np.array_equal(file["/entry/image_id"], ids)  # pyright: ignore[reportArgumentType]
-        for part, shape in enumerate(SHAPES, 1):
-            images = file[f"/entry/part{part}/data"]
-            assert isinstance(images, h5py.Dataset)
-            assert images.shape == (len(ids), *shape)
-            for image, image_id in zip(images[()], ids, strict=True):
-                assert np.array_equal(image, pixels_of(image_id, shape, salt=part))
-
-
 def test_two_drivers_record_one_run_with_one_account_and_one_master_file(drivers: JoinedDrivers):
     record = drivers.record("-n", 60, "--prefix", "scan")
     record.wait_for_line("waiting_for_first_image")
@@ -52,7 +38,7 @@ def test_two_drivers_record_one_run_with_one_account_and_one_master_file(drivers
     assert f"part 2      60 images, driver {drivers.urls[1]}" in record.stdout
     for name in ("scanPart1_0.h5", "scanPart1_1.h5", "scanPart2_0.h5", "scanPart2_1.h5", "scanMaster.h5"):
         assert re.search(rf"file .*/{name} \(.*B\)", record.output)
-    assert_master_shows(drivers, list(range(60)), "scan")
+    assert_master_shows(drivers, range(60), "scan")
 
 
 def test_images_that_one_part_lacks_are_listed_and_not_in_the_master_file(drivers: JoinedDrivers):
@@ -115,7 +101,7 @@ def test_the_drivers_that_did_start_are_stopped_when_one_cannot(make_drivers: Ma
     again.wait_for_line("waiting_for_first_image")
     drivers.publish(range(5))
     assert again.wait() == 0, again.output
-    assert_master_shows(drivers, list(range(5)))
+    assert_master_shows(drivers, range(5))
 
 
 def test_an_existing_master_file_is_refused_before_a_driver_starts(drivers: JoinedDrivers):
@@ -151,7 +137,7 @@ def test_the_run_goes_on_without_a_driver_that_is_killed(drivers: JoinedDrivers)
     assert f"part 2      20 images, driver {drivers.urls[1]}" in record.stdout
     assert "  lost      from image id 20 on" in record.stdout
     # Its writers have closed their files.
-    assert_master_shows(drivers, list(range(20)))
+    assert_master_shows(drivers, range(20))
 
 
 def test_a_driver_that_was_restarted_is_lost_although_it_answers(drivers: JoinedDrivers):

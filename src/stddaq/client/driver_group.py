@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
@@ -65,14 +66,17 @@ class AsyncDriverGroup(AsyncDriverClient):
     belong together by their ids; `stddaq.files.joined_runs` makes the master file over all parts.
     """
 
-    def __init__(self, urls: Sequence[str], *, token: str | None = None) -> None:
-        """`urls` are those of the drivers, in the order of the parts; a token may be in each of them.
+    def __init__(self, urls: Sequence[str], *, tokens: Sequence[str | None] = ()) -> None:
+        """`urls` are those of the drivers, in the order of the parts. `tokens` are for drivers that demand
+        one; they may also be in the URLs, or in the environment variable STDDAQ_TOKEN.
 
         Raise `DriverError` when there are none, or one of them twice.
         """
         self._members = [
             GroupMember(number, url, token, self._publish, lambda: any(run.is_going_on for run in self._runs))
-            for number, url in enumerate(urls, 1)
+            for number, (url, token) in enumerate(
+                zip(urls, tokens or itertools.repeat(None), strict=False), 1
+            )
         ]
         known = [member.url.rstrip("/") for member in self._members]
         if len(set(known)) != len(known) or not known:
@@ -292,10 +296,10 @@ class AsyncDriverGroup(AsyncDriverClient):
 class DriverGroup(DriverClient):
     """Connections to several drivers, which record one run. Use it as a `DriverClient`."""
 
-    def __init__(self, urls: Sequence[str], *, token: str | None = None) -> None:
+    def __init__(self, urls: Sequence[str], *, tokens: Sequence[str | None] = ()) -> None:
         """Take the arguments of `AsyncDriverGroup`, and raise its errors."""
-        super().__init__(urls[0] if urls else "", token=token)
-        self._client = AsyncDriverGroup(urls, token=token)
+        super().__init__()
+        self._client = AsyncDriverGroup(urls, tokens=tokens)
         self.url = self._client.url
 
 

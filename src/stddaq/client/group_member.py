@@ -72,6 +72,8 @@ class PartRun:
             "run_id": self.run_id,
             "status": self.status.status if self.status else None,
             "count": self.status.count if self.status else None,
+            "n_received": self.status.n_received if self.status else None,
+            "writers": self.status.raw.get("writers") if self.status else None,
             "reason": self.reason or None,
         }
 

@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -49,11 +49,12 @@ class Acquisition:
         publication: Publication,
         camera: Camera | None = None,
         token: str | None = None,
+        others: Sequence[str] = (),
     ) -> None:
         """`url` and `token` of the driver; `options` are further fields of its `start`; `device` begins every
-        message."""
+        message. `others` are drivers of further parts of the same images."""
         self._url, self._device, self._options = url, device, dict(options)
-        self._token = token
+        self._token, self._others = token, tuple(others)
         self._publication = publication
         self._camera = CameraControl(camera, device)
         self._failures, self._account = Failures(device), Account(device)
@@ -96,7 +97,9 @@ class Acquisition:
         paths = self._publication.paths
         if part := len(self._runs) - self._n_left:
             paths = dataclasses.replace(paths, prefix=f"{paths.prefix}part{part + 1}_")
-        self._run = DriverRun(self._url, paths, self._options, self._device, self._files, self._token)
+        self._run = DriverRun(
+            self._url, paths, self._options, self._device, self._files, self._token, self._others
+        )
         self._runs.append(self._run)
         with self._failures.kept():
             # The driver would go on with a run whose start was cancelled.

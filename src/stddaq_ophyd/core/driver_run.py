@@ -7,14 +7,13 @@ which reports only `status`, `count` and `reason`, and whose files can be read w
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stddaq.client import AsyncDriverClient, DriverStatus, RunFailedError
+from stddaq.client import DriverStatus, RunFailedError
 from stddaq.client.errors import (
     CommandRefusedError,
     ConnectionLostError,
@@ -30,13 +29,12 @@ from stddaq.files.opening import open_file
 from stddaq.files.raw_rows import RawRows, raw_file_of
 from stddaq.text import command_line, mismatch
 from stddaq_ophyd.core.camera import Exposure
+from stddaq_ophyd.core.driver_group import Drivers, first_of, join, why_lost
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
 from stddaq_ophyd.core.paths import PathInfo
 from stddaq_ophyd.core.run_counts import RunCounts
-from stddaq_ophyd.core.run_owner import RunOwner, is_orphan
+from stddaq_ophyd.core.run_owner import RunOwner
 from stddaq_ophyd.core.worker import Worker
-
-_log = logging.getLogger(__name__)
 
 # Longer than the driver itself waits for its writers and files.
 READY_TIMEOUT_S = 30.0
@@ -69,18 +67,20 @@ class DriverRun:
         device: str,
         files: Worker,
         token: str | None = None,
+        others: Sequence[str] = (),
     ) -> None:
         """`options` are further fields of the driver's `start`; `device` begins every message; the thread of
-        `files` reads files."""
+        `files` reads files. `others` are drivers that record further parts of the same images."""
         self.paths = paths
-        self.url = url
         self._device, self._options = device, dict(options)
-        self._client, self._token = AsyncDriverClient(url, token=token), token
+        self._drivers = Drivers(url, others, token)
+        self._client = self._drivers.client()
+        self.url = self._client.url
         self._files = files
         self._is_cancelled = False
         self._status: DriverStatus | None = None
         self._run_id: str | None = None
-        self._owner: RunOwner | None = None
+        self._owners: list[RunOwner] = []
         self._is_open = False
         self.growing_files: GrowingFiles | None = None
         self.raw_files: tuple[Path, ...] = ()
@@ -130,7 +130,7 @@ class DriverRun:
         try:
             self._status = await self._send_start()
         except DriverBusyError:
-            if not await self._end_orphan():
+            if not await self._drivers.end_orphans(self._device, CLOSE_TIMEOUT_S):
                 raise
             self._status = await self._send_start()
         except DriverTimeoutError:
@@ -138,31 +138,21 @@ class DriverRun:
             raise
         self._run_id = self._status.run_id
         self._is_open = True
-        if self._run_id is not None:
-            self._owner = RunOwner(self.url, self._run_id)
+        self._owners = self._drivers.owners(self._status)
 
     async def _send_start(self) -> DriverStatus:
         return await self._client.start(self.paths.directory, file_prefix=self.paths.prefix, **self._options)
 
-    async def _end_orphan(self) -> bool:
-        """End the run of a device of this user that does not exist any more. Return whether there was one."""
-        run_id = (await self._client.status()).run_id
-        if run_id is None or not is_orphan(self.url, run_id):
-            return False
-        _log.warning("%s: ends the run %s, whose device does not exist any more", self._device, run_id)
-        await self._client.stop()
-        await self._client.wait(("idle",), CLOSE_TIMEOUT_S)
-        return True
-
     def _read_layout(self) -> None:
         """Read what the raw files hold, and find out whether they can be read while they grow."""
         assert self._status is not None
-        files = [self.paths.read_directory / Path(name).name for name in self._status.files.get("raw", ())]
-        if self._run_id is None or not files:
+        run_id, names = first_of(self._status)
+        files = [self.paths.read_directory / Path(name).name for name in names]
+        if run_id is None or not files:
             return
         for path in files:
             raw = self._read_raw_file(path)
-            if raw is None or raw.origin.run_id != self._run_id:
+            if raw is None or raw.origin.run_id != run_id:
                 return
             self.image_shape, self.dtype = raw.image_shape, raw.dtype.str
         self.raw_files, self.growing_files = tuple(files), GrowingFiles(files)
@@ -227,7 +217,7 @@ class DriverRun:
                 return True
             latest = RunCounts.of(status)
             self._note_recorded(status)
-            n = (status.count or 0) - before.n_images
+            n = before.n_recorded_since(status)
             if n > n_recorded:
                 n_recorded = n
                 if restart_on_progress:
@@ -279,8 +269,8 @@ class DriverRun:
         finally:
             self._is_open = False
             await self._client.close()
-            if self._owner is not None:
-                self._owner.release()
+            for owner in self._owners:
+                owner.release()
 
     async def discard(self) -> None:
         """End the run, and remove its files if no image came."""
@@ -289,17 +279,12 @@ class DriverRun:
             await self._files.run(self._remove_files)
 
     def _remove_files(self) -> None:
-        with contextlib.suppress(FileLayoutError, OSError):
-            run = find_run(self.paths.read_directory, self.paths.prefix)
-            for path in (*run.raw, run.master, run.metadata):
-                if path is not None:
-                    path.unlink(missing_ok=True)
-            # The directory of a scan, if nothing else is in it.
-            run.directory.rmdir()
+        with contextlib.suppress(OSError):
+            self._drivers.remove_files(self.paths)
 
     async def _end(self) -> None:
         try:
-            if self._is_this_run(self._client.latest):
+            if self._is_in_progress(self._client.latest):
                 await self._client.stop()
             self._status = await self._client.wait_until_saved(CLOSE_TIMEOUT_S)
             await self._client.wait(("idle",), IDLE_TIMEOUT_S)
@@ -314,28 +299,40 @@ class DriverRun:
             self._note_recorded(self._status)
         if not self.raw_files:
             await self._find_files()
+        if self._drivers.are_several:
+            await self._join()
+
+    async def _join(self) -> None:
+        """Make the master file over the parts, also of a run that failed."""
+        with contextlib.suppress(DriverError):
+            account = await self._client.last_result()
+            if account is not None and (why := await self._files.run(join, account, self.paths)):
+                self._note("the parts of the run cannot be joined", StdDaqError(why))
 
     async def _end_by_new_connection(self) -> None:
         """Connect again: the driver may still be there, with the run."""
-        with contextlib.suppress(DriverError):
-            async with AsyncDriverClient(self.url, token=self._token) as client:
-                latest = client.latest
-                if latest.is_busy and latest.run_id == self._run_id:
-                    await client.stop()
-                    await client.wait(("idle",), CLOSE_TIMEOUT_S)
+        if self._status is not None:
+            await self._drivers.end_runs(self._status, CLOSE_TIMEOUT_S)
 
     async def _find_files(self) -> None:
+        prefix = self._drivers.prefixes(self.paths.prefix)[0]
         try:
-            run = await self._files.run(find_run, self.paths.read_directory, self.paths.prefix)
+            run = await self._files.run(find_run, self.paths.read_directory, prefix)
             self.raw_files = run.raw
         except FileLayoutError as error:
             self._note("the files of the run are not there", error)
 
-    def _is_this_run(self, status: DriverStatus) -> bool:
+    def _is_in_progress(self, status: DriverStatus) -> bool:
         return status.is_busy and status.run_id == self._run_id
 
+    def _is_this_run(self, status: DriverStatus) -> bool:
+        """Whether the run is in progress, with all its parts."""
+        return self._is_in_progress(status) and not why_lost(status)
+
     async def _reason_of_end(self) -> Exception | None:
-        """Return why the run ended by itself."""
+        """Return why the run ended by itself, or lost a part."""
+        if self._status is not None and (why := why_lost(self._status)):
+            return StdDaqError(why)
         try:
             await self._client.wait_until_saved(CLOSE_TIMEOUT_S)
         except DriverError as error:
@@ -347,7 +344,8 @@ class DriverRun:
 
     def _failure(self, what: str, cause: BaseException | None = None) -> AcquisitionError:
         """Return the error to raise, and keep it if it is the first."""
-        why = f": {_words(cause, self.url)}" if cause is not None else ""
+        advised = "" if self._drivers.are_several else self.url
+        why = f": {_words(cause, advised)}" if cause is not None else ""
         error = AcquisitionError(
             f"{self._device}: {what}{why}; files {self.where}, driver {self.url} is {self.state}"
         )
@@ -356,10 +354,10 @@ class DriverRun:
 
 
 def _words(cause: BaseException, url: str) -> str:
-    """Return the cause, with what the user can do about it."""
-    if isinstance(cause, DriverBusyError):
+    """Return the cause, with what the user can do about it if the `url` of the driver is given."""
+    if url and isinstance(cause, DriverBusyError):
         return f"{cause}; {command_line('stddaq', 'stop', '--url', url)} ends the run of another user"
-    if isinstance(cause, DriverUnreachableError):
+    if url and isinstance(cause, DriverUnreachableError):
         return f"{cause} {_up(url)} starts the services"
     if isinstance(cause, CommandRefusedError | RunFailedError):
         return cause.reason

@@ -164,7 +164,7 @@ def provider_of(paths: PathProvider | str | Path) -> PathProvider:
 def _free(prefix: str, taken: list[str]) -> str:
     """Return `prefix`, with letters before its last `_` if it exists already."""
     stem, candidate, n = prefix.removesuffix("_"), prefix, 0
-    while any(re.match(re.escape(candidate) + r"(\d|Meta|Master|Published)", name) for name in taken):
+    while any(re.match(re.escape(candidate) + r"(\d|Meta|Master|Published|Part\d)", name) for name in taken):
         candidate = f"{stem}{_letters(n)}_"
         n += 1
     return candidate

@@ -200,7 +200,7 @@ class Publication:
             event_bytes=images_per_event * raw.dtype.itemsize * math.prod(raw.image_shape),
             swmr=live,
             number_of_writers=len(images.raw_files),
-            raw_files=f"{self.paths.prefix}{{writer}}.h5",
+            raw_files=f"{raw.path.name.removesuffix('0.h5')}{{writer}}.h5",
         )
         stream = PublishedStream(
             PublishedImagesFile(source.path), self._documents.composer(source), images_per_event

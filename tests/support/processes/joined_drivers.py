@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import h5py
+import hdf5plugin  # noqa: F401  (registers the filters)
+import numpy as np
 from support.processes.deployment import Service
-from support.processes.recording import MakeRig, Rig, images_of
+from support.processes.recording import MakeRig, Rig, images_of, pixels_of
 
 # (height, width) of each part.
 SHAPES = (32, 48), (16, 64)
@@ -42,6 +45,18 @@ class JoinedDrivers:
         deployment = self.parts[0].deployment
         urls = ("--url", self.urls[0], "--with", self.urls[1])
         return deployment.run(deployment.stddaq, "record", self.directory, *args, *urls)
+
+
+def assert_master_shows(drivers: JoinedDrivers, ids: Sequence[int], prefix: str = "file") -> None:
+    """Check that the master file over the parts shows these images, pixel by pixel."""
+    with h5py.File(drivers.directory / f"{prefix}Master.h5") as file:
+        assert np.array_equal(file["/entry/image_id"], ids)  # pyright: ignore[reportArgumentType]
+        for part, shape in enumerate(SHAPES, 1):
+            images = file[f"/entry/part{part}/data"]
+            assert isinstance(images, h5py.Dataset)
+            assert images.shape == (len(ids), *shape)
+            for image, image_id in zip(images[()], ids, strict=True):
+                assert np.array_equal(image, pixels_of(image_id, shape, salt=part))
 
 
 MakeJoinedDrivers = Callable[..., JoinedDrivers]
