@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def readable(first: tuple[int, ...], *ids: list[int]) -> Images | None:
     return in_order(FILES, first, [np.array(of_file, np.uint64) for of_file in ids])
 
 
-def counts(*rows: int, **others: int) -> RunCounts:
+def counts(*rows: int, **others: Any) -> RunCounts:
     """Return the counts of a driver that has sent `rows` images to each writer."""
     return RunCounts(n_images=sum(rows), rows=rows, **others)
 
