@@ -54,7 +54,7 @@ class Drivers:
 
     def _runs(self, status: DriverStatus) -> Iterator[tuple[AsyncDriverClient, str | None]]:
         parts = status.raw.get("parts") or [status.raw]
-        for client, part in zip(self._clients(), parts, strict=True):
+        for client, part in zip(self._clients(), parts, strict=False):
             yield client, part.get("run_id")
 
     async def end_orphans(self, device: str, timeout: float) -> bool:
