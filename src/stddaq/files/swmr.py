@@ -55,6 +55,8 @@ class GrowingRows:
         dataset = group.create_dataset(name, shape=(0,), maxshape=(None,), chunks=(CHUNK_ROWS,), dtype=dtype)
         self._id = dataset.id
         self._dtype = dtype
+        # h5py would make it anew, member by member, for each block: a third of the cost of a flush.
+        self._type = self._id.get_type()
         self.n_rows = 0
 
     def append(self, rows: Sequence[tuple[int, ...]]) -> None:
@@ -66,7 +68,7 @@ class GrowingRows:
             self._id.set_extent((n_rows,))
             target = self._id.get_space()
             target.select_hyperslab((self.n_rows,), (len(rows),))
-            self._id.write(h5s.create_simple((len(rows),)), target, values)
+            self._id.write(h5s.create_simple((len(rows),)), target, values, self._type)
             self._id.flush()
         self.n_rows = n_rows
 
