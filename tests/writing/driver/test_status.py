@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from stddaq.wire.driver_messages import STATUS_PERIOD_S
 from stddaq.writing.driver.status import GREETING_DELAY_S, PROGRESS_SPACING_S, Client, Scheduler, Watchers
 
 
@@ -118,6 +120,47 @@ def test_a_client_that_receives_a_reply_is_not_notified_as_well(setup: Setup):
 def test_no_message_is_composed_without_clients(setup: Setup):
     setup.watchers.notify()
     assert setup.n_composed == 0
+
+
+def test_a_driver_without_clients_does_not_wake_up_to_send_its_status(monkeypatch: pytest.MonkeyPatch):
+    asyncio.run(_status_of_changing_clients(monkeypatch))
+
+
+async def _status_of_changing_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    go_on = asyncio.Semaphore(0)
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        await go_on.acquire()
+
+    async def turn() -> None:
+        for _ in range(5):
+            await real_sleep(0)
+
+    real_sleep = asyncio.sleep
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    setup = Setup()
+    task = asyncio.create_task(setup.watchers.notify_periodically())
+    await turn()
+    assert waits == []
+    client = setup.client()
+    await turn()
+    assert waits == [STATUS_PERIOD_S]
+    go_on.release()
+    await turn()
+    assert (len(client.messages), waits) == (1, [STATUS_PERIOD_S] * 2)
+    setup.watchers.remove(client)
+    go_on.release()
+    await turn()
+    assert (len(client.messages), len(waits)) == (1, 2)
+    replied_to = FakeClient()
+    setup.watchers.add(replied_to, at_once=False)
+    with setup.watchers.replying_to(replied_to):
+        pass
+    await turn()
+    assert len(waits) == 3
+    task.cancel()
 
 
 def test_progress_after_a_pause_is_reported_at_once(setup: Setup):

@@ -43,6 +43,10 @@ BATCH_LIMIT = 1000
 # Requests, progress reports and disconnected writers are handled this often while images keep arriving.
 CONTROL_PERIOD_S = 0.005
 POLL_MS = 250
+# While nothing but images arrives, one by one, writers and sockets are checked this often.
+CHECK_PERIOD_S = 0.25
+# Between runs, nothing but the removal of a socket file has to be noticed, within a second.
+IDLE_POLL_MS = 1000
 CRASHED = 70
 # A publisher acts on a received subscription within a millisecond.
 SUBSCRIPTION_SETTLE_S = 0.03
@@ -233,9 +237,12 @@ class Distributor:
             poller.register(peer.responses, zmq.POLLIN)
             poller.register(peer.monitor, zmq.POLLIN)
         poller.register(self._subscriber_monitor, zmq.POLLIN)
+        images_only = [(self._subscriber, zmq.POLLIN)]
         while not self._ended:
-            poller.poll(POLL_MS)
-            self._control()
+            ready = poller.poll(POLL_MS if self._job or self._awaits_answers else IDLE_POLL_MS)
+            # Of a slow stream, both an image and the report that it is written wake this thread.
+            if ready != images_only or time.monotonic() - self._control_at >= CHECK_PERIOD_S:
+                self._control()
             n_images = self._take_images()
             while (pause := self._batching.pause_after(n_images)) and self._job and not self._ended:
                 time.sleep(pause)
@@ -248,6 +255,10 @@ class Distributor:
             peer.close()
         self._subscriber.disable_monitor()
         self._context.destroy(linger=200)
+
+    @property
+    def _awaits_answers(self) -> bool:
+        return any(peer.awaits_answers for peer in self.peers)
 
     def _end(self) -> None:
         self._ended = True

@@ -18,8 +18,6 @@ from stddaq.writing.driver.writers import Writers
 PROGRESS_SPACING_S = 0.002
 # The delay of the C++ driver. Clients that send a command within it expect the reply as first message.
 GREETING_DELAY_S = 0.1
-# New clients receive a greeting, so that a driver without clients need not wake up at 10 Hz.
-UNWATCHED_PERIOD_S = 0.5
 _STATES_WITH_COUNT = frozenset(
     {State.RECORDING, State.STOP, State.SAVING_FILE, State.FILE_SAVED, State.ERROR}
 )
@@ -65,6 +63,8 @@ class Watchers:
         self._new: set[Client] = set()
         self._notified_at = -math.inf
         self._is_scheduled = False
+        # Set while there are clients.
+        self._is_watched = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._clients) + len(self._new)
@@ -80,7 +80,7 @@ class Watchers:
     def _greet(self, client: Client) -> None:
         if client in self._new:
             self._new.remove(client)
-            self._clients.add(client)
+            self._watch(client)
             message = self._compose()
             client.send(encode(message), _state_of(message))
 
@@ -93,12 +93,18 @@ class Watchers:
             yield
         finally:
             if is_new:
-                self._clients.add(client)
+                self._watch(client)
+
+    def _watch(self, client: Client) -> None:
+        self._clients.add(client)
+        self._is_watched.set()
 
     def remove(self, client: Client) -> None:
         """Send nothing more to `client`."""
         self._clients.discard(client)
         self._new.discard(client)
+        if not self._clients:
+            self._is_watched.clear()
 
     def notify(self, except_for: Client | None = None) -> None:
         """Send the status to every client, except for one that receives it as a reply."""
@@ -132,7 +138,8 @@ class Watchers:
     async def notify_periodically(self) -> None:
         """Send the status at 10 Hz while there are clients. Does not return."""
         while True:
-            await asyncio.sleep(STATUS_PERIOD_S if self._clients else UNWATCHED_PERIOD_S)
+            await self._is_watched.wait()  # A driver without clients need not wake up.
+            await asyncio.sleep(STATUS_PERIOD_S)
             self.notify()
 
 

@@ -93,6 +93,11 @@ class WriterPeer:
         """
         self._requests.append(_PendingRequest(number, self._clock(), timeout, on_answer))
 
+    @property
+    def awaits_answers(self) -> bool:
+        """Whether requests are pending."""
+        return bool(self._requests)
+
     def receive(self, message: bytes) -> bool:
         """Process an answer or a progress report. Return whether it reports progress of this run."""
         try:
