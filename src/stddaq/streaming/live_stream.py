@@ -13,7 +13,6 @@ import zmq
 
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log, metrics
-from stddaq.daemon.batching import Batching
 from stddaq.daemon.main import StopRequest
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, StatisticsLine
@@ -31,8 +30,10 @@ RECEIVE_BATCH = 1000
 # The longest time for which a fast source delays the handling of viewers.
 ATTEND_PERIOD_S = 0.02
 CHECK_PERIOD_S = 0.2
-# Too short for a viewer to notice; with a fast source several images arrive per wake-up.
-SHORTEST_PAUSE_S = 0.002
+# Pause between two reads: viewers have an image within 3 ms, and several of a fast source arrive per wake-up.
+PAUSE_S = 0.002
+# The same while there are no viewers.
+IDLE_PAUSE_S = 0.005
 # Images of a source without cursor that wait for their verdict, in bytes.
 MAX_HELD_BYTES = 512 * 2**20
 
@@ -93,20 +94,19 @@ class LiveStream:
         poller = zmq.Poller()
         for source in (self._subscriber.socket, self._viewers.fileno(), stop.fileno()):
             poller.register(source, zmq.POLLIN)
-        batching, look_at = Batching.of_reader(self._config), time.monotonic() + CHECK_PERIOD_S
+        look_at = time.monotonic() + CHECK_PERIOD_S
         while not stop.poll():
             timeout = min(self._statistics.due_in, look_at - time.monotonic(), self._taken.due_in)
             poller.poll(0 if self._subscriber.is_waiting else int(max(0.0, timeout) * 1000) + 1)
             self._viewers.attend()
             n_messages = self._take_images()
-            pause = max(batching.pause_after(n_messages), SHORTEST_PAUSE_S if n_messages else 0.0)
             self._taken.finish_judged()
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + CHECK_PERIOD_S
                 self._look_around()
             self._report()
-            if pause:
-                self._viewers.attend(pause)
+            if n_messages:
+                self._viewers.attend(PAUSE_S if self._viewers.n_subscribed else IDLE_PAUSE_S)
 
     def _take_images(self) -> int:
         """Handle announced images, for a limited time. Return how many messages there were.
