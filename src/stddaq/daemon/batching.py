@@ -13,8 +13,10 @@ from stddaq.config import DetectorConfig
 
 # One wake-up is worth about this many messages ...
 TARGET = 48
-# ... but no message waits longer than this, ...
-LONGEST_S = 0.05
+# ... but no message waits longer than this for the driver, whose writers wake with it, ...
+LONGEST_S = 0.012
+# ... or than this for others: writers receive from the driver what it has batched already, ...
+LONGEST_OF_READER_S = 0.004
 # ... or than the fastest source needs for this part of the ring buffer, should one start now.
 RING_FRACTION = 0.2
 FASTEST_SOURCE_HZ = 40_000
@@ -44,8 +46,8 @@ class Batching:
 
     @classmethod
     def of_reader(cls, config: DetectorConfig) -> Batching:
-        """Return the batching of any other service that reads the ring buffer."""
-        return cls(TARGET, longest_pause(config))
+        """Return the batching of writers and processing stages."""
+        return cls(TARGET, min(LONGEST_OF_READER_S, longest_pause(config)))
 
     def pause_after(self, n_messages: int) -> float:
         """Return the seconds to pause after a read of `n_messages`; 0 if images arrive one by one."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from stddaq.writing.writer.flush_schedule import (
     FLUSH_PERIOD_S,
+    FLUSH_SHARE,
     FLUSH_SPACING_S,
     LONG_PAUSE_S,
     QUIET_S,
@@ -115,3 +118,47 @@ def test_nothing_is_due_after_a_flush_or_a_close(schedule: FlushSchedule):
     schedule.recorded()
     schedule.cancel()
     assert schedule.due_in is None
+
+
+def flush_batches(schedule: FlushSchedule, clock: FakeClock, *, flush_s: float) -> list[float]:
+    """Record a batch every 12 ms for a second, each flush taking `flush_s`. Return the times of flushes."""
+    schedule.batching_pause = 0.004
+    flushes, end = [], clock.now + 1.0
+    batch_at = clock.now
+    while clock.now < end:
+        batch_at += 0.012
+        clock.now = max(clock.now, batch_at)
+        schedule.recorded()
+        if schedule.due_in == 0.0:
+            clock.now += flush_s
+            schedule.flushed(images_remain=False, seconds=flush_s)
+            flushes.append(clock.now)
+    return flushes
+
+
+def test_each_batch_of_a_fast_stream_becomes_visible_at_once(schedule: FlushSchedule, clock: FakeClock):
+    assert len(flush_batches(schedule, clock, flush_s=0.0004)) == pytest.approx(1.0 / 0.012, abs=2)
+
+
+@pytest.mark.parametrize("flush_s", [0.001, 0.004, 0.008])
+def test_slow_flushes_of_a_fast_stream_take_a_small_share_of_the_time(
+    schedule: FlushSchedule, clock: FakeClock, flush_s: float
+):
+    flushes = flush_batches(schedule, clock, flush_s=flush_s)
+    assert len(flushes) >= 3
+    assert len(flushes) * flush_s <= FLUSH_SHARE * 1.1
+
+
+def test_images_of_a_fast_stream_wait_no_longer_than_a_period_for_a_slow_flush(
+    schedule: FlushSchedule, clock: FakeClock
+):
+    flushes = flush_batches(schedule, clock, flush_s=0.05)
+    assert max(after - before for before, after in pairwise(flushes)) <= FLUSH_PERIOD_S + 0.05 + 0.012 + 1e-6
+
+
+def test_a_slow_flush_does_not_delay_the_images_of_a_slow_stream(schedule: FlushSchedule, clock: FakeClock):
+    for _ in range(3):
+        clock.now += 2 * LONG_PAUSE_S
+        schedule.recorded()
+        assert schedule.due_in == 0.0
+        schedule.flushed(images_remain=False, seconds=0.05)

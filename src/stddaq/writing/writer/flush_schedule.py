@@ -1,8 +1,8 @@
 """When a writer flushes: often enough for live readers, seldom enough for its throughput.
 
-A flush costs 0.2 to 0.5 ms. In a steady stream images become visible every `FLUSH_PERIOD_S`; when the stream
-pauses, as between the points of a scan, they become visible at once. So does the first image after a long
-pause, which is the whole point of many scans.
+A flush costs 0.2 to 0.5 ms, on slow storage much more. When the stream pauses, as between the points of a
+scan, images become visible at once. So do the first images after a long pause: the whole point of many scans,
+or all that the driver has batched of a fast stream. Flushes of a fast stream take `FLUSH_SHARE` of the time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-# Longest time from recording an image to the flush that makes it visible.
+# Longest part of the time of a fast stream that flushes take ...
+FLUSH_SHARE = 0.05
+# ... unless that would delay one for longer than this, from recording an image to the flush that shows it.
 FLUSH_PERIOD_S = 0.2
 # A stream without images for this long has paused.
 QUIET_S = 0.002
@@ -32,19 +34,22 @@ class FlushSchedule:
         self.batching_pause = 0.0
         self._pending_since: float | None = None
         self._recorded_at = self._flushed_at = 0.0
+        # When a fast stream may be flushed again.
+        self._rested_at = 0.0
         self._is_first = False
 
     def recorded(self) -> None:
         """Note that images were recorded just now."""
         now = self._clock()
-        self._is_first = now - self._recorded_at > LONG_PAUSE_S
+        self._is_first = now - self._recorded_at > LONG_PAUSE_S and now >= self._earliest
         self._recorded_at = now
         if self._pending_since is None:
             self._pending_since = now
 
-    def flushed(self, images_remain: bool) -> None:
-        """Note a flush that was done just now, and whether recorded images are still invisible."""
+    def flushed(self, images_remain: bool, seconds: float = 0.0) -> None:
+        """Note a flush that has just taken `seconds`, and whether recorded images are still invisible."""
         now = self._clock()
+        self._rested_at = now + seconds / FLUSH_SHARE
         if not self._is_first:
             # The other images of a burst need not keep the distance to its first one.
             self._flushed_at = now
@@ -56,6 +61,11 @@ class FlushSchedule:
         self._pending_since = None
 
     @property
+    def _earliest(self) -> float:
+        """When a flush may begin that is not overdue."""
+        return self._rested_at if self.batching_pause else 0.0
+
+    @property
     def due_in(self) -> float | None:
         """Seconds until the next flush, 0 when it is due, None when every image is visible."""
         if self._pending_since is None:
@@ -63,6 +73,6 @@ class FlushSchedule:
         if self._is_first:
             return 0.0
         quiet = QUIET_S + (self.batching_pause if self.batching_pause > QUIET_S / 2 else 0.0)
-        after_pause = max(self._recorded_at + quiet, self._flushed_at + FLUSH_SPACING_S)
+        after_pause = max(self._recorded_at + quiet, self._flushed_at + FLUSH_SPACING_S, self._earliest)
         due_at = min(self._pending_since + FLUSH_PERIOD_S, after_pause)
         return max(0.0, due_at - self._clock())

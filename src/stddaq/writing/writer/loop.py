@@ -205,7 +205,9 @@ class WriterLoop:
         self._flushes.recorded()
 
     def _flush(self) -> None:
-        self._flushes.flushed(images_remain=self._recorder.flush())
+        begin = time.monotonic()
+        images_remain = self._recorder.flush()
+        self._flushes.flushed(images_remain, time.monotonic() - begin)
         if self._reports_progress:
             self._report_progress()
 
