@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stddaq.dataplane.metadata import GOOD_IMAGE, ID_MISSMATCH, MISSING_PACKETS
 from stddaq.udp.frame_message import BY_CONVERTER, IN_ORDER
-from stddaq.udp.module_sync import ModuleImage, ModuleSync
+from stddaq.udp.module_sync import QUEUE_GRACE_S, ModuleImage, ModuleSync
 
 N_SLOTS = 1000
 MARK = IN_ORDER | BY_CONVERTER | 1
@@ -161,8 +161,27 @@ def test_the_lowest_image_leaves_when_too_many_wait() -> None:
     fed = Fed(queue_size=3)
     for image_id in range(4):
         fed.add(image_id, 0)
+    assert fed.left == []
+    assert fed.sync.due_at == QUEUE_GRACE_S
+    fed.wait(QUEUE_GRACE_S)
     assert fed.left == [(0, MISSING_PACKETS, (1,))]
     assert fed.sync.n_waiting == 3
+
+
+def test_all_messages_of_one_module_may_arrive_before_those_of_another() -> None:
+    fed = Fed(queue_size=3)
+    for module in (0, 1):
+        for image_id in range(20):
+            fed.add(image_id, module)
+    assert fed.left == good(*range(20))
+
+
+def test_no_more_images_wait_than_the_ring_has_slots() -> None:
+    fed = Fed(queue_size=3)
+    for image_id in range(N_SLOTS + 2):
+        fed.add(image_id, 0)
+    assert fed.left == [(0, MISSING_PACKETS, (1,)), (1, MISSING_PACKETS, (1,))]
+    assert fed.sync.n_waiting == N_SLOTS
 
 
 @pytest.mark.parametrize("mark", [MARK, 1, 0], ids=["stddaq", "C++ converter", "C++"])

@@ -28,6 +28,9 @@ from stddaq.udp.frame_message import BY_CONVERTER, FRAME_MESSAGE_BYTES, ID_BYTES
 from stddaq.udp.source_order import DoubtfulFrames, Place
 
 DEFAULT_TIMEOUT_S = 1.0
+# When too many images wait, the first one is given up only if it has waited so long: after a pause, all
+# messages of one converter may arrive before those of the others.
+QUEUE_GRACE_S = 0.02
 # Share of the slots that a converter may be writing ahead of the last message that arrived from it.
 MARGIN_FRACTION = 0.05
 MIN_MARGIN = 16
@@ -125,10 +128,15 @@ class ModuleSync:
         is_gigafrost: bool,
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> None:
-        """`modules` make an image. A message counts for its module modulo `n_modules`."""
+        """`modules` make an image. A message counts for its module modulo `n_modules`.
+
+        At most `queue_size` images wait for longer than a moment, and at most `n_slots` at all, unless
+        `queue_size` is larger.
+        """
         self._n_modules = n_modules
         self._all = (1 << len(modules)) - 1
         self._queue_size, self._timeout, self._n_slots = queue_size, timeout, n_slots
+        self._most_waiting = max(queue_size, n_slots)
         self._skew, self._overtaken = (
             round(timeout * share * 1e9) for share in (SKEW_FRACTION, OVERTAKEN_FRACTION)
         )
@@ -170,7 +178,10 @@ class ModuleSync:
     def due_at(self) -> float:
         """When `take` has something to do if no frame arrives; infinite if nothing waits."""
         doubts = (source.doubtful.since for source in self._in_doubt)
-        return min(self._overdue_at(), min(doubts, default=float("inf")) + self._timeout / 2)
+        due_at = min(self._overdue_at(), min(doubts, default=float("inf")) + self._timeout / 2)
+        if len(self._keys) > self._queue_size:
+            due_at = min(due_at, self._first.since + QUEUE_GRACE_S)
+        return due_at
 
     def _overdue_at(self) -> float:
         """Return when incomplete images are given up for the one that has waited longest."""
@@ -246,7 +257,7 @@ class ModuleSync:
             self.n_doubtful += 1
         # The first image is complete, or this module has passed it without its frame.
         arrived = self._first.arrived
-        return arrived == self._all or not arrived & bit or len(self._keys) > self._queue_size
+        return arrived == self._all or not arrived & bit or len(self._keys) > self._most_waiting
 
     def _are_apart(self, image: ModuleImage, received: int) -> bool:
         """Return whether a frame was received too early or too late for an image."""
@@ -363,7 +374,10 @@ class ModuleSync:
 
     def _is_hopeless(self, image: ModuleImage, now: float) -> bool:
         """Return whether an incomplete image is given up."""
-        if now >= self._overdue_at() or len(self._keys) > self._queue_size:
+        n_waiting = len(self._keys)
+        if now >= self._overdue_at() or n_waiting > self._most_waiting:
+            return True
+        if n_waiting > self._queue_size and now >= image.since + QUEUE_GRACE_S:
             return True
         sources = self._sources[image.link_set].values()
         return all(source.last > image.key for source in sources if not image.arrived & source.bit)
