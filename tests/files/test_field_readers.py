@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def run_files(directory: Path, n_images: int, filter: Any = None, shape: tuple[i
 
 
 def nexpy(path: Path, directory: Path) -> dict[str, Any]:
-    """Return what NeXpy shows of a file."""
+    """Return what NeXpy shows of a file; skip the test without the library that Qt needs."""
+    if find_library("GL") is None:
+        pytest.skip("needs Debian's libgl1")
     output = directory / "nexpy.json"
     # The home directory gets NeXpy's settings.
     environment = {"HOME": str(directory), "QT_QPA_PLATFORM": "offscreen"}
