@@ -112,6 +112,10 @@ FORBIDDEN: list[tuple[str | bytes, str]] = [
 ]
 WRONG_VIEWS = [
     ({"ack": 1, "view": 2}, "message: expected ack or set"),
+    ({"busy_ms": 2}, "message: expected ack or set"),
+    ({"ack": 1, "busy_ms": -1}, "busy_ms: expected a number of at least 0, got -1"),
+    ({"ack": 1, "busy_ms": True}, "busy_ms: expected a number of at least 0, got true"),
+    ({"ack": 1, "busy_ms": float("nan")}, "busy_ms: expected a number of at least 0, got NaN"),
     ({"set": {"reducer": "median"}}, "reducer: expected 'mean', 'max' or 'nearest', got"),
     ({"set": {"max_hz": 0}}, "max_hz: expected a value greater than or equal to 0.1, got 0"),
     ({"set": {"max_hz": True}}, "max_hz: expected a number, got true"),

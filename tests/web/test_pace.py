@@ -47,6 +47,18 @@ def test_two_images_are_on_a_long_way() -> None:
     assert sent(pace, 0.5) == (4, 0)
 
 
+def test_slow_browser_on_a_short_way_gets_no_second_image_to_wait_there() -> None:
+    pace = Pace()
+    for image in range(1, 6):
+        pace.offer(picture(image))
+        assert sent(pace, image) == (image, 0)
+        pace.offer(picture(-image))
+        assert sent(pace, image + 0.3) is None
+        pace.acknowledge(image, image + 0.4, busy_s=0.35)
+        assert sent(pace, image + 0.4) == (-image, 0)
+        pace.acknowledge(-image, image + 0.8, busy_s=0.35)
+
+
 @pytest.mark.parametrize("wrong", [2, "1", None, [], {}, 1e400, True])
 def test_wrong_acknowledgements_let_nothing_pass(wrong: Any) -> None:
     pace = Pace()

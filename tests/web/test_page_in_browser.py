@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ from support.peers import chromium
 from support.processes.deployment import Deployment, wait_until
 from support.processes.pages import page_of
 from support.processes.web import RestService
+from websockets.sync.client import connect
 
 from stddaq.client import DriverClient
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.metadata import MISSING_PACKETS
+from stddaq.web.live.session import MAX_BROWSERS
 
 pytestmark = [
     pytest.mark.external,
@@ -100,6 +103,18 @@ def test_stream_is_chosen_and_grafana_is_linked(
         tab.click("#tab-services")
         tab.wait_for(lambda: tab.text("#grafana") == "Grafana", "the link")
         assert tab.evaluate("document.querySelector('#grafana').href") == url
+
+
+def test_page_that_is_one_too_many_says_so(page_deployment: Deployment, tmp_path: Path) -> None:
+    rest = RestService.start(page_deployment, tmp_path / "files")
+    live = rest.url.replace("http", "ws") + "/api/live/ws"
+    with ExitStack() as others:
+        for _ in range(MAX_BROWSERS):
+            others.enter_context(connect(live, proxy=None, open_timeout=20))
+        with chromium.opened(rest.url) as tab:
+            tab.wait_for(lambda: "refuses another page" in tab.text("#veil"), "the reason")
+            others.close()
+            tab.wait_for(lambda: "refuses" not in tab.text("#veil"), "a connection")
 
 
 def test_keys_pause_zoom_and_fit(

@@ -21,7 +21,7 @@ _REASONS: Mapping[int, str] = {
     413: "the body is too long",
     415: "the body is not declared as JSON",
     422: "the request, or what it names, is not valid; every mistake is named",
-    429: "too soon after the last request, or too many wrong tokens were tried",
+    429: "too soon after the last request, or too many wrong tokens or anonymous browsers of one address",
     502: "the driver does not answer",
     503: "too many requests are waiting, or the preview service is not running",
     504: "the file system or the preview service did not answer in time",

@@ -41,6 +41,12 @@ class Granted:
 
     right: Right
     login: Login | None = None
+    has_token: bool = False
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether the request brings neither a token nor a login."""
+        return not self.has_token and self.login is None
 
     @property
     def user(self) -> str | None:
@@ -108,7 +114,7 @@ class Rights:
         # A page of another web site that has this address by a name of its own does not know the token.
         if header("authorization") and self.has_login:
             if right := self.of_token(token_in(header)):
-                return Granted(right)
+                return Granted(right, has_token=True)
             raise AccessError(401, mismatch("Authorization", "a token of this service", "another value"))
         self._check_host(host)
         login = self.logins.of(cookie)

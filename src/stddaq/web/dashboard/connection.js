@@ -5,7 +5,7 @@ const FIRST_WAIT_S = 1, LONGEST_WAIT_S = 10;
 export class Connection {
   // `onMessage` receives strings and ArrayBuffers; `onChange` true and false, connected or not.
   constructor(path, onMessage, onChange) {
-    Object.assign(this, { path, onMessage, onChange, wait: FIRST_WAIT_S, socket: null, timer: 0 });
+    Object.assign(this, { path, onMessage, onChange, wait: FIRST_WAIT_S, socket: null, timer: 0, isRefused: false });
     document.addEventListener("visibilitychange", () => this.follow());
     this.follow();
   }
@@ -22,12 +22,15 @@ export class Connection {
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
     const socket = (this.socket = new WebSocket(url));
     socket.binaryType = "arraybuffer";
-    socket.onopen = () => { this.wait = FIRST_WAIT_S; this.onChange(true); };
+    let isAccepted = false;
+    socket.onopen = () => { isAccepted = true; this.isRefused = false; this.wait = FIRST_WAIT_S; this.onChange(true); };
     socket.onmessage = (event) => { if (socket === this.socket) this.onMessage(event.data); };
     socket.onclose = () => {
       if (socket !== this.socket) return;
       this.socket = null;
       this.onChange(false);
+      // Browsers do not say why a connection was not made.
+      if (!isAccepted) fetch("health/live").then(({ ok }) => { this.isRefused = ok; }, () => { this.isRefused = false; });
       this.timer = setTimeout(() => this.follow(), this.wait * 1000);
       this.wait = Math.min(2 * this.wait, LONGEST_WAIT_S);
     };

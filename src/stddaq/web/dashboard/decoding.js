@@ -3,6 +3,8 @@
 import { LARGEST } from "./colours.js";
 
 const MAX_HEADER_BYTES = 65536;
+// Bytes from which on a call is faster than a loop.
+const LONG = 64;
 
 // Return {header, counts} of a binary message. Throws an Error if it is not one.
 export async function decodeMessage(buffer) {
@@ -15,9 +17,13 @@ export async function decodeMessage(buffer) {
   return { header, counts };
 }
 
+// Of the last image; a new one for each would keep the garbage collector busy.
+let planes = new Uint8Array(0);
+
 function exactCounts(header, payload) {
   if (header.codec !== "lz4" || !header.planes) throw new Error("message of another version");
-  const n = header.size[0] * header.size[1], planes = new Uint8Array(2 * n), counts = new Uint16Array(n);
+  const n = header.size[0] * header.size[1], counts = new Uint16Array(n);
+  if (planes.length !== 2 * n) planes = new Uint8Array(2 * n);
   decompress(payload, planes);
   for (let i = 0; i < n; i++) counts[i] = (planes[i] << 8) | planes[n + i];
   return counts;
@@ -37,30 +43,36 @@ async function quickCounts(header, payload) {
   return counts;
 }
 
-// Decode an LZ4 block into `target`, which it must fill exactly.
+// Decode an LZ4 block into `target`, which it must fill exactly. Most of its sequences are short: calls for each
+// of them would take three times as long as these loops.
 export function decompress(source, target) {
+  const end = source.length, size = target.length;
   let from = 0, to = 0;
-  const more = (length) => {
-    if (length !== 15) return length;
-    let byte;
-    do { byte = source[from++]; length += byte; } while (byte === 255);
-    return length;
-  };
-  while (from < source.length) {
+  while (from < end) {
     const token = source[from++];
-    const literals = more(token >> 4);
-    if (from + literals > source.length || to + literals > target.length) throw new Error("damaged image");
-    target.set(source.subarray(from, from + literals), to);
-    from += literals;
-    to += literals;
-    if (from >= source.length) break;
+    let length = token >> 4, byte = 255;
+    if (length === 15) for (; byte === 255; length += byte) byte = source[from++];
+    if (!(from + length <= end && to + length <= size)) throw new Error("damaged image");
+    if (length > LONG) {
+      target.set(source.subarray(from, from + length), to);
+      from += length;
+      to += length;
+    } else for (const until = from + length; from < until;) target[to++] = source[from++];
+    if (from >= end) break;
     const back = source[from] | (source[from + 1] << 8);
     from += 2;
-    const length = more(token & 15) + 4;
-    if (back === 0 || back > to || to + length > target.length) throw new Error("damaged image");
-    if (back >= length) target.copyWithin(to, to - back, to - back + length);
-    else for (let i = 0; i < length; i++) target[to + i] = target[to + i - back];
-    to += length;
+    length = token & 15;
+    byte = 255;
+    if (length === 15) for (; byte === 255; length += byte) byte = source[from++];
+    length += 4;
+    if (!(back > 0 && back <= to && to + length <= size)) throw new Error("damaged image");
+    if (length > LONG && back >= length) {
+      target.copyWithin(to, to - back, to - back + length);
+      to += length;
+    } else if (length > LONG && back === 1) {
+      target.fill(target[to - 1], to, to + length);
+      to += length;
+    } else for (const until = to + length; to < until; to++) target[to] = target[to - back];
   }
-  if (to !== target.length) throw new Error("damaged image");
+  if (to !== size) throw new Error("damaged image");
 }

@@ -1,6 +1,7 @@
 // The log: what the services have printed, filtered and followed.
 
 import { Connection } from "./connection.js";
+import { copyButton } from "./copying.js";
 import { may } from "./login.js";
 import { field, make } from "./service.js";
 import { keep, kept } from "./settings.js";
@@ -30,7 +31,7 @@ class EventList {
     this.statistics = make("input", { type: "checkbox", checked: kept("statistics", false) });
     this.state = make("p", { id: "events-state", role: "status", className: "quiet" });
     this.list = make("ol", { id: "events-list", "aria-label": "Events, the newest last", tabIndex: 0 });
-    const copy = make("button", { id: "events-copy", onclick: () => navigator.clipboard?.writeText(this.shown().map(lineOf).join("\n")) }, "Copy");
+    const copy = copyButton("Copy", () => this.shown().map(lineOf).join("\n"), { id: "events-copy" });
     panel.append(
       make("h2", {}, "Events"),
       make("div", { className: "filters" },

@@ -6,14 +6,16 @@ import { drawLines, lineColour, PacedDrawing, prepared } from "./plot.js";
 
 const BINS = 256, PERIOD_MS = 250;
 
-// Return values of counts between `low` and `high` in `BINS` bins; values outside are left out.
+// Return values of counts between `low` and `high` in `BINS` bins; values outside are left out. There are more
+// pixels than counts, so counts are counted first.
 export function histogramOf({ counts, header: { scale, offset } }, low, high) {
-  const bins = new Float64Array(BINS), factor = BINS / (high - low || 1);
-  for (let i = 0; i < counts.length; i++) {
-    if (counts[i] > LARGEST) continue;
-    const bin = Math.floor((counts[i] * scale + offset - low) * factor);
-    if (bin >= 0 && bin < BINS) bins[bin]++;
-    else if (bin === BINS) bins[BINS - 1]++;
+  const bins = new Float64Array(BINS), factor = BINS / (high - low || 1), pixels = new Uint32Array(65536);
+  for (let i = 0; i < counts.length; i++) pixels[counts[i]]++;
+  for (let count = 0; count <= LARGEST; count++) {
+    if (!pixels[count]) continue;
+    const bin = Math.floor((count * scale + offset - low) * factor);
+    if (bin >= 0 && bin < BINS) bins[bin] += pixels[count];
+    else if (bin === BINS) bins[BINS - 1] += pixels[count];
   }
   return bins;
 }

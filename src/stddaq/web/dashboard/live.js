@@ -68,10 +68,10 @@ export class LiveImage {
       this.showContact();
       return;
     }
-    const { connection } = this;
+    const { connection } = this, arrivedAt = performance.now();
     this.decoding = this.decoding.then(() => decodeMessage(data)).then((frame) => {
       this.problem = "";
-      this.waiting = { ...frame, bytes: data.byteLength };
+      this.waiting = { ...frame, bytes: data.byteLength, arrivedAt };
       requestAnimationFrame(() => this.show());
     }).catch((error) => {
       this.problem = `The image cannot be shown: ${error.message}`;
@@ -93,7 +93,7 @@ export class LiveImage {
     }
     this.lastAt = now;
     this.arrivals = [...this.arrivals.filter(({ at }) => now - at < RATE_S * 1000), { at: now, bytes: frame.bytes }];
-    this.connection.send({ ack: header.image });
+    this.connection.send({ ack: header.image, busy_ms: Math.max(0, performance.now() - frame.arrivedAt) });
     if (isFirst) this.regions.announce();
     this.showFacts(header);
   }
@@ -154,6 +154,7 @@ export class LiveImage {
     const seconds = (performance.now() - this.lastAt) / 1000, isStale = seconds > STALE_S;
     document.body.classList.toggle("stale", isStale && !this.isPaused);
     if (!isStale && !this.problem) this.say("");
+    else if (this.connection?.isRefused) this.say("No images: stddaq-rest refuses another page. It serves 64, and 8 of one address without a login. Close one of them, or log in.");
     else if (this.connection && !this.isConnected) this.say(`No contact with stddaq-rest since ${Math.round(seconds)} s. Connecting again. If it does not run, stddaq up CONFIG starts it, or stddaq-rest CONFIG.`);
     else if (this.problem) this.say(this.problem);
     else if (isStale) this.say(`No new image since ${Math.round(seconds)} s: the source does not publish. Start the detector, or its receiver; stddaq simulate CONFIG is a source for tests.`);

@@ -1,5 +1,6 @@
 // Recent runs, and the account of one.
 
+import { copyButton } from "./copying.js";
 import { FileImages, FileRows } from "./files.js";
 import { may } from "./login.js";
 import { bytes, get, make, table, whileShown } from "./service.js";
@@ -93,7 +94,7 @@ function fileLine(file, hasImages) {
   const show = (View) => ({ target }) => { target.disabled = true; place.append(new View(file).element); };
   return make("div", {},
     make("p", { className: "file" }, make("code", {}, file), " ",
-      make("button", { onclick: () => navigator.clipboard?.writeText(file) }, "Copy path"), " ",
+      copyButton("Copy path", () => file, { "data-copy": file }), " ",
       make("button", { "data-file": file, onclick: look }, "Look into it"), " ",
       hasImages ? make("button", { "data-images": file, onclick: show(FileImages) }, "Show images") : null, " ",
       make("button", { "data-rows": file, onclick: show(FileRows) }, "Show table"), state),

@@ -13,7 +13,8 @@ from typing import Any
 from stddaq.web.live.browser_counts import BrowserCounts
 
 ACKNOWLEDGE_TIMEOUT_S = 30.0
-# Over a slow line, a second image goes while the answer to the first is on its way.
+# Over a slow line, a second image goes while the answer to the first is on its way. A slow browser gets none:
+# it would only wait there, and be old when it is drawn.
 LONG_ROUND_TRIP_S = 0.1
 
 
@@ -47,12 +48,15 @@ class Pace:
             self._skipped_since += 1
         self._newest = picture
 
-    def acknowledge(self, image: object, now: float) -> None:
-        """Note that the browser has drawn an image, and those sent before it."""
+    def acknowledge(self, image: object, now: float, busy_s: float = 0.0) -> None:
+        """Note that the browser has drawn an image, and those sent before it.
+
+        `busy_s`: its time from the arrival of the image until it was drawn.
+        """
         if any(sent == image for sent, _ in self._on_the_way):
             while self._on_the_way:
                 sent, sent_at = self._on_the_way.popleft()
-                self._round_trip_s = now - sent_at
+                self._round_trip_s = now - sent_at - busy_s
                 if sent == image:
                     return
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
+from starlette.requests import HTTPConnection
 
 from stddaq.errors import StdDaqError
+from stddaq.loopback import is_loopback
 from stddaq.text import mismatch, shown
 from stddaq.web.logins import Login
-from stddaq.web.responses import refusal
-from stddaq.web.routes.login import granted_of
+from stddaq.web.responses import JsonResponse, refusal
+from stddaq.web.routes.login import address_of, granted_of
 
 MAX_BROWSERS = 64
+# Without token or login, so that one computer cannot use up the connections of all.
+MAX_ANONYMOUS_OF_ADDRESS = 8
 MAX_MESSAGE_BYTES = 4096
 MAX_MESSAGES_PER_S = 50
 SEND_TIMEOUT_S = 10.0
@@ -33,18 +39,20 @@ class SessionError(StdDaqError, ValueError):
 
 
 class Sessions:
-    """Counts the WebSockets of browsers."""
+    """Counts the WebSockets of browsers, and those of each address that are anonymous."""
 
     def __init__(self) -> None:
         self._n = 0
+        self._n_anonymous: Counter[str] = Counter()
 
     async def run(self, websocket: WebSocket, serve: Callable[[Session], Awaitable[None]]) -> None:
         """Accept the WebSocket, and call `serve` until it is closed. Refuse it if there are too many."""
-        if self._n >= MAX_BROWSERS:
-            reason = mismatch("browsers", f"at most {MAX_BROWSERS}", "another one", "try again later")
-            await websocket.send_denial_response(refusal(503, reason))
+        source = anonymous_source(websocket)
+        if response := self._refusal(source):
+            await websocket.send_denial_response(response)
             return
         self._n += 1
+        self._n_anonymous[source] += 1
         session = Session(websocket)
         try:
             await websocket.accept()
@@ -53,6 +61,32 @@ class Sessions:
             pass  # The browser has left.
         finally:
             self._n -= 1
+            self._n_anonymous[source] -= 1
+            # Addresses are forgotten: a peer may have very many.
+            if not self._n_anonymous[source]:
+                del self._n_anonymous[source]
+
+    def _refusal(self, source: str) -> JsonResponse | None:
+        if self._n >= MAX_BROWSERS:
+            reason = mismatch("browsers", f"at most {MAX_BROWSERS}", "another one", "try again later")
+            return refusal(503, reason)
+        if source and self._n_anonymous[source] >= MAX_ANONYMOUS_OF_ADDRESS:
+            expected = f"at most {MAX_ANONYMOUS_OF_ADDRESS} without a login"
+            return refusal(429, mismatch(f"browsers at {source}", expected, "another one", "log in"))
+        return None
+
+
+def anonymous_source(connection: HTTPConnection) -> str:
+    """Return the address, or network, whose anonymous WebSockets are counted; empty if none are.
+
+    Whoever has an IPv6 address has all of its /64 network.
+    """
+    host = address_of(connection)
+    if not granted_of(connection).is_anonymous or is_loopback(host):
+        return ""
+    if ":" in host:
+        return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
+    return host
 
 
 class Session:

@@ -6,6 +6,7 @@ The page changes nothing through these WebSockets but its own view.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -172,13 +173,23 @@ class LiveImages:
         self._news.set()
 
     def _on_message(self, message: dict[str, Any]) -> None:
-        """`{"ack": image}` after an image was drawn, `{"set": {...}}` for another view."""
+        """`{"ack": image, "busy_ms": ms}` after an image was drawn, `{"set": {...}}` for another view."""
         for key, value in message.items():
             if key == "ack":
-                self._pace.acknowledge(value, time.monotonic())
+                self._pace.acknowledge(value, time.monotonic(), _busy_s(message))
+            elif key == "busy_ms" and "ack" in message:
+                pass  # Taken with `ack`.
             elif key == "set":
                 self._choice.change(value)
                 self._pace.max_hz = self._choice.settings.max_hz
             else:
                 raise SessionError("unknown_key", mismatch("message", "ack or set", shown(key)))
         self._news.set()
+
+
+def _busy_s(message: Mapping[str, Any]) -> float:
+    """Return the time that a browser took for an image. Raise `SessionError`."""
+    busy_ms = message.get("busy_ms", 0)
+    if isinstance(busy_ms, int | float) and not isinstance(busy_ms, bool) and 0 <= busy_ms < math.inf:
+        return busy_ms / 1000
+    raise SessionError("invalid_value", mismatch("busy_ms", "a number of at least 0", shown(busy_ms)))
