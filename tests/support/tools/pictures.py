@@ -72,6 +72,8 @@ def take_page(url: str, up: Up, files: Path, directory: Path) -> None:
 
 def wait_for_images(tab: Tab, n_images: int) -> None:
     """Wait until the page shows images, and that so many of the run are recorded."""
+    # The browser would copy every image to this process as base64.
+    tab.call("Network.disable")
     tab.wait_for(lambda: "images/s" in tab.text("#live"), "images")
     tab.choose("#scale", "log")
 
