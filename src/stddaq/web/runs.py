@@ -36,6 +36,7 @@ class RunSummary(BaseModel):
 
     run_id: str
     outcome: str
+    source: str | None = None
     reason: str | None = None
     started_at: str | None = None
     duration_s: float | None = None
@@ -160,6 +161,7 @@ def without_account(status: DriverStatus) -> dict[str, Any]:
         "run_id": status.run_id,
         "outcome": "error",
         "reason": f"the driver ended, or was not reachable, in the state {status.status}; last counts",
+        "source": status.raw.get("source"),
         **{name: getattr(status, name) for name in counts},
         # The others may not have been made.
         "files": {"raw": status.files.get("raw", [])},

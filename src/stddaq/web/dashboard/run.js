@@ -16,6 +16,9 @@ const LOSSES = [
 ];
 const BAD = ["n_damaged", "n_overwritten", "n_failed", "n_skipped"];
 
+// Return the counts that are losses, of a status or an account: a filter leaves ids out on purpose.
+export const badKinds = ({ source }) => BAD.filter((key) => !(key === "n_skipped" && source === "filter"));
+
 export class RunPanel {
   constructor() {
     this.last = null;
@@ -92,15 +95,17 @@ export class RunPanel {
   }
 
   showLosses(status) {
+    const bad = badKinds(status);
     const rows = LOSSES.map(([key, name, meaning]) => {
-      const row = node("tr"), count = status[key];
-      row.title = meaning;
-      row.classList.toggle("bad", BAD.includes(key) && count > 0);
+      const row = node("tr"), count = status[key], isNormal = BAD.includes(key) && !bad.includes(key);
+      row.title = isNormal ? "The filter has not passed on these images. That is no loss." : meaning;
+      row.classList.toggle("bad", bad.includes(key) && count > 0);
+      row.classList.toggle("quiet", isNormal);
       row.append(node("td", name), node("td", count ?? "–", "number"));
       return row;
     });
     element("loss-table").replaceChildren(...rows);
-    const known = BAD.map((key) => status[key]).filter((count) => count !== undefined && count !== null);
+    const known = bad.map((key) => status[key]).filter((count) => count !== undefined && count !== null);
     const lost = known.reduce((sum, count) => sum + count, 0);
     const chip = element("losses");
     // The state says already that there is no run.

@@ -3,6 +3,7 @@
 import { copyButton } from "./copying.js";
 import { FileImages, FileRows } from "./files.js";
 import { may } from "./login.js";
+import { badKinds } from "./run.js";
 import { bytes, get, make, table, whileShown } from "./service.js";
 
 const PAGE = 50;
@@ -44,7 +45,7 @@ function runTable(runs, account) {
   return table(["started", "outcome", "images", "good", "damaged", "overwritten", "failed", "skipped", "duration", "file"], rows);
 }
 
-const bad = (run) => COUNTS.slice(1).some((key) => run[key] > 0);
+const bad = (run) => badKinds(run).some((key) => run[key] > 0);
 const when = (text) => text ? new Date(text).toLocaleString() : "–";
 
 async function showRun(runId, account) {

@@ -91,7 +91,7 @@ def router(
 
 
 _FOR_ALL = frozenset(
-    {"status", "count", "run_id", "n_image", "n_received", "writers"}
+    {"status", "count", "run_id", "source", "n_image", "n_received", "writers"}
     | {"n_damaged", "n_overwritten", "n_failed", "n_skipped", "n_restarts"}
 )
 

@@ -156,6 +156,7 @@ def status_message(machine: StateMachine, writers: Writers) -> dict[str, Any]:
         forwarded = writers.n_forwarded()
         message |= {
             "run_id": run.id,
+            "source": writers.source,
             "n_image": run.start.n_image,
             "n_received": run.account.n_images,
             "n_damaged": len(run.account.damaged_ids),

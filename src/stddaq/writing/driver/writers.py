@@ -27,10 +27,14 @@ MAX_LOOKS = 100
 
 
 class Writers:
-    """Requests to the writers, from the asyncio loop. Every wait is bounded."""
+    """Requests to the writers, from the asyncio loop. Every wait is bounded.
+
+    Attributes:
+        source: the stream that they record.
+    """
 
     def __init__(self, distributor: Distributor, source: str, *, by_arrival: bool) -> None:
-        self._distributor, self._source, self._by_arrival = distributor, source, by_arrival
+        self._distributor, self.source, self._by_arrival = distributor, source, by_arrival
         self._peers, self._image_writers = distributor.peers, distributor.writers
 
     @property
@@ -128,7 +132,7 @@ class Writers:
             number_of_writers=n_writers,
             division=pb.by_arrival if self._by_arrival else pb.by_image_id,
             run_id=run.id,
-            source=self._source,
+            source=self.source,
         )
         actions: dict[str, pb.WriterAction] = {}
         for i, path in enumerate(run.files.raw):
