@@ -64,11 +64,11 @@ export class Drawing {
     element("rings").value = rings.join(", ");
   }
 
-  draw(context, ratio) {
+  draw(context, pen) {
     const { centre, rings, crosses } = this.content, { zoom } = this.view;
     context.beginPath();
     for (const [x, y] of centre ? [centre, ...crosses] : crosses) {
-      const at = this.view.toCanvas(x + 0.5, y + 0.5), arm = CROSS * ratio;
+      const at = this.view.toCanvas(x + 0.5, y + 0.5), arm = CROSS * pen;
       context.moveTo(at.x - arm, at.y);
       context.lineTo(at.x + arm, at.y);
       context.moveTo(at.x, at.y - arm);
@@ -81,7 +81,7 @@ export class Drawing {
     }
     for (const [colour, thickness] of [["#000", 3], ["#fff", 1.2]]) {
       context.strokeStyle = colour;
-      context.lineWidth = thickness * ratio;
+      context.lineWidth = thickness * pen;
       context.stroke();
     }
   }

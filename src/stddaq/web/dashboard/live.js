@@ -116,8 +116,8 @@ export class LiveImage {
   draw() {
     const context = this.view.canvas.getContext("2d");
     this.view.draw();
-    this.regions?.draw(context, this.view.ratio);
-    this.drawing?.draw(context, this.view.ratio);
+    this.regions?.draw(context, this.view.pen);
+    this.drawing?.draw(context, this.view.pen);
     this.showValue();
   }
 

@@ -142,7 +142,7 @@ export class Regions {
 
   save() { download("regions.csv", this.csv(), "text/csv"); }
 
-  draw(context, ratio) {
+  draw(context, pen) {
     const all = this.drawn ? [...this.list, this.drawn] : this.list;
     all.forEach(({ id, kind, at: [x, y, width, height] }, index) => {
       const one = this.view.toCanvas(x, y), other = this.view.toCanvas(x + width, y + height);
@@ -153,12 +153,12 @@ export class Regions {
       else context.rect(left, top, wide, tall);
       for (const [colour, thickness] of [["#000", 4], [lineColour(index), 2]]) {
         context.strokeStyle = colour;
-        context.lineWidth = thickness * ratio;
+        context.lineWidth = thickness * pen;
         context.stroke();
       }
-      context.font = `${14 * ratio}px system-ui, sans-serif`;
+      context.font = `${14 * pen}px system-ui, sans-serif`;
       context.fillStyle = lineColour(index);
-      if (id) context.fillText(String(id), left + 4 * ratio, top + 16 * ratio);
+      if (id) context.fillText(String(id), left + 4 * pen, top + 16 * pen);
     });
   }
 }

@@ -130,7 +130,7 @@ const diskTable = (disks) => table(["directory", "free", "size"], disks.map((dis
 class Plot {
   constructor(title, metrics) {
     Object.assign(this, { metrics, data: { t: [], series: {} }, at: null });
-    this.canvas = make("canvas", { width: 1200, height: 160, className: "plot", role: "img", "aria-label": title });
+    this.canvas = make("canvas", { className: "plot", role: "img", "aria-label": title });
     this.legend = make("p", { className: "quiet" });
     this.element = make("figure", {}, make("figcaption", {}, title), this.canvas, this.legend);
   }
@@ -150,9 +150,13 @@ class Plot {
   }
 
   draw() {
-    const { t, series } = this.data, context = this.canvas.getContext("2d"), { width, height } = this.canvas;
-    const style = getComputedStyle(document.documentElement);
-    context.clearRect(0, 0, width, height);
+    const { canvas, data: { t, series } } = this;
+    if (!canvas.clientWidth) return;
+    // The pixels of the screen; this clears it.
+    const ratio = window.devicePixelRatio || 1, width = (canvas.width = Math.round(canvas.clientWidth * ratio));
+    const height = (canvas.height = Math.round(canvas.clientHeight * ratio));
+    const context = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
+    context.lineWidth = Math.max(1, height / 120);
     const lines = Object.entries(series).filter(([, values]) => values.some((value) => value));
     const top = Math.max(1e-9, ...lines.flatMap(([, values]) => values.filter((value) => value !== null)));
     const from = t[0], to = t.at(-1), x = (time) => to > from ? (time - from) / (to - from) * width : 0;

@@ -56,6 +56,8 @@ export class View {
 
   resize() {
     this.ratio = window.devicePixelRatio || 1;
+    // What is drawn over the image grows with the letters, on walls.
+    this.pen = this.ratio * Math.max(1, Number.parseFloat(getComputedStyle(this.canvas).fontSize) / 14);
     this.canvas.width = Math.max(1, Math.round(this.canvas.clientWidth * this.ratio));
     this.canvas.height = Math.max(1, Math.round(this.canvas.clientHeight * this.ratio));
     if (this.isFitted) this.fit();
@@ -142,10 +144,10 @@ export class View {
     const one = this.toCanvas(seen.x, seen.y), other = this.toCanvas(seen.x + seen.width, seen.y + seen.height);
     Object.assign(this, { zoom, left, top });
     context.strokeStyle = "#fff";
-    context.lineWidth = this.ratio;
+    context.lineWidth = this.pen;
     context.strokeRect(corner.left - 1, corner.top - 1, width * scale + 2, height * scale + 2);
     context.strokeStyle = "#ffd24d";
-    context.lineWidth = 2 * this.ratio;
+    context.lineWidth = 2 * this.pen;
     context.strokeRect(one.x, one.y, other.x - one.x, other.y - one.y);
   }
 
