@@ -130,7 +130,7 @@ def test_viewer_has_no_control(deployment: Deployment, tmp_path: Path) -> None:
         show(tab, "run")
         tab.wait_for(lambda: "--allow-control" in tab.text("#no-control"), "the reason")
         show(tab, "configuration")
-        tab.wait_for(lambda: "detector_name" in tab.text("#config-keys"), "the keys")
+        tab.wait_for(lambda: "Rows of the image." in tab.text("#config-keys"), "the meanings of the keys")
         assert tab.evaluate("document.querySelector('#config-text').readOnly")
         assert not tab.evaluate("!!document.querySelector('#config-save')")
 

@@ -93,9 +93,10 @@ export class LiveImage {
     }
     this.lastAt = now;
     this.arrivals = [...this.arrivals.filter(({ at }) => now - at < RATE_S * 1000), { at: now, bytes: frame.bytes }];
-    this.connection.send({ ack: header.image, busy_ms: Math.max(0, performance.now() - frame.arrivedAt) });
+    const busy = Math.max(0, performance.now() - frame.arrivedAt);
+    this.connection.send({ ack: header.image, busy_ms: busy });
     if (isFirst) this.regions.announce();
-    this.showFacts(header);
+    this.showFacts(header, busy);
   }
 
   display(frame) {
@@ -134,7 +135,7 @@ export class LiveImage {
     }, VIEW_DELAY_MS);
   }
 
-  showFacts(header) {
+  showFacts(header, busy) {
     const { arrivals } = this, seconds = (arrivals.at(-1).at - arrivals[0].at) / 1000;
     const perSecond = (sum) => (seconds > 0 ? sum / seconds : 0), rate = perSecond(arrivals.length - 1);
     const megabytes = perSecond(arrivals.slice(1).reduce((sum, { bytes }) => sum + bytes, 0)) / 1e6;
@@ -144,7 +145,8 @@ export class LiveImage {
     status.hidden = header.status === 1;
     const text = status.hidden ? "" : header.status === 2 ? "missing packets" : `status ${header.status}`;
     if (status.textContent !== text) status.textContent = text;
-    const [height, width] = header.shape, isSlow = rate > 0 && rate < SLOW_HZ && header.skipped > 0;
+    // Quick images are no help to a browser that takes the time itself.
+    const [height, width] = header.shape, isSlow = rate > 0 && rate < SLOW_HZ && header.skipped > 0 && busy * rate < 500;
     element("size").textContent = `${width} × ${height}, ${header.dtype}` + (header.bin > 1 ? `, shown 1:${header.bin}` : "");
     element("bandwidth").textContent = `${megabytes.toFixed(1)} MB/s`;
     element("propose-quick").hidden = !(isSlow && element("quality").value === "lz4");

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Request, Response
 from pydantic import BaseModel
 
-from stddaq.config import DetectorConfig
+from stddaq.config.meanings import described_schema
 from stddaq.config.store import ConfigIdentityError, ConfigProtectedError
 from stddaq.daemon.log import event
 from stddaq.errors import ConfigError, StdDaqError
@@ -53,7 +53,7 @@ class ConfigVersion(BaseModel):
 _CONFIG_BODY = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": DetectorConfig.model_json_schema()}},
+        "content": {"application/json": {"schema": described_schema()}},
     }
 }
 
