@@ -34,6 +34,7 @@ MEANINGS: Mapping[str, str] = {
     "module_sync_queue_size": "Images that may be incomplete at a time, while their modules arrive.",
     "allowed_roots": "Directories below which runs may be written; mandatory for services that run as root.",
     "trusted_uids": "Users whose clients may ask a service that runs as root for any writer_id.",
+    "image_checksums": "Compute a checksum of each image at its source, and record it.",
     "image_division": "Which writer gets an image: by its id, or in turn as they arrive.",
     "statistics_format": "Form of the statistics lines: that of std_daq, or InfluxDB's.",
     "services": "Further services that stddaq up starts, as command lines.",
