@@ -182,8 +182,9 @@ class Plot {
     const texts = lines.map(([name, values]) => `${nameOf(name)} ${values[i] === null ? "–" : rate(values[i])}`);
     this.legend.textContent = lines.length ? `${time}: ${texts.join(", ")}; highest ${rate(top)}` : "nothing in this time";
     if (this.at !== null) {
-      context.strokeStyle = style.getPropertyValue("--text");
-      context.strokeRect(x(t[i]), 0, 0.01, height);
+      const wide = Math.ceil(context.lineWidth);
+      context.fillStyle = style.getPropertyValue("--text");
+      context.fillRect(Math.min(Math.round(x(t[i])), width - wide), 0, wide, height);
     }
   }
 }
