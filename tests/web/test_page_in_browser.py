@@ -188,6 +188,7 @@ def test_ids_that_a_filter_leaves_out_are_no_loss(
         chromium.opened(rest.url) as tab,
         DriverClient(url) as driver,
     ):
+        tab.wait_for(lambda: tab.text("#state") == "no run", "the driver's state")
         driver.start(rest.root, n_image=2)
         driver.wait_until_ready(20)
         for image_id in range(1, 5):
