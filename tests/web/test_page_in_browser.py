@@ -18,6 +18,7 @@ from stddaq.client import DriverClient
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.metadata import MISSING_PACKETS
+from stddaq.dataplane.metadata_publisher import MetadataPublisher
 from stddaq.web.live.session import MAX_BROWSERS
 
 pytestmark = [
@@ -172,6 +173,37 @@ def test_run_is_shown_with_state_progress_and_losses(
         tab.wait_for(lambda: tab.evaluate("!!document.querySelector('canvas.missing')"), "the bad images")
         assert "skipped ids2" in tab.text("#run-account")
         assert tab.complaints == []
+
+
+def test_ids_that_a_filter_leaves_out_are_no_loss(
+    page_deployment: Deployment, publisher: ImagePublisher, tmp_path: Path
+) -> None:
+    _, url = page_deployment.start_driver("-s", "filter")
+    for writer in range(page_deployment.config["number_of_writers"]):
+        page_deployment.start("std_det_writer", writer, "-s", "filter")
+    rest = RestService.start(page_deployment, tmp_path / "files", "--url", url)
+    row = "[...document.querySelectorAll('#loss-table tr')].find((one) => one.textContent === 'skipped2')"
+    with (
+        MetadataPublisher(DetectorConfig.parse(page_deployment.config), "filter") as passed_on,
+        chromium.opened(rest.url) as tab,
+        DriverClient(url) as driver,
+    ):
+        tab.wait_for(lambda: tab.text("#state") == "no run", "the driver's state")
+        driver.start(rest.root, n_image=2)
+        driver.wait_until_ready(20)
+        for image_id in range(1, 5):
+            sequence = publisher.publish(image_id, ramp())
+            if image_id in (1, 4):
+                message = type(publisher.metadata)()
+                message.CopyFrom(publisher.metadata)
+                message.sequence = sequence
+                passed_on.send(message)
+        driver.wait_until_saved(30)
+        tab.wait_for(lambda: tab.evaluate(f"{row}?.className === 'quiet'"), "the ids, in grey")
+        assert tab.text("#losses") == "no loss"
+        tab.click("#tab-runs")
+        tab.wait_for(lambda: "fileMaster.h5" in tab.text("#runs-list"), "the run")
+        assert not tab.evaluate("document.querySelectorAll('#runs-list .bad').length")
 
 
 def test_views_are_chosen_by_tabs_and_by_keys(page_deployment: Deployment, tmp_path: Path) -> None:
