@@ -15,7 +15,7 @@ from stddaq.dataplane.ring_layout import ring_code
 from stddaq.forwarding.parts import LARGEST_IMAGE_BYTES
 from stddaq.udp.frame_message import EIGER_FRAME, GIGAFROST_FRAME, JUNGFRAU_FRAME
 from stddaq.udp.geometry import GigaFrostGeometry
-from stddaq.udp.packets import GIGAFROST_HEADER, SLS_HEADER
+from stddaq.udp.packet_headers import GIGAFROST_HEADER, SLS_HEADER
 from stddaq.wire.std_daq.image_metadata_pb2 import ImageMetadata
 
 PAGE = Path(__file__).parents[2] / "docs/reference/wire-formats.md"

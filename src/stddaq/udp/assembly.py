@@ -19,6 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
+from stddaq.udp.frame import Frame, rows_of
 from stddaq.udp.frame_order import FrameOrder, Identity, Place
 from stddaq.udp.frame_ring import FRAME_SLOTS
 from stddaq.udp.packets import Packets
@@ -39,8 +40,6 @@ INTERVAL_DECAY = 0.95
 # Frames of fewer packets are received several at once, and copied.
 MIN_AIMED = 32
 
-# Numbers of packets in order. No frame has more.
-_NUMBERS = np.arange(512)
 _N_MISSING = struct.Struct("<Q")
 _N_MISSING_OFFSET = 8
 
@@ -55,112 +54,6 @@ class FrameSink(Protocol):
     def commit_bytes(self, frame_id: int, message: bytearray) -> None:
         """Announce the frame."""
         ...
-
-
-class _Frame:
-    """A frame that is being received: the places for its pixels, and which packets have arrived.
-
-    `next` follows the highest packet that has arrived. `first_header`: of its first packet, if needed yet.
-    `is_overtaken`: a frame that it has skipped arrived after it.
-    """
-
-    __slots__ = (
-        *("first_header", "identity", "is_complete", "is_overtaken", "last", "last_at"),
-        *("message", "n_received", "next", "rows", "seen"),
-    )
-
-    def __init__(self, identity: Identity, message: bytes, pixels: np.ndarray, packets: Packets) -> None:
-        self.identity, self.message = identity, bytearray(message)
-        self.seen = np.zeros(packets.n_packets, bool)
-        self.n_received, self.next, self.is_complete, self.last_at = 0, 0, False, 0.0
-        self.is_overtaken = False
-        self.first_header = b""
-        self.rows = _rows(pixels, packets)
-        is_equal = len(self.rows) == packets.n_packets
-        self.last = None if is_equal else pixels[self.rows.size :][: packets.last_bytes]
-
-    def put(self, numbers: np.ndarray, payloads: np.ndarray) -> tuple[int, int]:
-        """Put the pixels of some packets into their places.
-
-        Return how many of them had arrived before, and how many came after the frame was complete.
-        """
-        n, seen_before = len(numbers), self.seen
-        if self.n_received + n > len(self.seen):
-            seen_before = self.seen.copy()
-        self._put(numbers, payloads)
-        before, self.n_received = self.n_received, int(np.count_nonzero(self.seen))
-        self.is_complete = self.n_received == len(self.seen)
-        n_repeated, n_late = n - (self.n_received - before), 0
-        if n_repeated and self.is_complete:
-            firsts = np.unique(numbers, return_index=True)[1]
-            completing = firsts[~seen_before[numbers[firsts]]].max(initial=-1)
-            n_late = n - 1 - int(completing)
-        return n_repeated - n_late, n_late
-
-    def put_next(self, payloads: np.ndarray, *, in_place: bool) -> None:
-        """Put the pixels of the packets from `next` on into their places, unless they are there."""
-        first, n = self.next, len(payloads)
-        self.next = end = first + n
-        if not in_place:
-            n_rows = len(self.rows)
-            self.rows[first:end] = payloads[: n_rows - first, : self.rows.shape[1]]
-            if self.last is not None and end > n_rows:
-                self.last[:] = payloads[-1, : len(self.last)]
-        self.seen[first:end] = True
-        self.n_received += n
-        self.is_complete = self.n_received == len(self.seen)
-
-    def _put(self, numbers: np.ndarray, payloads: np.ndarray) -> None:
-        # More than once if it is repeated.
-        while self.last is not None and len(numbers) and int(numbers[-1]) == len(self.rows):
-            self._put_last(payloads[-1])
-            numbers, payloads = numbers[:-1], payloads[:-1]
-        if n := len(numbers):
-            first, last = int(numbers[0]), int(numbers[-1])
-            in_order = last - first == n - 1 and (numbers == _NUMBERS[first : last + 1]).all()
-            self.next = max(self.next, 1 + (last if in_order else int(numbers.max())))
-            self._put_equal(slice(first, last + 1) if in_order else numbers, payloads)
-
-    def _put_equal(self, place: slice | np.ndarray, payloads: np.ndarray) -> None:
-        """Put packets into their places, a row of packets with one copy."""
-        if self.last is not None and isinstance(place, np.ndarray):
-            is_last = place == len(self.rows)
-            if is_last.any():
-                self._put_last(payloads[is_last.argmax()])
-                place, payloads = place[~is_last], payloads[~is_last]
-        self.rows[place] = payloads[:, : self.rows.shape[1]]
-        self.seen[place] = True
-
-    def _put_last(self, payload: np.ndarray) -> None:
-        """Put the last packet, which is shorter, into its place."""
-        if self.last is not None:
-            self.last[:] = payload[: len(self.last)]
-            self.seen[-1], self.next = True, len(self.seen)
-
-    def take_over(self, other: _Frame) -> None:
-        """Continue with the packets that have arrived for the same frame in other memory."""
-        self.rows[:] = other.rows
-        if self.last is not None and other.last is not None:
-            self.last[:] = other.last
-        self.seen[:] = other.seen
-        self.n_received, self.next = other.n_received, other.next
-        self.is_complete, self.last_at = other.is_complete, other.last_at
-
-    def clear_missing(self) -> int:
-        """Set the pixels of packets that have not arrived to 0. Return the number of these packets."""
-        if self.is_complete:
-            return 0
-        missing = ~self.seen
-        self.rows[missing[: len(self.rows)]] = 0
-        if self.last is not None and missing[-1]:
-            self.last[:] = 0
-        return len(self.seen) - self.n_received
-
-
-def _rows(pixels: np.ndarray, packets: Packets) -> np.ndarray:
-    """Return the places of the packets of equal size in the memory of a frame."""
-    n_equal = packets.n_packets - (packets.last_bytes != packets.row_bytes)
-    return pixels[: n_equal * packets.row_bytes].reshape(n_equal, packets.row_bytes)
 
 
 class FrameAssembly:
@@ -184,16 +77,16 @@ class FrameAssembly:
         self.examples: Mapping[str, tuple[int, str]] = {}
         self.headers = np.zeros(0, packets.header)
         self._order = FrameOrder(packets.n_packets, has_epochs=packets.has_epochs)
-        self._open: list[_Frame] = []
+        self._open: list[Frame] = []
         # A frame, in memory of its own, that may be the first of a restart, and how far its id is away.
-        self._candidate: _Frame | None = None
+        self._candidate: Frame | None = None
         self._candidate_place = Place.NEAR
         self._period, self._opened_at = UNKNOWN_PERIOD_S, float("-inf")
         # Between the packets of a frame.
         self._interval = 0.0
         self._packet_at = float("-inf")
         # The open frame of the last packet, which the next ones continue as a rule.
-        self._current: _Frame | None = None
+        self._current: Frame | None = None
         # The next packets are received where they are expected. The slot of the next frame, if it is there.
         self._is_aimed, self._ahead = False, (-1, np.zeros(0, np.uint8))
 
@@ -217,7 +110,7 @@ class FrameAssembly:
         else:
             # If another frame comes, this slot loses a frame that would be overwritten next.
             self._ahead = next_id, self._sink.begin(next_id)
-            place = _rows(self._ahead[1], self._packets)
+            place = rows_of(self._ahead[1], self._packets)
         self._is_aimed = len(place) > 0
         return place if self._is_aimed else None
 
@@ -315,7 +208,7 @@ class FrameAssembly:
             self._current = frame
         return True
 
-    def _expect(self, frame: _Frame | None, header: bytes) -> None:
+    def _expect(self, frame: Frame | None, header: bytes) -> None:
         """Expect that the next packets continue the frame of the last one, whose header is given.
 
         Batches of more than a frame never do.
@@ -326,7 +219,7 @@ class FrameAssembly:
         frame.first_header = self._packets.sequence.first(header)
         self._current = frame
 
-    def _find(self, key: int, tag: int) -> _Frame | None:
+    def _find(self, key: int, tag: int) -> Frame | None:
         """Return the open frame of packets. Those of another frame show that a candidate near it is late."""
         candidate = self._candidate
         if candidate is not None:
@@ -339,7 +232,7 @@ class FrameAssembly:
                 return frame
         return None
 
-    def _start(self, header: bytes, time: np.ndarray, now: float) -> _Frame | None:
+    def _start(self, header: bytes, time: np.ndarray, now: float) -> Frame | None:
         """Open the frame of a packet; None if it is late."""
         seconds, nanoseconds = time.tolist()
         received = seconds * 10**9 + nanoseconds
@@ -356,7 +249,7 @@ class FrameAssembly:
         if place is not Place.NEXT:
             self._discard_candidate()
             pixels = np.empty(self._packets.n_packets * self._packets.row_bytes, np.uint8)
-            self._candidate = _Frame(identity, message, pixels, self._packets)
+            self._candidate = Frame(identity, message, pixels, self._packets)
             self._candidate_place = place
             return self._candidate
         if (
@@ -371,7 +264,7 @@ class FrameAssembly:
             self._make_room(identity.frame_id)
         is_ahead = self._is_aimed and identity.frame_id == self._ahead[0]
         pixels = self._ahead[1] if is_ahead else self._sink.begin(identity.frame_id)
-        frame = _Frame(identity, message, pixels, self._packets)
+        frame = Frame(identity, message, pixels, self._packets)
         opened.append(frame)
         if len(opened) > 1:
             opened.sort(key=lambda frame: frame.identity.frame_id)
@@ -427,12 +320,12 @@ class FrameAssembly:
         """Seconds from the first packet of the next frame to its last one; 0 if a frame is open."""
         return 0.0 if self._open or self._candidate else self._packets.n_packets * self._interval
 
-    def _idle_at(self, frame: _Frame) -> float:
+    def _idle_at(self, frame: Frame) -> float:
         """Return when a frame is closed, if no packet of it arrives."""
         is_doubtful = self._is_doubtful(frame)
         return frame.last_at + (max(self.idle_time, DOUBT_TIME_S) if is_doubtful else self.idle_time)
 
-    def _is_doubtful(self, frame: _Frame) -> bool:
+    def _is_doubtful(self, frame: Frame) -> bool:
         """Return whether a frame has skipped ids, or may restart them, and no frame follows it."""
         if frame is self._candidate:
             return self._candidate_place is Place.FAR
@@ -477,7 +370,7 @@ class FrameAssembly:
             self._close_first()
         identity = candidate.identity
         self._order.restart(identity.epoch)
-        frame = _Frame(identity, bytes(candidate.message), self._sink.begin(identity.frame_id), self._packets)
+        frame = Frame(identity, bytes(candidate.message), self._sink.begin(identity.frame_id), self._packets)
         frame.take_over(candidate)
         self._open.append(frame)
         self._announce_complete()
@@ -511,7 +404,7 @@ class FrameAssembly:
                 if frame is self._current:
                     self._current = None
 
-    def _announce(self, frame: _Frame) -> None:
+    def _announce(self, frame: Frame) -> None:
         if frame is self._current:
             self._current = None
         # It is measured again when a frame is waited for.

@@ -1,7 +1,6 @@
 """The packets of each detector: which ones are valid, to which frame each belongs, and where its pixels go.
 
-Everything here is computed for a whole batch of packets at once. The headers of Eiger and Jungfrau are those
-of slsDetectorPackage, version 2; that of the GigaFRoST is its own.
+Everything here is computed for a whole batch of packets at once.
 """
 
 from __future__ import annotations
@@ -19,58 +18,20 @@ from stddaq.errors import ConfigError
 from stddaq.text import mismatch
 from stddaq.udp.frame_order import Identity
 from stddaq.udp.geometry import GigaFrostGeometry, packed_geometry
-
-
-def _layout(n_bytes: int, **fields: tuple[str, int]) -> np.dtype:
-    formats, offsets = zip(*fields.values(), strict=True)
-    return np.dtype(
-        {"names": list(fields), "formats": list(formats), "offsets": list(offsets), "itemsize": n_bytes}
-    )
-
-
-SLS_HEADER = _layout(
-    48,
-    frame_number=("<u8", 0),
-    exposure_length=("<u4", 8),
-    packet_number=("<u4", 12),
-    bunch_id=("<f8", 16),
-    bunch_bits=("<u8", 16),
-    timestamp=("<u8", 24),
-    board=("<u2", 32),
-    row=("<u2", 34),
-    column=("<u2", 36),
-    debug=("<u4", 40),
-    detector_type=("u1", 46),
-    version=("u1", 47),
-    # Both of them, to compare them at once.
-    type_and_version=("<u2", 46),
+from stddaq.udp.packet_headers import (
+    EIGER,
+    GIGAFROST_HEADER,
+    GIGAFROST_PROTOCOL,
+    JUNGFRAU,
+    SLS_HEADER,
+    SLS_VERSION,
+    TIMESTAMP_BITS,
 )
-SLS_VERSION = 2
-EIGER, JUNGFRAU = 1, 3
+from stddaq.udp.packet_sequence import PacketSequence
 
-GIGAFROST_HEADER = _layout(
-    32,
-    protocol=("u1", 0),
-    column_blocks=("u1", 1),
-    rows_and_swap=("u1", 2),
-    # Bits 6-7: quadrant; 5: link; 2-4: correction mode; 0-1: bits 8-9 of the rows of a quadrant.
-    place=("u1", 3),
-    scan_id=("<u4", 4),
-    frame_index=("<u4", 8),
-    status=("<u2", 12),
-    first_row=("<u2", 14),
-    # Bits 0-39: the frame's timestamp; 40-63: its exposure time.
-    times=("<u8", 16),
-    sync_time=("<u4", 24),
-    scan_time=("<u4", 28),
-    # The first four fields, to compare them at once; scan_id and frame_index, as one number.
-    opening=("<u4", 0),
-    key=("<u8", 4),
-)
-GIGAFROST_PROTOCOL = 0xCB
+
 # Of the opening, without swap bit and correction mode.
 _OPENING_MASK = 0xE3FEFFFF
-TIMESTAMP_BITS = 40
 # The headers once more, and the frame messages (see `frame_message`), for single frames.
 _SLS_FIELDS = struct.Struct("<QIIdQHHHxxIHBB")
 _GIGAFROST_FIELDS = struct.Struct("<BBBBIIHHQII")
@@ -97,40 +58,6 @@ class Rejected:
     good: np.ndarray
     counts: Mapping[str, int]
     examples: Mapping[str, tuple[int, str]]
-
-
-class PacketSequence:
-    """The headers and sizes of the packets of a frame in order, to recognise valid ones at low cost."""
-
-    def __init__(self, numbers: np.ndarray, field: str, lengths: np.ndarray) -> None:
-        """`numbers`: headers with the packets' places in `field`, all else 0.
-
-        `lengths` in bytes, with the header.
-        """
-        self._n_packets, self._lengths = len(numbers), lengths
-        self._words = np.frombuffer(numbers.tobytes(), np.uint64)
-        self._words_per_header = len(self._words) // len(numbers)
-        place = np.zeros(1, numbers.dtype)
-        place[field] = np.iinfo(place[field].dtype).max
-        self._place = int.from_bytes(place.tobytes(), "little")
-
-    def first(self, header: bytes) -> bytes:
-        """Return the header of the first packet of the frame of a valid one."""
-        without_place = int.from_bytes(header, "little") & ~self._place
-        return without_place.to_bytes(len(header), "little")
-
-    def continues(self, first: bytes, start: int, headers: np.ndarray, lengths: np.ndarray) -> bool:
-        """Return whether these are the packets from place `start` on of a frame, without a gap.
-
-        `first`: header of the frame's first packet.
-        """
-        n, size = len(headers), self._words_per_header
-        end = start + n
-        if end > self._n_packets:
-            return False
-        # Without their places, the headers are equal.
-        words = np.frombuffer(headers.tobytes(), np.uint64) ^ self._words[start * size : end * size]
-        return words.tobytes() == first * n and lengths.tobytes() == self._lengths[start:end].tobytes()
 
 
 class Packets(Protocol):

@@ -10,7 +10,7 @@ import numpy as np
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.udp.geometry import GigaFrostGeometry
-from stddaq.udp.packets import (
+from stddaq.udp.packet_headers import (
     EIGER,
     GIGAFROST_HEADER,
     GIGAFROST_PROTOCOL,
