@@ -26,7 +26,8 @@ from udp_camera import EIGER, JUNGFRAU, camera_process, sent
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.connections import open_socket
 from stddaq.dataplane.endpoints import metadata_stream
-from stddaq.udp.batch_socket import BATCH, BatchSocket
+from stddaq.udp.batch_memory import BATCH
+from stddaq.udp.batch_socket import BatchSocket
 from stddaq.udp.frame_message import frame_layout, parse_frame
 from stddaq.udp.packets import packets_of
 from stddaq.udp.receiver import LONGEST_WAIT_S, SHORTEST_WAIT_S

@@ -7,18 +7,18 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from support.peers.assembly_bench import Bench
+from support.peers.assembly_bench import Bench, Way
 from support.peers.udp_detectors import free_udp_ports
 from support.processes.deployment import Deployment
 from support.processes.udp_receivers import MakeModule, Module
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["in place", "copied"])
-def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run the tests of a module twice: packets are received in their places if possible, or are copied."""
-    Bench.aims = request.param
+@pytest.fixture(scope="module", params=[Way.COPIED, Way.IN_PLACE, Way.COMPILED], ids=lambda way: way.value)
+def all_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run the tests of a module in each way that packets go into memory."""
+    Bench.way = request.param
     yield
-    Bench.aims = True
+    Bench.way = Way.COMPILED
 
 
 @pytest.fixture

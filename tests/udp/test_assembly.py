@@ -20,7 +20,7 @@ from support.peers.udp_detectors import (
 
 from stddaq.udp.geometry import GigaFrostGeometry
 
-pytestmark = pytest.mark.usefixtures("both_ways")
+pytestmark = pytest.mark.usefixtures("all_ways")
 
 
 @pytest.mark.parametrize("batch", [1, 7, 32, 100])

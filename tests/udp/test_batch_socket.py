@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from support.processes.deployment import wait_until
 
-from stddaq.udp.batch_socket import BATCH, BatchSocket
+from stddaq.udp.batch_memory import BATCH
+from stddaq.udp.batch_socket import BatchSocket
 
 HEADER = np.dtype("u1")
 N_BYTES = 16
@@ -47,8 +48,8 @@ def test_payloads_go_into_the_rows_of_an_array_and_nowhere_else(batch_socket: Ba
     receive(batch_socket, 3, memory[1:4])
     assert memory[0].tolist() == memory[4].tolist() == [EMPTY] * N_BYTES
     assert memory[1:4].tolist() == [[0] * N_BYTES, [1] * 3 + [EMPTY] * (N_BYTES - 3), [2] * N_BYTES]
-    assert batch_socket.lengths[:3].tolist() == [N_BYTES + 1, 4, N_BYTES + 10]
-    assert batch_socket.headers[:3].tolist() == [0, 1, 2]
+    assert batch_socket.memory.lengths[:3].tolist() == [N_BYTES + 1, 4, N_BYTES + 10]
+    assert batch_socket.memory.headers[:3].tolist() == [0, 1, 2]
 
 
 def test_payloads_go_into_the_memory_of_the_socket_again(batch_socket: BatchSocket) -> None:
@@ -57,5 +58,5 @@ def test_payloads_go_into_the_memory_of_the_socket_again(batch_socket: BatchSock
     receive(batch_socket, 2, memory)
     receive(batch_socket, 3, None)
     assert memory[:, 0].tolist() == [0, 1]
-    assert batch_socket.payloads[:3, 0].tolist() == [2, 3, 4]
-    assert len(batch_socket.payloads) == BATCH
+    assert batch_socket.memory.payloads[:3, 0].tolist() == [2, 3, 4]
+    assert len(batch_socket.memory.payloads) == BATCH

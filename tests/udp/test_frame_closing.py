@@ -10,10 +10,11 @@ from support.peers.assembly_bench import (
     payload,
 )
 
-from stddaq.udp.assembly import IDLE_TIME_S, UNKNOWN_PERIOD_S
+from stddaq.udp.assembly import IDLE_TIME_S
+from stddaq.udp.frame_pace import UNKNOWN_PERIOD_S
 from stddaq.udp.frame_ring import FRAME_SLOTS
 
-pytestmark = pytest.mark.usefixtures("both_ways")
+pytestmark = pytest.mark.usefixtures("all_ways")
 
 
 def test_a_frame_that_lacks_packets_leaves_with_the_second_frame_after_it() -> None:

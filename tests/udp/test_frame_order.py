@@ -23,7 +23,7 @@ from support.peers.udp_detectors import (
 from stddaq.udp.assembly import DOUBT_TIME_S
 from stddaq.udp.frame_order import PAUSE_S
 
-pytestmark = pytest.mark.usefixtures("both_ways")
+pytestmark = pytest.mark.usefixtures("all_ways")
 
 
 def test_packets_of_a_lower_id_that_was_never_announced_are_late() -> None:

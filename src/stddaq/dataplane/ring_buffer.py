@@ -318,6 +318,11 @@ class RingBuffer(Closing):
         return np.frombuffer(self.slot(image_id), self.dtype).reshape(self.shape)
 
     @property
+    def cursor(self) -> memoryview:
+        """The words of the cursor segment, uint64, writable; to be released before `close`."""
+        return self._words
+
+    @property
     def sequence(self) -> int:
         """The sequence number given last."""
         return self._words[_SEQUENCE]

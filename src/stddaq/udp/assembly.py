@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from stddaq.udp.frame import Frame, rows_of
 from stddaq.udp.frame_order import FrameOrder, Identity, Place
+from stddaq.udp.frame_pace import FramePace
 from stddaq.udp.frame_ring import FRAME_SLOTS
 from stddaq.udp.packets import Packets
 
@@ -28,15 +29,9 @@ from stddaq.udp.packets import Packets
 MAX_OPEN = 2
 # A frame is closed this long after its last packet, plus one frame period.
 IDLE_TIME_S = 0.01
-UNKNOWN_PERIOD_S = 0.1
 # The same of a frame that may have a wrong id: the next frame shows it, if it arrives before.
 DOUBT_TIME_S = 0.5
-# The packets of one frame are not further apart, however slow the detector is.
-LONGEST_PERIOD_S = 0.2
 
-# A frame that is complete earlier than expected does not show when it was. So the next one is expected a
-# little earlier.
-INTERVAL_DECAY = 0.95
 # Frames of fewer packets are received several at once, and copied.
 MIN_AIMED = 32
 
@@ -66,6 +61,8 @@ class FrameAssembly:
         n_frames: frames announced; `n_corrupted` of them lack packets, `n_missing` packets in all.
         examples: invalid packets of the last `add`, by kind; see `Rejected`.
         headers: of the last valid packets, until the next `add`.
+        pace: when frames were opened.
+        is_compiled: compiled code receives the frames that follow a complete one, see `steady`.
     """
 
     def __init__(self, packets: Packets, sink: FrameSink, idle_time: float | None = None) -> None:
@@ -81,10 +78,9 @@ class FrameAssembly:
         # A frame, in memory of its own, that may be the first of a restart, and how far its id is away.
         self._candidate: Frame | None = None
         self._candidate_place = Place.NEAR
-        self._period, self._opened_at = UNKNOWN_PERIOD_S, float("-inf")
-        # Between the packets of a frame.
-        self._interval = 0.0
-        self._packet_at = float("-inf")
+        self.pace, self.is_compiled = FramePace(), False
+        # The header of the frame that left last, if all its packets have arrived.
+        self._last_header = b""
         # The open frame of the last packet, which the next ones continue as a rule.
         self._current: Frame | None = None
         # The next packets are received where they are expected. The slot of the next frame, if it is there.
@@ -101,7 +97,7 @@ class FrameAssembly:
         The payloads of the next `add` must be there, those of unexpected packets too.
         """
         self._is_aimed, self._ahead = False, (-1, self._ahead[1])
-        if self._packets.n_packets < MIN_AIMED:
+        if self._packets.n_packets < MIN_AIMED and not (self.is_compiled and self._order.steady_step):
             return None
         if self._current is not None:
             place = self._current.rows[self._current.next :]
@@ -155,7 +151,7 @@ class FrameAssembly:
         for i, (start, key, tag) in enumerate(found):
             end = starts[i + 1] if i + 1 < len(starts) else n
             frame = self._find(key, tag) or self._start(headers[start].tobytes(), times[start], now)
-            self._packet_at = now
+            self.pace.packet_at = now
             if frame is None:
                 self.n_late += end - start
                 continue
@@ -176,7 +172,7 @@ class FrameAssembly:
             return False
         self.headers = headers
         self.n_packets += len(headers)
-        self._packet_at = frame.last_at = now
+        self.pace.packet_at = frame.last_at = now
         frame.put_next(payloads, in_place=self._is_aimed)
         if frame.is_complete:
             self._announce_complete()
@@ -195,7 +191,7 @@ class FrameAssembly:
         frame = self._start(header, times[0], now)
         self.headers = headers
         self.n_packets += n
-        self._packet_at = now
+        self.pace.packet_at = now
         if frame is None:
             self.n_late += n
             return True
@@ -240,7 +236,7 @@ class FrameAssembly:
         if self._candidate is not None and self._order.follows(self._candidate.identity, identity):
             self._accept_candidate()
         newest_id = opened[-1].identity.frame_id if opened else -1
-        place = self._order.place(identity, newest_id, now - self._packet_at)
+        place = self._order.place(identity, newest_id, now - self.pace.packet_at)
         beside = next((frame for frame in opened if frame.identity.frame_id == identity.frame_id), None)
         if beside is not None and place is Place.NEXT:
             place = self._order.place_beside(beside.identity, identity)
@@ -250,6 +246,7 @@ class FrameAssembly:
             self._discard_candidate()
             pixels = np.empty(self._packets.n_packets * self._packets.row_bytes, np.uint8)
             self._candidate = Frame(identity, message, pixels, self._packets)
+            self._candidate.header = header
             self._candidate_place = place
             return self._candidate
         if (
@@ -265,11 +262,12 @@ class FrameAssembly:
         is_ahead = self._is_aimed and identity.frame_id == self._ahead[0]
         pixels = self._ahead[1] if is_ahead else self._sink.begin(identity.frame_id)
         frame = Frame(identity, message, pixels, self._packets)
+        frame.header = header
         opened.append(frame)
         if len(opened) > 1:
             opened.sort(key=lambda frame: frame.identity.frame_id)
         if self._order.continues(identity):
-            self._measure_period(now)
+            self.pace.open(now)
         return frame
 
     def _overtake(self, identity: Identity) -> None:
@@ -293,15 +291,50 @@ class FrameAssembly:
         ):
             self._close_first()
 
-    def _measure_period(self, now: float) -> None:
-        # Frames that arrive together do not show the period; a pause is forgotten after a few frames.
-        interval, self._opened_at = now - self._opened_at, now
-        self._period = min(max(interval, self._period / 2), LONGEST_PERIOD_S)
+    @property
+    def steady(self) -> tuple[bytes, int, int] | None:
+        """The last frame's header, the next id and the step of the ids, if frames arrive in order.
+
+        Then no frame is open, and all packets of the last one have arrived.
+        """
+        step, next_id = self._order.steady_step, self._order.next_id
+        is_steady = self._last_header and not self._open and self._candidate is None
+        if not is_steady or step is None or next_id is None:
+            return None
+        return self._packets.sequence.first(self._last_header), next_id, step
+
+    def add_steady(self, headers: Sequence[bytes]) -> None:
+        """Count frames that have arrived complete and in order, and were announced elsewhere.
+
+        `headers`: of their first packets.
+        """
+        for header in headers:
+            self._order.leave(self._packets.describe(header, 0)[0])
+            self._last_header = header
+        self.n_frames += len(headers)
+        self.n_packets += len(headers) * self._packets.n_packets
+        if headers:
+            self.headers = np.frombuffer(headers[-1], self._packets.header)
+
+    def open_steady(self, header: bytes, time: np.ndarray, n: int, now: float) -> None:
+        """Open the frame that follows those of `add_steady`, whose first `n` packets are in their places.
+
+        `header`: of its first packet, which arrived at `time`; the last one arrived at `now`.
+        """
+        opened_at, period = self.pace.opened_at, self.pace.period
+        frame = self._start(header, time, now)
+        self.pace.opened_at, self.pace.period = opened_at, period
+        self.n_packets += n
+        if frame is None:
+            self.n_late += n
+            return
+        frame.first_header, frame.last_at, self._current = header, now, frame
+        frame.put_next(frame.rows[:n], in_place=True)
 
     @property
     def idle_time(self) -> float:
         """Seconds after its last packet when a frame is closed."""
-        return IDLE_TIME_S + self._period if self._idle_time is None else self._idle_time
+        return IDLE_TIME_S + self.pace.period if self._idle_time is None else self._idle_time
 
     def complete_in(self, soon: float) -> float | None:
         """Return the seconds until the newest open frame should be complete.
@@ -310,15 +343,14 @@ class FrameAssembly:
         """
         frame = next((frame for frame in reversed(self._open) if not frame.is_overtaken), None)
         if frame is not None:
-            if frame.last_at > self._opened_at:
-                self._interval = (frame.last_at - self._opened_at) / frame.n_received
-            return (len(frame.seen) - frame.n_received) * self._interval
-        return 0.0 if self._candidate is not None or self._opened_at + self._period < soon else None
+            return self.pace.complete_in(frame.last_at, frame.n_received, len(frame.seen) - frame.n_received)
+        is_expected = self._candidate is not None or self.pace.opened_at + self.pace.period < soon
+        return 0.0 if is_expected else None
 
     @property
     def next_takes(self) -> float:
         """Seconds from the first packet of the next frame to its last one; 0 if a frame is open."""
-        return 0.0 if self._open or self._candidate else self._packets.n_packets * self._interval
+        return 0.0 if self._open or self._candidate else self._packets.n_packets * self.pace.interval
 
     def _idle_at(self, frame: Frame) -> float:
         """Return when a frame is closed, if no packet of it arrives."""
@@ -372,6 +404,7 @@ class FrameAssembly:
         self._order.restart(identity.epoch)
         frame = Frame(identity, bytes(candidate.message), self._sink.begin(identity.frame_id), self._packets)
         frame.take_over(candidate)
+        frame.header = candidate.header
         self._open.append(frame)
         self._announce_complete()
 
@@ -407,12 +440,12 @@ class FrameAssembly:
     def _announce(self, frame: Frame) -> None:
         if frame is self._current:
             self._current = None
-        # It is measured again when a frame is waited for.
-        self._interval *= INTERVAL_DECAY
+        self.pace.announce()
         n_missing = frame.clear_missing()
         _N_MISSING.pack_into(frame.message, _N_MISSING_OFFSET, n_missing)
         self._sink.commit_bytes(frame.identity.frame_id, frame.message)
         self._order.leave(frame.identity)
+        self._last_header = b"" if n_missing else frame.header
         self.n_frames += 1
         self.n_missing += n_missing
         self.n_corrupted += n_missing > 0

@@ -16,10 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from stddaq.errors import EndpointError
-from stddaq.udp.socket_structures import ADDRESS, IOVEC, MESSAGE, addresses
+from stddaq.udp.batch_memory import BatchMemory
 
-# More cost less Python per datagram, as long as they stay in the cache until they are copied.
-BATCH = 128
 # What the std_daq services (C++) ask for.
 SOCKET_BUFFER_BYTES = 105_548_800
 
@@ -29,13 +27,9 @@ _SO_TIMESTAMPNS = 35
 _SO_RXQ_OVFL = 40
 _BUFFER_LIMIT = Path("/proc/sys/net/core/rmem_max")
 
-# Control messages, each after a struct cmsghdr of 16 bytes: if asked for, when the datagram arrived, in
-# seconds and nanoseconds; then how many datagrams the socket has dropped, which is left out until it has
-# dropped one.
-_TIME_BYTES, _DROPPED_BYTES = 32, 24
 _recvmmsg = ctypes.CDLL(None, use_errno=True).recvmmsg
 _recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
-_FLAGS = socket.MSG_DONTWAIT | socket.MSG_TRUNC
+RECEIVE_FLAGS = socket.MSG_DONTWAIT | socket.MSG_TRUNC
 
 
 def bind_udp(address: tuple[str, int], buffer_bytes: int) -> tuple[socket.socket, int]:
@@ -62,10 +56,7 @@ class BatchSocket:
     """A bound socket with the memory of one batch.
 
     Attributes:
-        headers, payloads, lengths: of the datagrams of the last `receive`, as arrays of `BATCH`. `lengths`
-            are those on the wire, also if header and payload are longer than the arrays. `payloads` are
-            those that were not received elsewhere.
-        times: when they arrived, by the kernel's clock, if asked for: arrays of (seconds, nanoseconds).
+        memory: of the datagrams of the last `receive`.
         buffer_bytes: size of the socket's buffer.
         n_dropped: datagrams that the kernel dropped, because that buffer was full.
         n_calls: calls of `receive` that returned datagrams.
@@ -80,35 +71,15 @@ class BatchSocket:
         *,
         has_times: bool = False,
     ) -> None:
-        """Bind it. Raise `EndpointError`. `times` cost 3 % of a receiver's CPU time."""
-        self.headers = np.zeros(BATCH, header)
-        self.payloads = np.zeros((BATCH, payload_bytes), np.uint8)
+        """Bind it. Raise `EndpointError`. The times of datagrams cost 3 % of a receiver's CPU time."""
+        self.memory = BatchMemory(header, payload_bytes, has_times=has_times)
         self.n_dropped = self.n_calls = 0
         self._dropped_before = 0
-        self._messages = np.zeros(BATCH, MESSAGE)
-        self._time_bytes = _TIME_BYTES if has_times else 0
-        self._controls = np.zeros((BATCH, self._time_bytes + _DROPPED_BYTES), np.uint8)
-        self._dropped = self._controls[:, self._time_bytes + 16 :].view(np.uint32)
-        self._senders, self._iovecs = np.zeros(BATCH, ADDRESS), np.zeros((BATCH, 2), IOVEC)
-        self.lengths = self._messages["bytes"]
-        self.times = self._controls[:, 16:32].view(np.int64) if has_times else np.zeros((BATCH, 2), np.int64)
-        self._set_up_messages()
         self._socket, self.buffer_bytes = bind_udp(address, buffer_bytes)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, has_times)
         self.port: int = self._socket.getsockname()[1]
-        self._arguments = self._socket.fileno(), self._messages.ctypes.data
-
-    def _set_up_messages(self) -> None:
-        iovecs, messages = self._iovecs, self._messages
-        for column, array in enumerate((self.headers, self.payloads)):
-            iovecs["base"][:, column] = addresses(array)
-            iovecs["bytes"][:, column] = array.strides[0]
-        self._bases, self._offsets = iovecs["base"][:, 1], iovecs["base"][:, 1] - iovecs["base"][0, 1]
-        self._is_aimed = False
-        messages["iovecs"], messages["n_iovecs"] = addresses(iovecs), 2
-        messages["control"], messages["name"] = addresses(self._controls), addresses(self._senders)
-        messages["control_bytes"], messages["name_bytes"] = self._controls.shape[1], ADDRESS.itemsize
+        self._arguments = self._socket.fileno(), self.memory.messages.ctypes.data
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -117,43 +88,32 @@ class BatchSocket:
         """Receive what has arrived, up to `BATCH` datagrams. Return their number. Raise `OSError`.
 
         Their payloads go into the rows of `place`, and not more datagrams are received than it has rows; or
-        into `payloads`.
+        into the memory of the batch.
         """
-        limit = BATCH
-        if place is not None or self._is_aimed:
-            limit = self._aim(place)
+        limit = self.memory.aim(place)
         fd, messages = self._arguments
-        n = _recvmmsg(fd, messages, limit, _FLAGS, None)
+        n = _recvmmsg(fd, messages, limit, RECEIVE_FLAGS, None)
         if n <= 0:
             number = ctypes.get_errno()
             if number in (errno.EAGAIN, errno.EINTR):
                 return 0
             raise OSError(number, os.strerror(number))
         self.n_calls += 1
-        # The kernel replaces sizes by what it has used.
-        control_bytes = self._messages["control_bytes"]
-        if control_bytes[n - 1] > self._time_bytes:
-            self._count_dropped(int(self._dropped[n - 1, 0]))
-        control_bytes[:n] = self._controls.shape[1]
+        total = self.memory.n_dropped(n)
+        if total is not None:
+            self._count_dropped(total)
         return n
 
-    def _aim(self, place: np.ndarray | None) -> int:
-        """Let the next payloads go into the rows of an array. Return how many datagrams it has room for."""
-        self._is_aimed = place is not None
-        rows = self.payloads if place is None else place
-        n = min(BATCH, len(rows))
-        np.add(self._offsets[:n], rows.__array_interface__["data"][0], out=self._bases[:n])
-        return n
+    def count(self, n_calls: int, n_dropped: int | None) -> None:
+        """Count calls that others have made, and datagrams dropped until then, if that is known."""
+        self.n_calls += n_calls
+        if n_dropped is not None:
+            self._count_dropped(n_dropped)
 
     def _count_dropped(self, total: int) -> None:
         """Count what was dropped until the last datagram; the kernel's number has 32 bits."""
         self.n_dropped += (total - self._dropped_before) % 2**32
         self._dropped_before = total
-
-    def sender(self, i: int) -> str:
-        """Return the address of the sender of the i-th datagram."""
-        sender = self._senders[i]
-        return f"{'.'.join(map(str, sender['address']))}:{sender['port']}"
 
     def close(self) -> None:
         """Close it."""

@@ -14,12 +14,13 @@ _NUMBERS = np.arange(512)
 class Frame:
     """The places for the pixels of a frame, and which packets have arrived.
 
-    `next` follows the highest packet that has arrived. `first_header`: of its first packet, if needed yet.
+    `next` follows the highest packet that has arrived. `header`: of the packet that arrived first;
+    `first_header`: of its first packet, if needed yet.
     `is_overtaken`: a frame that it has skipped arrived after it.
     """
 
     __slots__ = (
-        *("first_header", "identity", "is_complete", "is_overtaken", "last", "last_at"),
+        *("first_header", "header", "identity", "is_complete", "is_overtaken", "last", "last_at"),
         *("message", "n_received", "next", "rows", "seen"),
     )
 
@@ -28,7 +29,7 @@ class Frame:
         self.seen = np.zeros(packets.n_packets, bool)
         self.n_received, self.next, self.is_complete, self.last_at = 0, 0, False, 0.0
         self.is_overtaken = False
-        self.first_header = b""
+        self.first_header = self.header = b""
         self.rows = rows_of(pixels, packets)
         is_equal = len(self.rows) == packets.n_packets
         self.last = None if is_equal else pixels[self.rows.size :][: packets.last_bytes]

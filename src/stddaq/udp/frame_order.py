@@ -102,6 +102,12 @@ class FrameOrder:
             return None
         return self._last.frame_id + self._difference
 
+    @property
+    def steady_step(self) -> int | None:
+        """The difference of the ids of the last three frames, if it is constant and small."""
+        is_steady = self.next_id is not None and self._step == self._difference
+        return self._step if is_steady else None
+
     def continues(self, frame: Identity) -> bool:
         """Return whether a frame follows the one that left last, as far as the steps are known."""
         return self._last is None or self._difference is None or self.follows(self._last, frame)

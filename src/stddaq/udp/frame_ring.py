@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import zmq
@@ -34,8 +35,22 @@ def _geometry(config: DetectorConfig) -> RingGeometry:
     return RingGeometry(n_bytes, FRAME_SLOTS, 1, n_bytes, _UINT8)
 
 
+class FrameMemory(NamedTuple):
+    """Where frames go, as arrays.
+
+    `slots`: bytes (slots, bytes of a slot); `cursor`: words of the cursor segment (see `ring_buffer`).
+    """
+
+    slots: np.ndarray
+    cursor: np.ndarray
+
+
 class FramePublisher(RingPublisher):
-    """The receiver's end: it waits for no converter."""
+    """The receiver's end: it waits for no converter.
+
+    Attributes:
+        frames: the ring, for code that opens and commits slots itself. Replaced with the ring; do not keep.
+    """
 
     def __init__(self, config: DetectorConfig, module: int) -> None:
         """Bind the stream and attach to the ring of a module.
@@ -44,6 +59,10 @@ class FramePublisher(RingPublisher):
         slots, or there is no memory for it.
         """
         super().__init__(config, str(module), geometry=_geometry(config))
+
+    def _use(self, ring: RingBuffer) -> None:
+        super()._use(ring)
+        self.frames = FrameMemory(self._slot_bytes, np.frombuffer(ring.cursor, np.uint64))
 
     def begin(self, frame_id: int) -> np.ndarray:
         """Open the slot of a frame: an array of bytes to fill. Converters do not trust it until `commit`."""
@@ -62,8 +81,17 @@ class FramePublisher(RingPublisher):
         while not (sequence := self._ring.commit(frame_id) & SEQUENCE_MASK):
             self._ring.begin(frame_id)  # 0 means that there is no number.
         _SEQUENCE.pack_into(message, SEQUENCE_OFFSET, sequence)
+        self.send(message)
+
+    def send(self, message: bytes | bytearray) -> None:
+        """Announce a frame whose slot was committed."""
         self.socket.send(message)
         self.n_published += 1
+
+    def close(self) -> None:
+        """Deliver announcements on their way; release the socket and the ring."""
+        del self.frames
+        super().close()
 
 
 class FrameSubscriber(Closing):

@@ -8,6 +8,7 @@ Shapes are not checked here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
@@ -25,7 +26,7 @@ _FOUR = np.uint8(4)
 _EIGHT = np.uint16(8)
 
 
-def compiled(function: Callable[..., object]) -> Callable[..., object]:
+def compiled(function: Callable[..., Any]) -> Any:
     """Return a function compiled at its first call, or loaded from the cache."""
     try:
         return numba.njit(nogil=True, cache=True)(function)

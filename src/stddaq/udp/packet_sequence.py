@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 
+@dataclass(frozen=True, slots=True)
+class NextOpening:
+    """How the header of the next frame's first packet can be recognised by that of the last frame.
+
+    Attributes:
+        same: header with the bits set that are equal in both.
+        id_offset, id_type: its field with the id, a number or a double.
+        highest_id: ids up to it are exact there.
+    """
+
+    same: np.ndarray
+    id_offset: int
+    id_type: np.dtype
+    highest_id: int
+
+    @classmethod
+    def of(cls, header: np.dtype, same: dict[str, int], id_field: str, highest_id: int) -> NextOpening:
+        """Return that of a header in which these bits, by field, are the same."""
+        fields = np.zeros(1, header)
+        for name, bits in same.items():
+            fields[name] = bits
+        ids = fields[id_field]
+        return cls(fields, ids.ctypes.data - fields.ctypes.data, ids.dtype, highest_id)
+
+
 class PacketSequence:
-    """The headers and sizes of the packets of a frame in order, to recognise valid ones at low cost."""
+    """The headers and sizes of the packets of a frame in order, to recognise valid ones at low cost.
+
+    Attributes:
+        words: the headers, as 64-bit words (packets, words), with the packets' places and all else 0.
+        lengths: in bytes, with the header.
+    """
 
     def __init__(self, numbers: np.ndarray, field: str, lengths: np.ndarray) -> None:
         """`numbers`: headers with the packets' places in `field`, all else 0.
 
         `lengths` in bytes, with the header.
         """
-        self._n_packets, self._lengths = len(numbers), lengths
-        self._words = np.frombuffer(numbers.tobytes(), np.uint64)
-        self._words_per_header = len(self._words) // len(numbers)
+        self.lengths = lengths
+        self.words = np.frombuffer(numbers.tobytes(), np.uint64).reshape(len(numbers), -1)
         place = np.zeros(1, numbers.dtype)
         place[field] = np.iinfo(place[field].dtype).max
         self._place = int.from_bytes(place.tobytes(), "little")
@@ -30,10 +61,10 @@ class PacketSequence:
 
         `first`: header of the frame's first packet.
         """
-        n, size = len(headers), self._words_per_header
+        n = len(headers)
         end = start + n
-        if end > self._n_packets:
+        if end > len(self.words):
             return False
         # Without their places, the headers are equal.
-        words = np.frombuffer(headers.tobytes(), np.uint64) ^ self._words[start * size : end * size]
-        return words.tobytes() == first * n and lengths.tobytes() == self._lengths[start:end].tobytes()
+        words = np.frombuffer(headers.tobytes(), np.uint64) ^ self.words[start:end].ravel()
+        return words.tobytes() == first * n and lengths.tobytes() == self.lengths[start:end].tobytes()

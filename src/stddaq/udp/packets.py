@@ -27,8 +27,7 @@ from stddaq.udp.packet_headers import (
     SLS_VERSION,
     TIMESTAMP_BITS,
 )
-from stddaq.udp.packet_sequence import PacketSequence
-
+from stddaq.udp.packet_sequence import NextOpening, PacketSequence
 
 # Of the opening, without swap bit and correction mode.
 _OPENING_MASK = 0xE3FEFFFF
@@ -72,6 +71,7 @@ class Packets(Protocol):
         kinds: why a packet may be invalid.
         has_epochs: the headers say when the ids restart.
         sequence: the packets of a frame in order.
+        opening: the first packet of the frame after one.
     """
 
     header: np.dtype
@@ -82,6 +82,7 @@ class Packets(Protocol):
     kinds: tuple[str, ...]
     has_epochs: bool
     sequence: PacketSequence
+    opening: NextOpening
 
     def check(self, headers: np.ndarray, lengths: np.ndarray) -> Rejected | None:
         """Return which packets are not valid; None if all are. `lengths` in bytes, with the header."""
@@ -154,6 +155,8 @@ class _SlsPackets(Packets):
     header = SLS_HEADER
     has_epochs = False
     detector: int
+    id_field: str
+    highest_id: int
 
     def __init__(self, config: DetectorConfig, module: int) -> None:
         self._config, self._module = config, module
@@ -167,6 +170,8 @@ class _SlsPackets(Packets):
         numbers["packet_number"] = np.arange(self.n_packets)
         lengths = np.full(self.n_packets, self._datagram_bytes, np.uint32)
         self.sequence = PacketSequence(numbers, "packet_number", lengths)
+        same = {"packet_number": 2**32 - 1, "type_and_version": 2**16 - 1}
+        self.opening = NextOpening.of(SLS_HEADER, same, self.id_field, self.highest_id)
 
     def check(self, headers: np.ndarray, lengths: np.ndarray) -> Rejected | None:
         is_good = (lengths == self._datagram_bytes) & (headers["type_and_version"] == self._type)
@@ -208,6 +213,7 @@ class EigerPackets(_SlsPackets):
     """The packets of one port of an Eiger: half of a half-module."""
 
     detector = EIGER
+    id_field, highest_id = "frame_number", 2**62
     kinds = ("size", "version", "detector", "number")
 
     def tags(self, headers: np.ndarray) -> np.ndarray:
@@ -240,6 +246,7 @@ class JungfrauPackets(_SlsPackets):
     """The packets of one module of a Jungfrau. The id of an image is the bunch id, a double."""
 
     detector = JUNGFRAU
+    id_field, highest_id = "bunch_id", 2**53
     kinds = ("size", "version", "detector", "number", "bunch_id")
 
     def is_valid_first(self, header: bytes) -> bool:
@@ -309,6 +316,8 @@ class GigaFrostPackets(Packets):
         numbers = np.zeros(self.n_packets, GIGAFROST_HEADER)
         numbers["first_row"] = np.arange(self.n_packets) * self._rows
         self.sequence = PacketSequence(numbers, "first_row", self._bytes_of_row[numbers["first_row"]])
+        same = {"opening": _OPENING_MASK, "scan_id": 2**32 - 1, "first_row": 2**16 - 1}
+        self.opening = NextOpening.of(GIGAFROST_HEADER, same, "frame_index", 2**32 - 1)
 
     def check(self, headers: np.ndarray, lengths: np.ndarray) -> Rejected | None:
         is_good = headers["opening"] & _OPENING_MASK == self._opening

@@ -1,9 +1,15 @@
-"""A receiver's frame assembly without sockets: slots that hold garbage, and a clock that the test sets."""
+"""A receiver's frame assembly without sockets: slots that hold garbage, and a clock that the test sets.
+
+Packets go into memory in one of three ways, as in a receiver: some place, from which they are copied; where
+they are expected; or there by compiled code, as long as they arrive in order.
+"""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 from support.peers.udp_detectors import (
@@ -13,11 +19,15 @@ from support.peers.udp_detectors import (
 from support.processes.deployment import make_config
 
 from stddaq.config import DetectorConfig
+from stddaq.dataplane.ring_layout import CURSOR_HEADER
 from stddaq.udp.assembly import FrameAssembly
-from stddaq.udp.frame_message import frame_layout
-from stddaq.udp.frame_ring import FRAME_SLOTS
+from stddaq.udp.batch_memory import BatchMemory
+from stddaq.udp.frame_message import SEQUENCE_OFFSET, frame_layout
+from stddaq.udp.frame_ring import FRAME_SLOTS, FrameMemory
 from stddaq.udp.geometry import frame_bytes
 from stddaq.udp.packets import packets_of
+from stddaq.udp.steady_frames import CAPACITY, SteadyFrames
+from stddaq.udp.steady_kernels import FRAMES_AHEAD
 
 GARBAGE = 0xEE
 RANDOM = np.random.default_rng(1)
@@ -28,38 +38,59 @@ class Announced:
     frame_id: int
     n_missing: int
     pixels: bytes
+    message: bytes
+
+
+class Way(Enum):
+    COPIED = "copied"
+    IN_PLACE = "in place"
+    COMPILED = "compiled"
 
 
 class Bench:
     """An assembly of one module whose slots hold garbage, and a clock that the test sets.
 
     Attributes:
-        aims: packets are received in the places where they are expected.
+        way: how packets go into memory.
+        n_steady: frames that compiled code has announced.
+        stays: compiled code keeps the frame that it receives until `close`, or another packet than expected
+            arrives; otherwise until all packets were added.
     """
 
-    aims = True
+    way = Way.COMPILED
 
     def __init__(
         self, detector_type: str, module: int = 0, idle_time: float | None = None, **keys: object
     ) -> None:
         config = DetectorConfig.parse(make_config(detector_type=detector_type, n_modules=8, **keys))
         self.packets = packets_of(config, module)
-        self._slots: dict[int, np.ndarray] = {}
-        self._frame_bytes = frame_bytes(config)
+        self._memory = BatchMemory(self.packets.header, self.packets.row_bytes, has_times=True)
+        # Slots that were not used take no memory.
+        slots = np.zeros((FRAME_SLOTS, frame_bytes(config)), np.uint8)
+        self._frames = FrameMemory(slots, np.zeros(CURSOR_HEADER + FRAME_SLOTS, np.uint64))
+        self._used: set[int] = set()
         self._layout = frame_layout(config.detector_type)
         self.assembly = FrameAssembly(self.packets, self, idle_time)
-        self.now, self.n_added = 100.0, 0
+        self._steady = SteadyFrames(self.packets, self._memory, self.assembly)
+        self.now, self.n_added, self.n_steady = 100.0, 0, 0
+        self.stays = self._is_steady = False
         self.announced: list[Announced] = []
+        # Of compiled code, by id.
+        self.sequences: dict[int, bytes] = {}
 
     def begin(self, frame_id: int) -> np.ndarray:
         slot = frame_id % FRAME_SLOTS
-        return self._slots.setdefault(slot, np.full(self._frame_bytes, GARBAGE, np.uint8))
+        if slot not in self._used:
+            self._used.add(slot)
+            self._frames.slots[slot] = GARBAGE
+        return self._frames.slots[slot]
 
-    def commit_bytes(self, frame_id: int, message: bytearray) -> None:
+    def commit_bytes(self, frame_id: int, message: bytes | bytearray) -> None:
         parsed = np.frombuffer(bytes(message), self._layout)[0]
         assert int(parsed["id"]) == frame_id
-        pixels = self._slots[frame_id % FRAME_SLOTS].tobytes()
-        self.announced.append(Announced(frame_id, int(parsed["n_missing_packets"]), pixels))
+        pixels = self._frames.slots[frame_id % FRAME_SLOTS].tobytes()
+        message = bytes(message[:SEQUENCE_OFFSET])
+        self.announced.append(Announced(frame_id, int(parsed["n_missing_packets"]), pixels, message))
 
     def add(self, *datagrams: bytes) -> None:
         """Add datagrams as the receiver does: those that are expected in order, received in their places.
@@ -68,26 +99,72 @@ class Bench:
         """
         rest = list(datagrams)
         while rest:
-            place = self.assembly.aim() if self.aims else None
-            n = len(rest) if place is None else min(len(rest), len(place))
-            self._add(rest[:n], place)
+            if self.way is Way.COMPILED and (n := self._add_steady(rest)):
+                rest = rest[n:]
+                continue
+            self.assembly.is_compiled = self.way is Way.COMPILED
+            place = self.assembly.aim() if self.way is not Way.COPIED else None
+            n_places = self._memory.aim(place)
+            n = self._receive(rest[:n_places])
+            payloads = self._memory.payloads if place is None else place
+            headers, lengths = self._memory.headers[:n], self._memory.lengths[:n]
+            self.assembly.add(headers, payloads[:n], lengths, self._memory.times, self.now)
             rest = rest[n:]
 
-    def _add(self, datagrams: Sequence[bytes], place: np.ndarray | None) -> None:
-        n_header, n_payload = self.packets.header.itemsize, self.packets.row_bytes
-        headers = np.full((len(datagrams), n_header), GARBAGE, np.uint8)
-        payloads = (
-            np.empty((len(datagrams), n_payload), np.uint8) if place is None else place[: len(datagrams)]
-        )
-        payloads[:] = GARBAGE
+    def _add_steady(self, datagrams: Sequence[bytes]) -> int:
+        """Add datagrams by compiled code, until one is not expected. Return how many batches had."""
+        steady, n_added = self._steady, 0
+        if not self._is_steady:
+            self._is_steady = steady.start()
+        if (found := self.assembly.steady) is not None:
+            for i in range(FRAMES_AHEAD + CAPACITY):
+                self.begin(found[1] + i * found[2])
+        is_expected = self._is_steady
+        while is_expected and n_added < len(datagrams) and (n_places := steady.aim(self._frames)):
+            n = self._receive(datagrams[n_added : n_added + n_places])
+            is_expected = steady.take(n, self.now, self._frames)
+            n_added += n
+            for message in steady.unannounced():
+                self.n_steady += 1
+                self.commit_bytes(int(message[0]), message.tobytes())
+                self.sequences[int(message[0])] = message.tobytes()[SEQUENCE_OFFSET:]
+            if steady.is_full:
+                steady.settle()
+        if not is_expected or not self.stays:
+            self._leave()
+        return n_added
+
+    def compile(self) -> None:
+        """Compile the loop that receives, or load it from the cache."""
+        self._steady.compile(self._frames)
+
+    def _leave(self) -> None:
+        if self._is_steady:
+            self._is_steady = False
+            self._steady.leave(self.now)
+
+    def close(self) -> None:
+        """Announce all frames."""
+        self._leave()
+        self.assembly.close()
+
+    def _receive(self, datagrams: Sequence[bytes]) -> int:
+        """Put datagrams where the kernel would put them. Return their number."""
+        memory, n, n_header = self._memory, len(datagrams), self.packets.header.itemsize
         for i, datagram in enumerate(datagrams):
-            header, payload = datagram[:n_header], datagram[n_header : n_header + n_payload]
-            headers[i, : len(header)] = list(header)
-            payloads[i, : len(payload)] = np.frombuffer(payload, np.uint8)
-        self.n_added += len(datagrams)
-        lengths = np.array([len(datagram) for datagram in datagrams], np.uint32)
-        times = np.full((len(datagrams), 2), (self.now, 0), np.int64)
-        self.assembly.add(headers.view(self.packets.header)[:, 0], payloads, lengths, times, self.now)
+            for (place, n_bytes), part in zip(
+                memory.iovecs[i].tolist(), (datagram[:n_header], datagram[n_header:]), strict=True
+            ):
+                ctypes.memset(place, GARBAGE, n_bytes)
+                ctypes.memmove(place, part, min(len(part), n_bytes))
+        self.n_added += n
+        memory.lengths[:n] = [len(datagram) for datagram in datagrams]
+        memory.times[:n] = self.now, 0
+        return n
+
+    def stamps(self) -> list[int]:
+        """Return the sequence numbers of the slots that compiled code has opened, or 0."""
+        return self._frames.cursor[CURSOR_HEADER:].tolist()
 
     def ids(self) -> list[int]:
         return [frame.frame_id for frame in self.announced]
