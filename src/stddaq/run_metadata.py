@@ -58,6 +58,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
 PositivePair = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 Vector = Annotated[list[Number], Field(min_length=3, max_length=3), AfterValidator(_not_zero)]
+Corner = Annotated[int, Field(ge=0, lt=2**31)]
+Rectangle = Annotated[list[Corner], Field(min_length=4, max_length=4)]
 Text = Annotated[str, AfterValidator(_text)]
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 AsciiText = Annotated[str, AfterValidator(_ascii)]
@@ -97,6 +99,8 @@ class Detector(_Part):
     saturation_value: Integer | None = None
     underload_value: Integer | None = None
     mask_file: Text | None = None
+    gaps: list[Rectangle] | None = None
+    """Pixels without a sensor, each as its inclusive corners x0, y0, x1, y1, like `module_positions`."""
     fast: Vector = [-1.0, 0.0, 0.0]
     slow: Vector = [0.0, -1.0, 0.0]
     pixel_mask_applied: bool = False

@@ -10,8 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from stddaq.errors import FileLayoutError
-from stddaq.files.pixel_mask import read_pixel_mask
+from stddaq.errors import ConfigError, FileLayoutError
+from stddaq.files.pixel_mask import pixel_mask, read_pixel_mask
+from stddaq.run_metadata import Detector
 
 
 @pytest.mark.parametrize("dtype", ["?", "u1", "<i4", "<u4"])
@@ -77,3 +78,21 @@ def test_masks_that_are_elsewhere_are_refused(tmp_path: Path):
     for name in ("linked", "external", "virtual"):
         with pytest.raises(FileLayoutError, match="expected a dataset that is in this file"):
             read_pixel_mask(f"{tmp_path}/mask.h5:/{name}", (2, 3))
+
+
+def test_gaps_are_added_to_the_mask_of_the_file(tmp_path: Path):
+    np.save(tmp_path / "mask.npy", np.array([[0, 2, 0], [0, 2, 0]], "<u4"))
+    gaps = [[1, 0, 2, 0]]
+    assert pixel_mask(Detector(), (2, 3)) is None
+    without = pixel_mask(Detector(gaps=gaps), (2, 3))
+    assert without is not None
+    assert without.tolist() == [[0, 1, 1], [0, 0, 0]]
+    both = pixel_mask(Detector(gaps=gaps, mask_file=str(tmp_path / "mask.npy")), (2, 3))
+    assert both is not None
+    assert both.tolist() == [[0, 3, 1], [0, 2, 0]]
+
+
+@pytest.mark.parametrize("gap", [[0, 0, 3, 0], [0, 0, 0, 2], [1, 0, 0, 0], [0, 1, 0, 0]])
+def test_gaps_outside_the_image_are_refused(gap: list[int]):
+    with pytest.raises(ConfigError, match=r"detector\.gaps: expected corners x0 <= x1 < 3, y0 <= y1 < 2"):
+        pixel_mask(Detector(gaps=[gap]), (2, 3))

@@ -68,6 +68,29 @@ def test_run_that_lacks_metadata_says_so_and_can_be_completed(make_rig: MakeRig)
         assert [origins[key]["from"] for key in ("scan.start_deg", "beam.energy_kev")] == ["start", "--set"]
 
 
+def test_gaps_between_modules_are_masked(make_rig: MakeRig):
+    """Two Eiger modules with a gap of 2 columns between them, and one between the chips of each."""
+    rig = make_rig(
+        detector_type="eiger",
+        n_modules=2,
+        image_pixel_height=260,
+        image_pixel_width=1030,
+        module_positions={"0": [0, 255, 513, 0], "1": [516, 0, 1029, 255]},
+        nexus=OF_INSTRUMENT,
+    )
+    images = images_of(range(4), shape=(260, 1030))
+    assert_saved(rig.record(images, nexus=OF_RUN | {"definition": "NXmx"}), images)
+    expected = np.zeros((260, 1030), "u4")
+    for first in (256, 514, 772):
+        expected[:, first : first + 2] = 1
+    expected[256:] = 1
+    with h5py.File(rig.path("file_master.h5")) as file:
+        for name in ("pixel_mask", "detectorSpecific/pixel_mask"):
+            np.testing.assert_array_equal(dataset(file, f"entry/instrument/detector/{name}")[()], expected)
+    # The master file keeps the gaps for a later `stddaq nexus`.
+    assert "detector.gaps" in (stddaq.open_run(rig.path("fileMaster.h5")).nexus or {})
+
+
 def test_nxmx_file_that_fails_costs_no_image(make_rig: MakeRig):
     detector = OF_INSTRUMENT["detector"] | {"mask_file": "/none.npy"}
     rig = make_rig(nexus=OF_INSTRUMENT | {"detector": detector})

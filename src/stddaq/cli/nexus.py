@@ -95,16 +95,10 @@ def run(args: argparse.Namespace) -> int:
 
 def layers_of(args: argparse.Namespace, run: Run) -> list[Layer]:
     """Return the metadata of a run, those of its files first. Raise `ConfigError`."""
-    from stddaq.files.application_metadata import (
-        layer_of_account,
-        layer_of_file,
-        layer_of_options,
-        layers_of_origins,
-    )
+    from stddaq.files.application_metadata import layer_of_file, layer_of_options, layers_of_run
 
     return [
-        layer_of_account(run.account or {}),
-        *layers_of_origins(run.nexus or {}),
+        *layers_of_run(run.account, run.nexus),
         *(layer_of_file(Path(name)) for name in args.metadata_files),
         layer_of_options(args.values),
     ]

@@ -113,6 +113,14 @@ def layer_of_account(account: Mapping[str, Any]) -> Layer:
     return Layer("account of the run", {name: account[key] for name, key in keys.items() if account.get(key)})
 
 
+def layers_of_run(account: Mapping[str, Any] | None, stored: Mapping[str, Any] | None) -> list[Layer]:
+    """Return the layers of a run: of the driver's account, and of what its master file keeps of metadata.
+
+    Raise `ConfigError`.
+    """
+    return [layer_of_account(account or {}), *layers_of_origins(stored or {})]
+
+
 def expected_images(account: Mapping[str, Any]) -> int | None:
     """Return how many images the run was to have; None if it had no number."""
     n_image = account.get("n_image", DEFAULT_N_IMAGE)

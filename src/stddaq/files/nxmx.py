@@ -32,7 +32,7 @@ from stddaq.files.nexus import (
 )
 from stddaq.files.nexus_account import write_account
 from stddaq.files.nxmx_rules import check_for_nxmx, missing_for_nxmx
-from stddaq.files.pixel_mask import read_pixel_mask
+from stddaq.files.pixel_mask import pixel_mask
 from stddaq.files.run import RecordedRun
 from stddaq.files.sources import mark_with_run_ids
 from stddaq.run_metadata import ENERGY_TIMES_WAVELENGTH, Detector
@@ -199,8 +199,8 @@ class _Tree:
             ("y_pixels_in_detector", height),
         ):
             specific[name] = np.uint32(number)
-        if self._values.detector.mask_file is not None:
-            mask = read_pixel_mask(self._values.detector.mask_file, (height, width))
+        mask = pixel_mask(self._values.detector, (height, width))
+        if mask is not None:
             detector["pixel_mask"] = mask
             set_attributes(detector["pixel_mask"], target="/entry/instrument/detector/pixel_mask")
             specific["pixel_mask"] = detector["pixel_mask"]

@@ -1,4 +1,4 @@
-"""The pixel mask of a detector, from a file of numpy or a dataset of an HDF5 file.
+"""The pixel mask of a detector: the gaps between its modules, and a file of numpy or HDF5.
 
 Its bits are those of NeXus: 0 gap, 1 dead, 2 and 3 responding too little or too much, 4 noisy, 8 set by a
 user, 31 virtual.
@@ -11,11 +11,33 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from stddaq.errors import FileLayoutError
+from stddaq.errors import ConfigError, FileLayoutError
 from stddaq.files.opening import check_is_file, examine
-from stddaq.text import mismatch, os_error_text
+from stddaq.run_metadata import Detector
+from stddaq.text import mismatch, os_error_text, shown
 
-DEAD, BY_USER = np.uint32(1 << 1), np.uint32(1 << 8)
+GAP, DEAD, BY_USER = np.uint32(1), np.uint32(1 << 1), np.uint32(1 << 8)
+
+
+def pixel_mask(detector: Detector, image_shape: tuple[int, int]) -> np.ndarray | None:
+    """Return the mask (height, width) uint32 of a detector; None if it has neither gaps nor a file.
+
+    Raise `FileLayoutError` for the file, `ConfigError` for gaps that are not in the image.
+    """
+    if detector.mask_file is None and not detector.gaps:
+        return None
+    if detector.mask_file is None:
+        mask = np.zeros(image_shape, np.uint32)
+    else:
+        mask = read_pixel_mask(detector.mask_file, image_shape)
+    height, width = image_shape
+    for gap in detector.gaps or ():
+        x0, y0, x1, y1 = gap
+        if not (x0 <= x1 < width and y0 <= y1 < height):
+            expected = f"corners x0 <= x1 < {width}, y0 <= y1 < {height}"
+            raise ConfigError(mismatch("detector.gaps", expected, shown(gap)))
+        mask[y0 : y1 + 1, x0 : x1 + 1] |= GAP
+    return mask
 
 
 def read_pixel_mask(name: str, image_shape: tuple[int, int]) -> np.ndarray:

@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stddaq.errors import ConfigError
-from stddaq.files.application_metadata import (
-    Layer,
-    Metadata,
-    expected_images,
-    layer_of_account,
-    layers_of_origins,
-    merge,
-)
+from stddaq.files.application_metadata import Layer, Metadata, expected_images, layers_of_run, merge
 from stddaq.files.nxmx import NXmxFile, create_nxmx_file
 from stddaq.files.nxmx_rules import missing_for_nxmx
 from stddaq.files.reading import open_run
@@ -38,8 +31,8 @@ def make_nxmx(
     """Make the new file `output`. The files of the run have been checked; the mask is checked here."""
     run = open_run(base_path, file_prefix)
     account = run.account or {}
-    layers = [layer_of_account(account), *layers_of_origins(run.nexus or {}), Layer(ORIGIN, metadata)]
     try:
+        layers = [*layers_of_run(account, run.nexus), Layer(ORIGIN, metadata)]
         merged = merge(layers, expected_images(account))
         _check_complete(merged, incomplete)
         _check_mask(roots, merged)

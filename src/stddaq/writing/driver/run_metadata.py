@@ -5,17 +5,30 @@ from __future__ import annotations
 import json
 
 from stddaq.config import DetectorConfig
+from stddaq.config.modules import gaps, position_mistakes
 from stddaq.errors import ConfigError
 from stddaq.files.application_metadata import Layer, expected_images, layer_of_account, merge
 from stddaq.files.nxmx_rules import check_for_nxmx, missing_for_nxmx
-from stddaq.run_metadata import RunMetadata
+from stddaq.run_metadata import Detector, RunMetadata
 from stddaq.wire.driver_messages import CommandError, StartCommand
 
 
 def layers_of(config: DetectorConfig, start: StartCommand) -> list[Layer]:
     """Return what is known when a run starts."""
-    known = (("configuration", config.nexus), ("start", start.nexus))
+    known = [
+        ("modules of the configuration", _gaps_of(config)),
+        ("configuration", config.nexus),
+        ("start", start.nexus),
+    ]
     return [Layer(origin, _content(values)) for origin, values in known if values is not None]
+
+
+def _gaps_of(config: DetectorConfig) -> RunMetadata | None:
+    """Return the gaps between the modules; None if there are none, or the places are unknown."""
+    if not config.module_positions or position_mistakes(config):
+        return None
+    found = [[gap.left, gap.top, gap.right - 1, gap.bottom - 1] for gap in gaps(config)]
+    return RunMetadata(detector=Detector(gaps=found)) if found else None
 
 
 def layers_as_json(layers: list[Layer]) -> str:
