@@ -7,6 +7,7 @@ The annotations of the public plans are an interface: bluesky-queueserver and bl
 and check arguments. They are evaluated, not strings, and name types of bluesky and Python only.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,11 +18,13 @@ import numpy as np
 from bluesky.protocols import Movable, Readable
 from bluesky.utils import MsgGenerator, short_uid
 
+from stddaq_ophyd.core.scan_documents import DARKS, FLATS, PROJECTIONS, ScanDocuments
+from stddaq_ophyd.core.tomography_file import write_nxtomo_files
+
 __all__ = ["fly", "fly_scan", "tomography"]
 
 # Tables and plots show the stream `primary`, so that has the progress and positions of a flight.
 IMAGES = "images"
-DARKS, FLATS = "darks", "flats"
 
 
 def fly(
@@ -139,6 +142,7 @@ def tomography(
     closed_value: Any = 0,
     n_darks: int = 10,
     n_flats: int = 10,
+    nexus: dict[str, Any] | None = None,
     md: dict[str, Any] | None = None,
 ) -> MsgGenerator[str]:
     """Take darks, flats and `num` projections from angle `start` to `stop` (not included) in one run.
@@ -147,7 +151,12 @@ def tomography(
     `sample_out` for flats and to `sample_in` for projections. The plan closes the shutter and moves the
     sample in at its end, also when it fails. Streams are "darks", "flats", and "primary" with the projections
     and their angles. Returns the uid of the run.
+
+    Of each StdDaqDetector it makes an NXtomo file, `<prefix>_tomo.h5`, beside the raw files. `nexus` are its
+    metadata, such as `{"sample": {"name": "bone"}}`, with those of configuration and device. Without
+    `sample.name` it has no `definition`. A failure to make it is logged, and fails no plan.
     """
+    documents = ScanDocuments()
     angles = np.linspace(start, stop, num, endpoint=False)
     md = {
         "plan_name": "tomography",
@@ -179,10 +188,13 @@ def tomography(
         for angle in angles:
             yield from bps.checkpoint()
             yield from bps.mv(rotation, angle)
-            yield from bps.trigger_and_read(readables, name="primary")
+            yield from bps.trigger_and_read(readables, name=PROJECTIONS)
 
     def leave() -> MsgGenerator[None]:
         yield from bps.mv(shutter, closed_value)
         yield from bps.mv(sample, sample_in)
 
-    return (yield from bpp.finalize_wrapper(inner(), leave))
+    uid = yield from bpp.subs_wrapper(bpp.finalize_wrapper(inner(), leave), documents)
+    # Only now the files of the run are closed.
+    yield from bps.wait_for([lambda: asyncio.to_thread(write_nxtomo_files, documents, nexus or {})])
+    return uid

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.data.nexus_metadata import STILLS, metadata
 from support.data.raw_files import RunSpec, pixels, stream, write_run
-from support.peers.readers import run_readers_python
+from support.peers.readers import read_by_nxtomo, run_readers_python
 
 from stddaq.files.nxtomo import ImageKey, TomographyRun, create_nxtomo_file
 from stddaq.files.run import read_run
@@ -19,26 +18,6 @@ pytestmark = pytest.mark.external
 EXAMPLES = Path(__file__).parents[2] / "examples"
 KEYS = np.repeat([ImageKey.dark, ImageKey.flat, ImageKey.projection], [5, 7, 30])
 SHAPE = (6, 8)
-
-# Prints what nxtomo makes of a file, and writes its images.
-NXTOMO = """
-import json, sys
-import numpy as np
-from nxtomo.application.nxtomo import NXtomo
-path, images = sys.argv[1:]
-entries = sorted(NXtomo.get_valid_entries(path))
-read = NXtomo().load(path, "/entry0000", detector_data_as="as_numpy_array")
-detector = read.instrument.detector
-np.save(images, detector.data)
-urls = NXtomo().load(path, "/entry0000", detector_data_as="as_data_url").instrument.detector.data
-print(json.dumps({
-    "entries": entries,
-    "keys": [int(key.value) for key in detector.image_key_control],
-    "angles": [float(angle) for angle in read.sample.rotation_angle.magnitude],
-    "energy": float(read.instrument.beam.incident_energy.to("keV").magnitude),
-    "urls": len(urls),
-}))
-"""
 
 # Kills one of two workers while they compute, and writes the result.
 KILLED_WORKER = """
@@ -89,16 +68,13 @@ def test_nxtomo_reads_every_image_and_value(tmp_path: Path):
     made = create_nxtomo_file(
         tmp_path / "file_tomo.h5", [TomographyRun(read_run(raw), KEYS, angles)], metadata(STILLS)
     )
-    output = run_readers_python(
-        "-c", NXTOMO, made.path, tmp_path / "images.npy", directory=tmp_path, timeout=100
-    )
-    found = json.loads(output.splitlines()[-1])
+    found, shown = read_by_nxtomo(made.path, tmp_path)
     assert found["entries"] == ["/entry0000", "/entry1/tomo_entry"]
     assert found["keys"] == KEYS.tolist()
     assert found["angles"] == pytest.approx(angles)
     assert found["energy"] == pytest.approx(12.4)
     assert found["urls"] == len(images)
-    np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), pixels(images, SHAPE))
+    np.testing.assert_array_equal(shown, pixels(images, SHAPE))
 
 
 @pytest.mark.timeout(200)

@@ -89,7 +89,8 @@ def _numbered(given: str) -> tuple[list[str], list[int]]:
     names, numbers = [], []
     for part in given.split(","):
         name, _, number = part.partition(":")
-        if name not in KINDS or not number.isascii() or not number.isdigit():
+        # What a broken point left is invalid.
+        if name not in (*KINDS, "invalid") or not number.isascii() or not number.isdigit():
             expected = "KIND:NUMBER,... such as dark:5,flat:7,projection:30"
             raise ConfigError(mismatch("--keys", expected, repr(given)))
         names.append(name)

@@ -15,6 +15,7 @@ import numpy as np
 from h5py import h5s
 
 from stddaq.errors import FileLayoutError
+from stddaq.files.nexus import DATA
 from stddaq.files.opening import damage_named, open_file
 from stddaq.files.raw_pixels import RawPixels, read_images
 from stddaq.files.raw_rows import read_raw_file
@@ -97,6 +98,21 @@ class VirtualImages:
             raise ImagesMissingError(mismatch(str(self._path), f"{stop} images", str(images.shape[0])))
         check_sources(self._path, images, start, stop)
         return images
+
+
+def stored_rows(path: Path, dataset: str = DATA) -> list[tuple[Path, np.ndarray, np.ndarray]]:
+    """Return where the images of a file are stored: raw file, rows (m,) in it, places (m,) in the file.
+
+    Raises `FileLayoutError`.
+    """
+    with open_file(path) as opened, damage_named(path):
+        images = opened.file.get(dataset)
+        parts = None
+        if isinstance(images, h5py.Dataset) and images.is_virtual:
+            parts = _parts(path, images, 0, images.shape[0])
+    if parts is None:
+        raise FileLayoutError(mismatch(str(path), f"images {dataset} of raw files", "others"))
+    return [(part.path, part.rows, part.places) for part in parts]
 
 
 def _is_slow(images: h5py.Dataset, n: int) -> bool:

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 _PROGRAMS = Path(sys.prefix) / "readers" / "bin"
@@ -26,6 +28,27 @@ const images = new h5wasm.File(path, 'r').get('/entry/data/data');
 const [n, height, width] = images.shape;
 const frame = (k) => Array.from(images.slice([[k, k + 1], [0, height], [0, width]]));
 console.log(JSON.stringify(Array.from({ length: n }, (_, k) => frame(k))));
+"""
+
+
+# Prints what nxtomo makes of a file, and writes its images.
+_NXTOMO = """
+import json, sys
+import numpy as np
+from nxtomo.application.nxtomo import NXtomo
+path, images = sys.argv[1:]
+entries = sorted(NXtomo.get_valid_entries(path))
+read = NXtomo().load(path, "/entry0000", detector_data_as="as_numpy_array")
+detector = read.instrument.detector
+np.save(images, detector.data)
+urls = NXtomo().load(path, "/entry0000", detector_data_as="as_data_url").instrument.detector.data
+print(json.dumps({
+    "entries": entries,
+    "keys": [int(key.value) for key in detector.image_key_control],
+    "angles": [float(angle) for angle in read.sample.rotation_angle.magnitude],
+    "energy": float(read.instrument.beam.incident_energy.to("keV").magnitude),
+    "urls": len(urls),
+}))
 """
 
 
@@ -76,3 +99,10 @@ def run_readers_python(
     )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
+
+
+def read_by_nxtomo(path: Path, directory: Path) -> tuple[dict[str, Any], np.ndarray]:
+    """Return what nxtomo makes of a file, and its images. `directory` is for temporary files."""
+    images = directory / "images.npy"
+    output = run_readers_python("-c", _NXTOMO, path, images, directory=directory, timeout=100)
+    return json.loads(output.splitlines()[-1]), np.load(images)
