@@ -8,6 +8,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from h5py import h5a, h5d, h5g, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 
 ENTRY = "/entry"
 DATA = "/entry/data/data"
@@ -25,9 +26,16 @@ EPOCHS = "/entry/stddaq/epochs"
 APPLICATION_METADATA = "/entry/stddaq/nexus"
 
 
+# h5py's own interface takes 0.25 ms for a value and 0.13 ms for an attribute, and an application file has a
+# hundred of them between the last image of a run and the state file_saved. The calls below take a tenth.
+_SCALAR = h5s.create(h5s.SCALAR)
+_TEXT, _ASCII = (h5py.string_dtype(encoding) for encoding in ("utf-8", "ascii"))
+_STORED_TEXT, _STORED_ASCII = (h5t.py_create(dtype, logical=True) for dtype in (_TEXT, _ASCII))
+
+
 def nexus_group(parent: h5py.Group, name: str, nx_class: str, **attributes: object) -> h5py.Group:
     """Create a group of a NeXus class."""
-    group = parent.create_group(name)
+    group = h5py.Group(h5g.create(parent.id, name.encode()))
     set_attributes(group, NX_class=nx_class, **attributes)
     return group
 
@@ -35,18 +43,32 @@ def nexus_group(parent: h5py.Group, name: str, nx_class: str, **attributes: obje
 def set_attributes(of: h5py.HLObject, **attributes: object) -> None:
     """Write attributes. Texts are ASCII if they can be: durin refuses files whose attributes are UTF-8."""
     for name, value in attributes.items():
-        texts = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-        is_ascii = bool(texts) and all(isinstance(text, str) and text.isascii() for text in texts)
-        of.attrs.create(name, value, dtype=h5py.string_dtype("ascii") if is_ascii else None)
+        content, stored, space = _stored(value, ascii_if_possible=True)
+        h5a.create(of.id, name.encode(), stored, space).write(content)
 
 
 def put_value(group: h5py.Group, name: str, value: object, units: str = "") -> None:
-    """Write a value, unless it is unknown."""
+    """Write a value, unless it is unknown. Texts are UTF-8; those of bytes have a fixed length."""
     if value is None:
         return
-    group[name] = value
+    content, stored, space = _stored(value)
+    dataset = h5d.create(group.id, name.encode(), stored, space)
+    dataset.write(h5s.ALL, h5s.ALL, content)
     if units:
-        set_attributes(group[name], units=units)
+        set_attributes(h5py.Dataset(dataset), units=units)
+
+
+def _stored(value: object, *, ascii_if_possible: bool = False) -> tuple[np.ndarray, h5t.TypeID, h5s.SpaceID]:
+    """Return a value as HDF5 takes it, with its type and its space."""
+    texts = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    if texts and all(isinstance(text, str) for text in texts):
+        is_ascii = ascii_if_possible and all(text.isascii() for text in texts)
+        dtype, stored = (_ASCII, _STORED_ASCII) if is_ascii else (_TEXT, _STORED_TEXT)
+        content = np.array(value, dtype)
+    else:
+        content = np.asarray(value, order="C")
+        stored = h5t.py_create(content.dtype, logical=True)
+    return content, stored, h5s.create_simple(content.shape) if content.shape else _SCALAR
 
 
 def put_name(group: h5py.Group, name: str | None, short_name: str | None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 
 import stddaq
-from stddaq.files.nexus import ACCOUNT, EPOCHS, RAW_FILES, nexus_group
+from stddaq.files.nexus import ACCOUNT, EPOCHS, RAW_FILES, nexus_group, put_value
 from stddaq.files.opening import relative_name
 from stddaq.files.run import RecordedRun
 
@@ -15,11 +15,11 @@ from stddaq.files.run import RecordedRun
 def write_account(entry: h5py.Group, run: RecordedRun, directory: Path, account: str | None) -> None:
     """Write the group for a file in `directory`. `account` is the JSON object of the driver."""
     group = nexus_group(entry, "stddaq", "NXcollection")
-    group["version"] = stddaq.__version__
-    group[RAW_FILES] = [relative_name(raw.path, directory) for raw in run.raw_files]
+    put_value(group, "version", stddaq.__version__)
+    put_value(group, RAW_FILES, [relative_name(raw.path, directory) for raw in run.raw_files])
     if run.order.image_division is not None:
-        group["image_division"] = run.order.image_division
+        put_value(group, "image_division", run.order.image_division)
     if run.order.n_epochs > 1:
-        group[EPOCHS] = run.order.epochs
+        put_value(group, EPOCHS, run.order.epochs)
     if account:
-        group[ACCOUNT] = account
+        put_value(group, ACCOUNT, account)

@@ -113,7 +113,7 @@ class _Tree:
         entry = nexus_group(file, "entry", "NXentry", default="data")
         mark_with_run_ids(entry.id, [self._run.run_id])
         if complete:
-            entry["definition"] = np.bytes_("NXmx")
+            put_value(entry, "definition", np.bytes_("NXmx"))
             entry.attrs["version"] = np.bytes_("1.0")
         self._write_entry(entry)
         instrument = nexus_group(entry, "instrument", "NXinstrument")
@@ -123,11 +123,12 @@ class _Tree:
         self._write_sample(entry)
         self._write_data(entry)
         write_account(entry, self._run, self._path.parent, account)
-        file[APPLICATION_METADATA] = self._metadata.as_json()
+        put_value(file, APPLICATION_METADATA, self._metadata.as_json())
 
     def _write_entry(self, entry: h5py.Group) -> None:
         run, values = self._run, self._values
-        entry["title"] = f"{run.detector_name} {run.run_id}" if run.run_id else run.detector_name
+        title = f"{run.detector_name} {run.run_id}" if run.run_id else run.detector_name
+        put_value(entry, "title", title)
         put_value(entry, "entry_identifier", run.run_id)
         for name, time in (("start_time", values.start_time), ("end_time", values.end_time)):
             put_value(entry, name, None if time is None else utc_text(datetime.fromisoformat(time)))
@@ -180,10 +181,10 @@ class _Tree:
         if dtype.kind in "iu":
             # Of the stored pixel: with those of the converter dxtbx masks real counts.
             for name in ("bit_depth_image", "bit_depth_readout"):
-                detector[name] = np.int32(8 * dtype.itemsize)
-        detector["pixel_mask_applied"] = values.pixel_mask_applied
-        detector["flatfield_applied"] = values.flatfield_applied
-        detector["countrate_correction_applied"] = values.countrate_correction_applied
+                put_value(detector, name, np.int32(8 * dtype.itemsize))
+        put_value(detector, "pixel_mask_applied", values.pixel_mask_applied)
+        put_value(detector, "flatfield_applied", values.flatfield_applied)
+        put_value(detector, "countrate_correction_applied", values.countrate_correction_applied)
         self._write_detector_specific(detector)
         if None not in (values.distance_m, values.pixel_size_m, values.beam_center_pixel):
             _write_geometry(detector, values, self._frames.image_shape)
@@ -198,10 +199,10 @@ class _Tree:
             ("x_pixels_in_detector", width),
             ("y_pixels_in_detector", height),
         ):
-            specific[name] = np.uint32(number)
+            put_value(specific, name, np.uint32(number))
         mask = pixel_mask(self._values.detector, (height, width))
         if mask is not None:
-            detector["pixel_mask"] = mask
+            put_value(detector, "pixel_mask", mask)
             set_attributes(detector["pixel_mask"], target="/entry/instrument/detector/pixel_mask")
             specific["pixel_mask"] = detector["pixel_mask"]
 
@@ -224,7 +225,7 @@ class _Tree:
             depends_on = f"{GONIOMETER}/{axis.name}"
         if transformations is not None:
             self._write_scan(transformations)
-        sample["depends_on"] = depends_on
+        put_value(sample, "depends_on", depends_on)
 
     def _angles(self) -> np.ndarray | None:
         """Return the angle at the start of each frame."""
@@ -248,7 +249,7 @@ class _Tree:
         set_attributes(data, axes=["image_id", ".", "."])
         images = self._frames.create_dataset(data, "data", self._path.parent)
         set_attributes(images, interpretation="image", long_name=self._run.detector_name, target=DATA)
-        data["image_id"] = self._frames.image_ids
+        put_value(data, "image_id", self._frames.image_ids)
         scanned = f"{GONIOMETER}/{self._values.scan_axis_name}"
         if self._angles() is not None and scanned in data.file:
             data[scanned.rpartition("/")[2]] = data.file[scanned]
@@ -259,12 +260,12 @@ def _write_geometry(detector: h5py.Group, values: Detector, image_shape: tuple[i
     """Write the place of the detector and of its one module, which is the whole image."""
     assert values.pixel_size_m is not None
     assert values.beam_center_pixel is not None
-    detector["depends_on"] = DETECTOR_AXIS
+    put_value(detector, "depends_on", DETECTOR_AXIS)
     transformations = nexus_group(detector, "transformations", "NXtransformations")
     _axis(transformations, "det_z", values.distance_m, "m", "translation", [0, 0, 1], ".")
     module = nexus_group(detector, "module", "NXdetector_module")
     for name, pair in (("data_origin", (0, 0)), ("data_size", image_shape), ("data_stride", (1, 1))):
-        module[name] = np.array(pair, np.int32)
+        put_value(module, name, np.array(pair, np.int32))
     # From the beam to the corner of pixel (0, 0).
     fast, slow = (_unit(vector) for vector in (values.fast, values.slow))
     (x, y), (x_size, y_size) = values.beam_center_pixel, values.pixel_size_m
@@ -289,9 +290,9 @@ def _axis(
     depends_on: str,
     offset: object = (0, 0, 0),
 ) -> None:
-    axis = group.create_dataset(name, data=np.atleast_1d(np.asarray(values, np.float64)))
+    put_value(group, name, np.atleast_1d(np.asarray(values, np.float64)))
     set_attributes(
-        axis,
+        group[name],
         transformation_type=kind,
         units=units,
         vector=np.asarray(vector, np.float64),
