@@ -24,4 +24,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib.metadata import version
 
-    return version("stddaq")
+    # Kept, because a look-up takes milliseconds, and every file that is made has the version.
+    found = globals()["__version__"] = version("stddaq")
+    return found
