@@ -153,7 +153,7 @@ def tomography(
     and their angles. Returns the uid of the run.
 
     Of each StdDaqDetector it makes an NXtomo file, `<prefix>_tomo.h5`, beside the raw files. `nexus` are its
-    metadata, such as `{"sample": {"name": "bone"}}`, with those of configuration and device. Without
+    metadata, such as `{"sample": {"name": "bone"}}`, with those of configuration and start. Without
     `sample.name` it has no `definition`. A failure to make it is logged, and fails no plan.
     """
     documents = ScanDocuments()

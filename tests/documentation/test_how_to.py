@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from ophyd.sim import SynAxis
 from support.data.raw_files import stream, write_run
 from support.peers.udp_detectors import free_udp_ports
 from support.processes.deployment import Deployment, free_port, make_config
@@ -361,6 +362,16 @@ def test_metadata_for_crystallography_make_an_nxmx_file(
     assert capsys.readouterr().out.count("file_master.h5: 9 frames of 2x3 uint16\n") == 2
 
 
+class EngineOfPlans:
+    """Stands for a RunEngine, and keeps the first message of the plans that it would run."""
+
+    def __init__(self) -> None:
+        self.commands: list[str] = []
+
+    def __call__(self, plan: Any, **_: Any) -> None:
+        self.commands.append(next(iter(plan)).command)
+
+
 def test_runs_of_tomography_make_nxtomo_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, n_images in {"darks": 5, "flats": 7, "bone": 42}.items():
@@ -370,6 +381,10 @@ def test_runs_of_tomography_make_nxtomo_files(tmp_path: Path, monkeypatch: pytes
     np.save("angles.npy", np.linspace(0, 180, 42))
     with PageSession("docs/how-to/tomography.md") as page:
         page.places = {"/data": str(tmp_path)}
+        bluesky = EngineOfPlans()
+        devices = dict.fromkeys(("det", "rotation", "shutter", "stage"), SynAxis(name="axis"))
+        page.python("tomography(", devices | {"RE": bluesky, "tomography": tomography})
+        assert bluesky.commands == ["subscribe"]
         for part in ("--keys", "dark="):
             for command in page.commands(part):
                 assert stddaq(command[1:]) == 0

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from stddaq.errors import StdDaqError
 from stddaq.files.application_metadata import Layer, layers_of_run, merge
 from stddaq.files.names import RunFiles, find_run, nxtomo_file_name
 from stddaq.files.nxtomo import ImageKey, NXtomoFile, TomographyRun, create_nxtomo_file
@@ -36,7 +35,7 @@ def write_nxtomo_files(
     """
     try:
         of_detectors = documents.images()
-    except StdDaqError as error:
+    except Exception as error:  # noqa: BLE001  (the images are recorded; nothing here may fail the plan)
         _log.warning("no NXtomo file was made: %s", error)
         return []
     made = []
@@ -45,7 +44,7 @@ def write_nxtomo_files(
         try:
             runs += _runs_of(scanned)
             made.append(_create(runs, Layer(origin, nexus)))
-        except (StdDaqError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  (as above)
             _log.warning("no NXtomo file was made: %s; %s makes it", error, _command(runs, documents.start))
         else:
             if missing := made[-1].missing:
