@@ -10,7 +10,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 # Each has a directory of its own in VENV.
-ENVIRONMENTS := $(addprefix $(VENV)/.installed-,databroker1 influxdb prometheus axe debian-hdf5 redis oldest-h5py queues clean bec readers)
+ENVIRONMENTS := $(addprefix $(VENV)/.installed-,databroker1 influxdb prometheus axe debian-hdf5 redis oldest-h5py queues clean bec readers dranspose)
 # Without this, pyright checks online for a later version of itself.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 # Services start in four fifths of the time when their modules are compiled once.
@@ -142,6 +142,10 @@ $(VENV)/.installed-bec: $(VENV)/.installed-dev .ci/make-bec
 
 $(VENV)/.installed-readers: $(VENV)/.installed-dev pyproject.toml .ci/make-readers
 	@sh .ci/make-readers $(VENV)
+	@touch $@
+
+$(VENV)/.installed-dranspose: $(VENV)/.installed-dev pyproject.toml .ci/make-dranspose
+	@sh .ci/make-dranspose $(VENV)
 	@touch $@
 
 $(VENV)/.installed-container: $(VENV)/.installed-dev pyproject.toml .ci/make-container .ci/make-wheels

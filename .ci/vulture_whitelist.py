@@ -29,6 +29,12 @@ _.media_type
 _.render
 _.should_exit
 
+# dranspose.
+_.Ingester
+_.Reducer
+_.process_event
+_.process_result
+
 # BEC.
 _.SimulatedStdDaqCamera
 _.USER_ACCESS

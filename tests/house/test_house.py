@@ -45,7 +45,7 @@ SERVICES = {
     "std_det_writer": ("-s SUFFIX, --source_suffix SUFFIX", "detector_json_filename", "writer_id"),
     "std_live_stream": (
         "-s SUFFIX, --source_suffix SUFFIX",
-        "-t {array-1.0,bsread}, --type {array-1.0,bsread}",
+        "-t {array-1.0,bsread,stins}, --type {array-1.0,bsread,stins}",
         "--source_suffix_meta SUFFIX",
         "--source_suffix_image SUFFIX",
         "detector_json_filename",

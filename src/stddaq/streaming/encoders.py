@@ -1,4 +1,4 @@
-"""Images as messages of a live stream: array-1.0 uncompressed, bsread compressed.
+"""Images as messages of a live stream: array-1.0 and stins uncompressed, bsread compressed.
 
 An encoder first copies or compresses an image out of its slot (`take`). It makes the message (`parts`) only
 after the slot is known to have held that image all the time, so overwritten images are never decoded or sent.
@@ -6,6 +6,7 @@ after the slot is known to have held that image all the time, so overwritten ima
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from typing import Literal, Protocol
@@ -18,14 +19,14 @@ from stddaq.dataplane.metadata import ImageMetadata, is_good, taken_ns
 from stddaq.errors import ConfigError
 from stddaq.streaming.header_keys import HeaderKeys
 from stddaq.streaming.viewer_queue import ImageBuffers
-from stddaq.text import mismatch
+from stddaq.text import mismatch, shown
 from stddaq.wire.array10 import HeaderMaker
 from stddaq.wire.bsread import Channel, MessageEncoder
 from stddaq.wire.compressed_image import decompress_image_into
 from stddaq.wire.compression import Buffer, CompressionError, compress_bitshuffle_lz4
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
-StreamType = Literal["array-1.0", "bsread"]
+StreamType = Literal["array-1.0", "bsread", "stins"]
 
 
 class Encoder(Protocol):
@@ -140,9 +141,21 @@ class BsreadEncoder(Encoder):
         pass  # It uses no buffer of the pool.
 
 
+class RunEncoder(Array10Encoder):
+    """stins: the pixels as of array-1.0; `RunSeries` makes the headers."""
+
+    def use(self, setting: LiveStreamSetting) -> None:
+        for key, only in (("type", "forward"), ("socket", "push"), ("header", []), ("frame", "image_id")):
+            if (got := getattr(setting, key)) != only:
+                raise ConfigError(mismatch(key, f"{json.dumps(only)} for a stream of type stins", shown(got)))
+        super().use(setting)
+
+
 def make_encoder(stream_type: StreamType, config: DetectorConfig, pool: ImageBuffers) -> Encoder:
     """Return the encoder of a stream of `stream_type`."""
-    return Array10Encoder(config, pool) if stream_type == "array-1.0" else BsreadEncoder(config)
+    if stream_type == "bsread":
+        return BsreadEncoder(config)
+    return (RunEncoder if stream_type == "stins" else Array10Encoder)(config, pool)
 
 
 def status_name(metadata: ImageMetadata) -> str | None:

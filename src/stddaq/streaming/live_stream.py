@@ -7,6 +7,7 @@ sends it only when it is certain that the slot held that image. It never waits f
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import zmq
@@ -92,7 +93,7 @@ class LiveStream:
     def serve(self, stop: StopRequest) -> None:
         """Stream until asked to stop."""
         poller = zmq.Poller()
-        for source in (self._subscriber.socket, self._viewers.fileno(), stop.fileno()):
+        for source in (self._subscriber.socket, self._viewers.fileno(), stop.fileno(), *self._sources()):
             poller.register(source, zmq.POLLIN)
         look_at = time.monotonic() + CHECK_PERIOD_S
         while not stop.poll():
@@ -101,6 +102,7 @@ class LiveStream:
             self._viewers.attend()
             n_messages = self._take_images()
             self._taken.finish_judged()
+            self._send_waiting()
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + CHECK_PERIOD_S
                 self._look_around()
@@ -119,11 +121,22 @@ class LiveStream:
             if not viewers.n_subscribed:
                 continue
             now = time.monotonic()
-            if self._schedule.takes(metadata.image_id, now) and not self._taken.take(metadata):
-                self.n_overwritten += 1
+            self._take(metadata, now)
             if now > until:
                 break
         return counts.n_images - n_before
+
+    def _sources(self) -> Sequence[int]:
+        """Return what else to poll."""
+        return ()
+
+    def _take(self, metadata: ImageMetadata, now: float) -> None:
+        """Copy the image if it is to be sent."""
+        if self._schedule.takes(metadata.image_id, now) and not self._taken.take(metadata):
+            self.n_overwritten += 1
+
+    def _send_waiting(self) -> None:
+        """Send what could not be sent before."""
 
     def _copy(self, metadata: ImageMetadata) -> memoryview:
         return self._encoder.take(metadata, self._reader.ring.slot(metadata.image_id))
@@ -136,10 +149,13 @@ class LiveStream:
         try:
             parts, image = self._encoder.parts(metadata, taken)
         except CompressionError as error:
-            self.n_failed += 1
-            self._last_error = CompressionError(f"image {metadata.image_id}: {error}")
+            self._note_failed(metadata, error)
             return
         self.n_sent += self._viewers.send(parts, image)
+
+    def _note_failed(self, metadata: ImageMetadata, error: CompressionError) -> None:
+        self.n_failed += 1
+        self._last_error = CompressionError(f"image {metadata.image_id}: {error}")
 
     def _look_around(self) -> None:
         """Do the less urgent work: a changed setting, silent connections, a removed ring."""

@@ -13,16 +13,18 @@ from stddaq.daemon import log
 from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import ArgumentParser, suffix
 from stddaq.daemon.metrics import Registry
+from stddaq.errors import ConfigError
 from stddaq.streaming.announcement import Announcement, announced_address, key_of
 from stddaq.streaming.encoders import StreamType, make_encoder
 from stddaq.streaming.live_stream import LiveSource, LiveStream
 from stddaq.streaming.settings import FollowedSetting, setting_at, socket_kind
 from stddaq.streaming.viewer_queue import ImageBuffers
 from stddaq.streaming.viewers import Viewers
+from stddaq.text import mismatch
 
 NAME = "std_live_stream"
 # The names in the statistics line of the std_daq service (C++).
-TYPE_NAMES: dict[StreamType, str] = {"array-1.0": "array10", "bsread": "bsread"}
+TYPE_NAMES: dict[StreamType, str] = {"array-1.0": "array10", "bsread": "bsread", "stins": "stins"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,8 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--type",
         choices=get_args(StreamType),
         default="array-1.0",
-        help="array-1.0 is uncompressed, bsread compressed (default array-1.0)",
+        help="array-1.0 is uncompressed, bsread compressed; stins sends whole runs to one consumer, as "
+        "dranspose (default array-1.0)",
     )
+    parser.add_driver_url()
     parser.add_argument(
         "--announce",
         metavar="URL",
@@ -63,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
     path = Path(args.detector_json_filename)
+    runs_only = args.type == "stins"
+    if runs_only and args.announce is not None:
+        raise ConfigError(mismatch("--announce", "a stream of type array-1.0 or bsread", "stins"))
     source = LiveSource(
         args.source_suffix_meta or args.source_suffix, args.source_suffix_image or args.source_suffix
     )
@@ -70,10 +77,21 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
     pool = ImageBuffers(config.image_bytes)
     encoder = make_encoder(args.type, config, pool)
     with ExitStack() as stack:
-        viewers = Viewers(args.stream_address, pool, socket_kind(setting.current))
+        limit = 1 if runs_only else None
+        viewers = Viewers(args.stream_address, pool, socket_kind(setting.current), limit)
         stack.callback(viewers.close)
         registry = Registry(config.detector_name, NAME, str(viewers.port))
-        stream = LiveStream(config, source, encoder, viewers, setting, TYPE_NAMES[args.type], registry)
+        rest = source, encoder, viewers, setting, TYPE_NAMES[args.type], registry
+        if runs_only:
+            # They import asyncio and websockets, which the other types do not need.
+            from stddaq.streaming.run_follower import RunFollower
+            from stddaq.streaming.run_stream import RunStream
+
+            runs = RunFollower(args.url)
+            stack.callback(runs.close)
+            stream = RunStream(config, runs, *rest)
+        else:
+            stream = LiveStream(config, *rest)
         stack.callback(stream.close)
         if args.announce is not None:
             address = announced_address(viewers.endpoint)

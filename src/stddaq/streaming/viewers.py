@@ -78,15 +78,21 @@ class Viewers:
         port: its port.
         n_subscribed: viewers that have subscribed.
         n_dropped: messages that were dropped because a viewer was slow, counted for each viewer.
+        n_left: viewers that had subscribed and are not connected any more.
     """
 
-    def __init__(self, address: str, pool: ImageBuffers, kind: SocketKind = PUB) -> None:
-        """Listen at `tcp://HOST:PORT`; the host `*` is every interface. Raise `EndpointError`."""
-        self._pool, self._kind = pool, kind
+    def __init__(
+        self, address: str, pool: ImageBuffers, kind: SocketKind = PUB, limit: int | None = None
+    ) -> None:
+        """Listen at `tcp://HOST:PORT`; the host `*` is every interface. Raise `EndpointError`.
+
+        At most `limit` viewers are connected at the same time; None: `MAX_VIEWERS`.
+        """
+        self._pool, self._kind, self._limit = pool, kind, limit
         self._listener = listener.listen(address)
         self.port: int = self._listener.getsockname()[1]
         self.endpoint = f"{address.rpartition(':')[0]}:{self.port}"
-        self.n_subscribed = self.n_dropped = 0
+        self.n_subscribed = self.n_dropped = self.n_left = 0
         self._viewers: dict[int, Viewer] = {}
         self._is_accepting = True
         self._epoll = select.epoll()
@@ -95,6 +101,11 @@ class Viewers:
     def fileno(self) -> int:
         """Return a descriptor that is readable when `attend` has something to do."""
         return self._epoll.fileno()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a viewer has received every message that was sent to it, and can receive the next one."""
+        return any(viewer.session.topics and viewer.queue.is_empty for viewer in self._viewers.values())
 
     def use(self, kind: SocketKind) -> None:
         """Be a socket of this kind from now on. Viewers of the other kind are disconnected."""
@@ -188,7 +199,8 @@ class Viewers:
             log.event("%s %s", viewer.peer, "connected" if self._kind is PUSH else "subscribed")
 
     def _accept(self) -> None:
-        while len(self._viewers) < MAX_VIEWERS:
+        limit = self._limit or MAX_VIEWERS
+        while len(self._viewers) < limit:
             try:
                 connection, address = self._listener.accept()
             except OSError:
@@ -205,7 +217,8 @@ class Viewers:
         # Further connections wait in the backlog of the system until one closes.
         self._is_accepting = False
         self._epoll.unregister(self._listener.fileno())
-        log.logger.warning("%d viewers are connected: no more are accepted until one leaves", MAX_VIEWERS)
+        if self._limit is None:
+            log.logger.warning("%d viewers are connected: no more are accepted until one leaves", limit)
 
     def _poll(self, viewer: Viewer) -> None:
         """Poll the connection for input, and for output if messages are queued."""
@@ -220,6 +233,7 @@ class Viewers:
             self._epoll.register(self._listener.fileno(), select.EPOLLIN)
             self._is_accepting = True
         viewer.close()
+        self.n_left += bool(viewer.session.topics)
         self._count_subscribed()
         # Supervisors connect only to check that the stream listens, which is not worth a line.
         is_probe = reason == _DISCONNECTED and not viewer.session.has_received

@@ -94,6 +94,11 @@ class RunAccount(StreamCounts):
         self._following = self.next_id if image_id + 1 == self.next_id else -1
 
     @property
+    def first_recorded_id(self) -> int | None:
+        """The id of the first image of the run; None before it."""
+        return self._first[0] if self._first else None
+
+    @property
     def ranges(self) -> Iterator[tuple[int, int]]:
         """(first, last) of consecutive ids, in order of arrival."""
         return zip(self._first, self._last, strict=True)
@@ -177,7 +182,7 @@ class RunAccount(StreamCounts):
             "n_malformed": self.n_malformed,
             "n_before_start_id": self.n_before_start_id,
             "n_restarts": self.n_restarts,
-            "first_id": self._first[0] if self.n_images else None,
+            "first_id": self.first_recorded_id,
             "last_id": self._last[-1] if self.n_images else None,
             "recording_s": round(max(0.0, self.last_at - self.first_at), 6),
             "damaged_ids": list(damaged[:list_limit]),

@@ -158,12 +158,15 @@ def status_message(machine: StateMachine, writers: Writers) -> dict[str, Any]:
             "run_id": run.id,
             "source": writers.source,
             "n_image": run.start.n_image,
+            "start_id": run.start.start_id,
+            "first_id": run.account.first_recorded_id,
             "n_received": run.account.n_images,
             "n_damaged": len(run.account.damaged_ids),
             "n_overwritten": writers.n_overwritten(),
             "n_failed": writers.n_failed(),
             "n_skipped": run.account.n_skipped,
             "n_restarts": run.account.n_restarts,
+            "n_dropped": run.account.n_dropped if run.account.is_numbered else None,
             "writers": [
                 {"writer": i, "n_forwarded": n_forwarded, "n_written": n_written}
                 for i, (n_forwarded, n_written) in enumerate(zip(forwarded, writers.n_written(), strict=True))
