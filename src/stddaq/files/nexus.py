@@ -27,7 +27,7 @@ APPLICATION_METADATA = "/entry/stddaq/nexus"
 
 
 # h5py's own interface takes 0.25 ms for a value and 0.13 ms for an attribute, and an application file has a
-# hundred of them between the last image of a run and the state file_saved. The calls below take a tenth.
+# hundred of them between the last image of a run and the state file_saved. The calls below take less.
 _SCALAR = h5s.create(h5s.SCALAR)
 _TEXT, _ASCII = (h5py.string_dtype(encoding) for encoding in ("utf-8", "ascii"))
 _STORED_TEXT, _STORED_ASCII = (h5t.py_create(dtype, logical=True) for dtype in (_TEXT, _ASCII))

@@ -31,7 +31,7 @@ RECEIVE_BATCH = 1000
 # The longest time for which a fast source delays the handling of viewers.
 ATTEND_PERIOD_S = 0.02
 CHECK_PERIOD_S = 0.2
-# Pause between two reads: viewers have an image within 3 ms, and several of a fast source arrive per wake-up.
+# Pause between two reads: viewers wait no longer, and several images of a fast source arrive per wake-up.
 PAUSE_S = 0.002
 # The same while there are no viewers.
 IDLE_PAUSE_S = 0.005
