@@ -43,9 +43,10 @@ from stddaq_ophyd.async_paths import AsyncPaths, next_paths
 from stddaq_ophyd.core.acquisition import Acquisition
 from stddaq_ophyd.core.documents import StreamDocuments
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError, SettingError
-from stddaq_ophyd.core.paths import PathInfo
+from stddaq_ophyd.core.paths import Engine, PathInfo
 from stddaq_ophyd.core.publication import Publication
 from stddaq_ophyd.core.recorder import Recorder
+from stddaq_ophyd.core.run_values import RunValues, with_nexus
 from stddaq_ophyd.core.settings import Settings
 from stddaq_ophyd.core.streams import HasStream
 from stddaq_ophyd.core.worker import Worker
@@ -87,6 +88,8 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
         config: DetectorConfig | str | Path | None = None,
         start_options: Mapping[str, Any] | None = None,
         other_drivers: Sequence[str] = (),
+        nexus: Mapping[str, Any] | None = None,
+        engine: Engine | None = None,
         name: str = "",
     ) -> None:
         """`paths` is a directory, a path provider of ophyd-async, or one of `stddaq_ophyd.core.paths`.
@@ -101,11 +104,13 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
         not report them. `start_options` are further fields of the driver's `start`, like `writer_id`.
         `other_drivers` are the URLs of those that record further parts of the same images, in the same run:
         documents reference the images of the driver at `url`, and the master file over the parts shows all.
+        `nexus` and `engine` are those of `StdDaqDetector`; signals are those of ophyd-async.
         """
         self.url, self._token = split_token(url, None)
         self._paths = paths
         self._camera = as_async_camera(trigger, trigger_value)
         self._start_options, self._other_drivers = dict(start_options or {}), tuple(other_drivers)
+        self._values = RunValues(name or "detector", nexus, engine)
         self.driver = AsyncDriver(self.url, self._token)
         self.n_ready, self._set_n_ready = soft_signal_r_and_setter(int, 0)
         self.allow_bad = soft_signal_rw(bool, False)
@@ -188,14 +193,15 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
         paths = await self._blocking.run(next_paths, self._paths, self.name)
         self._set_directory(str(paths.directory))
         self._set_file_prefix(paths.prefix)
-        acquisition = self._acquisition(paths)
+        options = with_nexus(self._start_options, await self._values.read(self._blocking.run))
+        acquisition = self._acquisition(paths, options)
         self._operations.recorder = Recorder(acquisition, self._set_n_ready)
         self._set_n_ready(0)
         run = await acquisition.start_run()
         if run.image_shape and run.dtype:
             self._note_layout(run.image_shape, run.dtype, len(run.raw_files))
 
-    def _acquisition(self, paths: PathInfo) -> Acquisition:
+    def _acquisition(self, paths: PathInfo, options: Mapping[str, Any]) -> Acquisition:
         if self._mock is not None:
             height, width = self._shape or MOCK_SHAPE
             self._note_layout((height, width), self._dtype or MOCK_TYPE, 1)
@@ -205,11 +211,12 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
         return Acquisition(
             self.url,
             self.name,
-            self._start_options,
+            options,
             publication,
             self._camera,
             self._token,
             self._other_drivers,
+            self._values.late,
         )
 
     async def close_run(self) -> None:

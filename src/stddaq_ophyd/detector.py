@@ -21,7 +21,7 @@ from stddaq.text import mismatch
 from stddaq_ophyd.camera import Trigger, as_camera
 from stddaq_ophyd.core.documents import Document, DocumentsName, documents_of
 from stddaq_ophyd.core.errors import AcquisitionError
-from stddaq_ophyd.core.paths import PathProvider
+from stddaq_ophyd.core.paths import Engine, PathProvider
 from stddaq_ophyd.core.run_counts import RunCounts
 from stddaq_ophyd.core.scalars import Region, WantedScalars
 from stddaq_ophyd.core.settings import Settings
@@ -55,6 +55,8 @@ class StdDaqDetector(StagedDetector):
         start_options: Mapping[str, Any] | None = None,
         regions: Mapping[str, Region] | None = None,
         other_drivers: Sequence[str] = (),
+        nexus: Mapping[str, Any] | None = None,
+        engine: Engine | None = None,
         **kwargs: Any,
     ) -> None:
         """Nothing is connected before the first `stage`.
@@ -72,6 +74,10 @@ class StdDaqDetector(StagedDetector):
         ones not included; events have the sum of the pixels of each, as `<name>_<region>`.
         `other_drivers` are URLs of drivers that record further parts of the same images, in the same run:
         documents reference the images of the driver at `prefix`, the master file over the parts shows all.
+        `nexus` gives metadata for NeXus files, `{"beam.energy_kev": mono.energy, "sample.name": "sample"}`:
+        signals and motors, read at `stage` and converted from their units; keys of the start document, which
+        need `engine`, the RunEngine; numbers. With `engine` the run also keeps uid, scan_id and plan_name.
+        Raises `SettingError`.
         """
         super().__init__(
             prefix,
@@ -81,6 +87,8 @@ class StdDaqDetector(StagedDetector):
             documents=documents_of(documents, f"{name}: documents"),
             start_options=start_options,
             other_drivers=other_drivers,
+            nexus=nexus,
+            engine=engine,
             **kwargs,
         )
         self._exposure = exposure_time if isinstance(exposure_time, Signal) else None
@@ -310,10 +318,14 @@ class StdDaqDetector(StagedDetector):
     def _n_ready_events(self) -> int:
         return self._steps.call(self._acquisition.n_ready_events()) if self._acquisition else 0
 
-    async def _new_settings(self, n_images: int) -> Settings:
+    async def _exposure_time(self) -> float | None:
         if self._exposure is not None:
             exposure: Any = await self._blocking.run(self._exposure.get)
             self.exposure_time.put(float(exposure))
+        return await super()._exposure_time()
+
+    async def _new_settings(self, n_images: int) -> Settings:
+        await self._exposure_time()
         return self._settings(
             n_images,
             publish_live=self._documents.reads_growing_files,

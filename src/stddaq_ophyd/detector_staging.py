@@ -26,8 +26,9 @@ from stddaq_ophyd.core.camera import Camera
 from stddaq_ophyd.core.documents import Documents
 from stddaq_ophyd.core.driver_run import DriverRun
 from stddaq_ophyd.core.errors import AcquisitionError
-from stddaq_ophyd.core.paths import PathProvider, provider_of
+from stddaq_ophyd.core.paths import Engine, PathProvider, provider_of
 from stddaq_ophyd.core.publication import Publication
+from stddaq_ophyd.core.run_values import RunValues, with_nexus
 from stddaq_ophyd.core.worker import Worker
 from stddaq_ophyd.detector_signals import DetectorSignals
 from stddaq_ophyd.run_engine import in_run_engine
@@ -50,6 +51,8 @@ class StagedDetector(DetectorSignals):
         documents: Documents,
         start_options: Mapping[str, Any] | None,
         other_drivers: Sequence[str],
+        nexus: Mapping[str, Any] | None,
+        engine: Engine | None,
         **kwargs: Any,
     ) -> None:
         # Documents and messages show the URL, but never the token.
@@ -60,6 +63,7 @@ class StagedDetector(DetectorSignals):
         self._camera = camera or component
         self._documents = documents
         self._start_options, self._other_drivers = dict(start_options or {}), tuple(other_drivers)
+        self._values = RunValues(name, nexus, engine)
         self._steps = Steps(f"steps of {name}")
         # For signals and functions of the user, which block.
         self._blocking = Worker(f"signals of {name}")
@@ -139,15 +143,23 @@ class StagedDetector(DetectorSignals):
         paths = await self._blocking.run(self._paths, self.name)
         self._note_files(paths)
         publication = Publication(self.name, paths, self.image_key, self._documents)
+        nexus = await self._values.read(self._blocking.run, await self._exposure_time())
+        options = with_nexus(self._start_options, nexus)
         return Acquisition(
             self.prefix,
             self.name,
-            self._start_options,
+            options,
             publication,
             self._camera,
             self._token,
             self._other_drivers,
+            self._values.late,
         )
+
+    async def _exposure_time(self) -> float | None:
+        """Return the exposure time in seconds, if it is known."""
+        exposure: Any = self.exposure_time.get()
+        return float(exposure) or None
 
     def unstage(self) -> StepStatus:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Stop waiting for images and end the run. The Status is done when the driver is idle, files closed.

@@ -120,7 +120,7 @@ class AsyncDriverClient:
 
         `fields` are those of `stddaq.wire.driver_messages.StartCommand`: `n_image`, `file_prefix`,
         `writer_id`, `start_id`; with stddaq's driver also `overwrite`, `strict`, `end_on_restart`,
-        `first_image_timeout`, `nexus`.
+        `first_image_timeout`, `nexus`, `metadata`.
         Return the status of the admitted run, which `wait_until_ready` and `wait_until_saved` then follow.
         Raise `CommandRefusedError` with the driver's reason (`DriverBusyError` during another run),
         `DriverTimeoutError`, `ConnectionLostError`.
@@ -143,6 +143,22 @@ class AsyncDriverClient:
         """
         command = _run_command("check", path, fields)
         return await self._answer(self._expect_answer("check"), command, timeout)
+
+    async def annotate(
+        self,
+        *,
+        nexus: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+        timeout: float = COMMAND_TIMEOUT_S,
+    ) -> DriverStatus:
+        """Add metadata to the run that is being recorded, until its files are closed.
+
+        Single values of `nexus`, and keys of `metadata`, replace those of `start` and of earlier calls.
+        Raise `CommandRefusedError` with the reason, such as that there is no run, `UnsupportedError` when the
+        driver is not stddaq's, `DriverTimeoutError`, `ConnectionLostError`.
+        """
+        command = _checked({"command": "annotate", "nexus": nexus, "metadata": metadata or {}})
+        return await self._answer(self._expect_answer("annotate"), command, timeout)
 
     async def stop(self, timeout: float = COMMAND_TIMEOUT_S) -> DriverStatus:
         """End the run, in any state; `wait_until_saved` waits for its files.
@@ -379,7 +395,11 @@ class AsyncDriverClient:
 
 def _run_command(name: str, path: str | Path, fields: dict[str, Any]) -> dict[str, Any]:
     """Return the command `start` or `check`. Raise `CommandRefusedError`."""
-    command = {"command": name, "path": str(Path(path).absolute()), **fields}
+    return _checked({"command": name, "path": str(Path(path).absolute()), **fields})
+
+
+def _checked(command: dict[str, Any]) -> dict[str, Any]:
+    """Return `command`. Raise `CommandRefusedError` for what the driver would refuse."""
     try:
         parse_command(json.dumps(command, default=repr))
     except CommandError as error:

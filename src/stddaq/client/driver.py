@@ -85,7 +85,7 @@ class DriverClient(Closing):
 
         `fields` are those of `stddaq.wire.driver_messages.StartCommand`: `n_image`, `file_prefix`,
         `writer_id`, `start_id`; with stddaq's driver also `overwrite`, `strict`, `end_on_restart`,
-        `first_image_timeout`, `nexus`.
+        `first_image_timeout`, `nexus`, `metadata`.
         Return the status of the admitted run, which `wait_until_ready` and `wait_until_saved` then follow.
         Raise `CommandRefusedError` with the driver's reason (`DriverBusyError` during another run),
         `DriverTimeoutError`, `ConnectionLostError`.
@@ -98,6 +98,19 @@ class DriverClient(Closing):
         Raise `CommandRefusedError`, `UnsupportedError`, `DriverTimeoutError`, `ConnectionLostError`.
         """
         return self._call(self._client.check(path, timeout=timeout, **fields))
+
+    def annotate(
+        self,
+        *,
+        nexus: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+        timeout: float = COMMAND_TIMEOUT_S,
+    ) -> DriverStatus:
+        """Add metadata to the run that is being recorded; see `AsyncDriverClient.annotate`.
+
+        Raise `CommandRefusedError`, `UnsupportedError`, `DriverTimeoutError`, `ConnectionLostError`.
+        """
+        return self._call(self._client.annotate(nexus=nexus, metadata=metadata, timeout=timeout))
 
     def stop(self, timeout: float = COMMAND_TIMEOUT_S) -> DriverStatus:
         """End the run, in any state; `wait_until_saved` waits for its files.

@@ -46,8 +46,8 @@ class Metadata:
 
     def as_json(self) -> str:
         """Return each value with where it came from, as a JSON object."""
-        flat = _flat(self.values.model_dump(exclude_unset=True))
-        return json.dumps({key: {"value": flat[key], "from": self.origins[key]} for key in sorted(flat)})
+        values = flat(self.values.model_dump(exclude_unset=True))
+        return json.dumps({key: {"value": values[key], "from": self.origins[key]} for key in sorted(values)})
 
     def end_time_estimated(self) -> datetime | None:
         """Return when the last image was or should have been taken."""
@@ -65,7 +65,7 @@ def merge(layers: Sequence[Layer], expected_images: int | None = None) -> Metada
     origins: dict[str, str] = {}
     for origin, content in layers:
         _check(origin, content)
-        found = _flat(content)
+        found = flat(content)
         energies = found.keys() & _ENERGIES
         if len(energies) > 1:
             raise ConfigError(mismatch(f"{origin}: beam", "energy_kev or wavelength_angstrom", "both"))
@@ -74,7 +74,7 @@ def merge(layers: Sequence[Layer], expected_images: int | None = None) -> Metada
                 values.pop(key, None)
         values |= found
         origins |= dict.fromkeys(found, origin)
-    merged = _check("metadata", _nested(values))
+    merged = _check("metadata", nested(values))
     _check_names(merged)
     return Metadata(merged, origins, expected_images)
 
@@ -102,7 +102,7 @@ def layer_of_options(options: Sequence[str]) -> Layer:
             values[key] = parse_json(text.encode())
         except ConfigError:
             values[key] = text
-    return Layer("--set", _nested(values))
+    return Layer("--set", nested(values))
 
 
 def layer_of_account(account: Mapping[str, Any]) -> Layer:
@@ -136,7 +136,7 @@ def layers_of_origins(stored: Mapping[str, Any]) -> list[Layer]:
                 mismatch(f"nexus.{shown_key(key)}", "an object of value and from", shown(entry))
             )
         layers.setdefault(entry["from"], {})[key] = entry["value"]
-    return [Layer(origin, _nested(values)) for origin, values in layers.items()]
+    return [Layer(origin, nested(values)) for origin, values in layers.items()]
 
 
 _ENERGIES = {"beam.energy_kev", "beam.wavelength_angstrom"}
@@ -162,17 +162,19 @@ def _check_names(values: RunMetadata) -> None:
         raise ConfigError(mismatch("axes", f"axes of sample_axes ({', '.join(names)})", shown(unknown[0])))
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested objects by their keys, `beam.energy_kev`, without those that are None."""
     found: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         elif value is not None:
             found[prefix + key] = value
     return found
 
 
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested objects of values by their keys. Raise `ConfigError`."""
     content: dict[str, Any] = {}
     for key, value in values.items():
         *groups, name = key.split(".")

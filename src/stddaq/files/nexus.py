@@ -16,6 +16,8 @@ IMAGE_ID = "/entry/data/image_id"
 IMAGE_METADATA = "/entry/data/metadata"
 DETECTOR = "/entry/instrument/detector"
 ACCOUNT = "/entry/stddaq/account"
+# What clients kept with the run, JSON.
+METADATA = "/entry/stddaq/metadata"
 RAW_FILES = "/entry/stddaq/raw_files"
 # Of a master file over the parts of several drivers.
 JOINED_IDS = "/entry/image_id"

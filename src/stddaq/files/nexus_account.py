@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import h5py
 
 import stddaq
-from stddaq.files.nexus import ACCOUNT, EPOCHS, RAW_FILES, nexus_group, put_value
+from stddaq.files.nexus import ACCOUNT, EPOCHS, METADATA, RAW_FILES, nexus_group, put_value
 from stddaq.files.opening import relative_name
 from stddaq.files.run import RecordedRun
 
@@ -23,3 +24,5 @@ def write_account(entry: h5py.Group, run: RecordedRun, directory: Path, account:
         put_value(group, EPOCHS, run.order.epochs)
     if account:
         put_value(group, ACCOUNT, account)
+        if metadata := json.loads(account).get("metadata"):
+            put_value(group, METADATA, json.dumps(metadata))

@@ -162,6 +162,11 @@ class Run:
         return self._opened.account
 
     @property
+    def metadata(self) -> dict[str, Any] | None:
+        """Return what clients kept with the run (`metadata` of `start`); None if there is nothing."""
+        return (self.account or {}).get("metadata")
+
+    @property
     def nexus(self) -> dict[str, Any] | None:
         """Return the metadata by key, each with `value` and `from`; None if no master file has them."""
         return self._opened.nexus

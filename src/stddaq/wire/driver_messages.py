@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from stddaq.errors import StdDaqError
 from stddaq.run_metadata import RunMetadata
@@ -22,6 +22,8 @@ DEFAULT_FILE_PREFIX = "file"
 # Largest image id of a GigaFRoST, and the std_daq's default for "until stopped".
 DEFAULT_N_IMAGE = 2**24 - 1
 STATUS_PERIOD_S = 0.1
+# Encoding what is nested deeper could exceed the stack.
+MAX_METADATA_DEPTH = 32
 # The reason of every `rejected`, as the C++ driver sends it.
 BUSY_REASON = "driver is busy!"
 
@@ -54,6 +56,7 @@ ErrorType = Literal[
     "disk_full",
     "user_not_allowed",
     "busy",
+    "no_run",
 ]
 
 
@@ -66,6 +69,38 @@ class CommandError(StdDaqError, ValueError):
     def __init__(self, error: ErrorType, reason: str) -> None:
         super().__init__(reason)
         self.error: ErrorType = error
+
+
+def _without_file(nexus: RunMetadata) -> RunMetadata:
+    # A client could read files through it that only the writers may read.
+    if nexus.detector.mask_file is not None:
+        raise ValueError("no detector.mask_file, which belongs into the configuration")
+    return nexus
+
+
+def _storable(metadata: dict[str, Any]) -> dict[str, Any]:
+    is_usable = _depth(metadata) <= MAX_METADATA_DEPTH
+    try:
+        is_usable = is_usable and _is_unicode(json.dumps(metadata, ensure_ascii=False, allow_nan=False))
+    except ValueError:  # A number that is not finite, which JSON does not have.
+        is_usable = False
+    if not is_usable:
+        raise ValueError(
+            f"an object of finite numbers and Unicode texts, nested at most {MAX_METADATA_DEPTH} levels deep"
+        )
+    return metadata
+
+
+def _depth(content: object) -> int:
+    depth, level = 0, [content]
+    while level := [node for node in level if isinstance(node, dict | list)]:
+        depth += 1
+        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
+    return depth
+
+
+Nexus = Annotated[RunMetadata, AfterValidator(_without_file)]
+FreeMetadata = Annotated[dict[str, Any], AfterValidator(_storable)]
 
 
 class StartCommand(BaseModel):
@@ -93,8 +128,10 @@ class StartCommand(BaseModel):
     """End the run as `error` when the image ids restart (camera restarted, detector re-armed)."""
     first_image_timeout: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """Seconds in `waiting_for_first_image` after which the run is an `error`; None: no limit."""
-    nexus: RunMetadata | None = None
+    nexus: Nexus | None = None
     """Metadata of the run; with a `definition` a file of it is made when all its values are known."""
+    metadata: FreeMetadata = {}
+    """What else the client wants to keep with the run, in any form."""
 
     @field_validator("path")
     @classmethod
@@ -102,14 +139,6 @@ class StartCommand(BaseModel):
         if not path.startswith("/") or "\0" in path or not _is_unicode(path):
             raise ValueError("the absolute path of an existing directory")
         return path
-
-    @field_validator("nexus")
-    @classmethod
-    def _names_no_file(cls, nexus: RunMetadata | None) -> RunMetadata | None:
-        # A client could read files through it that only the writers may read.
-        if nexus is not None and nexus.detector.mask_file is not None:
-            raise ValueError("no detector.mask_file, which belongs into the configuration")
-        return nexus
 
     @field_validator("file_prefix")
     @classmethod
@@ -129,6 +158,19 @@ class StartCommand(BaseModel):
         return prefix
 
 
+class AnnotateCommand(BaseModel):
+    """Add metadata to the run that is being recorded (extension).
+
+    Values replace those of `start` and of earlier commands, single values of `nexus` and keys of `metadata`.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    command: Literal["annotate"] = "annotate"
+    nexus: Nexus | None = None
+    metadata: FreeMetadata = {}
+
+
 class PlainCommand(BaseModel):
     """A command without fields.
 
@@ -141,7 +183,7 @@ class PlainCommand(BaseModel):
     command: Literal["stop", "status", "last_result", "repair"]
 
 
-def parse_command(frame: str | bytes) -> StartCommand | PlainCommand:
+def parse_command(frame: str | bytes) -> StartCommand | AnnotateCommand | PlainCommand:
     """Decode one WebSocket frame. Raises `CommandError`."""
     return parse_command_of(_MODELS, frame)
 
@@ -170,9 +212,10 @@ def parse_command_of(models: Mapping[str, type[Command]], frame: str | bytes) ->
         raise _command_error(error, model) from error
 
 
-_MODELS: dict[str, type[StartCommand | PlainCommand]] = {
+_MODELS: dict[str, type[StartCommand | AnnotateCommand | PlainCommand]] = {
     "start": StartCommand,
     "check": StartCommand,
+    "annotate": AnnotateCommand,
     "stop": PlainCommand,
     "status": PlainCommand,
     "last_result": PlainCommand,

@@ -19,7 +19,7 @@ from stddaq.text import mismatch
 from stddaq_ophyd.core.account import Account
 from stddaq_ophyd.core.camera import Camera, CameraControl, Exposure
 from stddaq_ophyd.core.documents import Document
-from stddaq_ophyd.core.driver_run import DriverRun, OnProgress
+from stddaq_ophyd.core.driver_run import DriverRun, LateMetadata, OnProgress, nothing_late
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
 from stddaq_ophyd.core.failures import Failures
 from stddaq_ophyd.core.flight import Flight
@@ -50,11 +50,13 @@ class Acquisition:
         camera: Camera | None = None,
         token: str | None = None,
         others: Sequence[str] = (),
+        late: LateMetadata = nothing_late,
     ) -> None:
         """`url` and `token` of the driver; `options` are further fields of its `start`; `device` begins every
-        message. `others` are drivers of further parts of the same images."""
+        message. `others` are drivers of further parts of the same images; `late` returns
+        metadata that are known when a run ends."""
         self._url, self._device, self._options = url, device, dict(options)
-        self._token, self._others = token, tuple(others)
+        self._token, self._others, self._late = token, tuple(others), late
         self._publication = publication
         self._camera = CameraControl(camera, device)
         self._failures, self._account = Failures(device), Account(device)
@@ -98,7 +100,7 @@ class Acquisition:
         if part := len(self._runs) - self._n_left:
             paths = dataclasses.replace(paths, prefix=f"{paths.prefix}part{part + 1}_")
         self._run = DriverRun(
-            self._url, paths, self._options, self._device, self._files, self._token, self._others
+            self._url, paths, self._options, self._device, self._files, self._token, self._others, self._late
         )
         self._runs.append(self._run)
         with self._failures.kept():

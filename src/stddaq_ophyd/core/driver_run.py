@@ -7,6 +7,7 @@ which reports only `status`, `count` and `reason`, and whose files can be read w
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from stddaq.client.errors import (
     DriverError,
     DriverTimeoutError,
     DriverUnreachableError,
+    UnsupportedError,
 )
 from stddaq.errors import FileLayoutError, StdDaqError
 from stddaq.files.growing_run import GrowingFiles
@@ -36,6 +38,8 @@ from stddaq_ophyd.core.run_counts import RunCounts
 from stddaq_ophyd.core.run_owner import RunOwner
 from stddaq_ophyd.core.worker import Worker
 
+_log = logging.getLogger(__name__)
+
 # Longer than the driver itself waits for its writers and files.
 READY_TIMEOUT_S = 30.0
 # A driver sends its status ten times a second.
@@ -46,6 +50,13 @@ IDLE_TIMEOUT_S = 5.0
 
 # Called with the number of images that came of those waited for, and the counts of the run.
 OnProgress = Callable[[int, RunCounts], None]
+# Returns what the run is annotated with before it ends: `metadata`, `nexus`.
+LateMetadata = Callable[[], Mapping[str, dict[str, Any]]]
+
+
+def nothing_late() -> Mapping[str, dict[str, Any]]:
+    """Return no metadata."""
+    return {}
 
 
 class DriverRun:
@@ -68,6 +79,7 @@ class DriverRun:
         files: Worker,
         token: str | None = None,
         others: Sequence[str] = (),
+        late: LateMetadata = nothing_late,
     ) -> None:
         """`options` are further fields of the driver's `start`; `device` begins every message; the thread of
         `files` reads files. `others` are drivers that record further parts of the same images."""
@@ -76,7 +88,7 @@ class DriverRun:
         self._drivers = Drivers(url, others, token)
         self._client = self._drivers.client()
         self.url = self._client.url
-        self._files = files
+        self._files, self._late = files, late
         self._is_cancelled = False
         self._status: DriverStatus | None = None
         self._run_id: str | None = None
@@ -285,6 +297,7 @@ class DriverRun:
     async def _end(self) -> None:
         try:
             if self._is_in_progress(self._client.latest):
+                await self._annotate()
                 await self._client.stop()
             self._status = await self._client.wait_until_saved(CLOSE_TIMEOUT_S)
             await self._client.wait(("idle",), IDLE_TIMEOUT_S)
@@ -308,6 +321,21 @@ class DriverRun:
             account = await self._client.last_result()
             if account is not None and (why := await self._files.run(join, account, self.paths)):
                 self._note("the parts of the run cannot be joined", StdDaqError(why))
+
+    async def _annotate(self) -> None:
+        """Add metadata that were not known at the start. A run does not fail for want of them."""
+        late = self._late()
+        # Apart, because a value of `nexus` may be refused.
+        for name in sorted(late.keys() & {"metadata", "nexus"}):
+            try:
+                if name == "metadata":
+                    await self._client.annotate(metadata=late[name])
+                elif late[name]:
+                    await self._client.annotate(nexus=late[name])
+            except UnsupportedError:
+                return  # Another driver, which keeps none.
+            except DriverError as error:
+                _log.warning("%s: %s of the run %s was not kept: %s", self._device, name, self.where, error)
 
     async def _end_by_new_connection(self) -> None:
         """Connect again: the driver may still be there, with the run."""

@@ -7,8 +7,10 @@ import time
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from stddaq.errors import StdDaqError
+from stddaq.run_metadata import RunMetadata
 from stddaq.wire.driver_messages import StartCommand
 from stddaq.writing.driver.account import RunAccount
 from stddaq.writing.driver.distributor import META
@@ -28,6 +30,8 @@ class ActiveRun:
         created, closed, discarded: names of the writers whose file was confirmed as such.
         has_master: the master file was created.
         old_files: files of an old run to remove before others of it are replaced.
+        metadata: what clients want to keep with the run.
+        added_nexus: metadata for application files that were added since the start.
         missing_metadata: what its NXmx file lacks; None if none is wanted.
     """
 
@@ -48,6 +52,8 @@ class ActiveRun:
         self.discarded: set[str] = set()
         self.has_master = False
         self.old_files: list[Path] = []
+        self.metadata: dict[str, Any] = dict(start.metadata)
+        self.added_nexus: list[RunMetadata] = []
         self.missing_metadata: list[str] | None = None
 
     def end_recording(self, failure: str) -> None:

@@ -23,6 +23,7 @@ from stddaq.text import mismatch
 from stddaq.wire.driver_messages import (
     BUSY_REASON,
     DEFAULT_N_IMAGE,
+    AnnotateCommand,
     CommandError,
     ErrorType,
     PlainCommand,
@@ -34,7 +35,7 @@ from stddaq.writing.driver.active_run import ActiveRun, RunError
 from stddaq.writing.driver.distributor import Distributor
 from stddaq.writing.driver.repair import repair_as
 from stddaq.writing.driver.run import RunCourse
-from stddaq.writing.driver.run_metadata import missing_at_start
+from stddaq.writing.driver.run_metadata import layers_of, missing_metadata
 from stddaq.writing.driver.run_totals import RunTotals
 from stddaq.writing.driver.start_check import PlannedFiles, check_start, free_bytes
 from stddaq.writing.driver.state import State, StateMachine
@@ -45,6 +46,8 @@ T = TypeVar("T")
 
 CHECK_TIMEOUT_S = 10.0
 MAX_DRY_RUNS = 4
+# Of a run: they are in its master file, and in each reply to `last_result`.
+MAX_ANNOTATIONS, MAX_METADATA_BYTES = 100, 2**16
 REPAIR_TIMEOUT_S = 60.0
 # A retiring driver stays this long after its last run, so that clients can request the account.
 RESULT_TIMEOUT_S = 2.0
@@ -102,9 +105,13 @@ class Driver:
             return
         # Devices ask for the status at each point of a scan, the page checks while a person types.
         if command.command not in ("status", "check"):
-            log.event("received %s", command.model_dump_json(exclude_defaults=True, exclude={"overwrite"}))
+            # Free metadata may be long.
+            shown = command.model_dump_json(exclude_defaults=True, exclude={"overwrite", "metadata"})
+            log.event("received %s", shown)
         if isinstance(command, StartCommand):
             await (self._dry_run if command.command == "check" else self._start)(client, command)
+        elif isinstance(command, AnnotateCommand):
+            self._annotate(client, command)
         elif command.command == "repair":
             await self._repair(client)
         else:
@@ -166,6 +173,25 @@ class Driver:
         self.totals.begin(run.account, self._writers.n_forwarded)
         self._course = asyncio.create_task(self._carry_out(run))
 
+    def _annotate(self, client: Client, command: AnnotateCommand) -> None:
+        """Add metadata to the run, until its master file is made."""
+        run = self._machine.run
+        try:
+            if run is None or run.is_finishing or not self._machine.state.is_run:
+                raise CommandError("no_run", mismatch("annotate", "a run that is being recorded", "none"))
+            added = [*run.added_nexus, *([command.nexus] if command.nexus else [])]
+            layers = layers_of(self._config, run.start, added)
+            missing = missing_metadata(layers, run.start, run.started_at.isoformat())
+            metadata = run.metadata | command.metadata
+            if len(added) > MAX_ANNOTATIONS or len(encode(metadata)) > MAX_METADATA_BYTES:
+                expected = f"{MAX_ANNOTATIONS} times nexus and {MAX_METADATA_BYTES} bytes of metadata at most"
+                raise CommandError("invalid_field", mismatch("annotate", expected, "more"))
+        except CommandError as error:
+            client.send(encode(self._refusal(error) | {"command": "annotate"}))
+            return
+        run.added_nexus, run.missing_metadata, run.metadata = added, missing, metadata
+        client.send(encode(self._status() | {"command": "annotate"} | _missing_metadata(run)))
+
     def _planned(self, start: StartCommand) -> ActiveRun:
         if self._overwrite:
             start = start.model_copy(update={"overwrite": True})
@@ -226,7 +252,7 @@ class Driver:
             )
         compressed = bool(compression_of(self._suffix))
         started_at = run.started_at.isoformat()
-        run.missing_metadata = missing_at_start(self._config, run.start, started_at)
+        run.missing_metadata = missing_metadata(layers_of(self._config, run.start), run.start, started_at)
         run.old_files = check_start(run.start, run.files, self._config, self._roots, compressed=compressed)
 
     async def _repair(self, client: Client) -> None:
@@ -278,6 +304,9 @@ class Driver:
             self._last_result = course.result(reason)
             self._enter(State.ERROR if reason else State.FILE_SAVED, reason)
             self.n_finished["error" if reason else "file_saved"] += 1
+            if run.missing_metadata:
+                lacks = ", ".join(run.missing_metadata)
+                log.event("run %s: no NXmx file, because values are missing: %s", run.id, lacks)
             outcome = f"error: {reason}" if reason else "file_saved"
             log.event("run %s: %s, %d images", run.id, outcome, run.account.n_images)
         finally:

@@ -203,7 +203,7 @@ class RunCourse:
 
     async def _create_master_file(self) -> None:
         run = self._run
-        layers = layers_of(self._config, run.start)
+        layers = layers_of(self._config, run.start, run.added_nexus)
         create = pb.CreateMasterFile(
             path=str(run.files.master),
             raw_files=[str(path) for path in run.files.raw],
@@ -249,6 +249,8 @@ class RunCourse:
             "start_id": run.start.start_id,
             **run.account.result(overwritten, failed, list_limit),
             "files": run.made_files(),
+            **({"metadata": run.metadata} if run.metadata else {}),
+            **({"nexus_missing": run.missing_metadata} if run.missing_metadata else {}),
             "started_at": run.started_at.isoformat(),
             "finished_at": datetime.now(UTC).isoformat(),
             "duration_s": round(run.duration(), 6),

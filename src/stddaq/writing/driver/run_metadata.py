@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from stddaq.config import DetectorConfig
 from stddaq.config.modules import gaps, position_mistakes
@@ -13,12 +14,13 @@ from stddaq.run_metadata import Detector, RunMetadata
 from stddaq.wire.driver_messages import CommandError, StartCommand
 
 
-def layers_of(config: DetectorConfig, start: StartCommand) -> list[Layer]:
-    """Return what is known when a run starts."""
+def layers_of(config: DetectorConfig, start: StartCommand, added: Sequence[RunMetadata] = ()) -> list[Layer]:
+    """Return what is known of a run: by its start, and what clients `added` since."""
     known = [
         ("modules of the configuration", _gaps_of(config)),
         ("configuration", config.nexus),
         ("start", start.nexus),
+        *((f"annotate {number}", values) for number, values in enumerate(added, 1)),
     ]
     return [Layer(origin, _content(values)) for origin, values in known if values is not None]
 
@@ -31,21 +33,21 @@ def _gaps_of(config: DetectorConfig) -> RunMetadata | None:
     return RunMetadata(detector=Detector(gaps=found)) if found else None
 
 
-def layers_as_json(layers: list[Layer]) -> str:
+def layers_as_json(layers: Sequence[Layer]) -> str:
     """Return the layers for the request to create the master file; empty if there are none."""
     return json.dumps({layer.origin: layer.content for layer in layers}) if layers else ""
 
 
-def missing_at_start(config: DetectorConfig, start: StartCommand, started_at: str) -> list[str] | None:
-    """Return the values that the application file of the run will lack; None if it asks for none.
+def missing_metadata(layers: Sequence[Layer], start: StartCommand, started_at: str) -> list[str] | None:
+    """Return the values that the application file of a run will lack; None if it asks for none.
 
     Raise `CommandError` for values that contradict each other or the definition.
     """
     # As if it ended well: its times will be known then.
     account = {"started_at": started_at, "finished_at": started_at, "outcome": "file_saved"}
     try:
-        layers = [layer_of_account(account), *layers_of(config, start)]
-        metadata = merge(layers, expected_images({"n_image": start.n_image}))
+        known = [layer_of_account(account), *layers]
+        metadata = merge(known, expected_images({"n_image": start.n_image}))
         if metadata.values.definition is None:
             return None
         check_for_nxmx(metadata.values)
