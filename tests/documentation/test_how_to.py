@@ -10,11 +10,13 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from bluesky.plans import count
 from ophyd.sim import SynAxis
 from support.data.raw_files import stream, write_run
 from support.peers.udp_detectors import free_udp_ports
@@ -351,6 +353,12 @@ def test_metadata_for_crystallography_make_an_nxmx_file(
         assert stddaq([*command, *times]) == 0
         Path("axes.json").write_text(page.take('"sample_axes"'))
         assert stddaq([*command, "--from", "axes.json", *times, "--overwrite"]) == 0
+        bluesky = EngineOfPlans()
+        devices = ("mono", "det_z", "beam_x", "beam_y")
+        names: dict[str, Any] = dict.fromkeys(devices, SynAxis(name="axis"))
+        names["mono"] = SimpleNamespace(energy=SynAxis(name="energy"))
+        page.python("engine=RE", names | {"RE": bluesky, "StdDaqDetector": StdDaqDetector, "count": count})
+        assert bluesky.commands == ["stage"]
         with DriverClient(real_driver.url) as driver:
             (tmp_path / "run1").mkdir()
             page.places = {"/data/run1": str(tmp_path / "run1")}
@@ -370,6 +378,9 @@ class EngineOfPlans:
 
     def __call__(self, plan: Any, **_: Any) -> None:
         self.commands.append(next(iter(plan)).command)
+
+    def subscribe(self, func: Any, name: str = "all") -> None:
+        """Do nothing."""
 
 
 def test_runs_of_tomography_make_nxtomo_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
