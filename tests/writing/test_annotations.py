@@ -43,6 +43,7 @@ def test_a_run_without_metadata_has_none(rig: Rig):
 def test_metadata_can_be_added_during_a_run(make_rig: MakeRig):
     rig = make_rig(nexus=OF_INSTRUMENT)
     images = images_of(range(10))
+    rig.wait_for_subscription()
     start = rig.client.start(
         rig.directory,
         metadata={"uid": "old", "kept": 1},
@@ -54,11 +55,8 @@ def test_metadata_can_be_added_during_a_run(make_rig: MakeRig):
     first = rig.client.annotate(metadata={"uid": "new"}, nexus={"sample": {"name": "lysozyme"}})
     assert first.raw["nexus_missing"] == []
     rig.client.annotate(nexus={"beam": {"energy_kev": 10.0}})
-    rig.client.wait_for(lambda status: status.count == len(images), 10)
-    rig.client.stop()
-    rig.client.wait_until_saved(10)
-    result = rig.client.last_result()
-    assert result is not None
+    rig.wait_for_count(len(images))
+    result = rig.end(stop=True)
     assert_saved(result, images)
     assert result["metadata"] == {"uid": "new", "kept": 1}
     assert "nexus_missing" not in result
@@ -83,8 +81,7 @@ def test_nothing_can_be_added_without_a_run(rig: Rig):
 
 
 def test_what_contradicts_the_run_is_refused_and_changes_nothing(rig: Rig):
-    rig.client.start(rig.directory, metadata={"uid": "a"}, n_image=2)
-    rig.client.wait_until_ready(10)
+    rig.begin(metadata={"uid": "a"}, n_image=2)
     for fields, reason in (
         ({"nexus": {"axes": {"kappa": 5}}}, "axes: expected axes of sample_axes"),
         ({"nexus": {"detector": {"mask_file": "/etc/passwd"}}}, r"expected no detector\.mask_file"),
@@ -98,10 +95,7 @@ def test_what_contradicts_the_run_is_refused_and_changes_nothing(rig: Rig):
         with pytest.raises(CommandRefusedError, match=reason):
             rig.client.annotate(**fields)
     rig.publish(images_of(range(2)))
-    rig.client.wait_until_saved(10)
-    result = rig.client.last_result()
-    assert result is not None
-    assert result["metadata"].keys() == {"uid", "long"}
+    assert rig.end()["metadata"].keys() == {"uid", "long"}
 
 
 @pytest.mark.parametrize("metadata", [{"a": float("nan")}, {"a": "\ud800"}, {"a": float("inf")}, [], "text"])
