@@ -46,6 +46,7 @@ def test_start_with_only_a_path_has_the_specified_defaults() -> None:
         "end_on_restart": False,
         "first_image_timeout": None,
         "nexus": None,
+        "metadata": {},
     }
 
 
@@ -76,7 +77,7 @@ def test_simple_commands_need_no_fields_and_ignore_others(name: str) -> None:
         (
             '{"command": "go"}',
             "unknown_command",
-            'command: expected one of start, check, stop, status, last_result, repair, got "go"',
+            'command: expected one of start, check, annotate, stop, status, last_result, repair, got "go"',
         ),
         ('{"command": "START"}', "unknown_command", 'command: expected ... got "START"'),
         ('{"command": "a\\nb"}', "unknown_command", 'command: expected ... got "a\\nb"'),
