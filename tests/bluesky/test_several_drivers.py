@@ -67,6 +67,7 @@ def detector(
         "paths": drivers.directory,
         "trigger": camera,
         "other_drivers": drivers.urls[1:],
+        "engine": engine,
     }
     if request.param == "ophyd":
         made = StdDaqDetector(drivers.urls[0], name="det", **options)
@@ -90,6 +91,8 @@ def test_a_plan_records_all_parts_as_one_run(
     expected = [pixels_of(i, SHAPES[0], salt=1) for i in range(5)]
     assert np.array_equal(stream_images(documents, key_of(detector)), expected)
     assert_master_shows(drivers, range(5), "det_00001_")
+    for part in drivers.parts:
+        assert part.account()["metadata"]["uid"] == documents["start"][0]["uid"]
     # The names of the next run continue.
     engine(count([detector], 2))
     assert_master_shows(drivers, [5, 6], "det_00002_")
