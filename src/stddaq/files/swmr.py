@@ -55,7 +55,7 @@ class GrowingRows:
         dataset = group.create_dataset(name, shape=(0,), maxshape=(None,), chunks=(CHUNK_ROWS,), dtype=dtype)
         self._id = dataset.id
         self._dtype = dtype
-        # h5py would make it anew, member by member, for each block: a third of the cost of a flush.
+        # h5py would make it for each block, member by member: a third of the cost of a flush.
         self._type = self._id.get_type()
         self.n_rows = 0
 

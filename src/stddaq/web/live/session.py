@@ -79,7 +79,7 @@ class Sessions:
 def anonymous_source(connection: HTTPConnection) -> str:
     """Return the address, or network, whose anonymous WebSockets are counted; empty if none are.
 
-    Whoever has an IPv6 address has all of its /64 network.
+    Of IPv6 a network of 64 bits is counted as one address, because its users have all addresses of it.
     """
     host = address_of(connection)
     if not granted_of(connection).is_anonymous or is_loopback(host):
