@@ -72,13 +72,13 @@ def test_images_of_a_killed_worker_are_listed_as_not_processed(
     wait_until(lambda: dranspose.ask("progress")["completed_events"] >= 21, 90, period=0.1)
     dranspose.workers[0].kill()
     rig.publish(images_of(range(20, N_IMAGES)))
-    assert example.wait(150) == 1, example.output
+    code = example.wait(150)
     match = re.fullmatch(r"not processed: (.*)", example.stdout[-1])
-    assert match, example.output
-    missing = [i for first, last in spans(match[1]) for i in range(first, last + 1)]
-    # It had at most a few images ahead; the other worker has processed the rest.
-    assert 1 <= len(missing) <= 10
-    assert min(missing) >= 20
+    missing = [i for first, last in spans(match[1]) for i in range(first, last + 1)] if match else []
+    # It had at most a few images ahead, rarely none; the other worker has processed the rest.
+    assert code == bool(missing), example.output
+    assert len(missing) <= 10
+    assert min(missing, default=20) >= 20
     processed = sorted(set(range(N_IMAGES)) - set(missing))
     total = np.sum([pixels_of(i) for i in processed], axis=0, dtype=np.uint64)
     np.testing.assert_array_equal(np.load(output), total / len(processed))
