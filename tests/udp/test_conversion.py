@@ -158,14 +158,16 @@ def test_an_eiger_9m_has_every_pixel_in_its_place_and_gaps_of_zeros() -> None:
         module_positions=eiger_9m_positions(),
     )
     image = np.zeros(cfg.image_shape, cfg.dtype)
-    rows, columns = np.indices((256, 512), np.uint32)
+    numbers = np.arange(1, 2**17 + 1, dtype=np.uint32)
     for port in range(72):
         # Each pixel of the detector has a number of its own.
-        frame = port * 2**17 + rows * 512 + columns + 1
+        frame = port * 2**17 + numbers
         EigerConversion(cfg, port).convert(
             frame.view(np.uint8).reshape(-1), image, np.zeros((), frame_layout("eiger"))
         )
-    assert np.array_equal(np.unique(image), np.arange(72 * 2**17 + 1))
+    counts = np.bincount(image.ravel())
+    assert len(counts) == 72 * 2**17 + 1
+    assert (counts[1:] == 1).all()
     # Columns of gaps: between modules 8, in a module 2 between chips and between ports; rows: 36 and 2.
     chips = [x for left in (0, 1038, 2076) for x in (left, left + 258, left + 516, left + 774)]
     halves = [y for top in range(0, 3264, 550) for y in (top, top + 258)]

@@ -79,7 +79,9 @@ def page_of(
     with chromium.opened(rest.url) as tab:
         wait_until(publisher.count_subscribers, 30)
         yield ShownPage(tab, publisher, shape)
-        assert not tab.complaints, tab.complaints
+        # On a busy machine an image may be gone before the page asks for its exact values.
+        complaints = [text for text in tab.complaints if "410 (Gone)" not in text]
+        assert not complaints, complaints
         own = rest.url.partition("://")[2]
         assert [url for url in tab.urls if not re.match(rf"(http|ws)://{own}/|data:|blob:", url)] == []
     # Before the source: the last that detaches frees the memory, which takes a process of low priority long.
