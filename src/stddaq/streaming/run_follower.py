@@ -16,6 +16,7 @@ from stddaq.daemon import log
 from stddaq.daemon.forced_exit import exit_now
 
 RETRY_PERIOD_S = 0.5
+CLOSE_TIMEOUT_S = 5.0
 CRASHED = 70
 
 
@@ -45,8 +46,9 @@ class RunFollower:
     def close(self) -> None:
         """Disconnect."""
         self._loop.call_soon_threadsafe(self._task.cancel)
-        self._thread.join()
-        os.close(self._wake)
+        self._thread.join(CLOSE_TIMEOUT_S)
+        if not self._thread.is_alive():  # It wakes the service; the process ends without it.
+            os.close(self._wake)
 
     def _run(self) -> None:
         try:

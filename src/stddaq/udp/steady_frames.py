@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from stddaq.udp.packets import Packets
 
 # Frames whose identities `FrameOrder` learns later, all at once.
 CAPACITY = 256
+# The compiler takes some seconds.
+COMPILE_TIMEOUT_S = 60.0
 _WORD_BITS = 64
 _NS = 1e9
 
@@ -72,6 +75,16 @@ def _is_cached() -> bool:
     changed_at = Path(kernels.__file__).stat().st_mtime
     found = Path(kernels.receive.stats.cache_path or "/nowhere").glob("steady_kernels.receive-*.nbc")
     return any(each.stat().st_mtime > changed_at for each in found)
+
+
+def _wait_for_lock(descriptor: int) -> None:
+    """Lock an open file, unless another process keeps it locked for too long: then both compile."""
+    end = time.monotonic() + COMPILE_TIMEOUT_S
+    while time.monotonic() < end:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
 
 
 class SteadyFrames:
@@ -136,7 +149,7 @@ class SteadyFrames:
         self._state[kernels.ID] = self._state[kernels.HIGHEST_ID] + 1
         with Path(kernels.__file__).open("rb") as source:
             if kernels.receive.stats.cache_path and not _is_cached():
-                fcntl.flock(source, fcntl.LOCK_EX)
+                _wait_for_lock(source.fileno())
             self.receive(np.zeros(2, np.int64), 0.0, (0.0, 0.0), 0.0, frames)
 
     def aim(self, frames: FrameMemory) -> int:
