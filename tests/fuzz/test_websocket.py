@@ -39,6 +39,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
         [None, {"definition": "NXmx"}, {"sample": {"name": "\ud800"}}, {"axes": {"x": 1}}]
     )
     | JSON_VALUES,
+    "metadata": st.sampled_from([{}, {"uid": "6a2c"}, {"a": {"b": [1, None]}}, {"": "\ud800"}]) | JSON_VALUES,
 }
 assert FIELDS.keys() == StartCommand.model_fields.keys() - {"command", "path"}
 
