@@ -42,6 +42,8 @@ LENGTHS = (0, 1, 1, 2, 3, 10, 10, 50, 50, 200, 500, 3000)
 RESTART_EVERY = 25
 GOOD, OVERWRITTEN = 1, 3
 TIMEOUT_S = 30.0
+# A service notices within this time that a visitor is gone.
+SETTLED_S = 2.0
 # Limit of anonymous memory, from the first tenth after the warm-up to the last; allocators vary by as much.
 GROWTH_LIMIT_KIB = 3 * 1024
 
@@ -92,6 +94,14 @@ class Growth:
             if last > first + limit:
                 found.append(f"{self.name}: {last:g} {what} at the end, {first:g} at the beginning")
         return found
+
+
+def _settled(service: Service, n_descriptors: int) -> Sample:
+    """Return a sample after the connections of visitors are closed: `n_descriptors` remain, or a leak."""
+    end = time.monotonic() + SETTLED_S
+    while (sample := Sample.of(service)).descriptors > n_descriptors and time.monotonic() < end:
+        time.sleep(0.05)
+    return sample
 
 
 class Soak(Closing):
@@ -237,7 +247,8 @@ class Soak(Closing):
 
     def _sample(self) -> None:
         for name, service in self.services.items():
-            self.growth[name].samples.append(Sample.of(service))
+            samples = self.growth[name].samples
+            samples.append(_settled(service, samples[0].descriptors if samples else 0))
         self.leftovers.append((len(self._deployment.segments()), len(self._deployment.sockets())))
 
     def complaints(self) -> list[str]:
