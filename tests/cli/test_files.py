@@ -125,7 +125,8 @@ def test_a_run_is_exported_and_its_missing_images_are_drawn(real_driver: RealDri
         (["plot-missing", directory, "-o", directory / "out.svg"], "out.svg"),
     ):
         done = stddaq(real_driver, *command)
-        assert done.wait() == 0, done.stderr
+        # The first use of matplotlib on a machine looks at all fonts.
+        assert done.wait(60) == 0, done.stderr
         assert done.stdout == [f"{directory}/{out}"]
         refused = stddaq(real_driver, *command)
         assert refused.wait() == 2

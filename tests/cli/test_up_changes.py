@@ -80,13 +80,17 @@ def test_a_change_during_a_run_waits_for_its_end_and_the_next_run_is_recorded_wi
 
 
 def command_of_a_plain_client(url: str, command: dict[str, object]) -> dict[str, Any]:
-    """Connect, send, and return the first message, as a client of the C++ driver does."""
+    """Connect, send, and return the first message but greetings, as a client of the C++ driver does.
+
+    A client that sends later than 0.1 s after it has connected is greeted first.
+    """
 
     def answer() -> dict[str, Any] | None:
         try:
             with connect(url) as connection:
                 connection.send(json.dumps(command))
-                return json.loads(connection.recv(timeout=20))
+                messages = (json.loads(connection.recv(timeout=20)) for _ in range(100))
+                return next(message for message in messages if message["status"] != "idle")
         except (OSError, InvalidHandshake, ConnectionClosed):
             return None
 
