@@ -25,18 +25,11 @@ ROOT = Path(__file__).parents[2]
 CLEAN = Path(sys.prefix) / "clean" / "bin" / "python"
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(Path(sys.executable), id="here"),
-        pytest.param(CLEAN, id="clean", marks=pytest.mark.external),
-    ]
-)
-def python(request: pytest.FixtureRequest) -> Path:
-    """The Python of the environment in which examples run."""
-    assert request.param.exists(), (
-        f"{CLEAN}: missing; `make test-all` creates it, or sh .ci/make-clean {sys.prefix}"
-    )
-    return request.param
+@pytest.fixture
+def clean_python() -> Path:
+    """The Python of the environment in which slow examples run."""
+    assert CLEAN.exists(), f"{CLEAN}: missing; `make test-all` creates it, or sh .ci/make-clean {sys.prefix}"
+    return CLEAN
 
 
 @pytest.fixture
@@ -67,8 +60,8 @@ def imports_of(text: str) -> set[str]:
     return set(re.findall(r"^(?:import \w|from \w\S* import ).*", text, re.MULTILINE))
 
 
-@pytest.mark.slow
-def test_the_extra_has_all_that_examples_and_pages_import(python: Path):
+@pytest.mark.external
+def test_the_extra_has_all_that_examples_and_pages_import(clean_python: Path):
     examples = (ROOT / "examples").glob("*.py")
     pages = [path for path in (ROOT / "docs/how-to").glob("*.md") if path.name not in OTHER_EXTRAS]
     lines = set[str]().union(*(imports_of(path.read_text()) for path in (*examples, *pages)))
@@ -76,35 +69,35 @@ def test_the_extra_has_all_that_examples_and_pages_import(python: Path):
     lines.discard("from __future__ import annotations")
     # Of process_run.py and live_flat_field.py, whose pages say what to install.
     lines -= {line for line in lines if re.search("distributed|dranspose", line)}
-    done = subprocess.run([python, "-c", "\n".join(sorted(lines))], stderr=subprocess.PIPE, check=False)
+    done = subprocess.run([clean_python, "-c", "\n".join(sorted(lines))], stderr=subprocess.PIPE, check=False)
     assert done.returncode == 0, done.stderr.decode()
     # The page starts them.
     for command in (("ipython", "--version"), ("tiled", "serve", "catalog", "--help")):
         program, *arguments = command
-        subprocess.run([python.with_name(program), *arguments], stdout=subprocess.PIPE, check=True)
+        subprocess.run([clean_python.with_name(program), *arguments], stdout=subprocess.PIPE, check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.external
 def test_counting_flying_and_reading_by_handler(
-    deployment: Deployment, python: Path, port: int, directory: Path
+    deployment: Deployment, clean_python: Path, port: int, directory: Path
 ):
     arguments = (deployment.config_path, directory, "--url", f"ws://127.0.0.1:{port}")
     scene = Scene.of(DetectorConfig.parse(deployment.config), "rings")
     means = [scene.image(image_id).mean() for image_id in range(10)]
 
-    counted = run_example(deployment, python, "count.py", *arguments)
+    counted = run_example(deployment, clean_python, "count.py", *arguments)
     assert any("det_mean" in line for line in counted)
     shown = [np.fromstring(line.partition("[")[2].rstrip("]"), sep=" ") for line in counted[-5:]]
     np.testing.assert_allclose(np.ravel(shown), means)
 
     for spec, file in (("STDDAQ_RAW", "det_00001_0.h5"), ("STDDAQ_PUBLISHED", "det_00001_Published.h5")):
         read = run_example(
-            deployment, python, "read_with_handler.py", spec, directory / file, "--images-per-event", 2
+            deployment, clean_python, "read_with_handler.py", spec, directory / file, "--images-per-event", 2
         )
         assert read[4] == f"point 4: shape (2, 32, 48), mean {np.mean(means[8:]):.2f}"
         assert len(read) == 5
 
-    flown = run_example(deployment, python, "fly_scan.py", *arguments, "-n", 100)
+    flown = run_example(deployment, clean_python, "fly_scan.py", *arguments, "-n", 100)
     assert "images 0 to 100 are readable" in flown or any("to 100 are readable" in line for line in flown)
     with h5py.File(directory / "det_00002_Published.h5") as file:
         images = file["entry/data/data"]
@@ -112,9 +105,9 @@ def test_counting_flying_and_reading_by_handler(
         np.testing.assert_array_equal(images[99], scene.image(109))
 
 
-@pytest.mark.slow
+@pytest.mark.external
 def test_tomography_ends_in_a_plot(
-    deployment: Deployment, python: Path, tiled_server: TiledServer, directory: Path, tmp_path: Path
+    deployment: Deployment, clean_python: Path, tiled_server: TiledServer, directory: Path, tmp_path: Path
 ):
     port = free_port()
     deployment.run(
@@ -123,7 +116,7 @@ def test_tomography_ends_in_a_plot(
     plot = tmp_path / "tomography.png"
     printed = run_example(
         deployment,
-        python,
+        clean_python,
         "tomography.py",
         *(deployment.config_path, directory, tiled_server.url, plot),
         *("--api-key", API_KEY, "--url", f"ws://127.0.0.1:{port}", "-n", 20),
@@ -135,9 +128,7 @@ def test_tomography_ends_in_a_plot(
     assert pixels.std() > 20
 
 
-def test_a_session_starts_with_devices_and_a_run_engine(
-    deployment: Deployment, python: Path, port: int, directory: Path
-):
+def test_a_session_starts_with_devices_and_a_run_engine(deployment: Deployment, port: int, directory: Path):
     deployment.env |= {
         "STDDAQ_CONFIG": str(deployment.config_path),
         "STDDAQ_URL": f"ws://127.0.0.1:{port}",
@@ -149,7 +140,7 @@ def test_a_session_starts_with_devices_and_a_run_engine(
         "det.stage().wait(10)\ndet.trigger().wait(10)\nprint(det.read()['det_n_images']['value'])\n"
         "det.unstage().wait(10)\nRE(scan([det], motor, 0, 1, 2))\ndet.summary()"
     )
-    session = deployment.run(python, "-m", "IPython", "--colors=NoColor", "-c", program)
+    session = deployment.run(sys.executable, "-m", "IPython", "--colors=NoColor", "-c", program)
     assert session.wait(timeout=100) == 0, session.output
     assert "1" in session.stdout
     assert "files            " in session.output

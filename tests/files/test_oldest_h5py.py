@@ -38,7 +38,16 @@ def test_it_is_the_lower_bound_of_the_dependency():
 @pytest.mark.timeout(400)
 def test_it_passes_the_tests_that_write_read_and_repair(tests: str, tmp_path: Path):
     report = run_python(
-        *("-m", "pytest", "-q", "-n", 0, "-m", "not external", f"--basetemp={tmp_path / 'inner'}"),
+        *(
+            "-m",
+            "pytest",
+            "-q",
+            "-n",
+            0,
+            "-m",
+            "not external and not slow",
+            f"--basetemp={tmp_path / 'inner'}",
+        ),
         *("-p", "no:cacheprovider", REPOSITORY / tests),
         timeout=380.0,
     )
