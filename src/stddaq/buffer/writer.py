@@ -29,7 +29,8 @@ from stddaq.errors import ConfigError
 from stddaq.processing.outputs import StageOutput
 from stddaq.processing.stage import Stage
 from stddaq.text import mismatch
-from stddaq.wire.blosc2_chunk import MAX_BYTES, ChunkCompressor
+from stddaq.wire.blosc2_chunk import ChunkCompressor
+from stddaq.wire.compression import MAX_BLOSC2_BYTES
 from stddaq.wire.image_buffer import MAX_ID, BufferedMetadata, checksum
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
@@ -165,10 +166,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
-    if config.image_bytes > MAX_BYTES:
+    if config.image_bytes > MAX_BLOSC2_BYTES:
         raise ConfigError(
             mismatch(
-                args.detector_json_filename, f"images of up to {MAX_BYTES} bytes", f"{config.image_bytes}"
+                args.detector_json_filename,
+                f"images of up to {MAX_BLOSC2_BYTES} bytes",
+                f"{config.image_bytes}",
             )
         )
     expire_hours = args.timeout or args.keep or 1.0

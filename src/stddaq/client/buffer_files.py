@@ -12,8 +12,8 @@ from stddaq.client.buffer_index import ImageBufferError
 from stddaq.closing import Closing
 from stddaq.dataplane.metadata import dtype_of
 from stddaq.text import mismatch
-from stddaq.wire.blosc2_chunk import MAX_BYTES, decompress_chunk_into
-from stddaq.wire.compression import CompressionError
+from stddaq.wire.compressed_image import decompress_image_into
+from stddaq.wire.compression import MAX_BLOSC2_BYTES, CompressionError
 from stddaq.wire.image_buffer import BufferedMetadata, ImageMetadata, checksum, file_name
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
@@ -40,7 +40,7 @@ class BufferFiles(Closing):
             pixels.reshape(-1).view(np.uint8)[:] = np.frombuffer(chunk, np.uint8)
             return
         try:
-            decompress_chunk_into(chunk, pixels)
+            decompress_image_into(pb.blosc2, chunk, pixels)
         except CompressionError as error:
             raise DamagedImageError(f"image {metadata.image_id}: {error}") from error
 
@@ -119,7 +119,9 @@ def empty_image(metadata: ImageMetadata) -> np.ndarray:
         raise DamagedImageError(
             mismatch(f"image {metadata.image_id}", "a pixel type of std_daq", f"dtype {metadata.dtype}")
         ) from None
-    if not 0 < metadata.height * metadata.width * dtype.itemsize <= MAX_BYTES:
+    if not 0 < metadata.height * metadata.width * dtype.itemsize <= MAX_BLOSC2_BYTES:
         got = f"{metadata.height}x{metadata.width}"
-        raise DamagedImageError(mismatch(f"image {metadata.image_id}", f"up to {MAX_BYTES} bytes", got))
+        raise DamagedImageError(
+            mismatch(f"image {metadata.image_id}", f"up to {MAX_BLOSC2_BYTES} bytes", got)
+        )
     return np.empty((metadata.height, metadata.width), dtype)

@@ -10,8 +10,13 @@ import numpy as np
 
 from stddaq.config import DetectorConfig
 from stddaq.text import mismatch
-from stddaq.wire.blosc2_chunk import MAX_BYTES, ChunkCompressor
-from stddaq.wire.compression import CompressionError, bitshuffle_lz4_bound, compress_bitshuffle_lz4_within
+from stddaq.wire.blosc2_chunk import ChunkCompressor
+from stddaq.wire.compression import (
+    MAX_BLOSC2_BYTES,
+    CompressionError,
+    bitshuffle_lz4_bound,
+    compress_bitshuffle_lz4_within,
+)
 
 
 class BitshuffleLz4:
@@ -33,8 +38,10 @@ class Blosc2:
 
     def __init__(self, config: DetectorConfig, level: int) -> None:
         """`level` 0 to 9. Raise `CompressionError` for images that are too large for Blosc2."""
-        if config.image_bytes > MAX_BYTES:
-            raise CompressionError(mismatch("image", f"up to {MAX_BYTES} bytes", str(config.image_bytes)))
+        if config.image_bytes > MAX_BLOSC2_BYTES:
+            raise CompressionError(
+                mismatch("image", f"up to {MAX_BLOSC2_BYTES} bytes", str(config.image_bytes))
+            )
         self._compressor = ChunkCompressor(config.dtype.itemsize, level)
 
     def __call__(self, pixels: np.ndarray, room: np.ndarray) -> int | None:

@@ -16,8 +16,6 @@ import numpy as np
 from stddaq.text import mismatch
 from stddaq.wire.compression import Buffer, CompressionError
 
-# C-Blosc2 compresses less than 2 GiB at once, see BLOSC2_MAX_BUFFERSIZE.
-MAX_BYTES = 2**31 - 1 - 32
 # Chunk header (little-endian), see
 # https://github.com/Blosc/c-blosc2/blob/main/README_CHUNK_FORMAT.rst
 _CHUNK_HEADER = struct.Struct("<4B3i")

@@ -29,6 +29,8 @@ _SMALLEST_BLOCK = 128
 # A block has a multiple of 8 elements.
 _BLOCK_MULTIPLE = 8
 MAX_BLOCK_BYTES = 2**30
+# C-Blosc2 compresses less than 2 GiB at once, see BLOSC2_MAX_BUFFERSIZE.
+MAX_BLOSC2_BYTES = 2**31 - 1 - 32
 # The most that LZ4 compresses at once.
 _MAX_LZ4_BYTES = 0x7E000000
 _HEADER = struct.Struct(">qi")

@@ -36,6 +36,8 @@ IMPORTS = (
     "stddaq.sources.simulated.service",
     "stddaq.cli.record",
     "stddaq.streaming.service",
+    "stddaq.udp.conversion",
+    "stddaq.udp.steady_frames",
     "stddaq.web.app",
     "stddaq.web.service",
     "stddaq.writing.driver.service",
