@@ -232,7 +232,7 @@ def storage_of_a_writer_is_slow(site: Site) -> Course:
     yield
     rig.begin()
     storage.stop_responding()
-    slow = Thread(target=storage.respond_slowly, args=(30, 0.5))
+    slow = Thread(target=storage.respond_slowly, args=(300, 1.0, site.ended))
     slow.start()
     next_id = 0
     while slow.is_alive():

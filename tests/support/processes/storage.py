@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
+from threading import Event
 
 from support.processes import blocked
 from support.processes.deployment import Deployment, Service, wait_until
@@ -30,14 +30,20 @@ class Storage:
         """Wait until the service waits in the function."""
         wait_until(self._entered.exists, what="a call that blocks")
 
-    def respond_slowly(self, n_calls: int, seconds: float) -> None:
-        """Let as many calls last this long, after `stop_responding`; later ones do not block."""
+    def respond_slowly(self, n_calls: int, seconds: float, ended: Event | None = None) -> None:
+        """Let as many calls last this long, after `stop_responding`; later ones do not block.
+
+        At `ended` the current call is the last one that does.
+        """
+        ended = ended or Event()
         for n_left in reversed(range(n_calls)):
             self.wait_for_a_call()
             self._entered.unlink()
-            time.sleep(seconds)
+            is_last = ended.wait(seconds) or not n_left
             blocking = os.open(self._fifo, os.O_PATH)
-            if not n_left:
+            if is_last:
                 self._fifo.unlink()
             Path(f"/proc/self/fd/{blocking}").write_bytes(b"")
             os.close(blocking)
+            if is_last:
+                return
