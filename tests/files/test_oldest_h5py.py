@@ -58,7 +58,7 @@ def test_it_passes_the_tests_that_write_read_and_repair(directory: str, tmp_path
             "-n",
             0,
             "-m",
-            "not external and not slow",
+            "not external",
             f"--basetemp={tmp_path / 'inner'}",
         ),
         *("-p", "no:cacheprovider"),
