@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from support.processes.joined_drivers import (
     joined_drivers,
 )
 from support.processes.recording import MakeRig
+
+from stddaq.client.async_driver import SILENCE_TIMEOUT_S
 
 
 @pytest.fixture
@@ -39,6 +42,17 @@ def test_two_drivers_record_one_run_with_one_account_and_one_master_file(drivers
     for name in ("scanPart1_0.h5", "scanPart1_1.h5", "scanPart2_0.h5", "scanPart2_1.h5", "scanMaster.h5"):
         assert re.search(rf"file .*/{name} \(.*B\)", record.output)
     assert_master_shows(drivers, range(60), "scan")
+    deployment, directory = drivers.parts[0].deployment, drivers.directory
+    options = ("--prefix", "scan")
+    checked = deployment.run(deployment.stddaq, "validate", directory, *options, "--pixels")
+    assert checked.wait() == 0, checked.output
+    assert checked.stdout[0] == f"{directory}/scanMaster.h5: 60 images of several drivers, 2 parts"
+    assert checked.stdout[-1] == "no problems in the run of all parts"
+    exported = deployment.run(deployment.stddaq, "export", directory, directory / "out.tif", *options)
+    assert exported.wait() == 0, exported.output
+    assert exported.stdout == [
+        f"{directory}/outPart{part}.tif: 60 images, all compared with the run" for part in (1, 2)
+    ]
 
 
 def test_images_that_one_part_lacks_are_listed_and_not_in_the_master_file(drivers: JoinedDrivers):
@@ -138,6 +152,29 @@ def test_the_run_goes_on_without_a_driver_that_is_killed(drivers: JoinedDrivers)
     assert "  lost      from image id 20 on" in record.stdout
     # Its writers have closed their files.
     assert_master_shows(drivers, range(20))
+
+
+def test_a_driver_that_hangs_is_named_and_its_part_is_complete_when_it_goes_on(
+    make_drivers: MakeJoinedDrivers,
+):
+    drivers = make_drivers(n_parts=3)
+    record = drivers.record("-n", 40)
+    record.wait_for_line("waiting_for_first_image")
+    drivers.publish(range(20))
+    record.wait_for_line("recording: 20 of")
+    n_lines, since = len(record.stdout), time.monotonic()
+    drivers.parts[2].driver.send(signal.SIGSTOP)
+    try:
+        record.wait_for_line("part 3 .*no status from the driver for 5 s", start=n_lines)
+    finally:
+        drivers.parts[2].driver.send(signal.SIGCONT)
+    # A line of progress comes once a second.
+    assert time.monotonic() - since < SILENCE_TIMEOUT_S + 3
+    drivers.publish(range(20, 40))
+    assert record.wait() == 0, record.output
+    assert "images      40, all good, ids 0 to 39, none dropped" in record.stdout
+    assert f"part 3      40 images, driver {drivers.urls[2]}" in record.stdout
+    assert_master_shows(drivers, range(40))
 
 
 def test_a_driver_that_was_restarted_is_lost_although_it_answers(drivers: JoinedDrivers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +17,19 @@ from support.data.raw_files import Image, RunSpec, dataset, pixels, stream, writ
 
 import stddaq
 from stddaq.errors import FileLayoutError, OutputExistsError
+from stddaq.files.export.plan import plan_export
+from stddaq.files.export.run import export_run
 from stddaq.files.info import describe
 from stddaq.files.joined_runs import create_joined_master
+from stddaq.files.reading import LostImagesError
 from stddaq.files.run import read_run
 from stddaq.files.sources import OtherRunError
+from stddaq.files.validate_joined import JoinedReport, validate
 
 SHAPES = (2, 3), (4, 2)
 
 
-def join(directory: Path, *parts: Sequence[Image], overwrite: bool = False) -> Path:
+def join(directory: Path, *parts: Sequence[Image], overwrite: bool = False, **account: object) -> Path:
     """Write the raw files of parts, and the master file over them. Return its path."""
     runs = []
     for number, (images, shape) in enumerate(zip(parts, SHAPES, strict=True), 1):
@@ -33,8 +38,26 @@ def join(directory: Path, *parts: Sequence[Image], overwrite: bool = False) -> P
         )
         runs.append(read_run(write_run(directory, images, spec)))
     path = directory / "fileMaster.h5"
-    create_joined_master(path, runs, overwrite=overwrite)
+    text = json.dumps({"outcome": "file_saved"} | account) if account else None
+    create_joined_master(path, runs, account=text, overwrite=overwrite)
     return path
+
+
+def lose(path: Path, row: int) -> None:
+    """Let an image of a raw file be overwritten."""
+    with h5py.File(path, "r+") as file:
+        rows = dataset(next(iter(file.values())), "metadata")
+        rows[row] = (rows[row]["image_id"], 3)
+
+
+def problems(path: Path, n_of_parts: int = 0) -> list[str]:
+    """Return the problems of a joined run, without its directory; its parts have `n_of_parts`."""
+    report = validate(path, pixels=True)
+    assert isinstance(report, JoinedReport)
+    assert sum(len(part.problems) for part in report.parts) == n_of_parts
+    assert report.exit_code == bool(report.problems or n_of_parts)
+    directory = path.parent if path.is_file() else path
+    return [problem.text.replace(f"{directory}/", "") for problem in report.problems]
 
 
 def assert_joined(path: Path, ids: Sequence[int], epochs: Sequence[dict[int, int]] = ({}, {})) -> None:
@@ -109,8 +132,10 @@ def test_an_existing_file_is_replaced_only_on_request(tmp_path: Path):
 
 def test_open_run_says_which_parts_there_are(tmp_path: Path):
     path = join(tmp_path, stream(range(5)), stream(range(5)))
-    with pytest.raises(FileLayoutError, match=r"expected part=1 to part=2 of the drivers.*, got no part"):
-        stddaq.open_run(path)
+    for named in (path, tmp_path):
+        with pytest.raises(FileLayoutError, match=r"expected part=1 to part=2 of the drivers.*, got no part"):
+            stddaq.open_run(named)
+    assert stddaq.open_run(tmp_path, part=2).image_shape == SHAPES[1]
     with pytest.raises(FileLayoutError, match="expected a part from 1 to 2, got part 3"):
         stddaq.open_run(path, part=3)
     with pytest.raises(FileLayoutError, match="expected the master file of several drivers, got none"):
@@ -135,3 +160,84 @@ def test_the_description_names_what_it_is(tmp_path: Path):
     assert (info.kind, info.n_images) == ("joined master", 3)
     assert info.ids is not None
     assert (info.ids.first, info.ids.last) == (2, 4)
+
+
+def test_a_sound_run_has_no_problems(tmp_path: Path):
+    path = join(tmp_path, stream(range(7)), stream(range(2, 8)), count=5, n_good=5, n_incomplete=3)
+    for named in (path, tmp_path):
+        assert problems(named) == []
+    report = validate(path)
+    assert isinstance(report, JoinedReport)
+    assert (report.n_images, report.n_good, report.incomplete.ranges) == (5, 5, ((0, 1), (7, 7)))
+    assert [part.n_images for part in report.parts] == [7, 6]
+    assert "  only in some parts      3: image ids 0-1, 7" in report.lines()
+    assert report.lines()[-1] == "no problems in the run of all parts"
+
+
+def test_images_that_only_some_parts_have_and_a_wrong_account_are_problems(tmp_path: Path):
+    parts = stream(range(7)), stream([0, 1, 3, 4, 5, 6])
+    path = join(tmp_path, *parts, outcome="error", reason="part 2: lost", count=6, n_good=6, n_incomplete=1)
+    assert problems(path) == [
+        "fileMaster.h5: images: expected those from 0 to 6 in every part, got 1 only in some, image ids 2",
+        "fileMaster.h5: account: expected a run that was saved, got error: part 2: lost",
+    ]
+    lose(tmp_path / "filePart1_0.h5", 2)
+    text = "fileMaster.h5: account: n_good: expected 5 as in the raw files, got 6"
+    assert problems(tmp_path, n_of_parts=1)[-1] == text
+
+
+def test_a_part_whose_files_are_missing_or_others_is_named(tmp_path: Path):
+    path = join(tmp_path, stream(range(7)), stream(range(7)))
+    spec = RunSpec(prefix="filePart2_", shape=SHAPES[1], detector="d2", run_id="run-2")
+    write_run(tmp_path, stream(range(1, 8)), spec)
+    assert problems(path) == ["fileMaster.h5: does not show the images that are in the raw files now"]
+    (tmp_path / "filePart2_1.h5").unlink()
+    assert problems(path, n_of_parts=1) == ["filePart2_1.h5: is missing, no such file"]
+    (tmp_path / "filePart2_0.h5").unlink()
+    found = problems(path)
+    assert found[0] == "part 2: filePart2_0.h5: is missing, no such file or directory"
+    assert len(found) == 2
+
+
+def test_without_its_master_file_the_parts_of_a_run_are_named(tmp_path: Path):
+    join(tmp_path, stream(range(3)), stream(range(3))).unlink()
+    with pytest.raises(FileLayoutError, match=r"no raw files of this prefix; .* filePart1_, filePart2_$"):
+        validate(tmp_path)
+    report = validate(tmp_path, "filePart2_")
+    assert (report.exit_code, report.n_images) == (0, 3)
+
+
+def test_each_part_is_exported_and_image_i_of_all_has_the_same_id(tmp_path: Path):
+    path = join(tmp_path, stream(range(9)), stream([*range(1, 5), *range(6, 10)]))
+    lose(tmp_path / "filePart1_0.h5", 2)
+    lose(tmp_path / "filePart2_1.h5", 0)
+    out = tmp_path / "out.h5"
+    with pytest.raises(LostImagesError, match=r"filePart1_0\.h5: .* got 1, image ids 4"):
+        export_run(path, out)
+    plan = plan_export(tmp_path, out, losses="drop")
+    files = [tmp_path / f"outPart{part}.h5" for part in (1, 2)]
+    assert (plan.outs, plan.n_images, len(plan.raw_files)) == ((*files,), 5, 4)
+    # Neither image is in a file, although each part has one of them.
+    ids = [2, 3, 6, 7, 8]
+    assert export_run(tmp_path, out, losses="drop") == len(ids)
+    for file, shape in zip(files, SHAPES, strict=True):
+        run = stddaq.open_run(file)
+        assert run.image_ids.tolist() == ids
+        assert np.array_equal(run.images[:], pixels([Image(0, i) for i in ids], shape))
+    files[0].unlink()
+    with pytest.raises(OutputExistsError, match=r"outPart2\.h5"):
+        export_run(path, out, losses="drop")
+
+
+def test_an_interrupted_export_of_all_parts_is_continued(tmp_path: Path):
+    path = join(tmp_path, stream(range(9)), stream(range(9)))
+
+    def interrupt(_what: str, _done: int, _total: int) -> None:
+        if (tmp_path / "outPart2.tif.partial").exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_run(path, tmp_path / "out.tif", on_progress=interrupt)
+    assert not (tmp_path / "outPart1.tif").exists()
+    export_run(path, tmp_path / "out.tif")
+    assert sorted(file.name for file in tmp_path.glob("out*")) == ["outPart1.tif", "outPart2.tif"]

@@ -36,15 +36,15 @@ def run(args: argparse.Namespace) -> int:
     from stddaq.cli.progress import Progress
     from stddaq.files.export.plan import plan_export
     from stddaq.files.export.run import export_run
+    from stddaq.files.export.source import open_sources
     from stddaq.files.opening import isolated
-    from stddaq.files.reading import open_run
     from stddaq.text import escaped
 
     path, out = Path(args.path), Path(args.out)
     # HDF5 may crash over the metadata of a damaged file, or not finish reading them.
-    isolated(lambda: len(open_run(path, args.prefix)), path)
+    isolated(lambda: len(open_sources(path, args.prefix, "fill")), path)
+    plan = plan_export(path, out, args.prefix, format=args.format, losses=args.losses)
     if args.dry_run:
-        plan = plan_export(path, out, args.prefix, format=args.format, losses=args.losses)
         print("\n".join(map(escaped, plan.lines())))
         return 0 if plan.fits else 1
     signal.signal(signal.SIGTERM, _interrupt)
@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("stddaq export: interrupted; the same command continues it", file=sys.stderr)
         raise
-    print(f"{out}: {n_images} images, all compared with the run")
+    for made in plan.outs:
+        print(f"{made}: {n_images} images, all compared with the run")
     return 0
 
 

@@ -21,11 +21,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from stddaq.cli.progress import Progress
-    from stddaq.files.validate_run import validate_run
+    from stddaq.files.validate_joined import validate
     from stddaq.text import escaped
 
     with Progress() as progress:
-        report = validate_run(Path(args.path), args.prefix, pixels=args.pixels, on_progress=progress)
+        report = validate(Path(args.path), args.prefix, pixels=args.pixels, on_progress=progress)
     if args.json:
         print(json.dumps(dataclasses.asdict(report) | {"exit_code": report.exit_code}, default=str))
     else:

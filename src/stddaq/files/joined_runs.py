@@ -24,7 +24,7 @@ import stddaq
 from stddaq.errors import FileLayoutError, OutputExistsError, StdDaqError
 from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.id_ranges import id_ranges
-from stddaq.files.names import master_file_name
+from stddaq.files.names import master_file_name, raw_file_name
 from stddaq.files.nexus import ACCOUNT, ENTRY, JOINED_IDS, lost_pixel, nexus_group, set_attributes
 from stddaq.files.opening import examine, relative_name
 from stddaq.files.raw_rows import RawRows, read_raw_file
@@ -34,6 +34,7 @@ from stddaq.files.virtual import MappedRows, Stretch, create_virtual_dataset, ma
 from stddaq.joined_account import IdSet, Part, joined_account
 from stddaq.new_file import replacing
 from stddaq.text import mismatch
+from stddaq.wire.driver_messages import DEFAULT_FILE_PREFIX
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 _ABOUT = "/entry/stddaq"
@@ -135,7 +136,7 @@ def create_joined_master(
     try:
         with replacing(path, overwrite=overwrite) as temporary:
             _write(temporary.opened, path.parent, parts, ids, account)
-            _verify(temporary.opened, parts, ids)
+            verify_joined_master(temporary.opened, parts, ids)
     except FileExistsError as error:
         raise OutputExistsError(str(error)) from error
     return len(ids)
@@ -215,8 +216,8 @@ def _stretches(found: np.ndarray, ids: np.ndarray) -> tuple[list[Stretch], bool]
     return cut, not len(falls)
 
 
-def _verify(path: Path, parts: Sequence[RecordedRun], ids: np.ndarray) -> None:
-    """Read the ids of all images of all parts through the new file."""
+def verify_joined_master(path: Path, parts: Sequence[RecordedRun], ids: np.ndarray) -> None:
+    """Read the ids of all images of all parts through the file. Raise `FileLayoutError` for others."""
     with h5py.File(path, "r", locking=False) as file:
         for number, part in enumerate(parts, 1):
             rows = file[f"{ENTRY}/part{number}/metadata"]
@@ -255,6 +256,20 @@ class JoinedPart:
         if len(rows) < len(self.image_ids) or not np.array_equal(found[rows], self.image_ids):
             raise FileLayoutError(f"{self.path}: does not show the images that are in the raw files now")
         return rows
+
+
+def joined_master(path: Path, prefix: str | None = None) -> Path | None:
+    """Return the master file over parts at `path`, or of `prefix` (default "file") in a directory, if any.
+
+    Other files of a run, also of a part, are those of one driver.
+    """
+    if path.is_dir() or prefix is not None:
+        directory = path if path.is_dir() else path.parent
+        prefix = DEFAULT_FILE_PREFIX if prefix is None else prefix
+        if (directory / raw_file_name(prefix, 0)).exists():
+            return None
+        path = directory / master_file_name(prefix)
+    return path if n_parts_of(path) else None
 
 
 def n_parts_of(path: Path) -> int:

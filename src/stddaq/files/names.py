@@ -173,8 +173,10 @@ def sibling(paths: Sequence[Path], writer: int) -> Path:
 def _run_of(directory: Path, prefix: str, allow_absent: bool) -> RunFiles:
     writers = _writers(directory, prefix)
     if not writers:
+        parts = ", ".join(_parts_in(directory, prefix))
+        advice = f"; the parts of the run of several drivers have the prefixes {parts}" if parts else ""
         raise FileLayoutError(
-            f"{directory / raw_file_name(prefix, 0)}: is missing, no raw files of this prefix"
+            f"{directory / raw_file_name(prefix, 0)}: is missing, no raw files of this prefix{advice}"
         )
     absent = _absent(writers)
     if absent and allow_absent:
@@ -193,6 +195,12 @@ def _run_of(directory: Path, prefix: str, allow_absent: bool) -> RunFiles:
         master=directory / master_file_name(prefix),
         nxmx=directory / nxmx_file_name(prefix),
     )
+
+
+def _parts_in(directory: Path, prefix: str) -> list[str]:
+    """Return the prefixes of the parts of a run of several drivers that have files in `directory`, sorted."""
+    name = re.compile(rf"({re.escape(prefix)}Part\d+_)\d+\.h5")
+    return sorted({match[1] for path in directory.iterdir() if (match := name.fullmatch(path.name))})
 
 
 def _writers(directory: Path, prefix: str) -> list[int]:

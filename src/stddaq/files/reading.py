@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from stddaq.errors import FileLayoutError, StdDaqError
-from stddaq.files.joined_runs import n_parts_of, part_of_master
+from stddaq.files.joined_runs import joined_master, n_parts_of, part_of_master
 from stddaq.files.lazy_images import LazyImages
 from stddaq.files.opened_run import Identity, OpenedRun
 from stddaq.files.raw_pixels import RawPixels
@@ -67,15 +67,15 @@ def open_run(
         raise ValueError(mismatch("losses", '"raise" or "mask"', shown(losses)))
     found = _path_of(path)
     if part is not None:
-        shown_part = part_of_master(found, part)
+        shown_part = part_of_master(joined_master(found, prefix) or found, part)
         opened = OpenedRun(shown_part.raw_files[0], None, growing=False)
         return Run(opened, losses, damaged, shown_part.rows_of(opened.raw_files[0].rows, opened.image_ids))
     try:
         return Run(OpenedRun(found, prefix, growing), losses, damaged)
     except FileLayoutError as error:
-        if n_parts := n_parts_of(found):
-            expected = f"part=1 to part={n_parts} of the drivers that recorded it"
-            raise FileLayoutError(mismatch(str(found), expected, "no part")) from error
+        if (master := joined_master(found, prefix)) is not None:
+            expected = f"part=1 to part={n_parts_of(master)} of the drivers that recorded it"
+            raise FileLayoutError(mismatch(str(master), expected, "no part")) from error
         raise
 
 

@@ -9,14 +9,8 @@ from pathlib import Path
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.info import FileInfo, describe
-from stddaq.files.names import (
-    RunFiles,
-    files_of_prefix,
-    find_run,
-    master_file_name,
-    prefixes_in,
-    raw_file_name,
-)
+from stddaq.files.joined_runs import joined_master
+from stddaq.files.names import RunFiles, files_of_prefix, find_run, prefixes_in
 from stddaq.files.opening import isolated
 from stddaq.text import bytes_text
 
@@ -70,10 +64,9 @@ def list_runs(directory: Path) -> Iterator[RunSummary]:
 
 
 def _summarise(directory: Path, prefix: str) -> RunSummary:
-    over_parts = directory / master_file_name(prefix)
-    if over_parts.exists() and not (directory / raw_file_name(prefix, 0)).exists():
+    if (over_parts := joined_master(directory, prefix)) is not None:
         info = describe(over_parts)
-        if info.kind == "joined master" and info.account is not None:
+        if info.account is not None:
             # The parts are listed as runs of their own.
             return _of_account(prefix, info, info.account, info.size)
     files = find_run(directory, prefix)

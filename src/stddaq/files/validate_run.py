@@ -24,7 +24,7 @@ from stddaq.files.opened_run import files_of_master, is_master_file, run_of_mast
 from stddaq.files.opening import examine, isolated
 from stddaq.files.raw_pixels import RawPixels
 from stddaq.files.raw_rows import RawRows, raw_file_of, read_raw_file
-from stddaq.files.run import RecordedRun, read_run
+from stddaq.files.run import read_run
 from stddaq.files.sources import check_sources
 from stddaq.files.validate_pixels import BlockResult, blocks, read_block
 from stddaq.text import mismatch
@@ -35,7 +35,7 @@ About = Literal["file", "order", "metadata", "master", "account", "images", "pix
 OnProgress = Callable[[str, int, int], None]
 T = TypeVar("T")
 
-_SHOWN_RANGES = 10
+SHOWN_RANGES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class RunReport:
             f"{self.path}: {self.n_images} images in {len(self.raw_files)} raw files{between}",
             f"  {'good':<24}{self.n_good}",
             *(
-                f"  {kind:<24}{ids.number}: image ids {ids.shown(_SHOWN_RANGES)}"
+                f"  {kind:<24}{ids.number}: image ids {ids.shown(SHOWN_RANGES)}"
                 for kind, ids in counts.items()
                 if ids.number
             ),
@@ -233,7 +233,7 @@ def _count_images(paths: Sequence[Path]) -> dict[str, Any]:
 def _bad_images(report: RunReport) -> Iterator[Problem]:
     for kind, ids in (("damaged", report.damaged), ("overwritten or failed", report.overwritten)):
         if ids.number:
-            got = f"{ids.number} {kind}, image ids {ids.shown(_SHOWN_RANGES)}"
+            got = f"{ids.number} {kind}, image ids {ids.shown(SHOWN_RANGES)}"
             yield Problem("images", report.path, mismatch(f"{report.path}: images", "good ones", got))
 
 
@@ -268,21 +268,32 @@ def _examine_master(path: Path) -> tuple[Problem, ...]:
         account = account_of(opened.file)
     if account is None:
         return ()
-    return tuple(Problem("account", path, text) for text in _compare(f"{path}: account", account, run))
-
-
-def _compare(where: str, account: Mapping[str, Any], run: RecordedRun) -> Iterator[str]:
-    """Return what is wrong with the driver's account, or with the run by it."""
-    if account.get("outcome") != "file_saved":
-        yield mismatch(where, "a run that was saved", f"{account.get('outcome')}: {account.get('reason')}")
-    if account.get("n_dropped"):
-        yield mismatch(where, "no dropped images", str(account["n_dropped"]))
-    if run.run_id is not None and account.get("run_id") != run.run_id:
-        yield mismatch(where, f"run_id {run.run_id} of the raw files", str(account.get("run_id")))
     n_good = sum(int(np.count_nonzero(raw.status == pb.good_image)) for raw in run.raw_files)
     numbers = {"count": run.order.n_images, "n_good": n_good}
     if run.order.n_epochs == 1:
         numbers["n_skipped"] = skipped_ids(run.order.image_ids).number
+    return tuple(compare_account(path, account, numbers, run.run_id))
+
+
+def compare_account(
+    path: Path, account: Mapping[str, Any], numbers: Mapping[str, int], run_id: str | None = None
+) -> Iterator[Problem]:
+    """Yield what is wrong with an account in the file `path`, or with the run by it.
+
+    `numbers` are those that the raw files give, by key; `run_id` is theirs, if the account has it.
+    """
+    return (Problem("account", path, text) for text in _compare(f"{path}: account", account, numbers, run_id))
+
+
+def _compare(
+    where: str, account: Mapping[str, Any], numbers: Mapping[str, int], run_id: str | None
+) -> Iterator[str]:
+    if account.get("outcome") != "file_saved":
+        yield mismatch(where, "a run that was saved", f"{account.get('outcome')}: {account.get('reason')}")
+    if account.get("n_dropped"):
+        yield mismatch(where, "no dropped images", str(account["n_dropped"]))
+    if run_id is not None and account.get("run_id") != run_id:
+        yield mismatch(where, f"run_id {run_id} of the raw files", str(account.get("run_id")))
     if account.get("n_failed"):
         # Failed images may be in the files or not.
         numbers = {}
@@ -324,5 +335,5 @@ def _check_pixels(report: RunReport, parts: Sequence[_Part], on_progress: OnProg
 
 
 def _none_of(part: _Part, what: str, expected: str, ids: IdRanges, of: int, reason: str) -> str:
-    got = f"none of {ids.number}, image ids {ids.shown(_SHOWN_RANGES)}" + (f" ({reason})" if reason else "")
+    got = f"none of {ids.number}, image ids {ids.shown(SHOWN_RANGES)}" + (f" ({reason})" if reason else "")
     return mismatch(f"{part.path}: {what}", expected.format(of), got)

@@ -23,13 +23,15 @@ class ExportPlan:
     """An export that can be made.
 
     Attributes:
+        outs: the files to make: one, or one for each part of a run of several drivers.
         raw_files: the files to read, each with its size in bytes.
-        n_lost: images among `n_images` that are filled because they have no pixels.
-        most_bytes: size of `out` at most. Zarr compresses, so its exports are smaller.
-        free_bytes: in the file system of `out`, with what an interrupted export has left there.
+        n_images: of each file.
+        n_lost: images among them that are filled because they have no pixels, of all files.
+        most_bytes: size of all files at most. Zarr compresses, so its exports are smaller.
+        free_bytes: in the file system of `outs`, with what an interrupted export has left there.
     """
 
-    out: Path
+    outs: tuple[Path, ...]
     format: Format
     raw_files: tuple[tuple[Path, int], ...]
     n_images: int
@@ -49,7 +51,8 @@ class ExportPlan:
         room = "" if self.fits else ": not enough"
         return [
             *(f"reads {path}, {_mib(size)}" for path, size in self.raw_files),
-            f"writes {self.out}, {self.format}: {self.n_images} images{filled}, at most {most}",
+            f"writes {', '.join(map(str, self.outs))}, {self.format}: {self.n_images} images{filled}, "
+            f"at most {most}",
             f"free there: {_mib(self.free_bytes)}{room}",
         ]
 
@@ -66,20 +69,20 @@ def plan_export(
 
     Raises the same errors, and `FileLayoutError` if the directory of `out` does not exist.
     """
-    kind, source = prepare_export(path, out, prefix, format, losses)
-    files = tuple((raw.path, raw.path.stat().st_size) for raw in source.run.raw_files)
+    kind, sources = prepare_export(path, out, prefix, format, losses)
+    files = [raw.path for source in sources.values() for raw in source.run.raw_files]
     try:
         free = shutil.disk_usage(out.absolute().parent).free
     except OSError as error:
         raise FileLayoutError(f"{out}: cannot be made: {error.strerror}") from error
     return ExportPlan(
-        out=out,
+        outs=tuple(sources),
         format=kind,
-        raw_files=files,
-        n_images=len(source),
-        n_lost=int(source.lost.sum()),
-        most_bytes=_most_bytes(kind, source),
-        free_bytes=free + _bytes_of(partial_of(out)),
+        raw_files=tuple((file, file.stat().st_size) for file in files),
+        n_images=len(next(iter(sources.values()))),
+        n_lost=sum(int(source.lost.sum()) for source in sources.values()),
+        most_bytes=sum(_most_bytes(kind, source) for source in sources.values()),
+        free_bytes=free + sum(_bytes_of(partial_of(one)) for one in sources),
     )
 
 

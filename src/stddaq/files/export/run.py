@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from stddaq.errors import OutputExistsError, StdDaqError
-from stddaq.files.export.source import Losses, Reader, Source, Writer
+from stddaq.files.export.source import Losses, Reader, Source, Writer, open_sources
 from stddaq.text import mismatch
 
 Format = Literal["hdf5", "tiff", "zarr"]
@@ -57,32 +57,52 @@ def export_run(
     The end of its name gives the format by default. Overwritten and failed images raise `LostImagesError`, or
     have the largest value of the type (NaN), or are left out; damaged ones are copied with their status. An
     export of the same images that was interrupted is continued. Every image is compared with the run
-    before `out` appears. Raises `OutputExistsError`, `FileLayoutError`, `ExportError`.
+    before `out` appears. The parts of a run of several drivers have a file each: `outPart1.h5` and so on of
+    `out.h5`, with the images that every part has, and all of them appear together. Raises
+    `OutputExistsError`, `FileLayoutError`, `ExportError`.
     """
-    kind, source = prepare_export(path, out, prefix, format, losses)
-    writer, reader = _implementation(kind)
-    partial = partial_of(out)
-    with _Journal(partial.with_name(f"{partial.name}.json"), f"{kind} {source.identity}") as journal:
-        _write(source, partial, journal, writer, on_progress)
-        with contextlib.ExitStack() as stack:
-            _compare(source, partial, stack.enter_context(reader(partial)), on_progress)
-        _give_name(partial, out)
-        journal.remove()
-    return len(source)
+    kind, sources = prepare_export(path, out, prefix, format, losses)
+    with contextlib.ExitStack() as journals:
+        complete = []
+        for out, source in sources.items():
+            name = f"{partial_of(out).name}.json"
+            journal = journals.enter_context(_Journal(out.with_name(name), f"{kind} {source.identity}"))
+            _write_and_compare(kind, source, partial_of(out), journal, on_progress)
+            complete.append((out, journal))
+        for out, journal in complete:
+            _give_name(partial_of(out), out)
+            journal.remove()
+    return len(next(iter(sources.values())))
 
 
 def prepare_export(
     path: Path, out: Path, prefix: str | None, format: Format | None, losses: Losses
-) -> tuple[Format, Source]:
-    """Return the format and the images of an export that can be made. Raises like `export_run`."""
+) -> tuple[Format, dict[Path, Source]]:
+    """Return the format of an export that can be made, and the images of each file that it makes.
+
+    Raises like `export_run`.
+    """
     kind = format or format_of(out)
-    if os.path.lexists(out):
-        raise OutputExistsError(mismatch(str(out), "a new file", "an existing one"))
-    source = Source(path, prefix, losses)
-    if kind == "tiff" and not len(source):
+    _check_new(out)
+    found = open_sources(path, prefix, losses)
+    sources = {out: found[0]}
+    if len(found) > 1:
+        sources = {_of_part(out, number): source for number, source in enumerate(found, 1)}
+    for one in sources:
+        _check_new(one)
+    if kind == "tiff" and not len(found[0]):
         raise ExportError(mismatch(str(path), "at least one image for TIFF", "none"))
     _implementation(kind)
-    return kind, source
+    return kind, sources
+
+
+def _of_part(out: Path, number: int) -> Path:
+    return out.with_name(f"{out.stem}Part{number}{out.suffix}")
+
+
+def _check_new(out: Path) -> None:
+    if os.path.lexists(out):
+        raise OutputExistsError(mismatch(str(out), "a new file", "an existing one"))
 
 
 def partial_of(out: Path) -> Path:
@@ -152,6 +172,15 @@ class _Journal:
 
     def remove(self) -> None:
         self._path.unlink()
+
+
+def _write_and_compare(
+    kind: Format, source: Source, partial: Path, journal: _Journal, on_progress: OnProgress
+) -> None:
+    writer, reader = _implementation(kind)
+    _write(source, partial, journal, writer, on_progress)
+    with contextlib.ExitStack() as stack:
+        _compare(source, partial, stack.enter_context(reader(partial)), on_progress)
 
 
 def _write(

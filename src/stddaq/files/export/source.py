@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from stddaq.files.id_ranges import id_ranges
+from stddaq.files.joined_runs import joined_master, n_parts_of
 from stddaq.files.reading import LostImagesError, Run, open_run
 from stddaq.text import mismatch
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
@@ -27,17 +28,9 @@ class Source:
         lost: (n,) bool, images that are filled.
     """
 
-    def __init__(self, path: Path, prefix: str | None, losses: Losses) -> None:
-        """Raises `LostImagesError` for lost images that are an error, `FileLayoutError`."""
-        run = open_run(path, prefix, damaged=True, losses="mask" if losses == "fill" else "raise")
-        lost = (run.status != pb.good_image) & (run.status != pb.missing_packets)
-        if losses == "error" and lost.any():
-            ids = id_ranges(run.image_ids[lost])
-            got = f"{ids.number}, image ids {ids.shown(_SHOWN_RANGES)}"
-            advice = "--losses fill or --losses drop exports the others"
-            raise LostImagesError(mismatch(f"{path}: overwritten or failed images", "none", got, advice))
-        self.run: Run = run.select(rows=~lost) if losses == "drop" else run
-        self.lost = lost if losses == "fill" else np.zeros(len(self.run), bool)
+    def __init__(self, run: Run, losses: Losses) -> None:
+        self.run = run
+        self.lost = _lost(run) if losses == "fill" else np.zeros(len(run), bool)
         self._losses = losses
 
     def __len__(self) -> int:
@@ -59,6 +52,39 @@ class Source:
         times = [raw.path.stat().st_mtime_ns for raw in self.run.raw_files]
         status = zlib.crc32(np.ascontiguousarray(self.run.status).data)
         return repr((self.run.identity, self._losses, status, files, times))
+
+
+def open_sources(path: Path, prefix: str | None, losses: Losses) -> list[Source]:
+    """Return the images of a run, or those of each part of a run of several drivers.
+
+    Image i of all parts has the same id: an image that is dropped from one part is dropped from all.
+    Raises `LostImagesError` for lost images that are an error, `FileLayoutError`.
+    """
+    master = joined_master(path, prefix)
+    parts = [None] if master is None else range(1, n_parts_of(master) + 1)
+    masked = "mask" if losses == "fill" else "raise"
+    runs = [open_run(path, prefix, damaged=True, losses=masked, part=part) for part in parts]
+    if losses == "error":
+        for run in runs:
+            _check_not_lost(run)
+    if losses == "drop":
+        kept = ~np.logical_or.reduce([_lost(run) for run in runs])
+        runs = [run.select(rows=kept) for run in runs]
+    return [Source(run, losses) for run in runs]
+
+
+def _lost(run: Run) -> np.ndarray:
+    status = run.status
+    return (status != pb.good_image) & (status != pb.missing_packets)
+
+
+def _check_not_lost(run: Run) -> None:
+    lost = _lost(run)
+    if lost.any():
+        ids = id_ranges(run.image_ids[lost])
+        got = f"{ids.number}, image ids {ids.shown(_SHOWN_RANGES)}"
+        advice = "--losses fill or --losses drop exports the others"
+        raise LostImagesError(mismatch(f"{run.path}: overwritten or failed images", "none", got, advice))
 
 
 class Writer(Protocol):
