@@ -159,6 +159,16 @@ def test_services_have_the_variables_that_they_need(
     assert settings(text, "SystemCallFilter")[-1] == "@chown"
 
 
+def test_what_numba_compiles_for_receivers_and_converters_is_kept(make_units: Callable[..., Units]) -> None:
+    units = make_units("--source", "udp")
+    kept = {name: settings(text, "CacheDirectory") for name, text in units.items()}
+    for service in ("std_udp_recv_gf-0", "std_data_convert_gf-0"):
+        name = f"std_daq-GF1-{service}.service"
+        assert kept[name] == ["std_daq-GF1"]
+        assert "NUMBA_CACHE_DIR=%C/std_daq-GF1" in settings(units[name], "Environment")
+    assert kept["std_daq-GF1-std_det_driver-0.service"] == []
+
+
 def test_cores_of_a_service_and_of_a_kind(make_units: Callable[..., Units]) -> None:
     units = make_units("--cpus", "writer=4-7,12", "--cpus", "writer 1=3", "--cpus", "driver=2")
     cores = {name: settings(text, "CPUAffinity") for name, text in units.items()}

@@ -1,4 +1,4 @@
-"""Receivers as processes, while frames arrive in order: with compiled code, and without."""
+"""Receivers as processes, while frames arrive in order: with compiled code, and without numba."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ RANDOM = np.random.default_rng(4)
 EIGER_KEYS = {"detector_type": "eiger", "n_modules": 4, "bit_depth": 8}
 
 
-@pytest.fixture(params=[True, False], ids=["compiled", "not compiled"])
-def receiver(make_deployment: Callable[..., Deployment], request: pytest.FixtureRequest) -> Iterator[Module]:
+@pytest.fixture(params=[True, False], ids=["compiled", "without numba"])
+def receiver(
+    make_deployment: Callable[..., Deployment], request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Module]:
     deployment = make_deployment(preloaded=False, start_udp_port=free_udp_ports(4), **EIGER_KEYS)
-    module = Module(deployment, 0, "--idle-time", 5, *["--compiled"] * request.param)
+    if not request.param:
+        (tmp_path / "numba.py").write_text("raise ModuleNotFoundError('no numba', name='numba')\n")
+        deployment.env["PYTHONPATH"] = str(tmp_path)
+    module = Module(deployment, 0, "--idle-time", 5)
+    has_advice = any("pip install 'stddaq[udp]'" in line for line in module.service.stdout)
+    assert has_advice != request.param
     assert ("/numba/" in Path(f"/proc/{module.service.pid}/maps").read_text()) == request.param
     yield module
     module.close()
@@ -68,7 +75,7 @@ def test_a_frame_that_is_being_received_when_the_receiver_ends_is_announced(rece
 
 
 def test_a_frame_that_stops_is_closed_after_the_idle_time(make_module: MakeModule) -> None:
-    receiver = make_module("eiger", 0, "--compiled", "--idle-time", 0.3, n_modules=4, bit_depth=8)
+    receiver = make_module("eiger", 0, "--idle-time", 0.3, n_modules=4, bit_depth=8)
     pixels = RANDOM.integers(1, 256, (256, 512), np.uint8)
     for frame_id in range(4):
         receiver.send(*eiger_frame(frame_id, pixels))
@@ -82,9 +89,7 @@ def test_a_frame_that_stops_is_closed_after_the_idle_time(make_module: MakeModul
 
 def test_frames_of_few_packets_are_announced_with_what_their_headers_say(make_module: MakeModule) -> None:
     shape = (252, 528)
-    receiver = make_module(
-        "gigafrost", 3, "--compiled", image_pixel_height=shape[0], image_pixel_width=shape[1]
-    )
+    receiver = make_module("gigafrost", 3, image_pixel_height=shape[0], image_pixel_width=shape[1])
     pixels = RANDOM.integers(1, 4096, (63, 264), np.uint16)
     frames: list[ReceivedFrame] = []
     for first in range(1, 401, 40):
@@ -105,7 +110,7 @@ def test_frames_of_few_packets_are_announced_with_what_their_headers_say(make_mo
 
 
 def test_checks_go_on_while_each_call_completes_frames(make_module: MakeModule) -> None:
-    receiver = make_module("gigafrost", 3, "--compiled", image_pixel_height=252, image_pixel_width=528)
+    receiver = make_module("gigafrost", 3, image_pixel_height=252, image_pixel_width=528)
     pixels = RANDOM.integers(1, 4096, (63, 264), np.uint16)
     is_over = threading.Event()
 

@@ -13,12 +13,14 @@ from pathlib import Path
 from stddaq.cli.supervisor.restarts import RESTART_DELAYS_S, RESTART_WINDOW_S
 from stddaq.cli.supervisor.spec import ServiceSpec
 from stddaq.config import DetectorConfig
-from stddaq.config.services import CONVERTERS, META_WRITERS
+from stddaq.config.services import CONVERTERS, META_WRITERS, RECEIVERS
 from stddaq.daemon.main import MAX_DESCRIPTORS
 from stddaq.dataplane.shared_segment import GROUP_VARIABLE, MODE_VARIABLE
 from stddaq.wire.default_addresses import IPC_DIRECTORY_VARIABLE, ipc_directory
 
-_META_WRITERS, _CONVERTERS = frozenset(META_WRITERS.values()), frozenset(CONVERTERS.values())
+_META_WRITERS = frozenset(META_WRITERS.values())
+# These keep what numba has compiled.
+_COMPILED = frozenset(CONVERTERS.values()) | frozenset(RECEIVERS.values())
 # These make files below the allowed roots.
 _RECORDERS = frozenset({"std_det_driver", "std_det_writer"}) | _META_WRITERS
 # libzmq looks among the network interfaces for an address that it binds, and aborts if it may not.
@@ -32,7 +34,7 @@ _OF_ANOTHER_USER = (
 WATCHDOG_S = 60
 # Storage that does not respond blocks a writer, which still closes its file when the storage recovers.
 RECORDER_WATCHDOG_S = 300
-# Converters are compiled before they are ready.
+# Receivers and converters of UDP detectors are compiled before they are ready.
 START_TIMEOUT_S = 180
 # Services end within 2 s, but all at once on a busy machine later; a writer must not be killed then.
 STOP_TIMEOUT_S = 30
@@ -218,7 +220,7 @@ def _cores(spec: ServiceSpec, options: UnitOptions) -> list[str]:
 
 
 def _cache(config: DetectorConfig, program: str) -> list[str]:
-    if program not in _CONVERTERS:
+    if program not in _COMPILED:
         return []
     name = f"std_daq-{config.detector_name}"
     return [f"CacheDirectory={name}", f"Environment=NUMBA_CACHE_DIR=%C/{name}"]

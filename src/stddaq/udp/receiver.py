@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import math
 import select
 import time
@@ -59,9 +60,8 @@ class ModuleReceiver:
         program: str,
         buffer_bytes: int = SOCKET_BUFFER_BYTES,
         idle_time: float | None = None,
-        compiled: bool = False,
     ) -> None:
-        """Raise `EndpointError` or `GeometryError`, and `ConfigError` if `compiled` without numba."""
+        """Raise `EndpointError` or `GeometryError`."""
         self._config, self._module, self._packets = config, module, packets
         self._check_at, self._n_subscribers = 0.0, 0
         self._logged: set[str] = set()
@@ -81,20 +81,21 @@ class ModuleReceiver:
             self._publisher.close()
             raise
         self._assembly = FrameAssembly(packets, self._publisher, idle_time)
-        self._steady = self._make_steady() if compiled else None
+        self._steady = self._make_steady()
         filled_s = BUFFER_SHARE * self.buffer_bytes / FASTEST_LINK_BYTES_PER_S
         self._longest_wait = max(SHORTEST_WAIT_S, min(LONGEST_WAIT_S, filled_s))
         self._statistics = StatisticsLine(config, self._registry(program), self._pairs)
 
-    def _make_steady(self) -> SteadyFrames:
-        """Return the compiled loop. Raise `ConfigError` without the extra `udp`."""
+    def _make_steady(self) -> SteadyFrames | None:
+        """Return the compiled loop; None without the extra `udp`, when all packets need more CPU time."""
         try:
             from stddaq.udp.steady_frames import SteadyFrames
         except ModuleNotFoundError as error:
             if error.name != "numba":
                 raise
-            advice = "pip install 'stddaq[udp]', or leave --compiled out"
-            raise ConfigError(mismatch("package numba", "it, for --compiled", "none", advice)) from error
+            advice = "packets need about twice the CPU time; pip install 'stddaq[udp]'"
+            logger.warning("%s", mismatch("package numba", "it, for compiled code", "none", advice))
+            return None
         steady = SteadyFrames(self._packets, self._socket.memory, self._assembly)
         steady.compile(self._publisher.frames)
         return steady
@@ -287,12 +288,6 @@ def _main(program: str, types: Sequence[DetectorType], argv: Sequence[str] | Non
         metavar="BYTES",
         help=f"size of the socket's buffer (default: {SOCKET_BUFFER_BYTES})",
     )
-    parser.add_argument(
-        "--compiled",
-        action="store_true",
-        help="on trial: compiled code receives frames that arrive in order and complete, for about half the "
-        "CPU time (needs the extra udp)",
-    )
     if types[0] == "gigafrost":
         parser.add_argument(
             "--do-not-store-bit",
@@ -301,7 +296,10 @@ def _main(program: str, types: Sequence[DetectorType], argv: Sequence[str] | Non
             default=15,
             help="bit of the image status that means 'do not store' (default: 15)",
         )
-    return run(parser, functools.partial(_serve, program, types), argv)
+    code = run(parser, functools.partial(_serve, program, types), argv)
+    # At its exit the interpreter would visit every object of the compiler, which takes 0.5 s.
+    gc.freeze()
+    return code
 
 
 def _serve(
@@ -327,7 +325,6 @@ def _serve(
         program=program,
         buffer_bytes=args.socket_buffer,
         idle_time=args.idle_time,
-        compiled=args.compiled,
     )
     try:
         granted = receiver.buffer_bytes

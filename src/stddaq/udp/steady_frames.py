@@ -85,6 +85,8 @@ def _wait_for_lock(descriptor: int) -> None:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(0.1)
+        except OSError:
+            return  # NFS locks no files that are open for reading only.
 
 
 class SteadyFrames:
