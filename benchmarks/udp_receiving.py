@@ -35,7 +35,7 @@ from stddaq.udp.receiver import LONGEST_WAIT_S, SHORTEST_WAIT_S
 ROUNDS = 5
 SECONDS = 1.5
 TIMEOUT_S = 10.0
-# A round has ended when nothing arrives for so long.
+# A round has ended when the camera has, and nothing arrives for so long.
 SILENCE_MS = 200
 # Packets per round that may be lost, on a machine that is busy with something else.
 MAX_LOST = 0.05
@@ -150,11 +150,11 @@ class _BareLoop:
         receive = self._socket.receive
         begin = time.process_time()
         self._camera.send((1, "send_frames", 0, n_frames, rate))
-        # The first packet may be late.
-        timeout = int(TIMEOUT_S * 1000)
-        while poller.poll(timeout):
+        # The camera may pause, on a machine that is busy with something else.
+        deadline = time.monotonic() + SECONDS + TIMEOUT_S
+        while poller.poll(SILENCE_MS) or not (self._camera.poll() or time.monotonic() > deadline):
             time.sleep(delay)
-            timeout, received = SILENCE_MS, BATCH
+            received = BATCH
             while received == BATCH:
                 received = receive()
                 n_packets += received

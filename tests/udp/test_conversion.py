@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -290,3 +292,23 @@ def test_gains_that_do_not_fit_are_refused(tmp_path: Path, write: Any, expected:
     write(tmp_path / "g.h5")
     with pytest.raises(ConfigError, match=expected):
         read_std_daq_file(str(tmp_path / "g.h5"), jungfrau(), 0)
+
+
+def test_compiled_code_that_a_power_failure_has_emptied_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "kept_code.py").write_text(
+        "from stddaq.udp.kernels import compiled\n@compiled\ndef one_more(n):\n    return n + 1\n"
+    )
+    assert importlib.import_module("kept_code").one_more(1) == 2
+    files = sorted((tmp_path / "__pycache__").glob("*.nb[ic]"))
+    assert [file.suffix for file in files] == [".nbc", ".nbi"]
+    for damaged in (files, files[:1], files[1:]):
+        for file in damaged:
+            file.write_bytes(b"")
+        monkeypatch.delitem(sys.modules, "kept_code")
+        one_more = importlib.import_module("kept_code").one_more
+        kernels.make_ready(lambda one_more=one_more: one_more(1), one_more)
+        assert one_more(1) == 2
+        assert all(file.stat().st_size for file in files)

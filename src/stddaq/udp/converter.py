@@ -292,7 +292,10 @@ def _conversion(config: DetectorConfig, args: argparse.Namespace) -> Conversion:
 
 def _compile(conversion: Conversion, config: DetectorConfig) -> None:
     """Convert a frame of zeros, so that no frame waits for the compiler or its cache."""
+    from stddaq.udp import kernels
+
     message = np.zeros((), frame_layout(config.detector_type))
     frame = np.zeros(frame_bytes(config), np.uint8)
-    conversion.convert(frame, np.zeros(config.image_shape, config.dtype), message)
+    image = np.zeros(config.image_shape, config.dtype)
+    kernels.make_ready(lambda: conversion.convert(frame, image, message), kernels.place)
     conversion.pixel_counts.update(dict.fromkeys(conversion.pixel_counts, 0))

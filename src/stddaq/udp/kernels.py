@@ -8,6 +8,7 @@ Shapes are not checked here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -32,6 +33,22 @@ def compiled(function: Callable[..., Any]) -> Any:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # No directory for the cache.
         return numba.njit(nogil=True)(function)
+
+
+def make_ready(first_call: Callable[[], object], function: Any) -> None:
+    """Make the first call of compiled functions, of which `function` is one.
+
+    If it fails, their cache is removed, and they are compiled again: a power failure may leave empty files.
+    """
+    try:
+        first_call()
+    except Exception:
+        # There is no list of what damaged files raise. Another reason fails again.
+        if function.stats.cache_path is None:
+            raise
+        for path in Path(function.stats.cache_path).glob("*.nb[ic]"):
+            path.unlink(missing_ok=True)
+        first_call()
 
 
 @compiled

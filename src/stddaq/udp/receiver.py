@@ -77,11 +77,11 @@ class ModuleReceiver:
                 buffer_bytes,
                 has_times=not packets.has_epochs,
             )
+            self._assembly = FrameAssembly(packets, self._publisher, idle_time)
+            self._steady = self._make_steady()
         except BaseException:
             self._publisher.close()
             raise
-        self._assembly = FrameAssembly(packets, self._publisher, idle_time)
-        self._steady = self._make_steady()
         filled_s = BUFFER_SHARE * self.buffer_bytes / FASTEST_LINK_BYTES_PER_S
         self._longest_wait = max(SHORTEST_WAIT_S, min(LONGEST_WAIT_S, filled_s))
         self._statistics = StatisticsLine(config, self._registry(program), self._pairs)

@@ -19,6 +19,7 @@ from stddaq.udp.assembly import FrameAssembly
 from stddaq.udp.batch_memory import BatchMemory
 from stddaq.udp.frame_message import FRAME_MESSAGE_BYTES
 from stddaq.udp.frame_ring import FrameMemory
+from stddaq.udp.kernels import make_ready
 from stddaq.udp.packets import Packets
 
 # Frames whose identities `FrameOrder` learns later, all at once.
@@ -152,7 +153,8 @@ class SteadyFrames:
         with Path(kernels.__file__).open("rb") as source:
             if kernels.receive.stats.cache_path and not _is_cached():
                 _wait_for_lock(source.fileno())
-            self.receive(np.zeros(2, np.int64), 0.0, (0.0, 0.0), 0.0, frames)
+            nothing = np.zeros(2, np.int64), 0.0, (0.0, 0.0), 0.0
+            make_ready(lambda: self.receive(*nothing, frames), kernels.receive)
 
     def aim(self, frames: FrameMemory) -> int:
         """Let the next payloads go where they belong. Return for how many there are places."""
