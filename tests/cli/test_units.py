@@ -160,7 +160,7 @@ def test_services_have_the_variables_that_they_need(
 
 
 def test_what_numba_compiles_for_receivers_and_converters_is_kept(make_units: Callable[..., Units]) -> None:
-    units = make_units("--source", "udp")
+    units = make_units("--source", "udp", n_modules=8)
     kept = {name: settings(text, "CacheDirectory") for name, text in units.items()}
     for service in ("std_udp_recv_gf-0", "std_data_convert_gf-0"):
         name = f"std_daq-GF1-{service}.service"
