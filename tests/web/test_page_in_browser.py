@@ -164,6 +164,7 @@ def test_run_is_shown_with_state_progress_and_losses(
             ["overwritten", "0"],
             ["failed", "0"],
             ["skipped", "1"],
+            ["dropped", "0"],
             ["restarts", "0"],
         ]
         tab.wait_for(lambda: "3 of 3" in tab.text("#run-facts"), "the images of the run")

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from support.data.token import TOKEN
-from support.processes.deployment import Deployment
+from support.processes.deployment import Deployment, wait_until
 from support.processes.sources import start_source
 from support.processes.stream_readers import ImageReader
 from support.processes.web import RestService
@@ -206,7 +206,7 @@ def test_client_without_a_service_raises_unreachable(rest: RestService) -> None:
         rest.client.get()
 
 
-def test_the_simulator_is_started_and_stopped(rest: RestService) -> None:
+def test_the_simulator_is_started_stopped_and_triggered(rest: RestService) -> None:
     name = rest.deployment.detector_name
     with pytest.raises(
         RequestRefusedError, match="no simulator or replay of this detector is running"
@@ -218,6 +218,10 @@ def test_the_simulator_is_started_and_stopped(rest: RestService) -> None:
         assert rest.client.simulator(name, "start")["free_running"] is True
         reader.receive(5)
     assert rest.client.simulator(name, "stop")["free_running"] is False
+    before = rest.client.simulator(name, "trigger", rate=50)
+    assert (before["free_running"], before["rate"]) == (False, 50)
+    wait_until(lambda: rest.client.simulator(name, "stop")["n_published"] > before["n_published"])
+    assert rest.post(f"/api/test/{name}/simulator/start", rate=-1).status_code == 422
     # The paths of std_daq have the beamline and the type of the detector.
     assert rest.post("/api/test/tomcat/gigafrost/simulator/start").json()["free_running"] is True
     assert rest.post("/api/test/tomcat/gigafrost/simulator/stop").json()["free_running"] is False

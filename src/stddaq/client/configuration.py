@@ -201,10 +201,15 @@ class ConfigClient:
         query = {} if detector is None else {"detector": detector}
         return self._request("POST", "/api/test/stddaq/server-setup", query)[0]
 
-    def simulator(self, detector: str, command: Literal["start", "stop"]) -> dict[str, Any]:
-        """Make the simulator of a detector publish at its rate, or only when it is triggered."""
-        name = urllib.parse.quote(detector, safe="")
-        return self._request("POST", f"/api/test/{name}/simulator/{command}", {})[0]
+    def simulator(
+        self, detector: str, command: Literal["start", "stop", "trigger"], rate: float | None = None
+    ) -> dict[str, Any]:
+        """Make the simulator of a detector publish at its rate, only when it is triggered, or one burst.
+
+        `rate` is in images per second from now on; 0 means as fast as possible.
+        """
+        name, query = urllib.parse.quote(detector, safe=""), {} if rate is None else {"rate": rate}
+        return self._request("POST", f"/api/test/{name}/simulator/{command}", query)[0]
 
     def _request(
         self,

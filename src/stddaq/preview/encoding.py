@@ -41,7 +41,7 @@ def image_message(
     picture, payload = described(made.parts[view], made.whole[view.reducer], view, levels)
     regions = {region_key(region): numbers for region, numbers in made.regions.items()}
     header = {**_origin(config, metadata), **picture, **latest, "regions": regions}
-    return topic(request or view) + frame(header, payload)
+    return frame(header, payload, topic(request or view))
 
 
 def described(
@@ -69,12 +69,12 @@ def pixels_message(
 ) -> bytes:
     """Return the message with the pixels of an area, in the byte order of the machine."""
     header = _origin(config, metadata) | {"size": list(pixels.shape)}
-    return topic(request) + frame(header, pixels.tobytes())
+    return frame(header, pixels.tobytes(), topic(request))
 
 
 def problem_message(request: Request, detector: str, text: str, code: str) -> bytes:
     """Return the message that there are no images, and why."""
-    return topic(request) + frame({"v": 1, "detector": detector, "error": text, "code": code})
+    return frame({"v": 1, "detector": detector, "error": text, "code": code}, topic=topic(request))
 
 
 def _origin(config: DetectorConfig, metadata: ImageMetadata) -> dict[str, Any]:

@@ -110,7 +110,8 @@ class Reduction:
             blocks = self._whole(band)
             out = counts[rows.start // side : -(-rows.stop // side)]
             sums = _sums(blocks, side)
-            total += int(sums.sum(dtype=np.uint64))
+            # No column of a band exceeds uint32, and its sum takes no conversion.
+            total += int(sums.sum(axis=0, dtype=np.uint32).sum(dtype=np.uint64))
             if reducer == "max":
                 out[:] = _maxima(blocks, side)
             elif reducer == "nearest":
@@ -122,7 +123,8 @@ class Reduction:
             if highest >= self.saturation:
                 n_saturated += int(np.count_nonzero(band >= self.saturation))
                 out[_maxima(blocks, side) >= self.saturation] = SATURATED
-        counts[self._without_pixels(reducer)] = MASKED
+        if self._n_masked:
+            counts[self._without_pixels(reducer)] = MASKED
         return Reduced(
             counts, 1.0, 0.0, n_saturated, self._n_masked, 0, float(min(minima)), float(max(maxima)), total
         )
@@ -134,10 +136,12 @@ class Reduction:
         return self._is_masked
 
     def _means(self, sums: np.ndarray, rows: slice) -> np.ndarray:
-        """Return the means, rounded to the nearest integer."""
+        """Return the means, rounded to the nearest integer; `sums` may be changed."""
         if self._is_uniform:
             n_pixels = self.bin * self.bin
-            return (sums + n_pixels // 2) >> (n_pixels.bit_length() - 1)
+            sums += n_pixels // 2
+            sums >>= n_pixels.bit_length() - 1
+            return sums
         n_pixels = np.maximum(self._n_pixels[rows.start // self.bin : -(-rows.stop // self.bin)], 1)
         return (sums + n_pixels // 2) // n_pixels
 

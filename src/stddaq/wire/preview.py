@@ -26,11 +26,11 @@ _LENGTH = struct.Struct("<I")
 _BLOB_HEADER_BYTES = 4
 
 
-def frame(header: Mapping[str, Any], payload: bytes | memoryview = b"") -> bytes:
-    """Return the frame of a header and a payload."""
+def frame(header: Mapping[str, Any], payload: bytes | memoryview = b"", topic: bytes = b"") -> bytes:
+    """Return the frame of a header and a payload, after the `topic` of a message."""
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-(_LENGTH.size + len(encoded)) % 8)
-    return b"".join((_LENGTH.pack(len(encoded)), encoded, payload))
+    return b"".join((topic, _LENGTH.pack(len(encoded)), encoded, payload))
 
 
 def split(frame: memoryview) -> tuple[dict[str, Any], memoryview]:
@@ -48,9 +48,10 @@ def split(frame: memoryview) -> tuple[dict[str, Any], memoryview]:
 
 def planes(counts: np.ndarray) -> memoryview:
     """Return the payload of uint16 counts."""
-    halves = np.ascontiguousarray(counts, "<u2").view(np.uint8).reshape(-1, 2)
-    encoded = np.empty(halves.size, np.uint8)
-    encoded[: len(halves)], encoded[len(halves) :] = halves[:, 1], halves[:, 0]
+    flat = counts.reshape(-1)
+    encoded = np.empty(2 * flat.size, np.uint8)
+    # numpy converts four times faster than it copies every second byte.
+    encoded[: flat.size], encoded[flat.size :] = flat >> 8, flat
     return lz4_block(encoded)
 
 

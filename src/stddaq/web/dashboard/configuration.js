@@ -12,7 +12,7 @@ export function mount(panel) {
     return;
   }
   const view = new Configuration(panel);
-  return (isShown) => { if (isShown) view.showHistory(); };
+  return (isShown) => { if (isShown) view.showAgain(); };
 }
 
 // The choice may name a stream after the detector.
@@ -45,7 +45,6 @@ class Configuration {
     this.text.addEventListener("input", () => this.checkSoon());
     document.getElementById("detector").addEventListener("change", () => this.load());
     this.load();
-    this.showKeys();
   }
 
   async load() {
@@ -56,10 +55,17 @@ class Configuration {
       this.edit(content);
       this.differences.replaceChildren();
       this.mistakes.textContent = this.effect.textContent = "";
+      if (!this.fields) await this.showKeys();
       await this.showHistory();
     } catch (error) {
       this.mistakes.textContent = error.message;
     }
+  }
+
+  // The view is shown again: with new versions, or with all that could not be read before.
+  showAgain() {
+    if (this.base && this.fields) this.reported(() => this.showHistory());
+    else this.load();
   }
 
   edit(content) {
@@ -111,8 +117,13 @@ class Configuration {
       this.effect.textContent = `Saved: ${effectOf(content)}`;
     } catch (error) {
       this.mistakes.textContent = error.message;
-      if (error instanceof RequestError && error.status === 412) await this.showConflict(edited);
+      if (error instanceof RequestError && error.status === 412) await this.reported(() => this.showConflict(edited));
     }
+  }
+
+  // What fails says so, and can be tried again.
+  async reported(run) {
+    try { await run(); } catch (error) { this.mistakes.textContent = error.message; }
   }
 
   // Three columns: what this page has read, what is in the file now, and what was edited here.
@@ -137,8 +148,8 @@ class Configuration {
   }
 
   showDifferences(columns) {
-    const keys = keysOf(...columns.map(([, content]) => content)).filter((key) => columns.some(([, content]) => !same(content[key], columns[0][1][key])));
-    const rows = keys.map((key) => [make("code", {}, key), ...columns.map(([, content]) => make("code", {}, shown(content[key])))]);
+    const keys = keysOf(...columns.map(([, content]) => content)).filter((key) => columns.some(([, content]) => !same(content?.[key], columns[0][1]?.[key])));
+    const rows = keys.map((key) => [make("code", {}, key), ...columns.map(([, content]) => make("code", {}, shown(content?.[key])))]);
     this.differences.replaceChildren(...(rows.length ? [table(["key", ...columns.map(([name]) => name)], rows)] : []));
   }
 
@@ -154,15 +165,13 @@ class Configuration {
   }
 
   // A previous version becomes what is edited; saving it rolls back.
-  async open(version) {
-    try {
+  open(version) {
+    return this.reported(async () => {
       const { content } = await get(path(`history/${encodeURIComponent(version.name)}`));
       this.edit(content);
       this.text.focus();
       await this.check();
-    } catch (error) {
-      this.mistakes.textContent = error.message;
-    }
+    });
   }
 
   async showKeys() {
@@ -198,7 +207,8 @@ class Configuration {
 
   // Sliders for the images that live streams send.
   showStreams(content) {
-    const streams = Object.entries(content.live_stream_configs ?? {});
+    // What is being typed may be of any type; the check of the service says so.
+    const streams = Object.entries(content.live_stream_configs ?? {}).filter(([, setting]) => setting && Array.isArray(setting.config ?? []));
     const rows = streams.map(([address, setting]) => {
       const [first = 1, second = setting.type === "periodic" ? 10 : 10] = setting.config ?? [];
       const type = make("select", { "aria-label": `Images of ${address}`, disabled: !may("control") },

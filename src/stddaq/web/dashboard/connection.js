@@ -28,11 +28,11 @@ export class Connection {
     socket.onclose = () => {
       if (socket !== this.socket) return;
       this.socket = null;
-      this.onChange(false);
       // Browsers do not say why a connection was not made.
       if (!isAccepted) fetch("health/live").then(({ ok }) => { this.isRefused = ok; }, () => { this.isRefused = false; });
       this.timer = setTimeout(() => this.follow(), this.wait * 1000);
       this.wait = Math.min(2 * this.wait, LONGEST_WAIT_S);
+      this.onChange(false);
     };
   }
 
@@ -41,6 +41,12 @@ export class Connection {
     const socket = this.socket;
     this.socket = null;
     if (socket) socket.close();
+  }
+
+  // After a message that cannot be used, the next connection begins with the newest one.
+  retry() {
+    this.close();
+    this.timer = setTimeout(() => this.follow(), FIRST_WAIT_S * 1000);
   }
 
   restart(path) {

@@ -2,7 +2,7 @@
 
 import { colourTable } from "./colours.js";
 import { decodeMessage } from "./decoding.js";
-import { get, make, table } from "./service.js";
+import { answerTo, get, make, table } from "./service.js";
 import { kept } from "./settings.js";
 import { View } from "./view.js";
 
@@ -24,8 +24,7 @@ export class FileImages {
     const number = this.loads = (this.loads ?? 0) + 1;
     try {
       const query = new URLSearchParams({ filename: this.file, index: this.index.value });
-      const answer = await fetch(`api/h5/image?${query}`, { signal: AbortSignal.timeout(30000) });
-      if (!answer.ok) throw new Error([(await answer.json()).detail].flat().join("\n"));
+      const answer = await answerTo(`api/h5/image?${query}`);
       const frame = await decodeMessage(await answer.arrayBuffer());
       if (number === this.loads) this.show(frame);
     } catch (error) {

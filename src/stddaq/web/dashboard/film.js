@@ -26,6 +26,7 @@ export class Film {
   }
 
   clear() {
+    this.compared = null;
     this.stop();
     this.frames = [];
     this.at = -1;

@@ -12,9 +12,10 @@ import { may } from "./login.js";
 import { download, element, shortNumber } from "./page.js";
 import { Regions } from "./regions.js";
 import { savePicture, tiffOf } from "./saving.js";
+import { answerTo, get } from "./service.js";
 import { isWhole, View } from "./view.js";
 
-const STALE_S = 3, RATE_S = 4, VIEW_DELAY_MS = 200, REST_MS = 300, SLOW_HZ = 3;
+const STALE_S = 3, RATE_S = 4, VIEW_DELAY_MS = 200, REST_MS = 300, SLOW_HZ = 3, SAVE_TIMEOUT_MS = 300000;
 
 export class LiveImage {
   constructor() {
@@ -40,7 +41,7 @@ export class LiveImage {
     this.detector = detector;
     this.problem = "";
     this.isConnected = false;
-    this.shown = this.whole = null;
+    this.shown = this.whole = this.waiting = null;
     this.film.clear();
     this.corrections.clear();
     this.regions.follow(detector);
@@ -57,6 +58,7 @@ export class LiveImage {
     if (isConnected) {
       this.connection.send({ set: { reducer: element("reducer").value, codec: element("quality").value } });
       this.regions.announce();
+      this.wantView();
     }
     this.showContact();
   }
@@ -64,32 +66,32 @@ export class LiveImage {
   receive(data) {
     if (typeof data === "string") {
       const message = JSON.parse(data);
-      this.problem = message.bye ?? message.error ?? "";
-      this.showContact();
+      this.report(message.bye ?? message.error ?? "");
       return;
     }
-    const { connection } = this, arrivedAt = performance.now();
+    const { query } = this, arrivedAt = performance.now();
     this.decoding = this.decoding.then(() => decodeMessage(data)).then((frame) => {
-      this.problem = "";
+      // Another detector may have been chosen meanwhile.
+      if (query !== this.query) return;
       this.waiting = { ...frame, bytes: data.byteLength, arrivedAt };
       requestAnimationFrame(() => this.show());
     }).catch((error) => {
-      this.problem = `The image cannot be shown: ${error.message}`;
-      connection.close();
+      this.report(`An image cannot be decoded: ${error.message}`);
+      // The service waits for an acknowledgement, of an image that may have no number.
+      this.connection.retry();
     });
   }
 
-  // Draw what has arrived, then say so: the server sends the next image.
+  // Draw what has arrived, then say so: the server sends the next image, also after one that cannot be drawn.
   show() {
     if (!this.waiting) return;
     const frame = this.waiting, { header } = frame, now = performance.now(), isFirst = !this.shown;
     this.waiting = null;
-    if (isWhole(frame)) this.whole = frame;
-    if (!this.isPaused) {
-      const isHeld = this.film.add(frame);
-      this.display(this.corrections.of(frame));
-      this.regions.receive(header);
-      if (isHeld) this.setPaused(true);
+    try {
+      this.take(frame);
+      this.problem = "";
+    } catch (error) {
+      this.report(`Image ${header.image} cannot be shown: ${error.message}`);
     }
     this.lastAt = now;
     this.arrivals = [...this.arrivals.filter(({ at }) => now - at < RATE_S * 1000), { at: now, bytes: frame.bytes }];
@@ -97,6 +99,15 @@ export class LiveImage {
     this.connection.send({ ack: header.image, busy_ms: busy });
     if (isFirst) this.regions.announce();
     this.showFacts(header, busy);
+  }
+
+  take(frame) {
+    if (isWhole(frame)) this.whole = frame;
+    if (this.isPaused) return;
+    const isHeld = this.film.add(frame);
+    this.display(this.corrections.of(frame));
+    this.regions.receive(frame.header);
+    if (isHeld) this.setPaused(true);
   }
 
   display(frame) {
@@ -162,6 +173,12 @@ export class LiveImage {
     else if (isStale) this.say(`No new image since ${Math.round(seconds)} s: the source does not publish. Start the detector, or its receiver; stddaq simulate CONFIG is a source for tests.`);
   }
 
+  // Say why there is no image, until there is one.
+  report(problem) {
+    this.problem = problem;
+    this.showContact();
+  }
+
   say(text) {
     const veil = element("veil");
     veil.hidden = !text;
@@ -189,11 +206,11 @@ export class LiveImage {
     const { cursor, shown } = this, pixel = cursor && this.view.pixelAt(cursor.x, cursor.y);
     if (!pixel || !shown || shown.header.bin === 1 || !may("view")) return;
     const { image } = shown.header, query = new URLSearchParams({ ...Object.fromEntries(this.query), image, x: pixel.x, y: pixel.y, n: 1 });
-    const answer = await fetch(`api/live/pixel?${query}`);
-    if (answer.ok && this.cursor === cursor) {
-      const { values: [[value]] } = await answer.json();
-      element("pixel").textContent = `x ${pixel.x}, y ${pixel.y} of image ${image}: ${shortNumber(value)}`;
-    }
+    // The image may be gone.
+    const answer = await get(`api/live/pixel?${query}`).catch(() => null);
+    if (!answer || this.cursor !== cursor) return;
+    const { values: [[value]] } = answer.content;
+    element("pixel").textContent = `x ${pixel.x}, y ${pixel.y} of image ${image}: ${shortNumber(value)}`;
   }
 
   setPaused(isPaused) {
@@ -220,9 +237,27 @@ export class LiveImage {
   async saveImage() {
     if (!this.shown) return;
     const query = new URLSearchParams({ ...Object.fromEntries(this.query), image: this.shown.header.image });
-    const answer = await fetch(`api/live/image.tiff?${query}`);
-    element("save-problem").textContent = answer.ok ? "" : String((await answer.json()).detail);
-    if (answer.ok) download(`${this.fileName()}.tiff`, await answer.blob());
+    try {
+      const answer = await answerTo(`api/live/image.tiff?${query}`, { signal: AbortSignal.timeout(SAVE_TIMEOUT_MS) });
+      download(`${this.fileName()}.tiff`, await answer.blob());
+      element("save-problem").textContent = "";
+    } catch (error) {
+      element("save-problem").textContent = error.message;
+    }
+  }
+
+  // Show one of the images that browsers were sent, while the ring buffer has it.
+  async showAgain(field) {
+    try {
+      const query = new URLSearchParams({ ...Object.fromEntries(this.query), image: field.value });
+      const frame = await decodeMessage(await (await answerTo(`api/live/image?${query}`)).arrayBuffer());
+      this.setPaused(true);
+      this.display(frame);
+      element("film-place").textContent = frame.header.image;
+    } catch (error) {
+      field.setCustomValidity(error.message);
+      field.reportValidity();
+    }
   }
 
   listen() {
@@ -241,6 +276,8 @@ export class LiveImage {
     on("save-picture", "click", () => this.savePicture());
     on("save-counts", "click", () => this.saveCounts());
     on("save-image", "click", () => this.saveImage());
+    on("image-id", "input", ({ target }) => target.setCustomValidity(""));
+    on("image-id", "change", ({ target }) => { if (target.value) this.showAgain(target); });
     on("profile-of", "change", () => this.showProfiles(null, true));
     for (const id of ["histogram-part", "profile-part"]) on(id, "toggle", () => this.paint());
     on("canvas", "pointermove", (event) => {

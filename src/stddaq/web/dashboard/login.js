@@ -30,7 +30,7 @@ function showAccount(space) {
   const text = session.user ?? (may("control") ? "may control" : may("view") ? "view only" : "restricted view");
   space.replaceChildren(make("span", { className: "chip", title: "What this browser may do" }, session.user && !may("control") ? `${text}, view only` : text));
   if (session.user) {
-    space.append(make("button", { id: "logout", onclick: async () => { await post("api/logout"); location.reload(); } }, "Log out"));
+    space.append(make("button", { id: "logout", onclick: () => post("api/logout").finally(() => location.reload()) }, "Log out"));
   } else if (session.has_login && session.right !== "nothing") {
     space.append(make("button", { id: "show-login", onclick: () => openForm(() => {}) }, "Log in"));
   }

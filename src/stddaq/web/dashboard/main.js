@@ -9,6 +9,7 @@ import { LiveImage } from "./live.js";
 import { enter, leaveIfLoggedOut } from "./login.js";
 import { RunPanel } from "./run.js";
 import { mount as mountRuns } from "./runs.js";
+import { get } from "./service.js";
 import { mount as mountServices } from "./services.js";
 import { kept, keep } from "./settings.js";
 import { Tabs } from "./tabs.js";
@@ -28,11 +29,23 @@ function followTheme() {
   apply();
 }
 
-async function detectors() {
-  const answer = await fetch("api/live/sources");
-  const content = await answer.json();
-  if (!answer.ok) throw new Error(String(content.detail));
-  return content;
+// Call until it succeeds; why it has not stands over the image meanwhile.
+async function insist(live, what, call) {
+  for (;;) {
+    try {
+      return await call();
+    } catch (error) {
+      live.report(`${what}: ${error.message}. Trying again. If stddaq-rest does not run, stddaq up CONFIG starts it, or stddaq-rest CONFIG.`);
+      await new Promise((resolve) => setTimeout(resolve, 3000));
+    }
+  }
+}
+
+// The bytes of an image of the only detector; 0 of several, because the driver does not say whose it is.
+function bytesOf(sources) {
+  const [{ detector, shape, dtype } = {}] = sources;
+  if (!detector || sources.some((other) => other.detector !== detector)) return 0;
+  return (shape[0] * shape[1] * Number(dtype.match(/\d+$/))) / 8;
 }
 
 function choose(sources, live) {
@@ -62,24 +75,20 @@ function choose(sources, live) {
 async function start() {
   followTheme();
   document.body.classList.toggle("wall", new URLSearchParams(location.search).has("wall"));
-  await enter(document.querySelector("header"));
+  const live = new LiveImage();
+  await insist(live, "The rights of this browser cannot be read", () => enter(document.querySelector("header")));
   new Tabs({ run: mountControl, services: mountServices, configuration: mountConfiguration, events: mountEvents, runs: mountRuns });
   const run = new RunPanel();
   new Connection("api/run/ws", (text) => run.receive(JSON.parse(text)), (isConnected) => {
     run.connected(isConnected);
     if (!isConnected) leaveIfLoggedOut();
   });
-  const live = new LiveImage();
   followKeys(live);
-  for (;;) {
-    try {
-      choose(await detectors(), live);
-      return;
-    } catch (error) {
-      live.say(`The detectors cannot be read: ${error.message}`);
-      await new Promise((resolve) => setTimeout(resolve, 3000));
-    }
-  }
+  await insist(live, "The detectors cannot be read", async () => {
+    const { content } = await get("api/live/sources");
+    run.imageBytes = bytesOf(content);
+    choose(content, live);
+  });
 }
 
 start();

@@ -1,5 +1,7 @@
 // The run: state, progress, losses by kind, writers.
 
+import { bytes, duration } from "./service.js";
+
 const element = (id) => document.getElementById(id);
 
 const STATES = {
@@ -12,8 +14,10 @@ const LOSSES = [
   ["n_overwritten", "overwritten", "The slot of the ring buffer was used again before the image was copied: storage is too slow."],
   ["n_failed", "failed", "A writer could not write the image, or has not confirmed it."],
   ["n_skipped", "skipped", "The id never arrived between the first and the last image."],
+  ["n_dropped", "dropped", "The source has announced the image, but the announcement did not arrive here. Its id is skipped, too."],
   ["n_restarts", "restarts", "The image ids started again from a lower one. No image is lost by that."],
 ];
+const SILENT_S = 5;
 const BAD = ["n_damaged", "n_overwritten", "n_failed", "n_skipped"];
 
 // Return the counts that are losses, of a status or an account: a filter leaves ids out on purpose.
@@ -23,22 +27,26 @@ export class RunPanel {
   constructor() {
     this.last = null;
     this.firstCount = null;
-    this.lostSince = 0;
+    // Of an image of the driver's detector, if that is known.
+    this.imageBytes = 0;
+    // A driver sends its status a few times a second, whether there is a run or not.
+    this.heardAt = Date.now();
+    // Until the first attempt has failed.
+    this.isConnected = true;
     setInterval(() => this.showContact(), 1000);
   }
 
   connected(isConnected) {
-    this.lostSince = isConnected ? 0 : this.lostSince || Date.now();
+    this.isConnected = isConnected;
     this.showContact();
   }
 
   showContact() {
-    const isLost = Boolean(this.lostSince) || this.last?.status === "unreachable";
-    document.body.classList.toggle("driver-lost", isLost);
-    if (this.lostSince) {
-      const seconds = Math.round((Date.now() - this.lostSince) / 1000);
-      setState(`no contact since ${seconds} s`, "bad");
-    } else if (this.last) {
+    const seconds = (Date.now() - this.heardAt) / 1000, isUnreachable = this.last?.status === "unreachable";
+    const isLost = !this.isConnected || (seconds > SILENT_S && !isUnreachable);
+    document.body.classList.toggle("driver-lost", isLost || isUnreachable);
+    if (isLost) setState(`no contact since ${Math.round(seconds)} s`, "bad");
+    else if (this.last) {
       const { status } = this.last;
       setState(STATES[status] ?? status, status === "error" || status === "unreachable" ? "bad" : "good");
     }
@@ -46,6 +54,7 @@ export class RunPanel {
 
   receive(status) {
     if (status.bye || status.error && !status.status) return;
+    this.heardAt = Date.now();
     this.measure(status);
     // Without a run the counts of the last one stay in sight.
     if (status.run_id || !this.last?.run_id || status.status === "unreachable") this.shown = status;
@@ -87,6 +96,7 @@ export class RunPanel {
     const total = status.n_image, count = status.count ?? 0, rate = this.rate();
     if (total) facts.push(["images", `${count} of ${total}`]);
     if (rate) facts.push(["rate", `${rate.toPrecision(3)} images/s`]);
+    if (count && this.imageBytes) facts.push(["size", `${bytes(count * this.imageBytes)}, before compression`]);
     if (rate && total > count && newest.status === "recording") facts.push(["time left", duration((total - count) / rate)]);
     const prefix = status.files?.master;
     if (prefix) facts.push(["file", prefix]);
@@ -145,9 +155,4 @@ function node(name, text = "", className = "") {
   made.textContent = String(text);
   if (className) made.className = className;
   return made;
-}
-
-function duration(seconds) {
-  const s = Math.round(seconds);
-  return s < 60 ? `${s} s` : s < 3600 ? `${Math.floor(s / 60)} min ${s % 60} s` : `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
 }

@@ -1,11 +1,16 @@
 // Requests to the service, and elements of the page.
 
 // Return the answer to a request. Throw `RequestError` with the reasons when it is refused.
-export async function get(path, options = {}) {
+export async function answerTo(path, options = {}) {
   const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(30000), ...options });
-  const content = await answer.json().catch(() => ({ detail: answer.statusText }));
-  if (!answer.ok) throw new RequestError(answer.status, content);
-  return { content, headers: answer.headers };
+  if (!answer.ok) throw new RequestError(answer.status, await answer.json().catch(() => ({ detail: answer.statusText })));
+  return answer;
+}
+
+// The same of a request that is answered with JSON.
+export async function get(path, options = {}) {
+  const answer = await answerTo(path, options);
+  return { content: await answer.json(), headers: answer.headers };
 }
 
 // Ask for a change. Other web sites cannot send these headers.
@@ -58,6 +63,11 @@ export const bytes = (count) => {
   const at = Math.min(units.length - 1, Math.max(0, Math.floor(Math.log10(Math.max(1, count)) / 3)));
   return `${(count / 1000 ** at).toPrecision(3)} ${units[at]}`;
 };
+
+export function duration(seconds) {
+  const s = Math.round(seconds);
+  return s < 60 ? `${s} s` : s < 3600 ? `${Math.floor(s / 60)} min ${s % 60} s` : s < 172800 ? `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min` : `${Math.floor(s / 86400)} days`;
+}
 
 // Call `update` now and every `seconds` while the view is shown. Return what `Tabs` calls when that changes.
 export function whileShown(update, seconds) {

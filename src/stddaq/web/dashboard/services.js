@@ -1,7 +1,7 @@
 // The services with their health, the ring buffers, the disks, and rates over time.
 
 import { may } from "./login.js";
-import { bytes, get, make, post, table, whileShown } from "./service.js";
+import { bytes, duration, get, make, post, table, whileShown } from "./service.js";
 
 const STATES = { works: "works", silent: "silent: its main loop hangs", ended: "does not run any more", missing: "does not run: not started", not_needed: "not needed" };
 // What to do about a service that does not work.
@@ -11,6 +11,7 @@ const ADVICE = {
   missing: () => "has not started. The view Events has its reason; stddaq up CONFIG starts it.",
 };
 const IMAGES = ["images_published", "images_received", "images_written", "images_processed", "images_sent", "previews_encoded"];
+const BYTES = ["image_bytes_published", "image_bytes_written"];
 const RATES = ["images_published", "images_received", "images_written"].map(counter);
 
 // Fill the view.
@@ -32,10 +33,10 @@ export function mount(panel) {
       const { content } = await get("api/health");
       reason.textContent = "";
       health.replaceChildren(healthTable(content));
-      showSimulator(simulator, content.services, reason);
-      rings.replaceChildren(...content.rings.map(ring));
+      showSimulator(simulator, content.services);
+      rings.replaceChildren(...content.rings.map((one) => ring(one, content.services)));
       showGrafana(grafana, content.grafana_url);
-      disks.replaceChildren(content.disks.length ? diskTable(content.disks) : make("p", {}, "No directory of files is configured: add allowed_roots to the configuration, or start stddaq-rest with --root DIRECTORY."));
+      disks.replaceChildren(content.disks.length ? diskTable(content) : make("p", {}, "No directory of files is configured: add allowed_roots to the configuration, or start stddaq-rest with --root DIRECTORY."));
       losses.metrics = [...new Set(content.services.flatMap((service) => Object.keys(service.losses)))];
       await Promise.all(plots.map((plot) => plot.load(by.value)));
     } catch (error) {
@@ -59,6 +60,7 @@ function sum(series, names) {
 }
 
 const rate = (value) => value === null ? "–" : value < 10 ? value.toFixed(1) : Math.round(value);
+const megabytes = (value) => rate(value === null ? null : value / 1e6);
 
 function healthTable({ services }) {
   if (!services.length) return make("p", {}, "No service has published its state. Start them with stddaq up CONFIG.");
@@ -69,7 +71,7 @@ function healthTable({ services }) {
       properties: { className: isBad ? "bad" : "", "data-service": `${service.service} ${service.id}`.trim() },
       cells: [
         service.service, service.id, STATES[service.state] ?? service.state,
-        rate(sum(service.rates, IMAGES)), lossText(service),
+        rate(sum(service.rates, IMAGES)), megabytes(sum(service.rates, BYTES)), lossText(service),
         cpu === null ? "–" : `${(100 * cpu).toFixed(0)} %`,
         bytes(service.gauges.stddaq_process_memory_anonymous_bytes),
         service.age_s === null ? "never" : `${service.age_s.toFixed(1)} s ago`,
@@ -85,7 +87,7 @@ function healthTable({ services }) {
 }
 
 function tableOf(rows) {
-  return table(["service", "id", "state", "images/s", "losses", "CPU", "memory", "last sign", "restarts"], rows);
+  return table(["service", "id", "state", "images/s", "MB/s", "losses", "CPU", "memory", "last sign", "restarts"], rows);
 }
 
 function showGrafana(place, url) {
@@ -93,38 +95,49 @@ function showGrafana(place, url) {
 }
 
 // Buttons for a simulator that runs.
-function showSimulator(place, services, reason) {
+function showSimulator(place, services) {
   const found = may("control") ? services.filter((one) => one.service === "simulate" && one.state === "works") : [];
   const names = found.map((one) => one.detector).join();
   if (place.dataset.names === names) return;
   place.dataset.names = names;
-  place.replaceChildren(...found.map(({ detector }) => make("p", { className: "buttons" }, `Simulator of ${detector}:`,
-    ...[["start", "Publish at its rate"], ["stop", "Only when triggered"]].map(([command, label]) => make("button", {
-      "data-simulator": command,
-      onclick: async () => {
-        try {
-          const { content } = await post(`api/test/${encodeURIComponent(detector)}/simulator/${command}`);
-          reason.textContent = content.free_running ? "" : `The simulator waits for triggers, next image ${content.next_id}.`;
-        } catch (error) {
-          reason.textContent = error.message;
-        }
-      },
-    }, label)))));
+  place.replaceChildren(...found.map(({ detector }) => {
+    const hz = make("input", { type: "number", className: "small", min: 0, step: "any", placeholder: "as now", "aria-label": `Images per second of the simulator of ${detector}` });
+    const state = make("span", { role: "status" });
+    const send = (command) => async () => {
+      try {
+        const { content } = await post(`api/test/${encodeURIComponent(detector)}/simulator/${command}${hz.value && `?rate=${encodeURIComponent(hz.value)}`}`);
+        state.textContent = content.free_running ? `publishes ${content.rate || "as many as possible"} images/s` : `waits for triggers, next image ${content.next_id}`;
+      } catch (error) {
+        state.textContent = error.message;
+      }
+    };
+    const commands = [["start", "Publish at its rate"], ["stop", "Only when triggered"], ["trigger", "Trigger"]];
+    return make("p", { className: "buttons" }, `Simulator of ${detector}:`, make("label", { className: "field" }, "images/s ", hz),
+      ...commands.map(([command, label]) => make("button", { "data-simulator": command, onclick: send(command) }, label)), state);
+  }));
 }
 
-function ring(ring) {
+function ring(ring, services) {
+  // The source's rate; without one on this host, what readers receive is as much.
+  const rates = services.filter(({ detector }) => detector === ring.detector).map((service) => sum(service.rates, ["images_published", "images_received"]) ?? 0);
+  const perSecond = Math.max(0, ...rates), time = (images) => perSecond ? `${(images / perSecond).toPrecision(2)} s` : "–";
   const rows = ring.readers.map((reader) => [
-    `${reader.service} ${reader.id}`, Math.round(reader.lag),
+    `${reader.service} ${reader.id}`, Math.round(reader.lag), time(reader.lag),
     make("progress", { max: 1, value: Math.min(1, reader.ratio ?? 0), "aria-label": `Ring buffer used by ${reader.service} ${reader.id}` }),
   ]);
   const missing = ring.unreserved_bytes ? `, ${bytes(ring.unreserved_bytes)} not reserved yet` : "";
   return make("div", {},
-    make("p", {}, `${ring.detector}: ${ring.n_slots ?? "–"} images, ${bytes(ring.shm_free_bytes)} of shared memory free${missing}`),
-    rows.length ? table(["reader", "images behind", "of the ring buffer"], rows) : null);
+    make("p", {}, `${ring.detector}: ${ring.n_slots ?? "–"} images${perSecond && ring.n_slots ? `, which last ${time(ring.n_slots)} at ${rate(perSecond)} images/s` : ""}, ${bytes(ring.shm_free_bytes)} of shared memory free${missing}`),
+    rows.length ? table(["reader", "images behind", "time behind", "of the ring buffer"], rows) : null);
 }
 
-const diskTable = (disks) => table(["directory", "free", "size"], disks.map((disk) => [
-  make("code", {}, disk.path), disk.free_bytes === null ? "does not answer" : bytes(disk.free_bytes), bytes(disk.size_bytes)]));
+// Services do not say to which directory they write.
+function diskTable({ disks, services }) {
+  const written = services.reduce((total, service) => total + (sum(service.rates, ["image_bytes_written"]) ?? 0), 0);
+  const full = (free) => written && free !== null ? duration(free / written) : "–";
+  return table(["directory", "free", "size", `full in, with all that is written now (${megabytes(written)} MB/s)`], disks.map((disk) => [
+    make("code", {}, disk.path), disk.free_bytes === null ? "does not answer" : bytes(disk.free_bytes), bytes(disk.size_bytes), full(disk.free_bytes)]));
+}
 
 // Lines over time on a canvas; the values under the cursor stand below, for all plots at the same time.
 class Plot {

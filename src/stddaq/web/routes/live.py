@@ -92,7 +92,7 @@ def router(
 
 _FOR_ALL = frozenset(
     {"status", "count", "run_id", "source", "n_image", "n_received", "writers"}
-    | {"n_damaged", "n_overwritten", "n_failed", "n_skipped", "n_restarts"}
+    | {"n_damaged", "n_overwritten", "n_failed", "n_skipped", "n_dropped", "n_restarts"}
 )
 
 

@@ -1,10 +1,10 @@
-"""`/api/test`: start and stop simulators."""
+"""`/api/test`: start, stop and trigger simulators."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel
 
 from stddaq.client.simulator import SimulatorClient
@@ -14,9 +14,14 @@ from stddaq.web.configurations import Configurations, call
 from stddaq.web.errors import UnknownDetectorError
 from stddaq.web.responses import described
 from stddaq.web.routes.parameters import MAX_NAME_LENGTH, NAME, Detector
+from stddaq.wire.simulator_messages import MAX_RATE_HZ
 
 SIMULATOR_TIMEOUT_S = 2.0
-Command = Literal["start", "stop"]
+Command = Literal["start", "stop", "trigger"]
+Rate = Annotated[
+    float | None,
+    Query(ge=0, le=MAX_RATE_HZ, allow_inf_nan=False, description="images per second, 0: as fast as possible"),
+]
 
 
 class SimulatorStatus(BaseModel):
@@ -35,10 +40,12 @@ def router(configurations: Configurations) -> APIRouter:
 
     @routes.post("/{detector_name}/simulator/{command}", responses=described(404, 409, 504))
     async def simulator(
-        detector_name: Annotated[str, Path(max_length=MAX_NAME_LENGTH, pattern=NAME)], command: Command
+        detector_name: Annotated[str, Path(max_length=MAX_NAME_LENGTH, pattern=NAME)],
+        command: Command,
+        rate: Rate = None,
     ) -> SimulatorStatus:
-        """Make the simulator of a detector publish at its rate, or only when it is triggered."""
-        status = await call(lambda: _send(configurations, detector_name, command))
+        """Make the simulator of a detector publish at its rate, only when it is triggered, or one burst."""
+        status = await call(lambda: _send(configurations, detector_name, command, rate))
         event("simulator of %s: %s", detector_name, command)
         return status
 
@@ -48,22 +55,30 @@ def router(configurations: Configurations) -> APIRouter:
         detector_type: Annotated[str, Path(max_length=MAX_NAME_LENGTH, pattern=NAME)],
         command: Command,
         detector: Detector = None,
+        rate: Rate = None,
     ) -> SimulatorStatus:
         """Do the same by the path of std_daq, which has the type of the detector."""
         config = (await call(lambda: configurations.of(detector).read())).config
         if config.detector_type != detector_type:
             raise UnknownDetectorError(mismatch("detector_type", config.detector_type, shown(detector_type)))
-        status = await call(lambda: _send(configurations, config.detector_name, command))
+        status = await call(lambda: _send(configurations, config.detector_name, command, rate))
         event("simulator of %s (%s): %s", config.detector_name, beamline, command)
         return status
 
     return routes
 
 
-def _send(configurations: Configurations, detector_name: str, command: Command) -> SimulatorStatus:
+def _send(
+    configurations: Configurations, detector_name: str, command: Command, rate: float | None
+) -> SimulatorStatus:
     configurations.of(detector_name)
     with SimulatorClient(detector_name, SIMULATOR_TIMEOUT_S) as simulator:
-        state = simulator.start() if command == "start" else simulator.stop()
+        if rate is not None:
+            simulator.configure(rate=rate)
+        if command == "trigger":
+            state = simulator.trigger().state
+        else:
+            state = simulator.start() if command == "start" else simulator.stop()
     return SimulatorStatus(
         detector_name=detector_name,
         free_running=state.free_running,
