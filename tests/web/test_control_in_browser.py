@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from support.processes.deployment import Deployment, free_port, wait_until
 from support.processes.web import RestService
 
 from stddaq.client import DriverClient
+from stddaq.client.simulator import SimulatorClient
 from stddaq.config import DetectorConfig
 from stddaq.daemon import metrics
 from stddaq.daemon.metrics import Registry
@@ -206,7 +208,7 @@ def test_services_events_and_runs_are_shown(
         tab.wait_for(
             lambda: tab.text("#ring-buffers").startswith(deployment.detector_name), "the ring buffer"
         )
-        assert tab.text("#disks").startswith("directoryfreesize/")
+        assert tab.text("#disks").startswith("directoryfreesizefull in")
         with receiver_that_lost(deployment.detector_name, 7):
             tab.wait_for(lambda: "packets dropped 7" in tab.text("#health"), "the losses by kind")
         click(tab, "[data-simulator=start]")
@@ -214,6 +216,17 @@ def test_services_events_and_runs_are_shown(
             driver.start(rest.root, n_image=5)
             driver.wait_until_saved(60)
         tab.wait_for(lambda: "simulate images published" in tab.text(".panel:not([hidden])"), "the rates")
+        # What they write, how long the ring buffer lasts, and when the disk is full.
+        tab.wait_for(lambda: re.search(r"images, which last [0-9.]+ s at", tab.text("#ring-buffers")), "time")
+        write(tab, "[aria-label^='Images per second']", "40")
+        click(tab, "[data-simulator=stop]")
+        tab.wait_for(lambda: "waits for triggers" in tab.text("#simulator"), "the end of the images")
+        with SimulatorClient(deployment.detector_name) as simulator:
+            n_published = simulator.status().n_published
+            click(tab, "[data-simulator=trigger]")
+            wait_until(lambda: simulator.status().n_published == n_published + 1, 20, "the triggered image")
+        click(tab, "[data-simulator=start]")
+        tab.wait_for(lambda: "publishes 40 images/s" in tab.text("#simulator"), "the rate")
         click(tab, "[data-simulator=stop]")
 
         show(tab, "runs")

@@ -291,6 +291,12 @@ def test_last_images_are_shown_again_played_and_compared(page: ShownPage) -> Non
     tab.press("p")
     for value in (300, 100, 200):
         cursor_reads(page, f": {value} ")
+    # By its id, from the ring buffer.
+    tab.choose("#image-id", str(ids[0]))
+    cursor_reads(page, ": 100 ")
+    tab.choose("#image-id", "999999")
+    reason = "document.getElementById('image-id').validationMessage"
+    tab.wait_for(lambda: "none of the last that browsers were sent" in tab.evaluate(reason), "the reason")
     tab.press(" ")
     page.show(flat(50))
     cursor_reads(page, ": 50 ")
