@@ -11,7 +11,7 @@ import pytest
 import zmq
 from support.peers import chromium
 from support.peers.chromium import Tab
-from support.processes.deployment import Deployment, Service
+from support.processes.deployment import Deployment
 from support.processes.web import RestService
 
 from stddaq.config import DetectorConfig
@@ -35,7 +35,8 @@ class FakePreview:
         self._socket, self._config = socket, DetectorConfig.parse(deployment.config)
         self._pictures = Pictures(self._config.image_shape, self._config.dtype)
         socket.linger = 0
-        socket.bind(f"ipc://{deployment.ipc_directory}/{deployment.detector_name}-preview")
+        self.path = deployment.ipc_directory / f"{deployment.detector_name}-preview"
+        socket.bind(f"ipc://{self.path}")
 
     def message(self, image_id: int) -> bytes:
         """Return the message of an image."""
@@ -63,21 +64,21 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 
 @pytest.fixture(scope="module")
-def driver(deployment: Deployment) -> tuple[Service, str]:
-    return deployment.start_driver()
-
-
-@pytest.fixture(scope="module")
 def preview(deployment: Deployment) -> Iterator[FakePreview]:
     with zmq.Context() as context, context.socket(zmq.XPUB) as socket:
-        yield FakePreview(deployment, socket)
+        fake = FakePreview(deployment, socket)
+        yield fake
+        fake.path.unlink()
 
 
 @pytest.fixture(scope="module")
-def tab(
-    deployment: Deployment, driver: tuple[Service, str], preview: FakePreview, browser: None
-) -> Iterator[Tab]:
-    rest = RestService.start(deployment, deployment.config_path.parent / "files", "--url", driver[1])
+def rest(deployment: Deployment) -> RestService:
+    _, url = deployment.start_driver()
+    return RestService.start(deployment, deployment.config_path.parent / "files", "--url", url)
+
+
+@pytest.fixture(scope="module")
+def tab(rest: RestService, preview: FakePreview, browser: None) -> Iterator[Tab]:
     with chromium.opened(rest.url) as tab:
         yield tab
 
@@ -144,11 +145,11 @@ def field(tab: Tab) -> str:
     return tab.evaluate("document.querySelector('#config-text')?.value ?? ''")
 
 
-def test_driver_that_hangs_is_no_state(tab: Tab, driver: tuple[Service, str]) -> None:
+def test_state_of_a_service_that_hangs_is_not_shown_as_the_present_one(tab: Tab, rest: RestService) -> None:
     tab.wait_for(lambda: tab.text("#state") == "no run", "the state")
-    driver[0].send(signal.SIGSTOP)
+    rest.process.send(signal.SIGSTOP)
     try:
         tab.wait_for(lambda: tab.text("#state").startswith("no contact since"), "the silence")
     finally:
-        driver[0].send(signal.SIGCONT)
+        rest.process.send(signal.SIGCONT)
     tab.wait_for(lambda: tab.text("#state") == "no run", "the state again")

@@ -17,7 +17,8 @@ const LOSSES = [
   ["n_dropped", "dropped", "The source has announced the image, but the announcement did not arrive here. Its id is skipped, too."],
   ["n_restarts", "restarts", "The image ids started again from a lower one. No image is lost by that."],
 ];
-const SILENT_S = 5;
+// The service itself reports a silent driver, earlier.
+const SILENT_S = 10;
 const BAD = ["n_damaged", "n_overwritten", "n_failed", "n_skipped"];
 
 // Return the counts that are losses, of a status or an account: a filter leaves ids out on purpose.
@@ -29,7 +30,7 @@ export class RunPanel {
     this.firstCount = null;
     // Of an image of the driver's detector, if that is known.
     this.imageBytes = 0;
-    // A driver sends its status a few times a second, whether there is a run or not.
+    // The service passes on a status a few times a second, whether there is a run or not.
     this.heardAt = Date.now();
     // Until the first attempt has failed.
     this.isConnected = true;
