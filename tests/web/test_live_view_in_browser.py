@@ -297,7 +297,7 @@ def test_last_images_are_shown_again_played_and_compared(page: ShownPage) -> Non
     tab.choose("#image-id", "999999")
     reason = "document.getElementById('image-id').validationMessage"
     tab.wait_for(lambda: "none of the last that browsers were sent" in tab.evaluate(reason), "the reason")
-    tab.press(" ")
+    tab.click("#pause")
     page.show(flat(50))
     cursor_reads(page, ": 50 ")
 

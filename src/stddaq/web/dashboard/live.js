@@ -251,6 +251,7 @@ export class LiveImage {
     try {
       const query = new URLSearchParams({ ...Object.fromEntries(this.query), image: field.value });
       const frame = await decodeMessage(await (await answerTo(`api/live/image?${query}`)).arrayBuffer());
+      this.film.stop();
       this.setPaused(true);
       this.display(frame);
       element("film-place").textContent = frame.header.image;
