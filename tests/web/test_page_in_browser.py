@@ -168,6 +168,13 @@ def test_run_is_shown_with_state_progress_and_losses(
             ["restarts", "0"],
         ]
         tab.wait_for(lambda: "3 of 3" in tab.text("#run-facts"), "the images of the run")
+        # Nobody has asked for the number of images that stands for "until stopped".
+        shown = tab.evaluate(
+            "import(document.querySelector('script').src.replace('main.js', 'run.js')).then((m) => {"
+            " new m.RunPanel().receive({status: 'recording', run_id: 'x', n_image: 2 ** 24 - 1, count: 5});"
+            " return document.querySelector('#run-facts').textContent; })"
+        )
+        assert shown == "staterecordingimages5, until stopped"
         tab.click("#tab-runs")
         tab.wait_for(lambda: tab.evaluate("!!document.querySelector('[data-run]')"), "the run")
         tab.click("[data-run]")

@@ -156,9 +156,12 @@ export class Regions {
         context.lineWidth = thickness * pen;
         context.stroke();
       }
+      if (!id) return;
       context.font = `${14 * pen}px system-ui, sans-serif`;
       context.fillStyle = lineColour(index);
-      if (id) context.fillText(String(id), left + 4 * pen, top + 16 * pen);
+      context.strokeStyle = "#000";
+      context.strokeText(String(id), left + 4 * pen, top + 16 * pen);
+      context.fillText(String(id), left + 4 * pen, top + 16 * pen);
     });
   }
 }

@@ -17,12 +17,17 @@ const LOSSES = [
   ["n_dropped", "dropped", "The source has announced the image, but the announcement did not arrive here. Its id is skipped, too."],
   ["n_restarts", "restarts", "The image ids started again from a lower one. No image is lost by that."],
 ];
+// The number of images of a run without one: that of the std_daq.
+const UNTIL_STOPPED = 2 ** 24 - 1;
 // The service itself reports a silent driver, earlier.
 const SILENT_S = 10;
 const BAD = ["n_damaged", "n_overwritten", "n_failed", "n_skipped"];
 
 // Return the counts that are losses, of a status or an account: a filter leaves ids out on purpose.
 export const badKinds = ({ source }) => BAD.filter((key) => !(key === "n_skipped" && source === "filter"));
+
+// Return the wanted number of images, null of a run that is stopped by hand.
+export const wantedOf = ({ n_image }) => (n_image && n_image !== UNTIL_STOPPED ? n_image : null);
 
 export class RunPanel {
   constructor() {
@@ -94,8 +99,8 @@ export class RunPanel {
 
   showFacts(status, newest) {
     const facts = [["state", STATES[newest.status] ?? newest.status]];
-    const total = status.n_image, count = status.count ?? 0, rate = this.rate();
-    if (total) facts.push(["images", `${count} of ${total}`]);
+    const total = wantedOf(status), count = status.count ?? 0, rate = this.rate();
+    if (status.run_id) facts.push(["images", total ? `${count} of ${total}` : `${count}, until stopped`]);
     if (rate) facts.push(["rate", `${rate.toPrecision(3)} images/s`]);
     if (count && this.imageBytes) facts.push(["size", `${bytes(count * this.imageBytes)}, before compression`]);
     if (rate && total > count && newest.status === "recording") facts.push(["time left", duration((total - count) / rate)]);

@@ -3,7 +3,7 @@
 import { copyButton } from "./copying.js";
 import { FileImages, FileRows } from "./files.js";
 import { may } from "./login.js";
-import { badKinds } from "./run.js";
+import { badKinds, wantedOf } from "./run.js";
 import { bytes, get, make, table, whileShown } from "./service.js";
 
 const PAGE = 50;
@@ -36,7 +36,7 @@ function runTable(runs, account) {
     cells: [
       make("button", { "data-run": run.run_id, onclick: () => showRun(run.run_id, account) }, when(run.started_at)),
       run.outcome === "error" ? `error: ${run.reason}` : "saved",
-      `${run.count ?? "–"}${run.n_image > run.count ? ` of ${run.n_image}` : ""}`,
+      `${run.count ?? "–"}${wantedOf(run) > run.count ? ` of ${wantedOf(run)}` : ""}`,
       ...COUNTS.map((key) => run[key] ?? "–"),
       run.duration_s === null ? "–" : `${run.duration_s.toPrecision(3)} s`,
       run.files.master ?? run.files.raw?.[0] ?? "–",

@@ -96,19 +96,23 @@ function showGrafana(place, url) {
 
 // Buttons for a simulator that runs.
 function showSimulator(place, services) {
-  const found = may("control") ? services.filter((one) => one.service === "simulate" && one.state === "works") : [];
+  const found = may("control") ? services.filter((one) => one.service === "simulate" && ["works", "silent"].includes(one.state)) : [];
   const names = found.map((one) => one.detector).join();
   if (place.dataset.names === names) return;
   place.dataset.names = names;
   place.replaceChildren(...found.map(({ detector }) => {
     const hz = make("input", { type: "number", className: "small", min: 0, step: "any", placeholder: "as now", "aria-label": `Images per second of the simulator of ${detector}` });
     const state = make("span", { role: "status" });
+    let last = 0;
+    // The answer to an earlier command may come later.
+    const say = (number, text) => { if (number === last) state.textContent = text; };
     const send = (command) => async () => {
+      const number = (last += 1);
       try {
         const { content } = await post(`api/test/${encodeURIComponent(detector)}/simulator/${command}${hz.value && `?rate=${encodeURIComponent(hz.value)}`}`);
-        state.textContent = content.free_running ? `publishes ${content.rate || "as many as possible"} images/s` : `waits for triggers, next image ${content.next_id}`;
+        say(number, content.free_running ? `publishes ${content.rate || "as many as possible"} images/s` : `waits for triggers, next image ${content.next_id}`);
       } catch (error) {
-        state.textContent = error.message;
+        say(number, error.message);
       }
     };
     const commands = [["start", "Publish at its rate"], ["stop", "Only when triggered"], ["trigger", "Trigger"]];
