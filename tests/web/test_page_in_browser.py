@@ -94,10 +94,13 @@ def test_stream_is_chosen_and_grafana_is_linked(
     with page_of(page_deployment, publisher, (HEIGHT, WIDTH), files, "--grafana-url", url) as page:
         tab, name = page.tab, page_deployment.detector_name
         page.show(ramp())
+        tab.press(" ")
         names = "[...document.querySelectorAll('#detector option')].map((one) => one.value)"
         assert tab.evaluate(names) == [name, f"{name} filter"]
         tab.choose("#detector", f"{name} filter")
         tab.wait_for(lambda: tab.text("title").startswith(f"{name} filter "), "the filter")
+        # An image that is held would be that of the other stream.
+        assert tab.text("#pause") == "Pause"
         page.show(ramp())
         tab.reload(keep=True)
         tab.wait_for(lambda: tab.text("title").startswith(f"{name} filter "), "the filter again")

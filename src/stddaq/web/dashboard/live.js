@@ -42,6 +42,8 @@ export class LiveImage {
     this.problem = "";
     this.isConnected = false;
     this.shown = this.whole = this.waiting = null;
+    // The image that is held is not of this detector.
+    this.setPaused(false);
     this.film.clear();
     this.corrections.clear();
     this.regions.follow(detector);

@@ -101,7 +101,7 @@ function showSimulator(place, services) {
   if (place.dataset.names === names) return;
   place.dataset.names = names;
   place.replaceChildren(...found.map(({ detector }) => {
-    const hz = make("input", { type: "number", className: "small", min: 0, step: "any", placeholder: "as now", "aria-label": `Images per second of the simulator of ${detector}` });
+    const hz = make("input", { type: "number", className: "small", min: 0, step: "any", placeholder: "now", "aria-label": `Images per second of the simulator of ${detector}` });
     const state = make("span", { role: "status" });
     let last = 0;
     // The answer to an earlier command may come later.
