@@ -133,6 +133,12 @@ def test_viewer_has_no_control(deployment: Deployment, tmp_path: Path) -> None:
         tab.wait_for(lambda: "--allow-control" in tab.text("#no-control"), "the reason")
         show(tab, "configuration")
         tab.wait_for(lambda: "Rows of the image." in tab.text("#config-keys"), "the meanings of the keys")
+        rows = (
+            "[...document.querySelectorAll('#config-keys tbody tr')].map((row) => row.innerText.split('\\t'))"
+        )
+        mandatory = [row[0].strip() for row in tab.evaluate(rows) if row[-1].strip() == "mandatory"]
+        assert "detector_name" in mandatory
+        assert "services" not in mandatory
         assert tab.evaluate("document.querySelector('#config-text').readOnly")
         assert not tab.evaluate("!!document.querySelector('#config-save')")
 

@@ -179,7 +179,7 @@ class Configuration {
     const body = content.paths["/api/config/set"].post.requestBody.content["application/json"].schema;
     this.fields = Object.fromEntries(Object.entries(body.properties).map(([key, meaning]) => [key, fieldOf(key, meaning)]));
     const rows = Object.entries(body.properties).map(([key, meaning]) => [
-      make("code", {}, key), this.fields[key], meaning.description ?? meaning.title ?? "", make("code", {}, "default" in meaning ? shown(meaning.default) : "mandatory"),
+      make("code", {}, key), this.fields[key], meaning.description ?? meaning.title ?? "", make("code", {}, "default" in meaning ? shown(meaning.default) : body.required?.includes(key) ? "mandatory" : "none"),
     ]);
     this.keys.replaceChildren(table(["key", "value", "meaning", "default"], rows));
     this.keys.addEventListener("change", ({ target }) => this.changeField(target));
