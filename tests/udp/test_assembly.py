@@ -107,6 +107,19 @@ def test_a_repeated_packet_counts_once() -> None:
     assert bench.counts() == {"packets": 38, "repeated": 6, "frames": 1}
 
 
+@pytest.mark.parametrize("is_last", [True, False])
+def test_a_packet_of_another_module_does_not_replace_one_that_has_arrived(is_last: bool) -> None:
+    bench, (before, sent, others) = eiger(), frames(2, 3, 4).values()
+    # A cable in the wrong port: the same frame and number, other pixels.
+    wrong = [packet[:48] + other[48:] for packet, other in zip(sent, others, strict=True)]
+    bench.add(*before)
+    place = 32 if is_last else 20
+    bench.add(*sent[:10])
+    bench.add(*sent[10:place], wrong[5], wrong[12], *sent[place:])
+    assert (bench.ids(), bench.missing()) == ([2, 3], [0, 0])
+    assert bench.announced[1].pixels == payload(sent)
+
+
 def test_one_lost_and_one_repeated_packet_make_one_missing() -> None:
     bench, sent = eiger(), frames(1)[1]
     bench.add(*sent[:20], sent[3], *sent[21:])

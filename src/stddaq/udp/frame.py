@@ -35,21 +35,23 @@ class Frame:
         self.last = None if is_equal else pixels[self.rows.size :][: packets.last_bytes]
 
     def put(self, numbers: np.ndarray, payloads: np.ndarray) -> tuple[int, int]:
-        """Put the pixels of some packets into their places.
+        """Put the pixels of some packets into their places, unless such a packet has arrived before.
 
-        Return how many of them had arrived before, and how many came after the frame was complete.
+        Return how many of them had, and how many came after the frame was complete.
         """
-        n, seen_before = len(numbers), self.seen
-        if self.n_received + n > len(self.seen):
-            seen_before = self.seen.copy()
-        self._put(numbers, payloads)
-        before, self.n_received = self.n_received, int(np.count_nonzero(self.seen))
-        self.is_complete = self.n_received == len(self.seen)
-        n_repeated, n_late = n - (self.n_received - before), 0
-        if n_repeated and self.is_complete:
+        n, completing = len(numbers), len(numbers) - 1
+        # Packets in order differ.
+        is_in_order = n == 1 or bool((np.diff(numbers.astype(np.int64)) > 0).all())
+        if not is_in_order or self.seen[numbers].any():
             firsts = np.unique(numbers, return_index=True)[1]
-            completing = firsts[~seen_before[numbers[firsts]]].max(initial=-1)
-            n_late = n - 1 - int(completing)
+            new = np.sort(firsts[~self.seen[numbers[firsts]]])
+            completing = int(new.max(initial=-1))
+            numbers, payloads = numbers[new], payloads[new]
+        self._put(numbers, payloads)
+        self.n_received += len(numbers)
+        self.is_complete = self.n_received == len(self.seen)
+        n_repeated = n - len(numbers)
+        n_late = n - 1 - completing if n_repeated and self.is_complete else 0
         return n_repeated - n_late, n_late
 
     def put_next(self, payloads: np.ndarray, *, in_place: bool) -> None:
@@ -66,8 +68,7 @@ class Frame:
         self.is_complete = self.n_received == len(self.seen)
 
     def _put(self, numbers: np.ndarray, payloads: np.ndarray) -> None:
-        # More than once if it is repeated.
-        while self.last is not None and len(numbers) and int(numbers[-1]) == len(self.rows):
+        if self.last is not None and len(numbers) and int(numbers[-1]) == len(self.rows):
             self._put_last(payloads[-1])
             numbers, payloads = numbers[:-1], payloads[:-1]
         if n := len(numbers):
