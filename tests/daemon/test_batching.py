@@ -13,6 +13,7 @@ from stddaq.daemon.batching import (
     FASTEST_SOURCE_HZ,
     FIRST_S,
     LONGEST_OF_READER_S,
+    LONGEST_OF_WRITER_S,
     LONGEST_S,
     RING_FRACTION,
     SLOW_GAP_S,
@@ -109,13 +110,18 @@ def test_longest_pause_leaves_most_of_the_ring_buffer_to_the_fastest_source(edge
 def test_driver_and_writer_together_keep_an_image_for_less_than_20_ms() -> None:
     config = DetectorConfig.parse(make_config(ram_buffer_gb=1))
     longest = []
-    for batching in (Batching.of_driver(config), Batching.of_reader(config)):
+    for batching in (
+        Batching.of_driver(config),
+        Batching.of_reader(config),
+        Batching.of_writer(config, driver_batches=True),
+        Batching.of_writer(config, driver_batches=False),
+    ):
         reader = Reader()
         reader.batching = batching
         batching._clock = lambda reader=reader: reader.now
         longest.append(max(reader.stream(1000, 1.0)))
-    assert longest == [LONGEST_S, LONGEST_OF_READER_S]
-    assert sum(longest) < 0.02
+    assert longest == [LONGEST_S, LONGEST_OF_READER_S, LONGEST_OF_WRITER_S, LONGEST_OF_READER_S]
+    assert LONGEST_S + LONGEST_OF_WRITER_S < 0.02
 
 
 def test_driver_batches_for_all_its_writers() -> None:

@@ -14,8 +14,10 @@ from stddaq.config import DetectorConfig
 # One wake-up is worth about this many messages ...
 TARGET = 48
 # ... but no message waits longer than this for the driver, whose writers wake with it, ...
-LONGEST_S = 0.012
-# ... or than this for others: writers receive from the driver what it has batched already, ...
+LONGEST_S = 0.014
+# ... than this for writers, which receive what the driver has batched: it takes that long to send it, ...
+LONGEST_OF_WRITER_S = 0.001
+# ... or than this for others, and for writers of a driver that batches nothing, ...
 LONGEST_OF_READER_S = 0.004
 # ... or than the fastest source needs for this part of the ring buffer, should one start now.
 RING_FRACTION = 0.2
@@ -45,8 +47,16 @@ class Batching:
         return cls(TARGET * max(1, config.number_of_writers), longest_pause(config))
 
     @classmethod
+    def of_writer(cls, config: DetectorConfig, *, driver_batches: bool) -> Batching:
+        """Return the batching of a writer; whether its driver is one of stddaq, which batches."""
+        batching = cls.of_reader(config)
+        if driver_batches:
+            batching._longest = min(batching._longest, LONGEST_OF_WRITER_S)
+        return batching
+
+    @classmethod
     def of_reader(cls, config: DetectorConfig) -> Batching:
-        """Return the batching of writers and processing stages."""
+        """Return the batching of processing stages."""
         return cls(TARGET, min(LONGEST_OF_READER_S, longest_pause(config)))
 
     def pause_after(self, n_messages: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -122,52 +121,39 @@ def test_no_message_is_composed_without_clients(setup: Setup):
     assert setup.n_composed == 0
 
 
-def test_a_driver_without_clients_does_not_wake_up_to_send_its_status(monkeypatch: pytest.MonkeyPatch):
-    asyncio.run(_status_of_changing_clients(monkeypatch))
-
-
-async def _status_of_changing_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-    go_on = asyncio.Semaphore(0)
-
-    async def sleep(seconds: float) -> None:
-        waits.append(seconds)
-        await go_on.acquire()
-
-    async def turn() -> None:
-        for _ in range(5):
-            await real_sleep(0)
-
-    real_sleep = asyncio.sleep
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    setup = Setup()
-    task = asyncio.create_task(setup.watchers.notify_periodically())
-    await turn()
-    assert waits == []
+def test_status_is_sent_periodically_while_there_are_clients(setup: Setup):
+    assert setup.scheduler.calls == []
     client = setup.client()
-    await turn()
-    assert waits == [STATUS_PERIOD_S]
-    go_on.release()
-    await turn()
-    assert (len(client.messages), waits) == (1, [STATUS_PERIOD_S] * 2)
+    setup.scheduler.advance(STATUS_PERIOD_S)
+    setup.scheduler.advance(STATUS_PERIOD_S)
+    assert len(client.messages) == 2
     setup.watchers.remove(client)
-    go_on.release()
-    await turn()
-    assert (len(client.messages), len(waits)) == (1, 2)
+    setup.scheduler.advance(STATUS_PERIOD_S)
+    # Without clients the driver does not wake up.
+    assert (len(client.messages), setup.scheduler.calls) == (2, [])
     replied_to = FakeClient()
     setup.watchers.add(replied_to, at_once=False)
     with setup.watchers.replying_to(replied_to):
         pass
-    await turn()
-    assert len(waits) == 3
-    task.cancel()
+    setup.scheduler.advance(STATUS_PERIOD_S)
+    assert len(replied_to.messages) == 1
+
+
+def test_periodic_status_is_not_sent_soon_after_another_one(setup: Setup):
+    client = setup.client()
+    setup.scheduler.advance(0.8 * STATUS_PERIOD_S)
+    setup.watchers.notify()
+    setup.scheduler.advance(0.25 * STATUS_PERIOD_S)
+    assert len(client.messages) == 1
+    setup.scheduler.advance(0.8 * STATUS_PERIOD_S)
+    assert len(client.messages) == 2
 
 
 def test_progress_after_a_pause_is_reported_at_once(setup: Setup):
     client = setup.client()
     setup.watchers.notify_progress()
     assert len(client.messages) == 1
-    setup.scheduler.advance(1.0)
+    setup.scheduler.advance(2 * PROGRESS_SPACING_S)
     setup.watchers.notify_progress()
     assert len(client.messages) == 2
 
@@ -182,5 +168,5 @@ def test_frequent_progress_is_reported_once_per_spacing_and_never_forgotten(setu
     reported = len(client.messages)
     setup.scheduler.advance(PROGRESS_SPACING_S)
     assert len(client.messages) == reported + 1
-    setup.scheduler.advance(1.0)
+    setup.scheduler.advance(5 * PROGRESS_SPACING_S)
     assert len(client.messages) == reported + 1

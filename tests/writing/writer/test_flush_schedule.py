@@ -10,9 +10,12 @@ from stddaq.writing.writer.flush_schedule import (
     FLUSH_PERIOD_S,
     FLUSH_SHARE,
     FLUSH_SPACING_S,
+    LAST_REPORT_S,
     LONG_PAUSE_S,
     QUIET_S,
+    REPORT_SPACING_S,
     FlushSchedule,
+    ReportSchedule,
 )
 
 
@@ -162,3 +165,30 @@ def test_a_slow_flush_does_not_delay_the_images_of_a_slow_stream(schedule: Flush
         schedule.recorded()
         assert schedule.due_in == 0.0
         schedule.flushed(images_remain=False, seconds=0.05)
+
+
+def test_each_flush_of_a_slow_stream_is_reported(clock: FakeClock):
+    reports = ReportSchedule(clock)
+    assert reports.due_in == float("inf")
+    for _ in range(3):
+        reports.flushed(is_fast=False)
+        assert reports.due_in == 0.0
+        reports.sent()
+        assert reports.due_in == float("inf")
+        clock.now += 0.1 * REPORT_SPACING_S
+
+
+def test_flushes_of_a_fast_stream_are_reported_at_a_distance_and_the_last_one_after_a_while(clock: FakeClock):
+    reports, sent = ReportSchedule(clock), 0
+    for _ in range(10):
+        reports.flushed(is_fast=True)
+        if not reports.due_in:
+            reports.sent()
+            sent += 1
+        clock.now += 0.6 * REPORT_SPACING_S
+        assert reports.due_in > 0.0
+    assert sent == 5
+    clock.now += LAST_REPORT_S
+    assert reports.due_in == 0.0
+    reports.cancel()
+    assert reports.due_in == float("inf")

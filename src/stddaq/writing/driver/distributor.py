@@ -40,8 +40,8 @@ META = "meta"
 # Between runs messages are read and dropped; the thread sleeps this long to read many at once.
 IDLE_PAUSE_S = 0.01
 BATCH_LIMIT = 1000
-# Requests, progress reports and disconnected writers are handled this often while images keep arriving.
-CONTROL_PERIOD_S = 0.005
+# Progress reports and disconnected writers are handled this often while images keep arriving.
+CONTROL_PERIOD_S = 0.025
 POLL_MS = 250
 # While nothing but images arrives, one by one, writers and sockets are checked this often.
 CHECK_PERIOD_S = 0.25
@@ -247,7 +247,7 @@ class Distributor:
             while (pause := self._batching.pause_after(n_images)) and self._job and not self._ended:
                 time.sleep(pause)
                 n_images = self._take_images()
-                if time.monotonic() - self._control_at >= CONTROL_PERIOD_S:
+                if not self._inbox.empty() or time.monotonic() - self._control_at >= CONTROL_PERIOD_S:
                     self._control()
             if n_images and not self._job:
                 time.sleep(IDLE_PAUSE_S)

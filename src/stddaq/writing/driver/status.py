@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import math
@@ -61,10 +60,9 @@ class Watchers:
         self._compose, self._scheduler = compose, scheduler
         self._clients: set[Client] = set()
         self._new: set[Client] = set()
-        self._notified_at = -math.inf
+        self._notified_at = self._sent_at = -math.inf
         self._is_scheduled = False
-        # Set while there are clients.
-        self._is_watched = asyncio.Event()
+        self._is_periodic = False
 
     def __len__(self) -> int:
         return len(self._clients) + len(self._new)
@@ -97,19 +95,20 @@ class Watchers:
 
     def _watch(self, client: Client) -> None:
         self._clients.add(client)
-        self._is_watched.set()
+        if not self._is_periodic:
+            self._is_periodic = True
+            self._scheduler.call_later(STATUS_PERIOD_S, self._notify_periodically)
 
     def remove(self, client: Client) -> None:
         """Send nothing more to `client`."""
         self._clients.discard(client)
         self._new.discard(client)
-        if not self._clients:
-            self._is_watched.clear()
 
     def notify(self, except_for: Client | None = None) -> None:
         """Send the status to every client, except for one that receives it as a reply."""
         if not self._clients:
             return
+        self._sent_at = self._scheduler.time()
         message = self._compose()
         state, frame = _state_of(message), encode(message)
         for client in self._clients:
@@ -135,11 +134,19 @@ class Watchers:
         self._notified_at = self._scheduler.time()
         self.notify()
 
-    async def notify_periodically(self) -> None:
-        """Send the status at 10 Hz while there are clients. Does not return."""
-        while True:
-            await self._is_watched.wait()  # A driver without clients need not wake up.
-            await asyncio.sleep(STATUS_PERIOD_S)
+    def _notify_periodically(self) -> None:
+        """Send the status at 10 Hz while there are clients: without, the driver need not wake up.
+
+        Not soon after another one, such as that of each image of a slow stream.
+        """
+        self._is_periodic = bool(self._clients)
+        if not self._clients:
+            return
+        wait = self._sent_at + STATUS_PERIOD_S - self._scheduler.time()
+        is_recent = wait > STATUS_PERIOD_S / 2
+        # A task would take twice the time.
+        self._scheduler.call_later(wait if is_recent else STATUS_PERIOD_S, self._notify_periodically)
+        if not is_recent:
             self.notify()
 
 

@@ -89,11 +89,7 @@ class WebSocketServer:
         async with server:
             bound = next(iter(server.sockets)).getsockname()
             log.ready("listening on ws://%s:%d", bound[0], bound[1])
-            running = (
-                self._controller.watchers.notify_periodically(),
-                self._limits.close_vanished(),
-                *further,
-            )
+            running = (self._limits.close_vanished(), *further)
             tasks = [asyncio.create_task(coroutine) for coroutine in running]
             await stopped.wait()
             await shut_down()

@@ -1,4 +1,4 @@
-"""When a writer flushes: often enough for live readers, seldom enough for its throughput.
+"""When a writer flushes, and reports: often enough for live readers, seldom enough for its throughput.
 
 A flush costs 0.2 to 0.5 ms, on slow storage much more. When the stream pauses, as between the points of a
 scan, images become visible at once. So do the first images after a long pause: the whole point of many scans,
@@ -7,8 +7,11 @@ or all that the driver has batched of a fast stream. Flushes of a fast stream ta
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+
+from stddaq.daemon.batching import LONGEST_OF_READER_S, LONGEST_S
 
 # Longest part of the time of a fast stream that flushes take ...
 FLUSH_SHARE = 0.05
@@ -20,6 +23,10 @@ QUIET_S = 0.002
 FLUSH_SPACING_S = 0.005
 # After a pause of this length an image has a flush of its own anyway, so that it may come at once.
 LONG_PAUSE_S = FLUSH_SPACING_S
+# Shortest time between two progress reports of a fast stream. Clients of the driver see them at 10 Hz.
+REPORT_SPACING_S = 0.02
+# After a flush that was not reported: the next batch of the driver would have come.
+LAST_REPORT_S = LONGEST_S + LONGEST_OF_READER_S
 
 
 class FlushSchedule:
@@ -76,3 +83,30 @@ class FlushSchedule:
         after_pause = max(self._recorded_at + quiet, self._flushed_at + FLUSH_SPACING_S, self._earliest)
         due_at = min(self._pending_since + FLUSH_PERIOD_S, after_pause)
         return max(0.0, due_at - self._clock())
+
+
+class ReportSchedule:
+    """Says when the driver gets a progress report: after a flush, but not after each one of a fast stream."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._sent_at, self._due_at = -math.inf, math.inf
+
+    def flushed(self, *, is_fast: bool) -> None:
+        """Note a flush just now, and whether it was one of a fast stream."""
+        now = self._clock()
+        is_early = is_fast and now < self._sent_at + REPORT_SPACING_S
+        self._due_at = now + LAST_REPORT_S if is_early else now
+
+    def sent(self) -> None:
+        """Note that a report was sent just now."""
+        self._sent_at, self._due_at = self._clock(), math.inf
+
+    def cancel(self) -> None:
+        """Forget a report that is due: the response to the end of the run has the same."""
+        self._due_at = math.inf
+
+    @property
+    def due_in(self) -> float:
+        """Seconds until the next report, infinite if none is due."""
+        return max(0.0, self._due_at - self._clock())

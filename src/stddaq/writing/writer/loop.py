@@ -35,7 +35,7 @@ from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.wire.writer_messages import check_action
 from stddaq.writing.master_request import create_as_requested
 from stddaq.writing.writer.driver_presence import DRIVER_ABSENCE_S, DriverPresence
-from stddaq.writing.writer.flush_schedule import FlushSchedule
+from stddaq.writing.writer.flush_schedule import FlushSchedule, ReportSchedule
 from stddaq.writing.writer.recorder import Recorder, RecordImages
 
 RECEIVE_LIMIT = 1000
@@ -86,13 +86,14 @@ class WriterLoop:
         except BaseException:
             self._context.destroy(linger=0)
             raise
-        self._batching = Batching.of_reader(config)
+        self._config = config
+        self._batching = Batching.of_writer(config, driver_batches=False)
         # Left by the process that this one replaces.
         left = handed_over()
         self._waiting = deque(map(pb.WriterAction.FromString, left.requests))
         self._unsent = list(left.answers)
         self._n_malformed = 0
-        self._flushes, self._driver = FlushSchedule(), DriverPresence()
+        self._flushes, self._reports, self._driver = FlushSchedule(), ReportSchedule(), DriverPresence()
         # The run that is being written.
         self._open_path: Path | None = None
         self._uid = 0
@@ -116,14 +117,15 @@ class WriterLoop:
         poller = zmq.Poller()
         for source in (self._actions, self._monitor, stop.fileno()):
             poller.register(source, zmq.POLLIN)
-        batching, flushes = self._batching, self._flushes
+        flushes = self._flushes
         try:
             self._send_unsent()
             while not stop.poll() and not self._is_unfit:
                 events = poller.poll(self._timeout_ms())
                 if flushes.batching_pause and events:
                     time.sleep(flushes.batching_pause)
-                flushes.batching_pause = batching.pause_after(self._work())
+                n_messages = self._work()
+                flushes.batching_pause = self._batching.pause_after(n_messages)
                 self._watch_driver()
                 if self._open_path and time.monotonic() >= self._show_alive_at:
                     self._show_alive()
@@ -155,7 +157,7 @@ class WriterLoop:
         return HandedOver(requests, self._unsent)
 
     def _timeout_ms(self) -> int:
-        timeout = self._statistics.due_in
+        timeout = min(self._statistics.due_in, self._reports.due_in)
         if (flush_due_in := self._flushes.due_in) is not None:
             timeout = min(timeout, flush_due_in)
         if self._open_path:
@@ -188,6 +190,8 @@ class WriterLoop:
     def _flush_when_due(self) -> None:
         if self._flushes.due_in == 0.0:
             self._flush()
+        if not self._reports.due_in:
+            self._report_progress()
 
     def _receive(self, limit: int) -> None:
         """Move up to `limit` messages from the socket to `_waiting`."""
@@ -209,7 +213,7 @@ class WriterLoop:
         images_remain = self._recorder.flush()
         self._flushes.flushed(images_remain, time.monotonic() - begin)
         if self._reports_progress:
-            self._report_progress()
+            self._reports.flushed(is_fast=self._flushes.batching_pause > 0)
 
     def _show_alive(self) -> None:
         self._show_alive_at = time.monotonic() + SHOW_ALIVE_PERIOD_S
@@ -217,6 +221,7 @@ class WriterLoop:
             self._report_progress()
 
     def _report_progress(self) -> None:
+        self._reports.sent()
         progress = self._recorder.progress(self._reported)
         report = pb.WriterResponse(code=pb.SUCCESS, progress=progress, run_id=self._run_id)
         with contextlib.suppress(zmq.Again):  # The next report contains what this one would have.
@@ -230,6 +235,7 @@ class WriterLoop:
             self._watch_driver()  # Earlier changes of the connection concern earlier runs.
             self._close_left_open("the driver has started another run")
             self._reports_progress = bool(action.request)
+            self._batching = Batching.of_writer(self._config, driver_batches=self._reports_progress)
             if self._is_unfit:
                 self._waiting.appendleft(action)
                 return
@@ -289,6 +295,7 @@ class WriterLoop:
             return
         path, self._open_path = self._open_path, None
         self._flushes.cancel()
+        self._reports.cancel()
         try:
             self._recorder.close(discard_if_empty=discard_if_empty)
             n_images = self._recorder.progress().n_written
