@@ -95,11 +95,13 @@ class LiveStream:
         poller = zmq.Poller()
         for source in (self._subscriber.socket, self._viewers.fileno(), stop.fileno(), *self._sources()):
             poller.register(source, zmq.POLLIN)
-        look_at = time.monotonic() + CHECK_PERIOD_S
+        look_at, n_messages = time.monotonic() + CHECK_PERIOD_S, 0
         while not stop.poll():
-            timeout = min(self._statistics.due_in, look_at - time.monotonic(), self._taken.due_in)
-            poller.poll(0 if self._subscriber.is_waiting else int(max(0.0, timeout) * 1000) + 1)
-            self._viewers.attend()
+            # After a pause there are images of a fast source: looking costs less than asking.
+            if not n_messages:
+                timeout = min(self._statistics.due_in, look_at - time.monotonic(), self._taken.due_in)
+                poller.poll(0 if self._subscriber.is_waiting else int(max(0.0, timeout) * 1000) + 1)
+                self._viewers.attend()
             n_messages = self._take_images()
             self._taken.finish_judged()
             self._send_waiting()
