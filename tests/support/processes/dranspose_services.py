@@ -33,8 +33,11 @@ class Dranspose(Closing):
         workers: the processes.
     """
 
-    def __init__(self, redis: RedisServer, stream: str) -> None:
-        """Start them; the ingester pulls from the address `stream`. Skip the test without dranspose."""
+    def __init__(self, redis: RedisServer, stream: str, held_row: Path | None = None) -> None:
+        """Start them; the ingester pulls from the address `stream`. Skip the test without dranspose.
+
+        With the path `held_row` the first worker holds an image until it is killed, and names its row there.
+        """
         if not _PROGRAMS.exists():
             pytest.skip("needs the environment of dranspose, see .ci/make-dranspose")
         self.places = {"5010": str(free_port()), "5011": str(free_port()), "tcp://127.0.0.1:20002": stream}
@@ -44,11 +47,17 @@ class Dranspose(Closing):
             "REDIS_URL": f"{redis.address.replace('tcp', 'redis')}/0",
             "INGESTER_URL": f"tcp://127.0.0.1:{free_port()}",
             "REDUCER_URL": f"tcp://127.0.0.1:{free_port()}",
+            "PYTHONPATH": str(ROOT / "tests"),
+            # For support.peers.holding_worker.
+            "STDDAQ_TEST_HELD_ROW": str(held_row),
         }
         (block,) = (block for block in blocks_of(PAGE) if "dranspose.controller" in block.text)
+        text = block.text
+        if held_row is not None:
+            text = text.replace("live_flat_field:Worker", "support.peers.holding_worker:Worker", 1)
         self.workers = [
             service
-            for line in block.text.splitlines()
+            for line in text.splitlines()
             if (service := self._start(*line.split())) and "Worker" in line
         ]
         wait_until(self._is_ready, 90, "dranspose", period=0.2)
