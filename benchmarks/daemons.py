@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import zmq
 from rig import Rig, cpu, end, start, wait_ready
 from tables import Table
 
@@ -42,6 +43,43 @@ def idle() -> Table:
         table.add(name, _ready_after(name, *arguments), shares[name] * 100, *memory[name])
     table.add("std_det_driver with a client", "", share_with_client * 100, "", "")
     return table
+
+
+def memory() -> Table:
+    """Measure the anonymous memory of a small deployment after a run, while a viewer receives images."""
+    table = Table(
+        "memory",
+        "Memory of a small deployment",
+        "Anonymous memory (not that of files or of the ring buffer) after a run of 1000 images of 480x128, "
+        "with a viewer of the live stream. Target for all four: 80 MB.",
+        ["daemon", "anonymous MB"],
+    )
+    address = "tcp://127.0.0.1:0"
+    setting = {address: {"type": "forward", "config": []}}
+    with Rig("c", 2, fields={"live_stream_configs": setting}) as rig:
+        service = rig.start("std_live_stream", address)
+        place = wait_ready(service)
+        rig.fill_ring(rig.config.n_slots)
+        with zmq.Context() as context, context.socket(zmq.SUB) as viewer:
+            viewer.subscribe(b"")
+            viewer.connect(place)
+            rig.record(1000, 1000.0)
+            services = {
+                "std_det_driver": rig.driver,
+                "std_det_writer 0": rig.writers[0],
+                "std_det_writer 1": rig.writers[1],
+                "std_live_stream": service,
+            }
+            found = {name: _anonymous(process) for name, process in services.items()}
+    for name, megabytes in found.items():
+        table.add(name, megabytes)
+    table.add("all", sum(found.values()))
+    return table
+
+
+def _anonymous(process: subprocess.Popen[str]) -> float:
+    lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("Anonymous:"))
 
 
 def _idle_share(process: subprocess.Popen[str]) -> float:

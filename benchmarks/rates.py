@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 from rig import MEBIBYTE, Rig, size_of
-from tables import Table
+from tables import Table, spread
 
 # Several turns of the ring buffer. Larger runs on a virtual machine measure the memory of its host.
 RUN_BYTES = 800 * MEBIBYTE
@@ -41,6 +42,36 @@ def sustained(name: str, directory: Path, where: str) -> Table:
                 best * size / 1e9,
                 best / bare,
             )
+    return table
+
+
+def metadata(rounds: int = ATTEMPTS) -> Table:
+    """Measure how fast a driver and two writers take images without pixels."""
+    table = Table(
+        "metadata",
+        "Highest rate without pixels (16x16)",
+        f"Median (min-max) of {rounds} runs of two seconds, announced at the given rate if the source "
+        "reaches it on the same cores; the rate counts until the last image is readable. The ring buffer "
+        "holds all images of a run, so that none is overwritten. Target: 100 kHz with 2 writers.",
+        ["offered Hz", "writers", "sustained kHz", "driver us/image", "writers us/image", "complete runs"],
+    )
+    for rate in (20_000.0, 40_000.0, 100_000.0):
+        with Rig("none", 2) as rig:
+            n_images = int(2 * rate)
+            rig.fill_ring(min(n_images, rig.config.n_slots))
+            rig.record(1000, rate)
+            runs = []
+            for _ in range(rounds):
+                rig.clear(n_images * rig.config.image_bytes)
+                runs.append(rig.record(n_images, rate))
+        table.add(
+            rate,
+            2,
+            spread([n_images / run.elapsed_s / 1e3 for run in runs]),
+            statistics.median(run.driver for run in runs) / n_images * 1e6,
+            statistics.median(run.writers for run in runs) / n_images * 1e6,
+            f"{sum(run.is_complete for run in runs)} of {rounds}",
+        )
     return table
 
 

@@ -59,7 +59,7 @@ class Measured:
 class Rig:
     """The services of one configuration; a context manager. `files` is the directory of the runs.
 
-    Without `with_source` another source provides the images.
+    Without `with_source` another source provides the images. `fields` are added to the configuration.
     """
 
     shape: str
@@ -68,6 +68,7 @@ class Rig:
     with_meta: bool = False
     suffix: str = "image"
     with_source: bool = True
+    fields: dict[str, object] = field(default_factory=dict)
     files: Path = field(init=False)
     config: DetectorConfig = field(init=False)
     config_path: Path = field(init=False)
@@ -90,7 +91,8 @@ class Rig:
         self._stack.close()
 
     def _set_up(self) -> None:
-        self.config_path = self._stack.enter_context(detector(self.shape, number_of_writers=self.n_writers))
+        fields = self.fields | {"number_of_writers": self.n_writers}
+        self.config_path = self._stack.enter_context(detector(self.shape, **fields))
         self.files = Path(tempfile.mkdtemp(prefix="stddaq-bench-", dir=self.directory))
         self._stack.callback(shutil.rmtree, self.files, ignore_errors=True)
         self.config = DetectorConfig.load(self.config_path)
