@@ -223,7 +223,10 @@ def test_services_events_and_runs_are_shown(
             driver.wait_until_saved(60)
         tab.wait_for(lambda: "simulate images published" in tab.text(".panel:not([hidden])"), "the rates")
         # What they write, how long the ring buffer lasts, and when the disk is full.
-        tab.wait_for(lambda: re.search(r"images, which last [0-9.]+ s at", tab.text("#ring-buffers")), "time")
+        tab.wait_for(
+            lambda: re.search(r"images, which last [0-9.]+ (s|min|h|days) ", tab.text("#ring-buffers")),
+            "time",
+        )
         write(tab, "[aria-label^='Images per second']", "40")
         click(tab, "[data-simulator=stop]")
         tab.wait_for(lambda: "waits for triggers" in tab.text("#simulator"), "the end of the images")

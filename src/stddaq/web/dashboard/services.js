@@ -121,10 +121,12 @@ function showSimulator(place, services) {
   }));
 }
 
+const lasting = (seconds) => seconds < 10 ? `${seconds.toFixed(1)} s` : duration(seconds);
+
 function ring(ring, services) {
   // The source's rate; without one on this host, what readers receive is as much.
   const rates = services.filter(({ detector }) => detector === ring.detector).map((service) => sum(service.rates, ["images_published", "images_received"]) ?? 0);
-  const perSecond = Math.max(0, ...rates), time = (images) => perSecond ? `${(images / perSecond).toPrecision(2)} s` : "–";
+  const perSecond = Math.max(0, ...rates), time = (images) => perSecond ? lasting(images / perSecond) : "–";
   const rows = ring.readers.map((reader) => [
     `${reader.service} ${reader.id}`, Math.round(reader.lag), time(reader.lag),
     make("progress", { max: 1, value: Math.min(1, reader.ratio ?? 0), "aria-label": `Ring buffer used by ${reader.service} ${reader.id}` }),
