@@ -1,124 +1,139 @@
-"""Read a run by `stddaq.open_run`, beside a bare `preadv` of the same pixels and HDF5's ways, in one run.
+"""Open and read runs by `stddaq.open_run`, compared with bare loops and with HDF5's own ways.
 
-    python benchmarks/reading.py [--directory /dev/shm] [--images 2048] [--height 512] [--width 512]
-
-Prints a line for each way: time, and rate in relation to the bare loop. The files come from the page cache.
+Files are in memory, so nothing waits for a disk.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
+from recorded import write_raw_files
+from rig import MEMORY
+from tables import Table, spread
 
 from stddaq import open_run
 from stddaq.files.master_file import create_master_file
-from stddaq.files.raw_file import EPOCHS_DTYPE, METADATA_DTYPE, RawFile, RawLayout
+from stddaq.files.raw_file import EPOCHS_DTYPE, METADATA_DTYPE
 
 BLOCK = 64
-REPEATS = 7
+N_IMAGES = 512
+N_WRITERS = 4
+SHAPE = (512, 512)
+ROUNDS = 7
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure open_run beside a bare preadv.")
-    parser.add_argument("--directory", type=Path, default=Path("/dev/shm"))
-    parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--height", type=int, default=512)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--writers", type=int, default=4)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.directory) as directory:
-        measure_open(Path(directory))
-    with tempfile.TemporaryDirectory(dir=args.directory) as directory:
-        paths = write_run(Path(directory), args.images, (args.height, args.width), args.writers)
-        measure_reading(Path(directory), paths)
+def opening(rounds: int = ROUNDS) -> Table:
+    """Measure the opening of a run of 10^6 images in 16 files."""
+    table = Table(
+        "opening",
+        "Opening a run of 10^6 images in 16 files",
+        f"`open_run` of the directory and of the master file: time and CPU, median (min-max) of {rounds} "
+        "rounds. Bare is the reading of `metadata` of all files by h5py. Target for the CPU: 50 ms.",
+        ["by", "bare CPU ms", "CPU ms", "time ms"],
+    )
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
+        directory = Path(name)
+        paths = _write_rows(directory)
+        master = create_master_file(directory / "fileMaster.h5", paths).path
+        for by, path in (("raw files", directory), ("master file", master)):
+            bare, found = list[float](), list[tuple[float, float]]()
+            for _ in range(rounds):
+                bare.append(_spent(lambda: _read_rows(paths))[0])
+                found.append(_spent(lambda path=path: open_run(path)))
+            table.add(
+                by,
+                spread([1e3 * spent for spent in bare]),
+                spread([1e3 * spent for spent, _ in found]),
+                spread([1e3 * elapsed for _, elapsed in found]),
+            )
+    return table
 
 
-def measure_open(directory: Path) -> None:
-    """Open 10^6 images in 16 files."""
+def _write_rows(directory: Path, n_writers: int = 16, n_rows: int = 62_500) -> list[Path]:
+    """Write raw files with images of 16 pixels, whose pixels were never written."""
     paths = []
-    for writer in range(16):
+    for writer in range(n_writers):
         paths.append(directory / f"file{writer}.h5")
-        rows = np.ones(62500, METADATA_DTYPE)
-        rows["image_id"] = np.arange(62500) * 16 + writer
+        rows = np.ones(n_rows, METADATA_DTYPE)
+        rows["image_id"] = np.arange(n_rows) * n_writers + writer
         with h5py.File(paths[-1], "w", libver=("v110", "v110")) as file:
             group = file.create_group("det")
             group.attrs.update(
-                {"writer": writer, "number_of_writers": 16, "image_division": "image_id", "run_id": "r"}
+                {
+                    "writer": writer,
+                    "number_of_writers": n_writers,
+                    "image_division": "image_id",
+                    "run_id": "r",
+                }
             )
-            group.create_dataset("data", (62500, 2, 8), "<u2", maxshape=(None, 2, 8), chunks=(4096, 2, 8))
+            group.create_dataset("data", (n_rows, 2, 8), "<u2", maxshape=(None, 2, 8), chunks=(4096, 2, 8))
             group.create_dataset("metadata", data=rows, maxshape=(None,), chunks=(4096,))
             group.create_dataset("epochs", (0,), EPOCHS_DTYPE, maxshape=(None,), chunks=(4096,))
-    master = create_master_file(directory / "fileMaster.h5", paths).path
-    for what, path in (("raw files", directory), ("master file", master)):
-        spent = min(times(partial(open_run, path), clock=time.process_time))
-        print(f"open 10^6 images in 16 files by {what}: {1e3 * spent:.0f} ms of one processor")
-
-
-def write_run(directory: Path, n_images: int, shape: tuple[int, int], n_writers: int) -> list[Path]:
-    layout, paths = RawLayout("det", shape, np.dtype("<u2"), 16 * 2**20, 0), []
-    image = np.random.default_rng(1).integers(0, 4096, shape, "<u2").data.cast("B")
-    for writer in range(n_writers):
-        attributes = {
-            "writer": writer,
-            "number_of_writers": n_writers,
-            "image_division": "image_id",
-            "run_id": "r",
-        }
-        paths.append(directory / f"file{writer}.h5")
-        file = RawFile.create(paths[-1], layout, attributes)
-        for image_id in range(writer, n_images, n_writers):
-            file.put([image])
-            file.declare(image_id, 1)
-        file.close()
-    create_master_file(directory / "fileMaster.h5", paths)
     return paths
 
 
-def measure_reading(directory: Path, paths: list[Path]) -> None:
-    run = open_run(directory)
-    out = np.empty((BLOCK, *run.image_shape), run.dtype)
-    bare = Bare(paths, out)
-    with h5py.File(directory / "fileMaster.h5") as file:
-        virtual = file["/entry/data/data"]
-        assert isinstance(virtual, h5py.Dataset)
-        ways: dict[str, Callable[[int], object]] = {
-            "bare preadv": bare.read,
-            "open_run": lambda start: run.images[start : start + BLOCK],
-            "open_run, one image": lambda start: [run.images[i] for i in range(start, start + BLOCK)],
-            "h5py over the master file": lambda start: virtual[start : start + BLOCK],
-        }
-        starts = range(0, run.n_images - BLOCK + 1, BLOCK)
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        # In turn, so that the load of the machine is the same for all.
-        for start in [*starts][:8] * REPEATS:
-            for name, way in ways.items():
-                rates[name].append(1 / times(partial(way, start), 1)[0])
-    for name, found in rates.items():
-        speed = statistics.median(found) * out.nbytes / 1e9
-        ratio = statistics.median(np.array(found) / np.array(rates["bare preadv"]))
-        print(
-            f"{BLOCK} images of {out[0].nbytes // 1024} KiB by {name}: {speed:.2f} GB/s, {ratio:.2f} of bare"
-        )
+def _read_rows(paths: list[Path]) -> None:
+    for path in paths:
+        with h5py.File(path) as file:
+            _dataset(file, "det/metadata")[()]
 
 
-class Bare:
+def blocks(rounds: int = ROUNDS) -> Table:
+    """Measure the reading of blocks of images of several writers."""
+    image_bytes = 2 * SHAPE[0] * SHAPE[1]
+    table = Table(
+        "reading",
+        f"Reading blocks of {BLOCK} images",
+        f"{SHAPE[0]}x{SHAPE[1]} uint16 of {N_WRITERS} writers, in turn: median of {8 * rounds} blocks. Bare "
+        "is one `preadv` for each chunk, whose places are known, into fresh memory. Targets: 0.9 for "
+        "`open_run`, 0.3 for a block by h5py from the master file.",
+        ["by", "GB/s", "of bare"],
+    )
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
+        directory = Path(name)
+        paths = write_raw_files(directory, range(N_IMAGES), SHAPE, N_WRITERS)
+        create_master_file(directory / "fileMaster.h5", paths)
+        run, bare = open_run(directory), _Bare(paths, image_bytes)
+        with h5py.File(directory / "fileMaster.h5") as file:
+            virtual = _dataset(file, "/entry/data/data")
+            ways: dict[str, Callable[[int], object]] = {
+                "bare `preadv`": bare.read,
+                "`open_run`": lambda start: run.images[start : start + BLOCK],
+                "`open_run`, one image after the other": lambda start: [
+                    run.images[i] for i in range(start, start + BLOCK)
+                ],
+                "h5py from the master file": lambda start: virtual[start : start + BLOCK],
+            }
+            times: dict[str, list[float]] = {way: [] for way in ways}
+            # In turn, so that the load of the machine is the same for all.
+            for start in [*range(0, N_IMAGES, BLOCK)] * rounds:
+                for way, read in ways.items():
+                    times[way].append(_spent(lambda read=read, start=start: read(start))[1])
+        reference = times["bare `preadv`"]
+        for way, found in times.items():
+            table.add(
+                way,
+                BLOCK * image_bytes / statistics.median(found) / 1e9,
+                statistics.median(bare / own for bare, own in zip(reference, found, strict=True)),
+            )
+    return table
+
+
+class _Bare:
     """The least that reading costs: the places of all chunks are known, one `preadv` for each chunk."""
 
-    def __init__(self, paths: list[Path], out: np.ndarray) -> None:
-        self._files, self._image_bytes, self._n = [], out[0].nbytes, len(paths)
+    def __init__(self, paths: list[Path], image_bytes: int) -> None:
+        self._files, self._image_bytes, self._n = [], image_bytes, len(paths)
         for path in paths:
             with h5py.File(path) as file:
-                data = file["det/data"]
-                assert isinstance(data, h5py.Dataset)
+                data = _dataset(file, "bench/data")
                 n = data.chunks[0] if data.chunks else 1
                 places = [data.id.get_chunk_info(i).byte_offset for i in range(data.id.get_num_chunks())]
             self._files.append((os.open(path, os.O_RDONLY), n, places))
@@ -138,16 +153,14 @@ class Bare:
         return out
 
 
-def times(
-    call: Callable[[], object], repeats: int = REPEATS, clock: Callable[[], float] = time.perf_counter
-) -> list[float]:
-    found = []
-    for _ in range(repeats):
-        begin = clock()
-        call()
-        found.append(clock() - begin)
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    found = file[name]
+    assert isinstance(found, h5py.Dataset)
     return found
 
 
-if __name__ == "__main__":
-    main()
+def _spent(call: Callable[[], object]) -> tuple[float, float]:
+    """Return CPU and elapsed seconds of a call."""
+    begin, begin_cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.process_time() - begin_cpu, time.perf_counter() - begin

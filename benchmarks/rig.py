@@ -31,7 +31,8 @@ from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.ring_buffer import RingBuffer
 
 # GigaFRoST images, uint16. The last shape is so small that only the cost of control remains.
-SHAPES = {"a": (2016, 2016), "b": (528, 280), "c": (480, 128), "none": (16, 16)}
+SHAPES = {"a": (2016, 2016), "b": (528, 280), "c": (480, 128), "d": (512, 512), "none": (16, 16)}
+MEMORY = Path("/dev/shm")
 START_TIMEOUT_S = 20.0
 # The bare loop writes this number of images with one system call.
 BARE_BATCH = 16
@@ -64,7 +65,7 @@ class Rig:
 
     shape: str
     n_writers: int = 1
-    directory: Path = Path("/dev/shm")
+    directory: Path = MEMORY
     with_meta: bool = False
     suffix: str = "image"
     with_source: bool = True

@@ -19,24 +19,27 @@ from pathlib import Path
 
 import browsers
 import bsread_receiver
+import checksums
 import compressors
 import cost
 import daemons
 import live_stream
 import metrics_pages
+import nexus_files
 import plans
 import rates
+import reading
 import report
 import times
 import udp_chain
 import udp_modules
 import udp_receiving
+from rig import MEMORY
 from tables import Table
 
 from stddaq.closing import exit_at_signals
 
 RESULTS = Path(__file__).with_name("results.json")
-MEMORY = Path("/dev/shm")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "disk-cost": lambda: cost.writing("disk-cost", args.disk, "on disk", cost.BYTES_ON_DISK),
         "control": cost.control,
         "compressed": cost.compressed,
+        "checksums": checksums.chain,
         "rates": lambda: rates.sustained("rates", MEMORY, "in memory"),
         "disk": lambda: rates.sustained("disk", args.disk, "on disk"),
         "metadata": rates.metadata,
@@ -76,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "growth": daemons.growth,
         "writers": daemons.writers,
         "master": times.master_file,
+        "nxmx": nexus_files.nxmx,
+        "opening": reading.opening,
+        "reading": reading.blocks,
         "points": plans.points,
         "flights": plans.flights,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import multiprocessing
 import statistics
 import tempfile
@@ -14,13 +13,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-from rig import Rig, configuration, size_of
+from recorded import write_raw_files
+from rig import SHAPES, Rig, size_of
 from tables import Table, spread
 
 from stddaq.client import AsyncDriverClient
-from stddaq.config import DetectorConfig
 from stddaq.files.master_file import create_master_file
-from stddaq.files.raw_file import RawFile, RawLayout
 
 READER_TIMEOUT_S = 30.0
 
@@ -169,31 +167,10 @@ def master_file() -> Table:
 
 
 def _create_master(n_images: int, n_gaps: int) -> float:
-    config = DetectorConfig.parse(configuration("none", number_of_writers=2))
     ids = np.arange(n_images, dtype=np.uint64)
     ids += (ids * (n_gaps + 1) // n_images).astype(np.uint64)  # Each gap is one missing id.
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        paths = [Path(directory) / f"file{writer}.h5" for writer in range(2)]
-        for writer, path in enumerate(paths):
-            mine = ids[ids % 2 == writer]
-            attributes = {
-                "number_of_writers": 2,
-                "image_division": "image_id",
-                "run_id": "0" * 32,
-                "source": "image",
-                "writer": writer,
-                "stddaq_version": "0",
-            }
-            raw = RawFile.create(path, RawLayout.of(config, "image"), attributes, expected_images=len(mine))
-            image = memoryview(bytes(config.image_bytes))
-            for first in range(0, len(mine), 1000):
-                batch = mine[first : first + 1000].tolist()
-                raw.put([image] * len(batch))
-                for image_id in batch:
-                    raw.declare(image_id, 1)
-                raw.flush()
-            with contextlib.closing(raw):
-                pass
+        paths = write_raw_files(Path(directory), ids, SHAPES["none"], 2)
         begin = time.perf_counter()
         create_master_file(Path(directory) / "fileMaster.h5", paths)
         return time.perf_counter() - begin

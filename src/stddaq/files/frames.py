@@ -19,9 +19,6 @@ from stddaq.files.virtual import MappedRows, create_virtual_dataset, mapped_by_i
 from stddaq.text import mismatch
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
-# Their pixels were measured, although packets may be missing.
-_WITH_PIXELS = (pb.good_image, pb.missing_packets)
-
 
 @dataclass(frozen=True, slots=True)
 class FramesOfFile:
@@ -119,7 +116,8 @@ def frames_of(run: RecordedRun, *, by_id: bool) -> Frames:
     places: Sequence[np.ndarray] = run.order.positions
     if by_id:
         ids, places = _by_id(where, run)
-    kept = [np.isin(raw.status, _WITH_PIXELS) for raw in run.raw_files]
+    # Their pixels were measured, although packets may be missing.
+    kept = [(raw.status == pb.good_image) | (raw.status == pb.missing_packets) for raw in run.raw_files]
     files = zip(run.raw_files, places, kept, strict=True)
     return Frames(ids, run.image_shape, run.dtype, tuple(FramesOfFile(*file) for file in files))
 

@@ -143,18 +143,16 @@ def _without_gaps(files: Sequence[RawRows], division: str | None) -> ImageOrder 
     first = min(file.image_ids[0] for file in with_images)
     if max(file.image_ids[-1] for file in with_images) - first != n - 1:
         return None
-    found = np.zeros(n, bool)
-    positions: list[np.ndarray] = []
-    for file in files:
-        places = (file.image_ids - first).astype(np.int64)
-        # Increasing ids of one epoch lie between the first and the last one.
-        found[places] = True
-        positions.append(places)
-    if not found.all():
-        return None
-    return ImageOrder(
-        first + np.arange(n, dtype=np.uint64), np.zeros(n, np.uint64), tuple(positions), division
-    )
+    # Increasing ids of one epoch lie between the first and the last one.
+    positions = tuple((file.image_ids - first).view(np.int64) for file in files)
+    # Files that share no id have each of them once.
+    if division != "image_id" and len(files) > 1:
+        found = np.zeros(n, bool)
+        for places in positions:
+            found[places] = True
+        if not found.all():
+            return None
+    return ImageOrder(np.arange(n, dtype=np.uint64) + first, np.zeros(n, np.uint64), positions, division)
 
 
 def _sorted(files: Sequence[RawRows], division: str | None) -> ImageOrder:
@@ -195,10 +193,16 @@ def _check_writer_of_ids(files: Sequence[RawRows]) -> None:
 
 def _id_of_another_writer(files: Sequence[RawRows]) -> tuple[RawRows, int, int] | None:
     """Return a file, an image id in it and the file's writer, where division by id gives another writer."""
+    n_files = len(files)
     for writer, file in enumerate(files):
-        wrong = np.flatnonzero(file.image_ids % np.uint64(len(files)) != writer)
+        ids = file.image_ids
+        # Without gaps a difference decides, which takes a tenth of the time.
+        is_even = file.n_rows and ids[0] <= ids[-1] and np.all(ids[1:] - ids[:-1] == n_files)
+        if is_even and ids[0] % n_files == writer:
+            continue
+        wrong = np.flatnonzero(ids % np.uint64(n_files) != writer)
         if len(wrong):
-            return file, int(file.image_ids[wrong[0]]), writer
+            return file, int(ids[wrong[0]]), writer
     return None
 
 

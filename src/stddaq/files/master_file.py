@@ -85,11 +85,22 @@ def create_master_file(
     complete or not at all, below one of `roots` if there are any. Raises `FileLayoutError` that names the raw
     or metadata file at fault, `OutputExistsError`, `OutsideRootsError`.
     """
-    if os.path.lexists(path) and not overwrite:
-        raise OutputExistsError(
-            mismatch(str(path), "a new file", "an existing one", "allow overwriting to replace it")
-        )
+    _check_new(path, overwrite)
     run = read_run(raw_files, metadata_file)
+    return write_master_file(path, run, account=account, nexus=nexus, overwrite=overwrite, roots=roots)
+
+
+def write_master_file(
+    path: Path,
+    run: RecordedRun,
+    *,
+    account: str | None = None,
+    nexus: str | None = None,
+    overwrite: bool = False,
+    roots: Sequence[Path] = (),
+) -> MasterFile:
+    """Create the master file `path` of a run like `create_master_file`."""
+    _check_new(path, overwrite)
     if any(file.path.resolve() == path.resolve() for file in run.raw_files):
         raise OutputExistsError(f"{path}: is a raw file of the run; the master file needs another name")
     try:
@@ -103,6 +114,13 @@ def create_master_file(
     except (OSError, RuntimeError) as error:
         raise FileLayoutError(f"{path}: cannot be written: {_reason(error)}") from error
     return summary
+
+
+def _check_new(path: Path, overwrite: bool) -> None:
+    if os.path.lexists(path) and not overwrite:
+        raise OutputExistsError(
+            mismatch(str(path), "a new file", "an existing one", "allow overwriting to replace it")
+        )
 
 
 def _reason(error: Exception) -> str:

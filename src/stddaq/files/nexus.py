@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import h5py
@@ -49,15 +50,17 @@ def set_attributes(of: h5py.HLObject, **attributes: object) -> None:
         h5a.create(of.id, name.encode(), stored, space).write(content)
 
 
-def put_value(group: h5py.Group, name: str, value: object, units: str = "") -> None:
-    """Write a value, unless it is unknown. Texts are UTF-8; those of bytes have a fixed length."""
+def put_value(group: h5py.Group, name: str, value: object, units: str = "", **attributes: object) -> None:
+    """Write a value with its attributes, unless it is None. Texts are UTF-8; bytes have a fixed length."""
     if value is None:
         return
     content, stored, space = _stored(value)
     dataset = h5d.create(group.id, name.encode(), stored, space)
     dataset.write(h5s.ALL, h5s.ALL, content)
     if units:
-        set_attributes(h5py.Dataset(dataset), units=units)
+        attributes["units"] = units
+    if attributes:
+        set_attributes(h5py.Dataset(dataset), **attributes)
 
 
 def _stored(value: object, *, ascii_if_possible: bool = False) -> tuple[np.ndarray, h5t.TypeID, h5s.SpaceID]:
@@ -69,15 +72,18 @@ def _stored(value: object, *, ascii_if_possible: bool = False) -> tuple[np.ndarr
         content = np.array(value, dtype)
     else:
         content = np.asarray(value, order="C")
-        stored = h5t.py_create(content.dtype, logical=True)
+        stored = _type_of(content.dtype)
     return content, stored, h5s.create_simple(content.shape) if content.shape else _SCALAR
+
+
+@lru_cache
+def _type_of(dtype: np.dtype) -> h5t.TypeID:
+    return h5t.py_create(dtype, logical=True)
 
 
 def put_name(group: h5py.Group, name: str | None, short_name: str | None) -> None:
     """Write a name with its short form, as far as they are known."""
-    put_value(group, "name", name)
-    if name is not None and short_name is not None:
-        set_attributes(group["name"], short_name=short_name)
+    put_value(group, "name", name, **({} if short_name is None else {"short_name": short_name}))
 
 
 def utc_text(time: datetime) -> str:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 import h5py
@@ -114,7 +115,7 @@ class _Tree:
         mark_with_run_ids(entry.id, [self._run.run_id])
         if complete:
             put_value(entry, "definition", np.bytes_("NXmx"))
-            entry.attrs["version"] = np.bytes_("1.0")
+            set_attributes(entry, version=np.bytes_("1.0"))
         self._write_entry(entry)
         instrument = nexus_group(entry, "instrument", "NXinstrument")
         self._write_instrument(instrument)
@@ -202,8 +203,7 @@ class _Tree:
             put_value(specific, name, np.uint32(number))
         mask = pixel_mask(self._values.detector, (height, width))
         if mask is not None:
-            put_value(detector, "pixel_mask", mask)
-            set_attributes(detector["pixel_mask"], target="/entry/instrument/detector/pixel_mask")
+            put_value(detector, "pixel_mask", mask, target="/entry/instrument/detector/pixel_mask")
             specific["pixel_mask"] = detector["pixel_mask"]
 
     def _write_sample(self, entry: h5py.Group) -> None:
@@ -218,15 +218,18 @@ class _Tree:
         depends_on = "."
         for axis in known:
             assert transformations is not None
-            angles = self._angles() if axis.name == values.scan_axis_name else values.axes[axis.name]
+            is_scanned = axis.name == values.scan_axis_name
+            angles = self._angles if is_scanned else values.axes[axis.name]
             if angles is None:
                 continue
-            _axis(transformations, axis.name, angles, "deg", "rotation", axis.vector, depends_on)
+            target = {"target": f"{GONIOMETER}/{axis.name}"} if is_scanned else {}
+            _axis(transformations, axis.name, angles, "deg", "rotation", axis.vector, depends_on, **target)
             depends_on = f"{GONIOMETER}/{axis.name}"
         if transformations is not None:
             self._write_scan(transformations)
         put_value(sample, "depends_on", depends_on)
 
+    @cached_property
     def _angles(self) -> np.ndarray | None:
         """Return the angle at the start of each frame."""
         scan = self._values.scan
@@ -235,14 +238,11 @@ class _Tree:
         return scan.start_deg + scan.increment_deg * np.arange(len(self._frames.image_ids))
 
     def _write_scan(self, transformations: h5py.Group) -> None:
-        name, angles, scan = self._values.scan_axis_name, self._angles(), self._values.scan
+        name, angles, scan = self._values.scan_axis_name, self._angles, self._values.scan
         if angles is None or scan is None or scan.increment_deg is None or name not in transformations:
             return
-        set_attributes(transformations[name], target=f"{GONIOMETER}/{name}")
-        put_value(transformations, f"{name}_end", angles + scan.increment_deg, "deg")
-        put_value(transformations, f"{name}_increment_set", scan.increment_deg, "deg")
-        for suffix in ("end", "increment_set"):
-            set_attributes(transformations[f"{name}_{suffix}"], transformation_type="rotation")
+        for suffix, value in (("end", angles + scan.increment_deg), ("increment_set", scan.increment_deg)):
+            put_value(transformations, f"{name}_{suffix}", value, "deg", transformation_type="rotation")
 
     def _write_data(self, entry: h5py.Group) -> None:
         data = nexus_group(entry, "data", "NXdata", signal="data", interpretation="image", image_id_indices=0)
@@ -251,7 +251,7 @@ class _Tree:
         set_attributes(images, interpretation="image", long_name=self._run.detector_name, target=DATA)
         put_value(data, "image_id", self._frames.image_ids)
         scanned = f"{GONIOMETER}/{self._values.scan_axis_name}"
-        if self._angles() is not None and scanned in data.file:
+        if self._angles is not None and scanned in data.file:
             data[scanned.rpartition("/")[2]] = data.file[scanned]
             set_attributes(data, **{f"{self._values.scan_axis_name}_indices": 0})
 
@@ -289,14 +289,17 @@ def _axis(
     vector: object,
     depends_on: str,
     offset: object = (0, 0, 0),
+    **attributes: object,
 ) -> None:
-    put_value(group, name, np.atleast_1d(np.asarray(values, np.float64)))
-    set_attributes(
-        group[name],
+    put_value(
+        group,
+        name,
+        np.atleast_1d(np.asarray(values, np.float64)),
+        units,
         transformation_type=kind,
-        units=units,
         vector=np.asarray(vector, np.float64),
         offset=np.asarray(offset, np.float64) + 0.0,
         offset_units="m",
         depends_on=depends_on,
+        **attributes,
     )

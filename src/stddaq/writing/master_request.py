@@ -15,10 +15,10 @@ from stddaq.files.application_metadata import (
     layer_of_account,
     merge,
 )
-from stddaq.files.master_file import create_master_file
+from stddaq.files.master_file import write_master_file
 from stddaq.files.nxmx import create_nxmx_file
 from stddaq.files.nxmx_rules import missing_for_nxmx
-from stddaq.files.run import read_run
+from stddaq.files.run import RecordedRun, read_run
 from stddaq.text import command_line, mismatch, shown
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 
@@ -29,10 +29,13 @@ def create_as_requested(create: pb.CreateMasterFile, roots: Sequence[Path] = ())
     If an NXmx file is wanted and its values are known, create it as well; if that fails, log why.
     """
     metadata = _metadata(create) if create.nexus else None
-    create_master_file(
-        Path(create.path),
+    run = read_run(
         [Path(file) for file in create.raw_files],
-        metadata_file=Path(create.metadata_file) if create.metadata_file else None,
+        Path(create.metadata_file) if create.metadata_file else None,
+    )
+    write_master_file(
+        Path(create.path),
+        run,
         account=create.account,
         nexus=metadata.as_json() if metadata else None,
         overwrite=create.overwrite,
@@ -40,7 +43,7 @@ def create_as_requested(create: pb.CreateMasterFile, roots: Sequence[Path] = ())
     )
     if metadata and create.nxmx and not missing_for_nxmx(metadata):
         try:
-            _create_nxmx(create, metadata, roots)
+            _create_nxmx(create, run, metadata, roots)
         except (StdDaqError, OSError) as error:
             command = command_line("stddaq", "nexus", create.path, "--definition", "NXmx")
             log.logger.warning("the NXmx file was not created: %s; %s tries it again", error, command)
@@ -54,10 +57,12 @@ def _metadata(create: pb.CreateMasterFile) -> Metadata:
     return merge([layer_of_account(account), *known], expected_images(account))
 
 
-def _create_nxmx(create: pb.CreateMasterFile, metadata: Metadata, roots: Sequence[Path]) -> None:
+def _create_nxmx(
+    create: pb.CreateMasterFile, run: RecordedRun, metadata: Metadata, roots: Sequence[Path]
+) -> None:
     create_nxmx_file(
         Path(create.nxmx),
-        read_run([Path(file) for file in create.raw_files]),
+        run,
         metadata,
         account=create.account,
         overwrite=create.overwrite,

@@ -1,0 +1,114 @@
+"""The time that an NXmx file adds to the end of a run."""
+
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from recorded import write_raw_files
+from rig import MEMORY
+from tables import Table, spread
+
+from stddaq.daemon.isolation import run_in_fork
+from stddaq.files.limits import MASTER_FILE_TIMEOUT_S
+from stddaq.wire.std_daq import writer_action_pb2 as pb
+from stddaq.writing.master_request import create_as_requested
+
+ROUNDS = 15
+# Images, writers, height and width, whether the detector has gaps between its modules.
+RUNS = (
+    (1, 1, (16, 16), False),
+    (1000, 1, (16, 16), False),
+    (1000, 4, (16, 16), False),
+    (100_000, 4, (16, 16), False),
+    (1_000_000, 4, (16, 16), False),
+    (4, 1, (3264, 3106), True),
+)
+METADATA: dict[str, Any] = {
+    "source": {"name": "Swiss Light Source", "short_name": "SLS", "type": "Synchrotron X-ray Source"},
+    "instrument": {"name": "X06SA", "short_name": "PXI", "time_zone": "+01:00"},
+    "detector": {
+        "pixel_size_m": [7.5e-5, 7.5e-5],
+        "sensor_material": "Si",
+        "sensor_thickness_m": 3.2e-4,
+        "saturation_value": 65534,
+        "underload_value": 0,
+        "distance_m": 0.2,
+        "beam_center_pixel": [48.5, 30.25],
+        "count_time_s": 0.005,
+        "frame_time_s": 0.006,
+    },
+    "sample": {"name": "lysozyme"},
+    "beam": {"energy_kev": 12.4},
+    "scan_axis": {"name": "omega", "vector": [-1, 0, 0]},
+    "scan": {"start_deg": 10, "increment_deg": 0.1},
+}
+
+
+def nxmx(rounds: int = ROUNDS) -> Table:
+    """Measure what a writer does at the end of a run, with and without an NXmx file."""
+    table = Table(
+        "nxmx",
+        "Creating the NXmx file",
+        "What a writer does between the last image and `file_saved`, in a process of its own, with and "
+        f"without an NXmx file, in turn: median of {rounds} pairs, and median (min-max) of their "
+        "differences. With gaps, the file has a mask of 4 bytes per pixel. Target without gaps: 20 ms.",
+        ["pixels", "images", "writers", "master file ms", "both files ms", "NXmx file ms"],
+    )
+    for n_images, n_writers, shape, has_gaps in RUNS:
+        with tempfile.TemporaryDirectory(dir=MEMORY) as name:
+            create = _request(Path(name), n_images, n_writers, shape, has_gaps)
+            n_pairs = min(rounds, max(5, 2_000_000 // n_images))
+            pairs = [_pair(create) for _ in range(n_pairs + 1)][1:]
+        table.add(
+            f"{shape[0]}x{shape[1]}" + (", with gaps" if has_gaps else ""),
+            n_images,
+            n_writers,
+            *(1e3 * statistics.median(times) for times in zip(*pairs, strict=True)),
+            spread([1e3 * (both - master) for master, both in pairs]),
+        )
+    return table
+
+
+def _request(
+    directory: Path, n_images: int, n_writers: int, shape: tuple[int, int], has_gaps: bool
+) -> pb.CreateMasterFile:
+    raw_files = write_raw_files(directory, range(n_images), shape, n_writers)
+    gaps = {"gaps": [[1030, 0, 1039, shape[0] - 1]]} if has_gaps else {}
+    metadata = METADATA | {"detector": METADATA["detector"] | gaps}
+    account = {
+        "outcome": "file_saved",
+        "n_image": n_images,
+        "run_id": "0" * 32,
+        "started_at": "2026-11-27T01:00:00+00:00",
+        "finished_at": "2026-11-27T01:00:10+00:00",
+    }
+    return pb.CreateMasterFile(
+        path=str(directory / "fileMaster.h5"),
+        raw_files=[str(path) for path in raw_files],
+        account=json.dumps(account),
+        nexus=json.dumps({"start": metadata}),
+        nxmx=str(directory / "file_master.h5"),
+    )
+
+
+def _pair(create: pb.CreateMasterFile) -> tuple[float, float]:
+    """Return the seconds for the master file, and for both files."""
+    without = pb.CreateMasterFile()
+    without.CopyFrom(create)
+    without.nxmx = ""
+    return _time(without), _time(create)
+
+
+def _time(create: pb.CreateMasterFile) -> float:
+    begin = time.perf_counter()
+    run_in_fork(functools.partial(create_as_requested, create), MASTER_FILE_TIMEOUT_S, create.path)
+    elapsed = time.perf_counter() - begin
+    for path in filter(None, (create.path, create.nxmx)):
+        Path(path).unlink()  # Fails if the file was not made, whose reason is in the log.
+    return elapsed
