@@ -1,17 +1,15 @@
-"""The content of a file, for `stddaq info` and the REST API: `describe` reads, `FileInfo.lines` prints."""
+"""Read what a file holds, for `stddaq info` and the REST API."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import h5py
 import numpy as np
 
 from stddaq.errors import FileLayoutError
+from stddaq.files.file_info import DatasetInfo, FileInfo, IdsInfo, StatusInfo, shape_text
 from stddaq.files.nexus import (
     APPLICATION_METADATA,
     DATA,
@@ -28,133 +26,12 @@ from stddaq.files.raw_rows import ImageRows, metadata_file_of, metadata_group, r
 from stddaq.files.repair import being_written
 from stddaq.files.sources import check_sources
 from stddaq.files.virtual import mappings_of
-from stddaq.text import bytes_text, command_line, mismatch
-from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
+from stddaq.text import command_line, mismatch
 
-Kind = Literal["raw", "metadata", "master", "joined master", "NXmx", "application", "exported", "other"]
 FILTER_NAMES = {1: "gzip", 2: "shuffle", 32000: "lzf", 32004: "lz4", 32008: "bitshuffle", 32026: "blosc2"}
 GOOD, OVERWRITTEN = 1, 3
-MAX_LISTED = 20
 # A writer touches its file twice a second; one that was killed has done so lately, too.
 TOUCHED_LATELY_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetInfo:
-    """One dataset of a file. `filters`: names, or numbers of filters without a name here."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    chunks: tuple[int, ...] | None = None
-    filters: tuple[str, ...] = ()
-    virtual: bool = False
-
-    def __str__(self) -> str:
-        layout = f"chunks {_shape(self.chunks)}" if self.chunks else "contiguous"
-        filters = "+".join(self.filters) or "not compressed"
-        where = "virtual" if self.virtual else f"{layout}, {filters}"
-        return f"{self.name}  {_shape(self.shape)} {self.dtype}, {where}"
-
-
-@dataclass(frozen=True, slots=True)
-class IdsInfo:
-    """The image ids of a file or run.
-
-    Attributes:
-        step: usual distance between two ids: the number of writers in a raw file divided by image id.
-        gaps: ranges (first, last) of the skipped ids within an epoch.
-        n_skipped: number of skipped ids.
-        n_epochs: stretches of increasing ids.
-    """
-
-    first: int
-    last: int
-    step: int
-    gaps: tuple[tuple[int, int], ...]
-    n_skipped: int
-    n_epochs: int
-
-
-@dataclass(frozen=True, slots=True)
-class StatusInfo:
-    """Images by status. Lists are image ids."""
-
-    n_good: int
-    damaged: tuple[int, ...]
-    overwritten: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FileInfo:
-    """What a file holds.
-
-    Attributes:
-        kind: "joined master" is over the parts of several drivers, "application" an NXmx file that lacks
-            values, "other" any HDF5 file that does not belong to a run.
-        size: bytes of the file.
-        pixel_bytes: bytes of its images, uncompressed; None when it holds none itself.
-        unclosed: what is known of its writer; None when closed.
-        missing: raw files that a master or NXmx file shows and are not there; HDF5 shows fill values instead.
-        differs: why the raw files of such a file are not those that it was made over.
-        datasets: all of a file of kind "other", otherwise those of the layout.
-    """
-
-    path: Path
-    kind: Kind
-    size: int
-    datasets: tuple[DatasetInfo, ...]
-    detector_name: str | None = None
-    n_images: int | None = None
-    image_shape: tuple[int, int] | None = None
-    dtype: str | None = None
-    pixel_bytes: int | None = None
-    ids: IdsInfo | None = None
-    status: StatusInfo | None = None
-    origin: dict[str, str | int] = field(default_factory=dict)
-    unclosed: str | None = None
-    sources: tuple[Path, ...] = ()
-    missing: tuple[Path, ...] = ()
-    differs: str | None = None
-    account: dict[str, object] | None = None
-
-    def lines(self) -> list[str]:
-        """Return the content as lines of text."""
-        return [str(self.path), *(f"  {name + ':':<20}{value}" for name, value in self._properties())]
-
-    def _properties(self) -> Iterator[tuple[str, str]]:
-        yield "kind", f"{self.kind} file" if self.kind != "other" else "HDF5 file, not of a run"
-        if self.unclosed:
-            yield "not closed", self.unclosed
-        if self.detector_name:
-            yield "detector", self.detector_name
-        if self.n_images is not None:
-            yield "images", str(self.n_images)
-        if self.image_shape:
-            yield "image", f"{self.image_shape[0]} x {self.image_shape[1]} {self.dtype}"
-        yield "size", self._size()
-        for dataset in self.datasets:
-            yield "dataset", str(dataset)
-        if self.ids:
-            yield from _id_properties(self.ids)
-        if self.status:
-            yield from _status_properties(self.status)
-        for name, value in self.origin.items():
-            yield name.replace("_", " "), str(value)
-        if self.sources:
-            yield "raw files", _listed([path.name for path in self.sources])
-        if self.missing:
-            yield "missing", f"{_listed([path.name for path in self.missing])}: fill values are shown instead"
-        if self.differs:
-            yield "not of this run", self.differs
-        if self.account is not None:
-            yield from _account_properties(self.account)
-
-    def _size(self) -> str:
-        if not self.pixel_bytes:
-            return bytes_text(self.size)
-        ratio = self.size / self.pixel_bytes
-        return f"{bytes_text(self.size)}, {ratio:.3f} of the pixels' {bytes_text(self.pixel_bytes)}"
 
 
 def describe(path: Path) -> FileInfo:
@@ -224,8 +101,9 @@ def _master(
     file = opened.file
     if images.ndim != 3 or image_ids.shape != images.shape[:1] or image_ids.dtype.kind not in "ui":
         raise FileLayoutError(
-            f"{path}: is not a master file: found images {_shape(images.shape)} and image ids "
-            f"{_shape(image_ids.shape)} of {image_ids.dtype}, expected (n, height, width) and integers (n)"
+            f"{path}: is not a master file: found images {shape_text(images.shape)} and image "
+            f"ids {shape_text(image_ids.shape)} of {image_ids.dtype}, expected (n, height, width) and "
+            "integers (n)"
         )
     ids = image_ids[()].astype(np.uint64)
     epochs = file.get(EPOCHS)
@@ -273,7 +151,9 @@ def _application(path: Path, opened: Opened, images: h5py.Dataset) -> FileInfo:
     file = opened.file
     if images.ndim != 3 or not images.is_virtual:
         expected = "a virtual dataset (n, height, width)"
-        raise FileLayoutError(mismatch(f"{path}: {images.name}", expected, f"shape {_shape(images.shape)}"))
+        raise FileLayoutError(
+            mismatch(f"{path}: {images.name}", expected, f"shape {shape_text(images.shape)}")
+        )
     sources = sources_of_master(path, images)
     missing = tuple(source for source in sources if not source.exists())
     n_pixels = sum(mapping.places.get_select_npoints() for mapping in mappings_of(images))
@@ -404,52 +284,3 @@ def _type(dtype: np.dtype) -> str:
     if dtype.names is None:
         return str(dtype)
     return "{" + ", ".join(f"{name} {dtype[name]}" for name in dtype.names) + "}"
-
-
-def _id_properties(ids: IdsInfo) -> Iterator[tuple[str, str]]:
-    step = f", every {ids.step}" if ids.step > 1 else ""
-    epochs = f", in {ids.n_epochs} stretches of increasing ids" if ids.n_epochs > 1 else ""
-    yield "image ids", f"{ids.first} to {ids.last}{step}{epochs}"
-    if ids.gaps:
-        shown = [f"{first}-{last}" if last > first else str(first) for first, last in ids.gaps[:MAX_LISTED]]
-        more = f", and {len(ids.gaps) - MAX_LISTED} more" if len(ids.gaps) > MAX_LISTED else ""
-        yield "skipped ids", f"{ids.n_skipped}: {', '.join(shown)}{more}"
-
-
-def _account_properties(account: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """Return what the driver recorded about the run and the images do not show."""
-
-    def said(key: str) -> str:
-        return str(account.get(key, "?"))
-
-    reason = f": {account['reason']}" if account.get("reason") else ""
-    yield "run", f"{said('run_id')}, {said('outcome')}{reason}"
-    yield "recorded", f"{said('started_at')} to {said('finished_at')}, {said('duration_s')} s"
-    yield "stream", f"{said('source')}, over {said('number_of_writers')} writers by {said('image_division')}"
-    n_image = "all" if account.get("n_image") == DEFAULT_N_IMAGE else said("n_image")
-    yield "asked for", f"{n_image} images from id {said('start_id')} on"
-    dropped = account.get("n_dropped")
-    yield "dropped", "not known: the source does not number its images" if dropped is None else str(dropped)
-    for name, key in (
-        ("failed", "n_failed"),
-        ("before the start id", "n_before_start_id"),
-        ("malformed messages", "n_malformed"),
-    ):
-        if account.get(key):
-            yield name, said(key)
-
-
-def _status_properties(status: StatusInfo) -> Iterator[tuple[str, str]]:
-    parts = [f"{status.n_good} good"]
-    for name, image_ids in (("damaged", status.damaged), ("overwritten", status.overwritten)):
-        parts.append(f"{len(image_ids)} {name}" + (f" ({_listed(image_ids)})" if image_ids else ""))
-    yield "status", ", ".join(parts)
-
-
-def _listed(values: Sequence[object]) -> str:
-    shown = ", ".join(str(value) for value in values[:MAX_LISTED])
-    return f"{shown}, and {len(values) - MAX_LISTED} more" if len(values) > MAX_LISTED else shown
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "(" + ", ".join(map(str, shape)) + ")" if shape else "scalar"

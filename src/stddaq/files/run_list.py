@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from stddaq.errors import FileLayoutError
-from stddaq.files.info import FileInfo, describe
+from stddaq.files.file_info import FileInfo
+from stddaq.files.info import describe
 from stddaq.files.joined_runs import joined_master
 from stddaq.files.names import RunFiles, files_of_prefix, find_run, prefixes_in
 from stddaq.files.opening import isolated

@@ -20,7 +20,8 @@ import numpy as np
 
 from stddaq.errors import FileLayoutError, StdDaqError
 from stddaq.files.aggregate import aggregate_run
-from stddaq.files.info import DatasetInfo, describe, describe_datasets
+from stddaq.files.file_info import DatasetInfo
+from stddaq.files.info import describe, describe_datasets
 from stddaq.files.names import find_run
 from stddaq.files.nexus import IMAGE_ID
 from stddaq.files.opening import DAMAGE, examine
