@@ -39,6 +39,7 @@ from stddaq.client.errors import (
 )
 from stddaq.client.ownership import OwnProcess
 from stddaq.client.status import DriverStatus, parse_status
+from stddaq.client.status_watcher import StatusWatcher
 from stddaq.wire.default_addresses import DEFAULT_URL
 from stddaq.wire.driver_messages import CommandError, parse_command
 
@@ -144,20 +145,15 @@ class AsyncDriverClient:
         command = _run_command("check", path, fields)
         return await self._answer(self._expect_answer("check"), command, timeout)
 
-    async def annotate(
-        self,
-        *,
-        nexus: dict[str, Any] | None = None,
-        metadata: dict[str, Any] | None = None,
-        timeout: float = COMMAND_TIMEOUT_S,
-    ) -> DriverStatus:
+    async def annotate(self, *, timeout: float = COMMAND_TIMEOUT_S, **fields: Any) -> DriverStatus:
         """Add metadata to the run that is being recorded, until its files are closed.
 
+        `fields` are those of `stddaq.wire.driver_messages.AnnotateCommand`: `nexus` and `metadata`, objects.
         Single values of `nexus`, and keys of `metadata`, replace those of `start` and of earlier calls.
         Raise `CommandRefusedError` with the reason, such as that there is no run, `UnsupportedError` when the
         driver is not stddaq's, `DriverTimeoutError`, `ConnectionLostError`.
         """
-        command = _checked({"command": "annotate", "nexus": nexus, "metadata": metadata or {}})
+        command = _checked({"command": "annotate", **fields})
         return await self._answer(self._expect_answer("annotate"), command, timeout)
 
     async def stop(self, timeout: float = COMMAND_TIMEOUT_S) -> DriverStatus:
@@ -405,47 +401,3 @@ def _checked(command: dict[str, Any]) -> dict[str, Any]:
     except CommandError as error:
         raise CommandRefusedError(error.error, str(error)) from error
     return command
-
-
-class StatusWatcher:
-    """The async iterator that `AsyncDriverClient.watch` and `watch_run` return."""
-
-    def __init__(
-        self,
-        history: DriverHistory,
-        run: FollowedRun | None = None,
-        timeout: float | None = None,
-        url: str = "",
-    ) -> None:
-        self._history, self._timeout, self._url = history, timeout, url
-        self._feed = history.feed(run)
-        self._deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        self._news = asyncio.Event()
-        self._feed.notify = self._news.set
-
-    def __aiter__(self) -> StatusWatcher:
-        return self
-
-    async def __anext__(self) -> DriverStatus:
-        if self._feed.is_over:
-            raise StopAsyncIteration
-        # Statuses that come all the time do not put off the deadline.
-        if self._deadline is not None and asyncio.get_running_loop().time() >= self._deadline:
-            raise self._timeout_error()
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                await self._wait_for_status()
-        except TimeoutError:
-            raise self._timeout_error() from None
-        return self._feed.get()
-
-    async def _wait_for_status(self) -> None:
-        while not len(self._feed):
-            if self._feed.error is not None:
-                raise ConnectionLostError(str(self._feed.error))
-            self._news.clear()
-            with self._history.kept(self._feed):
-                await self._news.wait()
-
-    def _timeout_error(self) -> DriverTimeoutError:
-        return DriverTimeoutError(f"{self._url}: the run has not ended within {self._timeout:g} s")

@@ -13,16 +13,12 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from stddaq.client.async_driver import (
-    COMMAND_TIMEOUT_S,
-    REPAIR_TIMEOUT_S,
-    AsyncDriverClient,
-    StatusWatcher,
-)
+from stddaq.client.async_driver import COMMAND_TIMEOUT_S, REPAIR_TIMEOUT_S, AsyncDriverClient
 from stddaq.client.connection import CONNECT_TIMEOUT_S
 from stddaq.client.errors import ConnectionLostError
 from stddaq.client.ownership import ForkedClientError, Ownership
 from stddaq.client.status import DriverStatus
+from stddaq.client.status_watcher import StatusWatcher
 from stddaq.closing import Closing
 from stddaq.wire.default_addresses import DEFAULT_URL
 
@@ -99,18 +95,12 @@ class DriverClient(Closing):
         """
         return self._call(self._client.check(path, timeout=timeout, **fields))
 
-    def annotate(
-        self,
-        *,
-        nexus: dict[str, Any] | None = None,
-        metadata: dict[str, Any] | None = None,
-        timeout: float = COMMAND_TIMEOUT_S,
-    ) -> DriverStatus:
+    def annotate(self, *, timeout: float = COMMAND_TIMEOUT_S, **fields: Any) -> DriverStatus:
         """Add metadata to the run that is being recorded; see `AsyncDriverClient.annotate`.
 
         Raise `CommandRefusedError`, `UnsupportedError`, `DriverTimeoutError`, `ConnectionLostError`.
         """
-        return self._call(self._client.annotate(nexus=nexus, metadata=metadata, timeout=timeout))
+        return self._call(self._client.annotate(timeout=timeout, **fields))
 
     def stop(self, timeout: float = COMMAND_TIMEOUT_S) -> DriverStatus:
         """End the run, in any state; `wait_until_saved` waits for its files.

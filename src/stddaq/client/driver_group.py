@@ -226,17 +226,9 @@ class AsyncDriverGroup(AsyncDriverClient):
         repaired = await self._all(lambda member: member.client.repair(timeout))
         return [file for files in repaired for file in files]
 
-    async def annotate(
-        self,
-        *,
-        nexus: dict[str, Any] | None = None,
-        metadata: dict[str, Any] | None = None,
-        timeout: float = COMMAND_TIMEOUT_S,
-    ) -> DriverStatus:
+    async def annotate(self, *, timeout: float = COMMAND_TIMEOUT_S, **fields: Any) -> DriverStatus:
         """Add metadata to the runs of all parts; see `AsyncDriverClient.annotate`."""
-        await self._all(
-            lambda member: member.client.annotate(nexus=nexus, metadata=metadata, timeout=timeout)
-        )
+        await self._all(lambda member: member.client.annotate(timeout=timeout, **fields))
         return self.latest
 
     async def _all(self, call: Callable[[GroupMember], Coroutine[Any, Any, T]]) -> list[T]:

@@ -326,12 +326,9 @@ class DriverRun:
         """Add metadata that were not known at the start. A run does not fail for want of them."""
         late = self._late()
         # Apart, because a value of `nexus` may be refused.
-        for name in sorted(late.keys() & {"metadata", "nexus"}):
+        for name in sorted(name for name in late if late[name]):
             try:
-                if name == "metadata":
-                    await self._client.annotate(metadata=late[name])
-                elif late[name]:
-                    await self._client.annotate(nexus=late[name])
+                await self._client.annotate(**{name: late[name]})
             except UnsupportedError:
                 return  # Another driver, which keeps none.
             except DriverError as error:
