@@ -11,7 +11,7 @@ import pytest
 from support.processes.deployment import SHM_DIRECTORY, Deployment, wait_until
 
 from stddaq.config import DetectorConfig
-from stddaq.dataplane.ring_buffer import _SEQUENCE
+from stddaq.dataplane.ring_segments import SEQUENCE
 from stddaq.errors import EndpointError, GeometryError
 from stddaq.udp.frame_message import GIGAFROST_FRAME, SEQUENCE_MASK
 from stddaq.udp.frame_ring import FRAME_SLOTS, FramePublisher, FrameSubscriber
@@ -147,7 +147,7 @@ def test_a_ring_that_was_removed_is_replaced(
 def test_the_number_0_is_never_given(publisher: FramePublisher, subscriber: FrameSubscriber) -> None:
     """It means that the receiver gives none, so a slot that was overwritten would be trusted."""
     words = publisher._ring._words
-    words[_SEQUENCE] = (words[_SEQUENCE] | SEQUENCE_MASK) - 1
+    words[SEQUENCE] = (words[SEQUENCE] | SEQUENCE_MASK) - 1
     publish(publisher, 1, 2)
     first, second = receive(subscriber, 2)
     assert (int(first["sequence"]), int(second["sequence"])) == (SEQUENCE_MASK, 1)

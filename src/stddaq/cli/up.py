@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from stddaq.config import DetectorConfig
     from stddaq.daemon.metrics_page import remove_unused_pages
     from stddaq.dataplane.ipc_sockets import remove_unused_sockets
-    from stddaq.dataplane.ring_buffer import remove_unused_rings
+    from stddaq.dataplane.ring_segments import remove_unused_rings
 
     config, etag = DetectorConfig.load_with_etag(args.config)
     specs = services(config, args)

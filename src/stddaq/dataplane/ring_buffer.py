@@ -18,13 +18,10 @@ the numbers that it received, so that a slot in which a later image has been sta
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import os
 import sys
 import threading
 import time
-from array import array
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -34,34 +31,17 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon.log import logger
 from stddaq.dataplane.ipc_sockets import CHECK_PERIOD_S
 from stddaq.dataplane.metadata import dtype_of, ring_suffix
-from stddaq.dataplane.ring_layout import CODE_SHIFT, CURSOR_HEADER, RingGeometry, ring_code
-from stddaq.dataplane.shared_segment import (
-    POLL_PERIOD_S,
-    SHM_DIRECTORY,
-    SharedSegment,
-    is_in_use,
-    remove,
-    status_of,
-)
+from stddaq.dataplane.ring_layout import CURSOR_HEADER, RingGeometry, ring_code
+from stddaq.dataplane.ring_segments import SEQUENCE, SOURCE, RingSegments
 from stddaq.errors import EndpointError, GeometryError
 from stddaq.text import mismatch
 
-# Cursor segment: a header of 24 uint64 (native order), then one uint64 per slot.
-_MAGIC, _IMAGE_BYTES, _N_SLOTS, _HEIGHT, _WIDTH, _DTYPE, _RING_INODE, _SEQUENCE = range(8)
-# The source that has the lock, for messages.
+# Words of the cursor's header. The source that has the lock, for messages.
 _SOURCE_PID, _SOURCE_UID, _SOURCE_PROGRAM = range(8, 11)
 _PROGRAM_WORDS = 8
 # The number given last before this source came, and the number up to which a source without cursor may have
 # overwritten images of sources that have ended.
 _SINCE, _CLAIMED = range(18, 20)
-_MAGIC_VALUE = int.from_bytes(b"stddaq-2", "little")
-
-# Bytes of the cursor segment, far behind its contents, that are locked: by a service that attaches or
-# detaches; by each service that is attached (shared); by the one source.
-_ATTACHING, _ATTACHED, _SOURCE = range(2**40, 2**40 + 3)
-# The first service reserves the memory of the ring, up to 1 s per GiB, while the others wait.
-ATTACH_TIMEOUT_S = 60.0
-DETACH_TIMEOUT_S = 1.0
 
 
 class RingBuffer(Closing):
@@ -95,12 +75,15 @@ class RingBuffer(Closing):
         self._check_at = 0.0
         self.name = f"{config.detector_name}-{suffix}"
         self.code = ring_code(self.name)
-        self._path = SHM_DIRECTORY / self.name
         self.shape, self.dtype = (geometry.height, geometry.width), dtype_of(geometry.dtype)
         self._image_bytes, self._n_slots = self.geometry.image_bytes, self.geometry.n_slots
-        self._cursor_bytes = geometry.cursor_bytes + 8 * n_parts * geometry.n_slots
-        self._is_attached = False
-        self._attach()
+        cursor_bytes = geometry.cursor_bytes + 8 * n_parts * geometry.n_slots
+        self._segments = segments = RingSegments(self.name, geometry, cursor_bytes)
+        self._ring, self._cursor = segments.ring, segments.cursor
+        self.memory, self._words = segments.memory, segments.words
+        self._stamps = self._words[CURSOR_HEADER : CURSOR_HEADER + self._n_slots]
+        self._parts = self._words[CURSOR_HEADER + self._n_slots :]
+        self._is_attached = True
         if as_source:
             try:
                 self._become_source()
@@ -110,170 +93,23 @@ class RingBuffer(Closing):
         self._fence = threading.Lock()
         self._is_open, self._was_written = bytearray(self._n_slots), bytearray(self._n_slots)
 
-    # Attaching and detaching. Both happen under a lock on the cursor, so that no service attaches to what
-    # another one removes.
-
-    def _attach(self) -> None:
-        deadline = time.monotonic() + ATTACH_TIMEOUT_S
-        while True:
-            cursor = SharedSegment(f"{self.name}-cursor", private=True)
-            try:
-                if cursor.lock(_ATTACHING) and cursor.is_current() and self._attach_with(cursor):
-                    self._cursor, self._is_attached = cursor, True
-                    return
-            except BaseException:
-                if not cursor.size:
-                    cursor.unlink()
-                cursor.close()
-                raise
-            cursor.close()
-            if time.monotonic() > deadline:
-                raise GeometryError(
-                    f"shared memory {cursor.path}: another process has kept it locked for "
-                    f"{ATTACH_TIMEOUT_S:g} s; `fuser -v {cursor.path}` as root names it"
-                )
-            time.sleep(POLL_PERIOD_S)
-
-    def _attach_with(self, cursor: SharedSegment) -> bool:
-        """Attach to the ring of a locked cursor. Return False after removing what was left: try again."""
-        header, ring = self._read_header(cursor), status_of(self._path)
-        if header is None:
-            if ring is not None and ring.st_size > self.geometry.segment_bytes:
-                self._remove_left_over(cursor, f"{ring.st_size} bytes")
-                return False
-        else:
-            geometry, inode = header
-            if ring is None or ring.st_ino != inode:
-                cursor.unlink()  # The ring was removed, and its source may still write this cursor.
-                return False
-            if geometry != self.geometry:
-                self._remove_left_over(cursor, f"a ring of {geometry}")
-                return False
-        self._ring = SharedSegment(self.name)
-        if header is not None and self._ring.inode != header[1]:
-            self._ring.close()  # A std_daq service (C++) has just made it.
-            return False
-        self._map(cursor, is_new=header is None)
-        cursor.lock(_ATTACHED, shared=True)
-        cursor.unlock(_ATTACHING)
-        return True
-
-    @staticmethod
-    def _read_header(cursor: SharedSegment) -> tuple[RingGeometry, int] | None:
-        """Return the geometry and the ring's inode that a cursor names; None if it is new."""
-        words = array("Q", cursor.read(CURSOR_HEADER * 8))
-        if len(words) < CURSOR_HEADER or words[_MAGIC] != _MAGIC_VALUE:
-            return None
-        return RingGeometry(*words[_IMAGE_BYTES : _DTYPE + 1]), words[_RING_INODE]
-
-    def _remove_left_over(self, cursor: SharedSegment, found: str) -> None:
-        """Remove a ring with another geometry. Raises `GeometryError` if a service uses it."""
-        if not cursor.lock(_ATTACHED) or is_in_use(self._path):
-            advice = "the services that use it have another configuration"
-            raise GeometryError(mismatch(f"shared memory {self._path}", str(self.geometry), found, advice))
-        remove(self._path)
-        cursor.unlink()
-
-    def _map(self, cursor: SharedSegment, *, is_new: bool) -> None:
-        """Map ring and cursor. A smaller ring, of a std_daq service (C++), is grown."""
-        geometry, describe, ring = self.geometry, str(self.geometry), self._ring
-        try:
-            ring.reserve(geometry.segment_bytes, describe)
-            cursor.reserve(self._cursor_bytes, describe)
-            self.memory = ring.map(geometry.segment_bytes)
-            self._words = cursor.map(self._cursor_bytes).cast("Q")
-        except BaseException:
-            if is_new:
-                self._remove_if_unused(cursor, ring)
-            ring.close()
-            raise
-        self._stamps = self._words[CURSOR_HEADER : CURSOR_HEADER + self._n_slots]
-        self._parts = self._words[CURSOR_HEADER + self._n_slots :]
-        if is_new:
-            self._write_header()
-
-    def _write_header(self) -> None:
-        words, geometry = self._words, self.geometry
-        words[_IMAGE_BYTES], words[_N_SLOTS] = geometry.image_bytes, geometry.n_slots
-        words[_HEIGHT], words[_WIDTH], words[_DTYPE] = geometry.height, geometry.width, geometry.dtype
-        words[_RING_INODE] = self._ring.inode
-        # Starting from the clock, no number is used twice even after the segments were removed by hand: no
-        # source publishes more than one image per microsecond.
-        words[_SEQUENCE] = self.code << CODE_SHIFT | time.time_ns() // 1000
-        words[_MAGIC] = _MAGIC_VALUE
-
-    @classmethod
-    def remove_if_unused(cls, name: str) -> None:
-        """Remove the ring `name` and its cursor if no service uses them. Raise `GeometryError`."""
-        cursor = SharedSegment(f"{name}-cursor", private=True)
-        try:
-            if not cursor.lock(_ATTACHING):
-                return
-            if status_of(SHM_DIRECTORY / name) is None:
-                if cursor.lock(_ATTACHED):
-                    cursor.unlink()
-                return
-            ring = SharedSegment(name)
-            cls._remove_if_unused(cursor, ring)
-            ring.close()
-        finally:
-            cursor.close()
-
-    @staticmethod
-    def _remove_if_unused(cursor: SharedSegment, ring: SharedSegment) -> None:
-        """Remove the segments, under the lock, if no other process uses them. A ring that C++ made stays."""
-        if cursor.is_current() and cursor.lock(_ATTACHED):
-            # In a directory like /dev/shm only their owner and root may remove them: they stay for the next
-            # services, which use them again.
-            with contextlib.suppress(GeometryError):
-                if ring.is_current() and ring.is_own() and ring.close_as_last():
-                    ring.unlink()
-                cursor.unlink()
-
     def close(self) -> None:
         """Detach; remove the segments if no other service uses them. A ring that C++ created stays."""
         if not self._is_attached:
             return
         self._is_attached = False
-        locked = self._lock_to_detach()
         self._stamps.release()
         self._parts.release()
-        self._words.release()
-        with contextlib.suppress(BufferError):  # A slot is still in use.
-            self.memory.release()
-        self._cursor.unlock(_SOURCE)
-        self._cursor.unlock(_ATTACHED)
-        if locked is not None:
-            self._remove_if_unused(locked, self._ring)
-        # Before the lock ends: the next service to detach must find itself the last.
-        self._ring.close()
-        if locked is not None:
-            locked.close()
-        self._cursor.close()
-
-    def _lock_to_detach(self) -> SharedSegment | None:
-        """Lock the cursor for `_remove_if_unused`. Return None if that was not possible within a second."""
-        cursor, deadline = self._cursor, time.monotonic() + DETACH_TIMEOUT_S
-        while time.monotonic() < deadline:
-            if self._ring.is_current() and not cursor.is_current():
-                # It was removed by hand. Other services may have the one that is there now.
-                if cursor is not self._cursor:
-                    cursor.close()
-                with contextlib.suppress(GeometryError):
-                    cursor = SharedSegment(cursor.path.name, private=True)
-            if cursor.lock(_ATTACHING):
-                return cursor
-            time.sleep(POLL_PERIOD_S)
-        return None
+        self._segments.detach()
 
     def _become_source(self) -> None:
         words = self._words
         program = words[_SOURCE_PROGRAM : _SOURCE_PROGRAM + _PROGRAM_WORDS].cast("B")
-        if not self._cursor.lock(_SOURCE):
+        if not self._cursor.lock(SOURCE):
             name = bytes(program).rstrip(b"\0").decode(errors="replace")
             raise EndpointError(
                 mismatch(
-                    f"shared memory {self._path}",
+                    f"shared memory {self._ring.path}",
                     "no other source",
                     f"process {words[_SOURCE_PID]} of user {words[_SOURCE_UID]} ({ascii(name)[1:-1]})",
                     "two detectors need two values of `detector_name`",
@@ -282,11 +118,11 @@ class RingBuffer(Closing):
         name = os.path.basename(sys.argv[0] if sys.argv else "").encode()[: len(program)]  # noqa: PTH119
         program[:] = name.ljust(len(program), b"\0")
         words[_SOURCE_PID], words[_SOURCE_UID] = os.getpid(), os.geteuid()
-        words[_SINCE] = words[_SEQUENCE]
+        words[_SINCE] = words[SEQUENCE]
 
     def has_source(self) -> bool:
         """Return whether another process, a source of stddaq, writes this ring. 1 us."""
-        return self._cursor.is_locked(_SOURCE)
+        return self._cursor.is_locked(SOURCE)
 
     def has_source_of(self, sequence: int) -> bool:
         """Return whether the source that gave this number still writes the ring, and so no other. 1 us."""
@@ -295,7 +131,7 @@ class RingBuffer(Closing):
     def claim(self) -> None:
         """Record that a source without cursor has announced images of this ring. 0.2 us when repeated."""
         words = self._words
-        last = words[_SEQUENCE]
+        last = words[SEQUENCE]
         if words[_CLAIMED] < last:
             # A source that is there now has written its slots itself.
             words[_CLAIMED] = max(words[_CLAIMED], words[_SINCE] if self.has_source() else last)
@@ -325,7 +161,7 @@ class RingBuffer(Closing):
     @property
     def sequence(self) -> int:
         """The sequence number given last."""
-        return self._words[_SEQUENCE]
+        return self._words[SEQUENCE]
 
     def holds(self, image_id: int, sequence: int) -> bool:
         """Return whether the slot of `image_id` holds the complete image of number `sequence`."""
@@ -357,8 +193,8 @@ class RingBuffer(Closing):
 
         Readers do not trust a slot that was not opened here: its pixels were put into another ring.
         """
-        sequence = self._words[_SEQUENCE] + 1
-        self._words[_SEQUENCE] = sequence
+        sequence = self._words[SEQUENCE] + 1
+        self._words[SEQUENCE] = sequence
         slot = image_id % self._n_slots
         if self._is_open[slot]:
             self._stamps[slot] = sequence
@@ -387,8 +223,8 @@ class RingBuffer(Closing):
         Return the sequence number to announce it with, and whether the slot holds the image.
         """
         slot, n_slots, parts = image_id % self._n_slots, self._n_slots, self._parts
-        sequence = self._words[_SEQUENCE] + 1
-        self._words[_SEQUENCE] = self._stamps[slot] = sequence
+        sequence = self._words[SEQUENCE] + 1
+        self._words[SEQUENCE] = self._stamps[slot] = sequence
         # The processor may delay the store behind the loads that follow, unless a lock lies between them.
         with self._fence:
             pass
@@ -422,7 +258,7 @@ class RingBuffer(Closing):
         )
         if self._as_source:
             # The numbers continue, so that none counts as dropped.
-            ring._words[_SEQUENCE] = ring._words[_SINCE] = self.sequence
+            ring._words[SEQUENCE] = ring._words[_SINCE] = self.sequence
         use(ring)
         self.close()
 
@@ -445,10 +281,3 @@ class RingBuffer(Closing):
                 f"shared memory {self._ring.path}: was removed, and another service created a new one; "
                 "which of the two the source writes to is unknown"
             )
-
-
-def remove_unused_rings(detector_name: str) -> None:
-    """Remove the rings of a detector that killed services left. A ring in use, or that C++ made, stays."""
-    for path in SHM_DIRECTORY.glob(f"{glob.escape(detector_name)}-*-cursor"):
-        with contextlib.suppress(GeometryError):
-            RingBuffer.remove_if_unused(path.name.removesuffix("-cursor"))
