@@ -42,6 +42,7 @@ from stddaq_ophyd.async_operations import Operations
 from stddaq_ophyd.async_paths import AsyncPaths, next_paths
 from stddaq_ophyd.core.acquisition import Acquisition
 from stddaq_ophyd.core.documents import StreamDocuments
+from stddaq_ophyd.core.driver_group import Drivers
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError, SettingError
 from stddaq_ophyd.core.paths import Engine, PathInfo
 from stddaq_ophyd.core.publication import Publication
@@ -106,12 +107,13 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
         documents reference the images of the driver at `url`, and the master file over the parts shows all.
         `nexus` and `engine` are those of `StdDaqDetector`; signals are those of ophyd-async.
         """
-        self.url, self._token = split_token(url, None)
+        self.url, token = split_token(url, None)
         self._paths = paths
         self._camera = as_async_camera(trigger, trigger_value)
-        self._start_options, self._other_drivers = dict(start_options or {}), tuple(other_drivers)
+        self._start_options = dict(start_options or {})
+        self._drivers = Drivers(self.url, other_drivers, token)
         self._values = RunValues(name or "detector", nexus, engine)
-        self.driver = AsyncDriver(self.url, self._token)
+        self.driver = AsyncDriver(self.url, token)
         self.n_ready, self._set_n_ready = soft_signal_r_and_setter(int, 0)
         self.allow_bad = soft_signal_rw(bool, False)
         self.stream = soft_signal_rw(str, "")
@@ -208,16 +210,8 @@ class AsyncStdDaqDetector(StandardDetector, HasStream):
             n_bytes = height * width * np.dtype(self._dtype).itemsize
             return MockAcquisition(self.url, self.name, paths, n_bytes)
         publication = Publication(self.name, paths, self.name, StreamDocuments())
-        return Acquisition(
-            self.url,
-            self.name,
-            options,
-            publication,
-            self._camera,
-            self._token,
-            self._other_drivers,
-            self._values.late,
-        )
+        late = self._values.late
+        return Acquisition(self._drivers, self.name, options, publication, self._camera, late)
 
     async def close_run(self) -> None:
         """End the driver run. Does not raise; see `error`."""

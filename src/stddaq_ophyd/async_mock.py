@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from stddaq_ophyd.core.acquisition import Acquisition
 from stddaq_ophyd.core.documents import Document, ImageSource, StreamComposer, StreamDocuments
+from stddaq_ophyd.core.driver_group import Drivers
 from stddaq_ophyd.core.driver_run import DriverRun, OnProgress
 from stddaq_ophyd.core.paths import PathInfo
 from stddaq_ophyd.core.publication import Publication
@@ -18,8 +19,9 @@ class MockAcquisition(Acquisition):
     """Counts images and composes their documents, without a connection."""
 
     def __init__(self, url: str, device: str, paths: PathInfo, image_bytes: int) -> None:
-        super().__init__(url, device, {}, Publication(device, paths, device, StreamDocuments()))
-        self._run = DriverRun(url, paths, {}, device, Worker(f"mock of {device}"))
+        drivers = Drivers(url)
+        super().__init__(drivers, device, {}, Publication(device, paths, device, StreamDocuments()))
+        self._run = DriverRun(drivers, paths, {}, device, Worker(f"mock of {device}"))
         self._paths, self._image_bytes = paths, image_bytes
         self._composers: list[StreamComposer] = []
         self._images_per_event = 1

@@ -24,6 +24,7 @@ from stddaq_ophyd.core.account import UNREAD
 from stddaq_ophyd.core.acquisition import Acquisition
 from stddaq_ophyd.core.camera import Camera
 from stddaq_ophyd.core.documents import Documents
+from stddaq_ophyd.core.driver_group import Drivers
 from stddaq_ophyd.core.driver_run import DriverRun
 from stddaq_ophyd.core.errors import AcquisitionError
 from stddaq_ophyd.core.paths import Engine, PathProvider, provider_of
@@ -62,7 +63,8 @@ class StagedDetector(DetectorSignals):
         component: Camera | None = getattr(self, "camera", None) if "camera" in self.component_names else None
         self._camera = camera or component
         self._documents = documents
-        self._start_options, self._other_drivers = dict(start_options or {}), tuple(other_drivers)
+        self._start_options = dict(start_options or {})
+        self._drivers = Drivers(prefix, other_drivers, self._token)
         self._values = RunValues(name, nexus, engine)
         self._steps = Steps(f"steps of {name}")
         # For signals and functions of the user, which block.
@@ -145,16 +147,8 @@ class StagedDetector(DetectorSignals):
         publication = Publication(self.name, paths, self.image_key, self._documents)
         nexus = await self._values.read(self._blocking.run, await self._exposure_time())
         options = with_nexus(self._start_options, nexus)
-        return Acquisition(
-            self.prefix,
-            self.name,
-            options,
-            publication,
-            self._camera,
-            self._token,
-            self._other_drivers,
-            self._values.late,
-        )
+        late = self._values.late
+        return Acquisition(self._drivers, self.name, options, publication, self._camera, late)
 
     async def _exposure_time(self) -> float | None:
         """Return the exposure time in seconds, if it is known."""

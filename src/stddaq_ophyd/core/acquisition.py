@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from stddaq.text import mismatch
 from stddaq_ophyd.core.account import Account
 from stddaq_ophyd.core.camera import Camera, CameraControl, Exposure
 from stddaq_ophyd.core.documents import Document
+from stddaq_ophyd.core.driver_group import Drivers
 from stddaq_ophyd.core.driver_run import DriverRun, LateMetadata, OnProgress, nothing_late
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
 from stddaq_ophyd.core.failures import Failures
@@ -43,20 +44,16 @@ class Acquisition:
 
     def __init__(
         self,
-        url: str,
+        drivers: Drivers,
         device: str,
         options: Mapping[str, Any],
         publication: Publication,
         camera: Camera | None = None,
-        token: str | None = None,
-        others: Sequence[str] = (),
         late: LateMetadata = nothing_late,
     ) -> None:
-        """`url` and `token` of the driver; `options` are further fields of its `start`; `device` begins every
-        message. `others` are drivers of further parts of the same images; `late` returns
+        """`options` are further fields of the driver's `start`; `device` begins every message; `late` returns
         metadata that are known when a run ends."""
-        self._url, self._device, self._options = url, device, dict(options)
-        self._token, self._others, self._late = token, tuple(others), late
+        self._drivers, self._device, self._options, self._late = drivers, device, dict(options), late
         self._publication = publication
         self._camera = CameraControl(camera, device)
         self._failures, self._account = Failures(device), Account(device)
@@ -99,9 +96,7 @@ class Acquisition:
         paths = self._publication.paths
         if part := len(self._runs) - self._n_left:
             paths = dataclasses.replace(paths, prefix=f"{paths.prefix}part{part + 1}_")
-        self._run = DriverRun(
-            self._url, paths, self._options, self._device, self._files, self._token, self._others, self._late
-        )
+        self._run = DriverRun(self._drivers, paths, self._options, self._device, self._files, self._late)
         self._runs.append(self._run)
         with self._failures.kept():
             # The driver would go on with a run whose start was cancelled.

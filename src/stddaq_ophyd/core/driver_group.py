@@ -32,7 +32,7 @@ class Drivers:
         are_several: whether there are several.
     """
 
-    def __init__(self, url: str, others: Sequence[str], token: str | None) -> None:
+    def __init__(self, url: str, others: Sequence[str] = (), token: str | None = None) -> None:
         """`token` is that of the driver at `url`."""
         self.urls, self._token = (url, *others), token
         self.are_several = bool(others)

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def nothing_late() -> Mapping[str, dict[str, Any]]:
 
 
 class DriverRun:
-    """One run of the driver at `url`. Use it in one event loop; `cancel` may be called from any thread.
+    """One run of a driver, or of several. Use it in one event loop; `cancel` may be called from any thread.
 
     Attributes:
         growing_files: the raw files while they grow; None when they cannot be read before they are closed.
@@ -72,21 +72,18 @@ class DriverRun:
 
     def __init__(
         self,
-        url: str,
+        drivers: Drivers,
         paths: PathInfo,
         options: Mapping[str, Any],
         device: str,
         files: Worker,
-        token: str | None = None,
-        others: Sequence[str] = (),
         late: LateMetadata = nothing_late,
     ) -> None:
         """`options` are further fields of the driver's `start`; `device` begins every message; the thread of
-        `files` reads files. `others` are drivers that record further parts of the same images."""
+        `files` reads files."""
         self.paths = paths
         self._device, self._options = device, dict(options)
-        self._drivers = Drivers(url, others, token)
-        self._client = self._drivers.client()
+        self._drivers, self._client = drivers, drivers.client()
         self.url = self._client.url
         self._files, self._late = files, late
         self._is_cancelled = False
