@@ -18,7 +18,7 @@ import numpy as np
 from bluesky.protocols import Movable, Readable
 from bluesky.utils import MsgGenerator, short_uid
 
-from stddaq_ophyd.core.scan_documents import DARKS, FLATS, PROJECTIONS, ScanDocuments
+from stddaq.files.scan_documents import DARKS, FLATS, PROJECTIONS, ScanDocuments
 from stddaq_ophyd.core.tomography_file import write_nxtomo_files
 
 __all__ = ["fly", "fly_scan", "tomography"]

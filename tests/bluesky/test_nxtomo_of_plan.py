@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import h5py
 import numpy as np
 import pytest
 from bluesky import RunEngine
+from bluesky.callbacks.json_writer import JSONLinesWriter
+from bluesky.plans import count
 from bluesky.utils import RunEngineInterrupted
 from ophyd.sim import SynAxis
 from support.assertions.plans import Documents, PointCamera, pausing, stream_images
 from support.data.raw_files import dataset
 from support.peers.readers import read_by_nxtomo
 
+from stddaq.cli import main
 from stddaq.files.nxtomo import IMAGES, ImageKey
 from stddaq_ophyd import StdDaqDetector
 from stddaq_ophyd.async_detector import AsyncStdDaqDetector
@@ -135,6 +139,24 @@ def test_a_plan_does_not_fail_when_its_file_cannot_be_made(
     (record,) = caplog.records
     assert "no NXtomo file was made" in record.getMessage()
     assert "--keys dark:2,flat:3,projection:4" in record.getMessage()
+
+
+def test_documents_in_a_file_make_the_same_file_where_the_run_is_now(
+    engine: RunEngine, make_detector: MakeDetector, tmp_path: Path
+):
+    det, camera = make_detector(rig={"number_of_writers": 2})
+    engine.subscribe(JSONLinesWriter(str(tmp_path), "scans.jsonl"))
+    engine(count([SynAxis(name="other")]))
+    engine(plan_of(det, NEXUS))
+    moved = tmp_path / "moved"
+    shutil.copytree(camera.rig.directory, moved, ignore=shutil.ignore_patterns("*_tomo.h5"))
+    run = next(moved.glob("*Master.h5"))
+    options = ["--documents", str(tmp_path / "scans.jsonl"), "--set", "sample.name=bone"]
+    assert main(["nexus", str(run), "--definition", "NXtomo", *options]) == 0
+    (path,) = moved.glob("*_tomo.h5")
+    assert_shows(path, published(camera), KEYS, ANGLES)
+    with h5py.File(path) as file:
+        assert dataset(file, "entry0000/definition")[()] == b"NXtomo"
 
 
 @pytest.mark.external

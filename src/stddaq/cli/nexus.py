@@ -41,6 +41,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="START:STOP",
         help="NXtomo: angles of the projections in degrees, STOP not included; or a file of numpy FILE.npy",
     )
+    parser.add_argument(
+        "--documents",
+        metavar="FILE",
+        help="NXtomo: documents of the Bluesky scan that took the images, which have keys and angles; a file "
+        "of JSONLinesWriter or JSONWriter",
+    )
     parser.add_argument("--prefix", help="prefix of the file names (default: file)")
     parser.add_argument(
         "--from",
@@ -80,8 +86,9 @@ def run(args: argparse.Namespace) -> int:
 
         print(summary(isolated(lambda: create(args), Path(args.runs[-1]), MASTER_FILE_TIMEOUT_S)))
         return 0
-    if len(args.runs) > 1 or args.keys or args.angles:
-        raise ConfigError(mismatch("stddaq nexus", "one run for NXmx", "several, --keys or --angles"))
+    if len(args.runs) > 1 or args.keys or args.angles or args.documents:
+        got = "several, --keys, --angles or --documents"
+        raise ConfigError(mismatch("stddaq nexus", "one run for NXmx", got))
     made = isolated(lambda: _create_nxmx(args), Path(args.runs[0]), MASTER_FILE_TIMEOUT_S)
     height, width = made.image_shape
     lost = made.n_frames - made.n_mapped

@@ -1,4 +1,7 @@
-"""The part of `stddaq nexus` that makes NXtomo files: which images are darks, flats and projections."""
+"""The part of `stddaq nexus` that makes NXtomo files: which images are darks, flats and projections.
+
+The options say so, or the documents of a scan of Bluesky.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from stddaq.text import mismatch
 if TYPE_CHECKING:
     from stddaq.files.nxtomo import NXtomoFile
     from stddaq.files.run import RecordedRun
+    from stddaq.files.scanned_runs import ScannedRun
 
 KINDS = ("projection", "flat", "dark")
 
@@ -36,6 +40,8 @@ def create(args: argparse.Namespace) -> NXtomoFile:
     from stddaq.files.reading import open_run
     from stddaq.files.run import read_run
 
+    if args.documents is not None:
+        return _create_by_documents(args)
     kinds = [_kind_of(argument) for argument in args.runs]
     opened = [open_run(path, args.prefix) for _, path in kinds]
     runs = [read_run([raw.path for raw in run.raw_files]) for run in opened]
@@ -57,6 +63,55 @@ def create(args: argparse.Namespace) -> NXtomoFile:
     path = Path(args.output) if args.output else files.directory / nxtomo_file_name(files.prefix)
     return create_nxtomo_file(
         path, parts, merge(layers_of(args, main)), incomplete=args.incomplete, overwrite=args.overwrite
+    )
+
+
+def _create_by_documents(args: argparse.Namespace) -> NXtomoFile:
+    from stddaq.cli.nexus import layers_of
+    from stddaq.files.application_metadata import merge
+    from stddaq.files.nxtomo import create_nxtomo_file
+    from stddaq.files.reading import open_run
+    from stddaq.files.scanned_runs import path_of_scan, run_with_projections
+
+    if len(args.runs) > 1 or args.keys or args.angles:
+        raise ConfigError(mismatch("--documents", "one run", "several, --keys or --angles"))
+    runs = _scan_of(Path(args.documents), args.runs[0], args.prefix)
+    return create_nxtomo_file(
+        Path(args.output) if args.output else path_of_scan(runs),
+        [run.part for run in runs],
+        merge(layers_of(args, open_run(run_with_projections(runs).files.raw[0]))),
+        incomplete=args.incomplete,
+        overwrite=args.overwrite,
+    )
+
+
+def _scan_of(documents: Path, run: str, prefix: str | None) -> list[ScannedRun]:
+    """Return the runs of the only scan that has images of `run`, whose files are where those of `run` are."""
+    from stddaq.files.names import find_run
+    from stddaq.files.reading import open_run
+    from stddaq.files.scan_documents import read_scans
+    from stddaq.files.scanned_runs import runs_of_scan
+
+    files = find_run(open_run(run, prefix).raw_files[0].path)
+    found: list[list[ScannedRun]] = []
+    problem: FileLayoutError | None = None
+    for scan in read_scans(documents):
+        try:
+            of_detectors = scan.images()
+        except FileLayoutError as error:
+            # Other scans are in the file, too, which may be of other kinds.
+            problem = FileLayoutError(f"{documents}: {error}")
+            continue
+        for scanned in of_detectors.values():
+            if all((files.directory / images.path.name).exists() for images in scanned):
+                runs = runs_of_scan(scanned, files.directory)
+                found += [runs] if any(one.files.raw == files.raw for one in runs) else []
+    if len(found) == 1:
+        return found[0]
+    if problem is not None and not found:
+        raise problem
+    raise FileLayoutError(
+        mismatch(str(documents), f"one tomography scan with images of {run}", f"{len(found)}")
     )
 
 

@@ -1,12 +1,13 @@
 """Collect the documents of a tomography scan: which images are darks, flats and projections, at which angles.
 
 The scan has the streams "darks", "flats" and "primary", whose events have the angle. It may use any of the
-documents of `core.documents` that reference published images files.
+documents of devices that reference published images files. They are plain objects, of a RunEngine or a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.nxtomo import ImageKey
-from stddaq.text import mismatch
+from stddaq.files.opening import check_is_file
+from stddaq.text import mismatch, os_error_text
 
 DARKS, FLATS, PROJECTIONS = "darks", "flats", "primary"
 _KEYS = {DARKS: ImageKey.dark, FLATS: ImageKey.flat, PROJECTIONS: ImageKey.projection}
@@ -74,6 +76,10 @@ class ScanDocuments:
                 self._stream_data.append(document)
             case "datum":
                 self._data[document["datum_id"]] = document
+            case "datum_page":
+                for i, datum_id in enumerate(document["datum_id"]):
+                    kwargs = {key: values[i] for key, values in document["datum_kwargs"].items()}
+                    self._data[datum_id] = {"resource": document["resource"], "datum_kwargs": kwargs}
 
     def _field_of_angle(self, descriptor: Mapping[str, Any]) -> str:
         motor = next(iter(self.start.get("motors") or ()), "")
@@ -92,8 +98,14 @@ class ScanDocuments:
     def images(self) -> dict[str, list[ScannedImages]]:
         """Return the published images files of each detector, in the order of their documents.
 
-        Raise `FileLayoutError` for a projection without an angle.
+        Raise `FileLayoutError` for a projection without an angle, and for a document that others need.
         """
+        try:
+            return self._images()
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileLayoutError(mismatch("documents", "all of a scan", f"none of {error}")) from error
+
+    def _images(self) -> dict[str, list[ScannedImages]]:
         found: dict[str, dict[Path, ScannedImages]] = {}
         for datum in self._stream_data:
             resource, stream = self._resources[datum["stream_resource"]], self._stream_of(datum["descriptor"])
@@ -129,3 +141,44 @@ class ScanDocuments:
             where = f"event {number} of {stream}"
             raise FileLayoutError(mismatch(where, "an angle of the first of the motors of the run", "none"))
         return self._angles[number]
+
+
+def read_scans(path: Path) -> list[ScanDocuments]:
+    """Return the scans of a file of documents: one JSON value per line, or an array of them.
+
+    Each is an object of `name` and `doc`, as the writers of `bluesky.callbacks.json_writer` make it, or a
+    pair. Raise `FileLayoutError` for another file.
+    """
+    scans: list[ScanDocuments] = []
+    for number, (name, document) in enumerate(_documents_in(path), 1):
+        if name == "start":
+            scans.append(ScanDocuments())
+        try:
+            scans[-1](name, document)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            expected = "a document of a run of Bluesky, after its start"
+            raise FileLayoutError(mismatch(f"{path}: document {number}", expected, "another")) from error
+    return scans
+
+
+def _documents_in(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    expected = "documents of Bluesky, of JSONLinesWriter or JSONWriter"
+    try:
+        check_is_file(path)
+        text = path.read_text(encoding="utf-8")
+        # An array may be on one line, too.
+        is_array = text.lstrip().startswith("[") and not text.lstrip().startswith('["')
+        found = (
+            json.loads(text) if is_array else [json.loads(line) for line in text.splitlines() if line.strip()]
+        )
+    except OSError as error:
+        raise FileLayoutError(f"{path}: cannot be read: {os_error_text(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise FileLayoutError(mismatch(str(path), expected, "another file")) from error
+    for entry in found:
+        pair = [entry.get("name"), entry.get("doc")] if isinstance(entry, dict) else entry
+        match pair:
+            case [str(name), dict(document)]:
+                yield name, document
+            case _:
+                raise FileLayoutError(mismatch(str(path), expected, "another file"))
