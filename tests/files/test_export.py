@@ -19,6 +19,7 @@ import pytest
 import tifffile
 import xarray
 import zarr
+from silx.io.nxdata.parse import get_default
 from support.data.raw_files import (
     RunSpec,
     bitshuffle,
@@ -107,6 +108,18 @@ def test_an_export_has_all_images(tmp_path: Path, suffix: str, spec: RunSpec) ->
     assert (status.count(2), status.count(1)) == (1, len(IDS) - 1)
     left = {path.name for path in tmp_path.iterdir()} - {path.name for path in spec.raw_paths(tmp_path)}
     assert left - {"fileMeta.h5"} == {out.name}
+
+
+def test_silx_opens_an_hdf5_export_on_the_images(tmp_path: Path) -> None:
+    write_run(tmp_path, IMAGES, RunSpec(filter=bitshuffle(), shape=(16, 24)))
+    export_run(tmp_path, tmp_path / "out.h5")
+    with h5py.File(tmp_path / "out.h5") as file:
+        found = get_default(file)
+        assert found is not None
+        assert found.is_valid
+        assert found.interpretation == "image"
+        assert found.axes_dataset_names == ["image_id", None, None]
+        np.testing.assert_array_equal(found.signal[()], pixels(IMAGES, (16, 24)))
 
 
 def test_an_hdf5_export_is_a_master_file_without_sources(tmp_path: Path) -> None:

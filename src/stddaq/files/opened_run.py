@@ -203,24 +203,27 @@ def sources_of_master(path: Path, images: h5py.Dataset) -> list[Path]:
 def files_of_master(path: Path) -> tuple[list[Path], Path | None]:
     """Return the raw files and the metadata file that a master file names. Raises `FileLayoutError`."""
     with examine(path) as opened:
-        master = opened.file
-        images, names = (master.get(name) for name in (DATA, RAW_FILES))
-        assert isinstance(images, h5py.Dataset)
-        sources = sources_of_master(path, images)
-        if isinstance(names, h5py.Dataset):
-            # Files without images are not named by the virtual dataset.
-            sources = [path.parent / str(name) for name in np.ravel(names.asstr()[()])]
-        rows = master.get(f"{DETECTOR}/metadata")
+        sources = _raw_files_in(path, opened.file)
+        rows = opened.file.get(f"{DETECTOR}/metadata")
         if not isinstance(rows, h5py.Dataset) or not rows.is_virtual:
             return sources, None
         # The master file of a run without images names no metadata file.
         return sources, next((path.parent / name for name in source_files(rows)), None)
 
 
+def _raw_files_in(path: Path, master: h5py.File) -> list[Path]:
+    images, names = (master.get(name) for name in (DATA, RAW_FILES))
+    assert isinstance(images, h5py.Dataset)
+    if isinstance(names, h5py.Dataset):
+        # Files without images are not named by the virtual dataset.
+        return [path.parent / str(name) for name in np.ravel(names.asstr()[()])]
+    return sources_of_master(path, images)
+
+
 def run_of_master(path: Path) -> RecordedRun:
     """Return the run that the master file shows, checked. Raises `FileLayoutError`."""
-    sources, _ = files_of_master(path)
     with examine(path) as opened:
+        sources = _raw_files_in(path, opened.file)
         image_ids = opened.file.get(IMAGE_ID)
         assert isinstance(image_ids, h5py.Dataset)
         shown_ids, run_ids = image_ids[()], run_ids_of(opened.file)

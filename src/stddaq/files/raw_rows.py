@@ -139,9 +139,20 @@ def read_metadata_file(path: Path, allow_unclosed: bool = False) -> ImageRows:
 
 def raw_group(file: h5py.File) -> h5py.Group | None:
     """Return the group of a raw file, with datasets `data` and `metadata`; None for any other file."""
-    # metadata first, as in `raw_file_of`: HDF5 keeps the length that a dataset had when first opened.
-    groups = [group for group in _groups(file) if _has(group, "metadata") and _has(group, "data")]
-    return groups[0] if len(groups) == 1 else None
+    found = _raw_members(file)
+    return None if found is None else found[0]
+
+
+def _raw_members(file: h5py.File) -> tuple[h5py.Group, h5py.Dataset, h5py.Dataset] | None:
+    """Return the group of a raw file with its datasets `metadata` and `data`."""
+    found: list[tuple[h5py.Group, h5py.Dataset, h5py.Dataset]] = []
+    for group in _groups(file):
+        # metadata first, as in `raw_file_of`: HDF5 keeps the length that a dataset had when first opened.
+        metadata = group.get("metadata")
+        data = group.get("data") if isinstance(metadata, h5py.Dataset) else None
+        if isinstance(metadata, h5py.Dataset) and isinstance(data, h5py.Dataset):
+            found.append((group, metadata, data))
+    return found[0] if len(found) == 1 else None
 
 
 def metadata_group(file: h5py.File) -> h5py.Group | None:
@@ -152,8 +163,8 @@ def metadata_group(file: h5py.File) -> h5py.Group | None:
 
 def raw_file_of(path: Path, opened: Opened) -> RawRows:
     """Do the same as `read_raw_file` with an open file."""
-    group = raw_group(opened.file)
-    if group is None:
+    found = _raw_members(opened.file)
+    if found is None:
         raise FileLayoutError(
             mismatch(
                 str(path),
@@ -161,9 +172,7 @@ def raw_file_of(path: Path, opened: Opened) -> RawRows:
                 _content(opened.file),
             )
         )
-    metadata, data = group["metadata"], group["data"]
-    assert isinstance(data, h5py.Dataset)
-    assert isinstance(metadata, h5py.Dataset)
+    group, metadata, data = found
     # metadata first: in a growing file `data` is always ahead of it. Its shape is that of its opening.
     rows = _table(path, metadata, ("image_id", "status"))
     if opened.unclosed:
