@@ -146,7 +146,8 @@ def test_documents_in_a_file_make_the_same_file_where_the_run_is_now(
 ):
     det, camera = make_detector(rig={"number_of_writers": 2})
     engine.subscribe(JSONLinesWriter(str(tmp_path), "scans.jsonl"))
-    engine(count([SynAxis(name="other")]))
+    other: Any = SynAxis(name="other")
+    engine(count([other]))
     engine(plan_of(det, NEXUS))
     moved = tmp_path / "moved"
     shutil.copytree(camera.rig.directory, moved, ignore=shutil.ignore_patterns("*_tomo.h5"))

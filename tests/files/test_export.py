@@ -117,6 +117,7 @@ def test_silx_opens_an_hdf5_export_on_the_images(tmp_path: Path) -> None:
         found = get_default(file)
         assert found is not None
         assert found.is_valid
+        assert isinstance(found.signal, h5py.Dataset)
         assert found.interpretation == "image"
         assert found.axes_dataset_names == ["image_id", None, None]
         np.testing.assert_array_equal(found.signal[()], pixels(IMAGES, (16, 24)))

@@ -152,7 +152,9 @@ def _without_gaps(files: Sequence[RawRows], division: str | None) -> ImageOrder 
             found[places] = True
         if not found.all():
             return None
-    return ImageOrder(np.arange(n, dtype=np.uint64) + first, np.zeros(n, np.uint64), positions, division)
+    image_ids = np.arange(n, dtype=np.uint64)
+    image_ids += first
+    return ImageOrder(image_ids, np.zeros(n, np.uint64), positions, division)
 
 
 def _sorted(files: Sequence[RawRows], division: str | None) -> ImageOrder:

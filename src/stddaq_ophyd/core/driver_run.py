@@ -324,8 +324,9 @@ class DriverRun:
         late = self._late()
         # Apart, because a value of `nexus` may be refused.
         for name in sorted(name for name in late if late[name]):
+            fields: dict[str, Any] = {name: late[name]}
             try:
-                await self._client.annotate(**{name: late[name]})
+                await self._client.annotate(**fields)
             except UnsupportedError:
                 return  # Another driver, which keeps none.
             except DriverError as error:
