@@ -14,12 +14,13 @@ from recorded import write_raw_files
 from rig import MEMORY
 from tables import Table, spread
 
-from stddaq.daemon.isolation import run_in_fork
+from stddaq.daemon.isolation import run_in_fork, run_in_process
 from stddaq.files.limits import MASTER_FILE_TIMEOUT_S
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.master_request import create_as_requested
 
 ROUNDS = 15
+TIMEOUT_S = 300.0
 # Images, writers, height and width, whether the detector has gaps between its modules.
 RUNS = (
     (1, 1, (16, 16), False),
@@ -64,7 +65,8 @@ def nxmx(rounds: int = ROUNDS) -> Table:
         with tempfile.TemporaryDirectory(dir=MEMORY) as name:
             create = _request(Path(name), n_images, n_writers, shape, has_gaps)
             n_pairs = min(rounds, max(5, 2_000_000 // n_images))
-            pairs = [_pair(create) for _ in range(n_pairs + 1)][1:]
+            measure = functools.partial(_pairs, create.SerializeToString(), n_pairs)
+            pairs = run_in_process(measure, TIMEOUT_S, name)
         table.add(
             f"{shape[0]}x{shape[1]}" + (", with gaps" if has_gaps else ""),
             n_images,
@@ -97,12 +99,14 @@ def _request(
     )
 
 
-def _pair(create: pb.CreateMasterFile) -> tuple[float, float]:
-    """Return the seconds for the master file, and for both files."""
-    without = pb.CreateMasterFile()
-    without.CopyFrom(create)
+def _pairs(serialized: bytes, n: int) -> list[tuple[float, float]]:
+    """Return the seconds for the master file, and for both files.
+
+    For a process that is as small as a writer, because a fork takes longer in a larger one.
+    """
+    create, without = (pb.CreateMasterFile.FromString(serialized) for _ in range(2))
     without.nxmx = ""
-    return _time(without), _time(create)
+    return [(_time(without), _time(create)) for _ in range(n + 1)][1:]
 
 
 def _time(create: pb.CreateMasterFile) -> float:

@@ -5,6 +5,7 @@ Files are in memory, so nothing waits for a disk.
 
 from __future__ import annotations
 
+import functools
 import os
 import statistics
 import tempfile
@@ -19,6 +20,7 @@ from rig import MEMORY
 from tables import Table, spread
 
 from stddaq import open_run
+from stddaq.daemon.isolation import run_in_process
 from stddaq.files.master_file import create_master_file
 from stddaq.files.raw_file import EPOCHS_DTYPE, METADATA_DTYPE
 
@@ -27,6 +29,8 @@ N_IMAGES = 512
 N_WRITERS = 4
 SHAPE = (512, 512)
 ROUNDS = 7
+TIMEOUT_S = 120.0
+BARE = "bare `preadv`"
 
 
 def opening(rounds: int = ROUNDS) -> Table:
@@ -43,10 +47,8 @@ def opening(rounds: int = ROUNDS) -> Table:
         paths = _write_rows(directory)
         master = create_master_file(directory / "fileMaster.h5", paths).path
         for by, path in (("raw files", directory), ("master file", master)):
-            bare, found = list[float](), list[tuple[float, float]]()
-            for _ in range(rounds):
-                bare.append(_spent(lambda: _read_rows(paths))[0])
-                found.append(_spent(lambda path=path: open_run(path)))
+            measure = functools.partial(_open, path, paths, rounds)
+            bare, found = run_in_process(measure, TIMEOUT_S, by)
             table.add(
                 by,
                 spread([1e3 * spent for spent in bare]),
@@ -54,6 +56,18 @@ def opening(rounds: int = ROUNDS) -> Table:
                 spread([1e3 * elapsed for _, elapsed in found]),
             )
     return table
+
+
+def _open(path: Path, raw_files: list[Path], rounds: int) -> tuple[list[float], list[tuple[float, float]]]:
+    """Return the CPU seconds of bare reading, and CPU and elapsed seconds of `open_run`.
+
+    For a new process: one with less free memory of its own touches more new pages.
+    """
+    bare, found = list[float](), list[tuple[float, float]]()
+    for _ in range(rounds):
+        bare.append(_spent(lambda: _read_rows(raw_files))[0])
+        found.append(_spent(lambda: open_run(path)))
+    return bare, found
 
 
 def _write_rows(directory: Path, n_writers: int = 16, n_rows: int = 62_500) -> list[Path]:
@@ -100,23 +114,9 @@ def blocks(rounds: int = ROUNDS) -> Table:
         directory = Path(name)
         paths = write_raw_files(directory, range(N_IMAGES), SHAPE, N_WRITERS)
         create_master_file(directory / "fileMaster.h5", paths)
-        run, bare = open_run(directory), _Bare(paths, image_bytes)
-        with h5py.File(directory / "fileMaster.h5") as file:
-            virtual = _dataset(file, "/entry/data/data")
-            ways: dict[str, Callable[[int], object]] = {
-                "bare `preadv`": bare.read,
-                "`open_run`": lambda start: run.images[start : start + BLOCK],
-                "`open_run`, one image after the other": lambda start: [
-                    run.images[i] for i in range(start, start + BLOCK)
-                ],
-                "h5py from the master file": lambda start: virtual[start : start + BLOCK],
-            }
-            times: dict[str, list[float]] = {way: [] for way in ways}
-            # In turn, so that the load of the machine is the same for all.
-            for start in [*range(0, N_IMAGES, BLOCK)] * rounds:
-                for way, read in ways.items():
-                    times[way].append(_spent(lambda read=read, start=start: read(start))[1])
-        reference = times["bare `preadv`"]
+        measure = functools.partial(_read, directory, paths, rounds)
+        times = run_in_process(measure, TIMEOUT_S, "reading")
+        reference = times[BARE]
         for way, found in times.items():
             table.add(
                 way,
@@ -124,6 +124,27 @@ def blocks(rounds: int = ROUNDS) -> Table:
                 statistics.median(bare / own for bare, own in zip(reference, found, strict=True)),
             )
     return table
+
+
+def _read(directory: Path, paths: list[Path], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each block, by the way of reading. For a new process, like `_open`."""
+    run, bare = open_run(directory), _Bare(paths, 2 * SHAPE[0] * SHAPE[1])
+    with h5py.File(directory / "fileMaster.h5") as file:
+        virtual = _dataset(file, "/entry/data/data")
+        ways: dict[str, Callable[[int], object]] = {
+            BARE: bare.read,
+            "`open_run`": lambda start: run.images[start : start + BLOCK],
+            "`open_run`, one image after the other": lambda start: [
+                run.images[i] for i in range(start, start + BLOCK)
+            ],
+            "h5py from the master file": lambda start: virtual[start : start + BLOCK],
+        }
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        # In turn, so that the load of the machine is the same for all.
+        for start in [*range(0, N_IMAGES, BLOCK)] * rounds:
+            for way, read in ways.items():
+                times[way].append(_spent(lambda read=read, start=start: read(start))[1])
+    return times
 
 
 class _Bare:
