@@ -197,6 +197,14 @@ def test_a_plan_writes_nothing_and_its_size_is_enough(tmp_path: Path, suffix: st
     assert size <= plan.most_bytes <= 4 * size + 200_000
 
 
+def test_a_plan_counts_the_whole_last_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, IMAGES, RunSpec(shape=(128, 128)))
+    monkeypatch.setattr(hdf5, "CHUNK_BYTES", (len(IDS) - 1) * 2 * 128 * 128)
+    plan = plan_export(tmp_path, tmp_path / "out.h5")
+    export_run(tmp_path, tmp_path / "out.h5")
+    assert (tmp_path / "out.h5").stat().st_size <= plan.most_bytes
+
+
 def test_a_plan_refuses_what_the_export_refuses(tmp_path: Path) -> None:
     raw = write_run(tmp_path, IMAGES)
     set_status(raw[0], 1, 3)

@@ -11,6 +11,7 @@ from support.data.nexus_metadata import STILLS, metadata, set_status
 from support.data.raw_files import Image, RunSpec, bitshuffle, dataset, pixels, stream, write_run
 
 from stddaq.errors import ConfigError, FileLayoutError
+from stddaq.files.info import describe
 from stddaq.files.nxtomo import IMAGES, ImageKey, NXtomoFile, TomographyRun, create_nxtomo_file
 from stddaq.files.run import read_run
 
@@ -62,6 +63,8 @@ def test_images_that_are_not_good_are_invalid_and_lost_ones_are_not_shown(tmp_pa
         shown = dataset(file, IMAGES)
         np.testing.assert_array_equal(shown[10], pixels(RUN, SHAPE)[10])
         assert (shown[20] == 65535).all()
+    info = describe(made.path)
+    assert (info.kind, info.n_images, info.missing, info.differs) == ("NXtomo", len(RUN) - 1, (), None)
 
 
 def run_of(directory: Path, images: list[Image], key: ImageKey, shape: tuple[int, int]) -> TomographyRun:

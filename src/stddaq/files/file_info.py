@@ -10,7 +10,9 @@ from typing import Literal
 from stddaq.text import bytes_text
 from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
 
-Kind = Literal["raw", "metadata", "master", "joined master", "NXmx", "application", "exported", "other"]
+Kind = Literal[
+    "raw", "metadata", "master", "joined master", "NXmx", "NXtomo", "application", "exported", "other"
+]
 MAX_LISTED = 20
 
 
@@ -65,8 +67,8 @@ class FileInfo:
     """What a file holds.
 
     Attributes:
-        kind: "joined master" is over the parts of several drivers, "application" an NXmx file that lacks
-            values, "other" any HDF5 file that does not belong to a run.
+        kind: "joined master" is over the parts of several drivers, "application" an NXmx or NXtomo file
+            that lacks values, "other" any HDF5 file that does not belong to a run.
         size: bytes of the file.
         pixel_bytes: bytes of its images, uncompressed; None when it holds none itself.
         unclosed: what is known of its writer; None when closed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Literal
 
 import h5py
 import numpy as np
@@ -14,10 +15,13 @@ from stddaq.files.nexus import (
     APPLICATION_METADATA,
     DATA,
     DETECTOR,
+    ENTRY,
     EPOCHS,
     IMAGE_ID,
     IMAGE_METADATA,
     JOINED_IDS,
+    TOMOGRAM,
+    TOMOGRAM_IMAGES,
     account_of,
 )
 from stddaq.files.opened_run import sources_of_master
@@ -50,7 +54,9 @@ def describe(path: Path) -> FileInfo:
         if len(parts) == len(found):
             return _master(path, opened, *parts)
         if APPLICATION_METADATA in file and isinstance(images := file.get(DATA), h5py.Dataset):
-            return _application(path, opened, images)
+            return _application(path, opened, images, "NXmx", ENTRY)
+        if isinstance(images := file.get(TOMOGRAM_IMAGES), h5py.Dataset):
+            return _application(path, opened, images, "NXtomo", TOMOGRAM)
         datasets = tuple(info for info, _ in describe_datasets(file))
         if isinstance(ids := file.get(JOINED_IDS), h5py.Dataset):
             return _joined(path, opened, ids, datasets)
@@ -147,7 +153,9 @@ def _joined(
     )
 
 
-def _application(path: Path, opened: Opened, images: h5py.Dataset) -> FileInfo:
+def _application(
+    path: Path, opened: Opened, images: h5py.Dataset, definition: Literal["NXmx", "NXtomo"], entry: str
+) -> FileInfo:
     file = opened.file
     if images.ndim != 3 or not images.is_virtual:
         expected = "a virtual dataset (n, height, width)"
@@ -159,10 +167,10 @@ def _application(path: Path, opened: Opened, images: h5py.Dataset) -> FileInfo:
     n_pixels = sum(mapping.places.get_select_npoints() for mapping in mappings_of(images))
     return FileInfo(
         path,
-        "NXmx" if "entry/definition" in file else "application",
+        definition if f"{entry}/definition" in file else "application",
         path.stat().st_size,
         (_dataset(images),),
-        detector_name=_string(file, f"{DETECTOR}/local_name"),
+        detector_name=_string(file, f"{entry}/instrument/detector/local_name"),
         n_images=n_pixels // max(1, images.shape[1] * images.shape[2]),
         image_shape=(images.shape[1], images.shape[2]),
         dtype=str(images.dtype),

@@ -25,6 +25,9 @@ JOINED_IDS = "/entry/image_id"
 # Of a published images file, whose images are a part of the run.
 PUBLISHED_IDS = "/entry/stddaq/image_id"
 EPOCHS = "/entry/stddaq/epochs"
+# Of an NXtomo file, whose entry must be the first in the order of names.
+TOMOGRAM = "/entry0000"
+TOMOGRAM_IMAGES = f"{TOMOGRAM}/instrument/detector/data"
 # Of an application file: JSON, each value with where it came from.
 APPLICATION_METADATA = "/entry/stddaq/nexus"
 

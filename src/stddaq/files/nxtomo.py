@@ -22,7 +22,15 @@ from stddaq.errors import ConfigError, FileLayoutError
 from stddaq.files.application_file import write_application_file
 from stddaq.files.application_metadata import Metadata
 from stddaq.files.frames import Frames, FramesOfFile, frames_of
-from stddaq.files.nexus import nexus_group, put_name, put_value, set_attributes, utc_text
+from stddaq.files.nexus import (
+    TOMOGRAM,
+    TOMOGRAM_IMAGES,
+    nexus_group,
+    put_name,
+    put_value,
+    set_attributes,
+    utc_text,
+)
 from stddaq.files.opening import relative_name
 from stddaq.files.run import RecordedRun
 from stddaq.files.sources import mark_with_run_ids
@@ -31,8 +39,7 @@ from stddaq.run_metadata import ENERGY_TIMES_WAVELENGTH
 from stddaq.text import mismatch
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
-ENTRY = "/entry0000"
-IMAGES = f"{ENTRY}/instrument/detector/data"
+IMAGES = TOMOGRAM_IMAGES
 
 
 class ImageKey(IntEnum):
@@ -130,8 +137,8 @@ class _Tree:
         self._metadata, self._values = metadata, metadata.values
 
     def write(self, file: h5py.File, *, complete: bool) -> None:
-        set_attributes(file, NX_class="NXroot", default="entry0000", creator="stddaq")
-        entry = nexus_group(file, "entry0000", "NXentry", default="data")
+        set_attributes(file, NX_class="NXroot", default=TOMOGRAM[1:], creator="stddaq")
+        entry = nexus_group(file, TOMOGRAM[1:], "NXentry", default="data")
         mark_with_run_ids(entry.id, [part.run.run_id for part in self._runs])
         if complete:
             # Of fixed length: mantidimaging decodes bytes.

@@ -36,7 +36,7 @@ class ImageWriter:
         self._open_files = ExitStack()
         try:
             self._stored = open_compressed(source.run, self._open_files)
-            self.step = 1 if self._stored else chunk_images(source.image_bytes, CHUNK_BYTES)
+            self.step = 1 if self._stored else images_of_chunk(source)
             mode = "r+" if n_done else "w"
             file = h5py.File(path, mode, libver=FILE_FORMAT, locking=False)
             self._file = self._open_files.enter_context(file)
@@ -106,7 +106,7 @@ class ImageWriter:
     def _create_images(self, group: h5py.Group) -> h5py.Dataset:
         run = self._source.run
         creation = h5p.create(h5p.DATASET_CREATE)
-        creation.set_chunk((min(self.step, max(1, len(run))), *run.image_shape))
+        creation.set_chunk((self.step, *run.image_shape))
         for code, options in _filters(self._stored[0]) if self._stored else ():
             creation.set_filter(code, h5z.FLAG_MANDATORY, options)
         creation.set_fill_value(lost_pixel(run.dtype))
@@ -119,6 +119,11 @@ class ImageWriter:
         found = self._file[name]
         assert isinstance(found, h5py.Dataset), shown(name)
         return found
+
+
+def images_of_chunk(source: Source) -> int:
+    """Return how many images, which are not compressed, make a chunk. The last one takes as much space."""
+    return min(chunk_images(source.image_bytes, CHUNK_BYTES), max(1, len(source)))
 
 
 def open_compressed(run: Run, open_files: ExitStack) -> list[h5py.Dataset]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stddaq.errors import FileLayoutError
-from stddaq.files.export.hdf5 import open_compressed
+from stddaq.files.export.hdf5 import images_of_chunk, open_compressed
 from stddaq.files.export.run import Format, partial_of, prepare_export
 from stddaq.files.export.source import Losses, Source
 
@@ -89,6 +89,8 @@ def plan_export(
 def _most_bytes(kind: Format, source: Source) -> int:
     pixels = len(source) * source.image_bytes
     if kind == "hdf5":
+        n = images_of_chunk(source)
+        pixels = -(-len(source) // n) * n * source.image_bytes
         with ExitStack() as open_files:
             if stored := open_compressed(source.run, open_files):
                 # They are copied as they are stored.
