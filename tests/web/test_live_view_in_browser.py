@@ -417,6 +417,8 @@ def test_quick_images_have_the_marks_and_nearly_the_values(page: ShownPage) -> N
 
 def test_keys_are_listed(page: ShownPage) -> None:
     tab = page.tab
+    # A page that shows an image has been loaded.
+    page.show(ramp())
     tab.press("?")
     tab.wait_for(lambda: tab.evaluate("document.getElementById('help').open"), "the list of keys")
     tab.click("#close-help")
