@@ -259,7 +259,7 @@ def test_byte_order_mark_is_accepted(tmp_path: Path) -> None:
         (b"", "is not JSON"),
         (b"{", "is not JSON"),
         (b"{'a': 1}", "line 1"),
-        (b'{\n"a": 1,\n}', "line 3"),
+        (b'{\n"a": 1\n"b": 2}', "line 3"),
         (b"\xff\xfe{}", "is not UTF-8 text"),
         (b"[]", "expected a JSON object of configuration keys, got []"),
         (b"5", "expected a JSON object of configuration keys, got 5"),
