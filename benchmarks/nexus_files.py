@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from recorded import write_raw_files
 from rig import MEMORY
@@ -18,6 +18,9 @@ from stddaq.daemon.isolation import run_in_fork, run_in_process
 from stddaq.files.limits import MASTER_FILE_TIMEOUT_S
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.writing.master_request import create_as_requested
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from support.data.nexus_metadata import SCAN
 
 ROUNDS = 15
 TIMEOUT_S = 300.0
@@ -30,25 +33,6 @@ RUNS = (
     (1_000_000, 4, (16, 16), False),
     (4, 1, (3264, 3106), True),
 )
-METADATA: dict[str, Any] = {
-    "source": {"name": "Swiss Light Source", "short_name": "SLS", "type": "Synchrotron X-ray Source"},
-    "instrument": {"name": "X06SA", "short_name": "PXI", "time_zone": "+01:00"},
-    "detector": {
-        "pixel_size_m": [7.5e-5, 7.5e-5],
-        "sensor_material": "Si",
-        "sensor_thickness_m": 3.2e-4,
-        "saturation_value": 65534,
-        "underload_value": 0,
-        "distance_m": 0.2,
-        "beam_center_pixel": [48.5, 30.25],
-        "count_time_s": 0.005,
-        "frame_time_s": 0.006,
-    },
-    "sample": {"name": "lysozyme"},
-    "beam": {"energy_kev": 12.4},
-    "scan_axis": {"name": "omega", "vector": [-1, 0, 0]},
-    "scan": {"start_deg": 10, "increment_deg": 0.1},
-}
 
 
 def nxmx(rounds: int = ROUNDS) -> Table:
@@ -82,7 +66,7 @@ def _request(
 ) -> pb.CreateMasterFile:
     raw_files = write_raw_files(directory, range(n_images), shape, n_writers)
     gaps = {"gaps": [[1030, 0, 1039, shape[0] - 1]]} if has_gaps else {}
-    metadata = METADATA | {"detector": METADATA["detector"] | gaps}
+    metadata = SCAN | {"detector": SCAN["detector"] | gaps}
     account = {
         "outcome": "file_saved",
         "n_image": n_images,
