@@ -174,6 +174,15 @@ def test_configuration_is_changed_with_differences_and_rolled_back(rest: RestSer
         tab.wait_for(lambda: tab.text("#config-effect").startswith("Saved"), "the change")
         assert rest.config_on_disk() == first | {"log_level": "error", "number_of_writers": 3}
         tab.wait_for(lambda: "bert" in tab.text("#config-history"), "the history")
+        versions = "[...document.querySelectorAll('#config-first option')].map((one) => one.value)"
+        _, newer, oldest = tab.evaluate(versions)
+        tab.choose("#config-first", oldest)
+        tab.choose("#config-second", newer)
+        compared = "[...document.querySelectorAll('#config-compared tbody tr')].map((row) => row.innerText)"
+        only = ['log_level\t\u2013\t"error"']
+        tab.wait_for(lambda: tab.evaluate(compared) == only, "the differences")
+        tab.choose("#config-second", oldest)
+        tab.wait_for(lambda: tab.text("#config-compared") == "no differences", "the differences of the same")
         tab.evaluate("[...document.querySelectorAll('#config-history button')].at(-1).click()")
         tab.wait_for(lambda: tab.text("#config-effect").startswith("changes "), "the version")
         tab.click("#config-save")

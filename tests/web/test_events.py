@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 
 import zmq
 from support.processes.deployment import Deployment, free_port, wait_until
-from support.processes.web import RestService
+from support.processes.web import RestService, json_message
 from websockets.sync.client import connect
 
 from stddaq.cli.supervisor.events import EventPublisher
@@ -114,12 +113,12 @@ def test_lines_of_up_reach_browsers_also_those_from_before(deployment: Deploymen
     # The level by which the page filters.
     wait_until(lambda: any("killed by SIGKILL" in text for text in texts(rest, level="error")), 30)
     with connect(rest.url.replace("http", "ws") + "/api/events/ws", proxy=None) as socket:
-        first = json.loads(socket.recv(timeout=20))["events"]
+        first = json_message(socket)["events"]
         assert first
         up.end()
         received: list[str] = []
         while "all services have ended" not in received:
-            received += [one["text"] for one in json.loads(socket.recv(timeout=20))["events"]]
+            received += [one["text"] for one in json_message(socket)["events"]]
     assert deployment.sockets() == []
 
 

@@ -11,6 +11,7 @@ import pytest
 import zmq
 from support.peers import chromium
 from support.peers.chromium import Tab
+from support.peers.silent_relay import SilentRelay
 from support.processes.deployment import Deployment
 from support.processes.web import RestService
 
@@ -145,11 +146,31 @@ def field(tab: Tab) -> str:
     return tab.evaluate("document.querySelector('#config-text')?.value ?? ''")
 
 
-def test_state_of_a_service_that_hangs_is_not_shown_as_the_present_one(tab: Tab, rest: RestService) -> None:
+def test_service_that_hangs_is_named_and_its_state_is_not_shown_as_the_present_one(
+    tab: Tab, rest: RestService, preview: FakePreview
+) -> None:
     tab.wait_for(lambda: tab.text("#state") == "no run", "the state")
     rest.process.send(signal.SIGSTOP)
     try:
+        tab.wait_for(lambda: "stddaq-rest has not answered for" in tab.text("#veil"), "the reason")
         tab.wait_for(lambda: tab.text("#state").startswith("no contact since"), "the silence")
+        # It does not answer the new connections either.
+        assert "stddaq-rest has not answered for" in tab.text("#veil")
     finally:
         rest.process.send(signal.SIGCONT)
     tab.wait_for(lambda: tab.text("#state") == "no run", "the state again")
+    good = preview.message(6)
+    tab.wait_for(lambda: preview.send_until(good, lambda: is_shown(tab, 6)), "an image")
+    tab.wait_for(lambda: "the source does not publish" in tab.text("#veil"), "what is missing now")
+
+
+def test_page_connects_again_after_its_connections_were_lost_without_a_word(
+    rest: RestService, preview: FakePreview
+) -> None:
+    with SilentRelay(rest.url) as relay, chromium.opened(relay.url) as tab:
+        before = preview.message(7)
+        tab.wait_for(lambda: preview.send_until(before, lambda: is_shown(tab, 7)), "an image")
+        relay.silence()
+        after = preview.message(8)
+        tab.wait_for(lambda: preview.send_until(after, lambda: is_shown(tab, 8)), "an image")
+        tab.wait_for(lambda: tab.text("#state") == "no run", "the state")

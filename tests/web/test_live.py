@@ -17,7 +17,7 @@ from support.data.token import TOKEN
 from support.processes.deployment import Deployment, wait_until
 from support.processes.live_streams import streamed_pixels
 from support.processes.previews import decoded
-from support.processes.web import RestService
+from support.processes.web import RestService, json_message
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -37,14 +37,6 @@ def publisher(deployment: Deployment):
 
 def opened(rest: RestService, path: str, **options: Any) -> ClientConnection:
     return connect(rest.url.replace("http", "ws") + path, proxy=None, open_timeout=20, **options)
-
-
-def received(browser: ClientConnection) -> dict[str, Any]:
-    """Return the next JSON object."""
-    while True:
-        message = browser.recv(timeout=20)
-        if isinstance(message, str):
-            return json.loads(message)
 
 
 def image(browser: ClientConnection) -> tuple[dict[str, Any], np.ndarray]:
@@ -136,7 +128,7 @@ def test_browser_that_sends_what_it_may_not_is_disconnected_and_reads_why(rest: 
     for path, message, reason in cases:
         with opened(rest, path) as browser:
             browser.send(message)
-            while "bye" not in (last := received(browser)):
+            while "bye" not in (last := json_message(browser)):
                 pass
             assert reason in last["bye"], (path, message)
             with pytest.raises(ConnectionClosed):
@@ -192,7 +184,7 @@ def test_browser_chooses_a_stream_that_has_a_preview_service(
     deployment.write_config(services=["std_gf_filter"])
     assert streams() == [("image", False), ("filter", False)]
     with opened(rest, f"{LIVE}?source=filter") as browser:
-        assert "run `std_preview -s filter CONFIG`" in received(browser)["error"]
+        assert "run `std_preview -s filter CONFIG`" in json_message(browser)["error"]
         deployment.start("std_gf_filter", "--no_filter")
         preview = deployment.start("std_preview", "-s", "filter", "--hz", 100)
         assert publisher.wait_for_subscribers(1, 20)
@@ -304,9 +296,9 @@ def test_pixels_and_files_of_an_image_are_returned_while_the_ring_has_it(
 
 def test_without_a_preview_service_browsers_read_how_to_start_it(rest: RestService) -> None:
     with opened(rest, LIVE) as browser:
-        assert "`std_preview CONFIG`" in received(browser)["error"]
+        assert "`std_preview CONFIG`" in json_message(browser)["error"]
         rest.deployment.start("std_preview")
-        while "no source has published" not in received(browser)["error"]:
+        while "no source has published" not in json_message(browser)["error"]:
             pass
 
 
@@ -325,9 +317,9 @@ def test_status_of_the_driver_is_relayed_and_its_absence_said(
     driver, url = deployment.start_driver()
     rest = RestService.start(deployment, tmp_path / "files", "--url", url)
     with opened(rest, RUN, additional_headers={"Authorization": f"Bearer {TOKEN}"}) as browser:
-        assert received(browser)["status"] == "idle"
+        assert json_message(browser)["status"] == "idle"
         assert driver.end() == 0
-        while (status := received(browser))["status"] != "unreachable":
+        while (status := json_message(browser))["status"] != "unreachable":
             pass
         assert "ws://" in status["reason"]
         assert TOKEN not in json.dumps(status)

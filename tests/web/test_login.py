@@ -14,7 +14,7 @@ import pytest
 import requests
 from support.data.token import TOKEN
 from support.processes.deployment import Deployment
-from support.processes.web import RestService
+from support.processes.web import RestService, json_message
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -189,10 +189,10 @@ def test_logout_ends_the_cookie_and_the_streams_of_the_login(guarded: RestServic
             assert browser.ask("POST", "/api/logout", json={}).json()["right"] == "look"
             said: dict[str, Any] = {}
             while "bye" not in said:
-                said = json.loads(own.recv(timeout=20))
+                said = json_message(own)
             assert said["code"] == "logged_out"
             assert list(events.iter_lines())[-1] == b""
-            assert json.loads(others.recv(timeout=20))["status"]
+            assert json_message(others)["status"]
         assert other.right() == "control"
     stolen = requests.get(guarded.url + "/api/config/get?user=anna", headers={"Cookie": cookie}, timeout=20)
     assert stolen.status_code == 401
@@ -219,7 +219,7 @@ def test_anonymous_viewer_gets_no_paths_of_a_run(guarded: RestService) -> None:
     address = guarded.url.replace("http", "ws")
     with connect(address + "/api/run/ws", proxy=None) as socket:
         # The reason of a driver that cannot be reached names its address.
-        assert json.loads(socket.recv(timeout=20)) == {"status": "unreachable"}
+        assert json_message(socket) == {"status": "unreachable"}
     for path in ("/api/events/ws", "/nowhere"):
         with pytest.raises(InvalidStatus) as refused, connect(address + path, proxy=None):
             pass

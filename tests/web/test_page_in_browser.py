@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.peers import chromium
+from support.peers.chromium import Tab
 from support.processes.deployment import Deployment, wait_until
 from support.processes.pages import page_of
 from support.processes.web import RestService
@@ -47,6 +48,31 @@ def ramp() -> np.ndarray:
     return (100 * np.arange(WIDTH) + np.arange(HEIGHT)[:, None]).astype(np.uint16)
 
 
+# What people see without the cones for red (protanopia) and green (deuteranopia), of linear RGB:
+# Vienot, Brettel, Mollon, Color Research and Application 24 (1999) 243.
+EYES = [
+    np.eye(3),
+    np.array([[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]]),
+    np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]),
+]
+
+
+def assert_brightness_is_even_for_all_eyes(tab: Tab) -> None:
+    """Check that each eighth of the colour bar is brighter than the last, by nearly the same."""
+    bar = (
+        "(() => { const e = document.querySelector('#bar'); const { data } = e.getContext('2d')"
+        ".getImageData(0, 0, 1, e.height); return [...data]; })()"
+    )
+    colours = np.array(tab.evaluate(bar)).reshape(-1, 4)[::-1, :3] / 255
+    eighths = colours[np.linspace(0, len(colours) - 1, 9).round().astype(int)]
+    linear = np.where(eighths <= 0.04045, eighths / 12.92, ((eighths + 0.055) / 1.055) ** 2.4)
+    for eye in EYES:
+        luminance = linear @ eye.T @ (0.2126, 0.7152, 0.0722)
+        steps = np.diff(116 * np.cbrt(luminance))
+        assert steps.min() > 0.5 * steps.mean(), steps
+        assert steps.max() < 1.7 * steps.mean(), steps
+
+
 def test_image_is_shown_with_its_values_colours_and_marks(
     page_deployment: Deployment, publisher: ImagePublisher, tmp_path: Path
 ) -> None:
@@ -67,6 +93,9 @@ def test_image_is_shown_with_its_values_colours_and_marks(
         for scale in ("sqrt", "log"):
             tab.choose("#scale", scale)
             assert sum(page.colour_at(30.5, 60.5)) > sum(linear)
+        for name in ("viridis", "cividis", "inferno"):
+            tab.choose("#colours", name)
+            assert_brightness_is_even_for_all_eyes(tab)
         tab.choose("#colours", "gray")
         assert page.colour_at(150.5, 60.5) == [255, 255, 255]
         tab.click("#inverted")

@@ -12,7 +12,7 @@ import pytest
 import requests
 from support.data.token import TOKEN
 from support.processes.deployment import Deployment
-from support.processes.web import RestService
+from support.processes.web import RestService, json_message
 from websockets.sync.client import connect
 
 from stddaq.client import ConfigClient, ConfigServiceUnreachableError
@@ -70,7 +70,7 @@ def test_page_login_and_websocket_work_over_https(
     context = ssl.create_default_context(cafile=certificate.certificate)
     headers = {"Cookie": secret, "Origin": rest.url}
     with connect(f"wss://127.0.0.1:{port}/api/run/ws", ssl=context, additional_headers=headers) as websocket:
-        assert "unreachable" in str(websocket.recv(20))
+        assert "unreachable" in str(json_message(websocket))
     with pytest.raises(ConfigServiceUnreachableError, match="certificate verify failed"):
         ConfigClient(rest.url, user="me", token=TOKEN).get()
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate))

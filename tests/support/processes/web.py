@@ -9,9 +9,18 @@ from typing import Any, Self
 
 import requests
 from support.processes.deployment import Deployment, Service
+from websockets.sync.client import ClientConnection
 
 from stddaq.client import ConfigClient
 from stddaq.wire.default_addresses import TOKEN_VARIABLE, URL_VARIABLE
+
+
+def json_message(socket: ClientConnection) -> dict[str, Any]:
+    """Return the next JSON object that is no sign of life."""
+    while True:
+        message = socket.recv(timeout=20)
+        if isinstance(message, str) and (content := json.loads(message)) != {"alive": True}:
+            return content
 
 
 @dataclass(frozen=True)

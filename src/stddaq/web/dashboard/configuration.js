@@ -21,6 +21,8 @@ const chosen = () => {
   return detector ? `detector=${encodeURIComponent(detector)}` : "";
 };
 const path = (name, query = "") => `api/config/${name}?${[chosen(), query].filter(Boolean).join("&")}`;
+const pathOfFile = () => path("get", `user=${encodeURIComponent(user())}`);
+const pathOfVersion = (name) => path(`history/${encodeURIComponent(name)}`);
 
 class Configuration {
   constructor(panel) {
@@ -30,6 +32,8 @@ class Configuration {
     this.differences = make("div", { id: "config-differences" });
     this.saveButton = make("button", { id: "config-save", onclick: () => this.save() }, "Save");
     this.history = make("div", { id: "config-history" });
+    this.versions = [make("select", { onchange: () => this.compare() }), make("select", { onchange: () => this.compare() })];
+    this.compared = make("div", { id: "config-compared", role: "status" });
     this.streams = make("div", { id: "config-streams" });
     this.keys = make("div", { id: "config-keys" });
     const reload = make("button", { id: "config-reload", onclick: () => this.load() }, "Read again");
@@ -41,6 +45,9 @@ class Configuration {
       this.streams,
       make("h3", {}, "Keys and their values"), this.keys,
       make("h3", {}, "History"), this.history,
+      make("h3", {}, "Differences of two versions"),
+      make("div", { className: "filters" }, field("config-first", "From", this.versions[0]), field("config-second", "To", this.versions[1])),
+      this.compared,
     );
     this.text.addEventListener("input", () => this.checkSoon());
     document.getElementById("detector").addEventListener("change", () => this.load());
@@ -49,7 +56,7 @@ class Configuration {
 
   async load() {
     try {
-      const { content, headers } = await get(path("get", `user=${encodeURIComponent(user())}`));
+      const { content, headers } = await get(pathOfFile());
       this.base = content;
       this.etag = headers.get("ETag");
       this.edit(content);
@@ -128,7 +135,7 @@ class Configuration {
 
   // Three columns: what this page has read, what is in the file now, and what was edited here.
   async showConflict(edited) {
-    const { content, headers } = await get(path("get", `user=${encodeURIComponent(user())}`));
+    const { content, headers } = await get(pathOfFile());
     this.showDifferences([["as read", this.base], ["in the file now", content], ["edited", edited]]);
     this.differences.append(make("button", {
       id: "config-take-over",
@@ -148,9 +155,7 @@ class Configuration {
   }
 
   showDifferences(columns) {
-    const keys = keysOf(...columns.map(([, content]) => content)).filter((key) => columns.some(([, content]) => !same(content?.[key], columns[0][1]?.[key])));
-    const rows = keys.map((key) => [make("code", {}, key), ...columns.map(([, content]) => make("code", {}, shown(content?.[key])))]);
-    this.differences.replaceChildren(...(rows.length ? [table(["key", ...columns.map(([name]) => name)], rows)] : []));
+    this.differences.replaceChildren(...differenceTable(columns));
   }
 
   async showHistory() {
@@ -162,12 +167,30 @@ class Configuration {
       make("button", { "data-version": version.name, onclick: () => this.open(version) }, may("control") ? "Compare, take back" : "Compare"),
     ]);
     this.history.replaceChildren(rows.length ? table(["replaced", "by", "changed", ""], rows) : make("p", {}, "no previous versions"));
+    for (const choice of this.versions) {
+      const chosen = choice.value;
+      choice.replaceChildren(new Option("in the file", ""), ...content.map(({ name, time, user }) => new Option(`replaced ${new Date(time).toLocaleString()} by ${user}`, name)));
+      if (content.some(({ name }) => name === chosen)) choice.value = chosen;
+    }
+    if (this.compared.hasChildNodes()) await this.compare();
+  }
+
+  // The differences of any two versions.
+  compare() {
+    return this.reported(async () => {
+      const chosen = this.versions.map(({ selectedOptions: [option] }) => option);
+      const columns = await Promise.all(chosen.map(async ({ value, text }) => [text, (await get(value ? pathOfVersion(value) : pathOfFile())).content]));
+      // Others may have been chosen meanwhile.
+      if (this.versions.some(({ selectedOptions: [option] }, i) => option !== chosen[i])) return;
+      const found = differenceTable(columns);
+      this.compared.replaceChildren(...(found.length ? found : [make("p", {}, "no differences")]));
+    });
   }
 
   // A previous version becomes what is edited; saving it rolls back.
   open(version) {
     return this.reported(async () => {
-      const { content } = await get(path(`history/${encodeURIComponent(version.name)}`));
+      const { content } = await get(pathOfVersion(version.name));
       this.edit(content);
       this.text.focus();
       await this.check();
@@ -248,6 +271,14 @@ function fieldOf(key, { type, enum: choices }) {
 const keysOf = (...contents) => [...new Set(contents.flatMap((content) => Object.keys(content ?? {})))].sort();
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 const shown = (value) => value === undefined ? "–" : JSON.stringify(value);
+
+// Return a table of the keys that differ, if any, of columns with a name and a content each.
+function differenceTable(columns) {
+  const [[, first]] = columns;
+  const keys = keysOf(...columns.map(([, content]) => content)).filter((key) => columns.some(([, content]) => !same(content?.[key], first?.[key])));
+  const rows = keys.map((key) => [make("code", {}, key), ...columns.map(([, content]) => make("code", {}, shown(content?.[key])))]);
+  return rows.length ? [table(["key", ...columns.map(([name]) => name)], rows)] : [];
+}
 
 function effectOf({ changed, picked_up_by, restarted }) {
   if (!changed.length) return "nothing changes";

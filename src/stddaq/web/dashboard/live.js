@@ -169,6 +169,7 @@ export class LiveImage {
     const seconds = (performance.now() - this.lastAt) / 1000, isStale = seconds > STALE_S;
     document.body.classList.toggle("stale", isStale && !this.isPaused);
     if (!isStale && !this.problem) this.say("");
+    else if (this.connection?.isHanging) this.say(`stddaq-rest has not answered for ${Math.round((performance.now() - this.connection.heardAt) / 1000)} s: it hangs, or the network does not reach it. Connecting again.`);
     else if (this.connection?.isRefused) this.say("No images: stddaq-rest refuses another page. It serves 64, and 8 of one address without a login. Close one of them, or log in.");
     else if (this.connection && !this.isConnected) this.say(`No contact with stddaq-rest since ${Math.round(seconds)} s. Connecting again. If it does not run, stddaq up CONFIG starts it, or stddaq-rest CONFIG.`);
     else if (this.problem) this.say(this.problem);

@@ -27,6 +27,8 @@ MAX_ANONYMOUS_OF_ADDRESS = 8
 MAX_MESSAGE_BYTES = 4096
 MAX_MESSAGES_PER_S = 50
 SEND_TIMEOUT_S = 10.0
+# A page sees by that whether this service answers: it cannot see the pings of the protocol.
+HEARTBEAT_S = 1.0
 RECONNECT_S = 5
 
 
@@ -100,10 +102,11 @@ class Session:
         self._websocket = websocket
         self.on_message: Callable[[dict[str, Any]], None] = _refuse
         self._window_from, self._n_messages = 0.0, 0
+        self._sent_at = time.monotonic()
 
     async def run(self, serve: Awaitable[None], login: Login | None = None) -> None:
         """Run `serve` while messages are received, until one of the two or the login ends."""
-        tasks = [asyncio.ensure_future(serve), asyncio.ensure_future(self._receive())]
+        tasks = [asyncio.ensure_future(task) for task in (serve, self._receive(), self._beat())]
         if login:
             tasks.append(asyncio.ensure_future(_end_of(login)))
         try:
@@ -132,6 +135,16 @@ class Session:
                     await self._websocket.send_bytes(message)
         except TimeoutError:
             raise SessionError("slow", "the browser does not read what it is sent") from None
+        self._sent_at = time.monotonic()
+
+    async def _beat(self) -> None:
+        """Send a sign of life whenever there was nothing else to send."""
+        while True:
+            quiet = time.monotonic() - self._sent_at
+            if quiet >= HEARTBEAT_S:
+                await self.send({"alive": True})
+                quiet = 0.0
+            await asyncio.sleep(HEARTBEAT_S - quiet)
 
     async def _receive(self) -> None:
         while True:
