@@ -6,10 +6,13 @@ import asyncio
 import struct
 from typing import Any
 
+import pytest
 import uvicorn
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.server import ServerState
+from websockets.frames import Frame, Opcode
 
-from stddaq.web.websocket_protocol import MAX_FRAGMENTS, WebSocketProtocol
+from stddaq.web.websocket_protocol import MAX_FRAGMENTS, PARTS, WebSocketProtocol
 
 HANDSHAKE = (
     b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -101,6 +104,24 @@ def test_message_of_endless_fragments_ends_the_connection() -> None:
         assert len(protocol.frames) <= MAX_FRAGMENTS
         assert connection.is_closed
         assert connection.written == struct.pack("!BBH", FIN | CLOSE, 2, 1009)
+        protocol.connection_lost(None)
+
+    asyncio.run(asyncio.wait_for(check(), 20))
+
+
+def test_parts_are_one_message_as_the_library_would_send_it() -> None:
+    async def check() -> None:
+        connection = await _Connection().accepted()
+        protocol = connection.protocol
+        for n_bytes in (0, 120, 124, 65530, 65534, 100_000):
+            content = bytes(range(250)) * (n_bytes // 250) + bytes(n_bytes % 250)
+            connection.written = b""
+            message = {"type": "websocket.send", PARTS: (b"head", memoryview(content))}
+            await protocol.send(message)
+            assert connection.written == Frame(Opcode.BINARY, b"head" + content).serialize(mask=False)
+        await protocol.send({"type": "websocket.close"})
+        with pytest.raises(ClientDisconnected):
+            await protocol.send({"type": "websocket.send", PARTS: (b"head",)})
         protocol.connection_lost(None)
 
     asyncio.run(asyncio.wait_for(check(), 20))

@@ -59,7 +59,7 @@ class _Codec:
             self.compress = _function(library.bshuf_compress_lz4, ctypes.c_int64, "ppnnn")
             self.decompress = _function(library.bshuf_decompress_lz4, ctypes.c_int64, "ppnnn")
             self.bound = _function(library.bshuf_compress_lz4_bound, ctypes.c_size_t, "nnn")
-            self.lz4_compress = _function(library.LZ4_compress_default, ctypes.c_int, "ppii")
+            self.lz4_compress = _function(library.LZ4_compress_fast, ctypes.c_int, "ppiii")
             self.lz4_decompress = _function(library.LZ4_decompress_safe, ctypes.c_int, "ppii")
             self.lz4_bound = _function(library.LZ4_compressBound, ctypes.c_int, "i")
         except (OSError, AttributeError) as error:
@@ -236,9 +236,10 @@ def _block_elements(block_bytes: int, itemsize: int) -> int:
     return block
 
 
-def compress_lz4(array: np.ndarray, byte_order: ByteOrder = "little") -> memoryview:
+def compress_lz4(array: np.ndarray, byte_order: ByteOrder = "little", acceleration: int = 1) -> memoryview:
     """Return the lz4 blob of `array`: uint32 uncompressed bytes in `byte_order`, then one LZ4 block.
 
+    A higher `acceleration` takes less time for data that LZ4 hardly compresses, and finds fewer matches.
     Raise `CompressionError` for more than 2 113 929 216 bytes, the limit of LZ4.
     """
     array = np.ascontiguousarray(array)
@@ -247,7 +248,7 @@ def compress_lz4(array: np.ndarray, byte_order: ByteOrder = "little") -> memoryv
     codec = _codec()
     blob = np.empty(4 + codec.lz4_bound(array.nbytes), np.uint8)
     blob[:4] = np.frombuffer(array.nbytes.to_bytes(4, byte_order), np.uint8)
-    n = codec.lz4_compress(array.ctypes.data, blob.ctypes.data + 4, array.nbytes, blob.size - 4)
+    n = codec.lz4_compress(array.ctypes.data, blob.ctypes.data + 4, array.nbytes, blob.size - 4, acceleration)
     if n <= 0:
         raise CompressionError(f"LZ4 failed with {n} on {array.nbytes} bytes")
     return blob.data[: 4 + n]

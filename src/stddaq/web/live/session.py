@@ -8,7 +8,7 @@ import ipaddress
 import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
@@ -20,6 +20,7 @@ from stddaq.text import mismatch, shown
 from stddaq.web.logins import Login
 from stddaq.web.responses import JsonResponse, refusal
 from stddaq.web.routes.login import address_of, granted_of
+from stddaq.web.websocket_protocol import PARTS
 
 MAX_BROWSERS = 64
 # Without token or login, so that one computer cannot use up the connections of all.
@@ -125,14 +126,14 @@ class Session:
         for task in done:
             task.result()
 
-    async def send(self, message: bytes | dict[str, Any]) -> None:
-        """Send an image or a JSON object. Raise `SessionError` if the browser does not read it."""
+    async def send(self, message: Sequence[bytes | memoryview] | dict[str, Any]) -> None:
+        """Send the parts of an image, or a JSON object. Raise `SessionError` if the browser does not read."""
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 if isinstance(message, dict):
                     await self._websocket.send_text(json.dumps(message))
                 else:
-                    await self._websocket.send_bytes(message)
+                    await self._websocket.send({"type": "websocket.send", PARTS: message})
         except TimeoutError:
             raise SessionError("slow", "the browser does not read what it is sent") from None
         self._sent_at = time.monotonic()

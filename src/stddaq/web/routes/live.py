@@ -30,7 +30,7 @@ from stddaq.web.responses import described, refusal
 from stddaq.web.rights import Right
 from stddaq.web.routes import stills
 from stddaq.web.routes.login import granted_of
-from stddaq.wire.preview import frame
+from stddaq.wire.preview import head
 from stddaq.wire.preview_requests import region_key
 
 _LOOK_S = 1.0
@@ -148,7 +148,7 @@ class LiveImages:
             raise SessionError("silent", f"no image was acknowledged within {ACKNOWLEDGE_TIMEOUT_S:g} s")
         if (picture := self._pace.take(now)) is not None:
             header = picture.header | {"regions": self._regions(picture)}
-            await session.send(frame(header, picture.payload))
+            await session.send((head(header), picture.payload))
         if self._problem:
             problem, self._problem = self._problem, ""
             await session.send({"error": problem, "code": "no_images"})
