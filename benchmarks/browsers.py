@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -48,6 +48,8 @@ NOTE_DRAWN = """(() => {
     return send.call(this, message);
   };
 })()"""
+# Further browsers, without a page, whose cost in the HTTP service is measured with this number of images.
+FURTHER_BROWSERS, FURTHER_IMAGES = 10, 50
 N_BROWSERS, PAIRS = 20, 5
 # Half of the highest rates of one writer, files in memory, of this page.
 RECORDED = {"a": (160.0, 240), "c": (8000.0, 12_000)}
@@ -91,7 +93,8 @@ def glass() -> Table:
         f"{GLASS_IMAGES} images at {HZ:g} Hz, from the time that the source has stamped on one until the "
         "page of a headless Chromium has drawn it (software rendering, on the same cores with lower "
         "priority); and, of as many more, until it is seen in a picture that Chromium takes of its screen. "
-        "This costs time, too, as the time until these are drawn shows. CPU in ms per image. "
+        "This costs time, too, as the time until these are drawn shows. CPU in ms per image, and in the HTTP "
+        f"service for each of {FURTHER_BROWSERS} more browsers, which draw nothing. "
         "Target: 95 % within 300 ms.",
         [
             "shape",
@@ -105,13 +108,15 @@ def glass() -> Table:
             "meanwhile drawn: 95 % ms",
             "std_preview ms",
             "stddaq-rest ms",
+            "each more browser ms",
         ],
     )
     for width, height in ((1366, 768), (3840, 2160)):
         with _page("a") as page:
             drawn, seen, drawn_meanwhile = _glass_times(page, width, height)
             used = page.cpu_per_image
-        row = (*_summary(drawn), *_summary(seen), _summary(drawn_meanwhile)[-1], *used)
+            more = _cost_of_a_browser(page)
+        row = (*_summary(drawn), *_summary(seen), _summary(drawn_meanwhile)[-1], *used, more)
         table.add(size_of("a"), f"{width}x{height}", *row)
     return table
 
@@ -214,6 +219,27 @@ def _published(
     return taken, pictures
 
 
+def _cost_of_a_browser(page: _Page) -> float:
+    """Return the ms of CPU that the HTTP service takes for each further browser and image."""
+    url, number, found = page.url.replace("http", "ws") + "/api/live/ws", 1, list[tuple[float, int]]()
+
+    def publish(n_images: int) -> None:
+        nonlocal number
+        begin = time.monotonic()
+        for position in range(n_images):
+            page.publish(number := number + 1)
+            time.sleep(max(0.0, begin + (position + 1) / HZ - time.monotonic()))
+
+    for n_browsers in (1, 1 + FURTHER_BROWSERS):
+        with _receiving(url, n_browsers, lambda: publish(2)) as browsers:
+            before = _received(browsers)
+            with page.measured():
+                publish(FURTHER_IMAGES)
+            found.append((page.cpu_per_image[1] * FURTHER_IMAGES, _received(browsers) - before))
+    (one, n_one), (many, n_many) = found
+    return (many - one) / (n_many - n_one)
+
+
 def _first(taken: dict[int, float], found: list[tuple[int, float]]) -> list[float]:
     """Return the ms from the time that an image was taken until it was first found."""
     first: dict[int, float] = {}
@@ -303,16 +329,23 @@ def _unwatched(rig: Rig, n_images: int, rate: float) -> Measured:
 def _watched(rig: Rig, url: str, n_images: int, rate: float) -> tuple[Measured, float]:
     """Return a run with browsers, and the images per second that each of them got."""
     rig.clear(n_images * rig.config.image_bytes)
-    command = [sys.executable, "-c", BROWSERS, url, str(N_BROWSERS)]
+    with _receiving(url, N_BROWSERS, lambda: rig.announce(2, 2 * HZ)) as browsers:
+        before = _received(browsers)
+        run = rig.record(n_images, rate)
+        return run, (_received(browsers) - before) / run.elapsed_s / N_BROWSERS
+
+
+@contextmanager
+def _receiving(url: str, n_browsers: int, publish: Callable[[], None]) -> Iterator[subprocess.Popen[str]]:
+    """Start browsers, and call `publish` until each of them has received an image."""
+    command = [sys.executable, "-c", BROWSERS, url, str(n_browsers)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
             while not select.select([process.stdout], [], [], 0)[0]:
-                rig.announce(2, 2 * HZ)
+                publish()
             process.stdout.readline()
-            before = _received(process)
-            run = rig.record(n_images, rate)
-            return run, (_received(process) - before) / run.elapsed_s / N_BROWSERS
+            yield process
         finally:
             process.kill()
 
