@@ -22,7 +22,7 @@ def test_get_returns_the_content_of_the_file(rest: RestService) -> None:
     assert rest.client.get() == rest.deployment.config
     assert rest.get("/api/config/get", user="another_user").json() == rest.deployment.config
     rest.process.wait_for_line(
-        rf"\[event\] another_user reads the configuration of {rest.deployment.detector_name}"
+        rf"\[event\] another_user at 127\.0\.0\.1 reads the configuration of {rest.deployment.detector_name}"
     )
 
 
@@ -46,7 +46,8 @@ def test_set_replaces_the_file_and_reports_the_consequences(rest: RestService) -
     assert [path.name for path in rest.history] == [change.previous]
     assert rest.history[0].read_bytes() == before
     assert "-before-me.json" in rest.history[0].name
-    rest.process.wait_for_line(r"\[event\] me: configuration .* set, changed: image_pixel_width, number_of")
+    changed = "image_pixel_width, number_of_writers"
+    rest.process.wait_for_line(rf"\[event\] me at 127\.0\.0\.1: configuration .* set, changed: {changed}")
 
 
 def test_change_of_live_streams_is_reported_as_picked_up(rest: RestService) -> None:

@@ -131,7 +131,10 @@ def test_token_is_exchanged_for_a_cookie_that_scripts_cannot_read(
     assert {"HttpOnly", "SameSite=strict", "Path=/"} <= {part.strip() for part in cookie.split(";")}
     assert browser.ask("GET", "/api/config/get?user=anna").json() == guarded.deployment.config
     changed = guarded.deployment.config | {"number_of_writers": 3}
-    assert browser.ask("POST", "/api/config/set?user=anna", json=changed).status_code == 200
+    # A login has one name, whatever a request says.
+    assert browser.ask("POST", "/api/config/set?user=bert", json=changed).status_code == 200
+    assert [version["user"] for version in browser.ask("GET", "/api/config/history").json()] == ["anna"]
+    guarded.process.wait_for_line(r"\[event\] anna at 127\.0\.0\.1: configuration .* set")
     assert not any(TOKEN in line for line in guarded.process.stdout)
 
 

@@ -14,6 +14,7 @@ from stddaq.daemon.log import event
 from stddaq.errors import ConfigError, StdDaqError
 from stddaq.web.configurations import Configurations, call
 from stddaq.web.responses import JsonResponse, described
+from stddaq.web.routes.login import granted_of, who
 from stddaq.web.routes.parameters import Detector, User
 
 
@@ -63,10 +64,10 @@ def router(configurations: Configurations) -> APIRouter:
     routes = APIRouter(prefix="/api/config")
 
     @routes.get("/get", response_model=dict[str, Any], responses=described(404, 409, 504))
-    async def get_config(user: User, detector: Detector = None) -> Response:
+    async def get_config(request: Request, user: User, detector: Detector = None) -> Response:
         """Return the configuration file. `set` accepts its `ETag` as `If-Match`."""
         stored = await call(lambda: configurations.of(detector).read())
-        event("%s reads the configuration of %s", user, stored.config.detector_name)
+        event("%s reads the configuration of %s", who(request, user), stored.config.detector_name)
         return JsonResponse(stored.content, headers={"ETag": stored.etag})
 
     @routes.post("/set", responses=described(404, 409, 412, 415, 504), openapi_extra=_CONFIG_BODY)
@@ -78,15 +79,17 @@ def router(configurations: Configurations) -> APIRouter:
         if_match: Annotated[str | None, Header(max_length=100)] = None,
     ) -> ConfigChanged:
         """Replace the whole configuration file. An invalid configuration changes nothing."""
-        text = await request.body()
+        text, name = await request.body(), who(request, user)
+        # A login has one name, whatever the request says.
+        owner = granted_of(request).user or user
         store = await call(lambda: configurations.of(detector))
         try:
-            change = await call(lambda: store.replace(text, user, if_match))
+            change = await call(lambda: store.replace(text, owner, if_match))
         except (StdDaqError, TimeoutError) as error:
-            event("%s: configuration %s refused: %s", user, store.path, str(error)[:1000])
+            event("%s: configuration %s refused: %s", name, store.path, str(error)[:1000])
             raise
         changed = ", ".join(change.changed) or "nothing"
-        event("%s: configuration %s set, changed: %s", user, store.path, changed)
+        event("%s: configuration %s set, changed: %s", name, store.path, changed)
         response.headers["ETag"] = change.etag
         return ConfigChanged(
             message="configuration set" if change.previous else "configuration unchanged",

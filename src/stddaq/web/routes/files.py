@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from stddaq.daemon.log import event
 from stddaq.run_metadata import RunMetadata
 from stddaq.web.h5_files import H5Files
 from stddaq.web.responses import described
+from stddaq.web.routes.login import who
 
 MAX_ROWS = 100_000
 MAX_PATH_LENGTH = 4096
@@ -152,15 +153,17 @@ def router(files: H5Files) -> APIRouter:
         return Response(answer["frame"], media_type="application/octet-stream", headers=headers)
 
     @routes.post("/create_interleaved_vds", responses=described(404, 409, 415, 503, 504))
-    async def create_interleaved_vds(request: InterleavedRequest) -> MasterDescription:
+    async def create_interleaved_vds(request: InterleavedRequest, connection: Request) -> MasterDescription:
         """Make a master file, which shows the images of all raw files of a run as one dataset."""
-        event("making master file %s over %s", ascii(request.output_file), ascii(request.base_path))
+        name = who(connection)
+        event("%s makes master file %s over %s", name, ascii(request.output_file), ascii(request.base_path))
         return MasterDescription(**await files.request("create_interleaved_vds", **request.model_dump()))
 
     @routes.post("/create_nexus", responses=described(404, 409, 415, 503, 504))
-    async def create_nexus(request: NexusRequest) -> NexusDescription:
+    async def create_nexus(request: NexusRequest, connection: Request) -> NexusDescription:
         """Make a file for programs of crystallography (NXmx) over the raw files of a run."""
-        event("making NXmx file over %s%s", ascii(request.base_path), ascii(request.file_prefix))
+        prefix = ascii(f"{request.base_path}/{request.file_prefix}")
+        event("%s makes NXmx file over %s", who(connection), prefix)
         arguments = request.model_dump(exclude={"definition", "metadata"})
         metadata = request.metadata.model_dump(exclude_unset=True)
         return NexusDescription(**await files.request("create_nexus", **arguments, metadata=metadata))

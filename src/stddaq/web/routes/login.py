@@ -97,9 +97,9 @@ def address_of(connection: HTTPConnection) -> str:
     return connection.client.host if connection.client else "unknown"
 
 
-def who(connection: HTTPConnection) -> str:
-    """Return who sent a request, for the log."""
-    user = granted_of(connection).user
+def who(connection: HTTPConnection, named: str | None = None) -> str:
+    """Return who sent a request, for the log: the user of its login, else the one that it names."""
+    user = granted_of(connection).user or named
     return f"{user} at {address_of(connection)}" if user else f"a client at {address_of(connection)}"
 
 

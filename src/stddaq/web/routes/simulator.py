@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel
 
 from stddaq.client.simulator import SimulatorClient
@@ -13,6 +13,7 @@ from stddaq.text import mismatch, shown
 from stddaq.web.configurations import Configurations, call
 from stddaq.web.errors import UnknownDetectorError
 from stddaq.web.responses import described
+from stddaq.web.routes.login import who
 from stddaq.web.routes.parameters import MAX_NAME_LENGTH, NAME, Detector
 from stddaq.wire.simulator_messages import MAX_RATE_HZ
 
@@ -40,17 +41,19 @@ def router(configurations: Configurations) -> APIRouter:
 
     @routes.post("/{detector_name}/simulator/{command}", responses=described(404, 409, 504))
     async def simulator(
+        request: Request,
         detector_name: Annotated[str, Path(max_length=MAX_NAME_LENGTH, pattern=NAME)],
         command: Command,
         rate: Rate = None,
     ) -> SimulatorStatus:
         """Make the simulator of a detector publish at its rate, only when it is triggered, or one burst."""
         status = await call(lambda: _send(configurations, detector_name, command, rate))
-        event("simulator of %s: %s", detector_name, command)
+        event("%s: simulator of %s: %s", who(request), detector_name, command)
         return status
 
     @routes.post("/{beamline}/{detector_type}/simulator/{command}", responses=described(404, 409, 504))
     async def simulator_of_type(
+        request: Request,
         beamline: Annotated[str, Path(max_length=MAX_NAME_LENGTH, pattern=NAME, description="any name")],
         detector_type: Annotated[str, Path(max_length=MAX_NAME_LENGTH, pattern=NAME)],
         command: Command,
@@ -62,7 +65,7 @@ def router(configurations: Configurations) -> APIRouter:
         if config.detector_type != detector_type:
             raise UnknownDetectorError(mismatch("detector_type", config.detector_type, shown(detector_type)))
         status = await call(lambda: _send(configurations, config.detector_name, command, rate))
-        event("simulator of %s (%s): %s", config.detector_name, beamline, command)
+        event("%s: simulator of %s (%s): %s", who(request), config.detector_name, beamline, command)
         return status
 
     return routes
