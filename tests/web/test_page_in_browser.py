@@ -212,6 +212,12 @@ def test_run_is_shown_with_state_progress_and_losses(
         tab.click("[data-run]")
         tab.wait_for(lambda: tab.evaluate("!!document.querySelector('canvas.missing')"), "the bad images")
         assert "skipped ids2" in tab.text("#run-account")
+        opacity = tab.evaluate(
+            "(() => { const { data } = document.querySelector('canvas.missing').getContext('2d')"
+            ".getImageData(0, 0, 1000, 1); return [125, 375, 625, 875].map((x) => data[4 * x + 3]); })()"
+        )
+        # Of the ids 1 to 4.
+        assert opacity == [0, 255, 255, 0]
         assert tab.complaints == []
 
 
