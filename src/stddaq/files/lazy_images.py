@@ -67,6 +67,8 @@ class LazyImages:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, key: Any) -> Any:
+        if (type(key) is int or isinstance(key, np.integer)) and (image := self._whole(int(key))) is not None:
+            return image
         images, y, x = _expanded(key)
         positions, is_single = _positions(images, len(self))
         found = self._read(positions, y, x)
@@ -116,6 +118,21 @@ class LazyImages:
 
     def __dask_tokenize__(self) -> Any:
         return "stddaq", repr(self._run.identity)
+
+    def _whole(self, position: int) -> np.ndarray | None:
+        """Read one image without the arrays of many, which takes 10 instead of 100 us beside the copy.
+
+        None if it is not a good image whose place is known, or has to be masked.
+        """
+        run, n = self._run, len(self)
+        if run.losses == "mask" or not -n <= position < n:
+            return None
+        stored_at = run.stored_if_good(position % n)
+        if stored_at is None:
+            return None
+        file, row = stored_at
+        image = np.empty(run.image_shape, run.dtype)
+        return image if run.raw_files[file].read_known(row, image) else None
 
     def _read(self, positions: np.ndarray, y: Any, x: Any) -> np.ndarray:
         height, width = self._run.image_shape

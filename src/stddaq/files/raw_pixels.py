@@ -148,6 +148,24 @@ class RawPixels:
             size = (first_in_chunk + 1) * height * width * self.rows.dtype.itemsize
         return rows[(address < 0) | (address + size > os.fstat(stored.fd).st_size)]
 
+    def read_known(self, row: int, out: np.ndarray) -> bool:
+        """Copy one image to `out`, C-contiguous; return False if its place is not known, which `jobs` finds.
+
+        Raises `FileLayoutError`.
+        """
+        stored = self._stored
+        layout, known = stored.layout, stored.chunks
+        if layout is None or not layout.is_chunked or not out.size:
+            return False
+        chunk, first = divmod(row, layout.chunk_images)
+        if chunk >= len(known) or (address := int(known[chunk, 0])) < 0:
+            return False
+        if layout.is_decoded:
+            self._decode(stored, chunk, out, range(len(out)))
+        else:
+            self._copy(stored, [out.data.cast("B")], address + first * out.nbytes)
+        return True
+
     def jobs(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray, lines: range) -> Iterator[Job]:
         """Return calls that copy `lines` of the images `rows` (m,) to `out[places]`, C-contiguous.
 

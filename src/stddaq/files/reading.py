@@ -291,13 +291,14 @@ class Run:
 
     def check_lost(self, positions: np.ndarray) -> np.ndarray:
         """Return which of the images at `positions` (m,) are lost. Raises `LostImagesError` unless masked."""
-        status = self.status[positions]
+        positions = self._places(positions)
+        status = self._opened.status[positions]
         lost = status != pb.good_image
         if self.damaged:
             lost &= status != pb.missing_packets
         if self.losses == "raise" and lost.any():
             is_damaged = status == pb.missing_packets
-            ids = self.image_ids[positions]
+            ids = self._opened.image_ids[positions]
             kinds = {"damaged": lost & is_damaged, "overwritten or failed": lost & ~is_damaged}
             raise LostImagesError(
                 mismatch(
@@ -311,9 +312,16 @@ class Run:
 
     def stored_at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the raw file (m,) and the row (m,) of the images at `positions`."""
-        places = self._opened.places[positions if self._rows is None else self._rows[positions]]
-        rows, files = np.divmod(places, len(self.raw_files))
+        rows, files = np.divmod(self._opened.places[self._places(positions)], len(self.raw_files))
         return files, rows
+
+    def stored_if_good(self, position: int) -> tuple[int, int] | None:
+        """Return the raw file and the row of the image at `position` (from 0); None if it is not good."""
+        place = position if self._rows is None else self._rows[position]
+        if self._opened.status[place] != pb.good_image:
+            return None
+        row, file = divmod(int(self._opened.places[place]), len(self.raw_files))
+        return file, row
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -333,6 +341,10 @@ class Run:
 
     def _part(self, rows: np.ndarray) -> Run:
         return Run(self._opened, self.losses, self.damaged, rows if self._rows is None else self._rows[rows])
+
+    def _places(self, positions: np.ndarray) -> np.ndarray:
+        """Return the positions in the whole run."""
+        return positions if self._rows is None else self._rows[positions]
 
     def _selected(self, values: np.ndarray) -> np.ndarray:
         return values if self._rows is None else values[self._rows]
