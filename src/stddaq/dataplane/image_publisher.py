@@ -20,7 +20,7 @@ from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.dataplane.ring_publisher import RingPublisher
 from stddaq.errors import SourceError
 from stddaq.text import mismatch
-from stddaq.wire.pixel_checksum import NO_CHECKSUM, pixel_checksum
+from stddaq.wire.pixel_checksum import NO_CHECKSUM, copy_with_checksum, pixel_checksum
 
 
 class ImagePublisher(RingPublisher):
@@ -80,9 +80,12 @@ class ImagePublisher(RingPublisher):
 
     def commit(self, image_id: int, status: int = GOOD_IMAGE) -> int:
         """Announce the image put into its slot since `begin`. Return its sequence number."""
-        metadata = self.metadata
         if self._has_checksums:
-            metadata.checksum = pixel_checksum(self._slots[image_id % self.n_slots])
+            self.metadata.checksum = pixel_checksum(self._slots[image_id % self.n_slots])
+        return self._commit(image_id, status)
+
+    def _commit(self, image_id: int, status: int) -> int:
+        metadata = self.metadata
         metadata.sequence = sequence = self._ring.commit(image_id)
         metadata.image_id = image_id
         metadata.status = status  # pyright: ignore[reportAttributeAccessIssue]
@@ -162,8 +165,12 @@ class ImagePublisher(RingPublisher):
                     f"{pixels.shape} of {pixels.dtype}",
                 )
             )
-        np.copyto(self.begin(image_id), pixels)
-        return self.commit(image_id, status)
+        slot = self.begin(image_id)
+        if self._has_checksums:
+            self.metadata.checksum = copy_with_checksum(pixels, slot)
+        else:
+            np.copyto(slot, pixels)
+        return self._commit(image_id, status)
 
     def close(self) -> None:
         del self._slots
