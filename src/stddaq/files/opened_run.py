@@ -34,6 +34,9 @@ from stddaq.files.virtual import source_files
 Identity = tuple[str | None, int, int]
 
 
+COMPARED_TOGETHER = 2**15
+
+
 class _Images:
     """The images of a run in order. Their columns are merged when they are used: 10^6 images take 10 ms."""
 
@@ -226,13 +229,23 @@ def run_of_master(path: Path) -> RecordedRun:
         sources = _raw_files_in(path, opened.file)
         image_ids = opened.file.get(IMAGE_ID)
         assert isinstance(image_ids, h5py.Dataset)
-        shown_ids, run_ids = image_ids[()], run_ids_of(opened.file)
-        has_frames = IMAGE_METADATA not in opened.file
-    run = read_run(sources)
-    for raw in run.raw_files:
-        check_run_id(raw.path, raw.origin.run_id, run_ids, path)
-    if has_frames:  # Also of ids that were skipped.
-        shown_ids = shown_ids[np.isin(shown_ids, run.order.image_ids)]
-    if not np.array_equal(run.order.image_ids, shown_ids):
+        run, run_ids = read_run(sources), run_ids_of(opened.file)
+        for raw in run.raw_files:
+            check_run_id(raw.path, raw.origin.run_id, run_ids, path)
+        if IMAGE_METADATA in opened.file:
+            is_same = _are_equal(image_ids, run.order.image_ids)
+        else:  # Frames, also of ids that were skipped.
+            shown_ids = image_ids[()]
+            shown_ids = shown_ids[np.isin(shown_ids, run.order.image_ids)]
+            is_same = np.array_equal(run.order.image_ids, shown_ids)
+    if not is_same:
         raise FileLayoutError(f"{path}: does not show the images that are in the raw files now")
     return run
+
+
+def _are_equal(stored: h5py.Dataset, values: np.ndarray) -> bool:
+    """Compare a dataset with an array in parts that stay in the cache: 10^6 ids in half of the time."""
+    if stored.shape != values.shape:
+        return False
+    parts = (slice(start, start + COMPARED_TOGETHER) for start in range(0, len(values), COMPARED_TOGETHER))
+    return all(np.array_equal(stored[part], values[part]) for part in parts)
