@@ -12,7 +12,7 @@ import numpy as np
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.nexus import lost_pixel
-from stddaq.files.opening import damage_named, open_file, relative_name
+from stddaq.files.opening import examine, relative_name
 from stddaq.files.raw_rows import RawRows
 from stddaq.files.run import RecordedRun
 from stddaq.files.virtual import MappedRows, create_virtual_dataset, mapped_by_image, stretches_of
@@ -80,29 +80,28 @@ class Frames:
 
         HDF5 shows fill values for what it does not find. Raise `FileLayoutError`.
         """
-        # HDF5 opens raw files of its own accord for the second part, without locks, and refuses both at once.
-        for path, place, expected in [line for file in self.files for line in self._stored_lines(file)]:
-            found = shown[place, self._line]
-            if not np.array_equal(found, expected, equal_nan=self.dtype.kind == "f"):
-                raise FileLayoutError(
-                    f"{path}: cannot be read through the new file: "
-                    f"image {self.image_ids[place]} is shown with other pixels"
-                )
+        for file in self.files:
+            rows, raw = np.flatnonzero(file.kept), file.raw
+            if not len(rows):
+                continue
+            # Without locks, as HDF5 opens the file again for `shown`: so the two share what they have read.
+            with examine(raw.path, locking=False) as opened:
+                stored = opened.file[f"{raw.detector_name}/data"]
+                assert isinstance(stored, h5py.Dataset)
+                for row in (int(rows[0]), int(rows[-1])):
+                    self._compare(raw.path, stored[row, self._line], shown, int(file.places[row]))
 
     @property
     def _line(self) -> int:
         return self.image_shape[0] // 2
 
-    def _stored_lines(self, file: FramesOfFile) -> list[tuple[Path, int, np.ndarray]]:
-        """Return path, frame and a line of the first and the last image of a raw file."""
-        rows, path = np.flatnonzero(file.kept), file.raw.path
-        if not len(rows):
-            return []
-        with open_file(path) as opened, damage_named(path):
-            stored = opened.file[f"{file.raw.detector_name}/data"]
-            assert isinstance(stored, h5py.Dataset)
-            ends = (int(rows[0]), int(rows[-1]))
-            return [(path, int(file.places[row]), stored[row, self._line]) for row in ends]
+    def _compare(self, path: Path, expected: np.ndarray, shown: h5py.Dataset, place: int) -> None:
+        found = shown[place, self._line]
+        if not np.array_equal(found, expected, equal_nan=self.dtype.kind == "f"):
+            raise FileLayoutError(
+                f"{path}: cannot be read through the new file: "
+                f"image {self.image_ids[place]} is shown with other pixels"
+            )
 
 
 def frames_of(run: RecordedRun, *, by_id: bool) -> Frames:

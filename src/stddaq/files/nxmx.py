@@ -25,6 +25,7 @@ from stddaq.files.frames import Frames, frames_of
 from stddaq.files.nexus import (
     APPLICATION_METADATA,
     DATA,
+    hard_link,
     nexus_group,
     put_name,
     put_value,
@@ -40,6 +41,7 @@ from stddaq.run_metadata import ENERGY_TIMES_WAVELENGTH, Detector
 from stddaq.text import mismatch
 
 BEAM = "/entry/instrument/beam"
+PIXEL_MASK = "/entry/instrument/detector/pixel_mask"
 DETECTOR_AXIS = "/entry/instrument/detector/transformations/det_z"
 MODULE_OFFSET = "/entry/instrument/detector/module/module_offset"
 GONIOMETER = "/entry/sample/transformations"
@@ -203,15 +205,15 @@ class _Tree:
             put_value(specific, name, np.uint32(number))
         mask = pixel_mask(self._values.detector, (height, width))
         if mask is not None:
-            put_value(detector, "pixel_mask", mask, target="/entry/instrument/detector/pixel_mask")
-            specific["pixel_mask"] = detector["pixel_mask"]
+            put_value(detector, "pixel_mask", mask, target=PIXEL_MASK)
+            hard_link(specific, "pixel_mask", PIXEL_MASK)
 
     def _write_sample(self, entry: h5py.Group) -> None:
         values = self._values
         sample = nexus_group(entry, "sample", "NXsample")
         put_value(sample, "name", values.sample.name)
         put_value(sample, "temperature", values.sample.temperature_k, "K")
-        sample["beam"] = sample.file[BEAM]
+        hard_link(sample, "beam", BEAM)
         axes = values.goniometer() if values.scan is not None else []
         known = [axis for axis in axes if axis.name in (values.scan_axis_name, *values.axes)]
         transformations = nexus_group(sample, "transformations", "NXtransformations") if known else None
@@ -252,7 +254,7 @@ class _Tree:
         put_value(data, "image_id", self._frames.image_ids)
         scanned = f"{GONIOMETER}/{self._values.scan_axis_name}"
         if self._angles is not None and scanned in data.file:
-            data[scanned.rpartition("/")[2]] = data.file[scanned]
+            hard_link(data, scanned.rpartition("/")[2], scanned)
             set_attributes(data, **{f"{self._values.scan_axis_name}_indices": 0})
 
 

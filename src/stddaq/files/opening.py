@@ -52,22 +52,25 @@ class Opened:
 
 
 @contextmanager
-def examine(path: Path, allow_unclosed: bool = False) -> Iterator[Opened]:
+def examine(path: Path, allow_unclosed: bool = False, locking: bool = True) -> Iterator[Opened]:
     """Open `path` as `open_file` does; every error of h5py inside the block means a damaged file."""
-    with open_file(path, allow_unclosed) as opened, damage_named(path):
+    with open_file(path, allow_unclosed, locking=locking) as opened, damage_named(path):
         yield opened
 
 
 @contextmanager
-def open_file(path: Path, allow_unclosed: bool = False, as_growing: bool = False) -> Iterator[Opened]:
+def open_file(
+    path: Path, allow_unclosed: bool = False, as_growing: bool = False, locking: bool = True
+) -> Iterator[Opened]:
     """Open `path` for reading; with `allow_unclosed` also while it is written in SWMR mode.
 
     Only one thread at a time has files open in that way: keep it short. `as_growing` treats the file as one
-    that grows, because the sources of its virtual datasets may grow. Raises `FileLayoutError` when it
-    cannot be opened, `UnclosedFileError` when its writer has not closed it.
+    that grows, because the sources of its virtual datasets may grow. Without `locking` the file is known to
+    be closed by its writer. Raises `FileLayoutError` when it cannot be opened, `UnclosedFileError` when its
+    writer has not closed it.
     """
     with _growing if allow_unclosed else nullcontext():
-        opened = _open(path, allow_unclosed, as_growing)
+        opened = _open(path, allow_unclosed, as_growing, locking)
         try:
             yield opened
         finally:
@@ -100,13 +103,13 @@ def isolated(function: Callable[[], T], path: Path, timeout: float | None = None
         raise FileLayoutError(f"{path}: is damaged: HDF5 does not finish reading it") from error
 
 
-def _open(path: Path, allow_unclosed: bool, as_growing: bool) -> Opened:
+def _open(path: Path, allow_unclosed: bool, as_growing: bool, locking: bool) -> Opened:
     try:
         check_is_file(path)
         if as_growing:
             with suppress(OSError):  # Files of an older format cannot grow.
                 return Opened(_hdf5_file(path, swmr=True), unclosed=True)
-        return Opened(_hdf5_file(path), unclosed=False)
+        return Opened(_hdf5_file(path, locking=locking), unclosed=False)
     except FileNotFoundError as error:
         raise FileLayoutError(f"{path}: is missing, no such file") from error
     except FileLayoutError:
@@ -142,17 +145,18 @@ def check_is_file(path: Path) -> None:
         raise FileLayoutError(mismatch(str(path), "a file", "a pipe" if stat.S_ISFIFO(mode) else "a device"))
 
 
-def _hdf5_file(path: Path, swmr: bool = False) -> h5py.File:
+def _hdf5_file(path: Path, swmr: bool = False, locking: bool = True) -> h5py.File:
     # h5py would make the lists of properties for each file, which takes as long as opening it.
     name, flags = os.fsencode(path), h5f.ACC_RDONLY | (h5f.ACC_SWMR_READ if swmr else 0)
-    try:
-        return h5py.File(h5f.open(name, flags, _ACCESS))
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        if "unable to lock file" not in str(error):
+    if locking:
+        try:
+            return h5py.File(h5f.open(name, flags, _ACCESS))
+        except BlockingIOError:
             raise
-    # The file system has no locks.
+        except OSError as error:
+            if "unable to lock file" not in str(error):
+                raise
+    # Also if the file system has no locks.
     return h5py.File(h5f.open(name, flags, _ACCESS_WITHOUT_LOCKS))
 
 
