@@ -75,7 +75,8 @@ def open_run(
     except FileLayoutError as error:
         if (master := joined_master(found, prefix)) is not None:
             expected = f"part=1 to part={n_parts_of(master)} of the drivers that recorded it"
-            raise FileLayoutError(mismatch(str(master), expected, "no part")) from error
+            advice = f"open a file of one part, such as {part_of_master(master, 1).raw_files[0]}"
+            raise FileLayoutError(mismatch(str(master), expected, "no part", advice)) from error
         raise
 
 
