@@ -142,7 +142,9 @@ class _Tree:
         mark_with_run_ids(entry.id, [part.run.run_id for part in self._runs])
         if complete:
             # Of fixed length: mantidimaging decodes bytes.
-            entry["definition"] = entry.attrs["definition"] = np.bytes_("NXtomo")
+            entry["definition"] = np.bytes_("NXtomo")
+            # Of variable length: nabu compares the attribute with a text, which bytes are never equal to.
+            set_attributes(entry, definition="NXtomo")
             entry.attrs["version"] = 2.1
         self._write_entry(entry)
         self._write_instrument(nexus_group(entry, "instrument", "NXinstrument"))
