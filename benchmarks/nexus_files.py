@@ -48,7 +48,8 @@ def nxmx(rounds: int = ROUNDS) -> Table:
         "What a writer does between the last image and `file_saved`, in a process of its own, with and "
         f"without an NXmx file, in turn: median of {rounds} pairs, and median (min-max) of their "
         "differences. Bare is a loop that writes what is in the NXmx file, which it knows, by the low-level "
-        "interface of h5py, also after the master file. With gaps, the file has a mask of 4 bytes per pixel. Target without gaps: 20 ms.",
+        "interface of h5py, also after the master file. With gaps, the file has a mask of 4 bytes per pixel. "
+        "Target without gaps: 20 ms.",
         ["pixels", "images", "writers", "master file ms", "both files ms", "NXmx file ms", "bare ms"],
     )
     for n_images, n_writers, shape, has_gaps in RUNS:
