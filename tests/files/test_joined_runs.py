@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from silx.io.nxdata.parse import get_default
 from support.data.raw_files import Image, RunSpec, dataset, pixels, stream, write_run
 
 import stddaq
+from stddaq.cli import main
 from stddaq.errors import FileLayoutError, OutputExistsError
 from stddaq.files.export.plan import plan_export
 from stddaq.files.export.run import export_run
@@ -26,6 +29,7 @@ from stddaq.files.run import read_run
 from stddaq.files.sources import OtherRunError
 from stddaq.files.validate_joined import JoinedReport, validate
 
+ROOT = Path(__file__).parents[2]
 SHAPES = (2, 3), (4, 2)
 
 
@@ -140,6 +144,36 @@ def test_open_run_says_which_parts_there_are(tmp_path: Path):
         stddaq.open_run(path, part=3)
     with pytest.raises(FileLayoutError, match="expected the master file of several drivers, got none"):
         stddaq.open_run(tmp_path / "filePart1_0.h5", part=1)
+
+
+def code_of(*arguments: object) -> object:
+    try:
+        return main([*map(str, arguments)])
+    except SystemExit as ended:
+        return ended.code
+
+
+def test_programs_for_one_run_take_a_part_by_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    parts = stream(range(5)), stream(range(2, 8))
+    path, picture, nxmx = join(tmp_path, *parts), tmp_path / "missing.svg", tmp_path / "nxmx.h5"
+    part, mean = tmp_path / "filePart1_0.h5", tmp_path / "mean.npy"
+    average = ROOT / "examples/average_images.py"
+    for run in (path, tmp_path, part):
+        is_part = run == part
+        drawn = code_of("plot-missing", run, "-o", picture)
+        made = code_of("nexus", run, "--definition", "NXmx", "--incomplete", "-o", nxmx)
+        assert (drawn == 0, made == 0) == (is_part, is_part)
+        said = capsys.readouterr()
+        assert said.err.count(f"part, such as {part}") == 2 * (not is_part)
+        example = subprocess.run(
+            [sys.executable, average, run, mean], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (example.returncode == 0) == is_part
+        assert is_part or str(part) in example.stderr
+    assert picture.stat().st_size
+    with h5py.File(nxmx) as file:
+        assert np.array_equal(dataset(file, "/entry/data/data")[()], pixels(parts[0], SHAPES[0]))
+    np.testing.assert_allclose(np.load(mean), pixels(parts[0], SHAPES[0]).mean(axis=0))
 
 
 def test_raw_files_that_were_replaced_are_not_shown(tmp_path: Path):
