@@ -19,18 +19,32 @@ RANDOM = np.random.default_rng(4)
 EIGER_KEYS = {"detector_type": "eiger", "n_modules": 4, "bit_depth": 8}
 
 
-@pytest.fixture(params=[True, False], ids=["compiled", "without numba"])
+# Python sends the messages if pyzmq does not show its library, or if that cannot.
+WITHOUT_ADDRESS = """
+from stddaq.udp import zmq_function
+zmq_function.address_of_send = lambda: 0
+"""
+WITHOUT_NUMBA = "raise ModuleNotFoundError('no numba', name='numba')"
+OTHER_MODULES = {
+    "sent by Python": ("sitecustomize", WITHOUT_ADDRESS),
+    "without numba": ("numba", WITHOUT_NUMBA),
+}
+
+
+@pytest.fixture(params=["compiled", *OTHER_MODULES])
 def receiver(
     make_deployment: Callable[..., Deployment], request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[Module]:
     deployment = make_deployment(preloaded=False, start_udp_port=free_udp_ports(4), **EIGER_KEYS)
-    if not request.param:
-        (tmp_path / "numba.py").write_text("raise ModuleNotFoundError('no numba', name='numba')\n")
+    if request.param in OTHER_MODULES:
+        name, source = OTHER_MODULES[request.param]
+        (tmp_path / f"{name}.py").write_text(source)
         deployment.env["PYTHONPATH"] = str(tmp_path)
+    is_compiled = request.param != "without numba"
     module = Module(deployment, 0, "--idle-time", 5)
     has_advice = any("pip install 'stddaq[udp]'" in line for line in module.service.stdout)
-    assert has_advice != request.param
-    assert ("/numba/" in Path(f"/proc/{module.service.pid}/maps").read_text()) == request.param
+    assert has_advice != is_compiled
+    assert ("/numba/" in Path(f"/proc/{module.service.pid}/maps").read_text()) == is_compiled
     yield module
     module.close()
 

@@ -33,6 +33,7 @@ class ImagePublisher(RingPublisher):
         metadata: the message of the next announcement, reused. Set the detector's own fields in it
             (`metadata.gf`, `.jf`, `.eg`, `.pco`) before an image is committed; the rest is set here.
         n_slots: slots of the ring buffer.
+        n_published: announcements so far.
     """
 
     def __init__(self, config: DetectorConfig, suffix: str = "image", n_parts: int = 0) -> None:
@@ -49,7 +50,7 @@ class ImagePublisher(RingPublisher):
             size=config.image_bytes,
             dtype=self._dtype,  # pyright: ignore[reportArgumentType]
         )
-        self.n_slots = config.n_slots
+        self.n_slots, self.n_published = config.n_slots, 0
         self._has_checksums = config.image_checksums
         self._source, self._image_bytes = suffix, config.image_bytes
         super().__init__(config, suffix, n_parts=n_parts)

@@ -17,7 +17,6 @@ class RingPublisher(Closing):
     Attributes:
         endpoint: where the stream is bound.
         socket: XPUB socket of the stream; becomes readable when the subscriptions change.
-        n_published: announcements so far.
     """
 
     def __init__(
@@ -28,7 +27,6 @@ class RingPublisher(Closing):
         Raise `EndpointError` when another source publishes there or has the ring buffer, `GeometryError` when
         the ring buffer exists with another geometry, or there is no memory for it.
         """
-        self.n_published = 0
         # The stream first: its lock names a source that is already there.
         self._stream = MetadataPublisher(config, suffix)
         self.endpoint, self.socket = self._stream.endpoint, self._stream.socket

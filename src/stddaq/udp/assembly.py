@@ -83,6 +83,8 @@ class FrameAssembly:
         self._last_header = b""
         # The open frame of the last packet, which the next ones continue as a rule.
         self._current: Frame | None = None
+        # Packets of the released frame, which are counted already.
+        self._n_released = 0
         # The next packets are received where they are expected. The slot of the next frame, if it is there.
         self._is_aimed, self._ahead = False, (-1, np.zeros(0, np.uint8))
 
@@ -97,7 +99,7 @@ class FrameAssembly:
         The payloads of the next `add` must be there, those of unexpected packets too.
         """
         self._is_aimed, self._ahead = False, (-1, self._ahead[1])
-        if self._packets.n_packets < MIN_AIMED and not (self.is_compiled and self._order.steady_step):
+        if self._packets.n_packets < MIN_AIMED and not self._can_be_steady:
             return None
         if self._current is not None:
             place = self._current.rows[self._current.next :]
@@ -161,7 +163,9 @@ class FrameAssembly:
             self.n_late += n_late
             if frame.is_complete:
                 self._announce_complete()
-        self._expect(None if n >= packets.n_packets else frame, headers[start].tobytes())
+        # Batches of more than a frame never end with one, unless compiled code waits for its end.
+        is_long = n >= packets.n_packets and not self._can_be_steady
+        self._expect(None if is_long else frame, headers[start].tobytes())
 
     def _continue(self, headers: np.ndarray, payloads: np.ndarray, lengths: np.ndarray, now: float) -> bool:
         """Add packets that continue the current frame in order. Return whether they do."""
@@ -205,10 +209,7 @@ class FrameAssembly:
         return True
 
     def _expect(self, frame: Frame | None, header: bytes) -> None:
-        """Expect that the next packets continue the frame of the last one, whose header is given.
-
-        Batches of more than a frame never do.
-        """
+        """Expect that the next packets continue the frame of the last one, whose header is given."""
         if frame is None or frame.is_complete or frame is self._candidate:
             self._current = None
             return
@@ -246,7 +247,7 @@ class FrameAssembly:
             self._discard_candidate()
             pixels = np.empty(self._packets.n_packets * self._packets.row_bytes, np.uint8)
             self._candidate = Frame(identity, message, pixels, self._packets)
-            self._candidate.header = header
+            self._candidate.header, self._candidate.received = header, received
             self._candidate_place = place
             return self._candidate
         if (
@@ -262,7 +263,7 @@ class FrameAssembly:
         is_ahead = self._is_aimed and identity.frame_id == self._ahead[0]
         pixels = self._ahead[1] if is_ahead else self._sink.begin(identity.frame_id)
         frame = Frame(identity, message, pixels, self._packets)
-        frame.header = header
+        frame.header, frame.received = header, received
         opened.append(frame)
         if len(opened) > 1:
             opened.sort(key=lambda frame: frame.identity.frame_id)
@@ -292,16 +293,44 @@ class FrameAssembly:
             self._close_first()
 
     @property
+    def _can_be_steady(self) -> bool:
+        return self.is_compiled and self._order.steady_step is not None
+
+    @property
     def steady(self) -> tuple[bytes, int, int] | None:
         """The last frame's header, the next id and the step of the ids, if frames arrive in order.
 
-        Then no frame is open, and all packets of the last one have arrived.
+        Then all packets of the last frame have arrived, and of the open one, if there is any, the first ones;
+        it is to be released.
         """
         step, next_id = self._order.steady_step, self._order.next_id
-        is_steady = self._last_header and not self._open and self._candidate is None
-        if not is_steady or step is None or next_id is None:
+        is_steady = self._last_header and self._candidate is None
+        if (
+            not is_steady
+            or step is None
+            or next_id is None
+            or not (self._open == [] or self._is_next(next_id))
+        ):
             return None
         return self._packets.sequence.first(self._last_header), next_id, step
+
+    def _is_next(self, next_id: int) -> bool:
+        """Return whether the only open frame has this id, and its first packets, with equal headers."""
+        frame = self._current
+        return (
+            frame is not None
+            and self._open == [frame]
+            and frame.identity.frame_id == next_id
+            and frame.next == frame.n_received
+            and frame.first_header == self._packets.sequence.first(frame.header)
+        )
+
+    def release(self) -> Frame | None:
+        """Return the open frame, if there is one, for `add_steady` or `open_steady`. Call it if `steady`."""
+        frame, self._current = self._current, None
+        self._open.clear()
+        self._n_released = 0 if frame is None else frame.n_received
+        return frame
 
     def add_steady(self, headers: Sequence[bytes]) -> None:
         """Count frames that have arrived complete and in order, and were announced elsewhere.
@@ -312,8 +341,9 @@ class FrameAssembly:
             self._order.leave(self._packets.describe(header, 0)[0])
             self._last_header = header
         self.n_frames += len(headers)
-        self.n_packets += len(headers) * self._packets.n_packets
         if headers:
+            self.n_packets += len(headers) * self._packets.n_packets - self._n_released
+            self._n_released = 0
             self.headers = np.frombuffer(headers[-1], self._packets.header)
 
     def open_steady(self, header: bytes, time: np.ndarray, n: int, now: float) -> None:
@@ -324,7 +354,8 @@ class FrameAssembly:
         opened_at, period = self.pace.opened_at, self.pace.period
         frame = self._start(header, time, now)
         self.pace.opened_at, self.pace.period = opened_at, period
-        self.n_packets += n
+        self.n_packets += n - self._n_released
+        self._n_released = 0
         if frame is None:
             self.n_late += n
             return
@@ -404,7 +435,7 @@ class FrameAssembly:
         self._order.restart(identity.epoch)
         frame = Frame(identity, bytes(candidate.message), self._sink.begin(identity.frame_id), self._packets)
         frame.take_over(candidate)
-        frame.header = candidate.header
+        frame.header, frame.received = candidate.header, candidate.received
         self._open.append(frame)
         self._announce_complete()
 

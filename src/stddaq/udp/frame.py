@@ -15,20 +15,20 @@ class Frame:
     """The places for the pixels of a frame, and which packets have arrived.
 
     `next` follows the highest packet that has arrived. `header`: of the packet that arrived first;
-    `first_header`: of its first packet, if needed yet.
+    `received`: when, in ns since 1970, of an open frame; `first_header`: of its first packet, if needed yet.
     `is_overtaken`: a frame that it has skipped arrived after it.
     """
 
     __slots__ = (
         *("first_header", "header", "identity", "is_complete", "is_overtaken", "last", "last_at"),
-        *("message", "n_received", "next", "rows", "seen"),
+        *("message", "n_received", "next", "received", "rows", "seen"),
     )
 
     def __init__(self, identity: Identity, message: bytes, pixels: np.ndarray, packets: Packets) -> None:
         self.identity, self.message = identity, bytearray(message)
         self.seen = np.zeros(packets.n_packets, bool)
         self.n_received, self.next, self.is_complete, self.last_at = 0, 0, False, 0.0
-        self.is_overtaken = False
+        self.is_overtaken, self.received = False, 0
         self.first_header = self.header = b""
         self.rows = rows_of(pixels, packets)
         is_equal = len(self.rows) == packets.n_packets

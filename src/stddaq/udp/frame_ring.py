@@ -86,7 +86,6 @@ class FramePublisher(RingPublisher):
     def send(self, message: bytes | bytearray) -> None:
         """Announce a frame whose slot was committed."""
         self.socket.send(message)
-        self.n_published += 1
 
     def close(self) -> None:
         """Deliver announcements on their way; release the socket and the ring."""

@@ -96,7 +96,9 @@ class ModuleReceiver:
             advice = "packets need about twice the CPU time; pip install 'stddaq[udp]'"
             logger.warning("%s", mismatch("package numba", "it, for compiled code", "none", advice))
             return None
-        steady = SteadyFrames(self._packets, self._socket.memory, self._assembly)
+        steady = SteadyFrames(
+            self._packets, self._socket.memory, self._assembly, self._publisher.socket.underlying
+        )
         steady.compile(self._publisher.frames)
         return steady
 

@@ -17,10 +17,12 @@ import numpy as np
 from stddaq.udp import steady_kernels as kernels
 from stddaq.udp.assembly import FrameAssembly
 from stddaq.udp.batch_memory import BatchMemory
+from stddaq.udp.frame import Frame
 from stddaq.udp.frame_message import FRAME_MESSAGE_BYTES
 from stddaq.udp.frame_ring import FrameMemory
 from stddaq.udp.kernels import make_ready
 from stddaq.udp.packets import Packets
+from stddaq.udp.zmq_function import address_of_send
 
 # Frames whose identities `FrameOrder` learns later, all at once.
 CAPACITY = 256
@@ -93,8 +95,14 @@ def _wait_for_lock(descriptor: int) -> None:
 class SteadyFrames:
     """The frames of one module while they arrive in order and complete."""
 
-    def __init__(self, packets: Packets, memory: BatchMemory, assembly: FrameAssembly) -> None:
-        """Continue the frames of an assembly, with packets that are received into `memory`."""
+    def __init__(
+        self, packets: Packets, memory: BatchMemory, assembly: FrameAssembly, socket: int = 0
+    ) -> None:
+        """Continue the frames of an assembly, with packets that are received into `memory`.
+
+        `socket`: address of the ZeroMQ socket that announces frames; 0: whoever calls `receive` does.
+        """
+        self._sender = (address_of_send(), socket) if socket else (0, 0)
         self._packets, self._memory, self._assembly = packets, memory, assembly
         assembly.is_compiled = True
         self._n_words = packets.header.itemsize // 8
@@ -141,7 +149,19 @@ class SteadyFrames:
         state[kernels.ROW] = state[kernels.N_DONE] = state[kernels.N_SENT] = 0
         state[kernels.OPENED_AT] = round(pace.opened_at * _NS)
         state[kernels.PERIOD], state[kernels.INTERVAL] = round(pace.period * _NS), round(pace.interval * _NS)
+        if (frame := self._assembly.release()) is not None:
+            self._continue(frame)
         return True
+
+    def _continue(self, frame: Frame) -> None:
+        """Continue a frame whose first packets have arrived."""
+        state, pace = self._state, self._assembly.pace
+        state[kernels.ROW], state[kernels.LAST_AT] = frame.next, round(frame.last_at * _NS)
+        # How many packets have opened it is not known.
+        state[kernels.OPENED_WITH] = 0 if frame.last_at > pace.opened_at else frame.next
+        opening = self._openings[1]
+        opening[: self._n_words] = np.frombuffer(frame.first_header, np.uint64)
+        opening[self._n_words] = frame.received
 
     def compile(self, frames: FrameMemory) -> None:
         """Compile `receive`, or load it from the cache.
@@ -171,7 +191,9 @@ class SteadyFrames:
     def receive(
         self, polled: np.ndarray, due: float, wait: tuple[float, float], idle_time: float, frames: FrameMemory
     ) -> bool:
-        """Receive until frames are to be announced: True. False: something else is due, or has arrived.
+        """Receive and announce frames. Return whether to continue after `unannounced` and `settle`.
+
+        If not, something else is due, or has arrived.
 
         `polled`: the structures of poll(2) of the socket and of what ends the wait. `due` in s (monotonic);
         `wait`: shortest and longest time, in s, to wait for more packets.
@@ -186,6 +208,7 @@ class SteadyFrames:
             int(shortest * _NS),
             int(longest * _NS),
             int(idle_time * _NS),
+            *self._sender,
             self._headers,
             self._datagrams,
             self._controls,
@@ -205,7 +228,7 @@ class SteadyFrames:
         return n_calls, None if n_dropped < 0 else n_dropped
 
     def unannounced(self) -> Iterator[np.ndarray]:
-        """Yield the messages of the frames that are complete and were not announced."""
+        """Yield the messages of the frames that are complete and could not be announced."""
         state = self._state
         n_sent, state[kernels.N_SENT] = int(state[kernels.N_SENT]), state[kernels.N_DONE]
         yield from self._messages[n_sent : int(state[kernels.N_DONE])]

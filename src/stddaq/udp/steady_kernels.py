@@ -1,8 +1,9 @@
 """The loop of a receiver while its frames arrive in order and complete, compiled by numba (the extra `udp`).
 
-It receives batch after batch, checks each packet, and composes the messages of complete frames, so that
-Python is left with sending these. It returns as soon as anything else arrives. It never decides what that
-means: the packets from the first unexpected one on are left to the rules of `assembly`.
+It receives batch after batch, checks each packet, and composes and sends the messages of complete frames:
+between two of its calls the interpreter would find cold caches. It returns as soon as anything else arrives.
+It never decides what that means: the packets from the first unexpected one on are left to the rules of
+`assembly`.
 
 Everything is in one file, because numba does not notice when a function that a cached one calls was changed.
 See `SteadyFrames` for the arrays.
@@ -11,7 +12,9 @@ See `SteadyFrames` for the arrays.
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.extending import intrinsic
 
 from stddaq.udp.frame_message import SEQUENCE_MASK
 from stddaq.udp.frame_pace import LONGEST_PERIOD_S
@@ -29,7 +32,8 @@ OPENED_AT, OPENED_WITH, LAST_AT, PERIOD, INTERVAL = range(14, 19)
 N_RECEIVED, N_TAKEN, N_CALLS, N_DROPPED = range(19, 23)
 N_STATES = 23
 
-# Why `receive` returns: something else is due, frames are to be announced, or a packet was not expected.
+# Why `receive` returns: something else is due, frames are to be announced or counted, or a packet was not
+# expected.
 DUE, ANNOUNCE, UNEXPECTED = range(3)
 
 # Frames whose places are chosen ahead. Each costs the frame that its slot still holds.
@@ -50,6 +54,7 @@ _c_int, _c_pointer = types.int32, types.intp
 _recvmmsg = types.ExternalFunction("recvmmsg", _c_int(_c_int, _c_pointer, types.uint32, _c_int, _c_pointer))
 _poll = types.ExternalFunction("poll", _c_int(_c_pointer, types.uint64, _c_int))
 _nanosleep = types.ExternalFunction("nanosleep", _c_int(_c_pointer, _c_pointer))
+_ZMQ_DONTWAIT = 1
 _clock_gettime = types.ExternalFunction("clock_gettime", _c_int(_c_int, _c_pointer))
 
 
@@ -153,6 +158,34 @@ def take(
     return state[N_TAKEN]
 
 
+@intrinsic
+def _call_send(typing_context, function, socket, message, n_bytes):
+    """Call zmq_send, whose address is `function`."""
+    del typing_context, function, socket, message, n_bytes
+
+    def generate(context, builder, signature, arguments):
+        del context, signature
+        address, *values = arguments
+        word, number = ir.IntType(64), ir.IntType(32)
+        kind = ir.FunctionType(number, [word, word, word, number])
+        return builder.call(builder.inttoptr(address, kind.as_pointer()), [*values, number(_ZMQ_DONTWAIT)])
+
+    return types.int32(types.intp, types.intp, types.intp, types.intp), generate
+
+
+@compiled
+def _announce(state, messages, function, socket):
+    """Send the messages of the complete frames. Return whether this was possible."""
+    n_bytes = messages.shape[1] * 8
+    while function and state[N_SENT] < state[N_DONE]:
+        message = messages.ctypes.data + state[N_SENT] * n_bytes
+        n_sent = _call_send(function, socket, message, n_bytes)  # pyright: ignore[reportCallIssue]
+        if n_sent != n_bytes:
+            break  # Python tries again, and raises what this is.
+        state[N_SENT] += 1
+    return state[N_SENT] == state[N_DONE]
+
+
 @compiled
 def _now(clock):
     _clock_gettime(_CLOCK_MONOTONIC, clock.ctypes.data)
@@ -178,10 +211,13 @@ def _complete_in(state, now):
 
 @compiled
 def receive(
-    state, clock, polled, due, shortest, longest, idle, headers, datagrams, controls, times, iovecs, spare,
-    sequence, lengths, same, openings, messages, template, fields, slots, cursor,
+    state, clock, polled, due, shortest, longest, idle, function, socket, headers, datagrams, controls, times,
+    iovecs, spare, sequence, lengths, same, openings, messages, template, fields, slots, cursor,
 ):  # fmt: skip
-    """Receive frames until something else is due, or arrives. Return why. All times in ns."""
+    """Receive frames, and announce them with a function, unless this is 0, and its socket.
+
+    Return why something else is to be done. All times in ns.
+    """
     was_readable = has_waited = False
     while True:
         n_places = aim(state, iovecs, spare, openings, slots, cursor)
@@ -208,12 +244,17 @@ def receive(
                 return UNEXPECTED
         is_announcing = state[N_DONE] > state[N_SENT]
         if is_announcing:
-            # A frame that is complete waits for the next one, if that comes soon: announcing two costs
-            # hardly more than one.
+            # A frame that is complete waits for the next one, if that comes soon: announcing two, which wakes
+            # other threads, costs hardly more than one.
             left = state[DONE_AT] + longest - now
             wait = 0 if n == n_places else max(_complete_in(state, now), shortest)
             if wait > left or now >= due or not n_places:
-                return ANNOUNCE
+                if not _announce(state, messages, function, socket) or state[N_DONE] > len(messages) // 2:
+                    return ANNOUNCE
+                if now >= due or not n_places:
+                    return DUE
+                was_readable = has_waited = False
+                continue
         elif now >= due or not n_places:
             return DUE
         elif n == n_places:
