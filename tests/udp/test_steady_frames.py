@@ -167,6 +167,22 @@ def test_after_any_fault_frames_messages_and_counts_are_those_of_python(name: st
     assert pair[0].n_steady > 10
 
 
+def test_compiled_code_continues_after_a_loss_although_no_batch_ends_with_a_frame() -> None:
+    bench, sent = eiger(), frames(*range(1, 61))
+    bench.stays = True
+    del sent[5][3]
+    packets = list(itertools.chain.from_iterable(sent.values()))
+    bench.add(*packets[:96])
+    for first in range(96, len(packets), 45):
+        bench.add(*packets[first : first + 45])
+    bench.close()
+    assert bench.missing() == [*[0] * 4, 1, *[0] * 55]
+    assert all(
+        frame.pixels == payload(sent[frame.frame_id]) for frame in bench.announced if frame.frame_id != 5
+    )
+    assert bench.n_steady >= 50
+
+
 def test_no_frame_that_lacks_a_packet_is_complete() -> None:
     for lost in range(32):
         bench, sent = eiger(), frames(*range(1, 9))

@@ -15,6 +15,8 @@ from support.peers.udp_detectors import eiger_frame, free_udp_ports, gigafrost_f
 from support.processes.deployment import Deployment
 from support.processes.udp_receivers import MakeModule, Module, ReceivedFrame
 
+from stddaq.udp.zmq_function import address_of_send
+
 RANDOM = np.random.default_rng(4)
 EIGER_KEYS = {"detector_type": "eiger", "n_modules": 4, "bit_depth": 8}
 
@@ -71,6 +73,10 @@ def test_every_frame_is_announced_once_and_only_the_one_that_lacks_a_packet_is_n
     totals = receiver.totals()
     assert (totals["n_corrupted_frames"], totals["n_missed_packets"]) == (1, 1)
     assert (totals["n_late"], totals["n_repeated"], totals["n_restarts"]) == (0, 0, 0)
+
+
+def test_compiled_code_can_send_announcements() -> None:
+    assert address_of_send()
 
 
 def test_a_frame_that_is_being_received_when_the_receiver_ends_is_announced(receiver: Module) -> None:

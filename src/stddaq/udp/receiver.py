@@ -28,11 +28,11 @@ from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch
 from stddaq.udp.arguments import UdpArgumentParser
-from stddaq.udp.assembly import FrameAssembly
 from stddaq.udp.batch_memory import BATCH
 from stddaq.udp.batch_socket import SOCKET_BUFFER_BYTES, BatchSocket, buffer_limit
 from stddaq.udp.frame_ring import FramePublisher
 from stddaq.udp.packets import Packets, packets_of
+from stddaq.udp.steady_assembly import SteadyAssembly
 
 if TYPE_CHECKING:
     from stddaq.udp.steady_frames import SteadyFrames
@@ -77,7 +77,7 @@ class ModuleReceiver:
                 buffer_bytes,
                 has_times=not packets.has_epochs,
             )
-            self._assembly = FrameAssembly(packets, self._publisher, idle_time)
+            self._assembly = SteadyAssembly(packets, self._publisher, idle_time)
             self._steady = self._make_steady()
         except BaseException:
             self._publisher.close()

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from stddaq.udp import steady_kernels as kernels
-from stddaq.udp.assembly import FrameAssembly
 from stddaq.udp.batch_memory import BatchMemory
 from stddaq.udp.frame import Frame
 from stddaq.udp.frame_message import FRAME_MESSAGE_BYTES
 from stddaq.udp.frame_ring import FrameMemory
 from stddaq.udp.kernels import make_ready
 from stddaq.udp.packets import Packets
+from stddaq.udp.steady_assembly import SteadyAssembly
 from stddaq.udp.zmq_function import address_of_send
 
 # Frames whose identities `FrameOrder` learns later, all at once.
@@ -96,7 +96,7 @@ class SteadyFrames:
     """The frames of one module while they arrive in order and complete."""
 
     def __init__(
-        self, packets: Packets, memory: BatchMemory, assembly: FrameAssembly, socket: int = 0
+        self, packets: Packets, memory: BatchMemory, assembly: SteadyAssembly, socket: int = 0
     ) -> None:
         """Continue the frames of an assembly, with packets that are received into `memory`.
 

@@ -20,12 +20,12 @@ from support.processes.deployment import make_config
 
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.ring_layout import CURSOR_HEADER
-from stddaq.udp.assembly import FrameAssembly
 from stddaq.udp.batch_memory import BatchMemory
 from stddaq.udp.frame_message import SEQUENCE_OFFSET, frame_layout
 from stddaq.udp.frame_ring import FRAME_SLOTS, FrameMemory
 from stddaq.udp.geometry import frame_bytes
 from stddaq.udp.packets import packets_of
+from stddaq.udp.steady_assembly import SteadyAssembly
 from stddaq.udp.steady_frames import CAPACITY, SteadyFrames
 from stddaq.udp.steady_kernels import FRAMES_AHEAD
 
@@ -70,7 +70,7 @@ class Bench:
         self._frames = FrameMemory(slots, np.zeros(CURSOR_HEADER + FRAME_SLOTS, np.uint64))
         self._used: set[int] = set()
         self._layout = frame_layout(config.detector_type)
-        self.assembly = FrameAssembly(self.packets, self, idle_time)
+        self.assembly = SteadyAssembly(self.packets, self, idle_time)
         self._steady = SteadyFrames(self.packets, self._memory, self.assembly)
         self.now, self.n_added, self.n_steady = 100.0, 0, 0
         self.stays = self._is_steady = False
