@@ -109,7 +109,11 @@ def test_a_frame_that_stops_is_closed_after_the_idle_time(make_module: MakeModul
 
 def test_frames_of_few_packets_are_announced_with_what_their_headers_say(make_module: MakeModule) -> None:
     shape = (252, 528)
-    receiver = make_module("gigafrost", 3, image_pixel_height=shape[0], image_pixel_width=shape[1])
+    # The sender may be paused within a frame.
+    height, width = shape
+    receiver = make_module(
+        "gigafrost", 3, "--idle-time", 5, image_pixel_height=height, image_pixel_width=width
+    )
     pixels = RANDOM.integers(1, 4096, (63, 264), np.uint16)
     frames: list[ReceivedFrame] = []
     for first in range(1, 401, 40):

@@ -169,7 +169,9 @@ class ModuleReceiver:
             n = receive(place)
             payloads = memory.payloads if place is None else place
             if n:
-                add(memory.headers[:n], payloads[:n], memory.lengths[:n], memory.times, now)
+                # Not `now`: if this process was paused since, the frame would count as idle.
+                received_at = time.monotonic()
+                add(memory.headers[:n], payloads[:n], memory.lengths[:n], memory.times, received_at)
                 if self._assembly.examples:
                     self._keep_examples()
             if n < min(BATCH, len(payloads)):
