@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.processes.deployment import console_script
+from support.processes.deployment import Service, console_script
 
 import stddaq
 
@@ -154,11 +155,13 @@ def test_handlers_need_no_devices() -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_command_is_installed_with_its_documented_arguments(service: str) -> None:
-    done = run(console_script(service), "--help")
-    assert done.returncode == 0
-    assert done.stderr == ""
-    assert done.stdout.startswith(f"usage: {service} [-h] [--version]")
-    described = " ".join(done.stdout.split())
+    command = console_script(service)
+    assert os.access(command, os.X_OK)
+    done = Service([command, "--help"], os.environ)
+    assert done.wait() == 0
+    assert done.stderr == []
+    assert done.stdout[0].startswith(f"usage: {service} [-h] [--version]")
+    described = " ".join(" ".join(done.stdout).split())
     for argument in SERVICES[service]:
         assert argument in described or as_python_3_13(argument) in described
 

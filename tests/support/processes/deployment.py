@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from support.processes import tolerant_driver
-from support.processes.preloaded import PreloadedProcess, is_console_script
+from support.processes.preloaded import PreloadedProcess, is_forkable
 
 SHM_DIRECTORY = Path("/dev/shm")
 START_TIMEOUT_S = 60.0
@@ -81,7 +81,7 @@ class Service:
     def __init__(
         self, command: list[str], env: Mapping[str, str], cwd: Path | None = None, preloaded: bool = True
     ) -> None:
-        """Start `command`. If `preloaded`, a console script is a fork of a prepared process."""
+        """Start `command`. If `preloaded` and it `is_forkable`, it is a fork of a prepared process."""
         self.command = command
         self.stdout: list[str] = []
         self.stderr: list[str] = []
@@ -341,7 +341,7 @@ class Deployment:
 def _start(
     command: list[str], env: Mapping[str, str], cwd: Path | None, preloaded: bool
 ) -> subprocess.Popen[str] | PreloadedProcess:
-    if preloaded and is_console_script(command[0]):
+    if preloaded and is_forkable(command):
         return PreloadedProcess(command, env, cwd)
     return subprocess.Popen(
         command,
