@@ -318,7 +318,7 @@ def test_status_of_the_driver_is_relayed_and_its_absence_said(
     rest = RestService.start(deployment, tmp_path / "files", "--url", url)
     with opened(rest, RUN, additional_headers={"Authorization": f"Bearer {TOKEN}"}) as browser:
         assert json_message(browser)["status"] == "idle"
-        assert driver.end() == 0
+        assert driver.end() == 0, driver.output
         while (status := json_message(browser))["status"] != "unreachable":
             pass
         assert "ws://" in status["reason"]

@@ -246,7 +246,7 @@ def _run(program: str, detector: str, argv: Sequence[str] | None) -> int:
             allowed = " or ".join(_DETECTORS[program])
             raise ConfigError(mismatch("detector_type", f"{allowed} for {program}", config.detector_type))
         conversion = _conversion(config, args)
-        _compile(conversion, config)
+        load_compiled_code(conversion, config)
         with Converter(program, config, args.module_id, conversion) as converter:
             ready("module %d of %s, messages to %s", args.module_id, config.detector_name, converter.endpoint)
             converter.serve(stop)
@@ -290,7 +290,7 @@ def _conversion(config: DetectorConfig, args: argparse.Namespace) -> Conversion:
     return conversions.JungfrauConversion(config, module, parameters)
 
 
-def _compile(conversion: Conversion, config: DetectorConfig) -> None:
+def load_compiled_code(conversion: Conversion, config: DetectorConfig) -> None:
     """Convert a frame of zeros, so that no frame waits for the compiler or its cache."""
     from stddaq.udp import kernels
 
