@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from importlib.metadata import distribution
 
 import pytest
+from support.processes import without_sockets
 from support.processes.deployment import Deployment, console_script
 
 # Each daemon with its arguments after the configuration file.
@@ -56,20 +56,6 @@ DETECTOR_TYPES = {
     "std_det_meta_writer_pco": "pco",
     "stddaq simulate-pco": "pco",
 }
-# Makes the first call of every daemon to the operating system fail.
-WITHOUT_SOCKETS = """
-import errno, os, socket, sys
-from importlib.metadata import distribution
-scripts = distribution("stddaq").entry_points.select(group="console_scripts")
-main = scripts[sys.argv[1]].load()
-
-def socketpair(*_):
-    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-socket.socketpair = socketpair
-del sys.argv[0]
-sys.exit(main())
-"""
 
 
 def test_all_daemons_are_tested() -> None:
@@ -83,23 +69,16 @@ def refusal(deployment: Deployment, daemon: str, command: list[str]) -> str:
     script, *sub_command = daemon.split()
     if detector_type := DETECTOR_TYPES.get(daemon):
         deployment.write_config(detector_type=detector_type)
-    ended = subprocess.run(
-        [*command, script, *sub_command, str(deployment.config_path), *DAEMONS[daemon]],
-        env=deployment.env,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert ended.returncode == 2, ended.stderr
-    assert len(ended.stderr.splitlines()) == 1, ended.stderr
-    return ended.stderr
+    refused = deployment.run(*command, script, *sub_command, deployment.config_path, *DAEMONS[daemon])
+    assert refused.wait() == 2, refused.output
+    assert len(refused.stderr) == 1, refused.output
+    return refused.stderr[0]
 
 
 @pytest.mark.parametrize("daemon", DAEMONS)
 def test_error_of_the_operating_system_at_the_start_is_one_line(deployment: Deployment, daemon: str) -> None:
-    line = refusal(deployment, daemon, [sys.executable, "-c", WITHOUT_SOCKETS])
-    assert line == f"{daemon}: error: Too many open files\n"
+    line = refusal(deployment, daemon, [sys.executable, "-P", without_sockets.__file__])
+    assert line == f"{daemon}: error: Too many open files"
 
 
 @pytest.mark.parametrize("daemon", DAEMONS)
@@ -107,4 +86,4 @@ def test_too_few_descriptors_are_refused_before_libzmq_aborts(deployment: Deploy
     bin_directory = console_script("stddaq").removesuffix("stddaq")
     shell = ["sh", "-c", 'ulimit -n 20 && script=$1 && shift && exec "$0$script" "$@"', bin_directory]
     line = refusal(deployment, daemon, shell)
-    assert line == f"{daemon}: error: limit of open files (ulimit -Hn): expected 128 or more, got 20\n"
+    assert line == f"{daemon}: error: limit of open files (ulimit -Hn): expected 128 or more, got 20"

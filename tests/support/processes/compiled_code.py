@@ -1,6 +1,4 @@
-"""Compiled code of receivers and converters, loaded by importing this before services are forked, so that none
-has to.
-"""
+"""Compiled code of receivers and converters, loaded by importing this before services are forked."""
 
 from __future__ import annotations
 
