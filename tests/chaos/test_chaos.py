@@ -79,9 +79,13 @@ def processes_with(text: str) -> list[str]:
 def test_a_terminated_harness_ends_its_services(tmp_path: Path) -> None:
     env = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     harness = Service([sys.executable, "-m", "support.tools.chaos", "--runs", "100"], env)
-    (config_path,) = wait_until(lambda: list(tmp_path.glob("*/t*.json")), 30, "the configuration")
-    wait_until(lambda: len(processes_with(str(config_path))) >= 3, 30, "the services")
-    assert harness.end(timeout=60) == 128 + signal.SIGTERM
+    try:
+        # It imports everything first.
+        (config_path,) = wait_until(lambda: list(tmp_path.glob("*/t*.json")), 60, "the configuration")
+        wait_until(lambda: len(processes_with(str(config_path))) >= 3, 60, "the services")
+    finally:
+        code = harness.end(timeout=60)
+    assert code == 128 + signal.SIGTERM
     assert processes_with(str(config_path)) == []
     assert list(tmp_path.iterdir()) == []
     assert list(SHM_DIRECTORY.glob(f"{config_path.stem}*")) == []
