@@ -70,14 +70,18 @@ def test_the_first_message_after_a_command_is_its_reply(rig: Rig):
 
 def test_the_greeting_is_sent_after_100_ms_or_at_once_on_request(rig: Rig):
     for path, earliest, latest in (("", 0.07, 5.0), ("/any/path", 0.07, 5.0), ("/now", 0.0, 0.07)):
-        taken = []
+        since_asked, since_connected = [], []
         for _ in range(5):
+            asked = time.monotonic()
             with connect(rig.url + path) as connection:
-                begin = time.monotonic()
+                connected = time.monotonic()
                 assert receive(connection)["status"] == "idle"
-                taken.append(time.monotonic() - begin)
-        # The fastest of several, because a busy machine delays some.
-        assert earliest <= min(taken) < latest, (path, taken)
+                since_asked.append(time.monotonic() - asked)
+                since_connected.append(time.monotonic() - connected)
+        # The driver counts from a time between the two. The fastest of several, because a busy machine delays
+        # some, or this process after it has connected.
+        assert min(since_asked) >= earliest, (path, since_asked)
+        assert min(since_connected) < latest, (path, since_connected)
 
 
 def test_the_last_recording_or_stop_has_the_complete_count(rig: Rig):
