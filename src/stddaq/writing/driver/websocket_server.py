@@ -27,6 +27,10 @@ from stddaq.writing.driver.status import Client, Watchers
 
 MAX_FRAME_BYTES = 64 * 1024
 
+# From the event loop's acceptance of a connection until it has its transport: one turn for a task, one for a
+# callback.
+TURNS_TO_CONNECT = 3
+
 
 class Controller(Protocol):
     """Carries out the commands of clients.
@@ -66,6 +70,7 @@ class WebSocketServer:
         self._controller, self._access, self._trusted_uids = controller, access, trusted_uids
         self._n_refused = 0
         self._connections: WeakSet[ServerConnection] = WeakSet()
+        self._is_closing = False
         self._limits = ConnectionLimits()
 
     async def serve(
@@ -96,25 +101,27 @@ class WebSocketServer:
             for task in tasks:
                 task.cancel()
             server.close(close_connections=False)
-            await asyncio.sleep(0)  # The connection accepted last gets its transport.
             # All of them, not only the open ones: an opening or closing handshake may take ten seconds.
-            for connection in self._connections:
+            for connection in list(self._connections):
                 connection.transport.abort()
+            # Those that were just accepted get their transports in the next turns of the loop.
+            self._is_closing = True
+            for _ in range(TURNS_TO_CONNECT):
+                await asyncio.sleep(0)
 
     async def _listen(self, host: str, port: int) -> Server:
         # The library logs failed handshakes of port scanners and browsers as errors, which they are not here.
         quiet = logging.getLogger("stddaq.websockets")
         quiet.propagate, quiet.disabled = False, True
-        connections, limits = self._connections, self._limits
+        served, limits = self, self._limits
 
         class Tracked(ServerConnection):
-            def __init__(self, *args: Any, **options: Any) -> None:
-                super().__init__(*args, **options)
-                connections.add(self)
-
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
                 super().connection_made(transport)
+                served._connections.add(self)
                 limits.admit(self)
+                if served._is_closing:
+                    self.transport.abort()
 
             def connection_lost(self, exc: Exception | None) -> None:
                 limits.forget(self)
