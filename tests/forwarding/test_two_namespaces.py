@@ -51,8 +51,10 @@ class ForwardedRun:
         """Expect that these images do not come."""
         self.lost.update(ids)
 
-    def replace_sync(self) -> None:
+    def replace_sync(self, rig: Rig) -> None:
         """Kill the synchroniser, publish images, and start it again."""
+        # What the reader has received may still be on its way to the driver.
+        rig.wait_for_count(self._next_id - 1 - len(self.lost))
         self._servers.sync.kill()
         self.unnamed.update(ids := self.publish(10))
         self.lose(ids)
@@ -155,7 +157,7 @@ def test_what_a_cut_cable_and_killed_processes_cost_is_listed(
         lose_the_cable(run, servers, network)
         for what in killed:
             lose_a_process(run, servers, what)
-        run.replace_sync()
+        run.replace_sync(rig)
         wait_until(lambda: run.listed() >= run.lost - run.unnamed, what="lines of the synchroniser")
         account = rig.end(stop=True)
     assert run.listed() - run.unnamed == run.lost - run.unnamed
