@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 from typing import Any, cast
 
@@ -30,18 +31,24 @@ def test_clients_that_connect_at_the_end_are_disconnected(
         for _ in range(n_turns):
             await asyncio.sleep(0)
 
-    async def end_while_clients_connect() -> None:
+    async def end_while_clients_connect(clients: contextlib.ExitStack) -> list[socket.socket]:
         stopped = asyncio.Event()
         server = WebSocketServer(cast(Any, None), Access())
         serving = asyncio.create_task(server.serve("127.0.0.1", 0, stopped, shut_down))
         async with asyncio.timeout(10):
             while not addresses:
                 await asyncio.sleep(0.01)
-            with contextlib.ExitStack() as clients:
-                # None of them is accepted before the loop goes on.
-                for _ in range(8):
-                    clients.enter_context(socket.create_connection(addresses[0], timeout=5))
-                stopped.set()
-                await serving
+            # None of them is accepted before the loop goes on.
+            connected = [
+                clients.enter_context(socket.create_connection(addresses[0], timeout=5)) for _ in range(8)
+            ]
+            stopped.set()
+            await serving
+        return connected
 
-    asyncio.run(end_while_clients_connect())
+    with contextlib.ExitStack() as clients:
+        connected = asyncio.run(end_while_clients_connect(clients))
+        gc.collect()
+        for client in connected:
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
