@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import zmq
-from support.processes.deployment import Service, console_script
+from support.processes.deployment import console_script
 from websockets.sync.server import ServerConnection, serve
 
 from stddaq.wire.array10 import HeaderMaker
@@ -29,9 +29,11 @@ ROW = np.dtype([("image_id", "<u8"), ("status", "<u8")])
 
 def run(*arguments: object, cwd: Path | None = None) -> str:
     """Run `stddaq`. Return all its output, which must be free of control characters."""
-    done = Service([console_script("stddaq"), *map(str, arguments)], os.environ, cwd)
-    done.wait(timeout=50)
-    output = "\n".join((*done.stdout, *done.stderr))
+    command = [console_script("stddaq"), *arguments]
+    done = subprocess.run(
+        [os.fsencode(str(word)) for word in command], capture_output=True, timeout=50, cwd=cwd, check=False
+    )
+    output = (done.stdout + done.stderr).decode(errors="surrogateescape")
     assert "Traceback" not in output
     for part in FORBIDDEN:
         assert part not in output, (part, output)
