@@ -55,6 +55,8 @@ class ForwardedRun:
         """Kill the synchroniser, publish images, and start it again."""
         # What the reader has received may still be on its way to the driver.
         rig.wait_for_count(self._next_id - 1 - len(self.lost))
+        # So may be the line of what was lost: lines come once a period.
+        self.wait_until_listed()
         self._servers.sync.kill()
         self.unnamed.update(ids := self.publish(10))
         self.lose(ids)
@@ -70,6 +72,10 @@ class ForwardedRun:
         images = self._reader.receive(len(expected))
         assert [image.image_id for image in images] == expected
         assert all(np.array_equal(image.pixels, pixels_of(image.image_id)) for image in images)
+
+    def wait_until_listed(self) -> None:
+        """Wait until the synchronisers have listed what was lost while one was there."""
+        wait_until(lambda: self.listed() >= self.lost - self.unnamed, what="lines of the synchroniser")
 
     def listed(self) -> set[int]:
         """Return the ids in the lines of the synchronisers."""
@@ -158,7 +164,7 @@ def test_what_a_cut_cable_and_killed_processes_cost_is_listed(
         for what in killed:
             lose_a_process(run, servers, what)
         run.replace_sync(rig)
-        wait_until(lambda: run.listed() >= run.lost - run.unnamed, what="lines of the synchroniser")
+        run.wait_until_listed()
         account = rig.end(stop=True)
     assert run.listed() - run.unnamed == run.lost - run.unnamed
     skipped = {image_id for first, last in account["skipped"] for image_id in range(first, last + 1)}

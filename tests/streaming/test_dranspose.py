@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,18 +67,20 @@ def test_mean_of_a_run_while_it_is_recorded_is_that_of_the_file(
 def test_images_of_a_killed_worker_are_listed_as_not_processed(
     rig: Rig, stream: LiveStreamService, redis: RedisServer, tmp_path: Path
 ) -> None:
-    output, held_row = tmp_path / "flat.npy", tmp_path / "held"
-    with Dranspose(redis, stream.address, held_row) as dranspose:
+    output, path = tmp_path / "flat.npy", tmp_path / "held"
+    with Dranspose(redis, stream.address, path) as dranspose:
         example = start_example(rig, stream, dranspose, output)
         rig.publish(images_of(range(N_IMAGES // 2)))
-        wait_until(held_row.exists, 90, "an image that the worker holds", period=0.1)
-        dranspose.workers[0].kill()
+        wait_until(path.exists, 90, "an image that a worker holds", period=0.1)
+        held = json.loads(path.read_text())
+        (worker,) = (worker for worker in dranspose.workers if worker.pid == held["pid"])
+        worker.kill()
         rig.publish(images_of(range(N_IMAGES // 2, N_IMAGES)))
         assert example.wait(150) == 1, example.output
     match = re.fullmatch(r"not processed: (.*)", example.stdout[-1])
     missing = [i for first, last in spans(match[1]) for i in range(first, last + 1)] if match else []
     # After the image that it held, dranspose had assigned a few more to it, and none before.
-    assert min(missing, default=None) == int(held_row.read_text())
+    assert min(missing, default=None) == held["row"]
     assert len(missing) <= 10
     processed = sorted(set(range(N_IMAGES)) - set(missing))
     total = np.sum([pixels_of(i) for i in processed], axis=0, dtype=np.uint64)

@@ -33,10 +33,10 @@ class Dranspose(Closing):
         workers: the processes.
     """
 
-    def __init__(self, redis: RedisServer, stream: str, held_row: Path | None = None) -> None:
+    def __init__(self, redis: RedisServer, stream: str, held: Path | None = None) -> None:
         """Start them; the ingester pulls from the address `stream`. Skip the test without dranspose.
 
-        With the path `held_row` the first worker holds an image until it is killed, and names its row there.
+        With the path `held` a worker holds an image until it is killed, and writes its pid and the row there.
         """
         if not _PROGRAMS.exists():
             pytest.skip("needs the environment of dranspose, see .ci/make-dranspose")
@@ -49,12 +49,13 @@ class Dranspose(Closing):
             "REDUCER_URL": f"tcp://127.0.0.1:{free_port()}",
             "PYTHONPATH": str(ROOT / "tests"),
             # For support.peers.holding_worker.
-            "STDDAQ_TEST_HELD_ROW": str(held_row),
+            "STDDAQ_TEST_HELD": str(held),
         }
         (block,) = (block for block in blocks_of(PAGE) if "dranspose.controller" in block.text)
         text = block.text
-        if held_row is not None:
-            text = text.replace("live_flat_field:Worker", "support.peers.holding_worker:Worker", 1)
+        if held is not None:
+            # dranspose may give one worker nearly all images, so each of them can be the one.
+            text = text.replace("live_flat_field:Worker", "support.peers.holding_worker:Worker")
         self.workers = [
             service
             for line in text.splitlines()
