@@ -232,7 +232,7 @@ class ModuleSync:
         if image is None:
             if key <= self._released:
                 self._n_late += 1
-                return False
+                return bool(self._keys)
             image = self._images[key] = ModuleImage(key, message, link_set, scan_id, received, now)
             heapq.heappush(self._keys, key)
             self._arrivals.append(image)
@@ -240,10 +240,10 @@ class ModuleSync:
             self._first = self._images[self._keys[0]]
         elif image.scan_id != scan_id:
             self._n_late += 1  # Of another scan with the same ids: its own image has left.
-            return False
+            return True
         elif image.arrived & bit:
             self.n_repeated += 1
-            return False
+            return True
         elif received and not -self._overtaken <= received - image.received <= self._overtaken:
             is_certain = is_certain and not self._are_apart(image, received)
         image.arrived |= bit

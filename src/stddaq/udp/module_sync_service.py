@@ -35,8 +35,10 @@ from stddaq.udp.module_sync import DEFAULT_TIMEOUT_S, ModuleImage, ModuleSync
 
 PROGRAM = "std_data_sync_module"
 SOURCE = "sync"
-# Signals and statistics are checked at least once per this many messages.
+# The time is looked at at least once per this many messages.
 BATCH_LIMIT = 1000
+# What may be removed from outside is checked this often.
+CHECK_PERIOD_S = 0.5
 _DETECTORS_WITHOUT_MODULES = ("pco",)
 
 
@@ -81,13 +83,30 @@ class ModuleSyncService(Closing):
         for readable in (self._socket, self._publisher.socket, stop.fileno()):
             poller.register(readable, zmq.POLLIN)
         while not stop.poll():
-            # Nothing is given up while frames that it lacks may be among the queued messages.
-            if self._receive() < BATCH_LIMIT:
-                self._publish(time.monotonic())
-                self._sleep(poller)
+            self._serve_images(poller, time.monotonic() + min(CHECK_PERIOD_S, self._statistics.due_in))
             self._publisher.count_subscribers()
             self._binding.check()
             self._report()
+
+    def _serve_images(self, poller: zmq.Poller, check_at: float) -> None:
+        """Announce images until `check_at`, or until anything but a frame arrives.
+
+        Nothing else is done between two images: after each wake-up the caches are cold.
+        """
+        sync, clock = self._sync, time.monotonic
+        while True:
+            n, now, due_at = self._receive(), clock(), sync.due_at
+            # Nothing is given up while frames that it lacks may be among the queued messages.
+            if due_at <= now and n < BATCH_LIMIT:
+                self._publish(now)
+                due_at = sync.due_at
+            if now >= check_at:
+                return
+            if n < BATCH_LIMIT:
+                delay = math.ceil((min(check_at, due_at) - now) * 1000)
+                readable = poller.poll(max(0, delay))
+                if any(each is not self._socket for each, _ in readable):
+                    return
 
     def _receive(self) -> int:
         """Receive up to `BATCH_LIMIT` messages, and announce what is complete. Return their number."""
@@ -100,10 +119,6 @@ class ModuleSyncService(Closing):
             if add(message, clock()):
                 self._publish(-math.inf)
         return BATCH_LIMIT
-
-    def _sleep(self, poller: zmq.Poller) -> None:
-        delay = min(self._statistics.due_in, self._sync.due_at - time.monotonic())
-        poller.poll(max(0, math.ceil(delay * 1000)))
 
     def _publish(self, now: float) -> None:
         """Announce complete images. Give up those that are incomplete and overdue at `now`."""
