@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -29,6 +30,14 @@ class Conversion(Protocol):
 
     def convert(self, frame: np.ndarray, image: np.ndarray, message: np.ndarray) -> None:
         """Write a frame (bytes of its slot) into the image (height, width). `message` announced it."""
+        ...
+
+    def convert_frames(self, loop: kernels.FrameLoop, frames: np.ndarray, images: np.ndarray) -> int:
+        """Convert frames as they are announced. Return why something else is to be done; see `kernels`.
+
+        `frames`: bytes (slots, bytes of a slot); `images`: (slots, height, width).
+        """
+        ...
 
 
 class GigaFrostConversion(Conversion):
@@ -36,20 +45,15 @@ class GigaFrostConversion(Conversion):
 
     def __init__(self, config: DetectorConfig, module: int) -> None:
         """Raise `ConfigError` or `GeometryError` for what the camera does not have."""
-        self._place, self.pixel_counts = placement(config, module), {}
+        place, self.pixel_counts = placement(config, module), {}
+        self._arguments = place.first_row, place.row_step, place.first_column, place.n_rows, place.n_columns
 
     def convert(self, frame: np.ndarray, image: np.ndarray, message: np.ndarray) -> None:
         del message
-        place = self._place
-        kernels.place_gigafrost(
-            frame,
-            image,
-            place.first_row,
-            place.row_step,
-            place.first_column,
-            place.n_rows,
-            place.n_columns,
-        )
+        kernels.place_gigafrost(frame, image, *self._arguments)
+
+    def convert_frames(self, loop: kernels.FrameLoop, frames: np.ndarray, images: np.ndarray) -> int:
+        return kernels.place_gigafrost_frames(loop, frames, images, *self._arguments)
 
 
 class EigerConversion(Conversion):
@@ -57,21 +61,20 @@ class EigerConversion(Conversion):
 
     def __init__(self, config: DetectorConfig, module: int) -> None:
         """Raise `ConfigError` for a module without a position."""
-        self._place, self._dtype = placement(config, module), config.dtype
+        place, self._dtype = placement(config, module), config.dtype
         self.pixel_counts = {}
+        columns = EIGER_CHIP_COLUMNS, EIGER_GAP_COLUMNS
+        self._arguments = place.first_row, place.row_step, place.first_column, *columns
 
     def convert(self, frame: np.ndarray, image: np.ndarray, message: np.ndarray) -> None:
         del message
-        place = self._place
-        kernels.place_chips(
-            frame.view(self._dtype).reshape(EIGER_FRAME_SIZE),
-            image,
-            place.first_row,
-            place.row_step,
-            place.first_column,
-            EIGER_CHIP_COLUMNS,
-            EIGER_GAP_COLUMNS,
-        )
+        kernels.place_chips(self._pixels(frame), image, *self._arguments)
+
+    def convert_frames(self, loop: kernels.FrameLoop, frames: np.ndarray, images: np.ndarray) -> int:
+        return kernels.place_chips_frames(loop, self._pixels(frames), images, *self._arguments)
+
+    def _pixels(self, frames: np.ndarray) -> np.ndarray:
+        return frames.view(self._dtype).reshape(*frames.shape[:-1], *EIGER_FRAME_SIZE)
 
 
 class JungfrauRawConversion(Conversion):
@@ -79,11 +82,15 @@ class JungfrauRawConversion(Conversion):
 
     def __init__(self, config: DetectorConfig, module: int) -> None:
         """Raise `ConfigError` for a module without a position."""
-        self._place, self.pixel_counts = placement(config, module), {}
+        place, self.pixel_counts = placement(config, module), {}
+        self._arguments = place.first_row, place.first_column
 
     def convert(self, frame: np.ndarray, image: np.ndarray, message: np.ndarray) -> None:
         del message
-        kernels.place(_jungfrau_pixels(frame), image, self._place.first_row, self._place.first_column)
+        kernels.place(_jungfrau_pixels(frame), image, *self._arguments)
+
+    def convert_frames(self, loop: kernels.FrameLoop, frames: np.ndarray, images: np.ndarray) -> int:
+        return kernels.place_frames(loop, _jungfrau_pixels(frames), images, *self._arguments)
 
 
 class JungfrauConversion(Conversion):
@@ -111,9 +118,28 @@ class JungfrauConversion(Conversion):
             tables.pedestals,
             tables.factors,
         )
-        for reason, count in zip(self.pixel_counts, counts, strict=True):  # pyright: ignore[reportArgumentType]
+        self._count(counts)  # pyright: ignore[reportArgumentType]
+
+    def convert_frames(self, loop: kernels.FrameLoop, frames: np.ndarray, images: np.ndarray) -> int:
+        low, high = self._parameters.low, self._parameters.high
+        counts = np.zeros(len(self.pixel_counts), np.int64)
+        reason = kernels.convert_jungfrau_frames(
+            loop,
+            _jungfrau_pixels(frames),
+            images,
+            self._place.first_row,
+            self._place.first_column,
+            (low.pedestals, low.factors),
+            (high.pedestals, high.factors),
+            counts,
+        )
+        self._count(counts.tolist())
+        return reason
+
+    def _count(self, counts: Iterable[int]) -> None:
+        for reason, count in zip(self.pixel_counts, counts, strict=True):
             self.pixel_counts[reason] += count
 
 
-def _jungfrau_pixels(frame: np.ndarray) -> np.ndarray:
-    return frame.view("<u2").reshape(JUNGFRAU_SIZE)
+def _jungfrau_pixels(frames: np.ndarray) -> np.ndarray:
+    return frames.view("<u2").reshape(*frames.shape[:-1], *JUNGFRAU_SIZE)

@@ -2,7 +2,8 @@
 
 Each converter writes its part of the slot, then pushes the message of the frame to the module synchroniser,
 which announces the image when all parts are there. A frame whose slot was overwritten while it was converted
-is not pushed, so its image stays incomplete.
+is not pushed, so its image stays incomplete. Compiled code does so for the frames of a receiver of stddaq
+(see `SteadyConverter`), and the rules in Python for all others.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 import gc
 import math
 import secrets
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -35,16 +37,19 @@ from stddaq.errors import ConfigError
 from stddaq.text import mismatch
 from stddaq.udp.arguments import UdpArgumentParser
 from stddaq.udp.frame_message import BY_CONVERTER, IN_ORDER, frame_layout
-from stddaq.udp.frame_ring import FRAME_SLOTS, FrameSubscriber
+from stddaq.udp.frame_ring import FRAME_SLOTS, FrameMemory, FrameSubscriber, image_memory
 from stddaq.udp.geometry import frame_bytes
 from stddaq.udp.jungfrau_gains import read_psi_files, read_std_daq_file
 
 if TYPE_CHECKING:
     from stddaq.udp.conversion import Conversion
+    from stddaq.udp.steady_converter import SteadyConverter
 
 # A receiver (C++) without cursor may be writing this many frames ahead of its announcements.
 MARGIN = 50
 BATCH_LIMIT = 100
+# What may be removed from outside is checked this often.
+CHECK_PERIOD_S = 0.5
 
 
 class Converter(Closing):
@@ -62,7 +67,7 @@ class Converter(Closing):
         self._reported = (0, 0)
         self._frames = FrameSubscriber(config, module)
         try:
-            self._ring = RingBuffer(config, "image", n_parts=config.n_modules)
+            self._use(RingBuffer(config, "image", n_parts=config.n_modules))
         except BaseException:
             self._frames.close()
             raise
@@ -78,13 +83,16 @@ class Converter(Closing):
             self._binding = Binding(self._presence, endpoints.converter(config.detector_name, module))
         except BaseException:
             self._context.destroy()
+            del self._images
             self._ring.close()
             self._frames.close()
             raise
+        sockets = self._frames.socket, self._frames.monitor, self._socket
+        self._steady = _steady(conversion, config, module, [socket.underlying for socket in sockets])
         self._statistics = StatisticsLine(config, self._registry(program), self._pairs)
 
     def _use(self, ring: RingBuffer) -> None:
-        self._ring = ring
+        self._ring, self._images = ring, image_memory(ring)
 
     def serve(self, stop: StopRequest) -> None:
         """Convert frames until asked to stop."""
@@ -92,18 +100,37 @@ class Converter(Closing):
         poller.register(self._frames.socket, zmq.POLLIN)
         poller.register(stop.fileno(), zmq.POLLIN)
         while not stop.poll():
-            self._receive()
+            if self._steady.is_possible and not self._waiting:
+                self._convert_steady(stop)
+            else:
+                self._receive()
             for _ in range(min(len(self._waiting), BATCH_LIMIT)):
                 self._convert(self._waiting.popleft())
-            if not self._waiting:
+            if not self._steady.is_possible and not self._waiting:
                 poller.poll(max(0, math.ceil(self._statistics.due_in * 1000)))
             self._check()
             self._report()
 
-    def _receive(self) -> None:
-        """Receive all messages: only the newest says which slots of a C++ receiver are overwritten."""
+    def _convert_steady(self, stop: StopRequest) -> None:
+        """Convert the frames of a receiver of stddaq, by compiled code, until anything else is due."""
+        steady, due = self._steady, time.monotonic() + min(CHECK_PERIOD_S, self._statistics.due_in)
+        steady.convert(self._frames.frames, self._images, self._mark, due, stop.fileno())
+        self._mark = steady.mark
+        n_converted, n_overwritten = steady.counts
+        self.n_converted += n_converted
+        self.n_overwritten += n_overwritten
+        if (message := steady.received) is not None:
+            self._receive([message])
+        elif (message := steady.unsent) is not None:
+            self._send(message)
+
+    def _receive(self, before: Sequence[bytes] = ()) -> None:
+        """Receive all messages: only the newest says which slots of a C++ receiver are overwritten.
+
+        `before`: received elsewhere.
+        """
         waiting = self._waiting
-        waiting.extend(self._frames.receive(FRAME_SLOTS))
+        waiting.extend(self._frames.receive(FRAME_SLOTS, before))
         while len(waiting) > FRAME_SLOTS:
             waiting.popleft()
             self.n_overwritten += 1
@@ -142,11 +169,14 @@ class Converter(Closing):
         pushed["sequence"] = mark
         if self._is_gigafrost:
             pushed["link_set"] = self._module // GIGAFROST_MODULES
+        self._send(pushed.tobytes())
+        self.n_converted += 1
+
+    def _send(self, message: bytes) -> None:
         try:
-            self._socket.send(pushed.tobytes(), zmq.NOBLOCK)
+            self._socket.send(message, zmq.NOBLOCK)
         except zmq.Again:
             self.n_dropped += 1
-        self.n_converted += 1
 
     def _check(self) -> None:
         """Once a second, attach again to rings that were removed."""
@@ -197,6 +227,7 @@ class Converter(Closing):
         self._binding.close()
         self._context.destroy(linger=1000)
         self._frames.close()
+        del self._images
         self._ring.close()
 
 
@@ -290,12 +321,28 @@ def _conversion(config: DetectorConfig, args: argparse.Namespace) -> Conversion:
     return conversions.JungfrauConversion(config, module, parameters)
 
 
+def _steady(
+    conversion: Conversion, config: DetectorConfig, module: int, sockets: Sequence[int] = (0, 0, 0)
+) -> SteadyConverter:
+    # Only conversions need the extra `udp`.
+    from stddaq.udp.steady_converter import SteadyConverter
+
+    link_set = module // GIGAFROST_MODULES if config.detector_type == "gigafrost" else None
+    return SteadyConverter(conversion, module % config.n_modules, link_set, sockets)
+
+
 def load_compiled_code(conversion: Conversion, config: DetectorConfig) -> None:
     """Convert a frame of zeros, so that no frame waits for the compiler or its cache."""
     from stddaq.udp import kernels
 
     message = np.zeros((), frame_layout(config.detector_type))
-    frame = np.zeros(frame_bytes(config), np.uint8)
-    image = np.zeros(config.image_shape, config.dtype)
-    kernels.make_ready(lambda: conversion.convert(frame, image, message), kernels.place)
+    frame, cursor = np.zeros(frame_bytes(config), np.uint8), np.zeros(1, np.uint64)
+    image, steady = np.zeros(config.image_shape, config.dtype), _steady(conversion, config, 0)
+
+    def first_call() -> None:
+        conversion.convert(frame, image, message)
+        frames, images = FrameMemory(frame[np.newaxis], cursor), FrameMemory(image[np.newaxis], cursor)
+        steady.convert(frames, images, mark=0, due=0.0, stop=0)
+
+    kernels.make_ready(first_call, kernels.place)
     conversion.pixel_counts.update(dict.fromkeys(conversion.pixel_counts, 0))

@@ -8,7 +8,7 @@ the ring, as beside every ring of stddaq, so that a converter notices when its s
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,11 +38,19 @@ def _geometry(config: DetectorConfig) -> RingGeometry:
 class FrameMemory(NamedTuple):
     """Where frames go, as arrays.
 
-    `slots`: bytes (slots, bytes of a slot); `cursor`: words of the cursor segment (see `ring_buffer`).
+    `slots`: bytes (slots, bytes of a slot), or images (slots, height, width); `cursor`: words of the cursor
+    segment (see `ring_buffer`).
     """
 
     slots: np.ndarray
     cursor: np.ndarray
+
+
+def image_memory(ring: RingBuffer) -> FrameMemory:
+    """Return the slots of a ring as images, and its cursor; to be released before the ring is closed."""
+    n_slots = ring.geometry.n_slots
+    pixels = np.frombuffer(ring.memory[: n_slots * ring.geometry.image_bytes], ring.dtype)
+    return FrameMemory(pixels.reshape(n_slots, *ring.shape), np.frombuffer(ring.cursor, np.uint64))
 
 
 class FramePublisher(RingPublisher):
@@ -98,6 +106,7 @@ class FrameSubscriber(Closing):
 
     Attributes:
         socket: SUB socket, for pollers.
+        frames: the ring, for code that checks slots itself. Replaced with the ring; do not keep.
         n_malformed: messages that announce no frame.
     """
 
@@ -105,21 +114,29 @@ class FrameSubscriber(Closing):
         """Attach to the ring of a module and subscribe. Raise `EndpointError` and `GeometryError`."""
         self._layout = frame_layout(config.detector_type)
         self.n_malformed = 0
-        self._ring = RingBuffer(config, str(module), geometry=_geometry(config))
+        self._use(RingBuffer(config, str(module), geometry=_geometry(config)))
         self._context = zmq.Context()
         self.socket = open_socket(self._context, zmq.SUB)
         self.socket.subscribe(b"")
         self._connection = Connection(self.socket, metadata_stream(config.detector_name, str(module)))
 
     def _use(self, ring: RingBuffer) -> None:
+        slots, cursor = image_memory(ring)
+        self.frames = FrameMemory(slots.reshape(FRAME_SLOTS, -1), cursor)
         self._ring = ring
 
-    def receive(self, limit: int) -> Iterator[np.ndarray]:
+    @property
+    def monitor(self) -> zmq.Socket:
+        """Socket that is readable while connections have changed since the last `receive`."""
+        return self._connection.monitor
+
+    def receive(self, limit: int, before: Sequence[bytes] = ()) -> Iterator[np.ndarray]:
         """Yield the messages of the frames that were announced, at most `limit`: 0-dimensional arrays.
 
-        The array is read-only; `tobytes` gives the message with all its 64 bytes.
+        The array is read-only; `tobytes` gives the message with all its 64 bytes. `before`: messages that
+        were received from `socket` since the last call.
         """
-        for received in self._connection.receive(limit):
+        for received in self._connection.receive(limit, before):
             message = parse_frame(received, self._layout)
             if message is None:
                 self.n_malformed += 1
@@ -148,5 +165,6 @@ class FrameSubscriber(Closing):
 
     def close(self) -> None:
         """Unsubscribe and detach."""
+        del self.frames
         self._context.destroy(linger=0)
         self._ring.close()

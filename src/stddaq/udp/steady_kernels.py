@@ -12,13 +12,12 @@ See `SteadyFrames` for the arrays.
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from stddaq.udp.frame_message import SEQUENCE_MASK
 from stddaq.udp.frame_pace import LONGEST_PERIOD_S
 from stddaq.udp.kernels import compiled
+from stddaq.udp.zmq_function import call_zmq
 
 # Places in `state`: what is constant,
 N_PACKETS, N_EQUAL, LAST_BYTES, STEP, HIGHEST_ID, ID_WORD, ID_SHIFT, ID_IS_DOUBLE, ID_MASK = range(9)
@@ -43,6 +42,9 @@ SEQUENCE_WORD, FIRST_SLOT_WORD = 7, 24
 # As a fraction: see `frame_pace.INTERVAL_DECAY`.
 _DECAY = 95, 100
 _LONGEST_PERIOD = round(LONGEST_PERIOD_S * 1e9)
+# Frames that are so rare cost little, so that more wake-ups are allowed for each: to wait half as long as it
+# should take, again and again, misses the last packet by less. As a fraction of the shortest wait otherwise.
+_RARE_PERIOD, _SHORTER = 5_000_000, 5
 _LOW_32 = 0xFFFFFFFF
 _NO_BITS = np.uint64(0)
 
@@ -158,28 +160,13 @@ def take(
     return state[N_TAKEN]
 
 
-@intrinsic
-def _call_send(typing_context, function, socket, message, n_bytes):
-    """Call zmq_send, whose address is `function`."""
-    del typing_context, function, socket, message, n_bytes
-
-    def generate(context, builder, signature, arguments):
-        del context, signature
-        address, *values = arguments
-        word, number = ir.IntType(64), ir.IntType(32)
-        kind = ir.FunctionType(number, [word, word, word, number])
-        return builder.call(builder.inttoptr(address, kind.as_pointer()), [*values, number(_ZMQ_DONTWAIT)])
-
-    return types.int32(types.intp, types.intp, types.intp, types.intp), generate
-
-
 @compiled
 def _announce(state, messages, function, socket):
     """Send the messages of the complete frames. Return whether this was possible."""
     n_bytes = messages.shape[1] * 8
     while function and state[N_SENT] < state[N_DONE]:
         message = messages.ctypes.data + state[N_SENT] * n_bytes
-        n_sent = _call_send(function, socket, message, n_bytes)  # pyright: ignore[reportCallIssue]
+        n_sent = call_zmq(function, socket, message, n_bytes, _ZMQ_DONTWAIT)  # pyright: ignore[reportCallIssue]
         if n_sent != n_bytes:
             break  # Python tries again, and raises what this is.
         state[N_SENT] += 1
@@ -207,6 +194,14 @@ def _complete_in(state, now):
         # The packets that opened it had waited for an unknown time.
         state[INTERVAL] = (state[LAST_AT] - state[OPENED_AT]) // (state[ROW] - state[OPENED_WITH])
     return (state[N_PACKETS] - state[ROW]) * state[INTERVAL]
+
+
+@compiled
+def _wait_for(state, expected, shortest, longest):
+    """Return how long to wait for packets that should all have arrived after `expected`."""
+    if state[PERIOD] < _RARE_PERIOD:
+        return min(max(expected, shortest), longest)
+    return min(max(expected // 2, shortest // _SHORTER), longest)
 
 
 @compiled
@@ -264,7 +259,7 @@ def receive(
         ):
             # Not for the first packet of a frame that is expected anyway: each wake-up costs as many packets.
             has_waited = True
-            wait = min(max(_complete_in(state, now), shortest), longest)
+            wait = _wait_for(state, _complete_in(state, now), shortest, longest)
         else:
             until = min(due, state[LAST_AT] + idle) if state[ROW] else due
             if was_readable or until <= now:
@@ -277,8 +272,9 @@ def receive(
             was_readable = polled[0] >> _REVENTS_SHIFT != 0
             wait = 0
             if was_readable and state[ROW] == 0:
-                wait = min(state[N_PACKETS] * state[INTERVAL], longest)
-                if wait < shortest:
+                expected = state[N_PACKETS] * state[INTERVAL]
+                wait = _wait_for(state, expected, shortest, longest)
+                if wait > expected:
                     wait = 0
         if wait:
             _sleep(clock, wait)
