@@ -39,6 +39,7 @@ def raw_rows(
         epochs_known=epochs is not None,
         row_dtype=ROW,
         unclosed=False,
+        id_step=0,
         status=np.ones(len(ids), np.uint64),
         image_shape=(2, 3),
         dtype=np.dtype("<u2"),

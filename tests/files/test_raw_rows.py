@@ -1,4 +1,4 @@
-"""The rows of a raw file that another process is writing."""
+"""The rows of a raw file, also of one that another process is writing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
+from h5py import h5d  # pyright: ignore[reportAttributeAccessIssue]
+from support.data.raw_files import FILE_FORMAT
 
+from stddaq.files import row_tables
+from stddaq.files.raw_file import CHECKSUM_DTYPE, METADATA_DTYPE
 from stddaq.files.raw_rows import read_raw_file
 
 # Writes two more images for each line of its standard input, as a writer does: pixels first, then rows.
@@ -55,7 +60,7 @@ def test_rows_are_never_ahead_of_the_images_of_a_growing_file(
             return growing
 
         grow()
-        monkeypatch.setattr(h5py.Group, "get", grow_before(h5py.Group.get))
+        monkeypatch.setattr(h5d, "open", grow_before(h5d.open))
         monkeypatch.setattr(h5py.Group, "__getitem__", grow_before(h5py.Group.__getitem__))
         rows = read_raw_file(path, allow_unclosed=True)
         monkeypatch.undo()
@@ -64,3 +69,75 @@ def test_rows_are_never_ahead_of_the_images_of_a_growing_file(
     assert rows.image_ids.tolist() == list(range(rows.n_rows))
     assert 2 <= rows.n_rows <= rows.n_stored
     assert read_raw_file(path, allow_unclosed=True).n_rows > rows.n_rows
+
+
+def write_rows(path: Path, ids: list[int], status: list[int], dtype: np.dtype, **options: object) -> None:
+    """Write a raw file with these rows, and one pixel for each image."""
+    rows = np.zeros(len(ids), dtype)
+    rows["image_id"], rows["status"] = ids, status
+    with h5py.File(path, "w", libver=FILE_FORMAT) as file:
+        group = file.create_group("det")
+        group.attrs.update({"writer": 0, "run_id": "run-1"})
+        group.create_dataset("data", (len(ids), 1, 1), "<u2")
+        group.create_dataset("metadata", data=rows, **options)
+
+
+EVEN, GOOD = list(range(3, 43, 4)), [1] * 10
+
+
+@pytest.mark.parametrize(
+    ("ids", "status", "id_step"),
+    [
+        (EVEN, GOOD, 4),
+        (EVEN, [*GOOD[:8], 2, 3], 4),
+        (EVEN, [2, *GOOD[1:]], 4),
+        ([*EVEN[:4], *range(100, 124, 4)], GOOD, 0),
+        ([*EVEN[:4], *EVEN[:6]], GOOD, 0),
+        ([5] * 10, GOOD, 0),
+        (list(range(40, 20, -2)), GOOD, 0),
+        ([0, 2**63 + 1, 2**64 - 1], [1, 1, 1], 0),
+        ([7], [3], 0),
+        ([], [], 0),
+    ],
+    ids=["even", "bad at the end", "bad first", "gap", "restart", "same", "down", "far", "one", "none"],
+)
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (METADATA_DTYPE, {"chunks": (4,), "maxshape": (None,)}),
+        (METADATA_DTYPE, {"chunks": (3,), "maxshape": (None,), "compression": "gzip"}),
+        (METADATA_DTYPE, {}),
+        (CHECKSUM_DTYPE, {"chunks": (4,), "maxshape": (None,)}),
+    ],
+    ids=["chunks", "compressed", "contiguous", "checksums"],
+)
+def test_rows_that_are_read_in_blocks_are_those_of_the_file(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ids: list[int],
+    status: list[int],
+    id_step: int,
+    dtype: np.dtype,
+    options: dict[str, object],
+) -> None:
+    monkeypatch.setattr(row_tables, "BLOCK_ROWS", 4)
+    write_rows(tmp_path / "file0.h5", ids, status, dtype, **options)
+    for space in (None, np.empty(20, np.uint64), np.empty(1, np.uint64)):
+        rows = read_raw_file(tmp_path / "file0.h5", space=space)
+        assert rows.image_ids.tolist() == ids
+        assert rows.status.tolist() == status
+        assert rows.image_ids.dtype == rows.status.dtype == np.uint64
+        assert rows.id_step == id_step
+        drops = np.flatnonzero(np.diff(np.array(ids, object)) <= 0)
+        assert rows.n_steps_back == len(drops)
+
+
+def test_links_that_lead_nowhere_do_not_hide_the_images(tmp_path: Path) -> None:
+    write_rows(tmp_path / "file0.h5", EVEN, GOOD, METADATA_DTYPE)
+    with h5py.File(tmp_path / "file0.h5", "a") as file:
+        file["absent"] = h5py.SoftLink("/nothing")
+        file["elsewhere"] = h5py.ExternalLink("absent.h5", "/det")
+        file["number"] = 1
+    rows = read_raw_file(tmp_path / "file0.h5")
+    assert (rows.detector_name, rows.origin.run_id, rows.origin.writer) == ("det", "run-1", 0)
+    assert rows.image_ids.tolist() == EVEN

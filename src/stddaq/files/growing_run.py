@@ -174,5 +174,5 @@ def _datasets_of(path: Path) -> RawDatasets:
         data, metadata = group["data"], group["metadata"]
         assert isinstance(data, h5py.Dataset)
         assert isinstance(metadata, h5py.Dataset)
-        image_shape, run_id = (data.shape[1], data.shape[2]), Origin.of(group.attrs).run_id
+        image_shape, run_id = (data.shape[1], data.shape[2]), Origin.of(group).run_id
         return RawDatasets(path, group.name or "", image_shape, data.dtype, metadata.dtype, run_id)

@@ -33,6 +33,6 @@ def _writer_of(path: Path) -> int | None:
     try:
         with examine(path, allow_unclosed=True) as opened:
             group = raw_group(opened.file)
-            return Origin.of(group.attrs).writer if group else None
+            return Origin.of(group).writer if group else None
     except FileLayoutError:
         return None

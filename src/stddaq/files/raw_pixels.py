@@ -273,9 +273,7 @@ class RawPixels:
     def _check_rows(self, file: h5py.File, rows: np.ndarray) -> None:
         """Check that the file is of the same run, and holds the images that its rows were read for."""
         metadata, run_id = self._dataset(file, "metadata"), self.rows.origin.run_id
-        check_run_id(
-            self.path, Origin.of(metadata.parent.attrs).run_id, [run_id] if run_id else [], self.path
-        )
+        check_run_id(self.path, Origin.of(metadata.parent).run_id, [run_id] if run_id else [], self.path)
         if not len(rows):
             return
         first = int(rows.min())

@@ -6,15 +6,17 @@ have the same datasets, but no attributes that name the run and the writer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
+from h5py import h5g, h5o  # pyright: ignore[reportAttributeAccessIssue]
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.opening import Opened, examine
+from stddaq.files.row_tables import dataset_of, integer_attribute, read_rows, read_table, text_attribute
 from stddaq.text import mismatch
 
 
@@ -29,14 +31,14 @@ class Origin:
     source: str | None = None
 
     @classmethod
-    def of(cls, attributes: Mapping[str, object]) -> Origin:
-        """Read the attributes of an HDF5 group."""
+    def of(cls, group: h5py.HLObject) -> Origin:
+        """Read the attributes of the group of a file."""
         return cls(
-            writer=_integer(attributes.get("writer")),
-            number_of_writers=_integer(attributes.get("number_of_writers")),
-            image_division=_text(attributes.get("image_division")),
-            run_id=_text(attributes.get("run_id")) or None,
-            source=_text(attributes.get("source")),
+            writer=integer_attribute(group, "writer"),
+            number_of_writers=integer_attribute(group, "number_of_writers"),
+            image_division=text_attribute(group, "image_division"),
+            run_id=text_attribute(group, "run_id") or None,
+            source=text_attribute(group, "source"),
         )
 
 
@@ -69,6 +71,7 @@ class ImageRows:
         epochs: (n,) uint64: how often an id of the run was not above the one that arrived before it, be it
             a restart or a late id; (epoch, id) orders a run.
         epochs_known: False when `epochs` was derived from ids that do not increase.
+        id_step: from each id to the next one, if all steps are known to be the same and positive; else 0.
     """
 
     path: Path
@@ -79,11 +82,18 @@ class ImageRows:
     epochs_known: bool
     row_dtype: np.dtype
     unclosed: bool
+    id_step: int
 
     @property
     def n_rows(self) -> int:
         """Return the number of images of this file."""
         return len(self.image_ids)
+
+    @property
+    def has_epochs(self) -> bool:
+        """Return whether any epoch is not 0."""
+        # Most runs have one epoch, which is one value in memory.
+        return bool(np.any(self.epochs if self.epochs.strides != (0,) else self.epochs[:1]))
 
     @property
     def n_steps_back(self) -> int:
@@ -122,13 +132,13 @@ class RawRows(ImageRows):
         )
 
 
-def read_raw_file(path: Path, allow_unclosed: bool = False) -> RawRows:
-    """Read everything but the pixels of the raw file at `path`.
+def read_raw_file(path: Path, allow_unclosed: bool = False, space: np.ndarray | None = None) -> RawRows:
+    """Read everything but the pixels of the raw file at `path`, the ids to `space` (m,) uint64 if they fit.
 
     Raises `FileLayoutError` when it is missing, damaged, not a raw file, or holds fewer images than rows.
     """
     with examine(path, allow_unclosed) as opened:
-        return raw_file_of(path, opened)
+        return raw_file_of(path, opened, space)
 
 
 def read_metadata_file(path: Path, allow_unclosed: bool = False) -> ImageRows:
@@ -148,9 +158,9 @@ def _raw_members(file: h5py.File) -> tuple[h5py.Group, h5py.Dataset, h5py.Datase
     found: list[tuple[h5py.Group, h5py.Dataset, h5py.Dataset]] = []
     for group in _groups(file):
         # metadata first, as in `raw_file_of`: HDF5 keeps the length that a dataset had when first opened.
-        metadata = group.get("metadata")
-        data = group.get("data") if isinstance(metadata, h5py.Dataset) else None
-        if isinstance(metadata, h5py.Dataset) and isinstance(data, h5py.Dataset):
+        metadata = dataset_of(group, "metadata")
+        data = None if metadata is None else dataset_of(group, "data")
+        if metadata is not None and data is not None:
             found.append((group, metadata, data))
     return found[0] if len(found) == 1 else None
 
@@ -161,7 +171,7 @@ def metadata_group(file: h5py.File) -> h5py.Group | None:
     return groups[0] if len(groups) == 1 else None
 
 
-def raw_file_of(path: Path, opened: Opened) -> RawRows:
+def raw_file_of(path: Path, opened: Opened, space: np.ndarray | None = None) -> RawRows:
     """Do the same as `read_raw_file` with an open file."""
     found = _raw_members(opened.file)
     if found is None:
@@ -174,31 +184,31 @@ def raw_file_of(path: Path, opened: Opened) -> RawRows:
         )
     group, metadata, data = found
     # metadata first: in a growing file `data` is always ahead of it. Its shape is that of its opening.
-    rows = _table(path, metadata, ("image_id", "status"))
+    rows = read_rows(path, metadata, space)
     if opened.unclosed:
         data.refresh()
     if data.ndim != 3:
         raise FileLayoutError(f"{path}: {data.name}: found shape {data.shape}, expected (n, height, width)")
-    origin = Origin.of(group.attrs)
+    origin = Origin.of(group)
     if origin == Origin():
-        rows = _without_unused(rows, data.shape[0])
-    if data.shape[0] < len(rows):
+        rows = rows.without_unused(data.shape[0])
+    if data.shape[0] < len(rows.image_ids):
         raise FileLayoutError(
-            f"{path}: is short: {data.name} holds {data.shape[0]} images, its metadata {len(rows)} rows"
+            f"{path}: is short: {data.name} holds {data.shape[0]} images, "
+            f"its metadata {len(rows.image_ids)} rows"
         )
-    # Views of the rows if they have this type: copies of 10^6 take 10 ms.
-    image_ids, status = (rows[name].astype(np.uint64, copy=False) for name in ("image_id", "status"))
-    epochs, known = _epochs(path, group, image_ids)
+    epochs, known = _epochs(path, group, rows.image_ids, rows.id_step)
     return RawRows(
         path=path,
         detector_name=(group.name or "").lstrip("/"),
         origin=origin,
-        image_ids=image_ids,
+        image_ids=rows.image_ids,
         epochs=epochs,
         epochs_known=known,
-        row_dtype=metadata.dtype,
+        row_dtype=rows.dtype,
         unclosed=opened.unclosed,
-        status=status,
+        id_step=rows.id_step,
+        status=rows.status,
         image_shape=(data.shape[1], data.shape[2]),
         dtype=data.dtype,
         n_stored=data.shape[0],
@@ -218,49 +228,34 @@ def metadata_file_of(path: Path, opened: Opened) -> ImageRows:
         )
     metadata = group["metadata"]
     assert isinstance(metadata, h5py.Dataset)
-    image_ids = _table(path, metadata, ("image_id",))["image_id"].astype(np.uint64)
+    image_ids = read_table(path, metadata, ("image_id",))["image_id"].astype(np.uint64)
     epochs, known = _epochs(path, group, image_ids)
     return ImageRows(
         path=path,
         detector_name=(group.name or "").lstrip("/"),
-        origin=Origin.of(group.attrs),
+        origin=Origin.of(group),
         image_ids=image_ids,
         epochs=epochs,
         epochs_known=known,
         row_dtype=metadata.dtype,
         unclosed=opened.unclosed,
+        id_step=0,
     )
 
 
-def _table(path: Path, dataset: h5py.Dataset, columns: tuple[str, ...]) -> np.ndarray:
-    dtype = dataset.dtype
-    names = dtype.names or ()
-    missing = [name for name in columns if name not in names or dtype[name].kind not in "ui"]
-    if dataset.ndim != 1 or missing:
-        raise FileLayoutError(
-            f"{path}: {dataset.name}: found shape {dataset.shape} of {dtype}, "
-            f"expected one row per image with integer fields {', '.join(columns)}"
-        )
-    return dataset.fields(list(columns))[()] if len(names) > len(columns) else dataset[()]
-
-
-def _without_unused(rows: np.ndarray, n_images: int) -> np.ndarray:
-    """Return the rows of the images: a C++ writer leaves 1048576 rows, all others zero, beside one image."""
-    unused = rows[n_images:]
-    return rows if any(unused[name].any() for name in ("image_id", "status")) else rows[:n_images]
-
-
-def _epochs(path: Path, group: h5py.Group, image_ids: np.ndarray) -> tuple[np.ndarray, bool]:
+def _epochs(
+    path: Path, group: h5py.Group, image_ids: np.ndarray, id_step: int = 0
+) -> tuple[np.ndarray, bool]:
     """Return the epoch of each row, from the dataset `epochs`, else from ids that do not increase."""
-    dataset = group.get("epochs")
-    if not isinstance(dataset, h5py.Dataset) or dataset.shape == (0,):
-        drops = image_ids[1:] <= image_ids[:-1]
+    dataset = dataset_of(group, "epochs")
+    if dataset is None or dataset.shape == (0,):
+        drops = image_ids[:0] if id_step else image_ids[1:] <= image_ids[:-1]
         if not drops.any():
             return np.broadcast_to(np.uint64(0), image_ids.shape), False
         epochs = np.zeros(len(image_ids), np.uint64)
         epochs[1:] = np.cumsum(drops)
         return epochs, False
-    stored = _table(path, dataset, ("first_row", "epoch"))
+    stored = read_table(path, dataset, ("first_row", "epoch"))
     table = np.zeros((len(stored) + 1, 2), np.uint64)
     table[1:, 0], table[1:, 1] = stored["first_row"], stored["epoch"]
     entry = np.searchsorted(table[:, 0], np.arange(len(image_ids), dtype=np.uint64), side="right") - 1
@@ -272,24 +267,21 @@ def _epochs(path: Path, group: h5py.Group, image_ids: np.ndarray) -> tuple[np.nd
 
 
 def _groups(file: h5py.File) -> list[h5py.Group]:
-    members = (file.get(name) for name in file)
-    return [member for member in members if isinstance(member, h5py.Group)]
+    names, root = list[bytes](), h5g.open(file.id, b"/")
+    root.links.iterate(names.append)
+    found: list[h5py.Group] = []
+    for name in names:
+        with suppress(KeyError):  # A link that leads nowhere.
+            member = h5o.open(root, name)
+            if isinstance(member, h5g.GroupID):
+                found.append(h5py.Group(member))
+    return found
 
 
 def _has(group: h5py.Group, name: str) -> bool:
-    return isinstance(group.get(name), h5py.Dataset)
+    return dataset_of(group, name) is not None
 
 
 def _content(file: h5py.File) -> str:
     names = [f"/{name}" for name in file]
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
-
-
-def _integer(value: object) -> int | None:
-    return int(value) if isinstance(value, int | np.integer) else None
-
-
-def _text(value: object) -> str | None:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value if isinstance(value, str) else None

@@ -93,7 +93,10 @@ def rows_of_files(raw_files: Sequence[Path], allow_unclosed: bool = False) -> li
     absent = missing_between(paths)
     if absent is not None:
         raise FileLayoutError(f"{absent}: is missing, although {paths[-1].name} exists")
-    files = [read_raw_file(path, allow_unclosed) for path in paths]
+    files = [read_raw_file(paths[0], allow_unclosed)]
+    # The kernel clears one large piece of memory faster than many small ones.
+    space = np.empty((len(paths) - 1, files[0].n_rows), np.uint64)
+    files += [read_raw_file(path, allow_unclosed, space[i]) for i, path in enumerate(paths[1:])]
     _check_same(files, (*_IDENTITY, *_LAYOUT))
     return _in_place(files)
 

@@ -107,7 +107,7 @@ def _check_each(path: Path, dataset: h5py.Dataset, start: int, stop: int) -> Non
     for (name, member), n in n_rows.items():
         raw = path.parent / name
         with open_source(raw, member, n) as rows:
-            check_run_id(raw, Origin.of(rows.parent.attrs).run_id, run_ids, path)
+            check_run_id(raw, Origin.of(rows.parent).run_id, run_ids, path)
 
 
 @contextmanager
