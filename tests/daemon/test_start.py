@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import distribution
 
 import pytest
-from support.processes import without_sockets
+from support.processes import few_descriptors, without_sockets
 from support.processes.deployment import Deployment, console_script
 
 # Each daemon with its arguments after the configuration file.
@@ -81,9 +81,16 @@ def test_error_of_the_operating_system_at_the_start_is_one_line(deployment: Depl
     assert line == f"{daemon}: error: Too many open files"
 
 
+TOO_FEW = "limit of open files (ulimit -Hn): expected 128 or more, got 20"
+
+
 @pytest.mark.parametrize("daemon", DAEMONS)
 def test_too_few_descriptors_are_refused_before_libzmq_aborts(deployment: Deployment, daemon: str) -> None:
+    line = refusal(deployment, daemon, [sys.executable, "-P", few_descriptors.__file__, "20"])
+    assert line == f"{daemon}: error: {TOO_FEW}"
+
+
+def test_too_few_descriptors_of_a_shell_are_refused(deployment: Deployment) -> None:
     bin_directory = console_script("stddaq").removesuffix("stddaq")
     shell = ["sh", "-c", 'ulimit -n 20 && script=$1 && shift && exec "$0$script" "$@"', bin_directory]
-    line = refusal(deployment, daemon, shell)
-    assert line == f"{daemon}: error: limit of open files (ulimit -Hn): expected 128 or more, got 20"
+    assert refusal(deployment, "std_det_driver", shell) == f"std_det_driver: error: {TOO_FEW}"
