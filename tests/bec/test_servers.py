@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import h5py
@@ -102,9 +102,14 @@ LINE_SCAN = "scans.line_scan(dev.samx, -1, 1, steps=5, relative=False, exp_time=
 LONG_SCAN = "scans.line_scan(dev.samx, -1, 1, steps=200, relative=False, exp_time=0.01)"
 
 
-@pytest.fixture
-def beamline(deployment: Deployment, tmp_path: Path) -> Iterator[Beamline]:
-    with BecServers(tmp_path, deployment.env, DEVICES) as servers:
+@pytest.fixture(scope="module")
+def beamline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beamline]:
+    """Return a beamline for all tests, because its processes start slowly."""
+    directory = tmp_path_factory.mktemp("beamline")
+    with ExitStack() as close:
+        deployment = Deployment(directory)
+        close.callback(deployment.close)
+        servers = close.enter_context(BecServers(directory, deployment.env, DEVICES))
         yield Beamline(deployment, servers)
 
 
