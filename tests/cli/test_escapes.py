@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import zmq
 from support.processes.deployment import console_script
+from support.processes.preloaded import PreloadedProcess
 from websockets.sync.server import ServerConnection, serve
 
 from stddaq.wire.array10 import HeaderMaker
@@ -28,12 +29,15 @@ ROW = np.dtype([("image_id", "<u8"), ("status", "<u8")])
 
 
 def run(*arguments: object, cwd: Path | None = None) -> str:
-    """Run `stddaq`. Return all its output, which must be free of control characters."""
-    command = [console_script("stddaq"), *arguments]
-    done = subprocess.run(
-        [os.fsencode(str(word)) for word in command], capture_output=True, timeout=50, cwd=cwd, check=False
-    )
-    output = (done.stdout + done.stderr).decode(errors="surrogateescape")
+    """Run `stddaq`. Return all its output, which must be free of control characters.
+
+    Its bytes are read as they are: lines of text would hide a carriage return.
+    """
+    process = PreloadedProcess([console_script("stddaq"), *map(str, arguments)], os.environ, cwd)
+    with process.stdout, process.stderr:
+        written = process.stdout.buffer.read() + process.stderr.buffer.read()
+    process.wait(50)
+    output = written.decode(errors="surrogateescape")
     assert "Traceback" not in output
     for part in FORBIDDEN:
         assert part not in output, (part, output)

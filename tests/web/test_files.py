@@ -320,7 +320,7 @@ def test_files_of_a_current_run_can_be_read(rest: RestService) -> None:
 @pytest.fixture
 def hanging(start_rest: Callable[..., RestService]) -> RestService:
     """Start a service whose requests for files always exceed their timeout."""
-    return start_rest("--file-timeout", 0.05)
+    return start_rest("--file-timeout", 0.001)
 
 
 def test_a_hanging_file_system_does_not_block_the_service(hanging: RestService) -> None:

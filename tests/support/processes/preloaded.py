@@ -3,6 +3,9 @@
 Imports took half the time of the tests. A fork runs the same `main` of the same console script, with an
 environment and an exit code of its own, and so do the services that `stddaq up` starts. Other tests start the
 commands themselves (`house/test_house.py`, `daemon/test_refusals.py`), and so does `stddaq demo`.
+
+In these services `isolation.run_in_process`, which the requests for files and the repair use, forks as well.
+Its interpreters are started by `daemon/test_isolation.py`, and by services that are not `preloaded`.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from importlib.metadata import EntryPoints, distribution
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn, TextIO
+
+from stddaq.daemon import isolation
 
 # The slow imports. With OPENBLAS_NUM_THREADS=1 none of them starts a thread, which a fork would lose.
 IMPORTS = (
@@ -48,6 +53,9 @@ IMPORTS = (
     "support.processes.preloaded",
     "uvicorn",
 )
+# Of the interpreter that `isolation.run_in_process` starts.
+INTERPRETER_CODE = "from stddaq.daemon.isolation import main; main()"
+assert INTERPRETER_CODE in Path(isolation.__file__).read_text(), "isolation.py: expected INTERPRETER_CODE"
 
 
 class PreloadedProcess:
@@ -108,7 +116,7 @@ def _context() -> ForkServerContext:
     return context
 
 
-def _reader(connection: Connection) -> IO[str]:
+def _reader(connection: Connection) -> TextIO:
     file = os.fdopen(os.dup(connection.fileno()), errors="replace")
     connection.close()
     return file
@@ -131,6 +139,9 @@ def _carry_out(
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
     _start_services_as_forks()
+    if is_console_script(command[0]):
+        # Programs of the tests change modules in their process only.
+        subprocess.Popen = _PopenOfForks  # pyright: ignore[reportAttributeAccessIssue]
     # At its exit the interpreter would visit every object of numba, which takes 0.5 s.
     gc.freeze()
     sys.exit(_run(command))
@@ -172,8 +183,22 @@ def _start_services_as_forks() -> None:
     asyncio.create_subprocess_exec = start_as_fork
 
 
-def _become(command: list[str], preexec_fn: Callable[[], None]) -> NoReturn:
-    """Run `command` between fork and exec, and exit."""
+class _PopenOfForks(subprocess.Popen):
+    """Lets `isolation.run_in_process`, in this process, carry out functions in forks of this process.
+
+    A request for a small file takes 0.03 s then; its interpreter would import modules for 0.7 s.
+    """
+
+    def __init__(self, args: Any, *more: Any, **how: Any) -> None:
+        if isinstance(args, list) and args[-1] == INTERPRETER_CODE:
+            how["preexec_fn"] = partial(_become, args, lambda: None, isolation.main)
+        super().__init__(args, *more, **how)
+
+
+def _become(
+    command: list[str], preexec_fn: Callable[[], None], run: Callable[[], object] | None = None
+) -> NoReturn:
+    """Run `command`, or `run` in its place, between fork and exec, and exit."""
     code: object = 1
     try:
         preexec_fn()
@@ -185,7 +210,8 @@ def _become(command: list[str], preexec_fn: Callable[[], None]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # As Python does at its start; `subprocess` has restored the default for a program.
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        code = _run(command)
+        sys.stdin = open(0)  # noqa: SIM115  (this process ends by `_exit`)
+        code = run() if run else _run(command)
     except SystemExit as exited:
         code = exited.code
     except BaseException:  # noqa: BLE001  (what an interpreter does)
