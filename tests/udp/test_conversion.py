@@ -16,6 +16,7 @@ from support.processes.deployment import make_config
 from stddaq.config import DetectorConfig
 from stddaq.errors import ConfigError
 from stddaq.udp import kernels
+from stddaq.udp.compiling import make_ready
 from stddaq.udp.conversion import (
     EigerConversion,
     GigaFrostConversion,
@@ -299,7 +300,7 @@ def test_compiled_code_that_a_power_failure_has_emptied_is_compiled_again(
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "kept_code.py").write_text(
-        "from stddaq.udp.kernels import compiled\n@compiled\ndef one_more(n):\n    return n + 1\n"
+        "from stddaq.udp.compiling import compiled\n@compiled\ndef one_more(n):\n    return n + 1\n"
     )
     assert importlib.import_module("kept_code").one_more(1) == 2
     files = sorted((tmp_path / "__pycache__").glob("*.nb[ic]"))
@@ -309,6 +310,6 @@ def test_compiled_code_that_a_power_failure_has_emptied_is_compiled_again(
             file.write_bytes(b"")
         monkeypatch.delitem(sys.modules, "kept_code")
         one_more = importlib.import_module("kept_code").one_more
-        kernels.make_ready(lambda one_more=one_more: one_more(1), one_more)
+        make_ready(lambda one_more=one_more: one_more(1), one_more)
         assert one_more(1) == 2
         assert all(file.stat().st_size for file in files)

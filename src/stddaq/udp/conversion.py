@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,9 +24,11 @@ class Conversion(Protocol):
 
     Attributes:
         pixel_counts: pixels without a value so far, by reason.
+        kernel: compiled function of `convert_frames`.
     """
 
     pixel_counts: dict[str, int]
+    kernel: Any
 
     def convert(self, frame: np.ndarray, image: np.ndarray, message: np.ndarray) -> None:
         """Write a frame (bytes of its slot) into the image (height, width). `message` announced it."""
@@ -43,6 +45,8 @@ class Conversion(Protocol):
 class GigaFrostConversion(Conversion):
     """12 bits per pixel become 16."""
 
+    kernel = staticmethod(kernels.place_gigafrost_frames)
+
     def __init__(self, config: DetectorConfig, module: int) -> None:
         """Raise `ConfigError` or `GeometryError` for what the camera does not have."""
         place, self.pixel_counts = placement(config, module), {}
@@ -53,11 +57,13 @@ class GigaFrostConversion(Conversion):
         kernels.place_gigafrost(frame, image, *self._arguments)
 
     def convert_frames(self, loop: kernels.FrameLoop, frames: np.ndarray, images: np.ndarray) -> int:
-        return kernels.place_gigafrost_frames(loop, frames, images, *self._arguments)
+        return self.kernel(loop, frames, images, *self._arguments)
 
 
 class EigerConversion(Conversion):
     """Two chips side by side with gap columns between them."""
+
+    kernel = staticmethod(kernels.place_chips_frames)
 
     def __init__(self, config: DetectorConfig, module: int) -> None:
         """Raise `ConfigError` for a module without a position."""
@@ -71,7 +77,7 @@ class EigerConversion(Conversion):
         kernels.place_chips(self._pixels(frame), image, *self._arguments)
 
     def convert_frames(self, loop: kernels.FrameLoop, frames: np.ndarray, images: np.ndarray) -> int:
-        return kernels.place_chips_frames(loop, self._pixels(frames), images, *self._arguments)
+        return self.kernel(loop, self._pixels(frames), images, *self._arguments)
 
     def _pixels(self, frames: np.ndarray) -> np.ndarray:
         return frames.view(self._dtype).reshape(*frames.shape[:-1], *EIGER_FRAME_SIZE)
@@ -79,6 +85,8 @@ class EigerConversion(Conversion):
 
 class JungfrauRawConversion(Conversion):
     """Pixels with their gain bits, as they are."""
+
+    kernel = staticmethod(kernels.place_frames)
 
     def __init__(self, config: DetectorConfig, module: int) -> None:
         """Raise `ConfigError` for a module without a position."""
@@ -90,7 +98,7 @@ class JungfrauRawConversion(Conversion):
         kernels.place(_jungfrau_pixels(frame), image, *self._arguments)
 
     def convert_frames(self, loop: kernels.FrameLoop, frames: np.ndarray, images: np.ndarray) -> int:
-        return kernels.place_frames(loop, _jungfrau_pixels(frames), images, *self._arguments)
+        return self.kernel(loop, _jungfrau_pixels(frames), images, *self._arguments)
 
 
 class JungfrauConversion(Conversion):
@@ -99,6 +107,8 @@ class JungfrauConversion(Conversion):
     Pixels with gain bits that do not occur, and with the value for no data, become NaN; saturated ones become
     infinite.
     """
+
+    kernel = staticmethod(kernels.convert_jungfrau_frames)
 
     def __init__(self, config: DetectorConfig, module: int, parameters: GainParameters) -> None:
         """Raise `ConfigError` for a module without a position."""
@@ -123,7 +133,7 @@ class JungfrauConversion(Conversion):
     def convert_frames(self, loop: kernels.FrameLoop, frames: np.ndarray, images: np.ndarray) -> int:
         low, high = self._parameters.low, self._parameters.high
         counts = np.zeros(len(self.pixel_counts), np.int64)
-        reason = kernels.convert_jungfrau_frames(
+        reason = self.kernel(
             loop,
             _jungfrau_pixels(frames),
             images,

@@ -333,7 +333,7 @@ def _steady(
 
 def load_compiled_code(conversion: Conversion, config: DetectorConfig) -> None:
     """Convert a frame of zeros, so that no frame waits for the compiler or its cache."""
-    from stddaq.udp import kernels
+    from stddaq.udp.compiling import make_ready
 
     message = np.zeros((), frame_layout(config.detector_type))
     frame, cursor = np.zeros(frame_bytes(config), np.uint8), np.zeros(1, np.uint64)
@@ -344,5 +344,5 @@ def load_compiled_code(conversion: Conversion, config: DetectorConfig) -> None:
         frames, images = FrameMemory(frame[np.newaxis], cursor), FrameMemory(image[np.newaxis], cursor)
         steady.convert(frames, images, mark=0, due=0.0, stop=0)
 
-    kernels.make_ready(first_call, kernels.place)
+    make_ready(first_call, conversion.kernel)
     conversion.pixel_counts.update(dict.fromkeys(conversion.pixel_counts, 0))

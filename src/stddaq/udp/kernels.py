@@ -4,23 +4,19 @@ The loops over frames convert one after the other: between two of its calls the 
 caches. They return when anything but a frame of a receiver of stddaq is to be handled; see `SteadyConverter`.
 They are in this file, because numba does not notice when a function that a cached one calls was changed.
 
-All release the GIL. The compiled code is kept on disk: beside this file, in the user's cache directory, or
-where NUMBA_CACHE_DIR says. Where no directory is writable, each start compiles again, which takes seconds.
-Shapes are not checked here.
+All release the GIL. Shapes are not checked here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
 from stddaq.dataplane.ring_layout import CURSOR_HEADER
+from stddaq.udp.compiling import compiled
 from stddaq.udp.frame_message import BY_CONVERTER, FRAME_MESSAGE_BYTES, IN_ORDER, SEQUENCE_MASK
 from stddaq.udp.zmq_function import call_zmq
 
@@ -55,30 +51,6 @@ _DAQ_REC_SHIFT, HIGH_GAIN = np.uint64(16), np.uint64(1)
 _CLOCK_MONOTONIC, _NANOSECONDS, _MILLISECOND = 1, 10**9, 10**6
 _ZMQ_DONTWAIT, _ZMQ_POLLIN, _ZMQ_EVENTS, _POLLED_EVENTS = 1, 1, 15, 0xFFFFFFFFFFFF
 _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.intp))
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Return a function compiled at its first call, or loaded from the cache."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # No directory for the cache.
-        return numba.njit(nogil=True)(function)
-
-
-def make_ready(first_call: Callable[[], object], function: Any) -> None:
-    """Make the first call of compiled functions, of which `function` is one.
-
-    If it fails, their cache is removed, and they are compiled again: a power failure may leave empty files.
-    """
-    try:
-        first_call()
-    except Exception:
-        # There is no list of what damaged files raise. Another reason fails again.
-        if function.stats.cache_path is None:
-            raise
-        for path in Path(function.stats.cache_path).glob("*.nb[ic]"):
-            path.unlink(missing_ok=True)
-        first_call()
 
 
 @compiled

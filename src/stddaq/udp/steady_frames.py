@@ -7,27 +7,22 @@ From the first other packet on, the rules of `FrameAssembly` apply, until frames
 from __future__ import annotations
 
 import ctypes
-import fcntl
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from stddaq.udp import steady_kernels as kernels
 from stddaq.udp.batch_memory import BatchMemory
+from stddaq.udp.compiling import make_ready
 from stddaq.udp.frame import Frame
 from stddaq.udp.frame_message import FRAME_MESSAGE_BYTES
 from stddaq.udp.frame_ring import FrameMemory
-from stddaq.udp.kernels import make_ready
 from stddaq.udp.packets import Packets
 from stddaq.udp.steady_assembly import SteadyAssembly
 from stddaq.udp.zmq_function import address_of_send
 
 # Frames whose identities `FrameOrder` learns later, all at once.
 CAPACITY = 256
-# The compiler takes some seconds.
-COMPILE_TIMEOUT_S = 60.0
 _WORD_BITS = 64
 _NS = 1e9
 
@@ -71,25 +66,6 @@ def _message_words(packets: Packets, bits: int, n_words: int) -> np.ndarray:
     words = np.frombuffer(message, np.uint64).copy()
     words[1] = 0
     return words
-
-
-def _is_cached() -> bool:
-    """Return whether the cache has a `receive` that was compiled after its source had changed last."""
-    changed_at = Path(kernels.__file__).stat().st_mtime
-    found = Path(kernels.receive.stats.cache_path or "/nowhere").glob("steady_kernels.receive-*.nbc")
-    return any(each.stat().st_mtime > changed_at for each in found)
-
-
-def _wait_for_lock(descriptor: int) -> None:
-    """Lock an open file, unless another process keeps it locked for too long: then both compile."""
-    end = time.monotonic() + COMPILE_TIMEOUT_S
-    while time.monotonic() < end:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.1)
-        except OSError:
-            return  # NFS locks no files that are open for reading only.
 
 
 class SteadyFrames:
@@ -164,17 +140,10 @@ class SteadyFrames:
         opening[self._n_words] = frame.received
 
     def compile(self, frames: FrameMemory) -> None:
-        """Compile `receive`, or load it from the cache.
-
-        The receivers of a detector start together: one of them compiles, which takes several seconds, while
-        the others wait.
-        """
+        """Compile `receive`, or load it from the cache."""
         self._state[kernels.ID] = self._state[kernels.HIGHEST_ID] + 1
-        with Path(kernels.__file__).open("rb") as source:
-            if kernels.receive.stats.cache_path and not _is_cached():
-                _wait_for_lock(source.fileno())
-            nothing = np.zeros(2, np.int64), 0.0, (0.0, 0.0), 0.0
-            make_ready(lambda: self.receive(*nothing, frames), kernels.receive)
+        nothing = np.zeros(2, np.int64), 0.0, (0.0, 0.0), 0.0
+        make_ready(lambda: self.receive(*nothing, frames), kernels.receive)
 
     def aim(self, frames: FrameMemory) -> int:
         """Let the next payloads go where they belong. Return for how many there are places."""

@@ -14,9 +14,9 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
+from stddaq.udp.compiling import compiled
 from stddaq.udp.frame_message import SEQUENCE_MASK
 from stddaq.udp.frame_pace import LONGEST_PERIOD_S
-from stddaq.udp.kernels import compiled
 from stddaq.udp.zmq_function import call_zmq
 
 # Places in `state`: what is constant,
