@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stddaq.errors import ConfigError, FileLayoutError
-from stddaq.files.pixel_mask import pixel_mask, read_pixel_mask
+from stddaq.files.pixel_mask import read_pixel_mask, write_pixel_mask
 from stddaq.run_metadata import Detector
 
 
@@ -80,19 +80,46 @@ def test_masks_that_are_elsewhere_are_refused(tmp_path: Path):
             read_pixel_mask(f"{tmp_path}/mask.h5:/{name}", (2, 3))
 
 
+def written_mask(directory: Path, detector: Detector, image_shape: tuple[int, int]) -> np.ndarray | None:
+    """Return the mask that is written to a file; None without one."""
+    with h5py.File(directory / "file.h5", "w") as file:
+        stored = write_pixel_mask(file, "pixel_mask", detector, image_shape)
+    if stored is None:
+        return None
+    with h5py.File(directory / "file.h5") as file:
+        found = file["pixel_mask"]
+        assert isinstance(found, h5py.Dataset)
+        assert found.dtype == np.uint32
+        return found[()]
+
+
 def test_gaps_are_added_to_the_mask_of_the_file(tmp_path: Path):
     np.save(tmp_path / "mask.npy", np.array([[0, 2, 0], [0, 2, 0]], "<u4"))
     gaps = [[1, 0, 2, 0]]
-    assert pixel_mask(Detector(), (2, 3)) is None
-    without = pixel_mask(Detector(gaps=gaps), (2, 3))
+    assert written_mask(tmp_path, Detector(), (2, 3)) is None
+    without = written_mask(tmp_path, Detector(gaps=gaps), (2, 3))
     assert without is not None
     assert without.tolist() == [[0, 1, 1], [0, 0, 0]]
-    both = pixel_mask(Detector(gaps=gaps, mask_file=str(tmp_path / "mask.npy")), (2, 3))
+    both = written_mask(tmp_path, Detector(gaps=gaps, mask_file=str(tmp_path / "mask.npy")), (2, 3))
     assert both is not None
     assert both.tolist() == [[0, 3, 1], [0, 2, 0]]
 
 
+def test_large_mask_of_gaps_is_written_at_its_gaps_only(tmp_path: Path):
+    shape = (1100, 1000)
+    expected = np.zeros(shape, np.uint32)
+    expected[510:550] = 1
+    found = written_mask(tmp_path, Detector(gaps=[[0, 510, 999, 549]]), shape)
+    np.testing.assert_array_equal(found, expected)
+    stored = (tmp_path / "file.h5").stat()
+    assert stored.st_size > expected.nbytes > 512 * stored.st_blocks  # The rest of the file is a hole.
+
+    expected[:, 500:510] = expected[200:250, 900:] = 1
+    gaps = [[0, 510, 999, 549], [500, 0, 509, 1099], [900, 200, 999, 249]]
+    np.testing.assert_array_equal(written_mask(tmp_path, Detector(gaps=gaps), shape), expected)
+
+
 @pytest.mark.parametrize("gap", [[0, 0, 3, 0], [0, 0, 0, 2], [1, 0, 0, 0], [0, 1, 0, 0]])
-def test_gaps_outside_the_image_are_refused(gap: list[int]):
+def test_gaps_outside_the_image_are_refused(tmp_path: Path, gap: list[int]):
     with pytest.raises(ConfigError, match=r"detector\.gaps: expected corners x0 <= x1 < 3, y0 <= y1 < 2"):
-        pixel_mask(Detector(gaps=[gap]), (2, 3))
+        written_mask(tmp_path, Detector(gaps=[gap]), (2, 3))

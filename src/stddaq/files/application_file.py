@@ -18,6 +18,8 @@ from stddaq.open_directory import OutsideRootsError
 from stddaq.text import mismatch
 
 _ACCESS = new_file_access()
+# Values are written one by one. For each line of a gap in a mask HDF5 would read 64 KiB into a buffer.
+_ACCESS.set_sieve_buf_size(0)
 
 
 def write_application_file(

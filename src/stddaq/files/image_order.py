@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import overload
 
 import numpy as np
@@ -25,18 +26,18 @@ from stddaq.files.raw_rows import ImageRows, RawRows
 from stddaq.text import mismatch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ImageOrder:
     """All images of a run in order.
 
     Attributes:
-        image_ids: (n,) uint64.
+        ids: (n,) uint64, or the range of all ids of a run without gaps.
         epochs: (n,) uint64: how often an id was not above the one before it, as it arrived.
         positions: for each file (rows,) int64, increasing: which image of the run its rows are.
         image_division: "image_id", "arrival", or None when it is unknown.
     """
 
-    image_ids: np.ndarray
+    ids: np.ndarray | range
     epochs: np.ndarray
     positions: Sequence[np.ndarray]
     image_division: str | None
@@ -44,7 +45,21 @@ class ImageOrder:
     @property
     def n_images(self) -> int:
         """Return the number of images of the run."""
-        return len(self.image_ids)
+        return len(self.ids)
+
+    @cached_property
+    def image_ids(self) -> np.ndarray:
+        """Return the ids (n,) uint64."""
+        return self.ids_between(0, self.n_images)
+
+    def ids_between(self, start: int, stop: int) -> np.ndarray:
+        """Return the ids (m,) uint64 of the images from `start` to `stop` (not included)."""
+        ids = self.ids[start:stop]
+        if isinstance(ids, np.ndarray):
+            return ids
+        found = np.arange(len(ids), dtype=np.uint64)
+        found += np.uint64(ids.start)
+        return found
 
     @property
     def n_gaps(self) -> int:
@@ -175,9 +190,8 @@ def _without_gaps(files: Sequence[RawRows], division: str | None) -> ImageOrder 
             found[places] = True
         if not found.all():
             return None
-    image_ids = np.arange(n, dtype=np.uint64)
-    image_ids += first
-    return ImageOrder(image_ids, np.broadcast_to(np.uint64(0), n), positions, division)
+    ids = range(int(first), int(first) + n)
+    return ImageOrder(ids, np.broadcast_to(np.uint64(0), n), positions, division)
 
 
 def _sorted(files: Sequence[RawRows], division: str | None) -> ImageOrder:

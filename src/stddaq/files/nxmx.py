@@ -34,7 +34,7 @@ from stddaq.files.nexus import (
 )
 from stddaq.files.nexus_account import write_account
 from stddaq.files.nxmx_rules import check_for_nxmx, missing_for_nxmx
-from stddaq.files.pixel_mask import pixel_mask
+from stddaq.files.pixel_mask import write_pixel_mask
 from stddaq.files.run import RecordedRun
 from stddaq.files.sources import mark_with_run_ids
 from stddaq.run_metadata import ENERGY_TIMES_WAVELENGTH, Detector
@@ -203,9 +203,9 @@ class _Tree:
             ("y_pixels_in_detector", height),
         ):
             put_value(specific, name, np.uint32(number))
-        mask = pixel_mask(self._values.detector, (height, width))
+        mask = write_pixel_mask(detector, "pixel_mask", self._values.detector, (height, width))
         if mask is not None:
-            put_value(detector, "pixel_mask", mask, target=PIXEL_MASK)
+            set_attributes(mask, target=PIXEL_MASK)
             hard_link(specific, "pixel_mask", PIXEL_MASK)
 
     def _write_sample(self, entry: h5py.Group) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import h5py
 import numpy as np
+from h5py import h5t  # pyright: ignore[reportAttributeAccessIssue]
 
 from stddaq.errors import FileLayoutError
 from stddaq.files.exported_file import read_exported_file
 from stddaq.files.growing_run import settled
+from stddaq.files.image_order import ImageOrder
 from stddaq.files.names import find_run
 from stddaq.files.nexus import (
     ACCOUNT,
@@ -26,6 +28,7 @@ from stddaq.files.nexus import (
 )
 from stddaq.files.opening import examine
 from stddaq.files.raw_pixels import RawPixels
+from stddaq.files.row_tables import blocks_of
 from stddaq.files.run import RecordedRun, read_run, rows_of_files, run_of_rows
 from stddaq.files.sources import check_run_id, run_ids_of
 from stddaq.files.virtual import source_files
@@ -34,14 +37,15 @@ from stddaq.files.virtual import source_files
 Identity = tuple[str | None, int, int]
 
 
-COMPARED_TOGETHER = 2**15
-
-
 class _Images:
     """The images of a run in order. Their columns are merged when they are used: 10^6 images take 10 ms."""
 
     def __init__(self, run: RecordedRun) -> None:
-        self._run, self.ids = run, run.order.image_ids
+        self._run, self.n = run, run.order.n_images
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        return self._run.order.image_ids
 
     @cached_property
     def status(self) -> np.ndarray:
@@ -93,8 +97,8 @@ class OpenedRun:
         before = self._images
         self._take(run)
         if before is None:
-            return len(self.image_ids)
-        n = len(before.ids)
+            return self.n_images
+        n = before.n
         if not np.array_equal(self.places[:n], before.places) or not np.array_equal(
             self.image_ids[:n], before.ids
         ):
@@ -102,7 +106,11 @@ class OpenedRun:
                 f"{self.path}: image ids stepped back while it was recorded, and the order of its images is "
                 "known only now; open the run again"
             )
-        return len(self.image_ids) - n
+        return self.n_images - n
+
+    @property
+    def n_images(self) -> int:
+        return self._ordered.n
 
     @property
     def image_ids(self) -> np.ndarray:
@@ -130,7 +138,7 @@ class OpenedRun:
 
     @property
     def identity(self) -> Identity:
-        return self.identity_of_first(len(self.image_ids))
+        return self.identity_of_first(self.n_images)
 
     def identity_of_first(self, n: int) -> Identity:
         ids = np.ascontiguousarray(self.image_ids[:n])
@@ -233,7 +241,7 @@ def run_of_master(path: Path) -> RecordedRun:
         for raw in run.raw_files:
             check_run_id(raw.path, raw.origin.run_id, run_ids, path)
         if IMAGE_METADATA in opened.file:
-            is_same = _are_equal(image_ids, run.order.image_ids)
+            is_same = _are_ids_of(run.order, image_ids)
         else:  # Frames, also of ids that were skipped.
             shown_ids = image_ids[()]
             shown_ids = shown_ids[np.isin(shown_ids, run.order.image_ids)]
@@ -243,9 +251,11 @@ def run_of_master(path: Path) -> RecordedRun:
     return run
 
 
-def _are_equal(stored: h5py.Dataset, values: np.ndarray) -> bool:
-    """Compare a dataset with an array in parts that stay in the cache: 10^6 ids in half of the time."""
-    if stored.shape != values.shape:
-        return False
-    parts = (slice(start, start + COMPARED_TOGETHER) for start in range(0, len(values), COMPARED_TOGETHER))
-    return all(np.array_equal(stored[part], values[part]) for part in parts)
+def _are_ids_of(order: ImageOrder, stored: h5py.Dataset) -> bool:
+    """Compare in blocks, so that no memory is needed for all ids: 10^6 in a third of the time."""
+    if stored.shape != (order.n_images,) or stored.dtype != np.uint64:
+        return np.array_equal(stored[()], order.image_ids)
+    return all(
+        np.array_equal(ids, order.ids_between(start, start + len(ids)))
+        for start, ids in blocks_of(stored, h5t.NATIVE_UINT64)
+    )

@@ -6,10 +6,13 @@ user, 31 virtual.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
+from h5py import h5d, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 
 from stddaq.errors import ConfigError, FileLayoutError
 from stddaq.files.opening import check_is_file, examine
@@ -17,27 +20,61 @@ from stddaq.run_metadata import Detector
 from stddaq.text import mismatch, os_error_text, shown
 
 GAP, DEAD, BY_USER = np.uint32(1), np.uint32(1 << 1), np.uint32(1 << 8)
+# A mask of this size is sparse in the file: that of an Eiger 9M has 40 MB, which take 60 ms. HDF5 may store a
+# smaller one where it has stored something else before.
+SPARSE_BYTES = 2**20
 
 
-def pixel_mask(detector: Detector, image_shape: tuple[int, int]) -> np.ndarray | None:
-    """Return the mask (height, width) uint32 of a detector; None if it has neither gaps nor a file.
+def write_pixel_mask(
+    group: h5py.Group, name: str, detector: Detector, image_shape: tuple[int, int]
+) -> h5py.Dataset | None:
+    """Write the mask (height, width) uint32 of a detector to a new file; None if it has no gaps and no file.
 
     Raise `FileLayoutError` for the file, `ConfigError` for gaps that are not in the image.
     """
-    if detector.mask_file is None and not detector.gaps:
+    gaps = _gaps(detector, image_shape)
+    if detector.mask_file is None and not gaps:
         return None
+    if detector.mask_file is None and 4 * math.prod(image_shape) >= SPARSE_BYTES:
+        return _write_gaps(group, name, gaps, image_shape)
     if detector.mask_file is None:
         mask = np.zeros(image_shape, np.uint32)
     else:
         mask = read_pixel_mask(detector.mask_file, image_shape)
+    for gap in gaps:
+        mask[gap] |= GAP
+    stored = h5d.create(group.id, name.encode(), h5t.NATIVE_UINT32, h5s.create_simple(image_shape))
+    stored.write(h5s.ALL, h5s.ALL, mask)
+    return h5py.Dataset(stored)
+
+
+def _gaps(detector: Detector, image_shape: tuple[int, int]) -> list[tuple[slice, slice]]:
+    """Return the lines and columns of each gap. Raise `ConfigError`."""
     height, width = image_shape
+    found: list[tuple[slice, slice]] = []
     for gap in detector.gaps or ():
         x0, y0, x1, y1 = gap
         if not (x0 <= x1 < width and y0 <= y1 < height):
             expected = f"corners x0 <= x1 < {width}, y0 <= y1 < {height}"
             raise ConfigError(mismatch("detector.gaps", expected, shown(gap)))
-        mask[y0 : y1 + 1, x0 : x1 + 1] |= GAP
-    return mask
+        found.append((slice(y0, y1 + 1), slice(x0, x1 + 1)))
+    return found
+
+
+def _write_gaps(
+    group: h5py.Group, name: str, gaps: Sequence[tuple[slice, slice]], image_shape: tuple[int, int]
+) -> h5py.Dataset:
+    """Write a mask of gaps only. What is not written of a new file is zero, and takes no space."""
+    creation = h5p.create(h5p.DATASET_CREATE)
+    creation.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+    creation.set_fill_time(h5d.FILL_TIME_NEVER)
+    space = h5s.create_simple(image_shape)
+    stored = h5d.create(group.id, name.encode(), h5t.NATIVE_UINT32, space, creation)
+    for lines, columns in gaps:
+        values = np.full((lines.stop - lines.start, columns.stop - columns.start), GAP)
+        space.select_hyperslab((lines.start, columns.start), values.shape)
+        stored.write(h5s.create_simple(values.shape), space, values)
+    return h5py.Dataset(stored)
 
 
 def read_pixel_mask(name: str, image_shape: tuple[int, int]) -> np.ndarray:

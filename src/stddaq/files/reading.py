@@ -129,7 +129,7 @@ class Run:
     @property
     def n_images(self) -> int:
         """Return the number of images."""
-        return len(self._opened.image_ids if self._rows is None else self._rows)
+        return self._opened.n_images if self._rows is None else len(self._rows)
 
     def __len__(self) -> int:
         return self.n_images

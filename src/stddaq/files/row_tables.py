@@ -7,6 +7,7 @@ its values are the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,18 +68,24 @@ def read_rows(path: Path, metadata: h5py.Dataset, space: np.ndarray | None = Non
     n = metadata.shape[0]
     image_ids = np.empty(n, np.uint64) if space is None or len(space) < n else space[:n]
     status, steps = _Status(n), _Steps()
-    in_file = metadata.id.get_space()
-    chunk = metadata.chunks[0] if metadata.chunks else 1
-    size = max(1, BLOCK_ROWS // chunk) * chunk
-    block = np.empty(min(n, size), _ROW)
-    for start in range(0, n, size):
-        rows = block[: min(size, n - start)]
-        in_file.select_hyperslab((start,), (len(rows),))
-        metadata.id.read(h5s.create_simple(rows.shape), in_file, rows, _ROW_IN_MEMORY)
-        image_ids[start : start + len(rows)] = rows["image_id"]
+    for start, rows in blocks_of(metadata, _ROW_IN_MEMORY):
+        end = start + len(rows)
+        image_ids[start:end] = rows["image_id"]
         status.add(start, rows["status"])
-        steps.add(image_ids[max(0, start - 1) : start + len(rows)])
+        steps.add(image_ids[max(0, start - 1) : end])
     return Rows(image_ids, status.values(), steps.common(), dtype)
+
+
+def blocks_of(dataset: h5py.Dataset, in_memory: h5t.TypeID) -> Iterator[tuple[int, np.ndarray]]:
+    """Read a dataset (n,) in blocks: first row, and values that are valid until the next block."""
+    n, chunk = dataset.shape[0], dataset.chunks[0] if dataset.chunks else 1
+    size = max(1, BLOCK_ROWS // chunk) * chunk
+    in_file, block = dataset.id.get_space(), np.empty(min(n, size), in_memory.dtype)
+    for start in range(0, n, size):
+        values = block[: min(size, n - start)]
+        in_file.select_hyperslab((start,), (len(values),))
+        dataset.id.read(h5s.create_simple(values.shape), in_file, values, in_memory)
+        yield start, values
 
 
 class _Status:
