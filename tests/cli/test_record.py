@@ -121,7 +121,7 @@ def test_a_run_that_was_stopped_says_how_many_images_were_asked_for(services: St
 def test_numbered_runs_continue_after_those_of_the_directory(services: StartServices, directory: Path):
     running = services(*SIMULATE)
     for _ in range(2):
-        assert running.record(directory, "-n", 3, "--prefix", "scan", "--auto").wait(timeout=20) == 0
+        running.record(directory, "-n", 3, "--prefix", "scan", "--auto").succeed(20)
     masters = sorted(path.name for path in directory.glob("*Master.h5"))
     assert masters == ["scan_0001_Master.h5", "scan_0002_Master.h5"]
     refused = running.record(directory / "missing", "--auto")
@@ -136,7 +136,7 @@ def test_existing_files_are_refused_without_overwrite(services: StartServices, d
     assert refused.wait() == 1
     assert "refused" in refused.stderr[0]
     assert "file0.h5" in refused.stderr[0]
-    assert running.record(directory, "-n", 5, "--overwrite").wait() == 0
+    running.record(directory, "-n", 5, "--overwrite").succeed()
 
 
 def test_a_failed_run_is_exit_code_1_with_the_reason(deployment: Deployment, directory: Path):
@@ -234,7 +234,7 @@ def test_status_shows_the_state_and_the_last_run(services: StartServices, direct
     before = running.deployment.run(stddaq, "status", "--url", running.url)
     assert before.wait() == 0
     assert before.stdout[0] == "idle"
-    assert running.record(directory, "-n", 7).wait() == 0
+    running.record(directory, "-n", 7).succeed()
     after = running.deployment.run(stddaq, "status", "--url", running.url)
     assert after.wait() == 0
     assert "  outcome     saved" in after.stdout

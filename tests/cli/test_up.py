@@ -99,7 +99,7 @@ def test_a_killed_writer_is_restarted_and_takes_part_in_the_next_run(up: Callabl
     os.kill(child_named(running, "std_det_writer", "1"), signal.SIGKILL)
     running.process.wait_for_line(r"writer 1 was killed by SIGKILL; starting it again in 0\.5 s")
     running.process.wait_for_line(r"^writer 1 .*ready", start=n_lines)
-    assert running.record(tmp_path, "-n", 10).wait(timeout=20) == 0
+    running.record(tmp_path, "-n", 10).succeed(20)
 
 
 def test_a_service_that_keeps_crashing_ends_everything(capsys: pytest.CaptureFixture[str]):

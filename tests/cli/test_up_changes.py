@@ -140,11 +140,11 @@ def test_services_that_a_change_does_not_concern_keep_running(
     assert pid_of(running, "simulate") == source
     assert pid_of(running, "std_det_writer", "0") != writer
     assert pid_of(running, "std_det_writer", "2")
-    assert running.record(tmp_path, "-n", 10).wait(timeout=20) == 0
+    running.record(tmp_path, "-n", 10).succeed(20)
     running.deployment.write_config(number_of_writers=1)
     running.process.wait_for_line(CHANGED, start=len(running.process.stdout))
     assert not pid_of(running, "std_det_writer", "1")
-    assert running.record(tmp_path, "-n", 10, "--overwrite").wait(timeout=20) == 0
+    running.record(tmp_path, "-n", 10, "--overwrite").succeed(20)
 
 
 def test_live_streams_start_and_end_during_a_run(make_deployment: MakeDeployment, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_services_of_the_configuration_are_started_and_record(
     running = Up(deployment, "-s", "blosc2", *SIMULATE)
     assert pid_of(running, "std_data_compress_blosc2", "-t", "1")
     assert pid_of(running, "std_live_stream", address, "blosc2")
-    assert running.record(tmp_path, "-n", 10).wait(timeout=20) == 0
+    running.record(tmp_path, "-n", 10).succeed(20)
     import hdf5plugin  # noqa: F401  (registers the filter)
 
     with h5py.File(tmp_path / "fileMaster.h5") as file:
@@ -202,7 +202,7 @@ def test_a_camera_on_the_network_is_recorded(make_deployment: MakeDeployment, tm
     deployment.run(
         deployment.stddaq, "simulate-pco", deployment.config_path, address, "--rate", 100, ready="ready"
     )
-    assert running.record(tmp_path, "-n", 20).wait(timeout=30) == 0
+    running.record(tmp_path, "-n", 20).succeed(30)
     with h5py.File(tmp_path / "fileMaster.h5") as file:
         assert file["entry/data/data"].shape == (20, 32, 48)  # pyright: ignore
 

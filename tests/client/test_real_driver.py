@@ -24,6 +24,7 @@ from stddaq.client import (
     DriverClient,
     DriverTimeoutError,
     RunFailedError,
+    async_driver,
 )
 
 
@@ -148,6 +149,26 @@ def test_a_hung_driver_is_a_lost_connection(real_driver: RealDriver):
         with pytest.raises(ConnectionLostError, match="no status from the driver for 5 s"):
             driver.wait(["recording"], timeout=30)
         assert_within(time.monotonic() - begin, 10)
+
+
+def test_a_client_that_was_held_up_sees_what_the_driver_has_sent_meanwhile(
+    real_driver: RealDriver, directory: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(async_driver, "SILENCE_TIMEOUT_S", 1.0)
+    real_driver.publish_continuously()
+
+    async def record() -> None:
+        async with AsyncDriverClient(real_driver.url) as driver:
+            await driver.start(directory, n_image=20)
+            saved = asyncio.create_task(driver.wait_until_saved(timeout=3))
+            await driver.wait_until_ready(timeout=30)
+            # As a callback of a plan does that is slow, in the event loop of the RunEngine.
+            time.sleep(4)
+            assert (await saved).status == "file_saved"
+            # It is still connected.
+            assert await driver.last_result()
+
+    asyncio.run(record())
 
 
 def test_a_run_that_the_restarted_driver_does_not_know_is_not_reported_as_saved(

@@ -58,7 +58,7 @@ def test_no_view_has_a_violation(deployment: Deployment, tmp_path: Path) -> None
     port = free_port()
     deployment.write_config(services=[f"stddaq-rest --port {port} --allow-control --root {tmp_path}"])
     running = Up(deployment, "--source", "simulate", "--rate", 10)
-    assert running.record(tmp_path, "-n", 3).wait(60) == 0
+    running.record(tmp_path, "-n", 3).succeed(60)
     with chromium.opened(f"http://127.0.0.1:{port}") as tab:
         tab.wait_for(lambda: tab.evaluate("document.querySelector('#tab-live')?.ariaSelected"), "the page")
         for view, content in CONTENT.items():

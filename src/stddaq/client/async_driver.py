@@ -40,6 +40,7 @@ from stddaq.client.errors import (
 from stddaq.client.ownership import OwnProcess
 from stddaq.client.status import DriverStatus, parse_status
 from stddaq.client.status_watcher import StatusWatcher
+from stddaq.client.waiting import within
 from stddaq.wire.default_addresses import DEFAULT_URL
 from stddaq.wire.driver_messages import CommandError, parse_command
 
@@ -313,8 +314,7 @@ class AsyncDriverClient:
         expectation.notify = over.set
         try:
             if not expectation.is_over:
-                async with asyncio.timeout(timeout):
-                    await over.wait()
+                await within(timeout, over.wait)
         except TimeoutError:
             raise DriverTimeoutError(
                 f"{self.url}: timeout of {timeout:g} s while waiting for {what}"
@@ -365,9 +365,7 @@ class AsyncDriverClient:
         assert self._protocol is not None
         try:
             while True:
-                # Not wait_for: before Python 3.12 it can swallow the cancellation by `close`.
-                async with asyncio.timeout(SILENCE_TIMEOUT_S):
-                    message = await self._connection.recv()
+                message = await within(SILENCE_TIMEOUT_S, self._connection.recv)
                 if (status := parse_status(message)) is not None:
                     self._protocol.receive(status)
         except asyncio.CancelledError:

@@ -167,6 +167,10 @@ class Service:
             reader.join(OUTPUT_TIMEOUT_S)
         return code
 
+    def succeed(self, timeout: float = END_TIMEOUT_S) -> None:
+        """Wait for the process to exit by itself, with code 0."""
+        assert self.wait(timeout) == 0, self.output
+
     def send(self, signal_number: int) -> None:
         """Send a signal if the process still runs."""
         with contextlib.suppress(ProcessLookupError):

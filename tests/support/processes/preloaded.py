@@ -210,7 +210,8 @@ def _become(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # As Python does at its start; `subprocess` has restored the default for a program.
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        sys.stdin = open(0)  # noqa: SIM115  (this process ends by `_exit`)
+        # The descriptor outlives the object, which a fork of this process replaces.
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
         code = run() if run else _run(command)
     except SystemExit as exited:
         code = exited.code

@@ -54,7 +54,7 @@ def main() -> int:
 
 def take_page(url: str, up: Up, files: Path, directory: Path) -> None:
     """Take the page on a laptop and on a wall screen, during a run."""
-    assert up.record(files, "-n", 20, "--prefix", "first").wait(60) == 0
+    up.record(files, "-n", 20, "--prefix", "first").succeed(60)
     run = up.record(files, "-n", 5000, "--prefix", "second")
     with chromium.opened(url, *LAPTOP) as tab:
         wait_for_images(tab, 50)
