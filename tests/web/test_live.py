@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import socket
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +44,40 @@ def opened(rest: RestService, path: str, **options: Any) -> ClientConnection:
 
 def image(browser: ClientConnection) -> tuple[dict[str, Any], np.ndarray]:
     """Return header and counts of the next image."""
+    # Signs of life come in between.
+    deadline = time.monotonic() + 20
     while True:
-        message = browser.recv(timeout=20)
+        message = browser.recv(timeout=max(0.0, deadline - time.monotonic()))
         if isinstance(message, bytes):
             header, payload = split(memoryview(message))
             return header, decoded(header, payload)
+
+
+@contextmanager
+def publishing(deployment: Deployment, publisher: ImagePublisher) -> Iterator[None]:
+    """Publish images meanwhile: a browser that has just changed its view may miss some."""
+    is_over = threading.Event()
+
+    def publish() -> None:
+        for image_id in itertools.count(1):
+            publisher.publish(image_id, streamed_pixels(deployment, image_id))
+            if is_over.wait(0.05):
+                return
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def next_header(browser: ClientConnection) -> dict[str, Any]:
+    """Return the header of the next image, and acknowledge it."""
+    header, _ = image(browser)
+    browser.send(json.dumps({"ack": header["image"]}))
+    return header
 
 
 def status_of(rest: RestService, path: str, **options: Any) -> int:
@@ -232,14 +264,9 @@ def test_browser_chooses_the_reduction(
     deployment.start("std_preview", "--hz", 100)
     with opened(rest, LIVE) as browser:
         browser.send('{"set": {"reducer": "max"}}')
-        reducer, image_id = "", 0
         wait_until(publisher.count_subscribers, 20)
-        while reducer != "max":
-            image_id += 1
-            publisher.publish(image_id, streamed_pixels(deployment, image_id))
-            header, _ = image(browser)
-            reducer = header["reducer"]
-            browser.send(json.dumps({"ack": header["image"]}))
+        with publishing(deployment, publisher):
+            wait_until(lambda: next_header(browser)["reducer"] == "max", 20)
 
 
 def test_browser_gets_the_numbers_of_its_own_regions(
@@ -253,17 +280,18 @@ def test_browser_gets_the_numbers_of_its_own_regions(
             {"id": 6, "kind": "circle", "at": [0, 0, 9, 9]},
         ]
         one.send(json.dumps({"set": {"regions": regions}}))
-        found, image_id, pixels = [], 0, streamed_pixels(deployment, 0)
-        while len(found) < 2:
-            image_id += 1
-            pixels = streamed_pixels(deployment, image_id)
-            publisher.publish(image_id, pixels)
-            header, _ = image(one)
-            found = header["regions"]
-            one.send(json.dumps({"ack": header["image"]}))
-            header, _ = image(other)
-            assert header["regions"] == []
-            other.send(json.dumps({"ack": header["image"]}))
+
+        def measured() -> dict[str, Any] | None:
+            header = next_header(one)
+            return header if len(header["regions"]) == 2 else None
+
+        with publishing(deployment, publisher):
+            header = wait_until(measured, 20)
+            others = next_header(other)
+            while others["image"] < header["image"]:
+                others = next_header(other)
+        assert others["regions"] == []
+        found, pixels = header["regions"], streamed_pixels(deployment, header["image"])
         part = pixels[3:9, 4:14]
         assert (found[0]["id"], found[0]["n"], found[0]["sum"]) == (5, 60, int(part.sum(dtype=np.uint64)))
         assert (found[1]["id"], found[1]["n"]) == (6, 69)
