@@ -25,10 +25,10 @@ demo: $(VENV)/.installed $(if $(findstring --udp,$(ARGS)),$(VENV)/.installed-udp
 demo-buffer: $(VENV)/.installed-buffer ## store simulated images in an image buffer, replay them and check every pixel (needs redis-server)
 	@$(BIN)/python examples/store_and_replay.py $(ARGS)
 
-test: $(VENV)/.installed-dev ## run the tests, except the slow ones, the faults, and those that need another environment
+test: $(VENV)/.compiled ## run the tests, except the slow ones, the faults, and those that need another environment
 	@$(BIN)/pytest -n auto -m "not external and not slow and not fault" $(ARGS)
 
-test-all: $(VENV)/.installed-dev $(ENVIRONMENTS) ## run all tests but that of the deployment
+test-all: $(VENV)/.compiled $(ENVIRONMENTS) ## run all tests but that of the deployment
 	@$(BIN)/pytest -n auto $(ARGS)
 
 environments: $(ENVIRONMENTS) ## install what the tests of `test-all` need besides
@@ -37,7 +37,7 @@ test-deployment: $(VENV)/.installed-container ## deploy to a booted container, w
 	@[ ! -d $(VENV)/container ] || sh .ci/make-wheels $(VENV) $(VENV)/container/wheels
 	@$(BIN)/pytest -n 0 tests/deployment $(ARGS)
 
-faults: $(VENV)/.installed-dev ## provoke every fault and write the results into docs/explanations/faults.md
+faults: $(VENV)/.compiled ## provoke every fault and write the results into docs/explanations/faults.md
 	@$(BIN)/pytest -n auto -m fault --fault-table=docs/explanations/faults.md $(ARGS)
 
 check: $(VENV)/.installed-dev ## formatting, lint, types, import contracts, dead code
@@ -97,6 +97,12 @@ $(VENV)/.installed-buffer: $(VENV)/.installed
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing the test tools into $(VENV) ..."
 	@sh .ci/install $(VENV) $(VENV) --editable '.[dev]'
+	@touch $@
+
+# Otherwise the first services of all workers compile it, or wait for it, while tests run.
+$(VENV)/.compiled: $(VENV)/.installed-dev $(wildcard src/stddaq/udp/*.py)
+	@echo "compiling the functions of receivers and converters ..."
+	@PYTHONPATH=tests $(BIN)/python -c 'import support.processes.compiled_code'
 	@touch $@
 
 # databroker 1 and 2 cannot share an environment.

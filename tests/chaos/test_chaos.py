@@ -82,7 +82,14 @@ def test_a_terminated_harness_ends_its_services(tmp_path: Path) -> None:
     try:
         # It imports everything first.
         (config_path,) = wait_until(lambda: list(tmp_path.glob("*/t*.json")), 60, "the configuration")
-        wait_until(lambda: len(processes_with(str(config_path))) >= 3, 60, "the services")
+        # A look at all processes takes milliseconds, which the services need.
+        wait_until(
+            lambda: len(processes_with(str(config_path))) >= 3 or harness.returncode is not None,
+            120,
+            "the services",
+            period=0.5,
+        )
+        assert harness.returncode is None, harness.output
     finally:
         code = harness.end(timeout=60)
     assert code == 128 + signal.SIGTERM
