@@ -83,6 +83,10 @@ class Loop(Closing):
         link_set = LINK_SET if config.detector_type == "gigafrost" else None
         addresses = [socket.underlying for socket in sockets]
         self.steady = SteadyConverter(conversion, MODULE, link_set, addresses)
+        # A socket that ZeroMQ does not know.
+        self._no_socket = np.zeros(4096, np.uint8)
+        addresses[1] = self._no_socket.ctypes.data
+        self.without_monitor = SteadyConverter(conversion, MODULE, link_set, addresses)
         self._stop, self._stopper = os.pipe()
         self.mark = self.n_converted = self.n_overwritten = 0
         wait_until(self.publisher.count_subscribers)
@@ -161,6 +165,16 @@ def test_frames_of_a_receiver_are_converted_and_pushed_with_their_marks(
             assert conversion.pixel_counts == counts
             conversion.pixel_counts.update(dict.fromkeys(counts, 0))
         assert (loop.n_converted, loop.n_overwritten, loop.mark) == (3, 0, 3)
+
+
+def test_connections_that_cannot_be_checked_are_not_trusted(loop: Loop) -> None:
+    loop.bind()
+    loop.trust()
+    loop.publish(5)
+    loop.steady = loop.without_monitor
+    wait_until(loop.run)
+    assert (loop.n_converted, loop.n_overwritten) == (0, 0)
+    assert loop.steady.received
 
 
 def test_a_frame_whose_slot_was_overwritten_is_counted_and_not_pushed(loop: Loop) -> None:

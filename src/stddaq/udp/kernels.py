@@ -191,7 +191,8 @@ def _wait(loop, now):
 def _is_trusted(loop):
     """Return whether the connections are those that were checked before."""
     scratch = loop.scratch
-    scratch[0], scratch[1] = 0, 4
+    # So it is not trusted either if it cannot be asked.
+    scratch[0], scratch[1] = _ZMQ_POLLIN, 4
     data = scratch.ctypes.data
     call_zmq(loop.functions[3], loop.sockets[1], _ZMQ_EVENTS, data, data + 8)  # pyright: ignore[reportCallIssue]
     return scratch[0] & _ZMQ_POLLIN == 0
