@@ -171,6 +171,20 @@ def test_a_client_that_was_held_up_sees_what_the_driver_has_sent_meanwhile(
     asyncio.run(record())
 
 
+def test_a_client_that_is_held_up_while_it_connects_sees_that_the_driver_has_accepted(
+    real_driver: RealDriver,
+):
+    async def connect() -> None:
+        driver = AsyncDriverClient(real_driver.url)
+        connected = asyncio.create_task(driver.connect(timeout=0.5))
+        await asyncio.sleep(0)
+        time.sleep(1)
+        await connected
+        await driver.close()
+
+    asyncio.run(connect())
+
+
 def test_a_run_that_the_restarted_driver_does_not_know_is_not_reported_as_saved(
     real_driver: RealDriver, directory: Path
 ):

@@ -40,7 +40,7 @@ from stddaq.client.errors import (
 from stddaq.client.ownership import OwnProcess
 from stddaq.client.status import DriverStatus, parse_status
 from stddaq.client.status_watcher import StatusWatcher
-from stddaq.client.waiting import within
+from stddaq.client.waiting import patient_timeout
 from stddaq.wire.default_addresses import DEFAULT_URL
 from stddaq.wire.driver_messages import CommandError, parse_command
 
@@ -314,7 +314,8 @@ class AsyncDriverClient:
         expectation.notify = over.set
         try:
             if not expectation.is_over:
-                await within(timeout, over.wait)
+                async with patient_timeout(timeout):
+                    await over.wait()
         except TimeoutError:
             raise DriverTimeoutError(
                 f"{self.url}: timeout of {timeout:g} s while waiting for {what}"
@@ -365,7 +366,8 @@ class AsyncDriverClient:
         assert self._protocol is not None
         try:
             while True:
-                message = await within(SILENCE_TIMEOUT_S, self._connection.recv)
+                async with patient_timeout(SILENCE_TIMEOUT_S):
+                    message = await self._connection.recv()
                 if (status := parse_status(message)) is not None:
                     self._protocol.receive(status)
         except asyncio.CancelledError:

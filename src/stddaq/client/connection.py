@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from stddaq.client.address import authorization
 from stddaq.client.errors import DriverNotAllowedError, DriverUnreachableError
 from stddaq.client.status import DriverStatus, parse_status
+from stddaq.client.waiting import patient_timeout
 from stddaq.text import mismatch, shown_text
 from stddaq.wire.default_addresses import GREETING_PATH
 
@@ -27,7 +26,7 @@ async def open_connection(
     Raise `DriverNotAllowedError` if the driver demands another token.
     """
     try:
-        async with asyncio.timeout(timeout):
+        async with patient_timeout(timeout):
             # Statuses show that the driver is alive; a proxy of the environment is never meant.
             connection = await connect(
                 url.rstrip("/") + GREETING_PATH,

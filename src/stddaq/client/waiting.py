@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 STEPS = 5
 
 
-async def within(timeout: float, wait: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Return what `wait()` returns within `timeout` seconds. Raise `TimeoutError`.
+@asynccontextmanager
+async def patient_timeout(seconds: float) -> AsyncIterator[None]:
+    """Raise `TimeoutError` after `seconds`, of which a time without a running event loop is a fifth at most.
 
-    `wait` may be cancelled and called again: it is called in steps. If the event loop was held up, by a slow
-    callback of a plan or with a suspended computer, that counts as one step, and the next one finds what has
-    arrived meanwhile.
+    The loop may be held up by a slow callback of a plan, or with a suspended computer. It then still has time
+    to find what has arrived meanwhile.
     """
+    loop = asyncio.get_running_loop()
     # Not wait_for: before Python 3.12 it can swallow a cancellation.
-    for _ in range(STEPS):
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout / STEPS):
-                return await wait()
-    raise TimeoutError
+    async with asyncio.timeout(None) as limit:
+
+        def step(n_left: int) -> None:
+            nonlocal timer
+            if n_left:
+                timer = loop.call_later(seconds / STEPS, step, n_left - 1)
+            else:
+                limit.reschedule(loop.time())
+
+        timer = loop.call_later(seconds / STEPS, step, STEPS - 1)
+        try:
+            yield
+        finally:
+            timer.cancel()

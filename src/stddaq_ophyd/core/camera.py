@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from stddaq.client.waiting import patient_timeout
 from stddaq.text import mismatch
 from stddaq_ophyd.core.errors import AcquisitionError, AcquisitionStoppedError
 from stddaq_ophyd.core.worker import Worker
@@ -113,7 +114,7 @@ class CameraControl:
         if not self._has_fired:
             return
         try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
+            async with patient_timeout(STOP_TIMEOUT_S):
                 await self._try(self._stop, "stopped")
         except TimeoutError as error:
             # It may also hang in `fire`.
