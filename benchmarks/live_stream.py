@@ -117,7 +117,7 @@ class _Streaming:
     def bare(self, rate: float) -> float:
         """Measure the loop with one subscriber, including all threads of its process."""
         n_images = int(rate * SECONDS)
-        headers = HeaderMaker(self._config.image_shape, self._config.dtype)
+        headers = HeaderMaker(self._config.image_shape, self._config.pixel_type)
         with zmq.Context() as context, RingBuffer(self._config, "image") as ring:
             socket = context.socket(zmq.XPUB)
             socket.linger = 0

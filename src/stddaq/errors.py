@@ -38,5 +38,9 @@ class SourceError(StdDaqError, RuntimeError):
     """A source of images (simulator, replay) cannot deliver the requested images."""
 
 
+class CompressionError(StdDaqError):
+    """A compressed image cannot be decoded, or not be made as requested."""
+
+
 class OutputExistsError(StdDaqError, FileExistsError):
     """A file to be created exists already and may not be replaced."""

@@ -148,7 +148,7 @@ def hostile_image() -> list[bytes]:
 
 def hostile_header() -> list[bytes]:
     """Return an array-1.0 message of a hostile type."""
-    header = json.loads(HeaderMaker((4, 6), np.dtype("<u2")).header(3))
+    header = json.loads(HeaderMaker((4, 6), "uint16").header(3))
     return [json.dumps(header | {"type": HOSTILE.replace("\udcff", "")}).encode(), bytes(48)]
 
 

@@ -47,7 +47,7 @@ class Publisher:
 
     def send_array(self, image_id: int, pixels: np.ndarray = PIXELS) -> None:
         height, width = pixels.shape
-        header = HeaderMaker((height, width), pixels.dtype).header(image_id)
+        header = HeaderMaker((height, width), pixels.dtype.name).header(image_id)
         self.socket.send_multipart([header, pixels.tobytes()])
 
 
@@ -241,7 +241,7 @@ def test_first_of_several_channels_with_an_image_is_used(publisher: Publisher) -
 def test_slow_user_gets_the_newest_images_and_the_count_of_the_others(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = PIXELS.nbytes + len(HeaderMaker((3, 4), PIXELS.dtype).header(100))
+    size = PIXELS.nbytes + len(HeaderMaker((3, 4), PIXELS.dtype.name).header(100))
     monkeypatch.setattr(live_stream, "MAX_WAITING_BYTES", 10 * size)
     with LiveStreamClient(publisher.address) as client:
         publisher.wait_for_subscriber()

@@ -190,7 +190,7 @@ def test_suffix_determines_ring_and_compression(suffix: str, ring: str, compress
 )
 def test_pixel_type_has_the_specified_code(detector_type: str, bit_depth: int, code: int) -> None:
     config = DetectorConfig.parse(make_config(detector_type=detector_type, bit_depth=bit_depth))
-    assert metadata.dtype_code(config.dtype) == code
+    assert metadata.dtype_code(config.pixel_type) == code
 
 
 CONFIG = DetectorConfig.parse(make_config(image_pixel_height=4, image_pixel_width=6))

@@ -83,7 +83,7 @@ def bsread_message(compression: Any = "none") -> list[bytes]:
 @st.composite
 def array10_messages(draw: st.DrawFn) -> list[bytes]:
     """Generate almost valid messages: arbitrary header values, too few bytes, too many parts."""
-    header: dict[str, Any] = json.loads(array10.HeaderMaker(SHAPE, PIXELS.dtype).header(7))
+    header: dict[str, Any] = json.loads(array10.HeaderMaker(SHAPE, PIXELS.dtype.name).header(7))
     for _ in range(draw(st.integers(0, 2))):
         key = draw(st.sampled_from([*header, "status"]))
         header[key] = draw(JSON_VALUES | U64 | st.just([2**31, 2**31]))
@@ -114,7 +114,7 @@ def test_client_of_a_live_stream_yields_images_and_counts_malformed_messages() -
 
         def images_up_to_a_marker() -> list[LiveImage]:
             marker_id = next(marker_ids)
-            header = array10.HeaderMaker(SHAPE, PIXELS.dtype).header(marker_id)
+            header = array10.HeaderMaker(SHAPE, PIXELS.dtype.name).header(marker_id)
             stream.send_multipart([header, PIXELS.tobytes()])
             images = [client.receive(10)]
             while images[-1].image_id != marker_id:

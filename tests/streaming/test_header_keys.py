@@ -14,7 +14,8 @@ from stddaq.config import DetectorConfig
 from stddaq.config.live_streams import LiveStreamSetting
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.errors import ConfigError
-from stddaq.streaming.encoders import Array10Encoder, BsreadEncoder
+from stddaq.streaming.bsread_encoder import BsreadEncoder
+from stddaq.streaming.encoders import Array10Encoder
 from stddaq.streaming.viewer_queue import ImageBuffers
 from stddaq.wire import array10
 

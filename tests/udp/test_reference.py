@@ -124,7 +124,7 @@ def messages_of(config: DetectorConfig, structs: np.ndarray) -> list[bytes]:
                 height=config.image_pixel_height,
                 width=config.image_pixel_width,
                 size=config.image_bytes,
-                dtype=dtype_code(config.dtype),  # pyright: ignore[reportArgumentType]
+                dtype=dtype_code(config.pixel_type),  # pyright: ignore[reportArgumentType]
                 status=image.status,  # pyright: ignore[reportArgumentType]
             )
             fill(metadata, image.message)

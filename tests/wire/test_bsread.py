@@ -15,6 +15,7 @@ from bsread.data.compression import LZ4, BitshuffleLZ4
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stddaq.errors import CompressionError
 from stddaq.wire.bsread import (
     MALFORMATIONS,
     MAX_HEADER_BYTES,
@@ -30,7 +31,6 @@ from stddaq.wire.bsread import (
     encode_value,
 )
 from stddaq.wire.compression import (
-    CompressionError,
     bitshuffle_lz4_bound,
     compress_bitshuffle_lz4,
     compress_bitshuffle_lz4_into,

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.peers import c_blosc2
 
+from stddaq.errors import CompressionError
 from stddaq.wire.blosc2_chunk import ChunkCompressor, FrameMaker, decompress_chunk_into
 from stddaq.wire.bsread import Channel, decode_value
 from stddaq.wire.compression import (
-    CompressionError,
     check_bitshuffle_lz4,
     compress_bitshuffle_lz4,
     compress_lz4,

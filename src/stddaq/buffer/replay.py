@@ -95,7 +95,7 @@ class Consumers(Closing):
 
     def __init__(self, config: DetectorConfig, address: str) -> None:
         """Raise `ConfigError` when the address cannot be bound."""
-        self._headers = HeaderMaker(config.image_shape, config.dtype)
+        self._headers = HeaderMaker(config.image_shape, config.pixel_type)
         self._context = zmq.asyncio.Context()
         self._socket = _asynchronous(self._context, zmq.PUSH)
         self._socket.sndhwm = CONSUMER_QUEUE

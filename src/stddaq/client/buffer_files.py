@@ -11,9 +11,10 @@ import numpy as np
 from stddaq.client.buffer_index import ImageBufferError
 from stddaq.closing import Closing
 from stddaq.dataplane.metadata import dtype_of
+from stddaq.errors import CompressionError
 from stddaq.text import mismatch
 from stddaq.wire.compressed_image import decompress_image_into
-from stddaq.wire.compression import MAX_BLOSC2_BYTES, CompressionError
+from stddaq.wire.compression import MAX_BLOSC2_BYTES
 from stddaq.wire.image_buffer import BufferedMetadata, ImageMetadata, checksum, file_name
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 

@@ -1,5 +1,5 @@
 """The detector configuration: one JSON file, the first argument of every service."""
 
-from stddaq.config.model import DetectorConfig
+from stddaq.config.model import DetectorConfig, PixelType
 
-__all__ = ["DetectorConfig"]
+__all__ = ["DetectorConfig", "PixelType"]

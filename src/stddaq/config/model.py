@@ -13,9 +13,8 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stddaq.config.live_streams import LiveStreamSetting
@@ -24,7 +23,11 @@ from stddaq.run_metadata import RunMetadata
 from stddaq.text import mismatch, shown, shown_key
 from stddaq.validation import explain
 
+if TYPE_CHECKING:
+    import numpy as np
+
 DetectorType = Literal["gigafrost", "eiger", "pco", "jungfrau-raw", "jungfrau-converted"]
+PixelType = Literal["uint8", "uint16", "uint32", "float32"]
 LogLevel = Literal["debug", "info", "warning", "error", "off"]
 # Images go to writer `image_id % number_of_writers`, or to the writers in turn as they arrive. Division by
 # arrival loads all writers evenly, even if the ids of a stream share a factor with the number of writers.
@@ -41,6 +44,8 @@ MAX_RAM_BUFFER_GB = 2**16
 MAX_DEPTH = 100
 MISTAKES_SHOWN = 10
 
+_UNSIGNED: dict[int, PixelType] = {8: "uint8", 16: "uint16", 32: "uint32"}
+_BYTES: dict[PixelType, int] = {"uint8": 1, "uint16": 2, "uint32": 4, "float32": 4}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 # The upper limits are those of the C++ services' int; they also keep arithmetic with the values exact.
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -132,7 +137,15 @@ class DetectorConfig(BaseModel):
     @property
     def dtype(self) -> np.dtype:
         """The type of one pixel, little-endian."""
-        return _dtype(self.detector_type, self.bit_depth)
+        # Not at the top: services that pass pixels on as bytes save the 6 MB of memory that NumPy takes.
+        import numpy as np
+
+        return np.dtype(self.pixel_type).newbyteorder("<")
+
+    @property
+    def pixel_type(self) -> PixelType:
+        """The name of `dtype`."""
+        return _pixel_type(self.detector_type, self.bit_depth)
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -142,7 +155,7 @@ class DetectorConfig(BaseModel):
     @property
     def image_bytes(self) -> int:
         """The bytes of one uncompressed image, which is one slot of the ring buffer."""
-        return self.image_pixel_height * self.image_pixel_width * self.dtype.itemsize
+        return self.image_pixel_height * self.image_pixel_width * _BYTES[self.pixel_type]
 
     @property
     def n_slots(self) -> int:
@@ -245,7 +258,7 @@ def _inconsistencies(values: Mapping[str, Any]) -> list[str]:
     if kind == "gigafrost" and depth not in (None, 16):
         mistakes.append(mismatch("bit_depth", "16 for gigafrost (2 bytes per pixel)", str(depth)))
     if kind and depth and height and width:
-        image_bytes = height * width * _dtype(kind, depth).itemsize
+        image_bytes = height * width * _BYTES[_pixel_type(kind, depth)]
         if image_bytes > MAX_IMAGE_BYTES:
             mistakes.append(
                 mismatch(
@@ -283,10 +296,8 @@ def _position_mistakes(index: str, position: list[int], height: int | None, widt
     return mistakes
 
 
-def _dtype(detector_type: str, bit_depth: int) -> np.dtype:
-    if detector_type == "jungfrau-converted":
-        return np.dtype("<f4")
-    return np.dtype(f"<u{bit_depth // 8}")
+def _pixel_type(detector_type: str, bit_depth: int) -> PixelType:
+    return "float32" if detector_type == "jungfrau-converted" else _UNSIGNED[bit_depth]
 
 
 def _depth(content: object) -> int:

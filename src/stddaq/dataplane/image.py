@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.errors import SourceError
 from stddaq.text import mismatch
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Image:

@@ -43,7 +43,7 @@ class ImagePublisher(RingPublisher):
         Raise `EndpointError` and `GeometryError` like `RingPublisher`.
         """
         self._height, self._width = config.image_shape
-        self._dtype = dtype_code(config.dtype)
+        self._dtype = dtype_code(config.pixel_type)
         self.metadata = ImageMetadata(
             height=self._height,
             width=self._width,

@@ -6,12 +6,16 @@ The messages are those of proto/std_daq. `MetadataRules` keeps a message that do
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
+
 from google.protobuf.message import DecodeError
 
-from stddaq.config import DetectorConfig
+from stddaq.config import DetectorConfig, PixelType
 from stddaq.text import mismatch
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ImageMetadata = pb.ImageMetadata
 UNDEFINED = pb.undefined
@@ -27,18 +31,20 @@ RING_OF_STREAM = {"filter": "image", "delay-filter": "image", "delay": "image"}
 # 2001 in ns since 1970. Earlier timestamps come from a GigaFRoST whose clock is not set.
 _EARLIEST_NS = 10**18
 
-_DTYPE_CODE = {"|u1": 1, "<u2": 2, "<u4": 4, "<f4": 24}
-_DTYPE = {code: np.dtype(name) for name, code in _DTYPE_CODE.items()}
+_DTYPE_CODE: dict[PixelType, int] = {"uint8": 1, "uint16": 2, "uint32": 4, "float32": 24}
+_PIXEL_TYPE = {code: name for name, code in _DTYPE_CODE.items()}
 
 
-def dtype_code(dtype: np.dtype) -> int:
+def dtype_code(pixel_type: PixelType) -> int:
     """Return the `ImageMetadataDtype` of a pixel type."""
-    return _DTYPE_CODE[dtype.str]
+    return _DTYPE_CODE[pixel_type]
 
 
 def dtype_of(code: int) -> np.dtype:
-    """Return the pixel type of an `ImageMetadataDtype`."""
-    return _DTYPE[code]
+    """Return the pixel type of an `ImageMetadataDtype`, little-endian."""
+    import numpy as np
+
+    return np.dtype(_PIXEL_TYPE[code]).newbyteorder("<")
 
 
 def ring_suffix(stream_suffix: str) -> str:
@@ -93,7 +99,7 @@ class MetadataRules:
     def __init__(self, config: DetectorConfig, suffix: str) -> None:
         self.height, self.width = config.image_shape
         self.image_bytes = config.image_bytes
-        self.dtype = dtype_code(config.dtype)
+        self.dtype = dtype_code(config.pixel_type)
         self.compression = compression_of(suffix)
 
     def accepts(self, metadata: pb.ImageMetadata) -> bool:

@@ -23,8 +23,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-
-import numpy as np
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
@@ -35,6 +35,9 @@ from stddaq.dataplane.ring_layout import CURSOR_HEADER, RingGeometry, ring_code
 from stddaq.dataplane.ring_segments import SEQUENCE, SOURCE, RingSegments
 from stddaq.errors import EndpointError, GeometryError
 from stddaq.text import mismatch
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Words of the cursor's header. The source that has the lock, for messages.
 _SOURCE_PID, _SOURCE_UID, _SOURCE_PROGRAM = range(8, 11)
@@ -75,7 +78,7 @@ class RingBuffer(Closing):
         self._check_at = 0.0
         self.name = f"{config.detector_name}-{suffix}"
         self.code = ring_code(self.name)
-        self.shape, self.dtype = (geometry.height, geometry.width), dtype_of(geometry.dtype)
+        self.shape = geometry.height, geometry.width
         self._image_bytes, self._n_slots = self.geometry.image_bytes, self.geometry.n_slots
         cursor_bytes = geometry.cursor_bytes + 8 * n_parts * geometry.n_slots
         self._segments = segments = RingSegments(self.name, geometry, cursor_bytes)
@@ -140,6 +143,11 @@ class RingBuffer(Closing):
         """Return whether a source without cursor may have overwritten an image of a source that has ended."""
         return sequence <= self._words[_CLAIMED]
 
+    @cached_property
+    def dtype(self) -> np.dtype:
+        """The type of one pixel, little-endian."""
+        return dtype_of(self.geometry.dtype)
+
     def slot(self, image_id: int) -> memoryview:
         """The bytes of the slot of image `image_id`, uint8, writable, not copied."""
         start = image_id % self._n_slots * self._image_bytes
@@ -151,6 +159,8 @@ class RingBuffer(Closing):
 
     def image(self, image_id: int) -> np.ndarray:
         """The slot of image `image_id` as an array (height, width) of the pixel type, not copied."""
+        import numpy as np
+
         return np.frombuffer(self.slot(image_id), self.dtype).reshape(self.shape)
 
     @property

@@ -36,7 +36,7 @@ class RingGeometry:
     def of(cls, config: DetectorConfig) -> RingGeometry:
         """Return the geometry of a configuration."""
         height, width = config.image_shape
-        return cls(config.image_bytes, config.n_slots, height, width, dtype_code(config.dtype))
+        return cls(config.image_bytes, config.n_slots, height, width, dtype_code(config.pixel_type))
 
     @property
     def segment_bytes(self) -> int:

@@ -27,12 +27,11 @@ from h5py import h5d, h5p, h5s, h5t, h5z  # pyright: ignore[reportAttributeAcces
 
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.metadata import compression_of
-from stddaq.errors import FileLayoutError
+from stddaq.errors import CompressionError, FileLayoutError
 from stddaq.files.compressed_chunks import FILTERS, ChunkMaker
 from stddaq.files.hdf5_calls import hdf5_calls
 from stddaq.files.swmr import GrowingRows, close_swmr_file, open_swmr_file
 from stddaq.new_file import NewFile
-from stddaq.wire.compression import CompressionError
 
 METADATA_DTYPE = np.dtype([("image_id", "<u8"), ("status", "<u8")])
 CHECKSUM_DTYPE = np.dtype([*METADATA_DTYPE.descr, ("checksum", "<u8")])

@@ -19,13 +19,13 @@ import h5py
 import hdf5plugin  # noqa: F401  (registers the filters of compressed images)
 import numpy as np
 
-from stddaq.errors import FileLayoutError
+from stddaq.errors import CompressionError, FileLayoutError
 from stddaq.files.compressed_chunks import FILTERS
 from stddaq.files.opening import damage_named, open_file
 from stddaq.files.raw_rows import Origin, RawRows
 from stddaq.files.sources import ImagesMissingError, check_run_id
 from stddaq.text import mismatch
-from stddaq.wire.compression import CompressionError, decompress_bitshuffle_lz4_into
+from stddaq.wire.compression import decompress_bitshuffle_lz4_into
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 Job = Callable[[], None]

@@ -28,12 +28,11 @@ from stddaq.dataplane.ipc_sockets import Binding
 from stddaq.dataplane.metadata import ImageMetadata, compression_of, ring_suffix
 from stddaq.dataplane.ring_reader import HeldImages
 from stddaq.dataplane.shared_segment import SHM_DIRECTORY, status_of
-from stddaq.errors import EndpointError, GeometryError
+from stddaq.errors import CompressionError, EndpointError, GeometryError
 from stddaq.preview.encoding import exact, image_message, pixels_message, problem_message
 from stddaq.preview.levels import Levels
 from stddaq.preview.pictures import Made, Pictures
 from stddaq.wire.compressed_image import decompress_image_into
-from stddaq.wire.compression import CompressionError
 from stddaq.wire.preview_requests import ReducerName, Region, Request, Still, View, request_of
 
 CODEC = "lz4"

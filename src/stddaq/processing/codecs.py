@@ -9,14 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from stddaq.config import DetectorConfig
+from stddaq.errors import CompressionError
 from stddaq.text import mismatch
 from stddaq.wire.blosc2_chunk import ChunkCompressor
-from stddaq.wire.compression import (
-    MAX_BLOSC2_BYTES,
-    CompressionError,
-    bitshuffle_lz4_bound,
-    compress_bitshuffle_lz4_within,
-)
+from stddaq.wire.compression import MAX_BLOSC2_BYTES, bitshuffle_lz4_bound, compress_bitshuffle_lz4_within
 
 
 class BitshuffleLz4:

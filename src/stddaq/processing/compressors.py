@@ -12,12 +12,11 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import bitshuffle_block, compression_level, thread_count
 from stddaq.dataplane.metadata import compression_of
-from stddaq.errors import ConfigError
+from stddaq.errors import CompressionError, ConfigError
 from stddaq.processing.codecs import BitshuffleLz4, Blosc2
 from stddaq.processing.outputs import Compress, CompressedOutput
 from stddaq.processing.service import ServiceParser, serve_stage
 from stddaq.text import mismatch, shown
-from stddaq.wire.compression import CompressionError
 
 
 def main_h5bitshuffle_lz4(argv: Sequence[str] | None = None) -> int:

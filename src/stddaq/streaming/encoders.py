@@ -6,25 +6,23 @@ after the slot is known to have held that image all the time, so overwritten ima
 
 from __future__ import annotations
 
+import importlib
 import json
-import time
 from collections.abc import Sequence
-from typing import Literal, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from stddaq.config import DetectorConfig
 from stddaq.config.live_streams import LiveStreamSetting
-from stddaq.dataplane.metadata import ImageMetadata, is_good, taken_ns
-from stddaq.errors import ConfigError
+from stddaq.dataplane.metadata import ImageMetadata, compression_of, is_good
+from stddaq.errors import CompressionError, ConfigError
 from stddaq.streaming.header_keys import HeaderKeys
 from stddaq.streaming.viewer_queue import ImageBuffers
 from stddaq.text import mismatch, shown
 from stddaq.wire.array10 import HeaderMaker
-from stddaq.wire.bsread import Channel, MessageEncoder
-from stddaq.wire.compressed_image import decompress_image_into
-from stddaq.wire.compression import Buffer, CompressionError, compress_bitshuffle_lz4
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
+
+if TYPE_CHECKING:
+    from stddaq.wire.compression import Buffer
 
 StreamType = Literal["array-1.0", "bsread", "stins"]
 
@@ -57,7 +55,7 @@ class Array10Encoder(Encoder):
     """array-1.0: copies pixels once, and decodes compressed images."""
 
     def __init__(self, config: DetectorConfig, pool: ImageBuffers) -> None:
-        self._headers = HeaderMaker(config.image_shape, config.dtype)
+        self._headers = HeaderMaker(config.image_shape, config.pixel_type)
         self._config, self._pool = config, pool
         self._setting = LiveStreamSetting(type="forward")
         self._keys = HeaderKeys(config, self._setting, None)
@@ -86,6 +84,11 @@ class Array10Encoder(Encoder):
         return (header, image), image
 
     def _decoded(self, metadata: ImageMetadata, taken: memoryview) -> memoryview:
+        # Not at the top: uncompressed streams do without NumPy.
+        import numpy as np
+
+        from stddaq.wire.compressed_image import decompress_image_into
+
         image = self._pool.take()
         pixels = np.frombuffer(image, self._config.dtype).reshape(self._config.image_shape)
         try:
@@ -100,47 +103,6 @@ class Array10Encoder(Encoder):
             self._pool.give_back(taken)
 
 
-class BsreadEncoder(Encoder):
-    """bsread: compresses pixels out of their slots, and sends bitshuffle_lz4 blobs unchanged."""
-
-    def __init__(self, config: DetectorConfig) -> None:
-        self._config = config
-        self._channel: str | None = None
-        self._name = config.detector_name
-        self._encoder = self._encoder_of(self._name)
-
-    def use(self, setting: LiveStreamSetting) -> None:
-        if setting.header or setting.frame != "image_id":
-            raise ConfigError(mismatch("header, frame", "a stream of type array-1.0", "bsread"))
-        self._channel = setting.channel
-
-    def _encoder_of(self, name: str) -> MessageEncoder:
-        shape, dtype = self._config.image_shape, self._config.dtype
-        return MessageEncoder([Channel.of_image(name, shape, dtype, "bitshuffle_lz4")])
-
-    def take(self, metadata: ImageMetadata, slot: memoryview) -> memoryview:
-        if metadata.compression:
-            return memoryview(bytes(slot[: metadata.size]))
-        return compress_bitshuffle_lz4(np.frombuffer(slot, self._config.dtype))
-
-    def parts(self, metadata: ImageMetadata, taken: memoryview) -> tuple[Sequence[Buffer], memoryview | None]:
-        if metadata.compression not in (pb.none, pb.h5bitshuffle_lz4):
-            image = np.empty(self._config.image_shape, self._config.dtype)
-            decompress_image_into(metadata.compression, taken, image)
-            taken = compress_bitshuffle_lz4(image)
-        name = self._channel or metadata.pco.bsread_name or self._config.detector_name
-        if name != self._name:
-            self._name, self._encoder = name, self._encoder_of(name)
-        parts = self._encoder.message(metadata.image_id, *timestamp_of(metadata), [taken])
-        status = status_name(metadata)
-        if status is not None:
-            parts[0] = bytes(parts[0][:-1]) + f',"status":"{status}"}}'.encode()
-        return parts, None
-
-    def discard(self, metadata: ImageMetadata, taken: memoryview) -> None:
-        pass  # It uses no buffer of the pool.
-
-
 class RunEncoder(Array10Encoder):
     """stins: the pixels as of array-1.0; `RunSeries` makes the headers."""
 
@@ -151,18 +113,19 @@ class RunEncoder(Array10Encoder):
         super().use(setting)
 
 
-def make_encoder(stream_type: StreamType, config: DetectorConfig, pool: ImageBuffers) -> Encoder:
-    """Return the encoder of a stream of `stream_type`."""
+def make_encoder(stream_type: StreamType, config: DetectorConfig, pool: ImageBuffers, suffix: str) -> Encoder:
+    """Return the encoder of a stream of `stream_type`, of the images in the ring buffer of `suffix`."""
     if stream_type == "bsread":
+        # Not at the top: it imports NumPy, which the other types do not need.
+        from stddaq.streaming.bsread_encoder import BsreadEncoder
+
         return BsreadEncoder(config)
+    if compression_of(suffix):
+        # `_decoded` would import it while images wait.
+        importlib.import_module("stddaq.wire.compressed_image")
     return (RunEncoder if stream_type == "stins" else Array10Encoder)(config, pool)
 
 
 def status_name(metadata: ImageMetadata) -> str | None:
     """Return the name of the status of an image, or None if the image is good."""
     return None if is_good(metadata) else pb.ImageMetadataStatus.Name(metadata.status)
-
-
-def timestamp_of(metadata: ImageMetadata) -> tuple[int, int]:
-    """Return when an image was taken, (seconds, nanoseconds) since 1970; now if the detector does not say."""
-    return divmod(taken_ns(metadata) or time.time_ns(), 10**9)

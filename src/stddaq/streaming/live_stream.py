@@ -20,12 +20,11 @@ from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.dataplane.image_subscriber import ImageSubscriber
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.dataplane.taken_images import TakenImages
-from stddaq.errors import ConfigError
+from stddaq.errors import CompressionError, ConfigError
 from stddaq.streaming.encoders import Encoder
 from stddaq.streaming.schedule import schedule_of
 from stddaq.streaming.settings import FollowedSetting, socket_kind
 from stddaq.streaming.viewers import Viewers
-from stddaq.wire.compression import CompressionError
 
 RECEIVE_BATCH = 1000
 # The longest time for which a fast source delays the handling of viewers.

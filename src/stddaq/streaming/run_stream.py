@@ -12,11 +12,11 @@ from typing import Any
 
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.metadata import ImageMetadata
+from stddaq.errors import CompressionError
 from stddaq.streaming.encoders import status_name
 from stddaq.streaming.live_stream import LiveStream
 from stddaq.streaming.run_follower import RunFollower
 from stddaq.streaming.run_series import Row, RunSeries
-from stddaq.wire.compression import CompressionError
 from stddaq.wire.stins import SeriesMaker
 
 

@@ -74,7 +74,7 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
     )
     setting = FollowedSetting(path, args.stream_address, setting_at(config, args.stream_address, path))
     pool = ImageBuffers(config.image_bytes)
-    encoder = make_encoder(args.type, config, pool)
+    encoder = make_encoder(args.type, config, pool, source.image)
     with ExitStack() as stack:
         limit = 1 if runs_only else None
         viewers = Viewers(args.stream_address, pool, socket_kind(setting.current), limit)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch, shown
 from stddaq.validation import explain_first
+
+if TYPE_CHECKING:
+    import numpy as np
 
 HTYPE = "array-1.0"
 MAX_HEADER_BYTES = 64 * 1024
@@ -33,10 +35,10 @@ class Array10Error(StdDaqError):
 class HeaderMaker:
     """Makes the headers of one stream."""
 
-    def __init__(self, shape: tuple[int, int], dtype: np.dtype) -> None:
-        """`shape` (height, width)."""
+    def __init__(self, shape: tuple[int, int], pixel_type: str) -> None:
+        """`shape` (height, width); `pixel_type` is the name of a NumPy type."""
         height, width = shape
-        self._begin = f'{{"htype":"{HTYPE}", "shape":[{height},{width}], "type":"{dtype.name}", "frame":'
+        self._begin = f'{{"htype":"{HTYPE}", "shape":[{height},{width}], "type":"{pixel_type}", "frame":'
 
     def header(self, frame: int, status: str | None = None, further: str = "") -> bytes:
         """Return the header of an image: its `status` only if it is not good, and `further` keys.
@@ -74,6 +76,9 @@ def decode(parts: Sequence[bytes | memoryview]) -> ArrayMessage:
 
     Raise `Array10Error`.
     """
+    # Services that only make messages do without it.
+    import numpy as np
+
     if len(parts) != 2:
         raise Array10Error(mismatch("message", "2 parts", str(len(parts))))
     header = _parse(bytes(parts[0][: MAX_HEADER_BYTES + 1]))

@@ -13,8 +13,9 @@ from typing import Any, cast
 import blosc2
 import numpy as np
 
+from stddaq.errors import CompressionError
 from stddaq.text import mismatch
-from stddaq.wire.compression import Buffer, CompressionError
+from stddaq.wire.compression import Buffer
 
 # Chunk header (little-endian), see
 # https://github.com/Blosc/c-blosc2/blob/main/README_CHUNK_FORMAT.rst

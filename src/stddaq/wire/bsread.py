@@ -20,13 +20,12 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from stddaq.errors import StdDaqError
+from stddaq.errors import CompressionError, StdDaqError
 from stddaq.text import mismatch
 from stddaq.validation import explain_first
 from stddaq.wire.compression import (
     Buffer,
     ByteOrder,
-    CompressionError,
     check_bitshuffle_lz4,
     check_lz4,
     compress_bitshuffle_lz4,

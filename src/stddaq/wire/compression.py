@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stddaq.errors import StdDaqError
+from stddaq.errors import CompressionError, StdDaqError
 from stddaq.text import mismatch
 
 Buffer = bytes | bytearray | memoryview
@@ -35,10 +35,6 @@ MAX_BLOSC2_BYTES = 2**31 - 1 - 32
 _MAX_LZ4_BYTES = 0x7E000000
 _HEADER = struct.Struct(">qi")
 _BLOCK_LENGTH = struct.Struct(">I")
-
-
-class CompressionError(StdDaqError):
-    """A blob cannot be decoded, or not be made as requested."""
 
 
 class CodecError(StdDaqError):

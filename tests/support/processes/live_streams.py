@@ -154,7 +154,7 @@ class FakeStage(Closing):
             "height": self._config.image_pixel_height,
             "width": self._config.image_pixel_width,
             "size": len(blob),
-            "dtype": dtype_code(self._config.dtype),
+            "dtype": dtype_code(self._config.pixel_type),
             "status": 1,
             "compression": compression_of(self._suffix),
             "sequence": self._ring.commit(image_id),

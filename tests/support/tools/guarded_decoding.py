@@ -11,9 +11,9 @@ import struct
 
 import numpy as np
 
+from stddaq.errors import CompressionError
 from stddaq.wire.blosc2_chunk import ChunkCompressor, decompress_chunk_into
 from stddaq.wire.compression import (
-    CompressionError,
     compress_bitshuffle_lz4,
     compress_lz4,
     decompress_bitshuffle_lz4_into,
