@@ -10,7 +10,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 # Each has a directory of its own in VENV.
-ENVIRONMENTS := $(addprefix $(VENV)/.installed-,databroker1 influxdb prometheus axe debian-hdf5 redis oldest-h5py queues clean bec readers dranspose)
+ENVIRONMENTS := $(addprefix $(VENV)/.installed-,databroker1 influxdb prometheus slurm axe debian-hdf5 redis oldest-h5py queues clean bec readers dranspose)
 # Without this, pyright checks online for a later version of itself.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 # Services start in four fifths of the time when their modules are compiled once.
@@ -116,6 +116,10 @@ $(VENV)/.installed-influxdb: $(VENV)/.created .ci/make-debian-program
 
 $(VENV)/.installed-prometheus: $(VENV)/.created .ci/make-debian-program
 	@sh .ci/make-debian-program $(VENV)/prometheus prometheus
+	@touch $@
+
+$(VENV)/.installed-slurm: $(VENV)/.created .ci/make-debian-packages
+	@sh .ci/make-debian-packages $(VENV)/slurm slurmctld slurmd slurm-client munge
 	@touch $@
 
 $(VENV)/.installed-axe: $(VENV)/.installed-dev .ci/make-axe
