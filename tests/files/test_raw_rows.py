@@ -141,3 +141,42 @@ def test_links_that_lead_nowhere_do_not_hide_the_images(tmp_path: Path) -> None:
     rows = read_raw_file(tmp_path / "file0.h5")
     assert (rows.detector_name, rows.origin.run_id, rows.origin.writer) == ("det", "run-1", 0)
     assert rows.image_ids.tolist() == EVEN
+
+
+@pytest.mark.parametrize(
+    ("stored", "read"),
+    [
+        (np.uint64(2**63 + 5), 2**63 + 5),
+        (np.array(3, ">i8"), 3),
+        (np.uint8(3), 3),
+        (h5py.Empty("i8"), None),
+        (1.5, None),
+        ([3], None),
+    ],
+    ids=["large", "big-endian", "short", "null", "float", "list"],
+)
+def test_numbers_of_other_programs_are_read_as_stored(
+    tmp_path: Path, stored: object, read: int | None
+) -> None:
+    write_rows(tmp_path / "file0.h5", EVEN, GOOD, METADATA_DTYPE)
+    with h5py.File(tmp_path / "file0.h5", "a") as file:
+        file["det"].attrs["writer"] = stored
+    assert read_raw_file(tmp_path / "file0.h5").origin.writer == read
+
+
+@pytest.mark.parametrize(
+    ("stored", "read"),
+    [
+        ("häuser", "häuser"),
+        (np.bytes_("fixed"), "fixed"),
+        (np.array("ascii", h5py.string_dtype("ascii")), "ascii"),
+        (h5py.Empty(h5py.string_dtype()), None),
+        (7, None),
+    ],
+    ids=["utf-8", "fixed", "ascii", "null", "number"],
+)
+def test_texts_of_other_programs_are_read_as_stored(tmp_path: Path, stored: object, read: str | None) -> None:
+    write_rows(tmp_path / "file0.h5", EVEN, GOOD, METADATA_DTYPE)
+    with h5py.File(tmp_path / "file0.h5", "a") as file:
+        file["det"].attrs["run_id"] = stored
+    assert read_raw_file(tmp_path / "file0.h5").origin.run_id == read

@@ -27,7 +27,7 @@ _ROW_IN_MEMORY = h5t.py_create(_ROW)
 _UNCACHED = h5p.create(h5p.DATASET_ACCESS)
 _UNCACHED.set_chunk_cache(1, 0, 0.0)
 _TEXT = h5py.string_dtype()
-_TEXT_IN_MEMORY = h5t.py_create(_TEXT)
+_TEXT_IN_FILE, _TEXT_IN_MEMORY = h5t.py_create(_TEXT, logical=True), h5t.py_create(_TEXT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,28 +147,28 @@ def dataset_of(group: h5py.Group, name: str) -> h5py.Dataset | None:
 
 def integer_attribute(group: h5py.HLObject, name: str) -> int | None:
     """Return an attribute; None if it is absent or no integer."""
-    value = _attribute(group, name, h5t.TypeIntegerID, np.empty((), np.int64), h5t.NATIVE_INT64)
+    value = _attribute(group, name, h5t.NATIVE_INT64, np.empty((), np.int64), h5t.NATIVE_INT64)
     return int(value) if isinstance(value, int | np.integer) else None
 
 
 def text_attribute(group: h5py.HLObject, name: str) -> str | None:
     """Return an attribute; None if it is absent or no text."""
-    value = _attribute(group, name, h5t.TypeStringID, np.empty((), _TEXT), _TEXT_IN_MEMORY)
+    value = _attribute(group, name, _TEXT_IN_FILE, np.empty((), _TEXT), _TEXT_IN_MEMORY)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return value if isinstance(value, str) else None
 
 
 def _attribute(
-    group: h5py.HLObject, name: str, kind: type, value: np.ndarray, in_memory: h5t.TypeID
+    group: h5py.HLObject, name: str, in_file: h5t.TypeID, value: np.ndarray, in_memory: h5t.TypeID
 ) -> object:
-    """Return an attribute, read to `value` if it is a scalar of this kind; None if it is absent."""
+    """Return an attribute, read to `value` if it is a scalar of the type `in_file`; None if it is absent."""
     if not h5a.exists(group.id, name.encode()):
         return None
     attribute = h5a.open(group.id, name.encode())
-    stored = attribute.get_type()
-    is_text = isinstance(stored, h5t.TypeStringID)
-    if not isinstance(stored, kind) or attribute.shape or (is_text and not stored.is_variable_str()):
+    is_scalar = attribute.get_space().get_simple_extent_type() == h5s.SCALAR
+    # HDF5 would convert integers of another type, and clip those that are too large.
+    if not is_scalar or not attribute.get_type().equal(in_file):
         return group.attrs.get(name)
     attribute.read(value, in_memory)
     return value[()]
