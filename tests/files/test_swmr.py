@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import h5py
@@ -85,3 +87,49 @@ def test_rows_of_a_failed_append_are_cut(tmp_path: Path) -> None:
     close_swmr_file(file, path)
     with h5py.File(path) as reader:
         assert dataset(reader, "metadata")[()].tolist() == [(1, 1), (2, 1)]
+
+
+def test_file_of_a_killed_writer_ends_with_a_whole_chunk_of_rows(tmp_path: Path) -> None:
+    path = tmp_path / "file0.h5"
+    file = created(path)
+    rows = GrowingRows(file, "metadata", ROW)
+    file.swmr_mode = True
+    rows.append([(1, 1)])
+    offset = dataset(file, "metadata").id.get_chunk_info(0).byte_offset
+    assert path.stat().st_size >= offset + CHUNK_ROWS * ROW.itemsize
+    rows.close()
+    close_swmr_file(file, path)
+
+
+@pytest.mark.parametrize("n_retried", [1, 30])
+def test_rows_that_the_disk_did_not_take_are_invisible_and_may_be_appended_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_retried: int
+) -> None:
+    path = tmp_path / "file0.h5"
+    file = created(path)
+    rows = GrowingRows(file, "metadata", ROW)
+    file.swmr_mode = True
+    n = CHUNK_ROWS - 5
+    rows.append([(i, 1) for i in range(n)])
+    write = os.pwrite
+
+    def write_first_chunk_only(fd: int, content: memoryview, offset: int) -> int:
+        if len(content) > 5 * ROW.itemsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, content, offset)
+
+    more = [(n + i, 1) for i in range(30)]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", write_first_chunk_only)
+        with pytest.raises(OSError, match="No space left"):
+            rows.append(more)
+    assert (rows.n_rows, dataset(file, "metadata").shape) == (n, (n,))
+    # With fewer rows the second chunk is not needed; later it is.
+    rows.append(more[:n_retried])
+    with h5py.File(path, swmr=True, locking=False) as reader:
+        assert dataset(reader, "metadata")["image_id"].tolist() == list(range(n + n_retried))
+    rows.append([(n + n_retried + i, 1) for i in range(CHUNK_ROWS)])
+    rows.close()
+    close_swmr_file(file, path)
+    with h5py.File(path) as reader:
+        assert np.array_equal(dataset(reader, "metadata")["image_id"], np.arange(n + n_retried + CHUNK_ROWS))

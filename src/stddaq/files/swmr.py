@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
-from h5py import h5s
+from h5py import h5d, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 
+from stddaq.errors import FileLayoutError
 from stddaq.files.file_format import FILE_FORMAT
 from stddaq.files.hdf5_calls import hdf5_calls
 from stddaq.new_file import NewFile
@@ -48,32 +51,81 @@ def close_swmr_file(file: h5py.File, path: Path) -> None:
 
 
 class GrowingRows:
-    """Rows of a compound type, collected in memory and appended block by block (a scalar costs 60 us)."""
+    """Rows of a compound type, written past HDF5 into chunks that it has allocated, as pixels are.
+
+    HDF5's own write of a block takes as long as making it visible, and writes the whole chunk for each.
+    """
 
     def __init__(self, group: h5py.Group, name: str, dtype: np.dtype) -> None:
         """Create dataset `name` (0,) of `dtype` in `group`."""
-        dataset = group.create_dataset(name, shape=(0,), maxshape=(None,), chunks=(CHUNK_ROWS,), dtype=dtype)
-        self._id = dataset.id
+        creation = h5p.create(h5p.DATASET_CREATE)
+        creation.set_chunk((CHUNK_ROWS,))
+        creation.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+        creation.set_fill_time(h5d.FILL_TIME_NEVER)
+        creation.set_obj_track_times(False)
+        access = h5p.create(h5p.DATASET_ACCESS)
+        access.set_chunk_cache(1, 0, 0.0)  # Nothing is read or written through this handle.
+        space = h5s.create_simple((0,), (h5s.UNLIMITED,))
+        stored = h5t.py_create(dtype, logical=True)
+        self._id = h5d.create(group.id, name.encode(), stored, space, dcpl=creation, dapl=access)
+        self._fd: int = group.file.id.get_vfd_handle()
         self._dtype = dtype
-        # h5py would make it for each block, member by member: a third of the cost of a flush.
-        self._type = self._id.get_type()
+        # The chunk that the last rows are in, and its offset in the file.
+        self._chunk, self._offset = -1, 0
         self.n_rows = 0
 
     def append(self, rows: Sequence[tuple[int, ...]]) -> None:
-        """Append `rows` and flush them, so that other processes can read them."""
+        """Append `rows` and flush them, so that other processes can read them. Raise `OSError`."""
+        content = memoryview(np.array(rows, self._dtype).tobytes())
         n_rows = self.n_rows + len(rows)
-        # h5py needs the values in an array of the very type, or it converts row by row.
-        values = np.array(rows, self._dtype)
-        with hdf5_calls:
-            self._id.set_extent((n_rows,))
-            target = self._id.get_space()
-            target.select_hyperslab((self.n_rows,), (len(rows),))
-            self._id.write(h5s.create_simple((len(rows),)), target, values, self._type)
-            self._id.flush()
+        try:
+            self._write_rows(content)
+            with hdf5_calls:
+                self._id.set_extent((n_rows,))
+                self._id.flush()
+        except BaseException:
+            # Closing the file must not make rows visible that were not written.
+            with contextlib.suppress(OSError, RuntimeError):
+                self.cut()
+            raise
         self.n_rows = n_rows
+
+    def _write_rows(self, content: memoryview) -> None:
+        """Write rows where they will be when the extent contains them."""
+        size, row = self._dtype.itemsize, self.n_rows
+        while content:
+            chunk, place = divmod(row, CHUNK_ROWS)
+            if chunk != self._chunk:
+                self._chunk, self._offset = chunk, self._allocated(chunk)
+            n_rows = min(len(content) // size, CHUNK_ROWS - place)
+            self._write(content[: n_rows * size], self._offset + place * size)
+            content, row = content[n_rows * size :], row + n_rows
+
+    def _allocated(self, chunk: int) -> int:
+        """Return the offset of `chunk` in the file, after HDF5 has allocated it, if necessary."""
+        first = chunk * CHUNK_ROWS
+        is_new = self._id.shape[0] <= first
+        if is_new:
+            with hdf5_calls:
+                self._id.set_extent((first + 1,))
+        offset = self._id.get_chunk_info_by_coord((first,)).byte_offset
+        if offset is None:
+            raise FileLayoutError("HDF5 allocated no space for rows of metadata")
+        if is_new:
+            # HDF5 refuses a file that ends within a chunk, as a killed writer would leave it. And a full disk
+            # is noticed here, not row by row.
+            self._write(memoryview(bytes(CHUNK_ROWS * self._dtype.itemsize)), offset)
+        return offset
+
+    def _write(self, content: memoryview, offset: int) -> None:
+        # The first try may write less; only the second reports a full disk.
+        while content:
+            written = os.pwrite(self._fd, content, offset)
+            content, offset = content[written:], offset + written
 
     def cut(self) -> None:
         """Remove rows that a failed `append` has left."""
+        self._chunk = -1  # HDF5 releases a chunk that has no rows any more.
         with hdf5_calls:
             self._id.set_extent((self.n_rows,))
 
