@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from stddaq.writing.writer.flush_schedule import (
+    FAST_WAIT_S,
     FLUSH_PERIOD_S,
     FLUSH_SHARE,
     FLUSH_SPACING_S,
@@ -101,9 +102,9 @@ def test_flushes_keep_their_spacing_when_the_stream_pauses_often(schedule: Flush
 
 
 def test_pauses_of_the_loop_are_not_pauses_of_the_stream(schedule: FlushSchedule):
-    schedule.batching_pause = 0.02
+    schedule.batching_pause = 0.004
     schedule.recorded()
-    assert schedule.due_in == pytest.approx(QUIET_S + 0.02)
+    assert schedule.due_in == pytest.approx(QUIET_S + 0.004)
 
 
 def test_images_that_remain_after_a_flush_are_flushed_again(schedule: FlushSchedule, clock: FakeClock):
@@ -150,6 +151,26 @@ def test_slow_flushes_of_a_fast_stream_take_a_small_share_of_the_time(
     flushes = flush_batches(schedule, clock, flush_s=flush_s)
     assert len(flushes) >= 3
     assert len(flushes) * flush_s <= FLUSH_SHARE * 1.1
+
+
+def test_images_of_a_stream_without_pauses_wait_a_short_time(schedule: FlushSchedule, clock: FakeClock):
+    schedule.batching_pause = 0.001
+    pending_since, longest = clock.now, 0.0
+    for _ in range(1000):
+        clock.now += 0.001
+        schedule.recorded()
+        if schedule.due_in == 0.0:
+            longest, pending_since = max(longest, clock.now - pending_since), clock.now
+            schedule.flushed(images_remain=False, seconds=0.0002)
+    assert longest <= FAST_WAIT_S + 0.0021
+
+
+def test_one_interrupted_flush_does_not_delay_the_next_one(schedule: FlushSchedule, clock: FakeClock):
+    flush_batches(schedule, clock, flush_s=0.0002)
+    schedule.flushed(images_remain=False, seconds=0.05)
+    clock.now += 0.012
+    schedule.recorded()
+    assert schedule.due_in == 0.0
 
 
 def test_images_of_a_fast_stream_wait_no_longer_than_a_period_for_a_slow_flush(

@@ -1,8 +1,9 @@
 """When a writer flushes, and reports: often enough for live readers, seldom enough for its throughput.
 
-A flush costs 0.2 to 0.5 ms, on slow storage much more. When the stream pauses, as between the points of a
-scan, images become visible at once. So do the first images after a long pause: the whole point of many scans,
-or all that the driver has batched of a fast stream. Flushes of a fast stream take `FLUSH_SHARE` of the time.
+A flush costs 0.1 ms, after a pause several times that, on slow storage much more. When the stream pauses, as
+between the points of a scan, images become visible at once. So do the first images after a long pause: the
+whole point of many scans, or all that the driver has batched of a fast stream. Flushes of a fast stream take
+`FLUSH_SHARE` of the time.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from collections.abc import Callable
 from stddaq.daemon.batching import LONGEST_OF_READER_S, LONGEST_S
 
 # Longest part of the time of a fast stream that flushes take ...
-FLUSH_SHARE = 0.05
+FLUSH_SHARE = 0.1
 # ... unless that would delay one for longer than this, from recording an image to the flush that shows it.
 FLUSH_PERIOD_S = 0.2
+# An image of a fast stream waits this long for a pause, if flushes have not taken their share yet.
+FAST_WAIT_S = 0.01
 # A stream without images for this long has paused.
 QUIET_S = 0.002
 # Shortest time between two flushes, also when the stream pauses again and again.
@@ -43,6 +46,7 @@ class FlushSchedule:
         self._recorded_at = self._flushed_at = 0.0
         # When a fast stream may be flushed again.
         self._rested_at = 0.0
+        self._last_seconds = 0.0
         self._is_first = False
 
     def recorded(self) -> None:
@@ -56,7 +60,9 @@ class FlushSchedule:
     def flushed(self, images_remain: bool, seconds: float = 0.0) -> None:
         """Note a flush that has just taken `seconds`, and whether recorded images are still invisible."""
         now = self._clock()
-        self._rested_at = now + seconds / FLUSH_SHARE
+        # A single slow flush was interrupted by other processes; those of slow storage are slow each time.
+        self._rested_at = now + min(seconds, self._last_seconds) / FLUSH_SHARE
+        self._last_seconds = seconds
         if not self._is_first:
             # The other images of a burst need not keep the distance to its first one.
             self._flushed_at = now
@@ -82,6 +88,8 @@ class FlushSchedule:
         quiet = QUIET_S + (self.batching_pause if self.batching_pause > QUIET_S / 2 else 0.0)
         after_pause = max(self._recorded_at + quiet, self._flushed_at + FLUSH_SPACING_S, self._earliest)
         due_at = min(self._pending_since + FLUSH_PERIOD_S, after_pause)
+        if self.batching_pause:
+            due_at = min(due_at, max(self._pending_since + FAST_WAIT_S, self._earliest))
         return max(0.0, due_at - self._clock())
 
 
