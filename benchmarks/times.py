@@ -30,7 +30,7 @@ def latency() -> Table:
         "From publishing an image to another process reading it (SWMR)",
         "One writer, files in memory; the reader keeps the file open and polls about every millisecond; its "
         "own time is included. Targets: 50 ms in step scans (bursts with pauses); 99 % within 20 ms at "
-        "1 kHz, within 50 ms at 10 kHz.",
+        "1 kHz, within 50 ms at 10 kHz. Copying c at 10 kHz takes this machine a whole core.",
         ["shape", "images", "median ms", "95 % ms", "99 % ms", "longest ms"],
     )
     cases = {
@@ -42,7 +42,9 @@ def latency() -> Table:
             ("1 kHz", 1000, 1, 1500),
             ("3 kHz", 3000, 1, 4500),
         ),
-        "c": (("10 kHz", 10_000, 1, 15_000),),
+        # In bursts of a millisecond, because a source that sleeps for each image takes a core of its own.
+        "c": (("5 kHz", 1000, 5, 7500), ("10 kHz", 1000, 10, 15_000)),
+        "none": (("10 kHz", 1000, 10, 15_000),),
     }
     for shape, streams in cases.items():
         with Rig(shape) as rig:
