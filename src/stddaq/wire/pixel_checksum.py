@@ -9,7 +9,7 @@ import numpy as np
 
 NO_CHECKSUM = 0
 # In the cache of a core, and large enough that a call takes less than a hundredth.
-_BLOCK_BYTES = 256 * 2**10
+_BLOCK_BYTES = 512 * 2**10
 
 
 def pixel_checksum(pixels: np.ndarray) -> int:
