@@ -152,6 +152,8 @@ class Slurm(Closing):
                 env=self.environment,
                 stdout=log,
                 stderr=log,
+                # Ctrl-C is not for them: they must end the jobs first.
+                start_new_session=True,
             )
         self._close.callback(process.wait, END_TIMEOUT_S)
         self._close.callback(process.terminate)
