@@ -3,7 +3,7 @@
 # `make PYTHON=python3.13 test` chooses another Python; `make test ARGS="-k ring"` passes arguments on.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-buffer test test-all environments test-deployment faults check docs pictures coverage bench fuzz soak chaos clean
+.PHONY: help demo demo-buffer test test-all environments test-deployment faults check docs pictures coverage bench ratios fuzz soak chaos clean
 # -j gains nothing here, and two installations into one environment would disturb each other.
 .NOTPARALLEL:
 
@@ -64,6 +64,9 @@ coverage: $(VENV)/.installed-dev ## run the tests with coverage of all processes
 
 bench: $(VENV)/.installed-dev ## measure the services beside bare loops (half an hour on an idle machine)
 	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+ratios: $(VENV)/.installed-dev ## compare writer, driver and live stream with bare loops in a minute; fail if they cost a fifth more
+	@$(BIN)/python benchmarks/ratios.py $(ARGS)
 
 fuzz: $(VENV)/.installed-dev ## send arbitrary input to every input for ten minutes
 	@PYTHONPATH=tests $(BIN)/python -m support.tools.fuzz $(ARGS)

@@ -60,7 +60,7 @@ def forwarding(rounds: int = ROUNDS) -> Table:
         ["shape", "rate Hz", "bare us/image", "stream us/image", "ratio", "without subscriber us/image"],
     )
     for shape, rate in RATES_HZ.items():
-        with _streaming(shape) as stream:
+        with streaming(shape) as stream:
             idle = [stream.without_subscriber() for _ in range(rounds)]
             pairs = [(stream.bare(rate), stream.forward(rate)) for _ in range(rounds)]
         table.add(
@@ -74,7 +74,7 @@ def forwarding(rounds: int = ROUNDS) -> Table:
     return table
 
 
-class _Streaming:
+class Streaming:
     """A live stream and a source on one ring buffer of images. All figures are us of CPU per image."""
 
     def __init__(
@@ -136,7 +136,7 @@ class _Streaming:
 
 
 @contextmanager
-def _streaming(shape: str) -> Iterator[_Streaming]:
+def streaming(shape: str) -> Iterator[Streaming]:
     setting = {"type": "forward", "config": []}
     with detector(shape, live_stream_configs={"tcp://127.0.0.1:0": setting}) as path:
         config = DetectorConfig.load(path)
@@ -145,7 +145,7 @@ def _streaming(shape: str) -> Iterator[_Streaming]:
             np.frombuffer(ring.memory[:used], np.uint32)[:] = 0x01020304
             service = start("std_live_stream", path, *config.live_stream_configs)
             try:
-                yield _Streaming(config, publisher, service)
+                yield Streaming(config, publisher, service)
             finally:
                 end(service)
 
