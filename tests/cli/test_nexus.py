@@ -123,7 +123,9 @@ def test_existing_file_is_replaced_only_on_request(run: Path, capsys: pytest.Cap
         (["--set", "detector.mask_file=none.npy"], "none.npy: cannot be read"),
         (["--set", "detector.sensor_material=LuAG"], "detector.sensor_material: expected one of Si"),
         (["-o", "absent/x.h5"], "absent"),
-        (["-o", "file0.h5", "--overwrite"], "file0.h5: expected a name of no other file of a run"),
+        (["-o", "file0.h5", "--overwrite"], "file0.h5: expected a new file, or one to replace that shows"),
+        (["-o", "file0.h5"], "file0.h5: expected a name of no other file of a run"),
+        (["-o", "meta.json", "--overwrite"], "meta.json: expected a new file, or one to replace that shows"),
         (["-o", "fileMaster.h5", "--overwrite"], "fileMaster.h5: expected a name of no other file"),
     ],
 )

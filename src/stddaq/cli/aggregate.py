@@ -28,8 +28,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from stddaq.files.aggregate import aggregate_run
     from stddaq.files.opening import isolated
+    from stddaq.files.replaceable import check_replaceable
 
     output = None if args.output is None else Path(args.output)
+    if output and args.overwrite:
+        isolated(lambda: check_replaceable(output), output)
     paths = [Path(path) for path in args.paths]
     prefix = args.prefix
     if prefix is not None and "/" in prefix:

@@ -163,7 +163,8 @@ def _image_side(directory: Path, sizes: Sequence[int]) -> int:
 
 
 def _record(url: str, directory: Path, config: DetectorConfig, n_images: int) -> dict[str, Any]:
-    from stddaq.cli.record import follow, stop_signals
+    from stddaq.cli.record import follow
+    from stddaq.cli.stop_signals import stop_signals
     from stddaq.client import DriverClient
 
     with DriverClient(url) as driver, stop_signals((signal.SIGINT,)) as asked:

@@ -6,7 +6,6 @@ import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from stddaq.daemon.arguments import ArgumentParser
 
@@ -34,6 +33,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from stddaq.cli.progress import Progress
+    from stddaq.cli.stop_signals import stop_signals
     from stddaq.files.export.plan import plan_export
     from stddaq.files.export.run import export_run
     from stddaq.files.export.source import open_sources
@@ -47,11 +47,17 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print("\n".join(map(escaped, plan.lines())))
         return 0 if plan.fits else 1
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with Progress() as progress:
+        # An exception of a signal handler is lost if it comes while h5py removes an object.
+        with stop_signals((signal.SIGINT, signal.SIGTERM)) as asked, Progress() as progress:
+
+            def on_progress(what: str, done: int, total: int) -> None:
+                progress(what, done, total)
+                if asked:
+                    raise KeyboardInterrupt
+
             n_images = export_run(
-                path, out, args.prefix, format=args.format, losses=args.losses, on_progress=progress
+                path, out, args.prefix, format=args.format, losses=args.losses, on_progress=on_progress
             )
     except KeyboardInterrupt:
         print("stddaq export: interrupted; the same command continues it", file=sys.stderr)
@@ -59,8 +65,3 @@ def run(args: argparse.Namespace) -> int:
     for made in plan.outs:
         print(f"{made}: {n_images} images, all compared with the run")
     return 0
-
-
-def _interrupt(*_: object) -> NoReturn:
-    """Let SIGTERM close the file as Ctrl-C does."""
-    raise KeyboardInterrupt

@@ -75,12 +75,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="write the file without the values that are missing, and without its definition",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file over raw files")
 
 
 def run(args: argparse.Namespace) -> int:
     from stddaq.files.opening import isolated
+    from stddaq.files.replaceable import check_replaceable
 
+    if args.output and args.overwrite:
+        output = Path(args.output)
+        isolated(lambda: check_replaceable(output), output)
     if args.definition == "NXtomo":
         from stddaq.cli.nxtomo import create, summary
 

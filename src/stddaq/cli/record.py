@@ -8,12 +8,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stddaq.cli.escaped_output import terminal
 from stddaq.cli.run_end import TIMEOUT_S, RunNotEndedError, stop_run
+from stddaq.cli.stop_signals import StopAsked, stop_signals
 from stddaq.cli.text import bad_text, status_line
 from stddaq.daemon.arguments import ArgumentParser, IntegerRange, Seconds, user_id
 from stddaq.errors import StdDaqError
@@ -162,37 +163,6 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
         "end_on_restart": args.end_on_restart or None,
     }
     return {name: value for name, value in fields.items() if value is not None}
-
-
-class StopAsked:
-    """Whether a signal has asked to stop the run."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def __bool__(self) -> bool:
-        return self._asked
-
-    def handle(self, number: int, _frame: object = None) -> None:
-        """Ask to stop, as a signal handler. Raise `KeyboardInterrupt` at the second Ctrl-C."""
-        # Only SIGINT counts twice: a terminal that is closed sends SIGHUP more than once.
-        if self._asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._asked = True
-
-
-@contextlib.contextmanager
-def stop_signals(numbers: Sequence[signal.Signals]) -> Iterator[StopAsked]:
-    """Let these signals stop the run instead of this process, also while the run starts."""
-    asked = StopAsked()
-    # `nohup` keeps SIGHUP ignored.
-    handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    handlers = {number: signal.signal(number, asked.handle) for number in handled}
-    try:
-        yield asked
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def follow(
