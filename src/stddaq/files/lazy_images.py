@@ -10,6 +10,7 @@ import numpy as np
 from stddaq.errors import FileLayoutError
 from stddaq.files.nexus import lost_pixel
 from stddaq.files.raw_pixels import read_images
+from stddaq.files.selection import integer, positions_of
 from stddaq.text import bytes_text, mismatch
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class LazyImages:
         if (type(key) is int or isinstance(key, np.integer)) and (image := self._whole(int(key))) is not None:
             return image
         images, y, x = _expanded(key)
-        positions, is_single = _positions(images, len(self))
+        positions, is_single = positions_of("index of images", images, len(self))
         found = self._read(positions, y, x)
         return found[0] if is_single else found
 
@@ -88,23 +89,30 @@ class LazyImages:
         return f"<images {self.shape} {self.dtype} of {self._run.path}>"
 
     def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[tuple[slice, np.ndarray]]:
-        """Read all images in order, in blocks of at most `max_bytes` or one image: (slice, images)."""
-        step = self._images_within(max_bytes)
-        for start in range(0, len(self), step):
-            images = slice(start, min(start + step, len(self)))
-            yield images, self[images]
+        """Read all images in order, in blocks of at most `max_bytes` or one image: (slice, images).
+
+        Raises `TypeError` and `ValueError` unless `max_bytes` is an integer above 0.
+        """
+        n, step = len(self), self._images_within(integer("max_bytes", max_bytes, 1))
+        blocks = (slice(start, min(start + step, n)) for start in range(0, n, step))
+        return ((images, self[images]) for images in blocks)
 
     def dask(self, images_per_block: int | None = None) -> dask.array.Array:
         """Return a dask array in blocks of images, by default of about 128 MiB. Needs dask.
 
-        Raise `FileLayoutError` for a run that grows.
+        Raises `FileLayoutError` for a run that grows, `TypeError` and `ValueError` unless
+        `images_per_block` is an integer above 0.
         """
         import dask.array
+
+        if images_per_block is None:
+            images_per_block = self._images_within(DASK_BLOCK_BYTES)
+        images_per_block = integer("images_per_block", images_per_block, 1)
 
         if self._run.growing:
             where, advice = str(self._run.path), "take run.select(rows=slice(n)) first"
             raise FileLayoutError(mismatch(where, "closed files for dask", "a run that grows", advice))
-        blocks: Any = (images_per_block or self._images_within(DASK_BLOCK_BYTES), *self._run.image_shape)
+        blocks: Any = (images_per_block, *self._run.image_shape)
         empty = np.empty((0, 0, 0), self.dtype)
         meta = np.ma.masked_array(empty) if self._run.losses == "mask" else empty
         return dask.array.from_array(self, blocks, asarray=False, fancy=False, inline_array=True, meta=meta)
@@ -186,27 +194,6 @@ def _expanded(key: Any) -> tuple[Any, Any, Any]:
         if not isinstance(one, slice | int | np.integer) or isinstance(one, bool):
             raise IndexError(mismatch("index of lines and columns", "integers and slices", str(one)))
     return images, y, x
-
-
-def _positions(key: Any, n: int) -> tuple[np.ndarray, bool]:
-    """Return the positions (m,) int64 that `key` selects of `n` images, and whether it is one integer."""
-    if isinstance(key, slice):
-        return np.arange(*key.indices(n)), False
-    values = np.asarray(key)
-    if values.dtype == bool and values.shape == (n,):
-        return np.flatnonzero(values), False
-    if values.shape == (0,):
-        return np.empty(0, np.int64), False
-    if values.dtype.kind not in "iu" or values.ndim > 1:
-        expected = f"integers, slices or {n} booleans"
-        raise IndexError(mismatch("index of images", expected, f"{values.dtype} {values.shape}"))
-    outside = (values < -n) | (values >= n)
-    if outside.any():
-        found = int(np.atleast_1d(values)[np.atleast_1d(outside)][0])
-        raise IndexError(mismatch("index of images", f"{-n} to {n - 1}", str(found)))
-    # Not of unsigned integers, with which a negative number would become a float.
-    positions = np.atleast_1d(values).astype(np.int64)
-    return np.where(positions < 0, positions + n, positions), values.ndim == 0
 
 
 def _lines(y: Any, height: int) -> tuple[range, Any]:

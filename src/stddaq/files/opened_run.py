@@ -45,11 +45,11 @@ class _Images:
 
     @cached_property
     def ids(self) -> np.ndarray:
-        return self._run.order.image_ids
+        return read_only(self._run.order.image_ids)
 
     @cached_property
     def status(self) -> np.ndarray:
-        return self._run.in_order([raw.status for raw in self._run.raw_files])
+        return read_only(self._run.in_order([raw.status for raw in self._run.raw_files]))
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -192,6 +192,13 @@ class OpenedRun:
             return None
         run_of_master(path)
         return path
+
+
+def read_only(values: np.ndarray) -> np.ndarray:
+    """Return a view that refuses assignments: images are found by these values."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
 
 
 def is_master_file(path: Path) -> bool:

@@ -19,8 +19,9 @@ import numpy as np
 from stddaq.errors import FileLayoutError, StdDaqError
 from stddaq.files.joined_runs import joined_master, n_parts_of, part_of_master
 from stddaq.files.lazy_images import LazyImages
-from stddaq.files.opened_run import Identity, OpenedRun
+from stddaq.files.opened_run import Identity, OpenedRun, read_only
 from stddaq.files.raw_pixels import RawPixels
+from stddaq.files.selection import among_ids, integer, positions_of
 from stddaq.files.sources import OtherRunError
 from stddaq.text import mismatch, shown
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
@@ -136,13 +137,13 @@ class Run:
 
     @property
     def image_ids(self) -> np.ndarray:
-        """Return the ids (n,) uint64 in the order of the images."""
-        return self._selected(self._opened.image_ids)
+        """Return the ids (n,) uint64 in the order of the images, read-only."""
+        return read_only(self._selected(self._opened.image_ids))
 
     @property
     def status(self) -> np.ndarray:
-        """Return the status (n,) uint64, which is 1 (good), 2 (damaged) or 3 (overwritten or failed)."""
-        return self._selected(self._opened.status)
+        """Return the status (n,) uint64: 1 (good), 2 (damaged) or 3 (overwritten or failed), read-only."""
+        return read_only(self._selected(self._opened.status))
 
     @property
     def good(self) -> np.ndarray:
@@ -210,22 +211,22 @@ class Run:
         ids: Collection[int] | None = None,
         status: Literal["good"] | None = None,
     ) -> Run:
-        """Return a run of some of the images, in the same order; nothing is read.
+        """Return a run of some of the images, each once, in the order of this run; nothing is read.
 
-        `rows` is a slice, positions or booleans (n,); `ids` are image ids, which must exist. Raises
-        `LostImagesError` and `IndexError`.
+        `rows` is a slice, positions or booleans (n,); `ids` are image ids, which must exist. Their order does
+        not matter; `images[[5, 1]]` reads in another order. Raises `LostImagesError` for ids without an
+        image, `IndexError` for positions outside the run, and positions and ids that are no integers.
         """
         wanted = np.ones(self.n_images, bool)
         if rows is not None:
             wanted[:] = False
-            wanted[rows] = True
+            wanted[positions_of(f"{self.path}: rows", rows, self.n_images)[0]] = True
         if ids is not None:
-            sought = np.fromiter(ids, np.uint64)
-            absent = sought[~np.isin(sought, self.image_ids)]
-            if len(absent):
-                listed = _listed(np.unique(absent))
-                raise LostImagesError(mismatch(str(self.path), "images of the given ids", f"no {listed}"))
-            wanted &= np.isin(self.image_ids, sought)
+            found, absent = among_ids(f"{self.path}: ids", ids, self.image_ids)
+            if absent:
+                expected, got = "images of the given ids", f"no {_listed(absent)}"
+                raise LostImagesError(mismatch(str(self.path), expected, got))
+            wanted &= found
         if status is not None:
             if status != "good":
                 raise ValueError(mismatch("status", '"good"', shown(status)))
@@ -234,15 +235,19 @@ class Run:
         return self._part(chosen)
 
     def partition(self, rank: int, size: int) -> Run:
-        """Return part `rank` (from 0) of `size` nearly equal parts, in the order of the images."""
-        if not 0 <= rank < size:
-            raise ValueError(mismatch("rank", f"0 to {size - 1}", str(rank)))
-        return self.partitions(size)[rank]
+        """Return part `rank` (from 0) of `size` nearly equal parts, in the order of the images.
+
+        Raises `TypeError` for what is no integer, such as text of the environment, and `ValueError`.
+        """
+        size = integer("size", size, 1)
+        return self.partitions(size)[integer("rank", rank, 0, size - 1)]
 
     def partitions(self, n: int) -> list[Run]:
-        """Return `n` nearly equal parts, cut where chunks end if the run is long enough."""
-        if n < 1:
-            raise ValueError(mismatch("partitions", "at least 1", str(n)))
+        """Return `n` nearly equal parts, cut where chunks end if the run is long enough.
+
+        Raises `TypeError` and `ValueError` as `partition` does.
+        """
+        n = integer("partitions", n, 1)
         chunks = self.images_of_chunks
         unit = chunks if self._rows is None and chunks * n * 4 <= self.n_images else 1
         cuts = [round(i * self.n_images / n / unit) * unit for i in range(n)] + [self.n_images]
@@ -374,6 +379,6 @@ def _path_of(path: str | Path) -> Path:
     return Path(path)
 
 
-def _listed(ids: np.ndarray) -> str:
+def _listed(ids: np.ndarray | Sequence[int]) -> str:
     more = f" and {len(ids) - _NAMED_IMAGES} more" if len(ids) > _NAMED_IMAGES else ""
     return ", ".join(str(one) for one in ids[:_NAMED_IMAGES]) + more
