@@ -10,6 +10,7 @@ import pytest
 from support.data.raw_files import pixels, stream, write_run
 
 from stddaq import open_run
+from stddaq.errors import FileLayoutError
 from stddaq.files.reading import LostImagesError
 
 IMAGES = stream([0, 1, 2, 5, 6, 9], range(4))
@@ -110,3 +111,16 @@ def test_numbers_of_parts_and_blocks_are_integers(tmp_path: Path) -> None:
         run.partition(-1, 3)
     with pytest.raises(IndexError, match="expected none, as there are no images, got 0"):
         run.select(rows=[]).images[0]
+
+
+def test_arguments_of_open_run_are_checked(tmp_path: Path) -> None:
+    write_run(tmp_path, IMAGES)
+    checked: Any = open_run
+    for name, wrong in (("prefix", 5), ("part", "1"), ("part", 1.0), ("damaged", "no"), ("growing", 1)):
+        with pytest.raises(TypeError, match=f"{name}: expected .*, got"):
+            checked(tmp_path, **{name: wrong})
+    with pytest.raises(ValueError, match="part: expected at least 1, got 0"):
+        open_run(tmp_path, part=0)
+    for path, prefix in (("a" * 5000, None), (tmp_path, "a" * 5000), (tmp_path / "file0.h5", "a" * 300)):
+        with pytest.raises(FileLayoutError, match=r"aaa.*: cannot be read: File name too long"):
+            open_run(path, prefix)

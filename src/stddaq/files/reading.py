@@ -19,11 +19,12 @@ import numpy as np
 from stddaq.errors import FileLayoutError, StdDaqError
 from stddaq.files.joined_runs import joined_master, n_parts_of, part_of_master
 from stddaq.files.lazy_images import LazyImages
+from stddaq.files.names import master_file_name
 from stddaq.files.opened_run import Identity, OpenedRun, read_only
 from stddaq.files.raw_pixels import RawPixels
 from stddaq.files.selection import among_ids, integer, positions_of
 from stddaq.files.sources import OtherRunError
-from stddaq.text import mismatch, shown
+from stddaq.text import mismatch, shown, shown_text
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 if TYPE_CHECKING:
@@ -62,12 +63,21 @@ def open_run(
     those of the part.
 
     Raises `FileLayoutError` that names the file which is missing, short, damaged, of another run, or not
-    closed.
+    closed; `TypeError` and `ValueError` for other arguments than these.
     """
     if losses not in ("raise", "mask"):
         raise ValueError(mismatch("losses", '"raise" or "mask"', shown(losses)))
+    for name, value in (("damaged", damaged), ("growing", growing)):
+        if not isinstance(value, bool):
+            raise TypeError(mismatch(name, "True or False", shown(value)))
+    if not isinstance(prefix, str | None):
+        raise TypeError(mismatch("prefix", "text or None", shown(prefix)))
     found = _path_of(path)
+    _check_name(found)
+    if prefix is not None:
+        _check_name((found if found.is_dir() else found.parent) / master_file_name(prefix))
     if part is not None:
+        part = integer("part", part, 1)
         shown_part = part_of_master(joined_master(found, prefix) or found, part)
         opened = OpenedRun(shown_part.raw_files[0], None, growing=False)
         return Run(opened, losses, damaged, shown_part.rows_of(opened.raw_files[0].rows, opened.image_ids))
@@ -377,6 +387,14 @@ def _path_of(path: str | Path) -> Path:
             raise FileLayoutError(mismatch(path, "a file of this host", f"host {shown(parts.netloc)}"))
         return Path(unquote(parts.path))
     return Path(path)
+
+
+def _check_name(path: Path) -> None:
+    """Raise `FileLayoutError` for a path that the file system refuses, such as one that is too long."""
+    try:
+        path.exists()
+    except OSError as error:
+        raise FileLayoutError(f"{shown_text(str(path))}: cannot be read: {error.strerror}") from error
 
 
 def _listed(ids: np.ndarray | Sequence[int]) -> str:
