@@ -185,6 +185,18 @@ def test_kinds_of_several_runs_are_named(run: Path, capsys: pytest.CaptureFixtur
     )
 
 
+def test_what_programs_take_wrongly_is_a_warning(run: Path, capsys: pytest.CaptureFixture[str]):
+    np.save(run / "angles.npy", np.full(8, 45.0))
+    keys = "projection:4,flat:1,projection:4"
+    assert nxtomo(run, "--keys", keys, "--angles", run / "angles.npy") == 0
+    path = run / "file_tomo.h5"
+    assert capsys.readouterr().err.splitlines() == [
+        f"stddaq nexus: warning: {path}: expected projections at several angles, got all 8 at 45 degrees",
+        f"stddaq nexus: warning: {path}: expected projections that follow each other, "
+        "got 1 flats or darks among them; httomo takes them for projections",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -193,6 +205,8 @@ def test_kinds_of_several_runs_are_named(run: Path, capsys: pytest.CaptureFixtur
         (["--keys", "dim:9"], "--keys: expected KIND:NUMBER,... such as dark:5,flat:7,projection:30"),
         (["--keys", "projection:9"], "--angles: expected START:STOP in degrees, or FILE.npy, got none"),
         (["--keys", "projection:9", "--angles", "0:x"], "--angles: expected START:STOP in degrees"),
+        (["--keys", "projection:9", "--angles", "0:0"], "--angles: expected another STOP than START for 9"),
+        (["--keys", "dark:9", "--angles", "0:180"], "expected a good projection among the images, got none"),
         (["--keys", "projection:9", "--angles", "no.npy"], "no.npy: cannot be read: No such file"),
     ],
 )

@@ -120,7 +120,8 @@ def test_only_the_images_have_a_name_that_begins_with_data(scan: Any):
 @pytest.mark.parametrize(("dtype", "bits"), [("<u1", 8), ("<u2", 16), ("<u4", 32), ("<f4", None)])
 def test_bit_depth_is_that_of_the_stored_pixel(tmp_path: Path, dtype: str, bits: int | None):
     spec = RunSpec(n_writers=1, shape=(6, 8), dtype=dtype)
-    with opened(make_nxmx(tmp_path, stream([0, 1]), spec, metadata(STILLS)).path) as file:
+    known = metadata(STILLS, detector__saturation_value=200)
+    with opened(make_nxmx(tmp_path, stream([0, 1]), spec, known).path) as file:
         detector = file["entry/instrument/detector"]
         for name in ("bit_depth_readout", "bit_depth_image"):
             assert (int(detector[name][()]) if name in detector else None) == bits
@@ -191,6 +192,41 @@ def test_names_of_instruments_with_a_format_of_their_own_are_refused(tmp_path: P
 def test_scintillators_are_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"sensor_material: expected one of Si, .* got \"LuAG:Ce\""):
         make_nxmx(tmp_path, stream([0]), SPEC, metadata(STILLS, detector__sensor_material="LuAG:Ce"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "detector__slow",
+            [2, 0, 0],
+            r"detector\.slow: expected another direction than that of detector\.fast",
+        ),
+        (
+            "scan__increment_deg",
+            0,
+            r"scan\.increment_deg: expected another value than 0, got 0; leave scan out",
+        ),
+        ("axes", {"omega": 5}, r"axes\.omega: expected axes that stand still, omega is the axis of the scan"),
+        ("detector__saturation_value", 0, r"saturation_value: expected a value greater than 0, got 0"),
+        (
+            "detector__saturation_value",
+            65536,
+            r"saturation_value: expected at most 65535, the largest uint16",
+        ),
+        ("detector__underload_value", 65534, r"underload_value: expected a value below .* got 65534"),
+        (
+            "detector__count_time_s",
+            0.0061,
+            r"count_time_s: expected at most detector\.frame_time_s \(0\.006\)",
+        ),
+        ("end_time", "2026-11-26T23:59:59+00:00", r"end_time: expected a time after start_time"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(tmp_path: Path, key: str, value: Any, message: str):
+    with pytest.raises(ConfigError, match=message):
+        make_nxmx(tmp_path, stream(range(4)), RunSpec(), metadata(SCAN, **{key: value}))
+    assert not (tmp_path / "file_master.h5").exists()
 
 
 def test_mask_has_two_dimensions_and_pixels_of_users_are_dead(tmp_path: Path):

@@ -68,6 +68,15 @@ def test_run_that_lacks_metadata_says_so_and_can_be_completed(make_rig: MakeRig)
         assert [origins[key]["from"] for key in ("scan.start_deg", "beam.energy_kev")] == ["start", "--set"]
 
 
+def test_run_whose_metadata_contradict_each_other_is_recorded_without_the_file(make_rig: MakeRig):
+    rig = make_rig(nexus=OF_INSTRUMENT)
+    images = images_of(range(4))
+    nexus = OF_RUN | {"definition": "NXmx", "scan": {"start_deg": 5, "increment_deg": 0}}
+    assert nexus_missing(rig, nexus) == ["scan.increment_deg"]
+    assert_saved(rig.record(images, nexus=nexus), images)
+    assert not rig.path("file_master.h5").exists()
+
+
 def test_gaps_between_modules_are_masked(make_rig: MakeRig):
     """Two Eiger modules with a gap of 2 columns between them, and one between the chips of each."""
     rig = make_rig(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,7 +89,10 @@ def run(args: argparse.Namespace) -> int:
     if args.definition == "NXtomo":
         from stddaq.cli.nxtomo import create, summary
 
-        print(summary(isolated(lambda: create(args), Path(args.runs[-1]), MASTER_FILE_TIMEOUT_S)))
+        tomogram = isolated(lambda: create(args), Path(args.runs[-1]), MASTER_FILE_TIMEOUT_S)
+        print(summary(tomogram))
+        for doubt in tomogram.doubts:
+            print(f"stddaq nexus: warning: {doubt}", file=sys.stderr)
         return 0
     if len(args.runs) > 1 or args.keys or args.angles or args.documents:
         got = "several, --keys, --angles or --documents"

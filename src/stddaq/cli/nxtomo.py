@@ -165,6 +165,10 @@ def _angles(given: str | None, n: int) -> np.ndarray:
             ends = np.nan, np.nan
         if not np.isfinite(ends).all():
             raise ConfigError(mismatch("--angles", "START:STOP in degrees, or FILE.npy", repr(given)))
+        if ends[0] == ends[1] and n > 1:
+            raise ConfigError(
+                mismatch("--angles", f"another STOP than START for {n} projections", repr(given))
+            )
         return np.linspace(*ends, n, endpoint=False)
     try:
         found = np.load(given, mmap_mode="r", allow_pickle=False)

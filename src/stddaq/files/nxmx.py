@@ -33,7 +33,7 @@ from stddaq.files.nexus import (
     utc_text,
 )
 from stddaq.files.nexus_account import write_account
-from stddaq.files.nxmx_rules import check_for_nxmx, missing_for_nxmx
+from stddaq.files.nxmx_rules import check_consistent, check_for_nxmx, missing_for_nxmx
 from stddaq.files.pixel_mask import write_pixel_mask
 from stddaq.files.run import RecordedRun
 from stddaq.files.sources import mark_with_run_ids
@@ -77,8 +77,8 @@ def create_nxmx_file(
     """Create the NXmx file `path` of a run. It appears complete or not at all, below one of `roots` if any.
 
     With `incomplete` missing values are left out, and the file does not claim to be NXmx. Raise `ConfigError`
-    that names all missing keys, or values that are not NXmx; `FileLayoutError`, `OutputExistsError`,
-    `OutsideRootsError`.
+    that names all missing keys, or values that are not NXmx or contradict each other; `FileLayoutError`,
+    `OutputExistsError`, `OutsideRootsError`.
     """
     missing = missing_for_nxmx(metadata)
     if missing and not incomplete:
@@ -86,6 +86,7 @@ def create_nxmx_file(
         raise ConfigError(mismatch(str(path), "values that NXmx requires", got, advice), missing)
     check_for_nxmx(metadata.values)
     frames = frames_of(run, by_id=metadata.values.scan is not None)
+    check_consistent(metadata.values, frames.dtype)
     tree = _Tree(path, run, frames, metadata)
     write_application_file(
         path, frames, DATA, lambda file: tree.write(file, account, complete=not missing), overwrite, roots

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
+
+import numpy as np
 
 from stddaq.errors import ConfigError
 from stddaq.files.application_metadata import Metadata
@@ -12,6 +15,8 @@ from stddaq.text import mismatch, shown
 SENSOR_MATERIALS = ("Si", "Silicon", "CdTe", "GaAs")
 # dxtbx reads files of these instruments in formats of their own.
 _OTHER_FORMATS = re.compile(r"(i03|i04|i24|vmxi)\Z|dls|diamond beamline|.*ebic", re.IGNORECASE | re.DOTALL)
+# Of the angle between the directions of the pixels.
+_LEAST_SINE = 1e-6
 _ALWAYS_REQUIRED = (
     "start_time",
     "source.name",
@@ -60,6 +65,51 @@ def _value(values: RunMetadata, key: str) -> object:
     for name in key.split("."):
         found = getattr(found, name)
     return found
+
+
+def contradictions(values: RunMetadata) -> dict[str, str]:
+    """Return the keys of values that contradict others or mean nothing, and of each what is wrong.
+
+    A run is recorded in spite of them, so that they can be set right.
+    """
+    found = [*_of_detector(values)]
+    scan, name = values.scan, values.scan_axis_name
+    if scan is not None and scan.increment_deg == 0:
+        advice = "leave scan out for a still"
+        found.append(("scan.increment_deg", "another value than 0", "0", advice))
+    if scan is not None and name in values.axes:
+        expected = f"axes that stand still, {name} is the axis of the scan"
+        found.append((f"axes.{name}", expected, shown(values.axes[name]), ""))
+    return {key: mismatch(key, *texts) for key, *texts in found}
+
+
+def _of_detector(values: RunMetadata) -> list[tuple[str, str, str, str]]:
+    found: list[tuple[str, str, str, str]] = []
+    detector = values.detector
+    fast, slow = (np.array(vector) / np.linalg.norm(vector) for vector in (detector.fast, detector.slow))
+    if not np.linalg.norm(np.cross(fast, slow)) > _LEAST_SINE:
+        got = f"{shown(detector.slow)} with fast {shown(detector.fast)}"
+        found.append(("detector.slow", "another direction than that of detector.fast", got, ""))
+    top, bottom = detector.saturation_value, detector.underload_value
+    if top is not None and top <= 0:
+        found.append(("detector.saturation_value", "a value greater than 0", f"{top}", ""))
+    elif top is not None and bottom is not None and bottom >= top:
+        expected = f"a value below detector.saturation_value ({top})"
+        found.append(("detector.underload_value", expected, f"{bottom}", ""))
+    return found
+
+
+def check_consistent(values: RunMetadata, dtype: np.dtype) -> None:
+    """Raise `ConfigError` for values that contradict each other, or pixels of `dtype`."""
+    for problem in contradictions(values).values():
+        raise ConfigError(problem)
+    top = values.detector.saturation_value
+    if top is not None and dtype.kind in "iu" and top > np.iinfo(dtype).max:
+        expected = f"at most {np.iinfo(dtype).max}, the largest {dtype}"
+        raise ConfigError(mismatch("detector.saturation_value", expected, f"{top}"))
+    start, end = values.start_time, values.end_time
+    if start and end and datetime.fromisoformat(end) < datetime.fromisoformat(start):
+        raise ConfigError(mismatch("end_time", f"a time after start_time ({start})", end))
 
 
 def check_for_nxmx(values: RunMetadata) -> None:

@@ -62,13 +62,19 @@ class TomographyRun:
 
 @dataclass(frozen=True, slots=True)
 class NXtomoFile:
-    """The content of an NXtomo file. `n_images`: by the name of their kind."""
+    """The content of an NXtomo file.
+
+    Attributes:
+        n_images: by the name of their kind.
+        doubts: what programs will take wrongly, a line each.
+    """
 
     path: Path
     missing: tuple[str, ...]
     n_images: dict[str, int]
     image_shape: tuple[int, int]
     dtype: np.dtype
+    doubts: tuple[str, ...]
 
 
 def create_nxtomo_file(
@@ -83,7 +89,8 @@ def create_nxtomo_file(
     """Create the NXtomo file `path`. It appears complete or not at all, below one of `roots` if any.
 
     Images that are not good are marked as invalid, and those without pixels are not shown. Raise
-    `ConfigError` that names all missing keys, unless `incomplete`; `FileLayoutError`, `OutputExistsError`.
+    `ConfigError` that names all missing keys, unless `incomplete`, or if no image is a good projection;
+    `FileLayoutError`, `OutputExistsError`.
     """
     missing = () if metadata.values.sample.name is not None else ("sample.name",)
     if missing and not incomplete:
@@ -92,12 +99,28 @@ def create_nxtomo_file(
     frames = _joined([frames_of(part.run, by_id=False) for part in runs])
     keys = np.concatenate([_keys_of_good(part) for part in runs])
     angles = np.concatenate([part.angles for part in runs])
+    if ImageKey.projection not in keys:
+        raise ConfigError(mismatch(str(path), "a good projection among the images", "none"))
     tree = _Tree(path, runs, frames, keys, angles, metadata)
     write_application_file(
         path, frames, IMAGES, lambda file: tree.write(file, complete=not missing), overwrite, roots
     )
     counts = {key.name: int(np.count_nonzero(keys == key)) for key in ImageKey}
-    return NXtomoFile(path, missing, counts, frames.image_shape, frames.dtype)
+    return NXtomoFile(path, missing, counts, frames.image_shape, frames.dtype, _doubts(path, keys, angles))
+
+
+def _doubts(path: Path, keys: np.ndarray, angles: np.ndarray) -> tuple[str, ...]:
+    doubts = []
+    places = np.flatnonzero(keys == ImageKey.projection)
+    if len(places) > 1 and (angles[places] == angles[places[0]]).all():
+        got = f"all {len(places)} at {angles[places[0]]:g} degrees"
+        doubts.append(mismatch(str(path), "projections at several angles", got))
+    between = keys[places[0] : places[-1]]
+    n_others = int(np.isin(between, (ImageKey.flat, ImageKey.dark)).sum())
+    if n_others:
+        got, advice = f"{n_others} flats or darks among them", "httomo takes them for projections"
+        doubts.append(mismatch(str(path), "projections that follow each other", got, advice))
+    return tuple(doubts)
 
 
 def _keys_of_good(part: TomographyRun) -> np.ndarray:

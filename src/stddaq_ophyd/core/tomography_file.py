@@ -39,6 +39,8 @@ def write_nxtomo_files(
         except Exception as error:  # noqa: BLE001  (as above)
             _log.warning("no NXtomo file was made: %s; %s makes it", error, _command(runs, documents.start))
         else:
+            for doubt in made[-1].doubts:
+                _log.warning("%s", doubt)
             if missing := made[-1].missing:
                 values = [word for key in missing for word in ("--set", f"{key}=VALUE")]
                 _log.warning(

@@ -306,7 +306,9 @@ class Driver:
             self.n_finished["error" if reason else "file_saved"] += 1
             if run.missing_metadata:
                 lacks = ", ".join(run.missing_metadata)
-                log.event("run %s: no NXmx file, because values are missing: %s", run.id, lacks)
+                log.event(
+                    "run %s: no NXmx file, because values are missing or contradict others: %s", run.id, lacks
+                )
             outcome = f"error: {reason}" if reason else "file_saved"
             log.event("run %s: %s, %d images", run.id, outcome, run.account.n_images)
         finally:

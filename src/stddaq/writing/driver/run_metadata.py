@@ -9,7 +9,7 @@ from stddaq.config import DetectorConfig
 from stddaq.config.modules import gaps, position_mistakes
 from stddaq.errors import ConfigError
 from stddaq.files.application_metadata import Layer, expected_images, layer_of_account, merge
-from stddaq.files.nxmx_rules import check_for_nxmx, missing_for_nxmx
+from stddaq.files.nxmx_rules import check_for_nxmx, contradictions, missing_for_nxmx
 from stddaq.run_metadata import Detector, RunMetadata
 from stddaq.wire.driver_messages import CommandError, StartCommand
 
@@ -41,7 +41,8 @@ def layers_as_json(layers: Sequence[Layer]) -> str:
 def missing_metadata(layers: Sequence[Layer], start: StartCommand, started_at: str) -> list[str] | None:
     """Return the values that the application file of a run will lack; None if it asks for none.
 
-    Raise `CommandError` for values that contradict each other or the definition.
+    Values that contradict each other are among them. Raise `CommandError` for values that contradict the
+    definition.
     """
     # As if it ended well: its times will be known then.
     account = {"started_at": started_at, "finished_at": started_at, "outcome": "file_saved"}
@@ -53,7 +54,8 @@ def missing_metadata(layers: Sequence[Layer], start: StartCommand, started_at: s
         check_for_nxmx(metadata.values)
     except ConfigError as error:
         raise CommandError("invalid_field", f"nexus: {error}") from error
-    return missing_for_nxmx(metadata)
+    missing = missing_for_nxmx(metadata)
+    return missing + [key for key in contradictions(metadata.values) if key not in missing]
 
 
 def _content(values: RunMetadata) -> dict[str, object]:
