@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import datetime
 
@@ -86,7 +87,7 @@ def contradictions(values: RunMetadata) -> dict[str, str]:
 def _of_detector(values: RunMetadata) -> list[tuple[str, str, str, str]]:
     found: list[tuple[str, str, str, str]] = []
     detector = values.detector
-    fast, slow = (np.array(vector) / np.linalg.norm(vector) for vector in (detector.fast, detector.slow))
+    fast, slow = (np.array(vector) / math.hypot(*vector) for vector in (detector.fast, detector.slow))
     if not np.linalg.norm(np.cross(fast, slow)) > _LEAST_SINE:
         got = f"{shown(detector.slow)} with fast {shown(detector.fast)}"
         found.append(("detector.slow", "another direction than that of detector.fast", got, ""))
