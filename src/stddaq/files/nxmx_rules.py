@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from datetime import datetime
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from stddaq.errors import ConfigError
 from stddaq.files.application_metadata import Metadata
 from stddaq.run_metadata import RunMetadata
 from stddaq.text import mismatch, shown
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SENSOR_MATERIALS = ("Si", "Silicon", "CdTe", "GaAs")
 # dxtbx reads files of these instruments in formats of their own.
@@ -87,8 +90,7 @@ def contradictions(values: RunMetadata) -> dict[str, str]:
 def _of_detector(values: RunMetadata) -> list[tuple[str, str, str, str]]:
     found: list[tuple[str, str, str, str]] = []
     detector = values.detector
-    fast, slow = (np.array(vector) / math.hypot(*vector) for vector in (detector.fast, detector.slow))
-    if not np.linalg.norm(np.cross(fast, slow)) > _LEAST_SINE:
+    if not _sine(detector.fast, detector.slow) > _LEAST_SINE:
         got = f"{shown(detector.slow)} with fast {shown(detector.fast)}"
         found.append(("detector.slow", "another direction than that of detector.fast", got, ""))
     top, bottom = detector.saturation_value, detector.underload_value
@@ -100,13 +102,21 @@ def _of_detector(values: RunMetadata) -> list[tuple[str, str, str, str]]:
     return found
 
 
+def _sine(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the sine of the angle between two vectors; 0 if one is 0."""
+    cross = (a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0])
+    lengths = math.hypot(*a) * math.hypot(*b)
+    return math.hypot(*cross) / lengths if lengths else 0.0
+
+
 def check_consistent(values: RunMetadata, dtype: np.dtype) -> None:
     """Raise `ConfigError` for values that contradict each other, or pixels of `dtype`."""
     for problem in contradictions(values).values():
         raise ConfigError(problem)
     top = values.detector.saturation_value
-    if top is not None and dtype.kind in "iu" and top > np.iinfo(dtype).max:
-        expected = f"at most {np.iinfo(dtype).max}, the largest {dtype}"
+    largest = 2 ** (8 * dtype.itemsize) - 1
+    if top is not None and dtype.kind == "u" and top > largest:
+        expected = f"at most {largest}, the largest {dtype}"
         raise ConfigError(mismatch("detector.saturation_value", expected, f"{top}"))
     start, end = values.start_time, values.end_time
     if start and end and datetime.fromisoformat(end) < datetime.fromisoformat(start):
