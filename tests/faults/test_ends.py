@@ -128,7 +128,7 @@ def test_a_run_continues_when_its_source_is_terminated_and_restarted(
     rig.client.start(rig.directory)
     rig.wait_for_count(50)
     seconds = end_in_time(first, how)
-    count = rig.client.wait_for(lambda status: status.count == status.n_received, 20).count or 0
+    count = rig.wait_for_the_last().count or 0
     start_source(rig.deployment, "simulate", "--rate", 500)
     rig.wait_for_count(count + 50)
     account = rig.end(stop=True)

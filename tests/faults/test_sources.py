@@ -73,7 +73,7 @@ def test_a_source_that_fails_during_a_run_leaves_a_run_that_can_be_stopped(
     rig.client.start(rig.directory)
     rig.wait_for_count(100)
     source.send(how)
-    rig.client.wait_for(lambda status: status.count == status.n_received, 20)
+    rig.wait_for_the_last()
     assert rig.client.status().status == "recording"
     account = rig.end(stop=True)
     checked = check_perfect(account, simulated(rig, account))
@@ -95,7 +95,7 @@ def test_recording_continues_when_a_stalled_source_continues(make_rig: MakeRig, 
     rig.client.start(rig.directory, n_image=300)
     rig.wait_for_count(100)
     source.send(signal.SIGSTOP)
-    stalled_at = rig.client.wait_for(lambda status: status.count == status.n_received, 20)
+    stalled_at = rig.wait_for_the_last()
     source.send(signal.SIGCONT)
     account = rig.end()
     assert account["count"] == 300
@@ -116,7 +116,7 @@ def test_a_killed_and_restarted_source_is_recorded_or_ends_the_run_as_end_on_res
     rig.client.start(rig.directory, end_on_restart=ends)
     rig.wait_for_count(100)
     source.kill()
-    before = rig.client.wait_for(lambda status: status.count == status.n_received, 20).count or 0
+    before = rig.wait_for_the_last().count or 0
     start_source(rig.deployment, "simulate", "--rate", 500, "--wait-for-subscribers", 1)
     if ends:
         account, _ = wait_for_error(rig, within=10)
@@ -204,7 +204,7 @@ def test_a_source_restarted_after_its_ring_was_removed_drops_nothing(make_rig: M
     source.kill()
     for segment in rig.deployment.segments():
         (SHM_DIRECTORY / segment).unlink()
-    n_before = rig.client.status().n_received or 0
+    n_before = rig.wait_for_the_last().n_received or 0
     start_source(rig.deployment, "simulate", "--rate", 500)
     rig.client.wait_for(lambda status: (status.n_received or 0) > n_before + 100, 20)
     account = rig.end(stop=True)

@@ -24,7 +24,7 @@ from support.processes.deployment import Deployment, Service, wait_until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from stddaq.client import DriverClient
+from stddaq.client import DriverClient, DriverStatus
 from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
@@ -216,6 +216,22 @@ class Rig(Closing):
     def wait_for_count(self, count: int, timeout: float = 30.0) -> None:
         """Wait until `count` images are written and readable."""
         self.client.wait_for(lambda status: (status.count or 0) >= count, timeout, f"count {count}")
+
+    def wait_for_the_last(self, timeout: float = 30.0) -> DriverStatus:
+        """Wait until every image is written that a source announced before it was stopped or killed.
+
+        Messages that it sent may still be on their way when all that the driver has received are written, so
+        the driver's figures have to stay, over several answers of the driver and half a second.
+        """
+        deadline = time.monotonic() + timeout
+        status, n_same = self.client.status(), 0
+        while n_same < 5:
+            assert time.monotonic() < deadline, f"images still arrive, or are not written: {status}"
+            time.sleep(0.1)
+            before, status = status, self.client.status()
+            is_settled = status.count == status.n_received == before.n_received
+            n_same = n_same + 1 if is_settled else 0
+        return status
 
     def end(self, stop: bool = False) -> dict[str, Any]:
         """Stop the run if `stop`, and wait for its end. Return its account."""
