@@ -8,6 +8,7 @@ import signal
 import weakref
 from pathlib import Path
 
+import h5py
 import pytest
 from support.data.nexus_metadata import SCAN
 from support.data.raw_files import RunSpec, stream, write_run
@@ -53,6 +54,22 @@ def test_a_file_with_images_of_its_own_is_never_replaced(
             assert stddaq(*command) == 2, command
             assert f"{path}: expected a new file, or one to replace" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in sorted(other.iterdir())} == before
+
+
+@pytest.mark.parametrize("command", ["NXmx", "NXtomo"])
+def test_a_file_of_another_program_with_the_usual_name_is_never_replaced(
+    run: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / {"NXmx": "file_master.h5", "NXtomo": "file_tomo.h5"}[command]
+    with h5py.File(path, "w") as file:
+        file["data"] = [1, 2, 3]
+    before = path.read_bytes()
+    (run.parent / "meta.json").write_text(json.dumps(SCAN))
+    scan = ["--keys", "projection:9", "--angles", "0:180"] if command == "NXtomo" else []
+    arguments = ["nexus", run, "--from", run.parent / "meta.json", "--definition", command, *scan]
+    assert stddaq(*arguments, "--overwrite") == 2
+    assert f"{path}: expected a new file, or one to replace" in capsys.readouterr().err
+    assert path.read_bytes() == before
 
 
 def test_a_file_over_raw_files_is_replaced_on_request(run: Path) -> None:

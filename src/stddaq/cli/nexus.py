@@ -81,11 +81,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from stddaq.files.opening import isolated
-    from stddaq.files.replaceable import check_replaceable
 
-    if args.output and args.overwrite:
-        output = Path(args.output)
-        isolated(lambda: check_replaceable(output), output)
     if args.definition == "NXtomo":
         from stddaq.cli.nxtomo import create, summary
 
@@ -119,6 +115,16 @@ def layers_of(args: argparse.Namespace, run: Run) -> list[Layer]:
     ]
 
 
+def output_of(args: argparse.Namespace, default: Path) -> Path:
+    """Return the file to write. Raise `OutputExistsError` if it is one that must not be replaced."""
+    from stddaq.files.replaceable import check_replaceable
+
+    path = Path(args.output) if args.output else default
+    if args.overwrite:
+        check_replaceable(path)
+    return path
+
+
 def _create_nxmx(args: argparse.Namespace) -> NXmxFile:
     from stddaq.files.application_metadata import expected_images, merge
     from stddaq.files.names import find_run
@@ -130,7 +136,7 @@ def _create_nxmx(args: argparse.Namespace) -> NXmxFile:
     account = opened.account or {}
     raw_files = [raw.path for raw in opened.raw_files]
     return create_nxmx_file(
-        Path(args.output) if args.output else find_run(raw_files[0], args.prefix).nxmx,
+        output_of(args, find_run(raw_files[0], args.prefix).nxmx),
         read_run(raw_files),
         merge(layers_of(args, opened), expected_images(account)),
         account=json.dumps(account) if account else None,

@@ -33,7 +33,7 @@ def summary(made: NXtomoFile) -> str:
 
 def create(args: argparse.Namespace) -> NXtomoFile:
     """Make the file. Raise `ConfigError`, `FileLayoutError`, `OutputExistsError`."""
-    from stddaq.cli.nexus import layers_of
+    from stddaq.cli.nexus import layers_of, output_of
     from stddaq.files.application_metadata import merge
     from stddaq.files.names import find_run, nxtomo_file_name
     from stddaq.files.nxtomo import ImageKey, TomographyRun, create_nxtomo_file
@@ -60,14 +60,14 @@ def create(args: argparse.Namespace) -> NXtomoFile:
         (run for run, of_run in zip(opened, keys, strict=True) if ImageKey.projection in of_run), opened[-1]
     )
     files = find_run(main.raw_files[0].path, args.prefix)
-    path = Path(args.output) if args.output else files.directory / nxtomo_file_name(files.prefix)
+    path = output_of(args, files.directory / nxtomo_file_name(files.prefix))
     return create_nxtomo_file(
         path, parts, merge(layers_of(args, main)), incomplete=args.incomplete, overwrite=args.overwrite
     )
 
 
 def _create_by_documents(args: argparse.Namespace) -> NXtomoFile:
-    from stddaq.cli.nexus import layers_of
+    from stddaq.cli.nexus import layers_of, output_of
     from stddaq.files.application_metadata import merge
     from stddaq.files.nxtomo import create_nxtomo_file
     from stddaq.files.reading import open_run
@@ -77,7 +77,7 @@ def _create_by_documents(args: argparse.Namespace) -> NXtomoFile:
         raise ConfigError(mismatch("--documents", "one run", "several, --keys or --angles"))
     runs = _scan_of(Path(args.documents), args.runs[0], args.prefix)
     return create_nxtomo_file(
-        Path(args.output) if args.output else path_of_scan(runs),
+        output_of(args, path_of_scan(runs)),
         [run.part for run in runs],
         merge(layers_of(args, open_run(run_with_projections(runs).files.raw[0]))),
         incomplete=args.incomplete,

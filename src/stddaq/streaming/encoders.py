@@ -6,7 +6,6 @@ after the slot is known to have held that image all the time, so overwritten ima
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -122,7 +121,7 @@ def make_encoder(stream_type: StreamType, config: DetectorConfig, pool: ImageBuf
         return BsreadEncoder(config)
     if compression_of(suffix):
         # `_decoded` would import it while images wait.
-        importlib.import_module("stddaq.wire.compressed_image")
+        import stddaq.wire.compressed_image  # noqa: F401
     return (RunEncoder if stream_type == "stins" else Array10Encoder)(config, pool)
 
 

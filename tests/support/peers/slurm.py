@@ -155,13 +155,21 @@ class Slurm(Closing):
                 # Ctrl-C is not for them: they must end the jobs first.
                 start_new_session=True,
             )
-        self._close.callback(process.wait, END_TIMEOUT_S)
-        self._close.callback(process.terminate)
+        self._close.callback(_end, process)
 
     def _program(self, name: str) -> str:
         found = shutil.which(name, path=self.environment["PATH"])
         assert found is not None, f"{name} is not in {self.environment['PATH']}"
         return found
+
+
+def _end(daemon: subprocess.Popen[bytes]) -> None:
+    daemon.terminate()
+    try:
+        daemon.wait(END_TIMEOUT_S)
+    finally:
+        # Nothing is left behind when it does not end; that fails the test.
+        daemon.kill()
 
 
 def _host_of_loopback() -> tuple[list[str], str]:
