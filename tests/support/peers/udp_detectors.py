@@ -9,6 +9,7 @@ import struct
 from collections.abc import Sequence
 
 import numpy as np
+from support.processes.deployment import ports_for_services
 
 # struct of the slsDetectorPackage, version 2: see `sls_packet`.
 _SLS = struct.Struct("<QIIdQHHHHIHBB")
@@ -18,8 +19,9 @@ EIGER, JUNGFRAU = 1, 3
 
 def free_udp_ports(n: int) -> int:
     """Return the first of `n` consecutive UDP ports that are free now."""
+    ports = ports_for_services()
     for _ in range(200):
-        first = random.randrange(20000, 60000 - n)
+        first = random.SystemRandom().choice(ports[: 1 - n or None])
         with contextlib.ExitStack() as probes:
             try:
                 for port in range(first, first + n):

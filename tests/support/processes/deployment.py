@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -46,11 +47,24 @@ def wait_until(
         time.sleep(period)
 
 
+def ports_for_services() -> range:
+    """Return the ports that the kernel does not choose itself, for port 0 or for the end that connects.
+
+    It would give a port that was found free to any other process, before the service binds it.
+    """
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    return max(range(10_000, first), range(last + 1, 65_536), key=len)
+
+
 def free_port() -> int:
     """Return a TCP port of the loopback interface that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    # Not that of hypothesis and of forks, which is the same in several processes.
+    choose = random.SystemRandom().choice
+    while True:
+        port = choose(ports_for_services())
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def make_config(**overrides: Any) -> dict[str, Any]:
