@@ -216,3 +216,12 @@ def test_invalid_kinds_and_angles_are_refused(
     assert nxtomo(run, *arguments) == 2
     assert message in capsys.readouterr().err
     assert not (run / "file_tomo.h5").exists()
+
+
+def test_a_kind_without_a_run_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    # An empty path would be the current directory.
+    monkeypatch.chdir(run)
+    assert nxtomo("dark=", "--angles", "0:180") == 2
+    assert "dark=: expected dark=RUN, got no run" in capsys.readouterr().err

@@ -116,9 +116,13 @@ def _scan_of(documents: Path, run: str, prefix: str | None) -> list[ScannedRun]:
 
 
 def _kind_of(argument: str) -> tuple[str | None, str]:
-    """Return the kind and the path of KIND=RUN or RUN."""
+    """Return the kind and the path of KIND=RUN or RUN. Raise `ConfigError` without a path."""
     kind, equals, path = argument.partition("=")
-    return (kind, path) if equals and kind in KINDS else (None, argument)
+    if not (equals and kind in KINDS):
+        return None, argument
+    if not path:
+        raise ConfigError(mismatch(argument, f"{kind}=RUN", "no run"))
+    return kind, path
 
 
 def _keys(runs: Sequence[RecordedRun], kinds: Sequence[str | None], given: str | None) -> list[np.ndarray]:
