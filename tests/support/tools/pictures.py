@@ -42,7 +42,8 @@ def main() -> int:
             "services": [f"stddaq-rest --port {port} --allow-control --root {files}"],
             "live_stream_configs": {stream: {"type": "forward", "config": []}},
         }
-        deployment = Deployment(Path(files), **CONFIG, **services)
+        # Forks would show the memory of all that they share.
+        deployment = Deployment(Path(files), preloaded=False, **CONFIG, **services)
         try:
             up = Up(deployment, "--source", "simulate", "--rate", 10)
             take_page(f"http://127.0.0.1:{port}", up, Path(files), directory)
@@ -63,6 +64,7 @@ def take_page(url: str, up: Up, files: Path, directory: Path) -> None:
         wait_for_images(tab, 250)
         tab.click("#tab-services")
         tab.wait_for(lambda: tab.evaluate("!!document.querySelector('#health td')"), "services")
+        tab.wait_for(lambda: "highest" in tab.text("#panel-services figure p"), "lines over time")
         save(tab, directory / "page-services.webp")
     with chromium.opened(f"{url}/?wall", *WALL) as tab:
         wait_for_images(tab, 300)
