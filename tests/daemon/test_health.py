@@ -14,7 +14,7 @@ def page(service: str, *, age_s: float = 0.1, is_running: bool = True, **wanted:
     """Return the page of a service; `wanted`: what it says as `stddaq up` of other services."""
     values = {Series(metrics.WANTED, (name, "")): value for name, value in wanted.items()}
     restarts = {Series(metrics.SERVICE_RESTARTS, (name, "")): 2.0 for name in wanted}
-    return Page(service, "", "1.0", "etag", 7, 8, 9.0, age_s, 4.0, is_running, values | restarts)
+    return Page(service, "", "1.0", "etag", 7, 8, 9.0, 50.0, age_s, 4.0, is_running, values | restarts)
 
 
 def only(service: str, *pages: Page) -> ServiceHealth:
@@ -59,7 +59,7 @@ def test_losses_are_summed_by_kind() -> None:
         Series(metrics.IDS_SKIPPED, ("filter",)): 90.0,
         Series(metrics.IDS_SKIPPED, ("image",)): 1.0,
     }
-    row = only("recv", Page("recv", "", "1.0", "etag", 7, 8, 9.0, 0.1, 4.0, True, values))
+    row = only("recv", Page("recv", "", "1.0", "etag", 7, 8, 9.0, 50.0, 0.1, 4.0, True, values))
     assert row.losses == {
         metrics.PACKETS_DROPPED.name: 7,
         metrics.PACKETS_REJECTED.name: 5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import signal
@@ -18,10 +19,13 @@ from support.processes.web import RestService
 from websockets.sync.client import connect
 
 from stddaq.daemon import metrics
-from stddaq.daemon.metrics import TABLE, Metric
+from stddaq.daemon.metrics import TABLE, Metric, Series
 from stddaq.daemon.metrics_page import start_ticks
+from stddaq.daemon.metrics_reader import Page, Pages
+from stddaq.web import monitoring
 from stddaq.web.disks import Disks
 from stddaq.web.metrics_text import CONTENT_TYPE, Sample, metrics_text
+from stddaq.web.monitoring import MonitoredDetector, Monitoring
 from stddaq.web.process_usage import process_usage
 
 Labels = dict[str, str]
@@ -169,6 +173,26 @@ def test_metrics_need_the_token(start_rest: Callable[..., RestService], token_fi
     rest = start_rest("--token-file", token_file)
     for path in ("/metrics", "/health", "/api/health"):
         assert rest.get(path).status_code == 401
+
+
+def test_rates_are_those_between_two_writings_of_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Pages are read about as often as they are written, at any moments between.
+    writings = [(50.0, 100.0), (50.0, 100.0), (51.0, 110.0), (51.0, 110.0), (53.0, 130.0)]
+    pages = [_page(heartbeat_s, count) for heartbeat_s, count in writings]
+    pages.append(dataclasses.replace(pages[-1], is_running=False))
+    monkeypatch.setattr(monitoring, "read_pages", lambda name: Pages([pages.pop(0)]))
+    monkeypatch.setattr(monitoring, "CACHE_S", 0.0)
+    monitored = Monitoring([MonitoredDetector("GF2", tmp_path / "GF2.json")])
+    found = [next(iter(monitored.snapshot().rates.values())) for _ in range(6)]
+    name = f'{metrics.IMAGES_RECEIVED.name}{{source="image"}}'
+    assert [rates.get(name) for rates in found] == [None, None, 10, 10, 10, 0]
+
+
+def _page(heartbeat_s: float, n_received: float) -> Page:
+    values = {Series(metrics.IMAGES_RECEIVED, ("image",)): n_received}
+    return Page("driver", "", "1.0", "etag", os.getpid(), 0, 9.0, heartbeat_s, 0.1, 4.0, True, values)
 
 
 def test_labels_are_escaped() -> None:

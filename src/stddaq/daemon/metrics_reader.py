@@ -61,6 +61,8 @@ class Page:
     start_ticks: int
     started_s: float
     """Start of the service, seconds since 1970."""
+    heartbeat_s: float
+    """Time of the heartbeat, when the values were written, of the monotonic clock."""
     age_s: float
     """Age of the heartbeat."""
     silent_after_s: float
@@ -161,6 +163,7 @@ def _read(fd: int, name: str, detector_name: str) -> Page:
         pid=pid,
         start_ticks=start_ticks,
         started_s=started_ns / 1e9,
+        heartbeat_s=heartbeat_ns / 1e9,
         age_s=max(0.0, (time.monotonic_ns() - heartbeat_ns) / 1e9),
         silent_after_s=silent_after_ns(period_ns) / 1e9,
         is_running=is_running,

@@ -47,8 +47,8 @@ class Snapshot:
 
     Attributes:
         samples: of all services and of this machine, in any order.
-        counters, gauges, rates: by service, with the series as text; rates are of the counters, per second
-            since the snapshot before.
+        counters, gauges, rates: by service, with the series as text; rates are of the counters, per second.
+        heartbeats_s: when the page of a service was written, of the monotonic clock.
     """
 
     time_s: float
@@ -57,6 +57,7 @@ class Snapshot:
     counters: dict[ServiceKey, dict[str, float]] = field(default_factory=dict)
     gauges: dict[ServiceKey, dict[str, float]] = field(default_factory=dict)
     rates: dict[ServiceKey, dict[str, float]] = field(default_factory=dict)
+    heartbeats_s: dict[ServiceKey, float] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -125,15 +126,9 @@ class Monitoring:
             services = health_of(detector.name, pages)
             snapshot.services.extend(services)
             snapshot.samples.extend(self._machine_samples(detector))
+            for service in services:
+                _add_service(snapshot, service, before)
         self._log_rejected(rejected)
-        for service in snapshot.services:
-            samples = list(_service_samples(service))
-            snapshot.samples.extend(samples)
-            if service.page:
-                key = _key(service, service.page)
-                counters = snapshot.counters[key] = _series(samples, "counter")
-                snapshot.gauges[key] = _series(samples, "gauge")
-                snapshot.rates[key] = _rates(counters, before.counters.get(key), now - before.time_s)
         return snapshot
 
     def _log_rejected(self, rejected: Mapping[str, str]) -> None:
@@ -171,18 +166,45 @@ def _series(samples: Sequence[Sample], kind: str) -> dict[str, float]:
     }
 
 
-def _rates(now: Mapping[str, float], before: Mapping[str, float] | None, seconds: float) -> dict[str, float]:
-    if before is None:
-        return {}
+def _add_service(snapshot: Snapshot, service: ServiceHealth, before: Snapshot) -> None:
+    """Add a service and its rates since `before`."""
+    about, of_page = list(_samples_about(service)), list(_samples_of_page(service))
+    snapshot.samples.extend(about + of_page)
+    if (page := service.page) is None:
+        return
+    key = _key(service, page)
+    about_counters, page_counters = _series(about, "counter"), _series(of_page, "counter")
+    snapshot.counters[key] = about_counters | page_counters
+    snapshot.gauges[key] = _series(about + of_page, "gauge")
+    snapshot.heartbeats_s[key] = page.heartbeat_s
+    rates = snapshot.rates[key] = {}
+    if (counted := before.counters.get(key)) is None:
+        return
+    rates |= _rates(about_counters, counted, snapshot.time_s - before.time_s)
+    # A page is written about once a second, so that none or two of its writings may be between two readings.
+    seconds = page.heartbeat_s - before.heartbeats_s[key]
+    if seconds > 0:
+        rates |= _rates(page_counters, counted, seconds)
+    else:
+        known = before.rates[key] if service.state == "works" else dict.fromkeys(page_counters, 0.0)
+        rates |= {name: known[name] for name in page_counters if name in known}
+
+
+def _rates(now: Mapping[str, float], before: Mapping[str, float], seconds: float) -> dict[str, float]:
     return {name: (value - before[name]) / seconds for name, value in now.items() if name in before}
 
 
-def _service_samples(service: ServiceHealth) -> Iterator[Sample]:
-    labels = {
+def _labels(service: ServiceHealth) -> dict[str, str]:
+    return {
         "detector": service.detector,
         "service": service.service,
         "instance_id": service.instance_id,
     }
+
+
+def _samples_about(service: ServiceHealth) -> Iterator[Sample]:
+    """Return what this process knows of a service now."""
+    labels = _labels(service)
     yield Sample(metrics.SERVICE_UP, labels, service.state == "works")
     yield Sample(metrics.SERVICE_WANTED, labels, service.is_wanted)
     if service.n_restarts is not None:
@@ -195,6 +217,13 @@ def _service_samples(service: ServiceHealth) -> Iterator[Sample]:
     usage: Mapping[Metric, float] = process_usage(page.pid, page.start_ticks) if page.is_running else {}
     for metric, value in usage.items():
         yield Sample(metric, labels, value)
+
+
+def _samples_of_page(service: ServiceHealth) -> Iterator[Sample]:
+    """Return what a service has written into its page."""
+    if (page := service.page) is None:
+        return
+    labels = _labels(service)
     for series, value in page.values.items():
         if series.metric in (metrics.WANTED, metrics.SERVICE_RESTARTS):
             continue  # They concern other services: see `ServiceHealth`.
