@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -16,6 +17,7 @@ from support.assertions.accounts import Checked, check_perfect
 from support.processes.deployment import Service, wait_until
 from support.processes.machine import assert_within
 from support.processes.recording import Image, Publishing, Rig, images_of
+from support.processes.storage import Storage
 
 from stddaq.client import RunFailedError
 
@@ -23,10 +25,8 @@ PROMISED_S = 2.0
 KILL_OR_STOP = [signal.SIGKILL, signal.SIGSTOP]
 State = Literal["waiting_for_first_image", "recording", "saving_file"]
 STATES: list[State] = ["waiting_for_first_image", "recording", "saving_file"]
-# A master file over this many irregular gaps takes long enough to be interrupted.
-N_GAPS = 4000
-# Few enough images to fit into the ring, whatever their gaps.
-BATCH = 300
+# Images of a run that is interrupted while it is saved: few enough to fit into the ring, whatever their gaps.
+N_GAPS = 300
 # Images recorded before a fault in the state `recording`.
 N_IMAGES = 200
 UNENDING = 10**6
@@ -37,8 +37,9 @@ SMALL = {"image_pixel_height": 8, "image_pixel_width": 16}
 def bring_to(rig: Rig, state: State, begin: Callable[[int], object] | None = None) -> list[Image]:
     """Start a run and publish until it is in `state`. Return the published images.
 
-    In `saving_file` writer 0 and its child, which makes the master file, are stopped until `release`. `begin`
-    starts a run of a given number of images and waits until it records; by default the rig's own client does.
+    In `saving_file` writer 0 and its child, which makes the master file, are stopped until `release`. It is
+    another writer 0, whose child stops when it has written the file under its temporary name. `begin` starts
+    a run of a given number of images and waits until it records; by default the rig's own client does.
     """
     shape = rig.config.image_shape
     begin = begin or (lambda n_image: rig.begin(n_image=n_image))
@@ -51,29 +52,34 @@ def bring_to(rig: Rig, state: State, begin: Callable[[int], object] | None = Non
         rig.publish(images)
         rig.wait_for_count(N_IMAGES)
         return images
+    storage = Storage(rig.directory.parent)
+    replace_writer(rig, storage, "stddaq.files.master_file:_verify")
     images = images_of(irregular_ids(N_GAPS), shape=shape)
     begin(N_GAPS)
-    for first in range(0, N_GAPS, BATCH):
-        rig.publish(images[first : min(first + BATCH, N_GAPS - 1)])
-        wait_until(lambda n=first: count_of(rig) >= min(n + BATCH, N_GAPS - 1), what="images of the run")
-    rig.publish(images[-1:])
-
-    def is_in_the_making() -> bool:
-        assert not rig.path("fileMaster.h5").exists(), (
-            "the master file was finished before the test could stop it"
-        )
-        return bool(makers_of_master(rig))
-
-    wait_until(is_in_the_making, 30, "the master file in the making")
+    with storage.stopping():
+        rig.publish(images)
+        wait_until(lambda: any(map(is_stopped, makers_of_master(rig))), what="the master file in the making")
     rig.writers[0].send(signal.SIGSTOP)
-    for pid in makers_of_master(rig):
-        os.kill(pid, signal.SIGSTOP)
     return images
+
+
+def replace_writer(rig: Rig, storage: Storage, function: str) -> None:
+    """Start another writer 0, in which `function` can block. The driver knows it."""
+    n_lines = len(rig.driver.stdout)
+    assert rig.writers[0].end() == 0
+    rig.driver.wait_for_line("writer 0 disconnected", start=n_lines)
+    rig.writers[0] = storage.start(rig.deployment, function, "std_det_writer", 0)
+    rig.driver.wait_for_line("writer 0 connected", start=n_lines)
 
 
 def makers_of_master(rig: Rig) -> list[int]:
     """Return the child of writer 0 that makes the master file; the name of its temporary file has the pid."""
     return [int(path.suffix[1:]) for path in rig.directory.glob(".fileMaster.h5.*")]
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a process is stopped by a signal."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def release(rig: Rig) -> None:
@@ -99,10 +105,10 @@ def wait_for_error(rig: Rig, within: float = PROMISED_S) -> tuple[dict[str, Any]
     """Wait for the run to end as an error. Return its account and the seconds that this took."""
     begin = time.monotonic()
     with pytest.raises(RunFailedError):
-        rig.client.wait_until_saved(30)
+        rig.client.wait_until_saved(60)
     seconds = time.monotonic() - begin
     assert_within(seconds, within)
-    rig.client.wait(["idle"], 20)
+    rig.client.wait(["idle"], 60)
     account = rig.account()
     assert account["outcome"] == "error"
     assert "keep up" not in account["reason"], "a dead writer was reported as a slow one"
@@ -118,9 +124,10 @@ def record_under_load(rig: Rig, prefix: str = "next", n_images: int = 100) -> Ch
 def record_from(rig: Rig, source: Publishing, prefix: str = "next", n_images: int = 100) -> Checked:
     """Record a run of `n_images`, which must be perfect, while `source` publishes."""
     rig.client.start(rig.directory, file_prefix=prefix, n_image=n_images)
-    rig.client.wait_until_ready(30)
-    due = source.next_id + 1  # The image before may have been published before the run recorded.
-    rig.client.wait_until_saved(20)
+    rig.client.wait_until_ready(60)
+    with source.spared():
+        due = source.next_id + 1  # The image before may have been published before the run recorded.
+        rig.client.wait_until_saved(60)
     account = rig.account()
     assert account["count"] == n_images
     return check_perfect(account, published_so_far(source, account), due=due)

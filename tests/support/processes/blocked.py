@@ -3,7 +3,8 @@
 `blocked.py MODULE:FUNCTION FIFO SCRIPT [ARGUMENT ...]`
 
 While FIFO exists, each call waits in a system call, as of storage that does not respond, and first makes the
-file FIFO.entered. The function may be a method: `MODULE:CLASS.METHOD`.
+file FIFO.entered. If FIFO is a regular file, each call stops its process instead, until SIGCONT. The
+function may be a method: `MODULE:CLASS.METHOD`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import signal
 import sys
 from importlib.metadata import distribution
 from pathlib import Path
@@ -25,7 +27,9 @@ def let_block(target: str, fifo: Path) -> None:
     function = getattr(owner, name)
 
     def blocking(*args: Any, **options: Any) -> Any:
-        if fifo.exists():
+        if fifo.is_file():
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif fifo.exists():
             fifo.with_name(f"{fifo.name}.entered").touch()
             os.close(os.open(fifo, os.O_RDONLY))
         return function(*args, **options)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
@@ -25,6 +27,13 @@ class Storage:
 
     def stop_responding(self) -> None:
         os.mkfifo(self._fifo)
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Let each call of the function stop its process during the block, until SIGCONT."""
+        self._fifo.touch()
+        yield
+        self._fifo.unlink()
 
     def wait_for_a_call(self) -> None:
         """Wait until the service waits in the function."""
