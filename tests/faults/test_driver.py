@@ -76,10 +76,12 @@ def test_a_new_driver_records_at_once_while_the_source_continues(make_rig: MakeR
     rig = make_rig(**SMALL)
     with Publishing(rig) as source:
         rig.client.start(rig.directory)
-        rig.wait_for_count(200)
-        count = rig.client.status().count or 0
-        rig.driver.kill()
-        rig.start_driver()
+        rig.client.wait_until_ready(60)
+        with source.spared():
+            rig.wait_for_count(200)
+            count = rig.client.status().count or 0
+            rig.driver.kill()
+            rig.start_driver()
         record_from(rig, source)
         wait_for_closed_files(rig)
         n_images = check_files_alone(raw_files(rig), source.images[:])
@@ -105,7 +107,7 @@ def test_a_driver_that_hung_reports_a_true_account(make_rig: MakeRig, state: Sta
         source.wait_for(20)
         with DriverClient(rig.url) as client:
             client.stop()
-            client.wait(["idle"], 10)
+            client.wait(["idle"], 60)
         account = rig.account()
         published += published_so_far(source, account)
     checked = check_run(account, published)

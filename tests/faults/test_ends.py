@@ -32,7 +32,7 @@ def make_complete_rig(make_rig: MakeRig) -> tuple[Rig, Any]:
 
 def start_run(rig: Rig) -> None:
     rig.client.start(rig.directory)
-    rig.client.wait_until_ready(30)
+    rig.client.wait_until_ready(60)
     rig.wait_for_count(100)
 
 
@@ -59,8 +59,11 @@ def test_a_driver_that_is_terminated_during_a_run_saves_it(
 ):
     rig, _ = make_complete_rig(make_rig)
     with Publishing(rig) as source:
-        start_run(rig)
-        seconds = end_in_time(rig.driver, how)
+        rig.client.start(rig.directory)
+        rig.client.wait_until_ready(60)
+        with source.spared():
+            rig.wait_for_count(100)
+            seconds = end_in_time(rig.driver, how)
         rig.start_driver("-m")
         record_from(rig, source)
     raw_files = [rig.path("file0.h5"), rig.path("file1.h5")]

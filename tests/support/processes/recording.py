@@ -10,8 +10,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from typing import Any, Self
 import h5py
 import hdf5plugin  # noqa: F401  (registers the filters)
 import numpy as np
-from support.processes.deployment import Deployment, Service, wait_until
+from support.processes.deployment import WAIT_TIMEOUT_S, Deployment, Service, wait_until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -41,9 +41,11 @@ RUN_STATES = [
     "saving_file",
     "file_saved",
 ]
-SAVED_TIMEOUT_S = 30.0
+SAVED_TIMEOUT_S = 60.0
 # Number of images of a master file that are read and compared at a time.
 BLOCK_IMAGES = 100
+# Of images from just before the block of `Publishing.spared`, which may belong to the run.
+SPARED_SLOTS = 100
 REPOSITORY = Path(__file__).parents[3]
 
 
@@ -133,7 +135,7 @@ class Watcher(Closing):
         found = [message["status"] for message in self.messages]
         return [state for i, state in enumerate(found) if i == 0 or found[i - 1] != state]
 
-    def wait_for(self, state: str, timeout: float = 10.0, times: int = 1) -> dict[str, Any]:
+    def wait_for(self, state: str, timeout: float = WAIT_TIMEOUT_S, times: int = 1) -> dict[str, Any]:
         """Wait until `state` was entered `times` times. Return its latest message."""
         wait_until(lambda: self.states.count(state) >= times, timeout, f"{state} in {self.states}")
         return next(m for m in reversed(self.messages) if m["status"] == state)
@@ -205,15 +207,15 @@ class Rig(Closing):
 
     def wait_for_subscription(self) -> None:
         """Wait until the driver has subscribed to the source."""
-        assert self.source.wait_for_subscribers(1, 20)
+        assert self.source.wait_for_subscribers(1, WAIT_TIMEOUT_S)
 
     def begin(self, **start: Any) -> None:
         """Start a run and wait until it records every image that is published from now on."""
         self.wait_for_subscription()
         self.client.start(self.directory, **start)
-        self.client.wait_until_ready(30)
+        self.client.wait_until_ready(60)
 
-    def wait_for_count(self, count: int, timeout: float = 30.0) -> None:
+    def wait_for_count(self, count: int, timeout: float = WAIT_TIMEOUT_S) -> None:
         """Wait until `count` images are written and readable."""
         self.client.wait_for(lambda status: (status.count or 0) >= count, timeout, f"count {count}")
 
@@ -377,10 +379,23 @@ class Publishing(Background):
     def __init__(self, rig: Rig, first_id: int = 0, pause_s: float = 0.001) -> None:
         super().__init__()
         self._rig, self.next_id, self._pause_s = rig, first_id, pause_s
+        self._end_id: int | None = None
         self.images: list[Image] = []
+
+    @contextmanager
+    def spared(self) -> Iterator[None]:
+        """Reuse no slot of the images that are published in the block, which are fewer than the ring holds.
+
+        A writer that stands still for a second on a busy machine would find some of them overwritten.
+        """
+        self._end_id = self.next_id + self._rig.config.n_slots - SPARED_SLOTS
+        yield
+        self._end_id = None
 
     def _work(self) -> None:
         while not self._ended.wait(self._pause_s):
+            if self._end_id is not None and self.next_id >= self._end_id:
+                continue
             image = image_of(self.next_id, self._rig.config.image_shape)
             self._rig.publish([image])
             self.images.append(image)
