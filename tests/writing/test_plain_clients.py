@@ -21,7 +21,7 @@ def start_command(rig: Rig, **fields: Any) -> str:
     return json.dumps({"command": "start", "path": str(rig.directory), **fields})
 
 
-def receive(connection: ClientConnection, timeout: float = 5) -> dict[str, Any]:
+def receive(connection: ClientConnection, timeout: float = 60) -> dict[str, Any]:
     frame = connection.recv(timeout=timeout)
     assert isinstance(frame, str)
     return json.loads(frame)
@@ -46,7 +46,9 @@ def receive_until(connection: ClientConnection, *states: str) -> list[dict[str, 
     state="idle, recording",
     promise="it is the reply: `rejected` with `driver is busy!`, or an error; the run is perfect",
 )
-def test_the_first_message_after_a_command_is_its_reply(rig: Rig):
+def test_the_first_message_after_a_command_is_its_reply(make_rig: MakeRig):
+    # The test may need longer from its handshake to its command than other drivers wait with their greeting.
+    rig = make_rig(tolerant=True)
     images = images_of(range(20))
     rig.wait_for_subscription()
     with connect(rig.url) as starter:
@@ -101,7 +103,7 @@ def test_the_last_recording_or_stop_has_the_complete_count(rig: Rig):
             "recording" if run % 2 else "stop",
             account["count"],
         )
-        rig.client.wait(["idle"], 5)
+        rig.client.wait(["idle"], 60)
 
 
 def test_every_message_is_a_text_frame_with_a_known_status_and_an_integer_count(rig: Rig):
@@ -133,11 +135,13 @@ def test_a_client_that_reads_nothing_for_a_while_stays_connected(make_rig: MakeR
     with connect(rig.url, sock=raw, max_queue=1, close_timeout=0.2) as slow:
         receive(slow)
         rig.begin(n_image=10**6)
-        rig.publish(images_of(range(1500)), pause_s=0.002)
-        rig.wait_for_count(1500)
+        for first in range(0, 1500, 500):
+            # A writer that stands still for a ring would lose images.
+            rig.publish(images_of(range(first, first + 500)), pause_s=0.002)
+            rig.wait_for_count(first + 500)
         account = rig.end(stop=True)
         assert account["n_good"] == 1500
-        rig.client.wait(["idle"], 5)
+        rig.client.wait(["idle"], 60)
         messages = receive_until(slow, "file_saved")
         states = [m["status"] for m in messages]
         entered = [state for i, state in enumerate(states) if i == 0 or states[i - 1] != state]

@@ -1,7 +1,7 @@
 """Stand-ins for std_daq services (C++), which keep to the std_daq contract.
 
 They use no cursor segment, no protobuf field above 99, no SWMR and no socket options. Run as a program this
-is a writer: `cpp_services.py CONFIG WRITER_ID [SECONDS before it answers create_file]`.
+is a writer: `cpp_services.py CONFIG WRITER_ID`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import mmap
 import os
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,7 +140,7 @@ class CppSource(Closing):
         self._socket.bind(self._endpoint)
 
     def wait_for_subscriber(self) -> None:
-        assert self._socket.poll(20000), "no subscription"
+        assert self._socket.poll(60_000), "no subscription"
         self._socket.recv()
 
     def publish(self, image_id: int, pixels: np.ndarray, status: int = 1) -> None:
@@ -211,7 +210,7 @@ class CppDriver(Closing):
     def forward(self, n_images: int) -> None:
         """Forward the next images of the metadata stream."""
         for position in range(n_images):
-            assert self._stream.poll(20000), f"{position} of {n_images} images came"
+            assert self._stream.poll(60_000), f"{position} of {n_images} images came"
             record = pb.RecordImage()
             record.image_metadata.ParseFromString(self._stream.recv())
             for name in {self._writers[position % len(self._writers)], *self.peers[len(self._writers) :]}:
@@ -229,7 +228,7 @@ class CppDriver(Closing):
             self._send(name, action)
 
     def _send(self, name: str, action: pb.WriterAction) -> None:
-        assert self._actions[name].poll(5000, zmq.POLLOUT), f"writer {name} is not connected"
+        assert self._actions[name].poll(60_000, zmq.POLLOUT), f"writer {name} is not connected"
         self._actions[name].send(action.SerializeToString())
 
     def expect_success(self) -> None:
@@ -240,7 +239,7 @@ class CppDriver(Closing):
 
     def response(self, name: str) -> pb.WriterResponse:
         """Return the next response of a writer, which must have no field above 99."""
-        assert self._responses[name].poll(20000), f"writer {name} does not answer"
+        assert self._responses[name].poll(60_000), f"writer {name} does not answer"
         message = self._responses[name].recv()
         assert len(message) <= MAX_RESPONSE_BYTES
         response = pb.WriterResponse.FromString(message)
@@ -257,9 +256,9 @@ class CppDriver(Closing):
 class CppWriter:
     """Answers its requests in order, and writes an HDF5 file."""
 
-    def __init__(self, config: Mapping[str, Any], writer: int, create_delay_s: float) -> None:
+    def __init__(self, config: Mapping[str, Any], writer: int) -> None:
         names = Names(config)
-        self._names, self._create_delay_s = names, create_delay_s
+        self._names = names
         self._context = zmq.Context()
         self._actions = self._context.socket(zmq.PULL)
         self._actions.rcvhwm = 0
@@ -287,7 +286,6 @@ class CppWriter:
 
     def _act(self, kind: str, action: pb.WriterAction) -> None:
         if kind == "create_file":
-            time.sleep(self._create_delay_s)
             self._create(action.create_file.path)
         elif kind == "close_file":
             self._close()
@@ -315,7 +313,7 @@ def main(argv: Sequence[str]) -> None:
 
     signal.signal(signal.SIGTERM, end)
     config = json.loads(Path(argv[0]).read_text())
-    CppWriter(config, int(argv[1]), float(argv[2]) if len(argv) > 2 else 0.0).serve()
+    CppWriter(config, int(argv[1])).serve()
 
 
 if __name__ == "__main__":
