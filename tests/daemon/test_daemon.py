@@ -74,7 +74,7 @@ def serve(config, args, stop):
     for number in (signal.SIGUSR2, signal.SIGTERM):
         threading.Thread(target=send, args=(number,), daemon=True).start()
         assert not stop.poll()
-        assert poller.poll(20_000), "the signal did not end the wait"
+        assert poller.poll(60_000), "the signal did not end the wait"
         assert stop.poll() == (number == signal.SIGTERM)
 
 parser = ArgumentParser("waiting", "Waits.")

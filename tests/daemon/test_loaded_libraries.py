@@ -11,7 +11,7 @@ from support.processes.recording import MakeRig, assert_saved, images_of
 def test_driver_and_live_stream_of_uncompressed_images_load_no_numpy(make_rig: MakeRig) -> None:
     rig = make_rig(number_of_writers=1, preloaded=False)
     stream = start_live_stream(rig.deployment)
-    assert rig.source.wait_for_subscribers(2, 20)
+    assert rig.source.wait_for_subscribers(2, 60)
     images = images_of(range(3))
     with subscribed(stream) as viewer:
         assert_saved(rig.record(images), images)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from support.processes.deployment import Deployment, wait_until
+from support.processes.machine import assert_within
 from support.processes.stream_readers import ImageReader
 
 from stddaq.config import DetectorConfig
@@ -44,7 +45,7 @@ def test_announced_images_are_those_in_the_ring(
     config = DetectorConfig.parse(deployment.config)
     images = random_images(config, 20)
     with ImagePublisher(config) as publisher, ImageReader(deployment) as reader:
-        assert publisher.wait_for_subscribers(1, timeout=20)
+        assert publisher.wait_for_subscribers(1, timeout=60)
         sequences = [publisher.publish(7 + 3 * i, image) for i, image in enumerate(images)]
         received = reader.receive(len(images))
     assert [image.image_id for image in received] == [7 + 3 * i for i in range(20)]
@@ -64,7 +65,7 @@ def test_first_images_reach_a_late_subscriber(deployment: Deployment, config: De
 
     with ImagePublisher(config) as publisher, ThreadPoolExecutor(3) as pool:
         readings = [pool.submit(read) for _ in range(3)]
-        assert publisher.wait_for_subscribers(3, timeout=10)
+        assert publisher.wait_for_subscribers(3, timeout=60)
         for image_id, image in enumerate(random_images(config, 50)):
             publisher.publish(image_id, image)
         assert all(reading.result(20) == list(range(50)) for reading in readings)
@@ -74,13 +75,15 @@ def test_the_wait_for_subscribers_ends_at_its_timeout(deployment: Deployment, co
     with ImagePublisher(config) as publisher, ImageReader(deployment):
         begin = time.monotonic()
         assert not publisher.wait_for_subscribers(2, timeout=0.3)
-        assert 0.25 < time.monotonic() - begin < 5
+        seconds = time.monotonic() - begin
+        assert seconds > 0.25
+        assert_within(seconds, 5.0)
 
 
 def test_subscribers_that_leave_are_no_longer_counted(deployment: Deployment, config: DetectorConfig) -> None:
     with ImagePublisher(config) as publisher:
         with ImageReader(deployment), ImageReader(deployment):
-            assert publisher.wait_for_subscribers(2, timeout=20)
+            assert publisher.wait_for_subscribers(2, timeout=60)
         wait_until(lambda: publisher.count_subscribers() == 0, what="the end of both subscriptions")
 
 
@@ -100,7 +103,7 @@ def test_overwritten_slot_is_not_trusted(config: DetectorConfig) -> None:
 def test_status_and_fields_apply_to_one_image_only(deployment: Deployment, config: DetectorConfig) -> None:
     (image,) = random_images(config, 1)
     with ImagePublisher(config) as publisher, ImageReader(deployment) as reader:
-        assert publisher.wait_for_subscribers(1, timeout=20)
+        assert publisher.wait_for_subscribers(1, timeout=60)
         publisher.metadata.gf.scan_id = 3
         publisher.publish(0, image, MISSING_PACKETS)
         publisher.metadata.gf.scan_id = 4
@@ -115,7 +118,7 @@ def test_image_of_another_shape_or_type_is_refused_and_not_announced(
 ) -> None:
     height, width = config.image_shape
     with ImagePublisher(config) as publisher, ImageReader(deployment) as reader:
-        assert publisher.wait_for_subscribers(1, timeout=20)
+        assert publisher.wait_for_subscribers(1, timeout=60)
         for wrong in (np.zeros((width, height), config.dtype), np.zeros((height, width), np.float32)):
             with pytest.raises(SourceError, match=r"expected shape \(32, 48\) of uint16, got "):
                 publisher.publish(0, wrong)
@@ -129,7 +132,7 @@ def test_second_publisher_of_a_detector_is_refused_and_the_first_continues(
 ) -> None:
     (image,) = random_images(config, 1)
     with ImagePublisher(config) as publisher, ImageReader(deployment) as reader:
-        assert publisher.wait_for_subscribers(1, timeout=20)
+        assert publisher.wait_for_subscribers(1, timeout=60)
         with pytest.raises(EndpointError, match="another running service"):
             ImagePublisher(config)
         publisher.publish(0, image)

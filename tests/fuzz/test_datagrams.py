@@ -148,7 +148,7 @@ def check_account(receiver: Service, n_sent: int) -> None:
         bad = sum(n for key, n in counts.items() if key.startswith("n_bad_"))
         return counts.get("processed_times", 0) + bad + counts.get("n_dropped_by_kernel", 0)
 
-    wait_until(lambda: n_counted() >= n_sent, 20.0, f"{n_sent} datagrams, not {totals(receiver)}")
+    wait_until(lambda: n_counted() >= n_sent, what=f"{n_sent} datagrams, not {totals(receiver)}")
     assert n_counted() == n_sent
     counts, lines = totals(receiver), list(receiver.stdout)
     n_periods = sum("processed_times=" in line for line in lines)

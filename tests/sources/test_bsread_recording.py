@@ -47,7 +47,7 @@ def make_camera_rig(
 def begin(rig: Rig, **start: object) -> None:
     """Start a run. Return when every image that the receiver publishes is recorded."""
     rig.client.start(rig.directory, **start)  # pyright: ignore[reportArgumentType]
-    rig.client.wait_until_ready(30)
+    rig.client.wait_until_ready(60)
 
 
 @pytest.mark.slow

@@ -81,7 +81,8 @@ def test_images_have_the_requested_rate(deployment: Deployment, rate: int, n_ima
         start_source(deployment, "simulate", *arguments)
         times = [image.metadata.gf.frame_timestamp for image in reader.receive(n_images)]
     took, expected = (times[-1] - times[0]) / 1e9, (n_images - 1) / rate
-    assert expected - 0.01 < took < expected + 2
+    assert expected - 0.01 < took
+    assert_within(took, expected + 2)
 
 
 def test_idle_and_slow_sources_use_little_cpu(deployment: Deployment) -> None:
@@ -192,7 +193,7 @@ def test_impossible_request_changes_nothing(deployment: Deployment) -> None:
                 b'{"command": "rearm", "first_id": -1}',
             ):
                 bad.send(message)
-                assert bad.poll(20000)
+                assert bad.poll(60_000)
                 answer = json.loads(bad.recv())
                 assert answer["status"] == "error"
                 assert answer["reason"]
@@ -223,11 +224,16 @@ def reachable(client: SimulatorClient) -> bool:
 
 def test_statistics_are_logged_once_a_period(deployment: Deployment) -> None:
     source = start_source(deployment, "simulate", "--rate", 100)
-    match = source.wait_for_line(
+    pattern = (
         rf"\[info\] detector={deployment.detector_name},source=image,"
-        r"processed_times=(\d+),repetition_rate_hz=\d+\.\d\d,n_subscribers=0 \d+$"
+        r"processed_times=(\d+),repetition_rate_hz=\d+\.\d\d,n_subscribers=0 (\d+)$"
     )
-    assert 50 <= int(match[1]) <= 150
+    first = source.wait_for_line(pattern)
+    second = source.wait_for_line(pattern, start=source.stdout.index(first.string) + 1)
+    # Longer than a second, if the source stood still; then it catches up on one second.
+    period_s = (int(second[2]) - int(first[2])) / 1e9
+    assert period_s > 0.9
+    assert 50 <= int(second[1]) <= 100 * period_s + 150
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])

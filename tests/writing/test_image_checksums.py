@@ -109,13 +109,13 @@ def test_checksums_of_compressed_images_are_those_of_their_pixels(make_rig: Make
     for i in range(2):
         rig.deployment.start("std_det_writer", i, "-s", suffix)
     rig.deployment.start(COMPRESSORS[suffix], "-t", 2)
-    assert rig.source.wait_for_subscribers(1, 20)
+    assert rig.source.wait_for_subscribers(1, 60)
     images = images_of(range(40))
     # An image that is not made smaller is stored without compression.
     noise = np.random.default_rng(2).integers(0, 2**16, (32, 48)).astype("<u2")
     images.append(Image(40, noise))
     rig.client.start(rig.directory, n_image=len(images))
-    rig.client.wait_until_ready(30)
+    rig.client.wait_until_ready(60)
     rig.publish(images)
     account = rig.end()
     assert_saved(account, images)
@@ -135,7 +135,7 @@ def test_a_stage_that_makes_new_pixels_makes_their_checksum_and_none_of_a_failed
         ImagePublisher(DetectorConfig.parse(deployment.config)) as source,
         StreamReader(deployment, "negated") as reader,
     ):
-        assert source.wait_for_subscribers(1, 20)
+        assert source.wait_for_subscribers(1, 60)
         images = images_of(range(5))
         for image in images:
             source.metadata.gf.scan_id = 13 if image.image_id == 4 else 0
@@ -148,7 +148,7 @@ def test_a_stage_that_makes_new_pixels_makes_their_checksum_and_none_of_a_failed
 def test_without_the_key_there_are_no_checksums(make_rig: MakeRig) -> None:
     rig = make_rig(number_of_writers=1)
     with ImageReader(rig.deployment) as reader:
-        rig.source.wait_for_subscribers(2, 20)
+        assert rig.source.wait_for_subscribers(2, 60)
         account = rig.record(images_of(range(5)))
         assert [image.metadata.checksum for image in reader.receive(5)] == [0] * 5
     path = Path(account["files"]["raw"][0])
@@ -163,8 +163,9 @@ def test_images_of_a_source_without_checksums_are_not_compared(make_rig: MakeRig
     rig = make_rig(image_checksums=True, number_of_writers=1)
     images = images_of(range(5))
     with CppSource(rig.deployment.config) as source:
+        source.wait_for_subscriber()
         rig.client.start(rig.directory, n_image=5)
-        rig.client.wait_until_ready(30)
+        rig.client.wait_until_ready(60)
         for image in images:
             source.publish(image.image_id, image.pixels)
         account = rig.end()

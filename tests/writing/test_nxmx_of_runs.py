@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from support.data.nexus_metadata import SCAN
 from support.data.raw_files import dataset
+from support.processes.deployment import wait_until
 from support.processes.recording import MakeRig, Rig, assert_saved, images_of
 
 import stddaq
@@ -106,8 +107,12 @@ def test_nxmx_file_that_fails_costs_no_image(make_rig: MakeRig):
     images = images_of(range(10))
     assert_saved(rig.record(images, nexus=OF_RUN | {"definition": "NXmx"}), images)
     assert not rig.path("file_master.h5").exists()
-    lines = [line for writer in rig.writers for line in (*writer.stdout, *writer.stderr)]
-    (warning,) = [line for line in lines if "the NXmx file was not created" in line]
+
+    def warnings() -> list[str]:
+        lines = [line for writer in rig.writers for line in (*writer.stdout, *writer.stderr)]
+        return [line for line in lines if "the NXmx file was not created" in line]
+
+    (warning,) = wait_until(warnings, what="the warning")
     assert "/none.npy: cannot be read" in warning
 
 

@@ -80,7 +80,7 @@ def test_a_stop_while_a_start_is_checked_stops_that_run(on_bench: OnBench, monke
 
     def check_start(*_: object, **__: object) -> None:
         checking.set()
-        checked.wait(5)
+        checked.wait(60)
 
     monkeypatch.setattr(driver_module, "check_start", check_start)
 
@@ -172,7 +172,8 @@ def test_no_other_command_is_admitted_during_a_run(on_bench: OnBench, command: s
 def test_a_retiring_driver_finishes_its_run_refuses_another_and_keeps_the_result_for_a_while(
     on_bench: OnBench, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(driver_module, "RESULT_TIMEOUT_S", 0.05)
+    # Longer than the loop of a busy machine stands still between the end of the run and the check.
+    monkeypatch.setattr(driver_module, "RESULT_TIMEOUT_S", 1.0)
 
     async def test(bench: Bench) -> None:
         await bench.start(n_image=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes.deployment import Deployment, free_port
+from support.processes.deployment import Deployment, free_port, wait_until
 from support.processes.recording import MakeRig, Rig
 
 from stddaq.client import DriverClient
@@ -28,9 +28,9 @@ from websockets.sync.client import connect
 url, uid, frame = sys.argv[1:]
 os.setuid(int(uid))
 with connect(url + "/now") as driver:
-    driver.recv(timeout=20)
+    driver.recv(timeout=60)
     driver.send(frame)
-    while '"command"' not in (reply := driver.recv(timeout=10)):
+    while '"command"' not in (reply := driver.recv(timeout=60)):
         pass
 print(reply)
 """
@@ -53,7 +53,8 @@ def start_as(uid: int, rig: Rig, url: str, directory: Path, writer_id: int) -> d
     assert done.returncode == 0, done.stderr[-2000:]
     reply = json.loads(done.stdout)
     if reply["status"] != "error":
-        rig.client.wait(["idle"], 10)
+        # Newer than the start, unlike the latest status that this client has received.
+        wait_until(lambda: rig.client.status().status == "idle", what="the end of the run")
     return reply
 
 
@@ -133,5 +134,5 @@ def test_up_passes_the_root_path_to_all_that_write(deployment: Deployment, tmp_p
     )
     with DriverClient(f"ws://127.0.0.1:{port}") as client:
         client.start(tmp_path, n_image=0)
-        client.wait_until_saved(10)
+        client.wait_until_saved(60)
     assert (tmp_path / "fileMeta.h5").exists()

@@ -26,7 +26,7 @@ from stddaq.writing.writer.loop import MAX_CPP_REASON_BYTES, WriterLoop
 from stddaq.writing.writer.recorder import Recorder, RecordImages
 
 CONFIG = DetectorConfig.parse(make_config())
-TIMEOUT_MS = 20_000
+TIMEOUT_MS = 60_000
 
 
 class FakeRecorder(Recorder):
@@ -328,7 +328,7 @@ def test_the_file_of_a_driver_that_does_not_return_is_closed(
     driver.create(path, request=0)
     driver.receive()
     driver.disconnect()
-    wait_until(lambda: "close" in recorder.calls, 20, "the file to be closed")
+    wait_until(lambda: "close" in recorder.calls, what="the file to be closed")
 
 
 def test_a_driver_that_numbers_its_requests_and_reconnects_finds_its_file_closed(
@@ -339,7 +339,7 @@ def test_a_driver_that_numbers_its_requests_and_reconnects_finds_its_file_closed
     driver.response(1)
     driver.disconnect()
     driver.connect()
-    wait_until(lambda: "close" in recorder.calls, 20, "the file to be closed")
+    wait_until(lambda: "close" in recorder.calls, what="the file to be closed")
 
 
 def test_stopping_carries_out_received_requests_and_closes_the_file(
@@ -348,8 +348,9 @@ def test_stopping_carries_out_received_requests_and_closes_the_file(
     driver.create(path)
     driver.response(1)
     stop.request()
-    wait_until(lambda: "close" in recorder.calls, 20, "the file to be closed")
-    assert not Path(endpoints.writer_to_driver(CONFIG.detector_name, 0).removeprefix("ipc://")).exists()
+    wait_until(lambda: "close" in recorder.calls, what="the file to be closed")
+    socket = Path(endpoints.writer_to_driver(CONFIG.detector_name, 0).removeprefix("ipc://"))
+    wait_until(lambda: not socket.exists(), what="the end of the socket")
 
 
 class Successor:
