@@ -303,9 +303,9 @@ def test_a_device_that_passes_no_documents_on_is_named(make_detector: MakeDetect
 
     endstation: Any = Endstation(name="endstation")
     endstation.stage()
-    endstation.det.trigger().wait(10)
+    endstation.det.trigger().wait(60)
     with pytest.raises(AcquisitionError, match=r"documents of 1 images, got none; .*use endstation\.det in"):
-        endstation.det.unstage().wait(10)
+        endstation.det.unstage().wait(60)
 
 
 def test_a_component_that_cannot_be_staged_says_why(make_detector: MakeDetector, tmp_path: Path):

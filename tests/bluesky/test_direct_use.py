@@ -54,7 +54,7 @@ def test_a_point_can_be_taken_by_hand(make_detector: MakeDetector, capsys: pytes
         "*det_mean",
     ):
         assert text in shown
-    det.unstage().wait(10)
+    det.unstage().wait(60)
     assert (camera.rig.directory / "det_00001_Master.h5").exists()
 
 
@@ -84,14 +84,14 @@ def test_progress_is_reported_while_images_arrive(make_detector: MakeDetector):
 
     status = det.trigger()
     status.watch(watch)
-    assert fired.wait(10)
+    assert fired.wait(60)
     camera.rig.publish(images_of([0, 1]))
-    assert two_are_seen.wait(10)
+    assert two_are_seen.wait(60)
     assert not status.done
     camera.rig.publish(images_of([2, 3]))
-    status.wait(10)
+    status.wait(60)
     assert seen[-1] == (4, 4)
-    det.unstage().wait(10)
+    det.unstage().wait(60)
 
 
 def test_tables_show_the_mean_of_each_point(
@@ -110,7 +110,7 @@ SCRIPT = """
 import sys
 from stddaq_ophyd import StdDaqDetector
 det = StdDaqDetector(sys.argv[1], name="det", paths=sys.argv[2])
-det.stage().wait(10)
+det.stage().wait(60)
 """
 
 

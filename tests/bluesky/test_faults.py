@@ -267,24 +267,24 @@ def test_two_sigints_pause_a_waiting_point_and_abort_leaves_the_driver_idle(
 
 def test_unstaging_twice_or_without_staging_is_harmless(make_detector: MakeDetector):
     det, camera = make_detector()
-    det.unstage().wait(5)
-    det.stage().wait(10)
+    det.unstage().wait(60)
+    det.stage().wait(60)
     with pytest.raises(RedundantStaging, match="det is staged already"):
         det.stage()
     statuses = [det.unstage(), det.unstage()]
     for status in statuses:
-        status.wait(10)
+        status.wait(60)
     wait_until_idle(camera.rig)
-    det.stage().wait(10)
+    det.stage().wait(60)
     det.stop()
     wait_until_idle(camera.rig)
-    det.trigger().wait(10)
+    det.trigger().wait(60)
     det.margin.put(0.2)
     camera.skip_calls = {2}
     det.trigger()
     with pytest.raises(AcquisitionError, match=r"expected 1 images within 0\.2 s, got 0"):
         det.read()
-    det.unstage().wait(10)
+    det.unstage().wait(60)
     wait_until_idle(camera.rig)
 
 

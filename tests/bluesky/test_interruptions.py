@@ -61,7 +61,7 @@ class Simulated:
 def simulated(deployment: Deployment, directory: Path) -> Any:
     made = Simulated(deployment, directory)
     yield made
-    made.det.unstage().wait(10)
+    made.det.unstage().wait(60)
     made.camera.destroy()
 
 
@@ -251,8 +251,8 @@ def test_the_run_of_another_detector_that_is_alive_is_not_ended(
 ):
     det, _ = make_detector()
     other = StdDaqDetector(det.prefix, name="other", paths=det.paths)
-    other.stage().wait(10)
+    other.stage().wait(60)
     with pytest.raises(FailedStatus, match="driver is busy"):
         engine(count([det]))
-    other.unstage().wait(10)
+    other.unstage().wait(60)
     engine(count([det]))

@@ -42,12 +42,12 @@ def test_settings_are_put_confirmed_and_refused_with_the_reason(
     assert streams.component_names == ("port_20000", "port_20001")
     first, second = streams.port_20000, streams.port_20001  # pyright: ignore[reportAttributeAccessIssue]
     assert (second.type.get(), second.config.get()) == ("periodic", [1, 5])
-    first.set("batch 2 555").wait(10)
+    first.set("batch 2 555").wait(60)
     assert on_disk(deployment, 20000) == {"type": "batch", "config": [2, 555]}
     engine(bps.mv(first.config, [3, 10], second, ("periodic", [1, 0.5])))
     assert on_disk(deployment, 20000) == {"type": "batch", "config": [3, 10]}
     assert on_disk(deployment, 20001) == {"type": "periodic", "config": [1, 0.5]}
-    first.type.set("forward").wait(10)
+    first.type.set("forward").wait(60)
     assert first.config.get() == []
     with pytest.raises(LiveStreamSettingError, match="for batch"):
         first.set("batch 7 5")
@@ -80,9 +80,9 @@ def test_a_setting_applies_while_the_device_is_staged(make_rig: Any, url: str, d
     det = Detector(rig.url, name="det", paths=rig.directory)
     address = det.live_stream.port_20000  # pyright: ignore[reportAttributeAccessIssue]
     det.stage_sigs[address] = "batch 1 100"
-    det.stage().wait(10)
+    det.stage().wait(60)
     assert on_disk(deployment, 20000) == {"type": "batch", "config": [1, 100]}
-    det.unstage().wait(10)
+    det.unstage().wait(60)
     assert on_disk(deployment, 20000) == ADDRESSES["tcp://127.0.0.1:20000"]
 
 
@@ -96,21 +96,21 @@ def test_settings_of_another_session_are_shown_kept_and_restored(
     det = Detector(rig.url, name="det", paths=rig.directory)
     first, second = det.live_stream.port_20000, det.live_stream.port_20001  # pyright: ignore[reportAttributeAccessIssue]
     other = LiveStreams(url, name="other")
-    other.port_20000.set("batch 2 555").wait(10)  # pyright: ignore[reportAttributeAccessIssue]
-    other.port_20001.set("batch 3 100").wait(10)  # pyright: ignore[reportAttributeAccessIssue]
+    other.port_20000.set("batch 2 555").wait(60)  # pyright: ignore[reportAttributeAccessIssue]
+    other.port_20001.set("batch 3 100").wait(60)  # pyright: ignore[reportAttributeAccessIssue]
     det.stage_sigs[first] = "forward"
-    det.stage().wait(10)
+    det.stage().wait(60)
     configured: Any = det.read_configuration()
     assert configured["det_live_stream_port_20000_type"]["value"] == "forward"
     assert configured["det_live_stream_port_20001_config"]["value"] == [3, 100]
-    det.unstage().wait(10)
+    det.unstage().wait(60)
     assert on_disk(deployment, 20000) == {"type": "batch", "config": [2, 555]}
-    other.port_20001.set("batch 4 10").wait(10)  # pyright: ignore[reportAttributeAccessIssue]
-    second.config.set([5, 10]).wait(10)
+    other.port_20001.set("batch 4 10").wait(60)  # pyright: ignore[reportAttributeAccessIssue]
+    second.config.set([5, 10]).wait(60)
     assert on_disk(deployment, 20001) == {"type": "batch", "config": [5, 10]}
-    second.type.set("forward").wait(10)
+    second.type.set("forward").wait(60)
     with pytest.raises(LiveStreamSettingError, match="for forward"):
-        second.config.set([5, 10]).wait(10)
+        second.config.set([5, 10]).wait(60)
 
 
 def test_a_plan_takes_its_images_without_the_service_of_the_settings(make_rig: Any, deployment: Deployment):
@@ -127,4 +127,4 @@ def test_a_plan_takes_its_images_without_the_service_of_the_settings(make_rig: A
     det.stage().wait(20)
     configured: Any = det.read_configuration()
     assert configured["det_live_stream_port_20000_type"]["value"] == "unknown"
-    det.unstage().wait(10)
+    det.unstage().wait(60)

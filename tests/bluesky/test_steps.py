@@ -16,7 +16,7 @@ def test_the_status_of_a_failed_step_ends_and_has_the_failure_unless_it_was_aban
     steps, may_fail = Steps("steps"), threading.Event()
 
     async def fail(status: StepStatus) -> None:
-        assert may_fail.wait(10)
+        assert may_fail.wait(60)
         raise ValueError("no image")
 
     status = steps.submit(fail, StepStatus(Device(name="device")))
@@ -24,9 +24,9 @@ def test_the_status_of_a_failed_step_ends_and_has_the_failure_unless_it_was_aban
         steps.abandon(status)
     may_fail.set()
     if is_abandoned:
-        status.wait(10)
+        status.wait(60)
         assert steps.error is None
     else:
         with pytest.raises(ValueError, match="no image"):
-            status.wait(10)
+            status.wait(60)
         assert str(steps.error) == "no image"

@@ -116,10 +116,10 @@ def test_each_run_of_one_staging_has_one_resource(engine: RunEngine, make_detect
         return bpp.run_wrapper(bps.repeat(lambda: bps.trigger_and_read([det]), num=3))
 
     runs = [Documents(), Documents()]
-    det.stage().wait(10)
+    det.stage().wait(60)
     for found in runs:
         engine(run(), found)
-    det.unstage().wait(10)
+    det.unstage().wait(60)
     for found in runs:
         assert len(found["resource"]) == 1
         resources = {doc["uid"] for doc in found["resource"]}
@@ -199,10 +199,10 @@ def test_the_plan_fly_of_bluesky_says_what_to_use(engine: RunEngine, make_detect
     det, _ = make_detector()
     with pytest.raises(AcquisitionError, match=r"stddaq_ophyd\.plans\.fly\(\[det\], n\)"):
         engine(fly([det]))
-    det.stage().wait(10)
+    det.stage().wait(60)
     with pytest.raises(AcquisitionError, match=r"stddaq_ophyd\.plans\.fly\(\[det\], n\)"):
         engine(fly([det]))
-    det.unstage().wait(10)
+    det.unstage().wait(60)
 
 
 def test_a_flight_does_not_take_the_number_of_an_earlier_one(
@@ -210,7 +210,7 @@ def test_a_flight_does_not_take_the_number_of_an_earlier_one(
 ):
     det, _ = make_detector()
     engine(fly_images([det], 5))
-    det.stage().wait(10)
+    det.stage().wait(60)
     with pytest.raises(AcquisitionError, match=r"det\.prepare\(n\)"):
         det.kickoff()
-    det.unstage().wait(10)
+    det.unstage().wait(60)

@@ -241,7 +241,7 @@ def test_reader_answers_a_driver_in_c_plus_plus(buffer: ImageBufferRig, stored: 
 
         def ask(message: bytes) -> pb.NextImageResponse:
             requests.send(message)
-            assert requests.poll(20_000)
+            assert requests.poll(60_000)
             return pb.NextImageResponse.FromString(requests.recv())
 
         assert ask(pb.RequestNextImage(image_id=1000).SerializeToString()).ack.image_id == 1005

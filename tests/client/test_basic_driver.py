@@ -51,24 +51,24 @@ def test_a_run_is_recorded_and_followed_to_its_end(basic_driver: BasicDriver, di
 def test_states_that_were_missed_do_not_hold_up_a_wait(directory: Path):
     with BasicDriver(image_rate=1e6, preparation_s=0.001) as peer, DriverClient(peer.url) as driver:
         driver.start(directory, n_image=1)
-        driver.wait_until_ready(timeout=20)
+        driver.wait_until_ready(timeout=60)
         # No state between `started` and `idle` was sent.
-        assert driver.wait_until_saved(timeout=20).status in ENDED
+        assert driver.wait_until_saved(timeout=60).status in ENDED
 
 
 def test_runs_follow_each_other(basic_driver: BasicDriver, directory: Path):
     with DriverClient(basic_driver.url) as driver:
         for n_image in (1, 50, 10):
             driver.start(directory, n_image=n_image)
-            assert driver.wait_until_saved(timeout=20).status in ENDED
+            assert driver.wait_until_saved(timeout=60).status in ENDED
 
 
 def test_stop_ends_a_run_without_limit(basic_driver: BasicDriver, directory: Path):
     with DriverClient(basic_driver.url) as driver:
         driver.start(directory)
-        driver.wait_for(lambda status: bool(status.count), timeout=5)
+        driver.wait_for(lambda status: bool(status.count), timeout=60)
         driver.stop()
-        assert driver.wait_until_saved(timeout=20).status in ENDED
+        assert driver.wait_until_saved(timeout=60).status in ENDED
 
 
 def test_a_failing_run_raises_with_the_reason(basic_driver: BasicDriver, directory: Path):
@@ -76,7 +76,7 @@ def test_a_failing_run_raises_with_the_reason(basic_driver: BasicDriver, directo
     with DriverClient(basic_driver.url) as driver:
         driver.start(directory)
         with pytest.raises(RunFailedError, match="disk full") as failure:
-            driver.wait_until_saved(timeout=20)
+            driver.wait_until_saved(timeout=60)
     assert failure.value.result is None
 
 
@@ -84,17 +84,17 @@ def test_a_directory_that_the_driver_refuses_fails_the_run_at_once(basic_driver:
     with DriverClient(basic_driver.url) as driver:
         driver.start(tmp_path / "absent")
         with pytest.raises(RunFailedError, match="not a directory"):
-            driver.wait_until_ready(timeout=20)
+            driver.wait_until_ready(timeout=60)
 
 
 def test_a_second_start_is_busy(basic_driver: BasicDriver, directory: Path):
     with DriverClient(basic_driver.url) as driver, DriverClient(basic_driver.url) as other:
         driver.start(directory)
-        other.wait(["recording"], timeout=5)
+        other.wait(["recording"], timeout=60)
         with pytest.raises(DriverBusyError, match="busy"):
             other.start(directory)
         driver.stop()
-        assert driver.wait_until_saved(timeout=20).status in ENDED
+        assert driver.wait_until_saved(timeout=60).status in ENDED
 
 
 def test_a_bad_start_is_refused_before_it_is_sent(basic_driver: BasicDriver, directory: Path):
@@ -123,7 +123,7 @@ def test_a_run_of_another_client_can_be_followed_and_stopped(basic_driver: Basic
         starter.start(directory)
     with DriverClient(basic_driver.url) as driver:
         driver.stop()
-        assert driver.wait_until_saved(timeout=20).status in ENDED
+        assert driver.wait_until_saved(timeout=60).status in ENDED
 
 
 def test_a_wait_ends_at_its_timeout_and_the_client_stays_usable(basic_driver: BasicDriver):
@@ -149,7 +149,7 @@ def test_the_loss_of_the_driver_ends_watching_and_waiting(directory: Path):
 
         def wait() -> None:
             try:
-                driver.wait_until_saved(timeout=20)
+                driver.wait_until_saved(timeout=60)
             except DriverError as error:
                 outcome.append(error)
 
@@ -174,7 +174,7 @@ def test_watching_and_waiting_can_survive_a_restart_of_the_driver(directory: Pat
     with pytest.raises(ConnectionLostError):
         driver.start(directory)
     with BasicDriver(port=peer.port) as peer:
-        driver.wait(["idle"], timeout=10)
+        driver.wait(["idle"], timeout=60)
         driver.start(directory)
         assert next(status for status in statuses if status.status == "recording")
     driver.close()
@@ -194,12 +194,12 @@ def test_a_client_is_shared_by_threads(basic_driver: BasicDriver):
     with DriverClient(basic_driver.url) as driver:
         seen: list[str] = []
         threads = [
-            threading.Thread(target=lambda: seen.append(driver.status(timeout=5).status)) for _ in range(8)
+            threading.Thread(target=lambda: seen.append(driver.status(timeout=60).status)) for _ in range(8)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
     assert seen == ["idle"] * 8
 
 
@@ -207,7 +207,7 @@ def test_async_client_watches_while_it_waits(basic_driver: BasicDriver, director
     async def record() -> list[str]:
         async with AsyncDriverClient(basic_driver.url) as driver:
             await driver.start(directory, n_image=300)
-            saved = asyncio.create_task(driver.wait_until_saved(timeout=10))
+            saved = asyncio.create_task(driver.wait_until_saved(timeout=60))
             states = [status.status async for status in driver.watch_run()]
             await saved
             return states

@@ -23,15 +23,15 @@ def test_runs_are_followed_and_read_back(deployment: Deployment, directory: Path
         ImagePublisher(DetectorConfig.parse(deployment.config)) as source,
         DriverClient(url) as driver,
     ):
-        assert source.wait_for_subscribers(1, 20)
+        assert source.wait_for_subscribers(1, 60)
         for prefix in ("scan", "scan", "other"):
             driver.start(directory, file_prefix=prefix)
-            assert driver.wait_until_ready(20).raw.keys() <= {"status", "count"}
+            assert driver.wait_until_ready(60).raw.keys() <= {"status", "count"}
             for image in images:
                 source.publish(image.image_id, image.pixels)
             driver.wait_for(lambda status: status.count == len(images), 20)
             driver.stop()
-            assert driver.wait_until_saved(20).status in ("file_saved", "idle")
+            assert driver.wait_until_saved(60).status in ("file_saved", "idle")
             assert_raw_files_hold([directory / f"{prefix}{i}.h5" for i in (0, 1)], images, by_arrival)
             with open_run(directory / f"{prefix}0.h5") as run:
                 assert run.image_ids.tolist() == [image.image_id for image in images]
@@ -42,4 +42,4 @@ def test_a_directory_that_is_absent_fails_the_run(deployment: Deployment, direct
     with DriverClient(url) as driver:
         driver.start(directory / "absent")
         with pytest.raises(RunFailedError, match="not a directory"):
-            driver.wait_until_ready(20)
+            driver.wait_until_ready(60)

@@ -42,7 +42,7 @@ class Publisher:
         self.address = f"tcp://127.0.0.1:{self.socket.bind_to_random_port('tcp://127.0.0.1')}"
 
     def wait_for_subscriber(self) -> None:
-        assert self.socket.poll(20000), "no subscriber"
+        assert self.socket.poll(60_000), "no subscriber"
         self.socket.recv()
 
     def send_array(self, image_id: int, pixels: np.ndarray = PIXELS) -> None:
@@ -64,7 +64,7 @@ def test_client_yields_the_images_of_the_service_with_their_ids(
 ) -> None:
     with ImagePublisher(DetectorConfig.parse(deployment.config)) as source:
         stream = start_live_stream(deployment, "-t", stream_type)
-        assert source.wait_for_subscribers(1, 20)
+        assert source.wait_for_subscribers(1, 60)
         with LiveStreamClient(stream.address) as client:
             stream.process.wait_for_line(" subscribed")
             source.metadata.gf.frame_timestamp = 1_700_000_000_123_456_789
@@ -100,7 +100,7 @@ def test_asyncio_client_yields_the_same(deployment: Deployment, stream_type: str
 
     with ImagePublisher(DetectorConfig.parse(deployment.config)) as source:
         stream = start_live_stream(deployment, "-t", stream_type)
-        assert source.wait_for_subscribers(1, 20)
+        assert source.wait_for_subscribers(1, 60)
         assert asyncio.run(receive(stream.address, source)) == [0, 1, 2, 3, 4]
 
 
@@ -116,7 +116,7 @@ def test_timeout_says_whether_a_service_answers(publisher: Publisher) -> None:
             client.receive(timeout=0.1)
         publisher.wait_for_subscriber()
         publisher.send_array(1)
-        assert client.receive(timeout=20).image_id == 1
+        assert client.receive(timeout=60).image_id == 1
 
 
 def test_asyncio_timeout_says_so_and_leaves_the_client_usable(publisher: Publisher) -> None:
@@ -126,7 +126,7 @@ def test_asyncio_timeout_says_so_and_leaves_the_client_usable(publisher: Publish
                 await client.receive(timeout=0.1)
             await asyncio.to_thread(publisher.wait_for_subscriber)
             publisher.send_array(7)
-            return (await client.receive(timeout=20)).image_id
+            return (await client.receive(timeout=60)).image_id
 
     assert asyncio.run(receive()) == 7
 
@@ -151,7 +151,7 @@ def test_a_third_party_status_that_is_not_text_is_left_out(publisher: Publisher,
     with LiveStreamClient(publisher.address) as client:
         publisher.wait_for_subscriber()
         publisher.socket.send_multipart([header, *rest])
-        image = client.receive(timeout=20)
+        image = client.receive(timeout=60)
     assert (image.image_id, image.status) == (7, None)
     np.testing.assert_array_equal(image.pixels, PIXELS)
 
@@ -165,7 +165,7 @@ def test_images_whose_cpp_source_sets_no_status_are_good(deployment: Deployment,
             stream.process.wait_for_line(" subscribed")
             for image_id, status in ((3, 0), (4, 1), (5, 2)):
                 source.publish(image_id, streamed_pixels(deployment, image_id), status=status)
-            images = [client.receive(timeout=10) for _ in range(3)]
+            images = [client.receive(timeout=60) for _ in range(3)]
     assert [image.status for image in images] == [None, None, "missing_packets"]
     for image in images:
         np.testing.assert_array_equal(image.pixels, streamed_pixels(deployment, image.image_id))
@@ -215,9 +215,9 @@ def test_messages_without_an_image_are_counted_and_left_out(publisher: Publisher
         ):
             publisher.socket.send_multipart(bad)
         with pytest.raises(LiveStreamTimeoutError, match="got a message without one"):
-            client.receive(timeout=0.5)
+            client.receive(timeout=2.0)
         publisher.socket.send_multipart(good)
-        image = client.receive(timeout=20)
+        image = client.receive(timeout=60)
         assert client.n_malformed == 7
     np.testing.assert_array_equal(image.pixels, PIXELS)
     assert (image.image_id, image.timestamp_ns, image.name) == (5, 1_000_000_002, "camera")
@@ -235,7 +235,7 @@ def test_first_of_several_channels_with_an_image_is_used(publisher: Publisher) -
     with LiveStreamClient(publisher.address) as client:
         publisher.wait_for_subscriber()
         publisher.socket.send_multipart(message)
-        assert client.receive(timeout=20).name == "camera"
+        assert client.receive(timeout=60).name == "camera"
 
 
 def test_slow_user_gets_the_newest_images_and_the_count_of_the_others(
@@ -248,7 +248,7 @@ def test_slow_user_gets_the_newest_images_and_the_count_of_the_others(
         for image_id in range(100, 200):
             publisher.send_array(image_id)
         wait_until(lambda: client.n_dropped == 90)
-        assert [client.receive(timeout=20).image_id for _ in range(10)] == list(range(190, 200))
+        assert [client.receive(timeout=60).image_id for _ in range(10)] == list(range(190, 200))
         assert client.n_received == 10
 
 
@@ -257,7 +257,7 @@ def test_a_restart_of_ids_is_not_a_gap(publisher: Publisher) -> None:
         publisher.wait_for_subscriber()
         for image_id in (5, 7, 0, 1):
             publisher.send_array(image_id)
-        assert [client.receive(timeout=20).image_id for _ in range(4)] == [5, 7, 0, 1]
+        assert [client.receive(timeout=60).image_id for _ in range(4)] == [5, 7, 0, 1]
         assert client.n_skipped == 1
 
 
@@ -283,4 +283,4 @@ def test_address_of_every_interface_is_that_of_this_host(publisher: Publisher) -
     with LiveStreamClient(f"tcp://*:{port}") as client:
         publisher.wait_for_subscriber()
         publisher.send_array(1)
-        assert client.receive(timeout=20).image_id == 1
+        assert client.receive(timeout=60).image_id == 1

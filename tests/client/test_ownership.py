@@ -107,7 +107,7 @@ def run(program: str) -> str:
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=100,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

@@ -68,7 +68,7 @@ for round in range(int(sys.argv[2])):
 @pytest.mark.parametrize("program", [PROGRAM, COMING_AND_GOING], ids=["at-once", "at-times-of-their-own"])
 def test_services_that_attach_and_leave_at_random_leave_no_segment(program: str):
     config = make_config(image_pixel_height=8, image_pixel_width=16)
-    subprocess.run([sys.executable, "-c", program, json.dumps(config), str(ROUNDS)], check=True, timeout=50)
+    subprocess.run([sys.executable, "-c", program, json.dumps(config), str(ROUNDS)], check=True, timeout=100)
     left = sorted(Path("/dev/shm").glob(f"{config['detector_name']}*"))
     for path in left:
         path.unlink()

@@ -104,7 +104,7 @@ def test_reader_that_is_lapped_never_accepts_a_torn_image(make: MakeConfig, tmp_
     announcements = tmp_path / "announcements"
     accepted = lapped = 0
     with other_process("lap", config, "image", announcements), RingBuffer(config, "image") as ring:
-        n_slots, deadline = ring.geometry.n_slots, time.monotonic() + 30
+        n_slots, deadline = ring.geometry.n_slots, time.monotonic() + 90
         while accepted < 200 or lapped < 20:
             assert time.monotonic() < deadline, f"{accepted} accepted, {lapped} found lapped"
             k, sequence = np.fromfile(announcements, "<u8", 2).tolist()

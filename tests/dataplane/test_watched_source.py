@@ -48,8 +48,8 @@ def test_images_are_overwritten_although_the_source_has_ended_before_the_first_o
 def test_a_source_with_cursor_is_not_subscribed_to(deployment: Deployment, reader: RingReader) -> None:
     reader.watch_source()
     with ImagePublisher(DetectorConfig.parse(deployment.config)) as publisher:
-        assert publisher.socket.poll(20000)  # The subscription of before.
+        assert publisher.socket.poll(60_000)  # The subscription of before.
         assert publisher.count_subscribers() == 0
         reader.watch_source()
-        assert publisher.socket.poll(20000), "the end of the subscription"
+        assert publisher.socket.poll(60_000), "the end of the subscription"
         assert publisher.count_subscribers() == 0

@@ -69,7 +69,7 @@ def test_a_writer_whose_storage_does_not_respond(
     assert "blocked for 1.4 s after a signal to end" in rig.writers[0].stdout[-1]
     assert f"{rig.deployment.detector_name}-writer-0" not in rig.deployment.sockets()
     with pytest.raises(RunFailedError, match="writer 0 exited"):
-        rig.client.wait_until_saved(30)
+        rig.client.wait_until_saved(60)
     rig.restart_writer(0)
     images = images_of(range(20))
     assert_saved(rig.record(images, overwrite=True), images)
@@ -94,7 +94,7 @@ def test_a_writer_whose_master_file_is_not_made(make_rig: MakeRig, storage: Stor
     assert not Path(f"/proc/{child}").exists()
     assert f"{rig.deployment.detector_name}-writer-0" not in rig.deployment.sockets()
     with pytest.raises(RunFailedError, match="writer 0"):
-        rig.client.wait_until_saved(30)
+        rig.client.wait_until_saved(60)
     reason = rig.account()["reason"]
     rig.restart_writer(0)
     images = images_of(range(20))
@@ -129,7 +129,7 @@ def test_a_metadata_writer_whose_storage_does_not_respond(make_rig: MakeRig, sto
     storage.wait_for_a_call()
     end(writer)
     with pytest.raises(RunFailedError, match="the metadata writer exited"):
-        rig.client.wait_until_saved(30)
+        rig.client.wait_until_saved(60)
     rig.deployment.start("std_det_meta_writer_gf")
     images = images_of(range(20))
     assert_saved(rig.record(images, overwrite=True), images)
@@ -214,7 +214,7 @@ def publishing(deployment: Deployment) -> Iterator[Callable[[range], None]]:
     config = DetectorConfig.parse(deployment.config)
     pixels = np.ones(config.image_shape, config.dtype)
     with ImagePublisher(config) as source:
-        assert source.wait_for_subscribers(1, 20)
+        assert source.wait_for_subscribers(1, 60)
 
         def publish(ids: range) -> None:
             for image_id in ids:

@@ -24,14 +24,14 @@ def make_compressing_rig(make_rig: MakeRig) -> tuple[Rig, Service]:
 def start_compressor(rig: Rig) -> Service:
     """Start a compressor. Return when source, compressor and driver are connected."""
     started = rig.deployment.start("std_data_compress_h5bitshuffle_lz4", "-t", 2)
-    assert rig.source.wait_for_subscribers(1, 20)
+    assert rig.source.wait_for_subscribers(1, 60)
     started.wait_for_line("n_subscribers=1")
     return started
 
 
 def begin(rig: Rig, n_images: int, prefix: str = "file") -> None:
     rig.client.start(rig.directory, n_image=n_images, file_prefix=prefix)
-    rig.client.wait_until_ready(30)
+    rig.client.wait_until_ready(60)
 
 
 @pytest.mark.fault(

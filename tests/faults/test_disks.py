@@ -102,7 +102,7 @@ def publish_until_error(rig: Rig, first: int) -> None:
     """Publish images as fast as they are recorded, because the ring buffer holds few."""
     for n in range(0, MANY_IMAGES, BATCH):
         rig.publish(images_of(range(first + n, first + n + BATCH), shape=rig.config.image_shape))
-        rig.client.wait_for(lambda status, n=n + BATCH: has_recorded(status, n) or has_failed(status), 10)
+        rig.client.wait_for(lambda status, n=n + BATCH: has_recorded(status, n) or has_failed(status), 60)
         if has_failed(rig.client.status()):
             return
     pytest.fail(f"recorded {MANY_IMAGES} images in spite of the limit")

@@ -55,7 +55,7 @@ def test_only_a_viewer_that_does_not_keep_up_misses_images(
     rig = make_rig(**LARGE)
     stream = start_live_stream(rig.deployment)
     rig.wait_for_subscription()
-    assert rig.source.wait_for_subscribers(2, 20)
+    assert rig.source.wait_for_subscribers(2, 60)
     bad = viewer(rig, stream)
     images = images_of(range(N_IMAGES), shape=rig.config.image_shape)
     if what == "slow":
@@ -69,7 +69,7 @@ def test_only_a_viewer_that_does_not_keep_up_misses_images(
     bad.send(signal.SIGCONT)
     wait_until(
         lambda: len(ids_got(bad)) + stream.statistics()["n_viewer_drops"] == N_IMAGES,
-        20,
+        100,
         "received and dropped images that add up",
     )
     assert ids_got(bad) == sorted(set(ids_got(bad)))
@@ -87,7 +87,7 @@ def test_a_killed_viewer_does_not_disturb_the_run_or_other_viewers(
 ):
     rig = make_rig(**LARGE)
     stream = start_live_stream(rig.deployment)
-    assert rig.source.wait_for_subscribers(2, 20)
+    assert rig.source.wait_for_subscribers(2, 60)
     killed = viewer(rig, stream)
     images = images_of(range(10), shape=rig.config.image_shape)
     rig.publish(images[:1])
@@ -108,7 +108,7 @@ def test_a_live_stream_that_fails_does_not_disturb_the_run(
 ):
     rig = make_rig(image_pixel_height=64, image_pixel_width=64)
     stream = start_live_stream(rig.deployment)
-    assert rig.source.wait_for_subscribers(2, 20)
+    assert rig.source.wait_for_subscribers(2, 60)
     images = images_of(range(N_IMAGES), shape=rig.config.image_shape)
     with subscribed(stream) as viewer:
         rig.begin(n_image=N_IMAGES)
@@ -120,7 +120,7 @@ def test_a_live_stream_that_fails_does_not_disturb_the_run(
         stream.process.kill()
         wait_until(lambda: rig.source.count_subscribers() == 1, what="the end of the live stream")
         again = rig.deployment.start("std_live_stream", stream.address)
-        assert rig.source.wait_for_subscribers(2, 20)
+        assert rig.source.wait_for_subscribers(2, 60)
         # libzmq renews its subscription only when its user polls for messages.
         wait_until(lambda: viewer.is_quiet(0.01) and any(" subscribed" in line for line in again.stdout))
         rig.publish(images_of([1000, 1001], shape=rig.config.image_shape))

@@ -18,7 +18,7 @@ LOST = {*range(20, 23), 50, *range(100, 140), 197}
 def begin_run(rig: Rig) -> list[Image]:
     """Start a run of the images whose announcements arrive. Return all images to publish."""
     rig.client.start(rig.directory, n_image=N_IMAGES - len(LOST))
-    rig.client.wait_until_ready(30)
+    rig.client.wait_until_ready(60)
     return images_of(range(N_IMAGES), shape=rig.config.image_shape)
 
 

@@ -92,10 +92,10 @@ def test_links_in_place_of_files_are_not_followed(make_rig: MakeRig, place: Path
             with suppress(CommandRefusedError, RunFailedError):
                 rig.wait_for_subscription()
                 rig.client.start(place / "user", n_image=3, file_prefix=f"r{run}_", overwrite=True)
-                rig.client.wait_until_ready(30)
+                rig.client.wait_until_ready(60)
                 rig.publish(images)
-                rig.client.wait_until_saved(30)
-            rig.client.wait(["idle"], 10)
+                rig.client.wait_until_saved(60)
+            rig.client.wait(["idle"], 60)
             assert content() == before
     assert sorted(path.name for path in victim.parent.iterdir()) == ["file0.h5"]
 
@@ -118,10 +118,10 @@ def test_directory_that_becomes_a_link_leads_nowhere(make_rig: MakeRig, place: P
                 with suppress(CommandRefusedError, RunFailedError):
                     rig.wait_for_subscription()
                     rig.client.start(place / "user", n_image=3, overwrite=True)
-                    rig.client.wait_until_ready(30)
+                    rig.client.wait_until_ready(60)
                     rig.publish(images_of(range(3)))
-                    rig.client.wait_until_saved(30)
-                rig.client.wait(["idle"], 10)
+                    rig.client.wait_until_saved(60)
+                rig.client.wait(["idle"], 60)
                 assert [content() for content in contents] == before
         assert sorted(elsewhere.iterdir()) == precious
     finally:

@@ -42,7 +42,7 @@ def failed_start(rig: Rig, directory: Path) -> str:
     """The reason why a run cannot start."""
     rig.client.start(directory, n_image=10)
     with pytest.raises(RunFailedError):
-        rig.client.wait_until_saved(30)
+        rig.client.wait_until_saved(60)
     account = rig.account()
     assert account["count"] == 0
     return first_sentence(account)
@@ -86,7 +86,7 @@ def test_writer_that_refuses_the_driver_is_named(make_rig: MakeRig, open_directo
     open_socket_file(rig, "driver-0")
     open_socket_file(rig, "driver-1")
     rig.client.start(open_directory, n_image=0)
-    rig.client.wait_until_saved(30)
+    rig.client.wait_until_saved(60)
     seen("error, names path, owner and mode; works when the mode was changed")
 
 

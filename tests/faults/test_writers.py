@@ -95,7 +95,7 @@ def test_a_writer_that_fails_at_the_end_of_a_run_is_named(make_rig: MakeRig, how
     rig.wait_for_count(90)
     rig.writers[1].send(signal.SIGSTOP)
     rig.publish(images[90:])
-    rig.client.wait_for(lambda status: status.n_received == 100, 20, "all images")
+    rig.client.wait_for(lambda status: status.n_received == 100, 60, "all images")
     rig.writers[1].send(how)
     account, seconds = wait_for_error(rig)
     seen(f"error after {seconds:.2f} s: {first_sentence(account)}")

@@ -89,7 +89,7 @@ def test_cpp_senders_and_receivers_lose_the_bytes_that_they_leave_out_and_no_oth
             socket.linger = 0
             socket.bind(servers.addresses[part.index])
             servers.start_receiver(part.index)
-            assert socket.poll(20000)
+            assert socket.poll(60_000)
             assert socket.recv() == b"\1"
             sockets.append(socket)
         with StreamReader(servers.second) as reader:
@@ -135,7 +135,7 @@ def test_a_cpp_receiver_finds_metadata_and_bytes_where_it_expects_them(make_serv
         expected.CopyFrom(servers.source.metadata)
         expected.sequence = 0
         for part, socket in zip(parts_of(servers.config), sockets, strict=True):
-            assert socket.poll(20000)
+            assert socket.poll(60_000)
             metadata, content = socket.recv_multipart()
             assert len(metadata) <= MAX_METADATA_BYTES
             assert content == pixels_of(17).tobytes()[part.offset : part.offset + part.length]

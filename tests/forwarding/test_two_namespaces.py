@@ -155,7 +155,7 @@ def test_what_a_cut_cable_and_killed_processes_cost_is_listed(
     with Rig(servers.second, directory) as rig, StreamReader(servers.second) as reader:
         rig.start_driver().start_writers()
         rig.client.start(directory)
-        rig.client.wait_until_ready(30)
+        rig.client.wait_until_ready(60)
         run = ForwardedRun(servers, reader)
         run.assert_all_come([])
         run.assert_all_come(run.publish(60))

@@ -57,7 +57,7 @@ def test_messages_of_a_camera_are_images_or_counted_by_what_is_wrong(
             # Messages before these may have any id.
             received = []
             while [image.image_id for image in received[-N_GOOD:]] != list(range(N_GOOD)):
-                image = reader.receive_one(10)
+                image = reader.receive_one(60)
                 assert image is not None, receiver.output
                 received.append(image)
         for image in received[-N_GOOD:]:

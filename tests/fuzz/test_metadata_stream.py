@@ -94,13 +94,13 @@ def record(rig: Rig, messages: list[bytes], start_id: int) -> None:
     ids = [ImageMetadata.FromString(message).image_id for message in messages if is_image(message)]
     recorded = [image_id for image_id in ids if image_id >= start_id]
     rig.client.stop()  # An earlier example may have failed in any state.
-    rig.client.wait(["idle"], 20)
+    rig.client.wait(["idle"], 60)
     rig.begin(start_id=start_id, overwrite=True)
     for message in messages:
         rig.source.socket.send(message)
     rig.publish(images_of([LAST_ID]))
     rig.client.wait_for(
-        lambda status: status.n_received == len(recorded) + 1, 15, f"{len(recorded)} + 1 images"
+        lambda status: status.n_received == len(recorded) + 1, 60, f"{len(recorded)} + 1 images"
     )
     account = rig.end(stop=True)
     assert_consistent(account)

@@ -136,7 +136,7 @@ def test_bytes_that_are_almost_http_are_answered_or_the_connection_is_closed(
     @examples(60)
     @given(mutated(REQUESTS) | st.binary(max_size=100))
     def answered_or_closed(content: bytes) -> None:
-        with socket.create_connection(address, timeout=10) as connection:
+        with socket.create_connection(address, timeout=60) as connection:
             with suppress(OSError):
                 connection.sendall(content)
                 connection.shutdown(socket.SHUT_WR)

@@ -76,7 +76,7 @@ def direct_replies(connection: ClientConnection, n: int) -> list[dict[str, Any]]
     """Return the replies to `n` frames, without the status messages between them."""
     replies: list[dict[str, Any]] = []
     while len(replies) < n:
-        message = json.loads(connection.recv(timeout=15))
+        message = json.loads(connection.recv(timeout=60))
         if "error" in message or "command" in message:
             replies.append(message)
     return replies
@@ -95,7 +95,7 @@ def assert_is_reply(reply: dict[str, Any]) -> None:
 def end_run(rig: Rig) -> None:
     """Bring the driver back to `idle`, and check that the last run has an account."""
     rig.client.stop()
-    rig.client.wait(["idle"], 20)
+    rig.client.wait(["idle"], 60)
     if result := rig.client.last_result():
         assert_consistent(result)
 
@@ -177,7 +177,7 @@ def handshake_with(header: bytes) -> bytes:
 def converse(url: str, handshake: bytes, sent: Sequence[bytes]) -> None:
     """Connect, send, close the sending half, and read to the end."""
     host, _, port = url.removeprefix("ws://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=5) as plain, suppress(ConnectionError):
+    with socket.create_connection((host, int(port)), timeout=60) as plain, suppress(ConnectionError):
         plain.sendall(handshake_with(handshake))
         plain.recv(4096)
         for part in sent:
@@ -218,7 +218,7 @@ def test_connections_in_any_state_do_not_delay_the_end_of_the_driver(make_rig: M
     with ExitStack() as open_connections:
 
         def connected(*parts: bytes) -> None:
-            plain = open_connections.enter_context(socket.create_connection((host, int(port)), timeout=5))
+            plain = open_connections.enter_context(socket.create_connection((host, int(port)), timeout=60))
             for part in parts:
                 plain.sendall(part)
                 if part.endswith(b"\r\n\r\n"):

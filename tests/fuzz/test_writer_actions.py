@@ -46,7 +46,7 @@ class DriverSockets(Closing):
 
     def send(self, message: bytes) -> None:
         """Send anything when the writer is connected."""
-        assert self._actions.poll(5000, zmq.POLLOUT), "the writer is not connected"
+        assert self._actions.poll(60_000, zmq.POLLOUT), "the writer is not connected"
         self._actions.send(message)
 
     def ask(self, action: pb.WriterAction) -> pb.WriterResponse:
@@ -54,7 +54,7 @@ class DriverSockets(Closing):
         self._n_requests += 1
         action.request = 2**62 + self._n_requests
         self.send(action.SerializeToString())
-        while self._responses.poll(10_000):
+        while self._responses.poll(60_000):
             response = pb.WriterResponse.FromString(self._responses.recv())
             assert len(response.reason) < 2000
             if response.request == action.request:

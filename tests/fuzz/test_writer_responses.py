@@ -103,14 +103,14 @@ class LyingWriter(Background):
 
 @pytest.mark.slow
 def test_the_run_ends_and_the_driver_is_usable_whatever_a_writer_answers(make_rig: MakeRig):
-    rig = make_rig(driver=["--writer-timeout", 0.2], writers=False, number_of_writers=1)
+    rig = make_rig(driver=["--writer-timeout", 0.5], writers=False, number_of_writers=1)
     rig.wait_for_subscription()
     health = Health([rig.driver])
 
     def run_against(answers: Sequence[Answers], n_image: int) -> None:
         writer.answers = answers
         rig.client.start(rig.directory, n_image=n_image, overwrite=True)
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         published = False
         while (status := rig.client.status()).status != "idle":
             assert time.monotonic() < deadline, status

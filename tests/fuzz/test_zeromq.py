@@ -21,7 +21,7 @@ def test_bytes_that_are_not_zmtp_do_not_disturb_services(make_rig: MakeRig):
 
     def record(prefix: str) -> None:
         rig.client.start(rig.directory, n_image=40, file_prefix=prefix)
-        rig.client.wait_until_ready(30)
+        rig.client.wait_until_ready(60)
         first = simulator.trigger(40).first_id
         account = rig.end()
         assert (account["n_good"], account["first_id"], account["n_dropped"]) == (40, first, 0)
@@ -46,7 +46,7 @@ def test_bytes_that_are_not_zmtp_do_not_disturb_services(make_rig: MakeRig):
         bytes_are_survived()
         # The connection may have taken the driver's place at a writer's socket for a moment.
         rig.client.stop()
-        rig.client.wait(["idle"], 20)
+        rig.client.wait(["idle"], 60)
         record("after")
         health.check()
 

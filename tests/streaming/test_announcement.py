@@ -30,7 +30,7 @@ def test_consumer_finds_the_stream_by_its_name_until_the_end(
         subscriber.connect(found)
         stream.process.wait_for_line(" subscribed")
         publish(publisher, deployment, range(3, 4))
-        assert subscriber.poll(20_000)
+        assert subscriber.poll(60_000)
         assert json.loads(subscriber.recv_multipart()[0])["frame"] == 3
     assert stream.process.end() == 0
     assert redis.client.keys("*") == []

@@ -44,13 +44,13 @@ def bsread_source() -> Iterator[MakeSource]:
 
     def make(address: str, mode: int = zmq.SUB) -> Callable[[], Any]:
         host, _, port = address.removeprefix("tcp://").rpartition(":")
-        source = Source(host=host, port=int(port), mode=mode, receive_timeout=10_000)
+        source = Source(host=host, port=int(port), mode=mode, receive_timeout=60_000)
         made.append(source)
         source.connect()
 
         def receive() -> Any:
             message = source.receive()
-            assert message is not None, "no message within 10 s"
+            assert message is not None, "no message within 60 s"
             return message.data
 
         return receive
@@ -116,7 +116,7 @@ def test_compressed_image_is_sent_as_bsread_byte_for_byte(
 ) -> None:
     with FakeStage(deployment, "h5bitshuffle-lz4") as output:
         stream = start_live_stream(deployment, "-s", "h5bitshuffle-lz4", "-t", "bsread")
-        assert output.stream.wait_for_subscribers(1, 20)
+        assert output.stream.wait_for_subscribers(1, 60)
         source = bsread_source(stream.address)
         stream.process.wait_for_line(" subscribed")
         with subscribed(stream) as subscriber:
@@ -147,7 +147,7 @@ def test_stream_of_a_compressor_decodes_to_the_images_of_the_source(
         stream = start_live_stream(deployment, "-s", suffix, "-t", stream_type)
         compressor = f"std_data_compress_{suffix.replace('-', '_')}"
         deployment.start(compressor, "-t", 1)
-        assert publisher.wait_for_subscribers(1, 20)
+        assert publisher.wait_for_subscribers(1, 60)
         with subscribed(stream) as subscriber:
             source = bsread_source(stream.address) if stream_type == "bsread" else None
             if source is not None:
@@ -215,7 +215,7 @@ def received(subscriber: Subscriber, source: Callable[[], Any] | None) -> tuple[
 def test_compressed_image_that_cannot_be_decoded_is_counted_and_not_sent(deployment: Deployment) -> None:
     with FakeStage(deployment, "h5bitshuffle-lz4") as output:
         stream = start_live_stream(deployment, "-s", "h5bitshuffle-lz4")
-        assert output.stream.wait_for_subscribers(1, 20)
+        assert output.stream.wait_for_subscribers(1, 60)
         with subscribed(stream) as subscriber:
             output.publish(1, b"no blob")
             output.publish(2, bytes(compress_bitshuffle_lz4(streamed_pixels(deployment, 2))))

@@ -50,7 +50,7 @@ def test_metadata_can_be_added_during_a_run(make_rig: MakeRig):
         nexus={"definition": "NXmx", "beam": OF_RUN["beam"], "scan": OF_RUN["scan"]},
     )
     assert start.raw["nexus_missing"] == ["sample.name"]
-    rig.client.wait_until_ready(10)
+    rig.client.wait_until_ready(60)
     rig.publish(images)
     first = rig.client.annotate(metadata={"uid": "new"}, nexus={"sample": {"name": "lysozyme"}})
     assert first.raw["nexus_missing"] == []

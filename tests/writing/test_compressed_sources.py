@@ -62,7 +62,7 @@ class Compressor(Closing):
         self._ring = RingBuffer(config, suffix)
 
     def wait_for_subscriber(self) -> None:
-        assert self._stream.poll(20000)
+        assert self._stream.poll(60_000)
 
     def publish(self, image_id: int, content: bytes, size: int | None = None) -> None:
         self._ring.begin(image_id)[: len(content)] = content
@@ -97,7 +97,7 @@ def test_compressed_images_are_stored_byte_for_byte_and_read_by_filters(make_rig
     compressor = rig.enter(Compressor(rig.deployment, suffix))
     compressor.wait_for_subscriber()
     rig.client.start(rig.directory, n_image=15)
-    rig.client.wait_until_ready(20)
+    rig.client.wait_until_ready(60)
     compressor.publish(99, contents[0], size=0)  # A message without a size is not an image.
     for image, content in zip(images, contents, strict=True):
         compressor.publish(image.image_id, content)
@@ -123,11 +123,11 @@ def test_overwritten_compressed_images_have_no_pixels(make_rig: MakeRig):
     compressor = rig.enter(Compressor(rig.deployment, suffix))
     compressor.wait_for_subscriber()
     rig.client.start(rig.directory, n_image=2)
-    rig.client.wait_until_ready(20)
+    rig.client.wait_until_ready(60)
     writer.send(signal.SIGSTOP)
     compressor.publish(0, old_content)
     compressor.publish(1000, new_content)
-    rig.client.wait_for(lambda status: status.n_received == 2, 20)
+    rig.client.wait_for(lambda status: status.n_received == 2, 60)
     writer.send(signal.SIGCONT)
     account = rig.end()
     assert account["overwritten_ids"] == [0]
@@ -222,5 +222,5 @@ def cpp_compressor(make_rig: MakeRig, suffix: str, number_of_writers: int = 2) -
     compressor = rig.enter(CppSource(rig.deployment.config, suffix))
     compressor.wait_for_subscriber()
     rig.client.start(rig.directory, n_image=20)
-    rig.client.wait_until_ready(30)
+    rig.client.wait_until_ready(60)
     return rig, compressor

@@ -47,7 +47,7 @@ def test_malformed_messages_are_counted_and_the_run_continues(make_rig: MakeRig)
     images = images_of(range(30))
     broken = broken_messages(source)
     rig.client.start(rig.directory, n_image=30)
-    rig.client.wait_until_ready(20)
+    rig.client.wait_until_ready(60)
     source.announce(broken[0])  # They may also be the first messages of a run.
     for image, message in zip(images, broken * 3, strict=False):
         source.announce(message)
@@ -62,7 +62,7 @@ def test_fields_that_a_source_leaves_unset_are_accepted(rig: Rig):
     source.wait_for_subscriber()
     images = images_of(range(4))
     rig.client.start(rig.directory, n_image=4)
-    rig.client.wait_until_ready(20)
+    rig.client.wait_until_ready(60)
     for image in images:
         source.ring.write(image.image_id, image.pixels.tobytes())
         message = source.message(image.image_id)
@@ -82,7 +82,7 @@ def test_an_empty_message_is_image_0_without_a_known_status(rig: Rig):
     source = rig.enter(CppSource(rig.deployment.config))
     source.wait_for_subscriber()
     rig.client.start(rig.directory, n_image=1)
-    rig.client.wait_until_ready(20)
+    rig.client.wait_until_ready(60)
     source.ring.write(0, b"\1")
     source.announce(b"")
     account = rig.end()

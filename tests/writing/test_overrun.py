@@ -41,9 +41,9 @@ def publish_past_a_stopped_writer(rig: Rig, n_images: int, publish: Any) -> dict
     """Stop writer 1 while `n_images` are published, then finish the run."""
     rig.writers[1].send(signal.SIGSTOP)
     publish(images_of(range(n_images), shape=SHAPE))
-    rig.client.wait_for(lambda status: status.n_received == n_images, 10, "all images")
+    rig.client.wait_for(lambda status: status.n_received == n_images, 60, "all images")
     rig.writers[1].send(signal.SIGCONT)
-    rig.client.wait_until_saved(20)
+    rig.client.wait_until_saved(60)
     return rig.account()
 
 
@@ -97,7 +97,7 @@ def test_exactly_the_overwritten_images_of_a_stddaq_source_are_named(make_rig: M
         for first in range(0, len(images), 300):
             rig.publish(images[first : first + 300])
             rig.client.wait_for(
-                lambda status, n=first + 300: status.n_written[0] >= n // 2, 10, "images of writer 0"
+                lambda status, n=first + 300: status.n_written[0] >= n // 2, 60, "images of writer 0"
             )
 
     account = publish_past_a_stopped_writer(rig, 1800, publish)
@@ -120,14 +120,14 @@ def test_the_account_of_a_cpp_source_errs_on_the_safe_side(make_rig: MakeRig, n_
     source = rig.enter(CppSource(rig.deployment.config))
     source.wait_for_subscriber()
     rig.client.start(rig.directory, n_image=n_images)
-    rig.client.wait_until_ready(20)
+    rig.client.wait_until_ready(60)
 
     def publish(images: Sequence[Image]) -> None:
         for first in range(0, len(images), 300):
             for image in images[first : first + 300]:
                 source.publish(image.image_id, image.pixels)
             rig.client.wait_for(
-                lambda status, n=first + 300: status.n_written[0] >= n // 2, 10, "images of writer 0"
+                lambda status, n=first + 300: status.n_written[0] >= n // 2, 60, "images of writer 0"
             )
 
     account = publish_past_a_stopped_writer(rig, n_images, publish)
@@ -155,16 +155,16 @@ def test_a_writer_that_was_stopped_while_a_cpp_source_published_everything(
     source = rig.enter(CppSource(rig.deployment.config))
     source.wait_for_subscriber()
     rig.client.start(rig.directory, n_image=n_images)
-    rig.client.wait_until_ready(30)
+    rig.client.wait_until_ready(60)
     storage.stop_responding()
     writer.send(signal.SIGSTOP)
     for image in images_of(range(n_images), shape=SHAPE):
         source.publish(image.image_id, image.pixels)
-    rig.client.wait_for(lambda status: status.n_received == n_images, 10, "all images")
+    rig.client.wait_for(lambda status: status.n_received == n_images, 60, "all images")
     writer.send(signal.SIGCONT)
     # Longer than a copy is held until its verdict: the next images are not known by then.
     storage.respond_slowly(12, 1.5 * UNCONFIRMED_HOLD_S)
-    rig.client.wait_until_saved(20)
+    rig.client.wait_until_saved(60)
     account = rig.account()
     assert_only_overwritten_images_are_missing(account, n_images)
     named = set(account["overwritten_ids"])
@@ -186,7 +186,7 @@ class LateRig:
 
     def begin(self) -> None:
         self.rig.client.start(self.rig.directory)
-        self.rig.client.wait_until_ready(30)
+        self.rig.client.wait_until_ready(60)
         self.storage.stop_responding()
 
     def wait_for(self, n_images: int) -> None:
@@ -277,10 +277,10 @@ def test_a_strict_run_with_overwritten_images_is_an_error_with_all_files_kept(ma
     images = images_of(range(1100), shape=SHAPE)
     for first in range(0, 1100, 550):
         rig.publish(images[first : first + 550])
-        rig.client.wait_for(lambda status, n=first + 550: status.n_written[0] >= n // 2, 10, "writer 0")
+        rig.client.wait_for(lambda status, n=first + 550: status.n_written[0] >= n // 2, 60, "writer 0")
     rig.writers[1].send(signal.SIGCONT)
     with pytest.raises(RunFailedError, match="50 images were overwritten"):
-        rig.client.wait_until_saved(10)
+        rig.client.wait_until_saved(60)
     account = rig.account()
     assert account["outcome"] == "error"
     assert_only_overwritten_images_are_missing(account, 1100)
@@ -298,12 +298,12 @@ def test_overwritten_images_of_a_writer_that_is_then_killed_do_not_count_as_good
     images = images_of(range(1200), shape=SHAPE)
     for first in range(0, 1200, 300):
         rig.publish(images[first : first + 300])
-        rig.client.wait_for(lambda status, n=first + 300: status.n_written[0] >= n // 2, 10, "writer 0")
+        rig.client.wait_for(lambda status, n=first + 300: status.n_written[0] >= n // 2, 60, "writer 0")
     rig.writers[1].send(signal.SIGCONT)
     rig.wait_for_count(1200)
     rig.writers[1].kill()
     with pytest.raises(RunFailedError, match="writer 1"):
-        rig.client.wait_until_saved(10)
+        rig.client.wait_until_saved(60)
     account = rig.account()
     rows, _ = read_raw_file(rig.path("file1.h5"), swmr=True)
     assert account["overwritten_ids"] == rows["image_id"][rows["status"] == OVERWRITTEN].tolist()

@@ -34,7 +34,7 @@ def test_master_file_is_removed_before_its_raw_files_are_replaced(make_rig: Make
         assert len(file[f"{rig.deployment.detector_name}/metadata"]) == 0  # pyright: ignore
     rig.writers[0].kill()
     with pytest.raises(RunFailedError):
-        rig.client.wait_until_saved(10)
+        rig.client.wait_until_saved(60)
     assert not rig.path("fileMaster.h5").exists()
     seen("the old master file is removed first")
     rig.restart_writer(0)

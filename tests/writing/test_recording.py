@@ -76,9 +76,9 @@ def test_a_filtered_stream_is_recorded_from_the_image_ring(make_rig: MakeRig):
         stage = open_socket(context, zmq.XPUB)
         binding = Binding(stage, endpoint)
         try:
-            assert stage.poll(20000), "the driver does not subscribe to the filtered stream"
+            assert stage.poll(60_000), "the driver does not subscribe to the filtered stream"
             rig.client.start(rig.directory, n_image=len(passed))
-            rig.client.wait_until_ready(30)
+            rig.client.wait_until_ready(60)
             for image in images:
                 rig.source.publish(image.image_id, image.pixels)
                 if image in passed:
@@ -119,7 +119,7 @@ def test_run_with_end_on_restart_ends_before_the_image_of_the_restart(rig: Rig, 
     rig.wait_for_count(len(images))
     rig.publish(images_of([again, 13, 14], salt=1))
     with pytest.raises(RunFailedError, match=f"the image ids restarted: {again} came after 12, "):
-        rig.client.wait_until_saved(10)
+        rig.client.wait_until_saved(60)
     account = rig.account()
     assert (account["outcome"], account["count"], account["n_good"]) == ("error", 6, 6)
     assert (account["skipped"], account["n_restarts"], account["last_id"]) == ([[8, 9]], 0, 12)
@@ -148,7 +148,7 @@ def test_number_of_images_is_exact(make_rig: MakeRig, n_writers: int):
         images = images_of(range(next_id, next_id + n_image + 2))
         next_id += len(images)
         rig.publish(images)
-        status = rig.client.wait_until_saved(10)
+        status = rig.client.wait_until_saved(60)
         account = rig.account()
         if status.status == "file_saved":
             assert status.count == n_image

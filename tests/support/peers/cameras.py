@@ -56,7 +56,7 @@ def wait_for_totals(receiver: Service, **expected: int) -> dict[str, int]:
         found = totals(receiver)
         return all(found.get(key, 0) >= value for key, value in expected.items())
 
-    wait_until(reached, 15.0, f"{expected} in\n{receiver.output}")
+    wait_until(reached, what=f"{expected} in\n{receiver.output}")
     return totals(receiver)
 
 
@@ -68,7 +68,7 @@ class Camera(Closing):
         self._context = zmq.Context()
         self.socket = self._context.socket(kind)
         self.socket.linger = 2000
-        self.socket.sndtimeo = 10_000
+        self.socket.sndtimeo = 60_000
         self._bind(port)
         self.address = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.taken_ns = time.time_ns()

@@ -22,9 +22,9 @@ import pytest
 
 from stddaq.closing import Closing
 
-HANG_S = 10.0
+HANG_S = 60.0
 # How long a command may read one file.
-READING_TIMEOUT_S = 1.0
+READING_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class FileCommands(Closing):
 
     def close(self) -> None:
         if self._process.poll() is None:
-            self._process.communicate(timeout=10)
+            self._process.communicate(timeout=60)
         self._close()
 
     def _close(self) -> None:

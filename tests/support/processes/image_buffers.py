@@ -57,7 +57,7 @@ class ReplayClient(Closing):
                 return message
 
     def message(self) -> dict[str, Any]:
-        return json.loads(self._socket.recv(timeout=20))
+        return json.loads(self._socket.recv(timeout=60))
 
     def wait_for(self, status: str) -> list[str]:
         """Return the different statuses up to `status`, each once."""
@@ -72,7 +72,7 @@ class ReplayClient(Closing):
         """Return the next images."""
         images: list[ArrayMessage] = []
         while len(images) < n_images:
-            assert self._pull.poll(20_000), f"{len(images)} of {n_images} images"
+            assert self._pull.poll(60_000), f"{len(images)} of {n_images} images"
             images.append(array10.decode(self._pull.recv_multipart()))
         return images
 
@@ -129,7 +129,7 @@ class ImageBufferRig(Closing):
     def start_writer(self, *args: object) -> Service:
         """Start the writer, and wait until it has subscribed."""
         writer = self.camera.start("std_buffer_writer", *self._options, *args)
-        assert self.source.wait_for_subscribers(1, 20)
+        assert self.source.wait_for_subscribers(1, 60)
         return writer
 
     def start_reader(self, *args: object) -> Service:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import zmq
-from support.processes.deployment import Deployment, Service, free_port, wait_until
+from support.processes.deployment import WAIT_TIMEOUT_S, Deployment, Service, free_port, wait_until
 from support.processes.recording import pixels_of
 
 from stddaq.closing import Closing
@@ -50,7 +50,7 @@ class LiveStreamService:
                     total[key] = total.get(key, 0) + int(value)
         return total
 
-    def wait_for(self, timeout: float = 10.0, **counters: int) -> None:
+    def wait_for(self, timeout: float = WAIT_TIMEOUT_S, **counters: int) -> None:
         """Wait until the counters have these values."""
         wait_until(
             lambda: all(self.statistics().get(key) == value for key, value in counters.items()),
@@ -79,7 +79,7 @@ def started(
     """Start a live stream. Return it when it receives every published image."""
     n_before = publisher.count_subscribers()
     stream = start_live_stream(deployment, *args, **options)
-    assert publisher.wait_for_subscribers(n_before + 1, 20)
+    assert publisher.wait_for_subscribers(n_before + 1, 60)
     return stream
 
 
@@ -107,7 +107,7 @@ class Subscriber(Closing):
         self.socket.subscribe(topic)
         self.socket.connect(address)
 
-    def receive(self, timeout: float = 10.0) -> list[bytes]:
+    def receive(self, timeout: float = WAIT_TIMEOUT_S) -> list[bytes]:
         """Return the parts of the next message. Fail when none arrives within `timeout` seconds."""
         assert self.socket.poll(int(timeout * 1000)), f"no message within {timeout} s"
         return self.socket.recv_multipart()

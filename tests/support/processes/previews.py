@@ -58,7 +58,7 @@ def previews(deployment: Deployment, view: Request = VIEW, stream: str = "image"
     """Subscribe to the previews of a view."""
     suffix = "" if stream == "image" else f"-{stream}"
     with zmq.Context() as context, context.socket(zmq.SUB) as socket:
-        socket.linger, socket.rcvtimeo = 0, 20_000
+        socket.linger, socket.rcvtimeo = 0, 60_000
         socket.connect(f"ipc://{deployment.ipc_directory}/{deployment.detector_name}-preview{suffix}")
         socket.subscribe(topic(view))
         yield PreviewReader(socket)

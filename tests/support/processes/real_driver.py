@@ -27,8 +27,8 @@ class RealDriver:
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
-    def publish_continuously(self, rate: float = 500.0) -> Service:
-        """Start a simulator."""
+    def publish_continuously(self, rate: float = 200.0) -> Service:
+        """Start a simulator. Its ring lasts for 5 s, in which a writer of a busy machine may stand still."""
         return self.deployment.run(
             *(self.deployment.stddaq, "simulate", self.deployment.config_path, "--rate", rate), ready="ready"
         )

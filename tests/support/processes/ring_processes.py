@@ -64,7 +64,7 @@ def publish(config: DetectorConfig, first_id: str, end_id: str) -> None:
     with ImagePublisher(config) as source:
         print("ready", flush=True)
         sys.stdin.readline()
-        assert source.wait_for_subscribers(1, 10.0)
+        assert source.wait_for_subscribers(1, 60)
         for image in images_of(range(int(first_id), int(end_id)), shape=config.image_shape):
             source.publish(image.image_id, image.pixels)
         wait_for_end()

@@ -48,7 +48,7 @@ class RingProcess:
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def __enter__(self) -> RingProcess:
         return self

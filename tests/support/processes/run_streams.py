@@ -21,7 +21,7 @@ def start_run_stream(rig: Rig, *args: object) -> LiveStreamService:
     n_before = rig.source.count_subscribers()
     arguments = (address, "-t", "stins", "--url", rig.url, *args)
     stream = LiveStreamService(rig.deployment.start("std_live_stream", *arguments), address)
-    assert rig.source.wait_for_subscribers(n_before + 1, 20)
+    assert rig.source.wait_for_subscribers(n_before + 1, 60)
     return stream
 
 
@@ -38,7 +38,7 @@ class Consumer(Closing):
         if wait:
             stream.process.wait_for_line(" connected", start=n_lines)
 
-    def receive(self, timeout: float = 20.0) -> tuple[dict[str, Any], np.ndarray]:
+    def receive(self, timeout: float = 60.0) -> tuple[dict[str, Any], np.ndarray]:
         """Return the header of the next message, and its pixels (height, width); (0,) if it is no image."""
         assert self.socket.poll(int(timeout * 1000)), f"no message within {timeout} s"
         header, *pixels = self.socket.recv_multipart()

@@ -135,7 +135,7 @@ def record_through_a_restart(servers: Servers, directory: Path) -> None:
         rig.start_driver().start_writers()
         images = [*images_of(range(1, 1100)), *images_of(range(5), salt=1)]
         rig.client.start(directory, n_image=len(images))
-        rig.client.wait_until_ready(30)
+        rig.client.wait_until_ready(60)
         for start in range(0, len(images), 100):
             # A writer that is late must not lose images to those that follow.
             rig.wait_for_count(start)

@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 import zmq
-from support.processes.deployment import Deployment, wait_until
+from support.processes.deployment import WAIT_TIMEOUT_S, Deployment, wait_until
 
 from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
@@ -59,7 +59,7 @@ class ImageReader(Closing):
         self._socket.connect(metadata_stream(self.config.detector_name, suffix))
         self._ring = RingBuffer(self.config, suffix)
 
-    def receive(self, n_images: int, timeout: float = 20.0) -> list[ReceivedImage]:
+    def receive(self, n_images: int, timeout: float = WAIT_TIMEOUT_S) -> list[ReceivedImage]:
         """Return the next `n_images` images. Fail when they do not arrive within `timeout` seconds."""
         deadline = time.monotonic() + timeout
         images: list[ReceivedImage] = []

@@ -59,7 +59,7 @@ class Module:
             PROGRAMS[self.config.detector_type], module, *options, ready="ready"
         )
         self._subscriber = FrameSubscriber(self.config, module)
-        wait_until(lambda: self.totals().get("n_subscribers"), 20.0, "the subscription")
+        wait_until(lambda: self.totals().get("n_subscribers"), what="the subscription")
 
     def send(self, *packets: bytes) -> None:
         self.sender.send(self.module, packets)
@@ -75,7 +75,7 @@ class Module:
                 frames.append(frame)
             return len(frames) == n
 
-        wait_until(collect, 20.0, f"{n} frames")
+        wait_until(collect, what=f"{n} frames")
         return frames
 
     def totals(self) -> dict[str, float]:
@@ -84,7 +84,7 @@ class Module:
 
     def wait_for_total(self, key: str, value: float) -> None:
         """Wait until a count of the statistics has reached `value`, and check that it is not more."""
-        wait_until(lambda: self.totals().get(key, 0) >= value, 20.0, f"{key}={value}, not {self.totals()}")
+        wait_until(lambda: self.totals().get(key, 0) >= value, what=f"{key}={value}, not {self.totals()}")
         assert self.totals()[key] == value
 
     def close(self) -> None:

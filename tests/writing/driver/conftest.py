@@ -17,7 +17,7 @@ def on_bench(tmp_path: Path) -> OnBench:
 
     def run(test: Callable[[Bench], Awaitable[None]]) -> None:
         async def limited() -> None:
-            await asyncio.wait_for(cast(Coroutine[Any, Any, None], test(Bench(tmp_path))), 20)
+            await asyncio.wait_for(cast(Coroutine[Any, Any, None], test(Bench(tmp_path))), 60)
 
         asyncio.run(limited())
 

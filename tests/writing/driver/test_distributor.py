@@ -22,7 +22,7 @@ distributor = Distributor(config, "image", with_metadata_writer=False, writer_ti
 distributor.{method} = lambda: 1 / 0
 distributor.start()
 distributor.call(lambda: None)
-time.sleep(30)
+time.sleep(100)
 """
 
 
@@ -36,7 +36,7 @@ def test_a_defect_in_the_data_path_ends_the_driver(tmp_path: Path):
             env=os.environ | {"STDDAQ_IPC_DIR": str(directory)},
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=90,
             check=False,
         )
     finally:

@@ -40,7 +40,7 @@ def test_clients_that_connect_at_the_end_are_disconnected(
                 await asyncio.sleep(0.01)
             # None of them is accepted before the loop goes on.
             connected = [
-                clients.enter_context(socket.create_connection(addresses[0], timeout=5)) for _ in range(8)
+                clients.enter_context(socket.create_connection(addresses[0], timeout=60)) for _ in range(8)
             ]
             stopped.set()
             await serving
