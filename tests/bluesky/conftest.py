@@ -51,7 +51,7 @@ def make_detector(make_rig: MakeRig) -> Iterator[Callable[..., tuple[StdDaqDetec
 
     yield make
     for detector in made:
-        detector.unstage().wait(30)
+        detector.unstage().wait(60)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from ophyd_async.core import (
     soft_command,
     soft_signal_rw,
 )
-from support.assertions.plans import Documents, PointCamera, assert_images, stream_images
+from support.assertions.plans import Documents, PointCamera, assert_images, in_step_with, stream_images
 from support.processes.recording import image_of
 
 from stddaq_ophyd import AcquisitionError, DirectoryPaths, StdDaqDetector
@@ -200,7 +200,8 @@ def test_documents_of_a_flight_are_emitted_while_its_images_arrive(
 ):
     det, camera = make_async_detector(rig={"number_of_writers": 3})
     images = [image_of(i, camera.rig.config.image_shape) for i in range(200)]
-    publish = threading.Thread(target=camera.rig.publish, args=(images, 0.005), daemon=True)
+    paced = in_step_with(documents, images)
+    publish = threading.Thread(target=camera.rig.publish, args=(paced, 0.005), daemon=True)
     det._camera = as_async_camera(publish.start)
     engine(staged(det, flight(det, TriggerInfo(number_of_events=100, collections_per_event=2))))
     assert_images(stream_images(documents, "det"), images)

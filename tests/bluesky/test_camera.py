@@ -29,7 +29,6 @@ def test_one_signal_triggers_and_another_gives_the_exposure_time(
     shutter, exposure = Signal(name="shutter", value=0), Signal(name="exposure", value=0.25)
     det, camera = make_detector(trigger=shutter, trigger_value=3, exposure_time=exposure)
     det.images_per_event.put(2)
-    det.margin.put(0.1)
 
     def take(value: int, **_: object) -> None:
         if value == 3:
@@ -41,6 +40,7 @@ def test_one_signal_triggers_and_another_gives_the_exposure_time(
     assert_images(stream_images(documents), camera.published)
     assert documents["descriptor"][0]["configuration"]["det"]["data"]["det_exposure_time"] == 0.25
     shutter.clear_sub(take)
+    det.margin.put(0.1)
     with pytest.raises(FailedStatus) as failed:
         engine(count([det]))
     assert "det: expected 2 images within 0.6 s, got 0" in str(failed.value.__cause__)

@@ -316,7 +316,7 @@ def test_a_component_that_cannot_be_staged_says_why(make_detector: MakeDetector,
 
     endstation: Any = Endstation(name="endstation")
     endstation.stage()
-    endstation.det._steps.wait_until_done(10)
+    endstation.det._steps.wait_until_done(60)
     with pytest.raises(AcquisitionError, match="endstation_det: trigger: not staged: "):
         endstation.det.trigger()
 

@@ -117,6 +117,6 @@ det.stage().wait(60)
 def test_a_script_that_ends_while_it_is_staged_leaves_the_driver_idle(make_detector: MakeDetector):
     _, camera = make_detector()
     rig = camera.rig
-    subprocess.run([sys.executable, "-c", SCRIPT, rig.url, rig.directory], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", SCRIPT, rig.url, rig.directory], check=True, timeout=60)
     assert rig.client.status().status == "idle"
     assert (rig.directory / "det_00001_Master.h5").exists()

@@ -20,6 +20,7 @@ from support.assertions.plans import (
     PointCamera,
     assert_images,
     pausing,
+    skip_calls,
     stream_images,
 )
 from support.processes.deployment import free_port, wait_until
@@ -79,8 +80,7 @@ def test_a_skipped_trigger_fails_the_point_and_its_message_counts_the_images(
 ):
     det, camera = make_detector()
     det.images_per_event.put(3)
-    det.margin.put(0.3)
-    camera.skip_calls = {3}
+    skip_calls(engine, det, camera, {3}, margin=0.3)
     text = failure(engine, count([det], 5))
     assert "det: expected 3 images within 0.3 s, got 0" in text
     assert str(camera.rig.directory) in text
@@ -143,8 +143,7 @@ def test_a_raw_file_that_is_removed_fails_the_point_and_is_named(
 
 def test_a_flight_without_images_fails(engine: RunEngine, documents: Documents, make_detector: MakeDetector):
     det, camera = make_detector()
-    det.margin.put(0.3)
-    camera.skip_calls = {1}
+    skip_calls(engine, det, camera, {1}, margin=0.3)
     assert "det: expected 10 images, each within 0.3 s, got 0" in failure(engine, fly([det], 10))
     assert documents["stop"][0]["exit_status"] == "fail"
     assert documents["stream_datum"] == []
@@ -237,6 +236,7 @@ def test_a_camera_that_hangs_does_not_keep_an_aborted_plan(
         engine(count([det], 3))
     wait_until_idle(camera.rig)
     hung.set()
+    monkeypatch.setattr("stddaq_ophyd.core.camera.STOP_TIMEOUT_S", 60)
     assert_next_plan_works(engine, det, camera)
 
 
@@ -253,10 +253,12 @@ def test_two_sigints_pause_a_waiting_point_and_abort_leaves_the_driver_idle(
         os.kill(os.getpid(), signal.SIGINT)
 
     def interrupt_twice() -> None:
-        threading.Timer(0.1, interrupt).start()
-        threading.Timer(0.6, interrupt).start()
+        interrupt()
+        # Two at once would be one, and the RunEngine counts no second within 0.1 s.
+        wait_until(lambda: engine.deferred_pause_requested, what="the first SIGINT to be handled")
+        threading.Timer(0.5, interrupt).start()
 
-    camera.on_skip = interrupt_twice
+    camera.on_skip = lambda: threading.Timer(0.1, interrupt_twice).start()
     with pytest.raises(RunEngineInterrupted):
         engine(count([det], 5))
     assert engine.state == "paused"
@@ -329,6 +331,8 @@ def test_a_point_that_is_interrupted_in_its_middle_is_taken_again(
     det.margin.put(1 if rest == "never" else 30)
     with pytest.raises(RunEngineInterrupted):
         engine(count([det], 3))
+    # That of the next points.
+    det.margin.put(30)
     if rest == "in the pause":
         camera.publish_rest()
     elif rest == "after the pause":

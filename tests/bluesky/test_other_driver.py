@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from bluesky import RunEngine
 from bluesky.plans import count
-from support.assertions.plans import Documents, PointCamera, assert_images, stream_images
+from support.assertions.plans import Documents, PointCamera, assert_images, skip_calls, stream_images
 from support.peers.cpp_driver import start_cpp_driver
 from support.processes.deployment import Deployment
 from support.processes.recording import Rig
@@ -58,8 +58,7 @@ def test_a_point_without_images_fails_and_the_next_plan_works(
     engine: RunEngine, documents: Documents, device: tuple[StdDaqDetector, PointCamera]
 ):
     det, camera = device
-    det.margin.put(0.5)
-    camera.skip_calls = {2}
+    skip_calls(engine, det, camera, {2}, margin=0.5)
     with pytest.raises(Exception, match=r"expected 1 images within 0\.5 s, got 0") as failed:
         engine(count([det], 3))
     assert isinstance(failed.value.__cause__, AcquisitionError)

@@ -97,7 +97,7 @@ def test_a_plan_records_all_parts_as_one_run(
     engine(count([detector], 2))
     assert_master_shows(drivers, [5, 6], "det_00002_")
     for part in drivers.parts:
-        assert part.client.wait(("idle",), 10)
+        assert part.client.wait(("idle",), 60)
 
 
 def test_a_plan_that_one_driver_refuses_leaves_no_run_and_no_files(
@@ -110,7 +110,7 @@ def test_a_plan_that_one_driver_refuses_leaves_no_run_and_no_files(
         engine(count([detector], 2))
     assert drivers.parts[0].client.status().status == "idle"
     second.stop()
-    second.wait(("idle",), 20)
+    second.wait(("idle",), 60)
     assert list(drivers.directory.iterdir()) == []
     engine(count([detector], 1))
 

@@ -16,7 +16,7 @@ from bluesky import plan_stubs as bps
 from bluesky import preprocessors as bpp
 from bluesky.plans import count
 from bluesky_tiled_plugins import TiledWriter
-from support.assertions.plans import PointCamera, run_plan
+from support.assertions.plans import Documents, PointCamera, in_step_with, run_plan
 from support.processes.recording import images_of
 from support.processes.tiled_server import TiledServer
 from tiled.client.utils import ClientError
@@ -73,12 +73,14 @@ def test_images_are_read_during_the_plan_and_after_it(
 
 
 def test_a_flight_is_read_during_the_flight_and_after_it(
-    engine: RunEngine, make_detector: MakeDetector, tiled: Any
+    engine: RunEngine, documents: Documents, make_detector: MakeDetector, tiled: Any
 ):
     det, camera = make_detector()
     images = images_of(range(60))
     expected = np.array([image.pixels for image in images])[:, None]
-    publish = threading.Thread(target=camera.rig.publish, args=(images, 0.01), daemon=True)
+    publish = threading.Thread(
+        target=camera.rig.publish, args=(in_step_with(documents, images), 0.01), daemon=True
+    )
     det._camera = as_camera(publish.start)
     seen: list[int] = []
 

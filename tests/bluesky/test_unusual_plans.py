@@ -15,7 +15,7 @@ from bluesky.suspenders import SuspendBoolHigh
 from bluesky.utils import FailedStatus
 from ophyd import Signal
 from ophyd.sim import SynAxis
-from support.assertions.plans import Documents, PointCamera, assert_images, stream_images
+from support.assertions.plans import Documents, PointCamera, assert_images, skip_calls, stream_images
 
 from stddaq_ophyd import StdDaqDetector
 from stddaq_ophyd.plans import tomography
@@ -31,10 +31,9 @@ def test_a_point_that_is_suspended_in_its_middle_is_taken_again(
 ):
     det, camera = make_detector(rig={"number_of_writers": 3})
     det.images_per_event.put(4)
-    det.margin.put(30 if comes else 1)
     beam_is_off = Signal(name="beam_is_off", value=0)
     engine.install_suspender(SuspendBoolHigh(beam_is_off))
-    camera.skip_calls = {2}
+    skip_calls(engine, det, camera, {2}, margin=30 if comes else 1)
 
     def lose_beam() -> None:
         beam_is_off.put(1)
@@ -118,8 +117,7 @@ def test_a_point_of_two_detectors_is_taken_again_with_both_when_one_fails_in_a_p
 ):
     det, camera = make_detector(rig={"number_of_writers": 3})
     other, other_camera = make_detector(name="other")
-    other.margin.put(1)
-    other_camera.skip_calls = {2}
+    skip_calls(engine, other, other_camera, {2}, margin=1)
     other_camera.on_skip = lambda: threading.Thread(target=engine.request_pause).start()
     with pytest.raises(RunEngineInterrupted):
         engine(rel_scan([det, other], SynAxis(name="motor"), 0, 1, 4))
@@ -134,9 +132,8 @@ def test_a_scan_of_several_streams_survives_a_pause_in_each(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector
 ):
     det, camera = make_detector(rig={"number_of_writers": 3})
-    det.margin.put(1)
     engine.preprocessors.append(name_streams)
-    camera.skip_calls = {2, 4, 7}
+    skip_calls(engine, det, camera, {2, 4, 7}, margin=1)
     camera.on_skip = lambda: threading.Thread(target=engine.request_pause).start()
     positions: dict[str, Any] = {"start": 0, "stop": 180, "num": 4, "sample_in": 0, "sample_out": 1}
     motors: dict[str, Any] = {name: SynAxis(name=name) for name in ("rotation", "sample", "shutter")}

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 from bluesky import Msg, RunEngine
 from bluesky import plan_stubs as bps
+from support.processes.deployment import wait_until
 from support.processes.recording import DAMAGED, GOOD, Image, Rig, image_of
 
 
@@ -32,6 +33,14 @@ def run_plan(engine: RunEngine, plan: Any) -> str:
     """Run a plan of one run, and return the uid of the run."""
     (uid,) = cast(tuple[str, ...], engine(plan))
     return uid
+
+
+def in_step_with(found: Documents, images: Sequence[Image]) -> Iterator[Image]:
+    """Return the images of a flight, the second and the last third only after further documents of images."""
+    for i, image in enumerate(images):
+        n = 3 * i // len(images)
+        wait_until(lambda n=n: len(found["stream_datum"]) >= n, what="documents during the flight")
+        yield image
 
 
 # The messages of one step of `count`.
@@ -59,6 +68,7 @@ class PointCamera:
         published: the images so far.
         skip_calls: numbers (from 1) of the calls that publish nothing and call `on_skip` instead.
         damaged: ids of images that are published as damaged.
+        n_calls: number of calls so far.
         n_held_back: number of images of each call that are not published.
         is_rearmed: ids restart at 0 with each call.
     """
@@ -71,11 +81,11 @@ class PointCamera:
         self.damaged: set[int] = set()
         self.n_held_back = 0
         self.is_rearmed = False
-        self._n_calls = self._next_id = 0
+        self.n_calls = self._next_id = 0
 
     def fire(self, n_images: int) -> None:
-        self._n_calls += 1
-        if self._n_calls in self.skip_calls:
+        self.n_calls += 1
+        if self.n_calls in self.skip_calls:
             self.on_skip()
             return
         if self.is_rearmed:
@@ -87,12 +97,28 @@ class PointCamera:
                 i,
                 self.rig.config.image_shape,
                 status=DAMAGED if i in self.damaged else GOOD,
-                salt=self._n_calls if self.is_rearmed else 0,
+                salt=self.n_calls if self.is_rearmed else 0,
             )
             for i in ids
         ]
         self.rig.publish(images)
         self.published += images
+
+
+def skip_calls(engine: RunEngine, det: Any, camera: PointCamera, calls: set[int], margin: float) -> None:
+    """Let `calls` of the camera publish nothing; their images are missing after `margin` seconds.
+
+    All others have half a minute: a margin that a test can wait for is short for a busy machine.
+    """
+    camera.skip_calls, before = calls, engine.msg_hook
+
+    def choose_margin(message: Msg) -> None:
+        if message.obj is det and message.command in ("trigger", "kickoff"):
+            det.margin.put(margin if camera.n_calls + 1 in calls else 30)
+        if before:
+            before(message)
+
+    engine.msg_hook = choose_margin  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def stream_images(found: Documents, key: str = "det_image", stream: str | None = None) -> np.ndarray:
