@@ -15,6 +15,7 @@ from hypothesis import settings
 from support.data.token import TOKEN
 from support.peers.redis_server import RedisServer
 from support.processes.deployment import Deployment
+from support.processes.preloaded import PATIENT
 from support.processes.real_driver import RealDriver
 from support.processes.recording import MakeRig, Rig
 from support.processes.tiled_server import TiledServer
@@ -62,16 +63,22 @@ def hdf5_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def make_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Deployment]]:
+def make_deployment(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Deployment]]:
     """Return a function that makes deployments of a configuration: `make_deployment(number_of_writers=8)`.
 
     The test's own process uses the ipc directory of the latest deployment. After the test all services are
     terminated; the test fails if one of them exits with an error or leaves segments or sockets behind.
+
+    In a test that is no `fault` the driver keeps writers that stand still.
     """
+    patience = {} if request.node.get_closest_marker("fault") else {PATIENT: "1"}
     with ExitStack() as made:
 
         def make(**overrides: Any) -> Deployment:
             deployment = Deployment(tmp_path, **overrides)
+            deployment.env |= patience
             made.callback(deployment.close)
             monkeypatch.setenv("STDDAQ_IPC_DIR", str(deployment.ipc_directory))
             return deployment
