@@ -79,7 +79,7 @@ def test_switch_and_return() -> None:
         return [*found, identity()]
 
     own = identity()
-    assert run_in_fork(switched, 10.0, "switch") == [own, (ANOTHER_UID, ANOTHER_UID, [ANOTHER_UID]), own]
+    assert run_in_fork(switched, 60.0, "switch") == [own, (ANOTHER_UID, ANOTHER_UID, [ANOTHER_UID]), own]
 
 
 @needs_root

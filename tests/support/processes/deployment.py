@@ -256,9 +256,11 @@ class Deployment:
     def write_config(self, **changes: Any) -> Path:
         """Rewrite the configuration file with changed keys. Return its path."""
         self.config.update(changes)
-        self.config_path.write_text(json.dumps(self.config, indent=2))
-        self.config_path.chmod(0o644)
-        return self.config_path
+        new = self.config_path.with_suffix(".new")
+        new.write_text(json.dumps(self.config, indent=2))
+        new.chmod(0o644)
+        # At once: services that look for changes would read a part of it.
+        return new.replace(self.config_path)
 
     def start(self, service: str, *args: object, ready: str | None = r"ready") -> Service:
         """Start a service with this deployment's configuration as its first argument.
