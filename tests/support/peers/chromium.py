@@ -19,7 +19,7 @@ from support.processes.deployment import wait_until
 from websockets.sync.client import ClientConnection, connect
 
 PROGRAM = shutil.which("chromium")
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 _OPTIONS = (
     "--headless=new",
     "--no-sandbox",

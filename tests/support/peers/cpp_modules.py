@@ -25,7 +25,7 @@ FRAME_SLOTS = 1000
 MESSAGE_BYTES = 64
 # Id, missing packets, module, bit depth, then the position of the header.
 _EIGER_MESSAGE = struct.Struct("<QQHHHH")
-_RECEIVE_TIMEOUT_MS = 20_000
+_RECEIVE_TIMEOUT_MS = 60_000
 
 
 class _FrameRing:

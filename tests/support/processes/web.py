@@ -18,7 +18,7 @@ from stddaq.wire.default_addresses import TOKEN_VARIABLE, URL_VARIABLE
 def json_message(socket: ClientConnection) -> dict[str, Any]:
     """Return the next JSON object that is no sign of life."""
     while True:
-        message = socket.recv(timeout=20)
+        message = socket.recv(timeout=60)
         if isinstance(message, str) and (content := json.loads(message)) != {"alive": True}:
             return content
 
