@@ -22,6 +22,7 @@ from support.processes.udp_modules import (
     EIGER,
     LONG_IDLE_TIME,
     LONG_TIMEOUT,
+    n_connections,
     replayed_images,
     start_converters,
 )
@@ -62,7 +63,7 @@ def test_the_worked_example_of_a_gigafrost_is_announced_byte_by_byte(make_deploy
     )
     config = DetectorConfig.parse(deployment.config)
     receivers = [deployment.start("std_udp_recv_gf", module, ready=None) for module in range(8)]
-    start_converters(deployment, *range(8))
+    start_converters(deployment, *range(8), sync_options=LONG_TIMEOUT)
     for receiver in receivers:
         receiver.wait_for_line("ready")
         receiver.wait_for_line("n_subscribers=1")
@@ -106,17 +107,15 @@ def test_stddaq_up_starts_the_whole_chain_and_records_its_images(
 ) -> None:
     deployment = make_deployment(number_of_writers=1, start_udp_port=free_udp_ports(2), **EIGER)
     port = free_port()
-    up = deployment.run(
-        *(deployment.stddaq, "up", deployment.config_path, "--port", port, "-m", "--source", "udp"),
-        ready="all services ready",
-    )
+    up = deployment.start_up("--port", port, "-m", "--source", "udp")
     for module in range(2):
         up.wait_for_line(rf"module_id={module},.*n_subscribers=1")
+    wait_until(lambda: n_connections(deployment) == 2, what="connected converters")
     images = random_images(5)
     sender = UdpSender(deployment.config["start_udp_port"])
     with DriverClient(f"ws://127.0.0.1:{port}") as driver, StreamReader(deployment) as reader:
         driver.start(directory, file_prefix="udp", n_image=5)
-        driver.wait({"waiting_for_first_image"}, timeout=20)
+        driver.wait({"waiting_for_first_image"}, timeout=60)
         for image_id, image in enumerate(images):
             for module in range(2):
                 packets = eiger_packets(image, image_id, module)
@@ -125,7 +124,7 @@ def test_stddaq_up_starts_the_whole_chain_and_records_its_images(
                     image[56:64, 516:] = 0
                 sender.send(module, packets)
             reader.receive(1)
-        driver.wait_until_saved(timeout=30)
+        driver.wait_until_saved(timeout=60)
         account = driver.last_result()
     sender.close()
     assert account is not None
@@ -167,20 +166,17 @@ def test_images_of_two_sets_of_links_become_one_run(make_deployment: MakeDeploym
         number_of_writers=1,
     )
     port = free_port()
-    up = deployment.run(
-        *(deployment.stddaq, "up", deployment.config_path, "--port", port, "--source", "udp"),
-        *("--link-sets", 2),
-        ready="all services ready",
-    )
+    up = deployment.start_up("--port", port, "--source", "udp", "--link-sets", 2)
     for module in range(16):
         up.wait_for_line(rf"module_id={module},.*n_subscribers=1")
+    wait_until(lambda: n_connections(deployment) == 16, what="connected converters")
     with DriverClient(f"ws://127.0.0.1:{port}") as driver:
         driver.start(directory, file_prefix="udp", n_image=20)
-        driver.wait({"waiting_for_first_image"}, timeout=20)
+        driver.wait({"waiting_for_first_image"}, timeout=60)
         options = ("--link-sets", 2, "--rate", 50, "--n-images", 20)
         detector = deployment.run(deployment.stddaq, "simulate-udp", deployment.config_path, *options)
         assert detector.wait(60.0) == 0
-        driver.wait_until_saved(timeout=30)
+        driver.wait_until_saved(timeout=60)
         account = driver.last_result()
     assert account is not None
     assert account["n_good"] == 20
@@ -196,7 +192,7 @@ def test_images_of_two_sets_of_links_become_one_run(make_deployment: MakeDeploym
     for module in range(16):
         wait_until(
             lambda module=module: frames_of(up, module) == 10,
-            timeout=20,
+            timeout=60,
             what=f"10 frames of module {module}, not {frames_of(up, module)}",
         )
     assert up.end() == 0

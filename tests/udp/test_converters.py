@@ -41,7 +41,7 @@ def test_frames_of_eight_modules_become_an_image_with_the_metadata_of_the_camera
     make_deployment: MakeDeployment,
 ) -> None:
     deployment = make_deployment(**GIGAFROST)
-    start_converters(deployment, *range(8))
+    start_converters(deployment, *range(8), sync_options=LONG_TIMEOUT)
     with Modules(deployment, *range(8)) as modules, StreamReader(deployment) as reader:
         modules.wait_for_converters()
         random, config = np.random.default_rng(0), modules.config
@@ -101,7 +101,7 @@ def test_gaps_are_zero_also_in_a_ring_that_was_used_before(eiger: Deployment, mo
     with RingBuffer(modules.config, "image") as ring:
         for slot in range(modules.config.n_slots):
             ring.image(slot)[:, 250:530] = 99
-        start_converters(eiger, 0, 1)
+        start_converters(eiger, 0, 1, sync_options=LONG_TIMEOUT)
         with StreamReader(eiger) as reader:
             modules.wait_for_converters()
             modules.publish(1001, both(5))
@@ -117,7 +117,7 @@ def test_the_synchroniser_announces_the_checksum_of_the_converted_image(
 ) -> None:
     deployment = make_deployment(image_checksums=True, **EIGER)
     with Modules(deployment, 0, 1) as modules:
-        start_converters(deployment, 0, 1)
+        start_converters(deployment, 0, 1, sync_options=LONG_TIMEOUT)
         with StreamReader(deployment) as reader:
             modules.wait_for_converters()
             for image_id in (1, 2):
@@ -130,7 +130,7 @@ def test_the_synchroniser_announces_the_checksum_of_the_converted_image(
 def test_a_slot_is_invalid_from_the_first_pixel_until_the_announcement(
     eiger: Deployment, modules: Modules
 ) -> None:
-    start_converters(eiger, 0, 1)
+    start_converters(eiger, 0, 1, sync_options=LONG_TIMEOUT)
     with StreamReader(eiger) as reader, RingBuffer(modules.config, "image") as ring:
         modules.wait_for_converters()
         modules.publish(5, both(5))
@@ -154,7 +154,7 @@ def test_a_slot_is_invalid_from_the_first_pixel_until_the_announcement(
 def test_a_synchroniser_that_was_stopped_announces_no_overwritten_image_as_good(
     eiger: Deployment, modules: Modules, seen: Callable[[str], None]
 ) -> None:
-    services = start_converters(eiger, 0, 1)
+    services = start_converters(eiger, 0, 1, sync_options=LONG_TIMEOUT)
     with StreamReader(eiger) as reader:
         modules.wait_for_converters()
         modules.publish(1, both(1))
@@ -211,14 +211,18 @@ def test_a_converter_that_lags_by_more_than_its_ring_drops_the_overwritten_frame
 def test_an_incomplete_image_is_left_out(
     eiger: Deployment, modules: Modules, how: str, seen: Callable[[str], None]
 ) -> None:
-    services = start_converters(eiger, 0, 1)
+    # A module that sends a later frame has lost this one; one that is silent is waited for.
+    options = LONG_TIMEOUT if how == "one frame lost" else ("--timeout", 3)
+    services = start_converters(eiger, 0, 1, sync_options=options)
     with StreamReader(eiger) as reader:
         modules.wait_for_converters()
         modules.publish(1, both(1))
         modules.publish(2, {0: EIGER_FRAME})
         modules.publish(3, both(3) if how == "one frame lost" else {0: EIGER_FRAME})
         if how != "one frame lost":
-            services["sync"].wait_for_line("incomplete images lack frames: 2 of module 1", timeout=10)
+            # They may be given up in two periods.
+            services["sync"].wait_for_count("n_lost", 2)
+            services["sync"].wait_for_line(r"incomplete images lack frames: \d of module 1")
             modules.publish(4, both(4))
         received = reader.receive(2)
     last = 3 if how == "one frame lost" else 4
@@ -239,7 +243,7 @@ def test_an_incomplete_image_is_left_out(
 def test_packets_lost_by_any_module_are_in_the_status(
     eiger: Deployment, modules: Modules, module: int, seen: Callable[[str], None]
 ) -> None:
-    start_converters(eiger, 0, 1)
+    start_converters(eiger, 0, 1, sync_options=LONG_TIMEOUT)
     with StreamReader(eiger) as reader:
         modules.wait_for_converters()
         modules.publish(1, {module: EIGER_FRAME}, n_missing=1)
@@ -250,7 +254,7 @@ def test_packets_lost_by_any_module_are_in_the_status(
 
 
 def test_incomplete_images_can_be_announced_with_zeros(eiger: Deployment, modules: Modules) -> None:
-    eiger.start("std_data_sync_module", "--announce-incomplete", "--timeout", 0.2)
+    eiger.start("std_data_sync_module", "--announce-incomplete", "--timeout", 3)
     start_converters(eiger, 0, 1, sync=False)
     with StreamReader(eiger) as reader:
         modules.wait_for_converters()
@@ -265,7 +269,7 @@ def test_incomplete_images_can_be_announced_with_zeros(eiger: Deployment, module
 
 def test_zeros_are_never_put_into_a_later_image(eiger: Deployment, modules: Modules) -> None:
     """A synchroniser that was stopped gives up an image whose slot a converter has filled again."""
-    sync = eiger.start("std_data_sync_module", "--announce-incomplete")
+    sync = eiger.start("std_data_sync_module", "--announce-incomplete", *LONG_TIMEOUT)
     start_converters(eiger, 0, 1, sync=False)
     with StreamReader(eiger) as reader, RingBuffer(modules.config, "image") as ring:
         modules.wait_for_converters()
@@ -334,7 +338,8 @@ def test_random_messages_to_the_synchroniser_are_counted(eiger: Deployment, modu
             for image_id in range(1, 200):
                 modules.publish(image_id, both(image_id))
                 image = reader.receive_one(0.1)
-                if image is not None and image.image_id == image_id:
+                # On a busy machine it is the one before.
+                if image is not None and 1 <= image.image_id <= image_id:
                     assert image.status == GOOD_IMAGE
                     break
             else:

@@ -49,7 +49,7 @@ def recorded(datagrams: list[bytes]) -> bytes:
 
 @pytest.mark.parametrize("end", ["SIGTERM", "packets", "duration"])
 def test_a_dump_holds_every_datagram(eiger: Deployment, sender: UdpSender, directory: Path, end: str) -> None:
-    options = {"SIGTERM": (), "packets": ("--packets", 130), "duration": ("--duration", 3)}[end]
+    options = {"SIGTERM": (), "packets": ("--packets", 130), "duration": ("--duration", 5)}[end]
     dumping = start_dump(eiger, directory, *options)
     for module in range(4):
         sender.send(module, packets(module))
@@ -140,7 +140,7 @@ def test_both_sets_of_links_are_dumped_and_replayed_in_turn(
         for module in range(16):
             port = opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             port.bind(("127.0.0.1", first + module))
-            port.settimeout(20.0)
+            port.settimeout(60.0)
             ports.append(port)
         options = ("--link-sets", 2, "--rate", 1000, "--first-port", first)
         replaying = camera.start("std_udp_tools_replay", 0, directory, *options, ready="ready: 16 files")

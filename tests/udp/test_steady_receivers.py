@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.peers.assembly_bench import eiger
 from support.peers.udp_detectors import eiger_frame, free_udp_ports, gigafrost_frame
 from support.processes.deployment import Deployment
 from support.processes.udp_receivers import MakeModule, Module, ReceivedFrame
@@ -33,9 +34,18 @@ OTHER_MODULES = {
 }
 
 
+@pytest.fixture(scope="module")
+def compiled() -> None:
+    """Compile for the cache: receivers that had to would be ready later than tests wait on a busy machine."""
+    eiger().compile()
+
+
 @pytest.fixture(params=["compiled", *OTHER_MODULES])
 def receiver(
-    make_deployment: Callable[..., Deployment], request: pytest.FixtureRequest, tmp_path: Path
+    make_deployment: Callable[..., Deployment],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    compiled: None,
 ) -> Iterator[Module]:
     deployment = make_deployment(preloaded=False, start_udp_port=free_udp_ports(4), **EIGER_KEYS)
     if request.param in OTHER_MODULES:
@@ -95,7 +105,7 @@ def test_a_frame_that_is_being_received_when_the_receiver_ends_is_announced(rece
 
 
 def test_a_frame_that_stops_is_closed_after_the_idle_time(make_module: MakeModule) -> None:
-    receiver = make_module("eiger", 0, "--idle-time", 0.3, n_modules=4, bit_depth=8)
+    receiver = make_module("eiger", 0, "--idle-time", 2, n_modules=4, bit_depth=8)
     pixels = RANDOM.integers(1, 256, (256, 512), np.uint8)
     for frame_id in range(4):
         receiver.send(*eiger_frame(frame_id, pixels))

@@ -112,7 +112,7 @@ def test_a_pause_of_the_synchroniser_costs_no_image(
         received = reader.receive(len(ids))
     assert [image.image_id for image in received] == [*ids]
     assert all(image.status == GOOD_IMAGE for image in received)
-    sync.wait_for_line(f"n_images={len(ids) + 1},|n_images={len(ids)},")
+    sync.wait_for_count("n_images", len(ids) + 1)
     seen(f"{len(ids)} images announced, none given up")
 
 

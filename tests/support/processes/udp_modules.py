@@ -15,6 +15,7 @@ from support.processes.stream_readers import ReceivedImage, StreamReader
 from stddaq.closing import Closing
 from stddaq.config import DetectorConfig
 from stddaq.config.creation import example
+from stddaq.dataplane.endpoints import converted_frames
 from stddaq.udp.frame_message import frame_layout
 from stddaq.udp.frame_ring import FramePublisher
 
@@ -72,7 +73,9 @@ class Modules(Closing):
         self._stack.close()
 
 
-# On a busy machine a service may stand still for seconds. No image or frame is given up meanwhile.
+_CONNECTED = "03"
+# On a busy machine a service may stand still for seconds, and so may the test between two frames. No image or
+# frame is given up meanwhile, and frames of one image may be received seconds apart.
 LONG_TIMEOUT = ("--timeout", 60)
 LONG_IDLE_TIME = ("--idle-time", 5)
 
@@ -80,8 +83,12 @@ LONG_IDLE_TIME = ("--idle-time", 5)
 def start_converters(
     deployment: Deployment, *modules: int, sync: bool = True, sync_options: Sequence[object] = ()
 ) -> dict[int | str, Service]:
-    """Start the synchroniser and the converters of some modules; wait until they are ready."""
+    """Start the synchroniser and the converters of some modules; wait until they are ready.
+
+    If a synchroniser runs, the converters are connected to it: until then they drop what they convert.
+    """
     program = CONVERTERS[deployment.config["detector_type"]]
+    n_before = n_connections(deployment)
     services: dict[int | str, Service] = {}
     if sync:
         services["sync"] = deployment.start("std_data_sync_module", *sync_options, ready=None)
@@ -89,7 +96,19 @@ def start_converters(
         services[module] = deployment.start(program, module, ready=None)
     for service in services.values():
         service.wait_for_line("ready")
+    if n_connections(deployment) is not None:
+        n_expected = (n_before or 0) + len(modules)
+        wait_until(lambda: (n_connections(deployment) or 0) >= n_expected, what="connected converters")
     return services
+
+
+def n_connections(deployment: Deployment) -> int | None:
+    """Return how many converters are connected to the synchroniser; None while none is bound."""
+    path = converted_frames(deployment.detector_name).removeprefix("ipc://")
+    # Columns: Num RefCount Protocol Flags Type St Inode Path; an accepted socket has the path, too.
+    found = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    states = [columns[5] for columns in found if columns[7:] == [path]]
+    return states.count(_CONNECTED) if states else None
 
 
 def replayed_images(deployment: Deployment, folder: Path) -> list[ReceivedImage]:
