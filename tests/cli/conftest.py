@@ -16,14 +16,17 @@ from stddaq.udp.batch_socket import SOCKET_BUFFER_BYTES
 class Up:
     """A running `stddaq up`."""
 
-    def __init__(self, deployment: Deployment, *args: object) -> None:
+    def __init__(self, deployment: Deployment, *args: object, patient: bool = True) -> None:
+        """Unless `patient`, it kills services that do not end within 4 s."""
         self.deployment = deployment
         self.port = free_port()
         self.url = f"ws://127.0.0.1:{self.port}"
-        self.process: Service = deployment.run(
-            *(deployment.stddaq, "up", deployment.config_path, "--port", self.port, *args),
-            ready="all services ready",
-        )
+        self.process: Service
+        if patient:
+            self.process = deployment.start_up("--port", self.port, *args)
+        else:
+            command = (deployment.stddaq, "up", deployment.config_path, "--port", self.port, *args)
+            self.process = deployment.run(*command, ready="all services ready")
 
     def record(self, *args: object) -> Service:
         """Start `stddaq record`."""

@@ -31,7 +31,7 @@ def proposed(message: str) -> list[str]:
 def carry_out(deployment: Deployment, message: str) -> Service:
     """Run the command that a message proposes, and return it after its success."""
     command = deployment.run(deployment.stddaq, *proposed(message))
-    assert command.wait(timeout=20) == 0, command.output
+    assert command.wait() == 0, command.output
     return command
 
 
@@ -56,7 +56,7 @@ def output_of_info(rig: Rig, path: Path) -> str:
         return next((line for line in info.stdout if "stddaq repair" in line), "")
 
     # At first the file is so new that a writer which cannot be seen from here may still write it.
-    return wait_until(advice, 20.0, "advice to repair")
+    return wait_until(advice, 60.0, "advice to repair")
 
 
 @pytest.mark.slow
@@ -69,10 +69,10 @@ def test_the_file_of_a_killed_writer_is_readable_after_the_repair(
     rig.directory.mkdir()
     rig.begin(n_image=20)
     rig.publish(images_of(range(10)))
-    rig.client.wait_for(lambda status: status.count == 10, 20, "10 images")
+    rig.client.wait_for(lambda status: status.count == 10, 60, "10 images")
     rig.writers[0].kill()
     with pytest.raises(RunFailedError):
-        rig.client.wait_until_saved(10)
+        rig.client.wait_until_saved(60)
     path = rig.path("file0.h5")
     carry_out(rig.deployment, message(rig, path))
     assert read_raw_file(path)[0]["image_id"].tolist() == list(range(10))
@@ -92,19 +92,19 @@ def test_up_starts_the_services_of_a_device_that_finds_no_driver(deployment: Dep
 
 
 def test_stop_ends_the_run_that_keeps_a_device_waiting(services: StartServices, tmp_path: Path) -> None:
-    running = services("--rate", 500)
+    running = services("--rate", 100)
     record = running.record(tmp_path)
     record.wait_for_line("recording: .*images")
     busy = DriverBusyError("busy", "driver is busy!")
     stop = carry_out(running.deployment, _words(busy, running.url))
     assert stop.stdout[-1].startswith("file_saved")
-    assert record.wait(timeout=20) == 0
+    assert record.wait() == 0
 
 
 def test_status_shows_a_run_that_does_not_end(deployment: Deployment, tmp_path: Path) -> None:
     with BasicDriver(preparation_s=0.0) as peer, DriverClient(peer.url) as driver:
         driver.start(tmp_path)
-        driver.wait(["recording"], timeout=10)
+        driver.wait(["recording"], timeout=60)
         with pytest.raises(RunNotEndedError) as not_ended:
             list(stop_run(driver, 1e-6))
         assert carry_out(deployment, str(not_ended.value)).stdout

@@ -53,7 +53,7 @@ def leftovers(name: str) -> list[str]:
 def test_every_pixel_is_checked_and_nothing_is_left_behind(deployment: Deployment, tmp_path: Path):
     directory = tmp_path / "out"
     process = demo(deployment, "--directory", directory, "-n", 30)
-    assert process.wait(timeout=55) == 0, process.output
+    assert process.wait(timeout=110) == 0, process.output
     with Image.open(directory / "demo.png") as preview:
         assert min(preview.size) > 600
     with h5py.File(directory / "demoMaster.h5") as file:
@@ -142,9 +142,9 @@ def test_watch_ends_with_the_address_of_the_page_and_ctrl_c_ends_it(deployment: 
     terminal = ("env", "PATH=/usr/bin:/bin", "/bin/sh", "-c")
     recorded = deployment.run(*terminal, record.replace("-n 2000", "-n 20"))
     watched = deployment.run(*terminal, f"{watch} -n 2")
-    assert (recorded.wait(60), watched.wait(60)) == (0, 0)
+    assert (recorded.wait(90), watched.wait(90)) == (0, 0)
     assert "20, all good" in recorded.output
-    assert process.end(signal.SIGINT, timeout=40) == 0, process.output
+    assert process.end(signal.SIGINT, timeout=90) == 0, process.output
     assert leftovers(detector_name(tmp_path)) == []
 
 
@@ -152,13 +152,13 @@ def test_watch_ends_with_the_address_of_the_page_and_ctrl_c_ends_it(deployment: 
 def test_it_can_be_repeated_in_the_same_directory(deployment: Deployment, tmp_path: Path):
     for _ in range(2):
         process = demo(deployment, "--directory", tmp_path, "-n", 5, "--size", 64)
-        assert process.wait(timeout=50) == 0, process.output
+        assert process.wait(timeout=110) == 0, process.output
 
 
 def test_ctrl_c_ends_it_early_and_checks_the_recorded_images(deployment: Deployment, tmp_path: Path):
     process = demo(deployment, "--directory", tmp_path, "-n", 100_000, "--size", 64)
-    process.wait_for_line(r"recording: \d+ of 100000 images", timeout=40)
-    assert process.end(signal.SIGINT, timeout=40) == 0, process.output
+    process.wait_for_line(r"recording: \d+ of 100000 images", timeout=90)
+    assert process.end(signal.SIGINT, timeout=90) == 0, process.output
     assert "stopped early" in process.output
     assert leftovers(detector_name(tmp_path)) == []
 
@@ -168,10 +168,10 @@ def test_nothing_outlives_a_demo_that_is_ended(
     deployment: Deployment, tmp_path: Path, signal_number: signal.Signals
 ):
     process = demo(deployment, "--directory", tmp_path, "-n", 100_000, "--size", 64)
-    process.wait_for_line(r"recording: \d+ of 100000 images", timeout=40)
+    process.wait_for_line(r"recording: \d+ of 100000 images", timeout=90)
     process.send(signal_number)
-    assert process.wait(timeout=30) in (-signal.SIGKILL, 128 + signal.SIGTERM)
-    wait_until(lambda: leftovers(detector_name(tmp_path)) == [], timeout=15, what="the end of its services")
+    assert process.wait(timeout=60) in (-signal.SIGKILL, 128 + signal.SIGTERM)
+    wait_until(lambda: leftovers(detector_name(tmp_path)) == [], timeout=60, what="the end of its services")
 
 
 def test_other_files_are_not_replaced(deployment: Deployment, tmp_path: Path):

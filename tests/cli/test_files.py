@@ -19,14 +19,14 @@ from stddaq.client import DriverClient, RunFailedError
 def real_driver(deployment: Deployment) -> RealDriver:
     """Return a running driver with two writers and a simulator."""
     driver = RealDriver.start(deployment)
-    driver.publish_continuously()
+    driver.publish_continuously(100)
     return driver
 
 
 def record(driver: RealDriver, directory: Path, n_images: int, prefix: str = "file") -> None:
     with DriverClient(driver.url) as client:
         client.start(directory, n_image=n_images, file_prefix=prefix)
-        client.wait_until_saved(timeout=20)
+        client.wait_until_saved(timeout=60)
 
 
 def stddaq(driver: RealDriver, *args: object) -> Service:
@@ -161,10 +161,10 @@ def test_aggregate_names_a_raw_file_that_is_missing(real_driver: RealDriver, dir
 def test_repair_closes_the_file_of_a_killed_writer(real_driver: RealDriver, directory: Path):
     with DriverClient(real_driver.url) as client:
         client.start(directory)
-        client.wait_for(lambda status: status.n_written.get(0, 0) > 10, timeout=20)
+        client.wait_for(lambda status: status.n_written.get(0, 0) > 10, timeout=60)
         real_driver.writers[0].kill()
         with pytest.raises(RunFailedError, match="writer 0"):
-            client.wait_until_saved(timeout=10)
+            client.wait_until_saved(timeout=60)
     repair = stddaq(real_driver, "repair", directory / "file0.h5")
     assert repair.wait() == 0
     name = f"/{real_driver.deployment.detector_name}/data"

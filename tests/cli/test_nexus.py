@@ -42,10 +42,10 @@ def text(file: h5py.File, name: str) -> str:
 
 def test_recorded_run_becomes_a_file(deployment: Deployment, directory: Path):
     driver = RealDriver.start(deployment)
-    driver.publish_continuously()
+    driver.publish_continuously(100)
     with DriverClient(driver.url) as client:
         client.start(directory, n_image=11)
-        client.wait_until_saved(timeout=20)
+        client.wait_until_saved(timeout=60)
     content: dict[str, Any] = {key: part for key, part in SCAN.items() if not key.endswith("_time")}
     (directory / "meta.json").write_text(json.dumps(content))
     made = deployment.run(

@@ -71,5 +71,5 @@ def test_run_whose_starter_fails_is_stopped(
         main(["record", str(directory), "--url", real_driver.url])
     assert ended.value.code == 2
     with DriverClient(real_driver.url) as client:
-        client.wait(["idle"], timeout=10)
+        client.wait(["idle"], timeout=60)
         assert client.last_result() is not None

@@ -20,7 +20,8 @@ from support.processes.deployment import Deployment, free_port
 
 from stddaq.client.simulator import SimulatorClient
 
-SIMULATE = ("--rate", "500")
+# A writer may stand still for as long as the ring buffer lasts, 1000 images.
+SIMULATE = ("--rate", "100")
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def directory(tmp_path: Path) -> Path:
 def test_a_run_ends_with_its_account(services: StartServices, directory: Path):
     running = services(*SIMULATE)
     record = running.record(directory, "-n", 120, "--prefix", "scan")
-    assert record.wait(timeout=20) == 0
+    assert record.wait() == 0
     assert "outcome     saved" in record.stdout
     assert re.search(r"images +120, all good, ids \d+ to \d+, none dropped", record.output)
     assert re.search(r"duration .* images/s, .* GB/s", record.output)
@@ -46,9 +47,9 @@ def test_a_run_ends_with_its_account(services: StartServices, directory: Path):
 
 
 def test_skipped_ids_are_shown_with_their_ranges(services: StartServices, directory: Path):
-    running = services("--rate", "500", "--skip-every", "10")
+    running = services(*SIMULATE, "--skip-every", "10")
     record = running.record(directory, "-n", 100)
-    assert record.wait(timeout=20) == 0
+    assert record.wait() == 0
     assert re.search(r"100 of 100 images, \d+ skipped", record.output)
     assert re.search(r"skipped +\d+: image ids \d+, .*, \.\.\.", record.output)
 
@@ -63,7 +64,7 @@ def test_run_with_end_on_restart_names_the_ids_of_the_restart(services: StartSer
         record.wait_for_line("recording: 20 of 100")
         client.rearm(0)
         client.trigger(1)
-    assert record.wait(timeout=20) == 1
+    assert record.wait() == 1
     assert record.stderr[0].startswith(
         "stddaq record: run failed: the image ids restarted: 0 came after 19, "
     )
@@ -74,7 +75,7 @@ def test_on_a_terminal_there_is_a_progress_bar(services: StartServices, director
     running = services(*SIMULATE)
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
-        [running.deployment.stddaq, "record", directory, "-n", "500", "--url", running.url],
+        [running.deployment.stddaq, "record", directory, "-n", "200", "--url", running.url],
         env={**running.deployment.env, "TERM": "xterm", "COLUMNS": "120"},
         stdout=terminal,
         stderr=terminal,
@@ -90,7 +91,7 @@ def test_on_a_terminal_there_is_a_progress_bar(services: StartServices, director
             break
         shown += part
     os.close(controller)
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     assert b"recording" in shown
     assert "━".encode() in shown
     assert re.search(rb"images/s, .*GB/s", shown)
@@ -121,7 +122,7 @@ def test_a_run_that_was_stopped_says_how_many_images_were_asked_for(services: St
 def test_numbered_runs_continue_after_those_of_the_directory(services: StartServices, directory: Path):
     running = services(*SIMULATE)
     for _ in range(2):
-        running.record(directory, "-n", 3, "--prefix", "scan", "--auto").succeed(20)
+        running.record(directory, "-n", 3, "--prefix", "scan", "--auto").succeed()
     masters = sorted(path.name for path in directory.glob("*Master.h5"))
     assert masters == ["scan_0001_Master.h5", "scan_0002_Master.h5"]
     refused = running.record(directory / "missing", "--auto")
@@ -210,15 +211,18 @@ def test_duration_and_rate_exclude_the_wait_for_the_first_image(services: StartS
     record = running.record(directory, "-n", 101)
     record.wait_for_line("waiting_for_first_image")
     time.sleep(1)  # The time that must not count.
+    triggered = time.monotonic()
     with SimulatorClient(running.deployment.detector_name) as client:
         client.trigger(101)
-    assert record.wait(timeout=20) == 0
+    assert record.wait() == 0
+    since = time.monotonic() - triggered
     found = re.search(
         r"duration +([\d.]+) s from the first image to the last, ([\d.]+) images/s", record.output
     )
     assert found
-    assert 0.9 < float(found[1]) < 1.9
-    assert 52 < float(found[2]) < 112
+    # The simulator may be late on a busy machine.
+    assert 0.9 < float(found[1]) < since
+    assert 95 < float(found[1]) * float(found[2]) < 107
 
 
 def test_files_that_were_not_created_are_not_listed(deployment: Deployment, directory: Path):

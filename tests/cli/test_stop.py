@@ -45,7 +45,7 @@ def test_stop_gives_up_after_its_timeout_and_shows_the_state_of_the_driver(
 ) -> None:
     with SavingForEver() as peer, DriverClient(peer.url) as driver:
         driver.start(tmp_path)
-        driver.wait(["recording"], timeout=10)
+        driver.wait(["recording"], timeout=60)
         assert main(["stop", "--url", peer.url, "--timeout", "0.4"]) == 1
     assert "has not ended within 0.4 s, the driver is saving_file; `stddaq status " in capsys.readouterr().err
 

@@ -23,7 +23,8 @@ from stddaq.cli.supervisor.spec import ServiceSpec
 from stddaq.cli.supervisor.supervisor import Supervisor
 from stddaq.client import CommandRefusedError, ConfigClient, DriverClient
 
-SIMULATE = ("--source", "simulate", "--rate", "200")
+# A writer may stand still for as long as the ring buffer lasts, 1000 images.
+SIMULATE = ("--source", "simulate", "--rate", "100")
 CHANGED = "all services ready, with the changed configuration"
 
 MakeDeployment = Callable[..., Deployment]
@@ -54,14 +55,14 @@ def test_a_change_during_a_run_waits_for_its_end_and_the_next_run_is_recorded_wi
     service = ConfigClient(f"http://127.0.0.1:{port}", user="me")
     with DriverClient(running.url) as driver:
         driver.start(tmp_path, file_prefix="before", n_image=1_000_000)
-        driver.wait_for(lambda status: (status.count or 0) > 10, timeout=20)
+        driver.wait_for(lambda status: (status.count or 0) > 10, timeout=60)
         change = service.set(service.get() | {"number_of_writers": 2, "image_pixel_width": 64})
         assert "std_det_writer" in change.restarted
         running.process.wait_for_line("waiting for the end of the run")
         seen = driver.status().count or 0
-        driver.wait_for(lambda status: (status.count or 0) > seen + 100, timeout=20)
+        driver.wait_for(lambda status: (status.count or 0) > seen + 100, timeout=60)
         driver.stop()
-        driver.wait_until_saved(timeout=20)
+        driver.wait_until_saved(timeout=60)
         before = driver.last_result()
     assert before is not None
     assert before["outcome"] == "file_saved"
@@ -72,7 +73,7 @@ def test_a_change_during_a_run_waits_for_its_end_and_the_next_run_is_recorded_wi
     running.process.wait_for_line(CHANGED)
     with DriverClient(running.url) as driver:
         driver.start(tmp_path, file_prefix="after", n_image=50)
-        driver.wait_until_saved(timeout=20)
+        driver.wait_until_saved(timeout=60)
         after = driver.last_result()
     assert after is not None
     assert (after["outcome"], after["n_good"], after["number_of_writers"]) == ("file_saved", 50, 2)
@@ -87,14 +88,14 @@ def command_of_a_plain_client(url: str, command: dict[str, object]) -> dict[str,
 
     def answer() -> dict[str, Any] | None:
         try:
-            with connect(url) as connection:
+            with connect(url, open_timeout=60) as connection:
                 connection.send(json.dumps(command))
-                messages = (json.loads(connection.recv(timeout=20)) for _ in range(100))
+                messages = (json.loads(connection.recv(timeout=60)) for _ in range(100))
                 return next(message for message in messages if message["status"] != "idle")
         except (OSError, InvalidHandshake, ConnectionClosed):
             return None
 
-    return wait_until(answer, 20, "an answer of the driver")
+    return wait_until(answer, 60, "an answer of the driver")
 
 
 def replies_until_accepted(url: str, command: dict[str, object]) -> list[dict[str, Any]]:
@@ -105,7 +106,7 @@ def replies_until_accepted(url: str, command: dict[str, object]) -> list[dict[st
         replies.append(command_of_a_plain_client(url, command))
         return replies[-1]["status"] != "rejected"
 
-    wait_until(is_accepted, 20, "a driver that is not busy")
+    wait_until(is_accepted, 60, "a driver that is not busy")
     return replies
 
 
@@ -116,13 +117,17 @@ def test_no_run_is_recorded_with_a_configuration_that_was_replaced(
     running = Up(make_deployment(number_of_writers=1, services=[rest_line(port)]), *SIMULATE)
     service = ConfigClient(f"http://127.0.0.1:{port}", user="me")
     for width in (256, 64):
+        # It takes the change when the driver has rejected a run.
+        running.process.send(signal.SIGSTOP)
         service.set(service.get() | {"image_pixel_width": width})
         start = {"command": "start", "path": str(tmp_path), "n_image": 20, "file_prefix": f"w{width}_"}
-        replies = replies_until_accepted(running.url, start)
+        replies = [command_of_a_plain_client(running.url, start)]
+        running.process.send(signal.SIGCONT)
+        replies += replies_until_accepted(running.url, start)
         assert {reply["reason"] for reply in replies[:-1]} == {"driver is busy!"}
         assert replies[-1]["status"] == "started", replies[-1]
         with DriverClient(running.url) as driver:
-            driver.wait_for(lambda status: not status.is_busy, timeout=20)
+            driver.wait_for(lambda status: not status.is_busy, timeout=60)
             result = driver.last_result()
         assert result is not None
         assert (result["outcome"], result["n_good"]) == ("file_saved", 20)
@@ -140,11 +145,12 @@ def test_services_that_a_change_does_not_concern_keep_running(
     assert pid_of(running, "simulate") == source
     assert pid_of(running, "std_det_writer", "0") != writer
     assert pid_of(running, "std_det_writer", "2")
-    running.record(tmp_path, "-n", 10).succeed(20)
+    running.record(tmp_path, "-n", 10).succeed()
+    n_lines = len(running.process.stdout)
     running.deployment.write_config(number_of_writers=1)
-    running.process.wait_for_line(CHANGED, start=len(running.process.stdout))
+    running.process.wait_for_line(CHANGED, start=n_lines)
     assert not pid_of(running, "std_det_writer", "1")
-    running.record(tmp_path, "-n", 10, "--overwrite").succeed(20)
+    running.record(tmp_path, "-n", 10, "--overwrite").succeed()
 
 
 def test_live_streams_start_and_end_during_a_run(make_deployment: MakeDeployment, tmp_path: Path) -> None:
@@ -155,7 +161,7 @@ def test_live_streams_start_and_end_during_a_run(make_deployment: MakeDeployment
     assert stream_pid
     with DriverClient(running.url) as driver:
         driver.start(tmp_path, n_image=1_000_000)
-        driver.wait_for(lambda status: (status.count or 0) > 10, timeout=20)
+        driver.wait_for(lambda status: (status.count or 0) > 10, timeout=60)
         running.deployment.write_config(live_stream_configs={first: batch, second: forward})
         running.process.wait_for_line(CHANGED)
         running.process.wait_for_line(r"^live_stream .*setting changed to batch 1 10")
@@ -168,7 +174,7 @@ def test_live_streams_start_and_end_during_a_run(make_deployment: MakeDeployment
         assert pid_of(running, "std_det_driver") == driver_pid
         assert driver.status().status == "recording"
         driver.stop()
-        driver.wait_until_saved(timeout=20)
+        driver.wait_until_saved(timeout=60)
         result = driver.last_result()
     assert result is not None
     assert result["n_dropped"] == result["n_skipped"] == 0
@@ -185,7 +191,7 @@ def test_services_of_the_configuration_are_started_and_record(
     running = Up(deployment, "-s", "blosc2", *SIMULATE)
     assert pid_of(running, "std_data_compress_blosc2", "-t", "1")
     assert pid_of(running, "std_live_stream", address, "blosc2")
-    running.record(tmp_path, "-n", 10).succeed(20)
+    running.record(tmp_path, "-n", 10).succeed()
     import hdf5plugin  # noqa: F401  (registers the filter)
 
     with h5py.File(tmp_path / "fileMaster.h5") as file:
@@ -202,7 +208,7 @@ def test_a_camera_on_the_network_is_recorded(make_deployment: MakeDeployment, tm
     deployment.run(
         deployment.stddaq, "simulate-pco", deployment.config_path, address, "--rate", 100, ready="ready"
     )
-    running.record(tmp_path, "-n", 20).succeed(30)
+    running.record(tmp_path, "-n", 20).succeed()
     with h5py.File(tmp_path / "fileMaster.h5") as file:
         assert file["entry/data/data"].shape == (20, 32, 48)  # pyright: ignore
 
@@ -245,7 +251,7 @@ def test_it_ends_cleanly_while_a_change_waits_for_a_run(up: Callable[..., Up], t
     running = up(*SIMULATE)
     with DriverClient(running.url) as driver:
         driver.start(tmp_path, n_image=1_000_000)
-        driver.wait_for(lambda status: (status.count or 0) > 10, timeout=20)
+        driver.wait_for(lambda status: (status.count or 0) > 10, timeout=60)
         running.deployment.write_config(number_of_writers=1)
         running.process.wait_for_line("waiting for the end of the run")
         assert running.process.end(signal.SIGINT) == 0
@@ -260,16 +266,20 @@ def test_a_driver_that_retires_finishes_its_run_and_refuses_another(
     deployment.start_writers()
     deployment.run(deployment.stddaq, "simulate", deployment.config_path, "--rate", 200, ready="ready")
     with DriverClient(url) as driver:
-        driver.start(tmp_path, n_image=300)
-        driver.wait_for(lambda status: (status.count or 0) > 10, timeout=20)
+        driver.start(tmp_path, n_image=1_000_000)
+        driver.wait_for(lambda status: (status.count or 0) > 10, timeout=60)
         process.send(signal.SIGUSR1)
         process.wait_for_line("no further run is admitted")
-        driver.wait_until_saved(timeout=20)
+        seen = driver.status().count or 0
+        driver.wait_for(lambda status: (status.count or 0) > seen, timeout=60)
+        driver.stop()
+        driver.wait_until_saved(timeout=60)
         with pytest.raises(CommandRefusedError, match="about to restart"):
             driver.start(tmp_path, file_prefix="other")
         result = driver.last_result()
     assert result is not None
-    assert (result["outcome"], result["count"]) == ("file_saved", 300)
+    assert result["outcome"] == "file_saved"
+    assert result["count"] > seen
     assert process.wait() == 0
 
 

@@ -48,9 +48,9 @@ def test_a_repaired_file_is_read_by_an_older_hdf5(rig: Rig, debian: DebianHdf5):
     rig.wait_for_count(20)
     rig.writers[0].kill()
     with pytest.raises(RunFailedError):
-        rig.client.wait_until_saved(10)
+        rig.client.wait_until_saved(60)
     path = rig.path("file0.h5")
-    wait_until(lambda: repair(path).n_images == 10, 5.0, "repaired file")
+    wait_until(lambda: repair(path).n_images == 10, 60.0, "repaired file")
     (raw,) = debian.read(path)
     group = rig.deployment.detector_name
     np.testing.assert_array_equal(raw[f"{group}/data"], [image.pixels for image in images[::2]])

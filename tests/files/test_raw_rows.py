@@ -65,7 +65,7 @@ def test_rows_are_never_ahead_of_the_images_of_a_growing_file(
         rows = read_raw_file(path, allow_unclosed=True)
         monkeypatch.undo()
         writer.stdin.close()
-        assert writer.wait(20) == 0
+        assert writer.wait(60) == 0
     assert rows.image_ids.tolist() == list(range(rows.n_rows))
     assert 2 <= rows.n_rows <= rows.n_stored
     assert read_raw_file(path, allow_unclosed=True).n_rows > rows.n_rows

@@ -118,7 +118,7 @@ ALIASES = {"std_udp_dump": "std_udp_tools_dump", "std_udp_replay": "std_udp_tool
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=50, check=False, stdin=subprocess.DEVNULL, cwd=ROOT
+        command, capture_output=True, text=True, timeout=110, check=False, stdin=subprocess.DEVNULL, cwd=ROOT
     )
 
 

@@ -63,7 +63,7 @@ def check(source: Path) -> Report:
         env=os.environ | {"PYTHONPATH": str(source), "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=110,
         check=False,
     )
     text = done.stdout + done.stderr

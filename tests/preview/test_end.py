@@ -16,6 +16,7 @@ from support.processes.machine import assert_within
 
 from stddaq.config import DetectorConfig
 from stddaq.dataplane.image_publisher import ImagePublisher
+from stddaq.preview.service import NICENESS
 from stddaq.wire.preview_requests import Still, View, topic
 
 END_S = 2.0
@@ -81,7 +82,7 @@ def requests_without_end(deployment: Deployment) -> Iterator[Progress]:
 
     def progress() -> bool:
         has_sent.clear()
-        return has_sent.wait(20)
+        return has_sent.wait(60)
 
     try:
         yield progress
@@ -106,7 +107,7 @@ def test_it_ends_within_2_s(make_deployment: Callable[..., Deployment], clients:
                 assert progress()
             begin = time.monotonic()
             assert service.end() == 0
-            assert_within(time.monotonic() - begin, END_S)
+            assert_within(time.monotonic() - begin, END_S, NICENESS)
 
 
 def test_messages_that_are_no_requests_are_ignored(deployment: Deployment) -> None:

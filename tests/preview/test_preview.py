@@ -39,6 +39,10 @@ def test_newest_image_arrives_with_the_specified_header(
     with previews(deployment) as mean, previews(deployment, View("max")) as largest:
         service.wait_for_line(ATTACHED)
         wait_until(publisher.count_subscribers)
+        # The service attaches for the first of them. Its answer shows that it has the request of each.
+        for number, reader in enumerate((mean, largest)):
+            reader.request(Still(number, 7, "pixels"))
+            assert reader.receive_frame()[0]["code"] == "not_shown"
         pixels = streamed_pixels(deployment, 7)
         pixels[3, 4] = 65535
         publisher.publish(7, pixels, status=MISSING_PACKETS)
@@ -152,7 +156,8 @@ def test_numbers_of_a_region_are_those_of_its_pixels(
         # Subscriptions of one socket arrive in order.
         reader.request(region)
         reader.request(Still(1, 7, "pixels"))
-        wait_until(publisher.count_subscribers, 20)
+        wait_until(publisher.count_subscribers)
+        assert reader.receive_frame()[0]["code"] == "not_shown"
         pixels = streamed_pixels(deployment, 7)
         publisher.publish(7, pixels)
         header, _ = reader.receive_image()

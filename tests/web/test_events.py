@@ -95,10 +95,7 @@ def texts(rest: RestService, **query: Any) -> list[str]:
 def test_lines_of_up_reach_browsers_also_those_from_before(deployment: Deployment, tmp_path: Path) -> None:
     """`stddaq up` prints before its `stddaq-rest` has started."""
     path = tmp_path / "files"
-    up = deployment.run(
-        *(deployment.stddaq, "up", deployment.config_path, "--port", free_port()),
-        ready="all services ready",
-    )
+    up = deployment.start_up("--port", free_port())
     rest = RestService.start(deployment, path)
     wait_until(lambda: any("all services ready" in text for text in texts(rest)), 30, "the backlog")
     found = rest.get("/api/events", level="info").json()
@@ -108,8 +105,12 @@ def test_lines_of_up_reach_browsers_also_those_from_before(deployment: Deploymen
     assert writer["level"] == "info"
     assert writer["detector"] == deployment.detector_name
     assert [one["seq"] for one in found["events"]] == sorted({one["seq"] for one in found["events"]})
-    services = {one["service"]: one["pid"] for one in rest.get("/api/health").json()["services"]}
-    os.kill(services["std_det_writer"], signal.SIGKILL)
+
+    def writer_pid() -> int | None:
+        rows = rest.get("/api/health").json()["services"]
+        return next((row["pid"] for row in rows if row["service"] == "std_det_writer"), None)
+
+    os.kill(wait_until(writer_pid, what="the page of a writer"), signal.SIGKILL)
     # The level by which the page filters.
     wait_until(lambda: any("killed by SIGKILL" in text for text in texts(rest, level="error")), 30)
     with connect(rest.url.replace("http", "ws") + "/api/events/ws", proxy=None) as socket:

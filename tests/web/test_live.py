@@ -39,13 +39,13 @@ def publisher(deployment: Deployment):
 
 
 def opened(rest: RestService, path: str, **options: Any) -> ClientConnection:
-    return connect(rest.url.replace("http", "ws") + path, proxy=None, open_timeout=20, **options)
+    return connect(rest.url.replace("http", "ws") + path, proxy=None, open_timeout=60, **options)
 
 
 def image(browser: ClientConnection) -> tuple[dict[str, Any], np.ndarray]:
     """Return header and counts of the next image."""
     # Signs of life come in between.
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         message = browser.recv(timeout=max(0.0, deadline - time.monotonic()))
         if isinstance(message, bytes):
@@ -71,6 +71,12 @@ def publishing(deployment: Deployment, publisher: ImagePublisher) -> Iterator[No
     finally:
         is_over.set()
         thread.join()
+
+
+def wait_for_sign_of_life(browser: ClientConnection) -> None:
+    """Wait until the service looks for images for a browser: it sends the first sign of life later."""
+    while browser.recv(timeout=60) != '{"alive": true}':
+        pass
 
 
 def next_header(browser: ClientConnection) -> dict[str, Any]:
@@ -112,7 +118,7 @@ def check_handshakes(rest: RestService, path: str) -> None:
         socket.create_connection(("127.0.0.1", int(port)), timeout=20) as connection,
         pytest.raises(InvalidStatus) as refused,
     ):
-        connect(f"ws://evil.example:{port}{path}", sock=connection, proxy=None)
+        connect(f"ws://evil.example:{port}{path}", sock=connection, proxy=None, open_timeout=60)
     assert refused.value.response.status_code == 403
     assert b"Host: expected localhost" in (refused.value.response.body or b"")
 
@@ -241,7 +247,9 @@ def test_next_image_is_sent_after_the_last_was_drawn(
 ) -> None:
     deployment.start("std_preview", "--hz", 100)
     with opened(rest, LIVE) as browser, opened(rest, LIVE) as slow:
-        wait_until(publisher.count_subscribers, 20)
+        wait_until(publisher.count_subscribers)
+        for each in (browser, slow):
+            wait_for_sign_of_life(each)
         publisher.publish(1, streamed_pixels(deployment, 1))
         header, counts = image(browser)
         assert (header["image"], header["skipped"]) == (1, 0)

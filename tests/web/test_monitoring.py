@@ -91,7 +91,7 @@ def test_metrics_are_those_of_the_table_and_carry_its_help(rest: RestService, de
 def test_health_names_a_killed_service_until_it_runs_again(rest: RestService, deployment: Deployment) -> None:
     writer = deployment.start("std_det_writer", 0)
     wait_for_state(rest, "std_det_writer 0", "works")
-    assert rest.get("/health").json() == {"status": "ok", "services": []}
+    wait_until(lambda: rest.get("/health").json() == {"status": "ok", "services": []}, what="health")
     writer.kill()
     row = wait_for_state(rest, "std_det_writer 0", "ended")
     assert row["wanted"]
@@ -159,6 +159,7 @@ def test_bad_pages_are_counted_and_logged_once(rest: RestService, deployment: De
     bad.write_bytes(b"\xff" * 9000)
     wait_until(lambda: value(rest, metrics.PAGES_REJECTED) >= 2, 30)
     bad.unlink()
+    rest.process.wait_for_line("std_det_writer-7 rejected")
     assert len([line for line in rest.process.stdout if "std_det_writer-7 rejected" in line]) == 1
 
 

@@ -23,6 +23,8 @@ def test_server_that_is_ready_passes_and_keeps_no_file(
     deployment: Deployment, driver_url: str, start_rest: Callable[..., RestService]
 ) -> None:
     rest = start_rest("--url", driver_url)
+    # A service that stands still on a busy machine is not ready.
+    wait_until(lambda: rest.post(PATH).json()["passed"], what="a server that is ready")
     answer = rest.post(PATH)
     assert answer.status_code == 200
     result = answer.json()

@@ -55,7 +55,7 @@ def test_garbage_after_a_request_is_refused_without_output_on_standard_error(res
         (post + b"Host: 127.0.0.1\r\n\r\n2\r\n{}\r\nno length\r\n", (b"400",)),
         (b"GET /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n\x00\r\n\r\n", (b"404",)),
     ):
-        with socket.create_connection(("127.0.0.1", urlsplit(rest.url).port or 0), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", urlsplit(rest.url).port or 0), timeout=60) as connection:
             connection.sendall(request)
             assert connection.recv(1000).split(b" ")[1] in statuses
     assert rest.client.get() == rest.deployment.config

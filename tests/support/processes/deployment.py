@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from support.processes import patient_up, tolerant_driver
+from support.processes import tolerant_driver
 from support.processes.preloaded import PreloadedProcess, is_forkable
 
 SHM_DIRECTORY = Path("/dev/shm")
@@ -295,7 +295,8 @@ class Deployment:
 
     def start_up(self, *args: object, ready: str | None = "all services ready") -> Service:
         """Start `stddaq up`, which lets its services stand still for as long as a busy machine needs."""
-        command = (sys.executable, "-P", patient_up.__file__, "up", self.config_path)
+        program = Path(__file__).with_name("patient_up.py")
+        command = (sys.executable, "-P", program, "up", self.config_path)
         return self.run(*command, *args, ready=ready)
 
     def start_writers(self) -> list[Service]:

@@ -82,7 +82,7 @@ def joined_drivers(make_rig: MakeRig) -> Iterator[MakeJoinedDrivers]:
             rigs = [first, make_rig(writers=writers_of_second, **keys[1], **second)]
             rigs += [make_rig(**more) for more in keys[2:]]
             for rig in rigs:
-                assert rig.source
+                rig.wait_for_subscription()
             return JoinedDrivers(rigs)
 
         yield make

@@ -29,12 +29,13 @@ def _waiting() -> float:
     return min(0.99, float(average.removeprefix("avg10=")) / 100)
 
 
-def assert_within(seconds: float, promised: float) -> None:
+def assert_within(seconds: float, promised: float, niceness: int = 0) -> None:
     """Check a promise of time, which a busy machine cannot keep to the second.
 
-    A process that stood still did so for no longer than any process waited for a processor lately.
+    A process that stood still did so for no longer than any process waited for a processor lately. With
+    `niceness`, it has a share of what others leave: each step is a quarter more time.
     """
-    factor, waited_s = overload(), PERIOD_S * _waiting()
+    factor, waited_s = 1 + (overload() - 1) * 1.25**niceness, PERIOD_S * _waiting()
     assert seconds < promised * factor + waited_s, (
         f"{seconds:.1f} s instead of {promised:g} s, overload {factor:.1f}, {waited_s:.1f} s of waiting"
     )

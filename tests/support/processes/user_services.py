@@ -29,6 +29,8 @@ def prepare_negate(config: DetectorConfig, args: argparse.Namespace) -> Callable
         if image.metadata.gf.scan_id == 13:
             raise ValueError("scan 13")
         np.invert(image.pixels, out=pixels)
+        if args.pause >= 1:
+            print("pausing", flush=True)
         time.sleep(args.pause)
 
     return negate
