@@ -38,7 +38,7 @@ def test_readme(
         page.places = {
             "-m --allowed-root $PWD": f"--port {port} -m --allowed-root {here}",
             "8080": str(port),
-            "--rate 100": "--rate 1000",
+            "--rate 100": "--rate 200",
         }
         monkeypatch.chdir(here)
         page.start("stddaq up", "all services ready")
@@ -59,7 +59,7 @@ def test_first_run(deployment: Deployment, tmp_path: Path) -> None:
     with PageSession("docs/tutorials/first-run.md", deployment, here) as page:
         page.places = {
             "demo.json -m": f"demo.json --port {port} -m",
-            "--rate 100": "--rate 1000",
+            "--rate 100": "--rate 200",
             "/tmp/run1": str(here / "run1"),
         }
         (here / "demo").mkdir()

@@ -25,16 +25,12 @@ def recorded(deployment: Deployment, tmp_path: Path) -> Path:
     directory = tmp_path / "files"
     directory.mkdir()
     port = free_port()
-    deployment.run(
-        *(deployment.stddaq, "up", deployment.config_path, "--port", port, "-m"),
-        *("--source", "simulate", "--trigger", "--rate", "200"),
-        ready="all services ready",
-    )
+    deployment.start_up("--port", port, "-m", "--source", "simulate", "--trigger", "--rate", "200")
     example = deployment.run(
         *(sys.executable, ROOT / "examples/record_with_client.py", deployment.config_path, directory),
         *("--url", f"ws://127.0.0.1:{port}", "--n-images", 20),
     )
-    assert example.wait(timeout=30) == 0, example.output
+    assert example.wait() == 0, example.output
     assert example.stdout[-4:][0] == "20 images, ids 0 to 19"
     return directory
 

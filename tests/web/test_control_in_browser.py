@@ -210,11 +210,7 @@ def test_services_events_and_runs_are_shown(
 ) -> None:
     port = free_port()
     deployment = make_deployment()
-    deployment.run(
-        *(deployment.stddaq, "up", deployment.config_path, "--port", port, "--source", "simulate"),
-        *("--trigger", "--rate", 50),
-        ready="all services ready",
-    )
+    deployment.start_up("--port", port, "--source", "simulate", "--trigger", "--rate", 50)
     url = f"ws://127.0.0.1:{port}"
     rest = RestService.start(deployment, tmp_path / "files", "--url", url)
     with opened(rest.url) as tab:

@@ -54,6 +54,19 @@ def press(tab: Tab, selector: str) -> None:
     tab.drag(place, place)
 
 
+def note_texts(tab: Tab, selector: str) -> None:
+    """Note each text that an element has from now on: it may have one for a moment only."""
+    tab.evaluate(
+        "window.noted = []; window.noting?.disconnect(); window.noting = new MutationObserver(() =>"
+        f" window.noted.push(document.querySelector({json.dumps(selector)})?.textContent));"
+        " window.noting.observe(document.body, { childList: true, characterData: true, subtree: true })"
+    )
+
+
+def noted_texts(tab: Tab) -> list[str]:
+    return tab.evaluate("window.noted")
+
+
 def levels(tab: Tab) -> tuple[float, float]:
     low, high = tab.evaluate("['low', 'high'].map((id) => Number(document.getElementById(id).value))")
     return low, high
@@ -140,11 +153,7 @@ def test_quick_images_are_proposed_on_a_slow_line_only(
 def recorded(make_deployment: Callable[..., Deployment], tmp_path: Path) -> RestService:
     """Start all services with a simulator at its rate, and record a run."""
     port, deployment = free_port(), make_deployment()
-    deployment.run(
-        *(deployment.stddaq, "up", deployment.config_path, "--port", port, "--source", "simulate"),
-        *("--rate", 50),
-        ready="all services ready",
-    )
+    deployment.start_up("--port", port, "--source", "simulate", "--rate", 50)
     url = f"ws://127.0.0.1:{port}"
     rest = RestService.start(deployment, tmp_path / "files", "--url", url)
     with DriverClient(url) as driver:
@@ -208,16 +217,18 @@ def test_paths_and_events_are_copied(tab: Tab, recorded: RestService, *, has_cli
     tab.click("#runs-list button")
     button = f"[data-copy='{master}']"
     tab.wait_for(lambda: tab.text(button) == "Copy path", "the files")
+    note_texts(tab, button)
     press(tab, button)
-    tab.wait_for(lambda: tab.text(button) == "Copied", "the copy")
+    tab.wait_for(lambda: "Copied" in noted_texts(tab), "the copy")
     assert pasted(tab) == master
     tab.wait_for(lambda: tab.text(button) == "Copy path", "the button as before")
     assert not tab.evaluate("document.querySelectorAll('body > textarea').length")
 
     tab.click("#tab-events")
     tab.wait_for(lambda: "std_det_writer 0" in tab.text("#events-list"), "the events")
+    note_texts(tab, "#events-copy")
     press(tab, "#events-copy")
-    tab.wait_for(lambda: tab.text("#events-copy") == "Copied", "the copy of the events")
+    tab.wait_for(lambda: "Copied" in noted_texts(tab), "the copy of the events")
     lines = pasted(tab).splitlines()
     assert any(" std_det_writer 0 info " in line for line in lines)
     assert all(line[:4].isdecimal() for line in lines), "each line begins with its day"

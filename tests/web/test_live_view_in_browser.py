@@ -269,7 +269,7 @@ def test_profiles_are_those_of_the_row_and_column_and_of_a_region(page: ShownPag
 
 def test_last_images_are_shown_again_played_and_compared(page: ShownPage) -> None:
     tab = page.tab
-    ids = [page.show(flat(value)) for value in (100, 200, 300)]
+    ids = [page.show(flat(100)), *(page.show(flat(value), once=True) for value in (200, 300))]
     page.point_at(600, 500)
     cursor_reads(page, ": 300 ")
     tab.press(",")
@@ -382,8 +382,8 @@ def test_mean_and_background_are_computed(page: ShownPage) -> None:
     page.show(flat(100))
     page.point_at(600, 500)
     tab.choose("#mean-of", "2")
-    page.show(flat(100))
-    page.show(flat(200))
+    page.show(flat(100), once=True)
+    page.show(flat(200), once=True)
     cursor_reads(page, ": 150 (corrected")
     tab.choose("#mean-or-sum", "sum")
     cursor_reads(page, ": 300 (corrected")

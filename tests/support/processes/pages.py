@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -27,15 +28,18 @@ class ShownPage:
         self.tab, self._publisher, self._next = tab, publisher, 1
         self._height, self._width = shape
 
-    def show(self, pixels: np.ndarray, **options: int) -> int:
-        """Publish an image, again if the page was not yet connected, until it is drawn. Return its id."""
+    def show(self, pixels: np.ndarray, *, once: bool = False, **options: int) -> int:
+        """Publish an image, again if the page was not yet connected, until it is drawn. Return its id.
+
+        With `once`, the page has drawn images of this view, and is given this one only once.
+        """
 
         def is_drawn() -> bool:
             nonlocal image_id, repeat_at
             if time.monotonic() > repeat_at:
                 image_id, self._next = self._next, self._next + 1
                 self._publisher.publish(image_id, pixels, **options)
-                repeat_at = time.monotonic() + next(periods, _REPEAT_S[-1])
+                repeat_at = math.inf if once else time.monotonic() + next(periods, _REPEAT_S[-1])
             return f"image {image_id}," in self.tab.text("#live")
 
         image_id, repeat_at, periods = 0, 0.0, iter(_REPEAT_S)
