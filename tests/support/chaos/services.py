@@ -173,7 +173,7 @@ class ChaosServices(Closing):
             self.go_on(name)
         if service.returncode is None and service in self.ended:
             with contextlib.suppress(AssertionError):
-                service.wait(5)
+                service.wait(30)
         if service.returncode is not None:
             self.start(name)
 
@@ -183,7 +183,7 @@ class ChaosServices(Closing):
         for name, service in list(self.running.items()):
             if service in self.ended:
                 try:
-                    code = service.wait(5)
+                    code = service.wait(30)
                 except AssertionError:
                     self._findings.note("hangs", f"{name} does not end after its signal\n{self.tail(name)}")
                     service.kill()
@@ -207,7 +207,7 @@ class ChaosServices(Closing):
             service.send(signal.SIGCONT)
             if service.returncode is None:
                 try:
-                    service.end(timeout=5)
+                    service.end(timeout=30)
                 except AssertionError:
                     self._findings.note("hangs", f"{name} does not end after SIGTERM\n{self.tail(name)}")
                     service.kill()

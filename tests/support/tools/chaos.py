@@ -32,7 +32,7 @@ from stddaq.closing import Closing, exit_at_signals
 
 ROUNDS = 5
 # How soon a harmed run must end after all services were continued.
-END_S = 15.0
+END_S = 60.0
 # Within this time services notice and replace removed files.
 HEAL_S = 3.0
 N_CLEAN = 100
