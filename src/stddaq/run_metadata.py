@@ -151,6 +151,11 @@ class Beam(_Part):
             return ENERGY_TIMES_WAVELENGTH / self.energy_kev
         return self.wavelength_angstrom
 
+    @property
+    def energy(self) -> float | None:
+        """Return the energy in keV."""
+        return None if self.wavelength is None else ENERGY_TIMES_WAVELENGTH / self.wavelength
+
 
 class Scan(_Part):
     """A rotation of the sample at constant speed: image k is exposed from `start + k * increment` on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from support.processes.deployment import make_config
 
 from stddaq.config import DetectorConfig
@@ -85,7 +85,7 @@ def test_mandatory_keys_are_enough_and_the_others_have_the_specified_defaults(tm
     config = DetectorConfig.load(written(tmp_path, minimal()))
 
     assert {key: getattr(config, key) for key in MANDATORY} == minimal()
-    assert config.model_dump(exclude=set(MANDATORY)) == DEFAULTS
+    assert {key: value for key, value in config.as_json().items() if key not in MANDATORY} == DEFAULTS
 
 
 @pytest.mark.parametrize("key", MANDATORY)
@@ -239,12 +239,12 @@ def test_number_of_slots_is_what_the_ram_buffer_holds_but_at_least_1000(
 def test_keys_of_other_services_are_kept(tmp_path: Path) -> None:
     others = {"submodule_info": {"a": [1, 2.5, None]}, "writer_user_id": 12345, "": "ä"}
     config = DetectorConfig.load(written(tmp_path, minimal(**others)))
-    assert config.model_extra == others
+    assert config.others == others
 
 
 def test_configuration_is_immutable() -> None:
     config = DetectorConfig.parse(minimal())
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(FrozenInstanceError):
         config.n_modules = 3
 
 
@@ -320,8 +320,8 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
 def test_valid_content_survives_a_round_trip_through_json(content: dict[str, Any]) -> None:
     config = DetectorConfig.parse(json.loads(json.dumps(content)))
 
-    assert {key: config.model_dump()[key] for key in content} == content
-    assert DetectorConfig.parse(json.loads(config.model_dump_json())) == config
+    assert {key: config.as_json()[key] for key in content} == content
+    assert DetectorConfig.parse(json.loads(json.dumps(config.as_json()))) == config
 
 
 @given(

@@ -122,7 +122,7 @@ def test_flat_field_example_refuses_images_of_another_shape(
 def test_example_configuration_is_valid(path: Path):
     config = DetectorConfig.load(path)
     assert config.number_of_writers >= 1
-    assert config.model_extra == {}
+    assert config.others == {}
 
 
 def test_there_is_a_configuration_for_each_kind_of_detector():

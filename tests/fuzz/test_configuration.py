@@ -16,12 +16,12 @@ from support.processes.deployment import console_script, make_config
 from support.tools.fuzzing import JSON_VALUES, deeply_nested, examples, mutated
 
 from stddaq.config import DetectorConfig
+from stddaq.config.model import KEYS
 from stddaq.dataplane.ring_layout import RingGeometry
 from stddaq.errors import ConfigError
 
 SERVICES = Path(__file__).parents[2] / "services" / "config"
 VALID = [json.loads(path.read_text()) for path in sorted(SERVICES.glob("*.json"))] + [make_config()]
-KEYS = sorted(DetectorConfig.model_fields)
 REASON_LIMIT = 4000
 # Far above what there will ever be: never a writer that is needed.
 WRITER = 2**31 - 1

@@ -21,8 +21,8 @@ from support.processes.web import RestService
 from support.tools.fuzzing import JSON_VALUES, Health, deeply_nested, examples, mutated
 
 from stddaq.config import DetectorConfig
+from stddaq.config.model import KEYS
 
-KEYS = sorted(DetectorConfig.model_fields)
 # Its answer lasts as long as the connection.
 ENDLESS = {"/api/run/events"}
 

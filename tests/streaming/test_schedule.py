@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stddaq.config.live_streams import LiveStreamSetting
+from stddaq.config.schema import live_stream_setting
 from stddaq.streaming.schedule import Schedule, schedule_of
 
 
 def schedule(kind: str, *numbers: float) -> Schedule:
-    return schedule_of(LiveStreamSetting.model_validate({"type": kind, "config": list(numbers)}))
+    return schedule_of(live_stream_setting({"type": kind, "config": list(numbers)}))
 
 
 def taken(of: Schedule, ids: range, rate: float) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,16 @@ def test_address_that_is_not_in_the_configuration_is_refused_with_those_that_are
     assert ADDRESS in str(refused.value)
 
 
+def at_once(text: bytes, where: str) -> Future[DetectorConfig]:
+    """Validate in this process."""
+    future: Future[DetectorConfig] = Future()
+    try:
+        future.set_result(DetectorConfig.of_text(text, where))
+    except ConfigError as error:
+        future.set_exception(error)
+    return future
+
+
 class File:
     """A configuration file and a live stream that follows it."""
 
@@ -88,7 +99,7 @@ class File:
         self.path, self._config = path, make_config()
         self.write(FORWARD)
         config = DetectorConfig.load(path)
-        self.followed = FollowedSetting(path, ADDRESS, setting_at(config, ADDRESS, path))
+        self.followed = FollowedSetting(path, ADDRESS, config, at_once)
         assert self.polls(3) == [False] * 3
 
     def write(self, setting: object) -> None:
@@ -151,6 +162,6 @@ def test_missing_file_is_reported_once_and_followed_when_it_reappears(file: File
 def test_change_between_start_and_first_poll_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     file = File(path)
-    followed = FollowedSetting(path, ADDRESS, file.followed.current)
+    followed = FollowedSetting(path, ADDRESS, DetectorConfig.load(path), at_once)
     file.write({"type": "batch", "config": [1, 2]})
     assert [followed.poll(), followed.poll()] == [False, True]

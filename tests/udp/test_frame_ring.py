@@ -126,7 +126,7 @@ def test_a_smaller_ring_of_another_program_is_grown(config: DetectorConfig) -> N
 def test_a_ring_of_larger_frames_in_use_is_a_conflict(
     make_deployment: Callable[..., Deployment], config: DetectorConfig, publisher: FramePublisher
 ) -> None:
-    values = config.model_dump(mode="json") | {"image_pixel_height": 64}
+    values = config.as_json() | {"image_pixel_height": 64}
     with pytest.raises(GeometryError, match="the services that use it have another configuration"):
         FrameSubscriber(DetectorConfig.parse(values), MODULE)
 

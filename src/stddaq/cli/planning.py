@@ -155,7 +155,7 @@ def make_plan(config: DetectorConfig, rate: float, costs: Costs, buffer_s: float
             ServerPlan("writing", (*receivers, *recording)),
             ServerPlan("receiving", (*receiving, *senders)),
         ]
-    whole = config.model_copy(update=keys)
+    whole = dataclasses.replace(config, **keys)
     return Plan(tuple(servers), keys, bytes_per_s, rings_bytes(whole))
 
 

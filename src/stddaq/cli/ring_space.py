@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 from stddaq.config import DetectorConfig
@@ -72,7 +73,7 @@ def smaller_ring(config: DetectorConfig, free: int) -> int | None:
     They have a minimum of images, however small `ram_buffer_gb` is.
     """
     for size in range(config.ram_buffer_gb or 0, 0, -1):
-        if image_rings_bytes(config.model_copy(update={"ram_buffer_gb": size})) <= free:
+        if image_rings_bytes(dataclasses.replace(config, ram_buffer_gb=size)) <= free:
             return size
     return None
 

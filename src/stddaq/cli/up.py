@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from stddaq.dataplane.ipc_sockets import remove_unused_sockets
     from stddaq.dataplane.ring_segments import remove_unused_rings
 
-    config, etag = DetectorConfig.load_with_etag(args.config)
+    config = DetectorConfig.load(args.config)
     specs = services(config, args)
     for spec in specs:
         if spec.address and is_listening(spec.address):
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         return asyncio.run(
             Supervisor(
                 specs,
-                page=SupervisorPage(config.detector_name, etag),
+                page=SupervisorPage(config.detector_name, config.etag),
                 events=EventPublisher(config.detector_name),
                 is_plain=args.plain,
             ).run(

@@ -7,34 +7,25 @@ services validate it, as part of the file.
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 from stddaq.loopback import is_loopback
 from stddaq.text import shown
 
+if TYPE_CHECKING:
+    from stddaq.config.schema import ChannelName, ScanIndex
+
 MAX_IMAGES = 2**31 - 1
-MIN_FREQUENCY_HZ, MAX_FREQUENCY_HZ = 1e-5, 1e6
-
-_ALLOWED = {
-    "forward": '"config": [] for forward',
-    "batch": '"config": [Y, N] for batch, integers with 1 <= Y <= N: Y consecutive images of every N',
-    "periodic": (
-        '"config": [Y, F] for periodic, Y an integer of 1 or more, F a number from 1e-5 to 1e6: '
-        "Y consecutive images, F times a second"
-    ),
-}
-
 
 HeaderKey = Literal["pulse_id", "source", "is_good_frame", "detector_name", "image_attributes"]
 # What an image is for a tomography: 0 dark, 1 flat, 2 projection. Consumers skip those with other numbers.
 PROJECTION = 2
 
 
-class LiveStreamSetting(BaseModel):
-    """The images for one address, and how they are sent; valid by construction.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveStreamSetting:
+    """The images for one address, and how they are sent.
 
     Attributes:
         header: further keys of each array-1.0 header.
@@ -45,50 +36,32 @@ class LiveStreamSetting(BaseModel):
         channel: name of the bsread channel.
     """
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
-
     type: Literal["forward", "batch", "periodic"]
-    config: list[Any] = Field(default_factory=list)
-    header: list[HeaderKey] = Field(default_factory=list)
-    scan_index: Annotated[int, Field(ge=0, le=MAX_IMAGES)] = PROJECTION
+    config: list[Any] = field(default_factory=list)
+    header: list[HeaderKey] = field(default_factory=list)
+    scan_index: ScanIndex = PROJECTION
     frame: Literal["image_id", "since_scan"] = "image_id"
     socket: Literal["pub", "push"] = "pub"
-    channel: Annotated[str, Field(pattern=r"^[!-~]{1,256}$")] | None = None
+    channel: ChannelName | None = None
 
-    @model_validator(mode="after")
-    def _possible(self) -> LiveStreamSetting:
-        numbers = self.config
-        if self.type == "forward":
-            fits = not numbers
-        elif self.type == "batch":
-            fits = len(numbers) == 2 and all(map(_is_count, numbers)) and numbers[0] <= numbers[1]
-        else:
-            fits = len(numbers) == 2 and _is_count(numbers[0]) and _is_frequency(numbers[1])
-        if not fits:
-            raise ValueError(_ALLOWED[self.type])
-        if len(set(self.header)) < len(self.header):
-            raise ValueError('"header": a list without repetition')
-        return self
+    # No key of the file: its unknown keys.
+    others: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all keys as in the configuration file."""
+        return {key: getattr(self, key) for key in _KEYS} | self.others
 
     def __str__(self) -> str:
-        others = self.model_dump(exclude_defaults=True, include=_OF_CONSUMERS)
-        return " ".join([self.type, *map(str, self.config), *(f"{k}={shown(v)}" for k, v in others.items())])
+        of_consumers = {key: getattr(self, key) for key in _KEYS[2:]}
+        usual = LiveStreamSetting(type=self.type)
+        others = [f"{k}={shown(v)}" for k, v in of_consumers.items() if v != getattr(usual, k)]
+        return " ".join([self.type, *map(str, self.config), *others])
 
 
-_OF_CONSUMERS = {"header", "scan_index", "frame", "socket", "channel"}
+_KEYS = tuple(key.name for key in fields(LiveStreamSetting) if key.name != "others")
 
 
 def is_local_stream(address: str) -> bool:
     """Return whether only this machine can receive the live stream at `address`."""
     scheme, _, place = address.partition("://")
     return scheme == "tcp" and is_loopback(place.rpartition(":")[0].strip("[]"))
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 1 <= value <= MAX_IMAGES
-
-
-def _is_frequency(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return math.isfinite(value) and MIN_FREQUENCY_HZ <= value <= MAX_FREQUENCY_HZ

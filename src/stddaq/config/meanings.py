@@ -1,15 +1,13 @@
 """What the keys of a configuration mean, in one line each, for people who edit it.
 
 They are no docstrings of `DetectorConfig`, because pydantic reads these from the source each time that a
-service starts, which takes 50 ms.
+configuration is validated, which takes 50 ms.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-
-from stddaq.config.model import DetectorConfig
 
 MEANINGS: Mapping[str, str] = {
     "detector_name": "Name of sockets, shared memory and the HDF5 group.",
@@ -44,7 +42,10 @@ MEANINGS: Mapping[str, str] = {
 
 def described_schema() -> dict[str, Any]:
     """Return the JSON schema of a configuration, with the meaning of each key."""
-    schema = DetectorConfig.model_json_schema()
+    # Not at the top; see `stddaq.config.model`.
+    from stddaq.config.schema import DetectorModel
+
+    schema = DetectorModel.model_json_schema()
     for key, content in schema["properties"].items():
         content["description"] = MEANINGS[key]
     return schema

@@ -3,6 +3,9 @@
 `DetectorConfig.load` reads, validates and freezes it. Unknown keys belong to other services and are kept.
 A wrong value is a `ConfigError`: one line that names the file, every wrong key, what was expected and what
 was found. The keys are those of the std_daq configuration file.
+
+Keys, types and defaults are declared here. `stddaq.config.schema` makes a pydantic model of them, and is
+imported only to validate: pydantic takes 11 MB of memory, so services validate in a child process.
 """
 
 from __future__ import annotations
@@ -10,21 +13,28 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from stddaq.config.live_streams import LiveStreamSetting
 from stddaq.errors import ConfigError
-from stddaq.run_metadata import RunMetadata
-from stddaq.text import mismatch, shown, shown_key
-from stddaq.validation import explain
+from stddaq.text import mismatch, shown_key
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from stddaq.config.schema import (
+        AbsolutePath,
+        BlockSize,
+        DetectorName,
+        NotNegative,
+        Port,
+        Positive,
+        RingSize,
+        Uid,
+    )
 
 DetectorType = Literal["gigafrost", "eiger", "pco", "jungfrau-raw", "jungfrau-converted"]
 PixelType = Literal["uint8", "uint16", "uint32", "float32"]
@@ -37,45 +47,34 @@ StatisticsFormat = Literal["std_daq", "influxdb"]
 
 DEFAULT_BLOCK_SIZE = 16 * 2**20
 MIN_SLOTS = 1000
-# HDF5 chunks, and so images and blocks, are smaller than 4 GiB.
-MAX_IMAGE_BYTES = 2**32 - 1
-# 64 TiB, half of the address space of a process.
-MAX_RAM_BUFFER_GB = 2**16
 MAX_DEPTH = 100
-MISTAKES_SHOWN = 10
 
 _UNSIGNED: dict[int, PixelType] = {8: "uint8", 16: "uint16", 32: "uint32"}
-_BYTES: dict[PixelType, int] = {"uint8": 1, "uint16": 2, "uint32": 4, "float32": 4}
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-# The upper limits are those of the C++ services' int; they also keep arithmetic with the values exact.
-Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
-NotNegative = Annotated[int, Field(ge=0, le=2**31 - 1)]
-AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00]*$")]
+PIXEL_BYTES: Mapping[PixelType, int] = {"uint8": 1, "uint16": 2, "uint32": 4, "float32": 4}
 
 # Keys that decide who may do what: only an edit of the file changes them.
 RIGHTS = ("services", "switch_user_active", "allowed_roots", "trusted_uids")
 
 
-class DetectorConfig(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorConfig:
     """One detector and its services; immutable. Sizes are in pixels unless the name says bytes."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
-
-    detector_name: str
+    detector_name: DetectorName
     detector_type: DetectorType
     n_modules: Positive
     bit_depth: Literal[8, 16, 32]
     image_pixel_height: Positive
     image_pixel_width: Positive
-    start_udp_port: Annotated[int, Field(ge=0, le=65535)]
+    start_udp_port: Port
     module_positions: dict[str, list[int]]
 
     log_level: LogLevel = "info"
     stats_collection_period: Positive = 10
-    ram_buffer_gb: Annotated[int, Field(ge=0, le=MAX_RAM_BUFFER_GB)] | None = None
+    ram_buffer_gb: RingSize | None = None
     number_of_writers: NotNegative = 0
-    gpfs_block_size: Annotated[int, Field(ge=1, le=MAX_IMAGE_BYTES)] = DEFAULT_BLOCK_SIZE
-    live_stream_configs: dict[str, LiveStreamSetting] = Field(default_factory=dict)
+    gpfs_block_size: BlockSize = DEFAULT_BLOCK_SIZE
+    live_stream_configs: dict[str, LiveStreamSetting] = field(default_factory=dict)
     switch_user_active: bool = False
     delay_filter_timeout: Positive = 10
     max_number_of_forwarders_spawned: Positive = 8
@@ -84,55 +83,44 @@ class DetectorConfig(BaseModel):
     module_sync_queue_size: Positive = 50
 
     # Keys of stddaq alone; the C++ services tolerate them.
-    allowed_roots: list[AbsolutePath] = Field(default_factory=list)
-    trusted_uids: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(default_factory=list)
+    allowed_roots: list[AbsolutePath] = field(default_factory=list)
+    trusted_uids: list[Uid] = field(default_factory=list)
     image_checksums: bool = False
     image_division: ImageDivision = "image_id"
     statistics_format: StatisticsFormat = "std_daq"
-    services: list[str] = Field(default_factory=list)
-    nexus: RunMetadata | None = None
+    services: list[str] = field(default_factory=list)
+    # What is set of the keys of `RunMetadata`, as JSON.
+    nexus: dict[str, Any] | None = None
+
+    # No keys of the file: the keys of other services, and what identifies its content (empty without a file).
+    others: dict[str, Any] = field(default_factory=dict)
+    etag: str = field(default="", compare=False)
 
     @classmethod
     def load(cls, path: str | Path) -> DetectorConfig:
         """Read and validate the JSON file at `path`. Raise `ConfigError` with a message of one line."""
-        return cls.load_with_etag(path)[0]
+        return cls.of_text(read_file(Path(path)), str(path))
 
     @classmethod
-    def load_with_etag(cls, path: str | Path) -> tuple[DetectorConfig, str]:
-        """Return what `load` returns, and what identifies the content of the file."""
-        path = Path(path)
-        text = _read(path)
-        return cls.parse(_decoded(path, text), where=str(path)), etag_of(text)
+    def of_text(cls, text: bytes, where: str) -> DetectorConfig:
+        """Validate the content of the file `where`. Raise `ConfigError` as `load` does."""
+        return cls.parse(_decoded(where, text), where, etag_of(text))
 
     @classmethod
-    def parse(cls, content: object, where: str = "configuration") -> DetectorConfig:
+    def parse(cls, content: object, where: str = "configuration", etag: str = "") -> DetectorConfig:
         """Validate `content`, which is decoded JSON. `where` opens the message of a `ConfigError`."""
-        if not isinstance(content, dict):
-            mistake = f"expected a JSON object of configuration keys, got {shown(content)}"
-            raise ConfigError(f"{where}: {mistake}", [mistake])
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            mistakes = _mistakes(error, content)
-            reported = mistakes[:MISTAKES_SHOWN]
-            if len(mistakes) > MISTAKES_SHOWN:
-                reported.append(f"and {len(mistakes) - MISTAKES_SHOWN} more mistakes")
-            raise ConfigError(f"{where}: {'; '.join(reported)}", mistakes) from error
+        # Not at the top; see the module.
+        from stddaq.config.schema import validated
 
-    @field_validator("detector_name")
-    @classmethod
-    def _name_is_usable(cls, name: str) -> str:
-        # It becomes part of file names in /dev/shm and /tmp, and an HDF5 group.
-        if not _NAME.fullmatch(name) or len(name) > 64:
-            raise ValueError("1 to 64 letters, digits, '.', '_' or '-', not starting with '.' or '-'")
-        return name
+        return validated(content, where, etag)
 
-    @model_validator(mode="after")
-    def _consistent(self) -> DetectorConfig:
-        mistakes = _inconsistencies(self.__dict__)
-        if mistakes:
-            raise ValueError("\n".join(mistakes))
-        return self
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of a file with this configuration: all keys, also those of other services."""
+        content: dict[str, Any] = {key: getattr(self, key) for key in KEYS}
+        content["live_stream_configs"] = {
+            address: setting.as_json() for address, setting in self.live_stream_configs.items()
+        }
+        return content | self.others
 
     @property
     def dtype(self) -> np.dtype:
@@ -145,7 +133,7 @@ class DetectorConfig(BaseModel):
     @property
     def pixel_type(self) -> PixelType:
         """The name of `dtype`."""
-        return _pixel_type(self.detector_type, self.bit_depth)
+        return pixel_type(self.detector_type, self.bit_depth)
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -155,7 +143,7 @@ class DetectorConfig(BaseModel):
     @property
     def image_bytes(self) -> int:
         """The bytes of one uncompressed image, which is one slot of the ring buffer."""
-        return self.image_pixel_height * self.image_pixel_width * _BYTES[self.pixel_type]
+        return self.image_pixel_height * self.image_pixel_width * PIXEL_BYTES[self.pixel_type]
 
     @property
     def n_slots(self) -> int:
@@ -165,6 +153,15 @@ class DetectorConfig(BaseModel):
         return max(MIN_SLOTS, self.ram_buffer_gb * 2**30 // self.image_bytes)
 
 
+# The keys of the file that stddaq knows, and the defaults of those that are not mandatory.
+KEYS = tuple(key.name for key in fields(DetectorConfig) if key.name not in ("others", "etag"))
+DEFAULTS: Mapping[str, Any] = {
+    key.name: key.default if key.default_factory is MISSING else key.default_factory()
+    for key in fields(DetectorConfig)
+    if key.name in KEYS and (key.default, key.default_factory) != (MISSING, MISSING)
+}
+
+
 def etag_of(text: bytes) -> str:
     """Return what identifies the content of a configuration file."""
     return hashlib.sha256(text).hexdigest()[:32]
@@ -172,21 +169,22 @@ def etag_of(text: bytes) -> str:
 
 def read_json(path: Path) -> Any:
     """Decode the JSON of a file. Raise `ConfigError`, which names it."""
-    return _decoded(path, _read(path))
+    return _decoded(str(path), read_file(path))
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """Return the content of a configuration file. Raise `ConfigError`, which names it."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _decoded(path: Path, text: bytes) -> Any:
+def _decoded(where: str, text: bytes) -> Any:
     try:
         return parse_json(text)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}", error.mistakes) from error
+        raise ConfigError(f"{where}: {error}", error.mistakes) from error
 
 
 def parse_json(text: bytes) -> Any:
@@ -236,67 +234,8 @@ def _finite(text: str) -> float:
     return value
 
 
-def _mistakes(error: ValidationError, content: dict[str, Any]) -> list[str]:
-    """Return every mistake in words: of single keys, and of keys that are valid but do not fit together."""
-    mistakes: list[str] = []
-    for single in error.errors():
-        if single["loc"]:
-            mistakes.append(explain(single, "configuration"))
-        else:  # A mistake of several keys; its message is complete.
-            mistakes += single["msg"].removeprefix("Value error, ").split("\n")
-    wrong = {single["loc"][0] for single in error.errors() if single["loc"]}
-    if wrong:
-        mistakes += _inconsistencies({key: value for key, value in content.items() if key not in wrong})
-    return mistakes
-
-
-def _inconsistencies(values: Mapping[str, Any]) -> list[str]:
-    """Return what does not fit together among the keys that are present."""
-    mistakes = []
-    kind, depth = values.get("detector_type"), values.get("bit_depth")
-    height, width = values.get("image_pixel_height"), values.get("image_pixel_width")
-    if kind == "gigafrost" and depth not in (None, 16):
-        mistakes.append(mismatch("bit_depth", "16 for gigafrost (2 bytes per pixel)", str(depth)))
-    if kind and depth and height and width:
-        image_bytes = height * width * _BYTES[_pixel_type(kind, depth)]
-        if image_bytes > MAX_IMAGE_BYTES:
-            mistakes.append(
-                mismatch(
-                    "image_pixel_height x image_pixel_width",
-                    f"an image of at most {MAX_IMAGE_BYTES} bytes",
-                    str(image_bytes),
-                )
-            )
-    nexus = values.get("nexus")
-    mask_file = nexus.detector.mask_file if isinstance(nexus, RunMetadata) else None
-    if mask_file is not None and not mask_file.startswith("/"):
-        mistakes.append(mismatch("nexus.detector.mask_file", "an absolute path", shown(mask_file)))
-    for index, position in values.get("module_positions", {}).items():
-        mistakes += _position_mistakes(index, position, height, width)
-    return mistakes
-
-
-def _position_mistakes(index: str, position: list[int], height: int | None, width: int | None) -> list[str]:
-    where = f"module_positions[{shown(index)}]"
-    mistakes = []
-    if not (index.isascii() and index.isdecimal()):
-        mistakes.append(mismatch(where, "the decimal index of a module as key", shown(index)))
-    if len(position) != 4:
-        mistakes.append(mismatch(where, "4 integers [x0, y0, x1, y1]", shown(position)))
-    elif height and width:
-        limits = (width, height, width, height)
-        if not all(0 <= value < limit for value, limit in zip(position, limits, strict=True)):
-            mistakes.append(
-                mismatch(
-                    where,
-                    f"a place inside the image, x from 0 to {width - 1}, y from 0 to {height - 1}",
-                    shown(position),
-                )
-            )
-    return mistakes
-
-
-def _pixel_type(detector_type: str, bit_depth: int) -> PixelType:
+def pixel_type(detector_type: str, bit_depth: int) -> PixelType:
+    """Return the name of the type of one pixel."""
     return "float32" if detector_type == "jungfrau-converted" else _UNSIGNED[bit_depth]
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stddaq.config import DetectorConfig
+from stddaq.config.model import DetectorConfig, etag_of, read_file
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch, shown, shown_key
 
@@ -208,7 +208,7 @@ def affected_programs(before: DetectorConfig, after: DetectorConfig) -> tuple[li
 
     Sources are left out, because only `stddaq up` knows whether it runs one.
     """
-    changed = set(changed_keys(before.model_dump(mode="json"), after.model_dump(mode="json")))
+    changed = set(changed_keys(before.as_json(), after.as_json()))
     names = ["std_det_driver", "std_det_writer", META_WRITERS[after.detector_type]]
     names += ["std_live_stream"] if after.live_stream_configs else []
     names += [service.program.name for service in requested_services(after)]
@@ -218,18 +218,26 @@ def affected_programs(before: DetectorConfig, after: DetectorConfig) -> tuple[li
     return live, restarted
 
 
-def pending_changes(running: DetectorConfig, path: Path) -> list[str]:
+def pending_changes(
+    running: DetectorConfig,
+    path: Path,
+    validated: Callable[[bytes, str], DetectorConfig] = DetectorConfig.of_text,
+) -> list[str]:
     """Return the keys with which the file `path` would record differently from a driver that runs `running`.
 
-    `stddaq up` ignores a file that is missing or not valid, so there are none then.
+    `validated` is called only with another content than that which `running` was loaded from. `stddaq up`
+    ignores a file that is missing or not valid, so there are none then.
     """
     try:
-        present = DetectorConfig.load(path)
+        text = read_file(path)
+        if etag_of(text) == running.etag:
+            return []
+        present = validated(text, str(path))
     except ConfigError:
         return []
     if present.number_of_writers < 1 or service_mistakes(present):
         return []
-    changed = changed_keys(running.model_dump(mode="json"), present.model_dump(mode="json"))
+    changed = changed_keys(running.as_json(), present.as_json())
     return [key for key in changed if key in _IMAGES | _FILES]
 
 

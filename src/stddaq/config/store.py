@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stddaq.config.live_streams import is_local_stream
-from stddaq.config.model import RIGHTS, DetectorConfig, etag_of, parse_json
+from stddaq.config.model import DEFAULTS, RIGHTS, DetectorConfig, etag_of, parse_json
 from stddaq.config.services import affected_programs, changed_keys, service_mistakes
 from stddaq.errors import ConfigError, StdDaqError
 from stddaq.new_file import replace_file, write_file
@@ -272,8 +272,7 @@ def _check_rights(old: dict[str, Any], new: dict[str, Any]) -> None:
     """Refuse to change who may do what, and to open a live stream to other machines."""
     advice = "only an edit of the file changes it"
     for key in RIGHTS:
-        default = DetectorConfig.model_fields[key].get_default(call_default_factory=True)
-        if old.get(key, default) != new.get(key, default):
+        if old.get(key, DEFAULTS[key]) != new.get(key, DEFAULTS[key]):
             raise ConfigProtectedError(mismatch(key, "the value in the file", "another one", advice))
     before, after = old.get("live_stream_configs") or {}, new.get("live_stream_configs") or {}
     for address in after:

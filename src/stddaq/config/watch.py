@@ -15,7 +15,7 @@ POLL_S = 0.25
 
 
 class ConfigWatch:
-    """The changes of the configuration file at `path`. Call `poll` periodically.
+    """The changes of the configuration file at `path`. Call `poll` or `has_changed` periodically.
 
     Editors do not write a file at once, so it is read after two polls have found it unchanged.
     """
@@ -32,12 +32,16 @@ class ConfigWatch:
 
         Raise `ConfigError`, also once for each change, when the file is missing or not valid.
         """
+        return DetectorConfig.load(self._path) if self.has_changed() else None
+
+    def has_changed(self) -> bool:
+        """Return true once after each change of the file, and once at the start."""
         identity = _identity(self._path)
         if identity == self._handled or identity != self._seen:
             self._seen = identity
-            return None
+            return False
         self._handled = identity
-        return DetectorConfig.load(self._path)
+        return True
 
 
 async def config_changes(

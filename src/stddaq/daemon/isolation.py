@@ -59,13 +59,10 @@ async def run_in_thread(function: Callable[[], T], timeout: float, where: str) -
     After a timeout the thread continues and its result is dropped. The thread is a daemon: it delays neither
     the end of the loop nor that of the process.
     """
-    # A spawned process imports this module and needs neither.
+    # A spawned process imports this module and does not need it.
     import asyncio
-    import threading
-    from concurrent.futures import Future
 
-    future: Future[T] = Future()
-    threading.Thread(target=_fulfil, args=(future, function), daemon=True).start()
+    future = start_in_thread(function)
     try:
         async with asyncio.timeout(timeout):
             return await asyncio.shield(asyncio.wrap_future(future))
@@ -73,6 +70,17 @@ async def run_in_thread(function: Callable[[], T], timeout: float, where: str) -
         if future.done():
             raise  # The function itself raised it.
         raise TimeoutError(mismatch(where, f"an answer within {timeout:g} s", "none")) from None
+
+
+def start_in_thread(function: Callable[[], T]) -> Future[T]:
+    """Start `function` in its own thread, which does not delay the end of the process."""
+    # A spawned process imports this module and needs neither.
+    import threading
+    from concurrent.futures import Future
+
+    future: Future[T] = Future()
+    threading.Thread(target=_fulfil, args=(future, function), daemon=True).start()
+    return future
 
 
 def run_in_fork(function: Callable[[], T], timeout: float, where: str, stop: StopRequest | None = None) -> T:

@@ -25,6 +25,7 @@ from typing import NoReturn
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon.arguments import ArgumentParser, refuse
+from stddaq.daemon.config_loading import load_in_fork
 from stddaq.daemon.end_watch import EndWatch
 from stddaq.daemon.metrics_page import published_pages
 from stddaq.daemon.output import open_closed_streams
@@ -184,11 +185,11 @@ def _run(program: str, serve: Serve, args: argparse.Namespace, closes_nothing: b
     stop = StopRequest()
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
-        config, etag = DetectorConfig.load_with_etag(args.detector_json_filename)
+        config = load_in_fork(args.detector_json_filename)
         log.set_up(program, config.log_level, config.statistics_format)
         stop.catch_signals()
         watch = EndWatch(stop, STOP_SIGNALS, has_limit=closes_nothing)
-        with published_pages({config.detector_name: etag}):
+        with published_pages({config.detector_name: config.etag}):
             handed_over = serve(config, args, stop)
         if handed_over is not None:
             _leave(stop, watch, handed_over)

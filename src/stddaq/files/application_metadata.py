@@ -12,16 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stddaq.config.model import parse_json, read_json
 from stddaq.errors import ConfigError
-from stddaq.run_metadata import RunMetadata
 from stddaq.text import mismatch, shown, shown_key
 from stddaq.validation import explain
 from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
+
+if TYPE_CHECKING:
+    from stddaq.run_metadata import RunMetadata
 
 
 class Layer(NamedTuple):
@@ -143,6 +143,11 @@ _ENERGIES = {"beam.energy_kev", "beam.wavelength_angstrom"}
 
 
 def _check(origin: str, content: Mapping[str, Any]) -> RunMetadata:
+    # Not at the top: services do without pydantic in runs without such metadata.
+    from pydantic import ValidationError
+
+    from stddaq.run_metadata import RunMetadata
+
     try:
         return RunMetadata.model_validate(content)
     except ValidationError as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -37,8 +38,10 @@ from stddaq.files.nxmx_rules import check_consistent, check_for_nxmx, missing_fo
 from stddaq.files.pixel_mask import write_pixel_mask
 from stddaq.files.run import RecordedRun
 from stddaq.files.sources import mark_with_run_ids
-from stddaq.run_metadata import ENERGY_TIMES_WAVELENGTH, Detector
 from stddaq.text import mismatch
+
+if TYPE_CHECKING:
+    from stddaq.run_metadata import Detector
 
 BEAM = "/entry/instrument/beam"
 PIXEL_MASK = "/entry/instrument/detector/pixel_mask"
@@ -154,9 +157,9 @@ class _Tree:
     def _write_beam(self, instrument: h5py.Group) -> None:
         values = self._values.beam
         beam = nexus_group(instrument, "beam", "NXbeam", target=BEAM)
-        if values.wavelength is not None:
+        if values.energy is not None:
             put_value(beam, "incident_wavelength", values.wavelength, "angstrom")
-            put_value(beam, "incident_energy", ENERGY_TIMES_WAVELENGTH / values.wavelength * 1000, "eV")
+            put_value(beam, "incident_energy", values.energy * 1000, "eV")
         put_value(beam, "total_flux", values.flux_hz, "Hz")
         put_value(beam, "incident_beam_size", values.size_m, "m")
 

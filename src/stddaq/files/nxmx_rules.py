@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from stddaq.errors import ConfigError
 from stddaq.files.application_metadata import Metadata
-from stddaq.run_metadata import RunMetadata
 from stddaq.text import mismatch, shown
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from stddaq.run_metadata import RunMetadata
 
 SENSOR_MATERIALS = ("Si", "Silicon", "CdTe", "GaAs")
 # dxtbx reads files of these instruments in formats of their own.

@@ -35,7 +35,6 @@ from stddaq.files.opening import relative_name
 from stddaq.files.run import RecordedRun
 from stddaq.files.sources import mark_with_run_ids
 from stddaq.files.virtual import MappedRows, create_virtual_dataset, stretches
-from stddaq.run_metadata import ENERGY_TIMES_WAVELENGTH
 from stddaq.text import mismatch
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
@@ -196,8 +195,7 @@ class _Tree:
         put_value(source, "type", values.source.type)
         put_value(source, "probe", "x-ray")
         beam = nexus_group(instrument, "beam", "NXbeam")
-        if values.beam.wavelength is not None:
-            put_value(beam, "incident_energy", ENERGY_TIMES_WAVELENGTH / values.beam.wavelength, "keV")
+        put_value(beam, "incident_energy", values.beam.energy, "keV")
         self._write_detector(nexus_group(instrument, "detector", "NXdetector"))
 
     def _write_detector(self, detector: h5py.Group) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -16,8 +17,10 @@ from h5py import h5d, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssu
 
 from stddaq.errors import ConfigError, FileLayoutError
 from stddaq.files.opening import check_is_file, examine
-from stddaq.run_metadata import Detector
 from stddaq.text import mismatch, os_error_text, shown
+
+if TYPE_CHECKING:
+    from stddaq.run_metadata import Detector
 
 GAP, DEAD, BY_USER = np.uint32(1), np.uint32(1 << 1), np.uint32(1 << 8)
 # A mask of this size is sparse in the file: that of an Eiger 9M has 40 MB, which take 60 ms. HDF5 may store a

@@ -14,6 +14,7 @@ from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon import main as daemon
 from stddaq.daemon.arguments import ArgumentParser, thread_count
+from stddaq.daemon.config_loading import load_in_fork
 from stddaq.daemon.metrics import Registry
 from stddaq.dataplane.endpoints import metadata_stream
 from stddaq.dataplane.image_subscriber import ImageSubscriber
@@ -122,7 +123,7 @@ def _output_config(config: DetectorConfig, args: argparse.Namespace) -> Detector
     path = getattr(args, "output_config", None)
     if path is None:
         return config
-    output = DetectorConfig.load(path)
+    output = load_in_fork(path)
     if output.detector_name != config.detector_name:
         expected = f"that of the source, {shown(config.detector_name)}"
         raise ConfigError(mismatch(f"{path}: detector_name", expected, shown(output.detector_name)))

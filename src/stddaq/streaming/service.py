@@ -16,7 +16,7 @@ from stddaq.daemon.metrics import Registry
 from stddaq.errors import ConfigError
 from stddaq.streaming.encoders import StreamType, make_encoder
 from stddaq.streaming.live_stream import LiveSource, LiveStream
-from stddaq.streaming.settings import FollowedSetting, setting_at, socket_kind
+from stddaq.streaming.settings import FollowedSetting, socket_kind
 from stddaq.streaming.viewer_queue import ImageBuffers
 from stddaq.streaming.viewers import Viewers
 from stddaq.text import mismatch
@@ -72,7 +72,7 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
     source = LiveSource(
         args.source_suffix_meta or args.source_suffix, args.source_suffix_image or args.source_suffix
     )
-    setting = FollowedSetting(path, args.stream_address, setting_at(config, args.stream_address, path))
+    setting = FollowedSetting(path, args.stream_address, config)
     pool = ImageBuffers(config.image_bytes)
     encoder = make_encoder(args.type, config, pool, source.image)
     with ExitStack() as stack:

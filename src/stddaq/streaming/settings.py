@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from stddaq.config import DetectorConfig
 from stddaq.config.live_streams import LiveStreamSetting
+from stddaq.config.model import DetectorConfig, etag_of, read_file
 from stddaq.config.watch import ConfigWatch
+from stddaq.daemon.config_loading import validation_in_process
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch, shown
 from stddaq.wire.zmtp import PUB, PUSH, SocketKind
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 
 def setting_at(config: DetectorConfig, address: str, path: Path) -> LiveStreamSetting:
@@ -30,24 +35,39 @@ def socket_kind(setting: LiveStreamSetting) -> SocketKind:
 
 
 class FollowedSetting:
-    """The setting of one address in the configuration file.
+    """The setting of one address in the configuration file, which is validated beside the stream.
 
     Attributes:
         current: the last valid setting.
     """
 
-    def __init__(self, path: Path, address: str, current: LiveStreamSetting) -> None:
+    def __init__(
+        self,
+        path: Path,
+        address: str,
+        config: DetectorConfig,
+        validation: Callable[[bytes, str], Future[DetectorConfig]] = validation_in_process,
+    ) -> None:
+        """`config` is the content of `path` so far. Raise `ConfigError` if it does not have the address."""
         self._watch, self._path, self._address = ConfigWatch(path), path, address
-        self.current = current
+        self._etag, self._validation = config.etag, validation
+        self._started: Future[DetectorConfig] | None = None
+        self.current = setting_at(config, address, path)
 
     def poll(self, check: Callable[[LiveStreamSetting], None] = lambda _: None) -> bool:
         """Return whether `current` has changed. Raise `ConfigError`, once for each invalid change.
 
         `check` raises it for a setting that this stream cannot have.
         """
-        config = self._watch.poll()
-        if config is None:
+        if self._started is None and self._watch.has_changed():
+            text = read_file(self._path)
+            if etag_of(text) != self._etag:
+                self._started = self._validation(text, str(self._path))
+        if self._started is None or not self._started.done():
             return False
+        ended, self._started = self._started, None
+        config = ended.result()
+        self._etag = config.etag
         setting = setting_at(config, self._address, self._path)
         if setting == self.current:
             return False

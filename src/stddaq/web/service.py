@@ -158,8 +158,7 @@ def _state_directory() -> Path | None:
 
 def _serve(args: argparse.Namespace) -> None:
     paths = [Path(name) for name in args.detector_json_filename]
-    loaded = [DetectorConfig.load_with_etag(path) for path in paths]
-    configs = [config for config, _ in loaded]
+    configs = [DetectorConfig.load(path) for path in paths]
     _check_names(paths, configs)
     if args.compat and len(configs) > 1:
         raise ConfigError(mismatch("--compat", "one CONFIG", f"{len(configs)}"))
@@ -174,7 +173,7 @@ def _serve(args: argparse.Namespace) -> None:
         MonitoredDetector(config.detector_name, path, args.root)
         for config, path in zip(configs, paths, strict=True)
     ]
-    etags = {config.detector_name: etag for config, etag in loaded}
+    etags = {config.detector_name: config.etag for config in configs}
     with _listen(args.host, args.port) as listener, published_pages(etags):
         asyncio.run(_run(args, monitored, rights, tls, driver_token, listener, stop))
 

@@ -7,25 +7,18 @@ frame the image id. Further keys, if any, follow. An image whose status is not g
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import TYPE_CHECKING
 
 from stddaq.errors import StdDaqError
-from stddaq.text import mismatch, shown
-from stddaq.validation import explain_first
+from stddaq.text import mismatch
 
 if TYPE_CHECKING:
     import numpy as np
 
 HTYPE = "array-1.0"
 MAX_HEADER_BYTES = 64 * 1024
-PixelType = Literal[
-    "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64"
-]
 
 
 class Array10Error(StdDaqError):
@@ -49,19 +42,6 @@ class HeaderMaker:
         return f"{self._begin}{frame}{further}{end}".encode()
 
 
-class _Header(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
-    htype: Literal["array-1.0"]
-    shape: Annotated[
-        list[Annotated[int, Field(ge=1, lt=2**32)]],
-        Field(min_length=2, max_length=2),
-    ]
-    type: PixelType
-    frame: Annotated[int, Field(ge=0, lt=2**64)]
-    status: str | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class ArrayMessage:
     """A decoded message. `status` is None if the header has none: the image is good."""
@@ -76,26 +56,17 @@ def decode(parts: Sequence[bytes | memoryview]) -> ArrayMessage:
 
     Raise `Array10Error`.
     """
-    # Services that only make messages do without it.
+    # Services that only make messages do without NumPy and pydantic.
     import numpy as np
+
+    from stddaq.wire.array10_header import parsed_header
 
     if len(parts) != 2:
         raise Array10Error(mismatch("message", "2 parts", str(len(parts))))
-    header = _parse(bytes(parts[0][: MAX_HEADER_BYTES + 1]))
+    header = parsed_header(bytes(parts[0][: MAX_HEADER_BYTES + 1]))
     dtype = np.dtype(header.type).newbyteorder("<")
     n_bytes = header.shape[0] * header.shape[1] * dtype.itemsize
     found = memoryview(parts[1]).nbytes
     if found != n_bytes:
         raise Array10Error(mismatch("pixels", f"{n_bytes} bytes as the header says", str(found)))
     return ArrayMessage(header.frame, np.frombuffer(parts[1], dtype).reshape(header.shape), header.status)
-
-
-def _parse(content: bytes) -> _Header:
-    try:
-        return _Header.model_validate(json.loads(content))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ValidationError):
-            raise Array10Error(explain_first(error, "header")) from error
-        raise Array10Error(
-            mismatch("header", "JSON", shown(content[:60].decode(errors="replace")))
-        ) from error

@@ -1,22 +1,26 @@
 """The driver's WebSocket messages: JSON text frames, one object each.
 
 Clients send commands and receive status messages. The names are those of the std_daq driver; clients written
-for the C++ driver read only `status`, `count` and `reason`. The driver parses with `parse_command`; the
-client composes with the same models.
+for the C++ driver read only `status`, `count` and `reason`. The driver parses with `parse_command`.
+
+Only `nexus` of a command is validated by pydantic, and loads it: it takes 11 MB of memory.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args
-
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from stddaq.errors import StdDaqError
-from stddaq.run_metadata import RunMetadata
-from stddaq.text import mismatch, shown
-from stddaq.validation import explain_first
+from stddaq.text import mismatch, shown, shown_key
+from stddaq.validation import explain
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 DEFAULT_FILE_PREFIX = "file"
 # Largest image id of a GigaFRoST, and the std_daq's default for "until stopped".
@@ -60,7 +64,7 @@ ErrorType = Literal[
 ]
 
 
-Command = TypeVar("Command", bound=BaseModel)
+Command = TypeVar("Command")
 
 
 class CommandError(StdDaqError, ValueError):
@@ -71,54 +75,21 @@ class CommandError(StdDaqError, ValueError):
         self.error: ErrorType = error
 
 
-def _without_file(nexus: RunMetadata) -> RunMetadata:
-    # A client could read files through it that only the writers may read.
-    if nexus.detector.mask_file is not None:
-        raise ValueError("no detector.mask_file, which belongs into the configuration")
-    return nexus
-
-
-def _storable(metadata: dict[str, Any]) -> dict[str, Any]:
-    is_usable = _depth(metadata) <= MAX_METADATA_DEPTH
-    try:
-        is_usable = is_usable and _is_unicode(json.dumps(metadata, ensure_ascii=False, allow_nan=False))
-    except ValueError:  # A number that is not finite, which JSON does not have.
-        is_usable = False
-    if not is_usable:
-        raise ValueError(
-            f"an object of finite numbers and Unicode texts, nested at most {MAX_METADATA_DEPTH} levels deep"
-        )
-    return metadata
-
-
-def _depth(content: object) -> int:
-    depth, level = 0, [content]
-    while level := [node for node in level if isinstance(node, dict | list)]:
-        depth += 1
-        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
-    return depth
-
-
-Nexus = Annotated[RunMetadata, AfterValidator(_without_file)]
-FreeMetadata = Annotated[dict[str, Any], AfterValidator(_storable)]
-
-
-class StartCommand(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartCommand:
     """Start a run, or only check whether it could be started (extension).
 
     The fields from `overwrite` on are extensions; the C++ driver ignores them.
     """
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
     command: Literal["start", "check"] = "start"
     path: str
     """Existing directory, absolute."""
     file_prefix: str = DEFAULT_FILE_PREFIX
-    n_image: Annotated[int, Field(ge=0, lt=2**63)] = DEFAULT_N_IMAGE
-    writer_id: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    n_image: int = DEFAULT_N_IMAGE
+    writer_id: int = 0
     """uid that owns the files; 0: that of the writers."""
-    start_id: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    start_id: int = 0
     """Images with a lower id are not recorded."""
     overwrite: bool = False
     """Allow existing files to be replaced."""
@@ -126,70 +97,50 @@ class StartCommand(BaseModel):
     """End the run as `error` when an image was overwritten in the ring buffer before it was written."""
     end_on_restart: bool = False
     """End the run as `error` when the image ids restart (camera restarted, detector re-armed)."""
-    first_image_timeout: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    first_image_timeout: float | None = None
     """Seconds in `waiting_for_first_image` after which the run is an `error`; None: no limit."""
-    nexus: Nexus | None = None
-    """Metadata of the run; with a `definition` a file of it is made when all its values are known."""
-    metadata: FreeMetadata = {}
+    nexus: dict[str, Any] | None = None
+    """Metadata of the run, what is set of the keys of `RunMetadata`; with a `definition` a file of it is made
+    when all its values are known."""
+    metadata: dict[str, Any] = field(default_factory=dict)
     """What else the client wants to keep with the run, in any form."""
 
-    @field_validator("path")
-    @classmethod
-    def _absolute(cls, path: str) -> str:
-        if not path.startswith("/") or "\0" in path or not _is_unicode(path):
-            raise ValueError("the absolute path of an existing directory")
-        return path
 
-    @field_validator("file_prefix")
-    @classmethod
-    def _one_file_name(cls, prefix: str) -> str:
-        # NAME_MAX is 255 bytes; the writer's number, `Master` and `.h5` follow the prefix.
-        if (
-            not prefix
-            or "/" in prefix
-            or "\0" in prefix
-            or prefix.startswith(".")
-            or not _is_unicode(prefix)
-            or len(prefix.encode()) > 230
-        ):
-            raise ValueError(
-                "the beginning of a file name: not empty, no '/', not starting with '.', up to 230 bytes"
-            )
-        return prefix
-
-
-class AnnotateCommand(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotateCommand:
     """Add metadata to the run that is being recorded (extension).
 
     Values replace those of `start` and of earlier commands, single values of `nexus` and keys of `metadata`.
     """
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
     command: Literal["annotate"] = "annotate"
-    nexus: Nexus | None = None
-    metadata: FreeMetadata = {}
+    nexus: dict[str, Any] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
-class PlainCommand(BaseModel):
-    """A command without fields.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainCommand:
+    """A command without fields; those that it has are ignored.
 
     `stop` ends the run and is valid in every state. `status` and `last_result` are queries. `repair` repairs
     the files that the writers of the last run did not close.
     """
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-
     command: Literal["stop", "status", "last_result", "repair"]
 
 
-def parse_command(frame: str | bytes) -> StartCommand | AnnotateCommand | PlainCommand:
+DriverCommand = StartCommand | AnnotateCommand | PlainCommand
+
+
+def parse_command(frame: str | bytes) -> DriverCommand:
     """Decode one WebSocket frame. Raises `CommandError`."""
-    return parse_command_of(_MODELS, frame)
+    content = decode_command(_TYPES, frame)
+    command = _TYPES[content["command"]]
+    return PlainCommand(command=content["command"]) if command is PlainCommand else _checked(command, content)
 
 
-def parse_command_of(models: Mapping[str, type[Command]], frame: str | bytes) -> Command:
-    """Decode one WebSocket frame with a command of `models`. Raises `CommandError`."""
+def decode_command(names: Iterable[str], frame: str | bytes) -> dict[str, Any]:
+    """Decode one WebSocket frame with one of the commands `names`. Raises `CommandError`."""
     if isinstance(frame, bytes):
         raise CommandError("invalid_message", "expected a text frame with a JSON object, got a binary frame")
     try:
@@ -198,21 +149,25 @@ def parse_command_of(models: Mapping[str, type[Command]], frame: str | bytes) ->
         raise CommandError("invalid_json", f"expected a JSON object, got no JSON ({error})") from error
     if not isinstance(content, dict):
         raise CommandError("invalid_message", f"expected a JSON object, got {shown(content)}")
-    expected = f"one of {', '.join(models)}"
+    expected = f"one of {', '.join(names)}"
     if "command" not in content:
         raise CommandError("missing_field", mismatch("command", expected, "nothing"))
     command = content["command"]
-    model = models.get(command) if isinstance(command, str) else None
-    if model is None:
+    if not isinstance(command, str) or command not in names:
         kind: ErrorType = "unknown_command" if isinstance(command, str) else "invalid_field"
         raise CommandError(kind, mismatch("command", expected, shown(command)))
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise _command_error(error, model) from error
+    return content
 
 
-_MODELS: dict[str, type[StartCommand | AnnotateCommand | PlainCommand]] = {
+def shown_command(command: DriverCommand) -> str:
+    """Return what a command sets, as JSON, without its free metadata, which may be long."""
+    keys = [key for key in dataclasses.fields(command) if key.name not in ("overwrite", "metadata")]
+    values = {key.name: getattr(command, key.name) for key in keys}
+    told = {key.name: values[key.name] for key in keys if values[key.name] != key.default}
+    return json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+
+
+_TYPES: Mapping[str, type[DriverCommand]] = {
     "start": StartCommand,
     "check": StartCommand,
     "annotate": AnnotateCommand,
@@ -223,18 +178,154 @@ _MODELS: dict[str, type[StartCommand | AnnotateCommand | PlainCommand]] = {
 }
 
 
+def _checked(command: type[Command], content: dict[str, Any]) -> Command:
+    """Return the command with all fields of `content`. Raise `CommandError` for the first mistake."""
+    known = dataclasses.fields(command)  # pyright: ignore[reportArgumentType]
+    values: dict[str, Any] = {"command": content["command"]}
+    for key in known:
+        if key.name in content:
+            values[key.name] = _CHECKS[key.name](key.name, content[key.name])
+        elif key.default is dataclasses.MISSING and key.default_factory is dataclasses.MISSING:
+            raise CommandError("missing_field", mismatch(key.name, "a value", "nothing", "it is mandatory"))
+    names = [key.name for key in known]
+    for name in content:
+        if name not in names:
+            expected = f"unknown field; expected one of {', '.join(names)}"
+            raise CommandError("unknown_field", f"{shown_key(name)}: {expected}")
+    return command(**values)
+
+
+def refusal_of(error: ValidationError, *where: str) -> CommandError:
+    """Return the refusal for the first mistake that pydantic has found in the field `where` of a command."""
+    mistake = error.errors(include_url=False)[0]
+    mistake["loc"] = (*where, *mistake["loc"])
+    return CommandError(_ERROR_TYPES.get(mistake["type"], "invalid_field"), explain(mistake, "command"))
+
+
+# How pydantic calls the mistakes that have a type of their own.
+_ERROR_TYPES: Mapping[str, ErrorType] = {"missing": "missing_field", "extra_forbidden": "unknown_field"}
+
+
+def _refused(name: str, expected: str, value: object) -> CommandError:
+    return CommandError("invalid_field", mismatch(name, expected, shown(value)))
+
+
+def _text(is_usable: Callable[[str], bool], expected: str) -> Callable[[str, Any], str]:
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str):
+            raise _refused(name, "a string", value)
+        if not is_usable(value):
+            raise _refused(name, expected, value)
+        return value
+
+    return check
+
+
+def _integer(below: int) -> Callable[[str, Any], int]:
+    def check(name: str, value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise _refused(name, "an integer", value)
+        if value < 0:
+            raise _refused(name, "a value greater than or equal to 0", value)
+        if value >= below:
+            raise _refused(name, f"a value less than {below}", value)
+        return value
+
+    return check
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _refused(name, "a boolean", value)
+    return value
+
+
+def _seconds_or_none(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _refused(name, "a number", value)
+    if math.isnan(value) or value <= 0:
+        raise _refused(name, "a value greater than 0", value)
+    if value > 1e9:
+        raise _refused(name, "a value less than or equal to 1000000000", value)
+    return float(value)
+
+
+def _nexus(name: str, value: Any) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    # Not at the top; see the module.
+    from pydantic import ValidationError
+
+    from stddaq.run_metadata import RunMetadata
+
+    try:
+        nexus = RunMetadata.model_validate(value)
+    except ValidationError as error:
+        raise refusal_of(error, name) from error
+    # A client could read files through it that only the writers may read.
+    if nexus.detector.mask_file is not None:
+        raise _refused(name, "no detector.mask_file, which belongs into the configuration", value)
+    return nexus.model_dump(mode="json", exclude_unset=True)
+
+
+def _metadata(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _refused(name, "an object", value)
+    is_usable = _depth(value) <= MAX_METADATA_DEPTH
+    try:
+        is_usable = is_usable and _is_unicode(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    except ValueError:  # A number that is not finite, which JSON does not have.
+        is_usable = False
+    if not is_usable:
+        levels = f"nested at most {MAX_METADATA_DEPTH} levels deep"
+        raise _refused(name, f"an object of finite numbers and Unicode texts, {levels}", value)
+    return value
+
+
+def _is_path(path: str) -> bool:
+    return path.startswith("/") and "\0" not in path and _is_unicode(path)
+
+
+def _is_prefix(prefix: str) -> bool:
+    # NAME_MAX is 255 bytes; the writer's number, `Master` and `.h5` follow the prefix.
+    return bool(
+        prefix
+        and not prefix.startswith(".")
+        and "/" not in prefix
+        and "\0" not in prefix
+        and _is_unicode(prefix)
+        and len(prefix.encode()) <= 230
+    )
+
+
 def _is_unicode(text: str) -> bool:
     """Return False for half of a surrogate pair: JSON can hold one, protobuf and file systems cannot."""
     return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def _command_error(error: ValidationError, model: type[BaseModel]) -> CommandError:
-    kind: ErrorType = _ERROR_TYPES.get(error.errors(include_url=False)[0]["type"], "invalid_field")
-    reason = explain_first(error, "command")
-    if kind == "unknown_field" and len(error.errors(include_url=False)[0]["loc"]) == 1:
-        reason += f"; expected one of {', '.join(model.model_fields)}"
-    return CommandError(kind, reason)
+def _depth(content: object) -> int:
+    depth, level = 0, [content]
+    while level := [node for node in level if isinstance(node, dict | list)]:
+        depth += 1
+        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
+    return depth
 
 
-# How pydantic calls the mistakes that have a type of their own.
-_ERROR_TYPES: dict[str, ErrorType] = {"missing": "missing_field", "extra_forbidden": "unknown_field"}
+_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    "command": lambda _, value: value,
+    "path": _text(_is_path, "the absolute path of an existing directory"),
+    "file_prefix": _text(
+        _is_prefix, "the beginning of a file name: not empty, no '/', not starting with '.', up to 230 bytes"
+    ),
+    "n_image": _integer(2**63),
+    "writer_id": _integer(2**31),
+    "start_id": _integer(2**64),
+    "overwrite": _boolean,
+    "strict": _boolean,
+    "end_on_restart": _boolean,
+    "first_image_timeout": _seconds_or_none,
+    "nexus": _nexus,
+    "metadata": _metadata,
+}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from stddaq.wire.driver_messages import parse_command_of
+from stddaq.wire.driver_messages import CommandError, decode_command, refusal_of
 from stddaq.wire.image_buffer import MAX_ID
 
 ReplayStatus = Literal["idle", "replaying", "stop", "finishing", "finished", "error", "rejected"]
@@ -70,4 +70,14 @@ _MODELS: dict[str, type[StartReplay | PlainReplayCommand]] = {
 
 def parse_replay_command(frame: str | bytes) -> StartReplay | PlainReplayCommand:
     """Decode one WebSocket frame. Raises `CommandError`."""
-    return parse_command_of(_MODELS, frame)
+    content = decode_command(_MODELS, frame)
+    model = _MODELS[content["command"]]
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        refusal = refusal_of(error)
+        if refusal.error == "unknown_field":
+            raise CommandError(
+                "unknown_field", f"{refusal}; expected one of {', '.join(model.model_fields)}"
+            ) from error
+        raise refusal from error

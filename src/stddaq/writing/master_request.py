@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,12 @@ def create_as_requested(create: pb.CreateMasterFile, roots: Sequence[Path] = ())
         except (StdDaqError, OSError) as error:
             command = command_line("stddaq", "nexus", create.path, "--definition", "NXmx")
             log.logger.warning("the NXmx file was not created: %s; %s tries it again", error, command)
+
+
+def load_libraries(create: pb.CreateMasterFile) -> None:
+    """Import what a request needs, before a switch to a user who may be unable to read the installation."""
+    if create.nexus:
+        importlib.import_module("stddaq.run_metadata")
 
 
 def _metadata(create: pb.CreateMasterFile) -> Metadata:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from stddaq.client import ConfigChangedError, ConfigClient
 from stddaq.config.live_streams import LiveStreamSetting
+from stddaq.config.schema import live_stream_setting
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
 from stddaq.validation import expectation
@@ -51,7 +52,7 @@ class LiveStreamSettings:
                 raise LiveStreamSettingError(
                     mismatch(where, f"an address of {KEY} ({', '.join(configured)})", address)
                 )
-        return [LiveStreamSetting.model_validate(configured[address]) for address in wanted.values()]
+        return [live_stream_setting(configured[address]) for address in wanted.values()]
 
     def apply(self, where: str, address: str, setting: LiveStreamSetting) -> None:
         """Write a setting into the configuration, and confirm it.
@@ -87,7 +88,7 @@ def parsed_setting(where: str, value: object) -> LiveStreamSetting:
         raise LiveStreamSettingError(mismatch(where, "a setting like ('periodic', [1, 5])", repr(value)))
     kind, config = value
     try:
-        return LiveStreamSetting.model_validate({"type": kind, "config": list(config)})
+        return live_stream_setting({"type": kind, "config": list(config)})
     except ValidationError as error:
         expected = expectation(error.errors(include_url=False)[0])
     except TypeError:

@@ -7,6 +7,7 @@ standard input is closed.
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import select
@@ -76,5 +77,5 @@ if __name__ == "__main__":
         map_only(where)
     else:
         {"hold": hold, "lap": lap, "publish": publish}[role](
-            DetectorConfig.model_validate_json(where), *arguments
+            DetectorConfig.parse(json.loads(where)), *arguments
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -26,7 +27,7 @@ class RingProcess:
         self, role: str, config: DetectorConfig, *arguments: object, within: Sequence[str] = ()
     ) -> None:
         """`within`: a command that runs the process."""
-        configuration = () if role == "map" else (config.model_dump_json(),)
+        configuration = () if role == "map" else (json.dumps(config.as_json()),)
         command = (ring_processes.__file__, role, *configuration, *map(str, arguments))
         self._process = subprocess.Popen(
             (*within, sys.executable, *command),

@@ -13,11 +13,12 @@ from support.processes.deployment import make_config
 from stddaq.writing.driver.distributor import CRASHED
 
 CRASH = """
+import json
 import time
 from stddaq.config import DetectorConfig
 from stddaq.writing.driver.distributor import Distributor
 
-config = DetectorConfig.model_validate_json({config!r})
+config = DetectorConfig.parse(json.loads({config!r}))
 distributor = Distributor(config, "image", with_metadata_writer=False, writer_timeout=1.0)
 distributor.{method} = lambda: 1 / 0
 distributor.start()

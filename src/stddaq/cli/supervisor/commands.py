@@ -48,7 +48,7 @@ class Commands:
     def __init__(self, config: DetectorConfig, path: str, driver: str) -> None:
         """`driver`: tcp://HOST:PORT, where the driver listens."""
         self._config, self._path, self._driver = config, path, driver
-        self._values = config.model_dump(mode="json")
+        self._values = config.as_json()
 
     def service(
         self,

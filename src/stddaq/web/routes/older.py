@@ -14,7 +14,7 @@ from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stddaq.client.simulator import SimulatorClient
-from stddaq.config import DetectorConfig
+from stddaq.config.model import KEYS
 from stddaq.daemon.log import event
 from stddaq.errors import StdDaqError
 from stddaq.validation import explain
@@ -135,7 +135,7 @@ def _add_daq_routes(
             nonlocal changed_at
             store = await call(lambda: configurations.of(None))
             stored = await call(store.read)
-            known = stored.content.keys() | DetectorConfig.model_fields
+            known = stored.content.keys() | set(KEYS)
             changed = stored.content | {key: value for key, value in body.items() if key in known}
             text = json.dumps(changed, indent=2).encode()
             change = await call(lambda: store.replace(text, _USER, stored.etag))

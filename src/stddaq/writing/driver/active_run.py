@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from stddaq.errors import StdDaqError
-from stddaq.run_metadata import RunMetadata
 from stddaq.wire.driver_messages import StartCommand
 from stddaq.writing.driver.account import RunAccount
 from stddaq.writing.driver.distributor import META
@@ -53,7 +52,7 @@ class ActiveRun:
         self.has_master = False
         self.old_files: list[Path] = []
         self.metadata: dict[str, Any] = dict(start.metadata)
-        self.added_nexus: list[RunMetadata] = []
+        self.added_nexus: list[dict[str, Any]] = []
         self.missing_metadata: list[str] | None = None
 
     def end_recording(self, failure: str) -> None:

@@ -6,6 +6,7 @@ An asyncio loop owns the state; the distributor's thread owns images and sockets
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from stddaq.config import DetectorConfig
 from stddaq.config.services import pending_changes
 from stddaq.daemon import log
+from stddaq.daemon.config_loading import validated_in_process
 from stddaq.daemon.isolation import run_in_thread
 from stddaq.dataplane.metadata import compression_of
 from stddaq.errors import StdDaqError
@@ -30,6 +32,7 @@ from stddaq.wire.driver_messages import (
     StartCommand,
     Status,
     parse_command,
+    shown_command,
 )
 from stddaq.writing.driver.active_run import ActiveRun, RunError
 from stddaq.writing.driver.distributor import Distributor
@@ -106,8 +109,7 @@ class Driver:
         # Devices ask for the status at each point of a scan, the page checks while a person types.
         if command.command not in ("status", "check"):
             # Free metadata may be long.
-            shown = command.model_dump_json(exclude_defaults=True, exclude={"overwrite", "metadata"})
-            log.event("received %s", shown)
+            log.event("received %s", shown_command(command))
         if isinstance(command, StartCommand):
             await (self._dry_run if command.command == "check" else self._start)(client, command)
         elif isinstance(command, AnnotateCommand):
@@ -194,7 +196,7 @@ class Driver:
 
     def _planned(self, start: StartCommand) -> ActiveRun:
         if self._overwrite:
-            start = start.model_copy(update={"overwrite": True})
+            start = dataclasses.replace(start, overwrite=True)
         n_writers = self._config.number_of_writers
         return ActiveRun(start, PlannedFiles.of(start, n_writers, self._writers.have_metadata_writer))
 
@@ -242,7 +244,7 @@ class Driver:
             raise CommandError("busy", str(error)) from error
 
     def _check_files(self, run: ActiveRun) -> None:
-        if changed := pending_changes(self._config, self._config_path):
+        if changed := pending_changes(self._config, self._config_path, validated_in_process):
             advice = (
                 "the services have not restarted since the configuration was changed; try again in a moment"
             )

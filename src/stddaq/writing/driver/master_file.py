@@ -33,8 +33,10 @@ async def create_in_own_process(
 def _create(create: bytes, uid: int, roots: Sequence[Path]) -> None:
     # Imported here to keep HDF5 out of the driver, and before the switch because `uid` may be unable to read
     # the installation.
-    from stddaq.writing.master_request import create_as_requested
+    from stddaq.writing.master_request import create_as_requested, load_libraries
 
+    request = pb.CreateMasterFile.FromString(create)
     if uid:
+        load_libraries(request)
         drop_rights(uid)
-    create_as_requested(pb.CreateMasterFile.FromString(create), roots)
+    create_as_requested(request, roots)

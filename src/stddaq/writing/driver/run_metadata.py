@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from stddaq.config import DetectorConfig
 from stddaq.config.modules import gaps, position_mistakes
 from stddaq.errors import ConfigError
 from stddaq.files.application_metadata import Layer, expected_images, layer_of_account, merge
 from stddaq.files.nxmx_rules import check_for_nxmx, contradictions, missing_for_nxmx
-from stddaq.run_metadata import Detector, RunMetadata
 from stddaq.wire.driver_messages import CommandError, StartCommand
 
+# The origin of the gaps between modules.
+_MODULES = "modules of the configuration"
 
-def layers_of(config: DetectorConfig, start: StartCommand, added: Sequence[RunMetadata] = ()) -> list[Layer]:
+
+def layers_of(
+    config: DetectorConfig, start: StartCommand, added: Sequence[Mapping[str, Any]] = ()
+) -> list[Layer]:
     """Return what is known of a run: by its start, and what clients `added` since."""
     known = [
-        ("modules of the configuration", _gaps_of(config)),
+        (_MODULES, _gaps_of(config)),
         ("configuration", config.nexus),
         ("start", start.nexus),
         *((f"annotate {number}", values) for number, values in enumerate(added, 1)),
     ]
-    return [Layer(origin, _content(values)) for origin, values in known if values is not None]
+    return [Layer(origin, values) for origin, values in known if values is not None]
 
 
-def _gaps_of(config: DetectorConfig) -> RunMetadata | None:
+def _gaps_of(config: DetectorConfig) -> Mapping[str, Any] | None:
     """Return the gaps between the modules; None if there are none, or the places are unknown."""
     if not config.module_positions or position_mistakes(config):
         return None
     found = [[gap.left, gap.top, gap.right - 1, gap.bottom - 1] for gap in gaps(config)]
-    return RunMetadata(detector=Detector(gaps=found)) if found else None
+    return {"detector": {"gaps": found}} if found else None
 
 
 def layers_as_json(layers: Sequence[Layer]) -> str:
@@ -44,6 +49,8 @@ def missing_metadata(layers: Sequence[Layer], start: StartCommand, started_at: s
     Values that contradict each other are among them. Raise `CommandError` for values that contradict the
     definition.
     """
+    if all(layer.origin == _MODULES for layer in layers):
+        return None  # Without loading pydantic, which takes 11 MB of memory.
     # As if it ended well: its times will be known then.
     account = {"started_at": started_at, "finished_at": started_at, "outcome": "file_saved"}
     try:
@@ -56,7 +63,3 @@ def missing_metadata(layers: Sequence[Layer], start: StartCommand, started_at: s
         raise CommandError("invalid_field", f"nexus: {error}") from error
     missing = missing_for_nxmx(metadata)
     return missing + [key for key in contradictions(metadata.values) if key not in missing]
-
-
-def _content(values: RunMetadata) -> dict[str, object]:
-    return values.model_dump(mode="json", exclude_unset=True)

@@ -33,7 +33,7 @@ from stddaq.files.limits import MASTER_FILE_TIMEOUT_S
 from stddaq.text import mismatch
 from stddaq.wire.std_daq import writer_action_pb2 as pb
 from stddaq.wire.writer_messages import check_action
-from stddaq.writing.master_request import create_as_requested
+from stddaq.writing.master_request import create_as_requested, load_libraries
 from stddaq.writing.writer.driver_presence import DRIVER_ABSENCE_S, DriverPresence
 from stddaq.writing.writer.flush_schedule import FlushSchedule, ReportSchedule
 from stddaq.writing.writer.recorder import Recorder, RecordImages
@@ -314,6 +314,8 @@ class WriterLoop:
             log.logger.error("closing failed: %s", _reason(error))
 
     def _create_master(self, action: pb.CreateMasterFile) -> None:
+        if self._uid:
+            load_libraries(action)
         self._user.become(self._uid)
         try:
             # HDF5 may fail, or crash, when there is no space.
