@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -70,7 +69,7 @@ class OpenDirectory(Closing):
                 if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
                     raise
         # A file system, or a kernel, that cannot do this, so the file has a name for a moment.
-        name = f".{os.getpid()}-{secrets.token_hex(8)}"
+        name = f".{os.getpid()}-{os.urandom(8).hex()}"
         fd = self.create(name, 0o600)
         self.remove(name)
         return fd

@@ -152,7 +152,7 @@ def _default(key: str) -> str:
 
 def test_every_field_status_and_error_of_the_websocket_is_described() -> None:
     text = reference("websocket")
-    for name in (*StartCommand.model_fields, *get_args(Status), *get_args(ErrorType)):
+    for name in (*StartCommand.__dataclass_fields__, *get_args(Status), *get_args(ErrorType)):
         assert re.search(rf"\b{name}\b", text), name
 
 

@@ -10,7 +10,6 @@ imported only to validate: pydantic takes 11 MB of memory, so services validate 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -164,6 +163,9 @@ DEFAULTS: Mapping[str, Any] = {
 
 def etag_of(text: bytes) -> str:
     """Return what identifies the content of a configuration file."""
+    # Not at the top: services leave it to the process that validates.
+    import hashlib
+
     return hashlib.sha256(text).hexdigest()[:32]
 
 

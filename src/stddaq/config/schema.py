@@ -92,7 +92,7 @@ class _DetectorKeys(_Keys):
         return self
 
 
-def _model(declared: type, base: type[Model], nested: Mapping[str, Any]) -> type[Model]:
+def _model(declared: type, base: type[Model], nested: dict[str, Any]) -> type[Model]:
     """Return the model of a dataclass. `nested`: the types of fields that have a model of their own."""
     types = get_type_hints(declared, localns=globals(), include_extras=True) | nested
     definitions: dict[str, Any] = {}

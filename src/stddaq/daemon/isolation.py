@@ -21,7 +21,6 @@ import pickle
 import resource
 import select
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -36,6 +35,7 @@ from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
 
 if TYPE_CHECKING:
+    import subprocess
     from concurrent.futures import Future
 
     from stddaq.daemon.main import StopRequest
@@ -166,6 +166,9 @@ class _Setup:
 def _spawn(
     function: Callable[[], T], timeout: float, where: str, uid: int, memory_limit: int | None
 ) -> _Child[T]:
+    # Not at the top: many services never start another interpreter.
+    import subprocess
+
     read, write = os.pipe()
     # A file in memory, unlike a pipe, takes a request of any size without blocking.
     with os.fdopen(os.memfd_create("request"), "w+b") as request:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import mmap
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import cast
 
 import h5py
-import hdf5plugin  # noqa: F401  (registers the filters of compressed sources)
 import numpy as np
 from h5py import h5d, h5p, h5s, h5t, h5z  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -59,6 +59,11 @@ class RawLayout:
     compression: int
     """`ImageMetadataCompression` of the images as they come."""
     has_checksums: bool = False
+
+    def __post_init__(self) -> None:
+        if self.compression:
+            # It registers the filters. Not at the top: it takes 1 MB of memory.
+            importlib.import_module("hdf5plugin")
 
     @classmethod
     def of(cls, config: DetectorConfig, suffix: str) -> RawLayout:
