@@ -245,7 +245,7 @@ def test_keys_of_other_services_are_kept(tmp_path: Path) -> None:
 def test_configuration_is_immutable() -> None:
     config = DetectorConfig.parse(minimal())
     with pytest.raises(FrozenInstanceError):
-        config.n_modules = 3
+        config.n_modules = 3  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_byte_order_mark_is_accepted(tmp_path: Path) -> None:
