@@ -83,7 +83,7 @@ def test_a_writer_whose_storage_does_not_respond(
 )
 def test_a_writer_whose_master_file_is_not_made(make_rig: MakeRig, storage: Storage, seen: Seen) -> None:
     rig = make_rig(writers=False, number_of_writers=1)
-    function = "stddaq.writing.writer.loop:_create_master_file"
+    function = "stddaq.writing.master_request:create_as_requested"
     rig.writers = [writer] = [storage.start(rig.deployment, function, "std_det_writer", 0)]
     storage.stop_responding()
     rig.begin(n_image=5)

@@ -12,6 +12,7 @@ from support.processes.deployment import make_config
 
 from stddaq.config import DetectorConfig
 from stddaq.config.live_streams import LiveStreamSetting
+from stddaq.config.schema import live_stream_setting
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.errors import ConfigError
 from stddaq.streaming.bsread_encoder import BsreadEncoder
@@ -87,7 +88,7 @@ def test_frame_is_counted_since_the_scan_began_and_lost_images_leave_gaps() -> N
 )
 def test_unknown_keys_are_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"header|scan_index|frame"):
-        LiveStreamSetting(type="forward", **setting)
+        live_stream_setting({"type": "forward"} | setting)
 
 
 def test_keys_of_the_other_type_are_refused() -> None:

@@ -16,6 +16,7 @@ from stddaq.dataplane.ring_reader import RingReader
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
 from stddaq.wire.driver_messages import BUSY_REASON, CommandError, ErrorType
+from stddaq.wire.fields import shown_message
 from stddaq.wire.replay_messages import PlainReplayCommand, ReplayStatus, StartReplay, parse_replay_command
 from stddaq.writing.driver.status import Client, Watchers, encode
 
@@ -54,7 +55,7 @@ class ReplayDriver:
         try:
             command = parse_replay_command(frame)
             if command.command != "status":
-                log.event("received %s", command.model_dump_json(exclude_defaults=True))
+                log.event("received %s", shown_message(command))
             reply = self._start(client, command) if isinstance(command, StartReplay) else self._plain(command)
         except CommandError as error:
             self.n_refused[error.error] += 1

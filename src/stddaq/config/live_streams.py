@@ -16,11 +16,11 @@ from stddaq.text import shown
 if TYPE_CHECKING:
     from stddaq.config.schema import ChannelName, ScanIndex
 
-MAX_IMAGES = 2**31 - 1
-
 HeaderKey = Literal["pulse_id", "source", "is_good_frame", "detector_name", "image_attributes"]
 # What an image is for a tomography: 0 dark, 1 flat, 2 projection. Consumers skip those with other numbers.
 PROJECTION = 2
+# Fields of `LiveStreamSetting` and `DetectorConfig` that are no keys of the file.
+NO_KEYS = ("others", "etag")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class LiveStreamSetting:
     socket: Literal["pub", "push"] = "pub"
     channel: ChannelName | None = None
 
-    # No key of the file: its unknown keys.
+    # The unknown keys.
     others: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class LiveStreamSetting:
         return " ".join([self.type, *map(str, self.config), *others])
 
 
-_KEYS = tuple(key.name for key in fields(LiveStreamSetting) if key.name != "others")
+_KEYS = tuple(key.name for key in fields(LiveStreamSetting) if key.name not in NO_KEYS)
 
 
 def is_local_stream(address: str) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from stddaq.config.live_streams import LiveStreamSetting
+from stddaq.config.live_streams import NO_KEYS, LiveStreamSetting
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch, shown_key
 
@@ -91,7 +91,7 @@ class DetectorConfig:
     # What is set of the keys of `RunMetadata`, as JSON.
     nexus: dict[str, Any] | None = None
 
-    # No keys of the file: the keys of other services, and what identifies its content (empty without a file).
+    # The keys of other services, and what identifies the content of the file; empty if it is no file.
     others: dict[str, Any] = field(default_factory=dict)
     etag: str = field(default="", compare=False)
 
@@ -107,7 +107,10 @@ class DetectorConfig:
 
     @classmethod
     def parse(cls, content: object, where: str = "configuration", etag: str = "") -> DetectorConfig:
-        """Validate `content`, which is decoded JSON. `where` opens the message of a `ConfigError`."""
+        """Validate `content`, which is decoded JSON, of a file with this etag.
+
+        `where` opens the message of a `ConfigError`.
+        """
         # Not at the top; see the module.
         from stddaq.config.schema import validated
 
@@ -132,7 +135,7 @@ class DetectorConfig:
     @property
     def pixel_type(self) -> PixelType:
         """The name of `dtype`."""
-        return pixel_type(self.detector_type, self.bit_depth)
+        return pixel_type_of(self.detector_type, self.bit_depth)
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -153,7 +156,7 @@ class DetectorConfig:
 
 
 # The keys of the file that stddaq knows, and the defaults of those that are not mandatory.
-KEYS = tuple(key.name for key in fields(DetectorConfig) if key.name not in ("others", "etag"))
+KEYS = tuple(key.name for key in fields(DetectorConfig) if key.name not in NO_KEYS)
 DEFAULTS: Mapping[str, Any] = {
     key.name: key.default if key.default_factory is MISSING else key.default_factory()
     for key in fields(DetectorConfig)
@@ -236,7 +239,7 @@ def _finite(text: str) -> float:
     return value
 
 
-def pixel_type(detector_type: str, bit_depth: int) -> PixelType:
+def pixel_type_of(detector_type: str, bit_depth: int) -> PixelType:
     """Return the name of the type of one pixel."""
     return "float32" if detector_type == "jungfrau-converted" else _UNSIGNED[bit_depth]
 

@@ -22,8 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-from stddaq.config.live_streams import MAX_IMAGES, LiveStreamSetting
-from stddaq.config.model import KEYS, PIXEL_BYTES, DetectorConfig, pixel_type
+from stddaq.config.live_streams import NO_KEYS, LiveStreamSetting
+from stddaq.config.model import KEYS, PIXEL_BYTES, DetectorConfig, pixel_type_of
 from stddaq.errors import ConfigError
 from stddaq.run_metadata import RunMetadata
 from stddaq.text import mismatch, shown
@@ -36,6 +36,7 @@ MAX_IMAGE_BYTES = 2**32 - 1
 # 64 TiB, half of the address space of a process.
 MAX_RAM_BUFFER_GB = 2**16
 MISTAKES_SHOWN = 10
+MAX_IMAGES = 2**31 - 1
 MIN_FREQUENCY_HZ, MAX_FREQUENCY_HZ = 1e-5, 1e6
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -97,7 +98,7 @@ def _model(declared: type, base: type[Model], nested: dict[str, Any]) -> type[Mo
     types = get_type_hints(declared, localns=globals(), include_extras=True) | nested
     definitions: dict[str, Any] = {}
     for field in fields(declared):
-        if field.name not in ("others", "etag"):
+        if field.name not in NO_KEYS:
             default = ... if field.default is MISSING else field.default
             if field.default_factory is not MISSING:
                 default = Field(default_factory=field.default_factory)
@@ -136,7 +137,7 @@ def validated(content: object, where: str, etag: str) -> DetectorConfig:
 
 
 def live_stream_setting(content: object) -> LiveStreamSetting:
-    """Return the setting of a live stream. Raise `ValidationError`."""
+    """Validate the setting of a live stream, which is decoded JSON. Raise `ValidationError`."""
     return _setting_of(LiveStreamModel.model_validate(content))
 
 
@@ -167,7 +168,7 @@ def _inconsistencies(values: Mapping[str, Any]) -> list[str]:
     if kind == "gigafrost" and depth not in (None, 16):
         mistakes.append(mismatch("bit_depth", "16 for gigafrost (2 bytes per pixel)", str(depth)))
     if kind and depth and height and width:
-        image_bytes = height * width * PIXEL_BYTES[pixel_type(kind, depth)]
+        image_bytes = height * width * PIXEL_BYTES[pixel_type_of(kind, depth)]
         if image_bytes > MAX_IMAGE_BYTES:
             mistakes.append(
                 mismatch(

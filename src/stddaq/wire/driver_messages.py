@@ -3,24 +3,33 @@
 Clients send commands and receive status messages. The names are those of the std_daq driver; clients written
 for the C++ driver read only `status`, `count` and `reason`. The driver parses with `parse_command`.
 
-Only `nexus` of a command is validated by pydantic, and loads it: it takes 11 MB of memory.
+Only `nexus` of a command is validated by pydantic, which is imported when the first one arrives: it takes
+11 MB of memory.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from stddaq.errors import StdDaqError
-from stddaq.text import mismatch, shown, shown_key
+from stddaq.text import mismatch, shown
 from stddaq.validation import explain
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
+from stddaq.wire.fields import (
+    Check,
+    FieldError,
+    Message,
+    boolean,
+    integer,
+    invalid,
+    is_unicode,
+    message_of,
+    number,
+    optional,
+    text,
+)
 
 DEFAULT_FILE_PREFIX = "file"
 # Largest image id of a GigaFRoST, and the std_daq's default for "until stopped".
@@ -62,9 +71,6 @@ ErrorType = Literal[
     "busy",
     "no_run",
 ]
-
-
-Command = TypeVar("Command")
 
 
 class CommandError(StdDaqError, ValueError):
@@ -135,8 +141,10 @@ DriverCommand = StartCommand | AnnotateCommand | PlainCommand
 def parse_command(frame: str | bytes) -> DriverCommand:
     """Decode one WebSocket frame. Raises `CommandError`."""
     content = decode_command(_TYPES, frame)
-    command = _TYPES[content["command"]]
-    return PlainCommand(command=content["command"]) if command is PlainCommand else _checked(command, content)
+    kind = _TYPES[content["command"]]
+    if kind is PlainCommand:
+        return PlainCommand(command=content["command"])
+    return checked_command(kind, content, _CHECKS)
 
 
 def decode_command(names: Iterable[str], frame: str | bytes) -> dict[str, Any]:
@@ -159,12 +167,12 @@ def decode_command(names: Iterable[str], frame: str | bytes) -> dict[str, Any]:
     return content
 
 
-def shown_command(command: DriverCommand) -> str:
-    """Return what a command sets, as JSON, without its free metadata, which may be long."""
-    keys = [key for key in dataclasses.fields(command) if key.name not in ("overwrite", "metadata")]
-    values = {key.name: getattr(command, key.name) for key in keys}
-    told = {key.name: values[key.name] for key in keys if values[key.name] != key.default}
-    return json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+def checked_command(kind: type[Message], content: dict[str, Any], checks: Mapping[str, Check]) -> Message:
+    """Return the command of this content. Raises `CommandError`."""
+    try:
+        return message_of(kind, content, checks)
+    except FieldError as error:
+        raise CommandError(error.error, str(error)) from error
 
 
 _TYPES: Mapping[str, type[DriverCommand]] = {
@@ -178,83 +186,7 @@ _TYPES: Mapping[str, type[DriverCommand]] = {
 }
 
 
-def _checked(command: type[Command], content: dict[str, Any]) -> Command:
-    """Return the command with all fields of `content`. Raise `CommandError` for the first mistake."""
-    known = dataclasses.fields(command)  # pyright: ignore[reportArgumentType]
-    values: dict[str, Any] = {"command": content["command"]}
-    for key in known:
-        if key.name in content:
-            values[key.name] = _CHECKS[key.name](key.name, content[key.name])
-        elif key.default is dataclasses.MISSING and key.default_factory is dataclasses.MISSING:
-            raise CommandError("missing_field", mismatch(key.name, "a value", "nothing", "it is mandatory"))
-    names = [key.name for key in known]
-    for name in content:
-        if name not in names:
-            expected = f"unknown field; expected one of {', '.join(names)}"
-            raise CommandError("unknown_field", f"{shown_key(name)}: {expected}")
-    return command(**values)
-
-
-def refusal_of(error: ValidationError, *where: str) -> CommandError:
-    """Return the refusal for the first mistake that pydantic has found in the field `where` of a command."""
-    mistake = error.errors(include_url=False)[0]
-    mistake["loc"] = (*where, *mistake["loc"])
-    return CommandError(_ERROR_TYPES.get(mistake["type"], "invalid_field"), explain(mistake, "command"))
-
-
-# How pydantic calls the mistakes that have a type of their own.
-_ERROR_TYPES: Mapping[str, ErrorType] = {"missing": "missing_field", "extra_forbidden": "unknown_field"}
-
-
-def _refused(name: str, expected: str, value: object) -> CommandError:
-    return CommandError("invalid_field", mismatch(name, expected, shown(value)))
-
-
-def _text(is_usable: Callable[[str], bool], expected: str) -> Callable[[str, Any], str]:
-    def check(name: str, value: Any) -> str:
-        if not isinstance(value, str):
-            raise _refused(name, "a string", value)
-        if not is_usable(value):
-            raise _refused(name, expected, value)
-        return value
-
-    return check
-
-
-def _integer(below: int) -> Callable[[str, Any], int]:
-    def check(name: str, value: Any) -> int:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise _refused(name, "an integer", value)
-        if value < 0:
-            raise _refused(name, "a value greater than or equal to 0", value)
-        if value >= below:
-            raise _refused(name, f"a value less than {below}", value)
-        return value
-
-    return check
-
-
-def _boolean(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _refused(name, "a boolean", value)
-    return value
-
-
-def _seconds_or_none(name: str, value: Any) -> float | None:
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise _refused(name, "a number", value)
-    if math.isnan(value) or value <= 0:
-        raise _refused(name, "a value greater than 0", value)
-    if value > 1e9:
-        raise _refused(name, "a value less than or equal to 1000000000", value)
-    return float(value)
-
-
-def _nexus(name: str, value: Any) -> dict[str, Any] | None:
-    if value is None:
-        return None
+def _nexus(name: str, value: Any) -> dict[str, Any]:
     # Not at the top; see the module.
     from pydantic import ValidationError
 
@@ -263,29 +195,39 @@ def _nexus(name: str, value: Any) -> dict[str, Any] | None:
     try:
         nexus = RunMetadata.model_validate(value)
     except ValidationError as error:
-        raise refusal_of(error, name) from error
+        mistake = error.errors(include_url=False)[0]
+        mistake["loc"] = (name, *mistake["loc"])
+        kind = _ERROR_TYPES.get(mistake["type"], "invalid_field")
+        raise FieldError(kind, explain(mistake, name)) from error
     # A client could read files through it that only the writers may read.
     if nexus.detector.mask_file is not None:
-        raise _refused(name, "no detector.mask_file, which belongs into the configuration", value)
+        raise invalid(name, "no detector.mask_file, which belongs into the configuration", value)
     return nexus.model_dump(mode="json", exclude_unset=True)
+
+
+# How pydantic calls the mistakes that have a type of their own.
+_ERROR_TYPES: Mapping[str, Literal["missing_field", "unknown_field"]] = {
+    "missing": "missing_field",
+    "extra_forbidden": "unknown_field",
+}
 
 
 def _metadata(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _refused(name, "an object", value)
+        raise invalid(name, "an object", value)
     is_usable = _depth(value) <= MAX_METADATA_DEPTH
     try:
-        is_usable = is_usable and _is_unicode(json.dumps(value, ensure_ascii=False, allow_nan=False))
+        is_usable = is_usable and is_unicode(json.dumps(value, ensure_ascii=False, allow_nan=False))
     except ValueError:  # A number that is not finite, which JSON does not have.
         is_usable = False
     if not is_usable:
         levels = f"nested at most {MAX_METADATA_DEPTH} levels deep"
-        raise _refused(name, f"an object of finite numbers and Unicode texts, {levels}", value)
+        raise invalid(name, f"an object of finite numbers and Unicode texts, {levels}", value)
     return value
 
 
 def _is_path(path: str) -> bool:
-    return path.startswith("/") and "\0" not in path and _is_unicode(path)
+    return path.startswith("/") and "\0" not in path and is_unicode(path)
 
 
 def _is_prefix(prefix: str) -> bool:
@@ -295,14 +237,9 @@ def _is_prefix(prefix: str) -> bool:
         and not prefix.startswith(".")
         and "/" not in prefix
         and "\0" not in prefix
-        and _is_unicode(prefix)
+        and is_unicode(prefix)
         and len(prefix.encode()) <= 230
     )
-
-
-def _is_unicode(text: str) -> bool:
-    """Return False for half of a surrogate pair: JSON can hold one, protobuf and file systems cannot."""
-    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _depth(content: object) -> int:
@@ -313,19 +250,19 @@ def _depth(content: object) -> int:
     return depth
 
 
-_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
-    "command": lambda _, value: value,
-    "path": _text(_is_path, "the absolute path of an existing directory"),
-    "file_prefix": _text(
+# `decode_command` has checked `command`.
+_CHECKS: Mapping[str, Check] = {
+    "path": text(_is_path, "the absolute path of an existing directory"),
+    "file_prefix": text(
         _is_prefix, "the beginning of a file name: not empty, no '/', not starting with '.', up to 230 bytes"
     ),
-    "n_image": _integer(2**63),
-    "writer_id": _integer(2**31),
-    "start_id": _integer(2**64),
-    "overwrite": _boolean,
-    "strict": _boolean,
-    "end_on_restart": _boolean,
-    "first_image_timeout": _seconds_or_none,
-    "nexus": _nexus,
+    "n_image": integer(0, 2**63 - 1),
+    "writer_id": integer(0, 2**31 - 1),
+    "start_id": integer(0, 2**64 - 1),
+    "overwrite": boolean,
+    "strict": boolean,
+    "end_on_restart": boolean,
+    "first_image_timeout": optional(number(1e9, zero=False)),
+    "nexus": optional(_nexus),
     "metadata": _metadata,
 }

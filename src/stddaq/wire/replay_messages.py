@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from stddaq.wire.driver_messages import CommandError, decode_command, refusal_of
+from stddaq.text import mismatch, shown
+from stddaq.wire.driver_messages import CommandError, checked_command, decode_command
+from stddaq.wire.fields import Check, boolean, integer, number, optional
 from stddaq.wire.image_buffer import MAX_ID
 
 ReplayStatus = Literal["idle", "replaying", "stop", "finishing", "finished", "error", "rejected"]
-ImageId = Annotated[int, Field(ge=0, le=MAX_ID)]
 
 
-class StartReplay(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartReplay:
     """Replay stored images.
 
     The fields from `rate` on are extensions. Without `delay`, `rate` and `as_recorded` images are sent as
     fast as the consumer takes them.
     """
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
     command: Literal["start"] = "start"
-    start_image_id: ImageId
+    start_image_id: int
     """The first id; images start at the next one that is stored."""
-    end_image_id: ImageId | None = None
+    end_image_id: int | None = None
     """The last id, inclusive; None: that of the newest image at the start."""
-    delay: Annotated[int, Field(ge=0, le=10**9)] = 0
+    delay: int = 0
     """Least time between two images in ms."""
-    rate: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    rate: float | None = None
     """Highest rate in Hz."""
     as_recorded: bool = False
     """Send images in the distances of the detector's timestamps."""
     follow: bool = False
     """Go on with new images until `stop`, or up to `end_image_id`."""
-
-    @model_validator(mode="after")
-    def _is_possible(self) -> StartReplay:
-        if self.end_image_id is not None and self.end_image_id < self.start_image_id:
-            raise ValueError(f"end_image_id of {self.start_image_id} or more")
-        if (self.delay > 0) + (self.rate is not None) + self.as_recorded > 1:
-            raise ValueError("one of delay, rate and as_recorded")
-        return self
 
     @property
     def interval_s(self) -> float:
@@ -50,15 +42,17 @@ class StartReplay(BaseModel):
         return 1 / self.rate if self.rate else self.delay / 1000
 
 
-class PlainReplayCommand(BaseModel):
-    """A command without fields. `stop` ends the replay; `status` and `last_result` are queries."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainReplayCommand:
+    """A command without fields; those that it has are ignored.
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+    `stop` ends the replay; `status` and `last_result` are queries.
+    """
 
     command: Literal["stop", "pause", "resume", "status", "last_result"]
 
 
-_MODELS: dict[str, type[StartReplay | PlainReplayCommand]] = {
+_TYPES: Mapping[str, type[StartReplay | PlainReplayCommand]] = {
     "start": StartReplay,
     "stop": PlainReplayCommand,
     "pause": PlainReplayCommand,
@@ -66,18 +60,27 @@ _MODELS: dict[str, type[StartReplay | PlainReplayCommand]] = {
     "status": PlainReplayCommand,
     "last_result": PlainReplayCommand,
 }
+# `decode_command` has checked `command`.
+_CHECKS: Mapping[str, Check] = {
+    "start_image_id": integer(0, MAX_ID),
+    "end_image_id": optional(integer(0, MAX_ID)),
+    "delay": integer(0, 10**9),
+    "rate": optional(number(1e6, zero=False)),
+    "as_recorded": boolean,
+    "follow": boolean,
+}
 
 
 def parse_replay_command(frame: str | bytes) -> StartReplay | PlainReplayCommand:
     """Decode one WebSocket frame. Raises `CommandError`."""
-    content = decode_command(_MODELS, frame)
-    model = _MODELS[content["command"]]
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        refusal = refusal_of(error)
-        if refusal.error == "unknown_field":
-            raise CommandError(
-                "unknown_field", f"{refusal}; expected one of {', '.join(model.model_fields)}"
-            ) from error
-        raise refusal from error
+    content = decode_command(_TYPES, frame)
+    if content["command"] != "start":
+        return PlainReplayCommand(command=content["command"])
+    start = checked_command(StartReplay, content, _CHECKS)
+    if start.end_image_id is not None and start.end_image_id < start.start_image_id:
+        expected = f"end_image_id of {start.start_image_id} or more"
+    elif (start.delay > 0) + (start.rate is not None) + start.as_recorded > 1:
+        expected = "one of delay, rate and as_recorded"
+    else:
+        return start
+    raise CommandError("invalid_field", mismatch("command", expected, shown(content)))

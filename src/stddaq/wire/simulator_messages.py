@@ -8,41 +8,34 @@ that it cannot carry out, which changes nothing. The source parses with `parse_r
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch, shown
-from stddaq.validation import explain_first
+from stddaq.wire.fields import Check, FieldError, integer, message_of, number, optional
 
 MAX_BURST = 2**32
 MAX_RATE_HZ = 1e6
 MAX_EXPOSURE_S = 1e6
-
-Burst = Annotated[int, Field(ge=1, le=MAX_BURST)]
-Rate = Annotated[float, Field(ge=0, le=MAX_RATE_HZ, allow_inf_nan=False)]
-Exposure = Annotated[float, Field(ge=0, le=MAX_EXPOSURE_S, allow_inf_nan=False)]
-ImageId = Annotated[int, Field(ge=0, lt=2**64)]
 
 
 class RequestError(StdDaqError):
     """A request that cannot be carried out."""
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-class _Settings(_Request):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settings:
     """Settings from the next image on; those not given stay."""
 
-    rate: Rate | None = None
+    rate: float | None = None
     """Images per second, within a burst or free-running; 0: as fast as possible."""
-    exposure_time: Exposure | None = None
+    exposure_time: float | None = None
     """Seconds; only announced in the metadata."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trigger(_Settings):
     """Change settings, and publish one burst.
 
@@ -50,34 +43,50 @@ class Trigger(_Settings):
     """
 
     command: Literal["trigger"] = "trigger"
-    n_images: Burst | None = None
+    n_images: int | None = None
     """None: the configured burst."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Configure(_Settings):
     """Change settings."""
 
     command: Literal["configure"] = "configure"
-    burst: Burst | None = None
+    burst: int | None = None
     """Images per trigger."""
 
 
-class Rearm(_Request):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rearm:
     """Restart the image ids, as a detector does when it is re-armed."""
 
     command: Literal["rearm"] = "rearm"
-    first_id: ImageId = 0
+    first_id: int = 0
 
 
-class Plain(_Request):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plain:
     """`start` and `stop` free-running publication, or ask for the `status`."""
 
     command: Literal["start", "stop", "status"]
 
 
 Request = Trigger | Configure | Rearm | Plain
-_ADAPTER: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="command")])
-_COMMANDS = ("trigger", "configure", "rearm", "start", "stop", "status")
+_TYPES: Mapping[str, type[Request]] = {
+    "trigger": Trigger,
+    "configure": Configure,
+    "rearm": Rearm,
+    "start": Plain,
+    "stop": Plain,
+    "status": Plain,
+}
+_CHECKS: Mapping[str, Check] = {
+    "rate": optional(number(MAX_RATE_HZ, zero=True)),
+    "exposure_time": optional(number(MAX_EXPOSURE_S, zero=True)),
+    "n_images": optional(integer(1, MAX_BURST)),
+    "burst": optional(integer(1, MAX_BURST)),
+    "first_id": integer(0, 2**64 - 1),
+}
 
 
 def parse_request(message: bytes) -> Request:
@@ -88,11 +97,11 @@ def parse_request(message: bytes) -> Request:
         raise RequestError("expected a JSON object, got no JSON") from error
     if not isinstance(content, dict):
         raise RequestError(f"expected a JSON object, got {shown(content)}")
-    if content.get("command") not in _COMMANDS:
-        found = shown(content["command"]) if "command" in content else "nothing"
-        raise RequestError(mismatch("command", f"one of {', '.join(_COMMANDS)}", found))
+    command = content.get("command")
+    if not isinstance(command, str) or command not in _TYPES:
+        found = shown(command) if "command" in content else "nothing"
+        raise RequestError(mismatch("command", f"one of {', '.join(_TYPES)}", found))
     try:
-        return _ADAPTER.validate_python(content)
-    except ValidationError as error:
-        # The first step is the command.
-        raise RequestError(explain_first(error, "command", skip=1)) from error
+        return message_of(_TYPES[command], content, _CHECKS)
+    except FieldError as error:
+        raise RequestError(str(error)) from error

@@ -52,6 +52,7 @@ def create_as_requested(create: pb.CreateMasterFile, roots: Sequence[Path] = ())
 
 def load_libraries(create: pb.CreateMasterFile) -> None:
     """Import what a request needs, before a switch to a user who may be unable to read the installation."""
+    # pydantic takes 11 MB of memory.
     if create.nexus:
         importlib.import_module("stddaq.run_metadata")
 

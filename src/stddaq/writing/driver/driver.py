@@ -32,8 +32,8 @@ from stddaq.wire.driver_messages import (
     StartCommand,
     Status,
     parse_command,
-    shown_command,
 )
+from stddaq.wire.fields import shown_message
 from stddaq.writing.driver.active_run import ActiveRun, RunError
 from stddaq.writing.driver.distributor import Distributor
 from stddaq.writing.driver.repair import repair_as
@@ -109,7 +109,7 @@ class Driver:
         # Devices ask for the status at each point of a scan, the page checks while a person types.
         if command.command not in ("status", "check"):
             # Free metadata may be long.
-            log.event("received %s", shown_command(command))
+            log.event("received %s", shown_message(command, without=("overwrite", "metadata")))
         if isinstance(command, StartCommand):
             await (self._dry_run if command.command == "check" else self._start)(client, command)
         elif isinstance(command, AnnotateCommand):

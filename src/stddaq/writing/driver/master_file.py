@@ -36,7 +36,7 @@ def _create(create: bytes, uid: int, roots: Sequence[Path]) -> None:
     from stddaq.writing.master_request import create_as_requested, load_libraries
 
     request = pb.CreateMasterFile.FromString(create)
+    load_libraries(request)
     if uid:
-        load_libraries(request)
         drop_rights(uid)
     create_as_requested(request, roots)

@@ -91,6 +91,7 @@ class ImageRecorder(Recorder):
         self._config, self._suffix, self._writer_id = config, suffix, writer_id
         self.batch_limit = min(BATCH_IMAGES, max(1, BATCH_BYTES // config.image_bytes))
         self._reader = RingReader(config, suffix)
+        self._layout = RawLayout.of(config, suffix)
         prepare_chunks(self._reader.rules.compression, config.image_bytes, config.dtype.itemsize)
         self._held = HeldImages[_Batch](self._reader)
         self._source_has_cursor = True
@@ -112,7 +113,7 @@ class ImageRecorder(Recorder):
         attributes = file_attributes(self._config, self._suffix, action) | {"writer": self._writer_id}
         self._file = RawFile.create(
             Path(action.path),
-            RawLayout.of(self._config, self._suffix),
+            self._layout,
             attributes,
             expected_images=action.expected_images,
             overwrite=action.overwrite,

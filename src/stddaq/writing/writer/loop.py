@@ -313,13 +313,15 @@ class WriterLoop:
             log.logger.error("closing failed: %s", _reason(error))
 
     def _create_master(self, action: pb.CreateMasterFile) -> None:
-        if self._uid:
-            # Before the switch, because the user may be unable to read the installation.
-            _load_for_master_file(action)
+        # Not at the top: of several writers one makes the master files, and the modules take memory. Not in
+        # the child either: later runs end sooner, and the user may be unable to read the installation.
+        from stddaq.writing.master_request import create_as_requested, load_libraries
+
+        load_libraries(action)
         self._user.become(self._uid)
         try:
             # HDF5 may fail, or crash, when there is no space.
-            create = functools.partial(_create_master_file, action, self._roots)
+            create = functools.partial(create_as_requested, action, self._roots)
             run_in_fork(create, MASTER_FILE_TIMEOUT_S, action.path, self._stop)
         finally:
             self._user.return_to_self()
@@ -376,16 +378,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__
-
-
-def _load_for_master_file(action: pb.CreateMasterFile) -> None:
-    from stddaq.writing.master_request import load_libraries
-
-    load_libraries(action)
-
-
-def _create_master_file(action: pb.CreateMasterFile, roots: Sequence[Path]) -> None:
-    # Not at the top: only the child process needs it, and it takes 1 MB of memory.
-    from stddaq.writing.master_request import create_as_requested
-
-    create_as_requested(action, roots)
