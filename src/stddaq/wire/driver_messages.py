@@ -10,7 +10,7 @@ Only `nexus` of a command is validated by pydantic, which is imported when the f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,7 @@ from stddaq.validation import explain
 from stddaq.wire.fields import (
     Check,
     FieldError,
+    FieldErrorType,
     Message,
     boolean,
     integer,
@@ -147,7 +148,7 @@ def parse_command(frame: str | bytes) -> DriverCommand:
     return checked_command(kind, content, _CHECKS)
 
 
-def decode_command(names: Iterable[str], frame: str | bytes) -> dict[str, Any]:
+def decode_command(names: Collection[str], frame: str | bytes) -> dict[str, Any]:
     """Decode one WebSocket frame with one of the commands `names`. Raises `CommandError`."""
     if isinstance(frame, bytes):
         raise CommandError("invalid_message", "expected a text frame with a JSON object, got a binary frame")
@@ -206,10 +207,7 @@ def _nexus(name: str, value: Any) -> dict[str, Any]:
 
 
 # How pydantic calls the mistakes that have a type of their own.
-_ERROR_TYPES: Mapping[str, Literal["missing_field", "unknown_field"]] = {
-    "missing": "missing_field",
-    "extra_forbidden": "unknown_field",
-}
+_ERROR_TYPES: Mapping[str, FieldErrorType] = {"missing": "missing_field", "extra_forbidden": "unknown_field"}
 
 
 def _metadata(name: str, value: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Checks the fields of JSON messages, which are dataclasses, and describes mistakes as all errors are described.
+"""Checks the fields of JSON messages, which are dataclasses, and describes mistakes like all others.
 
 pydantic does more, but takes 11 MB of memory: services that receive small messages do without it.
 """
@@ -19,16 +19,15 @@ if TYPE_CHECKING:
 Message = TypeVar("Message", bound="DataclassInstance")
 # Takes the name and the value of a field. Returns the value, or raises `FieldError`.
 Check = Callable[[str, Any], Any]
+FieldErrorType = Literal["missing_field", "unknown_field", "invalid_field"]
 
 
 class FieldError(StdDaqError, ValueError):
     """A message lacks a field, or has one that it must not have. `error` is the type of the mistake."""
 
-    def __init__(
-        self, error: Literal["missing_field", "unknown_field", "invalid_field"], reason: str
-    ) -> None:
+    def __init__(self, error: FieldErrorType, reason: str) -> None:
         super().__init__(reason)
-        self.error = error
+        self.error: FieldErrorType = error
 
 
 def message_of(kind: type[Message], content: Mapping[str, Any], checks: Mapping[str, Check]) -> Message:

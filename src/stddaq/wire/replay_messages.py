@@ -52,14 +52,7 @@ class PlainReplayCommand:
     command: Literal["stop", "pause", "resume", "status", "last_result"]
 
 
-_TYPES: Mapping[str, type[StartReplay | PlainReplayCommand]] = {
-    "start": StartReplay,
-    "stop": PlainReplayCommand,
-    "pause": PlainReplayCommand,
-    "resume": PlainReplayCommand,
-    "status": PlainReplayCommand,
-    "last_result": PlainReplayCommand,
-}
+_COMMANDS = ("start", "stop", "pause", "resume", "status", "last_result")
 # `decode_command` has checked `command`.
 _CHECKS: Mapping[str, Check] = {
     "start_image_id": integer(0, MAX_ID),
@@ -73,7 +66,7 @@ _CHECKS: Mapping[str, Check] = {
 
 def parse_replay_command(frame: str | bytes) -> StartReplay | PlainReplayCommand:
     """Decode one WebSocket frame. Raises `CommandError`."""
-    content = decode_command(_TYPES, frame)
+    content = decode_command(_COMMANDS, frame)
     if content["command"] != "start":
         return PlainReplayCommand(command=content["command"])
     start = checked_command(StartReplay, content, _CHECKS)
