@@ -5,7 +5,8 @@ It gets the function's result or its exception, `TimeoutError` after the timeout
 process ended without an answer. Each call has its own thread or process, so one in which HDF5 failed is
 never used again.
 
-* `run_in_thread` keeps an asyncio loop responsive. A thread that hangs cannot be ended, only abandoned.
+* `run_in_thread` keeps an asyncio loop responsive, and `start_in_thread` any other loop, which polls the
+  result. A thread that hangs cannot be ended, only abandoned.
 * `run_in_fork` starts within milliseconds and takes any function; for programs without threads.
 * `run_in_process` starts a new Python interpreter (40 ms), which inherits no sockets and can act as another
   user. It takes functions that can be pickled; paths must be absolute.
