@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
+from stddaq.wire.run_defaults import DEFAULT_N_IMAGE
 
 # As in the account of one driver: so many ids or ranges of each kind are listed.
 LIST_LIMIT = 1000

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 
 _SHOWN_LENGTH = 60
 _encoder = json.JSONEncoder(default=str)
@@ -47,6 +46,9 @@ def mismatch(where: str, expected: str, got: str, advice: str = "") -> str:
 
 def command_line(*words: object) -> str:
     """Return a command in backticks, quoted so that a user can paste it into a shell."""
+    # Not at the top: services need it only for some errors.
+    import shlex
+
     return f"`{shlex.join(map(str, words))}`"
 
 

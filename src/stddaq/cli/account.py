@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stddaq.text import bytes_text, escaped
-from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
+from stddaq.wire.run_defaults import DEFAULT_N_IMAGE
 
 # Ids and ranges to show of each kind; the files and the driver hold all of them.
 SHOWN = 5

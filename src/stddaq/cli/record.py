@@ -264,7 +264,7 @@ class _Bar:
     def show(self, status: DriverStatus) -> None:
         from rich.markup import escape
 
-        from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
+        from stddaq.wire.run_defaults import DEFAULT_N_IMAGE
 
         endless = status.n_image is None or status.n_image >= DEFAULT_N_IMAGE
         self._bar.update(

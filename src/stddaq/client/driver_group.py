@@ -33,7 +33,8 @@ from stddaq.client.ownership import OwnProcess
 from stddaq.client.status import DriverStatus, parse_status
 from stddaq.joined_account import joined_account, joined_files, part_prefix
 from stddaq.text import mismatch
-from stddaq.wire.driver_messages import DEFAULT_FILE_PREFIX, DEFAULT_N_IMAGE, RUN_STATES
+from stddaq.wire.driver_messages import RUN_STATES
+from stddaq.wire.run_defaults import DEFAULT_FILE_PREFIX, DEFAULT_N_IMAGE
 
 T = TypeVar("T")
 

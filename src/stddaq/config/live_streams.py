@@ -20,7 +20,7 @@ HeaderKey = Literal["pulse_id", "source", "is_good_frame", "detector_name", "ima
 # What an image is for a tomography: 0 dark, 1 flat, 2 projection. Consumers skip those with other numbers.
 PROJECTION = 2
 # Fields of `LiveStreamSetting` and `DetectorConfig` that are no keys of the file.
-NO_KEYS = ("others", "etag")
+NO_KEYS = ("others", "text", "etag")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from stddaq.config.live_streams import NO_KEYS, LiveStreamSetting
-from stddaq.config.model import KEYS, PIXEL_BYTES, DetectorConfig, pixel_type_of
+from stddaq.config.model import KEYS, PIXEL_BYTES, DetectorConfig, etag_of, pixel_type_of
 from stddaq.errors import ConfigError
 from stddaq.run_metadata import RunMetadata
 from stddaq.text import mismatch, shown
@@ -114,7 +114,7 @@ DetectorModel = _model(
 )
 
 
-def validated(content: object, where: str, etag: str) -> DetectorConfig:
+def validated(content: object, where: str, text: bytes) -> DetectorConfig:
     """Return the configuration of `content`; see `DetectorConfig.parse`."""
     if not isinstance(content, dict):
         mistake = f"expected a JSON object of configuration keys, got {shown(content)}"
@@ -133,7 +133,8 @@ def validated(content: object, where: str, etag: str) -> DetectorConfig:
     }
     if values["nexus"] is not None:
         values["nexus"] = values["nexus"].model_dump(mode="json", exclude_unset=True)
-    return DetectorConfig(**values, others=model.model_extra or {}, etag=etag)
+    etag = etag_of(text) if text else ""
+    return DetectorConfig(**values, others=model.model_extra or {}, text=text, etag=etag)
 
 
 def live_stream_setting(content: object) -> LiveStreamSetting:

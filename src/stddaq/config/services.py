@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stddaq.config.model import DetectorConfig, etag_of, read_file
+from stddaq.config.model import DetectorConfig, read_file
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch, shown, shown_key
 
@@ -230,7 +230,7 @@ def pending_changes(
     """
     try:
         text = read_file(path)
-        if etag_of(text) == running.etag:
+        if text == running.text:
             return []
         present = validated(text, str(path))
     except ConfigError:

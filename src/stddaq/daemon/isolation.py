@@ -29,7 +29,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from stddaq.daemon.parent_death import end_with_parent
+from stddaq.daemon.parent_death import end_with
 from stddaq.daemon.service_manager import SIGN_OF_LIFE_PERIOD_S, service_manager
 from stddaq.daemon.user_switch import drop_rights
 from stddaq.errors import StdDaqError
@@ -90,14 +90,14 @@ def run_in_fork(function: Callable[[], T], timeout: float, where: str, stop: Sto
     After a signal to end this daemon (`stop`) the timeout is `STOP_TIMEOUT_S`.
     """
     read, write = os.pipe()
-    end_with_caller = end_with_parent(signal.SIGKILL)
+    caller = os.getpid()
     with warnings.catch_warnings():
         # Python warns of the idle threads of numerical libraries, which hold no locks.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
         try:
-            end_with_caller()
+            end_with(caller, signal.SIGKILL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             _unblock_signals()
             os.close(read)

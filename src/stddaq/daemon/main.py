@@ -175,8 +175,11 @@ def run(
     """
     open_closed_streams()
     args = parser.parse_args(argv)
-    with refused_start(parser.prog):
-        _run(parser.prog, serve, args, closes_nothing)
+    program = parser.prog
+    # It takes 0.1 MB of memory, which the service can use.
+    del parser
+    with refused_start(program):
+        _run(program, serve, args, closes_nothing)
     return 0
 
 

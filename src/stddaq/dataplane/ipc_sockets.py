@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
-import hashlib
 import os
 import socket
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -181,6 +180,9 @@ class Connection:
 
 def remove_unused_sockets(detector_name: str) -> None:
     """Remove the socket files of a detector that killed services left."""
+    # Not at the top: services do not remove those of others.
+    import glob
+
     for path in ipc_directory().glob(f"{glob.escape(detector_name)}-*"):
         with contextlib.suppress(OSError):
             # A service that binds there at this moment notices it, and binds again.
@@ -197,8 +199,10 @@ def _lock(endpoint: str) -> socket.socket:
         raise EndpointError(f"{endpoint}: cannot be bound: {error.strerror}") from error
     # An abstract address has no file that could be removed. The directory is part of it, because its path may
     # name another one in a container.
-    name = f"{directory.st_dev}:{directory.st_ino}:{path.name}"
-    address = b"\0stddaq-" + hashlib.sha256(os.fsencode(name)).hexdigest().encode()
+    name = os.fsencode(path.name)
+    begin = f"\0stddaq-{directory.st_dev:x}-{directory.st_ino:x}-{zlib.crc32(name):08x}-".encode()
+    # It holds 108 bytes; the checksum is that of a name which is cut.
+    address = (begin + name)[:108]
     lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         lock.bind(address)

@@ -18,7 +18,7 @@ from stddaq.config.model import parse_json, read_json
 from stddaq.errors import ConfigError
 from stddaq.text import mismatch, shown, shown_key
 from stddaq.validation import explain
-from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
+from stddaq.wire.run_defaults import DEFAULT_N_IMAGE
 
 if TYPE_CHECKING:
     from stddaq.run_metadata import RunMetadata

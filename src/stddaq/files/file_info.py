@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from stddaq.text import bytes_text
-from stddaq.wire.driver_messages import DEFAULT_N_IMAGE
+from stddaq.wire.run_defaults import DEFAULT_N_IMAGE
 
 Kind = Literal[
     "raw", "metadata", "master", "joined master", "NXmx", "NXtomo", "application", "exported", "other"

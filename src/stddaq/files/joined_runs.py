@@ -34,7 +34,7 @@ from stddaq.files.virtual import MappedRows, Stretch, create_virtual_dataset, ma
 from stddaq.joined_account import IdSet, Part, joined_account
 from stddaq.new_file import replacing
 from stddaq.text import mismatch
-from stddaq.wire.driver_messages import DEFAULT_FILE_PREFIX
+from stddaq.wire.run_defaults import DEFAULT_FILE_PREFIX
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 _ABOUT = "/entry/stddaq"

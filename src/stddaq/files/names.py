@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stddaq.errors import FileLayoutError
 from stddaq.text import mismatch
-from stddaq.wire.driver_messages import DEFAULT_FILE_PREFIX
+from stddaq.wire.run_defaults import DEFAULT_FILE_PREFIX
 
 _NUMBER = re.compile(r"0|[1-9]\d*")
 _OVER_RAW_FILES = r"Meta|Master|Published\d*|_master|_tomo"

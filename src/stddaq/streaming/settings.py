@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stddaq.config.live_streams import LiveStreamSetting
-from stddaq.config.model import DetectorConfig, etag_of, read_file
+from stddaq.config.model import DetectorConfig, read_file
 from stddaq.config.watch import ConfigWatch
 from stddaq.daemon.config_loading import validation_in_process
 from stddaq.errors import ConfigError
@@ -50,7 +50,7 @@ class FollowedSetting:
     ) -> None:
         """`config` is the content of `path` so far. Raise `ConfigError` if it does not have the address."""
         self._watch, self._path, self._address = ConfigWatch(path), path, address
-        self._etag, self._validation = config.etag, validation
+        self._text, self._validation = config.text, validation
         self._started: Future[DetectorConfig] | None = None
         self.current = setting_at(config, address, path)
 
@@ -61,13 +61,13 @@ class FollowedSetting:
         """
         if self._started is None and self._watch.has_changed():
             text = read_file(self._path)
-            if etag_of(text) != self._etag:
+            if text != self._text:
                 self._started = self._validation(text, str(self._path))
         if self._started is None or not self._started.done():
             return False
         ended, self._started = self._started, None
         config = ended.result()
-        self._etag = config.etag
+        self._text = config.text
         setting = setting_at(config, self._address, self._path)
         if setting == self.current:
             return False

@@ -31,10 +31,8 @@ from stddaq.wire.fields import (
     optional,
     text,
 )
+from stddaq.wire.run_defaults import DEFAULT_FILE_PREFIX, DEFAULT_N_IMAGE
 
-DEFAULT_FILE_PREFIX = "file"
-# Largest image id of a GigaFRoST, and the std_daq's default for "until stopped".
-DEFAULT_N_IMAGE = 2**24 - 1
 STATUS_PERIOD_S = 0.1
 # Encoding what is nested deeper could exceed the stack.
 MAX_METADATA_DEPTH = 32

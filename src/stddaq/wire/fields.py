@@ -1,6 +1,8 @@
 """Checks the fields of JSON messages, which are dataclasses, and describes mistakes like all others.
 
-pydantic does more, but takes 11 MB of memory: services that receive small messages do without it.
+pydantic takes 11 MB of memory, so services that receive small messages do without it. msgspec takes 0.9 MB,
+but allows no limits beyond 64 bits with sign (image ids have none), and its errors are texts that neither
+contain the value nor distinguish the types of mistakes that clients receive.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ def message_of(kind: type[Message], content: Mapping[str, Any], checks: Mapping[
 
 
 def shown_message(message: DataclassInstance, without: Collection[str] = ()) -> str:
-    """Return the fields that differ from their defaults as JSON, except those in `without`."""
+    """Return the fields that have no default, or another value, as JSON; except those in `without`."""
     values = {
         field.name: value
         for field in dataclasses.fields(message)

@@ -20,7 +20,7 @@ from stddaq.web.logins import Login
 from stddaq.web.responses import JsonResponse, described
 from stddaq.web.routes.files import MAX_PATH_LENGTH
 from stddaq.web.routes.login import granted_of, who
-from stddaq.wire.driver_messages import DEFAULT_FILE_PREFIX, DEFAULT_N_IMAGE
+from stddaq.wire.run_defaults import DEFAULT_FILE_PREFIX, DEFAULT_N_IMAGE
 
 KEEP_ALIVE_S = 15.0
 

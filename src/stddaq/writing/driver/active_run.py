@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class ActiveRun:
     """
 
     def __init__(self, start: StartCommand, files: PlannedFiles) -> None:
-        self.id = uuid.uuid4().hex
+        self.id = os.urandom(16).hex()
         self.start, self.files = start, files
         self.account = RunAccount()
         self.started_at = datetime.now(UTC)

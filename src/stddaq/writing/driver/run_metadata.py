@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stddaq.config import DetectorConfig
-from stddaq.config.modules import gaps, position_mistakes
 from stddaq.errors import ConfigError
 from stddaq.files.application_metadata import Layer, expected_images, layer_of_account, merge
-from stddaq.files.nxmx_rules import check_for_nxmx, contradictions, missing_for_nxmx
 from stddaq.wire.driver_messages import CommandError, StartCommand
 
 # The origin of the gaps between modules.
@@ -32,7 +30,12 @@ def layers_of(
 
 def _gaps_of(config: DetectorConfig) -> Mapping[str, Any] | None:
     """Return the gaps between the modules; None if there are none, or the places are unknown."""
-    if not config.module_positions or position_mistakes(config):
+    if not config.module_positions:
+        return None
+    # Not at the top: many configurations have none.
+    from stddaq.config.modules import gaps, position_mistakes
+
+    if position_mistakes(config):
         return None
     found = [[gap.left, gap.top, gap.right - 1, gap.bottom - 1] for gap in gaps(config)]
     return {"detector": {"gaps": found}} if found else None
@@ -50,7 +53,9 @@ def missing_metadata(layers: Sequence[Layer], start: StartCommand, started_at: s
     definition.
     """
     if all(layer.origin == _MODULES for layer in layers):
-        return None  # Without loading pydantic, which takes 11 MB of memory.
+        return None  # Without pydantic, which takes 11 MB of memory, and the rules.
+    from stddaq.files.nxmx_rules import check_for_nxmx, contradictions, missing_for_nxmx
+
     # As if it ended well: its times will be known then.
     account = {"started_at": started_at, "finished_at": started_at, "outcome": "file_saved"}
     try:

@@ -22,10 +22,10 @@ from stddaq.files.names import (
 )
 from stddaq.text import bytes_text, mismatch, os_error_text
 from stddaq.wire.driver_messages import (
-    DEFAULT_N_IMAGE,
     CommandError,
     StartCommand,
 )
+from stddaq.wire.run_defaults import DEFAULT_N_IMAGE
 from stddaq.writing.driver.old_files import file_of_other_run
 
 ACCESS_TIMEOUT_S = 5.0
