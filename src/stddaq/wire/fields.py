@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -103,8 +104,9 @@ def number(most: float, *, zero: bool) -> Check:
     def check(name: str, value: Any) -> float:
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise invalid(name, "a number", value)
-        # In this form, because comparisons with NaN are false.
-        if not (value > 0 or (zero and value == 0)):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise invalid(name, "a finite number", value)
+        if value < 0 or (value == 0 and not zero):
             raise invalid(name, f"a value greater than {'or equal to ' if zero else ''}0", value)
         if value > most:
             raise invalid(name, f"a value less than or equal to {most:.0f}", value)
