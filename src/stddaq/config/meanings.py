@@ -43,9 +43,9 @@ MEANINGS: Mapping[str, str] = {
 def described_schema() -> dict[str, Any]:
     """Return the JSON schema of a configuration, with the meaning of each key."""
     # Not at the top; see `stddaq.config.model`.
-    from stddaq.config.schema import DetectorModel
+    from stddaq.config.schema import detector_model
 
-    schema = DetectorModel.model_json_schema()
+    schema = detector_model().model_json_schema()
     for key, content in schema["properties"].items():
         content["description"] = MEANINGS[key]
     return schema

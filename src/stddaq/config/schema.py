@@ -6,6 +6,7 @@ Only a process that validates imports it.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -25,7 +26,6 @@ from pydantic import (
 from stddaq.config.live_streams import NO_KEYS, LiveStreamSetting
 from stddaq.config.model import KEYS, PIXEL_BYTES, DetectorConfig, etag_of, pixel_type_of
 from stddaq.errors import ConfigError
-from stddaq.run_metadata import RunMetadata
 from stddaq.text import mismatch, shown
 from stddaq.validation import explain
 
@@ -107,11 +107,19 @@ def _model(declared: type, base: type[Model], nested: dict[str, Any]) -> type[Mo
 
 
 LiveStreamModel = _model(LiveStreamSetting, _LiveStreamKeys, {})
-DetectorModel = _model(
-    DetectorConfig,
-    _DetectorKeys,
-    {"live_stream_configs": dict[str, LiveStreamModel], "nexus": RunMetadata | None},
-)
+
+
+@functools.cache
+def detector_model(*, with_nexus: bool = True) -> type[BaseModel]:
+    """Return the model of a configuration, without `with_nexus` of one whose `nexus` is null."""
+    nexus: Any = None
+    if with_nexus:
+        # Not at the top: its models take a sixth of the start of a service.
+        from stddaq.run_metadata import RunMetadata
+
+        nexus = RunMetadata | None
+    streams = dict[str, LiveStreamModel]
+    return _model(DetectorConfig, _DetectorKeys, {"live_stream_configs": streams, "nexus": nexus})
 
 
 def validated(content: object, where: str, text: bytes) -> DetectorConfig:
@@ -120,7 +128,7 @@ def validated(content: object, where: str, text: bytes) -> DetectorConfig:
         mistake = f"expected a JSON object of configuration keys, got {shown(content)}"
         raise ConfigError(f"{where}: {mistake}", [mistake])
     try:
-        model = DetectorModel.model_validate(content)
+        model = detector_model(with_nexus=content.get("nexus") is not None).model_validate(content)
     except ValidationError as error:
         mistakes = _mistakes(error, content)
         reported = mistakes[:MISTAKES_SHOWN]
@@ -178,8 +186,9 @@ def _inconsistencies(values: Mapping[str, Any]) -> list[str]:
                     str(image_bytes),
                 )
             )
-    nexus = values.get("nexus")
-    mask_file = nexus.detector.mask_file if isinstance(nexus, RunMetadata) else None
+    nexus: Any = values.get("nexus")
+    # It is no model yet if other keys are wrong.
+    mask_file = None if nexus is None or isinstance(nexus, dict) else nexus.detector.mask_file
     if mask_file is not None and not mask_file.startswith("/"):
         mistakes.append(mismatch("nexus.detector.mask_file", "an absolute path", shown(mask_file)))
     for index, position in values.get("module_positions", {}).items():
