@@ -129,6 +129,18 @@ def test_endpoint_of_a_running_service_is_not_taken_over(
     assert sorted(ipc_directory.iterdir()) == [ipc_directory / "d-image"]
 
 
+def test_endpoints_with_names_longer_than_that_of_a_lock_are_distinguished(
+    open_socket: OpenSocket, bind: Bind, ipc_directory: Path
+) -> None:
+    first, second = (endpoints.ipc_endpoint("d" * 80 + end) for end in "12")
+    bind(open_socket(zmq.PUB), first)
+    bind(open_socket(zmq.PUB), second)
+
+    (ipc_directory / ("d" * 80 + "1")).unlink()
+    with pytest.raises(EndpointError, match="another running service is bound there"):
+        Binding(open_socket(zmq.PUB), first)
+
+
 def test_socket_file_of_a_dead_service_is_taken_over(
     open_socket: OpenSocket, bind: Bind, ipc_directory: Path
 ) -> None:
