@@ -71,9 +71,9 @@ def make_deployment(
     The test's own process uses the ipc directory of the latest deployment. After the test all services are
     terminated; the test fails if one of them exits with an error or leaves segments or sockets behind.
 
-    In a test that is no `fault` the driver keeps writers that stand still.
+    In tests outside `faults` the driver keeps writers that stand still.
     """
-    patience = {} if request.node.get_closest_marker("fault") else {PATIENT: "1"}
+    patience = {} if request.path.parent.name == "faults" else {PATIENT: "1"}
     with ExitStack() as made:
 
         def make(**overrides: Any) -> Deployment:
