@@ -1,4 +1,4 @@
-"""Show values from files and peers to people, in one line."""
+"""Values from files and peers: how they are shown to people, in one line, and how deeply they nest."""
 
 import json
 import re
@@ -65,3 +65,12 @@ def os_error_text(error: OSError) -> str:
     """Return an error of the operating system in one line that opens with the path, if there is one."""
     reason = error.strerror or str(error)
     return f"{escaped(str(error.filename))}: {reason}" if error.filename is not None else reason
+
+
+def nesting_depth(content: object) -> int:
+    """Return the depth of nested lists and objects of JSON."""
+    depth, level = 0, [content]
+    while level := [node for node in level if isinstance(node, dict | list)]:
+        depth += 1
+        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
+    return depth

@@ -279,7 +279,8 @@ def test_a_driver_that_retires_finishes_its_run_and_refuses_another(
         result = driver.last_result()
     assert result is not None
     assert result["outcome"] == "file_saved"
-    assert result["count"] > seen
+    assert result["count"] == result["n_good"] > seen
+    assert (result["n_skipped"], result["n_dropped"]) == (0, 0)
     assert process.wait() == 0
 
 

@@ -140,6 +140,11 @@ import json, sys, h5py, hdf5plugin
 with h5py.File(sys.argv[1], locking=False) as file:
     print(json.dumps([int(image.sum()) for image in file["/entry/data/data"]]))
 """
+# And one that has not registered these filters itself.
+OPEN = """
+import json, sys, stddaq
+print(json.dumps([int(image.sum()) for image in stddaq.open_run(sys.argv[1]).images]))
+"""
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -156,10 +161,11 @@ def test_what_a_cpp_compressor_makes_is_stored_readably(make_rig: MakeRig, suffi
     account = rig.end()
     assert_saved(account, images)
     master = account["files"]["master"]
-    read = subprocess.run(
-        [sys.executable, "-c", READ, master], capture_output=True, text=True, check=True, timeout=30
-    )
-    assert json.loads(read.stdout) == [int(image.pixels.sum()) for image in images]
+    for code in (READ, OPEN):
+        read = subprocess.run(
+            [sys.executable, "-c", code, master], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert json.loads(read.stdout) == [int(image.pixels.sum()) for image in images]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

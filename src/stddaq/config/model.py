@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from stddaq.config.live_streams import NO_KEYS, LiveStreamSetting
 from stddaq.errors import ConfigError
-from stddaq.text import mismatch, shown_key
+from stddaq.text import mismatch, nesting_depth, shown_key
 
 if TYPE_CHECKING:
     import numpy as np
@@ -214,7 +214,7 @@ def parse_json(text: bytes) -> Any:
     except RecursionError as error:
         raise ConfigError("is not usable JSON: nested too deeply") from error
     # The depth at which Python fails depends on the caller; all services must accept the same files.
-    if _depth(content) > MAX_DEPTH:
+    if nesting_depth(content) > MAX_DEPTH:
         raise ConfigError(f"is not usable JSON: nested too deeply, expected at most {MAX_DEPTH} levels")
     return content
 
@@ -243,12 +243,3 @@ def _finite(text: str) -> float:
 def pixel_type_of(detector_type: str, bit_depth: int) -> PixelType:
     """Return the name of the type of one pixel."""
     return "float32" if detector_type == "jungfrau-converted" else _UNSIGNED[bit_depth]
-
-
-def _depth(content: object) -> int:
-    """Return the depth of nested lists and objects."""
-    depth, level = 0, [content]
-    while level := [node for node in level if isinstance(node, dict | list)]:
-        depth += 1
-        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
-    return depth

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 from collections.abc import Callable
@@ -16,7 +15,8 @@ def end_with_parent(by: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
     With SIGTERM, unlike SIGKILL, a service still closes files and removes sockets and segments.
     """
     # A child of a program with threads must not import: one of them may have held a lock at the fork.
-    importlib.import_module("ctypes")
+    import ctypes  # noqa: F401
+
     parent = os.getpid()
     return lambda: end_with(parent, by)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
 import mmap
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -63,7 +62,7 @@ class RawLayout:
     def __post_init__(self) -> None:
         if self.compression:
             # It registers the filters. Not at the top: it takes 0.7 MB of memory.
-            importlib.import_module("hdf5plugin")
+            import hdf5plugin  # noqa: F401
 
     @classmethod
     def of(cls, config: DetectorConfig, suffix: str) -> RawLayout:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from stddaq.errors import StdDaqError
-from stddaq.text import mismatch, shown
+from stddaq.text import mismatch, nesting_depth, shown
 from stddaq.validation import explain
 from stddaq.wire.fields import (
     Check,
@@ -211,7 +211,7 @@ _ERROR_TYPES: Mapping[str, FieldErrorType] = {"missing": "missing_field", "extra
 def _metadata(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise invalid(name, "an object", value)
-    is_usable = _depth(value) <= MAX_METADATA_DEPTH
+    is_usable = nesting_depth(value) <= MAX_METADATA_DEPTH
     try:
         is_usable = is_usable and is_unicode(json.dumps(value, ensure_ascii=False, allow_nan=False))
     except ValueError:  # A number that is not finite, which JSON does not have.
@@ -236,14 +236,6 @@ def _is_prefix(prefix: str) -> bool:
         and is_unicode(prefix)
         and len(prefix.encode()) <= 230
     )
-
-
-def _depth(content: object) -> int:
-    depth, level = 0, [content]
-    while level := [node for node in level if isinstance(node, dict | list)]:
-        depth += 1
-        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
-    return depth
 
 
 # `decode_command` has checked `command`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,4 +42,4 @@ def create_as_requested(create: pb.CreateMasterFile, roots: Sequence[Path] = ())
 def load_libraries(create: pb.CreateMasterFile) -> None:
     """Import what a request needs, before a switch to a user who may be unable to read the installation."""
     if create.nexus:
-        importlib.import_module("stddaq.writing.nexus_request")
+        import stddaq.writing.nexus_request  # noqa: F401
