@@ -138,7 +138,7 @@ def test_a_camera_is_recorded_as_described(
         (record,) = page.commands("stddaq record")
         page.start("stddaq simulate-pco", "ready")
         recording = page.start_command(record, None)
-        assert recording.wait(30) == 0, recording.output
+        assert recording.wait() == 0, recording.output
     with h5py.File(tmp_path / "fileMeta.h5") as file:
         assert len(file[f"{deployment.detector_name}/metadata"]) == 100  # pyright: ignore
 
@@ -260,11 +260,7 @@ def test_plans_run_as_described(
 
 def test_plans_of_ophyd_async_run_as_described(deployment: Deployment, tmp_path: Path) -> None:
     port = free_port()
-    deployment.run(
-        *(deployment.stddaq, "up", deployment.config_path, "--port", port, "-m"),
-        *("--source", "simulate", "--trigger", "--rate", "500"),
-        ready="all services ready",
-    )
+    deployment.start_up("--port", port, "-m", "--source", "simulate", "--trigger", "--rate", "500")
     with PageSession("docs/how-to/use-it-from-ophyd-async.md") as page:
         page.places = {
             "8080": str(port),
@@ -274,7 +270,7 @@ def test_plans_of_ophyd_async_run_as_described(deployment: Deployment, tmp_path:
         names = page.python("AsyncStdDaqDetector", {})
     assert published_shapes(tmp_path) == [(3, 32, 48), (20, 32, 48), (500, 32, 48)]
     engine = names["RE"]
-    asyncio.run_coroutine_threadsafe(names["det"].disconnect(), engine.loop).result(10)
+    asyncio.run_coroutine_threadsafe(names["det"].disconnect(), engine.loop).result(60)
     names["camera"].close()
     end_engine(engine)
 

@@ -36,11 +36,7 @@ def clean_python() -> Path:
 def port(deployment: Deployment) -> int:
     """Return the port of a driver whose simulated detector waits for a trigger."""
     port = free_port()
-    deployment.run(
-        *(deployment.stddaq, "up", deployment.config_path, "--port", port, "-m"),
-        *("--source", "simulate", "--trigger", "--rate", "100"),
-        ready="all services ready",
-    )
+    deployment.start_up("--port", port, "-m", "--source", "simulate", "--trigger", "--rate", "100")
     return port
 
 
@@ -110,9 +106,7 @@ def test_tomography_ends_in_a_plot(
     deployment: Deployment, clean_python: Path, tiled_server: TiledServer, directory: Path, tmp_path: Path
 ):
     port = free_port()
-    deployment.run(
-        deployment.stddaq, "up", deployment.config_path, "--port", port, "-m", ready="all services ready"
-    )
+    deployment.start_up("--port", port, "-m")
     plot = tmp_path / "tomography.png"
     printed = run_example(
         deployment,
@@ -137,8 +131,8 @@ def test_a_session_starts_with_devices_and_a_run_engine(deployment: Deployment, 
     }
     program = (
         f"%run {ROOT / 'examples/ipython_startup.py'}\n"
-        "det.stage().wait(10)\ndet.trigger().wait(10)\nprint(det.read()['det_n_images']['value'])\n"
-        "det.unstage().wait(10)\nRE(scan([det], motor, 0, 1, 2))\ndet.summary()"
+        "det.stage().wait(60)\ndet.trigger().wait(60)\nprint(det.read()['det_n_images']['value'])\n"
+        "det.unstage().wait(60)\nRE(scan([det], motor, 0, 1, 2))\ndet.summary()"
     )
     session = deployment.run(sys.executable, "-m", "IPython", "--colors=NoColor", "-c", program)
     assert session.wait(timeout=100) == 0, session.output
