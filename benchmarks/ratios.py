@@ -2,8 +2,8 @@
 
 It fails when a ratio has grown by a fifth over the kept one; `make ratios ARGS=--keep` keeps the new ones.
 Each ratio is that of two minima of CPU time over alternating rounds: other processes make a round more
-expensive, but hardly ever cheaper. A ratio that has grown is measured again, up to three times in all. On a
-busy machine it may still fail, so continuous integration does not run it.
+expensive, but hardly ever cheaper. A ratio that has grown is measured again, up to eight times in all, so
+that a busy machine alone does not make it fail.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stddaq.wire.writer_messages import encode_record_image
 KEPT = Path(__file__).with_name("ratios.json")
 # A ratio may be this much larger than the kept one.
 LIMIT = 1.2
-ATTEMPTS = 3
+ATTEMPTS = 8
 ROUNDS = 5
 # Each round of a live stream starts a subscriber, and takes four seconds.
 STREAM_ROUNDS = 2
