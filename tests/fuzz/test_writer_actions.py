@@ -118,7 +118,9 @@ def requests(directory: Path) -> st.SearchStrategy[pb.WriterAction]:
     actions = st.one_of(
         create.map(lambda part: pb.WriterAction(create_file=part)),
         record.map(lambda part: pb.WriterAction(record_image=part)),
-        record.map(lambda part: pb.WriterAction(record_image=part)),
+        st.lists(record, max_size=5).map(
+            lambda parts: pb.WriterAction(record_images=pb.RecordImages(images=parts))
+        ),
         st.booleans().map(
             lambda discard: pb.WriterAction(close_file=pb.CloseWriterFile(discard_if_empty=discard))
         ),
@@ -193,7 +195,7 @@ def assert_takes_part_in_a_perfect_run(
     """Start a real driver and the other writers, and record a perfect run."""
     driver.__exit__(None, None, None)
     with Rig(deployment, directory) as rig:
-        with_metadata_writer = "meta" in service.command[0]
+        with_metadata_writer = "meta" in Path(service.command[0]).name
         rig.start_driver(*(["-m"] if with_metadata_writer else []))
         if with_metadata_writer:
             rig.start_writers()

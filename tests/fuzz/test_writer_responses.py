@@ -77,7 +77,7 @@ class LyingWriter(Background):
             if kind == "create_file":
                 self._run_id, self._n_requests = action.create_file.run_id, 0
                 Path(action.create_file.path).touch()
-            if kind != "record_image":
+            if kind not in ("record_image", "record_images"):
                 self._answer(action.request)
 
     def _answer(self, request: int) -> None:

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from stddaq.wire.std_daq import image_metadata_pb2
 from stddaq.wire.std_daq import writer_action_pb2 as pb
-from stddaq.wire.writer_messages import ActionError, check_action, encode_record_image
+from stddaq.wire.writer_messages import (
+    ActionError,
+    check_action,
+    encode_record_image,
+    encode_record_images,
+    images_of,
+)
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1))
@@ -17,6 +23,21 @@ def test_an_encoded_image_equals_the_action_of_protobuf(image_id: int, restarts:
     encoded = encode_record_image(metadata.SerializeToString(), restarts)
     image = pb.RecordImage(image_metadata=metadata, restarts=restarts)
     assert pb.WriterAction.FromString(encoded) == pb.WriterAction(record_image=image)
+
+
+@pytest.mark.parametrize("n_images", [1, 2, 500])
+def test_images_of_one_message_are_those_of_single_messages_in_order(n_images: int) -> None:
+    images = [
+        pb.RecordImage(image_metadata=image_metadata_pb2.ImageMetadata(image_id=i, height=4), restarts=i // 3)
+        for i in range(n_images)
+    ]
+    encoded = [
+        encode_record_image(image.image_metadata.SerializeToString(), image.restarts) for image in images
+    ]
+    action = pb.WriterAction.FromString(encode_record_images(encoded))
+    assert list(images_of(action)) == images
+    assert action.HasField("record_images") == (n_images > 1)
+    assert not images_of(pb.WriterAction(close_file=pb.CloseWriterFile()))
 
 
 @pytest.mark.parametrize("n_unknown", [0, 100, 127, 128, 20_000])

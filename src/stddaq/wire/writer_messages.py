@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch, shown
@@ -20,14 +21,29 @@ def encode_record_image(metadata: bytes, restarts: int) -> bytes:
 
     The received metadata is copied, not parsed and built again: this is on the path of every image.
     """
-    # Protobuf wire format: tag 0x0a is field 1, length-delimited; 0x12 is field 2, length-delimited.
-    body = b"\x0a" + _varint(len(metadata)) + metadata
-    if restarts:
-        body += pb.RecordImage(restarts=restarts).SerializeToString()
-    return b"\x12" + _varint(len(body)) + body
+    if not restarts:
+        return _before_metadata(len(metadata), 0) + metadata
+    end = pb.RecordImage(restarts=restarts).SerializeToString()
+    return _before_metadata(len(metadata), len(end)) + metadata + end
+
+
+def encode_record_images(images: Sequence[bytes]) -> bytes:
+    """Return one `WriterAction` that records `images`, each from `encode_record_image`, in their order."""
+    if len(images) == 1:
+        return images[0]
+    body = b"".join(images)
+    # Field 102, length-delimited.
+    return b"\xb2\x06" + _varint(len(body)) + body
 
 
 @functools.lru_cache(maxsize=1024)
+def _before_metadata(n_bytes: int, n_after: int) -> bytes:
+    """Return what comes before metadata of `n_bytes` that `n_after` bytes follow."""
+    # Protobuf wire format: tag 0x0a is field 1, length-delimited; 0x12 is field 2, length-delimited.
+    begin = b"\x0a" + _varint(n_bytes)
+    return b"\x12" + _varint(len(begin) + n_bytes + n_after) + begin
+
+
 def _varint(value: int) -> bytes:
     encoded = bytearray()
     while value > 0x7F:
@@ -35,6 +51,13 @@ def _varint(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
+
+
+def images_of(action: pb.WriterAction) -> Sequence[pb.RecordImage]:
+    """Return the images that this action records, in order; none if it is another action."""
+    if action.HasField("record_image"):
+        return (action.record_image,)
+    return action.record_images.images
 
 
 def check_action(action: pb.WriterAction) -> None:

@@ -12,6 +12,8 @@ from support.processes.deployment import make_config, wait_until
 from stddaq.dataplane import endpoints
 from stddaq.dataplane.ipc_sockets import Binding
 from stddaq.wire.std_daq import writer_action_pb2 as pb
+from stddaq.wire.std_daq.image_metadata_pb2 import ImageMetadata
+from stddaq.wire.writer_messages import encode_record_image, images_of
 from stddaq.writing.driver.writer_peer import Answer, WriterConnection, WriterPeer
 
 
@@ -255,3 +257,39 @@ def test_a_response_may_announce_the_restart(peer: FedPeer):
     assert not peer.connected
     assert peer.is_restarting
     assert peer.connections_changed(0) == ""
+
+
+IMAGES = [encode_record_image(ImageMetadata(image_id=i).SerializeToString(), 0) for i in range(3)]
+
+
+def test_images_go_to_a_writer_in_one_message_but_to_a_cpp_writer_one_by_one(sockets: Sockets) -> None:
+    connection = sockets.connection
+    for connection.has_extensions in (True, False):
+        for image in IMAGES:
+            connection.forward(image)
+        assert connection.deliver() == ""
+        assert connection.deliver() == ""
+    connection.forward(IMAGES[0])
+    sockets.request(7)
+    received = [sockets.actions.recv() for _ in range(5)]
+    assert [len(images_of(pb.WriterAction.FromString(message))) for message in received] == [3, 1, 1, 1, 0]
+    assert received[0].endswith(b"".join(IMAGES))
+    assert received[1:4] == IMAGES
+    assert connection.n_forwarded == 7
+
+
+def test_a_writer_that_is_a_million_images_late_does_not_keep_up(sockets: Sockets) -> None:
+    connection = sockets.connection
+    connection.has_extensions = True
+    connection.n_forwarded, connection.reported.n_written = 1_500_000, 500_001
+    connection.forward(IMAGES[0])
+    assert connection.deliver() == ""
+    connection.forward(IMAGES[1])
+    assert connection.deliver() == "writer 0 does not keep up: more than 1000000 images are to be written"
+
+
+def test_images_for_a_writer_that_has_disconnected_end_the_run(sockets: Sockets) -> None:
+    sockets.actions.close()
+    wait_until(lambda: not sockets.is_connected(), what="the disconnect")
+    sockets.connection.forward(IMAGES[0])
+    assert sockets.connection.deliver() == "writer 0 disconnected"

@@ -126,6 +126,10 @@ class FakeDriver:
         for image_id in image_ids:
             self.send(record_image=pb.RecordImage(image_metadata={"image_id": image_id}))
 
+    def record_together(self, *image_ids: int) -> None:
+        images = [pb.RecordImage(image_metadata={"image_id": image_id}) for image_id in image_ids]
+        self.send(record_images=pb.RecordImages(images=images))
+
     def receive(self) -> pb.WriterResponse:
         return pb.WriterResponse.FromString(self.responses.recv())
 
@@ -210,9 +214,13 @@ def test_the_recorder_learns_until_when_the_queue_was_read(
     wait_until(lambda: recorder.read_until > now, what="another look at the queue")
 
 
-def test_no_batch_is_larger_than_the_recorder_accepts(driver: FakeDriver, recorder: FakeRecorder, path: Path):
+@pytest.mark.parametrize("n_together", [1, 7, 35])
+def test_no_batch_is_larger_than_the_recorder_accepts(
+    driver: FakeDriver, recorder: FakeRecorder, path: Path, n_together: int
+):
     driver.create(path)
-    driver.record(*range(35))
+    for first in range(0, 35, n_together):
+        driver.record_together(*range(first, first + n_together))
     driver.send(confirm_last_image=pb.ConfirmLastImage(), request=2)
     driver.response(2)
     assert recorder.ids == list(range(35))
@@ -306,6 +314,7 @@ def test_a_master_file_that_cannot_be_created_is_a_failure(driver: FakeDriver, p
 def test_messages_that_are_not_requests_get_no_response(driver: FakeDriver, path: Path):
     assert driver.actions
     driver.actions.send(b"\xff\xff")
+    driver.record_together()
     driver.send(request=1)
     driver.create(path, request=2)
     assert driver.receive().request == 2

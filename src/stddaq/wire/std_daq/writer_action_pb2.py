@@ -25,31 +25,33 @@ _sym_db = _symbol_database.Default()
 from stddaq.wire.std_daq import image_metadata_pb2 as std__daq_dot_image__metadata__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bstd_daq/writer_action.proto\x12\x10std_daq_protocol\x1a\x1cstd_daq/image_metadata.proto\"\xcd\x01\n\x10\x43reateWriterFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\twriter_id\x18\x02 \x01(\x05\x12\x11\n\toverwrite\x18\x64 \x01(\x08\x12\x19\n\x11number_of_writers\x18\x65 \x01(\x04\x12\x31\n\x08\x64ivision\x18\x66 \x01(\x0e\x32\x1f.std_daq_protocol.ImageDivision\x12\x17\n\x0f\x65xpected_images\x18g \x01(\x04\x12\x0e\n\x06run_id\x18h \x01(\t\x12\x0e\n\x06source\x18i \x01(\t\"X\n\x0bRecordImage\x12\x37\n\x0eimage_metadata\x18\x01 \x01(\x0b\x32\x1f.std_daq_protocol.ImageMetadata\x12\x10\n\x08restarts\x18\x64 \x01(\r\"+\n\x0f\x43loseWriterFile\x12\x18\n\x10\x64iscard_if_empty\x18\x64 \x01(\x08\"\x12\n\x10\x43onfirmLastImage\"\x8b\x01\n\x10\x43reateMasterFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\traw_files\x18\x02 \x03(\t\x12\x15\n\rmetadata_file\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x04 \x01(\t\x12\x11\n\toverwrite\x18\x05 \x01(\x08\x12\r\n\x05nexus\x18\x06 \x01(\t\x12\x0c\n\x04nxmx\x18\x07 \x01(\t\"\xd8\x02\n\x0cWriterAction\x12\x39\n\x0b\x63reate_file\x18\x01 \x01(\x0b\x32\".std_daq_protocol.CreateWriterFileH\x00\x12\x35\n\x0crecord_image\x18\x02 \x01(\x0b\x32\x1d.std_daq_protocol.RecordImageH\x00\x12\x37\n\nclose_file\x18\x03 \x01(\x0b\x32!.std_daq_protocol.CloseWriterFileH\x00\x12@\n\x12\x63onfirm_last_image\x18\x04 \x01(\x0b\x32\".std_daq_protocol.ConfirmLastImageH\x00\x12@\n\x12\x63reate_master_file\x18\x65 \x01(\x0b\x32\".std_daq_protocol.CreateMasterFileH\x00\x12\x0f\n\x07request\x18\x64 \x01(\x04\x42\x08\n\x06\x61\x63tion\"\x8a\x01\n\x0eWriterProgress\x12\x11\n\tn_written\x18\x01 \x01(\x04\x12\x15\n\rn_overwritten\x18\x02 \x01(\x04\x12\x10\n\x08n_failed\x18\x03 \x01(\x04\x12\x17\n\x0foverwritten_ids\x18\x04 \x03(\x04\x12\x12\n\nfailed_ids\x18\x05 \x03(\x04\x12\x0f\n\x07\x66\x61ilure\x18\x06 \x01(\t\"\xb7\x01\n\x0eWriterResponse\x12,\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x1e.std_daq_protocol.ResponseCode\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x64 \x01(\x04\x12\x32\n\x08progress\x18\x65 \x01(\x0b\x32 .std_daq_protocol.WriterProgress\x12\x0e\n\x06run_id\x18\x66 \x01(\t\x12\x12\n\nrestarting\x18g \x01(\x08*5\n\x0cResponseCode\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0b\n\x07SUCCESS\x10\x01\x12\x0b\n\x07\x46\x41ILURE\x10\x02*0\n\rImageDivision\x12\x0f\n\x0b\x62y_image_id\x10\x00\x12\x0e\n\nby_arrival\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bstd_daq/writer_action.proto\x12\x10std_daq_protocol\x1a\x1cstd_daq/image_metadata.proto\"\xcd\x01\n\x10\x43reateWriterFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\twriter_id\x18\x02 \x01(\x05\x12\x11\n\toverwrite\x18\x64 \x01(\x08\x12\x19\n\x11number_of_writers\x18\x65 \x01(\x04\x12\x31\n\x08\x64ivision\x18\x66 \x01(\x0e\x32\x1f.std_daq_protocol.ImageDivision\x12\x17\n\x0f\x65xpected_images\x18g \x01(\x04\x12\x0e\n\x06run_id\x18h \x01(\t\x12\x0e\n\x06source\x18i \x01(\t\"X\n\x0bRecordImage\x12\x37\n\x0eimage_metadata\x18\x01 \x01(\x0b\x32\x1f.std_daq_protocol.ImageMetadata\x12\x10\n\x08restarts\x18\x64 \x01(\r\"=\n\x0cRecordImages\x12-\n\x06images\x18\x02 \x03(\x0b\x32\x1d.std_daq_protocol.RecordImage\"+\n\x0f\x43loseWriterFile\x12\x18\n\x10\x64iscard_if_empty\x18\x64 \x01(\x08\"\x12\n\x10\x43onfirmLastImage\"\x8b\x01\n\x10\x43reateMasterFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\traw_files\x18\x02 \x03(\t\x12\x15\n\rmetadata_file\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x04 \x01(\t\x12\x11\n\toverwrite\x18\x05 \x01(\x08\x12\r\n\x05nexus\x18\x06 \x01(\t\x12\x0c\n\x04nxmx\x18\x07 \x01(\t\"\x91\x03\n\x0cWriterAction\x12\x39\n\x0b\x63reate_file\x18\x01 \x01(\x0b\x32\".std_daq_protocol.CreateWriterFileH\x00\x12\x35\n\x0crecord_image\x18\x02 \x01(\x0b\x32\x1d.std_daq_protocol.RecordImageH\x00\x12\x37\n\nclose_file\x18\x03 \x01(\x0b\x32!.std_daq_protocol.CloseWriterFileH\x00\x12@\n\x12\x63onfirm_last_image\x18\x04 \x01(\x0b\x32\".std_daq_protocol.ConfirmLastImageH\x00\x12@\n\x12\x63reate_master_file\x18\x65 \x01(\x0b\x32\".std_daq_protocol.CreateMasterFileH\x00\x12\x37\n\rrecord_images\x18\x66 \x01(\x0b\x32\x1e.std_daq_protocol.RecordImagesH\x00\x12\x0f\n\x07request\x18\x64 \x01(\x04\x42\x08\n\x06\x61\x63tion\"\x8a\x01\n\x0eWriterProgress\x12\x11\n\tn_written\x18\x01 \x01(\x04\x12\x15\n\rn_overwritten\x18\x02 \x01(\x04\x12\x10\n\x08n_failed\x18\x03 \x01(\x04\x12\x17\n\x0foverwritten_ids\x18\x04 \x03(\x04\x12\x12\n\nfailed_ids\x18\x05 \x03(\x04\x12\x0f\n\x07\x66\x61ilure\x18\x06 \x01(\t\"\xb7\x01\n\x0eWriterResponse\x12,\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x1e.std_daq_protocol.ResponseCode\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x64 \x01(\x04\x12\x32\n\x08progress\x18\x65 \x01(\x0b\x32 .std_daq_protocol.WriterProgress\x12\x0e\n\x06run_id\x18\x66 \x01(\t\x12\x12\n\nrestarting\x18g \x01(\x08*5\n\x0cResponseCode\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0b\n\x07SUCCESS\x10\x01\x12\x0b\n\x07\x46\x41ILURE\x10\x02*0\n\rImageDivision\x12\x0f\n\x0b\x62y_image_id\x10\x00\x12\x0e\n\nby_arrival\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'std_daq.writer_action_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RESPONSECODE']._serialized_start=1258
-  _globals['_RESPONSECODE']._serialized_end=1311
-  _globals['_IMAGEDIVISION']._serialized_start=1313
-  _globals['_IMAGEDIVISION']._serialized_end=1361
+  _globals['_RESPONSECODE']._serialized_start=1378
+  _globals['_RESPONSECODE']._serialized_end=1431
+  _globals['_IMAGEDIVISION']._serialized_start=1433
+  _globals['_IMAGEDIVISION']._serialized_end=1481
   _globals['_CREATEWRITERFILE']._serialized_start=80
   _globals['_CREATEWRITERFILE']._serialized_end=285
   _globals['_RECORDIMAGE']._serialized_start=287
   _globals['_RECORDIMAGE']._serialized_end=375
-  _globals['_CLOSEWRITERFILE']._serialized_start=377
-  _globals['_CLOSEWRITERFILE']._serialized_end=420
-  _globals['_CONFIRMLASTIMAGE']._serialized_start=422
-  _globals['_CONFIRMLASTIMAGE']._serialized_end=440
-  _globals['_CREATEMASTERFILE']._serialized_start=443
-  _globals['_CREATEMASTERFILE']._serialized_end=582
-  _globals['_WRITERACTION']._serialized_start=585
-  _globals['_WRITERACTION']._serialized_end=929
-  _globals['_WRITERPROGRESS']._serialized_start=932
-  _globals['_WRITERPROGRESS']._serialized_end=1070
-  _globals['_WRITERRESPONSE']._serialized_start=1073
-  _globals['_WRITERRESPONSE']._serialized_end=1256
+  _globals['_RECORDIMAGES']._serialized_start=377
+  _globals['_RECORDIMAGES']._serialized_end=438
+  _globals['_CLOSEWRITERFILE']._serialized_start=440
+  _globals['_CLOSEWRITERFILE']._serialized_end=483
+  _globals['_CONFIRMLASTIMAGE']._serialized_start=485
+  _globals['_CONFIRMLASTIMAGE']._serialized_end=503
+  _globals['_CREATEMASTERFILE']._serialized_start=506
+  _globals['_CREATEMASTERFILE']._serialized_end=645
+  _globals['_WRITERACTION']._serialized_start=648
+  _globals['_WRITERACTION']._serialized_end=1049
+  _globals['_WRITERPROGRESS']._serialized_start=1052
+  _globals['_WRITERPROGRESS']._serialized_end=1190
+  _globals['_WRITERRESPONSE']._serialized_start=1193
+  _globals['_WRITERRESPONSE']._serialized_end=1376
 # @@protoc_insertion_point(module_scope)

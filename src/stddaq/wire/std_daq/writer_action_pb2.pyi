@@ -52,6 +52,12 @@ class RecordImage(_message.Message):
     restarts: int
     def __init__(self, image_metadata: _Optional[_Union[_image_metadata_pb2.ImageMetadata, _Mapping]] = ..., restarts: _Optional[int] = ...) -> None: ...
 
+class RecordImages(_message.Message):
+    __slots__ = ("images",)
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedCompositeFieldContainer[RecordImage]
+    def __init__(self, images: _Optional[_Iterable[_Union[RecordImage, _Mapping]]] = ...) -> None: ...
+
 class CloseWriterFile(_message.Message):
     __slots__ = ("discard_if_empty",)
     DISCARD_IF_EMPTY_FIELD_NUMBER: _ClassVar[int]
@@ -81,20 +87,22 @@ class CreateMasterFile(_message.Message):
     def __init__(self, path: _Optional[str] = ..., raw_files: _Optional[_Iterable[str]] = ..., metadata_file: _Optional[str] = ..., account: _Optional[str] = ..., overwrite: _Optional[bool] = ..., nexus: _Optional[str] = ..., nxmx: _Optional[str] = ...) -> None: ...
 
 class WriterAction(_message.Message):
-    __slots__ = ("create_file", "record_image", "close_file", "confirm_last_image", "create_master_file", "request")
+    __slots__ = ("create_file", "record_image", "close_file", "confirm_last_image", "create_master_file", "record_images", "request")
     CREATE_FILE_FIELD_NUMBER: _ClassVar[int]
     RECORD_IMAGE_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FILE_FIELD_NUMBER: _ClassVar[int]
     CONFIRM_LAST_IMAGE_FIELD_NUMBER: _ClassVar[int]
     CREATE_MASTER_FILE_FIELD_NUMBER: _ClassVar[int]
+    RECORD_IMAGES_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     create_file: CreateWriterFile
     record_image: RecordImage
     close_file: CloseWriterFile
     confirm_last_image: ConfirmLastImage
     create_master_file: CreateMasterFile
+    record_images: RecordImages
     request: int
-    def __init__(self, create_file: _Optional[_Union[CreateWriterFile, _Mapping]] = ..., record_image: _Optional[_Union[RecordImage, _Mapping]] = ..., close_file: _Optional[_Union[CloseWriterFile, _Mapping]] = ..., confirm_last_image: _Optional[_Union[ConfirmLastImage, _Mapping]] = ..., create_master_file: _Optional[_Union[CreateMasterFile, _Mapping]] = ..., request: _Optional[int] = ...) -> None: ...
+    def __init__(self, create_file: _Optional[_Union[CreateWriterFile, _Mapping]] = ..., record_image: _Optional[_Union[RecordImage, _Mapping]] = ..., close_file: _Optional[_Union[CloseWriterFile, _Mapping]] = ..., confirm_last_image: _Optional[_Union[ConfirmLastImage, _Mapping]] = ..., create_master_file: _Optional[_Union[CreateMasterFile, _Mapping]] = ..., record_images: _Optional[_Union[RecordImages, _Mapping]] = ..., request: _Optional[int] = ...) -> None: ...
 
 class WriterProgress(_message.Message):
     __slots__ = ("n_written", "n_overwritten", "n_failed", "overwritten_ids", "failed_ids", "failure")

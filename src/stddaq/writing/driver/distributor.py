@@ -1,8 +1,8 @@
 """The data path of the driver: one thread that owns all its ZeroMQ sockets and forwards metadata.
 
 The asyncio side uses `call`, which runs a function in the thread, and reads plain counters. An image costs
-one receive, one check of its metadata, and one send of the received bytes with two tags in front; no message
-is built on the way.
+one receive and one check of its metadata; the received bytes with two tags in front are sent to its writer in
+one message with the others of the same read. No message is built on the way.
 """
 
 from __future__ import annotations
@@ -304,17 +304,20 @@ class Distributor:
 
     def _take_messages(self, job: RecordingJob | None) -> int:
         receive = self._subscriber.recv
-        for n in range(BATCH_LIMIT):
+        n = 0
+        while n < BATCH_LIMIT:
             try:
                 message = receive(zmq.NOBLOCK)
             except zmq.Again:
-                return n
+                break
+            n += 1
             if job and job.is_open:
                 self._forward(message, job)
-        return BATCH_LIMIT
+        self._deliver()
+        return n
 
     def _forward(self, message: bytes, job: RecordingJob) -> None:
-        """Forward one image to its writer. 5 us, most of it the send."""
+        """Forward one image to its writer, to be delivered with others."""
         account = job.account
         try:
             metadata = ImageMetadata.FromString(message)
@@ -339,22 +342,18 @@ class Distributor:
         account.record(metadata)
         action = encode_record_image(message, account.epoch)
         writers = self.writers
-        writer = writers[(position if job.by_arrival else image_id) % len(writers)]
-        if not (self._send(writer, action) and (self._meta is None or self._send(self._meta, action))):
-            return
+        writers[(position if job.by_arrival else image_id) % len(writers)].forward(action)
+        if self._meta:
+            self._meta.forward(action)
         if not position:
             account.first_at = time.monotonic()
             job.on_first_image()
-        if account.n_images >= job.n_image:
+        if account.n_images >= job.n_image and self._deliver():
             self._end_recording("")
 
-    def _send(self, peer: WriterConnection, action: bytes) -> bool:
-        peer.n_forwarded += 1
-        try:
-            peer.actions.send(action, zmq.NOBLOCK)
-        except zmq.Again:
-            # A writer that has just disconnected accepts no messages either.
-            slow = f"{peer.title} does not keep up: more than {connections.QUEUE_LIMIT} images are queued"
-            self._end_recording(peer.check() or (slow if peer.connected else f"{peer.title} disconnected"))
-            return False
-        return True
+    def _deliver(self) -> bool:
+        """Send all forwarded images to their writers. If one cannot receive them, end the recording."""
+        problems = [problem for peer in self.peers if (problem := peer.deliver())]
+        if problems:
+            self._end_recording(problems[0])
+        return not problems

@@ -19,6 +19,10 @@ from stddaq.dataplane import connections, endpoints
 from stddaq.dataplane.ipc_sockets import Binding, Connection
 from stddaq.text import mismatch, shown_text
 from stddaq.wire.std_daq import writer_action_pb2 as pb
+from stddaq.wire.writer_messages import encode_record_images
+
+# Images that a writer may be late. In its queue and in that of the driver they take about 100 MB.
+UNWRITTEN_LIMIT = 1_000_000
 
 
 @dataclass(slots=True)
@@ -59,7 +63,7 @@ class WriterPeer:
         name: `0`, `1`, ... or `meta`.
         title: the name in words, for messages.
         is_restarting: it has announced that it disconnects and connects again.
-        n_forwarded: images of the current run that were sent to it.
+        n_forwarded: images of the current run that were sent to it, or are just about to be.
         has_extensions: whether it returned the number of the request that it answered last: it reports
             progress and can create master files. C++ writers do not.
     """
@@ -229,6 +233,7 @@ class WriterConnection(WriterPeer):
         connections.watch_for_hanging_peers(self.actions)
         self.responses = connections.open_socket(context, zmq.PULL)
         self.monitor = connections.watch_connections(self.actions)
+        self._images: list[bytes] = []
         self._binding = Binding(self.actions, endpoints.driver_to_writer(detector_name, name))
         self._connection = Connection(self.responses, endpoints.writer_to_driver(detector_name, name))
 
@@ -243,6 +248,35 @@ class WriterConnection(WriterPeer):
             on_answer(Answer(f"{self.title} does not keep up: {connections.QUEUE_LIMIT} messages are queued"))
             return
         self.expect_answer(action.request, timeout, on_answer)
+
+    def forward(self, image: bytes) -> None:
+        """Note an image that `deliver` is to send, from `encode_record_image`."""
+        self.n_forwarded += 1
+        self._images.append(image)
+
+    def deliver(self) -> str:
+        """Send the images that were noted. Return why this is impossible, an empty string if it is not.
+
+        One message for all of them: each costs both processes more than the image in it. 3 us.
+        """
+        images = self._images
+        if not images:
+            return ""
+        self._images = []
+        try:
+            for message in [encode_record_images(images)] if self.has_extensions else images:
+                self.actions.send(message, zmq.NOBLOCK)
+        except zmq.Again:
+            # A writer that has just disconnected accepts no messages either.
+            slow = f"{self.title} does not keep up: {connections.QUEUE_LIMIT} messages are queued"
+            return self.check() or (slow if self.connected else f"{self.title} disconnected")
+        reported = self.reported
+        if (
+            self.has_extensions
+            and self.n_forwarded - reported.n_written - reported.n_failed > UNWRITTEN_LIMIT
+        ):
+            return f"{self.title} does not keep up: more than {UNWRITTEN_LIMIT} images are to be written"
+        return ""
 
     def receive_responses(self) -> bool:
         """Read messages of the writer. Return whether it reports progress."""

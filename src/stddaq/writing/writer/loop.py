@@ -32,12 +32,13 @@ from stddaq.files.hdf5_calls import hdf5_calls
 from stddaq.files.limits import MASTER_FILE_TIMEOUT_S
 from stddaq.text import mismatch
 from stddaq.wire.std_daq import writer_action_pb2 as pb
-from stddaq.wire.writer_messages import check_action
+from stddaq.wire.writer_messages import check_action, images_of
 from stddaq.writing.writer.driver_presence import DRIVER_ABSENCE_S, DriverPresence
 from stddaq.writing.writer.flush_schedule import FlushSchedule, ReportSchedule
 from stddaq.writing.writer.recorder import Recorder, RecordImages
 
-RECEIVE_LIMIT = 1000
+# Messages that are received at once, and those of a driver that puts up to 1000 images into one.
+RECEIVE_LIMIT, BATCH_LIMIT = 1000, 10
 # How long a writer that stops still carries out requests that keep arriving.
 STOP_DRAIN_S = 0.5
 # A driver that has just started may not be connected yet when the first response is sent.
@@ -166,25 +167,25 @@ class WriterLoop:
         return int(timeout * 1000) + 1
 
     def _work(self) -> int:
-        """Carry out all requests that have arrived, in order. Return how many there were."""
+        """Carry out what has arrived, in order. Return how many images and other actions there were."""
         waiting, began = self._waiting, time.monotonic()
-        self._receive(RECEIVE_LIMIT)
-        n_received = len(waiting)
+        limit = BATCH_LIMIT if self._reports_progress else RECEIVE_LIMIT
+        self._receive(limit)
+        has_caught_up, n_done = len(waiting) < limit, 0
         while waiting and not self._is_unfit:
             images: list[pb.RecordImage] = []
-            while (
-                waiting and len(images) < self._recorder.batch_limit and waiting[0].HasField("record_image")
-            ):
-                images.append(waiting.popleft().record_image)
+            while waiting and len(images) < self._recorder.batch_limit and (found := images_of(waiting[0])):
+                images.extend(found)
+                waiting.popleft()
             if images:
                 self._record(images)
-            self._flush_when_due()
-            if waiting and not waiting[0].HasField("record_image"):
+            else:
                 self._carry_out(waiting.popleft())
-        if n_received < RECEIVE_LIMIT:
+            n_done += len(images) or 1
+        if has_caught_up:
             self._recorder.caught_up(began)
         self._flush_when_due()
-        return n_received
+        return n_done
 
     def _flush_when_due(self) -> None:
         if self._flushes.due_in == 0.0:
@@ -202,10 +203,13 @@ class WriterLoop:
                 self._n_malformed += 1
 
     def _record(self, images: RecordImages) -> None:
-        if self._open_path is None:
-            return  # The images belong to a run that this writer has left.
-        self._recorder.record(images)
-        self._flushes.recorded()
+        limit = self._recorder.batch_limit
+        for first in range(0, len(images), limit):
+            if self._open_path is None:
+                return  # The images belong to a run that this writer has left.
+            self._recorder.record(images[first : first + limit])
+            self._flushes.recorded()
+            self._flush_when_due()
 
     def _flush(self) -> None:
         begin = time.monotonic()
