@@ -84,7 +84,7 @@ def test_image_lies_in_slot_id_modulo_number_of_slots_without_a_header(
     with RingBuffer(config, "image") as ring:
         ring.image(image_id)[:] = 0xBEEF
         start = image_id % 1000 * config.image_bytes
-        assert ring.offset(image_id) == start
+        assert ring.offsets([image_id]) == [start]
         with (SHM_DIRECTORY / ring.name).open("rb") as segment:
             segment.seek(start)
             assert segment.read(config.image_bytes) == b"\xef\xbe" * (32 * 48)
@@ -189,7 +189,7 @@ def test_slot_of_a_cpp_ring_is_written_once_its_source_has_written_it(make: Make
     with RingBuffer(config, "image") as ring:
         assert not ring.is_written(3)
         with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-            memory[ring.offset(3)] = 0
+            memory[ring.offsets([3])[0]] = 0
         assert ring.is_written(3)
         assert not ring.is_written(4)
         assert ring.is_written(1003)
@@ -383,3 +383,13 @@ def test_many_services_that_start_at_once_share_one_ring(make: MakeConfig) -> No
         with RingBuffer(config, "image") as ring:
             assert ring.is_current()
     assert segments(config) == []
+
+
+def test_of_several_images_the_ring_holds_those_that_were_not_overwritten(make: MakeConfig) -> None:
+    config = make()
+    with RingBuffer(config, "image") as ring:
+        ids = [1, 2, 3, config.n_slots + 2]
+        sequences = [put(ring, image_id) for image_id in ids]
+        ring.begin(3)
+        assert ring.held([*ids, 4], [*sequences, sequences[-1] + 1]) == [True, False, False, True, False]
+        assert ring.held([], []) == []

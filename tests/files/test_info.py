@@ -126,7 +126,7 @@ print("ready", flush=True)
 image_id = 0
 while True:
     file.put([memoryview(bytes(64))])
-    file.declare(image_id, 1)
+    file.declare([(image_id, 1)])
     file.flush()
     image_id += 1
 """

@@ -125,7 +125,7 @@ def test_files_of_stddaq_writers_are_shown_in_order(tmp_path: Path, division: st
         for image, pixel in zip(mine, pixels(mine, spec.shape, spec.dtype), strict=True):
             stored = direct_chunk(pixel) if compression else pixel
             file.put([memoryview(stored).cast("B")])
-            file.declare(image.image_id, 1)
+            file.declare([(image.image_id, 1)])
         file.close(epochs(mine))
     create_master_file(tmp_path / "m.h5", raw)
     assert_shows(tmp_path / "m.h5", images, spec)

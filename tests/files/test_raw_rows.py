@@ -29,7 +29,7 @@ image_id = 0
 for line in sys.stdin:
     for _ in range(2):
         file.put([memoryview(np.full((4, 6), image_id, "<u2")).cast("B")])
-        file.declare(image_id, 1)
+        file.declare([(image_id, 1)])
         image_id += 1
     file.flush()
     print(image_id, flush=True)

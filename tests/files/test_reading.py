@@ -366,7 +366,7 @@ for line in sys.stdin:
         else:
             file = files[int(word) % 2]
             file.put([memoryview(np.full((200, 300), int(word), "<u2")).cast("B")])
-            file.declare(int(word), 1)
+            file.declare([(int(word), 1)])
             file.flush()
     print("done", flush=True)
 """

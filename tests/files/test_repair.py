@@ -37,7 +37,7 @@ attributes = {"writer": 0, "number_of_writers": 1, "image_division": "image_id",
 file = RawFile.create(path, layout, attributes)
 for image_id in range(flushed + late):
     file.put([memoryview(np.full((64, 64), image_id, "<u2")).cast("B")])
-    file.declare(image_id, 1)
+    file.declare([(image_id, 1)])
     if image_id < flushed:
         file.flush()
 print("ready", flush=True)

@@ -75,7 +75,7 @@ def test_images_that_are_put_and_flushed_are_read_back(
                 put(file, images, compression, len(reference))
                 for i, how in enumerate(images, len(reference)):
                     good = how == "good"
-                    file.declare(i * 3, 1 if good else 3)
+                    file.declare([(i * 3, 1 if good else 3)])
                     reference.append((i * 3, 1 if good else 3, good))
             assert_is(*visible(path), reference[:n_visible])
             assert file.n_visible == n_visible
@@ -153,7 +153,7 @@ def test_restarts_of_the_ids_are_stored(tmp_path: Path):
     file = RawFile.create(tmp_path / "raw.h5", layout_of(), {"writer": 3})
     for image_id in (5, 6, 1, 2):
         file.put([memoryview(pixels_of(0).tobytes())])
-        file.declare(image_id, 1)
+        file.declare([(image_id, 1)])
     file.close(epochs=[(2, 1)])
     with h5py.File(tmp_path / "raw.h5") as closed:
         assert closed["det/epochs"][:].tolist() == [(2, 1)]  # pyright: ignore

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -63,6 +63,10 @@ class RingReader:
         number of another ring was passed on by a std_daq stage (C++), which copies fields it does not know.
         """
         return metadata.sequence >> CODE_SHIFT == self._ring_code
+
+    def has_cursor_for_all(self, sequences: Iterable[int]) -> bool:
+        """Return whether the cursor gives the verdict on all images with these sequence numbers."""
+        return {sequence >> CODE_SHIFT for sequence in sequences} == {self._ring_code}
 
     def holds(self, metadata: ImageMetadata) -> bool:
         """Return whether the slot holds the complete image. Thread-safe; call it before and after a copy."""

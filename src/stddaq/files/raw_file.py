@@ -14,7 +14,7 @@ import contextlib
 import errno
 import mmap
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -295,9 +295,9 @@ class RawFile:
     def _zeros(self) -> memoryview:
         return self._zero_image(self._image_bytes)
 
-    def declare(self, image_id: int, status: int, *checksum: int) -> None:
-        """Set id, status and, if the layout has one, checksum of the next row, in the order of `put`."""
-        self._declared.append((image_id, status, *checksum))
+    def declare(self, rows: Iterable[tuple[int, ...]]) -> None:
+        """Set id, status and, if the layout has one, checksum of the next rows, in the order of `put`."""
+        self._declared.extend(rows)
 
     def flush(self) -> None:
         """Make all declared rows visible to other processes: pixels first, then the rows' metadata."""
@@ -403,7 +403,7 @@ class RawFile:
     def _copy_into(self, trimmed: RawFile) -> None:
         with h5py.File(self._new.opened, "r", locking=False) as file:
             rows = cast("h5py.Dataset", file[f"{self._layout.detector_name}/metadata"])
-            trimmed._declared.extend(rows[:].tolist())
+            trimmed.declare(rows[:].tolist())
         for chunk, offset in enumerate(self._chunk_offsets):
             n_images = min(self._chunk_images, self.n_visible - chunk * self._chunk_images)
             trimmed._put_from(self._new.fd, offset, n_images)
