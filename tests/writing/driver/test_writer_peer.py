@@ -45,6 +45,13 @@ def test_answers_are_matched_by_number_in_any_order(peer: FedPeer):
     peer.respond(code=pb.FAILURE, reason="no room", request=11)
     assert peer.answers == [(12, ""), (11, "writer 0: no room")]
     assert peer.has_extensions
+    assert not peer.takes_record_images
+
+
+def test_a_writer_says_whether_it_takes_several_images_in_one_message(peer: FedPeer):
+    peer.ask(1)
+    peer.respond(code=pb.SUCCESS, request=1, takes_record_images=True)
+    assert peer.takes_record_images
 
 
 def test_a_failure_without_a_reason_is_still_a_failure(peer: FedPeer):
@@ -262,9 +269,11 @@ def test_a_response_may_announce_the_restart(peer: FedPeer):
 IMAGES = [encode_record_image(ImageMetadata(image_id=i).SerializeToString(), 0) for i in range(3)]
 
 
-def test_images_go_to_a_writer_in_one_message_but_to_a_cpp_writer_one_by_one(sockets: Sockets) -> None:
+def test_images_go_in_one_message_to_a_writer_that_takes_it_and_to_others_one_by_one(
+    sockets: Sockets,
+) -> None:
     connection = sockets.connection
-    for connection.has_extensions in (True, False):
+    for connection.takes_record_images in (True, False):
         for image in IMAGES:
             connection.forward(image)
         assert connection.deliver() == ""

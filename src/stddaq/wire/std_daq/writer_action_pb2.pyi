@@ -121,17 +121,19 @@ class WriterProgress(_message.Message):
     def __init__(self, n_written: _Optional[int] = ..., n_overwritten: _Optional[int] = ..., n_failed: _Optional[int] = ..., overwritten_ids: _Optional[_Iterable[int]] = ..., failed_ids: _Optional[_Iterable[int]] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class WriterResponse(_message.Message):
-    __slots__ = ("code", "reason", "request", "progress", "run_id", "restarting")
+    __slots__ = ("code", "reason", "request", "progress", "run_id", "restarting", "takes_record_images")
     CODE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     RESTARTING_FIELD_NUMBER: _ClassVar[int]
+    TAKES_RECORD_IMAGES_FIELD_NUMBER: _ClassVar[int]
     code: ResponseCode
     reason: str
     request: int
     progress: WriterProgress
     run_id: str
     restarting: bool
-    def __init__(self, code: _Optional[_Union[ResponseCode, str]] = ..., reason: _Optional[str] = ..., request: _Optional[int] = ..., progress: _Optional[_Union[WriterProgress, _Mapping]] = ..., run_id: _Optional[str] = ..., restarting: _Optional[bool] = ...) -> None: ...
+    takes_record_images: bool
+    def __init__(self, code: _Optional[_Union[ResponseCode, str]] = ..., reason: _Optional[str] = ..., request: _Optional[int] = ..., progress: _Optional[_Union[WriterProgress, _Mapping]] = ..., run_id: _Optional[str] = ..., restarting: _Optional[bool] = ..., takes_record_images: _Optional[bool] = ...) -> None: ...

@@ -66,6 +66,7 @@ class WriterPeer:
         n_forwarded: images of the current run that were sent to it, or are just about to be.
         has_extensions: whether it returned the number of the request that it answered last: it reports
             progress and can create master files. C++ writers do not.
+        takes_record_images: whether that answer said that several images may come in one message.
     """
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -74,7 +75,7 @@ class WriterPeer:
         self._n_connections = 0
         self._crowd = self._denial = ""
         self.n_forwarded = 0
-        self.has_extensions = False
+        self.has_extensions = self.takes_record_images = False
         self.reported = WriterProgress()
         self._clock = clock
         self._requests: list[_PendingRequest] = []
@@ -150,6 +151,7 @@ class WriterPeer:
                 del self._requests[position]
                 self._advanced_at = self._clock()
                 self.has_extensions = bool(response.request)
+                self.takes_record_images = response.takes_record_images
                 failure = shown_text(response.reason) or "failed without a reason"
                 failed = response.code != pb.SUCCESS
                 request.on_answer(Answer(f"{self.title}: {failure}" if failed else ""))
@@ -264,7 +266,7 @@ class WriterConnection(WriterPeer):
             return ""
         self._images = []
         try:
-            for message in [encode_record_images(images)] if self.has_extensions else images:
+            for message in [encode_record_images(images)] if self.takes_record_images else images:
                 self.actions.send(message, zmq.NOBLOCK)
         except zmq.Again:
             # A writer that has just disconnected accepts no messages either.

@@ -274,6 +274,7 @@ class WriterLoop:
         if action.request:
             response.progress.CopyFrom(progress)
             response.run_id = self._run_id
+            response.takes_record_images = True
             return
         if progress.failure:
             response.code, response.reason = pb.FAILURE, progress.failure
