@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import zmq
-from rig import Rig, cpu, end, start, wait_ready
+from rig import Rig, cpu, end, size_of, start, wait_ready
 from tables import Table
 
 from stddaq.client import DriverClient
@@ -74,6 +74,25 @@ def memory() -> Table:
     for name, megabytes in found.items():
         table.add(name, megabytes)
     table.add("all", sum(found.values()))
+    return table
+
+
+def slow_stream(n_images: int = 200, rate: float = 40.0) -> Table:
+    """Measure a driver that is woken for each image of a slow stream, with a client that watches."""
+    table = Table(
+        "slow",
+        "Driver of a slow stream",
+        f"Runs of {n_images} images at {rate:g} Hz, 2 writers, files in memory, one client. "
+        "Target: 1 % of a core, twice what the C++ driver takes, 125 us per image of a.",
+        ["shape", "driver us/image", "% of a core"],
+    )
+    for shape in ("a", "none"):
+        with Rig(shape, 2) as rig:
+            rig.fill_ring(rig.config.n_slots)
+            rig.clear(n_images * rig.config.image_bytes)
+            run = rig.record(n_images, rate)
+        seconds = run.driver / n_images
+        table.add(f"{shape}: {size_of(shape)}", seconds * 1e6, 100 * seconds * rate)
     return table
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib as mpl
+import targets
 from matplotlib.figure import Figure
 from tables import Table
 
@@ -24,7 +25,9 @@ def write(machine: str, tables: Mapping[str, Table]) -> None:
     _plot_rates(tables["rates"], DOCS / "images" / "bench-rates.svg")
     _plot_growth(tables, DOCS / "images" / "bench-growth.svg")
     parts = [
-        REMARKS.read_text(encoding="utf-8").replace("{machine}", machine),
+        REMARKS.read_text(encoding="utf-8")
+        .replace("{machine}", machine)
+        .replace("{targets}", targets.table().markdown()),
         *(table.markdown() for table in tables.values()),
     ]
     PAGE.write_text("\n".join(parts), encoding="utf-8")

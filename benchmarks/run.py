@@ -30,6 +30,7 @@ import plans
 import rates
 import reading
 import report
+import targets
 import times
 import udp_chain
 import udp_modules
@@ -76,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "latency": times.latency,
         "times": times.control,
         "idle": daemons.idle,
+        "slow": daemons.slow_stream,
         "memory": daemons.memory,
         "growth": daemons.growth,
         "writers": daemons.writers,
@@ -92,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     exit_at_signals()
     print(machine())
     tables = {name: available[name]() for name in args.measurements or available}
+    if args.write or not args.measurements:
+        targets.add(f"{datetime.now(UTC):%Y-%m-%d}", tables)
     if args.write:
         tables = _earlier() | tables
     if args.write or not args.measurements:

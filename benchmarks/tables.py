@@ -25,14 +25,14 @@ class Table:
         if not self.rows:
             print(f"\n{self.title}\n  " + " | ".join(self.columns))
         self.rows.append(list(cells))
-        print("  " + " | ".join(map(_text, cells)), flush=True)
+        print("  " + " | ".join(map(shown, cells)), flush=True)
 
     def markdown(self) -> str:
         """Return the table with its title and note."""
         lines = [f"## {self.title}", "", self.note, ""]
         lines.append("| " + " | ".join(self.columns) + " |")
         lines.append("|" + " --- |" * len(self.columns))
-        lines += ["| " + " | ".join(map(_text, row)) + " |" for row in self.rows]
+        lines += ["| " + " | ".join(map(shown, row)) + " |" for row in self.rows]
         return "\n".join(lines) + "\n"
 
     def as_json(self) -> dict[str, Any]:
@@ -40,7 +40,8 @@ class Table:
         return asdict(self)
 
 
-def _text(cell: Cell) -> str:
+def shown(cell: Cell) -> str:
+    """Return a cell as it is printed: a number with about three digits."""
     if not isinstance(cell, float):
         return str(cell)
     if cell == 0:
