@@ -206,6 +206,23 @@ def test_commands_during_a_replay(buffer: ImageBufferRig, stored: CppBuffer) -> 
     assert client.command("record")["error"] == "unknown_command"
 
 
+def test_a_replay_that_follows_counts_each_image_once(buffer: ImageBufferRig, stored: CppBuffer) -> None:
+    stored.store(*images_of([1, 2, 3]))
+    name = buffer.camera.detector_name
+    buffer.redis.client.delete(image_key(name, 1), image_key(name, 2))
+    buffer.redis.client.set(image_key(name, 3), b"\xff\xff")
+    client = buffer.client()
+    client.command("start", start_image_id=0, follow=True)
+    # It looks for new images ten times a second.
+    time.sleep(0.5)
+    stored.store(*images_of([7]))
+    wait_until(lambda: client.command("status")["count"] == 1)
+    client.command("stop")
+    client.wait_for("idle")
+    result = client.command("last_result")["result"]
+    assert (result["n_skipped"], result["n_damaged"], result["n_sent"]) == (2, 1, 1)
+
+
 def test_images_are_at_least_the_delay_apart(buffer: ImageBufferRig, stored: CppBuffer) -> None:
     stored.store(*images_of(range(11)))
     client = buffer.client()

@@ -11,6 +11,7 @@ from support.peers.cpp_buffer import CppBuffer
 from support.peers.redis_server import RedisServer
 from support.processes.recording import images_of
 
+from stddaq.buffer.announcer import Announcer
 from stddaq.buffer.leases import IDLE_S, LEASE_S, Lease
 from stddaq.buffer.retention import Retention
 from stddaq.client.buffer_index import BufferIndex
@@ -50,7 +51,7 @@ def stored(redis: RedisServer, directory: Path) -> Iterator[Stored]:
 
 
 def retention(stored: Stored, open_name: str = "", **limits: float) -> Retention:
-    return Retention(stored.index, stored.directory, lambda: open_name, clock=lambda: NOW, **limits)
+    return Retention(stored.index, stored.directory, lambda: {open_name}, clock=lambda: NOW, **limits)
 
 
 def test_files_are_kept_for_a_time(stored: Stored) -> None:
@@ -77,8 +78,12 @@ def test_the_open_file_stays(stored: Stored) -> None:
     assert stored.left() == [1000, 1001]
 
 
-def test_what_is_replayed_stays_until_the_replay_ends(stored: Stored) -> None:
-    now = [NOW]
+def test_what_is_replayed_stays_until_the_replay_ends(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The clock of the servers and that of the database differ.
+    now, in_database = [NOW], [NOW - 1e6]
+    monkeypatch.setattr(stored.index, "time", lambda: in_database[0])
     lease = Lease(stored.index, clock=lambda: now[0])
     lease.take(1001, 2000)
     removing = retention(stored, limit_bytes=0)
@@ -86,6 +91,7 @@ def test_what_is_replayed_stays_until_the_replay_ends(stored: Stored) -> None:
     assert stored.left() == [1000, 1001, 2000, 2001]
     lease.use(2000, 2000)
     now[0] += LEASE_S / 2
+    in_database[0] += LEASE_S / 2
     lease.attend()
     removing.attend()
     assert stored.left() == [2000, 2001]
@@ -94,9 +100,13 @@ def test_what_is_replayed_stays_until_the_replay_ends(stored: Stored) -> None:
     assert stored.left() == []
 
 
-def test_a_lease_ends_with_its_reader_and_without_requests(stored: Stored) -> None:
+def test_a_lease_ends_with_its_reader_and_without_requests(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [NOW - LEASE_S - 1]
+    monkeypatch.setattr(stored.index, "time", lambda: now[0])
     Lease(stored.index, clock=lambda: now[0]).take(0, 1)
+    now[0] = NOW
     retention(stored, keep_s=3.5 * 3600).attend()
     assert stored.left() == stored.ids[2:]
     now[0] = NOW - IDLE_S - 1
@@ -106,6 +116,26 @@ def test_a_lease_ends_with_its_reader_and_without_requests(stored: Stored) -> No
     idle.attend()
     retention(stored, keep_s=2.5 * 3600).attend()
     assert stored.left() == stored.ids[4:]
+    # It goes on after all.
+    idle.use(2000, 2001)
+    idle.attend()
+    retention(stored, limit_bytes=0).attend()
+    assert stored.left() == [2000, 2001]
+
+
+def test_files_stay_whose_images_are_not_announced_yet(stored: Stored) -> None:
+    announced = stored.redis.client.get(image_key("CAM1", 1000))
+    stored.redis.kill()
+    announcer = Announcer(stored.index, 3600)
+    try:
+        announcer.add(1000, announced)
+        needed = announcer.waiting_files()
+    finally:
+        announcer.close(0)
+    stored.redis.start()
+    Retention(stored.index, stored.directory, lambda: needed, limit_bytes=0).attend()
+    left = [path.relative_to(stored.directory) for path in stored.directory.rglob("*.dat")]
+    assert list(map(str, left)) == [file_name(1000)]
 
 
 def test_nothing_is_removed_while_the_database_is_away(

@@ -55,6 +55,34 @@ def test_expired_and_damaged_images(directory: Path, redis: RedisServer) -> None
         empty.newest()
 
 
+@pytest.mark.external
+def test_images_that_are_removed_or_replaced_while_they_are_read(directory: Path, redis: RedisServer) -> None:
+    images_in(directory, redis)
+    file, name = directory / "CAM1" / "0000000" / "1000.dat", image_key("CAM1", 1000)
+    with ImageBuffer(directory, redis.address, "CAM1") as stored:
+        iteration = stored.iterate()
+        assert next(iteration).image_id == 5
+        # As retention does it; the record has been read with those before.
+        redis.client.delete(name)
+        file.unlink()
+        assert [image.image_id for image in iteration] == [6, 2**32]
+        CppBuffer(directory / "CAM1", redis.client, "CAM1").store(*images_of([1000]))
+        assert [image.image_id for image in stored.iterate(first=7)] == [1000, 2**32]
+        file.unlink()
+        with pytest.raises(DamagedImageError, match="No such file"):
+            list(stored.iterate(first=7))
+
+
+@pytest.mark.external
+def test_members_of_another_program_do_not_stop_a_search(directory: Path, redis: RedisServer) -> None:
+    images_in(directory, redis)
+    redis.client.zadd("camera:CAM1:ids", {"3": 2.0**40, "x": 6, "-1": 7})
+    with ImageBuffer(directory, redis.address, "CAM1") as stored:
+        assert stored.ids() == [5, 6, 1000, 2**32]
+        assert stored.ids(6) == [6, 1000, 2**32]
+        assert stored.newest() == 2**32
+
+
 def test_a_database_that_does_not_answer(directory: Path) -> None:
     with (
         ImageBuffer(directory, f"tcp://127.0.0.1:{free_port()}", "CAM1") as stored,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from stddaq.client.buffer_index import BufferIndex, ImageBufferUnreachableError
 from stddaq.daemon.log import event, logger
-from stddaq.wire.image_buffer import ids_key, image_key
+from stddaq.wire.image_buffer import file_name, ids_key, image_key
 
 BATCH = 1000
 # About 100 bytes each.
@@ -57,6 +57,10 @@ class Announcer:
     def n_waiting(self) -> int:
         """Images that are stored and not announced yet."""
         return len(self._waiting)
+
+    def waiting_files(self) -> set[str]:
+        """Return the names of the files of the images that wait."""
+        return {file_name(image_id) for image_id, _ in self._waiting.copy()}
 
     def add(self, image_id: int, value: bytes) -> None:
         """Announce an image, later."""

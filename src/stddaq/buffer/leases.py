@@ -1,7 +1,7 @@
 """Leases of ids in the database: images of a replay that still runs are not removed.
 
-A lease is a member `<first>-<last>-<any>` of a sorted set, its score the time until which it is valid. The
-reader renews it, so that it ends with the reader.
+A lease is a member `<first>-<last>-<any>` of a sorted set, its score the time until which it is valid, by the
+clock of the database. The reader renews it, so that it ends with the reader.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ IDLE_S = 3600.0
 class Lease:
     """The lease of the one replay of a reader."""
 
-    def __init__(self, index: BufferIndex, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, index: BufferIndex, clock: Callable[[], float] = time.monotonic) -> None:
         self._index, self._clock = index, clock
         self._id = uuid.uuid4().hex
         self._range: tuple[int, int] | None = None
@@ -37,8 +37,10 @@ class Lease:
 
     def use(self, first: int, last: int) -> None:
         """Note that the replay goes on from `first` to `last`. It is written with the next renewal."""
-        if self._range:
-            self._range, self._used_at = (first, last), self._clock()
+        if self._range is None:
+            # It was paused for too long, or its first request did not say that it is a new one.
+            self._renew_at = float("-inf")
+        self._range, self._used_at = (first, last), self._clock()
 
     def attend(self) -> None:
         """Renew it when that is due. Raise `ImageBufferUnreachableError`."""
@@ -51,11 +53,12 @@ class Lease:
             self._write()
 
     def _write(self) -> None:
-        index, now = self._index, self._clock()
+        index = self._index
         assert self._range is not None
         member = f"{self._range[0]}-{self._range[1]}-{self._id}"
         # Also after a failure, so that each attempt does not delay the reader.
-        self._renew_at = now + RENEWAL_S
+        self._renew_at = self._clock() + RENEWAL_S
+        now = index.time()
         with index.reachable():
             pipeline = index.redis.pipeline(transaction=True)
             if self._member and self._member != member:
@@ -73,8 +76,9 @@ class Lease:
                 self._index.redis.zrem(replays_key(self._index.camera), member)
 
 
-def replayed_ranges(index: BufferIndex, now: float) -> list[tuple[int, int]]:
+def replayed_ranges(index: BufferIndex) -> list[tuple[int, int]]:
     """Return the ranges of ids, inclusive, that are leased. Raise `ImageBufferUnreachableError`."""
+    now = index.time()
     with index.reachable():
         members: Any = index.redis.zrangebyscore(replays_key(index.camera), now, "+inf")
     ranges: list[tuple[int, int]] = []

@@ -135,6 +135,10 @@ class BufferReader(Closing):
         while True:
             found = self._images.find(first, last, deadline)
             answer.n_skipped += found.n_skipped
+            if found.is_end and is_limited and found.image_id > request.image_id:
+                # A replay that follows asks again: what is counted now is not counted then.
+                answer.searching.image_id = found.image_id
+                return
             if found.is_end:
                 answer.no_image.SetInParent()
                 if is_limited and last != MAX_ID:

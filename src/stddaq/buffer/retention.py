@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class _File:
 
 
 class Retention:
-    """Keeps files for some time, or up to some size. Files that a replay may need stay, as does the open one.
+    """Keeps files for some time, or up to some size. Files that a replay or the writer may need stay.
 
     Attributes:
         n_removed: files removed.
@@ -35,13 +35,14 @@ class Retention:
         self,
         index: BufferIndex,
         directory: Path,
-        open_name: Callable[[], str],
+        needed: Callable[[], Collection[str]],
         *,
         keep_s: float | None = None,
         limit_bytes: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._index, self._directory, self._open_name = index, directory, open_name
+        """`needed` returns the names of the files that stay in any case."""
+        self._index, self._directory, self._needed = index, directory, needed
         self._keep_s, self._limit_bytes, self._clock = keep_s, limit_bytes, clock
         self.n_removed = 0
         self._problem = ""
@@ -60,13 +61,14 @@ class Retention:
     def _remove_due(self) -> None:
         files = sorted(self._files(), key=lambda file: (file.written_at, file.first_id))
         n_bytes, now = sum(file.n_bytes for file in files), self._clock()
-        replayed = replayed_ranges(self._index, now)
+        needed = self._needed()
+        replayed = replayed_ranges(self._index)
         for file in files:
             is_old = self._keep_s is not None and file.written_at < now - self._keep_s
             is_too_much = self._limit_bytes is not None and n_bytes > self._limit_bytes
             if not (is_old or is_too_much):
                 return
-            if file_name(file.first_id) == self._open_name() or _overlaps(file.first_id, replayed):
+            if file_name(file.first_id) in needed or _overlaps(file.first_id, replayed):
                 continue
             self._remove(file)
             n_bytes -= file.n_bytes

@@ -192,7 +192,8 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
         retention = Retention(
             index,
             directory,
-            lambda: files.open_name,
+            # Images whose announcement waits would be announced without a file.
+            lambda: {files.open_name, *announcer.waiting_files()},
             keep_s=args.keep and args.keep * 3600,
             limit_bytes=args.limit and args.limit * 1e9,
         )

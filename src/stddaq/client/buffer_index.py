@@ -78,16 +78,24 @@ class BufferIndex(Closing):
                 mismatch(self.address, "a Redis database that answers", text)
             ) from error
 
+    def time(self) -> float:
+        """Return the time of the database in s. Unlike the clocks of servers, its users share it."""
+        with self.reachable():
+            now: Any = self.redis.time()
+        return now[0] + now[1] * 1e-6
+
     def ids(self, first: int, last: int = MAX_ID, limit: int = BATCH_IDS) -> list[int]:
         """Return up to `limit` ids of the set from `first` to `last`. The keys of some may have expired."""
         with self.reachable():
-            found: Any = self.redis.zrangebyscore(ids_key(self.camera), first, last, 0, limit)
+            found: Any = self.redis.zrangebyscore(
+                ids_key(self.camera), first, last, 0, limit, withscores=True
+            )
         return _integers(found)
 
     def ids_down(self, last: int, limit: int = BATCH_IDS) -> list[int]:
         """Return up to `limit` ids of the set from `last` downwards, like `ids`."""
         with self.reachable():
-            found: Any = self.redis.zrevrangebyscore(ids_key(self.camera), last, 0, 0, limit)
+            found: Any = self.redis.zrevrangebyscore(ids_key(self.camera), last, 0, 0, limit, withscores=True)
         return _integers(found)
 
     def values(self, ids: Sequence[int]) -> list[bytes | None]:
@@ -161,5 +169,6 @@ def _client(address: str) -> Redis:
     )
 
 
-def _integers(members: Sequence[bytes]) -> list[int]:
-    return [int(member) for member in members if member.isdigit()]
+def _integers(members: Sequence[tuple[bytes, float]]) -> list[int]:
+    """Return the ids. A member with another score, of another program, would not end a search in order."""
+    return [int(member) for member, score in members if member.isdigit() and int(member) == score]

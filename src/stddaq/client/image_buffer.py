@@ -86,10 +86,13 @@ class ImageBuffer(Closing):
 
     def __getitem__(self, image_id: int) -> BufferedImage:
         """Return an image. Raise `NotStoredError`, `DamagedImageError` or `DamagedRecordError`."""
+        return self._read(self._record(image_id))
+
+    def _record(self, image_id: int) -> BufferedMetadata:
         record = self._index.record(image_id)
         if record is None:
             raise NotStoredError(mismatch(f"image {image_id}", "a stored image", "none, or an expired one"))
-        return self._read(record)
+        return record
 
     def iterate(self, first: int = 0, last: int = MAX_ID) -> Iterator[BufferedImage]:
         """Yield the images from `first` to `last` that are stored when their turn comes, in order.
@@ -97,7 +100,11 @@ class ImageBuffer(Closing):
         Raise `DamagedImageError` or `DamagedRecordError` at a damaged image.
         """
         for image_id, value in self._stored(first, last):
-            yield self._read(parse_record(value, image_id))
+            try:
+                image = self._read(parse_record(value, image_id))
+            except NotStoredError:
+                continue
+            yield image
 
     def __iter__(self) -> Iterator[BufferedImage]:
         return self.iterate()
@@ -110,9 +117,16 @@ class ImageBuffer(Closing):
             first, limit = ids[-1] + 1, LARGE_BATCH_IDS if not any(values) else BATCH_IDS
 
     def _read(self, record: BufferedMetadata) -> BufferedImage:
-        self._offsets.check(record)
         pixels = empty_image(record.metadata)
-        self._files.read_into(record, pixels)
+        try:
+            self._offsets.check(record)
+            self._files.read_into(record, pixels)
+        except DamagedImageError:
+            # The writer may have removed or replaced it after its record was read.
+            present = self._record(record.metadata.image_id)
+            if present == record:
+                raise
+            return self._read(present)
         return BufferedImage(record.metadata.image_id, pixels, record.metadata)
 
     def close(self) -> None:
