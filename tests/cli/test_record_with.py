@@ -178,6 +178,25 @@ def test_a_driver_that_hangs_is_named_and_its_part_is_complete_when_it_goes_on(
     assert_master_shows(drivers, range(40))
 
 
+def test_a_run_that_was_stopped_ends_on_a_driver_that_is_found_again(drivers: JoinedDrivers):
+    second = drivers.parts[1]
+    record = drivers.record()
+    record.wait_for_line("waiting_for_first_image")
+    drivers.publish(range(10))
+    record.wait_for_line("recording: 10 ")
+    second.driver.send(signal.SIGSTOP)
+    try:
+        record.wait_for_line("part 2 .*no status from the driver for 5 s")
+        record.send(signal.SIGINT)
+        record.wait_for_line("stopping")
+        time.sleep(0.5)
+    finally:
+        second.driver.send(signal.SIGCONT)
+    assert record.wait() == 0, record.output
+    assert "images      10, all good, ids 0 to 9, none dropped" in record.stdout
+    assert_master_shows(drivers, range(10))
+
+
 def test_a_driver_that_was_restarted_is_lost_although_it_answers(drivers: JoinedDrivers):
     first, second = drivers.parts
     record = drivers.record("-n", 30)

@@ -192,9 +192,12 @@ class AsyncDriverGroup(AsyncDriverClient):
     async def stop(self, timeout: float = COMMAND_TIMEOUT_S) -> DriverStatus:
         """End the run on all drivers that are connected; `wait_until_saved` waits for its files.
 
+        A driver that was cut off ends it when it is found again before `wait_until_saved` returns.
         Raise `DriverTimeoutError`, `ConnectionLostError` when no driver is connected.
         """
         self._connected()
+        for run in self._runs:
+            run.is_stopped = True
         reached = [member for member in self._members if member.run.is_connected]
         answers = await asyncio.gather(
             *(member.client.stop(timeout) for member in reached), return_exceptions=True

@@ -32,6 +32,7 @@ class PartRun:
         run_id: of the driver's own run; None before it has started.
         status: its latest status.
         is_connected: whether the driver is.
+        is_stopped: the run of the group was stopped.
         reason: why the part is lost, as far as it is known now.
         part: how it ended; None before.
     """
@@ -41,7 +42,7 @@ class PartRun:
         self.is_asked = False
         self.run_id: str | None = None
         self.status: DriverStatus | None = None
-        self.is_connected = True
+        self.is_connected, self.is_stopped = True, False
         self.reason = ""
         self.part: Part | None = None
 
@@ -160,6 +161,9 @@ class GroupMember:
         """Follow a part to its end. Return its account; None, with the reason in `run`, if it is lost."""
         while True:
             try:
+                # The connection was lost when the others were stopped.
+                if run.is_stopped and self.client.latest.run_id == run.run_id:
+                    await self.client.stop()
                 async for status in self.client.watch_run():
                     if status.run_id == run.run_id:
                         run.status = status
