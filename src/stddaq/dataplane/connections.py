@@ -7,7 +7,6 @@ import struct
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import cast
 from weakref import WeakKeyDictionary
 
 import zmq
@@ -37,6 +36,11 @@ def open_socket(context: zmq.Context, kind: int) -> zmq.Socket:
     zmq_socket.reconnect_ivl = 20
     zmq_socket.reconnect_ivl_max = 200
     return zmq_socket
+
+
+def has_message(zmq_socket: zmq.Socket) -> bool:
+    """Return whether a message has arrived at a socket. With cold caches 30 us; `zmq.Again` takes 95 us."""
+    return bool(zmq.zmq_poll([(zmq_socket, zmq.POLLIN)], 0))
 
 
 def watch_for_hanging_peers(zmq_socket: zmq.Socket) -> None:
@@ -130,7 +134,7 @@ def connection_counts(monitor: zmq.Socket) -> Iterator[int]:
 
 def _read_events(monitor: zmq.Socket) -> None:
     known = _connections[monitor]
-    while cast(int, monitor.get(zmq.EVENTS)) & zmq.POLLIN:
+    while has_message(monitor):
         # pyzmq's own decoder imports asyncio, a tenth of a writer's start.
         event, descriptor = _MONITOR_EVENT.unpack(monitor.recv_multipart(zmq.NOBLOCK)[0])
         if event in (zmq.EVENT_ACCEPTED, zmq.EVENT_CONNECTED):

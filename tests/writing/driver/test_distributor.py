@@ -28,7 +28,7 @@ time.sleep(100)
 
 
 def test_a_defect_in_the_data_path_ends_the_driver(tmp_path: Path):
-    program = CRASH.format(config=json.dumps(make_config()), method="_take_images")
+    program = CRASH.format(config=json.dumps(make_config()), method="_control")
     directory = Path("/tmp") / f"sd-{make_config()['detector_name']}"
     directory.mkdir()
     try:

@@ -37,6 +37,7 @@ from stddaq.wire.fields import shown_message
 from stddaq.wire.run_defaults import DEFAULT_N_IMAGE
 from stddaq.writing.driver.active_run import ActiveRun, RunError
 from stddaq.writing.driver.distributor import Distributor
+from stddaq.writing.driver.doorbell import Doorbell
 from stddaq.writing.driver.repair import repair_as
 from stddaq.writing.driver.run import RunCourse
 from stddaq.writing.driver.run_metadata import layers_of, missing_metadata
@@ -85,6 +86,7 @@ class Driver:
         self._machine = StateMachine()
         self._writers = Writers(distributor, suffix, by_arrival=config.image_division == "arrival")
         self.watchers = Watchers(self._status, asyncio.get_running_loop())
+        self._progress = Doorbell(self.watchers.notify_progress)
         self.totals = RunTotals(config.number_of_writers)
         self.n_refused: Counter[ErrorType] = Counter()
         self.n_finished: Counter[str] = Counter()
@@ -304,7 +306,7 @@ class Driver:
         """Carry out a run. The driver is idle and usable afterwards in any case."""
         course = RunCourse(run, self._config, self._suffix, self._distributor, self._writers, self._roots)
         try:
-            reason = await course.carry_out(self._enter, self.watchers.notify_progress, self.watchers.notify)
+            reason = await course.carry_out(self._enter, self._progress.ring, self.watchers.notify)
             self._unclosed, self._unclosed_uid = run.unclosed_files(), run.start.writer_id
             self._last_result = course.result(reason)
             self._enter(State.ERROR if reason else State.FILE_SAVED, reason)

@@ -64,7 +64,8 @@ class RunCourse:
     ) -> str:
         """Carry out the run. Return why it failed, or an empty string. Raise nothing.
 
-        `on_progress` is called when all images so far are readable, `on_complete` when those of the run are.
+        `on_progress` is called in the distributor's thread when all images so far are readable, `on_complete`
+        in the loop when those of the run are.
         """
         reason = await self._attempt(self._record(enter, on_progress, on_complete))
         if reason:
@@ -198,7 +199,7 @@ class RunCourse:
             run.account,
             on_first_image=lambda: _from_thread(loop, run.first_image.set),
             on_end=lambda failure: _from_thread(loop, run.end_recording, failure),
-            on_caught_up=lambda: _from_thread(loop, on_progress),
+            on_caught_up=on_progress,
         )
 
     async def _create_master_file(self) -> None:

@@ -63,6 +63,9 @@ class Watchers:
         self._notified_at = self._sent_at = -math.inf
         self._is_scheduled = False
         self._is_periodic = False
+        # The last message that all clients received, also encoded.
+        self._message: dict[str, Any] = {}
+        self._frame = ""
 
     def __len__(self) -> int:
         return len(self._clients) + len(self._new)
@@ -110,7 +113,9 @@ class Watchers:
             return
         self._sent_at = self._scheduler.time()
         message = self._compose()
-        state, frame = _state_of(message), encode(message)
+        if message != self._message:  # An idle driver sends the same ten times a second.
+            self._message, self._frame = message, encode(message)
+        state, frame = _state_of(message), self._frame
         for client in self._clients:
             if client is not except_for:
                 client.send(frame, state)

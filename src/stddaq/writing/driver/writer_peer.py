@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import zmq
 from google.protobuf.message import DecodeError
@@ -283,10 +282,14 @@ class WriterConnection(WriterPeer):
     def receive_responses(self) -> bool:
         """Read messages of the writer. Return whether it reports progress."""
         progressed = False
-        if cast(int, self.responses.get(zmq.EVENTS)) & zmq.POLLIN:
+        if connections.has_message(self.responses):
             for message in self._connection.receive(connections.RECEIVE_LIMIT):
                 progressed |= self.receive(message)
         return progressed
+
+    def receive_response(self) -> bool:
+        """Read the message that has arrived. Return whether it reports progress."""
+        return any(map(self.receive, self._connection.receive(1)))
 
     def check(self) -> str:
         """Check connections, timeouts and the socket file. Return what is newly wrong, if anything."""
