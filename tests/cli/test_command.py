@@ -105,7 +105,13 @@ def test_the_command_alone_prints_its_help(capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize(
     ("argv", "meant"),
-    [(["recrd"], "record"), (["record", "/tmp", "--n-imges", "5"], "--n-images"), (["qqqqq"], None)],
+    [
+        (["recrd"], "record"),
+        (["record", "/tmp", "--n-imges", "5"], "--n-images"),
+        (["qqqqq"], None),
+        # An option of other commands.
+        (["info", "/tmp", "--prefix", "scan"], None),
+    ],
 )
 def test_a_misspelt_word_is_followed_by_the_right_one(
     argv: list[str], meant: str | None, capsys: pytest.CaptureFixture[str]

@@ -73,6 +73,17 @@ def test_images_that_one_part_lacks_are_listed_and_not_in_the_master_file(driver
     assert_master_shows(drivers, [*range(20), *range(24, 40)])
 
 
+def test_parts_without_a_common_image_are_not_called_stopped(drivers: JoinedDrivers):
+    record = drivers.record("-n", 3)
+    record.wait_for_line("waiting_for_first_image")
+    drivers.publish(range(3), 1)
+    drivers.publish(range(10, 13), 2)
+    assert record.wait() == 0, record.output
+    assert "images      0, all good, none dropped" in record.stdout
+    assert "incomplete  6: image ids 0-2, 10-12" in record.stdout
+    assert not any(line.startswith("stopped") for line in record.stdout)
+
+
 def assert_nothing_remains(drivers: JoinedDrivers) -> None:
     """Check that all drivers are idle, and that no file was made."""
     for part in drivers.parts:

@@ -23,7 +23,7 @@ def account_lines(account: Mapping[str, Any], image_bytes: int | None = None) ->
     if account.get("late"):
         lines.append(f"late        {account['late']}; all images are in the files")
     lines.append(f"images      {_images(account)}")
-    if account.get("outcome") != "error" and _n_asked(account) > account.get("count", 0):
+    if account.get("outcome") != "error" and _n_asked(account) > _n_recorded(account):
         lines.append(f"stopped     before all of the {account['n_image']} images that it was to record")
     for what, number, ids in (
         ("damaged", "n_damaged", "damaged_ids"),
@@ -58,6 +58,11 @@ def _part_lines(part: Mapping[str, Any]) -> list[str]:
     if part["lost_from"] is not None:
         lines.append(f"  lost      from image id {part['lost_from']} on")
     return lines
+
+
+def _n_recorded(account: Mapping[str, Any]) -> int:
+    """Return how many images a run recorded; of several drivers, the one with most of them."""
+    return max((part["count"] for part in account.get("parts") or ()), default=account.get("count", 0))
 
 
 def _images(account: Mapping[str, Any]) -> str:

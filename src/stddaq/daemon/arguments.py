@@ -13,7 +13,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -142,10 +142,11 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, width=(width or 80) - 2, **options)
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
+def _did_you_mean(word: str, known: Collection[str]) -> str:
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1)
+    # An option of another command is not misspelt.
+    close = [] if word in known else difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
