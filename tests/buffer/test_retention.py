@@ -95,9 +95,13 @@ def test_what_is_replayed_stays_until_the_replay_ends(
     lease.attend()
     removing.attend()
     assert stored.left() == [2000, 2001]
-    lease.end()
+    # After the last image.
+    lease.use(2001, 2000)
+    now[0] += LEASE_S / 2
+    lease.attend()
     removing.attend()
     assert stored.left() == []
+    lease.end()
 
 
 def test_a_lease_ends_with_its_reader_and_without_requests(

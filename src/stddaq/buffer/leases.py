@@ -85,6 +85,7 @@ def replayed_ranges(index: BufferIndex) -> list[tuple[int, int]]:
     for member in members:
         first, _, rest = member.decode(errors="replace").partition("-")
         last = rest.partition("-")[0]
-        if first.isdecimal() and last.isdecimal():
+        # An empty range: the last image was published, and no request has come after it.
+        if first.isdecimal() and last.isdecimal() and int(first) <= int(last):
             ranges.append((int(first), int(last)))
     return ranges
