@@ -92,7 +92,7 @@ def slow_stream(n_images: int = 200, rate: float = 40.0) -> Table:
             rig.clear(n_images * rig.config.image_bytes)
             run = rig.record(n_images, rate)
         seconds = run.driver / n_images
-        table.add(f"{shape}: {size_of(shape)}", seconds * 1e6, 100 * seconds * rate)
+        table.add(size_of(shape), seconds * 1e6, 100 * seconds * rate)
     return table
 
 
