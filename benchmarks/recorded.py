@@ -38,7 +38,6 @@ def write_raw_files(
             for first in range(0, len(mine), BATCH):
                 batch = mine[first : first + BATCH]
                 raw.put([image] * len(batch))
-                for image_id in batch:
-                    raw.declare(image_id, 1)
+                raw.declare((image_id, 1) for image_id in batch)
                 raw.flush()
     return paths
