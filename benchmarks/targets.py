@@ -22,7 +22,7 @@ SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One figure of one table: the last column but `column` of the row that begins with `row`."""
+    """One figure of one table: in `column`, of the row that begins with `row`."""
 
     name: str
     target: str
@@ -79,7 +79,7 @@ TARGETS = (
 
 
 def add(date: str, measured: Mapping[str, Table]) -> None:
-    """Add the figures of these tables to the history. `date`: with or without a time of the day."""
+    """Add the figures of these tables, measured on `date`, to the history."""
     found = {target.name: target.figure(measured) for target in TARGETS}
     figures = {name: round(figure, 3) for name, figure in found.items() if figure is not None}
     if figures:

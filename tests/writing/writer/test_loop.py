@@ -214,17 +214,27 @@ def test_the_recorder_learns_until_when_the_queue_was_read(
     wait_until(lambda: recorder.read_until > now, what="another look at the queue")
 
 
-@pytest.mark.parametrize("n_together", [1, 7, 35])
+@pytest.mark.parametrize("n_together", [None, 1, 7, 35])
 def test_no_batch_is_larger_than_the_recorder_accepts(
-    driver: FakeDriver, recorder: FakeRecorder, path: Path, n_together: int
+    driver: FakeDriver, recorder: FakeRecorder, path: Path, n_together: int | None
 ):
     driver.create(path)
-    for first in range(0, 35, n_together):
-        driver.record_together(*range(first, first + n_together))
+    if n_together is None:
+        driver.record(*range(35))
+    else:
+        for first in range(0, 35, n_together):
+            driver.record_together(*range(first, first + n_together))
     driver.send(confirm_last_image=pb.ConfirmLastImage(), request=2)
     driver.response(2)
     assert recorder.ids == list(range(35))
     assert max(map(len, recorder.batches)) <= recorder.batch_limit
+
+
+def test_a_driver_that_numbers_its_requests_is_told_that_images_may_come_together(
+    driver: FakeDriver, path: Path
+):
+    driver.create(path)
+    assert driver.response(1).takes_record_images
 
 
 def test_progress_is_reported_without_a_request(driver: FakeDriver, path: Path):
