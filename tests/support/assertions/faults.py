@@ -65,6 +65,8 @@ def bring_to(rig: Rig, state: State, begin: Callable[[int], object] | None = Non
 
 def replace_writer(rig: Rig, storage: Storage, function: str) -> None:
     """Start another writer 0, in which `function` can block. The driver knows it."""
+    # One that is ready may still have to connect, and a driver does not say that it has gone.
+    rig.driver.wait_for_line("writer 0 connected")
     n_lines = len(rig.driver.stdout)
     assert rig.writers[0].end() == 0
     rig.driver.wait_for_line("writer 0 disconnected", start=n_lines)
