@@ -10,7 +10,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 # Each has a directory of its own in VENV.
-ENVIRONMENTS := $(addprefix $(VENV)/.installed-,databroker1 influxdb prometheus slurm axe debian-hdf5 redis oldest-h5py queues clean bec readers dranspose)
+ENVIRONMENTS := $(addprefix $(VENV)/.installed-,databroker1 influxdb prometheus slurm chromium axe debian-hdf5 redis oldest-h5py queues clean bec readers dranspose)
 # Without this, pyright checks online for a later version of itself.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 # Services start in four fifths of the time when their modules are compiled once.
@@ -51,7 +51,7 @@ docs: $(VENV)/.installed-dev ## build the documentation in build/docs; a warning
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --jobs 2 docs build/docs
 	@echo "open build/docs/index.html"
 
-pictures: $(VENV)/.installed-dev ## take the pictures of the page and of `stddaq watch` for the documentation (needs chromium)
+pictures: $(VENV)/.installed-dev $(VENV)/.installed-chromium ## take the pictures of the page and of `stddaq watch` for the documentation
 	@PYTHONPATH=tests $(BIN)/python -m support.tools.pictures docs/images
 
 # Services of other users write their data there, too. Under coverage services are too slow for some promises of time:
@@ -123,6 +123,10 @@ $(VENV)/.installed-prometheus: $(VENV)/.created .ci/make-debian-program
 
 $(VENV)/.installed-slurm: $(VENV)/.created .ci/make-debian-packages
 	@sh .ci/make-debian-packages $(VENV)/slurm slurmctld slurmd slurm-client munge
+	@touch $@
+
+$(VENV)/.installed-chromium: $(VENV)/.created .ci/make-debian-packages
+	@sh .ci/make-debian-packages $(VENV)/chromium chromium fonts-dejavu-core
 	@touch $@
 
 $(VENV)/.installed-axe: $(VENV)/.installed-dev .ci/make-axe

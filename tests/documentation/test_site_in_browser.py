@@ -23,7 +23,7 @@ pytestmark = [
     # The site is built in half a minute.
     pytest.mark.slow,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(chromium.PROGRAM is None, reason="needs Debian's chromium"),
+    chromium.NEEDED,
 ]
 
 

@@ -18,7 +18,7 @@ AXE = Path(sys.prefix) / "axe-core" / "axe.min.js"
 pytestmark = [
     pytest.mark.external,
     pytest.mark.usefixtures("browser"),
-    pytest.mark.skipif(chromium.PROGRAM is None, reason="needs Debian's chromium"),
+    chromium.NEEDED,
     pytest.mark.skipif(not AXE.exists(), reason="needs axe-core, see .ci/make-axe"),
 ]
 

@@ -14,7 +14,7 @@ from support.processes.web import RestService
 pytestmark = [
     pytest.mark.external,
     pytest.mark.usefixtures("browser"),
-    pytest.mark.skipif(chromium.PROGRAM is None, reason="needs Debian's chromium"),
+    chromium.NEEDED,
 ]
 
 # `own` is the service, `body` a change of its configuration.

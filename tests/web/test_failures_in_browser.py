@@ -25,7 +25,7 @@ from stddaq.wire.preview_requests import View, frame_of, topic
 pytestmark = [
     pytest.mark.external,
     pytest.mark.usefixtures("browser"),
-    pytest.mark.skipif(chromium.PROGRAM is None, reason="needs Debian's chromium"),
+    chromium.NEEDED,
 ]
 
 

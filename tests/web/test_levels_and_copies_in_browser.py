@@ -25,7 +25,7 @@ from stddaq.dataplane.image_publisher import ImagePublisher
 pytestmark = [
     pytest.mark.external,
     pytest.mark.usefixtures("browser"),
-    pytest.mark.skipif(chromium.PROGRAM is None, reason="needs Debian's chromium"),
+    chromium.NEEDED,
 ]
 
 HEIGHT, WIDTH = 120, 160

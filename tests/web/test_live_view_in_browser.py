@@ -23,7 +23,7 @@ from stddaq.dataplane.metadata import MISSING_PACKETS
 pytestmark = [
     pytest.mark.external,
     pytest.mark.usefixtures("browser"),
-    pytest.mark.skipif(chromium.PROGRAM is None, reason="needs Debian's chromium"),
+    chromium.NEEDED,
 ]
 
 # More than a megapixel: the whole image is reduced to blocks of 2 x 2.

@@ -25,7 +25,7 @@ from stddaq.web.live.session import MAX_BROWSERS
 pytestmark = [
     pytest.mark.external,
     pytest.mark.usefixtures("browser"),
-    pytest.mark.skipif(chromium.PROGRAM is None, reason="needs Debian's chromium"),
+    chromium.NEEDED,
 ]
 
 HEIGHT, WIDTH = 120, 160

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +16,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.processes.deployment import wait_until
 from websockets.sync.client import ClientConnection, connect
 
-PROGRAM = shutil.which("chromium")
+# `make test-all` unpacks it there with the libraries that the machine lacks.
+_ROOT = Path(sys.prefix) / "chromium"
+_UNPACKED = _ROOT / "usr" / "lib" / "chromium" / "chromium"
+PROGRAM = str(_UNPACKED) if _UNPACKED.exists() else shutil.which("chromium")
+NEEDED = pytest.mark.skipif(
+    PROGRAM is None, reason="needs the package chromium of Debian, see .ci/make-debian-packages"
+)
 TIMEOUT_S = 60.0
 _OPTIONS = (
     "--headless=new",
@@ -228,8 +236,7 @@ def _started(niceness: int = 0) -> Iterator[str]:
         ]
         process = subprocess.Popen(
             command,
-            # It leaves a directory with a socket there.
-            env=os.environ | {"TMPDIR": profile},
+            env=_environment(profile),
             process_group=0,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -246,6 +253,21 @@ def _started(niceness: int = 0) -> Iterator[str]:
             process.wait(TIMEOUT_S)
             # The other processes of the browser write into the profile until they end.
             wait_until(lambda: not _is_running(process.pid), TIMEOUT_S, "the end of the browser")
+
+
+def _environment(profile: str) -> dict[str, str]:
+    # It leaves a directory with a socket in TMPDIR.
+    found = os.environ | {"TMPDIR": profile}
+    if str(_UNPACKED) == PROGRAM:
+        libraries = [
+            path
+            for triplet in _ROOT.glob("usr/lib/*-linux-gnu*")
+            for path in (triplet, triplet / "pulseaudio")
+        ]
+        found["LD_LIBRARY_PATH"] = os.pathsep.join(map(str, libraries))
+        if (_ROOT / "etc" / "fonts").exists():
+            found["FONTCONFIG_SYSROOT"] = str(_ROOT)
+    return found
 
 
 def _is_running(group: int) -> bool:

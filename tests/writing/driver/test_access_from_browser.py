@@ -15,7 +15,7 @@ from support.processes.recording import Rig, assert_saved, images_of
 
 pytestmark = [
     pytest.mark.external,
-    pytest.mark.skipif(chromium.PROGRAM is None, reason="needs Debian's chromium"),
+    chromium.NEEDED,
 ]
 
 PAGE = """<!DOCTYPE html><title>other site</title><script>
