@@ -13,6 +13,7 @@ from support.processes.recording import Image, images_of
 
 from stddaq.client import DamagedImageError, ImageBuffer, ImageBufferError, NotStoredError
 from stddaq.client.buffer_files import camera_directory
+from stddaq.client.buffer_index import BufferIndex
 from stddaq.client.image_buffer import DamagedRecordError, ImageBufferUnreachableError
 from stddaq.wire.image_buffer import image_key
 
@@ -83,10 +84,38 @@ def test_members_of_another_program_do_not_stop_a_search(directory: Path, redis:
         assert stored.newest() == 2**32
 
 
+@pytest.mark.external
+def test_a_database_that_refuses_writes_names_its_reason_and_the_cure(
+    redis: RedisServer,
+) -> None:
+    def refusal() -> str:
+        pipeline = index.redis.pipeline(transaction=False)
+        pipeline.set("camera:CAM1:1", b"\x08\xff of pipeline (caused) error:")
+        with pytest.raises(ImageBufferUnreachableError) as refused, index.reachable():
+            pipeline.execute()
+        return str(refused.value).removeprefix(f"{redis.address}: expected a Redis database that accepts ")
+
+    with BufferIndex(redis.address, "CAM1") as index:
+        redis.client.config_set("maxmemory", 1)
+        assert refusal() == (
+            "writes, got command not allowed when used memory > 'maxmemory'; "
+            "raise its `maxmemory`, or keep images for fewer hours: `--timeout`"
+        )
+        redis.client.config_set("maxmemory", 0)
+        redis.client.replicaof("127.0.0.1", free_port())
+        assert refusal() == (
+            "writes, got You can't write against a read only replica; "
+            "connect to its primary, or make it one: `redis-cli replicaof no one`"
+        )
+
+
 def test_a_database_that_does_not_answer(directory: Path) -> None:
     with (
         ImageBuffer(directory, f"tcp://127.0.0.1:{free_port()}", "CAM1") as stored,
-        pytest.raises(ImageBufferUnreachableError, match="expected a Redis database that answers"),
+        pytest.raises(
+            ImageBufferUnreachableError,
+            match=r"expected a Redis database that answers, got .*; is redis-server running",
+        ),
     ):
         stored.newest()
     with pytest.raises(ImageBufferError, match="expected tcp://HOST:PORT"):

@@ -65,7 +65,7 @@ class BufferIndex(Closing):
 
     @contextlib.contextmanager
     def reachable(self) -> Iterator[None]:
-        """Turn the errors of the client of Redis into `ImageBufferUnreachableError`."""
+        """Turn the errors of the client of Redis into `ImageBufferUnreachableError`, with advice."""
         from redis.exceptions import RedisError
 
         try:
@@ -73,9 +73,14 @@ class BufferIndex(Closing):
         except (RedisError, OSError) as error:
             if isinstance(error, StdDaqError):
                 raise
-            text = " ".join(str(error).split()) or type(error).__name__
+            # A pipeline prefixes the command with its value, which may be binary.
+            reason = re.sub(
+                r"Command # \d+ \(.*\) of pipeline caused error: ", "", str(error), flags=re.DOTALL
+            )
+            text = " ".join(reason.split()) or type(error).__name__
+            expected, advice = _advice(error)
             raise ImageBufferUnreachableError(
-                mismatch(self.address, "a Redis database that answers", text)
+                mismatch(self.address, expected, text.removesuffix("."), advice)
             ) from error
 
     def time(self) -> float:
@@ -167,6 +172,27 @@ def _client(address: str) -> Redis:
         # Every database that speaks the protocol of Redis understands this version.
         protocol=2,
     )
+
+
+def _advice(error: Exception) -> tuple[str, str]:
+    """Return what was expected of the database, and what to do about its error, which may be nothing."""
+    from redis import exceptions
+
+    answers, accepts = "a Redis database that answers", "a Redis database that accepts writes"
+    match error:
+        case exceptions.ReadOnlyError():
+            return accepts, "connect to its primary, or make it one: `redis-cli replicaof no one`"
+        case exceptions.OutOfMemoryError():
+            return accepts, "raise its `maxmemory`, or keep images for fewer hours: `--timeout`"
+        case exceptions.ResponseError() if "MISCONF" in str(error):
+            return accepts, "it cannot save to its disk: free space there, or see its log"
+        case exceptions.AuthenticationError() | exceptions.NoPermissionError():
+            return answers, "put a user and its password into the address, redis://USER:PASSWORD@HOST:PORT"
+        case exceptions.BusyLoadingError():
+            return answers, "it starts: wait until it has loaded its data"
+        case exceptions.ConnectionError() | exceptions.TimeoutError() | OSError():
+            return answers, "is redis-server running there?"
+    return answers, ""
 
 
 def _integers(members: Sequence[tuple[bytes, float]]) -> list[int]:
