@@ -294,7 +294,10 @@ def test_a_writer_that_is_a_million_images_late_does_not_keep_up(sockets: Socket
     connection.forward(IMAGES[0])
     assert connection.deliver() == ""
     connection.forward(IMAGES[1])
-    assert connection.deliver() == "writer 0 does not keep up: more than 1000000 images are to be written"
+    assert connection.deliver() == (
+        "writer 0 does not keep up: more than 1000000 images are to be written; "
+        "use more writers, faster storage or a lower rate (`stddaq doctor CONFIG --rate HZ` measures it)"
+    )
 
 
 def test_images_for_a_writer_that_has_disconnected_end_the_run(sockets: Sockets) -> None:

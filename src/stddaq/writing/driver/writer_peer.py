@@ -246,7 +246,7 @@ class WriterConnection(WriterPeer):
         try:
             self.actions.send(action.SerializeToString(), zmq.NOBLOCK)
         except zmq.Again:
-            on_answer(Answer(f"{self.title} does not keep up: {connections.QUEUE_LIMIT} messages are queued"))
+            on_answer(Answer(self._slow(f"{connections.QUEUE_LIMIT} messages are queued")))
             return
         self.expect_answer(action.request, timeout, on_answer)
 
@@ -269,15 +269,24 @@ class WriterConnection(WriterPeer):
                 self.actions.send(message, zmq.NOBLOCK)
         except zmq.Again:
             # A writer that has just disconnected accepts no messages either.
-            slow = f"{self.title} does not keep up: {connections.QUEUE_LIMIT} messages are queued"
-            return self.check() or (slow if self.connected else f"{self.title} disconnected")
+            if failure := self.check():
+                return failure
+            if not self.connected:
+                return f"{self.title} disconnected"
+            return self._slow(f"{connections.QUEUE_LIMIT} messages are queued")
         reported = self.reported
         if (
             self.has_extensions
             and self.n_forwarded - reported.n_written - reported.n_failed > UNWRITTEN_LIMIT
         ):
-            return f"{self.title} does not keep up: more than {UNWRITTEN_LIMIT} images are to be written"
+            return self._slow(f"more than {UNWRITTEN_LIMIT} images are to be written")
         return ""
+
+    def _slow(self, backlog: str) -> str:
+        # The file of the metadata writer is never shared among several.
+        more = "more writers, " if self.name.isdecimal() else ""
+        advice = f"use {more}faster storage or a lower rate (`stddaq doctor CONFIG --rate HZ` measures it)"
+        return f"{self.title} does not keep up: {backlog}; {advice}"
 
     def receive_responses(self) -> bool:
         """Read messages of the writer. Return whether it reports progress."""
