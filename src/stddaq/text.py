@@ -1,5 +1,6 @@
 """Values from files and peers: how they are shown to people, in one line, and how deeply they nest."""
 
+import errno
 import json
 import re
 
@@ -65,6 +66,18 @@ def os_error_text(error: OSError) -> str:
     """Return an error of the operating system in one line that opens with the path, if there is one."""
     reason = error.strerror or str(error)
     return f"{escaped(str(error.filename))}: {reason}" if error.filename is not None else reason
+
+
+def bind_error_text(reason: str, code: int | None) -> str:
+    """Return why an address cannot be bound, and what to do. `code` is the errno of a socket or of ZeroMQ."""
+    # pyzmq and asyncio append the address, which the message names already.
+    reason = re.sub(r" \((?:addr=|while attempting).*\)$", "", reason)
+    if code == errno.EADDRINUSE:
+        return f"{reason}; end the program that has it, or choose another port"
+    # ZeroMQ takes a host that it cannot resolve for a network card.
+    if code in (errno.EADDRNOTAVAIL, errno.ENODEV):
+        return f"{reason}; give an address of this machine, or 0.0.0.0 for all"
+    return reason
 
 
 def nesting_depth(content: object) -> int:

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -176,6 +177,18 @@ def test_a_ring_that_does_not_fit_is_refused_with_both_sizes(make_deployment: Ca
     assert re.search(refused, "\n".join(process.stdout))
     assert not any("starting it again" in line for line in process.stdout)
     assert deployment.segments() == []
+
+
+def test_a_port_that_another_program_has_is_refused_and_the_option_that_changes_it_named(
+    deployment: Deployment,
+):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        process = deployment.run(deployment.stddaq, "up", deployment.config_path, "--port", port)
+        assert process.wait() == 2
+    (line,) = process.stderr
+    assert f"tcp://127.0.0.1:{port}: another service listens there already, so driver cannot start" in line
+    assert "give another --port" in line
 
 
 def test_a_second_deployment_of_the_same_detector_is_refused(up: Callable[..., Up]):

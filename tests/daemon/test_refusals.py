@@ -243,7 +243,7 @@ def test_port_in_use_is_refused_with_the_port(make_deployment: MakeDeployment) -
     port = url.rsplit(":", 1)[1]
     said = start_refused(make_deployment(), "std_det_driver", "--port", port)
     assert f"--port {port}: cannot listen: " in said
-    assert "in use" in said
+    assert "in use; end the program that has it, or choose another port" in said
 
 
 @pytest.mark.parametrize(

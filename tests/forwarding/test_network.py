@@ -6,6 +6,7 @@ import pytest
 import zmq
 from support.processes.deployment import free_port, wait_until
 
+from stddaq.errors import EndpointError
 from stddaq.forwarding import network
 from stddaq.forwarding.network import NetworkPublisher, NetworkSubscriber
 
@@ -32,3 +33,13 @@ def test_what_waits_for_a_slow_receiver_is_limited(
                 subscriber.socket.recv(zmq.NOBLOCK, copy=False)
                 n_received += 1
     assert n_at_sender <= n_received <= n_at_sender + n_at_receiver + N_IN_BUFFERS
+
+
+def test_an_address_that_cannot_be_bound_is_refused_with_the_cure() -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    # That of the documentation (RFC 5737), which no machine has.
+    elsewhere = "tcp://192.0.2.1:9100"
+    with NetworkPublisher(address, len(MESSAGE)):
+        for bound, cure in ((address, "choose another port"), (elsewhere, "give an address of this machine")):
+            with pytest.raises(EndpointError, match=rf"^{bound}: cannot be bound: [A-Z][a-z ]+; .*{cure}"):
+                NetworkPublisher(bound, len(MESSAGE))

@@ -404,4 +404,4 @@ def test_other_detectors_are_refused(deployment: Deployment, capsys: pytest.Capt
 def test_address_in_use_is_refused(pco: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
     with Camera() as camera:
         line = refusal(capsys, simulate_pco, pco.config_path, camera.address)
-    assert f"{camera.address}: cannot be bound: Address already in use" in line
+    assert f"{camera.address}: cannot be bound: Address already in use; end the program that has it" in line

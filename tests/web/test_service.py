@@ -107,7 +107,7 @@ def test_wrong_arguments_are_refused_in_one_line(
 def test_a_port_in_use_is_refused(rest: RestService) -> None:
     second = rest.deployment.start("stddaq-rest", "--port", urlsplit(rest.url).port, ready=None)
     assert second.wait() == 2
-    assert "Address already in use" in second.stderr[0]
+    assert "Address already in use; end the program that has it, or choose another port" in second.stderr[0]
 
 
 def test_other_addresses_need_a_token(start_rest: Callable[..., RestService], token_file: Path) -> None:

@@ -19,7 +19,7 @@ from stddaq.dataplane.local_peers import permission_problem, untrusted_binder
 from stddaq.dataplane.metadata import ImageMetadata, is_good, taken_ns
 from stddaq.dataplane.ring_reader import RingReader
 from stddaq.errors import ConfigError, StdDaqError
-from stddaq.text import mismatch
+from stddaq.text import bind_error_text, mismatch
 from stddaq.wire.array10 import HeaderMaker
 from stddaq.wire.image_buffer import MAX_ID
 from stddaq.wire.replay_messages import StartReplay
@@ -103,7 +103,8 @@ class Consumers(Closing):
             self._socket.bind(address)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            raise ConfigError(f"--stream_address {address}: cannot be bound: {error.strerror}") from error
+            reason = bind_error_text(error.strerror, error.errno)
+            raise ConfigError(f"--stream_address {address}: cannot be bound: {reason}") from error
         self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT)
 
     async def wait(self) -> bool:

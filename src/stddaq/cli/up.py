@@ -63,9 +63,10 @@ def run(args: argparse.Namespace) -> int:
     specs = services(config, args)
     for spec in specs:
         if spec.address and is_listening(spec.address):
+            port = " If not, give another --port." if spec.name == "driver" else ""
             raise EndpointError(
                 f"{spec.address}: another service listens there already, so {spec.name} cannot start; "
-                "is this configuration up elsewhere?"
+                f"is this configuration up elsewhere?{port}"
             )
     url = f"ws://{args.host}:{args.port}"
     try:

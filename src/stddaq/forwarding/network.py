@@ -20,6 +20,7 @@ from stddaq.dataplane.connections import (
     watch_for_hanging_peers,
 )
 from stddaq.errors import EndpointError
+from stddaq.text import bind_error_text
 
 # Bytes that wait on each side of a connection to a receiver that is slow or hangs; more are dropped.
 MAX_QUEUED_BYTES = 256 * 2**20
@@ -56,7 +57,8 @@ class _NetworkSocket(Closing):
 
     def _fail(self, error: zmq.ZMQError, action: str) -> EndpointError:
         self._context.destroy(linger=0)
-        return EndpointError(f"{self.address}: cannot be {action}: {error.strerror}")
+        reason = bind_error_text(error.strerror, error.errno)
+        return EndpointError(f"{self.address}: cannot be {action}: {reason}")
 
     def close(self) -> None:
         """Deliver messages on their way, for up to a second, and disconnect."""

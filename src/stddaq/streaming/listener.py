@@ -6,7 +6,7 @@ import os
 import socket
 
 from stddaq.errors import EndpointError
-from stddaq.text import mismatch
+from stddaq.text import bind_error_text, mismatch
 
 # A viewer whose host disappears is noticed after about a minute.
 KEEPALIVE_S, KEEPALIVE_PROBES = 30, 4
@@ -34,7 +34,9 @@ def listen(address: str) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        raise EndpointError(f"{address}: cannot be bound: {error.strerror}") from error
+        raise EndpointError(
+            f"{address}: cannot be bound: {bind_error_text(str(error.strerror), error.errno)}"
+        ) from error
     listener.setblocking(False)
     return listener
 

@@ -24,7 +24,7 @@ from stddaq.daemon.metrics_page import published_page, published_pages
 from stddaq.daemon.output import open_closed_streams
 from stddaq.daemon.service_manager import service_manager
 from stddaq.errors import ConfigError
-from stddaq.text import mismatch
+from stddaq.text import bind_error_text, mismatch
 from stddaq.web.monitoring import MonitoredDetector, Monitoring
 from stddaq.web.response_counts import ResponseCounts
 from stddaq.web.rights import Rights
@@ -300,7 +300,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_TIMEOUT_S * 1000))
         return listener
     except OSError as error:
-        raise ConfigError(f"--host {host} --port {port}: cannot listen there: {error.strerror}") from error
+        reason = bind_error_text(str(error.strerror), error.errno)
+        raise ConfigError(f"--host {host} --port {port}: cannot listen there: {reason}") from error
 
 
 def _use_our_log(name: str) -> None:

@@ -26,7 +26,7 @@ from stddaq.sources.loop import run_source
 from stddaq.sources.options import add_source_options, source_options
 from stddaq.sources.simulated.scenes import Scene
 from stddaq.sources.simulated.service import SceneProvider, add_scene_options
-from stddaq.text import mismatch
+from stddaq.text import bind_error_text, mismatch
 from stddaq.wire.bsread import Channel, Compression, MessageEncoder, encode_value
 
 # Images queued for one connection. At the limit the camera waits (push) or leaves images out (pub).
@@ -70,7 +70,9 @@ class CameraServer(ImageSink):
             self._images.bind(address)
         except zmq.ZMQError as error:
             self._context.destroy()
-            raise EndpointError(f"{address}: cannot be bound: {error.strerror}") from error
+            raise EndpointError(
+                f"{address}: cannot be bound: {bind_error_text(str(error.strerror), error.errno)}"
+            ) from error
         self.endpoint = self._images.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def count_subscribers(self) -> int:

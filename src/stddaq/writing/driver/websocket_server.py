@@ -19,6 +19,7 @@ from stddaq.daemon import log
 from stddaq.daemon.access import Access, AccessError
 from stddaq.daemon.peer_user import uid_of_peer
 from stddaq.errors import ConfigError
+from stddaq.text import bind_error_text
 from stddaq.wire.default_addresses import GREETING_PATH
 from stddaq.writing.driver.connection_limits import ACCEPTED_AT_ONCE, ConnectionLimits
 from stddaq.writing.driver.requester import ANYONE, Requester
@@ -143,7 +144,8 @@ class WebSocketServer:
                 create_connection=Tracked,
             )
         except OSError as error:
-            raise ConfigError(f"--host {host} --port {port}: cannot listen: {error.strerror}") from error
+            reason = bind_error_text(str(error.strerror), error.errno)
+            raise ConfigError(f"--host {host} --port {port}: cannot listen: {reason}") from error
 
     def _refusal(self, connection: ServerConnection, request: Request) -> Response | None:
         """Return the answer to a handshake that is refused; None if it may continue."""
