@@ -147,6 +147,17 @@ def test_a_reader_that_does_not_answer_is_an_error(
     seen("error within 2 s; the replay after it sent all images")
 
 
+def test_a_reader_with_the_name_of_the_camera_warns_that_its_images_are_taken_for_new_ones(
+    buffer: ImageBufferRig,
+) -> None:
+    options = ("--root_dir", buffer.root, "--db_address", buffer.redis.address)
+    reader = buffer.camera.start("std_buffer_reader", *options, ready=None)
+    name = buffer.camera.detector_name
+    reader.wait_for_line(rf"\[warning\] detector_name: expected REPLAY-{name}, got {name}; .* for new ones")
+    # The camera has the stream already.
+    assert reader.wait() == 2
+
+
 @FAULT(
     fault="Redis ends",
     state="a replay",

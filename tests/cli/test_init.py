@@ -162,6 +162,7 @@ def test_shared_memory_that_may_be_larger_is_enlarged(
     ("arguments", "reason"),
     [
         (("--detector", "gigafrost", "--size", "100x100"), "size: expected a width that is a multiple of 24"),
+        (("--detector", "gigafrost", "--size", "48x102"), "and a height that is a multiple of 4 for"),
         (("--detector", "eiger", "--size", "100x100"), "size: expected at least one module of eiger"),
         (("--detector", "eiger", "--size", "100"), "expected WIDTHxHEIGHT in pixels"),
         (("--detector", "egier"), "did you mean eiger?"),

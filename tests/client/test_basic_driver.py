@@ -251,6 +251,11 @@ def test_a_bad_url_is_unreachable(url: str):
         DriverClient(url).connect()
 
 
+def test_a_url_without_its_scheme_is_refused_with_the_form_that_it_must_have():
+    with pytest.raises(DriverUnreachableError, match=r"expected ws://HOST:PORT, got '127\.0\.0\.1:8080'"):
+        DriverClient("127.0.0.1:8080").connect()
+
+
 def test_a_web_server_is_reported_as_no_driver():
     with _web_server() as port, pytest.raises(DriverUnreachableError, match="is not a std_daq driver"):
         DriverClient(f"ws://127.0.0.1:{port}").connect()

@@ -43,7 +43,7 @@ def test_interval(fields: dict[str, int], interval: float) -> None:
         (
             '{"command": "start", "start_image_id": 5, "end_image_id": 4}',
             "invalid_field",
-            "end_image_id of 5",
+            "end_image_id: expected an id from start_image_id on, 5 or higher, got 4",
         ),
         (
             '{"command": "start", "start_image_id": 5, "rate": 5, "delay": 1}',

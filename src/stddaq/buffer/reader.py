@@ -39,7 +39,8 @@ from stddaq.dataplane.endpoints import replay_requests
 from stddaq.dataplane.image_publisher import ImagePublisher
 from stddaq.dataplane.ipc_sockets import Binding
 from stddaq.dataplane.metadata import GOOD_IMAGE, ImageMetadata, MetadataRules, is_good
-from stddaq.wire.image_buffer import MAX_ID, BufferedMetadata, camera_of
+from stddaq.text import mismatch
+from stddaq.wire.image_buffer import MAX_ID, REPLAY_PREFIX, BufferedMetadata, camera_of
 from stddaq.wire.std_daq import image_buffer_pb2
 from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
@@ -213,6 +214,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRequest) -> None:
     camera = camera_of(config.detector_name)
+    if camera == config.detector_name:
+        log.logger.warning(
+            mismatch(
+                "detector_name",
+                f"{REPLAY_PREFIX}{camera}",
+                camera,
+                "whatever records or shows the camera takes the replayed images for new ones",
+            )
+        )
     with ExitStack() as stack:
         index = stack.enter_context(open_index(args, camera))
         directory = directory_of(args, camera)

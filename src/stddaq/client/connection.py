@@ -50,7 +50,11 @@ async def open_connection(
         raise DriverUnreachableError(
             f"{url}: no driver accepts connections there ({error.strerror or error}); is it started?"
         ) from error
-    except (InvalidHandshake, InvalidURI, UnicodeError, ConnectionClosed) as error:
+    except InvalidURI:
+        raise DriverUnreachableError(
+            mismatch("address of the driver", "ws://HOST:PORT", repr(shown_text(url)))
+        ) from None
+    except (InvalidHandshake, UnicodeError, ConnectionClosed) as error:
         if isinstance(error, InvalidStatus) and error.response.status_code in (401, 403):
             body = (error.response.body or b"").decode(errors="replace").strip()
             reason = shown_text(body) or f"HTTP {error.response.status_code}, without a reason"

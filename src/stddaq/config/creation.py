@@ -48,7 +48,9 @@ def new_configuration(
     """
     width, height = size
     if detector == "gigafrost" and (width % _GIGAFROST_STEPS[0] or height % _GIGAFROST_STEPS[1]):
-        expected = "a width that is a multiple of {} and a height that is one of {}".format(*_GIGAFROST_STEPS)
+        expected = "a width that is a multiple of {} and a height that is a multiple of {}".format(
+            *_GIGAFROST_STEPS
+        )
         raise ConfigError(mismatch("size", f"{expected} for gigafrost", f"{width}x{height}"))
     positions = _grid(detector, width, height) if detector in MODULE_SIZES else []
     content: dict[str, Any] = {

@@ -71,9 +71,9 @@ def parse_replay_command(frame: str | bytes) -> StartReplay | PlainReplayCommand
         return PlainReplayCommand(command=content["command"])
     start = checked_command(StartReplay, content, _CHECKS)
     if start.end_image_id is not None and start.end_image_id < start.start_image_id:
-        expected = f"end_image_id of {start.start_image_id} or more"
-    elif (start.delay > 0) + (start.rate is not None) + start.as_recorded > 1:
+        expected = f"an id from start_image_id on, {start.start_image_id} or higher"
+        raise CommandError("invalid_field", mismatch("end_image_id", expected, str(start.end_image_id)))
+    if (start.delay > 0) + (start.rate is not None) + start.as_recorded > 1:
         expected = "one of delay, rate and as_recorded"
-    else:
-        return start
-    raise CommandError("invalid_field", mismatch("command", expected, shown(content)))
+        raise CommandError("invalid_field", mismatch("command", expected, shown(content)))
+    return start
