@@ -73,6 +73,18 @@ def test_images_that_one_part_lacks_are_listed_and_not_in_the_master_file(driver
     assert_master_shows(drivers, [*range(20), *range(24, 40)])
 
 
+def test_a_part_that_is_behind_is_named_while_the_run_goes_on(drivers: JoinedDrivers):
+    record = drivers.record()
+    record.wait_for_line("waiting_for_first_image")
+    drivers.publish(range(40), 1)
+    record.wait_for_line("waiting_for_first_image: 0 of .*, part 2 has 0, others up to 40")
+    drivers.publish(range(20), 2)
+    record.wait_for_line("recording: 20 of .*, part 2 has 20, others up to 40")
+    drivers.publish(range(20, 40), 2)
+    record.wait_for_line(r"recording: 40 of \d+ images(?!.*others)")
+    assert record.end(signal.SIGINT) == 0, record.output
+
+
 def test_parts_without_a_common_image_are_not_called_stopped(drivers: JoinedDrivers):
     record = drivers.record("-n", 3)
     record.wait_for_line("waiting_for_first_image")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from stddaq.cli.escaped_output import terminal
 from stddaq.cli.run_end import TIMEOUT_S, RunNotEndedError, stop_run
 from stddaq.cli.stop_signals import StopAsked, stop_signals
-from stddaq.cli.text import bad_text, status_line
+from stddaq.cli.text import bad_text, behind_text, status_line
 from stddaq.daemon.arguments import ArgumentParser, IntegerRange, Seconds, user_id
 from stddaq.errors import StdDaqError
 from stddaq.text import bytes_text, command_line, escaped
@@ -266,6 +266,7 @@ class _Bar:
 
         from stddaq.wire.run_defaults import DEFAULT_N_IMAGE
 
+        troubles = ", ".join(filter(None, (bad_text(status), behind_text(status))))
         endless = status.n_image is None or status.n_image >= DEFAULT_N_IMAGE
         self._bar.update(
             self._task,
@@ -273,7 +274,7 @@ class _Bar:
             total=None if endless else status.n_image,
             completed=status.count or 0,
             rate=self._rate.text(status),
-            bad=f"[red]{bad_text(status)}" if bad_text(status) else "",
+            bad=f"[red]{troubles}" if troubles else "",
         )
         if status.status != self._state:  # Short states are shown, too.
             self._state = status.status
