@@ -133,6 +133,48 @@ def test_a_pair_that_fails_costs_its_images_and_no_others(
 
 
 @pytest.mark.fault(
+    fault="forwarding of whole images of a C++ source: a receiver hangs until the next run",
+    state="images are forwarded",
+    promise="what it receives late is no image of the next run",
+)
+def test_late_images_of_a_cpp_source_are_none_of_the_next_run(
+    make_servers: MakeServers, seen: Callable[[str], None]
+) -> None:
+    servers = make_servers(**THREE)
+    servers.start_sync("--timeout", 1)
+    with CppSource(servers.first.config) as source:
+        senders = [servers.start_sender(pair) for pair in servers.addresses]
+        senders.append(servers.start_metadata())
+        for pair in servers.addresses:
+            servers.start_receiver(pair)
+        for _ in senders:
+            source.wait_for_subscriber()
+        wait_for_connections(senders, "n_receivers")
+        with StreamReader(servers.second) as reader:
+
+            def publish(run: int, ids: range) -> None:
+                for image_id in ids:
+                    source.publish(image_id, pixels_of(image_id, salt=run))
+
+            publish(1, range(1, 11))
+            reader.receive(10)
+            servers.receivers[1].send(signal.SIGSTOP)
+            publish(1, range(11, 21))
+            servers.sync.wait_for_count("n_corrupted_images", 3)
+            publish(2, range(1, 11))
+            servers.sync.wait_for_count("n_corrupted_images", 7)
+            reader.receive(13)
+            servers.receivers[1].send(signal.SIGCONT)
+            servers.sync.wait_for_count("n_late", 3)
+            wait_for_connections([servers.senders[1]], "n_receivers")
+            publish(2, range(11, 21))
+            images = reader.receive(10)
+    assert [image.image_id for image in images] == list(range(11, 21))
+    assert all(np.array_equal(image.pixels, pixels_of(image.image_id, salt=2)) for image in images)
+    seen("the late images were counted, 11 to 20 of the next run arrived")
+
+
+@pytest.mark.fault(
     fault="forwarding of whole images: the metadata stream is killed",
     state="images are forwarded",
     promise="the images published until it is back are listed by id, later ones come",

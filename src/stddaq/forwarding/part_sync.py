@@ -63,7 +63,7 @@ class PartSync:
     def __init__(self, n_parts: int, n_slots: int, timeout: float = DEFAULT_TIMEOUT_S) -> None:
         self._n_parts, self._all = n_parts, (1 << n_parts) - 1
         self._timeout, self._most_behind = timeout, n_slots - MARGIN
-        self._keys = ImageKeys(n_parts, timeout)
+        self._keys = ImageKeys([1] * n_parts, timeout)
         self._images: dict[int, PartedImage] = {}
         self._heap: list[int] = []
         self._arrivals: deque[PartedImage] = deque()
@@ -93,7 +93,7 @@ class PartSync:
         if part >= self._n_parts:
             part = -1
         self.n_parts_received += 1
-        key = self._keys.key(part, metadata.image_id, forwarding.number, now)
+        key = self._keys.key(part, metadata.image_id, forwarding.number, now, forwarding.message)
         image = self._images.get(key)
         if image is None:
             if key <= self._released:

@@ -58,7 +58,7 @@ class PixelSync:
     def __init__(self, n_pairs: int, n_slots: int, timeout: float = DEFAULT_TIMEOUT_S) -> None:
         self._n_pairs, self._timeout, self._most_behind = n_pairs, timeout, n_slots - MARGIN
         # The last sender is the metadata stream.
-        self._keys = ImageKeys(n_pairs + 1, max(timeout, RESTART_TIMEOUT_S))
+        self._keys = ImageKeys([n_pairs] * n_pairs + [1], max(timeout, RESTART_TIMEOUT_S))
         self._queue: deque[WholeImage] = deque()
         self._images: dict[int, WholeImage] = {}
         # Marks of pixels that came before their metadata, in the order of their arrival.
@@ -85,7 +85,7 @@ class PixelSync:
     def add_metadata(self, metadata: ImageMetadata, now: float) -> None:
         """Add a message of the metadata stream."""
         forwarding = metadata.forwarding
-        key = self._keys.key(self._n_pairs, metadata.image_id, forwarding.number, now)
+        key = self._keys.key(self._n_pairs, metadata.image_id, forwarding.number, now, forwarding.message)
         if key <= self._released or key in self._images:
             self.n_repeated += 1
             return
@@ -100,7 +100,7 @@ class PixelSync:
         """Add the message of a receiver."""
         image_id, forwarding = metadata.image_id, metadata.forwarding
         self.n_parts_received += 1
-        key = self._keys.key(image_id % self._n_pairs, image_id, forwarding.number, now)
+        key = self._keys.key(image_id % self._n_pairs, image_id, forwarding.number, now, forwarding.message)
         if key > self._newest:
             self._newest, self._newest_id = key, image_id
         image = self._images.get(key)
