@@ -69,10 +69,9 @@ class Pairs:
                 marks, is_lost = {image.mark, image.metadata.checksum}, image.is_lost  # pyright: ignore
             if is_lost:
                 continue
-            (run, image_id) = divmod(min(marks), 1000)
-            self.complete.append((run - 1, image_id))
+            self.complete.append((min(marks) // 1000 - 1, min(marks) % 1000))
             if len(marks) > 1:
-                self.wrong.append((image.image_id, marks))
+                self.wrong.append((min(marks) % 1000, marks))
 
 
 @pytest.mark.parametrize("numbered", [True, False])
