@@ -216,3 +216,29 @@ def test_images_of_which_nothing_arrived_are_listed(
         assert [image.image_id for image in reader.receive(2)] == [9, 10]
     line = servers.sync.wait_for_line(r"images 4-8: nothing arrived")
     seen(f'"{line[0]}"')
+
+
+@pytest.mark.fault(
+    fault="forwarding: nothing arrives from the end of a run to the middle of the next one",
+    state="images are forwarded",
+    promise="the images of both runs that did not arrive are listed by id",
+)
+def test_images_of_two_runs_of_which_nothing_arrived_are_listed(
+    make_servers: MakeServers, seen: Callable[[str], None]
+) -> None:
+    servers = make_servers(**THREE)
+    servers.start()
+    with StreamReader(servers.second) as reader:
+        servers.publish(images_of(range(1, 11)))
+        reader.receive(10)
+        for receiver in servers.receivers.values():
+            receiver.kill()
+        servers.publish(images_of(range(11, 21)))
+        servers.publish(images_of(range(1, 4), salt=1))
+        for pair in servers.addresses:
+            servers.start_receiver(pair)
+        servers.wait_for_pairs()
+        servers.publish(images_of(range(4, 7), salt=1))
+        assert [image.image_id for image in reader.receive(3)] == [4, 5, 6]
+    line = servers.sync.wait_for_line(r"images 11-20, 1-3: nothing arrived")
+    seen(f'"{line[0]}"')

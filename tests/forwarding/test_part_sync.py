@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from stddaq.dataplane.metadata import ID_MISSMATCH, ImageMetadata
 from stddaq.forwarding.lost_images import LostImages
+from stddaq.forwarding.messages import Restarts
 from stddaq.forwarding.part_sync import PartedImage, PartSync
 
 TIMEOUT_S = 1.0
@@ -163,7 +164,7 @@ def test_any_interleaving_of_pairs_that_lose_parts_announces_exactly_the_complet
 def lost_lines(*images: tuple[int, int, str]) -> list[str]:
     lost = LostImages(1.0)
     for image_id, number, why in images:
-        lost.follow(image_id, number, why)
+        lost.follow(ImageMetadata(image_id=image_id), number, why)
     return list(lost.lines(0.0))
 
 
@@ -180,10 +181,45 @@ def test_ids_that_the_source_left_out_are_not_lost() -> None:
     assert lost_lines((10, 110, ""), (20, 113, "")) == ["images 20: 2 images before it did not arrive"]
 
 
+@pytest.mark.parametrize(
+    ("ids", "received", "expected"),
+    [
+        ([*range(8, 16), *range(1, 6)], [8, 9, 10, 4, 5], ["images 11-15, 1-3: nothing arrived"]),
+        ([*range(8, 16), *range(1, 6)], [8, 9, 10, 1, 2], ["images 11-15: nothing arrived"]),
+        ([*range(8, 16), *range(1, 6)], [14, 15, 3], ["images 1-2: nothing arrived"]),
+        (
+            [8, 9, 12, 15, 1, 2],
+            [8, 2],
+            ["images 8: 3 images after it did not arrive", "images 1: nothing arrived"],
+        ),
+        (
+            [8, 9, 1, 2, 1, 2],
+            [8, 9, 2],
+            ["images 9: 2 images after it did not arrive", "images 1: nothing arrived"],
+        ),
+    ],
+)
+def test_images_lost_on_both_sides_of_a_restart_are_listed_by_id(
+    ids: list[int], received: list[int], expected: list[str]
+) -> None:
+    lost, restarts = LostImages(1.0), Restarts()
+    waiting = list(received)
+    for number, image_id in enumerate(ids, 500):
+        metadata = ImageMetadata(image_id=image_id)
+        restarts.follow(image_id, number)
+        restarts.tell(metadata.forwarding)
+        # The first of an id that comes twice is lost.
+        if image_id in waiting[:1] and image_id not in ids[number - 499 :]:
+            waiting.pop(0)
+            lost.follow(metadata, number)
+    assert not waiting
+    assert list(lost.lines(0.0)) == expected
+
+
 def test_lines_come_once_in_a_period() -> None:
     lost = LostImages(10.0)
-    lost.follow(1, 1, "x")
+    lost.follow(ImageMetadata(image_id=1), 1, "x")
     assert lost.lines(100.0)
-    lost.follow(2, 2, "x")
+    lost.follow(ImageMetadata(image_id=2), 2, "x")
     assert not lost.lines(105.0)
     assert lost.lines(111.0) == ["images 2: x"]

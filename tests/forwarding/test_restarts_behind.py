@@ -87,7 +87,7 @@ def test_what_a_pair_that_hung_delivers_after_a_restart_is_never_part_of_a_new_i
         for image_id in ids:
             pairs.publish(run, image_id)
         pairs.deliver_all(1)
-        pairs.wait(2 * TIMEOUT_S if image_id != 12 else 0)
+        pairs.wait(2 * TIMEOUT_S if ids[-1] != 12 else 0)
     pairs.deliver_all()
     for image_id in range(13, 30):
         pairs.publish(1, image_id)

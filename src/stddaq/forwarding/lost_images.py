@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.dataplane.stream_counts import MAX_DROPPED_AT_ONCE
 
 # Ranges of ids in one line, and lines that wait.
@@ -38,23 +39,39 @@ class LostImages:
         self._due_at = float("-inf")
         self.n_lost = 0
 
-    def follow(self, image_id: int, number: int, why: str = "") -> None:
-        """Add an image: its id, its number (0: none), and why it is not announced."""
+    def follow(self, metadata: ImageMetadata, number: int, why: str = "") -> None:
+        """Add an image: its message, its number (0: none), and why it is not announced."""
+        image_id = metadata.image_id
         if number and self._number:
             n_lost = number - self._number - 1
             if 0 < n_lost <= MAX_DROPPED_AT_ONCE:
-                self._lose(n_lost, image_id)
+                self.n_lost += n_lost
+                self._lose(metadata, number)
         self._number, self._image_id = number, image_id
         if why:
             self._add(image_id, image_id, why)
 
-    def _lose(self, n_lost: int, image_id: int) -> None:
-        self.n_lost += n_lost
-        # Ids in between of which some were not published, or that restart: which ones were is unknown.
-        if image_id - self._image_id - 1 == n_lost:
-            self._add(self._image_id + 1, image_id - 1, "nothing arrived")
+    def _lose(self, metadata: ImageMetadata, number: int) -> None:
+        """List the images between the last one and this one."""
+        image_id, forwarding, start = metadata.image_id, metadata.forwarding, self._number + 1
+        if start <= forwarding.restart_number <= number:
+            n_before, start = forwarding.restart_number - start, forwarding.restart_number
+            if forwarding.id_before_restart - self._image_id == n_before:
+                self._add_missing(self._image_id + 1, n_before)
+            else:
+                self._add(self._image_id, self._image_id, f"{n_before} images after it did not arrive")
+            first = forwarding.restart_id
         else:
-            self._add(image_id, image_id, f"{n_lost} images before it did not arrive")
+            first = self._image_id + 1
+        # Ids in between of which some were not published, or that restart twice: which ones were is unknown.
+        if image_id - first == number - start:
+            self._add_missing(first, number - start)
+        else:
+            self._add(image_id, image_id, f"{number - start} images before it did not arrive")
+
+    def _add_missing(self, first: int, n_images: int) -> None:
+        if n_images:
+            self._add(first, first + n_images - 1, "nothing arrived")
 
     def _add(self, first: int, last: int, why: str) -> None:
         newest = self._ranges[-1] if self._ranges else None

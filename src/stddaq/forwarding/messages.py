@@ -7,6 +7,7 @@ second one, whose ring has the same name. They travel in `Forwarding`.
 from __future__ import annotations
 
 from stddaq.dataplane.metadata import ImageMetadata, parse
+from stddaq.wire.std_daq.image_metadata_pb2 import Forwarding
 
 # C++ services read metadata into a buffer of this size.
 MAX_METADATA_BYTES = 512
@@ -28,3 +29,27 @@ def keep_number(metadata: ImageMetadata) -> None:
     """Move the number of the image in its ring to where it travels."""
     metadata.forwarding.number = metadata.forwarding.number or metadata.sequence
     metadata.sequence = metadata.number = 0
+
+
+class Restarts:
+    """Where the image ids have restarted last. It goes with every image, whichever ones are lost."""
+
+    def __init__(self) -> None:
+        self._last_id = self._last_number = -1
+        self._number = self._first_id = self._id_before = 0
+
+    def follow(self, image_id: int, number: int) -> None:
+        """Add an image of the source, by its running number; 0: none."""
+        if image_id <= self._last_id:
+            # If announcements were lost, so was the exact place.
+            is_known = number and number == self._last_number + 1
+            self._number, self._first_id, self._id_before = (
+                (number, image_id, self._last_id) if is_known else (0, 0, 0)
+            )
+        self._last_id, self._last_number = image_id, number
+
+    def tell(self, forwarding: Forwarding) -> None:
+        """Add the restart to what goes with an image."""
+        if self._number:
+            forwarding.restart_number = self._number
+            forwarding.restart_id, forwarding.id_before_restart = self._first_id, self._id_before

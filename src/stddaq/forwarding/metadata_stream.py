@@ -17,7 +17,7 @@ from stddaq.daemon.main import StopRequest, run
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.dataplane.image_subscriber import ImageSubscriber
-from stddaq.forwarding.messages import MAX_METADATA_BYTES, QUEUED_MESSAGES, keep_number
+from stddaq.forwarding.messages import MAX_METADATA_BYTES, QUEUED_MESSAGES, Restarts, keep_number
 from stddaq.forwarding.network import NetworkPublisher
 
 PROGRAM = "std_metadata_stream"
@@ -31,6 +31,7 @@ class MetadataSender(Closing):
         """Raise `EndpointError` and `GeometryError`."""
         self._suffix = suffix
         self.n_sent = self.n_failed = 0
+        self._restarts = Restarts()
         self._network = NetworkPublisher(address, MAX_METADATA_BYTES, QUEUED_MESSAGES)
         try:
             self._subscriber = ImageSubscriber(config, suffix)
@@ -61,6 +62,8 @@ class MetadataSender(Closing):
             number = metadata.number or metadata.sequence
             keep_number(metadata)
             metadata.forwarding.message = number or network.next_message()
+            self._restarts.follow(metadata.image_id, number)
+            self._restarts.tell(metadata.forwarding)
             message = metadata.SerializeToString()
             if len(message) > MAX_METADATA_BYTES:
                 self.n_failed += 1

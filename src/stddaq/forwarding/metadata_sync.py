@@ -78,11 +78,11 @@ class MetadataSynchroniser(Synchroniser):
         """Announce images with pixels. Give up those that are overdue at `now`."""
         for image in self._sync.take(now):
             if image.is_lost:
-                self.lost.follow(image.image_id, image.number, f"not received through pair {image.pair}")
+                self.lost.follow(image.metadata, image.number, f"not received through pair {image.pair}")
                 if self._announces_incomplete:
                     self.announce_blank(image.metadata)
             else:
-                self.lost.follow(image.image_id, image.number)
+                self.lost.follow(image.metadata, image.number)
                 self.announce(image.metadata, [(0, image.mark)] if image.mark else ())
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.dataplane.image_subscriber import ImageSubscriber
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.dataplane.taken_images import TakenImages
-from stddaq.forwarding.messages import MAX_METADATA_BYTES, keep_number
+from stddaq.forwarding.messages import MAX_METADATA_BYTES, Restarts, keep_number
 from stddaq.forwarding.network import NetworkPublisher
 from stddaq.forwarding.parts import Part, number_of_pairs, part_of
 
@@ -39,8 +39,9 @@ class StreamSender(Closing):
         """Raise `EndpointError` and `GeometryError`."""
         self._part = part
         # Which images: those of this pair, or all.
-        self._n_pairs = number_of_pairs(config) if config.sender_sends_full_images else 1
-        self._place = part.index if config.sender_sends_full_images else 0
+        self._is_full = config.sender_sends_full_images
+        self._n_pairs = number_of_pairs(config) if self._is_full else 1
+        self._place = part.index if self._is_full else 0
         self.n_sent = self.n_unwanted = self.n_overwritten = self.n_failed = 0
         self._network = NetworkPublisher(address, part.length)
         try:
@@ -50,6 +51,7 @@ class StreamSender(Closing):
             raise
         self._reader = self._subscriber.reader
         max_held = max(1, MAX_HELD_BYTES // part.length)
+        self._restarts = Restarts()
         self._taken = TakenImages(self._reader, max_held, self._copy, self._finish)
         self._reported = (0, 0)
         self._statistics = StatisticsLine(config, self._registry(config), self._pairs)
@@ -76,6 +78,8 @@ class StreamSender(Closing):
 
     def _take(self, metadata: ImageMetadata) -> None:
         """Take the part out of its slot, and send it if the slot held the image throughout."""
+        if not self._is_full:
+            self._restarts.follow(metadata.image_id, metadata.sequence)
         if not self._network.n_subscribers:
             self._network.next_message()
             self.n_unwanted += 1
@@ -93,6 +97,7 @@ class StreamSender(Closing):
         keep_number(metadata)
         metadata.forwarding.message = self._network.next_message()
         metadata.forwarding.pair = self._part.index + 1
+        self._restarts.tell(metadata.forwarding)
         message = metadata.SerializeToString()
         if len(message) > MAX_METADATA_BYTES:
             self.n_failed += 1

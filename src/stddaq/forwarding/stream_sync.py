@@ -52,9 +52,9 @@ class StreamSynchroniser(Synchroniser):
         for image in self._sync.take(now):
             if image.lacking:
                 parts = ", ".join(map(str, image.lacking))
-                self.lost.follow(image.image_id, image.number, f"not received without part {parts}")
+                self.lost.follow(image.metadata, image.number, f"not received without part {parts}")
             else:
-                self.lost.follow(image.image_id, image.number)
+                self.lost.follow(image.metadata, image.number)
                 self.announce(image.metadata, () if image.n_unmarked else image.marks)
 
 

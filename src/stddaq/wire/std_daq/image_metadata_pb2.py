@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cstd_daq/image_metadata.proto\x12\x10std_daq_protocol\"\x8d\x01\n\x0fGFImageMetadata\x12\x0f\n\x07scan_id\x18\x01 \x01(\r\x12\x11\n\tscan_time\x18\x02 \x01(\r\x12\x11\n\tsync_time\x18\x03 \x01(\r\x12\x17\n\x0f\x66rame_timestamp\x18\x04 \x01(\x04\x12\x15\n\rexposure_time\x18\x05 \x01(\x04\x12\x13\n\x0bstore_image\x18\x06 \x01(\x08\"\"\n\x0fJFImageMetadata\x12\x0f\n\x07\x64\x61q_rec\x18\x01 \x01(\x04\"\"\n\x0f\x45GImageMetadata\x12\x0f\n\x07\x65xptime\x18\x01 \x01(\x04\"b\n\x10PcoImageMetadata\x12\x1c\n\x14global_timestamp_sec\x18\x01 \x01(\x04\x12\x1b\n\x13global_timestamp_ns\x18\x02 \x01(\x04\x12\x13\n\x0b\x62sread_name\x18\x03 \x01(\t\"I\n\nForwarding\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07message\x18\x02 \x01(\x04\x12\x0c\n\x04pair\x18\x03 \x01(\r\x12\x0c\n\x04mark\x18\x04 \x01(\x04\"\xb9\x04\n\rImageMetadata\x12\x10\n\x08image_id\x18\x01 \x01(\x04\x12\x0e\n\x06height\x18\x02 \x01(\x04\x12\r\n\x05width\x18\x03 \x01(\x04\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x33\n\x05\x64type\x18\x05 \x01(\x0e\x32$.std_daq_protocol.ImageMetadataDtype\x12\x35\n\x06status\x18\x06 \x01(\x0e\x32%.std_daq_protocol.ImageMetadataStatus\x12?\n\x0b\x63ompression\x18\x07 \x01(\x0e\x32*.std_daq_protocol.ImageMetadataCompression\x12/\n\x02gf\x18\x08 \x01(\x0b\x32!.std_daq_protocol.GFImageMetadataH\x00\x12/\n\x02jf\x18\t \x01(\x0b\x32!.std_daq_protocol.JFImageMetadataH\x00\x12/\n\x02\x65g\x18\n \x01(\x0b\x32!.std_daq_protocol.EGImageMetadataH\x00\x12\x31\n\x03pco\x18\x0b \x01(\x0b\x32\".std_daq_protocol.PcoImageMetadataH\x00\x12\x10\n\x08sequence\x18\x64 \x01(\x04\x12\x0e\n\x06number\x18\x65 \x01(\x04\x12\x30\n\nforwarding\x18\x66 \x01(\x0b\x32\x1c.std_daq_protocol.Forwarding\x12\x10\n\x08\x63hecksum\x18g \x01(\x06\x42\x10\n\x0eimage_metadata*\xa2\x01\n\x12ImageMetadataDtype\x12\x0b\n\x07unknown\x10\x00\x12\t\n\x05uint8\x10\x01\x12\n\n\x06uint16\x10\x02\x12\n\n\x06uint32\x10\x04\x12\n\n\x06uint64\x10\x08\x12\x08\n\x04int8\x10\x0b\x12\t\n\x05int16\x10\x0c\x12\t\n\x05int32\x10\x0e\x12\t\n\x05int64\x10\x12\x12\x0b\n\x07\x66loat16\x10\x16\x12\x0b\n\x07\x66loat32\x10\x18\x12\x0b\n\x07\x66loat64\x10\x1c*[\n\x13ImageMetadataStatus\x12\r\n\tundefined\x10\x00\x12\x0e\n\ngood_image\x10\x01\x12\x13\n\x0fmissing_packets\x10\x02\x12\x10\n\x0cid_missmatch\x10\x03*F\n\x18ImageMetadataCompression\x12\x08\n\x04none\x10\x00\x12\x14\n\x10h5bitshuffle_lz4\x10\x01\x12\n\n\x06\x62losc2\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cstd_daq/image_metadata.proto\x12\x10std_daq_protocol\"\x8d\x01\n\x0fGFImageMetadata\x12\x0f\n\x07scan_id\x18\x01 \x01(\r\x12\x11\n\tscan_time\x18\x02 \x01(\r\x12\x11\n\tsync_time\x18\x03 \x01(\r\x12\x17\n\x0f\x66rame_timestamp\x18\x04 \x01(\x04\x12\x15\n\rexposure_time\x18\x05 \x01(\x04\x12\x13\n\x0bstore_image\x18\x06 \x01(\x08\"\"\n\x0fJFImageMetadata\x12\x0f\n\x07\x64\x61q_rec\x18\x01 \x01(\x04\"\"\n\x0f\x45GImageMetadata\x12\x0f\n\x07\x65xptime\x18\x01 \x01(\x04\"b\n\x10PcoImageMetadata\x12\x1c\n\x14global_timestamp_sec\x18\x01 \x01(\x04\x12\x1b\n\x13global_timestamp_ns\x18\x02 \x01(\x04\x12\x13\n\x0b\x62sread_name\x18\x03 \x01(\t\"\x90\x01\n\nForwarding\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07message\x18\x02 \x01(\x04\x12\x0c\n\x04pair\x18\x03 \x01(\r\x12\x0c\n\x04mark\x18\x04 \x01(\x04\x12\x16\n\x0erestart_number\x18\x05 \x01(\x04\x12\x12\n\nrestart_id\x18\x06 \x01(\x04\x12\x19\n\x11id_before_restart\x18\x07 \x01(\x04\"\xb9\x04\n\rImageMetadata\x12\x10\n\x08image_id\x18\x01 \x01(\x04\x12\x0e\n\x06height\x18\x02 \x01(\x04\x12\r\n\x05width\x18\x03 \x01(\x04\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x33\n\x05\x64type\x18\x05 \x01(\x0e\x32$.std_daq_protocol.ImageMetadataDtype\x12\x35\n\x06status\x18\x06 \x01(\x0e\x32%.std_daq_protocol.ImageMetadataStatus\x12?\n\x0b\x63ompression\x18\x07 \x01(\x0e\x32*.std_daq_protocol.ImageMetadataCompression\x12/\n\x02gf\x18\x08 \x01(\x0b\x32!.std_daq_protocol.GFImageMetadataH\x00\x12/\n\x02jf\x18\t \x01(\x0b\x32!.std_daq_protocol.JFImageMetadataH\x00\x12/\n\x02\x65g\x18\n \x01(\x0b\x32!.std_daq_protocol.EGImageMetadataH\x00\x12\x31\n\x03pco\x18\x0b \x01(\x0b\x32\".std_daq_protocol.PcoImageMetadataH\x00\x12\x10\n\x08sequence\x18\x64 \x01(\x04\x12\x0e\n\x06number\x18\x65 \x01(\x04\x12\x30\n\nforwarding\x18\x66 \x01(\x0b\x32\x1c.std_daq_protocol.Forwarding\x12\x10\n\x08\x63hecksum\x18g \x01(\x06\x42\x10\n\x0eimage_metadata*\xa2\x01\n\x12ImageMetadataDtype\x12\x0b\n\x07unknown\x10\x00\x12\t\n\x05uint8\x10\x01\x12\n\n\x06uint16\x10\x02\x12\n\n\x06uint32\x10\x04\x12\n\n\x06uint64\x10\x08\x12\x08\n\x04int8\x10\x0b\x12\t\n\x05int16\x10\x0c\x12\t\n\x05int32\x10\x0e\x12\t\n\x05int64\x10\x12\x12\x0b\n\x07\x66loat16\x10\x16\x12\x0b\n\x07\x66loat32\x10\x18\x12\x0b\n\x07\x66loat64\x10\x1c*[\n\x13ImageMetadataStatus\x12\r\n\tundefined\x10\x00\x12\x0e\n\ngood_image\x10\x01\x12\x13\n\x0fmissing_packets\x10\x02\x12\x10\n\x0cid_missmatch\x10\x03*F\n\x18ImageMetadataCompression\x12\x08\n\x04none\x10\x00\x12\x14\n\x10h5bitshuffle_lz4\x10\x01\x12\n\n\x06\x62losc2\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'std_daq.image_metadata_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IMAGEMETADATADTYPE']._serialized_start=1014
-  _globals['_IMAGEMETADATADTYPE']._serialized_end=1176
-  _globals['_IMAGEMETADATASTATUS']._serialized_start=1178
-  _globals['_IMAGEMETADATASTATUS']._serialized_end=1269
-  _globals['_IMAGEMETADATACOMPRESSION']._serialized_start=1271
-  _globals['_IMAGEMETADATACOMPRESSION']._serialized_end=1341
+  _globals['_IMAGEMETADATADTYPE']._serialized_start=1086
+  _globals['_IMAGEMETADATADTYPE']._serialized_end=1248
+  _globals['_IMAGEMETADATASTATUS']._serialized_start=1250
+  _globals['_IMAGEMETADATASTATUS']._serialized_end=1341
+  _globals['_IMAGEMETADATACOMPRESSION']._serialized_start=1343
+  _globals['_IMAGEMETADATACOMPRESSION']._serialized_end=1413
   _globals['_GFIMAGEMETADATA']._serialized_start=51
   _globals['_GFIMAGEMETADATA']._serialized_end=192
   _globals['_JFIMAGEMETADATA']._serialized_start=194
@@ -45,8 +45,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EGIMAGEMETADATA']._serialized_end=264
   _globals['_PCOIMAGEMETADATA']._serialized_start=266
   _globals['_PCOIMAGEMETADATA']._serialized_end=364
-  _globals['_FORWARDING']._serialized_start=366
-  _globals['_FORWARDING']._serialized_end=439
-  _globals['_IMAGEMETADATA']._serialized_start=442
-  _globals['_IMAGEMETADATA']._serialized_end=1011
+  _globals['_FORWARDING']._serialized_start=367
+  _globals['_FORWARDING']._serialized_end=511
+  _globals['_IMAGEMETADATA']._serialized_start=514
+  _globals['_IMAGEMETADATA']._serialized_end=1083
 # @@protoc_insertion_point(module_scope)

@@ -92,16 +92,22 @@ class PcoImageMetadata(_message.Message):
     def __init__(self, global_timestamp_sec: _Optional[int] = ..., global_timestamp_ns: _Optional[int] = ..., bsread_name: _Optional[str] = ...) -> None: ...
 
 class Forwarding(_message.Message):
-    __slots__ = ("number", "message", "pair", "mark")
+    __slots__ = ("number", "message", "pair", "mark", "restart_number", "restart_id", "id_before_restart")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     PAIR_FIELD_NUMBER: _ClassVar[int]
     MARK_FIELD_NUMBER: _ClassVar[int]
+    RESTART_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RESTART_ID_FIELD_NUMBER: _ClassVar[int]
+    ID_BEFORE_RESTART_FIELD_NUMBER: _ClassVar[int]
     number: int
     message: int
     pair: int
     mark: int
-    def __init__(self, number: _Optional[int] = ..., message: _Optional[int] = ..., pair: _Optional[int] = ..., mark: _Optional[int] = ...) -> None: ...
+    restart_number: int
+    restart_id: int
+    id_before_restart: int
+    def __init__(self, number: _Optional[int] = ..., message: _Optional[int] = ..., pair: _Optional[int] = ..., mark: _Optional[int] = ..., restart_number: _Optional[int] = ..., restart_id: _Optional[int] = ..., id_before_restart: _Optional[int] = ...) -> None: ...
 
 class ImageMetadata(_message.Message):
     __slots__ = ("image_id", "height", "width", "size", "dtype", "status", "compression", "gf", "jf", "eg", "pco", "sequence", "number", "forwarding", "checksum")
