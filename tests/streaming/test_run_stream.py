@@ -134,6 +134,22 @@ def test_series_ends_with_an_error_when_the_driver_is_killed(rig: Rig) -> None:
     stream.process.wait_for_line(r"\[error\] run \w+: row \d+ and later are not sent")
 
 
+def test_series_ends_with_an_error_when_the_stream_is_stopped(rig: Rig) -> None:
+    stream = start_run_stream(rig)
+    with Consumer(stream, queue=1) as consumer:
+        rig.begin(n_image=100)
+        rig.publish(images_of(range(10)))
+        rig.wait_for_count(10)
+        received = [consumer.receive() for _ in range(11)]
+        assert stream.process.end() == 0
+        end, _ = consumer.receive()
+    assert [message.get("frame") for message, _ in received] == [None, *range(10)]
+    assert (end["htype"], end["msg_number"], end["count"]) == ("series_end", 11, 10)
+    assert end["error"] == "the stream is stopped"
+    stream.process.wait_for_line(r"\[error\] run \w+: row 10 and later are not sent: the stream is stopped")
+    rig.end(stop=True)
+
+
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [

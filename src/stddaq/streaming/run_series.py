@@ -163,6 +163,12 @@ class RunSeries:
         self._rows.clear()
         self._n_dropped = n_dropped
 
+    def stop(self) -> None:
+        """End the series of a run that was not sent completely."""
+        run = self._run
+        if self._is_open and run is not None and not (run.is_end and self._n_left(run) <= 0):
+            self.fail("the stream is stopped")
+
     def fail(self, reason: str) -> None:
         """End the series of this run with an error, or do not begin it."""
         assert self._run is not None

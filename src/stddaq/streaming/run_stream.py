@@ -6,6 +6,7 @@ and sends a message when the consumer has received the one before.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,9 @@ from stddaq.streaming.live_stream import LiveStream
 from stddaq.streaming.run_follower import RunFollower
 from stddaq.streaming.run_series import Row, RunSeries
 from stddaq.wire.stins import SeriesMaker
+
+# How long the end waits until the consumer has received the message before the last one.
+END_TIMEOUT_S = 1.0
 
 
 class RunStream(LiveStream):
@@ -76,3 +80,15 @@ class RunStream(LiveStream):
         while viewers.is_ready and (message := self._series.next_message()):
             parts, image = message
             self.n_sent += viewers.send(parts, image) and image is not None
+
+    def close(self) -> None:
+        """End the series of a run that is not over with an error, and disconnect from the source."""
+        self._series.stop()
+        limit = time.monotonic() + END_TIMEOUT_S
+        while self._viewers.n_subscribed and time.monotonic() < limit:
+            if self._viewers.is_ready:
+                if not (message := self._series.next_message()):
+                    break
+                self._viewers.send(*message)
+            self._viewers.attend(0.02)
+        super().close()
