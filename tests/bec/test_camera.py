@@ -44,6 +44,7 @@ def assert_next_scan_is_right(camera: BecCamera, number: int = 2) -> None:
     assert len(camera.points.published[n:]) == 4
 
 
+@pytest.mark.slow
 def test_a_scan_records_the_images_of_its_triggers(camera: BecCamera):
     device = camera.device
     camera.start(frames=3, num_points=4)
@@ -122,6 +123,7 @@ def test_a_token_of_the_url_is_not_shown(make_camera: MakeCamera):
     assert "secret" not in f"{failed.value} {camera.device.driver_state()} {vars(failed.value)}"
 
 
+@pytest.mark.slow
 def test_a_trigger_without_its_images_fails_and_ends_the_run(make_camera: MakeCamera):
     camera = make_camera(image_timeout=3)
     camera.start(frames=3, num_points=2)
@@ -177,6 +179,7 @@ def test_stop_may_come_from_several_threads_at_once(camera: BecCamera):
     assert_next_scan_is_right(camera)
 
 
+@pytest.mark.slow
 def test_stop_ends_a_run_that_is_being_started(make_camera: MakeCamera):
     camera = make_camera(rig={"writers": False})
     camera.prepare()
@@ -376,6 +379,7 @@ def test_a_hardware_trigger_may_give_fewer_images_than_bec_expects(camera: BecCa
     assert_master_file_holds(camera.master(), images)
 
 
+@pytest.mark.slow
 def test_exact_images_end_the_run_or_fail(make_camera: MakeCamera):
     camera = make_camera(exact_images=True, image_timeout=3)
     camera.start(scan_type="hardware_triggered", num_points=20)

@@ -106,6 +106,7 @@ def test_a_directory_that_is_refused_fails_the_plan_with_the_drivers_reason(
     assert_next_plan_works(engine, det, camera)
 
 
+@pytest.mark.slow
 def test_a_stalled_camera_fails_the_point_and_its_message_counts_the_images(
     engine: RunEngine, documents: Documents, make_async_detector: MakeDetector
 ):
@@ -121,6 +122,7 @@ def test_a_stalled_camera_fails_the_point_and_its_message_counts_the_images(
     assert_next_plan_works(engine, det, camera)
 
 
+@pytest.mark.slow
 def test_a_stalled_camera_fails_the_flight(
     engine: RunEngine, documents: Documents, make_async_detector: MakeDetector
 ):

@@ -46,6 +46,7 @@ def test_one_signal_triggers_and_another_gives_the_exposure_time(
     assert "det: expected 2 images within 0.6 s, got 0" in str(failed.value.__cause__)
 
 
+@pytest.mark.slow
 def test_the_simulator_is_a_camera_of_the_detector(
     engine: RunEngine, documents: Documents, deployment: Deployment, directory: Path
 ):

@@ -154,6 +154,7 @@ print("end")
 """
 
 
+@pytest.mark.slow
 def test_a_camera_that_is_collected_does_not_keep_the_process(simulated: Any, directory: Path):
     command = [sys.executable, "-c", SCRIPT, simulated.url, simulated.camera.prefix, directory]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
@@ -174,6 +175,7 @@ RE(fly([det], 1000, period=0.1))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_the_run_of_a_process_that_was_killed_is_ended_by_the_next(
     engine: RunEngine, simulated: Any, directory: Path, how: signal.Signals

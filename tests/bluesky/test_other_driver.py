@@ -54,6 +54,7 @@ def test_a_flight_is_published_after_its_files_are_closed(
     assert documents["event"][-1]["data"]["det_n_recorded"] == 23
 
 
+@pytest.mark.slow
 def test_a_point_without_images_fails_and_the_next_plan_works(
     engine: RunEngine, documents: Documents, device: tuple[StdDaqDetector, PointCamera]
 ):

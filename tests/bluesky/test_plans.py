@@ -60,6 +60,7 @@ def make_flyer(make_detector: MakeDetector, documents: Documents) -> Iterator[Ma
         camera.close()
 
 
+@pytest.mark.slow
 def test_documents_of_a_flight_are_emitted_while_its_images_arrive(
     engine: RunEngine, documents: Documents, make_flyer: MakeDetector
 ):
@@ -131,6 +132,7 @@ def test_tomography_puts_darks_flats_and_projections_into_separate_streams(
     np.testing.assert_allclose(angles, np.arange(7) * 180 / 7)
 
 
+@pytest.mark.slow
 def test_a_flight_whose_images_stop_fails_and_publishes_those_that_arrived(
     engine: RunEngine, documents: Documents, make_flyer: MakeDetector
 ):

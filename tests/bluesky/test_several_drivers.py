@@ -115,6 +115,7 @@ def test_a_plan_that_one_driver_refuses_leaves_no_run_and_no_files(
     engine(count([detector], 1))
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_fails_the_plan_and_stops_the_others(
     engine: RunEngine, detector: Any, drivers: JoinedDrivers, camera: Camera
 ):
@@ -133,6 +134,7 @@ def test_a_driver_that_is_killed_fails_the_plan_and_stops_the_others(
         assert np.array_equal(file["/entry/data/image_id"], range(4))  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_a_point_is_not_complete_before_each_part_has_its_images(
     engine: RunEngine, detector: Any, drivers: JoinedDrivers, camera: Camera
 ):

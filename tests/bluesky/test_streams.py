@@ -174,6 +174,7 @@ def test_images_are_not_read_when_nothing_of_them_is_wanted(
     ]
 
 
+@pytest.mark.slow
 def test_plots_and_tables_show_points_and_flights(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector, capsys: pytest.CaptureFixture[str]
 ):

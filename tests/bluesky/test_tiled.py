@@ -72,6 +72,7 @@ def test_images_are_read_during_the_plan_and_after_it(
     np.testing.assert_array_equal(images_in(tiled[uid]), expected_of(camera, per_point))
 
 
+@pytest.mark.slow
 def test_a_flight_is_read_during_the_flight_and_after_it(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector, tiled: Any
 ):
@@ -96,6 +97,7 @@ def test_a_flight_is_read_during_the_flight_and_after_it(
     np.testing.assert_array_equal(images_in(tiled[uid], stream="images"), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_point", [1, 3])
 def test_images_of_an_ophyd_async_plan_are_read_during_the_plan_and_after_it(
     engine: RunEngine, make_async_detector: Callable[..., tuple[Any, PointCamera]], tiled: Any, per_point: int
@@ -131,6 +133,7 @@ def test_images_of_an_ophyd_async_plan_are_read_during_the_plan_and_after_it(
     np.testing.assert_array_equal(images_in(tiled[uid], "det", "images"), pixels[:, None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["AD_HDF5", "STDDAQ_PUBLISHED"])
 def test_resource_and_datum_can_be_read(
     engine: RunEngine, make_detector: MakeDetector, tiled: Any, kind: str

@@ -112,6 +112,7 @@ def test_a_flight_is_collected_by_the_plan_of_bluesky(
     assert (len(camera.published), det.orphans) == (20, {})
 
 
+@pytest.mark.slow
 def test_a_point_of_two_detectors_is_taken_again_with_both_when_one_fails_in_a_pause(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector
 ):
@@ -128,6 +129,7 @@ def test_a_point_of_two_detectors_is_taken_again_with_both_when_one_fails_in_a_p
     assert (len(camera.published), len(other_camera.published)) == (5, 4)
 
 
+@pytest.mark.slow
 def test_a_scan_of_several_streams_survives_a_pause_in_each(
     engine: RunEngine, documents: Documents, make_detector: MakeDetector
 ):

@@ -50,6 +50,7 @@ def leftovers(name: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_every_pixel_is_checked_and_nothing_is_left_behind(deployment: Deployment, tmp_path: Path):
     directory = tmp_path / "out"
     process = demo(deployment, "--directory", directory, "-n", 30)
@@ -126,6 +127,7 @@ def test_the_commands_that_it_proposes_work_as_they_are_printed(deployment: Depl
         assert images.shape == (500, 64, 64)
 
 
+@pytest.mark.slow
 def test_watch_ends_with_the_address_of_the_page_and_ctrl_c_ends_it(deployment: Deployment, tmp_path: Path):
     # The reader's other terminal lacks the environment that is active in this one.
     deployment.env["VIRTUAL_ENV"] = sys.prefix
@@ -155,6 +157,7 @@ def test_it_can_be_repeated_in_the_same_directory(deployment: Deployment, tmp_pa
         assert process.wait(timeout=110) == 0, process.output
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_early_and_checks_the_recorded_images(deployment: Deployment, tmp_path: Path):
     process = demo(deployment, "--directory", tmp_path, "-n", 100_000, "--size", 64)
     process.wait_for_line(r"recording: \d+ of 100000 images", timeout=90)
@@ -163,6 +166,7 @@ def test_ctrl_c_ends_it_early_and_checks_the_recorded_images(deployment: Deploym
     assert leftovers(detector_name(tmp_path)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_a_demo_that_is_ended(
     deployment: Deployment, tmp_path: Path, signal_number: signal.Signals

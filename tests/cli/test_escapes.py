@@ -152,6 +152,7 @@ def hostile_header() -> list[bytes]:
     return [json.dumps(header | {"type": HOSTILE.replace("\udcff", "")}).encode(), bytes(48)]
 
 
+@pytest.mark.slow
 def test_texts_of_a_live_stream(start_stream: Callable[[Sequence[bytes]], str], tmp_path: Path) -> None:
     address = start_stream(hostile_image())
     assert "owned" in run("watch", address, "-n", 3, "--save", tmp_path / HOSTILE)

@@ -158,6 +158,7 @@ def test_aggregate_names_a_raw_file_that_is_missing(real_driver: RealDriver, dir
     assert "file0.h5" in aggregate.stderr[0]
 
 
+@pytest.mark.slow
 def test_repair_closes_the_file_of_a_killed_writer(real_driver: RealDriver, directory: Path):
     with DriverClient(real_driver.url) as client:
         client.start(directory)

@@ -31,6 +31,7 @@ def directory(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_account(services: StartServices, directory: Path):
     running = services(*SIMULATE)
     record = running.record(directory, "-n", 120, "--prefix", "scan")
@@ -71,6 +72,7 @@ def test_run_with_end_on_restart_names_the_ids_of_the_restart(services: StartSer
     assert re.search(r"images +20, all good, ids 0 to 19", record.output)
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_progress_bar(services: StartServices, directory: Path):
     running = services(*SIMULATE)
     controller, terminal = pty.openpty()
@@ -206,6 +208,7 @@ def test_a_driver_that_replaces_files_is_not_started_without_overwrite(
         assert deployment.run(*command, "--prefix", "other").wait() == 0
 
 
+@pytest.mark.slow
 def test_duration_and_rate_exclude_the_wait_for_the_first_image(services: StartServices, directory: Path):
     running = services("--trigger", "--rate", "100")
     record = running.record(directory, "-n", 101)

@@ -123,6 +123,7 @@ def test_no_driver_starts_when_one_refuses(drivers: JoinedDrivers):
     assert_nothing_remains(drivers)
 
 
+@pytest.mark.slow
 def test_the_drivers_that_did_start_are_stopped_when_one_cannot(make_drivers: MakeJoinedDrivers):
     drivers = make_drivers(writers_of_second=False)
     record = drivers.record("-n", 10)
@@ -159,6 +160,7 @@ def test_a_driver_that_is_given_twice_is_refused(drivers: JoinedDrivers):
     assert "expected one or several different ones" in record.stderr[0]
 
 
+@pytest.mark.slow
 def test_the_run_goes_on_without_a_driver_that_is_killed(drivers: JoinedDrivers):
     record = drivers.record("-n", 50)
     record.wait_for_line("waiting_for_first_image")
@@ -178,6 +180,7 @@ def test_the_run_goes_on_without_a_driver_that_is_killed(drivers: JoinedDrivers)
     assert_master_shows(drivers, range(20))
 
 
+@pytest.mark.slow
 def test_a_driver_that_hangs_is_named_and_its_part_is_complete_when_it_goes_on(
     make_drivers: MakeJoinedDrivers,
 ):
@@ -201,6 +204,7 @@ def test_a_driver_that_hangs_is_named_and_its_part_is_complete_when_it_goes_on(
     assert_master_shows(drivers, range(40))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_on_a_driver_that_is_found_again(drivers: JoinedDrivers):
     second = drivers.parts[1]
     record = drivers.record()
@@ -220,6 +224,7 @@ def test_a_run_that_was_stopped_ends_on_a_driver_that_is_found_again(drivers: Jo
     assert_master_shows(drivers, range(10))
 
 
+@pytest.mark.slow
 def test_a_driver_that_was_restarted_is_lost_although_it_answers(drivers: JoinedDrivers):
     first, second = drivers.parts
     record = drivers.record("-n", 30)
@@ -237,6 +242,7 @@ def test_a_driver_that_was_restarted_is_lost_although_it_answers(drivers: Joined
     assert result["count"] == 30
 
 
+@pytest.mark.slow
 def test_a_killed_writer_ends_its_part_and_no_image_without_it_is_good(drivers: JoinedDrivers):
     second = drivers.parts[1]
     record = drivers.record("-n", 60)

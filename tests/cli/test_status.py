@@ -105,6 +105,7 @@ def test_finished_replay_is_not_needed(up: Callable[..., Up], tmp_path: Path) ->
     wait_for_code(running.deployment, url, 0)
 
 
+@pytest.mark.slow
 def test_hanging_service_is_silent_and_one_that_has_ended_in_order_is_not_shown(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +123,7 @@ def test_hanging_service_is_silent_and_one_that_has_ended_in_order_is_not_shown(
     assert services.keys() == {"std_det_driver", "std_det_writer 1"}
 
 
+@pytest.mark.slow
 def test_hanging_driver_is_exit_code_2_and_named_with_all_services(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,7 @@ def test_children_do_not_outlive_a_killed_supervisor(up: Callable[..., Up]):
     assert running.deployment.segments() == []
 
 
+@pytest.mark.slow
 def test_a_hung_service_is_killed_at_the_end_and_named(deployment: Deployment):
     running = Up(deployment, patient=False)
     os.kill(child_named(running, "std_det_writer", "1"), signal.SIGSTOP)

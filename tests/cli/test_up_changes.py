@@ -110,6 +110,7 @@ def replies_until_accepted(url: str, command: dict[str, object]) -> list[dict[st
     return replies
 
 
+@pytest.mark.slow
 def test_no_run_is_recorded_with_a_configuration_that_was_replaced(
     make_deployment: MakeDeployment, tmp_path: Path
 ) -> None:
@@ -135,6 +136,7 @@ def test_no_run_is_recorded_with_a_configuration_that_was_replaced(
         running.process.wait_for_line(CHANGED)
 
 
+@pytest.mark.slow
 def test_services_that_a_change_does_not_concern_keep_running(
     make_deployment: MakeDeployment, tmp_path: Path
 ) -> None:
@@ -153,6 +155,7 @@ def test_services_that_a_change_does_not_concern_keep_running(
     running.record(tmp_path, "-n", 10, "--overwrite").succeed()
 
 
+@pytest.mark.slow
 def test_live_streams_start_and_end_during_a_run(make_deployment: MakeDeployment, tmp_path: Path) -> None:
     first, second = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
     forward, batch = {"type": "forward", "config": []}, {"type": "batch", "config": [1, 10]}
@@ -233,6 +236,7 @@ def test_an_unknown_service_is_refused_in_one_line(
     assert mistake in process.stderr[0]
 
 
+@pytest.mark.slow
 def test_a_bad_configuration_is_reported_once_and_all_services_keep_running(up: Callable[..., Up]) -> None:
     running = up(*SIMULATE)
     driver = pid_of(running, "std_det_driver")
@@ -247,6 +251,7 @@ def test_a_bad_configuration_is_reported_once_and_all_services_keep_running(up: 
     assert sum("ignored" in line for line in running.process.stdout) == 2
 
 
+@pytest.mark.slow
 def test_it_ends_cleanly_while_a_change_waits_for_a_run(up: Callable[..., Up], tmp_path: Path) -> None:
     running = up(*SIMULATE)
     with DriverClient(running.url) as driver:
@@ -259,6 +264,7 @@ def test_it_ends_cleanly_while_a_change_waits_for_a_run(up: Callable[..., Up], t
         assert file["entry/data/data"].shape[0] > 10  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_a_driver_that_retires_finishes_its_run_and_refuses_another(
     deployment: Deployment, tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def test_interrupt_ends_it_with_exit_code_0(deployment: Deployment) -> None:
     assert watching.stderr == []
 
 
+@pytest.mark.slow
 def test_an_address_without_a_stream_ends_it_with_the_reason(deployment: Deployment) -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
     unserved = deployment.run(deployment.stddaq, "watch", address, "--timeout", 0.2)

@@ -199,6 +199,7 @@ def test_a_channel_without_a_name_is_received_from_psi_bsread(compression: str |
     np.testing.assert_array_equal(image.pixels, PIXELS)
 
 
+@pytest.mark.slow
 def test_messages_without_an_image_are_counted_and_left_out(publisher: Publisher) -> None:
     channel = Channel.of_image("camera", (3, 4), PIXELS.dtype, "bitshuffle_lz4")
     good = MessageEncoder([channel]).message(5, 1, 2, [encode_value(channel, PIXELS)])

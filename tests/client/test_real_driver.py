@@ -84,6 +84,7 @@ def test_of_two_starts_one_is_busy(real_driver: RealDriver, directory: Path):
         assert driver.wait_until_saved(timeout=60).count == 0
 
 
+@pytest.mark.slow
 def test_simultaneous_starts_are_distinguished(real_driver: RealDriver, directory: Path):
     async def compete() -> list[str | None]:
         async with AsyncDriverClient(real_driver.url) as a, AsyncDriverClient(real_driver.url) as b:
@@ -142,6 +143,7 @@ def test_a_killed_driver_is_a_lost_connection(real_driver: RealDriver, directory
         killer.join()
 
 
+@pytest.mark.slow
 def test_a_hung_driver_is_a_lost_connection(real_driver: RealDriver):
     with DriverClient(real_driver.url) as driver:
         real_driver.process.send(signal.SIGSTOP)
@@ -151,6 +153,7 @@ def test_a_hung_driver_is_a_lost_connection(real_driver: RealDriver):
         assert_within(time.monotonic() - begin, 10)
 
 
+@pytest.mark.slow
 def test_a_client_that_was_held_up_sees_what_the_driver_has_sent_meanwhile(
     real_driver: RealDriver, directory: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -92,6 +92,7 @@ def test_a_daemon_that_waits_uninterruptibly_is_ended_and_says_so(config: Path) 
     assert "blocked for 1.4 s after a signal to end" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [SLOW, BUSY], ids=["slow", "busy"])
 def test_a_daemon_that_takes_its_time_is_left_alone(config: Path, end: str) -> None:
     assert lines_after_sigterm(config, end) == ["closed"]
@@ -103,5 +104,6 @@ def test_a_daemon_that_closes_nothing_has_a_limit(config: Path, end: str) -> Non
     assert line.endswith("[warning] not ended for 1.4 s after a signal to end: exiting")
 
 
+@pytest.mark.slow
 def test_a_daemon_that_was_suspended_has_the_same_time(config: Path) -> None:
     assert lines_after_sigterm(config, "time.sleep(0.5)", suspend_s=2.0) == ["closed"]

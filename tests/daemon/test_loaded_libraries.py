@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from support.processes.live_streams import start_live_stream, subscribed
 from support.processes.recording import MakeRig, assert_saved, images_of
 
 
+@pytest.mark.slow
 def test_services_of_uncompressed_images_load_few_libraries(make_rig: MakeRig) -> None:
     rig = make_rig(number_of_writers=1, preloaded=False)
     stream = start_live_stream(rig.deployment)

@@ -133,6 +133,7 @@ def test_idle_metadata_writer_prints_the_pairs_of_other_services(deployment: Dep
     writer.wait_for_line(line("std_det_meta_writer_gf", "info", pairs))
 
 
+@pytest.mark.slow
 def test_statistics_come_once_a_period(make_deployment: Callable[..., Deployment]) -> None:
     deployment = make_deployment(stats_collection_period=2)
     writer = deployment.start("std_det_writer", 0)

@@ -137,6 +137,7 @@ def start(
     return start_service
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOOPS)
 def test_every_service_notifies_systemd_of_its_start_its_loop_and_its_end(
     name: str, start: Callable[[str], Service], systemd: Systemd
@@ -207,6 +208,7 @@ sys.exit(run(parser, serve))
 """
 
 
+@pytest.mark.slow
 def test_supervisor_notifies_systemd_and_its_services_do_not(
     deployment: Deployment, systemd: Systemd
 ) -> None:

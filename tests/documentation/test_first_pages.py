@@ -26,6 +26,7 @@ def accepts(port: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_readme(
     deployment: Deployment,
     tmp_path: Path,
@@ -53,6 +54,7 @@ def test_readme(
     end_engine(names["RE"])
 
 
+@pytest.mark.slow
 def test_first_run(deployment: Deployment, tmp_path: Path) -> None:
     port, here = free_port(), tmp_path / "here"
     deployment.env["STDDAQ_URL"] = f"ws://127.0.0.1:{port}"

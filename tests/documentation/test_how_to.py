@@ -118,6 +118,7 @@ def test_images_are_watched_as_described(deployment: Deployment, capsys: pytest.
     assert capsys.readouterr().out.endswith(" (32, 48) uint16\n")
 
 
+@pytest.mark.slow
 def test_a_camera_is_recorded_as_described(
     make_deployment: Callable[..., Deployment], tmp_path: Path
 ) -> None:
@@ -212,6 +213,7 @@ def whole_images(make_deployment: Callable[..., Deployment], page: PageSession) 
         server.start(program, *arguments)
 
 
+@pytest.mark.slow
 def test_images_are_forwarded_as_described(
     make_deployment: Callable[..., Deployment], tmp_path: Path
 ) -> None:
@@ -258,6 +260,7 @@ def test_plans_run_as_described(
     end_engine(names["RE"])
 
 
+@pytest.mark.slow
 def test_plans_of_ophyd_async_run_as_described(deployment: Deployment, tmp_path: Path) -> None:
     port = free_port()
     deployment.start_up("--port", port, "-m", "--source", "simulate", "--trigger", "--rate", "500")
@@ -315,6 +318,7 @@ def test_a_deployment_is_planned_and_checked_as_described(
     assert len(list(Path("units").glob("std_daq-GF1-*.service"))) == 5
 
 
+@pytest.mark.slow
 def test_a_configuration_is_made_as_described(deployment: Deployment, tmp_path: Path) -> None:
     here = tmp_path / "here"
     with PageSession("docs/how-to/make-a-configuration.md", deployment, here) as page:
@@ -398,6 +402,7 @@ def test_runs_of_tomography_make_nxtomo_files(tmp_path: Path, monkeypatch: pytes
     assert Path("bone.h5").exists()
 
 
+@pytest.mark.slow
 def test_a_server_is_checked_and_units_are_made_as_described(deployment: Deployment, tmp_path: Path) -> None:
     here = tmp_path / "here"
     with PageSession("docs/how-to/run-it-with-systemd.md", deployment, here) as page:

@@ -122,6 +122,7 @@ def test_tomography_ends_in_a_plot(
     assert pixels.std() > 20
 
 
+@pytest.mark.slow
 def test_a_session_starts_with_devices_and_a_run_engine(deployment: Deployment, port: int, directory: Path):
     deployment.env |= {
         "STDDAQ_CONFIG": str(deployment.config_path),

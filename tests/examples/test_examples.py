@@ -45,6 +45,7 @@ def test_recording_example_records_the_simulated_images(deployment: Deployment, 
             np.testing.assert_array_equal(images[image_id], scene.image(image_id))
 
 
+@pytest.mark.slow
 def test_averaging_example_averages_all_images(deployment: Deployment, recorded: Path, tmp_path: Path):
     scene = Scene.of(DetectorConfig.parse(deployment.config), "rings")
     expected = np.mean([scene.image(image_id) for image_id in range(20)], axis=0)

@@ -119,6 +119,7 @@ def test_a_writer_whose_driver_takes_no_responses(deployment: Deployment, tmp_pa
         binding.close()
 
 
+@pytest.mark.slow
 def test_a_metadata_writer_whose_storage_does_not_respond(make_rig: MakeRig, storage: Storage) -> None:
     rig = make_rig(driver=["-m"])
     function = "stddaq.files.metadata_file:MetadataFile.flush"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.tools.fault_table import Row, rows_of_page
 
 REPOSITORY = Path(__file__).parents[2]
@@ -14,6 +15,7 @@ TESTS = REPOSITORY / "tests"
 PAGE = REPOSITORY / "docs" / "explanations" / "faults.md"
 
 
+@pytest.mark.slow
 def test_table_of_faults_has_a_row_for_each_test_and_no_other():
     """The column "seen" is not compared. If this test fails, run `make faults`."""
     # Collecting the whole suite takes ten times as long.

@@ -84,6 +84,7 @@ def test_other_hdf5_file_lists_its_datasets(tmp_path: Path) -> None:
     assert "(3, 4) float32" in text(tmp_path / "x.h5")
 
 
+@pytest.mark.slow
 def test_broken_files_are_described_or_refused(tmp_path: Path) -> None:
     raw = write_run(tmp_path, stream(range(9)), RunSpec(metadata_file=True))
     create_master_file(tmp_path / "m.h5", raw)

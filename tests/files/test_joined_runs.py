@@ -76,6 +76,7 @@ def assert_joined(path: Path, ids: Sequence[int], epochs: Sequence[dict[int, int
             assert np.array_equal(run.images[:], expected)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(
     first=st.sets(st.integers(0, 40), max_size=30),
@@ -196,6 +197,7 @@ def test_the_description_names_what_it_is(tmp_path: Path):
     assert (info.ids.first, info.ids.last) == (2, 4)
 
 
+@pytest.mark.slow
 def test_a_sound_run_has_no_problems(tmp_path: Path):
     path = join(tmp_path, stream(range(7)), stream(range(2, 8)), count=5, n_good=5, n_incomplete=3)
     for named in (path, tmp_path):
@@ -208,6 +210,7 @@ def test_a_sound_run_has_no_problems(tmp_path: Path):
     assert report.lines()[-1] == "no problems in the run of all parts"
 
 
+@pytest.mark.slow
 def test_images_that_only_some_parts_have_and_a_wrong_account_are_problems(tmp_path: Path):
     parts = stream(range(7)), stream([0, 1, 3, 4, 5, 6])
     path = join(tmp_path, *parts, outcome="error", reason="part 2: lost", count=6, n_good=6, n_incomplete=1)
@@ -220,6 +223,7 @@ def test_images_that_only_some_parts_have_and_a_wrong_account_are_problems(tmp_p
     assert problems(tmp_path, n_of_parts=1)[-1] == text
 
 
+@pytest.mark.slow
 def test_a_part_whose_files_are_missing_or_others_is_named(tmp_path: Path):
     path = join(tmp_path, stream(range(7)), stream(range(7)))
     spec = RunSpec(prefix="filePart2_", shape=SHAPES[1], detector="d2", run_id="run-2")

@@ -80,6 +80,7 @@ def rgb(kind: int) -> tuple[int, ...]:
     return ImageColor.getrgb(COLOURS[kind])
 
 
+@pytest.mark.slow
 def test_a_picture_shows_each_kind_and_what_the_files_are_called(tmp_path: Path) -> None:
     directory = tmp_path / "a$b$c"
     directory.mkdir()

@@ -213,6 +213,7 @@ def touched_from_elsewhere(path: Path) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_file_that_a_writer_elsewhere_may_be_writing_is_not_repaired(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ FIVE: dict[str, Any] = {"max_number_of_forwarders_spawned": 5, "use_all_forwarde
 THREE: dict[str, Any] = {"max_number_of_forwarders_spawned": 3, "use_all_forwarders": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [FIVE, {}], ids=["all", "max"])
 def test_a_run_on_the_second_server_holds_every_pixel_of_the_first(
     make_servers: MakeServers, directory: Path, pairs: dict[str, Any]
@@ -75,6 +76,7 @@ def test_services_without_a_part_end_in_silence(deployment: Deployment) -> None:
         assert service.stdout == service.stderr == []
 
 
+@pytest.mark.slow
 def test_cpp_senders_and_receivers_lose_the_bytes_that_they_leave_out_and_no_others(
     make_servers: MakeServers,
 ) -> None:

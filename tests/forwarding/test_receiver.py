@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 
 import numpy as np
+import pytest
 import zmq
 from support.processes.recording import pixels_of
 from support.processes.servers import MakeServers, wait_for_connections
@@ -21,6 +22,7 @@ def message(image_id: int, **fields: int) -> bytes:
     return ImageMetadata(image_id=image_id, **values).SerializeToString()  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_parts_that_do_not_fit_are_counted_and_never_written(make_servers: MakeServers) -> None:
     servers = make_servers()
     servers.start_sync()

@@ -29,6 +29,7 @@ from stddaq.dataplane.metadata import GOOD_IMAGE, MISSING_PACKETS, ImageMetadata
 THREE: dict[str, Any] = {"max_number_of_forwarders_spawned": 3, "sender_sends_full_images": True}
 
 
+@pytest.mark.slow
 def test_a_run_on_the_second_server_holds_every_pixel_of_the_first(
     make_servers: MakeServers, directory: Path
 ) -> None:
@@ -37,6 +38,7 @@ def test_a_run_on_the_second_server_holds_every_pixel_of_the_first(
     record_through_a_restart(servers, directory)
 
 
+@pytest.mark.slow
 def test_cpp_peers_are_understood_on_every_connection(make_servers: MakeServers) -> None:
     """A C++ source, senders and metadata stream, played by the test: no field above 99."""
     servers = make_servers(**THREE)
@@ -69,6 +71,7 @@ def test_cpp_peers_are_understood_on_every_connection(make_servers: MakeServers)
     assert all(image.is_held and image.status == GOOD_IMAGE for image in images)
 
 
+@pytest.mark.slow
 def test_cpp_receivers_find_metadata_and_bytes_where_they_expect_them(make_servers: MakeServers) -> None:
     """C++ receivers and metadata synchroniser, played by the test, and images of a C++ source."""
     servers = make_servers(**THREE)
@@ -197,6 +200,7 @@ def test_images_without_metadata_are_listed(make_servers: MakeServers, seen: Cal
     seen(f'"{line[0]}"')
 
 
+@pytest.mark.slow
 def test_images_without_pixels_are_announced_blank_on_demand(make_servers: MakeServers) -> None:
     servers = make_servers(**THREE)
     servers.start("--timeout", 5, "--announce-incomplete")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import get_args
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.peers.cameras import PCO, Camera, start_receiver, totals, wait_for_totals
@@ -26,6 +27,7 @@ def messages(camera: Camera) -> st.SearchStrategy[list[bytes]]:
     return st.sampled_from(valid).flatmap(bsread_messages)
 
 
+@pytest.mark.slow
 def test_messages_of_a_camera_are_images_or_counted_by_what_is_wrong(
     make_deployment: Callable[..., Deployment],
 ) -> None:

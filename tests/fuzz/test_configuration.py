@@ -73,6 +73,7 @@ def load(content: bytes) -> DetectorConfig | str:
             return str(error).removeprefix(file.name)
 
 
+@pytest.mark.slow
 @examples(125)
 @given(TEXTS)
 def test_any_configuration_file_is_used_or_refused_in_one_short_line(content: bytes) -> None:

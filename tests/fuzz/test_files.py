@@ -97,6 +97,7 @@ def damaged(draw: st.DrawFn, contents: list[bytes]) -> bytes:
     return bytes(content)
 
 
+@pytest.mark.slow
 def test_an_hdf5_file_with_any_damage_is_described_or_refused_in_one_line(
     commands: FileCommands, tmp_path: Path
 ) -> None:
@@ -204,6 +205,7 @@ def groups_of(file: h5py.File) -> Iterator[h5py.Group]:
                 yield node
 
 
+@pytest.mark.slow
 def test_an_hdf5_file_with_any_content_is_described_or_refused_in_one_line(
     deployment: Deployment, commands: FileCommands, tmp_path: Path
 ) -> None:
@@ -251,6 +253,7 @@ def image_files() -> list[bytes]:
     return made
 
 
+@pytest.mark.slow
 def test_any_damage_to_a_recorded_image_is_refused_in_one_line(
     deployment: Deployment, commands: FileCommands, tmp_path: Path
 ) -> None:
@@ -269,6 +272,7 @@ def test_any_damage_to_a_recorded_image_is_refused_in_one_line(
     damage_is_survived()
 
 
+@pytest.mark.slow
 def test_damage_that_makes_hdf5_retry_is_refused_after_a_timeout(
     commands: FileCommands, tmp_path: Path
 ) -> None:

@@ -148,6 +148,7 @@ def test_client_needs_neither_files_nor_the_data_plane() -> None:
     assert set(heavy_modules_after("import stddaq.client")) <= {"pydantic", "websockets"}
 
 
+@pytest.mark.slow
 def test_handlers_need_no_devices() -> None:
     loaded = heavy_modules_after("import stddaq_ophyd.handlers")
     assert not {"bluesky", "event_model", "ophyd"} & set(loaded)

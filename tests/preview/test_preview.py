@@ -218,6 +218,7 @@ def test_images_of_a_source_without_cursor_are_shown(deployment: Deployment) -> 
                 np.testing.assert_array_equal(counts, streamed_pixels(deployment, image_id))
 
 
+@pytest.mark.slow
 def test_it_is_attached_to_the_ring_only_while_a_browser_shows_images(
     deployment: Deployment, publisher: ImagePublisher
 ) -> None:

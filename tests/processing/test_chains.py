@@ -37,6 +37,7 @@ def begin(rig: Rig, **start: Any) -> None:
 
 
 # Every type of pixel with every codec is tested in `test_compressors.py`.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "detector_type"), [("blosc2", "gigafrost"), ("blosc2", "eiger"), ("h5bitshuffle-lz4", "pco")]
 )

@@ -275,6 +275,7 @@ def test_images_of_a_source_without_cursor_are_compressed_after_the_hold_time(de
     assert 150 <= len(lost) <= 300
 
 
+@pytest.mark.slow
 def test_a_recreated_cpp_ring_is_never_read_as_the_old_one(deployment: Deployment):
     config = DetectorConfig.parse(deployment.config)
     with CppSource(deployment.config) as source:
@@ -359,6 +360,7 @@ def test_busy_compressor_ends_at_once(deployment: Deployment, signal_number: int
     assert service.stderr == []
 
 
+@pytest.mark.slow
 def test_restarted_compressor_continues(deployment: Deployment):
     config = DetectorConfig.parse(deployment.config)
     with ImagePublisher(config) as source:

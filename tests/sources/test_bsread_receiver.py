@@ -78,6 +78,7 @@ def test_every_image_of_the_camera_is_in_the_ring_in_order(
         np.testing.assert_array_equal(image.pixels, scene.image(image.image_id))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [None, signal.SIGTERM], ids=["by itself", "SIGTERM"])
 def test_camera_server_that_has_sent_all_waits_for_a_slow_receiver_until_it_is_terminated(
     make_deployment: Callable[..., Deployment], signal_number: int | None
@@ -219,6 +220,7 @@ def damaged(camera: Camera, image_id: int, compression: Compression) -> list[byt
     return [*parts[:2], parts[2][:16] + bytes([255]) * (len(parts[2]) - 16), parts[3]]
 
 
+@pytest.mark.slow
 def test_bad_messages_are_counted_by_kind_and_never_reach_the_ring(pco: Deployment) -> None:
     with ImageReader(pco) as reader, Camera() as camera:
         receiver = start_receiver(pco, camera.address)
@@ -257,6 +259,7 @@ def test_large_damaged_images_are_left_out_and_the_order_is_kept(
     assert_pixels(received)
 
 
+@pytest.mark.slow
 def test_much_too_long_messages_do_not_close_a_connection(pco: Deployment) -> None:
     with ImageReader(pco) as reader, Camera() as camera:
         receiver = start_receiver(pco, camera.address)
@@ -270,6 +273,7 @@ def test_much_too_long_messages_do_not_close_a_connection(pco: Deployment) -> No
     assert ids(received) == list(range(20))
 
 
+@pytest.mark.slow
 def test_repeated_and_late_images_are_counted_and_not_published(pco: Deployment) -> None:
     with ImageReader(pco) as reader, Camera() as camera:
         receiver = start_receiver(pco, camera.address, "-n", 1)
@@ -280,6 +284,7 @@ def test_repeated_and_late_images_are_counted_and_not_published(pco: Deployment)
     assert ids(received) == [0, 1, 2, 3, 4, 7, 8, 9, 10]
 
 
+@pytest.mark.slow
 def test_missing_image_holds_back_the_others_for_a_limited_time(pco: Deployment) -> None:
     with ImageReader(pco) as reader, Camera() as camera:
         receiver = start_receiver(pco, camera.address)
@@ -291,6 +296,7 @@ def test_missing_image_holds_back_the_others_for_a_limited_time(pco: Deployment)
         wait_for_totals(receiver, n_skipped_ids=1, n_late=1)
 
 
+@pytest.mark.slow
 def test_a_pause_of_the_receiver_makes_no_image_missing(pco: Deployment) -> None:
     with ImageReader(pco) as reader, Camera() as camera:
         receiver = start_receiver(pco, camera.address)
@@ -311,6 +317,7 @@ def test_a_pause_of_the_receiver_makes_no_image_missing(pco: Deployment) -> None
         assert ids(reader.receive(3)) == [first + 1, first + 2, first + 3]
 
 
+@pytest.mark.slow
 def test_restarted_camera_is_recognised(pco: Deployment) -> None:
     with ImageReader(pco) as reader:
         with Camera() as camera:
@@ -330,6 +337,7 @@ def test_restarted_camera_is_recognised(pco: Deployment) -> None:
     receiver.wait_for_line(r"\[event\] the camera's image ids restart")
 
 
+@pytest.mark.slow
 def test_rearmed_camera_is_recognised_on_the_same_connections(pco: Deployment) -> None:
     port = free_port()
     with ImageReader(pco) as reader, SimulatorClient(camera_name(pco.detector_name)) as client:

@@ -91,6 +91,7 @@ def test_run_continues_when_the_camera_is_restarted(make_camera_rig: Callable[..
     assert (account["n_restarts"], account["n_skipped"]) == (1, 0)
 
 
+@pytest.mark.slow
 def test_run_names_the_ids_that_are_missing_when_the_receiver_is_restarted(
     make_camera_rig: Callable[..., Rig],
 ) -> None:
@@ -111,6 +112,7 @@ def test_run_names_the_ids_that_are_missing_when_the_receiver_is_restarted(
     assert account["skipped"] == [[20, 24]]
 
 
+@pytest.mark.slow
 def test_bursts_of_the_simulated_camera_are_recorded(make_camera_rig: Callable[..., Rig]) -> None:
     rig = make_camera_rig()
     name = rig.deployment.detector_name

@@ -110,6 +110,7 @@ def test_every_pixel_of_recorded_images_is_published(
     np.testing.assert_array_equal([image.pixels for image in received], images)
 
 
+@pytest.mark.slow
 def test_every_pixel_of_a_scan_of_small_images_is_published(
     make_deployment: Callable[..., Deployment], tmp_path: Path
 ) -> None:

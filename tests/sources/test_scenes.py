@@ -20,6 +20,7 @@ kinds = st.sampled_from(SCENE_KINDS)
 shapes = st.tuples(st.integers(1, 30), st.integers(1, 30))
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(kinds, shapes, st.sampled_from(DTYPES), st.integers(0, 2**63), st.integers(0, 2**64 - 1))
 def test_scene_is_reproducible(

@@ -85,6 +85,7 @@ def test_images_have_the_requested_rate(deployment: Deployment, rate: int, n_ima
     assert_within(took, expected + 2)
 
 
+@pytest.mark.slow
 def test_idle_and_slow_sources_use_little_cpu(deployment: Deployment) -> None:
     source = start_source(deployment, "simulate", "--rate", 10)
     source.wait_for_line("processed_times")
@@ -222,6 +223,7 @@ def reachable(client: SimulatorClient) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_statistics_are_logged_once_a_period(deployment: Deployment) -> None:
     source = start_source(deployment, "simulate", "--rate", 100)
     pattern = (

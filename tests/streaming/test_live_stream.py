@@ -257,6 +257,7 @@ def test_scan_index_is_changed_while_running(deployment: Deployment, publisher: 
         assert next_image(22) == (2, 2, 22)
 
 
+@pytest.mark.slow
 def test_bad_change_is_reported_once_and_the_current_setting_stays(
     deployment: Deployment, publisher: ImagePublisher
 ) -> None:

@@ -54,6 +54,7 @@ def packets_of(image: np.ndarray, frame_id: int, module: int, config: DetectorCo
     return gigafrost_frame(frame_id, pixels, module=module, shape=SHAPE, rows=2)
 
 
+@pytest.mark.slow
 def test_the_worked_example_of_a_gigafrost_is_announced_byte_by_byte(make_deployment: MakeDeployment) -> None:
     deployment = make_deployment(
         n_modules=8,
@@ -139,6 +140,7 @@ def test_stddaq_up_starts_the_whole_chain_and_records_its_images(
     assert up.end() == 0
 
 
+@pytest.mark.slow
 def test_replayed_packets_become_the_images_of_the_detector(
     make_deployment: MakeDeployment, directory: Path
 ) -> None:

@@ -37,6 +37,7 @@ MakeDeployment = Callable[..., Deployment]
 EIGER_FRAME = np.random.default_rng(0).integers(1, 255, (256, 512), np.uint8)
 
 
+@pytest.mark.slow
 def test_frames_of_eight_modules_become_an_image_with_the_metadata_of_the_camera(
     make_deployment: MakeDeployment,
 ) -> None:
@@ -253,6 +254,7 @@ def test_packets_lost_by_any_module_are_in_the_status(
     seen("missing_packets")
 
 
+@pytest.mark.slow
 def test_incomplete_images_can_be_announced_with_zeros(eiger: Deployment, modules: Modules) -> None:
     eiger.start("std_data_sync_module", "--announce-incomplete", "--timeout", 3)
     start_converters(eiger, 0, 1, sync=False)

@@ -118,6 +118,7 @@ def test_frames_of_cpp_receivers_become_images(eiger: Deployment, opened: ExitSt
     assert last.status == MISSING_PACKETS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cpp_converters", [False, True], ids=["converters of stddaq", "of std_daq"])
 def test_images_of_a_cpp_synchroniser_are_recorded(make_rig: MakeRig, cpp_converters: bool) -> None:
     rig = make_rig(start_udp_port=free_udp_ports(2), number_of_writers=1, **EIGER)

@@ -24,6 +24,7 @@ from stddaq.udp.receiver import ModuleReceiver
 IDLE_S, PAUSE_S = 3.0, 3.2
 
 
+@pytest.mark.slow
 def test_a_pause_while_packets_are_received_does_not_make_their_frame_idle(
     make_deployment: Callable[..., Deployment], monkeypatch: pytest.MonkeyPatch
 ) -> None:

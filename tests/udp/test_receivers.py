@@ -94,6 +94,7 @@ def test_the_bit_of_images_that_are_not_to_be_stored_can_be_chosen(
     assert [int(frame.message["do_not_store"]) for frame in frames] == [0, 1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector_type", ["jungfrau-raw", "jungfrau-converted"])
 def test_jungfrau_packets_become_the_frame_of_std_daq(make_module: MakeModule, detector_type: str) -> None:
     receiver = make_module(detector_type, 0, n_modules=1)
@@ -127,6 +128,7 @@ def test_eiger_packets_become_frames(make_module: MakeModule, bit_depth: int) ->
     assert times == sorted(times)
 
 
+@pytest.mark.slow
 def test_the_account_is_exact_to_the_packet(make_module: MakeModule) -> None:
     receiver = make_module("eiger", 1, n_modules=4, bit_depth=8)
     sent = {i: eiger_frame(i, RANDOM.integers(1, 256, (256, 512), np.uint8)) for i in range(1, 7)}
@@ -280,6 +282,7 @@ def test_random_datagrams_harm_nothing(make_module: MakeModule) -> None:
     assert frame.pixels[: 70 * 264 * 3 // 2] == pack12(pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_open_frames_are_announced_at_the_end(make_module: MakeModule, signal_number: int) -> None:
     receiver = make_module("eiger", 0, "--idle-time", 60, n_modules=4, bit_depth=8)

@@ -183,6 +183,7 @@ def test_compiled_code_continues_after_a_loss_although_no_batch_ends_with_a_fram
     assert bench.n_steady >= 50
 
 
+@pytest.mark.slow
 def test_no_frame_that_lacks_a_packet_is_complete() -> None:
     for lost in range(32):
         bench, sent = eiger(), frames(*range(1, 9))

@@ -61,6 +61,7 @@ def receiver(
     module.close()
 
 
+@pytest.mark.slow
 def test_every_frame_is_announced_once_and_only_the_one_that_lacks_a_packet_is_not_complete(
     receiver: Module,
 ) -> None:
@@ -89,6 +90,7 @@ def test_compiled_code_can_send_announcements() -> None:
     assert address_of_send()
 
 
+@pytest.mark.slow
 def test_a_frame_that_is_being_received_when_the_receiver_ends_is_announced(receiver: Module) -> None:
     pixels = RANDOM.integers(1, 256, (5, 256, 512), np.uint8)
     for frame_id in range(4):
@@ -104,6 +106,7 @@ def test_a_frame_that_is_being_received_when_the_receiver_ends_is_announced(rece
     assert receiver.service.wait() == 0
 
 
+@pytest.mark.slow
 def test_a_frame_that_stops_is_closed_after_the_idle_time(make_module: MakeModule) -> None:
     receiver = make_module("eiger", 0, "--idle-time", 2, n_modules=4, bit_depth=8)
     pixels = RANDOM.integers(1, 256, (256, 512), np.uint8)
@@ -117,6 +120,7 @@ def test_a_frame_that_stops_is_closed_after_the_idle_time(make_module: MakeModul
     assert receiver.receive(1)[0].n_missing == 0
 
 
+@pytest.mark.slow
 def test_frames_of_few_packets_are_announced_with_what_their_headers_say(make_module: MakeModule) -> None:
     shape = (252, 528)
     # The sender may be paused within a frame.
@@ -143,6 +147,7 @@ def test_frames_of_few_packets_are_announced_with_what_their_headers_say(make_mo
     receiver.wait_for_total("processed_times", 1600)
 
 
+@pytest.mark.slow
 def test_checks_go_on_while_each_call_completes_frames(make_module: MakeModule) -> None:
     receiver = make_module("gigafrost", 3, image_pixel_height=252, image_pixel_width=528)
     pixels = RANDOM.integers(1, 4096, (63, 264), np.uint16)

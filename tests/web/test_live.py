@@ -208,6 +208,7 @@ def test_unknown_detector_is_refused(rest: RestService) -> None:
     assert status_of(rest, f"{LIVE}?detector=other") == 404
 
 
+@pytest.mark.slow
 def test_browser_chooses_a_stream_that_has_a_preview_service(
     deployment: Deployment, publisher: ImagePublisher, rest: RestService
 ) -> None:
@@ -305,6 +306,7 @@ def test_browser_gets_the_numbers_of_its_own_regions(
         assert (found[1]["id"], found[1]["n"]) == (6, 69)
 
 
+@pytest.mark.slow
 def test_pixels_and_files_of_an_image_are_returned_while_the_ring_has_it(
     deployment: Deployment, publisher: ImagePublisher, rest: RestService
 ) -> None:
@@ -330,6 +332,7 @@ def test_pixels_and_files_of_an_image_are_returned_while_the_ring_has_it(
         assert rest.get("/api/live/pixel", image=2, x=0, y=0).status_code == 410
 
 
+@pytest.mark.slow
 def test_without_a_preview_service_browsers_read_how_to_start_it(rest: RestService) -> None:
     with opened(rest, LIVE) as browser:
         assert "`std_preview CONFIG`" in json_message(browser)["error"]

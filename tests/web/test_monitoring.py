@@ -69,6 +69,7 @@ def wait_for_state(rest: RestService, name: str, state: str) -> dict[str, Any]:
     return wait_until(found, 30, f"{name} {state}")
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_the_table_and_carry_its_help(rest: RestService, deployment: Deployment) -> None:
     deployment.start("std_det_writer", 1)
     wait_for_state(rest, "std_det_writer 1", "works")
@@ -88,6 +89,7 @@ def test_metrics_are_those_of_the_table_and_carry_its_help(rest: RestService, de
     assert value(rest, metrics.CONFIGURATION_VALID) == 1
 
 
+@pytest.mark.slow
 def test_health_names_a_killed_service_until_it_runs_again(rest: RestService, deployment: Deployment) -> None:
     writer = deployment.start("std_det_writer", 0)
     wait_for_state(rest, "std_det_writer 0", "works")
@@ -110,6 +112,7 @@ def test_health_names_a_killed_service_until_it_runs_again(rest: RestService, de
     wait_until(lambda: rest.get("/health").status_code == 200, 20)
 
 
+@pytest.mark.slow
 def test_silent_service_is_named(rest: RestService, deployment: Deployment) -> None:
     writer = deployment.start("std_det_writer", 0)
     wait_for_state(rest, "std_det_writer 0", "works")
@@ -135,6 +138,7 @@ def test_rest_answers_for_itself_and_counts_its_responses(rest: RestService) -> 
         wait_until(lambda counted=counted: counted() == 1, 20, f"{method} {status}")
 
 
+@pytest.mark.slow
 def test_services_with_an_older_configuration_are_seen(rest: RestService, deployment: Deployment) -> None:
     def etag_of(service: str) -> str | None:
         return table(rest).get(service, {}).get("config_etag")
@@ -152,6 +156,7 @@ def test_services_with_an_older_configuration_are_seen(rest: RestService, deploy
     assert (by_id["0"], by_id["1"]) == (old, new)
 
 
+@pytest.mark.slow
 def test_bad_pages_are_counted_and_logged_once(rest: RestService, deployment: Deployment) -> None:
     port = rest.url.rpartition(":")[2]
     wait_for_state(rest, f"stddaq-rest {port}", "works")

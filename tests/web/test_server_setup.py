@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.processes.deployment import Deployment, wait_until
 from support.processes.web import RestService
 
@@ -38,6 +39,7 @@ def test_server_that_is_ready_passes_and_keeps_no_file(
     rest.process.wait_for_line(r"\[event\] server setup of .* \(tomcat\): the server is ready for runs")
 
 
+@pytest.mark.slow
 def test_service_that_was_killed_and_missing_driver_are_found(
     deployment: Deployment, start_rest: Callable[..., RestService]
 ) -> None:

@@ -206,6 +206,7 @@ def test_client_without_a_service_raises_unreachable(rest: RestService) -> None:
         rest.client.get()
 
 
+@pytest.mark.slow
 def test_the_simulator_is_started_stopped_and_triggered(rest: RestService) -> None:
     name = rest.deployment.detector_name
     with pytest.raises(

@@ -66,6 +66,7 @@ def damage(path: Path, row: int) -> int:
     return image_id
 
 
+@pytest.mark.slow
 def test_files_hold_the_checksums_of_the_source_and_a_changed_pixel_is_found(make_rig: MakeRig) -> None:
     rig = make_rig(image_checksums=True, number_of_writers=3)
     images = [*images_of(range(50)), image_of(50, status=DAMAGED)]
@@ -88,6 +89,7 @@ def test_files_hold_the_checksums_of_the_source_and_a_changed_pixel_is_found(mak
     assert found.text == f"{path}: checksums: {expected}, image ids {image_id} (in the file)"
 
 
+@pytest.mark.slow
 def test_what_only_hdf5_reads_differently_is_found(
     make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +105,7 @@ def test_what_only_hdf5_reads_differently_is_found(
     assert found.text.endswith("none of 1, image ids 5 (as HDF5 reads them)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", COMPRESSORS)
 def test_checksums_of_compressed_images_are_those_of_their_pixels(make_rig: MakeRig, suffix: str) -> None:
     rig = make_rig(driver=["-s", suffix], writers=False, image_checksums=True)
@@ -159,6 +162,7 @@ def test_without_the_key_there_are_no_checksums(make_rig: MakeRig) -> None:
     assert "  checksums               none recorded" in report.lines()
 
 
+@pytest.mark.slow
 def test_images_of_a_source_without_checksums_are_not_compared(make_rig: MakeRig) -> None:
     rig = make_rig(image_checksums=True, number_of_writers=1)
     images = images_of(range(5))

@@ -86,6 +86,7 @@ def test_the_greeting_is_sent_after_100_ms_or_at_once_on_request(rig: Rig):
         assert min(since_connected) < latest, (path, since_connected)
 
 
+@pytest.mark.slow
 def test_the_last_recording_or_stop_has_the_complete_count(rig: Rig):
     for run in range(20):
         rig.wait_for_subscription()

@@ -74,6 +74,7 @@ def start_reader(rig: Rig, path: Path, last_id: int, how: str) -> Service:
     return rig.deployment.run(sys.executable, "-c", READER, tests, path, last_id, how, ready="ready")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["reopen", "keep"])
 def test_a_reader_sees_every_pixel_of_visible_images_during_the_run(rig: Rig, how: str):
     rig.begin()
