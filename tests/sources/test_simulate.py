@@ -114,6 +114,19 @@ def test_one_trigger_is_one_burst(deployment: Deployment) -> None:
         assert (state.n_published, state.next_id, state.n_pending, state.n_left) == (9, 9, 0, None)
 
 
+def test_a_source_that_waits_for_its_trigger_is_not_behind(
+    make_deployment: Callable[..., Deployment],
+) -> None:
+    deployment = make_deployment(stats_collection_period=1)
+    source = start_source(deployment, "simulate", "--trigger", "--rate", 1000)
+    # A free-running source would have dropped images of its schedule after a second.
+    wait_until(lambda: sum("processed_times=0," in line for line in source.stdout) >= 4)
+    with SimulatorClient(deployment.detector_name) as client:
+        assert triggered(client, 3) == (0, 3)
+    source.wait_for_line("processed_times=3,")
+    assert not any("behind" in line for line in source.stdout)
+
+
 def test_a_trigger_may_change_settings_and_shows_them(deployment: Deployment) -> None:
     start_source(deployment, "simulate", "--trigger", "--rate", 500)
     with SimulatorClient(deployment.detector_name) as client:

@@ -149,7 +149,10 @@ class SourceLoop:
             poller.poll(min(100, max(1, int(remaining * 1000))))
 
     def _publish_due(self) -> None:
-        n = min(self._pacer.due(), self._plan.n_wanted)
+        # While none is wanted, as between triggers, none is late. A trigger starts a new schedule.
+        if not (n_wanted := self._plan.n_wanted):
+            return
+        n = min(self._pacer.due(), n_wanted)
         turn_ends = time.monotonic() + TURN_S
         done = 0
         while done < n and self._sink.can_take(TURN_S):
