@@ -118,7 +118,7 @@ def test_an_address_without_a_stream_ends_it_with_the_reason(deployment: Deploym
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["nonsense"], "expected tcp://HOST:PORT"),
+        (["nonsense"], "expected tcp://HOST:PORT, got 'nonsense'"),
         (["tcp://127.0.0.1:1", "-n", "0"], "expected an integer from 1"),
         (["tcp://127.0.0.1:1", "--timeout", "0"], "seconds above 0"),
         (["tcp://127.0.0.1:1", "--save", "/dev/null/x"], "--save /dev/null/x"),

@@ -133,7 +133,7 @@ def test_asyncio_timeout_says_so_and_leaves_the_client_usable(publisher: Publish
 
 def test_a_malformed_address_is_refused_with_what_is_allowed() -> None:
     for address in ("nonsense", "http://127.0.0.1:1", "tcp://127.0.0.1"):
-        with pytest.raises(LiveStreamError, match=r"expected tcp://HOST:PORT"):
+        with pytest.raises(LiveStreamError, match=rf"expected tcp://HOST:PORT, got '{address}'"):
             LiveStreamClient(address).connect()
 
 

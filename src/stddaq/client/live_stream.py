@@ -25,7 +25,7 @@ from stddaq.client.ownership import Ownership
 from stddaq.closing import Closing
 from stddaq.dataplane import connections
 from stddaq.errors import StdDaqError
-from stddaq.text import mismatch
+from stddaq.text import mismatch, shown_text
 from stddaq.wire import array10
 from stddaq.wire.bsread import BsreadError, MessageDecoder, decode_timestamp, decode_value
 
@@ -130,8 +130,9 @@ class _Receiver:
             self._socket.connect(_reachable(address))
         except (zmq.ZMQError, UnicodeError) as error:
             self._release()
-            reason = getattr(error, "strerror", None) or str(error)
-            raise LiveStreamError(mismatch(address, "tcp://HOST:PORT", reason)) from error
+            raise LiveStreamError(
+                mismatch("address of the live stream", "tcp://HOST:PORT", repr(shown_text(address)))
+            ) from error
         self._thread = threading.Thread(target=self._receive, name=f"live stream {address}", daemon=True)
         self._thread.start()
 
