@@ -247,7 +247,7 @@ def test_plans_run_as_described(
             "$PWD": str(here),
             "--rate 100": "--rate 500",
             "8080": str(port),
-            "/tmp/run1": str(here / "run1"),
+            'paths="data"': f'paths="{here / "run1"}"',
             '"simulated"': repr(deployment.detector_name),
         }
         (here / "run1").mkdir()
@@ -267,7 +267,7 @@ def test_plans_of_ophyd_async_run_as_described(deployment: Deployment, tmp_path:
     with PageSession("docs/how-to/use-it-from-ophyd-async.md") as page:
         page.places = {
             "8080": str(port),
-            "/tmp/run1": str(tmp_path),
+            '"data"': f'"{tmp_path}"',
             '"simulated"': repr(deployment.detector_name),
         }
         names = page.python("AsyncStdDaqDetector", {})
