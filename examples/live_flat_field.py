@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -26,6 +27,7 @@ from dranspose.middlewares import stream1  # pyright: ignore[reportMissingImport
 
 from stddaq import open_run
 from stddaq.client import DriverClient
+from stddaq.errors import StdDaqError
 from stddaq.wire.default_addresses import DEFAULT_URL
 
 STREAM = "images"
@@ -80,8 +82,11 @@ def sum_type(dtype: np.dtype) -> np.dtype:
 def ask(url: str, content: Any = None) -> Any:
     """Return the JSON that `url` answers to a GET, or to a POST of `content`."""
     data = None if content is None else json.dumps(content).encode()
-    with urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=30) as answer:
-        return json.load(answer)
+    try:
+        with urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=30) as answer:
+            return json.load(answer)
+    except URLError as error:
+        sys.exit(f"{url}: expected an answer of dranspose, got {error.reason}; is it started?")
 
 
 def published(reducer: str, name: str) -> np.ndarray:
@@ -158,4 +163,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except StdDaqError as problem:
+        sys.exit(f"error: {problem}")
