@@ -42,9 +42,23 @@ def find(name: str, root: Path, uid: int = USER, rate: float | None = None, **ke
 
 
 CHECKED = (
-    *("shared memory", "huge pages", "network buffers", "packet size", "interrupts", "sockets"),
+    *("keys", "shared memory", "huge pages", "network buffers", "packet size", "interrupts", "sockets"),
     *("ring buffers of C++ services", "RemoveIPC"),
 )
+
+
+def test_a_misspelt_key_is_named_with_the_right_one_and_keys_of_other_services_are_not(root: Path) -> None:
+    stream = {"type": "forward", "config": [], "sockt": "push"}
+    content = make_config(gpfs_block_size=4, live_stream_configs={"tcp://127.0.0.1:1": stream})
+    content["number_of_writer"] = content.pop("number_of_writers")
+    (finding,) = [
+        one
+        for one in check_server(DetectorConfig.parse(content), Server(0, root), None)
+        if one.name == "keys"
+    ]
+    assert finding.state == "advice"
+    assert finding.found == "ignored: number_of_writer, live_stream_configs.tcp://127.0.0.1:1.sockt"
+    assert finding.expected == "number_of_writers, socket, unless another service reads it"
 
 
 @pytest.mark.parametrize("name", CHECKED)

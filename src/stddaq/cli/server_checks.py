@@ -13,16 +13,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 
 from stddaq.cli.findings import Finding, Server, State
 from stddaq.cli.network_checks import network_findings
 from stddaq.cli.ring_space import machine_memory, rings_bytes, sends_packets, to_enlarge
 from stddaq.config import DetectorConfig
+from stddaq.config.live_streams import LiveStreamSetting
+from stddaq.config.model import KEYS
 from stddaq.config.modules import expected_modules
 from stddaq.daemon.main import MAX_DESCRIPTORS
 from stddaq.daemon.user_switch import groups_of
-from stddaq.text import bytes_text, os_error_text
+from stddaq.text import bytes_text, escaped, os_error_text
 from stddaq.wire.default_addresses import ipc_directory
 
 # Users with smaller uids are of the system; systemd-logind leaves their shared memory alone.
@@ -32,6 +36,8 @@ STA_UNSYNC = 0x40
 MEASURED_S = 2.0
 MEASURED_BYTES = 2**30
 _BLOCK = bytes(4 * 2**20)
+# Of difflib: one or two wrong letters in a key, but no other word.
+SIMILARITY = 0.85
 
 
 def check_server(config: DetectorConfig, server: Server, rate: float | None) -> list[Finding]:
@@ -39,7 +45,7 @@ def check_server(config: DetectorConfig, server: Server, rate: float | None) -> 
 
     Raise `ConfigError` if the server does not have the named interface.
     """
-    findings = [_installation(server), _shared_memory(config, server), _huge_pages(server)]
+    findings = [_keys(config), _installation(server), _shared_memory(config, server), _huge_pages(server)]
     if sends_packets(config):
         findings += network_findings(config, server)
     findings += [_descriptors(), _sockets(server), _protected_regular(config, server), _remove_ipc(server)]
@@ -49,6 +55,25 @@ def check_server(config: DetectorConfig, server: Server, rate: float | None) -> 
         if findings[-1].state == "ok":
             findings.append(_disk(config, Path(root), rate))
     return findings
+
+
+def _keys(config: DetectorConfig) -> Finding:
+    """A misspelt key is taken for one of another service, and the default of the right one stays."""
+    of_streams = [key.name for key in fields(LiveStreamSetting)]
+    found = [(key, KEYS, key) for key in config.others]
+    for address, setting in config.live_stream_configs.items():
+        where = f"live_stream_configs.{address}"
+        found += [(key, of_streams, f"{where}.{key}") for key in setting.others]
+    misspelt = {
+        shown: close[0]
+        for key, known, shown in found
+        if (close := get_close_matches(key, known, 1, SIMILARITY))
+    }
+    if misspelt:
+        keys = ", ".join(escaped(shown) for shown in misspelt)
+        expected = ", ".join(misspelt.values())
+        return Finding("keys", "advice", f"ignored: {keys}", f"{expected}, unless another service reads it")
+    return Finding("keys", "ok", f"{len(found)} for other services" if found else "all are known")
 
 
 def _installation(server: Server) -> Finding:
