@@ -139,6 +139,7 @@ def test_existing_files_are_refused_without_overwrite(services: StartServices, d
     assert refused.wait() == 1
     assert "refused" in refused.stderr[0]
     assert "file0.h5" in refused.stderr[0]
+    assert refused.stderr[0].endswith("(--prefix, --auto, --overwrite)")
     running.record(directory, "-n", 5, "--overwrite").succeed()
 
 

@@ -99,7 +99,9 @@ def run(args: argparse.Namespace) -> int:
         try:
             _record(driver, args, image_bytes)
         except CommandRefusedError as error:
-            print(f"stddaq record: refused: {error.reason}", file=sys.stderr)
+            # The driver names the fields of its command.
+            options = " (--prefix, --auto, --overwrite)" if error.error_type == "file_exists" else ""
+            print(f"stddaq record: refused: {error.reason}{options}", file=sys.stderr)
             return 1
         except RunFailedError as error:
             print(f"stddaq record: run failed: {error.reason}", file=sys.stderr)
