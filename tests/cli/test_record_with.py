@@ -73,6 +73,7 @@ def test_images_that_one_part_lacks_are_listed_and_not_in_the_master_file(driver
     assert_master_shows(drivers, [*range(20), *range(24, 40)])
 
 
+@pytest.mark.slow
 def test_a_part_that_is_behind_is_named_while_the_run_goes_on(drivers: JoinedDrivers):
     record = drivers.record()
     record.wait_for_line("waiting_for_first_image")

@@ -114,6 +114,7 @@ def test_one_trigger_is_one_burst(deployment: Deployment) -> None:
         assert (state.n_published, state.next_id, state.n_pending, state.n_left) == (9, 9, 0, None)
 
 
+@pytest.mark.slow
 def test_a_source_that_waits_for_its_trigger_is_not_behind(
     make_deployment: Callable[..., Deployment],
 ) -> None:
