@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -94,9 +95,10 @@ class PageSession:
 
     def _filled(self, block: Block) -> str:
         text = block.text.replace("\\\n", "")
-        for old, new in self.places.items():
-            text = text.replace(old, new)
-        return text
+        if not self.places:
+            return text
+        # At once: a path or port that is inserted may contain what else is replaced.
+        return re.sub("|".join(map(re.escape, self.places)), lambda found: self.places[found[0]], text)
 
 
 def _make_checkout(directory: Path, config: Path) -> None:
