@@ -58,9 +58,11 @@ class ForwardedRun:
         # So may be the line of what was lost: lines come once a period.
         self.wait_until_listed()
         self._servers.sync.kill()
+        self._reader.wait_for_publisher(is_there=False)
         self.unnamed.update(ids := self.publish(10))
         self.lose(ids)
         self._synchronisers.append(self._servers.start_sync())
+        self._reader.wait_for_publisher()
         self.assert_all_come([])
 
     def assert_all_come(self, before: list[int]) -> None:
