@@ -81,7 +81,7 @@ def _beside_simulated_signal(engine: RunEngine, det: Any, rig: Rig) -> tuple[flo
     """Return milliseconds per point of `ophyd.sim.det`, of `det`, and the difference with its spread."""
     signal, device = [], []
     for _ in range(ROUNDS):
-        signal.append(seconds_per_point(engine, hw().det))
+        signal.append(seconds_per_point(engine, hw(str(rig.files)).det))
         rig.clear(0)
         device.append(seconds_per_point(engine, det))
     more = [(b - a) * 1e3 for a, b in zip(signal, device, strict=True)]

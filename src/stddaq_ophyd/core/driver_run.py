@@ -111,7 +111,7 @@ class DriverRun:
     @property
     def state(self) -> str:
         """Return the last state of the driver, for messages."""
-        return self._status.status if self._status else "unknown"
+        return self._status.status if self._status else "in an unknown state"
 
     @property
     def where(self) -> str:
