@@ -131,6 +131,7 @@ def test_files_stay_whose_images_are_not_announced_yet(stored: Stored) -> None:
     announced = stored.redis.client.get(image_key("CAM1", 1000))
     stored.redis.kill()
     announcer = Announcer(stored.index, 3600)
+    announcer.start()
     try:
         announcer.add(1000, announced)
         needed = announcer.waiting_files()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import resource
 import signal
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from support.peers.cpp_buffer import CppBuffer
+from support.processes import threads_ahead
 from support.processes.deployment import Deployment, free_port, wait_until
 from support.processes.image_buffers import ImageBufferRig
 from support.processes.recording import DAMAGED, Image, image_of, images_of
@@ -90,6 +92,17 @@ def test_an_id_that_has_an_image_can_be_refused(buffer: ImageBufferRig) -> None:
     buffer.store(images_of([8]))
     assert_stored(buffer, [*older, *images_of([8])])
     writer.wait_for_count("n_not_stored_images", 2)
+
+
+@external
+def test_the_thread_that_announces_may_run_ahead_at_the_start(buffer: ImageBufferRig) -> None:
+    module = writer_service.__name__
+    options = ("--root_dir", buffer.root, "--db_address", buffer.redis.address, "--keep", 4)
+    program = (sys.executable, "-P", threads_ahead.__file__, module, *options, buffer.camera.config_path)
+    buffer.camera.run(*program, ready="ready")
+    assert buffer.source.wait_for_subscribers(1, 60)
+    buffer.store(images_of([1, 2]))
+    assert_stored(buffer, images_of([1, 2]))
 
 
 @external

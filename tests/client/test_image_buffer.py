@@ -77,7 +77,7 @@ def test_images_that_are_removed_or_replaced_while_they_are_read(directory: Path
 @pytest.mark.external
 def test_members_of_another_program_do_not_stop_a_search(directory: Path, redis: RedisServer) -> None:
     images_in(directory, redis)
-    redis.client.zadd("camera:CAM1:ids", {"3": 2.0**40, "x": 6, "-1": 7})
+    redis.client.zadd("camera:CAM1:ids", {"3": 2.0**40, "x": 6, "-1": 7, "9" * 5000: 8})
     with ImageBuffer(directory, redis.address, "CAM1") as stored:
         assert stored.ids() == [5, 6, 1000, 2**32]
         assert stored.ids(6) == [6, 1000, 2**32]

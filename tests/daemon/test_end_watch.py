@@ -1,4 +1,4 @@
-"""The watch over the end of a daemon, in processes of their own."""
+"""The ends of a daemon that cannot end in order, in processes of their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from support.processes.deployment import make_config, wait_until
 
 DAEMON = """
-import os, sys, time
+import os, sys, threading, time
 from stddaq.daemon.arguments import ArgumentParser
 from stddaq.daemon.log import ready
 from stddaq.daemon.main import run
@@ -102,6 +102,18 @@ def test_a_daemon_that_takes_its_time_is_left_alone(config: Path, end: str) -> N
 def test_a_daemon_that_closes_nothing_has_a_limit(config: Path, end: str) -> None:
     (line,) = lines_after_sigterm(config, end, closes_nothing=True)
     assert line.endswith("[warning] not ended for 1.4 s after a signal to end: exiting")
+
+
+def test_a_daemon_exits_when_one_of_its_threads_fails(config: Path) -> None:
+    fail = 'threading.Thread(target=int, args=("x",), name="calculator", daemon=True).start()'
+    program = DAEMON.format(begin=fail, end="", closes_nothing=False)
+    daemon = subprocess.run(
+        [sys.executable, "-c", program, str(config)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert daemon.returncode == 70, daemon
+    assert "[error] the thread calculator failed unexpectedly: the service exits" in daemon.stdout
+    assert "ValueError: invalid literal for int() with base 10: 'x'" in daemon.stdout
+    assert "closed" not in daemon.stdout
 
 
 @pytest.mark.slow

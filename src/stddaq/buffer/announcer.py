@@ -24,7 +24,7 @@ Announcement = tuple[int, bytes]
 
 
 class Announcer:
-    """Announces images in their order.
+    """Announces images in their order, from `start` on.
 
     Attributes:
         n_announced: images that are in the database.
@@ -51,6 +51,9 @@ class Announcer:
         self._is_unreachable = False
         self.n_announced = self.n_replaced = self.n_refused = self.n_dropped = 0
         self._thread = threading.Thread(target=self._serve, name="announcer", daemon=True)
+
+    def start(self) -> None:
+        """Run the thread. What `attend` uses must exist: it is called at once."""
         self._thread.start()
 
     @property

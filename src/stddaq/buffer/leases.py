@@ -6,6 +6,7 @@ clock of the database. The reader renews it, so that it ends with the reader.
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -83,9 +84,8 @@ def replayed_ranges(index: BufferIndex) -> list[tuple[int, int]]:
         members: Any = index.redis.zrangebyscore(replays_key(index.camera), now, "+inf")
     ranges: list[tuple[int, int]] = []
     for member in members:
-        first, _, rest = member.decode(errors="replace").partition("-")
-        last = rest.partition("-")[0]
+        found = re.match(rb"(\d{1,16})-(\d{1,16})-", member)
         # An empty range: the last image was published, and no request has come after it.
-        if first.isdecimal() and last.isdecimal() and int(first) <= int(last):
-            ranges.append((int(first), int(last)))
+        if found and int(found[1]) <= int(found[2]):
+            ranges.append((int(found[1]), int(found[2])))
     return ranges

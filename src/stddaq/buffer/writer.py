@@ -206,6 +206,7 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
             attend_period_s=RETENTION_PERIOD_S,
         )
         output = BufferOutput(config, files, announcer)
+        announcer.start()
         stack.callback(output.close)
         subscriber = ImageSubscriber(config, SOURCE)
         stack.callback(subscriber.close)

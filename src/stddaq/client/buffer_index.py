@@ -197,4 +197,4 @@ def _advice(error: Exception) -> tuple[str, str]:
 
 def _integers(members: Sequence[tuple[bytes, float]]) -> list[int]:
     """Return the ids. A member with another score, of another program, would not end a search in order."""
-    return [int(member) for member, score in members if member.isdigit() and int(member) == score]
+    return [int(score) for member, score in members if score.is_integer() and member == b"%d" % int(score)]

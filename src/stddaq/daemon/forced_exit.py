@@ -1,15 +1,23 @@
-"""The exit of a process that cannot end in order: without clean-up, except that of names in file systems."""
+"""The exit of a process that cannot end in order: without clean-up, except that of names in file systems.
+
+That is also the exit of a service of which a thread has failed. It would run on, and do a part of its work no
+more, in silence; systemd or `stddaq up` start it again.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
+
+from stddaq.daemon import log
 
 # A file system that does not respond must not delay the exit.
 CLEAN_UP_TIMEOUT_S = 0.2
+# EX_SOFTWARE of sysexits.h.
+CRASHED = 70
 
 _clean_ups: list[Callable[[], None]] = []
 
@@ -31,6 +39,24 @@ def exit_now(code: int) -> NoReturn:
     thread.start()
     thread.join(CLEAN_UP_TIMEOUT_S)
     os._exit(code)
+
+
+@contextlib.contextmanager
+def exit_when_a_thread_fails() -> Iterator[None]:
+    """Exit with code 70 and a traceback as soon as a thread of this process ends by an exception."""
+    before = threading.excepthook
+
+    def fail(failure: threading.ExceptHookArgs) -> None:
+        thread, error = failure.thread, failure.exc_value
+        name = thread.name if thread else "unknown"
+        log.logger.error("the thread %s failed unexpectedly: the service exits", name, exc_info=error)
+        exit_now(CRASHED)
+
+    threading.excepthook = fail
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _clean_up() -> None:

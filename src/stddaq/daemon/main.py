@@ -3,7 +3,8 @@
 A service returns from `serve` what the next process needs if a library has failed in this one.
 
 The exit code is 0 after SIGTERM, SIGINT or SIGHUP and when all work is done. It is 2 if the configuration, an
-argument or the state of the machine prevents the start; one line on standard error then says why.
+argument or the state of the machine prevents the start; one line on standard error then says why. It is 70
+if a thread has failed.
 A later `OSError` is a defect, or a failure of the machine, and leaves a traceback.
 """
 
@@ -27,6 +28,7 @@ from stddaq.daemon import log
 from stddaq.daemon.arguments import ArgumentParser, refuse
 from stddaq.daemon.config_loading import load_in_fork
 from stddaq.daemon.end_watch import EndWatch
+from stddaq.daemon.forced_exit import exit_when_a_thread_fails
 from stddaq.daemon.metrics_page import published_pages
 from stddaq.daemon.output import open_closed_streams
 from stddaq.daemon.replacement import HandedOver, replace_process
@@ -192,7 +194,7 @@ def _run(program: str, serve: Serve, args: argparse.Namespace, closes_nothing: b
         log.set_up(program, config.log_level, config.statistics_format)
         stop.catch_signals()
         watch = EndWatch(stop, STOP_SIGNALS, has_limit=closes_nothing)
-        with published_pages({config.detector_name: config.etag}):
+        with published_pages({config.detector_name: config.etag}), exit_when_a_thread_fails():
             handed_over = serve(config, args, stop)
         if handed_over is not None:
             _leave(stop, watch, handed_over)

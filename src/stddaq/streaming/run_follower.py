@@ -13,11 +13,9 @@ from stddaq.client.async_driver import AsyncDriverClient
 from stddaq.client.errors import DriverError
 from stddaq.client.status import DriverStatus
 from stddaq.daemon import log
-from stddaq.daemon.forced_exit import exit_now
 
 RETRY_PERIOD_S = 0.5
 CLOSE_TIMEOUT_S = 5.0
-CRASHED = 70
 
 
 class RunFollower:
@@ -51,13 +49,8 @@ class RunFollower:
             os.close(self._wake)
 
     def _run(self) -> None:
-        try:
-            with contextlib.closing(self._loop), contextlib.suppress(asyncio.CancelledError):
-                self._loop.run_until_complete(self._task)
-        except Exception:  # noqa: BLE001
-            # The service is useless without the driver's runs; systemd or `stddaq up` restart it.
-            log.logger.exception("the connection to the driver failed unexpectedly, the service exits")
-            exit_now(CRASHED)
+        with contextlib.closing(self._loop), contextlib.suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._task)
 
     async def _follow(self) -> None:
         last_problem = ""

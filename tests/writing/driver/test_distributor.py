@@ -1,48 +1,27 @@
-"""A defect in the distributor's thread ends the process, because clients could not notice it otherwise."""
+"""A defect in the distributor's thread ends the driver, because clients could not notice it otherwise."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
-from support.processes.deployment import make_config
+from support.processes.deployment import Deployment
 
-from stddaq.writing.driver.distributor import CRASHED
+from stddaq.daemon.forced_exit import CRASHED
 
-CRASH = """
-import json
-import time
-from stddaq.config import DetectorConfig
+DRIVER_WITH_A_DEFECT = """
+import sys
 from stddaq.writing.driver.distributor import Distributor
+from stddaq.writing.driver.service import main
 
-config = DetectorConfig.parse(json.loads({config!r}))
-distributor = Distributor(config, "image", with_metadata_writer=False, writer_timeout=1.0)
-distributor.{method} = lambda: 1 / 0
-distributor.start()
-distributor.call(lambda: None)
-time.sleep(100)
+Distributor._control = lambda self: 1 / 0
+sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_defect_in_the_data_path_ends_the_driver(tmp_path: Path):
-    program = CRASH.format(config=json.dumps(make_config()), method="_control")
-    directory = Path("/tmp") / f"sd-{make_config()['detector_name']}"
-    directory.mkdir()
-    try:
-        result = subprocess.run(
-            [sys.executable, "-c", program],
-            env=os.environ | {"STDDAQ_IPC_DIR": str(directory)},
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
-    finally:
-        for path in directory.iterdir():
-            path.unlink()
-        directory.rmdir()
-    assert result.returncode == CRASHED
-    assert "ZeroDivisionError" in result.stderr
+def test_a_defect_in_the_data_path_ends_the_driver(deployment: Deployment) -> None:
+    program = (sys.executable, "-c", DRIVER_WITH_A_DEFECT)
+    driver = deployment.run(*program, deployment.config_path, "--port", 0)
+    assert driver.wait() == CRASHED, driver.output
+    assert "the thread distributor failed unexpectedly: the service exits" in driver.output
+    assert "ZeroDivisionError" in driver.output
+    assert deployment.sockets() == []

@@ -24,7 +24,6 @@ from google.protobuf.message import DecodeError
 from stddaq.config import DetectorConfig
 from stddaq.daemon import log
 from stddaq.daemon.batching import SLOW_GAP_S, Batching
-from stddaq.daemon.forced_exit import exit_now
 from stddaq.dataplane import connections, endpoints
 from stddaq.dataplane.ipc_sockets import Connection
 from stddaq.dataplane.local_peers import accepts_connections
@@ -46,7 +45,6 @@ POLL_MS = 250
 CHECK_PERIOD_S = 0.25
 # Between runs, nothing but the removal of a socket file has to be noticed, within a second.
 IDLE_POLL_MS = 1000
-CRASHED = 70
 # A publisher acts on a received subscription within a millisecond.
 SUBSCRIPTION_SETTLE_S = 0.03
 SUBSCRIPTION_TIMEOUT_S = 1.0
@@ -221,14 +219,6 @@ class Distributor:
         return not accepts_connections(self._stream)
 
     def _serve(self) -> None:
-        try:
-            self._work()
-        except BaseException:  # noqa: BLE001
-            # The driver is useless without its data path; systemd or `stddaq up` restart it.
-            log.logger.exception("the data path failed unexpectedly, the driver exits")
-            exit_now(CRASHED)
-
-    def _work(self) -> None:
         poller = zmq.Poller()
         monitors = [*(peer.monitor for peer in self.peers), self._subscriber_monitor]
         # Monitors are always read to their end, so that their descriptors tell when there is more. zmq_poll
