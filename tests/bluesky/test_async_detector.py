@@ -195,6 +195,7 @@ def test_a_camera_that_fails_fails_the_point_at_once(engine: RunEngine, make_asy
     assert "the camera failed: no power" in str(failed.value.__cause__)
 
 
+@pytest.mark.slow
 def test_documents_of_a_flight_are_emitted_while_its_images_arrive(
     engine: RunEngine, documents: Documents, make_async_detector: MakeDetector
 ):

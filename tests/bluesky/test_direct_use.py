@@ -114,6 +114,7 @@ det.stage().wait(60)
 """
 
 
+@pytest.mark.slow
 def test_a_script_that_ends_while_it_is_staged_leaves_the_driver_idle(make_detector: MakeDetector):
     _, camera = make_detector()
     rig = camera.rig

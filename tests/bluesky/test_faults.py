@@ -319,6 +319,7 @@ class HalvedCamera(PointCamera):
             self.publish_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number_of_writers", [1, 5])
 @pytest.mark.parametrize("rest", ["in the pause", "after the pause", "never"])
 def test_a_point_that_is_interrupted_in_its_middle_is_taken_again(

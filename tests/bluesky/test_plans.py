@@ -80,6 +80,7 @@ def test_documents_of_a_flight_are_emitted_while_its_images_arrive(
     assert motor.position == 5
 
 
+@pytest.mark.slow
 def test_tables_and_progress_bars_show_a_flight(
     engine: RunEngine, make_flyer: MakeDetector, capsys: pytest.CaptureFixture[str]
 ):

@@ -176,6 +176,7 @@ def test_a_server_killed_during_a_run_loses_nothing_with_a_backup_directory(
     assert det.driver_state() == "idle"
 
 
+@pytest.mark.slow
 def test_the_checked_adapter_refuses_images_whose_raw_file_is_missing(
     engine: RunEngine, make_detector: MakeDetector, tiled: Any
 ):
@@ -195,6 +196,7 @@ def test_raw_files_as_resources_are_refused(engine: RunEngine, make_detector: Ma
         engine(count([det], 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_runs", [1, 2])
 def test_an_export_has_the_raw_files_and_shows_the_images(
     engine: RunEngine, make_detector: MakeDetector, tiled: Any, tmp_path: Path, n_runs: int

@@ -47,6 +47,7 @@ def test_a_run_ends_with_its_account(services: StartServices, directory: Path):
         assert data.shape == (120, 32, 48)
 
 
+@pytest.mark.slow
 def test_skipped_ids_are_shown_with_their_ranges(services: StartServices, directory: Path):
     running = services(*SIMULATE, "--skip-every", "10")
     record = running.record(directory, "-n", 100)
@@ -55,6 +56,7 @@ def test_skipped_ids_are_shown_with_their_ranges(services: StartServices, direct
     assert re.search(r"skipped +\d+: image ids \d+, .*, \.\.\.", record.output)
 
 
+@pytest.mark.slow
 def test_run_with_end_on_restart_names_the_ids_of_the_restart(services: StartServices, directory: Path):
     running = services("--trigger", "--rate", "0")
     record = running.record(directory, "-n", 100, "--end-on-restart")
@@ -143,6 +145,7 @@ def test_existing_files_are_refused_without_overwrite(services: StartServices, d
     running.record(directory, "-n", 5, "--overwrite").succeed()
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_exit_code_1_with_the_reason(deployment: Deployment, directory: Path):
     _, url = deployment.start_driver()
     record = deployment.run(deployment.stddaq, "record", directory, "--url", url)
@@ -229,6 +232,7 @@ def test_duration_and_rate_exclude_the_wait_for_the_first_image(services: StartS
     assert 95 < float(found[1]) * float(found[2]) < 107
 
 
+@pytest.mark.slow
 def test_files_that_were_not_created_are_not_listed(deployment: Deployment, directory: Path):
     _, url = deployment.start_driver()
     record = deployment.run(deployment.stddaq, "record", directory, "--url", url)

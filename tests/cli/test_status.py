@@ -84,6 +84,7 @@ def test_services_are_shown_when_the_driver_does_not_answer(deployment: Deployme
     assert "is it started?" in shown.stderr[0]
 
 
+@pytest.mark.slow
 def test_up_says_what_it_runs_and_how_often_it_restarted_it(up: Callable[..., Up]) -> None:
     running = up("--source", "simulate", "--rate", "10")
     deployment, url = running.deployment, f"ws://127.0.0.1:{running.port}"

@@ -107,6 +107,7 @@ def test_stop_while_waiting_for_the_first_image_saves_empty_files(real_driver: R
         assert driver.wait_until_saved(timeout=60).count == 0
 
 
+@pytest.mark.slow
 def test_a_run_without_its_writers_fails_and_names_them(deployment: Deployment, directory: Path):
     _, url = deployment.start_driver()
     with DriverClient(url) as driver:

@@ -48,6 +48,7 @@ def test_a_frame_that_is_not_a_status_is_none(frame: str | bytes):
     assert parse_status(frame) is None
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(st.text(max_size=5) | st.just("count"), st.none() | st.integers() | st.text(max_size=3))
 )

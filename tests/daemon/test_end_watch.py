@@ -82,11 +82,13 @@ def lines_after_sigterm(
         return output.splitlines()
 
 
+@pytest.mark.slow
 def test_a_blocked_daemon_is_ended_and_says_so(config: Path) -> None:
     (line,) = lines_after_sigterm(config, BLOCKED)
     assert line.endswith("[warning] blocked for 1.4 s after a signal to end: exiting; files may be unclosed")
 
 
+@pytest.mark.slow
 def test_a_daemon_that_waits_uninterruptibly_is_ended_and_says_so(config: Path) -> None:
     (line,) = lines_after_sigterm(config, "", begin=UNINTERRUPTIBLE, state="D")
     assert "blocked for 1.4 s after a signal to end" in line

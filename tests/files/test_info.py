@@ -133,6 +133,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_file_that_is_being_written_is_never_called_damaged(tmp_path: Path) -> None:
     path = tmp_path / "raw.h5"
     command = [sys.executable, "-c", WRITER, str(path)]

@@ -55,6 +55,7 @@ def streams(draw: st.DrawFn) -> list[Image]:
     return stream(*kept)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     images=streams(),

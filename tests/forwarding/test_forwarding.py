@@ -45,6 +45,7 @@ def test_a_run_on_the_second_server_holds_every_pixel_of_the_first(
     record_through_a_restart(servers, directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True])
 def test_checksums_of_the_first_server_are_those_on_the_second(
     make_servers: MakeServers, whole: bool
@@ -118,6 +119,7 @@ def test_cpp_senders_and_receivers_lose_the_bytes_that_they_leave_out_and_no_oth
         servers.receivers[index].wait_for_line("leaves out 1 bytes at the end of part")
 
 
+@pytest.mark.slow
 def test_a_cpp_receiver_finds_metadata_and_bytes_where_it_expects_them(make_servers: MakeServers) -> None:
     """A C++ receiver, played by the test: two frames, the metadata within 512 bytes and field by field."""
     servers = make_servers(**FIVE)

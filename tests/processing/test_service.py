@@ -115,6 +115,7 @@ def test_image_whose_processing_fails_is_forwarded_as_undefined_and_the_service_
     assert "user_services.py" in logged  # The traceback shows the place.
 
 
+@pytest.mark.slow
 def test_filter_can_select_images_by_their_pixels(make_rig: MakeRig):
     rig = make_rig(driver=["-s", "bright"], writers=False)
     for i in range(2):

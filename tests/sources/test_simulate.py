@@ -74,6 +74,7 @@ def test_gigafrost_is_rearmed_after_its_last_id(deployment: Deployment) -> None:
     assert [image.metadata.gf.scan_id for image in received] == [0, 0, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "n_images"), [(50, 50), (3000, 4500)])
 def test_images_have_the_requested_rate(deployment: Deployment, rate: int, n_images: int) -> None:
     with ImageReader(deployment) as reader:

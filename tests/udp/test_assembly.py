@@ -23,6 +23,7 @@ from stddaq.udp.geometry import GigaFrostGeometry
 pytestmark = pytest.mark.usefixtures("all_ways")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 7, 32, 100])
 def test_every_pixel_is_in_its_place_whatever_the_batches(batch: int) -> None:
     bench, sent = eiger(), frames(3, 4, 5, 1003)

@@ -98,6 +98,7 @@ def is_converted(image: np.ndarray, value: int) -> bool:
     return bool(image[0, 513] == value and image[255, 1029] == value)
 
 
+@pytest.mark.slow
 def test_gaps_are_zero_also_in_a_ring_that_was_used_before(eiger: Deployment, modules: Modules) -> None:
     with RingBuffer(modules.config, "image") as ring:
         for slot in range(modules.config.n_slots):
@@ -420,6 +421,7 @@ def test_pco_has_nothing_to_synchronise(make_deployment: MakeDeployment) -> None
     assert service.wait() == 0
 
 
+@pytest.mark.slow
 def test_a_second_converter_of_a_module_is_refused(eiger: Deployment) -> None:
     start_converters(eiger, 1, sync=False)
     second = eiger.start("std_data_convert_eg", 1, ready=None)

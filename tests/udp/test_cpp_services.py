@@ -85,6 +85,7 @@ def send_packets(deployment: Deployment) -> None:
     sender.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cpp_modules", [(0, 1), (1,)], ids=["all", "one"])
 def test_frames_of_receivers_may_be_converted_by_cpp_converters(
     eiger: Deployment, opened: ExitStack, cpp_modules: tuple[int, ...]

@@ -47,6 +47,7 @@ def recorded(datagrams: list[bytes]) -> bytes:
     return b"".join(struct.pack("<Q", len(datagram)) + datagram for datagram in datagrams)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["SIGTERM", "packets", "duration"])
 def test_a_dump_holds_every_datagram(eiger: Deployment, sender: UdpSender, directory: Path, end: str) -> None:
     options = {"SIGTERM": (), "packets": ("--packets", 130), "duration": ("--duration", 5)}[end]

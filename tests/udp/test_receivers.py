@@ -52,6 +52,7 @@ def image_pixels(module: int) -> np.ndarray:
     return image[rows, columns].astype(np.uint16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "opening", "digest"),
     [
@@ -76,6 +77,7 @@ def test_a_gigafrost_packet_becomes_the_frame_of_std_daq(
     assert frame.message.tobytes()[:STD_DAQ_BYTES] == expected
 
 
+@pytest.mark.slow
 def test_a_receiver_of_the_second_set_of_links_has_the_place_of_the_first(make_module: MakeModule) -> None:
     receiver = make_module("gigafrost", 13, image_pixel_height=8, image_pixel_width=48)
     receiver.send(gigafrost_packet(5, 0, pack12(image_pixels(5)), module=5, shape=(8, 48)))
@@ -83,6 +85,7 @@ def test_a_receiver_of_the_second_set_of_links_has_the_place_of_the_first(make_m
     assert (int(frame.message["module"]), int(frame.message["link_set"])) == (5, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "bit"), [((), 15), (("--do-not-store-bit", 0), 0)], ids=["15", "0"])
 def test_the_bit_of_images_that_are_not_to_be_stored_can_be_chosen(
     make_module: MakeModule, options: tuple[object, ...], bit: int
@@ -111,6 +114,7 @@ def test_jungfrau_packets_become_the_frame_of_std_daq(make_module: MakeModule, d
     assert frame.message["received"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bit_depth", [8, 16, 32])
 def test_eiger_packets_become_frames(make_module: MakeModule, bit_depth: int) -> None:
     receiver = make_module("eiger", 2, n_modules=4, bit_depth=bit_depth)
@@ -203,6 +207,7 @@ def test_packets_that_the_kernel_drops_are_counted(
     seen("packets received and dropped are all that were sent; frames lack or omit exactly the dropped ones")
 
 
+@pytest.mark.slow
 def test_a_small_socket_buffer_is_named(make_module: MakeModule) -> None:
     receiver = make_module("eiger", 0, "--socket-buffer", 100_000, n_modules=4)
     receiver.service.wait_for_line(r"socket buffer of 100000 bytes \(100000 asked for\)")
@@ -271,6 +276,7 @@ def test_a_link_of_another_module_is_named(make_module: MakeModule, seen: Callab
     seen("counted and named")
 
 
+@pytest.mark.slow
 def test_random_datagrams_harm_nothing(make_module: MakeModule) -> None:
     receiver = make_module("gigafrost", 0, image_pixel_height=280, image_pixel_width=528)
     sizes = RANDOM.choice([0, 1, 31, 32, 7159, 7160, 6368, 9000, 65507], 2000)

@@ -135,6 +135,7 @@ def loop(make_deployment: Callable[..., Deployment]) -> Iterator[Loop]:
         yield loop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONVERSIONS)
 def test_frames_of_a_receiver_are_converted_and_pushed_with_their_marks(
     make_deployment: Callable[..., Deployment], name: str

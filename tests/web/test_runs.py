@@ -118,6 +118,7 @@ def test_runs_of_all_clients_are_listed_with_their_accounts(deployment: Deployme
     assert [json.loads(line)["run_id"] for line in lines] == [oldest["run_id"], newest["run_id"]]
 
 
+@pytest.mark.slow
 def test_run_whose_driver_was_killed_is_listed_as_an_error(deployment: Deployment, tmp_path: Path) -> None:
     port = free_port()
     killed = deployment.start("std_det_driver", "--port", port)

@@ -41,6 +41,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return made
 
 
+@pytest.mark.slow
 def test_page_login_and_websocket_work_over_https(
     deployment: Deployment,
     tmp_path: Path,

@@ -191,6 +191,7 @@ def test_a_writer_that_is_absent_at_the_start_is_an_error_that_names_it(make_rig
     assert_saved(rig.record(images), images)
 
 
+@pytest.mark.slow
 def test_a_metadata_writer_that_is_absent_at_the_start_is_an_error_that_names_it(make_rig: MakeRig):
     rig = make_rig(driver=["-m"], number_of_writers=1)
     rig.client.start(rig.directory)
