@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -192,6 +193,30 @@ def test_thread_that_hangs_is_abandoned_at_the_timeout() -> None:
 
     asyncio.run(use())
     release.set()
+
+
+def test_the_exception_of_an_abandoned_thread_is_not_reported() -> None:
+    started, release = threading.Event(), threading.Event()
+    threads, reported = [], []
+
+    def fail() -> None:
+        threads.append(threading.current_thread())
+        started.set()
+        release.wait()
+        raise_error(UserSwitchError("too late"))
+
+    async def use() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context))
+        with pytest.raises(TimeoutError):
+            await run_in_thread(fail, 0.05, "/data")
+        await asyncio.to_thread(started.wait, LONG_S)
+        release.set()
+        await asyncio.to_thread(threads[0].join, LONG_S)
+        await asyncio.sleep(0)
+        gc.collect()
+
+    asyncio.run(use())
+    assert reported == []
 
 
 def test_process_of_an_asyncio_caller_gives_result_timeout_and_crash() -> None:

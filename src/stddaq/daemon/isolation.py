@@ -64,9 +64,12 @@ async def run_in_thread(function: Callable[[], T], timeout: float, where: str) -
     import asyncio
 
     future = start_in_thread(function)
+    result = asyncio.wrap_future(future)
+    # asyncio would report the exception of a function that nobody waits for any more.
+    result.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         async with asyncio.timeout(timeout):
-            return await asyncio.shield(asyncio.wrap_future(future))
+            return await asyncio.shield(result)
     except TimeoutError:
         if future.done():
             raise  # The function itself raised it.
