@@ -473,6 +473,20 @@ def file_of_the_image_buffer_cannot_grow(site: Site) -> Course:
     publisher.publish(0, np.random.default_rng(0).integers(0, 2**16, (128, 256), np.uint16))
 
 
+@fault("StddaqImagesNotAnnounced", **STORED)
+def database_of_the_image_buffer_ends(site: Site) -> Course:
+    redis = redis_of(site)
+    if redis is None:
+        yield
+        return
+    publisher = site.enter(ImagePublisher(DetectorConfig.parse(site.deployment.config)))
+    start_buffer(site, "std_buffer_writer", redis)
+    assert publisher.wait_for_subscribers(1, 20)
+    yield
+    redis.kill()
+    publisher.publish(0, np.zeros((128, 256), np.uint16))
+
+
 @fault("StddaqImagesUnreadable", **REPLAYED)
 def file_of_stored_images_is_cut_off(site: Site) -> Course:
     redis = redis_of(site)

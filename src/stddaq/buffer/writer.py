@@ -103,6 +103,7 @@ class BufferOutput(StageOutput[tuple[bytes, int]]):
         registry.add(metrics.IMAGE_BYTES_WRITTEN, lambda: self._n_stored * self._image_bytes, source=SOURCE)
         registry.add(metrics.COMPRESSED_BYTES, lambda: self._n_stored_bytes)
         registry.add(metrics.IMAGES_ANNOUNCED, lambda: announcer.n_announced)
+        registry.add(metrics.IMAGES_WAITING, lambda: announcer.n_waiting)
         registry.add(metrics.IMAGES_REPLACED, lambda: announcer.n_replaced)
         registry.add(metrics.IMAGES_NOT_STORED, lambda: self._n_unwritten, reason="not_written")
         registry.add(metrics.IMAGES_NOT_STORED, lambda: announcer.n_refused, reason="id_exists")

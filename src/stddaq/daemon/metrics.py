@@ -105,7 +105,9 @@ MODULE_FRAMES_DOUBTFUL = _counter(
     "Frames that may be of another acquisition than the others of their images, which are not good.",
 )
 IMAGES_INCOMPLETE = _loss("images_incomplete", "Images that lack a module, or a part of another server.")
-IMAGES_WAITING = _gauge("images_waiting", "Images that wait for the rest, or for the image before them.")
+IMAGES_WAITING = _gauge(
+    "images_waiting", "Images that wait for the rest, for the image before them, or to be announced."
+)
 
 # Receivers of UDP packets.
 PACKETS_RECEIVED = _counter("packets_received", "Valid packets received.")
