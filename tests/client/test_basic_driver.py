@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -29,10 +29,14 @@ from stddaq.client import (
     RunFailedError,
     UnsupportedError,
 )
+from stddaq.client.ownership import Ownership
 from stddaq.client.status import BUSY_STATES
 
 # Statuses arrive at 10 Hz; `file_saved` may be so short that none shows it.
 ENDED = ("file_saved", "idle")
+TIMEOUT_S = 60.0
+# Unless another thread keeps it from closing.
+ENOUGH_TO_CLOSE_S = 0.5
 
 
 def test_a_run_is_recorded_and_followed_to_its_end(basic_driver: BasicDriver, directory: Path):
@@ -267,6 +271,47 @@ def test_a_silent_server_is_reported_as_no_driver():
         with pytest.raises(DriverUnreachableError, match=r"0\.3 s"):
             DriverClient(f"ws://127.0.0.1:{silent.getsockname()[1]}").connect(timeout=0.3)
         assert_within(time.monotonic() - begin, 3)
+
+
+def test_a_client_that_is_closed_by_another_thread_does_not_connect_for_ever():
+    errors: list[Exception] = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(TIMEOUT_S)
+        client = DriverClient(f"ws://127.0.0.1:{silent.getsockname()[1]}")
+
+        def connect() -> None:
+            try:
+                client.connect(timeout=1000)
+            except ConnectionLostError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=connect, daemon=True)
+        thread.start()
+        with silent.accept()[0]:
+            client.close()
+            thread.join(TIMEOUT_S)
+    assert not thread.is_alive()
+    assert "was closed" in str(errors[0])
+
+
+def test_a_command_that_comes_as_the_client_is_closed_loses_the_connection(
+    basic_driver: BasicDriver, monkeypatch: pytest.MonkeyPatch
+):
+    client = DriverClient(basic_driver.url).connect()
+    closing, check = threading.Thread(target=client.close), Ownership.check
+
+    def close_between(ownership: Ownership) -> None:
+        # Another thread closes the client while this one submits the command.
+        closing.start()
+        closing.join(ENOUGH_TO_CLOSE_S)
+        check(ownership)
+
+    monkeypatch.setattr(Ownership, "check", close_between)
+    # It is carried out before, or not at all.
+    with suppress(ConnectionLostError):
+        client.status()
+    closing.join(TIMEOUT_S)
+    assert not closing.is_alive()
 
 
 @contextmanager

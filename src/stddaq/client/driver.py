@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 from stddaq.client.async_driver import COMMAND_TIMEOUT_S, REPAIR_TIMEOUT_S, AsyncDriverClient
 from stddaq.client.connection import CONNECT_TIMEOUT_S
 from stddaq.client.errors import ConnectionLostError
+from stddaq.client.event_loop import run_until_stopped
 from stddaq.client.ownership import ForkedClientError, Ownership
 from stddaq.client.status import DriverStatus
 from stddaq.client.status_watcher import StatusWatcher
@@ -38,7 +39,8 @@ class DriverClient(Closing):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ownership: Ownership | None = None
-        self._guard = threading.Lock()
+        # A handler of signals may use the client while its thread does.
+        self._guard = threading.RLock()
 
     def connect(self, timeout: float = CONNECT_TIMEOUT_S) -> Self:
         """Connect and receive the first status. Raise `DriverUnreachableError`, `DriverNotAllowedError`."""
@@ -46,7 +48,7 @@ class DriverClient(Closing):
             if self._loop is None:
                 self._loop = loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(
-                    target=_run, args=(loop,), name=f"client of {self.url}", daemon=True
+                    target=run_until_stopped, args=(loop,), name=f"client of {self.url}", daemon=True
                 )
                 self._thread.start()
                 client = self._client
@@ -177,16 +179,11 @@ class DriverClient(Closing):
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the client's thread and return its result here."""
-        loop, ownership = self._loop, self._ownership
-        if loop is None or ownership is None:
-            coroutine.close()
-            raise ConnectionLostError(f"{self.url}: this client is not connected")
         try:
-            ownership.check()
-        except ForkedClientError:
+            future = self._submit(coroutine)
+        except (ConnectionLostError, ForkedClientError):
             coroutine.close()
             raise
-        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
@@ -195,13 +192,14 @@ class DriverClient(Closing):
             future.cancel()  # Ctrl-C ends the wait here, so end it in the client's thread, too.
             raise
 
-
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    """Run the loop of a client until `_end`."""
-    try:
-        loop.run_forever()
-    finally:
-        loop.close()
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        # A loop that `close` of another thread has stopped would never run the coroutine.
+        with self._guard:
+            loop, ownership = self._loop, self._ownership
+            if loop is None or ownership is None:
+                raise ConnectionLostError(f"{self.url}: this client is not connected")
+            ownership.check()
+            return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
 
 def _end(client: AsyncDriverClient, loop: asyncio.AbstractEventLoop) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from stddaq.client.event_loop import run_until_stopped
+
 T = TypeVar("T")
 
 
@@ -21,13 +23,16 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._guard = threading.Lock()
+        # A handler of signals may submit a coroutine while its thread does.
+        self._guard = threading.RLock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Start `coroutine` after those that were submitted before."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._running())
+        # A loop that `close` of another thread has stopped would never run the coroutine.
+        with self._guard:
+            return asyncio.run_coroutine_threadsafe(coroutine, self._running())
 
     def close(self) -> None:
         """Cancel what still runs, and end the thread. Return at once."""
@@ -37,23 +42,13 @@ class LoopThread:
             _end(loop)
 
     def _running(self) -> asyncio.AbstractEventLoop:
-        with self._guard:
-            if self._loop is None or self._pid != os.getpid():
-                self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
-                threading.Thread(target=_run, args=(self._loop,), name=self._name, daemon=True).start()
-                weakref.finalize(self, _end, self._loop).atexit = False
-            return self._loop
-
-
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    try:
-        loop.run_forever()
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        # Let them release their connections.
-        loop.run_until_complete(asyncio.sleep(0))
-    finally:
-        loop.close()
+        if self._loop is None or self._pid != os.getpid():
+            self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
+            threading.Thread(
+                target=run_until_stopped, args=(self._loop,), name=self._name, daemon=True
+            ).start()
+            weakref.finalize(self, _end, self._loop).atexit = False
+        return self._loop
 
 
 def _end(loop: asyncio.AbstractEventLoop) -> None:

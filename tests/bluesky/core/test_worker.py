@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from concurrent.futures import CancelledError
 
 import pytest
 from support.processes.deployment import wait_until
@@ -102,6 +103,26 @@ def test_a_loop_ends_when_it_is_collected_as_garbage():
         lambda: all(thread.name != "loop of a test" for thread in threading.enumerate()),
         what="the end of the thread",
     )
+
+
+def test_what_runs_when_a_loop_is_closed_ends_also_if_that_takes_several_turns():
+    loop = LoopThread("loop of a test")
+    started = threading.Event()
+
+    async def wait() -> None:
+        started.set()
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            # As for a closing handshake.
+            for _ in range(10):
+                await asyncio.sleep(0)
+
+    waiting = loop.submit(wait())
+    assert started.wait(TIMEOUT_S)
+    loop.close()
+    with pytest.raises(CancelledError):
+        waiting.result(TIMEOUT_S)
 
 
 FORKED = """
