@@ -58,7 +58,7 @@ def check_server(config: DetectorConfig, server: Server, rate: float | None) -> 
 
 
 def _keys(config: DetectorConfig) -> Finding:
-    """A misspelt key is taken for one of another service, and the default of the right one stays."""
+    """Services ignore keys that they do not know, so a misspelt key leaves the default of the right one."""
     of_streams = [key.name for key in fields(LiveStreamSetting)]
     found = [(key, KEYS, key) for key in config.others]
     for address, setting in config.live_stream_configs.items():

@@ -159,7 +159,7 @@ class ImageKeys:
         return -1 if is_ambiguous else key
 
     def _correct(self, source: _Sender) -> None:
-        """Put the last image of a sender into a later epoch if the one it was taken for never had its id."""
+        """Move the last image of a sender to a later epoch if the assumed one never had its id."""
         while 0 <= source.last < self._epoch * EPOCH and not self._may_have(
             source.epoch, source.last % EPOCH
         ):
