@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+from typing import Protocol
 
 _SHOWN_LENGTH = 60
 _encoder = json.JSONEncoder(default=str)
@@ -68,10 +69,25 @@ def os_error_text(error: OSError) -> str:
     return f"{escaped(str(error.filename))}: {reason}" if error.filename is not None else reason
 
 
-def bind_error_text(reason: str, code: int | None) -> str:
-    """Return why an address cannot be bound, and what to do. `code` is the errno of a socket or of ZeroMQ."""
+class BindError(Protocol):
+    """What an `OSError` of a socket and a `zmq.ZMQError` have in common."""
+
+    @property
+    def errno(self) -> int | None:
+        """The code of the system, or of ZeroMQ."""
+        ...
+
+    @property
+    def strerror(self) -> str | None:
+        """Its text."""
+        ...
+
+
+def bind_error_text(error: BindError) -> str:
+    """Return why an address cannot be bound, and what to do."""
     # pyzmq and asyncio append the address, which the message names already.
-    reason = re.sub(r" \((?:addr=|while attempting).*\)$", "", reason)
+    reason = re.sub(r" \((?:addr=|while attempting).*\)$", "", str(error.strerror))
+    code = error.errno
     if code == errno.EADDRINUSE:
         return f"{reason}; end the program that has it, or choose another port"
     # ZeroMQ takes a host that it cannot resolve for a network card.

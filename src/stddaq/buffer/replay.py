@@ -103,7 +103,7 @@ class Consumers(Closing):
             self._socket.bind(address)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            reason = bind_error_text(error.strerror, error.errno)
+            reason = bind_error_text(error)
             raise ConfigError(f"--stream_address {address}: cannot be bound: {reason}") from error
         self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT)
 

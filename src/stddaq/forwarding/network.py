@@ -57,7 +57,7 @@ class _NetworkSocket(Closing):
 
     def _fail(self, error: zmq.ZMQError, action: str) -> EndpointError:
         self._context.destroy(linger=0)
-        reason = bind_error_text(error.strerror, error.errno)
+        reason = bind_error_text(error)
         return EndpointError(f"{self.address}: cannot be {action}: {reason}")
 
     def close(self) -> None:

@@ -34,9 +34,7 @@ def listen(address: str) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        raise EndpointError(
-            f"{address}: cannot be bound: {bind_error_text(str(error.strerror), error.errno)}"
-        ) from error
+        raise EndpointError(f"{address}: cannot be bound: {bind_error_text(error)}") from error
     listener.setblocking(False)
     return listener
 

@@ -300,7 +300,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_TIMEOUT_S * 1000))
         return listener
     except OSError as error:
-        reason = bind_error_text(str(error.strerror), error.errno)
+        reason = bind_error_text(error)
         raise ConfigError(f"--host {host} --port {port}: cannot listen there: {reason}") from error
 
 

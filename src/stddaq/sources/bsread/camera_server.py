@@ -70,9 +70,7 @@ class CameraServer(ImageSink):
             self._images.bind(address)
         except zmq.ZMQError as error:
             self._context.destroy()
-            raise EndpointError(
-                f"{address}: cannot be bound: {bind_error_text(str(error.strerror), error.errno)}"
-            ) from error
+            raise EndpointError(f"{address}: cannot be bound: {bind_error_text(error)}") from error
         self.endpoint = self._images.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def count_subscribers(self) -> int:

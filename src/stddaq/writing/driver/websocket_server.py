@@ -144,7 +144,7 @@ class WebSocketServer:
                 create_connection=Tracked,
             )
         except OSError as error:
-            reason = bind_error_text(str(error.strerror), error.errno)
+            reason = bind_error_text(error)
             raise ConfigError(f"--host {host} --port {port}: cannot listen: {reason}") from error
 
     def _refusal(self, connection: ServerConnection, request: Request) -> Response | None:
