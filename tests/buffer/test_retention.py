@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,9 +11,11 @@ from support.peers.cpp_buffer import CppBuffer
 from support.peers.redis_server import RedisServer
 from support.processes.recording import images_of
 
+from stddaq.buffer import retention as retention_module
 from stddaq.buffer.announcer import Announcer
 from stddaq.buffer.leases import IDLE_S, LEASE_S, Lease
 from stddaq.buffer.retention import Retention
+from stddaq.buffer.stored_files import StoredFiles
 from stddaq.client.buffer_index import BufferIndex
 from stddaq.daemon.log import logger
 from stddaq.wire.image_buffer import file_name, ids_key, image_key
@@ -32,6 +34,7 @@ class Stored:
         for age, image_id in zip((4, 3, 2, 1), self.ids[::2], strict=True):
             os.utime(directory / file_name(image_id), (NOW, NOW - age * 3600))
         self.index = BufferIndex(redis.address, "CAM1")
+        self.files = StoredFiles(directory)
 
     def left(self) -> list[int]:
         """Return the ids that are left, after a check that keys, set and files agree."""
@@ -48,10 +51,11 @@ def stored(redis: RedisServer, directory: Path) -> Iterator[Stored]:
     found = Stored(redis, directory)
     yield found
     found.index.close()
+    found.files.close()
 
 
-def retention(stored: Stored, open_name: str = "", **limits: float) -> Retention:
-    return Retention(stored.index, stored.directory, lambda: {open_name}, clock=lambda: NOW, **limits)
+def retention(stored: Stored, waiting: Collection[str] = (), **limits: float) -> Retention:
+    return Retention(stored.index, stored.files, lambda: waiting, clock=lambda: NOW, **limits)
 
 
 def test_files_are_kept_for_a_time(stored: Stored) -> None:
@@ -74,7 +78,8 @@ def test_the_oldest_files_are_removed_above_the_limit(stored: Stored) -> None:
 
 
 def test_the_open_file_stays(stored: Stored) -> None:
-    retention(stored, open_name="0000000/1000.dat", limit_bytes=0).attend()
+    stored.files.append(1002, b"chunk")
+    retention(stored, limit_bytes=0).attend()
     assert stored.left() == [1000, 1001]
 
 
@@ -138,7 +143,7 @@ def test_files_stay_whose_images_are_not_announced_yet(stored: Stored) -> None:
     finally:
         announcer.close(0)
     stored.redis.start()
-    Retention(stored.index, stored.directory, lambda: needed, limit_bytes=0).attend()
+    retention(stored, needed, limit_bytes=0).attend()
     left = [path.relative_to(stored.directory) for path in stored.directory.rglob("*.dat")]
     assert list(map(str, left)) == [file_name(1000)]
 
@@ -154,3 +159,84 @@ def test_nothing_is_removed_while_the_database_is_away(
     removing.attend()
     assert len(list(stored.directory.rglob("*.dat"))) == 4
     assert len([r for r in caplog.records if "old files cannot be removed" in r.message]) == 1
+
+
+def while_removing(stored: Stored, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Call `act` once, when retention removes its first file."""
+    ids, acts = stored.index.ids, [act]
+
+    def ids_after_act(first: int, last: int, limit: int) -> Sequence[int]:
+        found = ids(first, last, limit)
+        if acts:
+            acts.pop()()
+        return found
+
+    monkeypatch.setattr(stored.index, "ids", ids_after_act)
+
+
+@pytest.mark.parametrize("image_id", [2, 1002, 1_000_002])
+def test_a_file_that_the_writer_opens_meanwhile_stays(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, image_id: int
+) -> None:
+    while_removing(stored, monkeypatch, lambda: stored.files.append(image_id, b"chunk"))
+    retention(stored, limit_bytes=0).attend()
+    left = [path.relative_to(stored.directory) for path in stored.directory.rglob("*.dat")]
+    assert list(map(str, left)) == [file_name(image_id)]
+
+
+@pytest.mark.parametrize("ids", [(0, 1), (2000, 2001)])
+def test_what_a_replay_that_starts_meanwhile_needs_stays(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, ids: tuple[int, int]
+) -> None:
+    lease = Lease(stored.index)
+    while_removing(stored, monkeypatch, lambda: lease.take(*ids))
+    removing = retention(stored, limit_bytes=0)
+    # A file that is being removed when a lease is taken has to wait for the next pass.
+    removing.attend()
+    removing.attend()
+    assert stored.left() == list(ids)
+
+
+def test_leases_that_expired_without_the_database_are_renewed_before_files_are_removed(
+    stored: Stored,
+) -> None:
+    removing = retention(stored, limit_bytes=0)
+    with stored.redis.stopped():
+        removing.attend()
+    removing.attend()
+    assert stored.left() == stored.ids
+    Lease(stored.index).take(1000, 1001)
+    removing.attend()
+    assert stored.left() == [1000, 1001]
+
+
+def test_a_file_that_cannot_be_removed_does_not_keep_the_others(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logger, "propagate", True)
+    remove = stored.files.remove
+
+    def refuse_first(name: str, needed: Callable[[], Collection[str]]) -> bool:
+        if name == file_name(0):
+            raise PermissionError(1, "Operation not permitted")
+        return remove(name, needed)
+
+    monkeypatch.setattr(stored.files, "remove", refuse_first)
+    removing = retention(stored, limit_bytes=0)
+    removing.attend()
+    removing.attend()
+    left = [path.relative_to(stored.directory) for path in stored.directory.rglob("*.dat")]
+    assert list(map(str, left)) == [file_name(0)]
+    assert [r.message for r in caplog.records] == [
+        "old files cannot be removed: [Errno 1] Operation not permitted"
+    ]
+
+
+def test_much_is_removed_in_several_passes(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Announcements wait during a pass.
+    monkeypatch.setattr(retention_module, "PASS_S", -1.0)
+    assert retention(stored, limit_bytes=0).attend()
+    assert stored.left() == stored.ids
+    monkeypatch.undo()
+    assert not retention(stored, limit_bytes=0).attend()
+    assert stored.left() == []

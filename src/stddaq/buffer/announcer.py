@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from stddaq.client.buffer_index import BufferIndex, ImageBufferUnreachableError
 from stddaq.daemon.log import event, logger
-from stddaq.wire.image_buffer import file_name, ids_key, image_key
+from stddaq.wire.image_buffer import IDS_PER_FILE, file_name, ids_key, image_key
 
 BATCH = 1000
 # About 100 bytes each.
@@ -39,21 +39,23 @@ class Announcer:
         expire_s: int,
         *,
         keep_first: bool = False,
-        attend: Callable[[], None] = lambda: None,
-        attend_period_s: float = 60.0,
     ) -> None:
-        """Keys expire after `expire_s`. The thread calls `attend` once per `attend_period_s`."""
+        """Keys expire after `expire_s`."""
         self._index, self._expire_s, self._keep_first = index, expire_s, keep_first
-        self._attend, self._attend_period = attend, attend_period_s
         self._waiting: deque[Announcement] = deque()
         self._news = threading.Condition()
         self._ends_at: float | None = None
         self._is_unreachable = False
         self.n_announced = self.n_replaced = self.n_refused = self.n_dropped = 0
-        self._thread = threading.Thread(target=self._serve, name="announcer", daemon=True)
+        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Run the thread. What `attend` uses must exist: it is called at once."""
+    def start(self, attend: Callable[[], bool] = lambda: False, attend_period_s: float = 60.0) -> None:
+        """Run the thread, which calls `attend` at once, and once per `attend_period_s`.
+
+        If `attend` returns True, it is called again after the next announcements.
+        """
+        arguments = (attend, attend_period_s)
+        self._thread = threading.Thread(target=self._serve, args=arguments, name="announcer", daemon=True)
         self._thread.start()
 
     @property
@@ -63,7 +65,8 @@ class Announcer:
 
     def waiting_files(self) -> set[str]:
         """Return the names of the files of the images that wait."""
-        return {file_name(image_id) for image_id, _ in self._waiting.copy()}
+        first_ids = {image_id // IDS_PER_FILE * IDS_PER_FILE for image_id, _ in self._waiting.copy()}
+        return set(map(file_name, first_ids))
 
     def add(self, image_id: int, value: bytes) -> None:
         """Announce an image, later."""
@@ -79,13 +82,15 @@ class Announcer:
         with self._news:
             self._ends_at = time.monotonic() + timeout
             self._news.notify()
-        self._thread.join(timeout)
-        if self._waiting:
-            first, last = self._waiting[0][0], self._waiting[-1][0]
-            logger.error("%d images were not announced, ids %d to %d", len(self._waiting), first, last)
-            self.n_dropped += len(self._waiting)
+        if self._thread is not None:
+            self._thread.join(timeout)
+        # The thread may still announce some.
+        if waiting := self._waiting.copy():
+            first, last = waiting[0][0], waiting[-1][0]
+            logger.error("%d images were not announced, ids %d to %d", len(waiting), first, last)
+            self.n_dropped += len(waiting)
 
-    def _serve(self) -> None:
+    def _serve(self, attend: Callable[[], bool], attend_period_s: float) -> None:
         attend_at = time.monotonic()
         while True:
             with self._news:
@@ -96,8 +101,8 @@ class Announcer:
                 return
             self._announce_next()
             if ends_at is None and time.monotonic() >= attend_at:
-                attend_at = time.monotonic() + self._attend_period
-                self._attend()
+                is_more = attend()
+                attend_at = time.monotonic() + (0.0 if is_more else attend_period_s)
 
     def _announce_next(self) -> None:
         """Announce a batch. On failure it stays, and this waits a moment."""

@@ -6,7 +6,9 @@ import contextlib
 import errno
 import fcntl
 import os
+import threading
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from stddaq.closing import Closing
@@ -21,14 +23,17 @@ class StoredFiles(Closing):
     """Appends images. One writer per camera: the directory is locked.
 
     Attributes:
+        directory: of the camera.
         open_name: of the file that images are being appended to; empty if there is none.
     """
 
     def __init__(self, directory: Path) -> None:
         """Create and lock the directory of the camera. Raise `ConfigError`."""
-        self._directory = directory
+        self.directory = directory
         self.open_name, self._fd, self._offset = "", -1, 0
         self._check_at = 0.0
+        # Another thread removes old files, of which ids that come again may open one.
+        self._names = threading.Lock()
         try:
             directory.mkdir(exist_ok=True)
             self._lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -63,13 +68,29 @@ class StoredFiles(Closing):
 
     def _open(self, name: str) -> None:
         self._close_file()
-        path = self._directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = self.directory / name
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(path, flags, 0o644)
-        # A writer before this one may have left images, or a part of one.
-        self._offset = os.fstat(self._fd).st_size
-        self.open_name = name
+        with self._names:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, flags, 0o644)
+            # A writer before this one may have left images, or a part of one.
+            self._offset = os.fstat(self._fd).st_size
+            self.open_name = name
+
+    def remove(self, name: str, needed: Callable[[], Collection[str]]) -> bool:
+        """Remove a file unless it is open or `needed`. Return whether it is removed. Raise `OSError`.
+
+        Any thread may call it. An image that is appended meanwhile keeps its file.
+        """
+        path = self.directory / name
+        with self._names:
+            # In this order: images of a file that is open no more are waiting already.
+            if name == self.open_name or name in needed():
+                return False
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # It has further files.
+                path.parent.rmdir()
+        return True
 
     def check(self) -> None:
         """Continue in a new file if the open one was removed. Call it at least once a second."""
@@ -77,7 +98,7 @@ class StoredFiles(Closing):
         if now < self._check_at or not self.open_name:
             return
         self._check_at = now + CHECK_PERIOD_S
-        path, own = self._directory / self.open_name, os.fstat(self._fd)
+        path, own = self.directory / self.open_name, os.fstat(self._fd)
         with contextlib.suppress(FileNotFoundError):
             found = path.stat(follow_symlinks=False)
             if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino):

@@ -190,24 +190,19 @@ def _serve(config: DetectorConfig, args: argparse.Namespace, stop: daemon.StopRe
         index = stack.enter_context(open_index(args, config.detector_name))
         directory = directory_of(args, config.detector_name)
         files = StoredFiles(directory)
+        announcer = Announcer(index, int(expire_hours * 3600), keep_first=args.refuse_existing)
+        output = BufferOutput(config, files, announcer)
         retention = Retention(
             index,
-            directory,
-            # Images whose announcement waits would be announced without a file.
-            lambda: {files.open_name, *announcer.waiting_files()},
+            files,
+            announcer.waiting_files,
             keep_s=args.keep and args.keep * 3600,
             limit_bytes=args.limit and args.limit * 1e9,
         )
-        is_limited = args.keep is not None or args.limit is not None
-        announcer = Announcer(
-            index,
-            int(expire_hours * 3600),
-            keep_first=args.refuse_existing,
-            attend=retention.attend if is_limited else lambda: None,
-            attend_period_s=RETENTION_PERIOD_S,
-        )
-        output = BufferOutput(config, files, announcer)
-        announcer.start()
+        if args.keep is None and args.limit is None:
+            announcer.start()
+        else:
+            announcer.start(retention.attend, RETENTION_PERIOD_S)
         stack.callback(output.close)
         subscriber = ImageSubscriber(config, SOURCE)
         stack.callback(subscriber.close)
