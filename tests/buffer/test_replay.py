@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -232,6 +233,32 @@ def test_a_replay_that_follows_counts_each_image_once(buffer: ImageBufferRig, st
     client.wait_for("idle")
     result = client.command("last_result")["result"]
     assert (result["n_skipped"], result["n_damaged"], result["n_sent"]) == (2, 1, 1)
+
+
+DRIVER_WITH_A_DEFECT = """
+import sys
+from stddaq.buffer.driver_service import main
+from stddaq.buffer.replay import Replay
+
+async def carry_out(self):
+    1 / 0
+
+Replay.carry_out = carry_out
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_defect_ends_the_replay_and_is_logged_at_once(buffer: ImageBufferRig) -> None:
+    program = (sys.executable, "-c", DRIVER_WITH_A_DEFECT, buffer.replayed.config_path)
+    driver = buffer.replayed.run(*program, "--stream_address", "tcp://127.0.0.1:0", "--port", 0)
+    stream = driver.wait_for_line(r"images for consumers at (tcp://\S+)")[1]
+    url = driver.wait_for_line(r"ready: listening on (ws://\S+)")[1]
+    with ReplayClient(url, stream) as client:
+        client.command("start", start_image_id=0)
+        assert client.wait_for("idle")[-2:] == ["error", "idle"]
+        assert "see the log" in client.command("last_result")["result"]["reason"]
+        driver.wait_for_line("ReplayDriver._carry_out failed unexpectedly")
+        driver.wait_for_line("ZeroDivisionError")
 
 
 def test_images_are_at_least_the_delay_apart(buffer: ImageBufferRig, stored: CppBuffer) -> None:

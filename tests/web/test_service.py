@@ -7,6 +7,7 @@ import http.client
 import json
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ from stddaq.client import (
     NotFoundError,
     RequestRefusedError,
 )
+from stddaq.daemon.forced_exit import CRASHED
 from stddaq.web import service
 from stddaq.web.http_protocol import HEADER_TIMEOUT_S
 
@@ -44,6 +46,23 @@ def test_service_ends_cleanly_with_open_connections(rest: RestService, number: i
 def test_service_ends_by_itself(rest: RestService) -> None:
     assert rest.process.end() == 0
     assert not [line for line in rest.process.stdout if "[info]" not in line]
+
+
+SERVICE_WITH_A_DEFECT = """
+import sys
+from stddaq.web.history import History
+from stddaq.web.service import main
+
+History.add = lambda *_: 1 / 0
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_service_exits_when_it_cannot_note_rates(deployment: Deployment, tmp_path: Path) -> None:
+    program = (sys.executable, "-c", SERVICE_WITH_A_DEFECT, deployment.config_path)
+    service = deployment.run(*program, "--port", 0, "--root", tmp_path, "--url", "ws://127.0.0.1:9")
+    assert service.wait() == CRASHED, service.output
+    assert "the task Memory._note_rates failed unexpectedly: the service exits" in service.output
 
 
 def test_garbage_after_a_request_is_refused_without_output_on_standard_error(rest: RestService) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from stddaq.buffer.replay import Consumers, ReaderLink, Replay, ReplayAccount
 from stddaq.daemon import log
+from stddaq.daemon.tasks import start_logged_task
 from stddaq.dataplane.ring_reader import RingReader
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
@@ -73,7 +74,7 @@ class ReplayDriver:
         self._replay = Replay(start, self._link, self._ring, self._consumers)
         self._n_replays += 1
         self._enter("replaying", replied_to=client)
-        self._task = asyncio.create_task(self._carry_out(self._replay))
+        self._task = start_logged_task(self._carry_out(self._replay))
         return self._message() | {"command": "start"}
 
     def _plain(self, command: PlainReplayCommand) -> dict[str, Any]:

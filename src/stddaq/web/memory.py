@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from stddaq.daemon.log import logger
+from stddaq.daemon.tasks import start_lasting_task
 from stddaq.web.configurations import call
 from stddaq.web.history import History
 from stddaq.web.live.driver_feed import DriverFeed
@@ -33,9 +34,9 @@ class Memory:
     ) -> AsyncIterator[None]:
         """Note what happens, until the end of the context."""
         tasks = [
-            asyncio.create_task(follow_runs(self.runs, driver)),
-            asyncio.create_task(self._note_rates(monitoring)),
-            *(asyncio.create_task(self.events.follow(detector)) for detector in detectors),
+            start_lasting_task(follow_runs(self.runs, driver)),
+            start_lasting_task(self._note_rates(monitoring)),
+            *(start_lasting_task(self.events.follow(detector)) for detector in detectors),
         ]
         try:
             yield

@@ -19,6 +19,7 @@ from stddaq.client.async_driver import AsyncDriverClient
 from stddaq.client.errors import DriverError
 from stddaq.client.status import END_STATES, DriverStatus
 from stddaq.daemon.log import logger
+from stddaq.daemon.tasks import start_logged_task
 from stddaq.errors import StdDaqError
 from stddaq.open_directory import OpenDirectory
 from stddaq.text import mismatch, os_error_text, shown
@@ -131,7 +132,7 @@ class OlderWriter:
                 )
                 self._acquisition = wanted
                 keep = opened.pop_all()
-            self._run = asyncio.create_task(self._follow(client, keep, wanted), name="older run")
+            self._run = start_logged_task(self._follow(client, keep, wanted))
 
     async def _follow(
         self,
@@ -148,6 +149,9 @@ class OlderWriter:
                         return
         except (DriverError, OSError) as error:
             acquisition.end(f"ERROR:{error}", FAILED)
+        except Exception as error:
+            acquisition.end(f"ERROR:unexpected {type(error).__name__}: {error}", FAILED)
+            raise
         finally:
             self._run = None
 

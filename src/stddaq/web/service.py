@@ -19,10 +19,12 @@ from stddaq.daemon import main as daemon
 from stddaq.daemon.access import add_token_option, read_token, token_of
 from stddaq.daemon.arguments import ArgumentParser, Seconds, existing_directory, port_number, web_address
 from stddaq.daemon.end_watch import EndWatch
+from stddaq.daemon.forced_exit import exit_when_a_thread_fails
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.metrics_page import published_page, published_pages
 from stddaq.daemon.output import open_closed_streams
 from stddaq.daemon.service_manager import service_manager
+from stddaq.daemon.tasks import start_lasting_task
 from stddaq.errors import ConfigError
 from stddaq.text import bind_error_text, mismatch
 from stddaq.web.monitoring import MonitoredDetector, Monitoring
@@ -174,7 +176,11 @@ def _serve(args: argparse.Namespace) -> None:
         for config, path in zip(configs, paths, strict=True)
     ]
     etags = {config.detector_name: config.etag for config in configs}
-    with _listen(args.host, args.port) as listener, published_pages(etags):
+    with (
+        _listen(args.host, args.port) as listener,
+        published_pages(etags),
+        exit_when_a_thread_fails(),
+    ):
         asyncio.run(_run(args, monitored, rights, tls, driver_token, listener, stop))
 
 
@@ -249,7 +255,7 @@ async def _run(
     shown_address = f"[{address}]" if ":" in address else address
     log.ready("listening on %s://%s:%d", "https" if tls else "http", shown_address, port)
     registries = [_registry(detector.name, port, monitoring, responses) for detector in detectors]
-    publishing = asyncio.create_task(_publish(registries))
+    publishing = start_lasting_task(_publish(registries))
     async with memory.noting([detector.name for detector in detectors], driver, monitoring):
         await server.serve(sockets=[listener])
     publishing.cancel()

@@ -236,3 +236,28 @@ def test_a_service_that_the_system_cannot_start_is_tried_again(
     assert asyncio.run(supervisor.run(lambda: "ready", wait_for_the_driver)) == 0
     assert machine.log.count("start driver") == 1
     assert "driver cannot be started: Resource temporarily unavailable" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["_publish", "_send_events", "_write"])
+def test_a_defect_ends_all_services_and_is_raised(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, part: str
+):
+    def fail(*_: object) -> None:
+        raise KeyError("defect")
+
+    async def fail_later(_: Supervisor) -> None:
+        fail()
+
+    async def print_a_line(_: Supervisor) -> None:
+        (await machine.started("driver")).stdout.feed_data(b"a line\n")
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Supervisor, part, fail if part == "_write" else fail_later)
+
+    async def limited() -> None:
+        async with asyncio.timeout(60):
+            await Supervisor([DRIVER, *WRITERS], (0.0,), machine.start).run(lambda: "ready", print_a_line)
+
+    with pytest.raises(KeyError, match="defect"):
+        asyncio.run(limited())
+    assert "SIGTERM driver" in machine.log

@@ -82,9 +82,10 @@ class Child:
         """Whether it is not ready but may still become so."""
         return not (self.is_finished or self.is_down or is_listening(self.spec.address))
 
-    def keep(self, running: Coroutine[None, None, None]) -> None:
-        """Let a task run the service until its last exit."""
+    def keep(self, running: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Let a task run the service until its last exit. Return the task."""
         self._task = asyncio.create_task(running, name=self.spec.name)
+        return self._task
 
     async def run_once(self, write: Callable[[str], None]) -> int:
         """Start the process, call `write` with each of its lines, and return its exit code."""

@@ -12,9 +12,9 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 from stddaq.cli.supervisor.change import plan_change
 from stddaq.cli.supervisor.child import Child, StartProcess, start_process
@@ -74,13 +74,13 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._ask_to_end, number)
         self._start_children()
-        showing_alive = asyncio.create_task(service_manager.show_alive())
-        following = asyncio.create_task(self._follow(on_ready, follow))
-        ended = asyncio.create_task(self._end.wait())
-        publishing = asyncio.create_task(self._publish())
-        sending = asyncio.create_task(self._send_events())
-        await asyncio.wait((ended, *((following,) if follow else ())), return_when=asyncio.FIRST_COMPLETED)
-        self._end.set()
+        showing_alive = self._start_task(service_manager.show_alive())
+        following = self._start_task(self._follow(on_ready, follow))
+        publishing = self._start_task(self._publish())
+        sending = self._start_task(self._send_events())
+        if follow:
+            following.add_done_callback(lambda _: self._end.set())
+        await self._end.wait()
         following.cancel()
         service_manager.stopping()
         publishing.cancel()
@@ -93,9 +93,20 @@ class Supervisor:
             self._events.close()
             self._events = None
         showing_alive.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await following
+        for task in (following, publishing, sending, showing_alive):
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         return _EXIT_CODES[self._reason]
+
+    def _start_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine)
+        task.add_done_callback(self._end_if_failed)
+        return task
+
+    def _end_if_failed(self, task: asyncio.Task[None]) -> None:
+        """End all services after a defect; then `run` raises it. They would run on without what it did."""
+        if not task.cancelled() and task.exception() is not None:
+            self._end.set()
 
     async def change_to(self, specs: Sequence[ServiceSpec]) -> None:
         """Run `specs`, given in the order in which they end, instead. Unchanged services run on.
@@ -153,7 +164,7 @@ class Supervisor:
         """Start services in the reverse order of their end, so that receivers are ready before senders."""
         for child in reversed(self._children):
             if not child.has_started:
-                child.keep(self._keep_running(child))
+                child.keep(self._keep_running(child)).add_done_callback(self._end_if_failed)
 
     def _report_wait_for_run(self) -> None:
         self.say("the configuration has changed; waiting for the end of the run")

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from stddaq.client.async_driver import AsyncDriverClient
 from stddaq.client.errors import DriverError
 from stddaq.client.status import DriverStatus, StatusQueue
+from stddaq.daemon.tasks import start_lasting_task
 
 RECONNECT_PERIOD_S = 1.0
 # Browsers receive the counts five times a second, and every state.
@@ -62,7 +63,7 @@ class DriverFeed:
             watcher.put(self._latest)
         self._watchers.add(watcher)
         if self._task is None:
-            self._task = asyncio.create_task(self._follow(), name="driver status")
+            self._task = start_lasting_task(self._follow())
         try:
             yield watcher
         finally:

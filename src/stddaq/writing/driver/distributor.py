@@ -162,16 +162,19 @@ class Distributor:
 
         def receive(name: str, answer: Answer) -> None:
             answers[name] = answer
-            if len(answers) == len(actions):
+            if len(answers) == len(actions) and not future.done():
                 future.set_result(answers)
 
         def send() -> None:
             if not actions:
                 future.set_result(answers)
-            for peer in self.peers:
-                if action := actions.get(peer.name):
-                    action.request = next(self._request_numbers)
-                    peer.request(action, timeout, functools.partial(receive, peer.name))
+            try:
+                for peer in self.peers:
+                    if action := actions.get(peer.name):
+                        action.request = next(self._request_numbers)
+                        peer.request(action, timeout, functools.partial(receive, peer.name))
+            except Exception as error:  # noqa: BLE001  (a request that was not sent is never answered)
+                future.set_exception(error)
 
         self.call(send)
         return future

@@ -20,6 +20,7 @@ from stddaq.config.services import pending_changes
 from stddaq.daemon import log
 from stddaq.daemon.config_loading import validated_in_process
 from stddaq.daemon.isolation import run_in_thread
+from stddaq.daemon.tasks import start_logged_task
 from stddaq.dataplane.metadata import compression_of
 from stddaq.errors import StdDaqError
 from stddaq.text import mismatch
@@ -178,7 +179,7 @@ class Driver:
         self._enter(State.STARTED, replied_to=client)
         client.send(encode(self._status() | {"command": "start"} | _missing_metadata(run)))
         self.totals.begin(run.account, self._writers.n_forwarded)
-        self._course = asyncio.create_task(self._carry_out(run))
+        self._course = start_logged_task(self._carry_out(run))
 
     def _annotate(self, client: Client, command: AnnotateCommand) -> None:
         """Add metadata to the run, until its master file is made."""

@@ -18,6 +18,7 @@ from websockets.http11 import Request, Response
 from stddaq.daemon import log
 from stddaq.daemon.access import Access, AccessError
 from stddaq.daemon.peer_user import uid_of_peer
+from stddaq.daemon.tasks import start_lasting_task
 from stddaq.errors import ConfigError
 from stddaq.text import bind_error_text
 from stddaq.wire.default_addresses import GREETING_PATH
@@ -96,7 +97,7 @@ class WebSocketServer:
             bound = next(iter(server.sockets)).getsockname()
             log.ready("listening on ws://%s:%d", bound[0], bound[1])
             running = (self._limits.close_vanished(), *further)
-            tasks = [asyncio.create_task(coroutine) for coroutine in running]
+            tasks = [start_lasting_task(coroutine) for coroutine in running]
             await stopped.wait()
             await shut_down()
             for task in tasks:
