@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -240,3 +242,26 @@ def test_much_is_removed_in_several_passes(stored: Stored, monkeypatch: pytest.M
     monkeypatch.undo()
     assert not retention(stored, limit_bytes=0).attend()
     assert stored.left() == []
+
+
+def test_the_writer_opens_other_files_while_one_is_removed(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink, is_removing, go_on = Path.unlink, threading.Event(), threading.Event()
+
+    def slow_unlink(path: Path, missing_ok: bool = False) -> None:
+        is_removing.set()
+        assert go_on.wait(60)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", slow_unlink)
+    with ThreadPoolExecutor() as pool:
+        removed = pool.submit(stored.files.remove, file_name(1000), tuple)
+        assert is_removing.wait(60)
+        assert stored.files.append(5000, b"chunk") == 0
+        # Its old images go first.
+        appended = pool.submit(stored.files.append, 1002, b"chunk")
+        go_on.set()
+        assert removed.result(60)
+        assert appended.result(60) == 0
+    assert (stored.directory / file_name(1002)).read_bytes() == b"chunk"

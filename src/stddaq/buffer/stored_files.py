@@ -33,7 +33,7 @@ class StoredFiles(Closing):
         self.open_name, self._fd, self._offset = "", -1, 0
         self._check_at = 0.0
         # Another thread removes old files, of which ids that come again may open one.
-        self._names = threading.Lock()
+        self._names, self._removing = threading.Condition(), ""
         try:
             directory.mkdir(exist_ok=True)
             self._lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -71,6 +71,7 @@ class StoredFiles(Closing):
         path = self.directory / name
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         with self._names:
+            self._names.wait_for(lambda: name != self._removing)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, flags, 0o644)
             # A writer before this one may have left images, or a part of one.
@@ -87,9 +88,16 @@ class StoredFiles(Closing):
             # In this order: images of a file that is open no more are waiting already.
             if name == self.open_name or name in needed():
                 return False
+            self._removing = name
+        try:
+            # It can take long if the file is large, while images go into others.
             path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # It has further files.
-                path.parent.rmdir()
+        finally:
+            with self._names:
+                self._removing = ""
+                with contextlib.suppress(OSError):  # It has further files.
+                    path.parent.rmdir()
+                self._names.notify_all()
         return True
 
     def check(self) -> None:
@@ -99,7 +107,7 @@ class StoredFiles(Closing):
             return
         self._check_at = now + CHECK_PERIOD_S
         path, own = self.directory / self.open_name, os.fstat(self._fd)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             found = path.stat(follow_symlinks=False)
             if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino):
                 if found.st_size != self._offset:
