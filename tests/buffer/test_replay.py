@@ -17,7 +17,9 @@ from support.processes.machine import assert_within
 from support.processes.recording import DAMAGED, Image, assert_saved, image_of, images_of
 from support.processes.stream_readers import StreamReader
 
+from stddaq.buffer.leases import replayed_ranges
 from stddaq.client import DriverClient
+from stddaq.client.buffer_index import BufferIndex
 from stddaq.config import DetectorConfig
 from stddaq.wire.image_buffer import image_key
 from stddaq.wire.std_daq import image_buffer_pb2 as pb
@@ -216,6 +218,25 @@ def test_commands_during_a_replay(buffer: ImageBufferRig, stored: CppBuffer) -> 
     result = client.command("last_result")["result"]
     assert (result["n_sent"], result["is_stopped"]) == (22, True)
     assert client.command("record")["error"] == "unknown_command"
+
+
+@pytest.mark.parametrize("end", ["stop", "error"])
+def test_images_of_a_replay_that_was_ended_can_be_removed(
+    buffer: ImageBufferRig, stored: CppBuffer, end: str
+) -> None:
+    stored.store(*images_of(range(20)))
+    client, index = buffer.client(), BufferIndex(buffer.redis.address, buffer.camera.detector_name)
+    if end == "stop":
+        client.command("start", start_image_id=0, follow=True)
+        client.receive(10)
+        assert replayed_ranges(index)
+        client.command("stop")
+    else:
+        # Its images have no timestamps.
+        client.command("start", start_image_id=0, as_recorded=True)
+    client.wait_for("idle")
+    assert replayed_ranges(index) == []
+    index.close()
 
 
 def test_a_replay_that_follows_counts_each_image_once(buffer: ImageBufferRig, stored: CppBuffer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Any, cast
@@ -32,6 +33,8 @@ POLL_PERIOD_S = 0.1
 # Messages for consumers that wait, as in the C++ service.
 CONSUMER_QUEUE = 100
 CLOSE_TIMEOUT_MS = 200
+# First and last id of a request for no image, after which the reader keeps none.
+NO_IDS = (1, 0)
 
 Response = image_buffer_pb2.NextImageResponse
 
@@ -67,6 +70,15 @@ class ReaderLink(Closing):
             # A request that is not answered blocks its socket.
             if not is_answered:
                 self.disconnect()
+
+    async def release(self) -> None:
+        """End the lease of the images that were requested, if the reader has answered so far.
+
+        Without this, images of a replay that was stopped would be kept for as long as it could go on.
+        """
+        if self._socket is not None:
+            with contextlib.suppress(ReplayError):  # The lease expires.
+                await self.request(*NO_IDS, is_new=False)
 
     def _connect(self) -> zmq.asyncio.Socket:
         if problem := untrusted_binder(self._endpoint) or permission_problem(self._endpoint):
@@ -166,8 +178,14 @@ class Replay:
 
     async def carry_out(self) -> None:
         """Return when all images are sent, or it was stopped. Raise `ReplayError` and `GeometryError`."""
-        start, account = self.start, self.account
         self._ring.refresh()
+        try:
+            await self._request_and_send()
+        finally:
+            await self._link.release()
+
+    async def _request_and_send(self) -> None:
+        start, account = self.start, self.account
         first, last, is_new = start.start_image_id, start.end_image_id, True
         while first <= (MAX_ID if last is None else last) and await self._is_due():
             answer = await self._link.request(first, MAX_ID if last is None else last, is_new=is_new)
