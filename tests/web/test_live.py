@@ -195,9 +195,10 @@ def send_without_end(browser: ClientConnection) -> None:
 
 def test_too_many_browsers_are_refused_and_the_next_is_accepted_when_one_leaves(rest: RestService) -> None:
     with ExitStack() as stack:
-        browsers = [stack.enter_context(opened(rest, RUN)) for _ in range(MAX_BROWSERS)]
+        # Without a limit of their queues they receive the answers to their pings, however long this takes.
+        browsers = [stack.enter_context(opened(rest, RUN, max_queue=None)) for _ in range(MAX_BROWSERS)]
         for _ in range(MAX_BROWSERS):  # Each of the pages shows images, too.
-            stack.enter_context(opened(rest, LIVE))
+            stack.enter_context(opened(rest, LIVE, max_queue=None))
         assert status_of(rest, RUN) == status_of(rest, LIVE) == 503
         assert rest.get("/api/session").status_code == 200
         browsers[0].close()

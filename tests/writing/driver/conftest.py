@@ -10,10 +10,17 @@ from typing import Any, cast
 import pytest
 from support.peers.driver_bench import Bench, OnBench
 
+from stddaq.writing.driver import status
+
 
 @pytest.fixture
-def on_bench(tmp_path: Path) -> OnBench:
-    """Return a function that runs a coroutine function on a bench."""
+def on_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OnBench:
+    """Return a function that runs a coroutine function on a bench.
+
+    Its clients receive every change, and nothing is repeated: on a busy machine a start takes so long that
+    they would receive `idle` once more before it.
+    """
+    monkeypatch.setattr(status, "STATUS_PERIOD_S", 1000.0)
 
     def run(test: Callable[[Bench], Awaitable[None]]) -> None:
         async def limited() -> None:
