@@ -239,6 +239,27 @@ def test_images_of_a_replay_that_was_ended_can_be_removed(
     index.close()
 
 
+def test_two_replays_of_a_reader_keep_their_images(buffer: ImageBufferRig, stored: CppBuffer) -> None:
+    stored.store(*images_of([*range(10), *range(5000, 5010)]))
+    index = BufferIndex(buffer.redis.address, buffer.camera.detector_name)
+    first = buffer.client()
+    _, url, stream = buffer.start_driver()
+    with ReplayClient(url, stream) as second:
+        first.command("start", start_image_id=0, rate=1e-3)
+        first.receive(1)
+        second.command("start", start_image_id=5000, end_image_id=6000, rate=1e-3)
+        second.receive(1)
+        assert len(replayed_ranges(index)) == 2
+        second.command("stop")
+        second.wait_for("idle")
+        (left,) = replayed_ranges(index)
+        assert left[0] <= 1
+        first.command("stop")
+        first.wait_for("idle")
+    assert replayed_ranges(index) == []
+    index.close()
+
+
 def test_a_replay_that_follows_counts_each_image_once(buffer: ImageBufferRig, stored: CppBuffer) -> None:
     stored.store(*images_of([1, 2, 3]))
     name = buffer.camera.detector_name

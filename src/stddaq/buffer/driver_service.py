@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from typing import get_args
@@ -64,7 +65,8 @@ async def _serve_clients(
     with ExitStack() as stack:
         consumers = stack.enter_context(Consumers(config, args.stream_address))
         log.event("images for consumers at %s", consumers.endpoint)
-        link = stack.enter_context(ReaderLink(config))
+        # No other driver can bind this address; one that is started again takes the place of this one.
+        link = stack.enter_context(ReaderLink(config, zlib.crc32(consumers.endpoint.encode())))
         ring = stack.enter_context(closing(RingReader(config, "image")))
         driver = ReplayDriver(link, ring, consumers)
         server = WebSocketServer(driver, access)

@@ -22,7 +22,7 @@ IDLE_S = 3600.0
 
 
 class Lease:
-    """The lease of the one replay of a reader."""
+    """The lease of the one replay of a driver."""
 
     def __init__(self, index: BufferIndex, clock: Callable[[], float] = time.monotonic) -> None:
         self._index, self._clock = index, clock
@@ -30,6 +30,11 @@ class Lease:
         self._range: tuple[int, int] | None = None
         self._member = ""
         self._used_at = self._renew_at = 0.0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it holds no range."""
+        return self._range is None
 
     def take(self, first: int, last: int) -> None:
         """Replace the present range, if any. Raise `ImageBufferUnreachableError`."""
@@ -75,6 +80,30 @@ class Lease:
         if member:
             with self._index.reachable():
                 self._index.redis.zrem(replays_key(self._index.camera), member)
+
+
+class Leases:
+    """The leases of a reader, by the numbers of the drivers."""
+
+    def __init__(self, index: BufferIndex) -> None:
+        self._index = index
+        self._leases: dict[int, Lease] = {}
+
+    def of(self, driver: int) -> Lease:
+        """Return the lease of a driver, which may be new."""
+        return self._leases.setdefault(driver, Lease(self._index))
+
+    def attend(self) -> None:
+        """Renew those that are due, and forget those that have ended. Raise `ImageBufferUnreachableError`."""
+        for driver, lease in list(self._leases.items()):
+            lease.attend()
+            if lease.has_ended:
+                del self._leases[driver]
+
+    def end(self) -> None:
+        """Give all of them back. Raise `ImageBufferUnreachableError`."""
+        for lease in self._leases.values():
+            lease.end()
 
 
 def replayed_ranges(index: BufferIndex) -> list[tuple[int, int]]:

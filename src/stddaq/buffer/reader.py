@@ -17,7 +17,7 @@ import zmq
 from google.protobuf.message import DecodeError
 
 from stddaq.buffer.arguments import BufferArgumentParser, directory_of, open_index
-from stddaq.buffer.leases import Lease
+from stddaq.buffer.leases import Leases
 from stddaq.buffer.stored_images import StoredImages
 from stddaq.client.buffer_files import BufferFiles, DamagedImageError
 from stddaq.client.buffer_index import (
@@ -61,7 +61,7 @@ class BufferReader(Closing):
         self._config, self._index = config, index
         self._images, self._files = StoredImages(index), BufferFiles(directory)
         self._offsets = OffsetCheck(index)
-        self._lease = Lease(index)
+        self._leases = Leases(index)
         self._rules = MetadataRules(config, "image")
         self._n_expired = self._n_damaged = 0
         # In words: the frames of an error's traceback would keep the slot, and so the ring.
@@ -89,7 +89,7 @@ class BufferReader(Closing):
             self._binding.check()
             self._answer_next()
             try:
-                self._lease.attend()
+                self._leases.attend()
             except ImageBufferUnreachableError as error:
                 self._problem = str(error)
             if self._statistics.write_if_due() and self._problem:
@@ -123,12 +123,12 @@ class BufferReader(Closing):
 
     def _carry_out(self, request: Request, answer: Response) -> None:
         """Publish the next image that can be read, and fill the answer."""
-        first = request.image_id
+        first, lease = request.image_id, self._leases.of(request.driver)
         last = min(request.last_image_id, MAX_ID) if request.HasField("last_image_id") else MAX_ID
         if request.new_request:
             self._images.forget()
             log.event("replay from id %d", first)
-            self._lease.take(first, last)
+            lease.take(first, last)
             if (newest := self._index.newest()) is not None:
                 answer.newest_image_id = newest
         is_limited = request.HasField("last_image_id")
@@ -143,7 +143,7 @@ class BufferReader(Closing):
             if found.is_end:
                 answer.no_image.SetInParent()
                 if is_limited and last != MAX_ID:
-                    self._lease.end()
+                    lease.end()
                 return
             first = found.image_id
             if found.value is not None:
@@ -154,7 +154,7 @@ class BufferReader(Closing):
                     answer.n_damaged += 1
                     self._problem = str(error)
                 else:
-                    self._lease.use(first, last)
+                    lease.use(first, last)
                     answer.ack.image_id = metadata.image_id
                     answer.ack.metadata.CopyFrom(metadata)
                     return
@@ -195,13 +195,13 @@ class BufferReader(Closing):
         }
 
     def close(self) -> None:
-        """Release the sockets, the ring buffer and the lease."""
+        """Release the sockets, the ring buffer and the leases."""
         self._binding.close()
         self._context.destroy(linger=0)
         self._publisher.close()
         self._files.close()
         with contextlib.suppress(ImageBufferUnreachableError):  # It expires.
-            self._lease.end()
+            self._leases.end()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -46,14 +46,18 @@ class ReplayError(StdDaqError, RuntimeError):
 class ReaderLink(Closing):
     """The connection to `std_buffer_reader`."""
 
-    def __init__(self, config: DetectorConfig) -> None:
+    def __init__(self, config: DetectorConfig, driver: int) -> None:
+        """`driver` is a number that no other driver of the reader has, also after a restart."""
         self._endpoint = replay_requests(config.detector_name)
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
+        self._driver = driver
 
     async def request(self, first: int, last: int, *, is_new: bool) -> Response:
         """Return the answer to the request for the next image from `first` to `last`. Raise `ReplayError`."""
-        request = image_buffer_pb2.RequestNextImage(image_id=first, new_request=is_new, last_image_id=last)
+        request = image_buffer_pb2.RequestNextImage(
+            image_id=first, new_request=is_new, last_image_id=last, driver=self._driver
+        )
         is_answered, connection = False, self._socket or self._connect()
         try:
             async with asyncio.timeout(READER_TIMEOUT_S):

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from stddaq.wire.std_daq import image_metadata_pb2 as std__daq_dot_image__metadata__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astd_daq/image_buffer.proto\x12\x10std_daq_protocol\x1a\x1cstd_daq/image_metadata.proto\"y\n\x10\x42ufferedMetadata\x12\x31\n\x08metadata\x18\x01 \x01(\x0b\x32\x1f.std_daq_protocol.ImageMetadata\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x15\n\x08\x63hecksum\x18\x64 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_checksum\"g\n\x10RequestNextImage\x12\x10\n\x08image_id\x18\x01 \x01(\x04\x12\x13\n\x0bnew_request\x18\x02 \x01(\x08\x12\x1a\n\rlast_image_id\x18\x64 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_last_image_id\"\x11\n\x0fNoImageResponse\"R\n\x0b\x41\x63kResponse\x12\x10\n\x08image_id\x18\x01 \x01(\x04\x12\x31\n\x08metadata\x18\x64 \x01(\x0b\x32\x1f.std_daq_protocol.ImageMetadata\"!\n\x0f\x46\x61ilureResponse\x12\x0e\n\x06reason\x18\x01 \x01(\t\"%\n\x11SearchingResponse\x12\x10\n\x08image_id\x18\x01 \x01(\x04\"\xca\x02\n\x11NextImageResponse\x12\x35\n\x08no_image\x18\x01 \x01(\x0b\x32!.std_daq_protocol.NoImageResponseH\x00\x12,\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x1d.std_daq_protocol.AckResponseH\x00\x12\x34\n\x07\x66\x61ilure\x18\x64 \x01(\x0b\x32!.std_daq_protocol.FailureResponseH\x00\x12\x38\n\tsearching\x18g \x01(\x0b\x32#.std_daq_protocol.SearchingResponseH\x00\x12\x11\n\tn_skipped\x18\x65 \x01(\x04\x12\x11\n\tn_damaged\x18\x66 \x01(\x04\x12\x1c\n\x0fnewest_image_id\x18h \x01(\x04H\x01\x88\x01\x01\x42\x08\n\x06\x61\x63tionB\x12\n\x10_newest_image_idb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astd_daq/image_buffer.proto\x12\x10std_daq_protocol\x1a\x1cstd_daq/image_metadata.proto\"y\n\x10\x42ufferedMetadata\x12\x31\n\x08metadata\x18\x01 \x01(\x0b\x32\x1f.std_daq_protocol.ImageMetadata\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x15\n\x08\x63hecksum\x18\x64 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_checksum\"w\n\x10RequestNextImage\x12\x10\n\x08image_id\x18\x01 \x01(\x04\x12\x13\n\x0bnew_request\x18\x02 \x01(\x08\x12\x1a\n\rlast_image_id\x18\x64 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06\x64river\x18\x65 \x01(\x04\x42\x10\n\x0e_last_image_id\"\x11\n\x0fNoImageResponse\"R\n\x0b\x41\x63kResponse\x12\x10\n\x08image_id\x18\x01 \x01(\x04\x12\x31\n\x08metadata\x18\x64 \x01(\x0b\x32\x1f.std_daq_protocol.ImageMetadata\"!\n\x0f\x46\x61ilureResponse\x12\x0e\n\x06reason\x18\x01 \x01(\t\"%\n\x11SearchingResponse\x12\x10\n\x08image_id\x18\x01 \x01(\x04\"\xca\x02\n\x11NextImageResponse\x12\x35\n\x08no_image\x18\x01 \x01(\x0b\x32!.std_daq_protocol.NoImageResponseH\x00\x12,\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x1d.std_daq_protocol.AckResponseH\x00\x12\x34\n\x07\x66\x61ilure\x18\x64 \x01(\x0b\x32!.std_daq_protocol.FailureResponseH\x00\x12\x38\n\tsearching\x18g \x01(\x0b\x32#.std_daq_protocol.SearchingResponseH\x00\x12\x11\n\tn_skipped\x18\x65 \x01(\x04\x12\x11\n\tn_damaged\x18\x66 \x01(\x04\x12\x1c\n\x0fnewest_image_id\x18h \x01(\x04H\x01\x88\x01\x01\x42\x08\n\x06\x61\x63tionB\x12\n\x10_newest_image_idb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,15 +35,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BUFFEREDMETADATA']._serialized_start=78
   _globals['_BUFFEREDMETADATA']._serialized_end=199
   _globals['_REQUESTNEXTIMAGE']._serialized_start=201
-  _globals['_REQUESTNEXTIMAGE']._serialized_end=304
-  _globals['_NOIMAGERESPONSE']._serialized_start=306
-  _globals['_NOIMAGERESPONSE']._serialized_end=323
-  _globals['_ACKRESPONSE']._serialized_start=325
-  _globals['_ACKRESPONSE']._serialized_end=407
-  _globals['_FAILURERESPONSE']._serialized_start=409
-  _globals['_FAILURERESPONSE']._serialized_end=442
-  _globals['_SEARCHINGRESPONSE']._serialized_start=444
-  _globals['_SEARCHINGRESPONSE']._serialized_end=481
-  _globals['_NEXTIMAGERESPONSE']._serialized_start=484
-  _globals['_NEXTIMAGERESPONSE']._serialized_end=814
+  _globals['_REQUESTNEXTIMAGE']._serialized_end=320
+  _globals['_NOIMAGERESPONSE']._serialized_start=322
+  _globals['_NOIMAGERESPONSE']._serialized_end=339
+  _globals['_ACKRESPONSE']._serialized_start=341
+  _globals['_ACKRESPONSE']._serialized_end=423
+  _globals['_FAILURERESPONSE']._serialized_start=425
+  _globals['_FAILURERESPONSE']._serialized_end=458
+  _globals['_SEARCHINGRESPONSE']._serialized_start=460
+  _globals['_SEARCHINGRESPONSE']._serialized_end=497
+  _globals['_NEXTIMAGERESPONSE']._serialized_start=500
+  _globals['_NEXTIMAGERESPONSE']._serialized_end=830
 # @@protoc_insertion_point(module_scope)

@@ -17,14 +17,16 @@ class BufferedMetadata(_message.Message):
     def __init__(self, metadata: _Optional[_Union[_image_metadata_pb2.ImageMetadata, _Mapping]] = ..., offset: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class RequestNextImage(_message.Message):
-    __slots__ = ("image_id", "new_request", "last_image_id")
+    __slots__ = ("image_id", "new_request", "last_image_id", "driver")
     IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
     NEW_REQUEST_FIELD_NUMBER: _ClassVar[int]
     LAST_IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    DRIVER_FIELD_NUMBER: _ClassVar[int]
     image_id: int
     new_request: bool
     last_image_id: int
-    def __init__(self, image_id: _Optional[int] = ..., new_request: _Optional[bool] = ..., last_image_id: _Optional[int] = ...) -> None: ...
+    driver: int
+    def __init__(self, image_id: _Optional[int] = ..., new_request: _Optional[bool] = ..., last_image_id: _Optional[int] = ..., driver: _Optional[int] = ...) -> None: ...
 
 class NoImageResponse(_message.Message):
     __slots__ = ()
