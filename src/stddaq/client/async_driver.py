@@ -89,16 +89,24 @@ class AsyncDriverClient:
         """Disconnect. A run in progress continues."""
         if not self._process.is_this:
             return  # The connection is that of the process that opened it.
-        if self._reader is not None:
-            self._is_closing = True
-            self._reader.cancel()
+        try:
+            await self._end_reader()
+        finally:
+            self._fail(ConnectionLostError(f"{self.url}: this client was closed"))
+            if self._connection is not None:
+                await self._connection.close()
+                self._connection = None
+
+    async def _end_reader(self) -> None:
+        if self._reader is None:
+            return
+        self._is_closing = True
+        self._reader.cancel()
+        try:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reader
+        finally:
             self._reader = None
-        self._fail(ConnectionLostError(f"{self.url}: this client was closed"))
-        if self._connection is not None:
-            await self._connection.close()
-            self._connection = None
 
     async def __aenter__(self) -> Self:
         return await self.connect()

@@ -118,15 +118,18 @@ class AsyncDriverGroup(AsyncDriverClient):
 
     async def close(self) -> None:
         """Disconnect. A run in progress continues."""
-        await super().close()
-        if self._leaving is not None:
-            self._leaving.cancel()
-            await asyncio.wait([self._leaving])
-        await self._close_members()
+        try:
+            await super().close()
+        finally:
+            if self._leaving is not None:
+                self._leaving.cancel()
+                await asyncio.wait([self._leaving])
+            await self._close_members()
 
     async def _close_members(self) -> None:
-        for member in self._members:
-            await member.client.close()
+        async with contextlib.AsyncExitStack() as stack:
+            for member in self._members:
+                stack.push_async_callback(member.client.close)
 
     async def _read(self) -> None:
         await asyncio.gather(*(member.follow() for member in self._members))

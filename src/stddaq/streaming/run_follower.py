@@ -43,7 +43,8 @@ class RunFollower:
 
     def close(self) -> None:
         """Disconnect."""
-        self._loop.call_soon_threadsafe(self._task.cancel)
+        with contextlib.suppress(RuntimeError):  # The thread has failed, and its loop is closed.
+            self._loop.call_soon_threadsafe(self._task.cancel)
         self._thread.join(CLOSE_TIMEOUT_S)
         if not self._thread.is_alive():  # It wakes the service; the process ends without it.
             os.close(self._wake)

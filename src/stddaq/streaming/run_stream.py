@@ -83,6 +83,12 @@ class RunStream(LiveStream):
 
     def close(self) -> None:
         """End the series of a run that is not over with an error, and disconnect from the source."""
+        try:
+            self._send_end()
+        finally:
+            super().close()
+
+    def _send_end(self) -> None:
         self._series.stop()
         limit = time.monotonic() + END_TIMEOUT_S
         while self._viewers.n_subscribed and time.monotonic() < limit:
@@ -91,4 +97,3 @@ class RunStream(LiveStream):
                     break
                 self._viewers.send(*message)
             self._viewers.attend(0.02)
-        super().close()

@@ -191,7 +191,9 @@ class RingFiller:
 
     def close(self) -> None:
         """Wait for images that are being decoded, announce them, and end the threads."""
-        self._settle_all()
-        if self._threads is not None:
-            self._threads.shutdown()
-        os.close(self._event)
+        try:
+            self._settle_all()
+        finally:
+            if self._threads is not None:
+                self._threads.shutdown()
+            os.close(self._event)

@@ -7,6 +7,7 @@ published on the metadata stream `image`. One thread owns the sockets; others de
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import math
 import os
@@ -111,13 +112,12 @@ class BsreadReceiver:
 
     def close(self) -> None:
         """Publish the images received so far, then release sockets and ring buffer."""
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._publisher.close)
+            stack.callback(self._context.destroy)
+            stack.callback(self._filler.close)
             for arrival in self._buffer.take(math.inf):
                 self._filler.put(arrival.content)
-        finally:
-            self._filler.close()
-            self._context.destroy()
-            self._publisher.close()
 
     def serve(self, stop: StopRequest) -> None:
         """Receive and publish until asked to stop. Raise `SourceError` if there is no memory for a slot."""

@@ -145,9 +145,12 @@ class PacketSink(ImageSink):
         return self._address, self._first_port + module + GIGAFROST_MODULES * link_set
 
     def close(self) -> None:
-        self._send_later(self._late)
-        counts = ", ".join(f"{kind}: {n}" for kind, n in self._faults.counts.items() if n or kind == "sent")
-        event("packets of %d images %s", self._n_published, counts)
-        self._card.close()
-        self.socket.close()
-        self._context.term()
+        try:
+            self._send_later(self._late)
+        finally:
+            faults = self._faults.counts.items()
+            counts = ", ".join(f"{kind}: {n}" for kind, n in faults if n or kind == "sent")
+            event("packets of %d images %s", self._n_published, counts)
+            self._card.close()
+            self.socket.close()
+            self._context.term()
