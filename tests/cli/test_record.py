@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -18,6 +19,9 @@ from cli.conftest import StartServices
 from support.peers.basic_driver import BasicDriver
 from support.processes.deployment import Deployment, free_port
 
+from stddaq.cli import record
+from stddaq.cli.stop_signals import stop_signals
+from stddaq.client import DriverClient, DriverStatus
 from stddaq.client.simulator import SimulatorClient
 
 # A writer may stand still for as long as the ring buffer lasts, 1000 images.
@@ -99,6 +103,35 @@ def test_on_a_terminal_there_is_a_progress_bar(services: StartServices, director
     assert b"recording" in shown
     assert "━".encode() in shown
     assert re.search(rb"images/s, .*GB/s", shown)
+
+
+class Statuses(DriverClient):
+    """Watches a run that has these statuses."""
+
+    def __init__(self, *statuses: DriverStatus) -> None:
+        super().__init__()
+        self._statuses = statuses
+
+    def watch_run(self, timeout: float | None = None) -> Iterator[DriverStatus]:
+        del timeout
+        yield from self._statuses
+
+
+def test_off_a_terminal_a_line_comes_only_when_it_changes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(record, "LINE_PERIOD_S", 0.0)
+    waiting, recording = DriverStatus("waiting_for_first_image"), DriverStatus("recording", 0)
+    statuses = waiting, waiting, recording, recording, DriverStatus("recording", 1), waiting
+    with stop_signals(()) as asked:
+        record.follow(Statuses(*statuses), None, asked)
+    shown = [
+        "waiting_for_first_image",
+        "recording: 0 images",
+        "recording: 1 images",
+        "waiting_for_first_image",
+    ]
+    assert capsys.readouterr().out.splitlines() == shown
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -226,19 +226,22 @@ class _Rate:
 
 
 class _Lines:
-    """Progress for files and pipes: a line for each change of state, and one a second between them."""
+    """Progress for files and pipes: a line for each change of state, and one a second for others."""
 
     def __init__(self, image_bytes: int | None) -> None:
         self._rate = _Rate(image_bytes)
         self._last: tuple[str, float] = ("", 0.0)
+        self._line = ""
 
     def show(self, status: DriverStatus) -> None:
         rate = self._rate.text(status)
         now = time.monotonic()
         if status.status == self._last[0] and now - self._last[1] < LINE_PERIOD_S:
             return
-        self._last = status.status, now
-        self.say(status_line(status) + (f", {rate}" if rate and status.status == "recording" else ""))
+        line = status_line(status) + (f", {rate}" if rate and status.status == "recording" else "")
+        if line != self._line:
+            self._last, self._line = (status.status, now), line
+            self.say(line)
 
     def say(self, message: str) -> None:
         print(message, flush=True)
