@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from support.processes.recording import Image, images_of
 from stddaq.client import DamagedImageError, ImageBuffer, ImageBufferError, NotStoredError
 from stddaq.client.buffer_files import camera_directory
 from stddaq.client.buffer_index import BufferIndex
-from stddaq.client.image_buffer import DamagedRecordError, ImageBufferUnreachableError
-from stddaq.wire.image_buffer import image_key
+from stddaq.client.image_buffer import MAX_ATTEMPTS, DamagedRecordError, ImageBufferUnreachableError
+from stddaq.wire.image_buffer import BufferedMetadata, image_key
+from stddaq.wire.std_daq import image_metadata_pb2 as pb
 
 
 def images_in(directory: Path, redis: RedisServer) -> list[Image]:
@@ -72,6 +74,28 @@ def test_images_that_are_removed_or_replaced_while_they_are_read(directory: Path
         file.unlink()
         with pytest.raises(DamagedImageError, match="No such file"):
             list(stored.iterate(first=7))
+
+
+def test_an_image_that_is_replaced_each_time_it_is_read_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, directory: Path
+) -> None:
+    """As two writers do that store images of the same ids."""
+    offsets = itertools.count()
+
+    def replaced(_: BufferIndex, image_id: int) -> BufferedMetadata:
+        record = BufferedMetadata(offset=next(offsets), checksum=1)
+        record.metadata.image_id, record.metadata.size = image_id, 100
+        record.metadata.height, record.metadata.width, record.metadata.dtype = 32, 48, pb.uint16
+        record.metadata.compression = pb.blosc2
+        return record
+
+    monkeypatch.setattr(BufferIndex, "record", replaced)
+    with (
+        ImageBuffer(directory, f"tcp://127.0.0.1:{free_port()}", "CAM1") as stored,
+        pytest.raises(DamagedImageError, match="image 5: expected an image that is not replaced while it is"),
+    ):
+        stored[5]
+    assert next(offsets) == MAX_ATTEMPTS + 1
 
 
 @pytest.mark.external

@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 
+# An image is read again when it was replaced meanwhile.
+MAX_ATTEMPTS = 10
+
+
 class NotStoredError(ImageBufferError, LookupError):
     """The buffer does not have an image: it was never stored, or it has expired."""
 
@@ -117,17 +121,23 @@ class ImageBuffer(Closing):
             first, limit = ids[-1] + 1, LARGE_BATCH_IDS if not any(values) else BATCH_IDS
 
     def _read(self, record: BufferedMetadata) -> BufferedImage:
-        pixels = empty_image(record.metadata)
-        try:
-            self._offsets.check(record)
-            self._files.read_into(record, pixels)
-        except DamagedImageError:
-            # The writer may have removed or replaced it after its record was read.
-            present = self._record(record.metadata.image_id)
-            if present == record:
-                raise
-            return self._read(present)
-        return BufferedImage(record.metadata.image_id, pixels, record.metadata)
+        image_id = record.metadata.image_id
+        for _ in range(MAX_ATTEMPTS):
+            pixels = empty_image(record.metadata)
+            try:
+                self._offsets.check(record)
+                self._files.read_into(record, pixels)
+            except DamagedImageError:
+                # The writer may have removed or replaced it after its record was read.
+                present = self._record(image_id)
+                if present == record:
+                    raise
+                record = present
+            else:
+                return BufferedImage(image_id, pixels, record.metadata)
+        expected = f"an image that is not replaced while it is read {MAX_ATTEMPTS} times"
+        advice = "several writers may store images of this id"
+        raise DamagedImageError(mismatch(f"image {image_id}", expected, "another one each time", advice))
 
     def close(self) -> None:
         """Disconnect, and close the files."""
