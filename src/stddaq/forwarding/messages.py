@@ -25,6 +25,19 @@ def parse_forwarded(message: bytes) -> ImageMetadata | None:
     return metadata
 
 
+def serialise(metadata: ImageMetadata) -> bytes:
+    """Return the message of an image; without its restart if it would be longer than `MAX_METADATA_BYTES`.
+
+    A restart only says which images were lost.
+    """
+    message = metadata.SerializeToString()
+    if len(message) > MAX_METADATA_BYTES and metadata.forwarding.restart_number:
+        for name in ("restart_number", "restart_id", "id_before_restart"):
+            metadata.forwarding.ClearField(name)
+        message = metadata.SerializeToString()
+    return message
+
+
 def keep_number(metadata: ImageMetadata) -> None:
     """Move the number of the image in its ring to where it travels."""
     metadata.forwarding.number = metadata.forwarding.number or metadata.sequence

@@ -17,7 +17,7 @@ from stddaq.daemon.main import StopRequest, run
 from stddaq.daemon.metrics import Registry
 from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.dataplane.image_subscriber import ImageSubscriber
-from stddaq.forwarding.messages import MAX_METADATA_BYTES, QUEUED_MESSAGES, Restarts, keep_number
+from stddaq.forwarding.messages import MAX_METADATA_BYTES, QUEUED_MESSAGES, Restarts, keep_number, serialise
 from stddaq.forwarding.network import NetworkPublisher
 
 PROGRAM = "std_metadata_stream"
@@ -64,7 +64,7 @@ class MetadataSender(Closing):
             metadata.forwarding.message = number or network.next_message()
             self._restarts.follow(metadata.image_id, number)
             self._restarts.tell(metadata.forwarding)
-            message = metadata.SerializeToString()
+            message = serialise(metadata)
             if len(message) > MAX_METADATA_BYTES:
                 self.n_failed += 1
                 continue

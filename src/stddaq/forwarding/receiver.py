@@ -25,7 +25,7 @@ from stddaq.dataplane.ipc_sockets import Binding, Connection
 from stddaq.dataplane.metadata import ImageMetadata, MetadataRules
 from stddaq.dataplane.ring_buffer import RingBuffer
 from stddaq.dataplane.stream_counts import StreamCounts
-from stddaq.forwarding.messages import parse_forwarded
+from stddaq.forwarding.messages import MAX_METADATA_BYTES, parse_forwarded, serialise
 from stddaq.forwarding.network import NetworkSubscriber
 from stddaq.forwarding.parts import Part, number_of_pairs, part_of
 from stddaq.forwarding.sender import pair_parser
@@ -150,8 +150,13 @@ class StreamReceiver(Closing):
         if len(content) < part.length:
             self._fill_short(place, len(content))
         metadata.forwarding.pair, metadata.forwarding.mark = part.index + 1, self._mark
+        message = serialise(metadata)
+        if len(message) > MAX_METADATA_BYTES:
+            # As of a C++ receiver: the synchroniser judges by the ids whether the slot was used again.
+            metadata.forwarding.ClearField("mark")
+            message = metadata.SerializeToString()
         try:
-            self._socket.send(metadata.SerializeToString(), zmq.NOBLOCK)
+            self._socket.send(message, zmq.NOBLOCK)
         except zmq.Again:
             self.n_dropped += 1
         self.n_received += 1

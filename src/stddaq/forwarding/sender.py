@@ -20,7 +20,7 @@ from stddaq.daemon.statistics import Period, StatisticsLine
 from stddaq.dataplane.image_subscriber import ImageSubscriber
 from stddaq.dataplane.metadata import ImageMetadata
 from stddaq.dataplane.taken_images import TakenImages
-from stddaq.forwarding.messages import MAX_METADATA_BYTES, Restarts, keep_number
+from stddaq.forwarding.messages import MAX_METADATA_BYTES, Restarts, keep_number, serialise
 from stddaq.forwarding.network import NetworkPublisher
 from stddaq.forwarding.parts import Part, number_of_pairs, part_of
 
@@ -98,7 +98,7 @@ class StreamSender(Closing):
         metadata.forwarding.message = self._network.next_message()
         metadata.forwarding.pair = self._part.index + 1
         self._restarts.tell(metadata.forwarding)
-        message = metadata.SerializeToString()
+        message = serialise(metadata)
         if len(message) > MAX_METADATA_BYTES:
             self.n_failed += 1
             return
