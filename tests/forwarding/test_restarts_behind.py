@@ -126,6 +126,24 @@ def test_a_pair_that_was_away_during_a_restart_takes_part_at_once(whole: bool) -
     assert pairs.complete[-3:] == [(1, 14), (1, 15), (1, 16)]
 
 
+def test_pixels_that_may_belong_to_two_runs_are_ambiguous_not_repeated() -> None:
+    pairs = Pairs(2, whole=True)
+    pairs.publish(0, 1)
+    pairs.publish(0, 2)
+    # Without it, the numbers of pair 0 do not say which run its next image belongs to.
+    pairs.waiting[2].pop()
+    pairs.deliver_all()
+    for run, n_images in ((1, 4), (2, 2)):
+        for image_id in range(1, n_images + 1):
+            pairs.publish(run, image_id)
+            pairs.deliver_all(0)
+    pairs.waiting[0].pop(0)
+    pairs.deliver_all()
+    assert (pairs.sync.n_ambiguous, pairs.sync.n_repeated) == (1, 0)
+    assert not pairs.wrong
+    assert pairs.complete[-1] == (2, 2)
+
+
 @given(st.data())
 def test_no_interleaving_of_pairs_that_hang_mixes_the_parts_of_two_images(data: st.DataObject) -> None:
     n_pairs = data.draw(st.integers(1, 4))

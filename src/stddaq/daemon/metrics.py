@@ -125,7 +125,11 @@ PARTS_SENT = _counter("parts_sent", "Parts of images sent to another server.")
 PARTS_RECEIVED = _counter("parts_received", "Parts of images received from another server.")
 PARTS_LOST = _loss("parts_lost", "Parts that the sender had to send and this receiver did not receive.")
 PARTS_UNWANTED = _counter("parts_unwanted", "Parts not passed on because nothing was connected.")
-PARTS_IGNORED = _counter("parts_ignored", "Parts that were late, or repeated, for their image.", "reason")
+PARTS_IGNORED = _counter(
+    "parts_ignored",
+    "Parts that were late, or repeated, for their image, or may belong to either of two images.",
+    "reason",
+)
 IMAGES_NOT_RECEIVED = _loss(
     "images_not_received", "Images of the first server of which nothing arrived on the second."
 )

@@ -22,6 +22,8 @@ EPOCH = 1 << 64
 MAX_LATE_IDS = 1000
 # Epochs whose ids are known, for senders that are behind.
 KEPT_EPOCHS = 16
+# Instead of a key: the image came twice, or it may belong to either of two epochs.
+REPEATED, AMBIGUOUS = -1, -2
 
 
 @dataclass(slots=True)
@@ -84,7 +86,7 @@ class ImageKeys:
         self.n_restarts = 0
 
     def key(self, sender: int, image_id: int, number: int, now: float, message: int = 0) -> int:
-        """Return the key of an image that `sender` has delivered; -1 if it came twice, or in doubt.
+        """Return the key of an image that `sender` has delivered; `REPEATED` or `AMBIGUOUS` if it has none.
 
         The sender is -1 if its message does not name it. `message`: its running number; 0: none.
         """
@@ -97,7 +99,7 @@ class ImageKeys:
         if sender >= 0 and source.epoch != self._epoch and not (is_numbered or source.is_numbered):
             is_certain = source.message > 0
             key = self._place_behind(source, value, now, message)
-            # After an image in doubt, the number of the next message says nothing.
+            # After an ambiguous image, the number of the next message says nothing.
             message *= is_certain or source.epoch == self._epoch
         else:
             key = self._place(source, value, is_numbered, now, message, is_named=sender >= 0)
@@ -123,7 +125,7 @@ class ImageKeys:
         elif value > last:
             epoch = source.epoch
         elif is_named and value == last and not is_idle and not source.n_until(message):
-            return -1
+            return REPEATED
         elif (is_named and not is_numbered) or is_idle or last - value > MAX_LATE_IDS:
             epoch = source.epoch + 1
         else:
@@ -136,7 +138,7 @@ class ImageKeys:
         is_idle = now - source.at > self._timeout
         n_sent = source.n_until(message)
         if value == last and not is_idle and not n_sent:
-            return -1
+            return REPEATED
         if is_idle or source.behind_since == math.inf:
             source.behind_since = now
         self._follow_ids()
@@ -156,7 +158,7 @@ class ImageKeys:
         if epoch >= self._epoch:
             source.behind_since = math.inf
         key = self._enter(source, epoch, value, now)
-        return -1 if is_ambiguous else key
+        return AMBIGUOUS if is_ambiguous else key
 
     def _correct(self, source: _Sender) -> None:
         """Move the last image of a sender to a later epoch if the assumed one never had its id."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from stddaq.dataplane.metadata import ID_MISSMATCH, ImageMetadata
-from stddaq.forwarding.image_keys import ImageKeys
+from stddaq.forwarding.image_keys import AMBIGUOUS, REPEATED, ImageKeys
 
 DEFAULT_TIMEOUT_S = 1.0
 QUEUE_SIZE = 1000
@@ -56,6 +56,7 @@ class PartSync:
     Attributes:
         n_parts_received: parts.
         n_repeated, n_late: parts that came twice, or after their image had left.
+        n_ambiguous: parts that may belong to images before or after a restart of the ids.
         n_incomplete: images given up.
         longest_queue: most images that have waited at once.
     """
@@ -69,7 +70,7 @@ class PartSync:
         self._arrivals: deque[PartedImage] = deque()
         self._released = self._newest = self._newest_id = -1
         self.n_parts_received = self.n_repeated = self.n_late = self.n_incomplete = 0
-        self.longest_queue = 0
+        self.n_ambiguous = self.longest_queue = 0
 
     @property
     def n_waiting(self) -> int:
@@ -121,7 +122,9 @@ class PartSync:
         return self._is_complete(first) or (part >= 0 and not first.arrived >> part & 1) or self._is_full
 
     def _count_useless(self, key: int) -> None:
-        if key < 0:
+        if key == AMBIGUOUS:
+            self.n_ambiguous += 1
+        elif key == REPEATED:
             self.n_repeated += 1
         else:
             self.n_late += 1

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stddaq.dataplane.metadata import ID_MISSMATCH, ImageMetadata
-from stddaq.forwarding.image_keys import ImageKeys
+from stddaq.forwarding.image_keys import AMBIGUOUS, ImageKeys
 from stddaq.forwarding.part_sync import MARGIN
 
 DEFAULT_TIMEOUT_S = 0.1
@@ -51,6 +51,7 @@ class PixelSync:
     Attributes:
         n_parts_received: messages of receivers.
         n_repeated, n_late: those that came twice, or after their image had left.
+        n_ambiguous: those that may belong to images before or after a restart of the ids.
         n_incomplete: images without pixels.
         longest_queue: most images that have waited at once.
     """
@@ -65,6 +66,7 @@ class PixelSync:
         self._early: dict[int, int] = {}
         self._released = self._newest = self._newest_id = -1
         self.n_parts_received = self.n_repeated = self.n_late = self.n_incomplete = 0
+        self.n_ambiguous = 0
         self.longest_queue = 0
 
     @property
@@ -87,7 +89,7 @@ class PixelSync:
         forwarding = metadata.forwarding
         key = self._keys.key(self._n_pairs, metadata.image_id, forwarding.number, now, forwarding.message)
         if key <= self._released or key in self._images:
-            self.n_repeated += 1
+            self._count_useless(key)
             return
         pair = metadata.image_id % self._n_pairs
         number = forwarding.message or forwarding.number
@@ -107,7 +109,7 @@ class PixelSync:
         if image is not None and image.mark < 0:
             image.mark = forwarding.mark
         elif image is not None or key < 0 or key in self._early:
-            self.n_repeated += 1
+            self._count_useless(key)
         elif key <= self._released:
             self.n_late += 1
         else:
@@ -115,6 +117,12 @@ class PixelSync:
             if len(self._early) > QUEUE_SIZE:
                 del self._early[next(iter(self._early))]
                 self.n_late += 1
+
+    def _count_useless(self, key: int) -> None:
+        if key == AMBIGUOUS:
+            self.n_ambiguous += 1
+        else:
+            self.n_repeated += 1
 
     def take(self, now: float) -> Iterator[WholeImage]:
         """Yield the images that leave at `now`, in order."""

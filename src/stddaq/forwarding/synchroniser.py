@@ -40,6 +40,7 @@ class Images(Protocol):
     n_parts_received: int
     n_repeated: int
     n_late: int
+    n_ambiguous: int
     n_incomplete: int
     longest_queue: int
 
@@ -159,6 +160,7 @@ class Synchroniser(Closing):
         registry.add(metrics.PARTS_RECEIVED, lambda: images.n_parts_received)
         registry.add(metrics.PARTS_IGNORED, lambda: images.n_late, reason="late")
         registry.add(metrics.PARTS_IGNORED, lambda: images.n_repeated, reason="repeated")
+        registry.add(metrics.PARTS_IGNORED, lambda: images.n_ambiguous, reason="ambiguous")
         registry.add(metrics.MESSAGES_REJECTED, lambda: self.n_refused, reason="malformed")
         return registry
 
@@ -174,6 +176,7 @@ class Synchroniser(Closing):
             "n_overwritten": count(metrics.IMAGES_OVERWRITTEN),
             "n_late": count(metrics.PARTS_IGNORED, reason="late"),
             "n_repeated": count(metrics.PARTS_IGNORED, reason="repeated"),
+            "n_ambiguous": count(metrics.PARTS_IGNORED, reason="ambiguous"),
             "n_malformed": count(metrics.MESSAGES_REJECTED),
         }
 
