@@ -164,6 +164,8 @@ def test_late_images_of_a_cpp_source_are_none_of_the_next_run(
             servers.receivers[1].send(signal.SIGSTOP)
             publish(1, range(11, 21))
             servers.sync.wait_for_count("n_corrupted_images", 3)
+            # Until then, the system would keep images of the next run for it as well.
+            servers.senders[1].wait_for_line("has disconnected", timeout=30)
             publish(2, range(1, 11))
             servers.sync.wait_for_count("n_corrupted_images", 7)
             reader.receive(13)
