@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from support.processes.recording import DAMAGED, Image, image_of, images_of
 from support.processes.sources import refusal
 
 from stddaq.buffer import writer as writer_service
+from stddaq.buffer.stored_files import StoredFiles
 from stddaq.client.image_buffer import ImageBuffer
 from stddaq.wire.image_buffer import image_key
 
@@ -195,6 +198,25 @@ def test_there_is_one_writer_for_a_camera(buffer: ImageBufferRig) -> None:
     second = buffer.camera.start("std_buffer_writer", *options, ready=None)
     assert second.wait() == 2
     assert "expected no other writer, got std_buffer_writer in it" in second.stderr[0]
+
+
+@external
+def test_there_is_one_writer_after_the_directory_was_removed(buffer: ImageBufferRig) -> None:
+    first = buffer.start_writer()
+    buffer.store(images_of([1]))
+    shutil.rmtree(buffer.files)
+    first.wait_for_line("was removed with its images, continuing in a new file")
+    buffer.store(images_of([2]))
+    options = ("--root_dir", buffer.root, "--db_address", buffer.redis.address)
+    second = buffer.camera.start("std_buffer_writer", *options, ready=None)
+    assert second.wait() == 2
+    assert "expected no other writer, got std_buffer_writer in it" in second.stderr[0]
+    shutil.rmtree(buffer.files)
+    with closing(StoredFiles(buffer.files)):
+        buffer.publish(images_of([1003]))
+        first.wait_for_line("image 1003: another std_buffer_writer stores images there")
+    buffer.store(images_of([1004]))
+    assert_stored(buffer, images_of([1004]))
 
 
 def test_refusals_of_addresses_and_times(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,18 +36,32 @@ class StoredFiles(Closing):
         self._names, self._removing = threading.Condition(), ""
         try:
             directory.mkdir(exist_ok=True)
-            self._lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._lock = self._lock_directory()
+        except BlockingIOError as error:
+            raise ConfigError(
+                mismatch(f"--root_dir: {directory}", "no other writer", "std_buffer_writer in it")
+            ) from error
         except OSError as error:
             raise ConfigError(f"--root_dir: {directory}: cannot be used: {error.strerror}") from error
+
+    def _lock_directory(self) -> int:
+        """Return the descriptor of the locked directory. Raise `BlockingIOError` if another writer has it."""
+        lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             # Some file systems have no locks for directories.
             if error.errno == errno.EWOULDBLOCK:
-                os.close(self._lock)
-                raise ConfigError(
-                    mismatch(f"--root_dir: {directory}", "no other writer", "std_buffer_writer in it")
-                ) from error
+                os.close(lock)
+                raise BlockingIOError(error.errno, "another std_buffer_writer stores images there") from error
+        return lock
+
+    def _follow_directory(self) -> None:
+        """Lock the directory again if it was removed and made again. Raise `OSError`."""
+        if not os.path.samestat(self.directory.stat(), os.fstat(self._lock)):
+            lock = self._lock_directory()
+            os.close(self._lock)
+            self._lock = lock
 
     def append(self, image_id: int, chunk: bytes) -> int:
         """Append the bytes of an image. Return their offset. Raise `OSError`; the file then is as before."""
@@ -73,6 +87,7 @@ class StoredFiles(Closing):
         with self._names:
             self._names.wait_for(lambda: name != self._removing)
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._follow_directory()
             self._fd = os.open(path, flags, 0o644)
             # A writer before this one may have left images, or a part of one.
             self._offset = os.fstat(self._fd).st_size
