@@ -281,9 +281,13 @@ class StdDaqCamera(PSIDeviceBase):
         # Previews do not accumulate while BEC waits for Redis.
         if not self._is_preview_sent.is_set():
             return
-        self._is_preview_sent.clear()
         pixels = binned(image.pixels, self._preview_pixels)
-        self.preview.put(pixels, metadata={"image_id": image.image_id})
+        self._is_preview_sent.clear()
+        try:
+            self.preview.put(pixels, metadata={"image_id": image.image_id})
+        except BaseException:
+            self._is_preview_sent.set()
+            raise
 
     # What users may call.
 

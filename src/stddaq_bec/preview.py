@@ -6,11 +6,14 @@ import threading
 from collections.abc import Callable
 
 import numpy as np
+from bec_lib.logger import bec_logger
 
 from stddaq.client.live_stream import LiveImage, LiveStreamClient, LiveStreamTimeoutError
 
 # How often the thread notices that it has to end while no image comes.
 RECEIVE_TIMEOUT_S = 0.2
+
+logger = bec_logger.logger
 
 
 class Preview:
@@ -31,12 +34,19 @@ class Preview:
         self._client.close()
 
     def _run(self) -> None:
+        is_failing = False
         while not self._stop.is_set():
             try:
                 image = self._client.receive(RECEIVE_TIMEOUT_S, newest=True)
             except LiveStreamTimeoutError:
                 continue
-            self._show(image)
+            try:
+                self._show(image)
+                is_failing = False
+            except Exception as error:  # noqa: BLE001  (the next image may be shown)
+                if not is_failing:
+                    logger.warning(f"image {image.image_id} is not shown: {type(error).__name__}: {error}")
+                is_failing = True
             self._stop.wait(self._period)
 
 

@@ -36,6 +36,26 @@ def test_a_preview_shows_images_until_it_is_closed(deployment: Deployment):
     assert np.array_equal(shown[0].pixels, streamed_pixels(deployment, 0))
 
 
+def test_previews_go_on_after_an_image_that_cannot_be_shown(deployment: Deployment):
+    shown: list[int] = []
+
+    def show(image: LiveImage) -> None:
+        shown.append(image.image_id)
+        if image.image_id == 0:
+            raise OSError("Redis is away")
+
+    with ImagePublisher(DetectorConfig.parse(deployment.config)) as publisher:
+        stream = started(deployment, publisher)
+        preview = Preview(stream.address, 0.0, show)
+        try:
+            stream.process.wait_for_line(" subscribed")
+            for image_id in (0, 1):
+                publish(publisher, deployment, range(image_id, image_id + 1))
+                wait_until(lambda last=image_id: last in shown, what="a preview")
+        finally:
+            preview.close()
+
+
 def test_the_newest_of_waiting_images_is_received(deployment: Deployment):
     with (
         ImagePublisher(DetectorConfig.parse(deployment.config)) as publisher,
