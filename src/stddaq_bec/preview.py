@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
 import numpy as np
-from bec_lib.logger import bec_logger
 
 from stddaq.client.live_stream import LiveImage, LiveStreamClient, LiveStreamTimeoutError
 
 # How often the thread notices that it has to end while no image comes.
 RECEIVE_TIMEOUT_S = 0.2
 
-logger = bec_logger.logger
+logger = logging.getLogger("stddaq")
 
 
 class Preview:
@@ -45,7 +45,9 @@ class Preview:
                 is_failing = False
             except Exception as error:  # noqa: BLE001  (the next image may be shown)
                 if not is_failing:
-                    logger.warning(f"image {image.image_id} is not shown: {type(error).__name__}: {error}")
+                    logger.warning(
+                        "image %d is not shown: %s: %s", image.image_id, type(error).__name__, error
+                    )
                 is_failing = True
             self._stop.wait(self._period)
 
