@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -41,8 +42,22 @@ def fail(*_: object) -> NoReturn:
     raise UnexpectedError
 
 
-def n_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def descriptors() -> set[tuple[str, str]]:
+    """Return the descriptors of this process, each with what it is of.
+
+    They are compared one by one: garbage of other tests may be collected meanwhile.
+    """
+    found: set[tuple[str, str]] = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # It has been closed meanwhile.
+            found.add((path.name, str(path.readlink())))
+    return found
+
+
+def assert_released(opened: set[tuple[str, str]]) -> None:
+    """Fail unless these descriptors are closed, or will be by a thread that ends."""
+    assert opened
+    wait_until(lambda: not opened & descriptors(), what="the end of descriptors")
 
 
 def test_stream_of_runs_releases_its_source_if_the_end_of_a_series_cannot_be_sent(
@@ -56,41 +71,44 @@ def test_stream_of_runs_releases_its_source_if_the_end_of_a_series_cannot_be_sen
     runs = RunFollower(f"ws://127.0.0.1:{free_port()}")
     viewers = Viewers(address, pool, PUSH, 1)
     encoder = make_encoder("stins", config, pool, "image")
-    n_before = n_descriptors()
     registry = Registry(config.detector_name, "test")
+    before = descriptors()
     stream = RunStream(
         config, runs, LiveSource("image", "image"), encoder, viewers, setting, "stins", registry
     )
-    assert n_descriptors() > n_before
+    opened = descriptors() - before
     viewers.n_subscribed = 1
     monkeypatch.setattr(viewers, "attend", fail)
     with pytest.raises(UnexpectedError):
         stream.close()
-    assert n_descriptors() == n_before
+    assert_released(opened)
     viewers.close()
     runs.close()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_follower_of_runs_is_closed_after_its_thread_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    n_before = n_descriptors()
+    before = descriptors()
     monkeypatch.setattr(RunFollower, "_put", fail)
     runs = RunFollower(f"ws://127.0.0.1:{free_port()}")
-    wait_until(lambda: n_descriptors() == n_before + 1, what="the end of the thread's loop")
+    opened = descriptors() - before
+    runs._thread.join(WAIT_TIMEOUT_S)
+    assert runs.fileno() in [int(number) for number, _ in opened & descriptors()]
     runs.close()
-    assert n_descriptors() == n_before
+    assert_released(opened)
 
 
 def test_simulated_detector_releases_its_sockets_if_late_packets_cannot_be_sent(
     monkeypatch: pytest.MonkeyPatch, make_deployment: Callable[..., Deployment]
 ) -> None:
     config = DetectorConfig.parse(make_deployment(**EIGER_MODULE).config)
-    n_before = n_descriptors()
+    before = descriptors()
     sink = PacketSink(config, "127.0.0.1", FaultRates(), 1, 1)
+    opened = descriptors() - before
     monkeypatch.setattr(sink, "_send_later", fail)
     with pytest.raises(UnexpectedError):
         sink.close()
-    assert n_descriptors() == n_before
+    assert_released(opened)
 
 
 def test_decoding_threads_end_if_the_last_images_cannot_be_announced(
@@ -99,8 +117,9 @@ def test_decoding_threads_end_if_the_last_images_cannot_be_announced(
     large: dict[str, Any] = {"image_pixel_height": 1024, "image_pixel_width": 1024}
     config = DetectorConfig.parse(make_deployment(**PCO | large).config)
     with ImagePublisher(config) as publisher:
-        n_before = n_descriptors(), threading.active_count()
+        before, threads_before = descriptors(), set(threading.enumerate())
         filler = RingFiller(config, publisher, fail)
+        opened = descriptors() - before
         header = MainHeader.model_validate(
             {
                 "htype": "bsr_m-1.1",
@@ -113,7 +132,8 @@ def test_decoding_threads_end_if_the_last_images_cannot_be_announced(
         filler.put(CameraImage(header, channel, bytes(100)))
         with pytest.raises(UnexpectedError):
             filler.close()
-        assert (n_descriptors(), threading.active_count()) == n_before
+        assert_released(opened)
+        assert set(threading.enumerate()) <= threads_before
 
 
 @pytest.mark.parametrize("is_group", [False, True])
@@ -127,15 +147,16 @@ def test_client_disconnects_although_its_reader_has_failed(
             has_failed.set()
             raise UnexpectedError
 
-        n_before = n_descriptors()
+        before = descriptors()
         client = AsyncDriverGroup([real_driver.url]) if is_group else AsyncDriverClient(real_driver.url)
         await client.connect()
+        opened = descriptors() - before
         monkeypatch.setattr(async_driver, "parse_status", fail_now)
         async with asyncio.timeout(WAIT_TIMEOUT_S):
             await has_failed.wait()
         with pytest.raises(UnexpectedError):
             await client.close()
         # The loop may close the socket of an aborted connection in a later turn.
-        await asyncio.to_thread(wait_until, lambda: n_descriptors() <= n_before)
+        await asyncio.to_thread(assert_released, opened)
 
     asyncio.run(close_after_failure())
